@@ -1,0 +1,70 @@
+"""One row per nonlinear operator: its range over an interval, and linear functions that enclose it there.
+
+Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. All operators here are
+elementwise; operators with two operands have operands of equal shape (the reader inserts ``Expand`` nodes).
+
+Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and the intercept is
+then chosen from the slope *as rounded* and moved outward by a bound on its own rounding error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitcrown.model.graph import Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Interval = Callable[[Node, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
+    Relax = Callable[[Node, Sequence[Tensor], Sequence[Tensor], Tensor | None], "Relaxation"]
+
+
+class Relaxation(NamedTuple):
+    """``sum_i lower_slopes[i] x_i + lower_intercept <= f(x) <= sum_i upper_slopes[i] x_i + upper_intercept``.
+
+    All tensors are ``[B, *]``, or ``[B, S, *]`` where they depend on ``alpha`` given per specification.
+    """
+
+    lower_slopes: tuple[Tensor, ...]
+    lower_intercept: Tensor
+    upper_slopes: tuple[Tensor, ...]
+    upper_intercept: Tensor
+
+
+@dataclass(frozen=True)
+class Nonlinear:
+    """``interval(node, lowers, uppers) -> (lower, upper)`` and ``relax(node, lowers, uppers, alpha)``.
+
+    ``lowers``/``uppers`` hold one ``[B, *]`` (or, with alpha, ``[B, 1, *]``) tensor per operand with lower <= upper,
+    all finite. ``alphas`` is the number of free parameters per element: ``alpha`` is ``None`` (choose the best fixed
+    relaxation) or ``[alphas, B, S, *]`` with entries in ``[0, 1]``, every value of which must give a sound relaxation.
+    ``default_alpha(node, lowers, uppers) -> [alphas, B, *]`` is the start of the optimisation and reproduces what
+    ``alpha=None`` gives. The relaxation is differentiable in alpha wherever alpha matters.
+    """
+
+    op: str
+    interval: Interval
+    relax: Relax
+    alphas: int = 0
+    default_alpha: Callable[[Node, Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None
+    is_piecewise_linear: bool = False
+
+
+_ROWS: dict[str, Nonlinear] = {}
+
+
+def register(row: Nonlinear) -> Nonlinear:
+    if row.op in _ROWS:
+        raise ValueError(f"relaxation of {row.op} is registered twice")
+    _ROWS[row.op] = row
+    return row
+
+
+def nonlinear_row(op: str) -> Nonlinear:
+    """The row of a nonlinear operator; raises ``KeyError`` where none exists."""
+    if not _ROWS:
+        import bitcrown.bounds.relaxations.rows  # noqa: F401  (imports every module that registers rows)
+    return _ROWS[op]

@@ -1,0 +1,34 @@
+"""Every error bitcrown raises on purpose has one root, so that callers catch one class.
+
+A message says what is wrong, where (file, line, node) and what to do next, in one sentence.
+"""
+
+from __future__ import annotations
+
+
+class BitcrownError(Exception):
+    """Root of all errors that bitcrown raises on purpose."""
+
+
+class ModelError(BitcrownError):
+    """The network file cannot be read, or is not what it claims to be."""
+
+
+class UnsupportedError(ModelError):
+    """The network or property is well formed but uses something bitcrown has no rule for."""
+
+
+class PropertyError(BitcrownError):
+    """The property file cannot be read, contradicts itself or does not fit the network."""
+
+
+class SettingsError(BitcrownError):
+    """An option has a value outside its range, or two options exclude each other."""
+
+
+class ResourceError(BitcrownError):
+    """A file cannot be written, memory is short, or an optional part is not installed."""
+
+
+class BudgetExpired(BitcrownError):
+    """The deadline has passed; raised by ``Budget.check`` and turned into ``timeout`` by the strategy."""

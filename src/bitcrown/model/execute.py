@@ -1,0 +1,82 @@
+"""A Graph with its weights as tensors of one dtype on one device: the thing that is run and bounded.
+
+Legend: ``B`` points, ``n`` flat inputs over all network inputs, ``m`` flat outputs over all network outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitcrown.model.graph import Graph, Node
+from bitcrown.model.registry import Op, Params, op_row
+
+
+class Network:
+    """Weights of ``graph`` in ``dtype`` on ``device``; immutable after construction.
+
+    float32 weights are exact in float64, so a float64 Network computes the same real function.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.graph = graph
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.params: dict[str, Params] = {}
+        self.rows: dict[str, Op] = {}
+        for node in graph.nodes.values():
+            self.rows[node.name] = op_row(node.op)
+            self.params[node.name] = {
+                key: torch.as_tensor(value).to(device=self.device, dtype=dtype) for key, value in node.params.items()
+            }
+
+    def split_inputs(self, x: Tensor) -> dict[str, Tensor]:
+        """``[B, n]`` to one ``[B, *shape]`` per network input."""
+        result, start = {}, 0
+        for name in self.graph.inputs:
+            node = self.graph.nodes[name]
+            result[name] = x[:, start : start + node.size].reshape(x.shape[0], *node.shape)
+            start += node.size
+        return result
+
+    def forward_node(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        return self.rows[node.name].forward(node, self.params[node.name], inputs)
+
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
+        """Value of every node at ``x [B, n]``, each ``[B, *shape]``."""
+        values = self.split_inputs(x)
+        for node in self.graph.nodes.values():
+            if node.name in values:
+                continue
+            value = self.forward_node(node, [values[name] for name in node.inputs])
+            values[node.name] = value.expand(x.shape[0], *node.shape)
+        return values
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[B, n]`` to ``[B, m]``; differentiable in ``x``."""
+        values = self.activations(x)
+        return torch.cat([values[name].reshape(x.shape[0], -1) for name in self.graph.outputs], dim=1)
+
+    def adjoint(self, node: Node, coefficient: Tensor) -> list[Tensor]:
+        """``W_i^T a`` for each input of an affine node: ``[R, *shape]`` to ``[R, *input_shape]`` each."""
+        row = self.rows[node.name]
+        shapes = [self.graph.nodes[name].shape for name in node.inputs]
+        if row.adjoint is not None:
+            return list(row.adjoint(node, self.params[node.name], coefficient, shapes))
+        points = [
+            torch.zeros(coefficient.shape[0], *shape, dtype=self.dtype, device=self.device, requires_grad=True)
+            for shape in shapes
+        ]
+        with torch.enable_grad():
+            value = self.forward_node(node, points).expand(coefficient.shape[0], *node.shape)
+        grads = torch.autograd.grad(value, points, coefficient, create_graph=coefficient.requires_grad)
+        return list(grads)
+
+    def offset(self, node: Node) -> Tensor:
+        """``b = f(0)`` of an affine node, ``[1, *shape]``."""
+        zeros = [
+            torch.zeros(1, *self.graph.nodes[name].shape, dtype=self.dtype, device=self.device) for name in node.inputs
+        ]
+        return self.forward_node(node, zeros).expand(1, *node.shape)

@@ -1,0 +1,57 @@
+"""One row per operator: how it computes, and for affine operators what bound propagation needs of it.
+
+Legend: ``R`` any leading batch extent; run-time tensors are ``[R, *shape]``.
+
+An *affine* operator is ``f(x_1 .. x_k) = sum_i W_i x_i + b``. Its row has
+  ``forward``   f itself;
+  ``absolute``  ``sum_i |W_i| x_i`` without ``b`` (for the radius of an interval and for rounding error bounds);
+  ``adjoint``   ``a -> (W_1^T a, .., W_k^T a)``; left out, it is derived automatically as a vector-Jacobian product;
+  ``terms``     how many products are summed into one output element (for the rounding error constant).
+A *nonlinear* operator has only ``forward`` here; its interval and relaxation rules live in ``bounds.relaxations``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bitcrown.model.graph import Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Params = dict[str, Tensor]
+    Forward = Callable[[Node, Params, Sequence[Tensor]], Tensor]
+    Adjoint = Callable[[Node, Params, Tensor, Sequence[tuple[int, ...]]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Op:
+    """``adjoint(node, params, a [R, *node.shape], input_shapes)`` gives one ``[R, *input_shape]`` per input."""
+
+    name: str
+    forward: Forward
+    is_affine: bool
+    absolute: Forward | None = None
+    adjoint: Adjoint | None = None
+    terms: Callable[[Node], int] = lambda node: 1
+
+
+_OPS: dict[str, Op] = {}
+
+
+def register(op: Op) -> Op:
+    if op.name in _OPS:
+        raise ValueError(f"operator {op.name} is registered twice")
+    if op.is_affine and op.absolute is None:
+        raise ValueError(f"affine operator {op.name} needs an absolute rule")
+    _OPS[op.name] = op
+    return op
+
+
+def op_row(name: str) -> Op:
+    """The row of an operator; all rows are loaded on first use (this imports torch)."""
+    if not _OPS:
+        import bitcrown.model.ops  # noqa: F401  (its modules register their rows)
+    return _OPS[name]
