@@ -26,11 +26,16 @@ class Network:
         self.device = torch.device(device)
         self.params: dict[str, Params] = {}
         self.rows: dict[str, Op] = {}
+        self._offsets: dict[str, tuple[Tensor, bool]] = {}
         for node in graph.nodes.values():
             self.rows[node.name] = op_row(node.op)
             self.params[node.name] = {
-                key: torch.as_tensor(value).to(device=self.device, dtype=dtype) for key, value in node.params.items()
+                key: self.tensor(value) for key, value in node.params.items()
             }
+
+    def tensor(self, values: object) -> Tensor:
+        """``values`` as a tensor of this network's dtype and device."""
+        return torch.as_tensor(values).to(device=self.device, dtype=self.dtype)
 
     def split_inputs(self, x: Tensor) -> dict[str, Tensor]:
         """``[B, n]`` to one ``[B, *shape]`` per network input."""
@@ -75,8 +80,18 @@ class Network:
         return list(grads)
 
     def offset(self, node: Node) -> Tensor:
-        """``b = f(0)`` of an affine node, ``[1, *shape]``."""
-        zeros = [
-            torch.zeros(1, *self.graph.nodes[name].shape, dtype=self.dtype, device=self.device) for name in node.inputs
-        ]
-        return self.forward_node(node, zeros).expand(1, *node.shape)
+        """``b = f(0)`` of an affine node, ``[1, *shape]`` (computed once)."""
+        if node.name not in self._offsets:
+            zeros = [
+                torch.zeros(1, *self.graph.nodes[name].shape, dtype=self.dtype, device=self.device)
+                for name in node.inputs
+            ]
+            with torch.no_grad():
+                value = self.forward_node(node, zeros).expand(1, *node.shape)
+            self._offsets[node.name] = (value, not bool(value.any()))
+        return self._offsets[node.name][0]
+
+    def has_zero_offset(self, node: Node) -> bool:
+        """Whether an affine node is linear (``f(0) = 0``)."""
+        self.offset(node)
+        return self._offsets[node.name][1]

@@ -1,0 +1,92 @@
+"""Interval bounds: the cheapest enclosure, and the magnitudes that rounding error bounds need.
+
+An affine node maps centre and radius: ``f(c) -+ |W| r``, widened for rounding (see ``rounding``). A nonlinear node uses
+the range rule of its row. Legend: ``B`` boxes, ``n`` flat inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds import rounding
+from bitcrown.bounds.relaxations.registry import nonlinear_row
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Node
+
+Bounds = dict[str, tuple[Tensor, Tensor]]
+"""Node name to ``(lower, upper)``, each ``[B, *shape]``."""
+
+
+def node_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Range of one node over given ranges of its inputs, rounded outward."""
+    row = network.rows[node.name]
+    if not row.is_affine:
+        return nonlinear_row(node.op).interval(node, [low for low, _ in inputs], [up for _, up in inputs])
+    assert row.absolute is not None
+    params = network.params[node.name]
+    centres = [(low + up) * 0.5 for low, up in inputs]
+    radii = [(up - low) * 0.5 for low, up in inputs]
+    centre = network.forward_node(node, centres)
+    if not inputs:
+        return centre, centre
+    radius = row.absolute(node, params, radii)
+    scale = row.absolute(node, params, [c.abs() + r for c, r in zip(centres, radii, strict=True)])
+    slack = (scale + network.offset(node).abs()) * gamma
+    shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
+    return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
+
+
+def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Intersection of two valid enclosures of the same values; NaN counts as unbounded.
+
+    Where rounding makes the two cross, the one quantity they enclose is still in both, so the crossing is closed at
+    the looser ends.
+    """
+    lower = torch.fmax(a[0], b[0])
+    upper = torch.fmin(a[1], b[1])
+    crossed = lower > upper
+    if crossed.any():
+        lower, upper = torch.where(crossed, torch.fmin(a[0], b[0]), lower), torch.where(
+            crossed, torch.fmax(a[1], b[1]), upper
+        )
+    return lower, upper
+
+
+def interval_bounds(
+    network: Network, x_lower: Tensor, x_upper: Tensor, known: Mapping[str, tuple[Tensor, Tensor]] | None = None
+) -> Bounds:
+    """Intervals of every node over the boxes ``[B, n]``, intersected with ``known`` ones where given."""
+    gamma = rounding.gamma(network)
+    lowers, uppers = network.split_inputs(x_lower), network.split_inputs(x_upper)
+    result: Bounds = {}
+    for node in network.graph.nodes.values():
+        if node.name in lowers:
+            result[node.name] = (lowers[node.name], uppers[node.name])
+            continue
+        interval = node_interval(network, node, [result[name] for name in node.inputs], gamma)
+        if known is not None and node.name in known:
+            interval = intersect(interval, known[node.name])
+        result[node.name] = interval
+    return result
+
+
+def node_scale(
+    network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]
+) -> Tensor:
+    """``[1, *shape]``: what ``rounding`` multiplies by gamma at this node; valid on every smaller box.
+
+    For an affine node that is ``|W| m + |b|`` with ``m`` the largest absolute inputs, otherwise the largest absolute
+    value of the node itself. ``scales`` holds those of all earlier nodes.
+    """
+    largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True)
+    row = network.rows[node.name]
+    if not node.inputs or not row.is_affine:
+        return largest.expand(1, *node.shape)
+    assert row.absolute is not None
+    scale = row.absolute(node, network.params[node.name], [scales[name] for name in node.inputs])
+    return torch.maximum(scale + network.offset(node).abs(), largest).expand(1, *node.shape)

@@ -1,0 +1,210 @@
+"""Choosing the free parameters of a bound by gradient ascent: alpha (relaxations) and beta (split multipliers).
+
+Xu et al., "Fast and Complete" (2021) for alpha; Wang et al., "Beta-CROWN" (2021) for beta. Every feasible value of the
+parameters gives a valid bound, so the ascent may run in float32 without rounding analysis; whatever it finds is then
+evaluated once, in float64 and with rounding error, by ``proved_minimum``.
+
+Legend: ``B`` domains, ``S`` rows per domain, ``N`` parameters: one flat axis over all nonlinear nodes, laid out by
+``Layout``. ``alpha [B, S, N_alpha]``, ``beta [B, N_relu]`` (>= 0), ``split [B, N_relu]`` in {-1, 0, 1}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.crown import Backward, minimum, output_seeds, relaxation_of
+from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Node
+
+
+class Layout:
+    """Where each nonlinear node's alphas, and each ReLU operand's neurons, stand on the flat axes."""
+
+    def __init__(self, network: Network) -> None:
+        self.nodes: list[Node] = []
+        self.alpha_at: dict[str, slice] = {}
+        self.neuron_at: dict[str, slice] = {}
+        alpha_end = neuron_end = 0
+        for node in network.graph.nodes.values():
+            if node.name in network.graph.inputs or network.rows[node.name].is_affine:
+                continue
+            self.nodes.append(node)
+            width = nonlinear_row(node.op).alphas * node.size
+            self.alpha_at[node.name] = slice(alpha_end, alpha_end + width)
+            alpha_end += width
+            if node.op == "Relu" and node.inputs[0] not in self.neuron_at:
+                self.neuron_at[node.inputs[0]] = slice(neuron_end, neuron_end + node.size)
+                neuron_end += node.size
+        self.n_alphas, self.n_neurons = alpha_end, neuron_end
+
+    def alpha_of(self, node: Node, alpha: Tensor) -> Tensor | None:
+        """Part of ``alpha [B, S, N]`` for one node as ``[alphas, B, S, *]``."""
+        count = nonlinear_row(node.op).alphas
+        if count == 0:
+            return None
+        part = alpha[:, :, self.alpha_at[node.name]]
+        return part.reshape(*alpha.shape[:2], count, *node.shape).movedim(2, 0)
+
+    def default_alpha(self, bounds: Bounds) -> Tensor:
+        """``[B, N_alpha]``: the parameters that reproduce the default relaxations."""
+        parts = []
+        for node in self.nodes:
+            row = nonlinear_row(node.op)
+            if row.alphas == 0 or row.default_alpha is None:
+                continue
+            start = row.default_alpha(node, [bounds[i][0] for i in node.inputs], [bounds[i][1] for i in node.inputs])
+            parts.append(start.movedim(0, 1).flatten(1))
+        if not parts:
+            any_bound = next(iter(bounds.values()))[0]
+            return any_bound.new_zeros(any_bound.shape[0], 0)
+        return torch.cat(parts, dim=1)
+
+    def split_bounds(self, bounds: Bounds, split: Tensor | None) -> Bounds:
+        """``bounds`` (``[1, *]`` or ``[B, *]``) with the signs of ``split [B, N]`` imposed on ReLU operands."""
+        if split is None:
+            return bounds
+        result = dict(bounds)
+        for name, where in self.neuron_at.items():
+            low, up = bounds[name]
+            sign = split[:, where].reshape(-1, *low.shape[1:])
+            zero = low.new_zeros(())
+            result[name] = (
+                torch.where(sign > 0, low.clamp(min=0), low),
+                torch.where(sign < 0, up.clamp(max=0), up),
+            )
+            del zero
+        return result
+
+    def signed_betas(self, bounds: Bounds, beta: Tensor, split: Tensor) -> dict[str, Tensor]:
+        """``beta * s`` per ReLU operand as ``[B, 1, *]``."""
+        signed = beta * split
+        return {
+            name: signed[:, where].reshape(-1, 1, *bounds[name][0].shape[1:])
+            for name, where in self.neuron_at.items()
+        }
+
+
+@dataclass
+class Rows:
+    """What is bounded: ``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]`` over the boxes ``[B, n]``."""
+
+    C: Tensor
+    D: Tensor | None
+    rhs: Tensor
+    x_lower: Tensor
+    x_upper: Tensor
+
+    def to(self, dtype: torch.dtype) -> Rows:
+        d = None if self.D is None else self.D.to(dtype)
+        return Rows(self.C.to(dtype), d, self.rhs.to(dtype), self.x_lower.to(dtype), self.x_upper.to(dtype))
+
+    def select(self, index: Tensor) -> Rows:
+        d = None if self.D is None else self.D[index]
+        return Rows(self.C[index], d, self.rhs[index], self.x_lower[index], self.x_upper[index])
+
+
+def bound_rows(network: Network, rows: Rows, backward: Backward, gamma: float) -> Tensor:
+    """Lower bounds of ``C y + D x - rhs``: ``[B, S]``."""
+    lines = backward.run(output_seeds(network, rows.C))
+    if rows.D is not None:
+        lines = lines._replace(coefficient=lines.coefficient + rows.D)
+    value = minimum(lines, rows.x_lower, rows.x_upper, gamma)
+    if gamma:
+        slack = gamma * (value.abs() + rows.rhs.abs())
+        return value - rows.rhs - torch.where(torch.isfinite(slack), slack, torch.zeros_like(slack))
+    return value - rows.rhs
+
+
+class Parameters:
+    """The parameters of a batch of domains and how to bound with them."""
+
+    def __init__(self, layout: Layout, alpha: Tensor, beta: Tensor | None, split: Tensor | None) -> None:
+        self.layout, self.alpha, self.beta, self.split = layout, alpha, beta, split
+
+    def backward(
+        self,
+        network: Network,
+        bounds: Bounds,
+        scales: Mapping[str, Tensor] | None = None,
+        record: dict[str, Tensor] | None = None,
+    ) -> Backward:
+        """A backward pass with these parameters; ``bounds`` already have the splits imposed."""
+        alpha = self.alpha.to(network.dtype)
+        relaxations: dict[str, Relaxation] = {
+            node.name: relaxation_of(node, bounds, self.layout.alpha_of(node, alpha)) for node in self.layout.nodes
+        }
+        betas = None
+        if self.beta is not None and self.split is not None:
+            betas = self.layout.signed_betas(bounds, self.beta.to(network.dtype), self.split.to(network.dtype))
+        return Backward(network, relaxations, betas, scales, record)
+
+
+def proved_minimum(
+    network: Network,
+    rows: Rows,
+    bounds: Bounds,
+    scales: Mapping[str, Tensor],
+    parameters: Parameters,
+    record: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Rigorous lower bounds ``[B, S]`` of the rows (float64 network; see ``rounding``)."""
+    with torch.no_grad():
+        split = parameters.layout.split_bounds(bounds, parameters.split)
+        backward = parameters.backward(network, split, scales, record)
+        return bound_rows(network, rows.to(network.dtype), backward, backward.gamma)
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How to climb. ``decay`` multiplies both rates after every iteration."""
+
+    iterations: int
+    rate_alpha: float = 0.1
+    rate_beta: float = 0.05
+    decay: float = 0.98
+
+
+def ascend(
+    network: Network, rows: Rows, bounds: Bounds, parameters: Parameters, ascent: Ascent, target: float = 0.0
+) -> tuple[Parameters, Tensor]:
+    """Improve ``parameters`` for the rows; returns them and the last (not rigorous) bounds ``[B, S]``.
+
+    A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to the gradient, and the
+    ascent ends when all are done.
+    """
+    rows = rows.to(network.dtype)
+    with torch.no_grad():
+        bounds = {name: (low.to(network.dtype), up.to(network.dtype)) for name, (low, up) in bounds.items()}
+        bounds = parameters.layout.split_bounds(bounds, parameters.split)
+    alpha = parameters.alpha.to(network.dtype).detach().clone().requires_grad_(True)
+    groups = [{"params": [alpha], "lr": ascent.rate_alpha}] if alpha.numel() else []
+    beta = parameters.beta
+    if beta is not None:
+        beta = beta.to(network.dtype).detach().clone().requires_grad_(True)
+        groups.append({"params": [beta], "lr": ascent.rate_beta})
+    current = Parameters(parameters.layout, alpha, beta, parameters.split)
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99)) if groups else None
+    value = rows.rhs
+    for iteration in range(ascent.iterations):
+        value = bound_rows(network, rows, current.backward(network, bounds), 0.0)
+        finite = torch.isfinite(value)
+        open_ = (value.amax(dim=1, keepdim=True) <= target) & finite
+        if optimiser is None or iteration + 1 == ascent.iterations or not open_.any():
+            break
+        optimiser.zero_grad(set_to_none=True)
+        torch.where(open_, -value, torch.zeros_like(value)).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        with torch.no_grad():
+            alpha.nan_to_num_(0.5).clamp_(0.0, 1.0)
+            if beta is not None:
+                beta.nan_to_num_(0.0).clamp_(min=0.0)
+        for group in optimiser.param_groups:
+            group["lr"] *= ascent.decay
+    detached = Parameters(parameters.layout, alpha.detach(), None if beta is None else beta.detach(), parameters.split)
+    return detached, value.detach()

@@ -1,0 +1,71 @@
+"""Open subproblems of the neuron split, as rows of tensors, and the stack they wait on.
+
+Legend: ``B`` domains, ``S`` rows per domain, ``N`` neurons (operands of ReLU), ``K`` branching candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Domains:
+    """``case [B]`` which case, ``alpha [B, S, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in {-1, 0, 1},
+    ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons worth splitting (-1: none)."""
+
+    case: Tensor
+    alpha: Tensor
+    beta: Tensor
+    split: Tensor
+    value: Tensor
+    candidates: Tensor
+
+    def __len__(self) -> int:
+        return int(self.case.shape[0])
+
+    def select(self, index: Tensor) -> Domains:
+        return Domains(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def bytes(self) -> int:
+        tensors = [getattr(self, f.name) for f in fields(self)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def concatenate(parts: list[Domains]) -> Domains:
+    if len(parts) == 1:
+        return parts[0]
+    return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
+
+
+class DomainStack:
+    """Last in, first out, by chunks: keeps the store small, since deep domains are proved soonest."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Domains] = []
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+    def bytes(self) -> int:
+        return sum(chunk.bytes() for chunk in self.chunks)
+
+    def push(self, domains: Domains) -> None:
+        if len(domains):
+            self.chunks.append(domains)
+
+    def pop(self, count: int) -> Domains:
+        """Up to ``count`` domains from the top."""
+        parts: list[Domains] = []
+        missing = count
+        while self.chunks and missing > 0:
+            chunk = self.chunks.pop()
+            if len(chunk) > missing:
+                index = torch.arange(len(chunk), device=chunk.case.device)
+                self.chunks.append(chunk.select(index[missing:]))
+                chunk = chunk.select(index[:missing])
+            parts.append(chunk)
+            missing -= len(chunk)
+        return concatenate(parts)

@@ -1,0 +1,97 @@
+"""The cases of a Problem as arrays of rows.
+
+Legend: ``P`` cases, ``S`` rows per case (padded), ``m`` outputs, ``n`` inputs. A case is violated by ``x`` iff for all
+of its rows ``C y + D x <= rhs``; it is excluded on a box as soon as one row has a lower bound above ``rhs`` there.
+
+Exactness: a row is scaled to integer coefficients, which float64 holds exactly (a row where it cannot is refused), and
+``rhs`` is rounded upward, so that the violation set never shrinks. A strict ``<`` is treated as ``<=``: proving the
+larger set empty is a proof. Boxes are rounded outward. Padding rows have ``C = D = 0`` and ``rhs = inf``: they never
+exclude anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from bitcrown.errors import UnsupportedError
+from bitcrown.spec.problem import Case, Constraint, Problem
+
+
+def round_up(value: Fraction) -> float:
+    """The least float64 not below ``value``."""
+    nearest = float(value)
+    return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
+
+
+def round_down(value: Fraction) -> float:
+    return -round_up(-value)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``box [P]`` indexes ``lower``/``upper [boxes, n]``; arrays are float64. ``D`` is None when no row needs it."""
+
+    C: np.ndarray
+    D: np.ndarray | None
+    rhs: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    box: np.ndarray
+
+    @property
+    def n_cases(self) -> int:
+        return int(self.C.shape[0])
+
+    def is_trivial(self) -> np.ndarray:
+        """``[P]``: cases without any finite row, which every point of the box violates."""
+        result: np.ndarray = np.isinf(self.rhs).all(axis=1)
+        return result
+
+
+def _integer_row(constraint: Constraint) -> tuple[list[tuple[int, float]], float]:
+    scale = math.lcm(*(coefficient.denominator for _, coefficient in constraint.terms))
+    row = []
+    for monomial, coefficient in constraint.terms:
+        value = coefficient * scale
+        if abs(value) >= 1 << 53:
+            raise UnsupportedError("a constraint has coefficients that no float64 row can hold exactly")
+        row.append((monomial[0], float(value)))
+    return row, round_up(constraint.bound * scale)
+
+
+def _linear(case: Case) -> list[Constraint]:
+    """Polynomial constraints are left out, which can only enlarge the violation set."""
+    return [constraint for constraint in case.constraints if constraint.is_linear()]
+
+
+def objective_of(problem: Problem) -> Objective:
+    """Arrays of all cases; raises ``UnsupportedError`` for rows that float64 cannot hold."""
+    n, m, count = problem.n_inputs, problem.n_outputs, len(problem.cases)
+    rows = [_linear(case) for case in problem.cases]
+    depth = max([1] + [len(row) for row in rows])
+    matrix_c = np.zeros((count, depth, m))
+    needs_inputs = any(monomial[0] < n for row in rows for c in row for monomial, _ in c.terms)
+    matrix_d = np.zeros((count, depth, n)) if needs_inputs else None
+    rhs = np.full((count, depth), np.inf)
+    boxes: dict[tuple[int, int], int] = {}
+    lower, upper, box = [], [], np.zeros(count, dtype=np.int64)
+    for p, case in enumerate(problem.cases):
+        key = (id(case.lower), id(case.upper))
+        if key not in boxes:
+            boxes[key] = len(lower)
+            lower.append([round_down(value) for value in case.lower])
+            upper.append([round_up(value) for value in case.upper])
+        box[p] = boxes[key]
+        for s, constraint in enumerate(rows[p]):
+            terms, rhs[p, s] = _integer_row(constraint)
+            for variable, value in terms:
+                if variable >= n:
+                    matrix_c[p, s, variable - n] = value
+                elif matrix_d is not None:
+                    matrix_d[p, s, variable] = value
+    arrays = np.array(lower, dtype=np.float64).reshape(-1, n), np.array(upper, dtype=np.float64).reshape(-1, n)
+    return Objective(matrix_c, matrix_d, rhs, *arrays, box)
