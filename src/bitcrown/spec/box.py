@@ -1,0 +1,188 @@
+"""Boxes of inputs under construction: shared base bounds plus what one case tightens, and bounds through ties."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from bitcrown.spec.problem import Constraint, Monomial
+
+MAX_PASSES = 64
+
+Terms = tuple[tuple[Monomial, Fraction], ...]
+
+
+def is_less(left: Fraction, right: Fraction) -> bool:
+    """``left < right``; several times faster than the operator, which checks types first."""
+    a, b = left.as_integer_ratio()
+    c, d = right.as_integer_ratio()
+    return a < c if b == d else a * d < c * b
+
+
+@dataclass(slots=True)
+class Box:
+    """Bounds by input number; a missing number is unbounded on that side. ``parent`` holds what is not tightened."""
+
+    lower: dict[int, Fraction] = field(default_factory=dict)
+    upper: dict[int, Fraction] = field(default_factory=dict)
+    parent: Box | None = None
+
+    def get_lower(self, number: int) -> Fraction | None:
+        """The greatest lower bound known."""
+        found = self.lower.get(number)
+        return self.parent.lower.get(number) if found is None and self.parent is not None else found
+
+    def get_upper(self, number: int) -> Fraction | None:
+        """The least upper bound known."""
+        found = self.upper.get(number)
+        return self.parent.upper.get(number) if found is None and self.parent is not None else found
+
+    def child(self) -> Box:
+        """A copy to tighten further. The base is never copied: all cases refer to the same one."""
+        if self.parent is None:
+            return Box({}, {}, self)
+        return Box(dict(self.lower), dict(self.upper), self.parent)
+
+    def tighten(self, number: int, is_upper: bool, value: Fraction) -> bool:
+        """Intersect with one bound; whether the box changed."""
+        if is_upper:
+            old = self.get_upper(number)
+            if old is not None and not is_less(value, old):
+                return False
+            self.upper[number] = value
+        else:
+            old = self.get_lower(number)
+            if old is not None and not is_less(old, value):
+                return False
+            self.lower[number] = value
+        return True
+
+    def is_empty_at(self, number: int) -> bool:
+        """Whether the bounds of this one input contradict each other."""
+        low, high = self.get_lower(number), self.get_upper(number)
+        return low is not None and high is not None and is_less(high, low)
+
+    def first_empty(self, numbers: Iterable[int]) -> int | None:
+        """The first of ``numbers`` whose bounds contradict each other."""
+        return next((number for number in numbers if self.is_empty_at(number)), None)
+
+
+def is_tie(constraint: Constraint, n_inputs: int) -> bool:
+    """Whether this is a linear constraint over at least two inputs and nothing else."""
+    terms = constraint.terms
+    return len(terms) > 1 and all(len(monomial) == 1 and monomial[0] < n_inputs for monomial, _ in terms)
+
+
+def propagate(box: Box, ties: list[Constraint]) -> int | None:
+    """Tighten the box through linear constraints over inputs; the number of an input that became empty, or ``None``.
+
+    Only implied bounds are added, so no point that satisfies the ties is lost. Differences such as ``x <= z`` may
+    tighten repeatedly (a chain of equalities passes its bounds on to the end); any other constraint only fills in
+    bounds that are missing, because repeated tightening could go on for ever in ever smaller steps.
+    """
+    users: dict[int, list[int]] = {}
+    for place, tie in enumerate(ties):
+        for monomial, _ in tie.terms:
+            users.setdefault(monomial[0], []).append(place)
+    queue = deque(range(len(ties)))
+    queued = [True] * len(ties)
+    budget = MAX_PASSES * len(ties) + MAX_PASSES
+    while queue and budget:
+        budget -= 1
+        place = queue.popleft()
+        queued[place] = False
+        for number, is_upper, value in _implied(box, ties[place]):
+            if not box.tighten(number, is_upper, value):
+                continue
+            if box.is_empty_at(number):
+                return number
+            for user in users[number]:
+                if not queued[user] and user != place:
+                    queued[user] = True
+                    queue.append(user)
+    return None
+
+
+def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
+    """The bound that ``tie`` implies for each of its inputs from the bounds of the others."""
+    least: list[Fraction | None] = []
+    for monomial, coefficient in tie.terms:
+        end = box.get_lower(monomial[0]) if coefficient > 0 else box.get_upper(monomial[0])
+        least.append(None if end is None else coefficient * end)
+    missing = sum(value is None for value in least)
+    if missing > 1:
+        return []
+    total = sum((value for value in least if value is not None), Fraction(0))
+    is_difference = len(tie.terms) == 2 and tie.terms[0][1] == -tie.terms[1][1]
+    implied: list[tuple[int, bool, Fraction]] = []
+    for (monomial, coefficient), own in zip(tie.terms, least, strict=True):
+        if missing and own is not None:
+            continue
+        number, is_upper = monomial[0], coefficient > 0
+        known = box.get_upper(number) if is_upper else box.get_lower(number)
+        if known is None or is_difference:
+            rest = total if own is None else total - own
+            implied.append((number, is_upper, (tie.bound - rest) / coefficient))
+    return implied
+
+
+def reduced(constraints: list[Constraint]) -> list[Constraint]:
+    """Without duplicates and, among constraints on the same expression, without all but the tightest."""
+    if len(constraints) < 2:
+        return constraints
+    tightest: dict[Terms, Constraint] = {}
+    for constraint in constraints:
+        other = tightest.get(constraint.terms)
+        if (
+            other is None
+            or is_less(constraint.bound, other.bound)
+            or (constraint.strict and constraint.bound == other.bound)
+        ):
+            tightest[constraint.terms] = constraint
+    return list(tightest.values())
+
+
+def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
+    """Whether a bound on one input (kept because it is strict) holds anyway in the whole box."""
+    single = _single_input(constraint, n_inputs)
+    if single is None:
+        return False
+    number, coefficient = single
+    end = box.get_upper(number) if coefficient > 0 else box.get_lower(number)
+    if end is None:
+        return False
+    return coefficient * end < constraint.bound or (not constraint.strict and coefficient * end == constraint.bound)
+
+
+def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tuple[Constraint, ...]:
+    """One constraint that no point of the box meets, or two that contradict each other; empty if neither is seen."""
+    seen: dict[Terms, Constraint] = {}
+    several = len(constraints) > 1
+    for constraint in constraints:
+        single = _single_input(constraint, n_inputs)
+        if single is not None:
+            number, coefficient = single
+            end = box.get_lower(number) if coefficient > 0 else box.get_upper(number)
+            if end is not None and _misses(coefficient * end, constraint.bound, constraint.strict):
+                return (constraint,)
+        if several:
+            opposite = tuple((monomial, -coefficient) for monomial, coefficient in constraint.terms)
+            other = seen.get(opposite)
+            if other is not None and _misses(-other.bound, constraint.bound, constraint.strict or other.strict):
+                return (other, constraint)
+            seen[constraint.terms] = constraint
+    return ()
+
+
+def _misses(least: Fraction, bound: Fraction, strict: bool) -> bool:
+    """Whether a value that is at least ``least`` can never meet ``<= bound`` (``< bound`` if strict)."""
+    return least >= bound if strict else least > bound
+
+
+def _single_input(constraint: Constraint, n_inputs: int) -> tuple[int, Fraction] | None:
+    if len(constraint.terms) != 1:
+        return None
+    monomial, coefficient = constraint.terms[0]
+    return (monomial[0], coefficient) if len(monomial) == 1 and monomial[0] < n_inputs else None

@@ -1,0 +1,150 @@
+"""A formula to a compact OR/AND tree of bounds and constraints, ready to be multiplied out.
+
+Everything that is a conjunction is already merged: a ``Clause`` holds all its bounds and constraints flat, and one list
+of alternatives for each ``or`` inside it. Nothing is dropped but what is constantly true or false.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from bitcrown.spec.polynomial import Numbering, Polynomial, difference
+from bitcrown.spec.problem import Constraint
+from bitcrown.spec.query import And, Compare, Const, Formula, Or, Var
+
+Bound = tuple[int, bool, Fraction]
+"""An input's number, whether this is an upper bound, and the value."""
+
+_ONE = Fraction(1)
+_MINUS_ONE = Fraction(-1)
+
+
+@dataclass(slots=True)
+class Clause:
+    """A conjunction. ``choices`` has one entry for each ``or``: its alternatives. ``is_false``: never satisfied."""
+
+    bounds: list[Bound] = field(default_factory=list)
+    constraints: list[Constraint] = field(default_factory=list)
+    choices: list[list[Clause]] = field(default_factory=list)
+    is_false: bool = False
+
+    def merge(self, other: Clause) -> None:
+        """Conjoin ``other`` to this clause."""
+        self.bounds += other.bounds
+        self.constraints += other.constraints
+        self.choices += other.choices
+        self.is_false |= other.is_false
+
+    def choose(self, alternatives: list[Clause]) -> None:
+        """Conjoin ``or(alternatives)``."""
+        possible = [clause for clause in alternatives if not clause.is_false]
+        if not possible:
+            self.is_false = True
+        elif len(possible) == 1:
+            self.merge(possible[0])
+        else:
+            self.choices.append(possible)
+
+
+def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
+    """Turn a formula into a clause over numbered variables.
+
+    Raises:
+        UnsupportedError: a hidden variable, or a polynomial that grows out of hand.
+        PropertyError: an undeclared variable.
+    """
+    root = Clause()
+    if isinstance(formula, Compare):
+        _compare(formula, numbering, root)
+        return root
+    # One entry per open connective: its arguments, the next one, and, for an And, the clause it conjoins to, for an
+    # Or, the alternatives so far.
+    stack: list[tuple[And | Or, int, Clause, list[Clause]]] = []
+    node, position, clause, alternatives = formula, 0, root, list[Clause]()
+    while True:
+        descended = False
+        while position < len(node.args):
+            child = node.args[position]
+            position += 1
+            target = clause
+            if isinstance(node, Or):
+                target = Clause()
+                alternatives.append(target)
+            if isinstance(child, Compare):
+                _compare(child, numbering, target)
+                continue
+            stack.append((node, position, clause, alternatives))
+            node, position, clause, alternatives = child, 0, target, []
+            descended = True
+            break
+        if descended:
+            continue
+        if isinstance(node, Or):
+            clause.choose(_flattened(alternatives))
+        if not stack:
+            return root
+        node, position, clause, alternatives = stack.pop()
+
+
+def _flattened(alternatives: list[Clause]) -> list[Clause]:
+    """``or(a, or(b, c))`` is ``or(a, b, c)``."""
+    result: list[Clause] = []
+    for clause in alternatives:
+        only_a_choice = len(clause.choices) == 1 and not (clause.bounds or clause.constraints or clause.is_false)
+        if only_a_choice:
+            result += clause.choices[0]
+        else:
+            result.append(clause)
+    return result
+
+
+def _compare(atom: Compare, numbering: Numbering, clause: Clause) -> None:
+    left, right, op = atom.left, atom.right, atom.op
+    if op == "<=":
+        # The shapes that fill large files, without the detour over polynomials.
+        if type(left) is Var and type(right) is Const:
+            number = numbering.number(left)
+            if number < numbering.n_inputs:
+                clause.bounds.append((number, True, right.value))
+            else:
+                clause.constraints.append(Constraint((((number,), _ONE),), right.value))
+            return
+        if type(right) is Var and type(left) is Const:
+            number = numbering.number(right)
+            if number < numbering.n_inputs:
+                clause.bounds.append((number, False, left.value))
+            else:
+                clause.constraints.append(Constraint((((number,), _MINUS_ONE),), -left.value))
+            return
+    polynomial = difference(left, right, numbering)
+    if op in ("<=", "<"):
+        _at_most_zero(polynomial, op == "<", numbering, clause)
+        return
+    negated = {monomial: -coefficient for monomial, coefficient in polynomial.items()}
+    if op == "==":
+        _at_most_zero(polynomial, False, numbering, clause)
+        _at_most_zero(negated, False, numbering, clause)
+    else:
+        below, above = Clause(), Clause()
+        _at_most_zero(polynomial, True, numbering, below)
+        _at_most_zero(negated, True, numbering, above)
+        clause.choose([below, above])
+
+
+def _at_most_zero(polynomial: Polynomial, strict: bool, numbering: Numbering, clause: Clause) -> None:
+    """Conjoin ``polynomial <= 0`` (``< 0`` if strict)."""
+    terms = tuple(sorted((monomial, value) for monomial, value in polynomial.items() if monomial))
+    limit = -polynomial.get((), Fraction(0))
+    if not terms:
+        if limit < 0 or (strict and limit == 0):
+            clause.is_false = True
+        return
+    monomial, coefficient = terms[0]
+    if len(terms) == 1 and len(monomial) == 1 and monomial[0] < numbering.n_inputs:
+        clause.bounds.append((monomial[0], coefficient > 0, limit / coefficient))
+        if not strict:
+            return
+        # The box is closed, so what makes the bound strict is kept next to it.
+        terms, limit = ((monomial, Fraction(1 if coefficient > 0 else -1)),), limit / abs(coefficient)
+    clause.constraints.append(Constraint(terms, limit, strict))

@@ -1,0 +1,176 @@
+"""Forms to formulas: what VNN-LIB 1.0 and 2.0 have in common. Written with explicit stacks, never by recursion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TypeGuard
+
+from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.decimals import parse_decimal
+from bitcrown.spec.query import And, Compare, Const, Formula, Or, Product, Sum, Term, Var
+from bitcrown.spec.sexpr import Form, Source, shown
+
+_COMPARE = {  # word -> (stored operator, sides exchanged)
+    "<=": ("<=", False),
+    ">=": ("<=", True),
+    "<": ("<", False),
+    ">": ("<", True),
+    "=": ("==", False),
+    "==": ("==", False),
+    "!=": ("!=", False),
+}
+_ARITHMETIC = ("+", "-", "*", "/")
+_KNOWN_BUT_UNSUPPORTED = ("not", "=>", "xor", "ite", "let", "distinct", "forall", "exists", "abs", "^", "div", "mod")
+_MINUS_ONE = Const(Fraction(-1))
+_MAX_CACHE = 1 << 19
+
+
+class FormulaReader:
+    """Reads the formulas of one file. ``variable(word)`` gives a declared variable, ``None``, or raises ``ValueError``.
+
+    Equal words give the same ``Const`` and ``Var`` objects, which saves time and memory in large files.
+    """
+
+    def __init__(self, source: Source, variable: Callable[[str], Var | None], division: bool) -> None:
+        self._source = source
+        self._variable = variable
+        self._division = division
+        self._atoms: dict[str, Term] = {}
+
+    def read(self, node: Form | str, parent: Form) -> Formula:
+        """The formula that ``node`` writes; ``parent`` is the form that holds it.
+
+        Raises:
+            PropertyError: not a formula, or it names something undeclared.
+            UnsupportedError: a connective or function outside VNN-LIB.
+        """
+        if not _is_connective(node):
+            return self._comparison(node, parent)
+        stack: list[tuple[Form, int, list[Formula]]] = []
+        form, position, done = node, 1, list[Formula]()
+        while True:
+            while position < len(form):
+                child = form[position]
+                position += 1
+                if _is_connective(child):
+                    stack.append((form, position, done))
+                    form, position, done = child, 1, []
+                else:
+                    done.append(self._comparison(child, form))
+            if not done:
+                raise self._source.error(form.offset, f"({form[0]}) has no arguments", "write at least one inside it")
+            result: Formula = And(tuple(done)) if form[0] == "and" else Or(tuple(done))
+            if not stack:
+                return result
+            form, position, done = stack.pop()
+            done.append(result)
+
+    def _comparison(self, node: Form | str, parent: Form) -> Compare:
+        if type(node) is Form and len(node) == 3:
+            head, first, second = node
+            known = _COMPARE.get(head) if type(head) is str else None
+            if known is None and type(first) is str and (known := _COMPARE.get(first)) is not None:
+                first = head  # infix: (Y_0 < Y_1)
+            if known is not None:
+                left = self._atoms.get(first) if type(first) is str else None
+                right = self._atoms.get(second) if type(second) is str else None
+                if left is None:
+                    left = self._term(first, node)
+                if right is None:
+                    right = self._term(second, node)
+                return Compare(known[0], right, left) if known[1] else Compare(known[0], left, right)
+        raise self._no_comparison(node, parent)
+
+    def _no_comparison(self, node: Form | str, parent: Form) -> PropertyError | UnsupportedError:
+        if isinstance(node, str):
+            return self._source.error(parent.offset, f"{shown(node)!r} stands where a comparison belongs", _EXAMPLE)
+        head = node.head()
+        if head in _COMPARE:
+            what = f"{shown(node)} has {len(node) - 1} sides"
+            return self._source.error(node.offset, what, "a comparison takes exactly two")
+        return self._unknown(node, "a comparison")
+
+    def _unknown(self, form: Form, wanted: str) -> PropertyError | UnsupportedError:
+        if form.head() in _KNOWN_BUT_UNSUPPORTED:
+            place = f"{self._source.name}, line {self._source.line(form.offset)}"
+            return UnsupportedError(f"{place}: {form.head()!r} is not supported; rewrite it with and, or, + - *.")
+        return self._source.error(form.offset, f"{shown(form)} is not {wanted}", _EXAMPLE)
+
+    def _atom(self, word: str, parent: Form) -> Term:
+        found = self._atoms.get(word)
+        if found is not None:
+            return found
+        try:
+            value = parse_decimal(word)
+            term: Term | None = Const(value) if value is not None else self._variable(word)
+        except ValueError as problem:
+            raise self._source.error(parent.offset, f"{shown(word)!r}: {problem}", "correct it") from None
+        if term is None:
+            raise self._source.error(
+                parent.offset, f"{shown(word)!r} is neither a number nor a declared variable", "declare it first"
+            )
+        if len(self._atoms) < _MAX_CACHE:
+            self._atoms[word] = term
+        return term
+
+    def _term(self, node: Form | str, parent: Form) -> Term:
+        if isinstance(node, str):
+            return self._atom(node, parent)
+        stack: list[tuple[Form, int, list[Term]]] = []
+        form, position, done = node, 1, list[Term]()
+        while True:
+            if position == 1 and form.head() not in _ARITHMETIC:
+                raise self._unknown(form, "a number, a variable or a sum, difference or product of these")
+            while position < len(form):
+                child = form[position]
+                position += 1
+                if isinstance(child, str):
+                    done.append(self._atom(child, form))
+                else:
+                    stack.append((form, position, done))
+                    form, position, done = child, 1, []
+                    break
+            else:
+                result = self._combine(form, done)
+                if not stack:
+                    return result
+                form, position, done = stack.pop()
+                done.append(result)
+
+    def _combine(self, form: Form, args: list[Term]) -> Term:
+        head = form.head()
+        if not args:
+            raise self._source.error(form.offset, f"({head}) has no arguments", "write at least one inside it")
+        if head == "+":
+            return Sum(tuple(args))
+        if head == "*":
+            return Product(tuple(args))
+        if head == "/":
+            return self._quotient(form, args)
+        if len(args) == 1:
+            return _negated(args[0])
+        return Sum((args[0], *(_negated(arg) for arg in args[1:])))
+
+    def _quotient(self, form: Form, args: list[Term]) -> Term:
+        divisors = [arg.value for arg in args[1:] if isinstance(arg, Const)]
+        if not self._division or len(args) < 2 or len(divisors) != len(args) - 1 or not all(divisors):
+            where = f"{self._source.name}, line {self._source.line(form.offset)}"
+            advice = "multiply both sides instead" if self._division else "VNN-LIB 2.0 has no division"
+            raise UnsupportedError(f"{where}: cannot divide in {shown(form)}; {advice}.")
+        factor = Fraction(1)
+        for divisor in divisors:
+            factor /= divisor
+        first = args[0]
+        return Const(first.value * factor) if isinstance(first, Const) else Product((Const(factor), first))
+
+
+_EXAMPLE = "write for example (<= X_0 0.5)"
+
+
+def _is_connective(node: Form | str) -> TypeGuard[Form]:
+    return type(node) is Form and len(node) > 0 and (node[0] == "and" or node[0] == "or")
+
+
+def _negated(term: Term) -> Term:
+    return Const(-term.value) if isinstance(term, Const) else Product((_MINUS_ONE, term))

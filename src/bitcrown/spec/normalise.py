@@ -1,0 +1,216 @@
+"""A ``Query`` and its network files to a ``Problem``: the boolean tree multiplied out into boxes and constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.box import Box, contradiction, is_implied, is_tie, propagate, reduced
+from bitcrown.spec.decimals import short_text
+from bitcrown.spec.dnf import Clause, compile_formula
+from bitcrown.spec.polynomial import Numbering, number_variables
+from bitcrown.spec.problem import Case, Constraint, Problem
+from bitcrown.spec.query import Query
+from bitcrown.spec.words import constraint_text
+
+MAX_CASES = 1_000_000
+MAX_STEPS = 4 * MAX_CASES
+MAX_NOTES = 20
+MAX_INPUTS = 1 << 26
+
+
+def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
+    """Bring a query into the normal form that the search works on.
+
+    ``networks`` maps declared names to files. A network declared ``equal-to`` another needs no entry, and a VNN-LIB
+    1.0 query, whose file names no network, accepts its one entry under any name.
+
+    Raises:
+        PropertyError: a network without a file or a file without a network, or an input without finite bounds.
+        UnsupportedError: a hidden variable in a constraint, more than ``MAX_CASES`` cases, or a polynomial too large.
+    """
+    files = _files(query, networks)
+    numbering = number_variables(query)
+    if numbering.n_inputs > MAX_INPUTS:
+        raise UnsupportedError(f"the networks have {numbering.n_inputs} inputs in total; {MAX_INPUTS} is the limit.")
+    builder = _Builder(query, numbering)
+    builder.build(compile_formula(query.assertion, numbering))
+    return Problem(
+        query, files, numbering.n_inputs, numbering.n_outputs, tuple(builder.cases), tuple(builder.final_notes())
+    )
+
+
+def _files(query: Query, networks: Mapping[str, Path]) -> dict[str, Path]:
+    names = [network.name for network in query.networks]
+    if query.version[0] == 1 and len(networks) == 1:
+        return {names[0]: next(iter(networks.values()))}
+    extra = [name for name in networks if name not in names]
+    if extra:
+        known = ", ".join(names)
+        raise PropertyError(f"network {extra[0]!r} is given but not declared; the property declares {known}.")
+    files: dict[str, Path] = {}
+    for network in query.networks:
+        given = networks.get(network.name)
+        base = files.get(network.equal_to) if network.equal_to else None
+        if given is None and base is None:
+            raise PropertyError(f"no file is given for network {network.name}; pass one as {network.name}=model.onnx.")
+        if given is not None and base is not None and given.resolve() != base.resolve():
+            raise PropertyError(
+                f"network {network.name} is equal-to {network.equal_to} but has another file ({given} and {base}); "
+                "pass the same file or leave it out."
+            )
+        files[network.name] = base if given is None and base is not None else networks[network.name]
+    return files
+
+
+@dataclass(slots=True)
+class _State:
+    """A partly multiplied-out case: what holds already and which choices are still open."""
+
+    box: Box
+    constraints: list[Constraint]
+    choices: list[list[Clause]]
+
+
+@dataclass
+class _Builder:
+    query: Query
+    numbering: Numbering
+    cases: list[Case] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dropped: int = 0
+    base: Box = field(default_factory=Box)
+    base_constraints: list[Constraint] = field(default_factory=list)
+    base_ties: list[Constraint] = field(default_factory=list)
+    sides: dict[bool, list[Fraction | None]] = field(default_factory=dict)
+    tuples: dict[tuple[object, ...], tuple[Fraction, ...]] = field(default_factory=dict)
+
+    def build(self, root: Clause) -> None:
+        """Multiply out, depth first and in file order, dropping a branch as soon as its box is empty."""
+        if root.is_false:
+            self.notes.append("an assertion is false whatever the inputs and outputs are")
+            return
+        _apply(self.base, root)
+        self.base_constraints = reduced(root.constraints)
+        self.base_ties = [tie for tie in self.base_constraints if is_tie(tie, self.numbering.n_inputs)]
+        empty = self.base.first_empty(self.base.upper)
+        if empty is None:
+            empty = propagate(self.base, self.base_ties)
+        if empty is not None:
+            self.notes.append(f"the input box is empty: {self._bounds_text(self.base, empty)}")
+            return
+        open_clauses: list[tuple[_State, Clause]] = []
+        self._advance(_State(self.base.child(), [], root.choices), open_clauses)
+        steps = 0
+        while open_clauses:
+            steps += 1
+            if steps > MAX_STEPS or len(self.cases) > MAX_CASES:
+                raise UnsupportedError(
+                    f"the property multiplies out to more than {MAX_CASES} cases; split it into several properties."
+                )
+            state, clause = open_clauses.pop()
+            self._branch(state, clause, open_clauses)
+
+    def _branch(self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Clause]]) -> None:
+        box = state.box.child()
+        empty = box.first_empty(_apply(box, clause))
+        if empty is not None:
+            self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
+            return
+        choices = state.choices[1:] + clause.choices
+        self._advance(_State(box, state.constraints + clause.constraints, choices), open_clauses)
+
+    def _advance(self, state: _State, open_clauses: list[tuple[_State, Clause]]) -> None:
+        if state.choices:
+            open_clauses.extend((state, clause) for clause in reversed(state.choices[0]))
+        else:
+            self._finish(state)
+
+    def _finish(self, state: _State) -> None:
+        """Turn a state without open choices into a case, unless it contradicts itself."""
+        box, n_inputs = state.box, self.numbering.n_inputs
+        constraints, ties = self.base_constraints, self.base_ties
+        if state.constraints:
+            constraints = reduced(constraints + state.constraints)
+            own = [tie for tie in state.constraints if is_tie(tie, n_inputs)]
+            ties = ties + own
+        if ties and (box.lower or box.upper or len(ties) > len(self.base_ties)):
+            empty = propagate(box, ties)
+            if empty is not None:
+                self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
+                return
+        kept = [constraint for constraint in constraints if not is_implied(constraint, box, n_inputs)]
+        conflict = contradiction(kept, box, n_inputs)
+        if conflict:
+            texts = [constraint_text(constraint, self._name) for constraint in conflict]
+            if len(conflict) == 1:
+                texts.append(self._bounds_text(box, conflict[0].terms[0][0][0]))
+            self._drop(f"{{}} contradicts itself: {' and '.join(texts)}")
+            return
+        self._check_bounded(box)
+        self.cases.append(Case(self._side(box.lower, False), self._side(box.upper, True), tuple(kept)))
+
+    def _side(self, own: Mapping[int, Fraction], is_upper: bool) -> tuple[Fraction, ...]:
+        """The bounds of one side as a tuple, the same object for equal contents."""
+        # Integers, because hashing a Fraction costs a modular inverse.
+        key = (is_upper, *sorted((number, value.as_integer_ratio()) for number, value in own.items()))
+        found = self.tuples.get(key)
+        if found is None:
+            values = list(self._base_side(is_upper))
+            for number, value in own.items():
+                values[number] = value
+            found = self.tuples[key] = tuple(value for value in values if value is not None)
+        return found
+
+    def _base_side(self, is_upper: bool) -> list[Fraction | None]:
+        side = self.sides.get(is_upper)
+        if side is None:
+            bounds = self.base.upper if is_upper else self.base.lower
+            side = self.sides[is_upper] = [bounds.get(number) for number in range(self.numbering.n_inputs)]
+        return side
+
+    def _check_bounded(self, box: Box) -> None:
+        counts = [len(self.base.lower.keys() | box.lower.keys()), len(self.base.upper.keys() | box.upper.keys())]
+        if min(counts) == self.numbering.n_inputs:
+            return
+        for number in range(self.numbering.n_inputs):
+            no_lower, no_upper = box.get_lower(number) is None, box.get_upper(number) is None
+            if no_lower or no_upper:
+                side = "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
+                raise PropertyError(
+                    f"input {self._name(number)} has no {side} bound in {self._this_case()}; "
+                    f"add an assert that bounds it, such as ({'>=' if no_lower else '<='} {self._name(number)} 0)."
+                )
+
+    def _name(self, number: int) -> str:
+        return self.numbering.name(number, self.query.version)
+
+    def _this_case(self) -> str:
+        return f"case {len(self.cases) + self.dropped + 1}"
+
+    def _bounds_text(self, box: Box, number: int) -> str:
+        name, low, high = self._name(number), box.get_lower(number), box.get_upper(number)
+        parts = [f"{name} >= {short_text(low)}"] if low is not None else []
+        return " and ".join(parts + ([f"{name} <= {short_text(high)}"] if high is not None else []))
+
+    def _drop(self, text: str) -> None:
+        if self.dropped < MAX_NOTES:
+            self.notes.append(text.format(self._this_case()))
+        self.dropped += 1
+
+    def final_notes(self) -> list[str]:
+        """The notes, with a count of those that were not written out."""
+        notes = list(self.notes)
+        if self.dropped > MAX_NOTES:
+            notes.append(f"{self.dropped - MAX_NOTES} more cases were left out for such reasons")
+        if not self.cases:
+            notes.append("no case is left, so there is no counterexample whatever the network computes")
+        return notes
+
+
+def _apply(box: Box, clause: Clause) -> list[int]:
+    """Intersect a box with the bounds of a clause; the inputs it tightened."""
+    return [number for number, is_upper, value in clause.bounds if box.tighten(number, is_upper, value)]

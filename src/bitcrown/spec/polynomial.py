@@ -1,0 +1,152 @@
+"""Terms over declared tensors to exact polynomials over numbered variables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+
+from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.problem import Monomial
+from bitcrown.spec.query import Const, Product, Query, Sum, TensorDecl, Term, Var
+
+MAX_TERMS = 100_000
+MAX_DEGREE = 32
+MAX_BITS = 1 << 17
+
+Polynomial = dict[Monomial, Fraction]
+"""Monomial to coefficient, the empty monomial being the constant. Zero coefficients are left out."""
+
+_ONE = Fraction(1)
+_ZERO = Fraction(0)
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Where each tensor starts: inputs ``0 .. n_inputs-1`` in declaration order, then the outputs."""
+
+    n_inputs: int
+    n_outputs: int
+    offsets: dict[str, int]
+    tensors: dict[str, TensorDecl]
+    hidden: frozenset[str]
+
+    def number(self, var: Var) -> int:
+        """The number of a variable.
+
+        Raises:
+            UnsupportedError: it belongs to a hidden tensor.
+            PropertyError: it was never declared (possible only for queries not made by a reader).
+        """
+        offset = self.offsets.get(var.tensor)
+        if offset is None:
+            if var.tensor in self.hidden:
+                raise UnsupportedError(
+                    f"the property constrains the hidden tensor {var.tensor}, which bitcrown cannot bound; "
+                    "state it over inputs and outputs."
+                )
+            raise PropertyError(f"{var.tensor} is used but not declared; declare it as an input or output.")
+        return offset + var.index
+
+    def name(self, number: int, version: tuple[int, int]) -> str:
+        """The variable as its file writes it: ``X_3`` in VNN-LIB 1.0, ``X[0,3]`` in 2.0."""
+        tensor, index = next((t, number - o) for t, o in reversed(self.offsets.items()) if o <= number)
+        if version[0] == 1:
+            return f"{tensor}_{index}"
+        indices: list[str] = []
+        for extent in reversed(self.tensors[tensor].shape):
+            indices.append(str(index % extent))
+            index //= extent
+        return f"{tensor}[{','.join(reversed(indices))}]" if indices else tensor
+
+
+def number_variables(query: Query) -> Numbering:
+    """Number the inputs and outputs of all networks of a query."""
+    offsets: dict[str, int] = {}
+    inputs = [tensor for network in query.networks for tensor in network.inputs]
+    outputs = [tensor for network in query.networks for tensor in network.outputs]
+    start = 0
+    for tensor in inputs + outputs:
+        offsets[tensor.name] = start
+        start += prod(tensor.shape)
+    n_inputs = sum(prod(tensor.shape) for tensor in inputs)
+    hidden = frozenset(tensor.name for network in query.networks for tensor in network.hidden)
+    return Numbering(n_inputs, start - n_inputs, offsets, {t.name: t for t in inputs + outputs}, hidden)
+
+
+def difference(left: Term, right: Term, numbering: Numbering) -> Polynomial:
+    """``left - right`` as a polynomial.
+
+    Raises:
+        UnsupportedError: too many monomials, too high a degree, numbers of absurd length, or a hidden variable.
+        PropertyError: an undeclared variable.
+    """
+    result = _expand(left, numbering)
+    add_scaled(result, _expand(right, numbering), -_ONE)
+    return result
+
+
+def add_scaled(target: Polynomial, other: Polynomial, factor: Fraction) -> None:
+    """Add ``factor * other`` to ``target`` in place, dropping monomials that cancel."""
+    for monomial, coefficient in other.items():
+        total = target.get(monomial, _ZERO) + factor * coefficient
+        if total:
+            target[monomial] = total
+        else:
+            target.pop(monomial, None)
+
+
+def _expand(term: Term, numbering: Numbering) -> Polynomial:
+    if isinstance(term, Const | Var):
+        return _leaf(term, numbering)
+    stack: list[tuple[Sum | Product, int, Polynomial]] = []
+    node, position = term, 0
+    value = _unit(node)
+    while True:
+        while position < len(node.args):
+            child = node.args[position]
+            position += 1
+            if isinstance(child, Sum | Product):
+                stack.append((node, position, value))
+                node, position, value = child, 0, _unit(child)
+            else:
+                value = _accumulate(node, value, _leaf(child, numbering))
+        if not stack:
+            return value
+        inner = value
+        node, position, value = stack.pop()
+        value = _accumulate(node, value, inner)
+
+
+def _leaf(term: Const | Var, numbering: Numbering) -> Polynomial:
+    if isinstance(term, Const):
+        return {(): term.value} if term.value else {}
+    return {(numbering.number(term),): _ONE}
+
+
+def _unit(node: Sum | Product) -> Polynomial:
+    return {} if isinstance(node, Sum) else {(): _ONE}
+
+
+def _accumulate(node: Sum | Product, value: Polynomial, child: Polynomial) -> Polynomial:
+    if isinstance(node, Sum):
+        add_scaled(value, child, _ONE)
+        if len(value) > MAX_TERMS:
+            raise _too_large(f"more than {MAX_TERMS} monomials")
+        return value
+    if len(value) * len(child) > MAX_TERMS:
+        raise _too_large(f"more than {MAX_TERMS} monomials")
+    result: Polynomial = {}
+    for left, factor in value.items():
+        for right, coefficient in child.items():
+            if len(left) + len(right) > MAX_DEGREE:
+                raise _too_large(f"a degree above {MAX_DEGREE}")
+            scaled = factor * coefficient
+            if scaled.numerator.bit_length() + scaled.denominator.bit_length() > MAX_BITS:
+                raise _too_large("numbers with tens of thousands of digits")
+            add_scaled(result, {tuple(sorted(left + right)): scaled}, _ONE)
+    return result
+
+
+def _too_large(what: str) -> UnsupportedError:
+    return UnsupportedError(f"a constraint of the property expands to {what}; write it in a simpler form.")

@@ -1,0 +1,76 @@
+"""A property file, plain or gzipped, VNN-LIB 1.0 or 2.0, to a ``Query``."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+from bitcrown.errors import PropertyError
+from bitcrown.spec.query import Query
+from bitcrown.spec.sexpr import Source, read_forms
+from bitcrown.spec.vnnlib1 import parse_vnnlib1
+from bitcrown.spec.vnnlib2 import parse_vnnlib2
+
+MAX_BYTES = 2 * 1024**3
+_CHUNK = 1 << 22
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_query(path: Path) -> Query:
+    """Read ``path`` or, if that does not exist, ``path.gz``; either may be gzipped, whatever its name.
+
+    Raises:
+        PropertyError: the file is missing, unreadable, too large, or not a well-formed property; the message names
+            the file, the line, what is wrong and what to do.
+        UnsupportedError: well formed, but outside what bitcrown can read.
+    """
+    found = path if path.exists() else path.with_name(path.name + ".gz")
+    if not found.exists():
+        raise PropertyError(f"{path}: no such file, nor {found.name}; check the path of the property.")
+    try:
+        data = _read_bytes(found)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise PropertyError(f"{found}: damaged gzip data ({problem}); fetch the file again.") from problem
+    except OSError as problem:
+        raise PropertyError(f"{found}: cannot be read ({problem.strerror}); check that it is a file.") from None
+    return parse_query(data.decode("utf-8-sig", errors="replace"), str(found))
+
+
+def parse_query(text: str, name: str = "property") -> Query:
+    """Read a property from a string; ``name`` stands for the file in messages.
+
+    Raises:
+        PropertyError: not a well-formed property of either version.
+        UnsupportedError: well formed, but outside what bitcrown can read.
+    """
+    source = Source(name, text)
+    forms = read_forms(source)
+    first = next(forms, None)
+    if first is None:
+        raise PropertyError(f"{name}: the file holds no property; it is empty or has only comments.")
+    is_version2 = first.head() in ("vnnlib-version", "declare-network")
+    parse = parse_vnnlib2 if is_version2 else parse_vnnlib1
+    return parse(source, chain((first,), forms))
+
+
+def _read_bytes(path: Path) -> bytes:
+    with path.open("rb") as raw:
+        is_gzip = raw.read(2) == _GZIP_MAGIC
+        raw.seek(0)
+        if not is_gzip:
+            return _limited(raw.read, path)
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            return _limited(unpacked.read, path)
+
+
+def _limited(read: Callable[[int], bytes], path: Path) -> bytes:
+    # In chunks, so that a small file that unpacks to something enormous is noticed before it fills the memory.
+    data = bytearray()
+    while chunk := read(_CHUNK):
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise PropertyError(f"{path}: holds more than {MAX_BYTES} bytes of text; split the property.")
+    return bytes(data)
