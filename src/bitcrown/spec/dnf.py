@@ -101,21 +101,13 @@ def _flattened(alternatives: list[Clause]) -> list[Clause]:
 
 def _compare(atom: Compare, numbering: Numbering, clause: Clause) -> None:
     left, right, op = atom.left, atom.right, atom.op
-    if op == "<=":
+    if op == "<=" or op == "==":
         # The shapes that fill large files, without the detour over polynomials.
         if type(left) is Var and type(right) is Const:
-            number = numbering.number(left)
-            if number < numbering.n_inputs:
-                clause.bounds.append((number, True, right.value))
-            else:
-                clause.constraints.append(Constraint((((number,), _ONE),), right.value))
+            _simple(numbering.number(left), op == "==", True, right.value, numbering, clause)
             return
         if type(right) is Var and type(left) is Const:
-            number = numbering.number(right)
-            if number < numbering.n_inputs:
-                clause.bounds.append((number, False, left.value))
-            else:
-                clause.constraints.append(Constraint((((number,), _MINUS_ONE),), -left.value))
+            _simple(numbering.number(right), op == "==", False, left.value, numbering, clause)
             return
     polynomial = difference(left, right, numbering)
     if op in ("<=", "<"):
@@ -130,6 +122,17 @@ def _compare(atom: Compare, numbering: Numbering, clause: Clause) -> None:
         _at_most_zero(polynomial, True, numbering, below)
         _at_most_zero(negated, True, numbering, above)
         clause.choose([below, above])
+
+
+def _simple(number: int, is_pin: bool, is_upper: bool, value: Fraction, numbering: Numbering, clause: Clause) -> None:
+    """Conjoin ``variable <= value``, ``variable >= value`` or, for a pin, both."""
+    for upper in (True, False) if is_pin else (is_upper,):
+        if number < numbering.n_inputs:
+            clause.bounds.append((number, upper, value))
+        elif upper:
+            clause.constraints.append(Constraint((((number,), _ONE),), value))
+        else:
+            clause.constraints.append(Constraint((((number,), _MINUS_ONE),), -value))
 
 
 def _at_most_zero(polynomial: Polynomial, strict: bool, numbering: Numbering, clause: Clause) -> None:

@@ -51,13 +51,16 @@ class Numbering:
     def name(self, number: int, version: tuple[int, int]) -> str:
         """The variable as its file writes it: ``X_3`` in VNN-LIB 1.0, ``X[0,3]`` in 2.0."""
         tensor, index = next((t, number - o) for t, o in reversed(self.offsets.items()) if o <= number)
-        if version[0] == 1:
-            return f"{tensor}_{index}"
-        indices: list[str] = []
-        for extent in reversed(self.tensors[tensor].shape):
-            indices.append(str(index % extent))
-            index //= extent
-        return f"{tensor}[{','.join(reversed(indices))}]" if indices else tensor
+        return f"{tensor}_{index}" if version[0] == 1 else element_name(self.tensors[tensor], index)
+
+
+def element_name(tensor: TensorDecl, index: int) -> str:
+    """Element ``index`` (flat, C order) as VNN-LIB 2.0 writes it: ``X[0,3]``; a scalar has no brackets."""
+    indices: list[str] = []
+    for extent in reversed(tensor.shape):
+        indices.append(str(index % extent))
+        index //= extent
+    return f"{tensor.name}[{','.join(reversed(indices))}]" if indices else tensor.name
 
 
 def number_variables(query: Query) -> Numbering:

@@ -27,10 +27,12 @@ def read_query(path: Path) -> Query:
             the file, the line, what is wrong and what to do.
         UnsupportedError: well formed, but outside what bitcrown can read.
     """
-    found = path if path.exists() else path.with_name(path.name + ".gz")
-    if not found.exists():
-        raise PropertyError(f"{path}: no such file, nor {found.name}; check the path of the property.")
+    found = path
     try:
+        if not path.exists() and path.name:
+            found = path.with_name(path.name + ".gz")
+        if not found.exists():
+            raise PropertyError(f"{path}: no such file, nor {found.name}; check the path of the property.")
         data = _read_bytes(found)
     except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
         raise PropertyError(f"{found}: damaged gzip data ({problem}); fetch the file again.") from problem

@@ -91,8 +91,9 @@ def read_forms(source: Source) -> Iterator[Form]:
                 outer.append(current)
             current = opened
             words += 1
-            if len(outer) >= MAX_DEPTH or words > MAX_WORDS_PER_FORM:
-                raise _too_much(source, opened.offset, len(outer))
+            if len(outer) >= MAX_DEPTH:
+                what = f"parentheses are nested more than {MAX_DEPTH} deep"
+                raise source.error(opened.offset, what, "flatten the formula")
         elif kind == _CLOSE:
             if current is None:
                 raise source.error(match.start(_CLOSE), "a ')' closes nothing", "remove it or add the missing '('")
@@ -107,14 +108,11 @@ def read_forms(source: Source) -> Iterator[Form]:
             current.append(match.group(kind))
         elif kind is not None:
             raise _stray(source, match)
+        if words > MAX_WORDS_PER_FORM:
+            what = f"one form has more than {MAX_WORDS_PER_FORM} words"
+            raise source.error(match.start(), what, "split it into several asserts")
     if current is not None:
         raise source.error(current.offset, "a '(' is never closed", "add the missing ')' (is the file complete?)")
-
-
-def _too_much(source: Source, offset: int, depth: int) -> PropertyError:
-    if depth >= MAX_DEPTH:
-        return source.error(offset, f"parentheses are nested more than {MAX_DEPTH} deep", "flatten the formula")
-    return source.error(offset, f"one form has more than {MAX_WORDS_PER_FORM} words", "split it into several asserts")
 
 
 def _stray(source: Source, match: re.Match[str]) -> PropertyError:

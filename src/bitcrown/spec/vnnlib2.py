@@ -165,7 +165,7 @@ class _Declarations:
         if dtype in _NO_ARITHMETIC:
             raise UnsupportedError(f"{self.source.name}: {name} has the type {dtype}, on which no bound exists.")
         if dtype not in _DTYPES:
-            raise self.source.error(form.offset, f"{shown(word)!r} is no element type", "use real, float32 ...")
+            raise self.source.error(form.offset, f"{shown(word.strip())!r} is no element type", "use real or float32")
         onnx_name = form[3] if is_hidden else ""
         if not isinstance(onnx_name, str) or (is_hidden and not onnx_name.startswith('"')):
             raise self.source.error(form.offset, f"hidden tensor {name} has no ONNX name", f"write {usage}")
