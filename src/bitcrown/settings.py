@@ -41,7 +41,7 @@ class Option:
             raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}") from error
         if self.choices and parsed not in self.choices:
             raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
-        if not self.choices and not self.low <= parsed <= self.high:
+        if not isinstance(parsed, str) and not self.low <= parsed <= self.high:
             raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
         return parsed
 
@@ -108,9 +108,10 @@ class Settings:
 def usable_cores() -> int:
     """Cores in this process's affinity mask, or fewer where a control group grants less processor time."""
     cores = len(os.sched_getaffinity(0))
-    words = _first_line("/sys/fs/cgroup/cpu.max").split()
-    if len(words) == 2 and words[0].isdigit() and int(words[1]):
-        cores = min(cores, max(1, -(-int(words[0]) // int(words[1]))))
+    for folder in _control_groups():
+        words = _first_line(f"{folder}/cpu.max").split()
+        if len(words) == 2 and words[0].isdigit() and int(words[1]):
+            cores = min(cores, max(1, -(-int(words[0]) // int(words[1]))))
     return cores
 
 
@@ -123,14 +124,27 @@ def measured_limit() -> int:
             total = int(rest.split()[0]) << 10
         elif name == "MemAvailable":
             available = int(rest.split()[0]) << 10
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        word = _first_line(path)
-        if word.isdigit():
-            total = min(total, int(word))
+    for folder in _control_groups():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            word = _first_line(f"{folder}/{name}")
+            if word.isdigit():
+                total = min(total, int(word))
     total = total if total < 1 << 62 else 4 * GIB
     limit = min(total, available)
     reserve = min(limit // 4, max(GIB, total // 25))
     return limit - reserve
+
+
+def _control_groups() -> list[str]:
+    """Folders of the control groups this process is in, and of their parents: version 2 and version 1's memory."""
+    folders = []
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers in ("", "memory"):
+            root = "/sys/fs/cgroup" + (f"/{controllers}" if controllers else "")
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            folders += ["/".join([root, *parts[:depth]]) for depth in range(len(parts) + 1)]
+    return folders
 
 
 def _lines(path: str) -> list[str]:
