@@ -164,10 +164,36 @@ def normalised(formula: tuple[Formula, ...]) -> Problem:
     return problem_from_query(Query((1, 0), (FLAT,), And(BOUNDED + formula)), {"N": Path("net.onnx")})
 
 
+# Simple atoms in ors, conjoined: the shape in which a lost alternative or a lost or shows at most points.
+atoms = st.builds(
+    lambda op, var, value, turned: Compare(op, *((Const(value), var) if turned else (var, Const(value)))),
+    st.sampled_from(["<=", "<", "=="]),
+    st.sampled_from(XS + YS),
+    grid,
+    st.booleans(),
+)
+choices = st.builds(
+    lambda args: Or(tuple(args)),
+    st.lists(
+        st.one_of(
+            atoms,
+            st.builds(lambda first, a, b: And((first, Or((a, b)))), atoms, atoms, atoms),
+            st.builds(lambda a, b: And((a, b)), atoms, linear_inputs),
+        ),
+        min_size=2,
+        max_size=3,
+    ),
+)
+trees = st.one_of(
+    st.lists(st.one_of(formulas(terms(st.sampled_from(XS + YS), grid)), linear_inputs), min_size=1, max_size=3),
+    st.lists(choices, min_size=1, max_size=3),
+)
+
+
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.lists(st.one_of(formulas(terms(st.sampled_from(XS + YS), grid)), linear_inputs), min_size=1, max_size=3),
-    st.lists(st.tuples(grid, grid, grid, grid, grid), min_size=5, max_size=15),
+    trees,
+    st.lists(st.tuples(grid, grid, grid, grid, grid), min_size=8, max_size=20),
 )
 def test_the_cases_hold_exactly_where_the_tree_holds(tree: list[Formula], points: list[tuple[Fraction, ...]]) -> None:
     problem = normalised(tuple(tree))
@@ -180,7 +206,7 @@ def test_the_cases_hold_exactly_where_the_tree_holds(tree: list[Formula], points
 
 
 @NO_DEADLINE
-@given(st.lists(formulas(terms(st.sampled_from(XS + YS), grid)), min_size=1, max_size=3))
+@given(trees)
 def test_no_case_is_empty_and_shared_boxes_share_objects(tree: list[Formula]) -> None:
     problem = normalised(tuple(tree))
     seen: dict[tuple[Fraction, ...], int] = {}

@@ -45,6 +45,7 @@ class Source:
     text: str
 
     def line(self, offset: int) -> int:
+        """The line number of a place in the text, from 1 on."""
         return self.text.count("\n", 0, offset) + 1
 
     def error(self, offset: int, what: str, remedy: str) -> PropertyError:

@@ -100,6 +100,7 @@ class _Declarations:
         return Var(tensor.name, flat)
 
     def network(self, form: Form) -> None:
+        """Add one ``declare-network``; ``PropertyError`` if it is not well formed."""
         name = self._new_name(form, form[1] if len(form) > 1 else "")
         inputs: list[TensorDecl] = []
         hidden: list[TensorDecl] = []

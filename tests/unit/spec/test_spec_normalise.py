@@ -173,6 +173,11 @@ def test_ties_can_empty_a_box() -> None:
     assert result.notes == ("the box of case 1 is empty: X_0 >= 0.5 and X_0 <= 0.2",)
 
 
+def test_a_tie_inside_an_or_bounds_only_its_case() -> None:
+    text = "(assert (<= X_0 0.2)) (assert (or (and (= X_0 X_1) (<= Y_0 1)) (<= Y_0 0)))"
+    assert limits(text) == [(["0", "0"], ["1/5", "1/5"]), (["0", "0"], ["1/5", "1"])]
+
+
 def test_contradicting_constraints_drop_their_case() -> None:
     result = problem("(assert (or (and (<= Y_0 1) (>= Y_0 2)) (and (<= Y_0 1) (> Y_0 1)) (and (<= Y_0 1) (>= Y_0 1))))")
     assert len(result.cases) == 1
