@@ -51,8 +51,9 @@ def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tenso
     upper = torch.fmin(a[1], b[1])
     crossed = lower > upper
     if crossed.any():
-        lower, upper = torch.where(crossed, torch.fmin(a[0], b[0]), lower), torch.where(
-            crossed, torch.fmax(a[1], b[1]), upper
+        lower, upper = (
+            torch.where(crossed, torch.fmin(a[0], b[0]), lower),
+            torch.where(crossed, torch.fmax(a[1], b[1]), upper),
         )
     return lower, upper
 
@@ -75,9 +76,7 @@ def interval_bounds(
     return result
 
 
-def node_scale(
-    network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]
-) -> Tensor:
+def node_scale(network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]) -> Tensor:
     """``[1, *shape]``: what ``rounding`` multiplies by gamma at this node; valid on every smaller box.
 
     For an affine node that is ``|W| m + |b|`` with ``m`` the largest absolute inputs, otherwise the largest absolute

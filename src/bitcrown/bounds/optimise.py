@@ -10,13 +10,13 @@ Legend: ``B`` domains, ``S`` rows per domain, ``N`` parameters: one flat axis ov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.crown import Backward, minimum, output_seeds, relaxation_of
+from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.model.execute import Network
@@ -42,6 +42,7 @@ class Layout:
                 self.neuron_at[node.inputs[0]] = slice(neuron_end, neuron_end + node.size)
                 neuron_end += node.size
         self.n_alphas, self.n_neurons = alpha_end, neuron_end
+        self.operands = {name for node in self.nodes for name in node.inputs}
 
     def alpha_of(self, node: Node, alpha: Tensor) -> Tensor | None:
         """Part of ``alpha [B, S, N]`` for one node as ``[alphas, B, S, *]``."""
@@ -73,20 +74,40 @@ class Layout:
         for name, where in self.neuron_at.items():
             low, up = bounds[name]
             sign = split[:, where].reshape(-1, *low.shape[1:])
-            zero = low.new_zeros(())
             result[name] = (
                 torch.where(sign > 0, low.clamp(min=0), low),
                 torch.where(sign < 0, up.clamp(max=0), up),
             )
-            del zero
+        return result
+
+    def gathered(self, bounds: Bounds, index: Tensor) -> Bounds:
+        """Bounds of the domains ``index [B]``; those that all domains share stay as they are."""
+        return {
+            name: pair if pair[0].shape[0] == 1 else (pair[0][index], pair[1][index])
+            for name, pair in bounds.items()
+            if name in self.operands
+        }
+
+    def flat_bounds(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
+        """Bounds of all ReLU operands on the flat axis: two ``[B, N]``."""
+        rows = max([bounds[name][0].shape[0] for name in self.neuron_at], default=1)
+        low = [bounds[name][0].flatten(1).expand(rows, -1) for name in self.neuron_at]
+        up = [bounds[name][1].flatten(1).expand(rows, -1) for name in self.neuron_at]
+        return torch.cat(low, dim=1), torch.cat(up, dim=1)
+
+    def with_flat_bounds(self, bounds: Bounds, low: Tensor, up: Tensor) -> Bounds:
+        """``bounds`` with those of the ReLU operands replaced by ``low``/``up [B, N]``."""
+        result = dict(bounds)
+        for name, where in self.neuron_at.items():
+            shape = bounds[name][0].shape[1:]
+            result[name] = (low[:, where].reshape(-1, *shape), up[:, where].reshape(-1, *shape))
         return result
 
     def signed_betas(self, bounds: Bounds, beta: Tensor, split: Tensor) -> dict[str, Tensor]:
         """``beta * s`` per ReLU operand as ``[B, 1, *]``."""
         signed = beta * split
         return {
-            name: signed[:, where].reshape(-1, 1, *bounds[name][0].shape[1:])
-            for name, where in self.neuron_at.items()
+            name: signed[:, where].reshape(-1, 1, *bounds[name][0].shape[1:]) for name, where in self.neuron_at.items()
         }
 
 
@@ -109,16 +130,39 @@ class Rows:
         return Rows(self.C[index], d, self.rhs[index], self.x_lower[index], self.x_upper[index])
 
 
+def row_lines(network: Network, rows: Rows, backward: Backward) -> Lines:
+    """Linear lower bounds of ``C y + D x``."""
+    lines = backward.run(output_seeds(network, rows.C))
+    return lines if rows.D is None else lines._replace(coefficient=lines.coefficient + rows.D)
+
+
 def bound_rows(network: Network, rows: Rows, backward: Backward, gamma: float) -> Tensor:
     """Lower bounds of ``C y + D x - rhs``: ``[B, S]``."""
-    lines = backward.run(output_seeds(network, rows.C))
-    if rows.D is not None:
-        lines = lines._replace(coefficient=lines.coefficient + rows.D)
+    return bound_lines(row_lines(network, rows, backward), rows, gamma)
+
+
+def bound_lines(lines: Lines, rows: Rows, gamma: float) -> Tensor:
+    """Least values of row lines over the boxes, minus ``rhs``: ``[B, S]``."""
     value = minimum(lines, rows.x_lower, rows.x_upper, gamma)
     if gamma:
         slack = gamma * (value.abs() + rows.rhs.abs())
         return value - rows.rhs - torch.where(torch.isfinite(slack), slack, torch.zeros_like(slack))
     return value - rows.rhs
+
+
+def base_relaxations(layout: Layout, bounds: Bounds) -> dict[str, Relaxation]:
+    """Relaxations that do not depend on alpha, and for ReLU the part of them that does not."""
+    return {
+        node.name: relaxation_of(node, bounds)
+        for node in layout.nodes
+        if node.op == "Relu" or nonlinear_row(node.op).alphas == 0
+    }
+
+
+def _with_lower_slope(base: Relaxation, alpha: Tensor) -> Relaxation:
+    """ReLU with lower slope ``alpha`` where it is unstable (where its upper line has an intercept)."""
+    slope = torch.where(base.upper_intercept > 0, alpha, base.lower_slopes[0])
+    return base._replace(lower_slopes=(slope,))
 
 
 class Parameters:
@@ -133,12 +177,24 @@ class Parameters:
         bounds: Bounds,
         scales: Mapping[str, Tensor] | None = None,
         record: dict[str, Tensor] | None = None,
+        base: Mapping[str, Relaxation] | None = None,
     ) -> Backward:
-        """A backward pass with these parameters; ``bounds`` already have the splits imposed."""
+        """A backward pass with these parameters; ``bounds`` already have the splits imposed.
+
+        ``base`` are ``base_relaxations`` of the same bounds, to be given where many passes share them.
+        """
         alpha = self.alpha.to(network.dtype)
-        relaxations: dict[str, Relaxation] = {
-            node.name: relaxation_of(node, bounds, self.layout.alpha_of(node, alpha)) for node in self.layout.nodes
-        }
+        if base is None:
+            base = base_relaxations(self.layout, bounds)
+        relaxations: dict[str, Relaxation] = {}
+        for node in self.layout.nodes:
+            part = self.layout.alpha_of(node, alpha)
+            if part is None:
+                relaxations[node.name] = base[node.name]
+            elif node.op == "Relu":
+                relaxations[node.name] = _with_lower_slope(base[node.name], part[0])
+            else:
+                relaxations[node.name] = relaxation_of(node, bounds, part)
         betas = None
         if self.beta is not None and self.split is not None:
             betas = self.layout.signed_betas(bounds, self.beta.to(network.dtype), self.split.to(network.dtype))
@@ -158,6 +214,31 @@ def proved_minimum(
         split = parameters.layout.split_bounds(bounds, parameters.split)
         backward = parameters.backward(network, split, scales, record)
         return bound_rows(network, rows.to(network.dtype), backward, backward.gamma)
+
+
+class Adam:
+    """Kingma and Ba (2015), ascending. Own code because ``torch.optim`` costs a second of imports at first use."""
+
+    def __init__(
+        self, groups: list[tuple[Tensor, float]], decay: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
+        self.groups, self.decay, self.betas, self.steps = groups, decay, betas, 0
+        self.moments = [(torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor, _ in groups]
+
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """One step up along ``gradients``; entries without gradient or with NaN stay where they are."""
+        self.steps += 1
+        first, second = self.betas
+        correction = (1 - second**self.steps) ** 0.5 / (1 - first**self.steps)
+        with torch.no_grad():
+            for (tensor, rate), (mean, square), gradient in zip(self.groups, self.moments, gradients, strict=True):
+                if gradient is None:
+                    continue
+                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+                mean.lerp_(gradient, 1 - first)
+                square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                step = rate * correction * self.decay ** (self.steps - 1)
+                tensor.addcdiv_(mean, square.sqrt().add_(1e-12), value=step)
 
 
 @dataclass(frozen=True)
@@ -183,28 +264,26 @@ def ascend(
         bounds = {name: (low.to(network.dtype), up.to(network.dtype)) for name, (low, up) in bounds.items()}
         bounds = parameters.layout.split_bounds(bounds, parameters.split)
     alpha = parameters.alpha.to(network.dtype).detach().clone().requires_grad_(True)
-    groups = [{"params": [alpha], "lr": ascent.rate_alpha}] if alpha.numel() else []
+    groups = [(alpha, ascent.rate_alpha)] if alpha.numel() else []
     beta = parameters.beta
     if beta is not None:
         beta = beta.to(network.dtype).detach().clone().requires_grad_(True)
-        groups.append({"params": [beta], "lr": ascent.rate_beta})
+        groups.append((beta, ascent.rate_beta))
     current = Parameters(parameters.layout, alpha, beta, parameters.split)
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99)) if groups else None
+    base = base_relaxations(parameters.layout, bounds)
+    optimiser = Adam(groups, ascent.decay)
     value = rows.rhs
     for iteration in range(ascent.iterations):
-        value = bound_rows(network, rows, current.backward(network, bounds), 0.0)
+        value = bound_rows(network, rows, current.backward(network, bounds, base=base), 0.0)
         finite = torch.isfinite(value)
         open_ = (value.amax(dim=1, keepdim=True) <= target) & finite
-        if optimiser is None or iteration + 1 == ascent.iterations or not open_.any():
+        if not groups or iteration + 1 == ascent.iterations or not open_.any():
             break
-        optimiser.zero_grad(set_to_none=True)
-        torch.where(open_, -value, torch.zeros_like(value)).sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        total = torch.where(open_, value, torch.zeros_like(value)).sum()
+        optimiser.step(torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True))
         with torch.no_grad():
             alpha.nan_to_num_(0.5).clamp_(0.0, 1.0)
             if beta is not None:
                 beta.nan_to_num_(0.0).clamp_(min=0.0)
-        for group in optimiser.param_groups:
-            group["lr"] *= ascent.decay
     detached = Parameters(parameters.layout, alpha.detach(), None if beta is None else beta.detach(), parameters.split)
     return detached, value.detach()

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.registry import Op, Params, op_row
+from bitcrown.model.registry import Op, op_row
+
+
+Params = dict[str, Tensor]
 
 
 class Network:

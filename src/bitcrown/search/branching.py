@@ -3,7 +3,7 @@
 De Palma et al., "Improved Branch and Bound for Neural Network Verification via Lagrangian Decomposition" (2021).
 A cheap score filters the neurons: an unstable ReLU loses at most ``|a| * (-l u) / (u - l)`` where ``a`` is the
 coefficient with which the backward pass reached it. The few best are then judged by really bounding both children with
-the parent's parameters; the neuron whose *worse* child improves most wins.
+the parent's parameters; the neuron with the best product of gains wins.
 
 Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``K`` candidates.
 """
@@ -42,10 +42,14 @@ def best_candidates(scores: Tensor, count: int) -> Tensor:
     return torch.where(value > 0, index, torch.full_like(index, -1))
 
 
-def choose(candidates: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
-    """``[B]``: the candidate whose children's bounds ``[B, K]`` are best (worse child first, then the better one)."""
-    worse, better = torch.minimum(negative, positive), torch.maximum(negative, positive)
-    ceiling = better.clamp(max=0.0)
-    quality = worse.clamp(max=0.0) + 0.1 * ceiling
-    quality = torch.where(candidates >= 0, quality.nan_to_num(-1e30), torch.full_like(quality, -torch.inf))
+def choose(candidates: Tensor, parent: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
+    """``[B]``: the candidate with the best product of its children's gains over ``parent [B]``.
+
+    ``negative``/``positive [B, K]`` are the children's bounds. Gains beyond zero count no more: the child is then
+    excluded. The product rule is the one of mixed-integer programming (Achterberg, 2007): it wants both children good.
+    """
+    base = parent.unsqueeze(1).to(negative.dtype).clamp(max=0.0)
+    floor = 1e-3 * base.abs() + 1e-9
+    gains = [torch.maximum(value.nan_to_num(-1e30).clamp(max=0.0) - base, floor) for value in (negative, positive)]
+    quality = torch.where(candidates >= 0, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0]))
     return candidates.gather(1, quality.argmax(dim=1, keepdim=True)).squeeze(1)

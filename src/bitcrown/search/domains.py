@@ -14,7 +14,8 @@ from torch import Tensor
 @dataclass
 class Domains:
     """``case [B]`` which case, ``alpha [B, S, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in {-1, 0, 1},
-    ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons worth splitting (-1: none)."""
+    ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons worth splitting (-1: none),
+    ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or ``[B, 0]`` where domains keep the root's."""
 
     case: Tensor
     alpha: Tensor
@@ -22,6 +23,8 @@ class Domains:
     split: Tensor
     value: Tensor
     candidates: Tensor
+    x_lower: Tensor
+    x_upper: Tensor
 
     def __len__(self) -> int:
         return int(self.case.shape[0])

@@ -5,7 +5,8 @@ A domain is a case plus a sign for some neurons. A round takes a batch of domain
 and puts back what is not excluded. The ascent runs in ``guide`` (float32 where that pays); what it claims is then
 evaluated in ``proof`` (float64 with rounding error), and only that excludes a domain.
 
-Bounds of the layers are those of the root with the signs imposed. Legend: ``B`` domains, ``S`` rows, ``N`` neurons.
+Bounds of the layers are those of the root with the signs imposed; where inputs and neurons are few enough, each domain
+also keeps its own box and neuron bounds, sharpened by ``clip``. Legend: ``B`` domains, ``S`` rows, ``N`` neurons.
 """
 
 from __future__ import annotations
@@ -18,17 +19,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.crown import Enclosure, LayerBounder
+from bitcrown.bounds.crown import Enclosure, LayerBounder, Lines
 from bitcrown.bounds.interval import Bounds
-from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, bound_rows, proved_minimum
+from bitcrown.bounds.optimise import (
+    Ascent,
+    Layout,
+    Parameters,
+    Rows,
+    ascend,
+    bound_lines,
+    bound_rows,
+    proved_minimum,
+    row_lines,
+)
 from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
 from bitcrown.model.execute import Network
 from bitcrown.search.branching import best_candidates, choose, triangle_scores
+from bitcrown.search.clip import Clipper, Region, clipper_of
 from bitcrown.search.domains import Domains, DomainStack, concatenate
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
+CLIP_ENTRIES = 2_000_000
+"""Domains are clipped where (neurons x inputs) stays below this."""
 
 
 @dataclass
@@ -70,13 +84,32 @@ class NeuronSplit:
         self.batch = 8
         self.worst = -np.inf
         self.stack = DomainStack()
+        self.clipper: Clipper | None = None
 
     # -- rows and bounds -----------------------------------------------------------------------------------------
 
-    def rows_of(self, case: Tensor) -> Rows:
+    def case_rows(self, case: Tensor) -> Rows:
+        """Rows of cases over the root's box."""
         d = None if self.D is None else self.D[case]
         count = len(case)
         return Rows(self.C[case], d, self.rhs[case], self.x_lower.expand(count, -1), self.x_upper.expand(count, -1))
+
+    def rows_of(self, domains: Domains) -> Rows:
+        """Rows of domains over their own boxes."""
+        rows = self.case_rows(domains.case)
+        if self.clipper is not None:
+            rows.x_lower, rows.x_upper = domains.x_lower, domains.x_upper
+        return rows
+
+    def bounds_of(self, domains: Domains, dtype: torch.dtype) -> Bounds:
+        """Bounds of all nodes in these domains, signs imposed."""
+        bounds = self.bounds if dtype == self.proof.dtype else self.guide_bounds
+        bounds = self.layout.split_bounds(bounds, domains.split)
+        if self.clipper is None:
+            return bounds
+        low, up = self.layout.flat_bounds(bounds)
+        low, up = self.clipper.tighten(domains.case, domains.x_lower, domains.x_upper, low.double(), up.double())
+        return self.layout.with_flat_bounds(bounds, low.to(dtype), up.to(dtype))
 
     def root(self, enclosure: Enclosure | None = None) -> Tensor:
         """Bound all cases without splits; returns the indices (into ``cases``) still open. Layers are bounded once."""
@@ -88,6 +121,11 @@ class NeuronSplit:
         self.guide_bounds: Bounds = {
             name: (low.to(self.guide.dtype), up.to(self.guide.dtype)) for name, (low, up) in self.bounds.items()
         }
+        n_inputs = self.proof.graph.n_inputs
+        if self.layout.n_neurons * n_inputs <= CLIP_ENTRIES:
+            with torch.no_grad():
+                rows_ = (self.C, self.D, self.rhs)
+                self.clipper = clipper_of(self.proof, self.layout, enclosure, rows_, self.budget.memory // 4)
         self.start_alpha = self.layout.default_alpha(self.guide_bounds)
         count = len(self.C)
         value = []
@@ -96,7 +134,8 @@ class NeuronSplit:
             case = torch.arange(begin, min(count, begin + step), device=self.proof.device)
             alpha = self.start_alpha[:, None, :].expand(1, 1, -1)
             parameters = Parameters(self.layout, alpha, None, None)
-            value.append(proved_minimum(self.proof, self.rows_of(case), self.bounds, enclosure.scales, parameters))
+            rows = self.case_rows(case)
+            value.append(proved_minimum(self.proof, rows, self.bounds, enclosure.scales, parameters))
         self.root_value = torch.cat(value).amax(dim=1)
         return (self.root_value <= 0).nonzero().flatten()
 
@@ -121,45 +160,75 @@ class NeuronSplit:
                 torch.zeros(shape, dtype=torch.int8, device=self.guide.device),
                 self.root_value[part].to(self.guide.dtype),
                 torch.full((count, CANDIDATES), -1, device=self.guide.device),
+                self.x_lower.expand(count, -1) if self.clipper else self.x_lower[:, :0].expand(count, 0),
+                self.x_upper.expand(count, -1) if self.clipper else self.x_upper[:, :0].expand(count, 0),
             )
             parts.append(self.improve(fresh, Ascent(iterations, rate_alpha=0.25, rate_beta=0.05)))
         return concatenate(parts)
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
         """Ascend, prove what can be proved, and prepare the rest for branching. Returns the open domains."""
-        rows = self.rows_of(domains.case)
+        domains = self.clip(domains)
+        if not len(domains):
+            return domains
+        rows = self.rows_of(domains)
         parameters = Parameters(self.layout, domains.alpha, domains.beta, domains.split)
-        parameters, guess = ascend(self.guide, rows, self.guide_bounds, parameters, ascent)
+        bounds = self.bounds_of(domains, self.guide.dtype)
+        parameters, guess = ascend(self.guide, rows, bounds, parameters, ascent)
         domains.alpha = parameters.alpha
         domains.beta = domains.beta if parameters.beta is None else parameters.beta
-        hopeful = (guess.amax(dim=1) > 0).nonzero().flatten()
-        proved = torch.zeros(len(domains), dtype=torch.bool, device=domains.case.device)
-        if len(hopeful):
-            proved[hopeful] = self.prove(domains.select(hopeful)) > 0
         domains.value = torch.maximum(domains.value, guess.amax(dim=1).to(domains.value.dtype))
-        return self.prepare(domains.select((~proved).nonzero().flatten()))
+        return self.assess(domains, rows, bounds)
+
+    def clip(self, domains: Domains) -> Domains:
+        """Propagate in each domain; empty ones are excluded."""
+        if self.clipper is None:
+            return domains
+        with torch.no_grad():
+            low, up = self.layout.flat_bounds(self.layout.split_bounds(self.bounds, domains.split))
+            region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, 3)
+            domains.x_lower, domains.x_upper = region.x_lower, region.x_upper
+            return domains.select(region.feasible.nonzero().flatten())
 
     def prove(self, domains: Domains) -> Tensor:
         """Rigorous bounds ``[B]`` with the domains' parameters."""
         parameters = Parameters(self.layout, domains.alpha, domains.beta, domains.split)
-        rows = self.rows_of(domains.case)
-        return proved_minimum(self.proof, rows, self.bounds, self.enclosure.scales, parameters).amax(dim=1)
+        bounds = self.bounds_of(domains, self.proof.dtype)
+        rows = self.rows_of(domains)
+        return proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters).amax(dim=1)
 
-    def prepare(self, domains: Domains) -> Domains:
-        """Branching candidates of open domains, and a look at the minimisers of their bounds."""
-        if not len(domains):
-            return domains
+    def assess(self, domains: Domains, rows: Rows, bounds: Bounds) -> Domains:
+        """Exclude what the parameters prove; branching candidates and a smaller box for the rest."""
         record: dict[str, Tensor] = {}
+        is_proof = self.guide.dtype == self.proof.dtype
         with torch.no_grad():
             parameters = Parameters(self.layout, domains.alpha, domains.beta, domains.split)
-            bounds = self.layout.split_bounds(self.guide_bounds, domains.split)
-            backward = parameters.backward(self.guide, bounds, record=record)
-            rows = self.rows_of(domains.case).to(self.guide.dtype)
+            scales = self.enclosure.scales if is_proof else None
+            backward = parameters.backward(self.guide, bounds, scales, record)
+            rows = rows.to(self.guide.dtype)
+            lines = row_lines(self.guide, rows, backward)
+            value = bound_lines(lines, rows, backward.gamma if is_proof else 0.0)
+            best = value.amax(dim=1)
+            proved = best > 0
+            if not is_proof and proved.any():
+                hopeful = proved.nonzero().flatten()
+                proved[hopeful] = self.prove(domains.select(hopeful)) > 0
             weights = torch.isfinite(rows.rhs).to(self.guide.dtype)
-            bound_rows(self.guide, rows, backward, 0.0)
             scores = triangle_scores(self.layout, bounds, record, domains.split, weights)
             domains.candidates = best_candidates(scores, CANDIDATES)
-        return domains
+            domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
+            if is_proof and self.clipper is not None:
+                proved |= ~self.cut(domains, lines, value)
+            return domains.select((~proved).nonzero().flatten())
+
+    def cut(self, domains: Domains, lines: Lines, value: Tensor) -> Tensor:
+        """Shrink the domains' boxes by their rows; ``[B]`` says which stay feasible."""
+        assert self.clipper is not None
+        yes = torch.ones(len(domains), dtype=torch.bool, device=value.device)
+        region = Region(domains.x_lower, domains.x_upper, value, value, yes)
+        region = self.clipper.cut_rows(region, lines.coefficient, value)
+        domains.x_lower, domains.x_upper = region.x_lower, region.x_upper
+        return region.feasible
 
     # -- search --------------------------------------------------------------------------------------------------
 
@@ -229,24 +298,26 @@ class NeuronSplit:
             return first
         count, width = batch.candidates.shape
         value = []
+        whole = self.bounds_of(batch, self.guide.dtype)
         for sign in (-1, 1):
             index = torch.arange(count, device=first.device).repeat_interleave(width)
             trial = batch.select(index)
             neuron = batch.candidates.flatten().clamp(min=0)
             trial.split = trial.split.scatter(1, neuron.unsqueeze(1), sign)
-            value.append(self._quick_bound(trial).reshape(count, width))
-        return choose(batch.candidates, value[0], value[1])
+            value.append(self._quick_bound(trial, whole, width).reshape(count, width))
+        return choose(batch.candidates, batch.value, value[0], value[1])
 
-    def _quick_bound(self, domains: Domains) -> Tensor:
-        """Bounds ``[B]`` in the guide network with the parameters as they are."""
+    def _quick_bound(self, domains: Domains, whole: Bounds, width: int) -> Tensor:
+        """Bounds ``[B K]`` of trial splits with the parameters as they are; ``whole`` bounds the ``B`` parents."""
         parts = []
         step = self.fitting(len(domains), self.guide)
         with torch.no_grad():
             for begin in range(0, len(domains), step):
                 part = domains.select(torch.arange(begin, min(len(domains), begin + step), device=domains.case.device))
                 parameters = Parameters(self.layout, part.alpha, part.beta, part.split)
-                bounds = self.layout.split_bounds(self.guide_bounds, part.split)
-                rows = self.rows_of(part.case).to(self.guide.dtype)
+                parent = torch.arange(begin, begin + len(part), device=part.case.device) // width
+                bounds = self.layout.split_bounds(self.layout.gathered(whole, parent), part.split)
+                rows = self.rows_of(part).to(self.guide.dtype)
                 value = bound_rows(self.guide, rows, parameters.backward(self.guide, bounds), 0.0)
                 parts.append(value.amax(dim=1))
         return torch.cat(parts)

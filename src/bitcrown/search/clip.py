@@ -1,0 +1,219 @@
+"""Propagation between input box, neuron bounds and rows inside one domain: cheap deductions before any bounding.
+
+At the root every unstable ReLU operand ``a_j`` got two lines valid on the whole box, ``L_j x + l_j <= a_j <= U_j x +
+u_j``. They stay valid on every smaller box, so a domain that imposes ``a_j <= h`` must satisfy ``L_j x + l_j <= h``:
+that shrinks its box, and the smaller box in turn tightens every neuron through the same lines (Clip-and-Verify, 2025,
+"relaxed" form). The last layer works backward, too: from ``sum_j c_j z_j + d <= rhs`` follows
+``z_j <= zlow_j + (rhs - least value) / c_j`` for ``c_j > 0``, which is unit propagation where a network encodes clauses.
+
+All in float64; each deduction is widened by more than its rounding error. Legend: ``B`` domains, ``S`` rows, ``N``
+neurons, ``n`` inputs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.crown import Backward, Enclosure, LayerBounder, output_seeds, undecided
+from bitcrown.bounds.optimise import Layout
+from bitcrown.model.execute import Network
+
+PAD = 1e-11
+TINY = 1e-150
+
+
+class Region(NamedTuple):
+    """``x_lower``/``x_upper [B, n]``, ``low``/``up [B, N]`` and ``feasible [B]``: False proves a domain empty."""
+
+    x_lower: Tensor
+    x_upper: Tensor
+    low: Tensor
+    up: Tensor
+    feasible: Tensor
+
+
+class NeuronLines:
+    """Root lines of the neurons ``index [K]`` (unstable ones): ``L``, ``U`` ``[K, n]``, ``l``, ``u`` ``[K]``."""
+
+    def __init__(self, network: Network, layout: Layout, enclosure: Enclosure, memory: int) -> None:
+        low, up, index, offset = [], [], [], []
+        backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
+        bounder = LayerBounder(network, memory)
+        for node in layout.nodes:
+            if node.op != "Relu":
+                continue
+            source = node.inputs[0]
+            where = layout.neuron_at[source]
+            flat = undecided(node, *enclosure.bounds[source])
+            if not len(flat):
+                continue
+            shape, size = network.graph.nodes[source].shape, network.graph.nodes[source].size
+            step = max(1, bounder.rows_per_pass(1) // 2)
+            for begin in range(0, len(flat), step):
+                part = flat[begin : begin + step]
+                unit = torch.zeros(len(part), size, dtype=network.dtype, device=network.device)
+                unit[torch.arange(len(part)), part] = 1
+                lines = backward.run({source: torch.cat([unit, -unit]).reshape(1, -1, *shape)})
+                reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
+                error = lines.error[0] + bounder.gamma * (lines.coefficient[0].abs() @ reach + lines.constant[0].abs())
+                constant, count = lines.constant[0] - error, len(part)
+                low.append(lines.coefficient[0, :count])
+                up.append(-lines.coefficient[0, count:])
+                offset.append(torch.stack([constant[:count], -constant[count:]]))
+                index.append(part + where.start)
+        n = network.graph.n_inputs
+        empty = torch.zeros(0, n, dtype=network.dtype, device=network.device)
+        self.L, self.U = torch.cat([empty, *low]), torch.cat([empty, *up])
+        both = torch.cat([empty.new_zeros(2, 0), *offset], dim=1)
+        self.l, self.u = both[0], both[1]
+        self.index = torch.cat([torch.zeros(0, dtype=torch.int64, device=network.device), *index])
+
+
+def enclosure_inputs(network: Network, enclosure: Enclosure) -> tuple[Tensor, Tensor]:
+    """Largest absolute value of each flat input at its two ends: two ``[n]``."""
+    low = torch.cat([enclosure.bounds[name][0].reshape(-1) for name in network.graph.inputs])
+    up = torch.cat([enclosure.bounds[name][1].reshape(-1) for name in network.graph.inputs])
+    return low.abs(), up.abs()
+
+
+def _extreme(a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
+    """Least value ``[B, K]`` of ``a [K, n]`` over the boxes, rounded down."""
+    least = x_lower @ a.clamp(min=0).T + x_upper @ a.clamp(max=0).T
+    size = torch.maximum(x_lower.abs(), x_upper.abs()) @ a.abs().T
+    return least - PAD * size
+
+
+def halfspaces(
+    x_lower: Tensor, x_upper: Tensor, inverse: Tensor, bound: Tensor, least: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Shrink boxes by ``a x <= bound`` for all rows: ``inverse [2, B, K, n]`` of ``a``; ``bound``, ``least [B, K]``.
+
+    From ``a_i x_i <= bound - (least - min_i)``: ``x_i <= xlow_i + (bound - least) / a_i`` where ``a_i > 0``.
+    """
+    room = (bound - least).clamp(min=0) * (1 + PAD) + TINY
+    room = room.nan_to_num(torch.inf, torch.inf).unsqueeze(2)
+    pad = PAD * torch.maximum(x_lower.abs(), x_upper.abs())
+    down, lift = (room * inverse[0]).amin(dim=1), (room * inverse[1]).amin(dim=1)
+    return torch.maximum(x_lower, x_upper - lift - pad), torch.minimum(x_upper, x_lower + down + pad)
+
+
+def inverses(a: Tensor) -> Tensor:
+    """What ``halfspaces`` multiplies room by: for the upper and for the lower ends, stacked in front."""
+    return torch.stack([_inverse(a), _inverse(-a)])
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """``1 / a`` where ``a`` is positive, otherwise (and where that overflows) a huge number that limits nothing."""
+    return torch.where(a > TINY, 1 / a.clamp(min=TINY), torch.full_like(a, 1 / TINY)) * (1 + PAD)
+
+
+class Clipper:
+    """Propagation for one problem. ``last [P, S, N]`` are the rows' coefficients on ReLU outputs where the rows are
+    affine in the last ReLU layer and nothing else (else None); ``rest [P, S]`` their constants, ``rhs [P, S]``."""
+
+    def __init__(self, lines: NeuronLines, last: Tensor | None, rest: Tensor | None, rhs: Tensor) -> None:
+        self.lines, self.last, self.rest, self.rhs = lines, last, rest, rhs
+        self.inverse_L, self.inverse_U = inverses(lines.L), inverses(-lines.U)
+        self.slack = PAD * (1 + lines.l.abs() + lines.u.abs())
+
+    def tighten(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """Neuron bounds ``[B, N]`` implied by the box and the rows, intersected with ``low``/``up``."""
+        lines = self.lines
+        if self.last is not None:
+            up = self._from_rows(case, low, up)
+        least = _extreme(lines.L, x_lower, x_upper) + lines.l - self.slack
+        most = lines.u - _extreme(-lines.U, x_lower, x_upper) + self.slack
+        new_low = low.index_copy(1, lines.index, torch.maximum(low[:, lines.index], least))
+        new_up = up.expand(len(case), -1).index_copy(1, lines.index, torch.minimum(up[:, lines.index], most))
+        return new_low, new_up
+
+    def run(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor, rounds: int) -> Region:
+        """Propagate in domains of ``case [B]`` with imposed neuron bounds ``low``/``up [B, N]``."""
+        lines = self.lines
+        feasible = torch.ones(len(case), dtype=torch.bool, device=case.device)
+        for _ in range(rounds):
+            low, up = self.tighten(case, x_lower, x_upper, low, up)
+            feasible &= (low <= up).all(dim=1)
+            low, up = torch.minimum(low, up), torch.maximum(low, up)
+            k_low, k_up = low[:, lines.index], up[:, lines.index]
+            x_lower, x_upper = self._cut(x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack)
+            x_lower, x_upper = self._cut(x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack)
+            feasible &= (x_lower <= x_upper).all(dim=1)
+            x_lower, x_upper = torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper)
+        return Region(x_lower, x_upper, low, up, feasible)
+
+    def _cut(
+        self, x_lower: Tensor, x_upper: Tensor, a: Tensor, inverse: Tensor, bound: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Shrink boxes by the rows ``a x <= bound`` that cut the box at all."""
+        least, most = _extreme(a, x_lower, x_upper), -_extreme(-a, x_lower, x_upper)
+        cuts = bound < most
+        count = int(cuts.sum(dim=1).max()) if cuts.numel() else 0
+        if count == 0:
+            return x_lower, x_upper
+        index = cuts.to(torch.int8).topk(count, dim=1).indices
+        return halfspaces(x_lower, x_upper, inverse[:, index], bound.gather(1, index), least.gather(1, index))
+
+    def cut_rows(self, region: Region, a: Tensor, value: Tensor) -> Region:
+        """Shrink boxes by row lines ``a [B, S, n]`` whose least value minus ``rhs`` is ``value [B, S]``."""
+        zero = torch.zeros_like(value)
+        x_lower, x_upper = halfspaces(
+            region.x_lower, region.x_upper, inverses(a), zero, value.nan_to_num(0.0, 0.0, -torch.inf)
+        )
+        feasible = region.feasible & (x_lower <= x_upper).all(dim=1)
+        return Region(torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper), region.low, region.up, feasible)
+
+    def _from_rows(self, case: Tensor, low: Tensor, up: Tensor) -> Tensor:
+        """Upper bounds of last-layer neurons implied by ``sum_j c_j z_j + rest <= rhs`` (interval reasoning)."""
+        assert self.last is not None and self.rest is not None
+        c = self.last[case]
+        z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
+        terms = torch.where(c > 0, c * z_low, c * z_up)
+        least = terms.sum(2) + self.rest[case]
+        size = (c.abs() * torch.maximum(z_low, z_up)).sum(2) + self.rest[case].abs() + self.rhs[case].abs()
+        room = (self.rhs[case] - least).clamp(min=0) + PAD * size
+        room = torch.where(torch.isfinite(room), room, torch.full_like(room, torch.inf)).unsqueeze(2)
+        allowed = torch.where(c > 0, z_low + room / c, torch.full_like(c, torch.inf)).nan_to_num(torch.inf, torch.inf)
+        return torch.minimum(up, torch.maximum(allowed.amin(dim=1), low))
+
+
+def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | None:
+    """Rows ``[P, S, m]`` as affine functions of one ReLU layer: ``(c [P, S, size], rest [P, S], ReLU node)``.
+
+    None where the outputs also depend on something else.
+    """
+    pending = dict(output_seeds(network, rows))
+    constant = rows.new_zeros(rows.shape[:2])
+    for node in reversed(list(network.graph.nodes.values())):
+        if len(pending) == 1 and node.name in pending and node.op == "Relu":
+            return pending[node.name].flatten(2), constant, node.name
+        a = pending.pop(node.name, None)
+        if a is None:
+            continue
+        if node.name in network.graph.inputs or not network.rows[node.name].is_affine:
+            return None
+        constant = constant + a.flatten(2) @ network.offset(node).flatten()
+        parts = network.adjoint(node, a.flatten(0, 1)) if node.inputs else []
+        for source, part in zip(node.inputs, parts, strict=True):
+            part = part.reshape(*rows.shape[:2], *part.shape[1:])
+            pending[source] = pending[source] + part if source in pending else part
+    return None
+
+
+def clipper_of(
+    network: Network, layout: Layout, enclosure: Enclosure, rows: tuple[Tensor, Tensor | None, Tensor], memory: int
+) -> Clipper:
+    """The clipper of a problem with rows ``C [P, S, m]``, ``D`` or None, ``rhs [P, S]``."""
+    c, d, rhs = rows
+    lines = NeuronLines(network, layout, enclosure, memory)
+    found = last_layer(network, c) if d is None else None
+    if found is None:
+        return Clipper(lines, None, None, rhs)
+    coefficient, rest, node = found
+    where = layout.neuron_at[network.graph.nodes[node].inputs[0]]
+    full = torch.zeros(*coefficient.shape[:2], layout.n_neurons, dtype=network.dtype, device=network.device)
+    full[:, :, where] = coefficient
+    return Clipper(lines, full, rest, rhs)

@@ -1,0 +1,96 @@
+"""From a Problem to a Verdict: what is tried, in which order, for how long. Nothing here knows a benchmark's name.
+
+1. *Probes* through onnxruntime, before torch is even imported: midpoint, corners, random points.
+2. *Read* the networks, check the reading against onnxruntime, turn the cases into rows.
+3. *Root*: interval and CROWN bounds of every layer; cases that these exclude are dropped at once.
+4. *Attack*: a short projected gradient descent on the cases left.
+5. *Search*: splitting the input where few inputs vary, splitting ReLUs otherwise, with attack steps inside.
+
+Every candidate is replayed on the original file (``check``); only a finished search says ``unsat``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitcrown.attack.probes import probe
+from bitcrown.budget import Budget
+from bitcrown.check.replay import Replay
+from bitcrown.check.witness import confirm
+from bitcrown.errors import BudgetExpired, UnsupportedError
+from bitcrown.settings import Settings
+from bitcrown.spec.problem import Problem
+from bitcrown.verdict import Reason, Status, Verdict, Witness
+
+if TYPE_CHECKING:
+    from bitcrown.model.execute import Network
+    from bitcrown.search.objective import Objective
+
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+class Run:
+    """State of one decision: budget, phases (seconds), counters, and how to confirm a witness."""
+
+    def __init__(self, problem: Problem, settings: Settings, budget: Budget, report: Report | None) -> None:
+        self.problem, self.settings, self.budget = problem, settings, budget
+        self.report = report or (lambda phase, facts: None)
+        self.phases: dict[str, float] = {}
+        self.counters: dict[str, Any] = {}
+        self.replay = Replay(problem.query, problem.networks)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        self.report(name, {})
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+
+    def confirm(self, x: np.ndarray) -> Witness | None:
+        self.counters["replayed"] = self.counters.get("replayed", 0) + 1
+        return confirm(self.replay, self.problem.query, x)
+
+    def verdict(self, status: Status, decided_by: str = "", witness: Witness | None = None, **more: Any) -> Verdict:
+        return Verdict(
+            status, witness=witness, decided_by=decided_by, phases=self.phases, counters=self.counters, **more
+        )
+
+    def sat(self, witness: Witness, decided_by: str) -> Verdict:
+        return self.verdict(Status.SAT, decided_by, witness)
+
+    def unknown(self, reason: Reason, detail: str = "") -> Verdict:
+        return self.verdict(Status.UNKNOWN, reason=reason, detail=detail)
+
+    def timeout(self) -> Verdict:
+        return self.verdict(Status.TIMEOUT, reason=Reason.DEADLINE)
+
+
+def decide(problem: Problem, settings: Settings, budget: Budget, report: Report | None = None) -> Verdict:
+    """Decide ``problem``. Raises ``ModelError``/``PropertyError`` for bad input; everything else is in the Verdict."""
+    run = Run(problem, settings, budget, report)
+    if not problem.cases:
+        return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))
+    try:
+        with run.phase("probe"):
+            witness = probe(problem, run.replay, budget, settings.seed)
+        if witness is not None:
+            return run.sat(witness, "probe")
+        return _decide_with_bounds(run)
+    except BudgetExpired:
+        return run.timeout()
+    except UnsupportedError as error:
+        return run.unknown(Reason.UNSUPPORTED, str(error))
+
+
+def _decide_with_bounds(run: Run) -> Verdict:
+    with run.phase("import"):
+        from bitcrown.search import decision
+    return decision.decide(run)
