@@ -30,14 +30,16 @@ def padding(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def below(value: Tensor) -> Tensor:
-    """A lower bound of the real number that ``value`` approximates to a few ulps."""
+    """A lower bound of the real number that ``value`` approximates to a few ulps (finite where it overflowed)."""
     relative, absolute = padding(value.dtype)
+    value = value.clamp(max=torch.finfo(value.dtype).max)
     return value - (value.abs() * relative + absolute)
 
 
 def above(value: Tensor) -> Tensor:
-    """An upper bound of the real number that ``value`` approximates to a few ulps."""
+    """An upper bound of the real number that ``value`` approximates to a few ulps (finite where it overflowed)."""
     relative, absolute = padding(value.dtype)
+    value = value.clamp(min=-torch.finfo(value.dtype).max)
     return value + (value.abs() * relative + absolute)
 
 

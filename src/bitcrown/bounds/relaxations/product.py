@@ -26,9 +26,9 @@ from bitcrown.model.graph import Node
 
 def _interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     (a, c), (b, d) = lowers, uppers
-    products = torch.stack(torch.broadcast_tensors(a * c, a * d, b * c, b * d))
+    products = torch.stack([a * c, a * d, b * c, b * d])
     info = torch.finfo(a.dtype)
-    low, up = products.amin(0), products.amax(0)
+    low, up = products.amin(0).clamp(max=info.max), products.amax(0).clamp(min=-info.max)
     low, up = low - (low.abs() * info.eps + info.tiny), up + (up.abs() * info.eps + info.tiny)
     # Outward rounding must not lose a sign that the operands' signs prove.
     is_positive = ((a >= 0) & (c >= 0)) | ((b <= 0) & (d <= 0))
@@ -37,15 +37,19 @@ def _interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) ->
 
 
 def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
-    low = torch.broadcast_tensors(*lowers)[0]
-    return torch.full((2, *low.shape), 0.5, dtype=low.dtype, device=low.device)
+    return torch.full_like(lowers[0] * lowers[1], 0.5).expand(2, *[-1] * lowers[0].dim())
 
 
 def _relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
     (a, c), (b, d) = lowers, uppers
-    first, second = (alpha[0], alpha[1]) if alpha is not None else (a.new_tensor(0.5), a.new_tensor(0.5))
     relative, absolute = padding(a.dtype)
     range_low, range_up = _interval(node, lowers, uppers)
+    if alpha is None:
+        first = second = a.new_tensor(0.5)
+    else:
+        # Where the derivative (a product of two widths) could overflow, alpha is left alone: no NaN in gradients.
+        is_moderate = torch.isfinite(4 * range_up - 4 * range_low)
+        first, second = torch.where(is_moderate, alpha, alpha.detach())
 
     s, t = mix(c, d, first), mix(a, b, first)
     corner, product = torch.minimum((a - t) * (d - s), (b - t) * (c - s)), s * t

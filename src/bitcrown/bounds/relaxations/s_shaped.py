@@ -7,7 +7,7 @@ tangent's value at the midpoint grows until ``p`` reaches it.
 
 Soundness does not depend on ``t``, which comes from a table: on ``[l, min(u,0)]`` the function is convex and the slope
 ``m`` is the derivative at ``p``, or ``p = l`` and ``m`` is at most the derivative there, so ``f(x) - m x`` is at least
-``f(p) - m p`` (up to the tangent error of ``lines``); on ``[max(l,0), u]`` the function is concave, so ``f(x) - m x`` is
+``f(p) - m p`` (up to the tangent error of ``lines``); on ``[max(l,0), u]`` the function is concave, so it is
 smallest at an end. The intercept is therefore ``min(f(p) - m p, f(u) - m u)``; for ``l >= 0`` again ``p = l``.
 
 Upper line: all three satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lower line on ``[-u, -l]``. Both are
