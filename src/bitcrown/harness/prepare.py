@@ -1,0 +1,64 @@
+"""``prepare_instance.sh``: look at the files, end what a dead run of ours left behind. No analysis.
+
+    python -m bitcrown.harness.prepare v1 CATEGORY ONNX VNNLIB
+
+Exit code 0 whatever it finds, because a harness may drop the rest of a benchmark otherwise; a wrong protocol version
+is 1.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from bitcrown.errors import BitcrownError
+from bitcrown.harness.leftovers import end_leftovers, runtime_folder
+from bitcrown.harness.run import PROTOCOL, check_files
+
+USAGE = "usage: prepare_instance.sh v1 CATEGORY ONNX VNNLIB"
+WARM_SECONDS = 600.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] != PROTOCOL:
+        sys.stderr.write(f"bitcrown: unknown protocol version {arguments[0] if arguments else ''!r}; {USAGE}\n")
+        return 1
+    if len(arguments) != 4:
+        sys.stderr.write(f"bitcrown: expected 4 arguments but got {len(arguments)}; {USAGE}\n")
+        return 0
+    try:
+        check_files(arguments[2], arguments[3])
+    except BitcrownError as error:
+        sys.stderr.write(f"bitcrown: {error}\n")
+    killed = end_leftovers()
+    if killed:
+        sys.stderr.write(f"bitcrown: ended {killed} processes that an earlier run left behind\n")
+    _warm_up()
+    return 0
+
+
+def _warm_up() -> None:
+    """Read the libraries' files, so that the timed run finds them in the page cache; at most once in ten minutes."""
+    folder = runtime_folder()
+    stamp = folder / "warm" if folder is not None else None
+    try:
+        if stamp is not None and stamp.exists() and time.time() - stamp.stat().st_mtime < WARM_SECONDS:
+            return
+        subprocess.run(
+            [sys.executable, "-P", "-c", "import numpy, onnx, onnxruntime, torch"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=False,
+        )
+        if stamp is not None:
+            stamp.touch()
+    except (OSError, subprocess.TimeoutExpired):
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

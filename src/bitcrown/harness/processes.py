@@ -1,0 +1,163 @@
+"""Processes as /proc shows them: age, memory of a run, and killing exactly the processes of one run.
+
+Every process of a run carries ``BITCROWN_RUN=<token>`` in its environment. Only that token, or the process group that
+we made ourselves, decides what is killed; never a name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TOKEN = "BITCROWN_RUN"
+_PROC = Path("/proc")
+
+
+def process_started() -> float:
+    """``time.monotonic()`` reading at which this process began (shell included, where the shell used ``exec``).
+
+    Falls back to now if /proc does not say, or says something that cannot be.
+    """
+    now = time.monotonic()
+    fields = _stat("self")
+    if len(fields) < 20 or not fields[19].isdigit():
+        return now
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return now - age if 0.0 <= age <= 3600.0 else now
+
+
+def _stat(pid: str | int) -> list[str]:
+    """Fields of /proc/PID/stat after the command name: state, parent, group, session ... start time (number 19)."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def start_ticks(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; 0 if there is none, or only its remains."""
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else 0
+
+
+def pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir(_PROC) if name.isdigit())
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of one process; 0 if it is gone."""
+    try:
+        words = (_PROC / str(pid) / "statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
+
+
+def group_members(group: int) -> list[int]:
+    """Live processes whose process group or session is ``group``."""
+    found = []
+    for pid in pids():
+        fields = _stat(pid)
+        if len(fields) > 3 and fields[0] not in "ZX" and str(group) in fields[2:4]:
+            found.append(pid)
+    return found
+
+
+def token_members(token: str) -> list[int]:
+    """Live processes, other than this one, that carry the token of one run."""
+    wanted = f"{TOKEN}={token}".encode()
+    found = []
+    for pid in pids():
+        if pid == os.getpid():
+            continue
+        try:
+            environment = (_PROC / str(pid) / "environ").read_bytes()
+        except OSError:
+            continue
+        if wanted in environment.split(b"\0"):
+            found.append(pid)
+    return found
+
+
+def kill_group(group: int) -> None:
+    """SIGKILL to every process of a group that we made."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def kill_token(token: str, passes: int = 5) -> set[int]:
+    """SIGKILL to every process of the run ``token``, wherever it moved to; returns those that were hit."""
+    hit: set[int] = set()
+    for _ in range(passes):
+        members = token_members(token)
+        if not members:
+            break
+        for pid in members:
+            hit.add(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        time.sleep(0.01)
+    return hit
+
+
+class Guard:
+    """A forked process in a session of its own that kills the run if this process dies without saying ``release``.
+
+    It is what makes SIGKILL of the parent safe: it sees the end of a pipe that only the parent holds open.
+    """
+
+    def __init__(self, token: str) -> None:
+        reader, self._writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._writer)
+            try:
+                _guard(reader, token)
+            finally:
+                os._exit(0)
+        os.close(reader)
+
+    def watch(self, group: int) -> None:
+        """From now on ``group`` is what dies with this process."""
+        self._say(f"{group}\n".encode())
+
+    def release(self) -> None:
+        """Everything is cleaned up already; the guard goes without a further act."""
+        self._say(b"done\n")
+        os.close(self._writer)
+        os.waitpid(self._pid, 0)
+
+    def _say(self, words: bytes) -> None:
+        try:
+            os.write(self._writer, words)
+        except BrokenPipeError:  # somebody killed the guard; the run goes on without it
+            return
+
+
+def _guard(reader: int, token: str) -> None:
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    os.closerange(3, reader)
+    os.closerange(reader + 1, 1024)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    received = b""
+    while chunk := os.read(reader, 4096):
+        received += chunk
+    words = received.decode("ascii", errors="replace").split()
+    if "done" in words:
+        return
+    if words and words[0].isdigit():
+        kill_group(int(words[0]))
+    kill_token(token)

@@ -1,0 +1,94 @@
+"""Records: one JSON object a decided instance in a JSON Lines file, and the competition's ``results.csv``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitcrown.errors import ResourceError
+from bitcrown.harness.provenance import commit, machine, version
+
+if TYPE_CHECKING:
+    from bitcrown.harness.run import Request
+    from bitcrown.harness.watchdog import Watched
+
+FORMAT = 1
+RESULT_COLUMNS = ("category", "network", "property", "prepare_time", "result", "run_time")
+
+
+def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
+    """Everything that is known about one decision, ready for JSON."""
+    outcome = seen.outcome
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "version": version(),
+        "commit": commit(),
+        "settings": request.settings.as_dict(),
+        "seed": request.settings.seed,
+        "machine": machine(),
+        "category": request.category,
+        "network": request.network,
+        "vnnlib": request.vnnlib,
+        "timeout": request.timeout,
+        "result": outcome.status.value,
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "decided_by": outcome.decided_by,
+        "phases": dict(outcome.phases),
+        "counters": dict(outcome.counters),
+        "last_phase": seen.phase,
+        "wall_s": round(wall, 4),
+        "peak_mib": seen.peak_bytes >> 20,
+    }
+    if seen.facts:
+        record["watch"] = seen.facts
+    if outcome.status.value not in ("sat", "unsat") and seen.output:
+        record["output"] = seen.output
+    return record
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line, after closing a half line of a killed writer. Raises ``ResourceError``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            broken = False
+            if size:
+                file.seek(size - 1)
+                broken = file.read(1) != b"\n"
+            line = json.dumps(record, default=str).encode() + b"\n"
+            file.write(b"\n" + line if broken else line)
+    except OSError as error:
+        raise ResourceError(f"the record {path} cannot be written: {error.strerror or error}") from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ResourceError(f"the records {path} cannot be read: {error.strerror or error}") from error
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def write_results_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """``results.csv`` as the harness writes it: no header, ``RESULT_COLUMNS``, seconds as decimals."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for row in rows:
+            writer.writerow([row[name] for name in RESULT_COLUMNS])

@@ -1,0 +1,213 @@
+"""The parent's watch over one worker: deadline, memory, signals, and the messages that come back.
+
+The worker runs in a session of its own. It writes JSON lines to a pipe (see ``worker``); a line that is not complete
+when the worker dies never counts. Whatever it prints goes to a second pipe of which only the end is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitcrown.harness.leftovers import drop_note, note_run
+from bitcrown.harness.outcome import Outcome, crashed, outcome_of, parse_message
+from bitcrown.harness.processes import TOKEN, Guard, group_members, kill_group, kill_token, resident_bytes
+from bitcrown.verdict import Reason, Status
+
+POLL_SECONDS = 0.05
+GROUP_SECONDS = 0.5
+MAX_MESSAGE = 256 << 20
+KEPT_OUTPUT = 8192
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STATUS_OF_NUMBER = {-number.value: number.name for number in signal.Signals}
+
+
+def safety_margin(timeout: float) -> float:
+    """Seconds kept back at the end: 0.3 s, growing to 1.5 s with the limit, but at most half of it."""
+    return min(max(0.3, min(0.015 * timeout, 1.5)), timeout / 2)
+
+
+class Signals:
+    """Turns signals into bytes on a descriptor, and remembers which stop signal came. Install before anything else."""
+
+    def __init__(self) -> None:
+        self.stopped_by = ""
+        self.reader, writer = os.pipe()
+        for descriptor in (self.reader, writer):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped_by = self.stopped_by or signal.Signals(number).name
+
+    def drain(self) -> None:
+        try:
+            while os.read(self.reader, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+
+@dataclass
+class Watched:
+    """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the worker's output."""
+
+    outcome: Outcome
+    peak_bytes: int = 0
+    output: str = ""
+    phase: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Watchdog:
+    """Runs ``command`` (the message descriptor's number is appended) until it answers, dies or must be ended.
+
+    ``deadline`` is a ``time.monotonic()`` reading; ``memory`` is bytes for all processes of the worker together.
+    """
+
+    def __init__(self, command: Sequence[str], deadline: float, memory: int, signals: Signals) -> None:
+        self.command, self.deadline, self.memory, self.signals = tuple(command), deadline, memory, signals
+        self.token = os.urandom(16).hex()
+        self.seen = Watched(crashed(""))
+        self._messages = bytearray()
+        self._output = bytearray()
+        self._next_group_look = 0.0
+        self._guard: Guard | None = None
+        self._note: Path | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def run(self, environment: dict[str, str]) -> Watched:
+        """Start the worker and wait. The worker's group has been killed when this returns, but not yet reaped."""
+        self._note = note_run(self.token)
+        self._guard = Guard(self.token)
+        reader, writer = os.pipe()
+        try:
+            self._worker = worker = subprocess.Popen(
+                [*self.command, str(writer)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writer,),
+                start_new_session=True,
+                env=environment | {TOKEN: self.token},
+            )
+        except OSError as error:
+            os.close(writer)
+            os.close(reader)
+            self.seen.outcome = crashed(f"the worker could not be started: {error}")
+            return self.seen
+        os.close(writer)
+        self._guard.watch(worker.pid)
+        assert worker.stdout is not None
+        self.seen.outcome = self._watch(worker, reader, worker.stdout.fileno())
+        kill_group(worker.pid)
+        os.close(reader)
+        self.seen.output = self._output.decode("utf-8", errors="replace")
+        return self.seen
+
+    def clean_up(self, patience: float) -> None:
+        """Kill what left the group, wait at most ``patience`` seconds for the worker to be gone, dismiss the guard."""
+        kill_token(self.token)
+        if self._worker is not None:
+            try:
+                self._worker.wait(timeout=patience)
+            except subprocess.TimeoutExpired:
+                self.seen.facts["slow_to_die"] = True
+            if self._worker.stdout is not None:
+                self._worker.stdout.close()
+        self.seen.peak_bytes = max(self.seen.peak_bytes, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
+        if self._guard is not None:
+            self._guard.release()
+        drop_note(self._note)
+
+    def _watch(self, worker: subprocess.Popen[bytes], reader: int, output: int) -> Outcome:
+        with selectors.DefaultSelector() as selector:
+            for descriptor in (reader, output, self.signals.reader):
+                os.set_blocking(descriptor, False)
+                selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                ended = worker.poll() is not None
+                for key, _ in selector.select(0.0 if ended else self._pause()):
+                    if not self._read(key.fd, reader, output):
+                        selector.unregister(key.fd)
+                if ended:
+                    self._read_rest(reader, output)
+                answer = self._answer()
+                if answer is not None:
+                    return answer
+                if self.signals.stopped_by:
+                    return Outcome(Status.TIMEOUT, Reason.DEADLINE, f"stopped by {self.signals.stopped_by}")
+                if ended:
+                    return crashed(_how_it_ended(worker.returncode))
+                if time.monotonic() >= self.deadline:
+                    return Outcome(Status.TIMEOUT, Reason.DEADLINE, "stopped by the watchdog")
+                if self._is_over_memory(worker.pid):
+                    return Outcome(Status.UNKNOWN, Reason.MEMORY, f"limit {self.memory >> 20} MiB")
+
+    def _pause(self) -> float:
+        return max(0.0, min(POLL_SECONDS, self.deadline - time.monotonic()))
+
+    def _read(self, descriptor: int, reader: int, output: int) -> bool:
+        """Take what is there; False once the other end is closed."""
+        if descriptor == self.signals.reader:
+            self.signals.drain()
+            return True
+        try:
+            chunk = os.read(descriptor, 1 << 20)
+        except BlockingIOError:
+            return True
+        if descriptor == reader:
+            self._messages += chunk
+        elif descriptor == output:
+            self._output += chunk
+            del self._output[:-KEPT_OUTPUT]
+        return bool(chunk)
+
+    def _read_rest(self, reader: int, output: int) -> None:
+        """What a dead worker left in its pipes; a grandchild may hold them open, so stop where a read would wait."""
+        self._read(output, reader, output)
+        size = -1
+        while size < len(self._messages) <= MAX_MESSAGE:
+            size = len(self._messages)
+            self._read(reader, reader, output)
+
+    def _answer(self) -> Outcome | None:
+        """The outcome, once a complete final message has come."""
+        while (end := self._messages.find(b"\n")) >= 0:
+            message = parse_message(bytes(self._messages[:end]))
+            del self._messages[: end + 1]
+            if message is None:
+                self.seen.facts["garbled_messages"] = self.seen.facts.get("garbled_messages", 0) + 1
+            elif message["kind"] == "phase":
+                self.seen.phase = str(message.get("name", ""))
+            elif message["kind"] == "final":
+                return outcome_of(message)
+        if len(self._messages) > MAX_MESSAGE:
+            return crashed(f"the worker sent a message of more than {MAX_MESSAGE >> 20} MiB")
+        return None
+
+    def _is_over_memory(self, group: int) -> bool:
+        used = resident_bytes(group)
+        now = time.monotonic()
+        if now >= self._next_group_look:
+            self._next_group_look = now + GROUP_SECONDS
+            used = max(used, sum(resident_bytes(pid) for pid in group_members(group)))
+        self.seen.peak_bytes = max(self.seen.peak_bytes, used)
+        return used > self.memory
+
+
+def _how_it_ended(code: int) -> str:
+    if code < 0:
+        return f"the worker was ended by {_STATUS_OF_NUMBER.get(code, f'signal {-code}')}"
+    return f"the worker ended with exit code {code} and no answer"

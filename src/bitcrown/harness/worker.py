@@ -1,0 +1,116 @@
+"""The child process that decides one instance, and the messages it sends.
+
+Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network`` (path or text of a
+list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid). Messages are
+JSON objects, one a line, on the descriptor FD:
+
+    {"kind": "phase", "name": "...", "facts": {...}}
+    {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
+     "decided_by": "...", "phases": {...}, "counters": {...}, "witness": "..."}      witness: with sat, and only there
+
+Only a complete final line counts. What is printed to stdout or stderr never reaches the results file.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+from bitcrown.errors import BitcrownError, BudgetExpired, ResourceError, UnsupportedError
+from bitcrown.settings import Settings
+from bitcrown.verdict import Reason, Status
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    request = json.loads(arguments[1])
+    descriptor = int(arguments[2])
+    os.set_inheritable(descriptor, False)
+    _harden(int(request["parent"]))
+    with os.fdopen(descriptor, "wb", buffering=0) as channel:
+        _send(channel, {"kind": "phase", "name": "start", "facts": {}})
+        _send(channel, {"kind": "final"} | _decide(request, channel))
+    return 0
+
+
+def _harden(parent: int) -> None:
+    """Die with the parent, leave no core file, be the first that the kernel ends when memory is short."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        return
+
+
+def _send(channel: IO[bytes], message: dict[str, Any]) -> None:
+    data = json.dumps(message, default=str, allow_nan=True).encode() + b"\n"
+    while data:
+        data = data[channel.write(data) or 0 :]
+
+
+def _decide(request: dict[str, Any], channel: IO[bytes]) -> dict[str, Any]:
+    """The final message of the request. An exception never becomes a verdict."""
+
+    def report(phase: str, facts: dict[str, Any]) -> None:
+        _send(channel, {"kind": "phase", "name": phase, "facts": facts})
+
+    try:
+        return _verdict(request, report)
+    except BudgetExpired:
+        return _without_answer(Status.TIMEOUT, Reason.DEADLINE, "")
+    except UnsupportedError as error:
+        return _without_answer(Status.UNKNOWN, Reason.UNSUPPORTED, str(error))
+    except ResourceError as error:
+        return _without_answer(Status.UNKNOWN, Reason.CRASHED, str(error))
+    except BitcrownError as error:
+        return _without_answer(Status.ERROR, Reason.BAD_INPUT, str(error))
+    except MemoryError:
+        return _without_answer(Status.UNKNOWN, Reason.MEMORY, traceback.format_exc(limit=-3))
+    except Exception as error:  # noqa: BLE001  the process boundary: whatever went wrong becomes a message, no verdict
+        if "out of memory" in str(error).lower() or "can't allocate" in str(error).lower():
+            return _without_answer(Status.UNKNOWN, Reason.MEMORY, str(error))
+        return _without_answer(Status.ERROR, Reason.CRASHED, traceback.format_exc())
+
+
+def _without_answer(status: Status, reason: Reason, detail: str) -> dict[str, Any]:
+    return {"status": status.value, "reason": reason.value, "detail": detail}
+
+
+def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
+    from bitcrown.api import decide
+
+    settings = Settings.from_mapping(request["settings"])
+    seconds = float(request["deadline"]) - time.monotonic()
+    verdict, problem = decide(request["network"], request["vnnlib"], seconds, settings, report)
+    message: dict[str, Any] = {
+        "status": verdict.status.value,
+        "reason": verdict.reason.value,
+        "detail": verdict.detail,
+        "decided_by": verdict.decided_by,
+        "phases": dict(verdict.phases),
+        "counters": dict(verdict.counters),
+    }
+    if verdict.witness is not None:
+        from bitcrown.check.witness import format_witness
+
+        message["witness"] = format_witness(problem.query, verdict.witness)
+    return message
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

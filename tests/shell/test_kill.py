@@ -1,0 +1,97 @@
+"""Whatever ends the worker, the parent or both: a whole results file with the right word, and no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from conftest import HANG_GUARD, Scripts, alive, wait_until_gone
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"),
+    [
+        ("kill_self", "unknown"),
+        ("segfault", "unknown"),
+        ("exit", "unknown"),
+        ("raise", "unknown"),
+        ("half_message", "unknown"),
+        ("sat_without_witness", "unknown"),
+        ("unknown_word", "unknown"),
+        ("error", "error"),
+        ("unsat", "unsat"),
+        ("garbage_then_answer", "unsat"),
+        ("lingering", "unsat"),
+    ],
+)
+def test_however_the_worker_ends(scripts: Scripts, mode: str, word: str) -> None:
+    code, _ = scripts.run(mode)
+    assert (code, scripts.answer()) == (0, word)
+    assert scripts.results.read_text() == f"{word}\n"
+    assert scripts.last_record()["result"] == word
+    assert not any(alive(pid) for pid in scripts.seen_pids())
+
+
+def test_sat_has_its_witness(scripts: Scripts) -> None:
+    assert scripts.run("sat")[0] == 0
+    assert scripts.results.read_text() == "sat\n((X_0 0.5)\n(Y_0 1.5))\n"
+
+
+def test_large_witness_is_whole(scripts: Scripts) -> None:
+    assert scripts.run("large_witness")[0] == 0
+    lines = scripts.results.read_text().splitlines()
+    assert len(lines) == 200_002 and lines[-1] == "(Y_0 1.0))"
+
+
+def test_sigkill_of_the_worker_mid_search(scripts: Scripts) -> None:
+    with scripts.start("children") as process:
+        pids = scripts.wait_for_pids(3)
+        os.kill(pids[0], signal.SIGKILL)
+        process.communicate(timeout=HANG_GUARD)
+    assert (process.returncode, scripts.answer()) == (0, "unknown")
+    assert scripts.last_record()["detail"] == "the worker was ended by SIGKILL"
+    wait_until_gone(pids)
+
+
+def test_memory_past_the_limit(scripts: Scripts) -> None:
+    code, _ = scripts.run("memory", {"BITCROWN_MEMORY_GIB": "0.2"})
+    assert (code, scripts.answer()) == (0, "unknown")
+    record = scripts.last_record()
+    assert "memory limit" in record["reason"] and record["peak_mib"] >= 200
+    assert not any(alive(pid) for pid in scripts.seen_pids())
+
+
+def test_deadline_inside_a_blocking_call(scripts: Scripts) -> None:
+    code, _ = scripts.run("children", timeout="2")
+    assert (code, scripts.answer()) == (0, "timeout")
+    assert scripts.last_record()["wall_s"] < 2.0, "the answer must stand before the time limit"
+    wait_until_gone(scripts.seen_pids())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_to_the_script(scripts: Scripts, number: signal.Signals) -> None:
+    with scripts.start("children") as process:
+        pids = scripts.wait_for_pids(3)
+        process.send_signal(number)
+        process.communicate(timeout=HANG_GUARD)
+    assert (process.returncode, scripts.results.read_text()) == (0, "timeout\n")
+    wait_until_gone(pids)
+
+
+def test_sigkill_of_the_parent(scripts: Scripts) -> None:
+    with scripts.start("children") as process:
+        pids = scripts.wait_for_pids(3)
+        process.kill()
+        process.communicate(timeout=HANG_GUARD)
+    assert scripts.results.read_text() == "timeout\n"
+    wait_until_gone(pids)
+
+
+def test_sigkill_of_the_parents_group(scripts: Scripts) -> None:
+    with scripts.start("children") as process:
+        pids = scripts.wait_for_pids(3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=HANG_GUARD)
+    assert scripts.results.read_text() == "timeout\n"
+    wait_until_gone(pids)
