@@ -1,10 +1,14 @@
 """Imports every module that registers relaxation rows. A new operator is one line here and one in the laws."""
 
 from bitcrown.bounds.relaxations import (
+    clip,
     convex,
+    elu,
     product,
     relu,
     s_shaped,
+    steps,
+    trigonometric,
 )
 
-__all__ = ["convex", "product", "relu", "s_shaped"]
+__all__ = ["clip", "convex", "elu", "product", "relu", "s_shaped", "steps", "trigonometric"]
