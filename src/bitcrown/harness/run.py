@@ -28,6 +28,7 @@ from bitcrown.verdict import Reason, Status
 
 PROTOCOL = "v1"
 USAGE = "usage: run_instance.sh v1 CATEGORY ONNX VNNLIB RESULTS_FILE TIMEOUT"
+RECORD_VARIABLE = "BITCROWN_RECORD"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -96,7 +97,8 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
         try:
             append_record(record, record_of(request, seen, time.monotonic() - request.started))
         except ResourceError as error:
-            _say(str(error))
+            if RECORD_VARIABLE in os.environ:  # a place that the user named; the default one may fail in silence
+                _say(str(error))
     return seen
 
 
@@ -117,8 +119,8 @@ def _finish(results: Path, outcome: Outcome) -> None:
 
 
 def _record_path() -> Path | None:
-    """``BITCROWN_RECORD``, empty for no record; otherwise a file in the user's state folder."""
-    named = os.environ.get("BITCROWN_RECORD")
+    """``BITCROWN_RECORD``; empty for no record; otherwise a file in the user's state folder."""
+    named = os.environ.get(RECORD_VARIABLE)
     if named is not None:
         return Path(named) if named else None
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
