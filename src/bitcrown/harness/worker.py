@@ -71,8 +71,8 @@ def _decide(request: dict[str, Any], channel: IO[bytes]) -> dict[str, Any]:
 
     try:
         return _verdict(request, report)
-    except BudgetExpired:
-        return _without_answer(Status.TIMEOUT, Reason.DEADLINE, "")
+    except BudgetExpired as error:
+        return _without_answer(Status.TIMEOUT, Reason.DEADLINE, str(error))
     except UnsupportedError as error:
         return _without_answer(Status.UNKNOWN, Reason.UNSUPPORTED, str(error))
     except ResourceError as error:

@@ -1,0 +1,71 @@
+"""The command line over the fake worker: words on stdout, exit codes, one sentence for bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import HANG_GUARD, Scripts
+
+
+def cli(scripts: Scripts, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bitcrown.cli", *arguments],
+        cwd=scripts.folder,
+        env=scripts.environment(mode),
+        timeout=HANG_GUARD,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "output"),
+    [
+        ("sat", 0, "sat\n((X_0 0.5)\n(Y_0 1.5))\n"),
+        ("unsat", 0, "unsat\n"),
+        ("exit", 3, "unknown\n"),
+        ("error", 2, ""),
+    ],
+)
+def test_verify(scripts: Scripts, mode: str, code: int, output: str) -> None:
+    done = cli(scripts, mode, "verify", "net.onnx", "prop.vnnlib")
+    assert (done.returncode, done.stdout) == (code, output)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_verify_writes_result_and_record(scripts: Scripts) -> None:
+    files = ["--result", "new/out.txt", "--record", str(scripts.record)]
+    assert cli(scripts, "sat", "verify", "net.onnx", "prop.vnnlib", *files).returncode == 0
+    assert (scripts.folder / "new/out.txt").read_text() == "sat\n((X_0 0.5)\n(Y_0 1.5))\n"
+    assert scripts.last_record()["result"] == "sat"
+
+
+def test_the_standards_form(scripts: Scripts) -> None:
+    done = cli(scripts, "block", "verify", "prop.vnnlib", "--network", "f=net.onnx", "--timeout", "0.5")
+    assert (done.returncode, done.stdout) == (3, "timed-out\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["verify", "gone.onnx", "prop.vnnlib"], "the network file gone.onnx does not exist"),
+        (["verify", "net.onnx"], "verify needs ONNX and VNNLIB"),
+        (["verify", "net.onnx", "prop.vnnlib", "--timeout", "nan"], "positive finite"),
+        (["verify", "net.onnx", "prop.vnnlib", "--device", "abacus"], "option device needs one of"),
+        (["verify", "prop.vnnlib", "--network", "net.onnx"], "--network needs NAME=ONNX"),
+        (["bench", "gone"], "gone does not exist"),
+        (["report", "gone.jsonl"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_sentence(scripts: Scripts, arguments: list[str], sentence: str) -> None:
+    done = cli(scripts, "unsat", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_version_and_help(scripts: Scripts) -> None:
+    assert cli(scripts, "unsat", "--version").stdout.startswith("bitcrown 0.")
+    assert "Exit codes: 0 decided" in " ".join(cli(scripts, "unsat", "--help").stdout.split())
+    assert cli(scripts, "unsat").returncode == 2
