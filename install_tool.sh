@@ -69,6 +69,11 @@ else
   trap 'rm -rf "$work"' EXIT
   printf '%s\n' "$wanted" >"$work/requirements.txt"
   printf '%s\n' "$constraints" >"$work/constraints.txt"
+  other=onnxruntime-gpu # both have one import name, so never both: where the machine changed, start that part anew
+  case $wanted in *onnxruntime-gpu*) other=onnxruntime ;; esac
+  if "$venv/bin/python" -m pip show -q "$other" >/dev/null 2>&1; then
+    "$venv/bin/python" -m pip uninstall -q -y onnxruntime onnxruntime-gpu </dev/null
+  fi
   "$venv/bin/python" -m pip install -r "$work/requirements.txt" -c "$work/constraints.txt" </dev/null
   "$venv/bin/python" -m pip install --no-deps -e "$dir" </dev/null
   printf '%s\n' "$stamp" >"$venv/bitcrown.stamp"

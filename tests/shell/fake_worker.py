@@ -52,7 +52,7 @@ def children_then_block() -> None:
     """One child in the group and one that left it, then a blocking call."""
     note_pid(subprocess.Popen(SLEEPER).pid)
     note_pid(subprocess.Popen(SLEEPER, start_new_session=True).pid)
-    send({"kind": "phase", "name": "children", "facts": {}})
+    send({"kind": "phase", "name": "children", "facts": {"open": 7}})
     ignore_everything()
 
 

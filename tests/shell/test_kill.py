@@ -65,7 +65,9 @@ def test_memory_past_the_limit(scripts: Scripts) -> None:
 def test_deadline_inside_a_blocking_call(scripts: Scripts) -> None:
     code, _ = scripts.run("children", timeout="2")
     assert (code, scripts.answer()) == (0, "timeout")
-    assert scripts.last_record()["wall_s"] < 2.0, "the answer must stand before the time limit"
+    record = scripts.last_record()
+    assert record["wall_s"] < 2.0, "the answer must stand before the time limit"
+    assert record["progress"] == {"phase": "children", "facts": {"open": 7}} and record["phases"]["children"] > 0.5
     wait_until_gone(scripts.seen_pids())
 
 

@@ -40,9 +40,9 @@ def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
         "reason": outcome.reason,
         "detail": outcome.detail,
         "decided_by": outcome.decided_by,
-        "phases": dict(outcome.phases),
+        "phases": dict(outcome.phases) or seen.phases,
         "counters": dict(outcome.counters),
-        "last_phase": seen.phase,
+        "progress": seen.progress,
         "wall_s": round(wall, 4),
         "peak_mib": seen.peak_bytes >> 20,
     }

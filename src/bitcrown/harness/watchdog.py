@@ -61,13 +61,27 @@ class Signals:
 
 @dataclass
 class Watched:
-    """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the worker's output."""
+    """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the worker's output.
+
+    ``phases`` are seconds between the worker's phase messages, for workers that cannot tell any more; ``progress`` is
+    the latest phase message.
+    """
 
     outcome: Outcome
     peak_bytes: int = 0
     output: str = ""
-    phase: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    phase_began: float = field(default_factory=time.monotonic)
+
+    def enter(self, name: str, facts: Any) -> None:
+        """A phase begins; the time since the last one goes to that one (the first is the start of the worker)."""
+        now = time.monotonic()
+        previous = self.progress.get("phase", "spawn")
+        self.phases[previous] = round(self.phases.get(previous, 0.0) + now - self.phase_began, 4)
+        self.phase_began = now
+        self.progress = {"phase": name, "facts": facts}
 
 
 class Watchdog:
@@ -112,6 +126,7 @@ class Watchdog:
         assert worker.stdout is not None
         self.seen.outcome = self._watch(worker, reader, worker.stdout.fileno())
         kill_group(worker.pid)
+        self.seen.enter(self.seen.progress.get("phase", ""), self.seen.progress.get("facts", {}))
         os.close(reader)
         self.seen.output = self._output.decode("utf-8", errors="replace")
         return self.seen
@@ -190,7 +205,7 @@ class Watchdog:
             if message is None:
                 self.seen.facts["garbled_messages"] = self.seen.facts.get("garbled_messages", 0) + 1
             elif message["kind"] == "phase":
-                self.seen.phase = str(message.get("name", ""))
+                self.seen.enter(str(message.get("name", "")), message.get("facts", {}))
             elif message["kind"] == "final":
                 return outcome_of(message)
         if len(self._messages) > MAX_MESSAGE:
