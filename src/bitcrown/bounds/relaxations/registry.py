@@ -65,6 +65,6 @@ def register(row: Nonlinear) -> Nonlinear:
 
 def nonlinear_row(op: str) -> Nonlinear:
     """The row of a nonlinear operator; raises ``KeyError`` where none exists."""
-    if not _ROWS:
+    if op not in _ROWS:
         import bitcrown.bounds.relaxations.rows  # noqa: F401  (imports every module that registers rows)
     return _ROWS[op]

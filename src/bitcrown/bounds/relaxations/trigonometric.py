@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,37 +34,27 @@ LARGEST_ANGLE = 8192.0
 BISECTIONS = 14
 
 
-@dataclass(frozen=True)
-class Wave:
-    """``value`` with period 2 pi, minimum -1 at ``valley``."""
+class Lines:
+    """Lower lines of ``f`` and of ``-f`` on ``[low, up] [B, *]``, computed together: everything else is ``[2, B, *]``.
 
-    value: Callable[[Tensor], Tensor]
-    valley: float
+    ``valley`` is the place of a minimum of ``f``, which has period 2 pi.
+    """
 
-    @property
-    def negated(self) -> Wave:
-        return Wave(lambda x: -self.value(x), self.valley + math.pi)
+    def __init__(self, function: Callable[[Tensor], Tensor], valley: float, low: Tensor, up: Tensor) -> None:
+        self.function, self.low, self.up = function, low, up
+        axes = [1] * low.dim()
+        self.sign = low.new_tensor([1.0, -1.0]).reshape(2, *axes)
+        self.valley_of_f = valley
+        self.valley = low.new_tensor([valley, valley + math.pi]).reshape(2, *axes)
+        self.value_low, self.value_up = self.value(low), self.value(up)
+        self.is_far = torch.maximum(low.abs(), up.abs()) > LARGEST_ANGLE
 
-    @property
-    def derivative(self) -> Wave:
-        """A wave a quarter of a period ahead: ``f'(x) = f(x + pi/2)``, least a quarter before the minimum of f."""
-        return Wave(lambda x: self.value(x + math.pi / 2), self.valley - math.pi / 2)
-
-
-SINE = Wave(torch.sin, -math.pi / 2)
-COSINE = Wave(torch.cos, math.pi)
-
-
-class Problem:
-    """The lower lines of ``wave`` on ``[low, up]``."""
-
-    def __init__(self, wave: Wave, low: Tensor, up: Tensor) -> None:
-        self.wave, self.low, self.up = wave, low, up
-        self.value_low, self.value_up = wave.value(low), wave.value(up)
+    def value(self, x: Tensor) -> Tensor:
+        return self.sign * self.function(x)
 
     def inner_minimum(self, slope: Tensor) -> Tensor:
         """The local minimum of ``f - slope x`` that may be least, or an end of the interval."""
-        first = torch.asin(slope.clamp(-1.0, 1.0)) + self.wave.valley
+        first = torch.asin(slope.clamp(-1.0, 1.0)) + self.valley
         last_turn = torch.floor((self.up - first) / TURN)
         first_turn = torch.ceil((self.low - first) / TURN)
         turns = torch.where(slope > 0, last_turn, first_turn)
@@ -74,7 +63,7 @@ class Problem:
     def minimiser(self, slope: Tensor) -> Tensor:
         """Where ``f - slope x`` is least on the interval, approximately."""
         x = self.inner_minimum(slope)
-        best = self.wave.value(x) - slope * x
+        best = self.value(x) - slope * x
         for end, value in ((self.low, self.value_low), (self.up, self.value_up)):
             gap = value - slope * end
             x = torch.where(gap < best, end, x)
@@ -85,60 +74,58 @@ class Problem:
         """A sound intercept for any slope; differentiable in it."""
         with torch.no_grad():
             x = self.inner_minimum(slope)
-            value = self.wave.value(x)
+            value = self.value(x)
             slack = (4 * torch.finfo(x.dtype).eps * (x.abs() + 8)).square()
         ends = torch.minimum(gap_below(self.value_low, slope, self.low), gap_below(self.value_up, slope, self.up))
         return torch.minimum(ends, gap_below(value, slope, x) - slack)
 
     def least(self) -> Tensor:
-        """A lower bound of the wave on the interval."""
-        is_far = torch.maximum(self.low.abs(), self.up.abs()) > LARGEST_ANGLE
-        return torch.where(is_far, -1.0, self.intercept(torch.zeros_like(self.low)).clamp(min=-1.0))
+        """Lower bounds of ``f`` and of ``-f`` on the interval."""
+        constant = self.intercept(torch.zeros_like(self.value_low)).clamp(min=-1.0)
+        return torch.where(self.is_far, -1.0, constant)
 
     def slope_range(self) -> tuple[Tensor, Tensor]:
-        """Least and largest derivative, approximately."""
-        derivative = self.wave.derivative
-        return Problem(derivative, self.low, self.up).least(), -Problem(derivative.negated, self.low, self.up).least()
+        """Least and largest derivative, approximately: ``f'(x) = f(x + pi/2)`` has its valley a quarter earlier."""
+        quarter = math.pi / 2
+        derivative = Lines(lambda x: self.function(x + quarter), self.valley_of_f - quarter, self.low, self.up)
+        least = derivative.least()
+        return least, -least.flip(0)
 
-    def best_fraction(self) -> Tensor:
+    def best_fraction(self, flattest: Tensor, steepest: Tensor) -> Tensor:
         """Where in the slope range the line highest at the midpoint is."""
-        flattest, steepest = self.slope_range()
         middle = self.low * 0.5 + self.up * 0.5
-        left, right = torch.zeros_like(middle), torch.ones_like(middle)
+        left, right = torch.zeros_like(flattest), torch.ones_like(flattest)
         for _ in range(BISECTIONS):
             fraction = (left + right) * 0.5
             should_rise = self.minimiser(flattest + fraction * (steepest - flattest)) < middle
             left, right = torch.where(should_rise, fraction, left), torch.where(should_rise, right, fraction)
         return (left + right) * 0.5
 
-    def line(self, fraction: Tensor | None) -> tuple[Tensor, Tensor]:
+    def lines(self, fraction: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Slopes and intercepts."""
         flattest, steepest = self.slope_range()
         if fraction is None:
-            fraction = self.best_fraction()
+            fraction = self.best_fraction(flattest, steepest)
         slope = flattest + fraction * (steepest - flattest)
-        is_far = torch.maximum(self.low.abs(), self.up.abs()) > LARGEST_ANGLE
-        intercept = torch.where(is_far, -torch.inf, self.intercept(slope))
+        intercept = torch.where(self.is_far, -torch.inf, self.intercept(slope))
         return lower_or_constant(slope, intercept, self.least(), self.low, self.up)
 
 
-def _row(op: str, wave: Wave) -> None:
+def _row(op: str, function: Callable[[Tensor], Tensor], valley: float) -> None:
     def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        low, up = lowers[0], uppers[0]
-        return Problem(wave, low, up).least(), -Problem(wave.negated, low, up).least()
+        low, negated_up = Lines(function, valley, lowers[0], uppers[0]).least()
+        return low, -negated_up
 
     def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
-        low, up = lowers[0], uppers[0]
-        return torch.stack([Problem(each, low, up).best_fraction() for each in (wave, wave.negated)])
+        problem = Lines(function, valley, lowers[0], uppers[0])
+        return problem.best_fraction(*problem.slope_range())
 
     def relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
-        low, up = lowers[0], uppers[0]
-        first, second = (None, None) if alpha is None else (alpha[0], alpha[1])
-        slope, intercept = Problem(wave, low, up).line(first)
-        negated_slope, negated_intercept = Problem(wave.negated, low, up).line(second)
-        return Relaxation((slope,), intercept, (-negated_slope,), -negated_intercept)
+        slopes, intercepts = Lines(function, valley, lowers[0], uppers[0]).lines(alpha)
+        return Relaxation((slopes[0],), intercepts[0], (-slopes[1],), -intercepts[1])
 
     register(Nonlinear(op, interval, relax, alphas=2, default_alpha=default_alpha))
 
 
-_row("Sin", SINE)
-_row("Cos", COSINE)
+_row("Sin", torch.sin, -math.pi / 2)
+_row("Cos", torch.cos, math.pi)
