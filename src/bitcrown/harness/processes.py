@@ -13,20 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TOKEN = "BITCROWN_RUN"
+LONGEST_START = 60.0
+"""Seconds that a shell and an interpreter may take to start; a greater age of this process is not believed."""
 _PROC = Path("/proc")
 
 
 def process_started() -> float:
     """``time.monotonic()`` reading at which this process began (shell included, where the shell used ``exec``).
 
-    Falls back to now if /proc does not say, or says something that cannot be.
+    Falls back to now if /proc does not say, or says something that cannot be (some sandboxes give 0 ticks).
     """
     now = time.monotonic()
     fields = _stat("self")
-    if len(fields) < 20 or not fields[19].isdigit():
+    if len(fields) < 20 or not fields[19].isdigit() or fields[19] == "0":
         return now
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return now - age if 0.0 <= age <= 3600.0 else now
+    return now - age if 0.0 <= age <= LONGEST_START else now
 
 
 def _stat(pid: str | int) -> list[str]:
