@@ -1,8 +1,8 @@
 """The library: what a notebook, the command line and the competition's worker call.
 
-    problem = bitcrown.load("net.onnx", "property.vnnlib")
-    verdict = bitcrown.verify(problem)
-    lower, upper = bitcrown.bounds(problem)
+problem = bitcrown.load("net.onnx", "property.vnnlib")
+verdict = bitcrown.verify(problem)
+lower, upper = bitcrown.bounds(problem)
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def bounds(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[
     return tensor_bounds(problem, tensor, case)
 
 
-def decide(onnx: str, vnnlib: str, seconds: float, settings: Settings, report: Callable[..., None]) -> tuple[Verdict, Problem]:
+def decide(
+    onnx: str, vnnlib: str, seconds: float, settings: Settings, report: Callable[..., None]
+) -> tuple[Verdict, Problem]:
     """What the competition's worker runs: load and verify with one deadline over both."""
     started = time.monotonic()
     problem = load(onnx, vnnlib)

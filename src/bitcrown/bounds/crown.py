@@ -16,7 +16,7 @@ Upper bounds are lower bounds of the negated quantity. Legend: ``B`` boxes, ``S`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -198,21 +198,31 @@ class Enclosure(NamedTuple):
     relaxations: dict[str, Relaxation]
 
 
+class SlopeFinder(Protocol):
+    """What ``layer_ascent.LayerAscent`` offers."""
+
+    def relaxations(
+        self, seeds: Mapping[str, Tensor], bounds: Bounds, nodes: list[Node], x_lower: Tensor, x_upper: Tensor
+    ) -> dict[str, Relaxation]: ...
+
+
 class LayerBounder:
     """Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it matters.
 
-    ``memory`` is the byte budget of one backward pass; rows are chunked to it.
+    ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent`` every element gets
+    optimised slopes (one box only); without it the default relaxations serve all elements.
     """
 
-    def __init__(self, network: Network, memory: int) -> None:
+    def __init__(self, network: Network, memory: int, ascent: SlopeFinder | None = None) -> None:
         self.network = network
         self.memory = memory
+        self.ascent = ascent
         self.gamma = rounding.gamma(network)
         self.widest = max(node.size for node in network.graph.nodes.values())
 
     def rows_per_pass(self, boxes: int) -> int:
         item = torch.finfo(self.network.dtype).bits // 8
-        return max(2, int(self.memory // (item * 8 * self.widest * max(1, boxes))) // 2 * 2)
+        return max(2, int(self.memory // (item * (24 if self.ascent else 8) * self.widest * max(1, boxes))) // 2 * 2)
 
     def run(self, x_lower: Tensor, x_upper: Tensor, known: Bounds | None = None) -> Enclosure:
         """Intervals of all nodes, with operands of nonlinear nodes tightened by CROWN; ``[B, *]`` each.
@@ -235,7 +245,7 @@ class LayerBounder:
                     if source not in tight:
                         tight.add(source)
                         backward = Backward(network, relaxations, scales=scales)
-                        bounds[source] = self._tighten(node, source, bounds[source], backward, x_lower, x_upper)
+                        bounds[source] = self._tighten(node, source, bounds, backward, x_lower, x_upper)
                 relaxations[node.name] = relaxation_of(node, bounds)
             interval = node_interval(network, node, [bounds[name] for name in node.inputs], self.gamma)
             if known is not None and node.name in known:
@@ -248,16 +258,16 @@ class LayerBounder:
         self,
         consumer: Node,
         source: str,
-        interval: tuple[Tensor, Tensor],
+        bounds: Bounds,
         backward: Backward,
         x_lower: Tensor,
         x_upper: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        lower, upper = interval
+        lower, upper = bounds[source]
         indices = undecided(consumer, lower, upper)
         if indices.numel() == 0 or self._is_first_layer(source):
             return lower, upper
-        found = self.bound_elements(backward, source, indices, x_lower, x_upper)
+        found = self.bound_elements(backward, source, indices, bounds, x_lower, x_upper)
         boxes, shape = x_lower.shape[0], lower.shape[1:]
         flat_lower = lower.expand(boxes, *shape).reshape(boxes, -1).clone()
         flat_upper = upper.expand(boxes, *shape).reshape(boxes, -1).clone()
@@ -271,7 +281,7 @@ class LayerBounder:
         return bool(node.inputs) and all(name in self.network.graph.inputs for name in node.inputs)
 
     def bound_elements(
-        self, backward: Backward, source: str, indices: Tensor, x_lower: Tensor, x_upper: Tensor
+        self, backward: Backward, source: str, indices: Tensor, bounds: Bounds, x_lower: Tensor, x_upper: Tensor
     ) -> tuple[Tensor, Tensor]:
         """CROWN bounds ``[B, K]`` of the elements ``indices [K]`` of node ``source``."""
         node = self.network.graph.nodes[source]
@@ -283,11 +293,22 @@ class LayerBounder:
             positions = torch.arange(part.numel(), device=part.device)
             seed[positions, part] = 1
             seed[positions + part.numel(), part] = -1
-            lines = backward.run({source: seed.reshape(1, -1, *node.shape)})
+            seeds = {source: seed.reshape(1, -1, *node.shape)}
+            lines = self._sharpened(backward, seeds, bounds, x_lower, x_upper).run(seeds)
             value = minimum(lines, x_lower, x_upper, self.gamma)
             lowers.append(value[:, : part.numel()])
             uppers.append(-value[:, part.numel() :])
         return torch.cat(lowers, 1), torch.cat(uppers, 1)
+
+    def _sharpened(
+        self, backward: Backward, seeds: Mapping[str, Tensor], bounds: Bounds, x_lower: Tensor, x_upper: Tensor
+    ) -> Backward:
+        """The pass with slopes optimised for these rows, or the same pass where there is no ascent."""
+        if self.ascent is None:
+            return backward
+        nodes = [self.network.graph.nodes[name] for name in backward.relaxations]
+        found = self.ascent.relaxations(seeds, bounds, nodes, x_lower, x_upper)
+        return Backward(self.network, found, scales=backward.scales)
 
 
 def output_seeds(network: Network, rows: Tensor) -> dict[str, Tensor]:

@@ -125,9 +125,21 @@ class Rows:
         d = None if self.D is None else self.D.to(dtype)
         return Rows(self.C.to(dtype), d, self.rhs.to(dtype), self.x_lower.to(dtype), self.x_upper.to(dtype))
 
-    def select(self, index: Tensor) -> Rows:
-        d = None if self.D is None else self.D[index]
-        return Rows(self.C[index], d, self.rhs[index], self.x_lower[index], self.x_upper[index])
+    def mixed(self, mix: Tensor) -> Rows:
+        """One row per domain, ``sum_s mix_s row_s`` with ``mix [B, S] >= 0``: it must hold where all rows hold."""
+        weight = torch.where(torch.isfinite(self.rhs), mix, torch.zeros_like(mix))
+        c = (weight.unsqueeze(2) * self.C).sum(1, keepdim=True)
+        d = None if self.D is None else (weight.unsqueeze(2) * self.D).sum(1, keepdim=True)
+        rhs = (weight * self.rhs.nan_to_num(posinf=0.0)).sum(1, keepdim=True)
+        return Rows(c, d, rhs, self.x_lower, self.x_upper)
+
+    def mixing_error(self, mix: Tensor, outputs: Tensor, gamma: float) -> Tensor:
+        """Rounding error ``[B, 1]`` of ``mixed``; ``outputs [m]`` bounds the outputs in absolute value."""
+        size = self.C.abs() @ outputs + self.rhs.nan_to_num(posinf=0.0).abs()
+        if self.D is not None:
+            reach = torch.maximum(self.x_lower.abs(), self.x_upper.abs())
+            size = size + (self.D.abs() @ reach.unsqueeze(2)).squeeze(2)
+        return gamma * (mix * size).sum(1, keepdim=True)
 
 
 def row_lines(network: Network, rows: Rows, backward: Backward) -> Lines:
@@ -168,8 +180,10 @@ def _with_lower_slope(base: Relaxation, alpha: Tensor) -> Relaxation:
 class Parameters:
     """The parameters of a batch of domains and how to bound with them."""
 
-    def __init__(self, layout: Layout, alpha: Tensor, beta: Tensor | None, split: Tensor | None) -> None:
-        self.layout, self.alpha, self.beta, self.split = layout, alpha, beta, split
+    def __init__(
+        self, layout: Layout, alpha: Tensor, beta: Tensor | None, split: Tensor | None, mix: Tensor | None = None
+    ) -> None:
+        self.layout, self.alpha, self.beta, self.split, self.mix = layout, alpha, beta, split, mix
 
     def backward(
         self,
@@ -184,6 +198,8 @@ class Parameters:
         ``base`` are ``base_relaxations`` of the same bounds, to be given where many passes share them.
         """
         alpha = self.alpha.to(network.dtype)
+        if self.mix is not None and alpha.shape[1] > 1:
+            alpha = alpha[:, :1]
         if base is None:
             base = base_relaxations(self.layout, bounds)
         relaxations: dict[str, Relaxation] = {}
@@ -213,7 +229,13 @@ def proved_minimum(
     with torch.no_grad():
         split = parameters.layout.split_bounds(bounds, parameters.split)
         backward = parameters.backward(network, split, scales, record)
-        return bound_rows(network, rows.to(network.dtype), backward, backward.gamma)
+        rows = rows.to(network.dtype)
+        if parameters.mix is None:
+            return bound_rows(network, rows, backward, backward.gamma)
+        mix = parameters.mix.to(network.dtype)
+        outputs = torch.cat([scales[name].flatten() for name in network.graph.outputs])
+        value = bound_rows(network, rows.mixed(mix), backward, backward.gamma)
+        return value - rows.mixing_error(mix, outputs, backward.gamma)
 
 
 class Adam:
@@ -248,6 +270,7 @@ class Ascent:
     iterations: int
     rate_alpha: float = 0.1
     rate_beta: float = 0.05
+    rate_mix: float = 0.1
     decay: float = 0.98
 
 
@@ -257,7 +280,7 @@ def ascend(
     """Improve ``parameters`` for the rows; returns them and the last (not rigorous) bounds ``[B, S]``.
 
     A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to the gradient, and the
-    ascent ends when all are done.
+    ascent ends when all are done. With ``parameters.mix`` all rows of a domain are bounded as one mixture of them.
     """
     rows = rows.to(network.dtype)
     with torch.no_grad():
@@ -269,12 +292,17 @@ def ascend(
     if beta is not None:
         beta = beta.to(network.dtype).detach().clone().requires_grad_(True)
         groups.append((beta, ascent.rate_beta))
-    current = Parameters(parameters.layout, alpha, beta, parameters.split)
+    mix = parameters.mix
+    if mix is not None:
+        mix = mix.to(network.dtype).detach().clone().requires_grad_(True)
+        groups.append((mix, ascent.rate_mix))
+    current = Parameters(parameters.layout, alpha, beta, parameters.split, mix)
     base = base_relaxations(parameters.layout, bounds)
     optimiser = Adam(groups, ascent.decay)
     value = rows.rhs
     for iteration in range(ascent.iterations):
-        value = bound_rows(network, rows, current.backward(network, bounds, base=base), 0.0)
+        goal = rows if mix is None else rows.mixed(mix)
+        value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
         finite = torch.isfinite(value)
         open_ = (value.amax(dim=1, keepdim=True) <= target) & finite
         if not groups or iteration + 1 == ascent.iterations or not open_.any():
@@ -285,5 +313,8 @@ def ascend(
             alpha.nan_to_num_(0.5).clamp_(0.0, 1.0)
             if beta is not None:
                 beta.nan_to_num_(0.0).clamp_(min=0.0)
-    detached = Parameters(parameters.layout, alpha.detach(), None if beta is None else beta.detach(), parameters.split)
-    return detached, value.detach()
+            if mix is not None:  # only the direction of mix matters: keep its largest entry at 1
+                mix.nan_to_num_(0.0).clamp_(min=0.0)
+                mix.div_(mix.amax(dim=1, keepdim=True).clamp(min=1e-6))
+    found = [None if part is None else part.detach() for part in (beta, mix)]
+    return Parameters(parameters.layout, alpha.detach(), found[0], parameters.split, found[1]), value.detach()

@@ -32,9 +32,7 @@ class Network:
         self._offsets: dict[str, tuple[Tensor, bool]] = {}
         for node in graph.nodes.values():
             self.rows[node.name] = op_row(node.op)
-            self.params[node.name] = {
-                key: self.tensor(value) for key, value in node.params.items()
-            }
+            self.params[node.name] = {key: self.tensor(value) for key, value in node.params.items()}
 
     def tensor(self, values: object) -> Tensor:
         """``values`` as a tensor of this network's dtype and device."""

@@ -52,6 +52,6 @@ def register(op: Op) -> Op:
 
 def op_row(name: str) -> Op:
     """The row of an operator; all rows are loaded on first use (this imports torch)."""
-    if not _OPS:
+    if name not in _OPS:
         import bitcrown.model.ops  # noqa: F401  (its modules register their rows)
     return _OPS[name]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bitcrown.attack.pgd import pgd
+from bitcrown.attack.pgd import Target, pgd
 from bitcrown.bounds.crown import LayerBounder
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
@@ -17,6 +17,7 @@ from bitcrown.model.product import join
 from bitcrown.search.input_split import InputSplit
 from bitcrown.search.neuron_split import NeuronSplit
 from bitcrown.search.objective import Objective, objective_of
+from bitcrown.budget import Budget
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 if TYPE_CHECKING:
@@ -75,26 +76,18 @@ def _split_inputs(run: Run, proof: Network, objective: Objective, cases: np.ndar
 
 
 def attack(
-    run: Run, network: Network, objective: Objective, cases: np.ndarray, seconds: float, steps: int = 30
+    run: Run, network: Network, objective: Objective, cases: np.ndarray, budget: Budget, steps: int, restarts: int
 ) -> Witness | None:
-    """Projected gradient descent on all ``cases`` at once; candidates are replayed."""
-    budget = run.budget.capped(seconds)
-    generator = torch.Generator(device=network.device).manual_seed(run.settings.seed + len(run.phases))
+    """Projected gradient descent on all ``cases`` at once; what violates in the network here is replayed."""
+    run.counters["attacks"] = run.counters.get("attacks", 0) + 1
+    generator = torch.Generator(device=network.device).manual_seed(run.settings.seed + run.counters["attacks"])
     box = objective.box[cases]
-    candidates = pgd(
-        network,
-        network.tensor(objective.lower[box]),
-        network.tensor(objective.upper[box]),
-        network.tensor(objective.C[cases]),
-        None if objective.D is None else network.tensor(objective.D[cases]),
-        network.tensor(objective.rhs[cases]),
-        generator,
-        steps,
-        4,
-        budget,
-    )
-    for point in candidates[:16]:
-        witness = run.confirm(point.double().cpu().numpy())
+    d = None if objective.D is None else network.tensor(objective.D[cases])
+    target = Target(network.tensor(objective.C[cases]), d, network.tensor(objective.rhs[cases]))
+    lower, upper = network.tensor(objective.lower[box]), network.tensor(objective.upper[box])
+    points, case = pgd(network, lower, upper, target, generator, steps, restarts, budget)
+    for point, index in zip(points[:4].double().cpu().numpy(), case[:4].tolist(), strict=True):
+        witness = run.confirm(point, int(cases[index]))
         if witness is not None:
             return witness
     return None
@@ -110,7 +103,7 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
     with run.phase("attack"):
-        witness = attack(run, guide, objective, cases[left.cpu().numpy()], 2.0)
+        witness = attack(run, guide, objective, cases[left.cpu().numpy()], run.budget.capped(3.0), 40, 8)
     if witness is not None:
         return run.sat(witness, "attack")
     with run.phase("alpha"):

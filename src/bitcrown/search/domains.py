@@ -13,9 +13,10 @@ from torch import Tensor
 
 @dataclass
 class Domains:
-    """``case [B]`` which case, ``alpha [B, S, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in {-1, 0, 1},
+    """``case [B]`` which case, ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in {-1, 0, 1},
     ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons worth splitting (-1: none),
-    ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or ``[B, 0]`` where domains keep the root's."""
+    ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or ``[B, 0]`` where domains keep the root's;
+    ``mix [B, S]`` how a domain's rows are mixed into the one that is bounded."""
 
     case: Tensor
     alpha: Tensor
@@ -25,6 +26,7 @@ class Domains:
     candidates: Tensor
     x_lower: Tensor
     x_upper: Tensor
+    mix: Tensor
 
     def __len__(self) -> int:
         return int(self.case.shape[0])

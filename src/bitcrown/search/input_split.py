@@ -243,7 +243,9 @@ class InputSplit:
     def _split(self, boxes: Boxes, a: Tensor, values: Tensor) -> Boxes:
         """Halve each box along its most influential coordinate; boxes that floats cannot halve are stuck."""
         width = boxes.upper - boxes.lower
-        weight = torch.where(boxes.open[:, :, None, None], a.abs(), torch.zeros_like(a)).flatten(1, 2).amax(1)
+        best_row = values.argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, a.shape[3])
+        nearest = a.gather(2, best_row).squeeze(2).abs()
+        weight = torch.where(boxes.open.unsqueeze(2), nearest, torch.zeros_like(nearest)).amax(1)
         score = (weight + 1e-3 * weight.amax(1, keepdim=True)) * width + 1e-12 * width
         middle = (boxes.lower + boxes.upper) / 2
         can_split = (middle > boxes.lower) & (middle < boxes.upper)

@@ -88,6 +88,10 @@ class NeuronSplit:
 
     # -- rows and bounds -----------------------------------------------------------------------------------------
 
+    def parameters(self, domains: Domains) -> Parameters:
+        mix = domains.mix if domains.mix.shape[1] > 1 else None
+        return Parameters(self.layout, domains.alpha, domains.beta, domains.split, mix)
+
     def case_rows(self, case: Tensor) -> Rows:
         """Rows of cases over the root's box."""
         d = None if self.D is None else self.D[case]
@@ -136,7 +140,8 @@ class NeuronSplit:
             parameters = Parameters(self.layout, alpha, None, None)
             rows = self.case_rows(case)
             value.append(proved_minimum(self.proof, rows, self.bounds, enclosure.scales, parameters))
-        self.root_value = torch.cat(value).amax(dim=1)
+        self.row_value = torch.cat(value)
+        self.root_value = self.row_value.amax(dim=1)
         return (self.root_value <= 0).nonzero().flatten()
 
     def fitting(self, wanted: int, network: Network) -> int:
@@ -151,17 +156,20 @@ class NeuronSplit:
         step = self.fitting(len(case), self.guide)
         for begin in range(0, len(case), step):
             part = case[begin : begin + step]
-            count, rows = len(part), self.C.shape[1]
+            count = len(part)
+            best = self.row_value[part].argmax(dim=1, keepdim=True)
+            mix = torch.full_like(self.row_value[part], 0.1).scatter(1, best, 1.0)
             shape = (count, self.layout.n_neurons)
             fresh = Domains(
                 part,
-                self.start_alpha[:, None, :].expand(count, rows, -1).clone(),
+                self.start_alpha[:, None, :].expand(count, 1, -1).clone(),
                 torch.zeros(shape, dtype=self.guide.dtype, device=self.guide.device),
                 torch.zeros(shape, dtype=torch.int8, device=self.guide.device),
                 self.root_value[part].to(self.guide.dtype),
                 torch.full((count, CANDIDATES), -1, device=self.guide.device),
                 self.x_lower.expand(count, -1) if self.clipper else self.x_lower[:, :0].expand(count, 0),
                 self.x_upper.expand(count, -1) if self.clipper else self.x_upper[:, :0].expand(count, 0),
+                mix.to(self.guide.dtype),
             )
             parts.append(self.improve(fresh, Ascent(iterations, rate_alpha=0.25, rate_beta=0.05)))
         return concatenate(parts)
@@ -172,11 +180,12 @@ class NeuronSplit:
         if not len(domains):
             return domains
         rows = self.rows_of(domains)
-        parameters = Parameters(self.layout, domains.alpha, domains.beta, domains.split)
+        parameters = self.parameters(domains)
         bounds = self.bounds_of(domains, self.guide.dtype)
         parameters, guess = ascend(self.guide, rows, bounds, parameters, ascent)
         domains.alpha = parameters.alpha
         domains.beta = domains.beta if parameters.beta is None else parameters.beta
+        domains.mix = domains.mix if parameters.mix is None else parameters.mix
         domains.value = torch.maximum(domains.value, guess.amax(dim=1).to(domains.value.dtype))
         return self.assess(domains, rows, bounds)
 
@@ -192,7 +201,7 @@ class NeuronSplit:
 
     def prove(self, domains: Domains) -> Tensor:
         """Rigorous bounds ``[B]`` with the domains' parameters."""
-        parameters = Parameters(self.layout, domains.alpha, domains.beta, domains.split)
+        parameters = self.parameters(domains)
         bounds = self.bounds_of(domains, self.proof.dtype)
         rows = self.rows_of(domains)
         return proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters).amax(dim=1)
@@ -202,24 +211,33 @@ class NeuronSplit:
         record: dict[str, Tensor] = {}
         is_proof = self.guide.dtype == self.proof.dtype
         with torch.no_grad():
-            parameters = Parameters(self.layout, domains.alpha, domains.beta, domains.split)
+            parameters = self.parameters(domains)
             scales = self.enclosure.scales if is_proof else None
             backward = parameters.backward(self.guide, bounds, scales, record)
-            rows = rows.to(self.guide.dtype)
-            lines = row_lines(self.guide, rows, backward)
-            value = bound_lines(lines, rows, backward.gamma if is_proof else 0.0)
+            goal, error = self.goal(domains, rows.to(self.guide.dtype), backward.gamma if is_proof else 0.0)
+            lines = row_lines(self.guide, goal, backward)
+            value = bound_lines(lines, goal, backward.gamma if is_proof else 0.0) - error
             best = value.amax(dim=1)
             proved = best > 0
             if not is_proof and proved.any():
                 hopeful = proved.nonzero().flatten()
                 proved[hopeful] = self.prove(domains.select(hopeful)) > 0
-            weights = torch.isfinite(rows.rhs).to(self.guide.dtype)
+            weights = torch.ones_like(value)
             scores = triangle_scores(self.layout, bounds, record, domains.split, weights)
             domains.candidates = best_candidates(scores, CANDIDATES)
             domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
             if is_proof and self.clipper is not None:
                 proved |= ~self.cut(domains, lines, value)
             return domains.select((~proved).nonzero().flatten())
+
+    def goal(self, domains: Domains, rows: Rows, gamma: float) -> tuple[Rows, Tensor | float]:
+        """The one row per domain that is bounded, and the rounding error of forming it."""
+        if domains.mix.shape[1] == 1:
+            return rows, 0.0
+        outputs = torch.cat([self.enclosure.scales[name].flatten() for name in self.proof.graph.outputs])
+        mix = domains.mix.to(rows.C.dtype)
+        error = rows.mixing_error(mix, outputs.to(rows.C.dtype), gamma) if gamma else 0.0
+        return rows.mixed(mix), error
 
     def cut(self, domains: Domains, lines: Lines, value: Tensor) -> Tensor:
         """Shrink the domains' boxes by their rows; ``[B]`` says which stay feasible."""
@@ -314,10 +332,10 @@ class NeuronSplit:
         with torch.no_grad():
             for begin in range(0, len(domains), step):
                 part = domains.select(torch.arange(begin, min(len(domains), begin + step), device=domains.case.device))
-                parameters = Parameters(self.layout, part.alpha, part.beta, part.split)
+                parameters = self.parameters(part)
                 parent = torch.arange(begin, begin + len(part), device=part.case.device) // width
                 bounds = self.layout.split_bounds(self.layout.gathered(whole, parent), part.split)
-                rows = self.rows_of(part).to(self.guide.dtype)
-                value = bound_rows(self.guide, rows, parameters.backward(self.guide, bounds), 0.0)
+                goal, _ = self.goal(part, self.rows_of(part).to(self.guide.dtype), 0.0)
+                value = bound_rows(self.guide, goal, parameters.backward(self.guide, bounds), 0.0)
                 parts.append(value.amax(dim=1))
         return torch.cat(parts)

@@ -16,20 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bitcrown.attack.probes import probe
 from bitcrown.budget import Budget
 from bitcrown.check.replay import Replay
-from bitcrown.check.witness import confirm
+from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 if TYPE_CHECKING:
-    from bitcrown.model.execute import Network
-    from bitcrown.search.objective import Objective
+    import numpy as np
 
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -44,6 +41,7 @@ class Run:
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
         self.replay = Replay(problem.query, problem.networks)
+        self.confirmer = Confirmer(problem, self.replay)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -54,9 +52,10 @@ class Run:
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
 
-    def confirm(self, x: np.ndarray) -> Witness | None:
+    def confirm(self, x: np.ndarray, case: int | None = None) -> Witness | None:
+        """Replay a candidate ``x [n]`` on the original networks."""
         self.counters["replayed"] = self.counters.get("replayed", 0) + 1
-        return confirm(self.replay, self.problem.query, x)
+        return self.confirmer.confirm(x, None if case is None else self.problem.cases[case])
 
     def verdict(self, status: Status, decided_by: str = "", witness: Witness | None = None, **more: Any) -> Verdict:
         return Verdict(
@@ -74,13 +73,13 @@ class Run:
 
 
 def decide(problem: Problem, settings: Settings, budget: Budget, report: Report | None = None) -> Verdict:
-    """Decide ``problem``. Raises ``ModelError``/``PropertyError`` for bad input; everything else is in the Verdict."""
+    """Decide ``problem`` with bounds, attack and search. Raises ``ModelError``/``PropertyError`` for bad input; everything else is in the Verdict."""
     run = Run(problem, settings, budget, report)
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))
     try:
         with run.phase("probe"):
-            witness = probe(problem, run.replay, budget, settings.seed)
+            witness = probe(problem, run.replay, run.confirmer, budget, settings.seed)
         if witness is not None:
             return run.sat(witness, "probe")
         return _decide_with_bounds(run)

@@ -41,9 +41,7 @@ def parse_vnnlib1(source: Source, forms: Iterable[Form]) -> Query:
     if not formulas:
         raise PropertyError(f"{source.name}: there is no assert, so nothing is asked; add the property.")
     inputs, outputs = _count(source, declared, "X"), _count(source, declared, "Y")
-    network = NetworkDecl(
-        NETWORK_NAME, (TensorDecl("X", "real", (inputs,)),), (TensorDecl("Y", "real", (outputs,)),)
-    )
+    network = NetworkDecl(NETWORK_NAME, (TensorDecl("X", "real", (inputs,)),), (TensorDecl("Y", "real", (outputs,)),))
     return Query((1, 0), (network,), And(tuple(formulas)))
 
 

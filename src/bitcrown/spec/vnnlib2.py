@@ -155,7 +155,7 @@ class _Declarations:
         return base.name
 
     def _tensor(self, form: Form, is_hidden: bool) -> TensorDecl:
-        usage = f'({form[0]} NAME TYPE [1,5]{" " + chr(34) + "onnx name" + chr(34) if is_hidden else ""})'
+        usage = f"({form[0]} NAME TYPE [1,5]{' ' + chr(34) + 'onnx name' + chr(34) if is_hidden else ''})"
         if "initialized" in form:
             raise UnsupportedError(f"{self.source.name}: initialized inputs are not supported; declare {usage}.")
         if len(form) != 3 + is_hidden or not isinstance(form[2], str) or "[" not in form[2]:
@@ -194,6 +194,7 @@ class _Declarations:
         base = self.networks.get(decl.equal_to or decl.isomorphic_to)
         if base is None:
             return
+
         # Isomorphic networks may differ in element type, equal ones may not.
         def signature(tensors: tuple[TensorDecl, ...]) -> list[tuple[object, ...]]:
             return [(t.shape, t.dtype) if decl.equal_to else (t.shape,) for t in tensors]

@@ -1,0 +1,143 @@
+"""Operators that only move, cut or repeat entries."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitcrown.errors import UnsupportedError
+from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+
+
+@lowers("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    shape = b.shape(x)
+    b.bind(node, b.reshaped(x, _new_shape(b, node, shape)))
+
+
+def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
+    rank, total = len(shape), int(np.prod(shape))
+    if node.op == "Flatten":
+        axis = b.axis(int(node.attrs.get("axis", 1)), rank)
+        head = int(np.prod(shape[:axis]))
+        return [head, total // head]
+    if node.op == "Reshape":
+        target = b.integers(node.inputs[1], "the shape") if len(node.inputs) > 1 else list(node.attrs["shape"])
+        if not node.attrs.get("allowzero", 0):
+            target = [shape[i] if extent == 0 else extent for i, extent in enumerate(target)]
+        if -1 in target:
+            known = -int(np.prod(target))
+            target[target.index(-1)] = total // known
+        return target
+    axes = list(node.attrs["axes"]) if "axes" in node.attrs else None
+    if axes is None and len(node.inputs) > 1:
+        axes = b.integers(node.inputs[1], "the axes")
+    if node.op == "Squeeze":
+        gone = {b.axis(a, rank) for a in axes} if axes is not None else {i for i, e in enumerate(shape) if e == 1}
+        return [extent for i, extent in enumerate(shape) if i not in gone]
+    if axes is None:
+        raise UnsupportedError(f"node {node.name!r}: Unsqueeze without axes")
+    result = list(shape)
+    for axis in sorted(b.axis(a, rank + len(axes)) for a in axes):
+        result.insert(axis, 1)
+    return result
+
+
+@lowers("Transpose")
+def transpose(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    rank = len(b.shape(x))
+    b.bind(node, b.emit("Transpose", (x,), {"perm": tuple(node.attrs.get("perm", range(rank - 1, -1, -1)))}))
+
+
+@lowers("Concat")
+def concat(b: Builder, node: OnnxNode) -> None:
+    parts = tuple(b.node_of(tensor) for tensor in node.inputs)
+    axis = b.axis(int(node.attrs["axis"]), len(b.shape(parts[0])))
+    b.bind(node, b.emit("Concat", parts, {"axis": axis}))
+
+
+@lowers("Slice")
+def slice_(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    shape = b.shape(x)
+    if "starts" in node.attrs:
+        starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
+        axes, steps = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
+    else:
+        parts = [b.integers(tensor, "a slice bound") if tensor else None for tensor in node.inputs[1:]]
+        starts, ends = parts[0] or [], parts[1] or []
+        axes = parts[2] if len(parts) > 2 and parts[2] is not None else list(range(len(starts)))
+        steps = parts[3] if len(parts) > 3 and parts[3] is not None else [1] * len(starts)
+    cut = [(0, extent, 1) for extent in shape]
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis = b.axis(axis, len(shape))
+        if step <= 0:
+            raise UnsupportedError(f"node {node.name!r} slices backward")
+        first, last, _ = slice(start, end).indices(shape[axis])
+        cut[axis] = (first, max(first, last), step)
+    b.bind(node, b.emit("Slice", (x,), {"slices": tuple(cut)}))
+
+
+@lowers("Split")
+def split(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    shape = b.shape(x)
+    axis = b.axis(int(node.attrs.get("axis", 0)), len(shape))
+    if len(node.inputs) > 1 and node.inputs[1]:
+        sizes = b.integers(node.inputs[1], "the split sizes")
+    else:
+        count = len(node.outputs)
+        chunk = -(-shape[axis] // count)
+        even = [min(chunk, shape[axis] - i * chunk) for i in range(count)]
+        sizes = list(node.attrs.get("split", even))
+    start = 0
+    for output, size in enumerate(sizes):
+        cut = [(0, extent, 1) for extent in shape]
+        cut[axis] = (start, start + size, 1)
+        b.bind(node, b.emit("Slice", (x,), {"slices": tuple(cut)}), output)
+        start += size
+
+
+@lowers("Gather")
+def gather(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    axis = b.axis(int(node.attrs.get("axis", 0)), len(b.shape(x)))
+    indices = b.constant(node.inputs[1], "the indices").astype(np.int64)
+    extent = b.shape(x)[axis]
+    b.bind(node, b.emit("Gather", (x,), {"axis": axis, "indices": np.where(indices < 0, indices + extent, indices)}))
+
+
+@lowers("Pad")
+def pad(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    rank = len(b.shape(x))
+    mode = node.attrs.get("mode", "constant")
+    if mode != "constant":
+        raise UnsupportedError(f"node {node.name!r} pads with mode {mode!r}")
+    pads = list(node.attrs["pads"]) if "pads" in node.attrs else b.integers(node.inputs[1], "the padding")
+    value = float(node.attrs.get("value", 0.0))
+    if len(node.inputs) > 2 and node.inputs[2]:
+        value = float(b.constant(node.inputs[2], "the padding value").reshape(()))
+    b.bind(node, b.emit("Pad", (x,), {"pads": (tuple(pads[:rank]), tuple(pads[rank:])), "value": value}))
+
+
+@lowers("Expand")
+def expand(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    shape = np.broadcast_shapes(b.shape(x), tuple(b.integers(node.inputs[1], "the shape")))
+    b.bind(node, b.expanded(x, shape))
+
+
+@lowers("Where")
+def where(b: Builder, node: OnnxNode) -> None:
+    """With a constant condition: ``c * x + (1 - c) * y``."""
+    condition = b.constant(node.inputs[0], "the condition").astype(np.float64)
+    parts = []
+    for tensor, mask in ((node.inputs[1], condition), (node.inputs[2], 1.0 - condition)):
+        if b.is_constant(tensor):
+            value = np.where(mask != 0, b.constants[tensor].astype(np.float64), 0.0)
+            parts.append(b.emit("Constant", (), params={"value": value}))
+        else:
+            parts.append(b.scaled(b.node_of(tensor), mask, None))
+    b.bind(node, b.binary("Add", parts[0], parts[1]))

@@ -1,0 +1,56 @@
+"""Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``, and ``Constant``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitcrown.model.graph import Node
+from bitcrown.model.registry import Op, register
+
+Params = dict[str, Tensor]
+Shapes = Sequence[tuple[int, ...]]
+
+
+def _scale(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    value = inputs[0]
+    if "scale" in params:
+        value = value * params["scale"]
+    return value + params["shift"] if "shift" in params else value
+
+
+def _scale_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] * params["scale"].abs() if "scale" in params else inputs[0]
+
+
+def _scale_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
+    return [a * params["scale"] if "scale" in params else a]
+
+
+def _add(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] + inputs[1]
+
+
+def _sub(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] - inputs[1]
+
+
+def _constant(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return params["value"].unsqueeze(0)
+
+
+def _zeros(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return torch.zeros_like(params["value"]).unsqueeze(0)
+
+
+def _input(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0]
+
+
+register(Op("Input", _input, True, _input))
+register(Op("Constant", _constant, True, _zeros, lambda node, params, a, shapes: []))
+register(Op("Scale", _scale, True, _scale_absolute, _scale_adjoint))
+register(Op("Add", _add, True, _add, lambda node, params, a, shapes: [a, a]))
+register(Op("Sub", _sub, True, _add, lambda node, params, a, shapes: [a, -a]))

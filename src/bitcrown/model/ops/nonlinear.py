@@ -1,0 +1,62 @@
+"""Forward functions of the nonlinear operators; their ranges and relaxations live in ``bounds.relaxations``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bitcrown.model.graph import Node
+from bitcrown.model.registry import Op, register
+
+Params = dict[str, Tensor]
+
+
+def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    def forward(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+        return function(inputs[0])
+
+    register(Op(name, forward, is_affine=False))
+
+
+def _clip(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0].clamp(float(node.attrs["min"]), float(node.attrs["max"]))
+
+
+def _elu(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    x = inputs[0]
+    return torch.where(x > 0, x, float(node.attrs["alpha"]) * torch.expm1(x.clamp(max=0)))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """torch's own becomes the identity above 20, an error that a sound relaxation would have to know about."""
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def _product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] * inputs[1]
+
+
+for _name, _function in {
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Reciprocal": torch.reciprocal,
+    "Sqrt": torch.sqrt,
+    "Sin": torch.sin,
+    "Cos": torch.cos,
+    "Square": torch.square,
+    "Sign": torch.sign,
+    "Floor": torch.floor,
+    "Ceil": torch.ceil,
+    "Round": torch.round,
+    "Erf": torch.erf,
+    "Softplus": _softplus,
+}.items():
+    _unary(_name, _function)
+register(Op("Clip", _clip, is_affine=False))
+register(Op("Elu", _elu, is_affine=False))
+register(Op("Mul", _product, is_affine=False))
