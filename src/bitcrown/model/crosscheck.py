@@ -1,7 +1,7 @@
 """Is what was read the network in the file? The graph against onnxruntime on random inputs, at every load.
 
 onnxruntime computes in float32, the graph here in float64, so outputs differ by float32 rounding. The allowance is
-``2e-3`` of the largest output (at least of 1e-3): orders above the rounding of any sensible network and far below what a
+``2e-3`` of the largest output (at least of 1e-3): far above the rounding of any sensible network and below what a
 misread attribute causes. Inputs are drawn at three magnitudes, since an error can hide behind saturated activations.
 """
 
@@ -30,7 +30,7 @@ def _session(path: Path) -> Any:
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(model_bytes(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises classes that only exist inside its extension
+    except Exception as error:
         raise ModelError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.registry import Op, op_row
 
-
 Params = dict[str, Tensor]
 
 

@@ -1,4 +1,4 @@
-"""Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``, and ``Constant``."""
+"""Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``, ``Constant``."""
 
 from __future__ import annotations
 

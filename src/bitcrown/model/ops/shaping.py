@@ -1,4 +1,4 @@
-"""Operators that move entries without changing them. Axes in ``attrs`` are those of the model's shape (no run-time axis)."""
+"""Operators that move entries without changing them. Axes in ``attrs`` do not count the run-time axis."""
 
 from __future__ import annotations
 
