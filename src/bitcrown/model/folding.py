@@ -1,70 +1,176 @@
 """Constant folding: nodes whose inputs are all known are computed while reading.
 
-Shape arithmetic has short numpy rows of its own; any other operator on constants goes to ``onnx.reference``, the
-interpreter that ships with onnx (imported only then).
+Shape arithmetic has short numpy rows here, in the types of the file. Any other operator on constants is lowered like
+one on activations and computed by the engine in float64. Rows that can make a large tensor from a small file ask first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.model.lowering.builder import OnnxNode
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Graph
+from bitcrown.model.lowering.builder import LARGEST, LOWERINGS, Builder, OnnxNode
 
-LARGEST = 1 << 28
-Row = Callable[[OnnxNode, Sequence[np.ndarray]], np.ndarray]
+Array = np.ndarray[Any, Any]
+Row = Callable[[OnnxNode, Sequence[Array]], Array]
 
 
-def _cast(node: OnnxNode, values: Sequence[np.ndarray]) -> np.ndarray:
+def _bounded(node: OnnxNode, shape: Sequence[int]) -> tuple[int, ...]:
+    extents = tuple(int(extent) for extent in shape)
+    if min(extents, default=0) < 0 or math.prod(extents) > LARGEST:
+        raise ModelError(f"node {node.name!r} ({node.op}) asks for a constant of shape {extents}")
+    return extents
+
+
+def _cast(node: OnnxNode, values: Sequence[Array]) -> Array:
     return values[0].astype(onnx.helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
 
 
-def _filled(node: OnnxNode, values: Sequence[np.ndarray]) -> np.ndarray:
+def _filled(node: OnnxNode, values: Sequence[Array]) -> Array:
     value = node.attrs.get("value", np.zeros(1, dtype=np.float32))
-    shape = tuple(int(extent) for extent in values[0].reshape(-1))
-    if int(np.prod(shape, dtype=np.float64)) > LARGEST:
-        raise ModelError(f"node {node.name!r} asks for a constant of shape {shape}, which is too large")
-    return np.full(shape, np.asarray(value).reshape(-1)[0])
+    return np.full(_bounded(node, values[0].reshape(-1).tolist()), np.asarray(value).reshape(-1)[0])
 
 
-def _unsqueeze(node: OnnxNode, values: Sequence[np.ndarray]) -> np.ndarray:
-    axes = node.attrs["axes"] if "axes" in node.attrs else values[1].reshape(-1).tolist()
-    return np.expand_dims(values[0], tuple(int(axis) for axis in axes))
+def _axes(node: OnnxNode, values: Sequence[Array]) -> tuple[int, ...] | None:
+    """Axes given as an attribute or as the second input."""
+    if "axes" in node.attrs:
+        return tuple(int(axis) for axis in node.attrs["axes"])
+    return tuple(int(axis) for axis in values[1].reshape(-1)) if len(values) > 1 else None
 
 
-def _gather(node: OnnxNode, values: Sequence[np.ndarray]) -> np.ndarray:
-    return np.take(values[0], values[1].astype(np.int64), axis=int(node.attrs.get("axis", 0)))
+def _unsqueeze(node: OnnxNode, values: Sequence[Array]) -> Array:
+    return np.expand_dims(values[0], _axes(node, values) or ())
 
 
-def _divide(node: OnnxNode, values: Sequence[np.ndarray]) -> np.ndarray:
-    if np.issubdtype(values[0].dtype, np.integer):
-        return np.trunc(values[0] / values[1]).astype(values[0].dtype)
-    return np.asarray(values[0] / values[1])
+def _gather(node: OnnxNode, values: Sequence[Array]) -> Array:
+    axis, indices = int(node.attrs.get("axis", 0)), values[1].astype(np.int64)
+    _bounded(node, (*indices.shape, *values[0].shape))
+    return np.take(values[0], indices, axis=axis)
+
+
+def _divide(node: OnnxNode, values: Sequence[Array]) -> Array:
+    """Integers divide towards zero in ONNX."""
+    if not np.issubdtype(values[0].dtype, np.integer):
+        return np.asarray(values[0] / values[1])
+    if not values[1].all():
+        raise ModelError(f"node {node.name!r} divides an integer by zero")
+    quotient = np.abs(values[0]) // np.abs(values[1])
+    return np.asarray(quotient * np.sign(values[0]) * np.sign(values[1])).astype(values[0].dtype)
+
+
+def _reshape(node: OnnxNode, values: Sequence[Array]) -> Array:
+    target = values[1].reshape(-1).tolist()
+    if not node.attrs.get("allowzero", 0):
+        target = [values[0].shape[i] if extent == 0 else extent for i, extent in enumerate(target)]
+    return values[0].reshape(target)
+
+
+def _expand(node: OnnxNode, values: Sequence[Array]) -> Array:
+    shape = np.broadcast_shapes(values[0].shape, tuple(int(extent) for extent in values[1].reshape(-1)))
+    return np.broadcast_to(values[0], _bounded(node, shape))
+
+
+def _tile(node: OnnxNode, values: Sequence[Array]) -> Array:
+    _bounded(node, (values[1].astype(np.float64) * np.asarray(values[0].shape)).tolist())
+    return np.tile(values[0], values[1].astype(np.int64))
+
+
+def _range(node: OnnxNode, values: Sequence[Array]) -> Array:
+    start, limit, step = (value.reshape(()).item() for value in values)
+    if step == 0:
+        raise ModelError(f"node {node.name!r} makes a range with step zero")
+    _bounded(node, (max(0, math.ceil((limit - start) / step)),))
+    return np.arange(start, limit, step, dtype=values[0].dtype)
+
+
+def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
+    parts = [value.reshape(-1).tolist() for value in values[1:]]
+    starts, ends = (list(node.attrs["starts"]), list(node.attrs["ends"])) if "starts" in node.attrs else parts[:2]
+    axes = list(node.attrs["axes"]) if "axes" in node.attrs else parts[2] if len(parts) > 2 else range(len(starts))
+    steps = parts[3] if len(parts) > 3 else [1] * len(starts)
+    cut = [slice(None)] * values[0].ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        cut[axis] = slice(start, None if step < 0 and end < -values[0].shape[axis] else end, step)
+    return values[0][tuple(cut)]
+
+
+def _reducer(function: Callable[..., Any]) -> Row:
+    def row(node: OnnxNode, values: Sequence[Array]) -> Array:
+        return np.asarray(function(values[0], axis=_axes(node, values), keepdims=bool(node.attrs.get("keepdims", 1))))
+
+    return row
+
+
+def _elementwise(function: Callable[..., Any]) -> Row:
+    return lambda node, values: np.asarray(function(*values))
+
+
+def _dequantize(node: OnnxNode, values: Sequence[Array]) -> Array:
+    if node.attrs.get("block_size", 0):
+        raise UnsupportedError(f"node {node.name!r}: DequantizeLinear in blocks")
+    scale, zero = values[1], values[2] if len(values) > 2 else np.zeros(())
+    if scale.size > 1:
+        shape = [1] * values[0].ndim
+        shape[int(node.attrs.get("axis", 1))] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero
+    return np.asarray((values[0].astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale)
 
 
 ROWS: dict[str, Row] = {
     "Identity": lambda node, v: v[0],
     "Cast": _cast,
-    "Concat": lambda node, v: np.concatenate(v, axis=int(node.attrs["axis"])),
     "ConstantOfShape": _filled,
     "Unsqueeze": _unsqueeze,
+    "Squeeze": lambda node, v: np.squeeze(v[0], _axes(node, v)),
     "Gather": _gather,
-    "Add": lambda node, v: np.asarray(v[0] + v[1]),
-    "Sub": lambda node, v: np.asarray(v[0] - v[1]),
-    "Mul": lambda node, v: np.asarray(v[0] * v[1]),
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Tile": _tile,
+    "Range": _range,
+    "Slice": _slice,
     "Div": _divide,
-    "Equal": lambda node, v: np.asarray(v[0] == v[1]),
-    "Where": lambda node, v: np.where(v[0], v[1], v[2]),
+    "DequantizeLinear": _dequantize,
+    "Concat": lambda node, v: np.concatenate(v, axis=int(node.attrs["axis"])),
     "Shape": lambda node, v: np.array(v[0].shape, dtype=np.int64),
+    "Size": lambda node, v: np.array(v[0].size, dtype=np.int64),
     "Transpose": lambda node, v: np.transpose(v[0], node.attrs.get("perm")),
+    "NonZero": lambda node, v: np.array(np.nonzero(v[0]), dtype=np.int64),
+    "ReduceProd": _reducer(np.prod),
+    "ReduceMax": _reducer(np.max),
+    "ReduceMin": _reducer(np.min),
 }
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Neg": np.negative,
+    "Abs": np.abs,
+    "Pow": np.power,
+    "Sqrt": np.sqrt,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Equal": np.equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Not": np.logical_not,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Where": np.where,
+}
+ROWS |= {name: _elementwise(function) for name, function in _ELEMENTWISE.items()}
 
 
-def constant_value(node: OnnxNode) -> np.ndarray:
+def constant_value(node: OnnxNode) -> Array:
     """Value of an ONNX ``Constant`` node."""
     for key in ("value", "value_float", "value_int", "value_floats", "value_ints"):
         if key in node.attrs:
@@ -74,26 +180,26 @@ def constant_value(node: OnnxNode) -> np.ndarray:
     raise UnsupportedError(f"node {node.name!r}: a Constant that is neither a tensor nor numbers")
 
 
-def fold(node: OnnxNode, proto: Any, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of a node on constant inputs. Raises ``UnsupportedError`` where even onnx cannot compute it."""
+def can_fold(op: str) -> bool:
+    """Whether ``op`` on constants has a rule."""
+    return op in ROWS or op in LOWERINGS
+
+
+def fold(node: OnnxNode, constants: dict[str, Array]) -> list[Array]:
+    """Outputs of a node on constant inputs. Raises ``UnsupportedError`` or ``ModelError``."""
+    values = [constants[name] for name in node.inputs if name]
     if node.op in ROWS:
-        return [ROWS[node.op](node, values)]
-    from onnx.reference import ReferenceEvaluator
-
-    names = [name for name in node.inputs if name]
-    inputs = [
-        onnx.helper.make_tensor_value_info(name, _element_type(v), v.shape)
-        for name, v in zip(names, values, strict=True)
-    ]
-    outputs = [onnx.helper.make_tensor_value_info(name, 0, None) for name in node.outputs if name]
-    graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", node.opset)])
-    try:
-        found = ReferenceEvaluator(model).run(None, dict(zip(names, values, strict=True)))
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise UnsupportedError(f"node {node.name!r} ({node.op}) on constants cannot be evaluated: {error}") from error
-    return [np.asarray(value) for value in found]
-
-
-def _element_type(value: np.ndarray) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+        with np.errstate(all="ignore"):
+            value = ROWS[node.op](node, values)
+        _bounded(node, value.shape)
+        return [value]
+    builder = Builder(source=node.name, constants={name: constants[name] for name in node.inputs if name})
+    for name in node.inputs[:1]:
+        builder.node_of(name)
+    LOWERINGS[node.op](builder, node)
+    found = [builder.node_of(name) for name in node.outputs if name in builder.tensors]
+    network = Network(Graph(builder.nodes, (), tuple(found)), torch.float64)
+    with torch.no_grad():
+        activations = network.activations(torch.zeros(1, 0, dtype=torch.float64))
+    kind = values[0].dtype if values[0].dtype.kind in "iub" else np.dtype(np.float64)
+    return [activations[name][0].numpy().astype(kind) for name in found]

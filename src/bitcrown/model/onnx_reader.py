@@ -7,20 +7,21 @@ reported together. Batch axes are taken as they are; symbolic extents become 1.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.model.folding import constant_value, fold
+from bitcrown.model.folding import can_fold, constant_value, fold
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
-from bitcrown.model.lowering.builder import OnnxNode
+from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.passes import simplified
 
 LARGEST_FILE = 2 << 30
@@ -51,12 +52,26 @@ def _parsed(path: Path) -> Any:
         model = onnx.ModelProto.FromString(model_bytes(path))
     except DecodeError as error:
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
-    if not model.graph.node or not model.graph.output:
-        raise ModelError(f"{path} is not an ONNX file: it has no nodes or no outputs")
-    for tensor in model.graph.initializer:
-        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise ModelError(f"{path} keeps weight {tensor.name!r} in another file; save it as one file")
+    if not model.graph.output:
+        raise ModelError(f"{path} is not an ONNX file: it has no outputs")
+    if model.graph.sparse_initializer:
+        raise UnsupportedError(f"{path} has sparse weights; save it with dense ones")
     return model
+
+
+def _array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
+    """Value of a tensor stored in the file itself: other files are never opened on a model's word."""
+    if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ModelError(f"{path} keeps weight {tensor.name!r} in another file; save it as one file")
+    if math.prod(tensor.dims) > LARGEST:
+        raise ModelError(f"{path}: weight {tensor.name!r} has more than {LARGEST} entries")
+    try:
+        value = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: weight {tensor.name!r} is damaged: {error}") from error
+    if value.dtype.kind not in "fiub" and value.dtype.itemsize > 2:
+        raise UnsupportedError(f"{path}: weight {tensor.name!r} has type {value.dtype}")
+    return np.asarray(value)
 
 
 def _opset(model: Any, path: Path) -> int:
@@ -66,91 +81,141 @@ def _opset(model: Any, path: Path) -> int:
     return int(version)
 
 
-def _attribute(attribute: Any) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
+def _attribute(attribute: Any, path: Path) -> Any:
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return _array(attribute.t, path)
+    try:
+        value = onnx.helper.get_attribute_value(attribute)
+    except ValueError as error:
+        raise ModelError(f"{path}: attribute {attribute.name!r} is damaged: {error}") from error
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
     if attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS):
         return list(value)
     return value
 
 
-def _nodes(model: Any, opset: int) -> list[tuple[OnnxNode, Any]]:
+def _nodes(model: Any, path: Path) -> list[OnnxNode]:
+    opset = _opset(model, path)
     result = []
     for index, proto in enumerate(model.graph.node):
         name = proto.name or f"{proto.op_type}_{index}"
-        attrs = {attribute.name: _attribute(attribute) for attribute in proto.attribute}
+        attrs = {attribute.name: _attribute(attribute, path) for attribute in proto.attribute}
         op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-        result.append((OnnxNode(op, name, tuple(proto.input), tuple(proto.output), attrs, opset), proto))
+        result.append(OnnxNode(op, name, tuple(proto.input), tuple(proto.output), attrs, opset))
     return result
 
 
-def _tensor_shape(info: Any) -> tuple[int, ...]:
-    return tuple(max(1, dim.dim_value) for dim in info.type.tensor_type.shape.dim)
-
-
-def unsupported_operators(path: Path) -> list[tuple[str, str]]:
-    """``(operator, node name)`` of every node that has no lowering and is not constant."""
-    model = _parsed(path)
-    known = {tensor.name for tensor in model.graph.initializer}
-    missing = []
-    for node, _ in _nodes(model, _opset(model, path)):
-        if node.op in ("Constant", "Shape") or all(name in known for name in node.inputs if name):
-            known.update(node.outputs)
-        elif node.op not in LOWERINGS:
-            missing.append((node.op, node.name))
-    return missing
-
-
-def read_graph(path: Path) -> Graph:
-    """Read, fold and lower a network. Raises ``ModelError`` for a bad file, ``UnsupportedError`` for missing rules."""
-    model = _parsed(path)
-    opset = _opset(model, path)
-    missing = unsupported_operators(path)
-    if missing:
-        kinds = sorted({op for op, _ in missing})
-        places = "; ".join(f"{op}: {', '.join(name for o, name in missing if o == op)}" for op in kinds)
-        raise UnsupportedError(f"{path.name} uses operators without a rule ({places})")
-    builder = Builder()
-    try:
-        for tensor in model.graph.initializer:
-            builder.constants[tensor.name] = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: weight {tensor.name!r} is damaged: {error}") from error
-    inputs, dtypes = [], []
+def _read_inputs(builder: Builder, model: Any, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and numpy types of the network inputs; older files list their weights there as well."""
+    names, dtypes = [], []
     for info in model.graph.input:
         if info.name in builder.constants:
             continue
-        builder.nodes[info.name] = Node(info.name, "Input", (), _tensor_shape(info), source=info.name)
+        tensor = info.type.tensor_type
+        if not info.type.HasField("tensor_type") or not tensor.HasField("shape") or info.name in builder.nodes:
+            raise ModelError(f"{path}: input {info.name!r} is declared twice, or without a tensor shape")
+        shape = tuple(max(1, dim.dim_value) for dim in tensor.shape.dim)
+        if math.prod(shape) > LARGEST:
+            raise ModelError(f"{path}: input {info.name!r} of shape {list(shape)} is too large")
+        try:
+            dtypes.append(str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+        except KeyError as error:
+            raise ModelError(f"{path}: input {info.name!r} has no known element type") from error
+        builder.nodes[info.name] = Node(info.name, "Input", (), shape, source=info.name)
         builder.tensors[info.name] = info.name
-        inputs.append(info.name)
-        dtypes.append(str(onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)))
-    for node, proto in _nodes(model, opset):
-        _read_node(builder, node, proto)
-    outputs = tuple(builder.node_of(info.name) for info in model.graph.output)
-    return simplified(Graph(builder.nodes, tuple(inputs), outputs, tuple(dtypes)))
+        names.append(info.name)
+    return tuple(names), tuple(dtypes)
 
 
-def _read_node(builder: Builder, node: OnnxNode, proto: Any) -> None:
+class _Reading(NamedTuple):
+    builder: Builder
+    inputs: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    missing: list[tuple[OnnxNode, str]]
+    """Nodes without a rule, and why where it is not the operator as such."""
+
+
+def _read(path: Path) -> _Reading:
+    model = _parsed(path)
+    builder = Builder()
+    for tensor in model.graph.initializer:
+        builder.constants[tensor.name] = _array(tensor, path)
+    inputs, dtypes = _read_inputs(builder, model, path)
+    missing: list[tuple[OnnxNode, str]] = []
+    lost: set[str] = set()
+    for node in _nodes(model, path):
+        reason: str | None = None
+        if not lost.isdisjoint(node.inputs):
+            reason = None if _has_rule(node) else ""
+        elif not _has_rule(node):
+            reason = ""
+        else:
+            try:
+                _read_node(builder, node)
+                continue
+            except UnsupportedError as error:
+                reason = str(error)
+        lost.update(name for name in node.outputs if name)
+        if reason is not None:
+            missing.append((node, reason))
+    outputs = tuple(info.name for info in model.graph.output)
+    for name in outputs:
+        if name not in builder.tensors and name not in builder.constants and name not in lost:
+            raise ModelError(f"{path}: no node writes the output {name!r}")
+    return _Reading(builder, inputs, dtypes, outputs, missing)
+
+
+def _has_rule(node: OnnxNode) -> bool:
+    return node.op in ("Constant", "Shape", "Size") or can_fold(node.op)
+
+
+def unsupported_operators(path: Path) -> list[tuple[str, str]]:
+    """``(operator, node name)`` of every node that has no rule. Raises ``ModelError`` for a bad file."""
+    return [(node.op, node.name) for node, _ in _read(path).missing]
+
+
+def read_graph(path: Path) -> Graph:
+    """Read, fold, lower and simplify a network; ``path`` may be plain or gzip, or lack its ``.gz``.
+
+    Raises ``ModelError`` for a bad file and ``UnsupportedError``, which names every node without a rule.
+    """
+    read = _read(path)
+    if read.missing:
+        plain: dict[str, list[str]] = {}
+        for node, reason in read.missing:
+            if not reason:
+                plain.setdefault(node.op, []).append(node.name)
+        parts = [f"{op}: {', '.join(names)}" for op, names in sorted(plain.items())]
+        parts += [reason for _, reason in read.missing if reason]
+        raise UnsupportedError(f"{path.name} uses operators without a rule ({'; '.join(parts)})")
+    outputs = tuple(read.builder.node_of(name) for name in read.outputs)
+    return simplified(Graph(read.builder.nodes, read.inputs, outputs, read.dtypes))
+
+
+def _read_node(builder: Builder, node: OnnxNode) -> None:
     builder.source = node.name
-    if node.op == "Constant":
-        builder.constants[node.outputs[0]] = constant_value(node)
-        return
-    if node.op == "Shape" and not builder.is_constant(node.inputs[0]):
-        shape = builder.shape(builder.node_of(node.inputs[0]))
-        builder.constants[node.outputs[0]] = np.array(shape, dtype=np.int64)
-        return
-    names = [name for name in node.inputs if name]
-    if all(builder.is_constant(name) for name in names):
-        values = fold(node, proto, [builder.constants[name] for name in names])
-        builder.constants.update(zip((name for name in node.outputs if name), values, strict=False))
-        return
-    for name in names:
-        if name not in builder.tensors and name not in builder.constants:
+    for name in node.inputs:
+        if name and name not in builder.tensors and name not in builder.constants:
             raise ModelError(f"node {node.name!r} reads {name!r}, which no earlier node writes")
+    for name in node.outputs:
+        if name and (name in builder.tensors or name in builder.constants):
+            raise ModelError(f"node {node.name!r} writes {name!r}, which already has a value")
     try:
-        LOWERINGS[node.op](builder, node)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        if node.op == "Constant":
+            builder.constants[node.outputs[0]] = constant_value(node)
+        elif node.op in ("Shape", "Size") and not builder.is_constant(node.inputs[0]):
+            shape = builder.shape(builder.node_of(node.inputs[0]))
+            first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))
+            value = shape[first:last] if node.op == "Shape" else math.prod(shape)
+            builder.constants[node.outputs[0]] = np.array(value, dtype=np.int64)
+        elif all(builder.is_constant(name) for name in node.inputs if name):
+            names = [name for name in node.outputs if name]
+            builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
+        elif node.op in LOWERINGS:
+            LOWERINGS[node.op](builder, node)
+        else:
+            raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise ModelError(f"node {node.name!r} ({node.op}) has unusable inputs or attributes: {error!r}") from error

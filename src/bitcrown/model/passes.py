@@ -1,17 +1,35 @@
-"""Graph to graph, outputs unchanged (law d): each pass removes work that every later bound would repeat."""
+"""Graph to graph, outputs unchanged (law d): each pass removes work that every later bound would repeat.
+
+A pass visits the nodes in order and puts, for each of them, another node or an earlier one in its place. Weights are
+merged in float64: the product of two float32 weights is exact there, sums are rounded far below the rounding of the
+float32 network itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from bitcrown.model.fusion import fused
 from bitcrown.model.graph import Graph, Node
+
+Rule = Callable[[Node, Mapping[str, Node], Mapping[str, int]], "str | tuple[Node, ...]"]
+"""``rule(node, earlier nodes, number of readers of each)`` gives the name of an equal earlier node, or what to put in
+place of ``node``, the last of which has its name."""
+
+ROUNDS = 20
 
 
 def simplified(graph: Graph) -> Graph:
-    """All passes: fold scales into weights, drop what nothing reads."""
-    return without_dead_nodes(fold_scales(without_dead_nodes(graph)))
+    """All passes, repeated until nothing changes."""
+    for _ in range(ROUNDS):
+        before = [(node.name, node.op, node.inputs) for node in graph.nodes.values()]
+        graph = without_dead_nodes(rewritten(merge_equal(without_dead_nodes(graph)), fused))
+        if before == [(node.name, node.op, node.inputs) for node in graph.nodes.values()]:
+            break
+    return graph
 
 
 def without_dead_nodes(graph: Graph) -> Graph:
@@ -23,62 +41,54 @@ def without_dead_nodes(graph: Graph) -> Graph:
     return replace(graph, nodes={name: node for name, node in graph.nodes.items() if name in needed})
 
 
-def fold_scales(graph: Graph) -> Graph:
-    """``Scale`` after ``Linear``, ``Conv``, ``ConvTranspose`` or ``Scale`` with no other reader becomes part of it.
-
-    The product of two float32 weights needs up to 48 bits, so float64 holds it exactly; sums of biases are rounded to
-    float64, far below the tolerance that the load check allows.
-    """
+def rewritten(graph: Graph, rule: Rule) -> Graph:
+    """Apply ``rule`` once to every node; readers of replaced nodes follow."""
     nodes: dict[str, Node] = {}
-    renamed: dict[str, str] = {}
-    readers = graph.consumers()
-    for node in graph.nodes.values():
-        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
-        source = nodes.get(node.inputs[0]) if len(node.inputs) == 1 else None
-        if node.op == "Scale" and source is not None and _only_reader(graph, readers, source.name, renamed):
-            merged = _merged(source, node)
-            if merged is not None:
-                nodes[source.name] = merged
-                renamed[node.name] = source.name
-                continue
-        nodes[node.name] = node
-    outputs = tuple(renamed.get(name, name) for name in graph.outputs)
-    return replace(graph, nodes=nodes, outputs=outputs)
+    alias: dict[str, str] = {}
+    readers = {name: len(found) + graph.outputs.count(name) for name, found in graph.consumers().items()}
+    for original in graph.nodes.values():
+        node = replace(original, inputs=tuple(alias.get(name, name) for name in original.inputs))
+        result = rule(node, nodes, readers) if node.op != "Input" else (node,)
+        if isinstance(result, str):
+            alias[node.name] = result
+            readers[result] += readers[node.name] - 1
+            continue
+        for new in result:
+            nodes[new.name] = new
+            readers.setdefault(new.name, 1)
+    return replace(graph, nodes=nodes, outputs=tuple(alias.get(name, name) for name in graph.outputs))
 
 
-def _only_reader(graph: Graph, readers: dict[str, list[str]], name: str, renamed: dict[str, str]) -> bool:
-    """Whether the tensor now called ``name`` had one reader; merged names stand for the last tensor merged."""
-    last = name
-    for old, new in renamed.items():
-        if new == name:
-            last = old
-    return len(readers[last]) == 1 and last not in graph.outputs
+def merge_equal(graph: Graph) -> Graph:
+    """Nodes that compute the same from the same inputs become one, and ``Mul`` of a node with itself a ``Square``."""
+    seen: dict[object, list[Node]] = {}
+
+    def rule(node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]) -> str | tuple[Node, ...]:
+        if node.op == "Mul" and node.inputs[0] == node.inputs[1]:
+            node = replace(node, op="Square", inputs=node.inputs[:1])
+        candidates = seen.setdefault(_fingerprint(node), [])
+        for other in candidates:
+            if all(np.array_equal(value, other.params[key]) for key, value in node.params.items()):
+                return other.name
+        candidates.append(node)
+        return (node,)
+
+    return rewritten(graph, rule)
 
 
-def _per_channel(value: np.ndarray, rank: int, axis: int, extent: int) -> np.ndarray | None:
-    """``value`` as ``[extent]`` if it varies along ``axis`` only (broadcast against a tensor of ``rank``)."""
-    full = value.reshape((1,) * (rank - value.ndim) + value.shape)
-    if any(size != 1 for i, size in enumerate(full.shape) if i != axis):
-        return None
-    return np.broadcast_to(full.reshape(-1), (extent,))
+def _fingerprint(node: Node) -> object:
+    """Equal for nodes that differ at most in the values of their parameters."""
+    attrs = tuple((key, _frozen(value)) for key, value in sorted(node.attrs.items()))
+    return (
+        node.op,
+        node.inputs,
+        node.shape,
+        attrs,
+        tuple((key, value.shape) for key, value in sorted(node.params.items())),
+    )
 
 
-def _merged(source: Node, scale: Node) -> Node | None:
-    rank = len(source.shape)
-    axis = {"Linear": rank - 1, "Conv": 1, "ConvTranspose": 1}.get(source.op)
-    if axis is None or scale.shape != source.shape:
-        return None
-    extent = source.shape[axis]
-    gain = _per_channel(scale.params.get("scale", np.ones(())), rank, axis, extent)
-    shift = _per_channel(scale.params.get("shift", np.zeros(())), rank, axis, extent)
-    if gain is None or shift is None:
-        return None
-    weight = source.params["weight"].astype(np.float64)
-    if source.op == "ConvTranspose":
-        if source.attrs["group"] != 1:
-            return None
-        weight = weight * gain.reshape(1, -1, *([1] * (weight.ndim - 2)))
-    else:
-        weight = weight * gain.reshape(-1, *([1] * (weight.ndim - 1)))
-    bias = source.params.get("bias", np.zeros(extent)) * gain + shift
-    return replace(source, params={"weight": weight, "bias": bias})
+def _frozen(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    return repr(value)

@@ -22,23 +22,21 @@ def plain(b: Builder, node: OnnxNode) -> None:
 def identity(b: Builder, node: OnnxNode) -> None:
     if node.op == "Cast" and node.attrs.get("to") not in (1, 11):
         raise UnsupportedError(f"node {node.name!r} casts a value that depends on the input to a non-float type")
+    training = node.inputs[2] if node.op == "Dropout" and len(node.inputs) > 2 else ""
+    if training and b.constant(training, "the training mode").any():
+        raise UnsupportedError(f"node {node.name!r} drops at random: export the model for inference")
     b.bind(node, b.node_of(node.inputs[0]))
-
-
-def leaky(b: Builder, x: str, slope: np.ndarray | float) -> str:
-    """``s x + (1 - s) relu(x)``."""
-    return b.binary("Add", b.scaled(x, slope, None), b.scaled(b.relu(x), 1.0 - np.asarray(slope), None))
 
 
 @lowers("LeakyRelu", "PRelu", "Abs")
 def leaky_relu(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     if node.op == "Abs":
-        b.bind(node, leaky(b, x, -1.0))
+        b.bind(node, b.absolute(x))
     elif node.op == "LeakyRelu":
-        b.bind(node, leaky(b, x, float(node.attrs.get("alpha", 0.01))))
+        b.bind(node, b.leaky(x, float(node.attrs.get("alpha", 0.01))))
     else:
-        b.bind(node, leaky(b, x, b.constant(node.inputs[1], "the slope").astype(np.float64)))
+        b.bind(node, b.leaky(x, b.constant(node.inputs[1], "the slope").astype(np.float64)))
 
 
 @lowers("Clip")
@@ -49,19 +47,35 @@ def clip(b: Builder, node: OnnxNode) -> None:
         low = float(b.constant(node.inputs[1], "the lower limit").reshape(()))
     if len(node.inputs) > 2 and node.inputs[2]:
         high = float(b.constant(node.inputs[2], "the upper limit").reshape(()))
-    if math.isfinite(low) and math.isfinite(high) and abs(low) < 1e30 and abs(high) < 1e30:
-        b.bind(node, b.emit("Clip", (x,), {"min": low, "max": high}))
-        return
+    b.bind(node, _clipped(b, x, low, high))
+
+
+def _clipped(b: Builder, x: str, low: float, high: float) -> str:
+    """Limits at the ends of the float32 range are how exporters write "none"."""
+    if not low <= high:
+        raise UnsupportedError(f"node {b.source!r}: Clip between {low} and {high}")
+    if low > -1e30 and high < 1e30:
+        return b.emit("Clip", (x,), {"min": low, "max": high})
     if low > -1e30:
-        x = b.scaled(b.relu(b.scaled(x, None, -low)), None, low)
-    if high < 1e30:
-        x = b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high)
-    b.bind(node, x)
+        return b.scaled(b.relu(b.scaled(x, None, -low)), None, low) if low else b.relu(x)
+    return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if high < 1e30 else x
 
 
-@lowers("Elu")
+@lowers("Elu", "Selu", "Celu")
 def elu(b: Builder, node: OnnxNode) -> None:
-    b.bind(node, b.emit("Elu", (b.node_of(node.inputs[0]),), {"alpha": float(node.attrs.get("alpha", 1.0))}))
+    x = b.node_of(node.inputs[0])
+    if node.op == "Selu":
+        alpha, gain = (
+            float(node.attrs.get("alpha", 1.6732632423543772)),
+            float(node.attrs.get("gamma", 1.0507009873554805)),
+        )
+        b.bind(node, b.scaled(b.emit("Elu", (x,), {"alpha": alpha}), gain, None))
+        return
+    alpha = float(node.attrs.get("alpha", 1.0))
+    if node.op == "Elu":
+        b.bind(node, b.emit("Elu", (x,), {"alpha": alpha}))
+        return
+    b.bind(node, b.scaled(b.emit("Elu", (b.scaled(x, 1.0 / alpha, None),), {"alpha": 1.0}), alpha, None))
 
 
 @lowers("HardSigmoid", "HardSwish")
@@ -73,36 +87,30 @@ def hard_sigmoid(b: Builder, node: OnnxNode) -> None:
     b.bind(node, gate if node.op == "HardSigmoid" else product(b, x, gate))
 
 
-@lowers("Gelu")
-def gelu(b: Builder, node: OnnxNode) -> None:
-    if node.attrs.get("approximate", "none") != "none":
-        raise UnsupportedError(f"node {node.name!r}: Gelu with tanh approximation")
+@lowers("Softsign")
+def softsign(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
-    gate = b.scaled(b.emit("Erf", (b.scaled(x, 1 / math.sqrt(2.0), None),)), 0.5, 0.5)
+    b.bind(node, product(b, x, b.emit("Reciprocal", (b.scaled(b.absolute(x), None, 1.0),))))
+
+
+@lowers("Swish", "Mish")
+def gated(b: Builder, node: OnnxNode) -> None:
+    """``x sigmoid(alpha x)`` and ``x tanh(softplus(x))``."""
+    x = b.node_of(node.inputs[0])
+    if node.op == "Mish":
+        gate = b.emit("Tanh", (b.emit("Softplus", (x,)),))
+    else:
+        gate = b.emit("Sigmoid", (b.scaled(x, float(node.attrs.get("alpha", 1.0)), None),))
     b.bind(node, product(b, x, gate))
 
 
-@lowers("Softmax")
-def softmax(b: Builder, node: OnnxNode) -> None:
-    """``softmax_i = 1 / sum_j exp(x_j - x_i)``: differences are affine, and nothing overflows where it matters."""
+@lowers("Gelu")
+def gelu(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
-    shape = b.shape(x)
-    rank = len(shape)
-    axis = b.axis(int(node.attrs.get("axis", 1 if node.opset < 13 else -1)), rank)
-    if node.opset < 13 and axis != rank - 1:
-        folded = b.reshaped(x, (*shape[:axis], int(np.prod(shape[axis:]))))
-        b.bind(node, b.reshaped(_softmax_over(b, folded, axis), shape))
-        return
-    b.bind(node, _softmax_over(b, x, axis))
-
-
-def _softmax_over(b: Builder, x: str, axis: int) -> str:
-    shape = b.shape(x)
-    if shape[axis] > 1024:
-        raise UnsupportedError(f"node {b.source!r}: Softmax over {shape[axis]} entries")
-    full = (*shape[:axis], shape[axis], shape[axis], *shape[axis + 1 :])
-    column = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
-    row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
-    exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
-    total = b.emit("ReduceSum", (exponentials,), {"axes": (axis + 1,), "keepdims": False})
-    return b.emit("Reciprocal", (total,))
+    if node.attrs.get("approximate", "none") == "tanh":
+        cube = product(b, x, b.emit("Square", (x,)))
+        inner = b.scaled(b.binary("Add", x, b.scaled(cube, 0.044715, None)), math.sqrt(2.0 / math.pi), None)
+        gate = b.scaled(b.emit("Tanh", (inner,)), 0.5, 0.5)
+    else:
+        gate = b.scaled(b.emit("Erf", (b.scaled(x, 1 / math.sqrt(2.0), None),)), 0.5, 0.5)
+    b.bind(node, product(b, x, gate))

@@ -52,13 +52,13 @@ def negate(b: Builder, node: OnnxNode) -> None:
 
 @lowers("Sum", "Mean", "Max", "Min")
 def variadic(b: Builder, node: OnnxNode) -> None:
-    parts = [b.node_of(tensor) for tensor in node.inputs]
+    parts = sorted((b.node_of(tensor) for tensor in node.inputs), key=lambda part: b.nodes[part].op == "Constant")
     result = parts[0]
     for part in parts[1:]:
         if node.op == "Max":
             result = b.maximum(result, part)
         elif node.op == "Min":
-            result = b.scaled(b.maximum(b.scaled(result, -1.0, None), b.scaled(part, -1.0, None)), -1.0, None)
+            result = b.minimum(result, part)
         else:
             result = b.binary("Add", result, part)
     b.bind(node, b.scaled(result, 1.0 / len(parts), None) if node.op == "Mean" else result)
@@ -80,58 +80,5 @@ def power(b: Builder, node: OnnxNode) -> None:
             result = product(b, result, square) if result else square
         remaining >>= 1
         if remaining:
-            square = b.emit("Square", (square,))
+            square = product(b, square, square)
     b.bind(node, result)
-
-
-def reduction_axes(b: Builder, node: OnnxNode, rank: int) -> tuple[tuple[int, ...], bool]:
-    """Axes (as attribute or second input) and keepdims of a reduction."""
-    if len(node.inputs) > 1 and node.inputs[1]:
-        axes = b.integers(node.inputs[1], "the axes")
-    else:
-        axes = list(node.attrs.get("axes", range(rank)))
-    return tuple(sorted(b.axis(axis, rank) for axis in axes)), bool(node.attrs.get("keepdims", 1))
-
-
-@lowers("ReduceSum", "ReduceMean", "GlobalAveragePool")
-def reduce_sum(b: Builder, node: OnnxNode) -> None:
-    x = b.node_of(node.inputs[0])
-    shape = b.shape(x)
-    if node.op == "GlobalAveragePool":
-        axes, keep = tuple(range(2, len(shape))), True
-    else:
-        axes, keep = reduction_axes(b, node, len(shape))
-    result = b.emit("ReduceSum", (x,), {"axes": axes, "keepdims": keep})
-    if node.op != "ReduceSum":
-        result = b.scaled(result, 1.0 / float(np.prod([shape[axis] for axis in axes])), None)
-    b.bind(node, result)
-
-
-@lowers("ReduceMax", "ReduceMin", "GlobalMaxPool")
-def reduce_max(b: Builder, node: OnnxNode) -> None:
-    x = b.node_of(node.inputs[0])
-    shape = b.shape(x)
-    if node.op == "GlobalMaxPool":
-        axes, keep = tuple(range(2, len(shape))), True
-    else:
-        axes, keep = reduction_axes(b, node, len(shape))
-    if node.op == "ReduceMin":
-        x = b.scaled(x, -1.0, None)
-    for axis in axes:
-        parts = []
-        for index in range(shape[axis]):
-            cut = [(0, extent, 1) for extent in b.shape(x)]
-            cut[axis] = (index, index + 1, 1)
-            parts.append(b.emit("Slice", (x,), {"slices": tuple(cut)}))
-        x = tournament(b, parts)
-    if not keep:
-        x = b.reshaped(x, [extent for axis, extent in enumerate(shape) if axis not in axes])
-    b.bind(node, b.scaled(x, -1.0, None) if node.op == "ReduceMin" else x)
-
-
-def tournament(b: Builder, parts: list[str]) -> str:
-    """Maximum of equally shaped nodes as a balanced tree: depth log2, one ReLU a comparison."""
-    while len(parts) > 1:
-        winners = [b.maximum(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
-        parts = winners + ([parts[-1]] if len(parts) % 2 else [])
-    return parts[0]

@@ -1,11 +1,12 @@
 """What the lowering functions write to: a graph under construction, and the table of those functions.
 
 An ONNX tensor is either a constant (a numpy array, exact) or the name of an engine node. Shapes of new nodes are found
-by running the operator's forward function once on zeros (torch's ``meta`` device would do, but costs a second of imports).
+by running the operator's forward function once on zeros (torch's ``meta`` device costs a second of imports).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ class OnnxNode:
 
 Lowering = Callable[["Builder", OnnxNode], None]
 LOWERINGS: dict[str, Lowering] = {}
+LARGEST = 1 << 28
+"""Entries of the largest tensor a model may have: files are untrusted and shapes are cheap to write."""
 
 
 def lowers(*names: str) -> Callable[[Lowering], Lowering]:
@@ -97,15 +100,20 @@ class Builder:
     def _shape_of(
         self, op: str, inputs: Sequence[str], attrs: Mapping[str, Any], params: Mapping[str, np.ndarray]
     ) -> tuple[int, ...]:
+        shapes = [self.nodes[source].shape for source in inputs]
+        if _upper_size(op, shapes, attrs, params) > LARGEST:
+            raise ModelError(f"node {self.source!r} ({op}) makes a tensor of more than {LARGEST} entries")
         draft = Node("", op, tuple(inputs), (), attrs, params)
         zero = torch.zeros(())
-        tensors = [zero.expand(1, *self.nodes[source].shape) for source in inputs]
+        tensors = [zero.expand(1, *shape) for shape in shapes]
         weights = {key: zero.expand(value.shape) for key, value in params.items()}
         try:
             with torch.no_grad():
                 value = op_row(op).forward(draft, weights, tensors)
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ModelError(f"node {self.source!r} ({op}) does not fit its input shapes: {error}") from error
+        if value.numel() > LARGEST:
+            raise ModelError(f"node {self.source!r} ({op}) makes a tensor of more than {LARGEST} entries")
         return tuple(value.shape[1:])
 
     def bind(self, node: OnnxNode, name: str, output: int = 0) -> None:
@@ -131,16 +139,105 @@ class Builder:
         return self.emit("Scale", (self.expanded(name, shape),), params=params)
 
     def binary(self, op: str, a: str, b: str) -> str:
-        """``Add``, ``Sub`` or ``Mul`` of two nodes with broadcasting."""
+        """``Add``, ``Sub`` or ``Mul`` of two nodes with broadcasting; a constant operand makes it a ``Scale``."""
+        left, right = self._known(a), self._known(b)
+        if right is not None:
+            shift = None if op == "Mul" else right if op == "Add" else -right
+            return self.scaled(a, right if op == "Mul" else None, shift)
+        if left is not None:
+            scale = {"Add": None, "Sub": -1.0, "Mul": left}[op]
+            return self.scaled(b, scale, None if op == "Mul" else left)
         shape = np.broadcast_shapes(self.shape(a), self.shape(b))
         return self.emit(op, (self.expanded(a, shape), self.expanded(b, shape)))
+
+    def known(self, value: np.ndarray) -> str:
+        """A ``Constant`` node."""
+        return self.emit("Constant", (), params={"value": np.asarray(value, dtype=np.float64)})
+
+    def _known(self, name: str) -> np.ndarray | None:
+        return self.nodes[name].params["value"] if self.nodes[name].op == "Constant" else None
+
+    def summed(self, name: str, axes: Sequence[int], keep: bool) -> str:
+        """Sum over ``axes`` (none of them: unchanged)."""
+        if not axes:
+            return name
+        count = int(np.prod([self.shape(name)[axis] for axis in axes]))
+        return self.emit("ReduceSum", (name,), {"axes": tuple(axes), "keepdims": keep, "count": count})
+
+    def sliced(self, name: str, axis: int, start: int, end: int) -> str:
+        """Entries ``start`` to ``end`` along one axis."""
+        cut = [(0, extent, 1) for extent in self.shape(name)]
+        cut[axis] = (start, end, 1)
+        return self.emit("Slice", (name,), {"slices": tuple(cut)})
+
+    def gathered(self, name: str, axis: int, indices: np.ndarray) -> str:
+        """``np.take(name, indices, axis)``; a run of neighbours becomes a ``Slice``."""
+        extent = self.shape(name)[axis]
+        indices = np.where(indices < 0, indices + extent, indices).astype(np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= extent):
+            raise ModelError(f"node {self.source!r} reads an entry outside an axis of extent {extent}")
+        if indices.ndim == 1 and indices.size and np.array_equal(indices, indices[0] + np.arange(indices.size)):
+            if indices.size == extent:
+                return name
+            return self.sliced(name, axis, int(indices[0]), int(indices[-1]) + 1)
+        return self.emit("Gather", (name,), {"axis": axis, "indices": indices})
+
+    def transposed(self, name: str, perm: Sequence[int]) -> str:
+        return self.emit("Transpose", (name,), {"perm": tuple(perm)})
+
+    def along(self, name: str, axis: int, matrix: np.ndarray) -> str:
+        """Apply ``matrix [out, extent]`` to every line along one axis."""
+        rank = len(self.shape(name))
+        perm = [i for i in range(rank) if i != axis] + [axis]
+        moved = name if axis == rank - 1 else self.transposed(name, perm)
+        value = self.emit("Linear", (moved,), params={"weight": np.asarray(matrix, dtype=np.float64)})
+        return value if axis == rank - 1 else self.transposed(value, np.argsort(perm).tolist())
 
     def relu(self, name: str) -> str:
         return self.emit("Relu", (name,))
 
+    def leaky(self, x: str, slope: np.ndarray | float) -> str:
+        """``s x + (1 - s) relu(x)``."""
+        rest = 1.0 - np.asarray(slope, dtype=np.float64)
+        return self.binary("Add", self.scaled(x, slope, None), self.scaled(self.relu(x), rest, None))
+
+    def absolute(self, x: str) -> str:
+        """``|x| = 2 relu(x) - x``."""
+        return self.leaky(x, -1.0)
+
     def maximum(self, a: str, b: str) -> str:
         """``max(a, b) = b + relu(a - b)``: exact, and splits like any other ReLU."""
-        return self.binary("Add", b, self.relu(self.binary("Sub", a, b)))
+        return self.binary("Add", self.relu(self.binary("Sub", a, b)), b)
+
+    def minimum(self, a: str, b: str) -> str:
+        """``min(a, b) = b - relu(b - a)``."""
+        return self.binary("Sub", b, self.relu(self.binary("Sub", b, a)))
 
     def axis(self, value: int, rank: int) -> int:
-        return value + rank if value < 0 else value
+        """``value`` counted from the front. Raises ``ModelError`` if there is no such axis."""
+        if not -rank <= value < rank:
+            raise ModelError(f"node {self.source!r} names axis {value} of a tensor of rank {rank}")
+        return int(value) + rank if value < 0 else int(value)
+
+
+def _upper_size(
+    op: str, shapes: Sequence[tuple[int, ...]], attrs: Mapping[str, Any], params: Mapping[str, np.ndarray]
+) -> float:
+    """At least the entries that computing ``op`` allocates, for the operators that can blow a small file up."""
+    if op == "Pad":
+        return float(math.prod(e + abs(p) + abs(q) for e, p, q in zip(shapes[0], *attrs["pads"], strict=True)))
+    if op in ("Conv", "ConvTranspose"):
+        weight, strides = params["weight"].shape, attrs["strides"] if op == "ConvTranspose" else attrs["dilations"]
+        spans = (
+            (shapes[0][2 + i] if op == "Conv" else shapes[0][2 + i] * abs(strides[i]))
+            + 2 * abs(attrs["pads"][i])
+            + abs(attrs["dilations"][i]) * weight[2 + i]
+            for i in range(len(weight) - 2)
+        )
+        return float(math.prod(spans) * max(weight[:2]) * shapes[0][0])
+    if op in ("Linear", "MatMulLeft"):
+        matrix = next(iter(params.values())).shape
+        return float(math.prod(shapes[0]) / max(1, matrix[1]) * matrix[0])
+    if op == "Gather":
+        return float(attrs["indices"].size * math.prod(shapes[0]) / max(1, shapes[0][attrs["axis"]]))
+    return float(math.prod(attrs["shape"])) if op == "Expand" else 0.0

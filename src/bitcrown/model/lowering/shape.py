@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitcrown.errors import UnsupportedError
+from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 
@@ -47,7 +47,7 @@ def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
 def transpose(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     rank = len(b.shape(x))
-    b.bind(node, b.emit("Transpose", (x,), {"perm": tuple(node.attrs.get("perm", range(rank - 1, -1, -1)))}))
+    b.bind(node, b.transposed(x, node.attrs.get("perm", range(rank - 1, -1, -1))))
 
 
 @lowers("Concat")
@@ -70,13 +70,20 @@ def slice_(b: Builder, node: OnnxNode) -> None:
         axes = parts[2] if len(parts) > 2 and parts[2] is not None else list(range(len(starts)))
         steps = parts[3] if len(parts) > 3 and parts[3] is not None else [1] * len(starts)
     cut = [(0, extent, 1) for extent in shape]
+    reversed_axes = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         axis = b.axis(axis, len(shape))
-        if step <= 0:
-            raise UnsupportedError(f"node {node.name!r} slices backward")
-        first, last, _ = slice(start, end).indices(shape[axis])
+        extent = shape[axis]
+        if step < 0:
+            end = None if end < -extent else end
+            reversed_axes[axis] = np.arange(*slice(start, end, step).indices(extent))
+            continue
+        first, last, _ = slice(start, end).indices(extent)
         cut[axis] = (first, max(first, last), step)
-    b.bind(node, b.emit("Slice", (x,), {"slices": tuple(cut)}))
+    x = b.emit("Slice", (x,), {"slices": tuple(cut)})
+    for axis, indices in reversed_axes.items():
+        x = b.gathered(x, axis, indices)
+    b.bind(node, x)
 
 
 @lowers("Split")
@@ -89,13 +96,12 @@ def split(b: Builder, node: OnnxNode) -> None:
     else:
         count = len(node.outputs)
         chunk = -(-shape[axis] // count)
-        even = [min(chunk, shape[axis] - i * chunk) for i in range(count)]
-        sizes = list(node.attrs.get("split", even))
+        sizes = list(node.attrs.get("split", [min(chunk, shape[axis] - i * chunk) for i in range(count)]))
+    if sum(sizes) != shape[axis] or min(sizes) < 0:
+        raise ModelError(f"node {node.name!r} splits {shape[axis]} entries into {sizes}")
     start = 0
     for output, size in enumerate(sizes):
-        cut = [(0, extent, 1) for extent in shape]
-        cut[axis] = (start, start + size, 1)
-        b.bind(node, b.emit("Slice", (x,), {"slices": tuple(cut)}), output)
+        b.bind(node, b.sliced(x, axis, start, start + size), output)
         start += size
 
 
@@ -104,8 +110,9 @@ def gather(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     axis = b.axis(int(node.attrs.get("axis", 0)), len(b.shape(x)))
     indices = b.constant(node.inputs[1], "the indices").astype(np.int64)
-    extent = b.shape(x)[axis]
-    b.bind(node, b.emit("Gather", (x,), {"axis": axis, "indices": np.where(indices < 0, indices + extent, indices)}))
+    value = b.gathered(x, axis, indices.reshape(-1))
+    shape = b.shape(x)
+    b.bind(node, b.reshaped(value, (*shape[:axis], *indices.shape, *shape[axis + 1 :])))
 
 
 @lowers("Pad")
@@ -113,13 +120,24 @@ def pad(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     rank = len(b.shape(x))
     mode = node.attrs.get("mode", "constant")
-    if mode != "constant":
-        raise UnsupportedError(f"node {node.name!r} pads with mode {mode!r}")
-    pads = list(node.attrs["pads"]) if "pads" in node.attrs else b.integers(node.inputs[1], "the padding")
+    given = list(node.attrs["pads"]) if "pads" in node.attrs else b.integers(node.inputs[1], "the padding")
     value = float(node.attrs.get("value", 0.0))
     if len(node.inputs) > 2 and node.inputs[2]:
         value = float(b.constant(node.inputs[2], "the padding value").reshape(()))
-    b.bind(node, b.emit("Pad", (x,), {"pads": (tuple(pads[:rank]), tuple(pads[rank:])), "value": value}))
+    axes = list(range(rank))
+    if len(node.inputs) > 3 and node.inputs[3]:
+        axes = [b.axis(axis, rank) for axis in b.integers(node.inputs[3], "the axes")]
+    before, after = [0] * rank, [0] * rank
+    for axis, start, end in zip(axes, given[: len(given) // 2], given[len(given) // 2 :], strict=True):
+        before[axis], after[axis] = start, end
+    if mode == "constant":
+        b.bind(node, b.emit("Pad", (x,), {"pads": (tuple(before), tuple(after)), "value": value}))
+        return
+    if mode not in ("edge", "reflect", "wrap") or min(before + after) < 0 or max(before + after) > 1 << 20:
+        raise UnsupportedError(f"node {node.name!r} pads with mode {mode!r} by {before}, {after}")
+    for axis in range(rank):
+        x = b.gathered(x, axis, np.pad(np.arange(b.shape(x)[axis]), (before[axis], after[axis]), mode=mode))
+    b.bind(node, x)
 
 
 @lowers("Expand")
@@ -129,6 +147,32 @@ def expand(b: Builder, node: OnnxNode) -> None:
     b.bind(node, b.expanded(x, shape))
 
 
+@lowers("Tile")
+def tile(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    for axis, times in enumerate(b.integers(node.inputs[1], "the repeats")):
+        shape = b.shape(x)
+        if times != 1:
+            full = (*shape[:axis], times, *shape[axis:])
+            wide = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
+            x = b.reshaped(wide, (*shape[:axis], times * shape[axis], *shape[axis + 1 :]))
+    b.bind(node, x)
+
+
+@lowers("DepthToSpace", "SpaceToDepth")
+def depth_to_space(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    n, c, h, w = b.shape(x)
+    k = int(node.attrs["blocksize"])
+    if node.op == "SpaceToDepth":
+        parts, perm, shape = (n, c, h // k, k, w // k, k), (0, 3, 5, 1, 2, 4), (n, c * k * k, h // k, w // k)
+    elif node.attrs.get("mode", "DCR") == "DCR":
+        parts, perm, shape = (n, k, k, c // k**2, h, w), (0, 3, 4, 1, 5, 2), (n, c // k**2, h * k, w * k)
+    else:
+        parts, perm, shape = (n, c // k**2, k, k, h, w), (0, 1, 4, 2, 5, 3), (n, c // k**2, h * k, w * k)
+    b.bind(node, b.reshaped(b.transposed(b.reshaped(x, parts), perm), shape))
+
+
 @lowers("Where")
 def where(b: Builder, node: OnnxNode) -> None:
     """With a constant condition: ``c * x + (1 - c) * y``."""
@@ -136,8 +180,7 @@ def where(b: Builder, node: OnnxNode) -> None:
     parts = []
     for tensor, mask in ((node.inputs[1], condition), (node.inputs[2], 1.0 - condition)):
         if b.is_constant(tensor):
-            value = np.where(mask != 0, b.constants[tensor].astype(np.float64), 0.0)
-            parts.append(b.emit("Constant", (), params={"value": value}))
+            parts.append(b.known(np.where(mask != 0, b.constants[tensor].astype(np.float64), 0.0)))
         else:
             parts.append(b.scaled(b.node_of(tensor), mask, None))
     b.bind(node, b.binary("Add", parts[0], parts[1]))

@@ -4,87 +4,125 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitcrown.errors import UnsupportedError
+from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 
 @lowers("Gemm")
 def gemm(b: Builder, node: OnnxNode) -> None:
-    a, w = node.inputs[:2]
-    if b.is_constant(a) or not b.is_constant(w):
-        raise UnsupportedError(f"node {node.name!r}: Gemm needs a constant second operand")
-    x = b.node_of(a)
-    if node.attrs.get("transA", 0):
-        x = b.emit("Transpose", (x,), {"perm": (1, 0)})
-    weight = b.constants[w].astype(np.float64)
-    weight = weight if node.attrs.get("transB", 0) else weight.T
-    params = {"weight": weight * float(node.attrs.get("alpha", 1.0))}
+    """``alpha A' B' + beta C`` where ``'`` may be a transposition."""
+    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    left, right = (
+        _operand(b, node.inputs[i], bool(node.attrs.get(key, 0))) for i, key in enumerate(("transA", "transB"))
+    )
+    if isinstance(right, np.ndarray):
+        right = right * alpha
+    elif isinstance(left, np.ndarray):
+        left = left * alpha
     addend = node.inputs[2] if len(node.inputs) > 2 else ""
-    if addend and b.is_constant(addend):
-        bias = b.constants[addend].astype(np.float64) * float(node.attrs.get("beta", 1.0))
-        if bias.ndim <= 1 or bias.shape[0] == 1:
-            params["bias"] = np.broadcast_to(bias.reshape(-1), (weight.shape[0],)).copy()
-            addend = ""
-    result = b.emit("Linear", (x,), params=params, name=node.outputs[0])
-    if addend:
-        scaled = b.scaled(b.node_of(addend), float(node.attrs.get("beta", 1.0)), None)
-        result = b.binary("Add", result, scaled)
-    b.bind(node, result)
+    bias = b.constants[addend].astype(np.float64) * beta if addend and b.is_constant(addend) else None
+    if bias is not None and isinstance(right, np.ndarray) and (bias.ndim <= 1 or bias.shape[0] == 1):
+        params = {"weight": right.T, "bias": np.broadcast_to(bias.reshape(-1), (right.shape[1],)).copy()}
+        assert isinstance(left, str)
+        b.bind(node, b.emit("Linear", (left,), params=params, name=node.outputs[0]))
+        return
+    value = multiplied(b, left, right)
+    if isinstance(left, str) and isinstance(right, str) and alpha != 1.0:
+        value = b.scaled(value, alpha, None)
+    if bias is not None:
+        value = b.scaled(value, None, bias)
+    elif addend:
+        value = b.binary("Add", value, b.scaled(b.node_of(addend), beta, None))
+    b.bind(node, value)
+
+
+def _operand(b: Builder, tensor: str, transposed: bool = False) -> str | np.ndarray:
+    """A constant as it is, anything else as a node."""
+    if b.is_constant(tensor):
+        value = b.constants[tensor].astype(np.float64)
+        return value.T if transposed else value
+    name = b.node_of(tensor)
+    return b.transposed(name, (1, 0)) if transposed else name
 
 
 @lowers("MatMul")
 def matmul(b: Builder, node: OnnxNode) -> None:
-    left, right = node.inputs
-    if b.is_constant(right) and b.constants[right].ndim <= 2:
-        weight = b.constants[right].astype(np.float64)
-        vector = weight.ndim == 1
-        value = b.emit("Linear", (b.node_of(left),), params={"weight": np.atleast_2d(weight) if vector else weight.T})
-        b.bind(node, b.reshaped(value, b.shape(value)[:-1]) if vector else value)
-    elif b.is_constant(left) and b.constants[left].ndim == 2:
-        matrix, x = b.constants[left].astype(np.float64), b.node_of(right)
-        if len(b.shape(x)) == 1:
-            b.bind(node, b.emit("Linear", (x,), params={"weight": matrix}))
+    b.bind(node, multiplied(b, _operand(b, node.inputs[0]), _operand(b, node.inputs[1])))
+
+
+def multiplied(b: Builder, left: str | np.ndarray, right: str | np.ndarray) -> str:
+    """``left @ right`` as numpy has it, at least one of them a node."""
+    if isinstance(left, str) and isinstance(right, np.ndarray) and right.ndim <= 2:
+        value = b.emit("Linear", (left,), params={"weight": np.atleast_2d(right.T)})
+        return b.reshaped(value, b.shape(value)[:-1]) if right.ndim == 1 else value
+    if isinstance(right, str) and isinstance(left, np.ndarray) and left.ndim <= 2:
+        shape, matrix = b.shape(right), np.atleast_2d(left)
+        if len(shape) == 1 or shape[-1] == 1:
+            value = b.emit("Linear", (b.reshaped(right, shape[:-1] or shape),), params={"weight": matrix})
+            target = (*shape[:-2], matrix.shape[0], *shape[-1:]) if len(shape) > 1 else (matrix.shape[0],)
+            value = b.reshaped(value, target)
         else:
-            b.bind(node, b.emit("MatMulLeft", (x,), params={"matrix": matrix}))
-    else:
-        b.bind(node, matmul_of_nodes(b, b.node_of(left), b.node_of(right)))
+            value = b.emit("MatMulLeft", (right,), params={"matrix": matrix})
+        if left.ndim == 1:
+            axis = len(b.shape(value)) - (2 if len(shape) > 1 else 1)
+            value = b.reshaped(value, [extent for i, extent in enumerate(b.shape(value)) if i != axis])
+        return value
+    return _products(b, *(b.known(x) if isinstance(x, np.ndarray) else x for x in (left, right)))
 
 
-def matmul_of_nodes(b: Builder, x: str, y: str) -> str:
+def _products(b: Builder, x: str, y: str) -> str:
     """``sum_k x[.., i, k] y[.., k, j]`` as products and a sum: the only nonlinear operator is then ``Mul``."""
+    ends = len(b.shape(x)) == 1, len(b.shape(y)) == 1
+    x = b.reshaped(x, (1, *b.shape(x))) if ends[0] else x
+    y = b.reshaped(y, (*b.shape(y), 1)) if ends[1] else y
     xs, ys = b.shape(x), b.shape(y)
-    if len(xs) < 2 or len(ys) < 2:
-        raise UnsupportedError("MatMul of two vectors that both depend on the input")
     batch = np.broadcast_shapes(xs[:-2], ys[:-2])
     rows, inner, columns = xs[-2], xs[-1], ys[-1]
-    transposed = b.emit("Transpose", (y,), {"perm": (*range(len(ys) - 2), len(ys) - 1, len(ys) - 2)})
+    turned = b.transposed(y, (*range(len(ys) - 2), len(ys) - 1, len(ys) - 2))
     full = (*batch, rows, columns, inner)
     a = b.expanded(b.reshaped(x, (*xs[:-2], rows, 1, inner)), full)
-    c = b.expanded(b.reshaped(transposed, (*ys[:-2], 1, columns, inner)), full)
-    return b.emit("ReduceSum", (b.emit("Mul", (a, c)),), {"axes": (len(full) - 1,), "keepdims": False})
+    c = b.expanded(b.reshaped(turned, (*ys[:-2], 1, columns, inner)), full)
+    value = b.summed(b.binary("Mul", a, c), (len(full) - 1,), False)
+    return b.reshaped(value, (*batch, *(() if ends[0] else (rows,)), *(() if ends[1] else (columns,))))
 
 
-def _spatial(node: OnnxNode, rank: int, extents: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, list[int]]:
-    strides = list(node.attrs.get("strides", [1] * rank))
-    dilations = list(node.attrs.get("dilations", [1] * rank))
-    pads = list(node.attrs.get("pads", [0] * (2 * rank)))
+def spatial_attributes(
+    node: OnnxNode, rank: int, extents: tuple[int, ...], kernel: tuple[int, ...]
+) -> dict[str, list[int]]:
+    """Strides, dilations and pads (before every axis, then after) with ``auto_pad`` worked out."""
+    strides = [int(value) for value in node.attrs.get("strides") or [1] * rank]
+    dilations = [int(value) for value in node.attrs.get("dilations") or [1] * rank]
+    pads = [int(value) for value in node.attrs.get("pads") or [0] * (2 * rank)]
+    if not len(strides) == len(dilations) == len(extents) == rank or len(pads) != 2 * rank:
+        raise ModelError(f"node {node.name!r}: strides, dilations or pads do not fit {rank} axes")
+    if min(strides + dilations, default=1) < 1 or min(pads, default=0) < 0:
+        raise ModelError(
+            f"node {node.name!r}: strides {strides}, dilations {dilations} or pads {pads} are out of range"
+        )
     auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        before, after = [], []
+    if auto == "VALID":
+        pads = [0] * (2 * rank)
+    elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        totals = []
         for axis in range(rank):
             out = -(-extents[axis] // strides[axis])
-            total = max(0, (out - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1 - extents[axis])
-            small, large = total // 2, total - total // 2
-            before.append(small if auto == "SAME_UPPER" else large)
-            after.append(large if auto == "SAME_UPPER" else small)
-        pads = before + after
+            totals.append(max(0, (out - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1 - extents[axis]))
+        pads = _shared(totals, auto)
     return {"strides": strides, "dilations": dilations, "pads": pads}
 
 
-def padded(b: Builder, x: str, before: list[int], after: list[int], value: float = 0.0) -> str:
-    """Pad the trailing axes of ``x``."""
+def _shared(totals: list[int], auto: str) -> list[int]:
+    """Padding before and after, the odd entry where ``auto`` says."""
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return small + large if auto != "SAME_LOWER" else large + small
+
+
+def padded(b: Builder, x: str, before: list[int], after: list[int]) -> str:
+    """Pad the trailing axes of ``x`` with zeros."""
+    if not any(before) and not any(after):
+        return x
     lead = [0] * (len(b.shape(x)) - len(before))
-    return b.emit("Pad", (x,), {"pads": (tuple(lead + before), tuple(lead + after)), "value": value})
+    return b.emit("Pad", (x,), {"pads": (tuple(lead + before), tuple(lead + after)), "value": 0.0})
 
 
 @lowers("Conv")
@@ -92,7 +130,7 @@ def conv(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     weight = b.constant(node.inputs[1], "the weight").astype(np.float64)
     rank = weight.ndim - 2
-    spatial = _spatial(node, rank, b.shape(x)[2:], weight.shape[2:])
+    spatial = spatial_attributes(node, rank, b.shape(x)[2:], weight.shape[2:])
     before, after = spatial["pads"][:rank], spatial["pads"][rank:]
     if before != after:
         x, before = padded(b, x, before, after), [0] * rank
@@ -108,30 +146,50 @@ def conv_transpose(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     weight = b.constant(node.inputs[1], "the weight").astype(np.float64)
     rank = weight.ndim - 2
-    if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or "output_shape" in node.attrs:
-        raise UnsupportedError(f"node {node.name!r}: ConvTranspose with auto_pad or output_shape")
-    spatial = _spatial(node, rank, b.shape(x)[2:], weight.shape[2:])
-    before, after = spatial["pads"][:rank], spatial["pads"][rank:]
-    attrs = {
-        **spatial,
-        "pads": before if before == after else [0] * rank,
-        "group": int(node.attrs.get("group", 1)),
-        "output_padding": list(node.attrs.get("output_padding", [0] * rank)),
-    }
+    shape = b.shape(x)
+    plain = OnnxNode(node.op, node.name, (), (), {**node.attrs, "auto_pad": "NOTSET"}, node.opset)
+    spatial = spatial_attributes(plain, rank, shape[2:], weight.shape[2:])
+    extra = [int(value) for value in node.attrs.get("output_padding") or [0] * rank]
+    pads = _transposed_pads(node, spatial, extra, shape[2:], weight.shape[2:])
+    before, after = pads[:rank], pads[rank:]
+    even = before == after
+    attrs = {**spatial, "pads": before if even else [0] * rank, "output_padding": extra}
     params = {"weight": weight}
     if len(node.inputs) > 2 and node.inputs[2]:
         params["bias"] = b.constant(node.inputs[2], "the bias").astype(np.float64)
-    result = b.emit("ConvTranspose", (x,), attrs, params, name=node.outputs[0])
-    if before != after:
-        shape = b.shape(result)
-        cut = [(0, extent, 1) for extent in shape[:2]]
-        cut += [(before[i], shape[2 + i] - after[i], 1) for i in range(rank)]
+    result = b.emit("ConvTranspose", (x,), {**attrs, "group": int(node.attrs.get("group", 1))}, params, node.outputs[0])
+    if not even:
+        full = b.shape(result)
+        cut = [(0, extent, 1) for extent in full[:2]]
+        cut += [(before[i], full[2 + i] - after[i], 1) for i in range(rank)]
         result = b.emit("Slice", (result,), {"slices": tuple(cut)})
     b.bind(node, result)
 
 
+def _transposed_pads(
+    node: OnnxNode, spatial: dict[str, list[int]], extra: list[int], extents: tuple[int, ...], kernel: tuple[int, ...]
+) -> list[int]:
+    """What is cut from the full output: the pads, or what ``output_shape`` or ``auto_pad`` leave of it."""
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    target = node.attrs.get("output_shape")
+    if auto == "VALID":
+        return [0] * (2 * len(extents))
+    if target is None and auto == "NOTSET":
+        return spatial["pads"]
+    totals = []
+    for i, extent in enumerate(extents):
+        wanted = target[-len(extents) :][i] if target is not None else extent * spatial["strides"][i]
+        full = spatial["strides"][i] * (extent - 1) + extra[i] + (kernel[i] - 1) * spatial["dilations"][i] + 1
+        totals.append(full - wanted)
+    if min(totals) < 0:
+        raise UnsupportedError(f"node {node.name!r}: ConvTranspose with an output larger than its kernel reaches")
+    return _shared(totals, "SAME_UPPER" if auto == "SAME_UPPER" else "SAME_LOWER")
+
+
 @lowers("BatchNormalization")
 def batch_normalization(b: Builder, node: OnnxNode) -> None:
+    if node.attrs.get("training_mode", 0) or not node.attrs.get("spatial", 1):
+        raise UnsupportedError(f"node {node.name!r} normalises by batch statistics: export the model for inference")
     x = b.node_of(node.inputs[0])
     gain, shift, mean, variance = (b.constant(t, "a parameter").astype(np.float64) for t in node.inputs[1:5])
     scale = gain / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))

@@ -20,7 +20,7 @@ _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def _fold(x: Tensor) -> Tensor:
-    return x.reshape(-1, *x.shape[2:])
+    return x.flatten(0, 1)
 
 
 def _conv_with(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,6 +80,8 @@ def _transposed_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[
     value = _CONV[weight.dim() - 3](
         _fold(a), weight, None, attrs["strides"], attrs["pads"], attrs["dilations"], attrs["group"]
     )
+    for axis, extent in enumerate(shapes[0][2:]):  # an output padding of a whole stride makes room for more
+        value = value.narrow(2 + axis, 0, extent)
     return [value.reshape(a.shape[0], *shapes[0])]
 
 

@@ -33,6 +33,10 @@ def _left_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tens
     return torch.matmul(params["matrix"].abs(), inputs[0])
 
 
+def _left_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    return [torch.matmul(params["matrix"].T, a)]
+
+
 register(
     Op(
         "Linear",
@@ -40,7 +44,7 @@ register(
         is_affine=True,
         absolute=_linear_absolute,
         adjoint=_linear_adjoint,
-        terms=lambda node: int(node.params["weight"].shape[1]) + 1,
+        terms=lambda node: max(node.params["weight"].shape) + 1,
     )
 )
 register(
@@ -49,6 +53,7 @@ register(
         _left,
         is_affine=True,
         absolute=_left_absolute,
-        terms=lambda node: int(node.params["matrix"].shape[-1]),
+        adjoint=_left_adjoint,
+        terms=lambda node: max(node.params["matrix"].shape),
     )
 )

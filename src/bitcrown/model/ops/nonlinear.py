@@ -38,7 +38,7 @@ def _product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0] * inputs[1]
 
 
-for _name, _function in {
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,
@@ -55,7 +55,8 @@ for _name, _function in {
     "Round": torch.round,
     "Erf": torch.erf,
     "Softplus": _softplus,
-}.items():
+}
+for _name, _function in _UNARY.items():
     _unary(_name, _function)
 register(Op("Clip", _clip, is_affine=False))
 register(Op("Elu", _elu, is_affine=False))

@@ -1,7 +1,8 @@
-"""Sums and averages over axes or windows, and resizing. Adjoints not written here are derived automatically."""
+"""Sums over axes and averages over windows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -14,12 +15,8 @@ Params = dict[str, Tensor]
 _POOL = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
-def _axes(node: Node) -> list[int]:
-    return [axis + 1 for axis in node.attrs["axes"]]
-
-
 def _sum(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
-    return inputs[0].sum(dim=_axes(node), keepdim=node.attrs["keepdims"])
+    return inputs[0].sum(dim=[axis + 1 for axis in node.attrs["axes"]], keepdim=node.attrs["keepdims"])
 
 
 def _sum_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -28,21 +25,11 @@ def _sum_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[i
 
 
 def _average(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
-    x, attrs = inputs[0], node.attrs
-    folded = x.reshape(-1, *x.shape[2:])
-    value = _POOL[folded.dim() - 3](
-        folded, attrs["kernel"], attrs["strides"], attrs["pads"], attrs["ceil_mode"], attrs["count_include_pad"]
-    )
+    """Windows without padding: the reader pads and corrects the divisors with operators of their own."""
+    x, kernel = inputs[0], node.attrs["kernel"]
+    value = _POOL[len(kernel) - 1](x.flatten(0, 1), kernel, node.attrs["strides"])
     return value.reshape(*x.shape[:2], *value.shape[1:])
 
 
-def _resize(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
-    x, attrs = inputs[0], node.attrs
-    folded = x.reshape(-1, *x.shape[2:])
-    value = F.interpolate(folded, size=attrs["size"], mode=attrs["mode"], align_corners=attrs["align_corners"])
-    return value.reshape(*x.shape[:2], *value.shape[1:])
-
-
-register(Op("ReduceSum", _sum, True, _sum, _sum_adjoint))
-register(Op("AveragePool", _average, True, _average))
-register(Op("Resize", _resize, True, _resize))
+register(Op("ReduceSum", _sum, True, _sum, _sum_adjoint, lambda node: int(node.attrs["count"])))
+register(Op("AveragePool", _average, True, _average, None, lambda node: math.prod(node.attrs["kernel"])))

@@ -82,7 +82,7 @@ def _concat(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
 
 def _concat_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
     axis = node.attrs["axis"]
-    return list(a.split([shape[axis] for shape in shapes], dim=axis + 1))
+    return list(torch.split(a, [shape[axis] for shape in shapes], dim=axis + 1))
 
 
 def _expand(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,154 @@
+"""Reductions over axes, and the normalisations that are made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitcrown.errors import UnsupportedError
+from bitcrown.model.lowering.arithmetic import product
+from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+
+
+def reduction_axes(b: Builder, node: OnnxNode, rank: int) -> tuple[tuple[int, ...], bool]:
+    """Axes (as attribute or second input) and keepdims of a reduction."""
+    if node.op.startswith("Global"):
+        return tuple(range(2, rank)), True
+    if len(node.inputs) > 1 and node.inputs[1]:
+        axes = b.integers(node.inputs[1], "the axes")
+    else:
+        axes = list(node.attrs.get("axes", []))
+    if not axes and not node.attrs.get("noop_with_empty_axes", 0):
+        axes = list(range(rank))
+    return tuple(sorted({b.axis(axis, rank) for axis in axes})), bool(node.attrs.get("keepdims", 1))
+
+
+def mean(b: Builder, x: str, axes: tuple[int, ...], keep: bool) -> str:
+    count = float(np.prod([b.shape(x)[axis] for axis in axes]))
+    return b.scaled(b.summed(x, axes, keep), 1.0 / count, None) if axes else x
+
+
+@lowers("ReduceSum", "ReduceMean", "GlobalAveragePool", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+def reduce_sum(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    axes, keep = reduction_axes(b, node, len(b.shape(x)))
+    if node.op in ("ReduceMean", "GlobalAveragePool"):
+        b.bind(node, mean(b, x, axes, keep))
+        return
+    if node.op in ("ReduceSumSquare", "ReduceL2"):
+        x = b.emit("Square", (x,))
+    elif node.op == "ReduceL1":
+        x = b.absolute(x)
+    x = b.summed(x, axes, keep)
+    b.bind(node, b.emit("Sqrt", (x,)) if node.op == "ReduceL2" else x)
+
+
+@lowers("ReduceLogSumExp", "ReduceLogSum")
+def reduce_log(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    axes, keep = reduction_axes(b, node, len(b.shape(x)))
+    if node.op == "ReduceLogSumExp":
+        x = b.emit("Exp", (x,))
+    b.bind(node, b.emit("Log", (b.summed(x, axes, keep),)))
+
+
+@lowers("ReduceMax", "ReduceMin", "GlobalMaxPool")
+def reduce_max(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    axes, keep = reduction_axes(b, node, len(b.shape(x)))
+    shape = b.shape(x)
+    for axis in axes:
+        x = _best_along(b, x, axis, smallest=node.op == "ReduceMin")
+    if not keep:
+        x = b.reshaped(x, [extent for axis, extent in enumerate(shape) if axis not in axes])
+    b.bind(node, x)
+
+
+def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
+    """Halve the axis until one entry is left: depth log2, one ReLU a comparison."""
+    while b.shape(x)[axis] > 1:
+        extent = b.shape(x)[axis]
+        half = extent // 2
+        left, right = b.sliced(x, axis, 0, half), b.sliced(x, axis, half, 2 * half)
+        best = b.minimum(left, right) if smallest else b.maximum(left, right)
+        rest = (b.sliced(x, axis, 2 * half, extent),) if extent % 2 else ()
+        x = b.emit("Concat", (best, *rest), {"axis": axis}) if rest else best
+    return x
+
+
+def _normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
+    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``."""
+    centred = b.binary("Sub", x, mean(b, x, axes, True))
+    variance = mean(b, b.emit("Square", (centred,)), axes, True)
+    deviation = b.emit("Sqrt", (b.scaled(variance, None, epsilon),))
+    return b.binary("Mul", centred, b.emit("Reciprocal", (deviation,)))
+
+
+@lowers("LayerNormalization")
+def layer_normalization(b: Builder, node: OnnxNode) -> None:
+    if any(node.outputs[1:]):
+        raise UnsupportedError(f"node {node.name!r}: LayerNormalization with statistics as outputs")
+    x = b.node_of(node.inputs[0])
+    rank = len(b.shape(x))
+    axes = tuple(range(b.axis(int(node.attrs.get("axis", -1)), rank), rank))
+    value = _normalised(b, x, axes, float(node.attrs.get("epsilon", 1e-5)))
+    value = b.binary("Mul", value, b.node_of(node.inputs[1]))
+    if len(node.inputs) > 2 and node.inputs[2]:
+        value = b.binary("Add", value, b.node_of(node.inputs[2]))
+    b.bind(node, value)
+
+
+@lowers("InstanceNormalization")
+def instance_normalization(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    rank = len(b.shape(x))
+    value = _normalised(b, x, tuple(range(2, rank)), float(node.attrs.get("epsilon", 1e-5)))
+    shape = (-1, *([1] * (rank - 2)))
+    gain, shift = (b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3])
+    b.bind(node, b.scaled(value, gain, shift))
+
+
+@lowers("CumSum")
+def cumulative(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    axis = b.axis(b.integers(node.inputs[1], "the axis")[0], len(b.shape(x)))
+    extent = b.shape(x)[axis]
+    matrix = np.tril(np.ones((extent, extent)), -1 if node.attrs.get("exclusive", 0) else 0)
+    b.bind(node, b.along(x, axis, matrix.T if node.attrs.get("reverse", 0) else matrix))
+
+
+@lowers("Softmax", "LogSoftmax")
+def softmax(b: Builder, node: OnnxNode) -> None:
+    """``softmax_i = 1 / sum_j exp(x_j - x_i)``: differences are affine, and nothing overflows where it matters."""
+    x = b.node_of(node.inputs[0])
+    shape = b.shape(x)
+    rank = len(shape)
+    axis = b.axis(int(node.attrs.get("axis", 1 if node.opset < 13 else -1)), rank)
+    is_log = node.op == "LogSoftmax"
+    if node.opset < 13 and axis != rank - 1:
+        folded = b.reshaped(x, (*shape[:axis], int(np.prod(shape[axis:]))))
+        b.bind(node, b.reshaped(_softmax_over(b, folded, axis, is_log), shape))
+        return
+    b.bind(node, _softmax_over(b, x, axis, is_log))
+
+
+def _softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
+    shape = b.shape(x)
+    if shape[axis] > 1024:
+        raise UnsupportedError(f"node {b.source!r}: Softmax over {shape[axis]} entries")
+    full = (*shape[:axis], shape[axis], shape[axis], *shape[axis + 1 :])
+    column = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
+    row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
+    exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
+    total = b.summed(exponentials, (axis + 1,), False)
+    return b.scaled(b.emit("Log", (total,)), -1.0, None) if is_log else b.emit("Reciprocal", (total,))
+
+
+@lowers("LpNormalization")
+def lp_normalization(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    axis = b.axis(int(node.attrs.get("axis", -1)), len(b.shape(x)))
+    if int(node.attrs.get("p", 2)) == 2:
+        norm = b.emit("Sqrt", (b.summed(b.emit("Square", (x,)), (axis,), True),))
+    else:
+        norm = b.summed(b.absolute(x), (axis,), True)
+    b.bind(node, product(b, x, b.emit("Reciprocal", (norm,))))
