@@ -39,7 +39,8 @@ def triangle_scores(
 def best_candidates(scores: Tensor, count: int) -> Tensor:
     """``[B, K]`` neurons with the highest positive scores, best first; -1 where there are no more."""
     value, index = scores.topk(min(count, scores.shape[1]), dim=1)
-    return torch.where(value > 0, index, torch.full_like(index, -1))
+    index = torch.where(value > 0, index, torch.full_like(index, -1))
+    return torch.nn.functional.pad(index, (0, count - index.shape[1]), value=-1)
 
 
 def choose(candidates: Tensor, parent: Tensor, negative: Tensor, positive: Tensor) -> Tensor:

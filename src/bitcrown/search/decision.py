@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 
 from bitcrown.attack.pgd import Target, pgd
 from bitcrown.bounds.crown import LayerBounder
+from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.product import join
+from bitcrown.search.domains import Domains
 from bitcrown.search.input_split import InputSplit
 from bitcrown.search.neuron_split import NeuronSplit
 from bitcrown.search.objective import Objective, objective_of
@@ -23,6 +26,13 @@ from bitcrown.verdict import Reason, Status, Verdict, Witness
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
 
+SMALL_NETWORK = 2000
+"""Networks with fewer tensor entries are bounded in float64 throughout: there float32 saves nothing."""
+LAYER_SHARE = 0.08
+"""Share of the time left that optimising the bounds of inner layers may take."""
+ATTACK_SHARE = 0.1
+MANY_CASES = 1000
+"""With more cases than this, descent on all of them at once costs more than it finds."""
 FEW_INPUTS = 16
 """Up to this many varying inputs a box is split rather than the neurons."""
 
@@ -62,9 +72,21 @@ def decide(run: Run) -> Verdict:
 
 
 def _split_inputs(run: Run, proof: Network, objective: Objective, cases: np.ndarray) -> Verdict:
-    with run.phase("input split"):
-        search = InputSplit(proof, objective, cases, run.confirm, run.budget)
-        outcome = search.run(lambda done, left: run.report("input split", {"boxes": done, "left": left}))
+    search = InputSplit(proof, objective, cases, run.confirm, run.budget)
+    seconds, restarts = 0.3, max(2, 64 // len(cases))
+    while True:
+        with run.phase("input split"):
+            outcome = search.run(seconds, lambda done, left: run.report("input split", {"boxes": done, "left": left}))
+        if outcome.proved or outcome.witness is not None or run.budget.is_expired() or not outcome.left:
+            break
+        if len(cases) <= MANY_CASES:
+            with run.phase("attack"):
+                budget = run.budget.capped(2 * ATTACK_SHARE * seconds)
+                witness = attack(run, proof, objective, cases, budget, 60, restarts)
+            if witness is not None:
+                return run.sat(witness, "attack")
+            restarts = min(2 * restarts, 1024)
+        seconds *= 2
     run.counters.update(boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left)
     if isinstance(outcome.witness, Witness):
         return run.sat(outcome.witness, "input split")
@@ -94,26 +116,61 @@ def attack(
 
 
 def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.ndarray) -> Verdict:
-    guide = Network(proof.graph, torch.float32, proof.device)
+    """CROWN, attack, alpha-CROWN, sharper layers where they are affordable, then branch and bound."""
+    small = sum(node.size for node in proof.graph.nodes.values()) <= SMALL_NETWORK
+    guide = proof if small else Network(proof.graph, torch.float32, proof.device)
     search = NeuronSplit(proof, guide, objective, cases, run.confirm, run.budget)
+    bounder = LayerBounder(proof, run.budget.memory // 8)
     with run.phase("root bounds"), torch.no_grad():
-        enclosure = LayerBounder(proof, run.budget.memory // 4).run(search.x_lower, search.x_upper)
+        started = time.monotonic()
+        enclosure = bounder.run(search.x_lower, search.x_upper)
         left = search.root(enclosure)
+        root_seconds = time.monotonic() - started
     run.counters["open_after_crown"] = len(left)
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
     with run.phase("attack"):
-        witness = attack(run, guide, objective, cases[left.cpu().numpy()], run.budget.capped(3.0), 40, 8)
+        witness = attack(run, guide, objective, cases[left.cpu().numpy()], run.budget.capped(2.0), 40, 8)
     if witness is not None:
         return run.sat(witness, "attack")
     with run.phase("alpha"):
         domains = search.root_domains(left, 20)
     run.counters["open_after_alpha"] = len(domains)
+    steps = int(min(20.0, LAYER_SHARE * run.budget.remaining() / (2.0 * root_seconds + 1e-3)))
+    if len(domains) and steps >= 2 and any(len(proof.graph.nodes[name].inputs) for name in search.layout.neuron_at):
+        with run.phase("layers"):
+            bounder = LayerBounder(proof, run.budget.memory // 8, LayerAscent(guide, steps))
+            left = search.root(bounder.run(search.x_lower, search.x_upper, enclosure.bounds))
+            domains = search.root_domains(left, 20)
+        run.counters.update(layer_steps=steps, open_after_layers=len(domains))
+    if search.witness is not None:
+        return run.sat(search.witness, "alpha-CROWN")
     if not len(domains):
         return run.verdict(Status.UNSAT, "alpha-CROWN")
+    return _branch_and_bound(run, search, domains, objective, cases)
+
+
+def _branch_and_bound(
+    run: Run, search: NeuronSplit, domains: Domains, objective: Objective, cases: np.ndarray
+) -> Verdict:
+    spent = {"attack": 0.0, "start": time.monotonic()}
+
+    def attack_steps(search: NeuronSplit) -> Witness | None:
+        """Another attack whenever attacks have had less than their share of the time."""
+        run.report("neuron split", {"domains": search.domains, "open": len(search.stack)})
+        started = time.monotonic()
+        if spent["attack"] > ATTACK_SHARE * (started - spent["start"]) or not len(search.stack):
+            return None
+        open_cases = np.unique(torch.cat([chunk.case for chunk in search.stack.chunks]).cpu().numpy())
+        budget = run.budget.capped(5.0)
+        witness = attack(run, search.guide, objective, cases[open_cases], budget, 100, max(4, 64 // len(open_cases)))
+        spent["attack"] += time.monotonic() - started
+        return witness
+
     with run.phase("neuron split"):
-        outcome = search.run(domains)
+        outcome = search.run(domains, attack_steps)
     run.counters.update(domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst)
+    run.counters["attack_seconds"] = spent["attack"]
     if isinstance(outcome.witness, Witness):
         return run.sat(outcome.witness, "neuron split")
     if outcome.proved:

@@ -30,6 +30,9 @@ from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective
 
 
+CLIP_ROUNDS = 3
+
+
 @dataclass
 class Boxes:
     """Domains: ``lower``/``upper [B, n]``, ``group [B]`` (which original box), ``open [B, Q]`` (cases not excluded)."""
@@ -82,6 +85,11 @@ class GroupedRows:
         )
 
 
+def _least(a: Tensor, low: Tensor, up: Tensor) -> Tensor:
+    """Least values ``[B, Q, S]`` of rows ``a [B, Q, S, n]`` over boxes ``[B, 1 or Q, n]``."""
+    return (a.clamp(min=0) * low.unsqueeze(2) + a.clamp(max=0) * up.unsqueeze(2)).sum(3)
+
+
 @dataclass
 class Outcome:
     """``proved`` says that every case was excluded everywhere; ``stuck`` counts domains too small to split."""
@@ -111,18 +119,24 @@ class InputSplit:
         self.batch = self._first_batch()
         self.rounds = self.domains = self.stuck = 0
         self.rejected = 0
+        self.stack = [self.rows.roots]
 
     def _first_batch(self) -> int:
         """Boxes per round to begin with; grows or shrinks with the measured time per box."""
         widest = max(node.size for node in self.network.graph.nodes.values())
         return max(1, min(256, (1 << 16) // widest))
 
-    def run(self, on_progress: Callable[[int, int], None] | None = None) -> Outcome:
-        """Search until everything is excluded, a witness is confirmed, or the deadline passes (then not proved)."""
-        stack = [self.rows.roots]
+    def run(self, seconds: float, on_progress: Callable[[int, int], None] | None = None) -> Outcome:
+        """Search until everything is excluded, a witness is confirmed, the deadline passes, or ``seconds``
+        are over (at least one round is done).
+
+        Only an outcome that says ``proved`` proves anything; calling again goes on.
+        """
+        stack = self.stack
         best_rate = 0.0
+        first, end = self.rounds, time.monotonic() + seconds
         while stack:
-            if self.budget.is_expired():
+            if self.budget.is_expired() or (self.rounds > first and time.monotonic() > end):
                 return self._outcome(False, sum(len(part) for part in stack))
             batch = self._take(stack)
             started = time.perf_counter()
@@ -222,20 +236,30 @@ class InputSplit:
         return None
 
     def _clip(self, boxes: Boxes, a: Tensor, values: Tensor) -> tuple[Boxes, Tensor, Tensor]:
-        """Shrink boxes to the hull of what each open case leaves; drop boxes that become empty."""
-        room = -values.unsqueeze(3) * (1 + 1e-9)
-        low, up = boxes.lower[:, None, None, :], boxes.upper[:, None, None, :]
-        tiny = 1e-300
-        reach = room / a.abs().clamp(min=tiny)
-        pad = 1e-12 * torch.maximum(low.abs(), up.abs()) + 1e-300
-        new_up = torch.where((a > 0) & torch.isfinite(reach), torch.minimum(low + reach + pad, up), up)
-        new_low = torch.where((a < 0) & torch.isfinite(reach), torch.maximum(up - reach - pad, low), low)
-        new_low, new_up = new_low.amax(dim=2), new_up.amin(dim=2)  # every row of a case must hold: [B, Q, n]
-        feasible = (new_low <= new_up).all(dim=2) & boxes.open
+        """Shrink boxes to the hull of what each open case leaves; drop boxes that become empty.
+
+        Rows are used again on the box that the others left, which is how conjunctions pay.
+        """
+        low, up = boxes.lower[:, None, :], boxes.upper[:, None, :]
+        size = (a.abs() * torch.maximum(low.abs(), up.abs()).unsqueeze(2)).sum(3) + values.abs().nan_to_num(0.0, 0.0)
+        offset = values - _least(a, low, up) - 1e-11 * size
+        low, up = low.expand(-1, a.shape[1], -1), up.expand(-1, a.shape[1], -1)
+        infinity = torch.full((), torch.inf, dtype=a.dtype, device=a.device)
+        feasible = boxes.open.clone()
+        inverse = 1 / a.abs().clamp(min=1e-200)
+        for _ in range(CLIP_ROUNDS):
+            value = _least(a, low, up) + offset
+            feasible &= ~(value > 0).any(dim=2)
+            reach = (-value).clamp(min=0).nan_to_num(torch.inf, torch.inf).unsqueeze(3) * inverse * (1 + 1e-9)
+            pad = 1e-12 * torch.maximum(low.abs(), up.abs()) + 1e-300
+            new_up = torch.minimum(up, low + torch.where(a > 0, reach, infinity).amin(dim=2) + pad)
+            low = torch.maximum(low, up - torch.where(a < 0, reach, infinity).amin(dim=2) - pad)
+            up = new_up
+            feasible &= (low <= up).all(dim=2)
+            low, up = torch.minimum(low, up), torch.maximum(low, up)
         shut = ~feasible.unsqueeze(2)
-        infinity = torch.full_like(new_low, np.inf)
-        lower = torch.where(shut, infinity, new_low).amin(dim=1)
-        upper = torch.where(shut, -infinity, new_up).amax(dim=1)
+        lower = torch.where(shut, infinity, low).amin(dim=1)
+        upper = torch.where(shut, -infinity, up).amax(dim=1)
         keep = feasible.any(dim=1).nonzero().flatten()
         clipped = Boxes(lower, upper, boxes.group, feasible).select(keep)
         return clipped, a[keep], values[keep]
@@ -243,9 +267,7 @@ class InputSplit:
     def _split(self, boxes: Boxes, a: Tensor, values: Tensor) -> Boxes:
         """Halve each box along its most influential coordinate; boxes that floats cannot halve are stuck."""
         width = boxes.upper - boxes.lower
-        best_row = values.argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, a.shape[3])
-        nearest = a.gather(2, best_row).squeeze(2).abs()
-        weight = torch.where(boxes.open.unsqueeze(2), nearest, torch.zeros_like(nearest)).amax(1)
+        weight = torch.where(boxes.open[:, :, None, None], a.abs(), torch.zeros_like(a)).flatten(1, 2).amax(1)
         score = (weight + 1e-3 * weight.amax(1, keepdim=True)) * width + 1e-12 * width
         middle = (boxes.lower + boxes.upper) / 2
         can_split = (middle > boxes.lower) & (middle < boxes.upper)

@@ -41,8 +41,9 @@ from bitcrown.search.domains import Domains, DomainStack, concatenate
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
-CLIP_ENTRIES = 2_000_000
-"""Domains are clipped where (neurons x inputs) stays below this."""
+CLIP_ENTRIES = 1_000_000
+CLIP_INPUTS = 200
+"""Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box hardly shrinks."""
 
 
 @dataclass
@@ -85,6 +86,7 @@ class NeuronSplit:
         self.worst = -np.inf
         self.stack = DomainStack()
         self.clipper: Clipper | None = None
+        self.witness: object | None = None
 
     # -- rows and bounds -----------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class NeuronSplit:
             name: (low.to(self.guide.dtype), up.to(self.guide.dtype)) for name, (low, up) in self.bounds.items()
         }
         n_inputs = self.proof.graph.n_inputs
-        if self.layout.n_neurons * n_inputs <= CLIP_ENTRIES:
+        if n_inputs <= CLIP_INPUTS and self.layout.n_neurons * n_inputs <= CLIP_ENTRIES:
             with torch.no_grad():
                 rows_ = (self.C, self.D, self.rhs)
                 self.clipper = clipper_of(self.proof, self.layout, enclosure, rows_, self.budget.memory // 4)
@@ -152,7 +154,7 @@ class NeuronSplit:
 
     def root_domains(self, case: Tensor, iterations: int) -> Domains:
         """Domains without splits for the open cases, alpha optimised; proved ones are left out."""
-        parts = []
+        parts = [self.no_domains()]
         step = self.fitting(len(case), self.guide)
         for begin in range(0, len(case), step):
             part = case[begin : begin + step]
@@ -173,6 +175,23 @@ class NeuronSplit:
             )
             parts.append(self.improve(fresh, Ascent(iterations, rate_alpha=0.25, rate_beta=0.05)))
         return concatenate(parts)
+
+    def no_domains(self) -> Domains:
+        """An empty batch."""
+        device, dtype = self.guide.device, self.guide.dtype
+        n = self.x_lower.shape[1] if self.clipper else 0
+        flat = torch.zeros(0, self.layout.n_neurons, dtype=dtype, device=device)
+        return Domains(
+            torch.zeros(0, dtype=torch.int64, device=device),
+            torch.zeros(0, 1, self.layout.n_alphas, dtype=dtype, device=device),
+            flat,
+            flat.to(torch.int8),
+            flat.sum(1),
+            torch.zeros(0, CANDIDATES, dtype=torch.int64, device=device),
+            self.x_lower.new_zeros(0, n),
+            self.x_lower.new_zeros(0, n),
+            torch.zeros(0, self.C.shape[1], dtype=dtype, device=device),
+        )
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
         """Ascend, prove what can be proved, and prepare the rest for branching. Returns the open domains."""
@@ -226,9 +245,27 @@ class NeuronSplit:
             scores = triangle_scores(self.layout, bounds, record, domains.split, weights)
             domains.candidates = best_candidates(scores, CANDIDATES)
             domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
+            self.try_minimisers(rows, lines)
             if is_proof and self.clipper is not None:
                 proved |= ~self.cut(domains, lines, value)
             return domains.select((~proved).nonzero().flatten())
+
+    def try_minimisers(self, rows: Rows, lines: Lines) -> None:
+        """Run the network where the bounds of the domains are attained, and in the middle of their boxes."""
+        if self.witness is not None:
+            return
+        rows = rows.to(self.guide.dtype)
+        corner = torch.where(lines.coefficient[:, 0] > 0, rows.x_lower, rows.x_upper)
+        points = torch.cat([corner, (rows.x_lower + rows.x_upper) / 2]) if self.clipper is not None else corner
+        copies = len(points) // len(corner)
+        outputs = self.guide(points)
+        excess = (rows.C.repeat(copies, 1, 1) @ outputs.unsqueeze(2)).squeeze(2) - rows.rhs.repeat(copies, 1)
+        if rows.D is not None:
+            excess = excess + (rows.D.repeat(copies, 1, 1) @ points.unsqueeze(2)).squeeze(2)
+        for k in (excess <= 0).all(dim=1).nonzero().flatten()[:4].tolist():
+            self.witness = self.confirm(points[k].double().cpu().numpy())
+            if self.witness is not None:
+                return
 
     def goal(self, domains: Domains, rows: Rows, gamma: float) -> tuple[Rows, Tensor | float]:
         """The one row per domain that is bounded, and the rounding error of forming it."""
@@ -269,7 +306,7 @@ class NeuronSplit:
             rate = self._resize(len(batch), len(batch) / (time.perf_counter() - started), rate)
             self.rounds += 1
             self.domains += 2 * len(batch)
-            witness = None if on_round is None else on_round(self)
+            witness = self.witness or (None if on_round is None else on_round(self))
             if witness is not None:
                 return self._outcome(False, witness=witness)
         return self._outcome(self.stuck == 0, "incomplete" if self.stuck else "")
