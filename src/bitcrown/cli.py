@@ -191,11 +191,13 @@ def bounds_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    from bitcrown.check.witness import check_result
+    from bitcrown.check.result_file import check_result
 
     answer = check_result(Path(options.result), options.onnx, Path(options.vnnlib))
     print(answer.sentence)
-    return DECIDED if answer.holds else WRONG
+    if not answer.accepted:
+        return WRONG
+    return DECIDED if answer.word in ("sat", "unsat") else UNDECIDED
 
 
 def bench_command(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "spec": LEAVES,
     "check": LEAVES | {"spec"},
     "bounds": LEAVES | {"model", "spec"},
-    "attack": LEAVES | {"model", "spec"},
+    "attack": LEAVES | {"model", "spec", "check"},
     "quant": LEAVES | {"model", "spec"},
     "search": LEAVES | {"model", "spec", "bounds", "quant", "attack", "check"},
     "train": LEAVES | {"model", "spec", "bounds", "attack"},

@@ -2,19 +2,32 @@
 
 Exactly: every float is a rational number, every bound of the property an exact decimal; no tolerance. The scorer of
 2026 instead compares float32 values with Python floats in numpy, which rounds the bound to float32 first; requiring
-both makes a witness that nobody can reject.
+both makes a witness that nobody can reject. Only an input that the property pins to a number which its type cannot
+represent (``X_0 >= 0.1`` and ``X_0 <= 0.1`` in float32) has no exact witness at all: its bounds are then read in the
+scorer's way alone (``rounded`` below names such inputs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 
 import numpy as np
 
-from bitcrown.spec.query import And, Compare, Const, Formula, Or, Product, Query, Sum, Term, Var
+from bitcrown.spec.query import And, Compare, Const, Formula, Query, Sum, Term, Var
 
 Values = Mapping[str, np.ndarray]
+Rounded = Collection[str | tuple[str, int]]
+"""Inputs whose bounds are rounded: names of tensors, or ``(name, index)`` of single elements."""
+
+
+def nearest_double(value: Fraction) -> float:
+    """The float64 nearest to ``value``; infinite beyond its range."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def exact_value(term: Term, values: Values) -> Fraction:
@@ -22,7 +35,7 @@ def exact_value(term: Term, values: Values) -> Fraction:
     if isinstance(term, Const):
         return term.value
     if isinstance(term, Var):
-        return Fraction(float(values[term.tensor][term.index]))
+        return _exact(values[term.tensor][term.index])
     parts = [exact_value(part, values) for part in term.args]
     if isinstance(term, Sum):
         return sum(parts, Fraction(0))
@@ -32,17 +45,23 @@ def exact_value(term: Term, values: Values) -> Fraction:
     return total
 
 
-def rounded_value(term: Term, values: Values) -> np.floating | float:
+def _exact(value: np.generic) -> Fraction:
+    return Fraction(int(value)) if isinstance(value, np.integer | np.bool_) else Fraction(float(value))
+
+
+def rounded_value(term: Term, values: Values) -> np.generic | float:
     """The term in the arithmetic of the tensors' own type, constants weakly promoted (numpy 2)."""
     if isinstance(term, Const):
-        return float(term.value)
+        return nearest_double(term.value)
     if isinstance(term, Var):
-        found: np.floating = values[term.tensor][term.index]
+        found: np.generic = values[term.tensor][term.index]
         return found
     parts = [rounded_value(part, values) for part in term.args]
+    if not parts:
+        return 0.0 if isinstance(term, Sum) else 1.0
     total = parts[0]
     for part in parts[1:]:
-        total = total + part if isinstance(term, Sum) else total * part
+        total = total + part if isinstance(term, Sum) else total * part  # type: ignore[operator]
     return total
 
 
@@ -54,30 +73,130 @@ def _holds(op: str, left: object, right: object) -> bool:
     return bool(left == right) if op == "==" else bool(left != right)
 
 
-def atom_holds(atom: Compare, values: Values) -> bool:
-    """Both readings of one comparison."""
+def atom_holds(atom: Compare, values: Values, rounded: Rounded = ()) -> bool:
+    """Both readings of one comparison (only the scorer's for a bound on one of the inputs ``rounded``)."""
     with np.errstate(all="ignore"):
         if not _holds(atom.op, rounded_value(atom.left, values), rounded_value(atom.right, values)):
             return False
+    if rounded and _is_bound_on(atom, rounded):
+        return True
     return _holds(atom.op, exact_value(atom.left, values), exact_value(atom.right, values))
 
 
-def formula_holds(formula: Formula, values: Values) -> bool:
+def _is_bound_on(atom: Compare, rounded: Rounded) -> bool:
+    if not _is_bound(atom):
+        return False
+    var = atom.left if isinstance(atom.left, Var) else atom.right
+    return isinstance(var, Var) and (var.tensor in rounded or (var.tensor, var.index) in rounded)
+
+
+def _is_bound(atom: Compare) -> bool:
+    kinds = {type(atom.left), type(atom.right)}
+    return kinds == {Var, Const}
+
+
+def formula_holds(formula: Formula, values: Values, rounded: Rounded = ()) -> bool:
     """Truth of a boolean tree (depth is bounded by the parser)."""
     if isinstance(formula, Compare):
-        return atom_holds(formula, values)
+        return atom_holds(formula, values, rounded)
     if isinstance(formula, And):
-        return all(formula_holds(part, values) for part in formula.args)
-    return any(formula_holds(part, values) for part in formula.args)
+        return all(formula_holds(part, values, rounded) for part in formula.args)
+    return any(formula_holds(part, values, rounded) for part in formula.args)
 
 
 def is_finite(values: Values) -> bool:
     return all(bool(np.isfinite(value.astype(np.float64)).all()) for value in values.values())
 
 
-def first_failure(query: Query, values: Values) -> Formula | None:
-    """The first conjunct of the assertion that does not hold, or None."""
-    return next((part for part in query.assertion.args if not formula_holds(part, values)), None)
+class Checker:
+    """Checks many points against one property; bounds on single elements (most of a large property) in numpy."""
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self.rest: list[Formula] = []
+        found: dict[tuple[str, str, bool], list[tuple[int, Fraction]]] = {}
+        pending = list(reversed(query.assertion.args))
+        while pending:
+            part = pending.pop()
+            if isinstance(part, And):
+                pending.extend(reversed(part.args))
+            elif isinstance(part, Compare) and part.op in ("<=", "<") and _is_bound(part):
+                var, const = (part.left, part.right) if isinstance(part.left, Var) else (part.right, part.left)
+                assert isinstance(var, Var) and isinstance(const, Const)
+                found.setdefault((var.tensor, part.op, var is part.left), []).append((var.index, const.value))
+            else:
+                self.rest.append(part)
+        self.bounds = {
+            key: (
+                np.array([i for i, _ in pairs]),
+                [c for _, c in pairs],
+                np.array([nearest_double(c) for _, c in pairs]),
+            )
+            for key, pairs in found.items()
+        }
+
+    def holds(self, values: Values, rounded: Rounded = ()) -> bool:
+        """Whether all values are finite and every assertion holds in both readings."""
+        if not is_finite(values):
+            return False
+        return self._bounds_hold(values, rounded) and all(formula_holds(part, values, rounded) for part in self.rest)
+
+    def _bounds_hold(self, values: Values, rounded: Rounded) -> bool:
+        for (tensor, op, is_upper), (indices, constants, near) in self.bounds.items():
+            value = values[tensor][indices]
+            with np.errstate(over="ignore"):
+                own = near.astype(value.dtype) if np.issubdtype(value.dtype, np.floating) else near
+            low, high = (value, own) if is_upper else (own, value)
+            if not (low <= high if op == "<=" else low < high).all():
+                return False
+            # A float64 that differs from the nearest float64 of a number lies on the same side of the number.
+            wide = value.astype(np.float64)
+            low, high = (wide, near) if is_upper else (near, wide)
+            is_small_int = not np.issubdtype(value.dtype, np.integer) or np.abs(wide) < 2.0**53
+            for i in np.nonzero(~((low < high) & is_small_int))[0].tolist():
+                index = int(indices[i])
+                if tensor in rounded or (tensor, index) in rounded:
+                    continue
+                exact = _exact(value[i])
+                left, right = (exact, constants[i]) if is_upper else (constants[i], exact)
+                if not _holds(op, left, right):
+                    return False
+        return True
+
+
+def first_failure(
+    query: Query, values: Values, rounded: Rounded = (), only: Collection[str] | None = None
+) -> Formula | None:
+    """The first conjunct of the assertion that does not hold, or None; ``only`` those that mention no other tensors."""
+    for part in query.assertion.args:
+        if only is not None and not mentions(part) <= set(only):
+            continue
+        if not formula_holds(part, values, rounded):
+            return part
+    return None
+
+
+def mentions(formula: Formula) -> set[str]:
+    """Names of the tensors that occur."""
+    if isinstance(formula, Compare):
+        return _tensors(formula.left) | _tensors(formula.right)
+    return {name for part in formula.args for name in mentions(part)}
+
+
+def _tensors(term: Term) -> set[str]:
+    if isinstance(term, Var):
+        return {term.tensor}
+    return set() if isinstance(term, Const) else {name for part in term.args for name in _tensors(part)}
+
+
+def worst_atom(formula: Formula, values: Values) -> tuple[Compare, Fraction]:
+    """(atom, miss) that decides a formula that fails: of an ``and`` the worst miss, of an ``or`` the least."""
+    if isinstance(formula, Compare):
+        gap = exact_value(formula.left, values) - exact_value(formula.right, values)
+        return formula, abs(gap) if formula.op == "==" else max(gap, Fraction(0))
+    found = [worst_atom(part, values) for part in formula.args if not formula_holds(part, values)]
+    pick = max if isinstance(formula, And) else min
+    return pick(found, key=lambda pair: pair[1])
 
 
 def names(query: Query) -> tuple[list[str], list[str]]:
@@ -85,6 +204,3 @@ def names(query: Query) -> tuple[list[str], list[str]]:
     inputs = [tensor.name for network in query.networks for tensor in network.inputs]
     outputs = [tensor.name for network in query.networks for tensor in network.outputs]
     return inputs, outputs
-
-
-__all__ = ["Or", "Product", "atom_holds", "exact_value", "first_failure", "formula_holds", "is_finite", "names"]
