@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
@@ -18,9 +20,9 @@ def reshape(b: Builder, node: OnnxNode) -> None:
 def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
     rank, total = len(shape), int(np.prod(shape))
     if node.op == "Flatten":
-        axis = b.axis(int(node.attrs.get("axis", 1)), rank)
-        head = int(np.prod(shape[:axis]))
-        return [head, total // head]
+        given = int(node.attrs.get("axis", 1))
+        axis = given if given == rank else b.axis(given, rank)
+        return [math.prod(shape[:axis]), math.prod(shape[axis:])]
     if node.op == "Reshape":
         target = b.integers(node.inputs[1], "the shape") if len(node.inputs) > 1 else list(node.attrs["shape"])
         if not node.attrs.get("allowzero", 0):
