@@ -129,7 +129,7 @@ def resize(b: Builder, node: OnnxNode) -> None:
         extent = b.shape(x)[axis]
         if size == extent and scale == 1.0:
             continue
-        places = _places(node, rule, extent, size, scale)
+        places = _places(node, rule, extent, size, scale).astype(np.float64)
         if mode == "nearest":
             x = _nearest(b, x, axis, np.clip(_rounded(node, places), 0, extent - 1).astype(np.int64))
         elif mode in ("linear", "bilinear", "trilinear"):
@@ -170,16 +170,19 @@ def _targets(b: Builder, node: OnnxNode, extents: list[int]) -> tuple[list[int],
 
 
 def _places(node: OnnxNode, rule: str, extent: int, size: int, scale: float) -> np.ndarray:
-    """Coordinate in the input of every output entry of one axis."""
-    out = np.arange(size, dtype=np.float64)
+    """Coordinate in the input of every output entry of one axis.
+
+    In float32, as onnxruntime has it: rounding decides which entry is nearest when a coordinate is nearly whole.
+    """
+    out, half = np.arange(size, dtype=np.float32), np.float32(0.5)
     if rule == "asymmetric":
-        return out / scale
+        return out / np.float32(scale)
     if rule == "align_corners":
-        return out * ((extent - 1) / (size - 1)) if size > 1 else out * 0.0
+        return out * np.float32(extent - 1) / np.float32(size - 1) if size > 1 else out * 0
     if rule == "pytorch_half_pixel" and size == 1:
-        return out * 0.0
+        return out * 0
     if rule in ("half_pixel", "pytorch_half_pixel"):
-        return (out + 0.5) / scale - 0.5
+        return (out + half) / np.float32(scale) - half
     raise UnsupportedError(f"node {node.name!r} resizes with coordinates {rule!r}")
 
 
