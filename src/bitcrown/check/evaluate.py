@@ -18,7 +18,7 @@ import numpy as np
 from bitcrown.spec.query import And, Compare, Const, Formula, Query, Sum, Term, Var
 
 Values = Mapping[str, np.ndarray]
-Rounded = Collection[str | tuple[str, int]]
+Rounded = Collection[str] | Collection[tuple[str, int]]
 """Inputs whose bounds are rounded: names of tensors, or ``(name, index)`` of single elements."""
 
 

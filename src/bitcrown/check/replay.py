@@ -1,124 +1,90 @@
 """The original network files in onnxruntime, as the competition's scorer runs them.
 
 CPU provider, graph optimisations off, one thread. Nothing here is shared with ``model`` or ``bounds``: an error in the
-reader cannot also hide in the replay. Legend: ``n`` flat inputs and ``m`` flat outputs over all networks.
+reader cannot also hide in the replay. Legend: ``K`` points, ``n`` flat inputs and ``m`` flat outputs over all networks.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
+MAX_BYTES = 2 * 1024**3
+"""Largest network file after unpacking: what a protobuf message may hold."""
+BATCH_TRIAL = 3
+BATCH_TOLERANCE = 1e-3
+GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK = 1 << 22
 
-def session_bytes(path: Path) -> bytes:
-    """Content of ``path`` or ``path.gz``, unpacked if it is gzip."""
-    if not path.exists() and Path(f"{path}.gz").exists():
-        path = Path(f"{path}.gz")
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
-
-
-class _Member:
-    """One declared network with its session."""
-
-    def __init__(self, declared: NetworkDecl, path: Path, session: Any) -> None:
-        self.declared, self.session = declared, session
-        self.inputs = [
-            (i.name, tuple(e if isinstance(e, int) and e > 0 else 1 for e in i.shape), _dtype(i.type, path))
-            for i in session.get_inputs()
-        ]
-        _check_fit(declared, [shape for _, shape, _ in self.inputs], path)
-        self.has_batch_axis = (
-            len(self.inputs) == 1
-            and bool(session.get_inputs()[0].shape)
-            and not isinstance(session.get_inputs()[0].shape[0], int)
-        )
-
-    def run(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        feed, parts, start = {}, [], 0
-        for name, shape, dtype in self.inputs:
-            size = math.prod(shape)
-            part = flat[start : start + size].astype(dtype)
-            feed[name] = part.reshape(shape)
-            parts.append(part)
-            start += size
-        return parts, [np.asarray(value).reshape(-1) for value in self.session.run(None, feed)]
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+}
 
 
-def _dtype(word: str, path: Path) -> type[np.generic]:
-    known: dict[str, type[np.generic]] = {
-        "tensor(float)": np.float32,
-        "tensor(double)": np.float64,
-        "tensor(float16)": np.float16,
-    }
-    if word not in known:
-        raise ModelError(f"{path} has an input of type {word}; only float inputs can be replayed")
-    return known[word]
+class Slot(NamedTuple):
+    """One input of an ONNX file; ``shape`` has 1 in place of every free extent."""
 
-
-def _count(tensors: tuple[TensorDecl, ...]) -> int:
-    return sum(math.prod(tensor.shape) for tensor in tensors)
-
-
-def _check_fit(declared: NetworkDecl, shapes: list[tuple[int, ...]], path: Path) -> None:
-    total = sum(math.prod(shape) for shape in shapes)
-    if _count(declared.inputs) != total:
-        words = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in declared.inputs)
-        raise PropertyError(
-            f"the property declares inputs {words} ({_count(declared.inputs)} numbers), but {path.name} takes "
-            f"{', '.join(str(list(shape)) for shape in shapes)} ({total} numbers)"
-        )
+    name: str
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
 
 
 class Replay:
-    """Sessions of all networks of a query. Raises ``ModelError`` for unusable files, ``PropertyError`` for misfits."""
+    """Sessions of all networks of a query, kept open.
+
+    Raises:
+        ModelError: a file cannot be read or loaded, or fails when it is run.
+        PropertyError: the declared tensors do not fit the file.
+    """
 
     def __init__(self, query: Query, networks: Mapping[str, Path]) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
         self.query = query
         self.members: list[_Member] = []
         opened: dict[Path, Any] = {}
         for declared in query.networks:
-            path = networks[declared.name]
+            path = _path_of(declared, networks)
             if path not in opened:
-                try:
-                    data = session_bytes(path)
-                    opened[path] = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-                except ModelError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - onnxruntime's own classes live inside its extension
-                    first = (str(error).splitlines() or [repr(error)])[0]
-                    raise ModelError(f"onnxruntime cannot load {path}: {first}") from error
-            self.members.append(_Member(declared, path, opened[path]))
+                opened[path] = _open_session(path)
+            self.members.append(_Member(declared, path, opened[path], query.version[0] > 1))
         self.sizes = [_count(member.declared.inputs) for member in self.members]
         self.n_inputs = sum(self.sizes)
-        self._checked_outputs = False
+        self.n_outputs = sum(_count(member.declared.outputs) for member in self.members)
 
     def dtypes(self) -> np.ndarray:
         """Element type of each flat input, as an object array ``[n]`` of numpy types."""
-        parts = [[dtype] * math.prod(shape) for member in self.members for _, shape, dtype in member.inputs]
-        return np.array([dtype for part in parts for dtype in part], dtype=object)
+        result = np.empty(self.n_inputs, dtype=object)
+        start = 0
+        for member in self.members:
+            for slot in member.slots:
+                end = start + math.prod(slot.shape)
+                result[start:end] = slot.dtype
+                start = end
+        return result
 
     def run(self, x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Inputs as really fed (rounded) and outputs, per declared tensor, for a flat ``x [n]``.
+        """Inputs as really fed (rounded) and outputs at a flat ``x [n]``: one flat array per declared tensor.
 
-        Tensors follow the declarations: one array per declared input and output, network by network.
+        Tensors follow the declarations, network by network.
         """
         fed: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
@@ -126,35 +92,192 @@ class Replay:
         for member, size in zip(self.members, self.sizes, strict=True):
             parts, values = member.run(x[start : start + size])
             start += size
-            flat_in, flat_out = np.concatenate(parts), np.concatenate([value.reshape(-1) for value in values])
-            fed += _cut(flat_in, member.declared.inputs)
-            if _count(member.declared.outputs) != flat_out.size:
-                raise PropertyError(
-                    f"the property declares {_count(member.declared.outputs)} outputs of network "
-                    f"{member.declared.name}, but the network has {flat_out.size}"
-                )
-            outputs += _cut(flat_out, member.declared.outputs)
+            fed += _fit(parts, member.declared.inputs)
+            outputs += _fit(values, member.declared.outputs)
         return fed, outputs
 
     def run_batch(self, points: np.ndarray) -> np.ndarray:
-        """Outputs ``[K, m]`` for finding candidates (``points [K, n]``); never used to confirm one."""
-        if len(self.members) == 1 and self.members[0].has_batch_axis and len(points) > 1:
-            member = self.members[0]
-            name, shape, dtype = member.inputs[0]
-            try:
-                values = member.session.run(None, {name: points.astype(dtype).reshape(-1, *shape[1:])})
-                rows = [np.asarray(value).reshape(len(points), -1) for value in values]
-                return np.concatenate(rows, axis=1).astype(np.float64)
-            except Exception:  # noqa: BLE001 - a batch axis that does not work: fall back to single points
-                member.has_batch_axis = False
-        rows = [np.concatenate(self.run(point)[1]).astype(np.float64) for point in points]
-        return np.stack(rows)
+        """Outputs ``[K, m]`` (float64) at ``points [K, n]``: good for finding candidates, never for confirming one."""
+        columns, start = [], 0
+        for member, size in zip(self.members, self.sizes, strict=True):
+            columns.append(member.run_batch(points[:, start : start + size]))
+            start += size
+        return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
-def _cut(flat: np.ndarray, tensors: tuple[TensorDecl, ...]) -> list[np.ndarray]:
-    parts, start = [], 0
-    for tensor in tensors:
-        size = math.prod(tensor.shape)
-        parts.append(flat[start : start + size])
-        start += size
-    return parts
+class _Member:
+    """One declared network with its session."""
+
+    def __init__(self, declared: NetworkDecl, path: Path, session: Any, has_shapes: bool) -> None:
+        self.declared, self.path, self.session = declared, path, session
+        self.slots = [Slot(item.name, _shape(item.shape), _dtype(item.type, path)) for item in session.get_inputs()]
+        ends = session.get_outputs()
+        _check_fit("input", declared.inputs, [slot.shape for slot in self.slots], path, has_shapes)
+        if all(isinstance(extent, int) for item in ends for extent in item.shape):
+            _check_fit("output", declared.outputs, [_shape(item.shape) for item in ends], path, has_shapes)
+        first = session.get_inputs()[0].shape if len(self.slots) == 1 else []
+        self.takes_batches = bool(first) and not isinstance(first[0], int)
+        self.is_tried = False
+
+    def run(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        feed, parts, start = {}, [], 0
+        for name, shape, dtype in self.slots:
+            end = start + math.prod(shape)
+            part = flat[start:end].astype(dtype)
+            feed[name] = part.reshape(shape)
+            parts.append(part)
+            start = end
+        values = [np.asarray(value).reshape(-1) for value in self._run(feed)]
+        found, wanted = sum(value.size for value in values), _count(self.declared.outputs)
+        if found != wanted:
+            raise PropertyError(
+                f"the property declares {_shapes_text(self.declared.outputs)} as outputs ({wanted} numbers), but "
+                f"{self.path.name} computes {found} numbers; declare what the network computes"
+            )
+        return parts, values
+
+    def run_batch(self, points: np.ndarray) -> np.ndarray:
+        if self.takes_batches and len(points) > 1:
+            if not self.is_tried:
+                self.is_tried = True
+                self.takes_batches = self._batch_equals_rows(points[:BATCH_TRIAL])
+            if self.takes_batches:
+                found = self._batch(points)
+                if found is not None:
+                    return found
+                self.takes_batches = False
+        return np.stack([np.concatenate(self.run(point)[1]).astype(np.float64) for point in points])
+
+    def _batch(self, points: np.ndarray) -> np.ndarray | None:
+        """All points in one call, or None if the file does not really take batches."""
+        name, shape, dtype = self.slots[0]
+        try:
+            values = self._run({name: points.astype(dtype).reshape(-1, *shape[1:])})
+        except ModelError:
+            return None
+        rows = [np.asarray(value) for value in values]
+        if any(not row.shape or row.shape[0] != len(points) for row in rows):
+            return None
+        return np.concatenate([row.reshape(len(points), -1) for row in rows], axis=1).astype(np.float64)
+
+    def _batch_equals_rows(self, points: np.ndarray) -> bool:
+        # A Reshape or Flatten with a fixed extent can mix rows without any error.
+        found = self._batch(points)
+        rows = np.stack([np.concatenate(self.run(point)[1]).astype(np.float64) for point in points])
+        return (
+            found is not None
+            and found.shape == rows.shape
+            and bool(np.allclose(found, rows, rtol=BATCH_TOLERANCE, atol=BATCH_TOLERANCE, equal_nan=True))
+        )
+
+    def _run(self, feed: dict[str, np.ndarray]) -> list[Any]:
+        try:
+            result: list[Any] = self.session.run(None, feed)
+        except Exception as error:  # onnxruntime's own classes live inside its extension
+            raise ModelError(f"onnxruntime cannot run {self.path.name}: {_first_line(error)}") from error
+        return result
+
+
+def _path_of(declared: NetworkDecl, networks: Mapping[str, Path]) -> Path:
+    for name in (declared.name, declared.equal_to):
+        if name in networks:
+            return networks[name]
+    raise PropertyError(
+        f"the property declares network {declared.name}, but no file was given for it "
+        f"(given: {', '.join(networks) or 'none'})"
+    )
+
+
+def _open_session(path: Path) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    model = _model_of(path)
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes live inside its extension
+        raise ModelError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+
+
+def _model_of(path: Path) -> str | bytes:
+    """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its name) holds."""
+    if not path.exists() and path.with_name(path.name + ".gz").exists():
+        path = path.with_name(path.name + ".gz")
+    try:
+        with path.open("rb") as raw:
+            if raw.read(2) != GZIP_MAGIC:
+                return str(path)
+        return unpacked(path.read_bytes(), MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the network file {path} cannot be read: {error}") from error
+
+
+def unpacked(data: bytes, limit: int) -> bytes:
+    """``data``, unpacked if it is gzip. Raises ``ValueError`` for damaged data or more than ``limit`` bytes."""
+    if data[:2] != GZIP_MAGIC:
+        return data
+    result = bytearray()
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            # In chunks, so that a small file that unpacks to something enormous is noticed before it fills the memory.
+            while part := stream.read(_CHUNK):
+                result += part
+                if len(result) > limit:
+                    raise ValueError(f"it unpacks to more than {limit} bytes")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"damaged gzip data ({error})") from error
+    return bytes(result)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), repr(error))
+
+
+def _shape(extents: Sequence[object]) -> tuple[int, ...]:
+    return tuple(extent if isinstance(extent, int) and extent > 0 else 1 for extent in extents)
+
+
+def _dtype(word: str, path: Path) -> type[np.generic]:
+    if word not in _TYPES:
+        raise ModelError(f"{path} has an input of type {word}, which cannot be replayed; numbers are needed")
+    return _TYPES[word]
+
+
+def _count(tensors: tuple[TensorDecl, ...]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def _shapes_text(tensors: tuple[TensorDecl, ...]) -> str:
+    return ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+
+
+def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Extents of 1 do not change which number stands where."""
+    return tuple(extent for extent in shape if extent != 1)
+
+
+def _check_fit(
+    kind: str, tensors: tuple[TensorDecl, ...], shapes: list[tuple[int, ...]], path: Path, has_shapes: bool
+) -> None:
+    """Raise ``PropertyError`` unless the declared tensors are those of the file (VNN-LIB 1.0: as many numbers)."""
+    wanted, found = _count(tensors), sum(math.prod(shape) for shape in shapes)
+    fits = wanted == found
+    if fits and has_shapes:
+        fits = [_core(tensor.shape) for tensor in tensors] == [_core(shape) for shape in shapes]
+    if not fits:
+        raise PropertyError(
+            f"the property declares {_shapes_text(tensors)} as {kind}s ({wanted} numbers), but {path.name} has "
+            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); use the network that it is about"
+        )
+
+
+def _fit(values: list[np.ndarray], tensors: tuple[TensorDecl, ...]) -> list[np.ndarray]:
+    """``values`` as one flat array per declared tensor; each keeps its own type where the two lists correspond."""
+    sizes = [math.prod(tensor.shape) for tensor in tensors]
+    if [value.size for value in values] == sizes:
+        return values
+    flat = np.concatenate(values)
+    return [np.asarray(part) for part in np.split(flat, np.cumsum(sizes)[:-1])]

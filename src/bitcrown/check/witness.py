@@ -1,105 +1,218 @@
 """From a candidate to a witness nobody can reject: rounding into the box, replay, exact check, and the two formats.
 
 A candidate is rounded to the network's input type; entries that then lie outside the box are moved to the nearest
-float inside. If no float of that type lies between the exact bounds of some input, the nearest one is taken, and the
-exact check of the property will reject it unless it satisfies the property as written.
+number inside. If no number of that type lies between the exact bounds of some input (0.1 <= X_0 <= 0.1 in float32), the
+nearest one is taken, and the bounds of that one input are read as the competition's scorer reads them: rounded to the
+input's type. Everything else is checked exactly.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 import numpy as np
 
-from bitcrown.check.evaluate import first_failure, is_finite, names
+from bitcrown.check.evaluate import Checker, names
 from bitcrown.check.replay import Replay
-from bitcrown.spec.problem import Case, Problem
+from bitcrown.check.result_file import CheckOutcome, check_result
+from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import Query, TensorDecl
 from bitcrown.verdict import Witness
 
 
-def _inward(value: Fraction, dtype: type[np.generic], up: bool) -> float:
-    """The float of ``dtype`` next to ``value``, not below it if ``up``, not above it otherwise."""
-    nearest = np.array(float(value)).astype(dtype)[()]
-    while up and Fraction(float(nearest)) < value:
-        nearest = np.nextafter(nearest, np.array(np.inf, dtype=dtype))
-    while not up and Fraction(float(nearest)) > value:
-        nearest = np.nextafter(nearest, np.array(-np.inf, dtype=dtype))
-    return float(nearest)
+def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool) -> np.ndarray:
+    """The numbers of ``dtype`` next to ``values``: not below them if ``is_lower``, not above them otherwise."""
+    if issubclass(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        whole = [math.ceil(value) if is_lower else math.floor(value) for value in values]
+        return np.array([float(min(max(value, int(limits.min)), int(limits.max))) for value in whole])
+    largest = float(np.finfo(np.dtype(dtype)).max)
+    with np.errstate(over="ignore"):
+        near = np.clip(np.array([_nearest(value) for value in values]).astype(dtype), -largest, largest).astype(dtype)
+    wrong = np.zeros(len(near), dtype=bool)
+    for i, (number, value) in enumerate(zip(near.tolist(), values, strict=True)):
+        # In integers: comparing Fractions is several times slower, and there are two for every pixel.
+        p, q = number.as_integer_ratio()
+        r, s = value.as_integer_ratio()
+        wrong[i] = p * s < r * q if is_lower else p * s > r * q
+    away = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=near.dtype))
+    result: np.ndarray = np.where(wrong, away, near).astype(np.float64)
+    return result
+
+
+def _nearest(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def inward_box(
+    lower: Sequence[Fraction], upper: Sequence[Fraction], dtypes: Sequence[type[np.generic]] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exact bounds rounded inward to each input's type: ``low``, ``high`` (float64, ``[n]``) and ``is_off`` (bool).
+
+    ``is_off`` marks inputs for which no number of their type lies between the bounds; ``low`` and ``high`` are then
+    both the nearest number, which lies outside by less than one step of the type.
+    """
+    low, high = np.empty(len(lower)), np.empty(len(lower))
+    kinds = np.array([np.dtype(dtype).num for dtype in dtypes])
+    for number in np.unique(kinds):
+        places = np.nonzero(kinds == number)[0].tolist()
+        kind = dtypes[places[0]]
+        low[places] = _inward([lower[i] for i in places], kind, True)
+        high[places] = _inward([upper[i] for i in places], kind, False)
+    is_off = ~(low <= high) | ~np.isfinite(low) | ~np.isfinite(high)
+    for i in np.nonzero(is_off)[0].tolist():
+        middle = float((lower[i] + upper[i]) / 2)
+        is_whole = issubclass(dtypes[i], np.integer)
+        low[i] = high[i] = round(middle) if is_whole else float(np.array(middle).astype(dtypes[i]))
+    return low, high, is_off
 
 
 class InwardBox:
-    """The box of a case in the networks' own float types, rounded inward: ``lower``/``upper [n]`` float64 arrays."""
+    """The box of a case in the networks' own number types, and the equalities between its inputs.
+
+    ``lower``/``upper`` are float64 ``[n]``; ``is_off [n]`` marks inputs that no number of their type can satisfy.
+    """
 
     def __init__(self, case: Case, dtypes: np.ndarray) -> None:
         self.dtypes = dtypes
-        low = [_inward(value, dtype, True) for value, dtype in zip(case.lower, dtypes, strict=True)]
-        up = [_inward(value, dtype, False) for value, dtype in zip(case.upper, dtypes, strict=True)]
-        self.lower, self.upper = np.array(low), np.array(up)
-        for i in np.nonzero(self.lower > self.upper)[0]:
-            middle = (case.lower[i] + case.upper[i]) / 2
-            nearest = float(np.array(float(middle)).astype(dtypes[i]))
-            self.lower[i] = self.upper[i] = nearest
+        self.kinds = set(dtypes.tolist())
+        self.lower, self.upper, self.is_off = inward_box(case.lower, case.upper, dtypes)
+        self.ties = tied_inputs(case.constraints, len(case.lower))
+        for group in self.ties:
+            low, high = self.lower[group].max(), self.upper[group].min()
+            if low <= high:
+                self.lower[group], self.upper[group] = low, high
 
-    def project(self, x: np.ndarray) -> np.ndarray:
-        """``x [n]`` rounded to the input types and moved into the box."""
-        kinds = set(self.dtypes)
-        if len(kinds) == 1:
-            rounded = x.astype(next(iter(kinds))).astype(np.float64)
-        else:
-            rounded = np.array([float(np.array(v).astype(d)) for v, d in zip(x, self.dtypes, strict=True)])
-        return np.clip(rounded, self.lower, self.upper)
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """``points [..., n]`` rounded to the input types, moved into the box, tied inputs made equal; float64."""
+        rounded = np.empty(points.shape)
+        for kind in self.kinds:
+            chosen = self.dtypes == kind if len(self.kinds) > 1 else slice(None)
+            part = points[..., chosen]
+            if issubclass(kind, np.integer):
+                rounded[..., chosen] = np.rint(part)
+            else:
+                with np.errstate(over="ignore"):
+                    rounded[..., chosen] = part.astype(kind).astype(np.float64)
+        for group in self.ties:
+            rounded[..., group] = rounded[..., group[:1]]
+        result: np.ndarray = np.clip(rounded, self.lower, self.upper)
+        return result
+
+
+def tied_inputs(constraints: Sequence[Constraint], n: int) -> list[np.ndarray]:
+    """Groups of inputs that the constraints make equal (``x_i <= x_j`` and ``x_j <= x_i``), each sorted ``[g]``.
+
+    A floating-point search never meets an equality by chance, so candidates are moved onto it.
+    """
+    pairs = set()
+    for constraint in constraints:
+        if constraint.bound or len(constraint.terms) != 2:
+            continue
+        (one, a), (other, b) = constraint.terms
+        if len(one) == len(other) == 1 and max(one[0], other[0]) < n and a == -b:
+            pairs.add((one[0], other[0]) if a > 0 else (other[0], one[0]))
+    parent: dict[int, int] = {}
+    for i, j in pairs:
+        if (j, i) in pairs:
+            parent.setdefault(i, i)
+            parent.setdefault(j, j)
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in pairs:
+        if (j, i) in pairs and root(i) != root(j):
+            parent[max(root(i), root(j))] = min(root(i), root(j))
+    groups: dict[int, list[int]] = {}
+    for i in sorted(parent):
+        groups.setdefault(root(i), []).append(i)
+    return [np.array(group) for group in groups.values()]
 
 
 class Confirmer:
-    """Confirms candidates for one problem; boxes are rounded once."""
+    """Confirms candidates for one problem; boxes are rounded and the property is prepared once."""
 
     def __init__(self, problem: Problem, replay: Replay) -> None:
         self.problem, self.replay = problem, replay
         self.dtypes = replay.dtypes()
-        self._boxes: dict[tuple[int, int], InwardBox] = {}
+        self.checker = Checker(problem.query)
+        self._boxes: dict[tuple[int, ...], InwardBox] = {}
+        self._keys: dict[int, tuple[int, ...]] = {}
 
     def box(self, case: Case) -> InwardBox:
-        key = (id(case.lower), id(case.upper))
+        """The inward box of a case; cases that share a box and have no input ties share the result."""
+        key = self._keys.get(id(case))
+        if key is None:
+            own = (id(case),) if tied_inputs(case.constraints, self.problem.n_inputs) else ()
+            key = self._keys[id(case)] = (id(case.lower), id(case.upper), *own)
         if key not in self._boxes:
             self._boxes[key] = InwardBox(case, self.dtypes)
         return self._boxes[key]
 
     def confirm(self, x: np.ndarray, case: Case | None = None) -> Witness | None:
-        """A witness at (the projection of) ``x [n]``, or None. ``case`` says whose box ``x`` belongs to."""
+        """A witness at (the projection of) ``x [n]``, or None. ``case`` says whose box ``x`` belongs to.
+
+        Raises ``ModelError`` if onnxruntime fails at that point.
+        """
         if not np.isfinite(x).all():
             return None
         if case is None:
             case = self._nearest_case(x)
-        return confirm_at(self.replay, self.problem.query, self.box(case).project(x))
+        box = self.box(case)
+        return confirm_at(self.replay, self.checker, box.project(x), self._pinned(box))
+
+    def _pinned(self, box: InwardBox) -> frozenset[tuple[str, int]]:
+        """(tensor, element) of the inputs for which the box holds no number of their type."""
+        if not box.is_off.any():
+            return frozenset()
+        tensors = [tensor for network in self.problem.query.networks for tensor in network.inputs]
+        elements = [(tensor.name, index) for tensor in tensors for index in range(math.prod(tensor.shape))]
+        return frozenset(elements[i] for i in np.nonzero(box.is_off)[0].tolist())
 
     def _nearest_case(self, x: np.ndarray) -> Case:
-        cases = self.problem.cases
-        keys = {(id(case.lower), id(case.upper)): case for case in cases}
-        if len(keys) == 1:
-            return cases[0]
+        cases = {(id(case.lower), id(case.upper)): case for case in self.problem.cases}
+        if len(cases) == 1:
+            return self.problem.cases[0]
 
         def distance(case: Case) -> float:
-            low, up = np.array(case.lower, dtype=np.float64), np.array(case.upper, dtype=np.float64)
-            return float(np.maximum(np.maximum(low - x, x - up), 0).max())
+            low, high = np.array(case.lower, dtype=np.float64), np.array(case.upper, dtype=np.float64)
+            return float(np.maximum(np.maximum(low - x, x - high), 0).max())
 
-        return min(keys.values(), key=distance)
+        return min(cases.values(), key=distance)
 
 
-def confirm_at(replay: Replay, query: Query, x: np.ndarray) -> Witness | None:
-    """Replay exactly ``x [n]`` and check the whole assertion with zero tolerance."""
+def confirm_at(
+    replay: Replay, checker: Checker, x: np.ndarray, pinned: Collection[tuple[str, int]] = ()
+) -> Witness | None:
+    """Replay exactly ``x [n]`` and check the whole assertion with zero tolerance.
+
+    Bounds on the inputs ``pinned`` are rounded to the input's type first.
+    """
     inputs, outputs = replay.run(x)
-    input_names, output_names = names(query)
+    input_names, output_names = names(checker.query)
     values = dict(zip(input_names + output_names, inputs + outputs, strict=True))
-    if not is_finite(values) or first_failure(query, values) is not None:
+    if not checker.holds(values, pinned):
         return None
     return Witness(dict(zip(input_names, inputs, strict=True)), dict(zip(output_names, outputs, strict=True)))
 
 
+def confirm(replay: Replay, query: Query, x: np.ndarray) -> Witness | None:
+    """A witness at ``x [n]`` rounded to the input types, or None; ``Confirmer`` also moves ``x`` into its box."""
+    return confirm_at(replay, Checker(query), x) if np.isfinite(x).all() else None
+
+
 def number_text(value: np.generic) -> str:
-    """Shortest text that reads back as the same value of its own type (and, for float32, of float64 too)."""
-    return repr(float(value))
+    """Shortest text that reads back as the same value, through float64 and through the value's own type."""
+    return str(int(value)) if isinstance(value, np.integer | np.bool_) else repr(float(value))
 
 
 def format_witness(query: Query, witness: Witness) -> str:
@@ -109,9 +222,10 @@ def format_witness(query: Query, witness: Witness) -> str:
 
 def _format_1(query: Query, witness: Witness) -> str:
     parts = []
-    for prefix, tensors in (("X", witness.inputs), ("Y", witness.outputs)):
-        flat = np.concatenate(list(tensors.values()))
-        parts += [f"({prefix}_{i} {number_text(value)})" for i, value in enumerate(flat)]
+    input_names, output_names = names(query)
+    for prefix, tensors, order in (("X", witness.inputs, input_names), ("Y", witness.outputs, output_names)):
+        flat = [number_text(value) for name in order for value in tensors[name]]
+        parts += [f"({prefix}_{i} {text})" for i, text in enumerate(flat)]
     return "sat\n(" + "\n".join(parts) + ")\n"
 
 
@@ -120,14 +234,25 @@ def _format_2(query: Query, witness: Witness) -> str:
     for network in query.networks:
         for tensors, values in ((network.inputs, witness.inputs), (network.outputs, witness.outputs)):
             for tensor in tensors:
-                lines.append(f"{tensor.name} {_type_word(tensor)} [{','.join(map(str, tensor.shape))}]")
+                lines.append(_header(tensor))
                 lines += [number_text(value) for value in values[tensor.name]]
     return "\n".join(lines) + "\n"
 
 
-def _type_word(tensor: TensorDecl) -> str:
-    return tensor.dtype.lower()
+def _header(tensor: TensorDecl) -> str:
+    # The declared word, not the type of the file: a query that says real accepts only real.
+    return f"{tensor.name} {tensor.dtype} [{','.join(map(str, tensor.shape))}]"
 
 
-def size(tensor: TensorDecl) -> int:
-    return math.prod(tensor.shape)
+__all__ = [
+    "CheckOutcome",
+    "Confirmer",
+    "InwardBox",
+    "check_result",
+    "confirm",
+    "confirm_at",
+    "format_witness",
+    "inward_box",
+    "number_text",
+    "tied_inputs",
+]
