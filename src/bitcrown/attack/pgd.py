@@ -1,8 +1,8 @@
 """Projected gradient descent on conjunctions of linear output constraints, many cases at once.
 
 Madry et al. (2018) with Adam steps (as in alpha,beta-CROWN's attack) scaled by the width of the box; restarts begin at
-the middle, at random points and at random corners, half of them pushed apart first in a random output direction (Tashiro
-et al., "Output Diversified Initialization", 2020).
+the middle, at random points and at random corners, half of them pushed apart first in a random output direction
+(Tashiro et al., "Output Diversified Initialization", 2020).
 
 Legend: ``B`` cases, ``K`` restarts, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
 """
@@ -44,6 +44,14 @@ def _starts(lower: Tensor, upper: Tensor, restarts: int, generator: torch.Genera
     return lower.unsqueeze(1) + share * (upper - lower).unsqueeze(1)
 
 
+def _loss(excess: Tensor, y: Tensor, direction: Tensor | None) -> Tensor:
+    """What a step descends: the excess, or, for every other restart, ``direction`` where it is given."""
+    finite = torch.where(torch.isfinite(excess), excess, torch.zeros_like(excess))
+    if direction is None:
+        return finite.sum()
+    return finite[:, ::2].sum() + (direction[:, 1::2] * y[:, 1::2]).sum()
+
+
 def pgd(
     network: Network,
     lower: Tensor,
@@ -65,18 +73,19 @@ def pgd(
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     warm = min(5, steps // 4)
     for step in range(steps + 1):
-        x.requires_grad_(True)
-        y = _outputs(network, x)
-        excess = target.excess(x, y)
+        with torch.enable_grad():
+            x.requires_grad_(True)
+            y = _outputs(network, x)
+            excess = target.excess(x, y)
+            loss = _loss(excess, y, direction if step < warm else None)
         with torch.no_grad():
             better = excess < best_excess
             best[better], best_excess[better] = x[better], excess[better]
-        if step == steps or bool((best_excess <= 0).any()) or budget.is_expired():
+        if step == steps or bool((best_excess <= 0).any()) or budget.is_expired() or not loss.requires_grad:
             break
-        loss = torch.where(torch.isfinite(excess), excess, torch.zeros_like(excess)).sum()
-        if step < warm:
-            loss = loss + (direction[:, 1::2] * y[:, 1::2]).sum() - excess[:, 1::2].nan_to_num(0, 0, 0).sum()
-        (gradient,) = torch.autograd.grad(loss, x)
+        gradient = torch.autograd.grad(loss, x, allow_unused=True)[0]
+        if gradient is None:
+            break
         with torch.no_grad():
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0) * width
             mean.lerp_(gradient, 0.1)

@@ -96,6 +96,10 @@ class Replay:
             outputs += _fit(values, member.declared.outputs)
         return fed, outputs
 
+    def takes_batches(self) -> bool:
+        """Whether ``run_batch`` runs many points in one call, as far as is known so far."""
+        return all(member.takes_batches for member in self.members)
+
     def run_batch(self, points: np.ndarray) -> np.ndarray:
         """Outputs ``[K, m]`` (float64) at ``points [K, n]``: good for finding candidates, never for confirming one."""
         columns, start = [], 0

@@ -147,6 +147,7 @@ class Confirmer:
         self.checker = Checker(problem.query)
         self._boxes: dict[tuple[int, ...], InwardBox] = {}
         self._keys: dict[int, tuple[int, ...]] = {}
+        self._distinct: list[Case] | None = None
 
     def box(self, case: Case) -> InwardBox:
         """The inward box of a case; cases that share a box and have no input ties share the result."""
@@ -163,7 +164,7 @@ class Confirmer:
 
         Raises ``ModelError`` if onnxruntime fails at that point.
         """
-        if not np.isfinite(x).all():
+        if not np.isfinite(x).all() or not self.problem.cases:
             return None
         if case is None:
             case = self._nearest_case(x)
@@ -179,15 +180,16 @@ class Confirmer:
         return frozenset(elements[i] for i in np.nonzero(box.is_off)[0].tolist())
 
     def _nearest_case(self, x: np.ndarray) -> Case:
-        cases = {(id(case.lower), id(case.upper)): case for case in self.problem.cases}
-        if len(cases) == 1:
-            return self.problem.cases[0]
+        if self._distinct is None:
+            self._distinct = list({(id(c.lower), id(c.upper)): c for c in self.problem.cases}.values())
+        if len(self._distinct) == 1:
+            return self._distinct[0]
 
         def distance(case: Case) -> float:
-            low, high = np.array(case.lower, dtype=np.float64), np.array(case.upper, dtype=np.float64)
-            return float(np.maximum(np.maximum(low - x, x - high), 0).max())
+            box = self.box(case)
+            return float(np.maximum(np.maximum(box.lower - x, x - box.upper), 0).max())
 
-        return min(cases.values(), key=distance)
+        return min(self._distinct, key=distance)
 
 
 def confirm_at(
