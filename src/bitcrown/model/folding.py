@@ -92,10 +92,12 @@ def _range(node: OnnxNode, values: Sequence[Array]) -> Array:
 
 
 def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
-    parts = [value.reshape(-1).tolist() for value in values[1:]]
-    starts, ends = (list(node.attrs["starts"]), list(node.attrs["ends"])) if "starts" in node.attrs else parts[:2]
-    axes = list(node.attrs["axes"]) if "axes" in node.attrs else parts[2] if len(parts) > 2 else range(len(starts))
-    steps = parts[3] if len(parts) > 3 else [1] * len(starts)
+    given = zip(("starts", "ends", "axes", "steps"), node.inputs[1:], strict=False)
+    remaining = iter(values[1:])  # omitted operands have no name and no value
+    parts = {key: next(remaining).reshape(-1).tolist() for key, name in given if name}
+    parts = {key: list(value) for key, value in node.attrs.items()} if "starts" in node.attrs else parts
+    starts, ends = parts["starts"], parts["ends"]
+    axes, steps = parts.get("axes", range(len(starts))), parts.get("steps", [1] * len(starts))
     cut = [slice(None)] * values[0].ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         cut[axis] = slice(start, None if step < 0 and end < -values[0].shape[axis] else end, step)
@@ -104,7 +106,10 @@ def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
 
 def _reducer(function: Callable[..., Any]) -> Row:
     def row(node: OnnxNode, values: Sequence[Array]) -> Array:
-        return np.asarray(function(values[0], axis=_axes(node, values), keepdims=bool(node.attrs.get("keepdims", 1))))
+        axes = _axes(node, values)
+        if not axes:  # none given means all of them, unless the node says otherwise
+            axes = () if node.attrs.get("noop_with_empty_axes", 0) else None
+        return np.asarray(function(values[0], axis=axes, keepdims=bool(node.attrs.get("keepdims", 1))))
 
     return row
 
@@ -139,7 +144,7 @@ ROWS: dict[str, Row] = {
     "Div": _divide,
     "DequantizeLinear": _dequantize,
     "Concat": lambda node, v: np.concatenate(v, axis=int(node.attrs["axis"])),
-    "Shape": lambda node, v: np.array(v[0].shape, dtype=np.int64),
+    "Shape": lambda node, v: np.array(v[0].shape[node.attrs.get("start") : node.attrs.get("end")], dtype=np.int64),
     "Size": lambda node, v: np.array(v[0].size, dtype=np.int64),
     "Transpose": lambda node, v: np.transpose(v[0], node.attrs.get("perm")),
     "NonZero": lambda node, v: np.array(np.nonzero(v[0]), dtype=np.int64),

@@ -71,6 +71,7 @@ def power(b: Builder, node: OnnxNode) -> None:
     exponent = float(exponents[0])
     if len(exponents) != 1 or (exponent not in (-1.0, 0.5) and not (exponent == int(exponent) and 1 <= exponent <= 8)):
         raise UnsupportedError(f"node {node.name!r}: Pow with exponent {exponents[:3].tolist()}")
+    x = b.expanded(x, np.broadcast_shapes(b.shape(x), b.constants[node.inputs[1]].shape))
     if exponent in (-1.0, 0.5):
         b.bind(node, b.emit("Reciprocal" if exponent < 0 else "Sqrt", (x,)))
         return

@@ -21,9 +21,13 @@ def gemm(b: Builder, node: OnnxNode) -> None:
         left = left * alpha
     addend = node.inputs[2] if len(node.inputs) > 2 else ""
     bias = b.constants[addend].astype(np.float64) * beta if addend and b.is_constant(addend) else None
-    if bias is not None and isinstance(right, np.ndarray) and (bias.ndim <= 1 or bias.shape[0] == 1):
+    if (
+        bias is not None
+        and isinstance(left, str)
+        and isinstance(right, np.ndarray)
+        and (bias.ndim <= 1 or bias.shape[0] == 1)
+    ):
         params = {"weight": right.T, "bias": np.broadcast_to(bias.reshape(-1), (right.shape[1],)).copy()}
-        assert isinstance(left, str)
         b.bind(node, b.emit("Linear", (left,), params=params, name=node.outputs[0]))
         return
     value = multiplied(b, left, right)
@@ -51,7 +55,9 @@ def matmul(b: Builder, node: OnnxNode) -> None:
 
 
 def multiplied(b: Builder, left: str | np.ndarray, right: str | np.ndarray) -> str:
-    """``left @ right`` as numpy has it, at least one of them a node."""
+    """``left @ right`` as numpy has it."""
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return b.known(left @ right)
     if isinstance(left, str) and isinstance(right, np.ndarray) and right.ndim <= 2:
         value = b.emit("Linear", (left,), params={"weight": np.atleast_2d(right.T)})
         return b.reshaped(value, b.shape(value)[:-1]) if right.ndim == 1 else value
@@ -192,6 +198,9 @@ def batch_normalization(b: Builder, node: OnnxNode) -> None:
         raise UnsupportedError(f"node {node.name!r} normalises by batch statistics: export the model for inference")
     x = b.node_of(node.inputs[0])
     gain, shift, mean, variance = (b.constant(t, "a parameter").astype(np.float64) for t in node.inputs[1:5])
-    scale = gain / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    variance = variance + float(node.attrs.get("epsilon", 1e-5))
+    if not (variance > 0).all():
+        raise ModelError(f"node {node.name!r} normalises by a variance that is not positive")
+    scale = gain / np.sqrt(variance)
     shape = (-1, *([1] * (len(b.shape(x)) - 2)))
     b.bind(node, b.scaled(x, scale.reshape(shape), (shift - mean * scale).reshape(shape)))
