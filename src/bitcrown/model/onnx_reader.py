@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +55,20 @@ def _parsed(path: Path) -> Any:
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
     if not model.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it has no outputs")
+    if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives bytes where UTF-8 is broken
+        raise ModelError(f"{path} is damaged: it has names that are not UTF-8")
     if model.graph.sparse_initializer:
         raise UnsupportedError(f"{path} has sparse weights; save it with dense ones")
     return model
+
+
+def _names(model: Any) -> Iterator[Any]:
+    for proto in model.graph.node:
+        yield from (proto.op_type, proto.name, proto.domain, *proto.input, *proto.output)
+        yield from (attribute.name for attribute in proto.attribute)
+    for group in (model.graph.initializer, model.graph.input, model.graph.output):
+        yield from (entry.name for entry in group)
+    yield from (entry.domain for entry in model.opset_import)
 
 
 def _array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:

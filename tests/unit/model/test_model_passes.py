@@ -78,9 +78,9 @@ def test_matrices_join_where_that_is_not_larger() -> None:
 
 
 def test_readers_are_counted_through_what_vanishes() -> None:
-    """``b`` is ``a``; so ``a`` has two readers and must not be multiplied into both."""
+    """``b`` is ``a``; so ``a`` has the two readers of ``b`` and must not be multiplied into both."""
     same = ("Reshape", ["a"], {"shape": (1, 4)}, {})
-    steps = {"a": linear("x", 4, 3), "b": same, "y": linear("a", 2, 4), "z": linear("b", 5, 4)}
+    steps = {"a": linear("x", 4, 3), "b": same, "y": linear("b", 2, 4), "z": linear("b", 5, 4)}
     assert simple((1, 3), steps, ["y", "z"]) == ["Linear"] * 3
 
 

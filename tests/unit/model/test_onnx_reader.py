@@ -224,6 +224,13 @@ def test_damaged_weight_and_unknown_opset(save: Save) -> None:
         read_graph(changed(path, lambda model: setattr(model.opset_import[0], "version", 4)))
 
 
+def test_names_that_are_not_utf8(save: Save) -> None:
+    path = save([helper.make_node("Tan", ["x"], ["y"]), helper.make_node("Det", ["x"], ["z"])], {"x": (3, 3)})
+    path.write_bytes(path.read_bytes().replace(b"Tan", b"\xff\xfe\xfd"))
+    with pytest.raises(ModelError, match="not UTF-8"):
+        read_graph(path)
+
+
 def test_bytes_flipped_at_random_never_escape_as_other_errors(save: Save) -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1]),
