@@ -270,7 +270,12 @@ def _check_fit(
     wanted, found = _count(tensors), sum(math.prod(shape) for shape in shapes)
     fits = wanted == found
     if fits and has_shapes:
-        fits = [_core(tensor.shape) for tensor in tensors] == [_core(shape) for shape in shapes]
+        pairs = list(zip([_core(tensor.shape) for tensor in tensors], map(_core, shapes), strict=False))
+        # A flat declaration leaves no doubt about the order either.
+        fits = len(tensors) == len(shapes) and all(
+            math.prod(one) == math.prod(other) and (one == other or min(len(one), len(other)) < 2)
+            for one, other in pairs
+        )
     if not fits:
         raise PropertyError(
             f"the property declares {_shapes_text(tensors)} as {kind}s ({wanted} numbers), but {path.name} has "

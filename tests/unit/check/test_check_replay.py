@@ -1,0 +1,128 @@
+"""Replay on the original files: free batch axes, gzip, several networks, misfits, damaged and failing files."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from small_nets import affine, opened, property_1, unit_box
+
+from bitcrown.check.replay import Replay, unpacked
+from bitcrown.errors import ModelError, PropertyError
+from bitcrown.spec.reader import parse_query
+
+TEXT = property_1(2, 2, *unit_box(2), "(<= Y_0 Y_1)")
+TWO = """(vnnlib-version <2.0>)
+(declare-network f (declare-input X_f float32 [1,2]) (declare-output Y_f float32 [1,1]))
+(declare-network g {relation}(declare-input X_g float32 [1,2]) (declare-output Y_g float32 [1,1]))
+(assert (and (>= X_f[0,0] 0) (<= X_f[0,0] 1) (>= X_f[0,1] 0) (<= X_f[0,1] 1)))
+(assert (and (== X_g[0,0] X_f[0,0]) (>= X_g[0,1] 2) (<= X_g[0,1] 3)))
+(assert (< Y_f[0,0] Y_g[0,0]))
+"""
+
+
+@pytest.mark.parametrize("shape", [["batch", 2], [1, 2], ["batch", 1, 2], ["a", "b", 2]])
+@pytest.mark.parametrize("name", ["net.onnx", "net.onnx.gz"])
+def test_run_and_batches_agree(tmp_path: Path, name: str, shape: list[int | str]) -> None:
+    affine(tmp_path / name, [[1, 2], [3, -4]], [0.5, 0], shape)
+    _, replay, _ = opened(TEXT, tmp_path / "net.onnx")
+    points = np.random.default_rng(0).random((5, 2))
+    fed, outputs = replay.run(points[0])
+    assert [part.dtype for part in fed + outputs] == [np.float32, np.float32]
+    assert fed[0].tolist() == points[0].astype(np.float32).tolist()
+    found = replay.run_batch(points)
+    assert found.shape == (5, 2) and found.dtype == np.float64
+    np.testing.assert_allclose(found[0], outputs[0], rtol=1e-6)
+    np.testing.assert_allclose(found, points @ [[1, 3], [2, -4]] + [0.5, 0], rtol=1e-6, atol=1e-6)
+    assert replay.takes_batches() is (shape[0] != 1)
+
+
+def test_a_free_axis_that_is_no_batch_axis(tmp_path: Path) -> None:
+    # A mean over the first axis mixes the rows of a batch without any error.
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "m"], ["d"]),
+            helper.make_node("Add", ["d", "m"], ["s"]),
+            helper.make_node("Mul", ["s", "m"], ["y"]),
+        ],
+        "mixing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    _, replay, _ = opened(TEXT, tmp_path / "net.onnx")
+    points = np.random.default_rng(1).random((6, 2))
+    np.testing.assert_allclose(replay.run_batch(points), points**2, rtol=1e-5)
+    assert not replay.takes_batches()
+
+
+def test_two_networks_and_equal_to(tmp_path: Path) -> None:
+    f = affine(tmp_path / "f.onnx", [[1, 1]])
+    g = affine(tmp_path / "g.onnx", [[2, -1]])
+    _, replay, _ = opened(TWO.format(relation="(isomorphic-to f) "), f, g)
+    x = np.array([0.5, 0.25, 0.5, 2.0])
+    assert [value.tolist() for value in replay.run(x)[1]] == [[0.75], [-1.0]]
+    assert replay.run_batch(np.stack([x, x])).tolist() == [[0.75, -1.0]] * 2
+    _, same, _ = opened(TWO.format(relation="(equal-to f) "), f)
+    assert same.members[0].session is same.members[1].session
+    assert [value.tolist() for value in same.run(x)[1]] == [[0.75], [2.5]]
+
+
+def test_a_misfit_names_both_sizes(tmp_path: Path) -> None:
+    net = affine(tmp_path / "net.onnx", [[1, 2, 3], [1, 0, 0]])
+    with pytest.raises(PropertyError, match=r"inputs X \[2\] \(2 numbers\)|X \[2\].*net\.onnx.*\[1, 3\]"):
+        opened(TEXT, net)
+    net = affine(tmp_path / "other.onnx", [[1, 2]])
+    with pytest.raises(PropertyError, match=r"Y \[2\].*2 numbers.*other\.onnx.*1 numbers"):
+        opened(TEXT, net)[1].run(np.zeros(2))
+
+
+def test_shapes_of_version_2_must_correspond(tmp_path: Path) -> None:
+    net = affine(tmp_path / "net.onnx", np.ones((1, 6)), shape=[1, 2, 3])
+    text = """(vnnlib-version <2.0>)
+(declare-network f (declare-input X float32 {shape}) (declare-output Y float32 [1]))
+(assert (and (>= {one} 0) (<= {one} 1)))"""
+    for shape in ("[2,3]", "[1,2,1,3]", "[6]", "[1,6]"):
+        query = parse_query(text.format(shape=shape, one="X[" + ",".join("0" * shape.count(",") + "0") + "]"))
+        assert Replay(query, {"f": net}).n_inputs == 6
+    with pytest.raises(PropertyError, match=r"X \[3, 2\].*\[1, 2, 3\]"):
+        Replay(parse_query(text.format(shape="[3,2]", one="X[0,0]")), {"f": net})
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    query = parse_query(TEXT)
+    with pytest.raises(ModelError, match="gone.onnx"):
+        Replay(query, {"N": tmp_path / "gone.onnx"})
+    (tmp_path / "junk.onnx").write_bytes(b"\x08\x08junk")
+    with pytest.raises(ModelError, match="junk.onnx"):
+        Replay(query, {"N": tmp_path / "junk.onnx"})
+    data = gzip.compress(affine(tmp_path / "net.onnx", np.eye(2)).read_bytes())
+    for number, damaged in enumerate([data[:-9], data[:20] + b"\xff\xff\xff\xff" + data[24:]]):
+        (tmp_path / f"{number}.onnx.gz").write_bytes(damaged)
+        with pytest.raises(ModelError, match=f"{number}.onnx.gz cannot be read"):
+            Replay(query, {"N": tmp_path / f"{number}.onnx"})
+
+
+def test_a_bomb_is_noticed() -> None:
+    with pytest.raises(ValueError, match="more than 1000 bytes"):
+        unpacked(gzip.compress(bytes(10_000)), 1000)
+
+
+def test_a_network_that_fails_when_run(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "failing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([-1, 3]), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    _, replay, _ = opened(TEXT, tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match="cannot run net.onnx"):
+        replay.run(np.zeros(2))
