@@ -41,7 +41,9 @@ def _starts(lower: Tensor, upper: Tensor, restarts: int, generator: torch.Genera
     )
     share[:, 1::3] = (share[:, 1::3] > 0.5).to(share.dtype)
     share[:, 0] = 0.5
-    return lower.unsqueeze(1) + share * (upper - lower).unsqueeze(1)
+    starts = lower.unsqueeze(1) + share * (upper - lower).unsqueeze(1)
+    # Rounded, lower + (upper - lower) may lie above upper.
+    return torch.minimum(torch.maximum(starts, lower.unsqueeze(1)), upper.unsqueeze(1))
 
 
 def _loss(excess: Tensor, y: Tensor, direction: Tensor | None) -> Tensor:
