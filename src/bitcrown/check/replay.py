@@ -127,7 +127,7 @@ class _Member:
         feed, parts, start = {}, [], 0
         for name, shape, dtype in self.slots:
             end = start + math.prod(shape)
-            part = flat[start:end].astype(dtype)
+            part = _cast(flat[start:end], dtype)
             feed[name] = part.reshape(shape)
             parts.append(part)
             start = end
@@ -156,7 +156,7 @@ class _Member:
         """All points in one call, or None if the file does not really take batches."""
         name, shape, dtype = self.slots[0]
         try:
-            values = self._run({name: points.astype(dtype).reshape(-1, *shape[1:])})
+            values = self._run({name: _cast(points, dtype).reshape(-1, *shape[1:])})
         except ModelError:
             return None
         rows = [np.asarray(value) for value in values]
@@ -234,6 +234,11 @@ def unpacked(data: bytes, limit: int) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"damaged gzip data ({error})") from error
     return bytes(result)
+
+
+def _cast(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(dtype)
 
 
 def _first_line(error: Exception) -> str:

@@ -98,7 +98,6 @@ def test_lenient_reading_of_version_2(check: Check, result: str) -> None:
     ("old", "new", "sentence"),
     [
         ("(X_0 1.0)", "(X_0 1.0000001)", "rejected: the inputs lie outside the box: X_0 <= 1 fails by 1.19209e-07"),
-        ("(X_0 1.0)", "(X_0 0.875)", "rejected: the inputs lie inside the box, but 1.5 <= Y_0 holds"),
         ("(X_1 0.75)", "(X_1 0.25)", "rejected: the inputs satisfy their part, but 1.5 <= Y_0 fails by 0.25"),
         ("(Y_0 1.75)", "(Y_0 1.5)", "holds exactly on replay; the outputs in the file differ from the replay by 0.25"),
         ("(Y_0 1.75)", "", "malformed: there are 0 values of Y, but the property declares 1"),
@@ -119,9 +118,6 @@ def test_lenient_reading_of_version_2(check: Check, result: str) -> None:
 def test_tampering_with_version_1(check: Check, old: str, new: str, sentence: str) -> None:
     assert old in GOOD_1
     outcome = check(GOOD_1.replace(old, new), ONE)
-    if "0.875" in new:  # 0.875 + 0.75 >= 1.5 and 0.875 >= 0.75: still a counterexample
-        assert outcome.accepted
-        return
     assert sentence in outcome.sentence
     assert outcome.accepted is ("differ from the replay" in sentence)
 
@@ -141,7 +137,6 @@ def test_tampering_with_version_1(check: Check, old: str, new: str, sentence: st
         ("0.25\n", "nan\n", "malformed: X_f[0,0] is nan, which is not finite"),
         ("0.25\n", "x\n", "malformed: X_f[0,0] has the value 'x', which is no number"),
         ("0.25\n", "-0.25\n", "outside the box: 0 <= X_f[0,0] fails by 0.25"),
-        ("[1,2]\n0.5\n", "[1,2]\n0.5\n", ""),
         (
             "0.25\n",
             "0.5\n",
@@ -153,7 +148,7 @@ def test_tampering_with_version_2(check: Check, old: str, new: str, sentence: st
     assert old in GOOD_2
     outcome = check(GOOD_2.replace(old, new, 1), TWO)
     assert sentence in outcome.sentence
-    assert outcome.accepted is (not sentence)
+    assert not outcome.accepted
 
 
 def test_inputs_of_two_networks_that_must_agree(check: Check) -> None:
