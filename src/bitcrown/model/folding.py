@@ -21,6 +21,8 @@ from bitcrown.model.lowering.builder import LARGEST, LOWERINGS, Builder, OnnxNod
 
 Array = np.ndarray[Any, Any]
 Row = Callable[[OnnxNode, Sequence[Array]], Array]
+EXACT = 1 << 53
+"""The engine folds in float64, which has every integer up to here."""
 
 
 def _bounded(node: OnnxNode, shape: Sequence[int]) -> tuple[int, ...]:
@@ -194,17 +196,19 @@ def fold(node: OnnxNode, constants: dict[str, Array]) -> list[Array]:
     """Outputs of a node on constant inputs. Raises ``UnsupportedError`` or ``ModelError``."""
     values = [constants[name] for name in node.inputs if name]
     if node.op in ROWS:
-        with np.errstate(all="ignore"):
-            value = ROWS[node.op](node, values)
+        value = ROWS[node.op](node, values)
         _bounded(node, value.shape)
         return [value]
     builder = Builder(source=node.name, constants={name: constants[name] for name in node.inputs if name})
     for name in node.inputs[:1]:
         builder.node_of(name)
     LOWERINGS[node.op](builder, node)
-    found = [builder.node_of(name) for name in node.outputs if name in builder.tensors]
+    found = [builder.node_of(name) for name in node.outputs if name and name in builder.tensors]
     network = Network(Graph(builder.nodes, (), tuple(found)), torch.float64)
     with torch.no_grad():
         activations = network.activations(torch.zeros(1, 0, dtype=torch.float64))
     kind = values[0].dtype if values[0].dtype.kind in "iub" else np.dtype(np.float64)
-    return [activations[name][0].numpy().astype(kind) for name in found]
+    results = [activations[name][0].numpy() for name in found]
+    if kind.kind != "f" and not all((np.abs(value) <= EXACT).all() for value in results):
+        raise UnsupportedError(f"node {node.name!r} ({node.op}) computes with integers beyond {EXACT}")
+    return [value.astype(kind) for value in results]

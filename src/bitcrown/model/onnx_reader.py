@@ -193,7 +193,8 @@ def read_graph(path: Path) -> Graph:
 
     Raises ``ModelError`` for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
-    read = _read(path)
+    with np.errstate(all="ignore"):  # weights may be anything; a network that is not finite gives no bound
+        read = _read(path)
     if read.missing:
         plain: dict[str, list[str]] = {}
         for node, reason in read.missing:
@@ -203,7 +204,8 @@ def read_graph(path: Path) -> Graph:
         parts += [reason for _, reason in read.missing if reason]
         raise UnsupportedError(f"{path.name} uses operators without a rule ({'; '.join(parts)})")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
-    return simplified(Graph(read.builder.nodes, read.inputs, outputs, read.dtypes))
+    with np.errstate(all="ignore"):
+        return simplified(Graph(read.builder.nodes, read.inputs, outputs, read.dtypes))
 
 
 def _read_node(builder: Builder, node: OnnxNode) -> None:
@@ -215,19 +217,34 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
         if name and (name in builder.tensors or name in builder.constants):
             raise ModelError(f"node {node.name!r} writes {name!r}, which already has a value")
     try:
-        if node.op == "Constant":
-            builder.constants[node.outputs[0]] = constant_value(node)
-        elif node.op in ("Shape", "Size") and not builder.is_constant(node.inputs[0]):
-            shape = builder.shape(builder.node_of(node.inputs[0]))
-            first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))
-            value = shape[first:last] if node.op == "Shape" else math.prod(shape)
-            builder.constants[node.outputs[0]] = np.array(value, dtype=np.int64)
-        elif all(builder.is_constant(name) for name in node.inputs if name):
-            names = [name for name in node.outputs if name]
-            builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
-        elif node.op in LOWERINGS:
-            LOWERINGS[node.op](builder, node)
-        else:
-            raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")
-    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError) as error:
+        with np.errstate(all="ignore"):
+            _lower(builder, node)
+    except (
+        KeyError,
+        IndexError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise ModelError(f"node {node.name!r} ({node.op}) has unusable inputs or attributes: {error!r}") from error
+
+
+def _lower(builder: Builder, node: OnnxNode) -> None:
+    """Fold the node if all it reads is known, emit engine nodes for it otherwise."""
+    if node.op == "Constant":
+        builder.constants[node.outputs[0]] = constant_value(node)
+    elif node.op in ("Shape", "Size") and not builder.is_constant(node.inputs[0]):
+        shape = builder.shape(builder.node_of(node.inputs[0]))
+        first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))
+        value = shape[first:last] if node.op == "Shape" else math.prod(shape)
+        builder.constants[node.outputs[0]] = np.array(value, dtype=np.int64)
+    elif all(builder.is_constant(name) for name in node.inputs if name):
+        names = [name for name in node.outputs if name]
+        builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
+    elif node.op in LOWERINGS:
+        LOWERINGS[node.op](builder, node)
+    else:
+        raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")

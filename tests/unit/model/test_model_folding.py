@@ -134,6 +134,9 @@ CASES = {
         MOVES,
         opset=13,
     ),
+    "second half of a constant": Case(
+        [node("Split", "w", "- b", axis=0), node("Add", "x b", "y")], {"w": TABLE[:2, :3]}, ARITHMETIC, opset=13
+    ),
     "larger integer": Case(
         [node("Max", "a b", "m"), node("Reshape", "x m", "y")], {"a": ints(1, 6), "b": ints(0, 2)}, MOVES
     ),
@@ -184,6 +187,11 @@ def test_folding(name: str, tmp_path: Path) -> None:
 REFUSED = {
     "integer division by zero": Case([node("Div", "w z", "s"), node("Reshape", "x s", "y")], {"z": ints(0)}, set()),
     "negative variance": Case([node("BatchNormalization", "x v v v v", "y")], {"v": floats(1, -1, 1)}, set()),
+    "integers beyond float64": Case(
+        [node("Max", "huge one", "s"), node("Reshape", "x s", "y")], {"huge": ints(2**60 + 1)}, set()
+    ),
+    "resize beyond memory": Case([node("Resize", "x - - huge", "y")], {"huge": ints(1 << 40, 3)}, set()),
+    "resize to nothing": Case([node("Resize", "x - - none", "y")], {"none": ints(0, 3)}, set()),
     "range with step zero": Case([node("Range", "one one z0", "s"), node("Add", "x s", "y")], {}, set()),
 }
 

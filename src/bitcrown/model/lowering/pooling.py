@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.builder import LARGEST, Builder, OnnxNode, lowers
 from bitcrown.model.lowering.weights import padded, spatial_attributes
+
+LARGEST_AXIS = 1 << 16
+"""Entries along a resized axis: beyond that a file means harm."""
 
 
 class _Windows:
@@ -27,6 +31,8 @@ class _Windows:
         if any(p >= d * (k - 1) + 1 for p, d, k in zip(self.before, self.dilations, self.kernel, strict=True)):
             raise ModelError(f"node {node.name!r}: a window of the pooling lies in the padding")
         self.out = [self._count(axis, bool(node.attrs.get("ceil_mode", 0))) for axis in range(self.rank)]
+        if any(not 0 < out * kernel <= LARGEST for out, kernel in zip(self.out, self.kernel, strict=True)):
+            raise ModelError(f"node {node.name!r} has {self.out} windows")
 
     def span(self, axis: int) -> int:
         return self.dilations[axis] * (self.kernel[axis] - 1) + 1
@@ -157,14 +163,16 @@ def _targets(b: Builder, node: OnnxNode, extents: list[int]) -> tuple[list[int],
     """Size and scale of every resized axis, from whichever of the two is given."""
     if len(node.inputs) > 3 and node.inputs[3]:
         sizes = b.integers(node.inputs[3], "the sizes")
-        return sizes, [size / extent for size, extent in zip(sizes, extents, strict=True)]
-    if "scales" in node.attrs:
-        values = np.asarray(node.attrs["scales"], dtype=np.float32)
+        scales = [size / extent for size, extent in zip(sizes, extents, strict=True)]
     else:
-        values = b.constant(node.inputs[2 if node.opset >= 11 else 1], "the scales")
-    scales = [float(scale) for scale in values.reshape(-1)]
-    sizes = [math.floor(extent * scale) for extent, scale in zip(extents, scales, strict=True)]
-    if min(sizes, default=1) < 1 or math.prod(map(float, sizes)) > 1 << 28:
+        given = node.attrs.get("scales")
+        if given is None:
+            given = b.constant(node.inputs[2 if node.opset >= 11 else 1], "the scales").reshape(-1)
+        scales = [float(scale) for scale in np.asarray(given, dtype=np.float32)]
+        if not all(0 < scale < LARGEST for scale in scales):
+            raise ModelError(f"node {node.name!r} resizes by {scales}")
+        sizes = [int(np.float32(extent) * np.float32(scale)) for extent, scale in zip(extents, scales, strict=True)]
+    if min(sizes, default=1) < 1 or math.prod(sizes) * max(extents, default=1) > LARGEST:
         raise ModelError(f"node {node.name!r} resizes to {sizes}")
     return sizes, scales
 
@@ -188,7 +196,10 @@ def _places(node: OnnxNode, rule: str, extent: int, size: int, scale: float) -> 
 
 def _rounded(node: OnnxNode, places: np.ndarray) -> np.ndarray:
     mode = node.attrs.get("nearest_mode", "floor" if node.opset < 11 else "round_prefer_floor")
-    rules = {"floor": np.floor, "ceil": np.ceil}
-    if mode in rules:
-        return np.asarray(rules[mode](places))
-    return np.ceil(places - 0.5) if mode == "round_prefer_floor" else np.floor(places + 0.5)
+    rules: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda value: np.ceil(value - 0.5),
+        "round_prefer_ceil": lambda value: np.floor(value + 0.5),
+    }
+    return rules[mode](places)
