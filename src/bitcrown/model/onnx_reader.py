@@ -165,7 +165,8 @@ def _read(path: Path) -> _Reading:
             reason = ""
         else:
             try:
-                _read_node(builder, node)
+                with np.errstate(all="ignore"):  # weights may be anything; what is not finite gives no bound
+                    _read_node(builder, node)
                 continue
             except UnsupportedError as error:
                 reason = str(error)
@@ -193,8 +194,7 @@ def read_graph(path: Path) -> Graph:
 
     Raises ``ModelError`` for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
-    with np.errstate(all="ignore"):  # weights may be anything; a network that is not finite gives no bound
-        read = _read(path)
+    read = _read(path)
     if read.missing:
         plain: dict[str, list[str]] = {}
         for node, reason in read.missing:

@@ -178,15 +178,24 @@ HUGE = {
     "pad": (helper.make_node("Pad", ["x", "n"], ["y"]), int64(0, 0, 0, 1 << 40)),
     "tile": (helper.make_node("Tile", ["x", "n"], ["y"]), int64(1 << 20, 1 << 20)),
     "resize": (helper.make_node("Resize", ["x", "", "", "n"], ["y"]), int64(1 << 20, 1 << 20)),
+    "resize by": (helper.make_node("Resize", ["x", "", "f"], ["y"]), int64()),
+    "pool": (helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[1 << 40], pads=[0, 1 << 41]), int64()),
+    "average": (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2], pads=[1, 1 << 41]), int64()),
     "negative": (helper.make_node("ConstantOfShape", ["n"], ["y"]), int64(-1)),
 }
+
+
+def test_weights_that_are_not_finite_raise_no_warning(save: Save) -> None:
+    weights = {"w": np.float32([[np.inf, np.nan], [0, 1]])}
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["m"], alpha=0.0), helper.make_node("MatMul", ["m", "w"], ["y"])]
+    assert read_graph(save(nodes, {"x": (1, 2)}, weights)).n_outputs == 2
 
 
 @pytest.mark.parametrize("what", HUGE)
 def test_shapes_that_no_memory_holds_are_refused(what: str, save: Save) -> None:
     node, value = HUGE[what]
     with pytest.raises(ModelError):
-        read_graph(save([node], {"x": (1, 3)}, {"n": value}))
+        read_graph(save([node], {"x": (1, 3)}, {"n": value, "f": np.float32([1, 1e30])}))
 
 
 def test_huge_input_is_refused(save: Save) -> None:

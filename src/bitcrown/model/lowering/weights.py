@@ -7,6 +7,9 @@ import numpy as np
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
+FARTHEST = 1 << 20
+"""Largest stride, dilation or padding: what is beyond comes from a damaged file."""
+
 
 @lowers("Gemm")
 def gemm(b: Builder, node: OnnxNode) -> None:
@@ -101,7 +104,11 @@ def spatial_attributes(
     pads = [int(value) for value in node.attrs.get("pads") or [0] * (2 * rank)]
     if not len(strides) == len(dilations) == len(extents) == rank or len(pads) != 2 * rank:
         raise ModelError(f"node {node.name!r}: strides, dilations or pads do not fit {rank} axes")
-    if min(strides + dilations, default=1) < 1 or min(pads, default=0) < 0:
+    if (
+        min(strides + dilations, default=1) < 1
+        or min(pads, default=0) < 0
+        or max(strides + dilations + pads) > FARTHEST
+    ):
         raise ModelError(
             f"node {node.name!r}: strides {strides}, dilations {dilations} or pads {pads} are out of range"
         )
