@@ -34,6 +34,8 @@ def fused(node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]) -> 
         merged = (replace(node, inputs=source.inputs),)
     elif node.op == "Transpose":
         merged = _transpose_after(source, node)
+    elif node.op == "Slice" and source.op == "Slice":
+        merged = (replace(node, inputs=source.inputs, attrs={"slices": _slices_after(source, node)}),)
     elif node.op == "Expand" and source.op == "Expand" and len(source.shape) == len(node.shape):
         merged = (replace(node, inputs=source.inputs),)
     return merged or (node,)
@@ -62,6 +64,17 @@ def _transpose_after(source: Node, node: Node) -> tuple[Node, ...] | None:
     if moved == sorted(moved):
         return (replace(node, op="Reshape", attrs={"shape": node.shape}),)
     return None
+
+
+def _slices_after(source: Node, node: Node) -> tuple[tuple[int, int, int], ...]:
+    """Entry ``i`` of the second is entry ``start + i step`` of the first."""
+    result = []
+    for (first, _, stride), (start, _, step), extent in zip(
+        source.attrs["slices"], node.attrs["slices"], node.shape, strict=True
+    ):
+        begin = first + start * stride
+        result.append((begin, begin + max(0, (extent - 1) * stride * step + 1), stride * step))
+    return tuple(result)
 
 
 def _along_axis(value: Array, shape: tuple[int, ...], axis: int) -> Array | None:

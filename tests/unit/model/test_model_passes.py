@@ -97,6 +97,11 @@ def test_movements_compose() -> None:
     assert simple((1, 3, 4), {"y": ("Transpose", ["x"], turn, {})}) == ["Reshape"]
     steps = {"a": ("Reshape", ["x"], {"shape": (6,)}, {}), "y": ("Reshape", ["a"], {"shape": (3, 2)}, {})}
     assert simple((2, 3), steps) == ["Reshape"]
+    cut = {"slices": ((1, 2, 1), (1, 8, 3))}
+    cuts = {"a": ("Slice", ["x"], {"slices": ((1, 4, 1), (0, 9, 1))}, {}), "y": ("Slice", ["a"], cut, {})}
+    assert simple((4, 9), cuts) == ["Slice"]
+    strided = {"a": ("Slice", ["x"], {"slices": ((1, 9, 2),)}, {}), "y": ("Slice", ["a"], {"slices": ((1, 4, 2),)}, {})}
+    assert simple((9,), strided) == ["Slice"]
     grown = {"a": ("Expand", ["x"], {"shape": (2, 1)}, {}), "y": ("Expand", ["a"], {"shape": (2, 3)}, {})}
     assert simple((1, 1), grown) == ["Expand"]
 
