@@ -18,6 +18,7 @@ from bitcrown.check.evaluate import Checker
 from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
+from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
@@ -136,19 +137,16 @@ def test_descent_on_what_cannot_be_violated(tmp_path: Path) -> None:
     assert np.isfinite(points).all() and points[0].shape == (N,)
 
 
-def test_descent_where_no_output_depends_on_the_input() -> None:
+def test_descent_where_no_output_depends_on_the_input(tmp_path: Path) -> None:
     class Flat(Network):
-        def __init__(self) -> None:
-            pass
-
         def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.ones(len(x), 2)
+            return torch.ones(len(x), 1)
 
-    target = Target(torch.ones(1, 1, 2), None, torch.zeros(1, 1))
+    network = Flat(read_graph(bump_network(tmp_path / "net.onnx", [0.0] * N)), torch.float32)
+    target = Target(torch.ones(1, 1, 1), None, torch.zeros(1, 1))
     generator = torch.Generator().manual_seed(0)
-    box = torch.zeros(1, 3), torch.ones(1, 3)
-    points, _ = pgd(Flat(), *box, target, generator, 20, 4, Budget.of_seconds(9))
-    assert points.shape == (4, 3) and bool(torch.isfinite(points).all())
+    points, _ = pgd(network, torch.zeros(1, N), torch.ones(1, N), target, generator, 20, 4, Budget.of_seconds(9))
+    assert points.shape == (4, N) and bool(torch.isfinite(points).all())
 
 
 def test_padding_rows_and_input_terms() -> None:
