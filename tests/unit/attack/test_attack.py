@@ -18,7 +18,6 @@ from bitcrown.check.evaluate import Checker
 from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
-from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
