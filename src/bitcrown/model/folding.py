@@ -102,7 +102,9 @@ def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
     axes, steps = parts.get("axes", range(len(starts))), parts.get("steps", [1] * len(starts))
     cut = [slice(None)] * values[0].ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        cut[axis] = slice(start, None if step < 0 and end < -values[0].shape[axis] else end, step)
+        if step < 0:  # ONNX clamps the start into the axis
+            start, end = max(start, -values[0].shape[axis]), None if end < -values[0].shape[axis] else end
+        cut[axis] = slice(start, end, step)
     return values[0][tuple(cut)]
 
 
@@ -110,8 +112,8 @@ def _reducer(function: Callable[..., Any]) -> Row:
     def row(node: OnnxNode, values: Sequence[Array]) -> Array:
         axes = _axes(node, values)
         if not axes:  # none given means all of them, unless the node says otherwise
-            axes = () if node.attrs.get("noop_with_empty_axes", 0) else None
-        return np.asarray(function(values[0], axis=axes, keepdims=bool(node.attrs.get("keepdims", 1))))
+            axes = () if node.attrs.get("noop_with_empty_axes", 0) == 1 else None
+        return np.asarray(function(values[0], axis=axes, keepdims=node.attrs.get("keepdims", 1) == 1))
 
     return row
 

@@ -96,6 +96,8 @@ def test_convolutions(case: Case, tmp_path: Path) -> None:
     *(Case("Pow", ((2, 3), np.float32(k))) for k in (1, 2, 3, 4, 5, 7)),
     *(Case("Pow", ((2, 3), np.float32(k).reshape((1,))), low=0.5) for k in (-1, 0.5)),
     Case("Pow", ((2, 3), ints(2))),
+    *(Case(op, ((2, 3), np.float32(v))) for op in ("Max", "Min") for v in (-1e38, 1e38, -np.inf)),
+    *(Case(op, (np.array([-1e38, 0.5, 1e38], np.float32), (2, 3))) for op in ("Max", "Min")),
     Case("Neg", ((2, 3),)),
     Case("BatchNormalization", ((2, 3, 2), weight(3), weight(3), weight(3), weight(3) + 2), {"epsilon": 0.01}),
     Case("BatchNormalization", ((2, 3), weight(3), weight(3), weight(3), weight(3) + 2)),

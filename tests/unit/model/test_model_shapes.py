@@ -38,6 +38,7 @@ from bitcrown.model.onnx_reader import read_graph
     Case("Slice", ((4, 5), ints(-1, 3), ints(0, 0), ints(-1, 0), ints(-2, -1))),
     Case("Slice", ((4, 5), ints(100), ints(-100), ints(1), ints(-3))),
     Case("Slice", ((4, 5), ints(-100, -100), ints(2, 2))),
+    Case("Slice", ((4, 5), ints(-100), ints(-100), ints(1), ints(-3))),
     Case("Slice", ((4, 5), ints(3), ints(-5), ints(1), ints(-1))),
     Case("Slice", ((4, 5),), {"starts": [1, -4], "ends": [3, 9]}, opset=9),
     Case("Slice", ((4, 5),), {"starts": [-2], "ends": [2**62], "axes": [1]}, opset=9),

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
-from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.builder import UNLIMITED, Builder, OnnxNode, lowers
 
 _PLAIN = ("Sigmoid", "Tanh", "Exp", "Log", "Reciprocal", "Sqrt", "Sin", "Cos", "Sign", "Floor", "Ceil", "Round", "Erf")
 
@@ -51,14 +51,14 @@ def clip(b: Builder, node: OnnxNode) -> None:
 
 
 def _clipped(b: Builder, x: str, low: float, high: float) -> str:
-    """Limits at the ends of the float32 range are how exporters write "none"."""
+    """Limits beyond ``UNLIMITED`` are none."""
     if not low <= high:
         raise UnsupportedError(f"node {b.source!r}: Clip between {low} and {high}")
-    if low > -1e30 and high < 1e30:
+    if low > -UNLIMITED and high < UNLIMITED:
         return b.emit("Clip", (x,), {"min": low, "max": high})
-    if low > -1e30:
+    if low > -UNLIMITED:
         return b.scaled(b.relu(b.scaled(x, None, -low)), None, low) if low else b.relu(x)
-    return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if high < 1e30 else x
+    return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if high < UNLIMITED else x
 
 
 @lowers("Elu", "Selu", "Celu")
@@ -72,6 +72,8 @@ def elu(b: Builder, node: OnnxNode) -> None:
         b.bind(node, b.scaled(b.emit("Elu", (x,), {"alpha": alpha}), gain, None))
         return
     alpha = float(node.attrs.get("alpha", 1.0))
+    if node.op == "Celu" and not alpha > 0:
+        raise UnsupportedError(f"node {node.name!r}: Celu with alpha {alpha}")
     if node.op == "Elu":
         b.bind(node, b.emit("Elu", (x,), {"alpha": alpha}))
         return

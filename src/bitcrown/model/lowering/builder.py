@@ -36,6 +36,9 @@ LOWERINGS: dict[str, Lowering] = {}
 LARGEST = 1 << 28
 """Entries of the largest tensor a model may have: files are untrusted and shapes are cheap to write."""
 
+UNLIMITED = 1e30
+"""Limits at the ends of the float32 range are how exporters write "none"."""
+
 
 def lowers(*names: str) -> Callable[[Lowering], Lowering]:
     """Register a lowering function for ONNX operators ``names``."""
@@ -206,12 +209,26 @@ class Builder:
         return self.leaky(x, -1.0)
 
     def maximum(self, a: str, b: str) -> str:
-        """``max(a, b) = b + relu(a - b)``: exact, and splits like any other ReLU."""
+        """``max(a, b) = b + relu(a - b)``: splits like any other ReLU, and loses no digit unless ``b`` is huge."""
+        limit = self._known(b)
+        if limit is not None and (limit <= -UNLIMITED).any():
+            return self._where_limited(a, limit, limit > -UNLIMITED, self.maximum)
         return self.binary("Add", self.relu(self.binary("Sub", a, b)), b)
 
     def minimum(self, a: str, b: str) -> str:
         """``min(a, b) = b - relu(b - a)``."""
+        limit = self._known(b)
+        if limit is not None and (limit >= UNLIMITED).any():
+            return self._where_limited(a, limit, limit < UNLIMITED, self.minimum)
         return self.binary("Sub", b, self.relu(self.binary("Sub", b, a)))
+
+    def _where_limited(self, a: str, limit: np.ndarray, applies: np.ndarray, best: Callable[[str, str], str]) -> str:
+        """``best(a, limit)`` where the limit applies and ``a`` elsewhere."""
+        if not applies.any():
+            return self.expanded(a, np.broadcast_shapes(self.shape(a), limit.shape))
+        limited = best(a, self.known(np.where(applies, limit, 0.0)))
+        kept = self.scaled(limited, applies.astype(np.float64), None)
+        return self.binary("Add", kept, self.scaled(a, 1.0 - applies, None))
 
     def axis(self, value: int, rank: int) -> int:
         """``value`` counted from the front. Raises ``ModelError`` if there is no such axis."""

@@ -30,7 +30,7 @@ class _Windows:
             raise ModelError(f"node {node.name!r}: kernel {list(self.kernel)} is out of range")
         if any(p >= d * (k - 1) + 1 for p, d, k in zip(self.before, self.dilations, self.kernel, strict=True)):
             raise ModelError(f"node {node.name!r}: a window of the pooling lies in the padding")
-        self.out = [self._count(axis, bool(node.attrs.get("ceil_mode", 0))) for axis in range(self.rank)]
+        self.out = [self._count(axis, node.attrs.get("ceil_mode", 0) == 1) for axis in range(self.rank)]
         if any(not 0 < out * kernel <= LARGEST for out, kernel in zip(self.out, self.kernel, strict=True)):
             raise ModelError(f"node {node.name!r} has {self.out} windows")
 

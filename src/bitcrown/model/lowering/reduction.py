@@ -17,9 +17,9 @@ def reduction_axes(b: Builder, node: OnnxNode, rank: int) -> tuple[tuple[int, ..
         axes = b.integers(node.inputs[1], "the axes")
     else:
         axes = list(node.attrs.get("axes", []))
-    if not axes and not node.attrs.get("noop_with_empty_axes", 0):
+    if not axes and node.attrs.get("noop_with_empty_axes", 0) != 1:
         axes = list(range(rank))
-    return tuple(sorted({b.axis(axis, rank) for axis in axes})), bool(node.attrs.get("keepdims", 1))
+    return tuple(sorted({b.axis(axis, rank) for axis in axes})), node.attrs.get("keepdims", 1) == 1
 
 
 def mean(b: Builder, x: str, axes: tuple[int, ...], keep: bool) -> str:

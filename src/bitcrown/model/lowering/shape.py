@@ -77,7 +77,7 @@ def slice_(b: Builder, node: OnnxNode) -> None:
         axis = b.axis(axis, len(shape))
         extent = shape[axis]
         if step < 0:
-            end = None if end < -extent else end
+            start, end = max(start, -extent), None if end < -extent else end  # ONNX clamps the start into the axis
             reversed_axes[axis] = np.arange(*slice(start, end, step).indices(extent))
             continue
         first, last, _ = slice(start, end).indices(extent)

@@ -113,6 +113,8 @@ def spatial_attributes(
             f"node {node.name!r}: strides {strides}, dilations {dilations} or pads {pads} are out of range"
         )
     auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise ModelError(f"node {node.name!r}: auto_pad {auto!r} is not known")
     if auto == "VALID":
         pads = [0] * (2 * rank)
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
@@ -184,6 +186,8 @@ def _transposed_pads(
 ) -> list[int]:
     """What is cut from the full output: the pads, or what ``output_shape`` or ``auto_pad`` leave of it."""
     auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise ModelError(f"node {node.name!r}: auto_pad {auto!r} is not known")
     target = node.attrs.get("output_shape")
     if auto == "VALID":
         return [0] * (2 * len(extents))
