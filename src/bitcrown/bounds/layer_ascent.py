@@ -50,6 +50,8 @@ class LayerAscent:
             relaxed = {node.name: relaxation_of(node, low_precision, alphas[node.name]) for node in nodes}
             value = minimum(Backward(self.guide, relaxed).run(rows), *box)
             total = torch.where(torch.isfinite(value), value, torch.zeros_like(value)).sum()
+            if not total.requires_grad:  # no parameter lies on the way from these rows to the input
+                break
             adam.step(torch.autograd.grad(total, list(free.values()), allow_unused=True))
             with torch.no_grad():
                 for alpha in free.values():

@@ -308,6 +308,8 @@ def ascend(
         if not groups or iteration + 1 == ascent.iterations or not open_.any():
             break
         total = torch.where(open_, value, torch.zeros_like(value)).sum()
+        if not total.requires_grad:
+            break
         optimiser.step(torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True))
         with torch.no_grad():
             alpha.nan_to_num_(0.5).clamp_(0.0, 1.0)
