@@ -37,7 +37,7 @@ def network_paths(onnx: str | Path | Mapping[str, str | Path], names: tuple[str,
     if isinstance(onnx, str) and onnx.lstrip().startswith("["):
         try:
             pairs = ast.literal_eval(onnx)
-            onnx = {str(name): str(path) for name, path in pairs}
+            return {str(name): Path(str(path)) for name, path in pairs}
         except (ValueError, SyntaxError, TypeError) as error:
             raise PropertyError(f"the network argument is not a list of (name, path) pairs: {onnx[:80]}") from error
     if isinstance(onnx, Mapping):

@@ -60,7 +60,7 @@ class Backward:
         self.scales = scales
         self.record = record
         self.gamma = rounding.gamma(network)
-        self.order = list(reversed(network.graph.nodes))
+        self.order = list(network.graph.nodes)[::-1]
 
     def run(self, seeds: Mapping[str, Tensor]) -> Lines:
         """``seeds`` maps node names to coefficients ``[1 or B, S, *shape]`` of the bounded quantities."""
@@ -313,7 +313,8 @@ class LayerBounder:
 
 def output_seeds(network: Network, rows: Tensor) -> dict[str, Tensor]:
     """Coefficients ``rows [1 or B, S, m]`` of the flat outputs as seeds per output node."""
-    graph, result, start = network.graph, {}, 0
+    graph, start = network.graph, 0
+    result: dict[str, Tensor] = {}
     for name in graph.outputs:
         node = graph.nodes[name]
         part = rows[:, :, start : start + node.size].reshape(*rows.shape[:2], *node.shape)

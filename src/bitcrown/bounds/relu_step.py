@@ -15,7 +15,7 @@ from torch import Tensor
 
 class _ReluStep(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, a: Tensor, lower_slope: Tensor, upper_slope: Tensor, intercept: Tensor
     ) -> tuple[Tensor, Tensor]:
         slope = torch.where(a > 0, lower_slope, upper_slope)
@@ -25,9 +25,7 @@ class _ReluStep(torch.autograd.Function):
         return slope * a, constant
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_part: Tensor, grad_constant: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_part: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         a, slope, intercept = ctx.saved_tensors
         positive = a > 0
         grad_a = grad_slope = None

@@ -4,7 +4,7 @@ At the root every unstable ReLU operand ``a_j`` got two lines valid on the whole
 u_j``. They stay valid on every smaller box, so a domain that imposes ``a_j <= h`` must satisfy ``L_j x + l_j <= h``:
 that shrinks its box, and the smaller box in turn tightens every neuron through the same lines (Clip-and-Verify, 2025,
 "relaxed" form). The last layer works backward, too: from ``sum_j c_j z_j + d <= rhs`` follows
-``z_j <= zlow_j + (rhs - least value) / c_j`` for ``c_j > 0``, which is unit propagation where a network encodes clauses.
+``z_j <= zlow_j + (rhs - least value) / c_j`` for ``c_j > 0``, unit propagation where a network encodes clauses.
 
 All in float64; each deduction is widened by more than its rounding error. Legend: ``B`` domains, ``S`` rows, ``N``
 neurons, ``n`` inputs.

@@ -11,6 +11,7 @@ import torch
 from bitcrown.attack.pgd import Target, pgd
 from bitcrown.bounds.crown import LayerBounder
 from bitcrown.bounds.layer_ascent import LayerAscent
+from bitcrown.budget import Budget
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
@@ -20,7 +21,6 @@ from bitcrown.search.domains import Domains
 from bitcrown.search.input_split import InputSplit
 from bitcrown.search.neuron_split import NeuronSplit
 from bitcrown.search.objective import Objective, objective_of
-from bitcrown.budget import Budget
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
             left = search.root(bounder.run(search.x_lower, search.x_upper, enclosure.bounds))
             domains = search.root_domains(left, 20)
         run.counters.update(layer_steps=steps, open_after_layers=len(domains))
-    if search.witness is not None:
+    if isinstance(search.witness, Witness):
         return run.sat(search.witness, "alpha-CROWN")
     if not len(domains):
         return run.verdict(Status.UNSAT, "alpha-CROWN")

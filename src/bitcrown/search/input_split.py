@@ -5,8 +5,8 @@ A domain is a box together with the cases still open on it. Each round takes a b
 1. bounds every layer (interval, then CROWN where it matters) and the rows of all open cases;
 2. closes a case when one of its rows is positive on the whole box;
 3. clips: a violation of a case must satisfy ``a x + c <= 0`` for *each* of its rows, so every coordinate obeys
-   ``a_i x_i <= min_i - L`` with ``L`` the row's least value and ``min_i`` the least value of ``a_i x_i``; a domain keeps
-   the hull of what its open cases leave (Clip-and-Verify, 2025, "relaxed" form, derived here in closed form);
+   ``a_i x_i <= min_i - L`` with ``L`` the row's least value and ``min_i`` the least value of ``a_i x_i``; a domain
+   keeps the hull of what its open cases leave (Clip-and-Verify, 2025, "relaxed" form, derived here in closed form);
 4. probes the midpoint and the minimiser of the worst row with the network itself;
 5. halves what is left along the coordinate that matters most to the rows (smart branching: ``|a_i| * width``).
 
@@ -28,7 +28,6 @@ from bitcrown.bounds.crown import Backward, Enclosure, LayerBounder, Lines, mini
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective
-
 
 CLIP_ROUNDS = 3
 

@@ -78,7 +78,9 @@ def objective_of(problem: Problem) -> Objective:
     matrix_d = np.zeros((count, depth, n)) if needs_inputs else None
     rhs = np.full((count, depth), np.inf)
     boxes: dict[tuple[int, int], int] = {}
-    lower, upper, box = [], [], np.zeros(count, dtype=np.int64)
+    lower: list[list[float]] = []
+    upper: list[list[float]] = []
+    box = np.zeros(count, dtype=np.int64)
     for p, case in enumerate(problem.cases):
         key = (id(case.lower), id(case.upper))
         if key not in boxes:

@@ -73,7 +73,10 @@ class Run:
 
 
 def decide(problem: Problem, settings: Settings, budget: Budget, report: Report | None = None) -> Verdict:
-    """Decide ``problem`` with bounds, attack and search. Raises ``ModelError``/``PropertyError`` for bad input; everything else is in the Verdict."""
+    """Decide ``problem``.
+
+    Raises ``ModelError`` or ``PropertyError`` for bad input; everything else is in the Verdict.
+    """
     run = Run(problem, settings, budget, report)
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))

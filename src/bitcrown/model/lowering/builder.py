@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -120,8 +120,16 @@ class Builder:
         return tuple(value.shape[1:])
 
     def bind(self, node: OnnxNode, name: str, output: int = 0) -> None:
-        """Make ``name`` the value of an ONNX node's output."""
-        self.tensors[node.outputs[output]] = name
+        """Make ``name`` the value of an ONNX node's output.
+
+        A node just emitted, which nothing reads yet, takes the name of the ONNX tensor: people ask for it by that.
+        """
+        target = node.outputs[output]
+        is_new = name == next(reversed(self.nodes)) and self.nodes[name].source == node.name
+        if is_new and self.nodes[name].op not in ("Input", "Constant") and target and target not in self.nodes:
+            self.nodes[target] = replace(self.nodes.pop(name), name=target)
+            name = target
+        self.tensors[target] = name
 
     def expanded(self, name: str, shape: tuple[int, ...]) -> str:
         """``name`` broadcast to ``shape`` (itself where nothing is to do)."""
