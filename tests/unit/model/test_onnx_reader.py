@@ -44,6 +44,26 @@ def test_reads_plain_gzip_and_missing_suffix(save: Save, tmp_path: Path) -> None
         assert crosscheck(read_graph(variant), variant, seed=1) < 1e-6
 
 
+def test_tensors_keep_their_onnx_names(save: Save) -> None:
+    weights = {"w": np.ones((3, 3), np.float32), "v": np.float32([1, 2, 3])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["product", "v"], ["sum"]),
+        relu("sum", "hidden"),
+        helper.make_node("Softmax", ["hidden"], ["y"]),
+    ]
+    graph = read_graph(save(nodes, {"x": (1, 3)}, weights))
+    assert graph.outputs == ("y",)
+    assert list(graph.nodes)[:3] == ["x", "sum", "hidden"]
+    assert all(name == node.name for name, node in graph.nodes.items())
+
+
+def test_an_input_keeps_its_name_whatever_reads_it(save: Save) -> None:
+    path = save([helper.make_node("Identity", ["x"], ["z"], name="x"), relu("z")], {"x": (2,)})
+    assert read_graph(path).inputs == ("x",)
+    assert crosscheck(read_graph(path), path, seed=0) < 1e-6
+
+
 def test_symbolic_extents_become_one(save: Save) -> None:
     graph = read_graph(save([relu()], {"x": ("batch", 3)}))
     assert graph.nodes["x"].shape == (1, 3)
