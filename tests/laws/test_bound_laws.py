@@ -1,0 +1,141 @@
+"""Laws of the bound engine: enclosure (a), inclusion of intervals (b), optimisation never worsens (e), float32 (i)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from bitcrown.bounds.crown import LayerBounder
+from bitcrown.bounds.interval import interval_bounds
+from bitcrown.bounds.layer_ascent import LayerAscent
+from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Graph
+from tests.random_networks import conv_graph, dense_graph
+
+GRAPHS = {
+    "dense": lambda seed: dense_graph(seed, [3, 8, 8, 2]),
+    "residual": lambda seed: dense_graph(seed, [4, 6, 6, 6, 2], residual=True),
+    "conv": conv_graph,
+    "sigmoid": lambda seed: dense_graph(seed, [3, 6, 5, 2], op="Sigmoid"),
+    "tanh": lambda seed: dense_graph(seed, [2, 5, 5, 2], op="Tanh"),
+}
+
+
+def boxes(graph: Graph, seed: int, count: int, width: float) -> tuple[torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(seed)
+    centre = random.normal(size=(count, graph.n_inputs))
+    half = random.uniform(0, width, size=centre.shape) * (random.random(centre.shape) > 0.2)
+    return torch.from_numpy(centre - half), torch.from_numpy(centre + half)
+
+
+def samples(lower: torch.Tensor, upper: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(len(lower), count, lower.shape[1], generator=generator, dtype=lower.dtype)
+    share[:, ::2] = share[:, ::2].round()
+    return torch.minimum(lower[:, None] + share * (upper - lower)[:, None], upper[:, None])
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize("width", [1e-6, 0.1, 2.0])
+@pytest.mark.parametrize("ascent", [0, 3])
+def test_samples_lie_inside_every_layer_bound(kind: str, width: float, ascent: int) -> None:
+    for seed in range(4):
+        graph = GRAPHS[kind](seed)
+        network = Network(graph, torch.float64)
+        lower, upper = boxes(graph, seed, 1 if ascent else 3, width)
+        finder = LayerAscent(Network(graph, torch.float32), ascent) if ascent else None
+        bounds = LayerBounder(network, 1 << 22, finder).run(lower, upper).bounds
+        points = samples(lower, upper, 64, seed)
+        values = network.activations(points.flatten(0, 1))
+        for name, (low, up) in bounds.items():
+            value = values[name].reshape(len(lower), 64, *low.shape[1:])
+            allowance = 1e-13 * (1 + value.abs())  # the sampled value itself is rounded
+            assert (value >= low[:, None] - allowance).all() and (value <= up[:, None] + allowance).all(), name
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_smaller_boxes_never_have_looser_intervals(kind: str) -> None:
+    for seed in range(5):
+        graph = GRAPHS[kind](seed)
+        network = Network(graph, torch.float64)
+        lower, upper = boxes(graph, seed, 2, 1.0)
+        inner_lower = lower + 0.3 * (upper - lower)
+        outer = interval_bounds(network, lower, upper)
+        inner = interval_bounds(network, inner_lower, upper)
+        for name in graph.nodes:
+            assert (inner[name][0] >= outer[name][0] - 1e-12).all()
+            assert (inner[name][1] <= outer[name][1] + 1e-12).all()
+
+
+def exact_outputs(graph: Graph, x: list[Fraction]) -> list[Fraction]:
+    """A dense ReLU network in rational arithmetic."""
+    values = {"x": x}
+    for node in graph.nodes.values():
+        if node.op == "Linear":
+            rows, bias = node.params["weight"].tolist(), node.params["bias"].tolist()
+            inputs = values[node.inputs[0]]
+            values[node.name] = [
+                sum((Fraction(w) * v for w, v in zip(row, inputs, strict=True)), Fraction(b))
+                for row, b in zip(rows, bias, strict=True)
+            ]
+        elif node.op == "Relu":
+            values[node.name] = [max(v, Fraction(0)) for v in values[node.inputs[0]]]
+    return values[graph.outputs[0]]
+
+
+def root_problem(graph: Graph, seed: int, width: float) -> tuple[Network, Rows, Layout]:
+    network = Network(graph, torch.float64)
+    lower, upper = boxes(graph, seed, 1, width)
+    rows = Rows(torch.tensor([[[1.0, -1.0]]], dtype=torch.float64), None, torch.zeros(1, 1).double(), lower, upper)
+    return network, rows, Layout(network)
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-9, 0.05, 1.0])
+def test_proved_minimum_is_below_the_exact_rational_value(width: float) -> None:
+    for seed in range(12):
+        graph = dense_graph(seed, [3, 6, 6, 2])
+        network, rows, layout = root_problem(graph, seed, width)
+        enclosure = LayerBounder(network, 1 << 22).run(rows.x_lower, rows.x_upper)
+        alpha = layout.default_alpha(enclosure.bounds)[:, None]
+        parameters = Parameters(layout, alpha, None, None)
+        proved = float(proved_minimum(network, rows, enclosure.bounds, enclosure.scales, parameters))
+        for point in samples(rows.x_lower, rows.x_upper, 16, seed)[0].tolist():
+            y = exact_outputs(graph, [Fraction(v) for v in point])
+            assert y[0] - y[1] >= Fraction(proved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ascent_finds_no_worse_bounds_and_any_parameters_are_sound(dtype: torch.dtype) -> None:
+    improved = 0
+    for seed in range(12):
+        graph = dense_graph(seed, [3, 8, 8, 2])
+        network, rows, layout = root_problem(graph, seed, 1.0)
+        enclosure = LayerBounder(network, 1 << 22).run(rows.x_lower, rows.x_upper)
+        start = Parameters(layout, layout.default_alpha(enclosure.bounds)[:, None], None, None)
+        before = float(proved_minimum(network, rows, enclosure.bounds, enclosure.scales, start))
+        guide = Network(graph, dtype)
+        found, _ = ascend(guide, rows, enclosure.bounds, start, Ascent(30), target=float("inf"))
+        after = float(proved_minimum(network, rows, enclosure.bounds, enclosure.scales, found))
+        points = samples(rows.x_lower, rows.x_upper, 200, seed)[0]
+        y = network(points)
+        assert float((y[:, 0] - y[:, 1]).min()) >= max(before, after) - 1e-12
+        assert after >= before - 1e-3 * abs(before)
+        improved += after > before + 1e-9
+    assert improved >= 6
+
+
+def test_float32_bounds_contain_the_float64_values() -> None:
+    for seed in range(6):
+        graph = dense_graph(seed, [3, 8, 8, 2])
+        lower, upper = boxes(graph, seed, 2, 0.3)
+        low32, up32 = lower.float(), upper.float()
+        bounds = LayerBounder(Network(graph, torch.float32), 1 << 22).run(low32, up32).bounds
+        inside = samples(low32.double(), up32.double(), 64, seed)
+        values = Network(graph, torch.float64).activations(inside.flatten(0, 1))
+        for name, (low, up) in bounds.items():
+            value = values[name].reshape(2, 64, *low.shape[1:])
+            assert (value >= low.double()[:, None]).all() and (value <= up.double()[:, None]).all()
