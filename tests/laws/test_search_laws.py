@@ -119,11 +119,23 @@ def test_the_order_of_neurons_changes_no_verdict(ask: Ask) -> None:
             assert ask(graph, lower, upper, formula).status is ask(other, lower, upper, formula).status
 
 
-def test_conjunctions_need_one_point_that_satisfies_all(ask: Ask) -> None:
-    """Each half is reachable, both together are not: y_0 >= t and y_0 <= t - gap."""
-    graph, lower, upper, y = instance(5, [3, 10, 10, 2], 0.3)
+@pytest.mark.parametrize("sizes", [[3, 10, 10, 2], [3, 10, 2]], ids=str)
+def test_conjunctions_need_one_point_that_satisfies_all(ask: Ask, sizes: list[int]) -> None:
+    """Each half is reachable, both together are not; one hidden layer takes the way over linear programs."""
+    graph, lower, upper, y = instance(5, sizes, 0.3)
     middle = float(np.median(y[:, 0]))
     both = f"(and (>= Y_0 {middle!r}) (<= Y_0 {middle - 1e-3!r}))"
     assert ask(graph, lower, upper, both).status is Status.UNSAT
     near = f"(and (>= Y_0 {middle - 0.05!r}) (<= Y_0 {middle + 0.05!r}))"
     assert ask(graph, lower, upper, near).status is Status.SAT
+
+
+def test_a_conjunction_that_every_row_alone_allows_is_excluded(ask: Ask) -> None:
+    """The excess of ``y_0 + y_1`` over its maximum is shared between two rows, each reachable by itself."""
+    for seed in range(3):
+        graph, lower, upper, y = instance(seed, [3, 10, 2], 0.4)
+        best = y[(y[:, 0] + y[:, 1]).argmax()]
+        formula = f"(and (>= Y_0 {float(best[0]) + 0.05!r}) (>= Y_1 {float(best[1]) + 0.05!r}))"
+        excluded = not ((y[:, 0] >= best[0] + 0.05) & (y[:, 1] >= best[1] + 0.05)).any()
+        verdict = ask(graph, lower, upper, formula)
+        assert verdict.status is (Status.UNSAT if excluded else Status.SAT)

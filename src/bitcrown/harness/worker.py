@@ -108,7 +108,7 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     if verdict.witness is not None:
         from bitcrown.check.witness import format_witness
 
-        message["witness"] = format_witness(problem.query, verdict.witness)
+        message["witness"] = format_witness(problem.query, verdict.witness).partition("\n")[2]  # less the word sat
     return message
 
 

@@ -38,6 +38,7 @@ from bitcrown.model.execute import Network
 from bitcrown.search.branching import best_candidates, choose, triangle_scores
 from bitcrown.search.clip import Clipper, Region, clipper_of
 from bitcrown.search.domains import Domains, DomainStack, concatenate
+from bitcrown.search.leaves import LeafSolver, shallow_network, snapped
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
@@ -87,6 +88,7 @@ class NeuronSplit:
         self.stack = DomainStack()
         self.clipper: Clipper | None = None
         self.witness: object | None = None
+        self.leaf_solver: LeafSolver | None = None
 
     # -- rows and bounds -----------------------------------------------------------------------------------------
 
@@ -132,6 +134,10 @@ class NeuronSplit:
             with torch.no_grad():
                 rows_ = (self.C, self.D, self.rhs)
                 self.clipper = clipper_of(self.proof, self.layout, enclosure, rows_, self.budget.memory // 4)
+                if self.C.shape[1] > 1 and self.guide is self.proof:
+                    clip = self.clipper
+                    shallow = shallow_network(self.proof, self.layout, clip.last, clip.rest, self.rhs)
+                    self.leaf_solver = None if shallow is None else LeafSolver(shallow)
         self.start_alpha = self.layout.default_alpha(self.guide_bounds)
         count = len(self.C)
         value = []
@@ -201,12 +207,23 @@ class NeuronSplit:
         rows = self.rows_of(domains)
         parameters = self.parameters(domains)
         bounds = self.bounds_of(domains, self.guide.dtype)
+        if self.leaf_solver is not None:
+            self.solve_programs(domains, bounds)
+            return self.assess(domains, rows, bounds)
         parameters, guess = ascend(self.guide, rows, bounds, parameters, ascent)
         domains.alpha = parameters.alpha
         domains.beta = domains.beta if parameters.beta is None else parameters.beta
         domains.mix = domains.mix if parameters.mix is None else parameters.mix
         domains.value = torch.maximum(domains.value, guess.amax(dim=1).to(domains.value.dtype))
         return self.assess(domains, rows, bounds)
+
+    def solve_programs(self, domains: Domains, bounds: Bounds) -> None:
+        """Parameters and branching neurons from linear programs; their points are tried, also snapped to the box."""
+        assert self.leaf_solver is not None
+        low, up = (part.cpu().numpy() for part in self.layout.flat_bounds(bounds))
+        ends = self.x_lower[0].cpu().numpy(), self.x_upper[0].cpu().numpy()
+        for x in self.leaf_solver.assign(domains, low, up, self.budget):
+            self.witness = self.witness or self.confirm(snapped(x, *ends)) or self.confirm(x)
 
     def clip(self, domains: Domains) -> Domains:
         """Propagate in each domain; empty ones are excluded."""
@@ -242,8 +259,9 @@ class NeuronSplit:
                 hopeful = proved.nonzero().flatten()
                 proved[hopeful] = self.prove(domains.select(hopeful)) > 0
             weights = torch.ones_like(value)
-            scores = triangle_scores(self.layout, bounds, record, domains.split, weights)
-            domains.candidates = best_candidates(scores, CANDIDATES)
+            if self.leaf_solver is None:
+                scores = triangle_scores(self.layout, bounds, record, domains.split, weights)
+                domains.candidates = best_candidates(scores, CANDIDATES)
             domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
             self.try_minimisers(rows, lines)
             if is_proof and self.clipper is not None:
