@@ -6,9 +6,9 @@ split constraints. The elastic program
     minimise s   subject to   row_k(z, x) <= s  for every row,   -sign_j a_j(x) <= s  for every split,   triangles
 
 has a positive optimum exactly when that relaxation is empty. Its dual multipliers are the mixture of rows, the betas
-and (through the two lower sides of each triangle) the alphas with which the backward pass reaches the same value, so
-the program only *finds* parameters: what excludes a domain is still the float64 pass with rounding error. Its primal point
-is a candidate for a counterexample.
+and (through the two lower sides of each triangle) the alphas with which the backward pass reaches the same value. So
+the program only *finds* parameters: what excludes a domain is still the float64 pass with rounding error. Its primal
+point is a candidate for a counterexample.
 
 Legend: ``N`` neurons, ``S`` rows, ``n`` inputs.
 """
