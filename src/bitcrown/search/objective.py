@@ -5,7 +5,9 @@ of its rows ``C y + D x <= rhs``; it is excluded on a box as soon as one row has
 
 Exactness: a row is scaled to integer coefficients, which float64 holds exactly (a row where it cannot is refused), and
 ``rhs`` is rounded upward, so that the violation set never shrinks. A strict ``<`` is treated as ``<=``: proving the
-larger set empty is a proof. Boxes are rounded outward. Padding rows have ``C = D = 0`` and ``rhs = inf``: they never
+larger set empty is a proof. Boxes are rounded outward, and further where a bound's nearest float32 lies outside: a
+network with float32 inputs, and the competition's scorer, read the bound as that number, so the proof covers both
+readings. Padding rows have ``C = D = 0`` and ``rhs = inf``: they never
 exclude anything.
 """
 
@@ -20,6 +22,8 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.spec.problem import Case, Constraint, Problem
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def round_up(value: Fraction) -> float:
     """The least float64 not below ``value``."""
@@ -29,6 +33,16 @@ def round_up(value: Fraction) -> float:
 
 def round_down(value: Fraction) -> float:
     return -round_up(-value)
+
+
+def box_lower(value: Fraction) -> float:
+    """A float64 not above ``value`` nor above its nearest float32."""
+    nearest = float(np.clip(float(value), -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32))
+    return min(round_down(value), nearest)
+
+
+def box_upper(value: Fraction) -> float:
+    return -box_lower(-value)
 
 
 @dataclass(frozen=True)
@@ -85,8 +99,8 @@ def objective_of(problem: Problem) -> Objective:
         key = (id(case.lower), id(case.upper))
         if key not in boxes:
             boxes[key] = len(lower)
-            lower.append([round_down(value) for value in case.lower])
-            upper.append([round_up(value) for value in case.upper])
+            lower.append([box_lower(value) for value in case.lower])
+            upper.append([box_upper(value) for value in case.upper])
         box[p] = boxes[key]
         for s, constraint in enumerate(rows[p]):
             terms, rhs[p, s] = _integer_row(constraint)
