@@ -104,6 +104,7 @@ def test_cap_on_the_time_limit(scripts: Scripts, suite: Path) -> None:
         (["--timeout-cap", "0"], "positive finite"),
         (["--jobs", "0"], "--jobs needs"),
         (["--seed", "-1"], "option seed needs"),
+        (["--out", "/proc/nowhere"], "results cannot be written"),
     ],
 )
 def test_bad_options(scripts: Scripts, suite: Path, arguments: list[str], sentence: str) -> None:

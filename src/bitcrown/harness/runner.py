@@ -78,10 +78,13 @@ def run_bench(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     """Run what is not finished yet; returns the rows of all instances of the plan, in order.
 
     Writes ``records.jsonl`` and ``results.csv`` under ``plan.out``. Raises ``KeyboardInterrupt`` after it has ended
-    what was running; finished instances stay finished.
+    what was running; finished instances stay finished; ``ResourceError`` if ``plan.out`` cannot be made.
     """
     jobs = jobs_of(plan)
-    plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"results cannot be written to {plan.out}: {error.strerror}; choose --out") from error
     records = plan.out / "records.jsonl"
     if plan.fresh:
         records.unlink(missing_ok=True)
