@@ -13,7 +13,7 @@ from bitcrown.bounds.interval import interval_bounds
 from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.model.execute import Network
-from bitcrown.model.graph import Graph
+from bitcrown.model.graph import Graph, Node
 from tests.random_networks import conv_graph, dense_graph
 
 GRAPHS = {
@@ -126,6 +126,27 @@ def test_ascent_finds_no_worse_bounds_and_any_parameters_are_sound(dtype: torch.
         assert after >= before - 1e-3 * abs(before)
         improved += after > before + 1e-9
     assert improved >= 6
+
+
+def test_an_unbounded_value_makes_no_neuron_stable() -> None:
+    """1/x over an interval around zero has no bounds: everything after it must stay unbounded, not become NaN."""
+    node = [
+        Node("x", "Input", (), (1, 1)),
+        Node("r", "Reciprocal", ("x",), (1, 1)),
+        Node("z", "Linear", ("r",), (1, 2), {}, {"weight": np.array([[1.0], [-1.0]]), "bias": np.zeros(2)}),
+        Node("a", "Relu", ("z",), (1, 2)),
+        Node("y", "Linear", ("a",), (1, 1), {}, {"weight": np.array([[1.0, 1.0]]), "bias": np.zeros(1)}),
+    ]
+    graph = Graph({part.name: part for part in node}, ("x",), ("y",), ("float32",))
+    network = Network(graph, torch.float64)
+    low, up = torch.tensor([[-1.0]]).double(), torch.tensor([[1.0]]).double()
+    bounds = LayerBounder(network, 1 << 20).run(low, up).bounds
+    assert (bounds["z"][0] < 0).all() and (bounds["z"][1] > 0).all()
+    values = network.activations(torch.linspace(-1, 1, 11).double()[:, None])
+    for name, (lower, upper) in bounds.items():
+        assert not lower.isnan().any() and not upper.isnan().any(), name
+        finite = values[name].isfinite()
+        assert ((values[name] >= lower) | ~finite).all() and ((values[name] <= upper) | ~finite).all(), name
 
 
 def test_float32_bounds_contain_the_float64_values() -> None:

@@ -23,7 +23,15 @@ Bounds = dict[str, tuple[Tensor, Tensor]]
 def node_interval(
     network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Range of one node over given ranges of its inputs, rounded outward."""
+    """Range of one node over given ranges of its inputs, rounded outward; NaN-free: what is unknown is unbounded."""
+    lower, upper = _plain_interval(network, node, inputs, gamma)
+    infinity = float("inf")
+    return lower.nan_to_num(-infinity, infinity, -infinity), upper.nan_to_num(infinity, infinity, -infinity)
+
+
+def _plain_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
     row = network.rows[node.name]
     if not row.is_affine:
         return nonlinear_row(node.op).interval(node, [low for low, _ in inputs], [up for _, up in inputs])

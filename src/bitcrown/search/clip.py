@@ -60,8 +60,9 @@ class NeuronLines:
                 reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
                 error = lines.error[0] + bounder.gamma * (lines.coefficient[0].abs() @ reach + lines.constant[0].abs())
                 constant, count = lines.constant[0] - error, len(part)
-                low.append(lines.coefficient[0, :count])
-                up.append(-lines.coefficient[0, count:])
+                coefficient, constant = _without_unbounded(lines.coefficient[0], constant)
+                low.append(coefficient[:count])
+                up.append(-coefficient[count:])
                 offset.append(torch.stack([constant[:count], -constant[count:]]))
                 index.append(part + where.start)
         n = network.graph.n_inputs
@@ -70,6 +71,13 @@ class NeuronLines:
         both = torch.cat([empty.new_zeros(2, 0), *offset], dim=1)
         self.l, self.u = both[0], both[1]
         self.index = torch.cat([torch.zeros(0, dtype=torch.int64, device=network.device), *index])
+
+
+def _without_unbounded(coefficient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower lines that are not finite say nothing: coefficient 0, constant ``-inf``."""
+    known = torch.isfinite(coefficient).all(dim=1) & torch.isfinite(constant)
+    zero, nothing = torch.zeros_like(coefficient), torch.full_like(constant, -torch.inf)
+    return torch.where(known.unsqueeze(1), coefficient, zero), torch.where(known, constant, nothing)
 
 
 def enclosure_inputs(network: Network, enclosure: Enclosure) -> tuple[Tensor, Tensor]:
@@ -112,10 +120,13 @@ def _inverse(a: Tensor) -> Tensor:
 
 class Clipper:
     """Propagation for one problem. ``last [P, S, N]`` are the rows' coefficients on ReLU outputs where the rows are
-    affine in the last ReLU layer and nothing else (else None); ``rest [P, S]`` their constants, ``rhs [P, S]``."""
+    affine in the last ReLU layer and nothing else (else None); ``rest [P, S]`` their constants, ``rhs [P, S]``;
+    ``scale [P, S]`` bounds every term that went into ``last`` and ``rest``, so that ``PAD * scale`` covers rounding."""
 
-    def __init__(self, lines: NeuronLines, last: Tensor | None, rest: Tensor | None, rhs: Tensor) -> None:
-        self.lines, self.last, self.rest, self.rhs = lines, last, rest, rhs
+    def __init__(
+        self, lines: NeuronLines, last: Tensor | None, rest: Tensor | None, rhs: Tensor, scale: Tensor
+    ) -> None:
+        self.lines, self.last, self.rest, self.rhs, self.scale = lines, last, rest, rhs, scale
         self.inverse_L, self.inverse_U = inverses(lines.L), inverses(-lines.U)
         self.slack = PAD * (1 + lines.l.abs() + lines.u.abs())
 
@@ -136,12 +147,12 @@ class Clipper:
         feasible = torch.ones(len(case), dtype=torch.bool, device=case.device)
         for _ in range(rounds):
             low, up = self.tighten(case, x_lower, x_upper, low, up)
-            feasible &= (low <= up).all(dim=1)
+            feasible &= ~(low > up).any(dim=1)  # NaN would not be evidence
             low, up = torch.minimum(low, up), torch.maximum(low, up)
             k_low, k_up = low[:, lines.index], up[:, lines.index]
             x_lower, x_upper = self._cut(x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack)
             x_lower, x_upper = self._cut(x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack)
-            feasible &= (x_lower <= x_upper).all(dim=1)
+            feasible &= ~(x_lower > x_upper).any(dim=1)
             x_lower, x_upper = torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper)
         return Region(x_lower, x_upper, low, up, feasible)
 
@@ -163,7 +174,7 @@ class Clipper:
         x_lower, x_upper = halfspaces(
             region.x_lower, region.x_upper, inverses(a), zero, value.nan_to_num(0.0, 0.0, -torch.inf)
         )
-        feasible = region.feasible & (x_lower <= x_upper).all(dim=1)
+        feasible = region.feasible & ~(x_lower > x_upper).any(dim=1)
         return Region(torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper), region.low, region.up, feasible)
 
     def _from_rows(self, case: Tensor, low: Tensor, up: Tensor) -> Tensor:
@@ -173,7 +184,7 @@ class Clipper:
         z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
         terms = torch.where(c > 0, c * z_low, c * z_up)
         least = terms.sum(2) + self.rest[case]
-        size = (c.abs() * torch.maximum(z_low, z_up)).sum(2) + self.rest[case].abs() + self.rhs[case].abs()
+        size = (c.abs() * torch.maximum(z_low, z_up)).sum(2) + self.scale[case] + self.rhs[case].abs()
         room = (self.rhs[case] - least).clamp(min=0) + PAD * size
         room = torch.where(torch.isfinite(room), room, torch.full_like(room, torch.inf)).unsqueeze(2)
         allowed = torch.where(c > 0, z_low + room / c, torch.full_like(c, torch.inf)).nan_to_num(torch.inf, torch.inf)
@@ -210,10 +221,12 @@ def clipper_of(
     c, d, rhs = rows
     lines = NeuronLines(network, layout, enclosure, memory)
     found = last_layer(network, c) if d is None else None
+    outputs = torch.cat([enclosure.scales[name].flatten() for name in network.graph.outputs])
+    scale = c.abs() @ outputs
     if found is None:
-        return Clipper(lines, None, None, rhs)
+        return Clipper(lines, None, None, rhs, scale)
     coefficient, rest, node = found
     where = layout.neuron_at[network.graph.nodes[node].inputs[0]]
     full = torch.zeros(*coefficient.shape[:2], layout.n_neurons, dtype=network.dtype, device=network.device)
     full[:, :, where] = coefficient
-    return Clipper(lines, full, rest, rhs)
+    return Clipper(lines, full, rest, rhs, scale)

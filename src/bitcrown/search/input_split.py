@@ -254,7 +254,7 @@ class InputSplit:
             new_up = torch.minimum(up, low + torch.where(a > 0, reach, infinity).amin(dim=2) + pad)
             low = torch.maximum(low, up - torch.where(a < 0, reach, infinity).amin(dim=2) - pad)
             up = new_up
-            feasible &= (low <= up).all(dim=2)
+            feasible &= ~(low > up).any(dim=2)
             low, up = torch.minimum(low, up), torch.maximum(low, up)
         shut = ~feasible.unsqueeze(2)
         lower = torch.where(shut, infinity, low).amin(dim=1)
