@@ -141,7 +141,7 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
         domains = search.root_domains(left, 20)
     run.counters["open_after_alpha"] = len(domains)
     steps = int(min(20.0, LAYER_SHARE * run.budget.remaining() / (2.0 * root_seconds + 1e-3)))
-    if len(domains) and steps >= 2 and any(len(proof.graph.nodes[name].inputs) for name in search.layout.neuron_at):
+    if len(domains) and steps >= 2 and search.layout.n_alphas:
         with run.phase("layers"):
             bounder = LayerBounder(proof, run.budget.memory // 8, LayerAscent(guide, steps))
             left = search.root(bounder.run(search.x_lower, search.x_upper, enclosure.bounds))
@@ -181,6 +181,12 @@ def _branch_and_bound(
         return run.verdict(Status.UNSAT, "neuron split")
     if outcome.reason == "memory":
         return run.unknown(Reason.MEMORY)
-    if run.budget.is_expired():
+    if outcome.reason == "incomplete":  # bounds can do no more: the time left belongs to attacks
+        with run.phase("attack"):
+            while not run.budget.is_expired():
+                witness = attack(run, search.guide, objective, cases, run.budget.capped(10.0), 200, 16)
+                if witness is not None:
+                    return run.sat(witness, "attack")
+    if run.budget.is_expired() and outcome.reason != "incomplete":
         return run.timeout()
     return run.unknown(Reason.INCOMPLETE, f"{outcome.stuck} domains have no neuron left to split")
