@@ -47,6 +47,11 @@ _HOMES = {
     "verify": "api",
 }
 
+# The first import of a package binds its name in its parent: done here, once, so that ``bitcrown.bounds`` stays the
+# function. (The package itself is found by ``from bitcrown.bounds import ...``; it imports nothing.)
+import_module("bitcrown.bounds")
+del globals()["bounds"]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:

@@ -23,6 +23,7 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering.builder import Builder
 from bitcrown.model.onnx_reader import _read, read_graph
 from bitcrown.model.passes import merge_equal, rewritten, simplified, without_dead_nodes
+from bitcrown.model.weighted_mean import centred
 
 torch.set_num_threads(1)
 RUNS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -315,6 +316,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
     "without_dead_nodes": without_dead_nodes,
     "merge_equal": merge_equal,
     "fused": lambda graph: rewritten(graph, fused),
+    "centred": lambda graph: rewritten(graph, centred),
     "simplified": simplified,
 }
 

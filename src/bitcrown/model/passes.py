@@ -14,6 +14,7 @@ import numpy as np
 
 from bitcrown.model.fusion import fused
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.weighted_mean import centred
 
 Rule = Callable[[Node, Mapping[str, Node], Mapping[str, int]], "str | tuple[Node, ...]"]
 """``rule(node, earlier nodes, number of readers of each)`` gives the name of an equal earlier node, or what to put in
@@ -26,7 +27,8 @@ def simplified(graph: Graph) -> Graph:
     """All passes, repeated until nothing changes."""
     for _ in range(ROUNDS):
         before = [(node.name, node.op, node.inputs) for node in graph.nodes.values()]
-        graph = without_dead_nodes(rewritten(merge_equal(without_dead_nodes(graph)), fused))
+        graph = rewritten(rewritten(merge_equal(without_dead_nodes(graph)), fused), centred)
+        graph = without_dead_nodes(graph)
         if before == [(node.name, node.op, node.inputs) for node in graph.nodes.values()]:
             break
     return graph
