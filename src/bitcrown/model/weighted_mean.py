@@ -2,8 +2,8 @@
 
 The quotients ``p_i / sum p`` add up to 1, but bounded one by one they do not know it: each inherits the whole variation
 of the divisor, multiplied by ``v_i``. Since ``sum_i v_i p_i / P = c + (sum_i (v_i - c) p_i) / P`` for every ``c``, the
-mean is rewritten that way with ``c`` the average of the values. The numerator then stays near zero where the weights are
-spread, and the common factor of all ``p`` cancels in the one product that is left.
+mean is rewritten that way with ``c`` the average of the values. The numerator then stays near zero where the weights
+are spread, and the common factor of all ``p`` cancels in the one product that is left.
 """
 
 from __future__ import annotations
