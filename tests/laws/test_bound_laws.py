@@ -12,6 +12,7 @@ from bitcrown.bounds.crown import LayerBounder
 from bitcrown.bounds.interval import interval_bounds
 from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
+from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from tests.random_networks import conv_graph, dense_graph
@@ -47,7 +48,7 @@ def test_samples_lie_inside_every_layer_bound(kind: str, width: float, ascent: i
         graph = GRAPHS[kind](seed)
         network = Network(graph, torch.float64)
         lower, upper = boxes(graph, seed, 1 if ascent else 3, width)
-        finder = LayerAscent(Network(graph, torch.float32), ascent) if ascent else None
+        finder = LayerAscent(Network(graph, torch.float32), ascent, Budget.of_seconds(60)) if ascent else None
         bounds = LayerBounder(network, 1 << 22, finder).run(lower, upper).bounds
         points = samples(lower, upper, 64, seed)
         values = network.activations(points.flatten(0, 1))

@@ -19,15 +19,19 @@ from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.optimise import Adam
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
+from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
 
 class LayerAscent:
-    """Slopes for rows over one layer, found by ``iterations`` steps of gradient ascent in ``guide``."""
+    """Slopes for rows over one layer, found by ``iterations`` steps of gradient ascent in ``guide``.
 
-    def __init__(self, guide: Network, iterations: int, rate: float = 0.25) -> None:
-        self.guide, self.iterations, self.rate = guide, iterations, rate
+    Once ``budget`` has expired the slopes that the rows have are kept: bounds get no worse, only no better.
+    """
+
+    def __init__(self, guide: Network, iterations: int, budget: Budget, rate: float = 0.25) -> None:
+        self.guide, self.iterations, self.budget, self.rate = guide, iterations, budget, rate
 
     def relaxations(
         self, seeds: Mapping[str, Tensor], bounds: Bounds, nodes: list[Node], x_lower: Tensor, x_upper: Tensor
@@ -47,6 +51,8 @@ class LayerAscent:
         adam = Adam([(alpha, self.rate) for alpha in free.values()], 0.95)
         box = x_lower.to(dtype), x_upper.to(dtype)
         for _ in range(self.iterations if free else 0):
+            if self.budget.is_expired():
+                break
             relaxed = {node.name: relaxation_of(node, low_precision, alphas[node.name]) for node in nodes}
             value = minimum(Backward(self.guide, relaxed).run(rows), *box)
             total = torch.where(torch.isfinite(value), value, torch.zeros_like(value)).sum()

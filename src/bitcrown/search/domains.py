@@ -16,6 +16,7 @@ class Domains:
     """``case [B]`` which case, ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in {-1, 0, 1},
     ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons worth splitting (-1: none),
     ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or ``[B, 0]`` where domains keep the root's;
+    ``low``/``up`` the domain's own neuron bounds ``[B, N]`` (float64), or ``[B, 0]`` likewise;
     ``mix [B, S]`` how a domain's rows are mixed into the one that is bounded."""
 
     case: Tensor
@@ -26,6 +27,8 @@ class Domains:
     candidates: Tensor
     x_lower: Tensor
     x_upper: Tensor
+    low: Tensor
+    up: Tensor
     mix: Tensor
 
     def __len__(self) -> int:
@@ -37,6 +40,37 @@ class Domains:
     def bytes(self) -> int:
         tensors = [getattr(self, f.name) for f in fields(self)]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def whole_cases(
+    case: Tensor,
+    alpha: Tensor,
+    value: Tensor,
+    mix: Tensor,
+    n_neurons: int,
+    n_candidates: int,
+    box: tuple[Tensor, Tensor] | None,
+) -> Domains:
+    """Domains without splits: ``alpha [1, N_alpha]`` for all; ``box`` (two ``[1, n]``) where domains keep their own."""
+    count, device, dtype = len(case), value.device, value.dtype
+    flat = torch.zeros(count, n_neurons, dtype=dtype, device=device)
+    x_lower = x_upper = nothing = flat.new_zeros(count, 0, dtype=torch.float64)
+    if box is not None:
+        x_lower, x_upper = box[0].expand(count, -1), box[1].expand(count, -1)
+        nothing = x_lower.new_full((count, n_neurons), torch.inf)
+    return Domains(
+        case,
+        alpha[:, None, :].expand(count, 1, -1).clone(),
+        flat,
+        flat.to(torch.int8),
+        value,
+        torch.full((count, n_candidates), -1, device=device),
+        x_lower,
+        x_upper,
+        -nothing,
+        nothing,
+        mix,
+    )
 
 
 def concatenate(parts: list[Domains]) -> Domains:

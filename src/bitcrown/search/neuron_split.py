@@ -37,13 +37,16 @@ from bitcrown.errors import BudgetExpired
 from bitcrown.model.execute import Network
 from bitcrown.search.branching import best_candidates, choose, triangle_scores
 from bitcrown.search.clip import Clipper, Region, clipper_of
-from bitcrown.search.domains import Domains, DomainStack, concatenate
+from bitcrown.search.domains import Domains, DomainStack, concatenate, whole_cases
 from bitcrown.search.leaves import LeafSolver, shallow_network, snapped
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
 CLIP_ENTRIES = 1_000_000
 CLIP_INPUTS = 200
+CLIP_ROUNDS = 1
+SHARPENINGS = 4
+"""Passes over a domain after its ascent: each uses the neuron bounds that the one before has sharpened."""
 """Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box hardly shrinks."""
 
 
@@ -115,9 +118,14 @@ class NeuronSplit:
         bounds = self.layout.split_bounds(bounds, domains.split)
         if self.clipper is None:
             return bounds
-        low, up = self.layout.flat_bounds(bounds)
-        low, up = self.clipper.tighten(domains.case, domains.x_lower, domains.x_upper, low.double(), up.double())
+        low, up = self.neuron_bounds(domains)
+        low, up = self.clipper.tighten(domains.case, domains.x_lower, domains.x_upper, low, up)
         return self.layout.with_flat_bounds(bounds, low.to(dtype), up.to(dtype))
+
+    def neuron_bounds(self, domains: Domains) -> tuple[Tensor, Tensor]:
+        """Bounds ``[B, N]`` of the neurons: the root's, the domain's own, and its signs."""
+        low, up = self.layout.flat_bounds(self.layout.split_bounds(self.bounds, domains.split))
+        return torch.maximum(low, domains.low), torch.minimum(up, domains.up)
 
     def root(self, enclosure: Enclosure | None = None) -> Tensor:
         """Bound all cases without splits; returns the indices (into ``cases``) still open. Layers are bounded once."""
@@ -160,43 +168,22 @@ class NeuronSplit:
 
     def root_domains(self, case: Tensor, iterations: int) -> Domains:
         """Domains without splits for the open cases, alpha optimised; proved ones are left out."""
-        parts = [self.no_domains()]
+        parts = [self.fresh(case[:0], self.root_value[:0], self.row_value[:0])]
         step = self.fitting(len(case), self.guide)
         for begin in range(0, len(case), step):
             part = case[begin : begin + step]
-            count = len(part)
             best = self.row_value[part].argmax(dim=1, keepdim=True)
             mix = torch.full_like(self.row_value[part], 0.1).scatter(1, best, 1.0)
-            shape = (count, self.layout.n_neurons)
-            fresh = Domains(
-                part,
-                self.start_alpha[:, None, :].expand(count, 1, -1).clone(),
-                torch.zeros(shape, dtype=self.guide.dtype, device=self.guide.device),
-                torch.zeros(shape, dtype=torch.int8, device=self.guide.device),
-                self.root_value[part].to(self.guide.dtype),
-                torch.full((count, CANDIDATES), -1, device=self.guide.device),
-                self.x_lower.expand(count, -1) if self.clipper else self.x_lower[:, :0].expand(count, 0),
-                self.x_upper.expand(count, -1) if self.clipper else self.x_upper[:, :0].expand(count, 0),
-                mix.to(self.guide.dtype),
-            )
+            fresh = self.fresh(part, self.root_value[part], mix)
             parts.append(self.improve(fresh, Ascent(iterations, rate_alpha=0.25, rate_beta=0.05)))
         return concatenate(parts)
 
-    def no_domains(self) -> Domains:
-        """An empty batch."""
-        device, dtype = self.guide.device, self.guide.dtype
-        n = self.x_lower.shape[1] if self.clipper else 0
-        flat = torch.zeros(0, self.layout.n_neurons, dtype=dtype, device=device)
-        return Domains(
-            torch.zeros(0, dtype=torch.int64, device=device),
-            torch.zeros(0, 1, self.layout.n_alphas, dtype=dtype, device=device),
-            flat,
-            flat.to(torch.int8),
-            flat.sum(1),
-            torch.zeros(0, CANDIDATES, dtype=torch.int64, device=device),
-            self.x_lower.new_zeros(0, n),
-            self.x_lower.new_zeros(0, n),
-            torch.zeros(0, self.C.shape[1], dtype=dtype, device=device),
+    def fresh(self, case: Tensor, value: Tensor, mix: Tensor) -> Domains:
+        """Domains of whole cases, with the root's slopes."""
+        dtype = self.guide.dtype
+        box = (self.x_lower, self.x_upper) if self.clipper else None
+        return whole_cases(
+            case, self.start_alpha, value.to(dtype), mix.to(dtype), self.layout.n_neurons, CANDIDATES, box
         )
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
@@ -209,13 +196,13 @@ class NeuronSplit:
         bounds = self.bounds_of(domains, self.guide.dtype)
         if self.leaf_solver is not None:
             self.solve_programs(domains, bounds)
-            return self.assess(domains, rows, bounds)
+            return self.assess(domains)
         parameters, guess = ascend(self.guide, rows, bounds, parameters, ascent)
         domains.alpha = parameters.alpha
         domains.beta = domains.beta if parameters.beta is None else parameters.beta
         domains.mix = domains.mix if parameters.mix is None else parameters.mix
         domains.value = torch.maximum(domains.value, guess.amax(dim=1).to(domains.value.dtype))
-        return self.assess(domains, rows, bounds)
+        return self.assess(domains)
 
     def solve_programs(self, domains: Domains, bounds: Bounds) -> None:
         """Parameters and branching neurons from linear programs; their points are tried, also snapped to the box."""
@@ -230,9 +217,9 @@ class NeuronSplit:
         if self.clipper is None:
             return domains
         with torch.no_grad():
-            low, up = self.layout.flat_bounds(self.layout.split_bounds(self.bounds, domains.split))
-            region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, 3)
-            domains.x_lower, domains.x_upper = region.x_lower, region.x_upper
+            low, up = self.neuron_bounds(domains)
+            region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, CLIP_ROUNDS)
+            domains.x_lower, domains.x_upper, domains.low, domains.up = region[:4]
             return domains.select(region.feasible.nonzero().flatten())
 
     def prove(self, domains: Domains) -> Tensor:
@@ -242,31 +229,42 @@ class NeuronSplit:
         rows = self.rows_of(domains)
         return proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters).amax(dim=1)
 
-    def assess(self, domains: Domains, rows: Rows, bounds: Bounds) -> Domains:
-        """Exclude what the parameters prove; branching candidates and a smaller box for the rest."""
+    def assess(self, domains: Domains) -> Domains:
+        """Exclude what the parameters prove; branching candidates and a smaller region for the rest."""
+        with torch.no_grad():
+            for _ in range(1 if self.clipper is None or self.guide is not self.proof else SHARPENINGS):
+                if not len(domains):
+                    break
+                domains = self.assessed(domains)
+        return domains
+
+    def assessed(self, domains: Domains) -> Domains:
+        """One bounding pass with the parameters as they are."""
         record: dict[str, Tensor] = {}
         is_proof = self.guide.dtype == self.proof.dtype
-        with torch.no_grad():
-            parameters = self.parameters(domains)
-            scales = self.enclosure.scales if is_proof else None
-            backward = parameters.backward(self.guide, bounds, scales, record)
-            goal, error = self.goal(domains, rows.to(self.guide.dtype), backward.gamma if is_proof else 0.0)
-            lines = row_lines(self.guide, goal, backward)
-            value = bound_lines(lines, goal, backward.gamma if is_proof else 0.0) - error
-            best = value.amax(dim=1)
-            proved = best > 0
-            if not is_proof and proved.any():
-                hopeful = proved.nonzero().flatten()
-                proved[hopeful] = self.prove(domains.select(hopeful)) > 0
-            weights = torch.ones_like(value)
-            if self.leaf_solver is None:
-                scores = triangle_scores(self.layout, bounds, record, domains.split, weights)
-                domains.candidates = best_candidates(scores, CANDIDATES)
-            domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
-            self.try_minimisers(rows, lines)
-            if is_proof and self.clipper is not None:
-                proved |= ~self.cut(domains, lines, value)
-            return domains.select((~proved).nonzero().flatten())
+        bounds, rows, parameters = (
+            self.bounds_of(domains, self.guide.dtype),
+            self.rows_of(domains),
+            self.parameters(domains),
+        )
+        backward = parameters.backward(self.guide, bounds, self.enclosure.scales if is_proof else None, record)
+        gamma = backward.gamma if is_proof else 0.0
+        goal, error = self.goal(domains, rows.to(self.guide.dtype), gamma)
+        lines = row_lines(self.guide, goal, backward)
+        value = bound_lines(lines, goal, gamma) - error
+        best = value.amax(dim=1)
+        proved = best > 0
+        if not is_proof and proved.any():
+            hopeful = proved.nonzero().flatten()
+            proved[hopeful] = self.prove(domains.select(hopeful)) > 0
+        if self.leaf_solver is None:
+            scores = triangle_scores(self.layout, bounds, record, domains.split, torch.ones_like(value))
+            domains.candidates = best_candidates(scores, CANDIDATES)
+        domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
+        self.try_minimisers(rows, lines)
+        if is_proof and self.clipper is not None:
+            proved |= ~self.cut(domains, lines, value)
+        return domains.select((~proved).nonzero().flatten())
 
     def try_minimisers(self, rows: Rows, lines: Lines) -> None:
         """Run the network where the bounds of the domains are attained, and in the middle of their boxes."""
@@ -295,12 +293,14 @@ class NeuronSplit:
         return rows.mixed(mix), error
 
     def cut(self, domains: Domains, lines: Lines, value: Tensor) -> Tensor:
-        """Shrink the domains' boxes by their rows; ``[B]`` says which stay feasible."""
+        """Shrink the domains' boxes and neuron bounds by their rows; ``[B]`` says which stay feasible."""
         assert self.clipper is not None
         yes = torch.ones(len(domains), dtype=torch.bool, device=value.device)
-        region = Region(domains.x_lower, domains.x_upper, value, value, yes)
+        region = Region(domains.x_lower, domains.x_upper, *self.neuron_bounds(domains), yes)
+        if value.shape[1] == 1:  # the least value is that over the boxes as they still are
+            region = self.clipper.within_halfspace(region, lines.coefficient[:, 0], value[:, 0])
         region = self.clipper.cut_rows(region, lines.coefficient, value)
-        domains.x_lower, domains.x_upper = region.x_lower, region.x_upper
+        domains.x_lower, domains.x_upper, domains.low, domains.up = region[:4]
         return region.feasible
 
     # -- search --------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ class NeuronSplit:
         return self.improve(self._children(batch, neuron), Ascent(self.iterations(), 0.1, 0.1, 0.97))
 
     def iterations(self) -> int:
-        return 10
+        return 10 if self.clipper is None else 15
 
     def _children(self, batch: Domains, neuron: Tensor) -> Domains:
         both = concatenate([batch, batch])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bitcrown.bounds.crown import LayerBounder
+from bitcrown.bounds.crown import Backward, LayerBounder, minimum, output_seeds
 from bitcrown.bounds.optimise import Layout
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.search.clip import Clipper, clipper_of
+from bitcrown.search.clip import Clipper, Region, clipper_of
 from tests.random_networks import dense_graph
 
 MEMORY = 1 << 22
@@ -18,10 +18,10 @@ MEMORY = 1 << 22
 def clipper_for(graph: Graph, lower: torch.Tensor, upper: torch.Tensor, rhs: float) -> tuple[Clipper, Layout, Network]:
     network = Network(graph, torch.float64)
     layout = Layout(network)
-    c = torch.zeros(1, 1, graph.n_outputs, dtype=torch.float64)
-    c[0, 0, 0] = 1
+    c = torch.zeros(1, 2, graph.n_outputs, dtype=torch.float64)
+    c[0, :, 0] = 1  # the same row twice: single rows are not propagated into the box
     enclosure = LayerBounder(network, MEMORY).run(lower, upper)
-    rows = (c, None, torch.tensor([[rhs]], dtype=torch.float64))
+    rows = (c, None, torch.tensor([[rhs, rhs]], dtype=torch.float64))
     return clipper_of(network, layout, enclosure, rows, MEMORY), layout, network
 
 
@@ -50,6 +50,32 @@ def test_every_violating_point_survives_clipping() -> None:
         assert region.feasible.all()
         assert (inside >= region.x_lower).all() and (inside <= region.x_upper).all()
         assert float((region.x_upper - region.x_lower).mean()) < 2.0
+
+
+def test_neuron_bounds_within_the_halfspace_of_a_row_hold_where_the_row_is_violated() -> None:
+    tightened = 0
+    for seed in range(8):
+        graph = dense_graph(seed, [4, 10, 2] if seed % 2 else [3, 8, 8, 2])
+        n = graph.n_inputs
+        lower, upper = -torch.ones(1, n).double(), torch.ones(1, n).double()
+        points = lower + 2 * torch.rand(500, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        y = Network(graph, torch.float64)(points)[:, 0]
+        rhs = float(y.quantile(0.1))
+        clipper, layout, network = clipper_for(graph, lower, upper, rhs)
+        enclosure = LayerBounder(network, MEMORY).run(lower, upper)
+        lines = Backward(network, enclosure.relaxations).run(
+            output_seeds(network, torch.tensor([[[1.0, 0.0]]]).double())
+        )
+        a, least = lines.coefficient[:, 0], minimum(lines, lower, upper)[:, 0] - rhs - 1e-9
+        low, up = layout.flat_bounds(enclosure.bounds)
+        region = clipper.within_halfspace(Region(lower, upper, low, up, torch.tensor([True])), a, least)
+        values = network.activations(points[y <= rhs])
+        flat = torch.cat([values[name].flatten(1) for name in layout.neuron_at], dim=1)
+        assert region.feasible.all()
+        assert (flat >= region.low).all() and (flat <= region.up).all()
+        assert (region.low >= low).all() and (region.up <= up).all()
+        tightened += int((region.up - region.low < 0.95 * (up - low)).sum())
+    assert tightened > 10
 
 
 def test_unbounded_lines_exclude_nothing() -> None:
