@@ -159,12 +159,20 @@ def _inverse(a: Tensor) -> Tensor:
 class Clipper:
     """Propagation for one problem. ``last [P, S, N]`` are the rows' coefficients on ReLU outputs where the rows are
     affine in the last ReLU layer and nothing else (else None); ``rest [P, S]`` their constants, ``rhs [P, S]``;
-    ``scale [P, S]`` bounds every term that went into ``last`` and ``rest``, so that ``PAD * scale`` covers rounding."""
+    ``scale [P, S]`` bounds every term that went into ``last`` and ``rest``, so that ``PAD * scale`` covers rounding;
+    ``active``: lines ``[P, S, n]``, ``[P, S]`` of what neurons active at the root contribute, plus ``rest``."""
 
     def __init__(
-        self, lines: NeuronLines, last: Tensor | None, rest: Tensor | None, rhs: Tensor, scale: Tensor
+        self,
+        lines: NeuronLines,
+        last: Tensor | None,
+        rest: Tensor | None,
+        rhs: Tensor,
+        scale: Tensor,
+        active: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.lines, self.last, self.rest, self.rhs, self.scale = lines, last, rest, rhs, scale
+        self.active = active
         self.inverse_L, self.inverse_U = inverses(lines.L), inverses(-lines.U)
         self.slack = PAD * (1 + lines.l.abs() + lines.u.abs())
         self.short_L, self.short_U = lines.L.float(), lines.U.float()
@@ -193,9 +201,48 @@ class Clipper:
                 continue
             x_lower, x_upper = self._cut(x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack)
             x_lower, x_upper = self._cut(x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack)
+            if self.active is not None:
+                x_lower, x_upper, excluded = self._cut_by_rows(case, x_lower, x_upper, low, up)
+                feasible &= ~excluded
             feasible &= ~(x_lower > x_upper).any(dim=1)
             x_lower, x_upper = torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper)
         return Region(x_lower, x_upper, low, up, feasible)
+
+    def _row_lines(self, case: Tensor, low: Tensor, up: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row by itself, ``sum_j c_j z_j + rest >= a x + constant``: ``a [B, S, n]``, ``constant [B, S]``.
+
+        ``z_j`` is bounded through its neuron's lines, from below by ``a_j`` or 0, from above by the chord; ``size
+        [B, n]`` bounds the inputs in absolute value. What the root found active is in ``active`` already.
+        """
+        assert self.last is not None and self.active is not None
+        lines = self.lines
+        c = self.last[case][:, :, lines.index]
+        low, up = low[:, lines.index], up[:, lines.index]
+        below, above = low.clamp(max=0), up.clamp(min=0)
+        slope = (above / (above - below).clamp(min=TINY)).unsqueeze(1)
+        floor = ((above > -below) | (low >= 0)).to(c.dtype).unsqueeze(1)
+        rising, falling = c.clamp(min=0) * floor, c.clamp(max=0) * slope
+        a = rising @ lines.L + falling @ lines.U + self.active[0][case]
+        constant = (rising * lines.l).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
+        constant = constant + (falling * lines.u).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
+        constant = constant - (falling * below.unsqueeze(1)).sum(2) + self.active[1][case]
+        offsets = (lines.l.abs() + lines.u.abs()).nan_to_num(0.0, 0.0)
+        weight = rising - falling
+        terms = (weight * (offsets - below.unsqueeze(1))).sum(2) + self.scale[case]
+        products = weight @ torch.maximum(lines.L.abs(), lines.U.abs()) + self.active[0][case].abs()
+        return a, constant - PAD * (terms + (products * size.unsqueeze(1)).sum(2))
+
+    def _cut_by_rows(
+        self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes cut by each row's line, and ``[B]`` whether a row excludes the domain outright."""
+        size = torch.maximum(x_lower.abs(), x_upper.abs())
+        a, constant = self._row_lines(case, low, up, size)
+        least = torch.matmul(a.clamp(min=0), x_lower.unsqueeze(2)) + torch.matmul(a.clamp(max=0), x_upper.unsqueeze(2))
+        least = (least - PAD * torch.matmul(a.abs(), size.unsqueeze(2))).squeeze(2)
+        bound = self.rhs[case] - constant
+        bound = (bound + PAD * (self.rhs[case].abs() + constant.abs())).nan_to_num(torch.inf, torch.inf, torch.inf)
+        return *halfspaces(x_lower, x_upper, inverses(a), bound, least), (least > bound).any(dim=1)
 
     def _cut(
         self, x_lower: Tensor, x_upper: Tensor, a: Tensor, inverse: Tensor, bound: Tensor
@@ -296,4 +343,9 @@ def clipper_of(
     where = layout.neuron_at[network.graph.nodes[node].inputs[0]]
     full = torch.zeros(*coefficient.shape[:2], layout.n_neurons, dtype=network.dtype, device=network.device)
     full[:, :, where] = coefficient
-    return Clipper(lines, full, rest, rhs, scale)
+    low = enclosure.bounds[network.graph.nodes[node].inputs[0]][0]
+    seed = (coefficient * (low.flatten() >= 0)).reshape(*coefficient.shape[:2], *low.shape[1:])
+    backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
+    part = backward.run({network.graph.nodes[node].inputs[0]: seed})
+    active = part.coefficient, part.constant - part.error + rest - PAD * (part.constant.abs() + scale)
+    return Clipper(lines, full, rest, rhs, scale, active if torch.isfinite(active[1]).all() else None)

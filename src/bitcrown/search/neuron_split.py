@@ -39,12 +39,14 @@ from bitcrown.search.branching import best_candidates, choose, triangle_scores
 from bitcrown.search.clip import Clipper, Region, clipper_of
 from bitcrown.search.domains import Domains, DomainStack, concatenate, whole_cases
 from bitcrown.search.leaves import LeafSolver, shallow_network, snapped
+from bitcrown.search.lookahead import chosen_neurons
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
 CLIP_ENTRIES = 1_000_000
 CLIP_INPUTS = 200
-CLIP_ROUNDS = 1
+PROPAGATIONS = 8
+"""Rounds of propagation where several rows must hold together: decisions travel from row to row."""
 SHARPENINGS = 4
 """Passes over a domain after its ascent: each uses the neuron bounds that the one before has sharpened."""
 """Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box hardly shrinks."""
@@ -90,6 +92,7 @@ class NeuronSplit:
         self.worst = -np.inf
         self.stack = DomainStack()
         self.clipper: Clipper | None = None
+        self.clip_rounds = 1 if self.C.shape[1] == 1 else PROPAGATIONS
         self.witness: object | None = None
         self.leaf_solver: LeafSolver | None = None
 
@@ -147,11 +150,8 @@ class NeuronSplit:
                     shallow = shallow_network(self.proof, self.layout, clip.last, clip.rest, self.rhs)
                     self.leaf_solver = None if shallow is None else LeafSolver(shallow)
         self.start_alpha = self.layout.default_alpha(self.guide_bounds)
-        count = len(self.C)
         value = []
-        step = self.fitting(1 << 30, self.proof)
-        for begin in range(0, count, step):
-            case = torch.arange(begin, min(count, begin + step), device=self.proof.device)
+        for case in torch.split(torch.arange(len(self.C), device=self.proof.device), self.fitting(1 << 30, self.proof)):
             alpha = self.start_alpha[:, None, :].expand(1, 1, -1)
             parameters = Parameters(self.layout, alpha, None, None)
             rows = self.case_rows(case)
@@ -169,9 +169,7 @@ class NeuronSplit:
     def root_domains(self, case: Tensor, iterations: int) -> Domains:
         """Domains without splits for the open cases, alpha optimised; proved ones are left out."""
         parts = [self.fresh(case[:0], self.root_value[:0], self.row_value[:0])]
-        step = self.fitting(len(case), self.guide)
-        for begin in range(0, len(case), step):
-            part = case[begin : begin + step]
+        for part in torch.split(case, self.fitting(max(1, len(case)), self.guide)):
             best = self.row_value[part].argmax(dim=1, keepdim=True)
             mix = torch.full_like(self.row_value[part], 0.1).scatter(1, best, 1.0)
             fresh = self.fresh(part, self.root_value[part], mix)
@@ -218,7 +216,7 @@ class NeuronSplit:
             return domains
         with torch.no_grad():
             low, up = self.neuron_bounds(domains)
-            region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, CLIP_ROUNDS)
+            region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, self.clip_rounds)
             domains.x_lower, domains.x_upper, domains.low, domains.up = region[:4]
             return domains.select(region.feasible.nonzero().flatten())
 
@@ -351,10 +349,8 @@ class NeuronSplit:
             batch, neuron = batch.select(index), neuron[index]
             if not len(batch):
                 return batch
-        return self.improve(self._children(batch, neuron), Ascent(self.iterations(), 0.1, 0.1, 0.97))
-
-    def iterations(self) -> int:
-        return 10 if self.clipper is None else 15
+        iterations = 10 if self.clipper is None else 15
+        return self.improve(self._children(batch, neuron), Ascent(iterations, 0.1, 0.1, 0.97))
 
     def _children(self, batch: Domains, neuron: Tensor) -> Domains:
         both = concatenate([batch, batch])
@@ -366,6 +362,8 @@ class NeuronSplit:
 
     def _branch(self, batch: Domains) -> Tensor:
         """The neuron to split for each domain ``[B]``, -1 if none is left."""
+        if self.clipper is not None and self.clipper.active is not None and self.clip_rounds > 1:
+            return chosen_neurons(self.clipper, batch, *self.neuron_bounds(batch))
         first = batch.candidates[:, 0]
         if batch.candidates.shape[1] == 1 or not (batch.candidates[:, 1] >= 0).any():
             return first
@@ -385,11 +383,10 @@ class NeuronSplit:
         parts = []
         step = self.fitting(len(domains), self.guide)
         with torch.no_grad():
-            for begin in range(0, len(domains), step):
-                part = domains.select(torch.arange(begin, min(len(domains), begin + step), device=domains.case.device))
+            for where in torch.split(torch.arange(len(domains), device=domains.case.device), step):
+                part = domains.select(where)
                 parameters = self.parameters(part)
-                parent = torch.arange(begin, begin + len(part), device=part.case.device) // width
-                bounds = self.layout.split_bounds(self.layout.gathered(whole, parent), part.split)
+                bounds = self.layout.split_bounds(self.layout.gathered(whole, where // width), part.split)
                 goal, _ = self.goal(part, self.rows_of(part).to(self.guide.dtype), 0.0)
                 value = bound_rows(self.guide, goal, parameters.backward(self.guide, bounds), 0.0)
                 parts.append(value.amax(dim=1))
