@@ -28,6 +28,8 @@ from bitcrown.model.execute import Network
 
 PAD = 1e-11
 TINY = 1e-150
+NARROW = 1e-7
+"""Rows over inputs that vary by less cut nothing worth the work."""
 MULTIPLIERS = (0.3, 0.8, 2.0)
 """Multiples of the natural scale (width of the neuron's line / width of the row) that are tried for a row."""
 ENTRIES = 4_000_000
@@ -139,11 +141,18 @@ def halfspaces(
 
     From ``a_i x_i <= bound - (least - min_i)``: ``x_i <= xlow_i + (bound - least) / a_i`` where ``a_i > 0``.
     """
-    room = (bound - least).clamp(min=0) * (1 + PAD) + TINY
-    room = room.nan_to_num(torch.inf, torch.inf).unsqueeze(2)
+    room = _room(bound, least).unsqueeze(2)
+    return _moved(x_lower, x_upper, (room * inverse[0]).amin(dim=1), (room * inverse[1]).amin(dim=1))
+
+
+def _room(bound: Tensor, least: Tensor) -> Tensor:
+    return ((bound - least).clamp(min=0) * (1 + PAD) + TINY).nan_to_num(torch.inf, torch.inf)
+
+
+def _moved(x_lower: Tensor, x_upper: Tensor, above_lower: Tensor, below_upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes whose points lie at most so far above the lower and below the upper ends they had."""
     pad = PAD * torch.maximum(x_lower.abs(), x_upper.abs())
-    down, lift = (room * inverse[0]).amin(dim=1), (room * inverse[1]).amin(dim=1)
-    return torch.maximum(x_lower, x_upper - lift - pad), torch.minimum(x_upper, x_lower + down + pad)
+    return torch.maximum(x_lower, x_upper - below_upper - pad), torch.minimum(x_upper, x_lower + above_lower + pad)
 
 
 def inverses(a: Tensor) -> Tensor:
@@ -176,6 +185,10 @@ class Clipper:
         self.inverse_L, self.inverse_U = inverses(lines.L), inverses(-lines.U)
         self.slack = PAD * (1 + lines.l.abs() + lines.u.abs())
         self.short_L, self.short_U = lines.L.float(), lines.U.float()
+        self.last_known = None if last is None else last[:, :, lines.index]
+        self.is_bounded = bool(torch.isfinite(lines.l).all() and torch.isfinite(lines.u).all())
+        self.offsets = (lines.l.abs() + lines.u.abs()).nan_to_num(0.0, 0.0)
+        self.magnitude = torch.maximum(lines.L.abs(), lines.U.abs())
 
     def tighten(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """Neuron bounds ``[B, N]`` implied by the box and the rows, intersected with ``low``/``up``."""
@@ -214,23 +227,25 @@ class Clipper:
         ``z_j`` is bounded through its neuron's lines, from below by ``a_j`` or 0, from above by the chord; ``size
         [B, n]`` bounds the inputs in absolute value. What the root found active is in ``active`` already.
         """
-        assert self.last is not None and self.active is not None
+        assert self.last_known is not None and self.active is not None
         lines = self.lines
-        c = self.last[case][:, :, lines.index]
+        c, active_a, active_constant = (_of_cases(part, case) for part in (self.last_known, *self.active))
         low, up = low[:, lines.index], up[:, lines.index]
         below, above = low.clamp(max=0), up.clamp(min=0)
         slope = (above / (above - below).clamp(min=TINY)).unsqueeze(1)
         floor = ((above > -below) | (low >= 0)).to(c.dtype).unsqueeze(1)
         rising, falling = c.clamp(min=0) * floor, c.clamp(max=0) * slope
-        a = rising @ lines.L + falling @ lines.U + self.active[0][case]
-        constant = (rising * lines.l).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
-        constant = constant + (falling * lines.u).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
-        constant = constant - (falling * below.unsqueeze(1)).sum(2) + self.active[1][case]
-        offsets = (lines.l.abs() + lines.u.abs()).nan_to_num(0.0, 0.0)
+        a = rising @ lines.L + falling @ lines.U + active_a
+        if self.is_bounded:
+            constant = torch.matmul(rising, lines.l) + torch.matmul(falling, lines.u)
+        else:  # a line that says nothing has an infinite offset and only matters where it has weight
+            constant = (rising * lines.l).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
+            constant = constant + (falling * lines.u).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
+        constant = constant - torch.matmul(falling, below.unsqueeze(2)).squeeze(2) + active_constant
         weight = rising - falling
-        terms = (weight * (offsets - below.unsqueeze(1))).sum(2) + self.scale[case]
-        products = weight @ torch.maximum(lines.L.abs(), lines.U.abs()) + self.active[0][case].abs()
-        return a, constant - PAD * (terms + (products * size.unsqueeze(1)).sum(2))
+        reach = self.magnitude @ size.amax(dim=0) + self.offsets
+        terms = torch.matmul(weight, (reach - below).unsqueeze(2)).squeeze(2) + _of_cases(self.scale, case)
+        return a, constant - PAD * (terms + (active_a.abs() * size.unsqueeze(1)).sum(2))
 
     def _cut_by_rows(
         self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor
@@ -247,14 +262,19 @@ class Clipper:
     def _cut(
         self, x_lower: Tensor, x_upper: Tensor, a: Tensor, inverse: Tensor, bound: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Shrink boxes by the rows ``a x <= bound`` that cut the box at all."""
-        least, most = _extreme(a, x_lower, x_upper), -_extreme(-a, x_lower, x_upper)
-        cuts = bound < most
-        count = int(cuts.sum(dim=1).max()) if cuts.numel() else 0
-        if count == 0:
+        """Shrink boxes by the rows ``a [K, n] x <= bound [B, K]`` that can move an end of the box at all."""
+        least = _extreme(a, x_lower, x_upper)
+        size, width = a.abs(), x_upper - x_lower
+        swing = width @ size.T
+        reach = torch.minimum(swing, size.amax(dim=1) * width.amax(dim=1, keepdim=True))
+        domain, row = ((bound - least < reach) & (swing > NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
+        if not len(domain):
             return x_lower, x_upper
-        index = cuts.to(torch.int8).topk(count, dim=1).indices
-        return halfspaces(x_lower, x_upper, inverse[:, index], bound.gather(1, index), least.gather(1, index))
+        room = _room(bound[domain, row], least[domain, row])
+        target = domain.unsqueeze(1).expand(-1, a.shape[1])
+        wide = torch.full_like(x_lower, 1 / TINY)
+        moves = [wide.scatter_reduce(0, target, room.unsqueeze(1) * side[row], "amin") for side in inverse]
+        return _moved(x_lower, x_upper, *moves)
 
     def within_halfspace(self, region: Region, a: Tensor, least: Tensor) -> Region:
         """Neuron bounds on the part of the boxes where ``a x + c <= 0``; ``a [B, n]``, ``least [B]`` is the least value
@@ -294,15 +314,19 @@ class Clipper:
     def _from_rows(self, case: Tensor, low: Tensor, up: Tensor) -> Tensor:
         """Upper bounds of last-layer neurons implied by ``sum_j c_j z_j + rest <= rhs`` (interval reasoning)."""
         assert self.last is not None and self.rest is not None
-        c = self.last[case]
+        c, rest, scale, rhs = (_of_cases(part, case) for part in (self.last, self.rest, self.scale, self.rhs))
         z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
-        terms = torch.where(c > 0, c * z_low, c * z_up)
-        least = terms.sum(2) + self.rest[case]
-        size = (c.abs() * torch.maximum(z_low, z_up)).sum(2) + self.scale[case] + self.rhs[case].abs()
-        room = (self.rhs[case] - least).clamp(min=0) + PAD * size
+        least = (torch.matmul(c.clamp(min=0), z_low.mT) + torch.matmul(c.clamp(max=0), z_up.mT)).squeeze(2) + rest
+        size = torch.matmul(c.abs(), torch.maximum(z_low, z_up).mT).squeeze(2) + scale + rhs.abs()
+        room = (rhs - least).clamp(min=0) + PAD * size
         room = torch.where(torch.isfinite(room), room, torch.full_like(room, torch.inf)).unsqueeze(2)
         allowed = torch.where(c > 0, z_low + room / c, torch.full_like(c, torch.inf)).nan_to_num(torch.inf, torch.inf)
         return torch.minimum(up, torch.maximum(allowed.amin(dim=1), low))
+
+
+def _of_cases(values: Tensor, case: Tensor) -> Tensor:
+    """Rows of ``values [P, ...]``; where there is but one case, the one row for all to share."""
+    return values if len(values) == 1 else values[case]
 
 
 def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | None:

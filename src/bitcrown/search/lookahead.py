@@ -3,7 +3,8 @@
 A row that must hold together with others works like a clause: a decision forces neurons, they force inputs, these force
 other neurons. Bounds of the mixture of rows hardly see that, propagation does. So candidates are judged by what
 propagation makes of their two children, as in look-ahead solvers for satisfiability (Heule and van Maaren, 2009): the
-product of the shares of neuron width that the children lose; a child found empty counts most.
+product of the shares of neuron width that the children lose. Where one child is found empty the other sign is forced,
+whatever else is split.
 
 Candidates come from a cheap score: an undecided neuron whose inputs occur in many short lines, where "short" means that
 little is left to vary (Jeroslow and Wang, 1990). Legend: ``B`` domains, ``N`` neurons, ``K`` candidates.
@@ -26,18 +27,25 @@ NEGLIGIBLE = 1e-6
 """Share of a neuron's width by which it must cross zero to be worth a split (bounds are padded by less)."""
 
 
-def chosen_neurons(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tensor:
-    """The neuron ``[B]`` to split in each domain with neuron bounds ``low``/``up [B, N]``; -1 if none is left."""
+def look_ahead(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The neuron ``[B]`` to split in each domain (-1 if none is left), and ``split [B, N]`` with forced signs added.
+
+    ``low``/``up [B, N]`` are the domains' neuron bounds.
+    """
     scores = _scores(clipper, domains, low, up)
     candidates = best_candidates(torch.where(domains.split == 0, scores, torch.zeros_like(scores)), WIDTH)
     count, width = candidates.shape
-    quality = torch.zeros(count, width, dtype=low.dtype, device=low.device)
+    settled = torch.zeros(2, count, width, dtype=low.dtype, device=low.device)
     step = max(1, ROWS // (2 * width))
-    for begin in range(0, count, step):
-        part = torch.arange(begin, min(count, begin + step), device=low.device)
-        quality[part] = _settled(clipper, domains.select(part), low[part], up[part], candidates[part])
+    for part in torch.split(torch.arange(count, device=low.device), step):
+        settled[:, part] = _settled(clipper, domains.select(part), low[part], up[part], candidates[part])
+    is_empty = torch.isinf(settled)
+    is_forced = is_empty[0] ^ is_empty[1]
+    quality = torch.where(is_forced, 1e30, settled[0] * settled[1])  # an empty child is no split at all
     best = torch.where(candidates >= 0, quality, -torch.ones_like(quality)).argmax(dim=1, keepdim=True)
-    return candidates.gather(1, best).squeeze(1)
+    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (is_forced & (candidates >= 0))
+    forced = torch.zeros_like(domains.split).scatter_add(1, candidates.clamp(min=0), sign)
+    return candidates.gather(1, best).squeeze(1), domains.split + forced
 
 
 def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tensor:
@@ -55,7 +63,7 @@ def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tens
 
 
 def _settled(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor, candidates: Tensor) -> Tensor:
-    """Quality ``[B, K]`` of splitting the candidates."""
+    """What the negative and the positive child of each candidate lose, ``[2, B, K]``; infinity where it is empty."""
     count, width = candidates.shape
     index = torch.arange(count, device=low.device).repeat_interleave(width)
     neuron = candidates.clamp(min=0).reshape(-1, 1)
@@ -72,5 +80,5 @@ def _settled(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor, candid
         box = domains.x_lower[index], domains.x_upper[index]
         region = clipper.run(domains.case[index], *box, child_low, child_up, ROUNDS)
         lost = ((before - (region.up - region.low)) / scale).clamp(0, 1).sum(dim=1)
-        shares.append(torch.where(region.feasible, lost, torch.full_like(lost, 10.0 * low.shape[1])))
-    return (shares[0] * shares[1]).reshape(count, width)
+        shares.append(torch.where(region.feasible, lost, torch.full_like(lost, torch.inf)))
+    return torch.stack(shares).reshape(2, count, width)

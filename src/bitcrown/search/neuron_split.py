@@ -39,7 +39,7 @@ from bitcrown.search.branching import best_candidates, choose, triangle_scores
 from bitcrown.search.clip import Clipper, Region, clipper_of
 from bitcrown.search.domains import Domains, DomainStack, concatenate, whole_cases
 from bitcrown.search.leaves import LeafSolver, shallow_network, snapped
-from bitcrown.search.lookahead import chosen_neurons
+from bitcrown.search.lookahead import look_ahead
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
@@ -363,7 +363,8 @@ class NeuronSplit:
     def _branch(self, batch: Domains) -> Tensor:
         """The neuron to split for each domain ``[B]``, -1 if none is left."""
         if self.clipper is not None and self.clipper.active is not None and self.clip_rounds > 1:
-            return chosen_neurons(self.clipper, batch, *self.neuron_bounds(batch))
+            neuron, batch.split = look_ahead(self.clipper, batch, *self.neuron_bounds(batch))
+            return neuron
         first = batch.candidates[:, 0]
         if batch.candidates.shape[1] == 1 or not (batch.candidates[:, 1] >= 0).any():
             return first
