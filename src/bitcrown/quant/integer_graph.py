@@ -23,7 +23,7 @@ in which an accumulator could leave 62 bits for some input in its declared range
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
@@ -161,7 +161,7 @@ class Exit:
     """
 
     low: Ints
-    values: tuple[tuple[Fraction, ...], ...]
+    values: tuple[Sequence[Fraction], ...]
 
 
 @dataclass(frozen=True, eq=False)
