@@ -48,7 +48,7 @@ def model_bytes(path: Path) -> bytes:
     return data
 
 
-def _parsed(path: Path) -> Any:
+def parsed_model(path: Path) -> Any:
     try:
         model = onnx.ModelProto.FromString(model_bytes(path))
     except DecodeError as error:
@@ -71,7 +71,7 @@ def _names(model: Any) -> Iterator[Any]:
     yield from (entry.domain for entry in model.opset_import)
 
 
-def _array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
+def stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
     """Value of a tensor stored in the file itself: other files are never opened on a model's word."""
     if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelError(f"{path} keeps weight {tensor.name!r} in another file; save it as one file")
@@ -95,7 +95,7 @@ def _opset(model: Any, path: Path) -> int:
 
 def _attribute(attribute: Any, path: Path) -> Any:
     if attribute.type == onnx.AttributeProto.TENSOR:
-        return _array(attribute.t, path)
+        return stored_array(attribute.t, path)
     try:
         value = onnx.helper.get_attribute_value(attribute)
     except ValueError as error:
@@ -107,7 +107,7 @@ def _attribute(attribute: Any, path: Path) -> Any:
     return value
 
 
-def _nodes(model: Any, path: Path) -> list[OnnxNode]:
+def model_nodes(model: Any, path: Path) -> list[OnnxNode]:
     opset = _opset(model, path)
     result = []
     for index, proto in enumerate(model.graph.node):
@@ -150,14 +150,14 @@ class _Reading(NamedTuple):
 
 
 def _read(path: Path) -> _Reading:
-    model = _parsed(path)
+    model = parsed_model(path)
     builder = Builder()
     for tensor in model.graph.initializer:
-        builder.constants[tensor.name] = _array(tensor, path)
+        builder.constants[tensor.name] = stored_array(tensor, path)
     inputs, dtypes = _read_inputs(builder, model, path)
     missing: list[tuple[OnnxNode, str]] = []
     lost: set[str] = set()
-    for node in _nodes(model, path):
+    for node in model_nodes(model, path):
         reason: str | None = None
         if not lost.isdisjoint(node.inputs):
             reason = None if _has_rule(node) else ""

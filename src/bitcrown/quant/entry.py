@@ -68,6 +68,7 @@ class WholeEntry:
 class RoundedEntry:
     """Real input elements that the file rounds: ``levels`` maps [B, N] float32 to [B, N], monotone in each element."""
 
+    size: int
     levels: Callable[[Floats], Ints]
 
     def integers(self, values: npt.NDArray[Any]) -> Ints:
@@ -82,6 +83,22 @@ class RoundedEntry:
         first, last = inward(lower, upper)
         ends = self.levels(np.stack([np.minimum(first, last), np.maximum(first, last)]))
         return ends.min(axis=0), ends.max(axis=0)
+
+    def span(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """[N] float64: an interval that holds all inputs that are not saturated, and a margin on both sides."""
+        reach = np.full(self.size, np.finfo(np.float32).max, dtype=np.float32)
+        ends = self.levels(np.stack([-reach, reach]))
+        sign = np.where(ends[0] > ends[1], -1, 1)
+        bottom, top = (sign * ends).min(axis=0), (sign * ends).max(axis=0)
+
+        def where(target: Ints) -> npt.NDArray[np.float64]:
+            """The number at which the level ``target`` begins."""
+            found = _first_ordinal(lambda o: sign * self.levels(_from_ordinal(o)[None])[0] >= target, -reach, reach)
+            return _from_ordinal(np.minimum(found, _ordinal(reach))).astype(np.float64)
+
+        first, last = where(bottom + 1), where(top)
+        margin = 0.1 * np.abs(last - first) + 0.5 * (np.abs(first) + 1) * (first == last)
+        return first - margin, last + margin
 
     def representative(self, integers: Ints, lower: Corners, upper: Corners) -> Floats:
         """[N] -> [N] float32: about the middle of the numbers in the interval that are rounded to ``integers``."""
