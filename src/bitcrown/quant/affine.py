@@ -5,11 +5,13 @@ Weights are close to ``ints * scale``. So a sum of products is ``unit * accumula
 accumulator, up to
 
 * the deviation of the stored floats from those products: ``sum |W| dx + |x| dW``;
-* the rounding of the runtime's sum. In any order of n terms, fused or not, the computed value s' of s = sum t_i obeys
-  ``|s' - s| <= gamma_m sum |t_i|`` with m = n + 2 operations on the longest path and
-  ``gamma_m = m u / (1 - m u)``, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2).
-  An absolute term of one smallest normal number per operation covers underflow. Matrix products by other formulas
-  (Strassen, Winograd) are outside this bound; the runtimes in question use none for these operators.
+* the rounding of the runtime's sum of n terms t_i. Each product is rounded at most once, an error of u |t_i| with
+  u = 2^-24, and each of the at most n additions once, whatever the order and whether fused or not. A partial sum is the
+  sum of some of the terms, so its size is at most B, the larger one of the sum of all positive parts and the sum of all
+  negative parts, and its rounding error at most u B. Together ``(n B + sum |t_i|) u``, times 1 / (1 - (n + 2) u) for
+  the errors of errors (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). An absolute term of one
+  smallest normal number per operation covers underflow. Matrix products by other formulas (Strassen, Winograd) are
+  outside this bound; the runtime in question uses none for these operators.
 
 If all stored floats are exactly on their grids and every product and partial sum is a multiple of 2^e below 2^(e+24),
 nothing is ever rounded: the error is zero and early and late thresholds coincide.
@@ -28,6 +30,7 @@ from bitcrown.quant.rule_table import Grid, NoRule, Reading
 UNIT_ROUNDOFF = 2.0**-24
 TINY = 2.0**-126
 MOST_VALUES = 1 << 16
+MOST_TERMS = 1 << 20
 CLOSE = 2.0**-18
 WIDENED = 1 + 2.0**-20
 """Factor on bounds that are themselves computed in float64."""
@@ -163,11 +166,17 @@ def sum_step(x: Affine, w: Products, bias: Array, copies: int) -> tuple[Step, bo
     exact = on_grid and lsb >= 2.0**-120 and float(absolute.max()) < lsb * 2.0**24
     error = np.zeros(len(unit))
     if not exact:
-        terms = (w.floats != 0).sum(axis=1) + 3
-        gamma = terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
+        count = (w.floats != 0).sum(axis=1) + 4  # the bias, and what an average does after its sum
+        if count.max() > MOST_TERMS:
+            raise NoRule(f"a sum of {count.max()} terms is longer than {MOST_TERMS}, too long for an error bound")
+        parts = w.floats[:, :, None] * x.values.astype(np.float64)[[x.values.argmin(), x.values.argmax()]]
+        above = np.maximum(parts.max(axis=2), 0).sum(axis=1) + np.maximum(bias, 0)
+        below = np.maximum(-parts.min(axis=2), 0).sum(axis=1) + np.maximum(-bias, 0)
+        rounding = count * np.maximum(above, below) + absolute
+        rounding = rounding * UNIT_ROUNDOFF / (1 - (count + 2) * UNIT_ROUNDOFF)
         off_grid = np.abs(w.floats - w.scale[:, None] * w.ints).sum(axis=1) * (x.magnitude + x.deviation)
         off_grid = off_grid + np.abs(w.floats).sum(axis=1) * x.deviation
-        error = (gamma * absolute + off_grid + 2.0**-46 * absolute) * WIDENED + terms * TINY
+        error = (rounding + off_grid + 2.0**-46 * absolute) * WIDENED + count * TINY
     params = tuple(np.repeat(p, copies) for p in (unit, bias, error))
     return Step("sum in float32", spread_sum, params, spread=True), exact
 
