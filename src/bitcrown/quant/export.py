@@ -89,6 +89,8 @@ def export_onnx(network: IntegerNetwork) -> Any:
         elif isinstance(node, Dense | Conv):
             if max(-int(low[number].min()), int(high[number].max())) >= 2**30:
                 raise QuantError("an accumulator needs more than 31 bits, the width of the exported form")
+            if isinstance(node, Dense) and len(network.nodes[node.source].shape) > 1:
+                current = writer.step("Flatten", [current], f"flat_{number}")
             current = _write_sum(writer, node, current, kind, number)
         elif isinstance(node, MaxPool):
             current = _write_pool(writer, node, current, number)
