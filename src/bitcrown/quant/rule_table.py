@@ -33,6 +33,9 @@ from bitcrown.quant.lattice import (
 Rule = Callable[["Reading", OnnxNode], None]
 RULES: dict[str, Rule] = {}
 
+MOST_LEVELS = 2**24
+"""Whole numbers beyond this size are no longer all float32 numbers."""
+
 
 def reads(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for the ONNX operators ``names`` (with their domain, but for the standard one)."""
@@ -167,7 +170,10 @@ class Reading:
             return evaluate(chain, values.T, np.arange(size))[0].T.astype(np.int64)
 
         reach = np.finfo(np.float32)
-        ends = levels(np.broadcast_to(np.array([[reach.min], [reach.max]], np.float32), (2, size)))
+        extremes = np.broadcast_to(np.array([reach.min, reach.max], np.float32), (size, 2))
+        if np.abs(evaluate(chain, extremes, np.arange(size))[0]).max(initial=0) >= MOST_LEVELS:
+            raise NoRule("the input is rounded without limits; clip it, or quantize it to 8 bits")
+        ends = levels(extremes.T)
         self.assembly.add(Input(self.input_shape[1:] or (size,), ends.min(axis=0), ends.max(axis=0)))
         self.entry, self.entry_chain = RoundedEntry(size, levels), chain
 

@@ -30,9 +30,7 @@ def network() -> IntegerNetwork:
     kernel = random.integers(-32, 32, (3, 2, 3, 3))
     nodes = (
         Input((2, 4, 4), low, high),
-        Conv(
-            (3, 4, 4), 0, (4, 4), random.integers(-32, 32, (3, 2, 3, 3)), random.integers(-99, 99, 3), padding=(1,) * 4
-        ),
+        Conv((3, 4, 4), 0, (4, 4), kernel, random.integers(-99, 99, 3), padding=(1, 1, 1, 1)),
         stairs((3, 4, 4), 1, 6, 0, 63, channels=3),
         MaxPool((3, 2, 2), 2, (4, 4), (2, 2), (2, 2)),
         Dense((5,), 3, random.integers(-32, 32, (5, 12)), random.integers(-99, 99, 5)),

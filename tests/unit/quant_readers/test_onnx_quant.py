@@ -153,7 +153,11 @@ def refused() -> dict[str, tuple[Any, str]]:
         q = w.add("Cast", q, to=onnx.TensorProto.INT8)
         return w.add("DequantizeLinear", q, w.constant(1.0), w.constant(0, np.int8))
 
+    def endless(w: Writer) -> str:
+        return w.add("MatMul", w.add("Floor", "x"), w.constant(np.ones((3, 2))))
+
     return {
+        "endless": (endless, "rounded without limits"),
         "unknown": (softmax, "Erf: Erf_6; Softmax: Softmax_7"),
         "dynamic": (dynamic, "scale depends on the input"),
         "product": (product, "both depend on the input"),
