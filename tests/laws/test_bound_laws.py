@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown.bounds.crown import LayerBounder
-from bitcrown.bounds.interval import interval_bounds
+from bitcrown.bounds import rounding
+from bitcrown.bounds.crown import LayerBounder, relaxations_of
+from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval
 from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
+from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
@@ -56,6 +58,57 @@ def test_samples_lie_inside_every_layer_bound(kind: str, width: float, ascent: i
             value = values[name].reshape(len(lower), 64, *low.shape[1:])
             allowance = 1e-13 * (1 + value.abs())  # the sampled value itself is rounded
             assert (value >= low[:, None] - allowance).all() and (value <= up[:, None] + allowance).all(), name
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize("width", [1e-6, 0.1, 2.0])
+@pytest.mark.parametrize("symbols", [0, 6, 1000])
+def test_samples_lie_inside_zonotopes(kind: str, width: float, symbols: int) -> None:
+    """Also where branches meet again, and where symbols run out."""
+    for seed in range(6):
+        graph = GRAPHS[kind](seed)
+        network = Network(graph, torch.float64)
+        lower, upper = boxes(graph, seed, 1, width)
+        widest = max(node.size for node in graph.nodes.values())
+        forward = Forward(network, rounding.gamma(network), symbols * 8 * widest)
+        ends = zip(
+            graph.inputs, network.split_inputs(lower).values(), network.split_inputs(upper).values(), strict=True
+        )
+        bounds: Bounds = {}
+        for name, low, up in ends:
+            forward.begin(graph.nodes[name], low, up)
+            bounds[name] = (low, up)
+        values = network.activations(samples(lower, upper, 64, seed).flatten(0, 1))
+        for node in graph.nodes.values():
+            if node.name in bounds:
+                continue
+            interval = node_interval(network, node, [bounds[name] for name in node.inputs], rounding.gamma(network))
+            relaxations = relaxations_of(network, bounds, [node.name])
+            low, up = forward.step(node, interval, bounds, relaxations)
+            bounds[node.name] = intersect(interval, (low, up))
+            allowance = 1e-13 * (1 + values[node.name].abs())
+            value = values[node.name]
+            assert (value >= low - allowance).all() and (value <= up + allowance).all(), node.name
+
+
+def test_zonotopes_cancel_what_intervals_cannot() -> None:
+    """``relu(x + 3) - x`` is 3 on [-1, 1]; intervals say [1, 5]."""
+    shape = (1,)
+    nodes = [
+        Node("x", "Input", (), shape),
+        Node("a", "Scale", ("x",), shape, {}, {"shift": np.array([3.0])}),
+        Node("z", "Relu", ("a",), shape),
+        Node("y", "Sub", ("z", "x"), shape),
+    ]
+    graph = Graph({node.name: node for node in nodes}, ("x",), ("y",), {"x": np.dtype(np.float32)})
+    network = Network(graph, torch.float64)
+    forward = Forward(network, rounding.gamma(network), 1 << 20)
+    bounds: Bounds = {"x": (-torch.ones(1, 1).double(), torch.ones(1, 1).double())}
+    forward.begin(nodes[0], *bounds["x"])
+    for node in nodes[1:]:
+        interval = node_interval(network, node, [bounds[name] for name in node.inputs], 0.0)
+        bounds[node.name] = intersect(interval, forward.step(node, interval, bounds, relaxations_of(network, bounds)))
+    assert 2.999 < float(bounds["y"][0]) <= 3.0 <= float(bounds["y"][1]) < 3.001
 
 
 @pytest.mark.parametrize("kind", GRAPHS)

@@ -25,6 +25,7 @@ from bitcrown.bounds import rounding
 from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_scale
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import relu_step
+from bitcrown.bounds.zonotope import Forward
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
@@ -198,6 +199,10 @@ class Enclosure(NamedTuple):
     relaxations: dict[str, Relaxation]
 
 
+WIDE = 1000
+"""Entries of the widest tensor from which zonotopes are worth their set-up."""
+
+
 class SlopeFinder(Protocol):
     """What ``layer_ascent.LayerAscent`` offers."""
 
@@ -210,10 +215,12 @@ class LayerBounder:
     """Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it matters.
 
     ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent`` every element gets
-    optimised slopes (one box only); without it the default relaxations serve all elements.
+    optimised slopes (one box only); without it the default relaxations serve all elements. A ``quick`` one leaves it at
+    zonotopes where those are used: the box will be split anyway.
     """
 
-    def __init__(self, network: Network, memory: int, ascent: SlopeFinder | None = None) -> None:
+    def __init__(self, network: Network, memory: int, ascent: SlopeFinder | None = None, quick: bool = False) -> None:
+        self.quick = quick
         self.network = network
         self.memory = memory
         self.ascent = ascent
@@ -235,14 +242,17 @@ class LayerBounder:
         scales: dict[str, Tensor] = {}
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
+        forward = self._zonotopes(x_lower) if known is None else None
         for node in graph.nodes.values():
             if node.name in lowers:
                 bounds[node.name] = (lowers[node.name], uppers[node.name])
+                if forward is not None:
+                    forward.begin(node, *bounds[node.name])
                 scales[node.name] = node_scale(network, node, bounds[node.name], scales)
                 continue
             if not network.rows[node.name].is_affine:
                 for source in node.inputs:
-                    if source not in tight:
+                    if source not in tight and not (self.quick and forward is not None):
                         tight.add(source)
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(node, source, bounds, backward, x_lower, x_upper)
@@ -250,9 +260,19 @@ class LayerBounder:
             interval = node_interval(network, node, [bounds[name] for name in node.inputs], self.gamma)
             if known is not None and node.name in known:
                 interval = intersect(interval, known[node.name])
+            if forward is not None:
+                interval = intersect(interval, forward.step(node, interval, bounds, relaxations))
             bounds[node.name] = interval
             scales[node.name] = node_scale(network, node, interval, scales)
         return Enclosure(bounds, scales, relaxations)
+
+    def _zonotopes(self, x_lower: Tensor) -> Forward | None:
+        """Forward bounds where they save backward passes: one box, several nonlinear layers, a wide network."""
+        rows = self.network.rows.values()
+        depth = sum(not row.is_affine for row in rows)
+        if x_lower.shape[0] > 1 or depth < 3 or self.widest < WIDE:
+            return None
+        return Forward(self.network, self.gamma, self.memory)
 
     def _tighten(
         self,

@@ -114,7 +114,7 @@ class InputSplit:
     ) -> None:
         self.network, self.confirm, self.budget = network, confirm, budget
         self.rows = GroupedRows(objective, cases, network)
-        self.bounder = LayerBounder(network, min(budget.memory // 4, 1 << 29))
+        self.bounder = LayerBounder(network, min(budget.memory // 4, 1 << 29), quick=True)
         self.batch = self._first_batch()
         self.rounds = self.domains = self.stuck = 0
         self.rejected = 0

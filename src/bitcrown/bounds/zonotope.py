@@ -1,0 +1,148 @@
+"""Forward bounds that remember where uncertainty came from: zonotopes (DeepZ; Singh et al., NeurIPS 2018).
+
+A value is ``centre + sum_k generator_k * e_k + error * e'`` with every symbol ``e_k`` in [-1, 1] shared by all
+elements and ``e'`` independent for each element. Affine nodes map centre and generators exactly: what cancels between
+two paths cancels here, which intervals lose. A nonlinear node is enclosed by two parallel lines; half their distance
+becomes a new symbol for each element where it is not zero. Symbols are numbered over the whole network: two branches
+that meet again may share only what they inherited.
+
+What this is for: in deep networks over small boxes intervals call nearly every neuron undecided, and bounding those by
+backward passes costs thousands of rows; after a zonotope only those are left that nearly are. Where symbols would
+exceed the memory, new distances go into ``error``: sound, only looser.
+
+Rounding: an affine map of K generators and a centre has the error of K + 1 evaluations of the node, each at most gamma
+times its magnitude (``rounding``); it is added to ``error``. Legend: ``K`` symbols, ``*`` the node's shape; one box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Node
+
+
+@dataclass
+class Zonotope:
+    """``centre``, ``error`` (>= 0) are ``[1, *]``, ``generators [K, *]``."""
+
+    centre: Tensor
+    generators: Tensor
+    error: Tensor
+
+    def radius(self) -> Tensor:
+        return self.generators.abs().sum(dim=0, keepdim=True) + self.error
+
+
+class Propagation:
+    """Zonotopes of one network, node by node. ``memory``: bytes that the generators of one node may take."""
+
+    def __init__(self, network: Network, gamma: float, memory: int) -> None:
+        self.network, self.gamma, self.symbols = network, gamma, 0
+        item = torch.finfo(network.dtype).bits // 8
+        self.most_symbols = memory // (item * max(node.size for node in network.graph.nodes.values()))
+
+    def box(self, lower: Tensor, upper: Tensor) -> Zonotope:
+        """An input ``[1, *]``: one symbol for each element that varies."""
+        centre, radius = (lower + upper) / 2, (upper - lower) / 2
+        error = (centre.abs() + radius) * self.gamma
+        return self._with_symbols(Zonotope(centre, centre[:0], error), radius)
+
+    def _with_symbols(self, zonotope: Zonotope, radius: Tensor) -> Zonotope:
+        """Plus ``radius [1, *]`` times a symbol of its own for each element; without room, plus an error."""
+        fresh = (radius.flatten() > 0).nonzero().flatten()
+        if self.symbols + len(fresh) > self.most_symbols:
+            return Zonotope(zonotope.centre, zonotope.generators, zonotope.error + radius)
+        rows = radius.new_zeros(len(fresh), radius.numel())
+        rows[torch.arange(len(fresh)), fresh] = radius.flatten()[fresh]
+        inherited = _padded(zonotope.generators, self.symbols)
+        self.symbols += len(fresh)
+        generators = torch.cat([inherited, rows.reshape(-1, *radius.shape[1:])])
+        return Zonotope(zonotope.centre, generators, zonotope.error)
+
+    def affine(self, node: Node, sources: Sequence[Zonotope]) -> Zonotope:
+        network = self.network
+        absolute = network.rows[node.name].absolute
+        assert absolute is not None
+        params, offset = network.params[node.name], network.offset(node)
+        centre = network.forward_node(node, [z.centre for z in sources]).expand(1, *node.shape)
+        if not sources:
+            return Zonotope(centre, centre[:0], torch.zeros_like(centre))
+        count = max(len(z.generators) for z in sources)
+        padded = [_padded(z.generators, count) for z in sources]
+        generators = network.forward_node(node, padded) - offset if count else centre[:0]
+        size = absolute(node, params, [z.centre.abs() + z.radius() for z in sources])
+        error = absolute(node, params, [z.error for z in sources])
+        error = error + self.gamma * (size + (count + 1) * offset.abs())
+        return Zonotope(centre, generators.expand(count, *node.shape), error.expand(1, *node.shape))
+
+    def nonlinear(self, node: Node, relaxation: Relaxation, source: Zonotope, low: Tensor, up: Tensor) -> Zonotope:
+        """An elementwise node of one operand in ``[low, up]``, between two lines of equal slope."""
+        below, above = (slopes[0].squeeze(1) for slopes in (relaxation.lower_slopes, relaxation.upper_slopes))
+        floor, ceiling = relaxation.lower_intercept.squeeze(1), relaxation.upper_intercept.squeeze(1)
+        if node.op == "Relu":  # max(x, 0) >= s x for every s in [0, 1]
+            slope, least, most = above, torch.zeros_like(above), ceiling
+        else:
+            slope = (below + above) / 2
+            least = floor + torch.minimum((below - slope) * low, (below - slope) * up)
+            most = ceiling + torch.maximum((above - slope) * low, (above - slope) * up)
+        size = source.centre.abs() + source.radius()
+        size = slope.abs() * size + floor.abs() + ceiling.abs() + torch.maximum(low.abs(), up.abs()) * slope.abs()
+        size = size + torch.maximum(low.abs(), up.abs()) * torch.maximum(below.abs(), above.abs())
+        distance = ((most - least) / 2).clamp(min=0)
+        centre = slope * source.centre + (most + least) / 2
+        error = slope.abs() * source.error + self.gamma * size
+        return self._with_symbols(Zonotope(centre, slope * source.generators, error), distance)
+
+    def interval(self, zonotope: Zonotope) -> tuple[Tensor, Tensor]:
+        radius = zonotope.radius()
+        radius = radius + self.gamma * (radius + zonotope.centre.abs())
+        return zonotope.centre - radius, zonotope.centre + radius
+
+    def unknown(self, low: Tensor, up: Tensor) -> Zonotope:
+        """A value known by its interval alone."""
+        centre = (low + up) / 2
+        return Zonotope(centre, centre[:0], (up - low) / 2 * (1 + self.gamma) + self.gamma * centre.abs())
+
+
+class Forward:
+    """Zonotopes along one walk through the graph; a node's is dropped after its last reader."""
+
+    def __init__(self, network: Network, gamma: float, memory: int) -> None:
+        self.propagation = Propagation(network, gamma, memory)
+        self.rows = network.rows
+        self.waiting = {name: len(readers) for name, readers in network.graph.consumers().items()}
+        self.zonotopes: dict[str, Zonotope] = {}
+
+    def begin(self, node: Node, lower: Tensor, upper: Tensor) -> None:
+        self.zonotopes[node.name] = self.propagation.box(lower, upper)
+
+    def step(
+        self, node: Node, interval: tuple[Tensor, Tensor], bounds: Bounds, relaxations: Mapping[str, Relaxation]
+    ) -> tuple[Tensor, Tensor]:
+        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of its operands."""
+        sources = [self.zonotopes[name] for name in node.inputs]
+        if self.rows[node.name].is_affine:
+            found = self.propagation.affine(node, sources)
+        elif len(sources) == 1:
+            found = self.propagation.nonlinear(node, relaxations[node.name], sources[0], *bounds[node.inputs[0]])
+        else:
+            found = self.propagation.unknown(*interval)
+        self.zonotopes[node.name] = found
+        for name in node.inputs:
+            self.waiting[name] -= 1
+            if not self.waiting[name]:
+                self.zonotopes.pop(name, None)
+        return self.propagation.interval(found)
+
+
+def _padded(generators: Tensor, count: int) -> Tensor:
+    """Later symbols, which an earlier value does not depend on, as zeros."""
+    missing = count - len(generators)
+    return torch.cat([generators, generators.new_zeros(missing, *generators.shape[1:])]) if missing else generators
