@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
-from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_scale
+from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_scale
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import relu_step
 from bitcrown.bounds.zonotope import Forward
@@ -242,7 +242,7 @@ class LayerBounder:
         scales: dict[str, Tensor] = {}
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
-        forward = self._zonotopes(x_lower) if known is None else None
+        forward = self._zonotopes(x_lower, x_upper) if known is None else None
         for node in graph.nodes.values():
             if node.name in lowers:
                 bounds[node.name] = (lowers[node.name], uppers[node.name])
@@ -266,13 +266,18 @@ class LayerBounder:
             scales[node.name] = node_scale(network, node, interval, scales)
         return Enclosure(bounds, scales, relaxations)
 
-    def _zonotopes(self, x_lower: Tensor) -> Forward | None:
-        """Forward bounds where they save backward passes: one box, several nonlinear layers, a wide network."""
-        rows = self.network.rows.values()
-        depth = sum(not row.is_affine for row in rows)
-        if x_lower.shape[0] > 1 or depth < 3 or self.widest < WIDE:
+    def _zonotopes(self, x_lower: Tensor, x_upper: Tensor) -> Forward | None:
+        """Forward bounds, where they save more rows of backward passes than they have symbols to carry."""
+        if x_lower.shape[0] > 1 or self.widest < WIDE:
             return None
-        return Forward(self.network, self.gamma, self.memory)
+        intervals = interval_bounds(self.network, x_lower, x_upper)
+        rows = 0
+        for node in self.network.graph.nodes.values():
+            if node.name not in self.network.graph.inputs and not self.network.rows[node.name].is_affine:
+                inner = [name for name in node.inputs if not self._is_first_layer(name)]
+                rows += sum(undecided(node, *intervals[name]).numel() for name in inner)
+        is_worth_it = rows > 2 * int((x_lower < x_upper).sum())
+        return Forward(self.network, self.gamma, self.memory) if is_worth_it else None
 
     def _tighten(
         self,
