@@ -30,6 +30,10 @@ SMALL_NETWORK = 2000
 """Networks with fewer tensor entries are bounded in float64 throughout: there float32 saves nothing."""
 LAYER_SHARE = 0.15
 """Share of the time left that optimising the bounds of inner layers may take."""
+SMOOTH_SHARE = 0.6
+"""The same share where no neuron can be split."""
+SMALLEST_GAIN = 0.02
+"""Share of the worst bound that a pass must win for another to follow."""
 LAYER_STEPS = 10
 """Steps of that ascent; five bring nearly all that twenty would."""
 STEP_COST = 0.4
@@ -144,19 +148,39 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     with run.phase("alpha"):
         domains = search.root_domains(left, 20)
     run.counters["open_after_alpha"] = len(domains)
-    steps = int(min(LAYER_STEPS, LAYER_SHARE * run.budget.remaining() / (STEP_COST * root_seconds + 1e-3)))
-    if len(domains) and steps >= 2 and search.layout.n_alphas:
-        with run.phase("layers"):
-            share = run.budget.capped(LAYER_SHARE * run.budget.remaining())
-            bounder = LayerBounder(proof, run.budget.memory // 8, LayerAscent(guide, steps, share))
-            left = search.root(bounder.run(search.x_lower, search.x_upper, enclosure.bounds))
-            domains = search.root_domains(left, 20)
-        run.counters.update(layer_steps=steps, open_after_layers=len(domains))
+    domains = _sharpened_layers(run, search, domains, root_seconds)
     if isinstance(search.witness, Witness):
         return run.sat(search.witness, "alpha-CROWN")
     if not len(domains):
         return run.verdict(Status.UNSAT, "alpha-CROWN")
     return _branch_and_bound(run, search, domains, objective, cases)
+
+
+def _sharpened_layers(run: Run, search: NeuronSplit, domains: Domains, root_seconds: float) -> Domains:
+    """Open domains after ascent over the bounds of inner layers; ``root_seconds`` is what plain root bounds took.
+
+    Where no neuron can be split, better layers are all that is left: passes with more and more steps then follow each
+    other until they gain nothing.
+    """
+    has_splits = search.layout.n_neurons > 0
+    share = run.budget.capped((LAYER_SHARE if has_splits else SMOOTH_SHARE) * run.budget.remaining())
+    steps = int(min(LAYER_STEPS, share.remaining() / (STEP_COST * root_seconds + 1e-3)))
+    if not len(domains) or steps < 2 or not search.layout.n_alphas:
+        return domains
+    gain = 1.0
+    with run.phase("layers"):
+        while len(domains) and gain > SMALLEST_GAIN and not share.is_expired():
+            worst = float(domains.value.min())
+            ascent = LayerAscent(search.guide, steps, share)
+            bounder = LayerBounder(search.proof, run.budget.memory // 8, ascent)
+            left = search.root(bounder.run(search.x_lower, search.x_upper, search.bounds))
+            domains = search.root_domains(left, 20 if has_splits else 100)
+            run.counters.update(layer_steps=steps, open_after_layers=len(domains))
+            if has_splits or not len(domains):
+                break
+            gain = 1 - float(domains.value.min()) / worst
+            steps *= 2
+    return domains
 
 
 def _branch_and_bound(
