@@ -165,6 +165,18 @@ class Ranges:
             greatest += coefficient * high
         return least, greatest
 
+    def without_constants(self, row: Row) -> Row:
+        """The same row on the box, its constant leaves counted in the constant."""
+        open_parts: list[tuple[Leaf, int]] = []
+        constant = row.constant
+        for leaf, coefficient in row.parts:
+            low, high = self.of(*leaf)
+            if low == high:
+                constant += coefficient * low
+            else:
+                open_parts.append((leaf, coefficient))
+        return Row(tuple(open_parts), constant)
+
     def of(self, node: int, element: int) -> tuple[int, int]:
         key = (node, element)
         known = self._known.get(key)

@@ -26,7 +26,7 @@ from enum import StrEnum
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.quant.affine_rows import Leaf, Ranges, Row, Rows, channel_of
+from bitcrown.quant.affine_rows import Leaf, Ranges, Row, Rows, channel_of, passed
 from bitcrown.quant.bitvector_terms import Coordinate, Formula, TermBuilder
 from bitcrown.quant.integer_bits import Accumulator, Arithmetic, Number, Parts, reachable_steps
 from bitcrown.quant.integer_graph import Input, IntegerNetwork, Ints, MaxPool, QuantError, Staircase
@@ -115,9 +115,11 @@ class _Encoder:
         self._assertions: list[int] = []
 
     def formula(self, cases: tuple[Case, ...]) -> Formula:
-        improved = self._style is Style.IMPROVED
-        bounded = list(self._decided(cases)) if improved else [self._plain(case) for case in cases]
-        if improved:
+        if self._style is Style.BASELINE:
+            bounded = [self._plain(case) for case in cases]
+        else:
+            bounded = list(self._decided(cases))
+        if self._style is Style.IMPROVED:
             roots = [row for case in bounded for row, _ in case]
         else:
             size = self._rows.sizes[self._network.output]
@@ -148,20 +150,71 @@ class _Encoder:
         return [(Row(tuple(((node, m), int(c)) for m, c in enumerate(row) if c), 0), int(bound)) for row, bound in case]
 
     def _decided(self, cases: tuple[Case, ...]) -> Iterator[list[Bounded]]:
-        """Cases that the ranges leave open, each with the rows they leave open, written over leaves."""
+        """Cases that the ranges leave open, each with the rows they leave open; improved ones over leaves."""
+        improved = self._style is Style.IMPROVED
         for case in cases:
             kept: list[Bounded] = []
-            for row, bound in self._plain(case):
+            for plain, bound in self._plain(case):
                 self._poll()
-                combined = self._rows.combined(row)
-                least, greatest = self._ranges.of_row(combined)
+                row = self._rows.combined(plain) if improved else plain
+                least, greatest = self._ranges.of_row(row)
                 if greatest <= bound:
                     continue
                 if least > bound:
                     break
-                kept.append(self._on_accumulator(combined, bound))
+                if improved:
+                    row = self._ranges.without_constants(row)
+                    if self._is_refuted(row, bound):
+                        break
+                    row, bound = self._on_accumulator(row, bound)
+                kept.append((row, bound))
             else:
                 yield kept
+
+    def _is_refuted(self, row: Row, bound: int) -> bool:
+        """Whether the accumulators refute ``c s(a) - c s(a') + d <= b`` for two neurons of one exact staircase s.
+
+        At level j of s(a) there are a <= t[j] - 1 and, with k = floor((b - d) / c), s(a') >= level - k, that is
+        a' >= t[j - k - 1]; so a - a' is at most the greatest difference of the two over the levels that both can
+        reach. The range of the row a - a' knows what the two neurons have in common, those of a and a' do not.
+        """
+        if len(row.parts) != 2:
+            return False
+        (raised, factor), (lowered, other) = sorted(row.parts, key=lambda part: -part[1])
+        shared = self._shared_steps(raised, lowered)
+        if factor <= 0 or factor != -other or shared is None:
+            return False
+        thresholds, rows = shared
+        slack = (bound - row.constant) // factor
+        (low, high), (other_low, other_high) = (self._ranges.of_row(inner) for inner in rows)
+        greatest: int | None = None
+        for level in range(passed(thresholds, low), passed(thresholds, high) + 1):
+            needed = level - slack
+            if needed > passed(thresholds, other_high):
+                continue
+            most = min(high, int(thresholds[level]) - 1) if level < len(thresholds) else high
+            least = max(other_low, int(thresholds[needed - 1])) if needed > 0 else other_low
+            greatest = most - least if greatest is None else max(greatest, most - least)
+        difference = self._rows.combined(Row(((self._source(raised), 1), (self._source(lowered), -1)), 0))
+        return greatest is None or self._ranges.of_row(difference)[0] > greatest
+
+    def _shared_steps(self, a: Leaf, b: Leaf) -> tuple[Ints, tuple[Row, Row]] | None:
+        """The thresholds that two elements of exact staircases have in common with the same base, and their rows."""
+        found: list[tuple[int, Ints, Row]] = []
+        for number, element in (a, b):
+            node = self._network.nodes[number]
+            if not isinstance(node, Staircase) or not node.is_exact():
+                return None
+            channel = channel_of(node, element, self._rows.sizes[number])
+            found.append((int(node.base[channel]), node.late[channel], self._rows.row(node.source, element)))
+        if found[0][0] != found[1][0] or not np.array_equal(found[0][1], found[1][1]):
+            return None
+        return found[0][1], (found[0][2], found[1][2])
+
+    def _source(self, leaf: Leaf) -> Leaf:
+        node = self._network.nodes[leaf[0]]
+        assert isinstance(node, Staircase)
+        return node.source, leaf[1]
 
     def _on_accumulator(self, row: Row, bound: int) -> Bounded:
         """``c s(a) + d <= b`` of one exact staircase s as a threshold on a; the ranges leave it open.

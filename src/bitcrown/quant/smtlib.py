@@ -14,7 +14,7 @@ from bitcrown.quant.bitvector_terms import BOOL, Formula, Term
 
 
 def smtlib_script(formula: Formula) -> str:
-    """The whole script, ending in ``(check-sat)`` and ``(get-model)``."""
+    """The whole script, ending in ``(check-sat)``; ``(get-model)`` is left to the user, it is an error after unsat."""
     return "\n".join(_lines(formula)) + "\n"
 
 
@@ -35,7 +35,6 @@ def _lines(formula: Formula) -> Iterator[str]:
     for assertion in formula.assertions:
         yield f"(assert {names[assertion]})"
     yield "(check-sat)"
-    yield "(get-model)"
     yield "(exit)"
 
 
