@@ -13,7 +13,7 @@ from bitcrown.errors import BudgetExpired
 from bitcrown.quant.affine_rows import Rows
 from bitcrown.quant.bitvectors import Style, encode
 from bitcrown.quant.integer_bits import Steps, reachable_steps
-from bitcrown.quant.integer_graph import Dense, Input, IntegerNetwork, Ints, QuantError, Staircase
+from bitcrown.quant.integer_graph import Dense, Gather, Input, IntegerNetwork, Ints, MaxPool, QuantError, Staircase
 from bitcrown.quant.smt import decide
 from bitcrown.verdict import Status
 from tests.unit.quant_smt.tiny_networks import all_points, as_network, random_network, violated
@@ -99,6 +99,50 @@ def test_difference_of_two_outputs_is_judged_as_enumeration_does(seed: int) -> N
         case = ((((-scale, scale), scale * slack + scale - 1),),)
         expected = Status.SAT if violated(outputs, case).any() else Status.UNSAT
         assert decide(network, low, high, case, Budget.of_seconds(60.0)).status is expected, (scale, slack)
+
+
+@pytest.mark.parametrize("shift", range(7))
+def test_difference_at_the_edge_of_a_step(shift: int) -> None:
+    """a_1 = a_0 + shift on stairs 4 apart: a shift of 3 can stay on one step, 4 cannot; one more or less decides."""
+    network = two_outputs(np.array([[1, 0], [1, 1]], dtype=np.int64), np.arange(1, 7, dtype=np.int64) * 4)
+    low, high = ints(2, shift), ints(12, shift)
+    outputs = network.evaluate(all_points(low, high))
+    for slack in range(-1, 3):
+        case = ((((-1, 1), slack),),)
+        expected = Status.SAT if violated(outputs, case).any() else Status.UNSAT
+        assert decide(network, low, high, case, Budget.of_seconds(60.0)).status is expected, slack
+
+
+@pytest.mark.parametrize("style", list(Style))
+@pytest.mark.parametrize("least", range(-9, 4))
+def test_clips_just_outside_the_stairs(style: Style, least: int) -> None:
+    """Stairs 4 apart from 2 to 10, entered from every distance below; the other output says what a missed clip adds."""
+    network = two_outputs(np.array([[1, -1], [1, 0]], dtype=np.int64), ints(2, 6, 10))
+    low, high = ints(4, 4 - least), ints(15, 4 - least)
+    outputs = network.evaluate(all_points(low, high))
+    for top in range(4, 16):
+        for slack, sign in product(range(-3, 4), (1, -1)):
+            case = ((((sign, -sign), slack),),)
+            expected = Status.SAT if violated(outputs[: top - 3], case).any() else Status.UNSAT
+            answer = decide(network, low, ints(top, int(high[1])), case, Budget.of_seconds(60.0), style)
+            assert answer.status is expected, (top, slack, sign)
+
+
+@pytest.mark.parametrize("style", list(Style))
+def test_a_fixed_element_holds_a_maximum_up(style: Style) -> None:
+    """m = max(x_0 - 4, x_1) with x_1 = 5: m - x_0 reaches 3 at x_0 = 2, where the only element that moves is -2."""
+    nodes = [
+        Input((2,), ints(0, 0), ints(15, 15)),
+        Dense((1, 1, 2), 0, np.array([[1, 0], [0, 1]], dtype=np.int64), ints(-4, 0)),
+        MaxPool((1, 1, 1), 1, (1, 2), (1, 2), (1, 2)),
+        Gather((2,), (2, 0), ints(0, 1)),
+        Dense((1,), 3, np.array([[1, -1]], dtype=np.int64), ints(0)),
+    ]
+    network = as_network(nodes)
+    for least, expected in ((3, Status.SAT), (4, Status.UNSAT)):
+        case = ((((-1,), -least),),)
+        answer = decide(network, ints(2, 5), ints(12, 5), case, Budget.of_seconds(60.0), style)
+        assert answer.status is expected
 
 
 @pytest.mark.parametrize("style", list(Style))
