@@ -1,0 +1,86 @@
+"""Where to split: on integers, where the relaxation is loosest.
+
+A split point is a staircase argument ``a <= k | a >= k + 1`` (``k + 1`` the first argument of a level, so that this is
+``S(a) <= v | S(a) >= v + 1``) or an input. The averaged minimisers of the ascent approximate a solution of the
+relaxation; a staircase whose averaged value lies off its step at the averaged argument is what keeps the bound low, in
+proportion to the coefficient on it. Kinks (the end of a long first or last level: clipping, ReLU) come before steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitcrown.quant.integer_bounds import Bounds, Program
+from bitcrown.quant.query import ConstraintCase
+from bitcrown.quant.slope_ascent import Ascent
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """``v_node[element] <= value`` or ``>= value + 1``."""
+
+    node: int
+    element: int
+    value: int
+
+
+def saturation_split(program: Program, bounds: Bounds, row: int, case: ConstraintCase) -> Split | None:
+    """A split where an output saturates at the end at which the relaxation of the case's constraints is bad.
+
+    A term ``c o`` with ``c > 0`` is wanted small, and its relaxation from below is bad where the staircase goes flat at
+    the top; with ``c < 0``, at the bottom. Beyond that end the term is constant.
+    """
+    table = program.stairs.get(program.output)
+    if table is None or not table.is_exact or not table.late.shape[1]:
+        return None
+    for constraint in case:
+        for index, factor in constraint.terms:
+            thresholds = table.late[table.channel[index]]
+            low, high = int(bounds.low[table.source][row, index]), int(bounds.high[table.source][row, index])
+            edge = int(thresholds[-1] if factor > 0 else thresholds[0]) - 1
+            if low <= edge < high:
+                return Split(table.source, index, edge)
+    return None
+
+
+def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[int]) -> list[Split]:
+    """One split per row, on the intervals of ``bounds`` (none of the rows is empty or a single point)."""
+    best = np.full(len(rows), 0.0)
+    found: list[Split | None] = [None] * len(rows)
+    for node in state.mean_argument:
+        table = program.stairs.get(node)
+        if table is None:
+            continue
+        low, high = bounds.low[table.source][rows], bounds.high[table.source][rows]
+        argument = np.clip(np.rint(state.mean_argument[node][rows]).astype(np.int64), low, high)
+        first, last = table.level(table.late, low), table.level(table.early, high)
+        value = table.base + table.level(table.late, argument)
+        gap = np.abs(state.mean_value[node][rows] - value)
+        score = np.where(last > first, state.outer[node][rows] * (gap + 1e-3), -1.0)
+        for place, element in enumerate(score.argmax(axis=1)):
+            if score[place, element] > best[place]:
+                best[place] = score[place, element]
+                thresholds = table.late[table.channel[element]]
+                edge = _edge(thresholds, int(first[place, element]), int(last[place, element]),
+                             int(argument[place, element]), float(gap[place, element]))  # fmt: skip
+                edge = min(max(edge, int(low[place, element]) + 1), int(high[place, element]))
+                found[place] = Split(table.source, int(element), edge - 1)
+    return [split or _input_split(bounds, row) for split, row in zip(found, rows, strict=True)]
+
+
+def _edge(thresholds: np.ndarray, first: int, last: int, argument: int, gap: float) -> int:
+    """First argument of the level to split at: the nearer kink if the value is far off, else the nearest step."""
+    if gap > 1.0:
+        candidates = [int(thresholds[first]), int(thresholds[last - 1])]
+    else:
+        candidates = [int(t) for t in thresholds[first:last]]
+    return min(candidates, key=lambda t: abs(t - argument))
+
+
+def _input_split(bounds: Bounds, row: int) -> Split:
+    """The middle of the widest input; once no staircase is left, inputs are all that can vary."""
+    low, high = bounds.low[0][row], bounds.high[0][row]
+    element = int((high - low).argmax())
+    return Split(0, element, int(low[element] + high[element]) // 2)

@@ -1,0 +1,308 @@
+"""Branch and bound over integer values: rounds on batches of open subproblems.
+
+One round: interval rules; ascent of the multipliers from the parent's; exact evaluation, which closes a subproblem or,
+by reduced costs, shrinks its intervals; candidates from the averaged minimisers; a split (``integer_branching``).
+Every split is on integers (``a <= k | a >= k + 1``), so the search ends. Legend: ``R`` rows, ``N`` elements, ``T``
+constraints of a case, ``M`` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitcrown.budget import Budget
+from bitcrown.quant.integer_bounds import Bounds, Program
+from bitcrown.quant.integer_branching import Split, choose_splits, saturation_split
+from bitcrown.quant.integer_graph import Ints
+from bitcrown.quant.linear_steps import Array, Overflow, largest
+from bitcrown.quant.proof_tree import Domain, Proof, changes, sparse, stacked
+from bitcrown.quant.query import IntegerQuery
+from bitcrown.quant.slope_ascent import Ascent, Objective, Relaxation, ascend
+from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value, reduced_input, reduced_stairs
+
+SCALE_BITS = (12, 18, 24)
+"""Multipliers are rounded to integers at these sizes of the largest one; the first that closes a row is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """``root_steps``/``steps``: ascent steps per round at depth 0 / below; ``batch``: rows per round at most."""
+
+    root_steps: int = 160
+    steps: int = 60
+    length: float = 0.3
+    batch: int = 64
+    enumerate_points: int = 4096
+
+
+@dataclass(eq=False)
+class Counters:
+    rounds: int = 0
+    closed: int = 0
+    splits: int = 0
+    enumerated: int = 0
+    candidates: int = 0
+    max_depth: int = 0
+    open: int = 0
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+class Search:
+    """State of one decision. ``run`` returns a witness [N], or ``None`` when every subproblem is closed."""
+
+    def __init__(
+        self,
+        program: Program,
+        query: IntegerQuery,
+        proof: Proof,
+        try_points: Callable[[Ints], Ints | None],
+        settings: SearchSettings,
+    ) -> None:
+        self.program, self.query, self.proof = program, query, proof
+        self.try_points, self.settings = try_points, settings
+        self.counters = Counters()
+        self.terms = max((len(case) for case in query.cases), default=1)
+        self.matrix = np.zeros((len(query.cases), self.terms, program.sizes[program.output]), dtype=np.int64)
+        self.bound = np.zeros((len(query.cases), self.terms), dtype=np.int64)
+        self.used = np.zeros((len(query.cases), self.terms), dtype=bool)
+        for c, case in enumerate(query.cases):
+            for t, constraint in enumerate(case):
+                for index, factor in constraint.terms:
+                    self.matrix[c, t, index] += factor
+                self.bound[c, t], self.used[c, t] = constraint.bound, True
+
+    def roots(self, bounds: Bounds) -> list[Domain]:
+        """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
+        return [
+            Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))
+        ]
+
+    def run(self, domains: list[Domain], budget: Budget) -> tuple[Ints | None, list[Domain]]:
+        """(witness or None, subproblems still open when the budget ended)."""
+        stack = domains
+        while stack:
+            if budget.is_expired():
+                return None, stack
+            take = min(len(stack), self.settings.batch)
+            batch, stack = stack[len(stack) - take :], stack[: len(stack) - take]
+            self.counters.rounds += 1
+            witness, children = self._round(batch, budget)
+            if witness is not None:
+                return witness, []
+            stack.extend(children)
+            self.counters.open = len(stack)
+        return None, []
+
+    def _round(self, batch: list[Domain], budget: Budget) -> tuple[Ints | None, list[Domain]]:
+        batch, bounds = self._propagated(batch, stacked(batch))
+        batch, bounds, kinks = self._split_saturation(batch, bounds)
+        witness, batch, bounds = self._enumerate(batch, bounds)
+        if witness is not None or not batch:
+            return witness, kinks
+        objective = self.objective([domain.case for domain in batch])
+        state = self._ascend(batch, bounds, objective, budget)
+        open_rows, values, scales = self._judge(batch, bounds, objective, state)
+        if not open_rows:
+            return None, kinks
+        witness = self._candidates(state, bounds, open_rows)
+        if witness is not None:
+            return witness, []
+        children = []
+        splits = choose_splits(self.program, bounds, state, open_rows)
+        for row, split in zip(open_rows, splits, strict=True):
+            domain = batch[row]
+            domain.slopes = {n: s[row : row + 1] for n, s in state.slopes.items()}
+            domain.tau, domain.value = state.tau[row : row + 1], float(values[row])
+            children.extend(self._split(domain, bounds.rows([row]), split))
+        children.sort(key=lambda domain: -domain.depth if False else domain.value, reverse=False)
+        return None, kinks + children[::-1]
+
+    def objective(self, cases: list[int]) -> Objective:
+        return Objective(self.program.output, self.matrix[cases], self.bound[cases], self.used[cases])
+
+    def _propagated(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
+        """Interval rules on every row; rows with an empty interval are closed."""
+        self.program.propagate(bounds, [self.query.cases[domain.case] for domain in batch])
+        empty = bounds.is_empty()
+        for row, domain in enumerate(batch):
+            self.proof.add(domain.part, ["propagate"])
+            if empty[row]:
+                self.proof.add(domain.part, ["empty"])
+                self.counters.closed += 1
+        kept = np.nonzero(~empty)[0]
+        return [batch[row] for row in kept], bounds if len(kept) == len(empty) else bounds.rows(kept)
+
+    def _split_saturation(
+        self, batch: list[Domain], bounds: Bounds
+    ) -> tuple[list[Domain], Bounds, list[Domain]]:
+        """Rows whose constraint meets a saturated output at its bad end are split there before any ascent."""
+        keep, children = [], []
+        for row, domain in enumerate(batch):
+            split = saturation_split(self.program, bounds, row, self.query.cases[domain.case])
+            if split is None:
+                keep.append(row)
+            else:
+                children.extend(self._split(domain, bounds.rows([row]), split))
+        return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep), children
+
+    def _split(self, domain: Domain, bounds: Bounds, split: Split) -> list[Domain]:
+        self.counters.splits += 1
+        self.counters.max_depth = max(self.counters.max_depth, domain.depth + 1)
+        children = []
+        for is_upper in (False, True):
+            child = bounds.rows([0])
+            if is_upper:
+                child.low[split.node][0, split.element] = split.value + 1
+            else:
+                child.high[split.node][0, split.element] = split.value
+            child.dirty.add(split.node)
+            part = self.proof.new_part()
+            children.append(
+                Domain(child, domain.case, part, domain.depth + 1, domain.slopes, domain.tau, domain.value)
+            )
+        low, high = (child.part for child in children)
+        self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
+        return children
+
+    def _enumerate(self, batch: list[Domain], bounds: Bounds) -> tuple[Ints | None, list[Domain], Bounds]:
+        """Rows with few inputs left are closed by trying them all."""
+        spans = (bounds.high[0] - bounds.low[0] + 1).astype(np.float64)
+        points = np.exp(np.minimum(np.log(spans).sum(axis=1), 40.0))
+        keep = []
+        for row, domain in enumerate(batch):
+            if points[row] > 1.001 * self.settings.enumerate_points:
+                keep.append(row)
+                continue
+            witness = self.try_points(box_points(bounds.low[0][row], bounds.high[0][row]))
+            if witness is not None:
+                return witness, [], bounds
+            self.counters.enumerated += 1
+            self.counters.closed += 1
+            self.proof.add(domain.part, ["enumerate"])
+        return None, [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep)
+
+    def _ascend(self, batch: list[Domain], bounds: Bounds, objective: Objective, budget: Budget) -> Ascent:
+        relaxation = Relaxation(self.program, bounds, objective)
+        root = any(domain.slopes is None for domain in batch)
+        slopes: Slopes | None = None
+        tau = None
+        if not all(domain.slopes is None for domain in batch):
+            tau = np.concatenate(
+                [d.tau if d.tau is not None else self._even(d.case) for d in batch]
+            )
+            slopes = relaxation.chord_slopes(tau)
+            for row, domain in enumerate(batch):
+                if domain.slopes is not None:
+                    for node in slopes:
+                        slopes[node][row] = domain.slopes[node][0]
+        settings = self.settings
+        steps = settings.root_steps if root else settings.steps
+
+        def stop(state: Ascent, step: int) -> bool:
+            return bool((state.best > 1e-6 * (1 + step)).all()) or (step % 8 == 7 and budget.is_expired())
+
+        return ascend(relaxation, slopes, tau, steps, settings.length if root else 0.5 * settings.length, stop)
+
+    def _even(self, case: int) -> Array:
+        used = self.used[case : case + 1]
+        return used / np.maximum(used.sum(axis=1, keepdims=True), 1)
+
+    def _judge(
+        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent
+    ) -> tuple[list[int], Array, Array]:
+        """Exact evaluation: closes rows in ``proof``, tightens the others in place; (open rows, bounds, scales)."""
+        rows = np.arange(len(batch))
+        values = state.best.copy()
+        promising = state.best > 0
+        for bits in SCALE_BITS:
+            part = rows[promising]
+            if not len(part):
+                break
+            dual, tau, slopes = self.exact(bounds, objective, state, part, bits)
+            if dual is None:
+                break
+            for place, row in enumerate(part):
+                if dual.value[place] > 0:
+                    self.counters.closed += 1
+                    promising[row] = False
+                    values[row] = np.inf
+                    self.proof.add(batch[row].part, ["prove", tau[place].tolist(), sparse(slopes, place)])
+        open_rows = rows[np.isfinite(values)]
+        if len(open_rows):
+            self._tighten(batch, bounds, objective, state, open_rows)
+        return open_rows.tolist(), values, np.zeros(0)
+
+    def exact(
+        self, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
+    ) -> tuple[DualValue | None, Ints, Slopes]:
+        """The bound of some rows with multipliers rounded so that the largest one has ``bits`` bits."""
+        size = [np.abs(state.tau[rows]).max(axis=1)]
+        for node, slope in state.slopes.items():
+            size.append(np.abs(slope[rows]).reshape(len(rows), -1).max(axis=1, initial=0))
+        scale = 2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9))))
+        tau = np.rint(state.tau[rows] * scale[:, None]).astype(np.int64)
+        slopes = {
+            n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64)
+            for n, s in state.slopes.items()
+        }
+        part = bounds.rows(rows)
+        matrix, limit = objective.matrix[rows], objective.bound[rows]
+        if largest(tau) * max(largest(matrix), largest(limit)) * max(self.terms, 1) > 2**61:
+            return None, tau, slopes
+        try:
+            goal = (tau[:, :, None] * matrix).sum(axis=1)
+            constant = -(tau * limit).sum(axis=1)
+            return dual_value(self.program, part, {objective.node: goal}, constant, slopes), tau, slopes
+        except Overflow:
+            return None, tau, slopes
+
+    def _tighten(
+        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, rows: Array
+    ) -> None:
+        dual, tau, slopes = self.exact(bounds, objective, state, rows, SCALE_BITS[-1])
+        if dual is None:
+            return
+        part = bounds.rows(rows)
+        slack = np.maximum(-dual.value, 0)
+        tightened: list[list[list[int]]] = [[] for _ in rows]
+        jobs = [(0, *reduced_input(dual.input, part.low[0], part.high[0], slack))]
+        for node, table in self.program.stairs.items():
+            if node in dual.outer and table.is_exact:
+                low, high = part.low[table.source], part.high[table.source]
+                jobs.append(
+                    (table.source, *reduced_stairs(table, dual.outer[node], dual.inner[node], low, high, slack))
+                )
+        for node, low, high in jobs:
+            for place, row in enumerate(rows):
+                tightened[place].extend(
+                    changes(node, low[place], high[place], bounds.low[node][row], bounds.high[node][row])
+                )
+            low_all, high_all = bounds.low[node].copy(), bounds.high[node].copy()
+            low_all[rows], high_all[rows] = np.maximum(low_all[rows], low), np.minimum(high_all[rows], high)
+            bounds.intersect(node, low_all, high_all)
+        for place, row in enumerate(rows):
+            if tightened[place]:
+                self.proof.add(
+                    batch[row].part, ["tighten", tau[place].tolist(), sparse(slopes, place), tightened[place]]
+                )
+
+    def _candidates(self, state: Ascent, bounds: Bounds, rows: list[int]) -> Ints | None:
+        points = np.rint(state.mean_input[rows]).astype(np.int64)
+        points = np.clip(points, self.query.low, self.query.high)
+        self.counters.candidates += len(points)
+        return self.try_points(points)
+
+
+def box_points(low: Ints, high: Ints) -> Ints:
+    """Every integer point of the box [N], row by row: [B, N]."""
+    spans = (high - low + 1).tolist()
+    total = int(np.prod(spans))
+    numbers = np.arange(total, dtype=np.int64)
+    points = np.repeat(low[None], total, axis=0)
+    for element in np.nonzero(high > low)[0]:
+        numbers, digit = np.divmod(numbers, spans[element])
+        points[:, element] += digit
+    return points

@@ -1,0 +1,78 @@
+"""Open subproblems and the proof that grows with them.
+
+A proof is a list of parts; a part is a list of steps, worked off in order on a state (the intervals of all nodes):
+
+* ``["tighten", tau, slopes, [[node, element, low, high], ...]]``: reduced costs shrink intervals;
+* ``["bound", [[node, element, sign, q, tau, slopes], ...]]``: dual bounds shrink intervals of single values;
+* ``["propagate"]``: the interval rules, once;
+* and one closing step: ``["prove", tau, slopes]`` (the bound is positive), ``["empty"]`` (an interval is empty),
+  ``["enumerate"]`` (the inputs left are few: try all), ``["split", node, element, k, low part, high part]``.
+
+Multipliers are integers, stored by node as ``[element, value]`` pairs without the zeros (pools: ``[element, place,
+value]``). The rules are those of ``staircase_dual`` and ``integer_bounds``, and each is recomputed by the checker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitcrown.quant.integer_bounds import Bounds, joined
+from bitcrown.quant.integer_graph import Ints
+from bitcrown.quant.linear_steps import Array
+from bitcrown.quant.staircase_dual import Slopes
+
+Step = list[Any]
+Part = list[Step]
+
+
+class Proof:
+    """Parts by number; recording can be switched off, then nothing is kept."""
+
+    def __init__(self, is_recorded: bool) -> None:
+        self.is_recorded = is_recorded
+        self.parts: list[Part] = []
+
+    def new_part(self) -> int:
+        self.parts.append([])
+        return len(self.parts) - 1
+
+    def add(self, part: int, step: Step) -> None:
+        if self.is_recorded:
+            self.parts[part].append(step)
+
+
+@dataclass(eq=False)
+class Domain:
+    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start from."""
+
+    bounds: Bounds
+    case: int
+    part: int
+    depth: int
+    slopes: Slopes | None = None
+    tau: Array | None = None
+    value: float = -np.inf
+
+
+def stacked(domains: list[Domain]) -> Bounds:
+    return joined([domain.bounds for domain in domains])
+
+
+def sparse(slopes: Slopes, row: int) -> list[list[Any]]:
+    """One row of integer multipliers as ``[node, [[element, (place,) value], ...]]``, zeros left out."""
+    out: list[list[Any]] = []
+    for node in sorted(slopes):
+        values = slopes[node][row]
+        places = np.argwhere(values != 0)
+        if len(places):
+            out.append([node, [[*map(int, place), int(values[tuple(place)])] for place in places]])
+    return out
+
+
+def changes(node: int, low: Ints, high: Ints, old_low: Ints, old_high: Ints) -> list[list[int]]:
+    """``[node, element, low, high]`` for every element [N] whose interval shrank."""
+    where = np.nonzero((low > old_low) | (high < old_high))[0]
+    return [[node, int(e), int(low[e]), int(high[e])] for e in where]

@@ -1,0 +1,223 @@
+"""What is asked of an integer network: is there an input in a box whose outputs satisfy one of several cases?
+
+Everything is an integer, so a strict inequality is a plain one with the bound lowered by one, and no tolerance exists
+anywhere. A case is an AND of constraints ``sum_i c_i o_i <= b`` over the output integers ``o``; the query is an OR of
+cases. Robustness of label ``y`` under "first index of the maximum": for ``i < y`` the violation is ``o_i >= o_y``, for
+``i > y`` it is ``o_i >= o_y + 1``. Legend: ``N`` input elements, ``M`` outputs, ``B`` samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil, floor, lcm
+
+import numpy as np
+
+from bitcrown.quant.integer_graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
+from bitcrown.spec.problem import Case, Constraint, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConstraint:
+    """``sum(coefficient * output[index] for index, coefficient in terms) <= bound``; indices distinct, sorted."""
+
+    terms: tuple[tuple[int, int], ...]
+    bound: int
+
+    def slack(self, outputs: Ints) -> Ints:
+        """``bound - sum``, [B]; nonnegative where the constraint holds. ``outputs``: [B, M]."""
+        index = [i for i, _ in self.terms]
+        factors = np.array([c for _, c in self.terms], dtype=np.int64)
+        return np.asarray(self.bound - outputs[:, index] @ factors, dtype=np.int64)
+
+
+ConstraintCase = tuple[LinearConstraint, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerQuery:
+    """``low``/``high``: [N], the box of the input node, both ends included; ``cases``: the violation as an OR of ANDs.
+
+    ``exact_cases`` are the cases on which a witness is judged; they are the same unless the output's real values are
+    not an affine function of its integers (then ``cases`` are implied by them, and sound for proofs only).
+    """
+
+    network: IntegerNetwork
+    low: Ints
+    high: Ints
+    cases: tuple[ConstraintCase, ...]
+    exact_cases: tuple[tuple[Constraint, ...], ...] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        node = self.network.nodes[0]
+        assert isinstance(node, Input)
+        for name, array in (("low", self.low), ("high", self.high)):
+            if array.shape != node.low.shape:
+                raise QuantError(
+                    f"the {name} end of the input box has {array.shape} entries, the network takes {node.low.shape}; "
+                    "give one integer per input element"
+                )
+
+    def is_empty(self) -> bool:
+        """Whether no input lies in the box, or no case is left."""
+        return not self.cases or bool((self.low > self.high).any())
+
+    def points(self) -> int:
+        """Number of inputs in the box."""
+        total = 1
+        for a, b in zip(self.low.tolist(), self.high.tolist(), strict=True):
+            total *= max(b - a + 1, 0)
+        return total
+
+    def violated(self, outputs: Ints) -> np.ndarray:
+        """Whether each row of ``outputs`` [B, M] is a counterexample, exactly; [B] of bool."""
+        found = np.zeros(len(outputs), dtype=bool)
+        if self.exact_cases is not None:
+            for row, values in enumerate(outputs.tolist()):
+                found[row] = any(all(self._holds(c, values) for c in case) for case in self.exact_cases)
+            return found
+        for case in self.cases:
+            holds = np.ones(len(outputs), dtype=bool)
+            for constraint in case:
+                holds &= constraint.slack(outputs) >= 0
+            found |= holds
+        return found
+
+    def _holds(self, constraint: Constraint, outputs: list[int]) -> bool:
+        exit_ = self.network.exit
+        total = Fraction(0)
+        for (index,), factor in constraint.terms:
+            total += factor * exit_.values[index][outputs[index] - int(exit_.low[index])]
+        return total < constraint.bound if constraint.strict else total <= constraint.bound
+
+
+def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> IntegerQuery:
+    """All inputs within ``eps`` of ``x`` [N] (and inside the declared range) whose first-index argmax is not label."""
+    node = network.nodes[0]
+    assert isinstance(node, Input)
+    x = np.asarray(x, dtype=np.int64).reshape(-1)
+    outputs = int(np.prod(network.nodes[network.output].shape))
+    if x.shape != node.low.shape:
+        raise QuantError(f"the sample has {x.size} elements, the network takes {node.low.size}; check the image size")
+    if not 0 <= label < outputs:
+        raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
+    if eps < 0:
+        raise QuantError(f"the radius {eps} is negative; give a whole number of input steps, 0 or more")
+    cases = []
+    for other in range(outputs):
+        if other != label:
+            terms = sorted(((label, 1), (other, -1)))
+            cases.append((LinearConstraint(tuple(terms), 0 if other < label else -1),))
+    low, high = np.maximum(x - eps, node.low), np.minimum(x + eps, node.high)
+    return IntegerQuery(network, low, high, tuple(cases))
+
+
+def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> LinearConstraint | bool:
+    """An integer constraint with the same integer solutions; ``True``/``False`` if it mentions no output.
+
+    All coefficients are multiplied by their common denominator and divided by their common factor; the left side is
+    then an integer, so the bound is rounded down, or lowered to the next integer below if strict.
+    """
+    kept = {i: c for i, c in sorted(terms.items()) if c}
+    if not kept:
+        return 0 < bound if strict else 0 <= bound
+    scale = lcm(*(c.denominator for c in kept.values()))
+    whole = {i: int(c * scale) for i, c in kept.items()}
+    common = int(np.gcd.reduce([abs(c) for c in whole.values()])) if max(map(abs, whole.values())) < 2**62 else 1
+    limit = bound * scale / common
+    top = ceil(limit) - 1 if strict else floor(limit)
+    constraint = LinearConstraint(tuple((i, c // common) for i, c in whole.items()), top)
+    if sum(abs(c) for _, c in constraint.terms) >= 2**40:
+        raise QuantError("an output constraint needs integers above 40 bits; write it with fewer digits")
+    return LinearConstraint(constraint.terms, max(min(top, WIDTH_LIMIT), -WIDTH_LIMIT))
+
+
+def from_problem(problem: Problem, network: IntegerNetwork) -> IntegerQuery:
+    """The integer form of a VNN-LIB problem over one network; mixed or nonlinear constraints are refused.
+
+    All cases must share one box (cases with different boxes are separate queries: ``split_by_box``).
+    """
+    boxes = {(case.lower, case.upper) for case in problem.cases}
+    if len(boxes) > 1:
+        raise QuantError("the cases have different input boxes; decide them one box at a time (split_by_box)")
+    if not problem.cases:
+        node = network.nodes[0]
+        assert isinstance(node, Input)
+        return IntegerQuery(network, node.low, node.high, (), None, problem.notes)
+    return split_by_box(problem, network)[0]
+
+
+def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery]:
+    """One query for every different input box among the cases, in order of appearance."""
+    groups: dict[tuple[tuple[Fraction, ...], tuple[Fraction, ...]], list[Case]] = {}
+    for case in problem.cases:
+        groups.setdefault((case.lower, case.upper), []).append(case)
+    queries = []
+    for (lower, upper), cases in groups.items():
+        low, high = network.entry.box(lower, upper)
+        queries.append(_query_of_box(problem, network, low, high, cases))
+    return queries
+
+
+def _query_of_box(
+    problem: Problem, network: IntegerNetwork, low: Ints, high: Ints, cases: list[Case]
+) -> IntegerQuery:
+    steps = [_affine_exit(values) for values in network.exit.values]
+    proof: list[ConstraintCase] = []
+    exact: list[tuple[Constraint, ...]] = []
+    for case in cases:
+        relaxed = _integer_case(case, problem.n_inputs, network, steps)
+        if relaxed is not None:
+            proof.append(relaxed)
+            exact.append(tuple(_shifted(c, problem.n_inputs) for c in case.constraints))
+    same = all(step is not None for step in steps)
+    return IntegerQuery(network, low, high, tuple(proof), None if same else tuple(exact), problem.notes)
+
+
+def _affine_exit(values: tuple[Fraction, ...]) -> tuple[Fraction, Fraction] | None:
+    """(step, first) if ``values[k] == first + step * k`` for all k."""
+    step = values[1] - values[0] if len(values) > 1 else Fraction(0)
+    return (step, values[0]) if all(b - a == step for a, b in zip(values, values[1:], strict=False)) else None
+
+
+def _shifted(constraint: Constraint, n_inputs: int) -> Constraint:
+    terms = tuple(((monomial[0] - n_inputs,), factor) for monomial, factor in constraint.terms)
+    return Constraint(terms, constraint.bound, constraint.strict)
+
+
+def _integer_case(
+    case: Case, n_inputs: int, network: IntegerNetwork, steps: list[tuple[Fraction, Fraction] | None]
+) -> ConstraintCase | None:
+    """The case over output integers (implied by it where an output is not affine); ``None`` if it cannot hold."""
+    found: list[LinearConstraint] = []
+    for constraint in case.constraints:
+        if not constraint.is_linear() or any(m[0] < n_inputs for m, _ in constraint.terms):
+            raise QuantError("constraints on outputs of an integer network must be linear and free of inputs")
+        result = _integer_constraint(constraint, n_inputs, network, steps)
+        if result is False:
+            return None
+        if isinstance(result, LinearConstraint):
+            found.append(result)
+    return tuple(found)
+
+
+def _integer_constraint(
+    constraint: Constraint, n_inputs: int, network: IntegerNetwork, steps: list[tuple[Fraction, Fraction] | None]
+) -> LinearConstraint | bool:
+    """A value that is not affine in its integer is replaced by the largest affine function of one slope below it."""
+    terms: dict[int, Fraction] = {}
+    bound = constraint.bound
+    for (variable,), factor in constraint.terms:
+        index = variable - n_inputs
+        values, low = network.exit.values[index], int(network.exit.low[index])
+        step = steps[index]
+        if step is not None:
+            slope, first = factor * step[0], factor * step[1]
+        else:
+            slope = factor * (values[-1] - values[0]) / (len(values) - 1)
+            first = min(factor * value - slope * k for k, value in enumerate(values))
+        terms[index] = terms.get(index, Fraction(0)) + slope
+        bound -= first - slope * low
+    return integral(terms, bound, constraint.strict)
