@@ -17,10 +17,11 @@ from bitcrown.budget import Budget
 from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.integer_branching import Split, choose_splits, saturation_split
 from bitcrown.quant.integer_graph import Ints
+from bitcrown.quant.lattice_attack import LatticeAttack
 from bitcrown.quant.linear_steps import Array, Overflow, largest
 from bitcrown.quant.proof_tree import Domain, Proof, changes, sparse, stacked
 from bitcrown.quant.query import IntegerQuery
-from bitcrown.quant.slope_ascent import Ascent, Objective, Relaxation, ascend
+from bitcrown.quant.slope_ascent import Ascent, Objective, Pinned, Relaxation, ascend
 from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value, reduced_input, reduced_stairs
 
 SCALE_BITS = (12, 18, 24)
@@ -36,6 +37,8 @@ class SearchSettings:
     length: float = 0.3
     batch: int = 64
     enumerate_points: int = 4096
+    climbs: int = 3
+    moves: int = 12
 
 
 @dataclass(eq=False)
@@ -64,6 +67,7 @@ class Search:
         self.program, self.query, self.proof = program, query, proof
         self.try_points, self.settings = try_points, settings
         self.counters = Counters()
+        self.attack = LatticeAttack(program, query, try_points)
         self.terms = max((len(case) for case in query.cases), default=1)
         self.matrix = np.zeros((len(query.cases), self.terms, program.sizes[program.output]), dtype=np.int64)
         self.bound = np.zeros((len(query.cases), self.terms), dtype=np.int64)
@@ -76,6 +80,7 @@ class Search:
 
     def roots(self, bounds: Bounds) -> list[Domain]:
         """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
+        self.root_bounds = bounds.rows([0])
         return [
             Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))
         ]
@@ -102,12 +107,12 @@ class Search:
         witness, batch, bounds = self._enumerate(batch, bounds)
         if witness is not None or not batch:
             return witness, kinks
-        objective = self.objective([domain.case for domain in batch])
-        state = self._ascend(batch, bounds, objective, budget)
+        objective, pinned = self.objective([domain.case for domain in batch], bounds)
+        state = self._ascend(batch, bounds, objective, pinned, budget)
         open_rows, values, scales = self._judge(batch, bounds, objective, state)
         if not open_rows:
             return None, kinks
-        witness = self._candidates(state, bounds, open_rows)
+        witness, scores = self._candidates(batch, state, open_rows, budget)
         if witness is not None:
             return witness, []
         children = []
@@ -120,8 +125,33 @@ class Search:
         children.sort(key=lambda domain: -domain.depth if False else domain.value, reverse=False)
         return None, kinks + children[::-1]
 
-    def objective(self, cases: list[int]) -> Objective:
-        return Objective(self.program.output, self.matrix[cases], self.bound[cases], self.used[cases])
+    def objective(self, cases: list[int], bounds: Bounds) -> tuple[Objective, Pinned | None]:
+        """The constraints that the output intervals do not already imply; rows in which they imply all are pinned."""
+        node = self.program.output
+        matrix, limit = self.matrix[cases], self.bound[cases]
+        ends = np.maximum(matrix * bounds.low[node][:, None], matrix * bounds.high[node][:, None]).sum(axis=2)
+        used = self.used[cases] & (ends > limit)
+        table = self.program.stairs.get(node)
+        alone = ~used.any(axis=1)
+        if table is None or not alone.any():
+            return Objective(node, matrix, limit, np.where(alone[:, None], self.used[cases], used)), None
+        source = table.source
+        factor = np.einsum("rt,rtn->rn", self.used[cases].astype(np.int64), matrix)
+        low, high = bounds.low[source], bounds.high[source]
+        first, last = table.level(table.late, low), table.level(table.early, high)
+        is_edge = (table.level(table.late, low - 1) < first, table.level(table.early, high + 1) > last)
+        raised = (low > self.root_bounds.low[source]) & (is_edge[0] | ((factor < 0) & (first > 0)))
+        lowered = (high < self.root_bounds.high[source]) & (is_edge[1] | ((factor > 0) & (last < table.late.shape[1])))
+        start = np.where(raised & ((factor < 0) | ~lowered), -1.0, np.where(lowered, 1.0, 0.0))
+        start *= np.where((factor != 0).any(axis=1, keepdims=True) & (factor == 0), 1e-3, 1.0)
+        start /= np.maximum(np.abs(start).sum(axis=1, keepdims=True), 1e-12)
+        alone &= (start != 0).any(axis=1)
+        steps = table.late.shape[1]
+        rows = table.late[table.channel]
+        width = np.maximum((rows[:, -1] - rows[:, 0]) / max(steps - 1, 1), 1.0)
+        unit = np.broadcast_to(1.0 / width, start.shape)
+        used = np.where(alone[:, None] | used.any(axis=1)[:, None], used, self.used[cases])
+        return Objective(node, matrix, limit, used), Pinned(node, alone, raised, lowered, start, unit)
 
     def _propagated(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
         """Interval rules on every row; rows with an empty interval are closed."""
@@ -184,20 +214,26 @@ class Search:
             self.proof.add(domain.part, ["enumerate"])
         return None, [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep)
 
-    def _ascend(self, batch: list[Domain], bounds: Bounds, objective: Objective, budget: Budget) -> Ascent:
-        relaxation = Relaxation(self.program, bounds, objective)
+    def _ascend(self, batch: list[Domain], bounds: Bounds, objective: Objective, pinned: Pinned | None, budget: Budget) -> Ascent:
+        relaxation = Relaxation(self.program, bounds, objective, pinned)
         root = any(domain.slopes is None for domain in batch)
         slopes: Slopes | None = None
         tau = None
         if not all(domain.slopes is None for domain in batch):
+            even = objective.used / np.maximum(objective.used.sum(axis=1, keepdims=True), 1)
             tau = np.concatenate(
-                [d.tau if d.tau is not None else self._even(d.case) for d in batch]
+                [even[[r]] if d.tau is None or not d.tau.any() else d.tau for r, d in enumerate(batch)]
             )
+            tau = tau * objective.used
+            total = tau.sum(axis=1, keepdims=True)
+            tau = np.where(total > 0, tau / np.maximum(total, 1e-12), even)
             slopes = relaxation.chord_slopes(tau)
             for row, domain in enumerate(batch):
                 if domain.slopes is not None:
                     for node in slopes:
                         slopes[node][row] = domain.slopes[node][0]
+            if pinned is not None:
+                slopes[pinned.node] = pinned.project(slopes[pinned.node])
         settings = self.settings
         steps = settings.root_steps if root else settings.steps
 
@@ -205,10 +241,6 @@ class Search:
             return bool((state.best > 1e-6 * (1 + step)).all()) or (step % 8 == 7 and budget.is_expired())
 
         return ascend(relaxation, slopes, tau, steps, settings.length if root else 0.5 * settings.length, stop)
-
-    def _even(self, case: int) -> Array:
-        used = self.used[case : case + 1]
-        return used / np.maximum(used.sum(axis=1, keepdims=True), 1)
 
     def _judge(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent
@@ -289,11 +321,24 @@ class Search:
                     batch[row].part, ["tighten", tau[place].tolist(), sparse(slopes, place), tightened[place]]
                 )
 
-    def _candidates(self, state: Ascent, bounds: Bounds, rows: list[int]) -> Ints | None:
+    def _candidates(
+        self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget
+    ) -> tuple[Ints | None, Array]:
+        """Averaged inputs of the open rows, rounded, and climbs from the best of them; (witness, scores [R])."""
         points = np.rint(state.mean_input[rows]).astype(np.int64)
         points = np.clip(points, self.query.low, self.query.high)
         self.counters.candidates += len(points)
-        return self.try_points(points)
+        witness = self.try_points(points)
+        if witness is not None:
+            return witness, np.zeros(len(rows))
+        values = self.attack.values(points)
+        cases = [self.query.cases[batch[row].case] for row in rows]
+        scores = np.array([self.attack.scores([v[[k]] for v in values], case)[0] for k, case in enumerate(cases)])
+        for place in np.argsort(-scores)[: self.settings.climbs]:
+            witness, scores[place] = self.attack.climb(points[place], cases[place], self.settings.moves, budget)
+            if witness is not None:
+                break
+        return witness, scores
 
 
 def box_points(low: Ints, high: Ints) -> Ints:

@@ -41,8 +41,31 @@ class Objective:
     bound: Ints
     used: npt.NDArray[np.bool_]
 
-    def rows(self, index: Array | list[int]) -> Objective:
-        return Objective(self.node, self.matrix[index], self.bound[index], self.used[index])
+
+@dataclass(frozen=True, eq=False)
+class Pinned:
+    """Rows whose constraints hold by the output intervals alone: what is left to refute is that those are reached.
+
+    The bound is then homogeneous in the slopes (it can be 0, or anything), so the slopes of the output staircase are
+    kept at a total of one unit. ``rows``: [R]; ``raised``/``lowered``: [R, N], whether the lower/upper end of the
+    argument is tighter than the box alone makes it (only then can a negative/positive slope help); ``start``: [R, N],
+    the slopes to begin with; ``unit``: [R, N], a slope of ordinary size.
+    """
+
+    node: int
+    rows: npt.NDArray[np.bool_]
+    raised: npt.NDArray[np.bool_]
+    lowered: npt.NDArray[np.bool_]
+    start: Reals
+    unit: Reals
+
+    def project(self, slopes: Array) -> Array:
+        """[R, N] -> [R, N]: useless signs to zero, then scaled to a total of one unit; other rows unchanged."""
+        share = slopes / self.unit
+        share = np.where(((share < 0) & self.raised) | ((share > 0) & self.lowered), share, 0.0)
+        total = np.abs(share).sum(axis=1, keepdims=True)
+        share = np.where(total > TINY, share / np.maximum(total, TINY), self.start)
+        return np.where(self.rows[:, None], share * self.unit, slopes)
 
 
 @dataclass(eq=False)
@@ -85,8 +108,8 @@ def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
 class Relaxation:
     """A program over one set of intervals, ready for repeated float evaluation."""
 
-    def __init__(self, program: Program, bounds: Bounds, objective: Objective) -> None:
-        self.program, self.objective = program, objective
+    def __init__(self, program: Program, bounds: Bounds, objective: Objective, pinned: Pinned | None = None) -> None:
+        self.program, self.objective, self.pinned = program, objective, pinned
         self.low, self.high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
         self.matrix = objective.matrix.astype(np.float64)
         self.limit = objective.bound.astype(np.float64)
@@ -136,6 +159,8 @@ class Relaxation:
             elif number in program.stairs:
                 if fill:
                     slopes[number] = outer * self.chord[number]
+                    if self.pinned is not None and number == self.pinned.node:
+                        slopes[number] = self.pinned.project(np.where(self.pinned.rows[:, None], 0.0, slopes[number]))
                 places, heights = self.corner[number]
                 cost = outer * heights - slopes[number] * places
                 which = cost.argmin(axis=0)[None]
@@ -209,6 +234,7 @@ def ascend(
     used = relaxation.objective.used
     if tau is None:
         tau = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
+    pinned = relaxation.pinned
     if slopes is None:
         slopes = relaxation.chord_slopes(tau)
     slopes = {n: slopes[n].astype(np.float64) for n in (*relaxation.stairs, *relaxation.pools) if n in slopes}
@@ -235,6 +261,8 @@ def ascend(
         images = relaxation.images(chosen)
         rate = length * (1.0 - step / steps) + 0.02 * length
         _adam(relaxation, images, argument, outers, slopes, first, second, rate, step + 1)
+        if pinned is not None:
+            slopes[pinned.node] = pinned.project(slopes[pinned.node])
         if several:
             output = images[relaxation.objective.node]
             assert output is not None
@@ -291,6 +319,8 @@ def _adam(
         else:
             gradient = (image - argument[n]) / relaxation.width[n]
             unit = unit * np.maximum(relaxation.chord[n], 1.0 / relaxation.width[n])
+            if relaxation.pinned is not None and relaxation.pinned.node == n:
+                unit = np.where(relaxation.pinned.rows[:, None], relaxation.pinned.unit, unit)
         first[n] = FIRST_DECAY * first[n] + (1 - FIRST_DECAY) * gradient
         second[n] = SECOND_DECAY * second[n] + (1 - SECOND_DECAY) * gradient * gradient
         mean = first[n] / (1 - FIRST_DECAY**count)

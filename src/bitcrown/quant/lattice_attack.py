@@ -1,0 +1,131 @@
+"""Counterexamples on the integer lattice: coordinate moves from points that the bounds propose.
+
+The score of a point for a case is how far its worst constraint is from holding, measured on the accumulators behind
+the output staircase (clipped to the range in which they matter), where a gain of a fraction of an output step still
+shows. A move sets one input to an end of its interval. Moves are ranked by the gradient of the score, in which every
+staircase counts with its mean slope over a window around the current argument; the best ranked ones are evaluated
+exactly, and the best of those is taken. Legend: ``B`` points, ``N`` inputs, ``M`` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bitcrown.budget import Budget
+from bitcrown.quant.integer_bounds import Program, StairTable
+from bitcrown.quant.integer_graph import Ints, forward
+from bitcrown.quant.linear_steps import Array
+from bitcrown.quant.query import ConstraintCase, IntegerQuery
+from bitcrown.quant.staircase_dual import gather_windows, scatter_windows
+
+RANKED_MOVES = 784
+WINDOW_LEVELS = 3
+
+
+class LatticeAttack:
+    """Moves on the box of one query. ``accept`` judges points exactly and returns a witness [N] or ``None``."""
+
+    def __init__(self, program: Program, query: IntegerQuery, accept: Callable[[Ints], Ints | None]) -> None:
+        self.program, self.query, self.accept = program, query, accept
+        self.node = program.output
+        self.least: Ints | None = None
+        table = program.stairs.get(program.output)
+        if table is not None and table.late.shape[1]:
+            self.node = table.source
+            rows = table.late[table.channel]
+            self.least, self.most = rows[:, 0] - 1, rows[:, -1]
+            self.step = np.maximum((rows[:, -1] - rows[:, 0]) / max(rows.shape[1] - 1, 1), 1.0)
+
+    def values(self, points: Ints) -> list[Ints]:
+        """Value [B, N_node] of every node, by exact products."""
+        out: list[Ints] = []
+        for number, node in enumerate(self.program.nodes):
+            step = self.program.affine.get(number)
+            out.append(forward(node, out, points) if step is None else step.forward([out[s] for s in step.sources]))
+        return out
+
+    def scores(self, values: list[Ints], case: ConstraintCase) -> Array:
+        """[B]: smallest ``bound - sum c v`` over the constraints, in output steps; larger is nearer to a witness."""
+        outputs = values[self.node].astype(np.float64)
+        if self.least is not None:
+            table = self.program.stairs[self.program.output]
+            outputs = (np.clip(outputs, self.least, self.most) - self.least) / self.step + table.base
+        worst = np.full(len(outputs), np.inf)
+        for constraint in case:
+            index = [i for i, _ in constraint.terms]
+            factors = np.array([c for _, c in constraint.terms], dtype=np.float64)
+            worst = np.minimum(worst, constraint.bound - outputs[:, index] @ factors)
+        return worst
+
+    def gradient(self, values: list[Ints], case: ConstraintCase) -> Array:
+        """[N]: slope of the worst constraint's left side at one point (row 0 of ``values``), staircases smoothed."""
+        scores = [float(self.scores(values, (constraint,))[0]) for constraint in case]
+        constraint = case[int(np.argmin(scores))]
+        seed = np.zeros((1, self.program.sizes[self.node]))
+        for index, factor in constraint.terms:
+            seed[0, index] = factor
+        coefficients: dict[int, Array] = {self.node: seed}
+        for number in reversed(range(1, self.node + 1)):
+            outer = coefficients.pop(number, None)
+            if outer is None:
+                continue
+            if number in self.program.affine:
+                step = self.program.affine[number]
+                pulled = list(zip(step.sources, step.adjoint(outer), strict=True))
+            elif number in self.program.stairs:
+                table = self.program.stairs[number]
+                pulled = [(table.source, outer * _mean_slope(table, values[table.source][:1]))]
+            else:
+                source, index_ = self.program.pools[number]
+                window = np.where(index_ >= 0, gather_windows(values[source][:1], index_), -np.inf)
+                is_top = window == window.max(axis=2, keepdims=True)
+                spread = outer[..., None] * is_top / is_top.sum(axis=2, keepdims=True)
+                pulled = [(source, scatter_windows(spread, index_, self.program.sizes[source]))]
+            for source, part in pulled:
+                coefficients[source] = coefficients.get(source, 0.0) + part
+        return np.asarray(coefficients.get(0, np.zeros((1, self.program.sizes[0])))[0])
+
+    def climb(self, point: Ints, case: ConstraintCase, moves: int, budget: Budget) -> tuple[Ints | None, float]:
+        """Up to ``moves`` improving moves from ``point`` [N]; (witness or ``None``, score reached)."""
+        low, high = self.query.low, self.query.high
+        point = point.copy()
+        values = self.values(point[None])
+        score = float(self.scores(values, case)[0])
+        for _ in range(moves):
+            if budget.is_expired():
+                break
+            slope = self.gradient(values, case)
+            target = np.where(slope > 0, low, high)
+            gain = np.abs(slope) * np.abs(target - point)
+            ranked = np.argsort(-gain)[:RANKED_MOVES]
+            ranked = ranked[gain[ranked] > 0]
+            if not len(ranked):
+                break
+            trial = np.repeat(point[None], len(ranked) + 3, axis=0)
+            trial[np.arange(len(ranked)), ranked] = target[ranked]
+            for extra, count in enumerate((4, 12, 36)):
+                trial[len(ranked) + extra, ranked[:count]] = target[ranked[:count]]
+            found = self.values(trial)
+            reached = self.scores(found, case)
+            best = int(reached.argmax())
+            witness = self.accept(trial[[best]])
+            if witness is not None:
+                return witness, float(reached[best])
+            if reached[best] <= score:
+                break
+            point, score = trial[best], float(reached[best])
+            values = [v[best : best + 1] for v in found]
+        return None, score
+
+
+def _mean_slope(table: StairTable, argument: Ints) -> Array:
+    """Mean slope [1, N] of the staircase over ``WINDOW_LEVELS`` mean level widths to either side of the argument."""
+    rows = table.late[table.channel]
+    steps = rows.shape[1]
+    if steps < 2:
+        return np.full(argument.shape, 1e-3)
+    width = np.maximum((rows[:, -1] - rows[:, 0]) // (steps - 1), 1) * WINDOW_LEVELS
+    rise = table.level(table.late, argument + width) - table.level(table.late, argument - width)
+    return np.asarray((rise + 1e-3) / (2 * width))
