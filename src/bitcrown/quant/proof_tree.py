@@ -34,6 +34,7 @@ class Proof:
     def __init__(self, is_recorded: bool) -> None:
         self.is_recorded = is_recorded
         self.parts: list[Part] = []
+        self.trunk: Part = []
 
     def new_part(self) -> int:
         self.parts.append([])
