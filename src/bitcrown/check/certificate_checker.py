@@ -186,7 +186,7 @@ class Checker:
         outer: dict[int, Row] = {}
         inner: dict[int, Row] = {}
         for number in reversed(range(1, len(self.net.nodes))):
-            mu = coefficients.pop(number, None)
+            mu = coefficients.pop(number, [0] * self.net.sizes[number] if number in given else None)
             if mu is None:
                 continue
             step = self.net.compiled[number]

@@ -22,9 +22,13 @@ from bitcrown.budget import Budget
 from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.integer_search import Search, SearchSettings
-from bitcrown.quant.proof_tree import Domain, Proof
+from bitcrown.quant.proof_tree import Proof
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.verdict import Reason, Status
+
+
+RANDOM_PROBES = 5
+RUNTIME_TRIALS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +46,49 @@ class Decision:
 
 
 class Judge:
-    """Tries candidate inputs exactly; remembers nothing but how many were tried."""
+    """Tries candidate inputs; only what certainly violates the query counts.
 
-    def __init__(self, query: IntegerQuery) -> None:
-        self.query = query
+    Where the arithmetic is not pinned down, a point counts if the violation holds for every order of summation (the
+    outputs are then intervals), or if the file's own runtime computes it.
+    """
+
+    def __init__(self, query: IntegerQuery, program: Program) -> None:
+        self.query, self.program = query, program
+        self.is_exact = query.network.is_exact()
         self.tried = 0
 
     def try_points(self, points: Ints) -> Ints | None:
         """The first row of ``points`` [B, N] that is a counterexample, else ``None``."""
         self.tried += len(points)
-        hits = np.nonzero(self.query.violated(self.query.network.evaluate(points)))[0]
-        return points[hits[0]] if len(hits) else None
+        query = self.query
+        if self.is_exact:
+            hits = np.nonzero(query.violated(query.network.evaluate(points)))[0]
+            return points[hits[0]] if len(hits) else None
+        found = self.program.images(points)
+        output = self.program.output
+        hits = np.nonzero(query.surely_violated(found.low[output], found.high[output]))[0]
+        if len(hits):
+            return points[hits[0]]
+        possible = np.nonzero(query.possibly_violated(found.low[output], found.high[output]))[0]
+        for row in possible[:RUNTIME_TRIALS]:
+            outputs = self._runtime_outputs(points[row])
+            if outputs is not None and query.violated(outputs)[0]:
+                return points[row]
+        return None
+
+    def _runtime_outputs(self, point: Ints) -> Ints | None:
+        """Output integers [1, M] that the file's own runtime computes, where it can be asked."""
+        network, box = self.query.network, self.query.real_box
+        if network.runtime is None or box is None:
+            return None
+        real = network.runtime(network.entry.representative(point, *box)[None])
+        integers = []
+        for value, steps, low in zip(real[0].tolist(), network.exit.values, network.exit.low.tolist(), strict=True):
+            places = [k for k, step in enumerate(steps) if float(step) == value]
+            if not places:
+                return None
+            integers.append(low + places[0])
+        return np.array([integers], dtype=np.int64)
 
 
 def decide(
@@ -63,16 +99,25 @@ def decide(
     program: Program | None = None,
     settings: SearchSettings | None = None,
 ) -> Decision:
-    """Whether some input of the box satisfies a case. ``program`` may be shared between queries on one network."""
+    """Whether some input of the box satisfies a case. ``program`` may be shared between queries on one network.
+
+    ``seed`` orders nothing that a verdict could depend on; it varies the random candidates.
+    """
+    proof = Proof(want_certificate)
     if query.is_empty():
-        return Decision(Status.UNSAT, decided_by="empty box" if query.cases else "no case")
-    judge = Judge(query)
-    middle = (query.low + query.high) // 2
-    witness = judge.try_points(np.stack([middle, query.low, query.high]))
+        roots = tuple(proof.new_part() for _ in query.cases)
+        for part in roots:
+            proof.add(part, ["empty"])
+        detail = "the box is empty" if query.cases else "there is no case to satisfy"
+        return Decision(Status.UNSAT, detail=detail, decided_by="empty", proof=proof, roots=roots)
+    program = program or Program(query.network)
+    judge = Judge(query, program)
+    rng = np.random.default_rng(seed)
+    probes = [(query.low + query.high) // 2, query.low, query.high]
+    probes += list(rng.integers(query.low, query.high + 1, size=(RANDOM_PROBES, len(query.low))))
+    witness = judge.try_points(np.stack(probes))
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="probe")
-    program = program or Program(query.network)
-    proof = Proof(want_certificate)
     search = Search(program, query, proof, judge.try_points, settings or SearchSettings())
     domains = search.roots(program.root(query.low, query.high))
     roots = tuple(domain.part for domain in domains)
@@ -81,5 +126,9 @@ def decide(
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="search", counters=counters)
     if left:
-        return Decision(Status.TIMEOUT, Reason.DEADLINE, f"{len(left)} subproblems open", counters=counters)
+        detail = f"{len(left)} subproblems were open"
+        return Decision(Status.TIMEOUT, Reason.DEADLINE, detail, counters=counters)
+    if search.stuck:
+        detail = f"{len(search.stuck)} single inputs depend on the runtime's order of summation"
+        return Decision(Status.UNKNOWN, Reason.INCOMPLETE, detail, counters=counters)
     return Decision(Status.UNSAT, decided_by="staircase bounds", counters=counters, proof=proof, roots=roots)

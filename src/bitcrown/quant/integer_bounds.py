@@ -173,6 +173,15 @@ class Program:
                 raise QuantError("an accumulator of the network could leave 61 bits; such widths are not supported")
         return bounds
 
+    def images(self, points: Ints) -> Bounds:
+        """Intervals of every node at single inputs [B, N] (of length 0 where the arithmetic is pinned down)."""
+        lows = [np.full((len(points), size), -(2**62), dtype=np.int64) for size in self.sizes]
+        highs = [-low for low in lows]
+        lows[0], highs[0] = points.copy(), points.copy()
+        bounds = Bounds(lows, highs, {0})
+        self._forward(bounds)
+        return bounds
+
     def propagate(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
         """Forward rule, constraints (``cases[r]`` of row r), backward rules; in place."""
         empty = bounds.is_empty()

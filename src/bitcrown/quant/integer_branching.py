@@ -17,6 +17,10 @@ from bitcrown.quant.query import ConstraintCase
 from bitcrown.quant.slope_ascent import Ascent
 
 
+FEW_INPUTS = 16
+"""Unpinned steps keep an interval even for one input; up to so many inputs only these are split, which surely ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """``v_node[element] <= value`` or ``>= value + 1``."""
@@ -45,9 +49,11 @@ def saturation_split(program: Program, bounds: Bounds, row: int, case: Constrain
     return None
 
 
-def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[int]) -> list[Split]:
-    """One split per row, on the intervals of ``bounds`` (none of the rows is empty or a single point)."""
-    best = np.full(len(rows), 0.0)
+def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[int]) -> list[Split | None]:
+    """One split per row, on the intervals of ``bounds``; ``None`` for a single point that arithmetic leaves open."""
+    varying = (bounds.high[0][rows] > bounds.low[0][rows]).sum(axis=1)
+    inputs_only = (varying <= FEW_INPUTS) & (not program.network.is_exact())
+    best = np.where(inputs_only, np.inf, 0.0)
     found: list[Split | None] = [None] * len(rows)
     for node in state.mean_argument:
         table = program.stairs.get(node)
@@ -58,7 +64,7 @@ def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[in
         first, last = table.level(table.late, low), table.level(table.early, high)
         value = table.base + table.level(table.late, argument)
         gap = np.abs(state.mean_value[node][rows] - value)
-        score = np.where(last > first, state.outer[node][rows] * (gap + 1e-3), -1.0)
+        score = np.where((last > first) & (high > low), state.outer[node][rows] * (gap + 1e-3), -1.0)
         for place, element in enumerate(score.argmax(axis=1)):
             if score[place, element] > best[place]:
                 best[place] = score[place, element]
@@ -79,8 +85,10 @@ def _edge(thresholds: np.ndarray, first: int, last: int, argument: int, gap: flo
     return min(candidates, key=lambda t: abs(t - argument))
 
 
-def _input_split(bounds: Bounds, row: int) -> Split:
+def _input_split(bounds: Bounds, row: int) -> Split | None:
     """The middle of the widest input; once no staircase is left, inputs are all that can vary."""
     low, high = bounds.low[0][row], bounds.high[0][row]
     element = int((high - low).argmax())
+    if high[element] == low[element]:
+        return None
     return Split(0, element, int(low[element] + high[element]) // 2)

@@ -66,7 +66,9 @@ class Search:
     ) -> None:
         self.program, self.query, self.proof = program, query, proof
         self.try_points, self.settings = try_points, settings
+        self.is_exact = query.network.is_exact()
         self.counters = Counters()
+        self.stuck: list[Domain] = []
         self.attack = LatticeAttack(program, query, try_points)
         self.terms = max((len(case) for case in query.cases), default=1)
         self.matrix = np.zeros((len(query.cases), self.terms, program.sizes[program.output]), dtype=np.int64)
@@ -109,7 +111,9 @@ class Search:
             return witness, kinks
         objective, pinned = self.objective([domain.case for domain in batch], bounds)
         state = self._ascend(batch, bounds, objective, pinned, budget)
-        open_rows, values, scales = self._judge(batch, bounds, objective, state)
+        open_rows, values = self._judge(batch, bounds, objective, state)
+        shrunk = self._tighten(batch, bounds, objective, state, open_rows)
+        open_rows = self._without_empty(batch, bounds, open_rows)
         if not open_rows:
             return None, kinks
         witness, scores = self._candidates(batch, state, open_rows, budget)
@@ -119,11 +123,15 @@ class Search:
         splits = choose_splits(self.program, bounds, state, open_rows)
         for row, split in zip(open_rows, splits, strict=True):
             domain = batch[row]
+            if split is None:
+                domain.bounds = bounds.rows([row])
+                (children if row in shrunk else self.stuck).append(domain)
+                continue
             domain.slopes = {n: s[row : row + 1] for n, s in state.slopes.items()}
             domain.tau, domain.value = state.tau[row : row + 1], float(values[row])
             children.extend(self._split(domain, bounds.rows([row]), split))
-        children.sort(key=lambda domain: -domain.depth if False else domain.value, reverse=False)
-        return None, kinks + children[::-1]
+        children.sort(key=lambda domain: -domain.value)
+        return None, kinks + children
 
     def objective(self, cases: list[int], bounds: Bounds) -> tuple[Objective, Pinned | None]:
         """The constraints that the output intervals do not already imply; rows in which they imply all are pinned."""
@@ -200,15 +208,25 @@ class Search:
     def _enumerate(self, batch: list[Domain], bounds: Bounds) -> tuple[Ints | None, list[Domain], Bounds]:
         """Rows with few inputs left are closed by trying them all."""
         spans = (bounds.high[0] - bounds.low[0] + 1).astype(np.float64)
-        points = np.exp(np.minimum(np.log(spans).sum(axis=1), 40.0))
+        count = np.exp(np.minimum(np.log(spans).sum(axis=1), 40.0))
         keep = []
         for row, domain in enumerate(batch):
-            if points[row] > 1.001 * self.settings.enumerate_points:
+            if count[row] > 1.001 * self.settings.enumerate_points:
                 keep.append(row)
                 continue
-            witness = self.try_points(box_points(bounds.low[0][row], bounds.high[0][row]))
+            points = box_points(bounds.low[0][row], bounds.high[0][row])
+            witness = self.try_points(points)
             if witness is not None:
                 return witness, [], bounds
+            if not self.is_exact:
+                output = self.program.output
+                found = self.program.images(points)
+                if self.query.possibly_violated(found.low[output], found.high[output]).any():
+                    if len(points) > 1:
+                        keep.append(row)
+                    else:
+                        self.stuck.append(domain)
+                    continue
             self.counters.enumerated += 1
             self.counters.closed += 1
             self.proof.add(domain.part, ["enumerate"])
@@ -244,8 +262,8 @@ class Search:
 
     def _judge(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent
-    ) -> tuple[list[int], Array, Array]:
-        """Exact evaluation: closes rows in ``proof``, tightens the others in place; (open rows, bounds, scales)."""
+    ) -> tuple[list[int], Array]:
+        """Exact evaluation: closes rows by ``prove`` steps; (open rows, float bounds [R])."""
         rows = np.arange(len(batch))
         values = state.best.copy()
         promising = state.best > 0
@@ -261,11 +279,20 @@ class Search:
                     self.counters.closed += 1
                     promising[row] = False
                     values[row] = np.inf
-                    self.proof.add(batch[row].part, ["prove", tau[place].tolist(), sparse(slopes, place)])
-        open_rows = rows[np.isfinite(values)]
-        if len(open_rows):
-            self._tighten(batch, bounds, objective, state, open_rows)
-        return open_rows.tolist(), values, np.zeros(0)
+                    self.proof.add(batch[row].part, ["prove", self._taus(batch[row], tau[place]), sparse(slopes, place)])
+        return rows[values < np.inf].tolist(), values
+
+    def _taus(self, domain: Domain, tau: Ints) -> list[int]:
+        """One multiplier per constraint of the domain's case."""
+        return [int(t) for t in tau[: len(self.query.cases[domain.case])]]
+
+    def _without_empty(self, batch: list[Domain], bounds: Bounds, rows: list[int]) -> list[int]:
+        empty = bounds.is_empty()
+        for row in rows:
+            if empty[row]:
+                self.counters.closed += 1
+                self.proof.add(batch[row].part, ["empty"])
+        return [row for row in rows if not empty[row]]
 
     def exact(
         self, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
@@ -292,11 +319,15 @@ class Search:
             return None, tau, slopes
 
     def _tighten(
-        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, rows: Array
-    ) -> None:
+        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]
+    ) -> set[int]:
+        """Reduced costs on the open rows, in place; the rows in which an interval shrank."""
+        rows = np.array(open_rows, dtype=np.int64)
+        if not open_rows:
+            return set()
         dual, tau, slopes = self.exact(bounds, objective, state, rows, SCALE_BITS[-1])
         if dual is None:
-            return
+            return set()
         part = bounds.rows(rows)
         slack = np.maximum(-dual.value, 0)
         tightened: list[list[list[int]]] = [[] for _ in rows]
@@ -318,8 +349,9 @@ class Search:
         for place, row in enumerate(rows):
             if tightened[place]:
                 self.proof.add(
-                    batch[row].part, ["tighten", tau[place].tolist(), sparse(slopes, place), tightened[place]]
+                    batch[row].part, ["tighten", self._taus(batch[row], tau[place]), sparse(slopes, place), tightened[place]]
                 )
+        return {int(row) for place, row in enumerate(rows) if tightened[place]}
 
     def _candidates(
         self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget

@@ -13,9 +13,13 @@ from fractions import Fraction
 from math import ceil, floor, lcm
 
 import numpy as np
+import numpy.typing as npt
 
 from bitcrown.quant.integer_graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
+
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,6 @@ class LinearConstraint:
 
     terms: tuple[tuple[int, int], ...]
     bound: int
-
-    def slack(self, outputs: Ints) -> Ints:
-        """``bound - sum``, [B]; nonnegative where the constraint holds. ``outputs``: [B, M]."""
-        index = [i for i, _ in self.terms]
-        factors = np.array([c for _, c in self.terms], dtype=np.int64)
-        return np.asarray(self.bound - outputs[:, index] @ factors, dtype=np.int64)
 
 
 ConstraintCase = tuple[LinearConstraint, ...]
@@ -41,6 +39,7 @@ class IntegerQuery:
 
     ``exact_cases`` are the cases on which a witness is judged; they are the same unless the output's real values are
     not an affine function of its integers (then ``cases`` are implied by them, and sound for proofs only).
+    ``real_box``: the box of the file's own input values, where the query came from one.
     """
 
     network: IntegerNetwork
@@ -49,6 +48,7 @@ class IntegerQuery:
     cases: tuple[ConstraintCase, ...]
     exact_cases: tuple[tuple[Constraint, ...], ...] | None = None
     notes: tuple[str, ...] = field(default=())
+    real_box: tuple[tuple[Fraction, ...], tuple[Fraction, ...]] | None = None
 
     def __post_init__(self) -> None:
         node = self.network.nodes[0]
@@ -71,26 +71,43 @@ class IntegerQuery:
             total *= max(b - a + 1, 0)
         return total
 
-    def violated(self, outputs: Ints) -> np.ndarray:
-        """Whether each row of ``outputs`` [B, M] is a counterexample, exactly; [B] of bool."""
-        found = np.zeros(len(outputs), dtype=bool)
+    def violated(self, outputs: Ints) -> Flags:
+        """Whether each row of ``outputs`` [B, M] is a counterexample, exactly; [B]."""
+        return self.surely_violated(outputs, outputs)
+
+    def surely_violated(self, low: Ints, high: Ints) -> Flags:
+        """Whether one case holds for all outputs between ``low`` and ``high`` [B, M]; [B]."""
         if self.exact_cases is not None:
-            for row, values in enumerate(outputs.tolist()):
-                found[row] = any(all(self._holds(c, values) for c in case) for case in self.exact_cases)
-            return found
+            pairs = zip(low.tolist(), high.tolist(), strict=True)
+            return np.array([any(self._holds(case, *pair) for case in self.exact_cases) for pair in pairs], dtype=bool)
+        return self._any_case(low, high)
+
+    def possibly_violated(self, low: Ints, high: Ints) -> Flags:
+        """Whether some output between ``low`` and ``high`` [B, M] may satisfy a case; [B]."""
+        return self._any_case(high, low)
+
+    def _any_case(self, low: Ints, high: Ints) -> Flags:
+        """Positive coefficients meet ``high``, negative ones ``low``."""
+        found = np.zeros(len(low), dtype=bool)
         for case in self.cases:
-            holds = np.ones(len(outputs), dtype=bool)
+            holds = np.ones(len(low), dtype=bool)
             for constraint in case:
-                holds &= constraint.slack(outputs) >= 0
+                total = sum(c * (high if c > 0 else low)[:, i] for i, c in constraint.terms)
+                holds &= np.asarray(total <= constraint.bound)
             found |= holds
         return found
 
-    def _holds(self, constraint: Constraint, outputs: list[int]) -> bool:
+    def _holds(self, case: tuple[Constraint, ...], low: list[int], high: list[int]) -> bool:
+        """Whether the case holds for the real values of all outputs in between (values do not decrease)."""
         exit_ = self.network.exit
-        total = Fraction(0)
-        for (index,), factor in constraint.terms:
-            total += factor * exit_.values[index][outputs[index] - int(exit_.low[index])]
-        return total < constraint.bound if constraint.strict else total <= constraint.bound
+        for constraint in case:
+            total = Fraction(0)
+            for (index,), factor in constraint.terms:
+                end = high[index] if factor > 0 else low[index]
+                total += factor * exit_.values[index][end - int(exit_.low[index])]
+            if total > constraint.bound or (constraint.strict and total == constraint.bound):
+                return False
+        return True
 
 
 def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> IntegerQuery:
@@ -173,7 +190,7 @@ def _query_of_box(
             proof.append(relaxed)
             exact.append(tuple(_shifted(c, problem.n_inputs) for c in case.constraints))
     same = all(step is not None for step in steps)
-    return IntegerQuery(network, low, high, tuple(proof), None if same else tuple(exact), problem.notes)
+    return IntegerQuery(network, low, high, tuple(proof), None if same else tuple(exact), problem.notes, (case.lower, case.upper))
 
 
 def _affine_exit(values: tuple[Fraction, ...]) -> tuple[Fraction, Fraction] | None:

@@ -330,8 +330,8 @@ def _adam(
 
 def _simplex_step(relaxation: Relaxation, output: Array, tau: Reals, rate: float) -> Reals:
     """Multiplicative step of the constraint multipliers towards the constraints that the minimiser breaks."""
-    broken = np.einsum("rtn,rn->rt", relaxation.matrix, output) - relaxation.limit
     used = relaxation.objective.used
-    scale = np.abs(np.where(used, broken, 0.0)).max(axis=1, keepdims=True) + TINY
+    broken = np.where(used, np.einsum("rtn,rn->rt", relaxation.matrix, output) - relaxation.limit, 0.0)
+    scale = np.abs(broken).max(axis=1, keepdims=True) + TINY
     fresh = tau * np.exp(rate * broken / scale) + 1e-4 * used
     return np.asarray(fresh * used / np.maximum((fresh * used).sum(axis=1, keepdims=True), TINY))
