@@ -33,15 +33,11 @@ class IdentityEntry:
     def box(self, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> tuple[Ints, Ints]:
         return np.array([-(-v // 1) for v in lower]), np.array([v // 1 for v in upper])
 
-    def representative(
-        self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
-    ) -> np.ndarray:
+    def representative(self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> np.ndarray:
         return integers
 
 
-def random_staircase(
-    rng: np.random.Generator, shape: tuple[int, ...], source: int, exact: bool = True
-) -> Staircase:
+def random_staircase(rng: np.random.Generator, shape: tuple[int, ...], source: int, exact: bool = True) -> Staircase:
     """Equal steps with saturation, or any steps at all; some repeated, some never reached; perhaps per channel."""
     size = int(np.prod(shape))
     channels = int(rng.choice([1, size]))
@@ -89,7 +85,9 @@ def random_branched(rng: np.random.Generator, exact: bool = True) -> IntegerNetw
     node_input = Input((1, 2, 2), np.zeros(4, dtype=np.int64), np.full(4, 7, dtype=np.int64))
     kernel = rng.integers(-4, 5, size=(2, 1, 2, 2))
     padding = (1, 0, 0, 1)
-    conv = Conv((2, 2, 2), 0, (2, 2), kernel, rng.integers(-5, 6, size=2), padding=padding, pad_value=int(rng.integers(0, 3)))
+    conv = Conv(
+        (2, 2, 2), 0, (2, 2), kernel, rng.integers(-5, 6, size=2), padding=padding, pad_value=int(rng.integers(0, 3))
+    )
     steps = random_staircase(rng, (2, 2, 2), 1, exact)
     pool = MaxPool((2, 2, 2), 2, (2, 2), (2, 2), (1, 1), (0, 0, 1, 1))
     total = Sum((2, 2, 2), (1, 3), (1, int(rng.choice([-2, 3]))), rng.integers(-3, 4, size=8))

@@ -14,8 +14,8 @@ shrink the state, ending with a step that closes it. Every step is recomputed he
 ``split``      integers: ``v <= k`` or ``v >= k + 1``; both parts must close.  ``empty``: some interval is empty.
 ``enumerate``  the inputs left are few, and each of them breaks a constraint.
 
-**L**: going backwards, coefficients ``mu`` on a staircase output are traded for ``lambda`` on its argument ``a``, at the
-price of ``min { mu S(a) - lambda a }`` over the argument's interval, attained at an end of it or of a level; affine
+**L**: going backwards, coefficients ``mu`` on a staircase output are traded for ``lambda`` on its argument ``a``, at
+the price of ``min { mu S(a) - lambda a }`` over the argument's interval, attained at an end of it or of a level; affine
 steps transpose; a maximum over a window costs ``min { mu max(x) - lambda x }``. The input box ends it.
 """
 

@@ -96,7 +96,7 @@ class Stairs:
                 best = min(best, mu * (self.base[e] + bisect_right(steps, start)) - slope * start)
             if before >= low:
                 best = min(best, mu * (self.base[e] + bisect_right(steps, before)) - slope * before)
-        return best
+        return int(best)
 
 
 class Pool:
@@ -129,9 +129,7 @@ class Pool:
         best: int | None = None
         for top in {floor, *(h for h in high if h > floor)}:
             free = [min(h, top) if s > 0 else a for s, a, h in zip(slopes, low, high, strict=True)]
-            regret = min(
-                0 if s > 0 else -s * (top - a) for s, a, h in zip(slopes, low, high, strict=True) if h >= top
-            )
+            regret = min(0 if s > 0 else -s * (top - a) for s, a, h in zip(slopes, low, high, strict=True) if h >= top)
             value = mu * top - sum(s * x for s, x in zip(slopes, free, strict=True)) + regret
             best = value if best is None else min(best, value)
         assert best is not None
@@ -239,7 +237,10 @@ class State:
 
     def meet(self, node: int, low: Row, high: Row) -> None:
         old = self.low[node], self.high[node]
-        new = [max(a, b) for a, b in zip(old[0], low, strict=True)], [min(a, b) for a, b in zip(old[1], high, strict=True)]
+        new = (
+            [max(a, b) for a, b in zip(old[0], low, strict=True)],
+            [min(a, b) for a, b in zip(old[1], high, strict=True)],
+        )
         if new != old:
             self.low[node], self.high[node] = new
             self.dirty.add(node)
@@ -251,4 +252,6 @@ class State:
         self.dirty.add(node)
 
     def is_empty(self) -> bool:
-        return any(a > b for lows, highs in zip(self.low, self.high, strict=True) for a, b in zip(lows, highs, strict=True))
+        return any(
+            a > b for lows, highs in zip(self.low, self.high, strict=True) for a, b in zip(lows, highs, strict=True)
+        )

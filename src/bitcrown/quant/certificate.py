@@ -85,7 +85,10 @@ def _node_form(node: Node) -> Json:
 def property_form(query: IntegerQuery) -> Json:
     """The canonical JSON form of what is asked: the box and the cases that must not occur."""
     cases = [
-        [{"terms": [[int(i), int(c)] for i, c in constraint.terms], "bound": int(constraint.bound)} for constraint in case]
+        [
+            {"terms": [[int(i), int(c)] for i, c in constraint.terms], "bound": int(constraint.bound)}
+            for constraint in case
+        ]
         for case in query.cases
     ]
     return {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.budget import Budget
+from bitcrown.quant.exact_bound import argument_bounds
 from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.integer_search import Search, SearchSettings
@@ -26,8 +27,8 @@ from bitcrown.quant.proof_tree import Proof
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.verdict import Reason, Status
 
-
 RANDOM_PROBES = 5
+BOUNDS_SHARE = 0.3
 RUNTIME_TRIALS = 4
 
 
@@ -63,18 +64,21 @@ class Judge:
         query = self.query
         if self.is_exact:
             hits = np.nonzero(query.violated(query.network.evaluate(points)))[0]
-            return points[hits[0]] if len(hits) else None
+            return self._row(points, hits)
         found = self.program.images(points)
         output = self.program.output
         hits = np.nonzero(query.surely_violated(found.low[output], found.high[output]))[0]
         if len(hits):
-            return points[hits[0]]
+            return self._row(points, hits)
         possible = np.nonzero(query.possibly_violated(found.low[output], found.high[output]))[0]
-        for row in possible[:RUNTIME_TRIALS]:
+        for place, row in enumerate(possible[:RUNTIME_TRIALS]):
             outputs = self._runtime_outputs(points[row])
             if outputs is not None and query.violated(outputs)[0]:
-                return points[row]
+                return self._row(points, possible[[place]])
         return None
+
+    def _row(self, points: Ints, hits: Ints) -> Ints | None:
+        return np.array(points[hits[0]], dtype=np.int64) if len(hits) else None
 
     def _runtime_outputs(self, point: Ints) -> Ints | None:
         """Output integers [1, M] that the file's own runtime computes, where it can be asked."""
@@ -119,7 +123,9 @@ def decide(
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="probe")
     search = Search(program, query, proof, judge.try_points, settings or SearchSettings())
-    domains = search.roots(program.root(query.low, query.high))
+    root = program.root(query.low, query.high)
+    argument_bounds(program, root, proof, budget.capped(BOUNDS_SHARE * budget.remaining()))
+    domains = search.roots(root)
     roots = tuple(domain.part for domain in domains)
     witness, left = search.run(domains, budget)
     counters = dict(vars(search.counters))

@@ -37,8 +37,7 @@ MAGNITUDE_LIMIT = float(2**61)
 class StairTable:
     """A staircase ready for lookups. ``rows``: late and early thresholds [C, K]; ``channel``: [N]; ``base``: [N].
 
-    ``left[side][c, k]`` is the first argument of step level ``k`` and ``right[side][c, k]`` the last one, with the level
-    truly reached there (``left_level``, ``right_level``: they differ from ``k`` where thresholds coincide).
+    Thresholds beyond 62 bits are clipped: never, or always, passed.
     """
 
     source: int

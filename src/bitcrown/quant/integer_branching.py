@@ -16,7 +16,6 @@ from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.query import ConstraintCase
 from bitcrown.quant.slope_ascent import Ascent
 
-
 FEW_INPUTS = 16
 """Unpinned steps keep an interval even for one input; up to so many inputs only these are split, which surely ends."""
 

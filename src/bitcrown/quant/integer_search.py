@@ -14,18 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bitcrown.budget import Budget
+from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound
 from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.integer_branching import Split, choose_splits, saturation_split
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.lattice_attack import LatticeAttack
-from bitcrown.quant.linear_steps import Array, Overflow, largest
+from bitcrown.quant.linear_steps import Array
 from bitcrown.quant.proof_tree import Domain, Proof, changes, sparse, stacked
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.quant.slope_ascent import Ascent, Objective, Pinned, Relaxation, ascend
-from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value, reduced_input, reduced_stairs
-
-SCALE_BITS = (12, 18, 24)
-"""Multipliers are rounded to integers at these sizes of the largest one; the first that closes a row is kept."""
+from bitcrown.quant.staircase_dual import Slopes, reduced_input, reduced_stairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +81,7 @@ class Search:
     def roots(self, bounds: Bounds) -> list[Domain]:
         """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
         self.root_bounds = bounds.rows([0])
-        return [
-            Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))
-        ]
+        return [Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))]
 
     def run(self, domains: list[Domain], budget: Budget) -> tuple[Ints | None, list[Domain]]:
         """(witness or None, subproblems still open when the budget ended)."""
@@ -119,7 +115,7 @@ class Search:
         witness, scores = self._candidates(batch, state, open_rows, budget)
         if witness is not None:
             return witness, []
-        children = []
+        children: list[Domain] = []
         splits = choose_splits(self.program, bounds, state, open_rows)
         for row, split in zip(open_rows, splits, strict=True):
             domain = batch[row]
@@ -173,9 +169,7 @@ class Search:
         kept = np.nonzero(~empty)[0]
         return [batch[row] for row in kept], bounds if len(kept) == len(empty) else bounds.rows(kept)
 
-    def _split_saturation(
-        self, batch: list[Domain], bounds: Bounds
-    ) -> tuple[list[Domain], Bounds, list[Domain]]:
+    def _split_saturation(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds, list[Domain]]:
         """Rows whose constraint meets a saturated output at its bad end are split there before any ascent."""
         keep, children = [], []
         for row, domain in enumerate(batch):
@@ -198,9 +192,7 @@ class Search:
                 child.high[split.node][0, split.element] = split.value
             child.dirty.add(split.node)
             part = self.proof.new_part()
-            children.append(
-                Domain(child, domain.case, part, domain.depth + 1, domain.slopes, domain.tau, domain.value)
-            )
+            children.append(Domain(child, domain.case, part, domain.depth + 1, domain.slopes, domain.tau, domain.value))
         low, high = (child.part for child in children)
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children
@@ -232,7 +224,9 @@ class Search:
             self.proof.add(domain.part, ["enumerate"])
         return None, [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep)
 
-    def _ascend(self, batch: list[Domain], bounds: Bounds, objective: Objective, pinned: Pinned | None, budget: Budget) -> Ascent:
+    def _ascend(
+        self, batch: list[Domain], bounds: Bounds, objective: Objective, pinned: Pinned | None, budget: Budget
+    ) -> Ascent:
         relaxation = Relaxation(self.program, bounds, objective, pinned)
         root = any(domain.slopes is None for domain in batch)
         slopes: Slopes | None = None
@@ -271,7 +265,7 @@ class Search:
             part = rows[promising]
             if not len(part):
                 break
-            dual, tau, slopes = self.exact(bounds, objective, state, part, bits)
+            dual, tau, slopes = exact_bound(self.program, bounds, objective, state, part, bits)
             if dual is None:
                 break
             for place, row in enumerate(part):
@@ -279,7 +273,9 @@ class Search:
                     self.counters.closed += 1
                     promising[row] = False
                     values[row] = np.inf
-                    self.proof.add(batch[row].part, ["prove", self._taus(batch[row], tau[place]), sparse(slopes, place)])
+                    self.proof.add(
+                        batch[row].part, ["prove", self._taus(batch[row], tau[place]), sparse(slopes, place)]
+                    )
         return rows[values < np.inf].tolist(), values
 
     def _taus(self, domain: Domain, tau: Ints) -> list[int]:
@@ -294,30 +290,6 @@ class Search:
                 self.proof.add(batch[row].part, ["empty"])
         return [row for row in rows if not empty[row]]
 
-    def exact(
-        self, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
-    ) -> tuple[DualValue | None, Ints, Slopes]:
-        """The bound of some rows with multipliers rounded so that the largest one has ``bits`` bits."""
-        size = [np.abs(state.tau[rows]).max(axis=1)]
-        for node, slope in state.slopes.items():
-            size.append(np.abs(slope[rows]).reshape(len(rows), -1).max(axis=1, initial=0))
-        scale = 2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9))))
-        tau = np.rint(state.tau[rows] * scale[:, None]).astype(np.int64)
-        slopes = {
-            n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64)
-            for n, s in state.slopes.items()
-        }
-        part = bounds.rows(rows)
-        matrix, limit = objective.matrix[rows], objective.bound[rows]
-        if largest(tau) * max(largest(matrix), largest(limit)) * max(self.terms, 1) > 2**61:
-            return None, tau, slopes
-        try:
-            goal = (tau[:, :, None] * matrix).sum(axis=1)
-            constant = -(tau * limit).sum(axis=1)
-            return dual_value(self.program, part, {objective.node: goal}, constant, slopes), tau, slopes
-        except Overflow:
-            return None, tau, slopes
-
     def _tighten(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]
     ) -> set[int]:
@@ -325,7 +297,7 @@ class Search:
         rows = np.array(open_rows, dtype=np.int64)
         if not open_rows:
             return set()
-        dual, tau, slopes = self.exact(bounds, objective, state, rows, SCALE_BITS[-1])
+        dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, SCALE_BITS[-1])
         if dual is None:
             return set()
         part = bounds.rows(rows)
@@ -349,7 +321,8 @@ class Search:
         for place, row in enumerate(rows):
             if tightened[place]:
                 self.proof.add(
-                    batch[row].part, ["tighten", self._taus(batch[row], tau[place]), sparse(slopes, place), tightened[place]]
+                    batch[row].part,
+                    ["tighten", self._taus(batch[row], tau[place]), sparse(slopes, place), tightened[place]],
                 )
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
 

@@ -151,9 +151,7 @@ class LinearStep:
         image = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad)
         view = windows(image, node.weight.shape[2:], node.strides, node.dilations)
         rows, _, height, width, kh, kw = view.shape
-        return np.ascontiguousarray(view.transpose(0, 1, 4, 5, 2, 3)).reshape(
-            rows, channels * kh * kw, height * width
-        )
+        return np.ascontiguousarray(view.transpose(0, 1, 4, 5, 2, 3)).reshape(rows, channels * kh * kw, height * width)
 
     def adjoint(self, coefficients: Array) -> list[Array]:
         """Coefficients [R, N] on the output -> coefficients [R, N_k] on each source (the constant is ``offset``)."""

@@ -40,6 +40,11 @@ class Proof:
         self.parts.append([])
         return len(self.parts) - 1
 
+    def trunk_add(self, step: Step) -> None:
+        """A step that holds for every case, taken before the parts."""
+        if self.is_recorded:
+            self.trunk.append(step)
+
     def add(self, part: int, step: Step) -> None:
         if self.is_recorded:
             self.parts[part].append(step)

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from bitcrown.quant.integer_graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
 
-
 Flags = npt.NDArray[np.bool_]
 
 
@@ -139,7 +138,7 @@ def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> Linea
     """
     kept = {i: c for i, c in sorted(terms.items()) if c}
     if not kept:
-        return 0 < bound if strict else 0 <= bound
+        return bound > 0 if strict else bound >= 0
     scale = lcm(*(c.denominator for c in kept.values()))
     whole = {i: int(c * scale) for i, c in kept.items()}
     common = int(np.gcd.reduce([abs(c) for c in whole.values()])) if max(map(abs, whole.values())) < 2**62 else 1
@@ -178,9 +177,7 @@ def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery
     return queries
 
 
-def _query_of_box(
-    problem: Problem, network: IntegerNetwork, low: Ints, high: Ints, cases: list[Case]
-) -> IntegerQuery:
+def _query_of_box(problem: Problem, network: IntegerNetwork, low: Ints, high: Ints, cases: list[Case]) -> IntegerQuery:
     steps = [_affine_exit(values) for values in network.exit.values]
     proof: list[ConstraintCase] = []
     exact: list[tuple[Constraint, ...]] = []
@@ -190,7 +187,9 @@ def _query_of_box(
             proof.append(relaxed)
             exact.append(tuple(_shifted(c, problem.n_inputs) for c in case.constraints))
     same = all(step is not None for step in steps)
-    return IntegerQuery(network, low, high, tuple(proof), None if same else tuple(exact), problem.notes, (case.lower, case.upper))
+    return IntegerQuery(
+        network, low, high, tuple(proof), None if same else tuple(exact), problem.notes, (case.lower, case.upper)
+    )
 
 
 def _affine_exit(values: tuple[Fraction, ...]) -> tuple[Fraction, Fraction] | None:

@@ -180,7 +180,13 @@ class Relaxation:
         return value, outers, chosen, argument, first
 
     def _pool(
-        self, number: int, outer: Array, slopes: Slopes, fill: bool, chosen: dict[int, Array], argument: dict[int, Array]
+        self,
+        number: int,
+        outer: Array,
+        slopes: Slopes,
+        fill: bool,
+        chosen: dict[int, Array],
+        argument: dict[int, Array],
     ) -> tuple[Reals, list[tuple[int, Array]]]:
         source, index = self.program.pools[number]
         low, high = self.window[number]

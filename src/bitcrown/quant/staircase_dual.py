@@ -18,6 +18,7 @@ objective, ``v_i >= ceil(L / q)``. Legend: ``R`` rows, ``N`` elements, ``J`` lev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from bitcrown.quant.linear_steps import INT_EXACT, Array, Overflow, exact_produc
 
 CHUNK_ELEMENTS = 4_000_000
 Slopes = dict[int, Array]
+Add = Callable[[int, Array], None]
 
 
 @dataclass(eq=False)
@@ -48,7 +50,7 @@ def _safe(*terms: float) -> None:
         raise Overflow("a bound could leave 62 bits")
 
 
-def stair_levels(table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Ints) -> tuple[Ints, Ints]:
+def stair_levels(table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Array) -> tuple[Ints, Ints]:
     """Arguments and levels [R, N, J] among which ``mu S(a) - lambda a`` is smallest on ``[low, high]``: [R, N].
 
     ``positive``: [R, N], whether lambda >= 0 (then the last argument of each level, else the first one). Levels out of
@@ -79,7 +81,9 @@ def stair_costs(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: In
     A staircase known only up to (late, early) takes the lower of the two for ``mu >= 0``, the upper one otherwise.
     """
     positive = inner >= 0
-    _safe(largest(outer) * (largest(table.base) + table.late.shape[1]), largest(inner) * max(largest(low), largest(high)))
+    _safe(
+        largest(outer) * (largest(table.base) + table.late.shape[1]), largest(inner) * max(largest(low), largest(high))
+    )
     sides = [stair_levels(table, rows, low, high, positive) for rows in table.sides()]
     argument, level = sides[0]
     if len(sides) == 2:
@@ -115,7 +119,9 @@ def pool_minimum(outer: Array, inner: Array, low: Array, high: Array, present: A
     far = np.where(present, low, np.min(low) if low.size else 0)
     floor = far.max(axis=2)
     best: Array | None = None
-    tops = [floor] + [np.maximum(high[..., k], floor) * present[..., k] + floor * ~present[..., k] for k in range(low.shape[2])]
+    tops = [floor] + [
+        np.maximum(high[..., k], floor) * present[..., k] + floor * ~present[..., k] for k in range(low.shape[2])
+    ]
     found_m, found_x = floor, low
     for top in tops:
         free = np.where(inner > 0, np.minimum(high, top[..., None]), low)
@@ -154,7 +160,9 @@ def scatter_windows(values: Array, index: Ints, size: int) -> Array:
     return total[:, :size]
 
 
-def dual_value(program: Program, bounds: Bounds, objective: dict[int, Ints], constant: Ints, slopes: Slopes) -> DualValue:
+def dual_value(
+    program: Program, bounds: Bounds, objective: dict[int, Ints], constant: Ints, slopes: Slopes
+) -> DualValue:
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
     ``objective[n]``: [R, N_n] integers; ``slopes``: integers, [R, N] per staircase and [R, N, W] per pool, any values.
@@ -199,7 +207,7 @@ def dual_value(program: Program, bounds: Bounds, objective: dict[int, Ints], con
     return DualValue(value, outer_of, inner_of, first)
 
 
-def _pool_part(program: Program, bounds: Bounds, number: int, outer: Ints, inner: Ints, add) -> Ints:  # type: ignore[no-untyped-def]
+def _pool_part(program: Program, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add) -> Ints:
     source, index = program.pools[number]
     inner = np.where(index >= 0, inner, 0)
     low, high = gather_windows(bounds.low[source], index), gather_windows(bounds.high[source], index)

@@ -1,0 +1,118 @@
+"""From float multipliers to an exact bound: round them to integers, evaluate in integers.
+
+Any integers are valid multipliers, so rounding costs tightness only. Small integers make small certificates; a few
+sizes are tried, the smallest first. The same evaluation gives bounds on single accumulators behind other staircases
+(``argument_bounds``): with ``q v_i`` as the objective, ``v_i >= ceil(L / q)``. Legend: ``R`` rows, ``N`` elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bitcrown.budget import Budget
+from bitcrown.quant.integer_bounds import Bounds, Program
+from bitcrown.quant.integer_graph import Ints
+from bitcrown.quant.linear_steps import Array, Overflow, largest
+from bitcrown.quant.proof_tree import Proof, sparse
+from bitcrown.quant.slope_ascent import Ascent, Objective, Relaxation, ascend, reached_nodes
+from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value
+
+SCALE_BITS = (12, 18, 24)
+"""Multipliers are rounded to integers with so many bits for the largest; the first that proves a row is kept."""
+BOUND_STEPS = 40
+BOUND_ROWS = 128
+BOUND_ELEMENTS = 40_000_000
+"""Rows times elements of all nodes: about 1 GB of corners and slopes at a time."""
+
+
+def exact_bound(
+    program: Program, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
+) -> tuple[DualValue | None, Ints, Slopes]:
+    """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier having ``bits`` bits."""
+    size = [np.abs(state.tau[rows]).max(axis=1)]
+    for slope in state.slopes.values():
+        size.append(np.abs(slope[rows]).reshape(len(rows), -1).max(axis=1, initial=0))
+    scale = 2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9))))
+    tau = np.rint(state.tau[rows] * scale[:, None]).astype(np.int64)
+    slopes = {
+        n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64) for n, s in state.slopes.items()
+    }
+    matrix, limit = objective.matrix[rows], objective.bound[rows]
+    if largest(tau) * max(largest(matrix), largest(limit)) * tau.shape[1] > 2**61:
+        return None, tau, slopes
+    try:
+        goal = (tau[:, :, None] * matrix).sum(axis=1)
+        constant = -(tau * limit).sum(axis=1)
+        return dual_value(program, bounds.rows(rows), {objective.node: goal}, constant, slopes), tau, slopes
+    except Overflow:
+        return None, tau, slopes
+
+
+def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budget) -> int:
+    """Tighten the arguments of every staircase that lies behind another one, in place; how many intervals shrank.
+
+    ``bounds`` is one row that holds for every case; the steps go to the proof's trunk. Nodes are taken in order, so
+    that later ones profit; a node whose turn comes after the budget keeps its interval.
+    """
+    shrunk = 0
+    for node in sorted({table.source for table in program.stairs.values()}):
+        if node not in program.affine or not any(n in program.stairs for n in reached_nodes(program, node)):
+            continue
+        if budget.is_expired():
+            break
+        if bounds.dirty:
+            program.propagate(bounds, [()])
+            proof.trunk_add(["propagate"])
+        reader = next(table for table in program.stairs.values() if table.source == node)
+        low, high = bounds.low[node], bounds.high[node]
+        open_elements = np.nonzero((reader.level(reader.early, high) > reader.level(reader.late, low))[0])[0]
+        targets = [(int(e), sign) for e in open_elements for sign in (1, -1)]
+        rows = int(max(2, min(BOUND_ROWS, BOUND_ELEMENTS // (30 * sum(program.sizes)))))
+        entries: list[tuple[list[Any], int]] = []
+        for start in range(0, len(targets), rows):
+            if budget.is_expired():
+                break
+            entries += _bound_rows(program, bounds, node, targets[start : start + rows])
+        lower, upper = low.copy(), high.copy()
+        for entry, least in entries:
+            element, sign = entry[1], entry[2]
+            if sign > 0:
+                lower[0, element] = max(lower[0, element], least)
+            else:
+                upper[0, element] = min(upper[0, element], -least)
+        if entries:
+            proof.trunk_add(["bound", [entry for entry, _ in entries]])
+            shrunk += len(entries)
+        bounds.intersect(node, lower, upper)
+    if bounds.dirty:
+        program.propagate(bounds, [()])
+        proof.trunk_add(["propagate"])
+    return shrunk
+
+
+def _bound_rows(
+    program: Program, bounds: Bounds, node: int, targets: list[tuple[int, int]]
+) -> list[tuple[list[Any], int]]:
+    """(``bound`` entry of a certificate, least value of ``sign * v``) for each target that gets tighter."""
+    count = len(targets)
+    matrix = np.zeros((count, 1, program.sizes[node]), dtype=np.int64)
+    for row, (element, sign) in enumerate(targets):
+        matrix[row, 0, element] = sign
+    objective = Objective(node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool))
+    repeated = bounds.rows([0] * count)
+    state = ascend(Relaxation(program, repeated, objective), None, None, BOUND_STEPS, 0.3)
+    dual, tau, slopes = exact_bound(program, repeated, objective, state, np.arange(count), SCALE_BITS[1])
+    if dual is None:
+        return []
+    found: list[tuple[list[Any], int]] = []
+    for row, (element, sign) in enumerate(targets):
+        weight = int(tau[row, 0])
+        if weight <= 0:
+            continue
+        least = -(-int(dual.value[row]) // weight)
+        known = int(bounds.low[node][0, element]) if sign > 0 else -int(bounds.high[node][0, element])
+        if least > known:
+            found.append(([node, element, sign, weight, [], sparse(slopes, row)], least))
+    return found
