@@ -8,6 +8,7 @@ cases. Robustness of label ``y`` under "first index of the maximum": for ``i < y
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, floor, lcm
@@ -15,6 +16,7 @@ from math import ceil, floor, lcm
 import numpy as np
 import numpy.typing as npt
 
+from bitcrown.quant.entry import EvenlySpaced
 from bitcrown.quant.integer_graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
 
@@ -192,8 +194,10 @@ def _query_of_box(problem: Problem, network: IntegerNetwork, low: Ints, high: In
     )
 
 
-def _affine_exit(values: tuple[Fraction, ...]) -> tuple[Fraction, Fraction] | None:
+def _affine_exit(values: Sequence[Fraction]) -> tuple[Fraction, Fraction] | None:
     """(step, first) if ``values[k] == first + step * k`` for all k."""
+    if isinstance(values, EvenlySpaced):
+        return values.step, values.first
     step = values[1] - values[0] if len(values) > 1 else Fraction(0)
     return (step, values[0]) if all(b - a == step for a, b in zip(values, values[1:], strict=False)) else None
 

@@ -1,10 +1,11 @@
 """From a Problem to a Verdict: what is tried, in which order, for how long. Nothing here knows a benchmark's name.
 
 1. *Probes* through onnxruntime, before torch is even imported: midpoint, corners, random points.
-2. *Read* the networks, check the reading against onnxruntime, turn the cases into rows.
-3. *Root*: interval and CROWN bounds of every layer; cases that these exclude are dropped at once.
-4. *Attack*: a short projected gradient descent on the cases left.
-5. *Search*: splitting the input where few inputs vary, splitting ReLUs otherwise, with attack steps inside.
+2. *Integers*: a quantized network is decided in integer arithmetic, nothing below applies to it.
+3. *Read* the networks, check the reading against onnxruntime, turn the cases into rows.
+4. *Root*: interval and CROWN bounds of every layer; cases that these exclude are dropped at once.
+5. *Attack*: a short projected gradient descent on the cases left.
+6. *Search*: splitting the input where few inputs vary, splitting ReLUs otherwise, with attack steps inside.
 
 Every candidate is replayed on the original file (``check``); only a finished search says ``unsat``.
 """
@@ -94,5 +95,5 @@ def decide(problem: Problem, settings: Settings, budget: Budget, report: Report 
 
 def _decide_with_bounds(run: Run) -> Verdict:
     with run.phase("import"):
-        from bitcrown.search import decision
-    return decision.decide(run)
+        from bitcrown.search import decision, quantized
+    return quantized.decide_in_integers(run) or decision.decide(run)

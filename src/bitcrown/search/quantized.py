@@ -1,0 +1,79 @@
+"""Networks with quantized operators: decided in integers, exactly as onnxruntime computes them.
+
+A network that ``looks_quantized`` is read as an ``IntegerNetwork``; the property's boxes become boxes of integers, its
+cases integer constraints, and ``quant.decide`` searches. A counterexample is a lattice point; the input that represents
+it inside the property's box is replayed on the original file like every other witness.
+
+An input box counts as what a scorer reads from it: where a bound is no number of float32, the nearest one belongs to
+the box as well, so proofs cover it. Where the network cannot be read as integers the float engine has its turn; the
+counters then hold the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitcrown.quant.decide import decide
+from bitcrown.quant.integer_bounds import Program
+from bitcrown.quant.integer_graph import IntegerNetwork, QuantError
+from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
+from bitcrown.quant.query import IntegerQuery, split_by_box
+from bitcrown.search.objective import box_lower, box_upper
+from bitcrown.spec.problem import Case, Problem
+from bitcrown.verdict import Reason, Status, Verdict
+
+if TYPE_CHECKING:
+    from bitcrown.search.strategy import Run
+
+
+def decide_in_integers(run: Run) -> Verdict | None:
+    """The verdict on a quantized network; None where the float engine should try."""
+    problem = run.problem
+    if len(problem.networks) != 1:
+        return None
+    path = next(iter(problem.networks.values()))
+    if not looks_quantized(path):
+        return None
+    try:
+        with run.phase("read"):
+            network = read_onnx(path, seed=run.settings.seed)
+            queries = split_by_box(_covering(problem), network)
+    except QuantError as error:
+        run.counters["not_read_as_integers"] = str(error)
+        return None
+    run.counters["is_exact"] = int(network.is_exact())
+    with run.phase("integers"):
+        return _decide_queries(run, network, queries)
+
+
+def _covering(problem: Problem) -> Problem:
+    """The problem with every box widened to the float32 reading of its bounds."""
+
+    def widened(case: Case) -> Case:
+        lower = tuple(Fraction(box_lower(value)) for value in case.lower)
+        return replace(case, lower=lower, upper=tuple(Fraction(box_upper(value)) for value in case.upper))
+
+    return replace(problem, cases=tuple(widened(case) for case in problem.cases))
+
+
+def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuery]) -> Verdict:
+    program = Program(network)
+    open_: list[Verdict] = []
+    for query in queries:
+        decision = decide(query, run.budget, run.settings.seed, program=program)
+        for name, value in decision.counters.items():
+            run.counters[name] = run.counters.get(name, 0) + value if isinstance(value, int) else value
+        if decision.status is Status.SAT:
+            assert decision.witness is not None and query.real_box is not None
+            x = network.entry.representative(decision.witness, *query.real_box)
+            witness = run.confirm(np.asarray(x, dtype=np.float64))
+            if witness is not None:
+                return run.sat(witness, f"integers: {decision.decided_by}")
+            open_.append(run.unknown(Reason.REPLAY, "the lattice point found has no representative in the box"))
+        elif decision.status is not Status.UNSAT:
+            open_.append(run.verdict(decision.status, reason=decision.reason, detail=decision.detail))
+    return open_[0] if open_ else run.verdict(Status.UNSAT, "integers: staircase bounds")
