@@ -1,9 +1,9 @@
 """Which neuron to split: filtered smart branching.
 
 De Palma et al., "Improved Branch and Bound for Neural Network Verification via Lagrangian Decomposition" (2021).
-A cheap score filters the neurons: an unstable ReLU loses at most ``|a| * (-l u) / (u - l)`` where ``a`` is the
-coefficient with which the backward pass reached it. The few best are then judged by really bounding both children with
-the parent's parameters; the neuron with the best product of gains wins.
+Cheap scores filter the neurons: an unstable ReLU loses at most ``|a| * (-l u) / (u - l)`` where ``a`` is the
+coefficient with which the backward pass reached it. The few best are then judged by really bounding both children
+with the parent's parameters; the neuron with the best product of gains wins.
 
 Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``K`` candidates.
 """
@@ -21,19 +21,59 @@ from bitcrown.bounds.optimise import Layout
 
 def triangle_scores(
     layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor, weights: Tensor
-) -> Tensor:
-    """``[B, N]`` filter scores; zero for stable or split neurons. ``weights [B, S]`` says which rows count."""
-    scores = torch.zeros(split.shape, dtype=weights.dtype, device=split.device)
+) -> tuple[Tensor, Tensor]:
+    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``weights [B, S]`` says which rows count.
+
+    The first counts only negative coefficients, which use the upper line: the lower one costs nothing where its slope
+    is the best. The second counts both, because that slope is shared by everything behind the neuron.
+    """
+    upper = torch.zeros(split.shape, dtype=weights.dtype, device=split.device)
+    both = torch.zeros_like(upper)
     for node in layout.nodes:
         if node.op != "Relu" or node.name not in record:
             continue
         where = layout.neuron_at[node.inputs[0]]
         low, up = (part.flatten(1) for part in bounds[node.inputs[0]])
         gap = torch.where((low < 0) & (up > 0), -low * up / (up - low).clamp(min=1e-30), torch.zeros_like(low))
-        a = record[node.name].flatten(2).abs()
-        reached = (a * weights[:, :, None]).sum(1) if a.shape[1] > 1 else a[:, 0]
-        scores[:, where] += reached * gap
-    return torch.where(split == 0, scores, torch.zeros_like(scores))
+        a = record[node.name].flatten(2)
+        for scores, size in ((upper, a.clamp(max=0).neg()), (both, a.abs())):
+            reached = (size * weights[:, :, None]).sum(1) if a.shape[1] > 1 else size[:, 0]
+            scores[:, where] += reached * gap
+    open_ = split == 0
+    return upper * open_, both * open_
+
+
+class ScoreChoice:
+    """Which of two scores to take candidates from: the one whose splits gained more so far.
+
+    Neither is better everywhere (convolutional networks want the first, dense ones the second, by factors in the size
+    of the tree), and a trial with the parent's parameters cannot tell. So both are measured: rounds alternate at first,
+    later every tenth tries the other one. A split's gain is what its children won, as a share of the parent's distance
+    from zero.
+    """
+
+    def __init__(self, rounds: int = 8, again: int = 10) -> None:
+        self.rounds, self.again = rounds, again
+        self.count, self.gain = [0, 0], [0.0, 0.0]
+
+    def pick(self) -> int:
+        done = sum(self.count)
+        if done < self.rounds:
+            return done % 2
+        better = int(self.gain[1] / self.count[1] > self.gain[0] / self.count[0])
+        return 1 - better if done % self.again == 0 else better
+
+    def of(self, candidates: Tensor, score: int) -> Tensor:
+        """``[B, K]``: the half of ``candidates [B, 2K]`` that ``score`` gave; the other half where that is empty."""
+        halves = candidates.chunk(2, dim=1)
+        return torch.where(halves[score][:, :1] >= 0, halves[score], halves[1 - score])
+
+    def learn(self, score: int, parents: Tensor, children: Tensor) -> None:
+        """``parents [B]`` were split; ``children [K]`` are the values of children still open (the rest is closed)."""
+        size = parents.clamp(max=0.0).neg().sum()
+        left = children.clamp(max=0.0).neg().sum()
+        self.count[score] += 1
+        self.gain[score] += float(1 - left / (2 * size).clamp(min=1e-12))
 
 
 def best_candidates(scores: Tensor, count: int) -> Tensor:

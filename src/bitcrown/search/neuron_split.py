@@ -35,7 +35,7 @@ from bitcrown.bounds.optimise import (
 from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
 from bitcrown.model.execute import Network
-from bitcrown.search.branching import best_candidates, choose, triangle_scores
+from bitcrown.search.branching import ScoreChoice, best_candidates, choose, triangle_scores
 from bitcrown.search.clip import Clipper, Region, clipper_of
 from bitcrown.search.domains import Domains, DomainStack, concatenate, whole_cases
 from bitcrown.search.leaves import LeafSolver, shallow_network, snapped
@@ -43,6 +43,7 @@ from bitcrown.search.lookahead import look_ahead
 from bitcrown.search.objective import Objective
 
 CANDIDATES = 4
+"""Neurons judged per split, for each of the two scores."""
 CLIP_ENTRIES = 1_000_000
 CLIP_INPUTS = 200
 PROPAGATIONS = 8
@@ -93,6 +94,7 @@ class NeuronSplit:
         self.stack = DomainStack()
         self.clipper: Clipper | None = None
         self.clip_rounds = 1 if self.C.shape[1] == 1 else PROPAGATIONS
+        self.choice, self.score = ScoreChoice(), 0
         self.witness: object | None = None
         self.leaf_solver: LeafSolver | None = None
 
@@ -181,7 +183,7 @@ class NeuronSplit:
         dtype = self.guide.dtype
         box = (self.x_lower, self.x_upper) if self.clipper else None
         return whole_cases(
-            case, self.start_alpha, value.to(dtype), mix.to(dtype), self.layout.n_neurons, CANDIDATES, box
+            case, self.start_alpha, value.to(dtype), mix.to(dtype), self.layout.n_neurons, 2 * CANDIDATES, box
         )
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
@@ -257,7 +259,7 @@ class NeuronSplit:
             proved[hopeful] = self.prove(domains.select(hopeful)) > 0
         if self.leaf_solver is None:
             scores = triangle_scores(self.layout, bounds, record, domains.split, torch.ones_like(value))
-            domains.candidates = best_candidates(scores, CANDIDATES)
+            domains.candidates = torch.cat([best_candidates(score, CANDIDATES) for score in scores], dim=1)
         domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
         self.try_minimisers(rows, lines)
         if is_proof and self.clipper is not None:
@@ -341,6 +343,7 @@ class NeuronSplit:
 
     def _round(self, batch: Domains) -> Domains:
         self.budget.check()
+        self.score = self.choice.pick()
         neuron = self._branch(batch)
         can_split = neuron >= 0
         if not can_split.all():
@@ -350,7 +353,9 @@ class NeuronSplit:
             if not len(batch):
                 return batch
         iterations = 10 if self.clipper is None else 15
-        return self.improve(self._children(batch, neuron), Ascent(iterations, 0.1, 0.1, 0.97))
+        children = self.improve(self._children(batch, neuron), Ascent(iterations, 0.1, 0.1, 0.97))
+        self.choice.learn(self.score, batch.value, children.value)
+        return children
 
     def _children(self, batch: Domains, neuron: Tensor) -> Domains:
         both = concatenate([batch, batch])
@@ -365,19 +370,18 @@ class NeuronSplit:
         if self.clipper is not None and self.clipper.active is not None and self.clip_rounds > 1:
             neuron, batch.split = look_ahead(self.clipper, batch, *self.neuron_bounds(batch))
             return neuron
-        first = batch.candidates[:, 0]
-        if batch.candidates.shape[1] == 1 or not (batch.candidates[:, 1] >= 0).any():
-            return first
-        count, width = batch.candidates.shape
+        candidates = self.choice.of(batch.candidates, self.score)
+        if not (candidates[:, 1] >= 0).any():
+            return candidates[:, 0]
+        count, width = candidates.shape
         value = []
         whole = self.bounds_of(batch, self.guide.dtype)
         for sign in (-1, 1):
-            index = torch.arange(count, device=first.device).repeat_interleave(width)
-            trial = batch.select(index)
-            neuron = batch.candidates.flatten().clamp(min=0)
+            trial = batch.select(torch.arange(count, device=candidates.device).repeat_interleave(width))
+            neuron = candidates.flatten().clamp(min=0)
             trial.split = trial.split.scatter(1, neuron.unsqueeze(1), sign)
             value.append(self._quick_bound(trial, whole, width).reshape(count, width))
-        return choose(batch.candidates, batch.value, value[0], value[1])
+        return choose(candidates, batch.value, value[0], value[1])
 
     def _quick_bound(self, domains: Domains, whole: Bounds, width: int) -> Tensor:
         """Bounds ``[B K]`` of trial splits with the parameters as they are; ``whole`` bounds the ``B`` parents."""
