@@ -6,9 +6,11 @@ a way out to other solvers; its ``sat`` is checked here: the model is read back 
 the box and violate the property when the network is evaluated in integers. A model that does not is a fault of the
 encoding or of the solver, and is raised, never swallowed.
 
-**Time and memory.** Both solvers ask a callback while they work whether to stop. It looks at the clock every time and
-at the growth of the process now and then, so a solver is stopped from inside, in the calling thread, and its memory
-goes back when it is dropped. Boolector remembers for ever that it was once stopped; a solver is made for one question.
+**Time and memory.** Both solvers ask a callback while they search whether to stop; it looks at the clock every time and
+at the growth of the process now and then, so a search stops from inside. Simplification and bit-blasting do not ask,
+and can take longer than the search; so the solver works in a fork of this process (``child_process``), which is killed
+when it has not answered shortly after the deadline. Boolector remembers for ever that it was once stopped: a solver is
+made for one question.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,12 +28,15 @@ from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.quant.bitvector_terms import Formula, Term
 from bitcrown.quant.bitvectors import Case, Style, encode
+from bitcrown.quant.child_process import text_of_child
 from bitcrown.quant.integer_graph import IntegerNetwork, Ints, QuantError
 from bitcrown.quant.smtlib import smtlib_script
 from bitcrown.verdict import Reason, Status
 
 CALLS_PER_LOOK = 256
 TERMS_PER_LOOK = 512
+GRACE = 0.5
+"""Seconds after the deadline in which a solver may still say that it stopped."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +115,35 @@ def solve(formula: Formula, budget: Budget, solver: str = "boolector") -> tuple[
         raise QuantError(f"there is no bit-vector solver {solver!r}; choose one of {', '.join(MODULES)}")
     if find_spec(MODULES[solver]) is None:
         raise ResourceError(f"the solver {solver} is not installed; install the Python package {MODULES[solver]}")
-    stop = _Stop(budget)
+    if budget.is_expired():
+        return Status.TIMEOUT, Reason.DEADLINE, {}
+    # here, so that a second question finds it loaded; every child would load it anew
+    import_module(MODULES[solver])
+    text, reason = text_of_child(lambda: _answer(formula, _Stop(budget), solver), budget, GRACE)
+    word, _, rest = text.partition(" ")
+    if word == "sat":
+        pairs = (pair.split("=") for pair in rest.split())
+        return Status.SAT, Reason.NONE, {name: int(bits) for name, bits in pairs}
+    if word == "unsat":
+        return Status.UNSAT, Reason.NONE, {}
+    if word == "failed":
+        raise RuntimeError(f"{solver} refused a formula of ours: {rest}")
+    if reason is Reason.NONE:
+        reason = Reason[rest]
+    return Status.TIMEOUT if reason is Reason.DEADLINE else Status.UNKNOWN, reason, {}
+
+
+def _answer(formula: Formula, stop: _Stop, solver: str) -> str:
+    """In the child: ``sat x1=3 x2=0 ...``, ``unsat``, ``unknown REASON`` or ``failed`` and why."""
     try:
         word, assignment = BACKENDS[solver](formula, stop)
     except BudgetExpired:
         word, assignment = "unknown", {}
-    if word == "sat":
-        return Status.SAT, Reason.NONE, assignment
-    if word == "unsat":
-        return Status.UNSAT, Reason.NONE, {}
-    if stop.reason is Reason.DEADLINE:
-        return Status.TIMEOUT, Reason.DEADLINE, {}
-    return Status.UNKNOWN, stop.reason if stop.reason is not Reason.NONE else Reason.INCOMPLETE, {}
+    except Exception as error:  # noqa: BLE001 - the parent raises it, and no verdict comes of it
+        return f"failed {type(error).__name__}: {error}"
+    if word == "unknown":
+        return f"unknown {(stop.reason or Reason.INCOMPLETE).name}"
+    return " ".join([word, *(f"{name}={bits}" for name, bits in assignment.items())])
 
 
 class _Stop:

@@ -11,12 +11,12 @@ import pytest
 from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
 from bitcrown.quant.affine_rows import Rows
-from bitcrown.quant.bitvectors import Style, encode
+from bitcrown.quant.bitvectors import Case, Style, encode
 from bitcrown.quant.integer_bits import Steps, reachable_steps
 from bitcrown.quant.integer_graph import Dense, Gather, Input, IntegerNetwork, Ints, MaxPool, QuantError, Staircase
 from bitcrown.quant.smt import decide
 from bitcrown.verdict import Status
-from tests.unit.quant_smt.tiny_networks import all_points, as_network, random_network, violated
+from tests.unit.quant_smt.tiny_networks import all_points, as_network, formula_at, random_network, violated
 
 
 def ints(*values: int) -> Ints:
@@ -33,6 +33,14 @@ def two_outputs(weight: Ints, late: Ints, early: Ints | None = None) -> IntegerN
             Staircase((2,), 1, ints(0), early[None], late[None]),
         ]
     )
+
+
+def check_at_every_point(
+    network: IntegerNetwork, low: Ints, high: Ints, cases: tuple[Case, ...], style: Style = Style.IMPROVED
+) -> None:
+    points = all_points(low, high)
+    held = formula_at(encode(network, low, high, cases, style), points)
+    assert (held == violated(network.evaluate(points), cases)).all(), cases
 
 
 SLOW_STAIRS = np.arange(1, 8, dtype=np.int64) * 16 - 8
@@ -94,23 +102,16 @@ def test_difference_of_two_outputs_is_judged_as_enumeration_does(seed: int) -> N
     network = two_outputs(weight, late)
     low = random.integers(0, 12, 2)
     high = low + random.integers(0, 4, 2)
-    outputs = network.evaluate(all_points(low, high))
     for scale, slack in product((1, 3), range(-3, 4)):
-        case = ((((-scale, scale), scale * slack + scale - 1),),)
-        expected = Status.SAT if violated(outputs, case).any() else Status.UNSAT
-        assert decide(network, low, high, case, Budget.of_seconds(60.0)).status is expected, (scale, slack)
+        check_at_every_point(network, low, high, ((((-scale, scale), scale * slack + scale - 1),),))
 
 
 @pytest.mark.parametrize("shift", range(7))
 def test_difference_at_the_edge_of_a_step(shift: int) -> None:
     """a_1 = a_0 + shift on stairs 4 apart: a shift of 3 can stay on one step, 4 cannot; one more or less decides."""
     network = two_outputs(np.array([[1, 0], [1, 1]], dtype=np.int64), np.arange(1, 7, dtype=np.int64) * 4)
-    low, high = ints(2, shift), ints(12, shift)
-    outputs = network.evaluate(all_points(low, high))
     for slack in range(-1, 3):
-        case = ((((-1, 1), slack),),)
-        expected = Status.SAT if violated(outputs, case).any() else Status.UNSAT
-        assert decide(network, low, high, case, Budget.of_seconds(60.0)).status is expected, slack
+        check_at_every_point(network, ints(2, shift), ints(12, shift), ((((-1, 1), slack),),))
 
 
 @pytest.mark.parametrize("style", list(Style))
@@ -118,14 +119,9 @@ def test_difference_at_the_edge_of_a_step(shift: int) -> None:
 def test_clips_just_outside_the_stairs(style: Style, least: int) -> None:
     """Stairs 4 apart from 2 to 10, entered from every distance below; the other output says what a missed clip adds."""
     network = two_outputs(np.array([[1, -1], [1, 0]], dtype=np.int64), ints(2, 6, 10))
-    low, high = ints(4, 4 - least), ints(15, 4 - least)
-    outputs = network.evaluate(all_points(low, high))
-    for top in range(4, 16):
-        for slack, sign in product(range(-3, 4), (1, -1)):
-            case = ((((sign, -sign), slack),),)
-            expected = Status.SAT if violated(outputs[: top - 3], case).any() else Status.UNSAT
-            answer = decide(network, low, ints(top, int(high[1])), case, Budget.of_seconds(60.0), style)
-            assert answer.status is expected, (top, slack, sign)
+    for top, slack, sign in product(range(4, 16), range(-3, 4), (1, -1)):
+        case = ((((sign, -sign), slack),),)
+        check_at_every_point(network, ints(4, 4 - least), ints(top, 4 - least), case, style)
 
 
 @pytest.mark.parametrize("style", list(Style))
@@ -139,10 +135,8 @@ def test_a_fixed_element_holds_a_maximum_up(style: Style) -> None:
         Dense((1,), 3, np.array([[1, -1]], dtype=np.int64), ints(0)),
     ]
     network = as_network(nodes)
-    for least, expected in ((3, Status.SAT), (4, Status.UNSAT)):
-        case = ((((-1,), -least),),)
-        answer = decide(network, ints(2, 5), ints(12, 5), case, Budget.of_seconds(60.0), style)
-        assert answer.status is expected
+    for least in range(-4, 7):
+        check_at_every_point(network, ints(2, 5), ints(12, 5), ((((-1,), -least),),), style)
 
 
 @pytest.mark.parametrize("style", list(Style))

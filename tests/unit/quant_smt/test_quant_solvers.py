@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,41 @@ def test_a_wrong_model_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(smt.BACKENDS, "boolector", lambda *_: ("sat", {n: bits + 1000 for n, bits in full.items()}))
     with pytest.raises(RuntimeError, match="leaves the box"):
         decide(network, low, high, cases, Budget.of_seconds(60.0))
+
+
+def test_a_solver_that_never_asks_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(*_: object) -> tuple[str, dict[str, int]]:
+        while True:
+            pass
+
+    monkeypatch.setitem(smt.BACKENDS, "boolector", endless)
+    assert solve(HARD, Budget.of_seconds(0.2)) == (Status.TIMEOUT, Reason.DEADLINE, {})
+
+
+def test_a_solver_that_grows_and_never_asks_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object) -> tuple[str, dict[str, int]]:
+        held = np.ones(1 << 24)
+        while True:
+            held[0] += 1
+
+    monkeypatch.setitem(smt.BACKENDS, "boolector", greedy)
+    budget = Budget.of_seconds(60.0, memory=1 << 26)
+    assert solve(HARD, budget) == (Status.UNKNOWN, Reason.MEMORY, {})
+
+
+def test_a_solver_that_dies_or_fails_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: object) -> tuple[str, dict[str, int]]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return "unsat", {}
+
+    def fails(*_: object) -> tuple[str, dict[str, int]]:
+        raise ValueError("two widths")
+
+    monkeypatch.setitem(smt.BACKENDS, "boolector", dies)
+    assert solve(HARD, Budget.of_seconds(60.0)) == (Status.UNKNOWN, Reason.CRASHED, {})
+    monkeypatch.setitem(smt.BACKENDS, "boolector", fails)
+    with pytest.raises(RuntimeError, match="boolector refused a formula of ours: ValueError: two widths"):
+        solve(HARD, Budget.of_seconds(60.0))
 
 
 def test_unknown_and_missing_solvers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,15 @@ def formula_holds(formula: Formula, assignment: dict[str, Ints]) -> np.ndarray:
     return held
 
 
+def formula_at(formula: Formula, points: Ints) -> np.ndarray:
+    """Whether the assertions hold [B] when the variables say the network inputs ``points`` [B, N]."""
+    bits: dict[str, Ints] = {}
+    for coordinate in formula.coordinates:
+        term = formula.terms[coordinate.term]
+        bits[str(term.data)] = (points[:, coordinate.index] - coordinate.origin) & ((1 << term.width) - 1)
+    return np.broadcast_to(formula_holds(formula, bits), (len(points),))
+
+
 def _signed(value: Ints, width: int) -> Ints:
     return value - ((value >> (width - 1)) << width)
 
