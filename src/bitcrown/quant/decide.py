@@ -23,12 +23,14 @@ from bitcrown.quant.exact_bound import argument_bounds
 from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.integer_search import Search, SearchSettings
-from bitcrown.quant.proof_tree import Proof
+from bitcrown.quant.proof_tree import Domain, Proof
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.verdict import Reason, Status
 
 RANDOM_PROBES = 5
 BOUNDS_SHARE = 0.3
+QUICK_ROUNDS = 4
+"""Rounds before bounds on every accumulator behind a staircase are worth their time (most queries end here)."""
 RUNTIME_TRIALS = 4
 
 
@@ -122,12 +124,24 @@ def decide(
     witness = judge.try_points(np.stack(probes))
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="probe")
-    search = Search(program, query, proof, judge.try_points, settings or SearchSettings())
-    root = program.root(query.low, query.high)
-    argument_bounds(program, root, proof, budget.capped(BOUNDS_SHARE * budget.remaining()))
-    domains = search.roots(root)
-    roots = tuple(domain.part for domain in domains)
-    witness, left = search.run(domains, budget)
+    settings = settings or SearchSettings()
+    for rounds in (QUICK_ROUNDS, None):
+        proof = Proof(want_certificate)
+        search = Search(program, query, proof, judge.try_points, settings)
+        root = program.root(query.low, query.high)
+        if rounds is None:
+            argument_bounds(program, root, proof, budget.capped(BOUNDS_SHARE * budget.remaining()))
+        domains = search.roots(root)
+        roots = tuple(domain.part for domain in domains)
+        witness, left = search.run(domains, budget, rounds)
+        if witness is not None or not left:
+            break
+    return _concluded(search, proof, roots, witness, left)
+
+
+def _concluded(
+    search: Search, proof: Proof, roots: tuple[int, ...], witness: Ints | None, left: list[Domain]
+) -> Decision:
     counters = dict(vars(search.counters))
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="search", counters=counters)

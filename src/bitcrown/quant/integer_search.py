@@ -32,7 +32,7 @@ class SearchSettings:
 
     root_steps: int = 160
     steps: int = 60
-    length: float = 0.3
+    length: float = 1.0
     batch: int = 64
     enumerate_points: int = 4096
     climbs: int = 3
@@ -83,11 +83,11 @@ class Search:
         self.root_bounds = bounds.rows([0])
         return [Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))]
 
-    def run(self, domains: list[Domain], budget: Budget) -> tuple[Ints | None, list[Domain]]:
-        """(witness or None, subproblems still open when the budget ended)."""
+    def run(self, domains: list[Domain], budget: Budget, rounds: int | None = None) -> tuple[Ints | None, list[Domain]]:
+        """(witness or None, subproblems still open when the budget or the number of rounds ended)."""
         stack = domains
         while stack:
-            if budget.is_expired():
+            if budget.is_expired() or self.counters.rounds == rounds:
                 return None, stack
             take = min(len(stack), self.settings.batch)
             batch, stack = stack[len(stack) - take :], stack[: len(stack) - take]
@@ -148,7 +148,8 @@ class Search:
         lowered = (high < self.root_bounds.high[source]) & (is_edge[1] | ((factor > 0) & (last < table.late.shape[1])))
         start = np.where(raised & ((factor < 0) | ~lowered), -1.0, np.where(lowered, 1.0, 0.0))
         start *= np.where((factor != 0).any(axis=1, keepdims=True) & (factor == 0), 1e-3, 1.0)
-        start /= np.maximum(np.abs(start).sum(axis=1, keepdims=True), 1e-12)
+        start /= (high - low + 1.0) ** 2
+        start /= np.maximum(np.abs(start).sum(axis=1, keepdims=True), 1e-300)
         alone &= (start != 0).any(axis=1)
         steps = table.late.shape[1]
         rows = table.late[table.channel]
@@ -252,7 +253,7 @@ class Search:
         def stop(state: Ascent, step: int) -> bool:
             return bool((state.best > 1e-6 * (1 + step)).all()) or (step % 8 == 7 and budget.is_expired())
 
-        return ascend(relaxation, slopes, tau, steps, settings.length if root else 0.5 * settings.length, stop)
+        return ascend(relaxation, slopes, tau, steps, settings.length if root else settings.length*0.5, stop)
 
     def _judge(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent

@@ -26,6 +26,7 @@ from bitcrown.quant.linear_steps import Array
 from bitcrown.quant.staircase_dual import Slopes, gather_windows, pool_minimum, scatter_windows
 
 Reals = npt.NDArray[np.float64]
+FINAL_LENGTH = 0.02
 FIRST_DECAY, SECOND_DECAY, TINY = 0.8, 0.95, 1e-12
 
 
@@ -265,7 +266,7 @@ def ascend(
         if step + 1 == steps:
             break
         images = relaxation.images(chosen)
-        rate = length * (1.0 - step / steps) + 0.02 * length
+        rate = length * FINAL_LENGTH ** (step / steps)
         _adam(relaxation, images, argument, outers, slopes, first, second, rate, step + 1)
         if pinned is not None:
             slopes[pinned.node] = pinned.project(slopes[pinned.node])
@@ -288,13 +289,13 @@ def _average(
         state.mean_input = chosen[0].copy()
         state.mean_argument = {n: a.copy() for n, a in argument.items()}
         state.mean_value = {n: chosen[n].copy() for n in argument}
-        state.outer = {n: np.abs(outers[n]) for n in argument}
+        state.outer = {n: outers[n].copy() for n in argument}
         return 1.0
     state.mean_input += fresh * (chosen[0] - state.mean_input)
     for n in argument:
         state.mean_argument[n] += fresh * (argument[n] - state.mean_argument[n])
         state.mean_value[n] += fresh * (chosen[n] - state.mean_value[n])
-        state.outer[n] += fresh * (np.abs(outers[n]) - state.outer[n])
+        state.outer[n] += fresh * (outers[n] - state.outer[n])
     return 1.0
 
 
