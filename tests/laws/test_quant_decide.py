@@ -132,9 +132,10 @@ def mutations(content: object, path: tuple = ()):
 
 
 def mutated(certificate: dict, kind: str, path: tuple, rng: np.random.Generator) -> dict:
-    out = copy.deepcopy(certificate)
+    out = copy.copy(certificate)
     holder = out
     for key in path[:-1]:
+        holder[key] = copy.copy(holder[key])
         holder = holder[key]
     if kind == "drop":
         del holder[path[-1]]
@@ -179,8 +180,8 @@ def test_a_certificate_never_proves_a_false_claim() -> None:
             continue
         prop = property_form(loosened)
         places = list(mutations(certificate["parts"], ("parts",)))
-        for trial in range(60):
-            forged = copy.deepcopy(certificate)
+        for trial in range(40):
+            forged = dict(certificate)
             for _ in range(trial % 4):
                 kind, path = places[int(rng.integers(len(places)))]
                 try:
@@ -191,7 +192,7 @@ def test_a_certificate_never_proves_a_false_claim() -> None:
             forged["digest"] = content_digest({k: v for k, v in forged.items() if k != "digest"})
             assert not check(network, prop, forged).accepted
             rejected += 1
-    assert rejected >= 200
+    assert rejected >= 150
 
 
 def test_resigned_mutations_are_proofs_or_rejected() -> None:

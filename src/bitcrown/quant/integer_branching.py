@@ -3,7 +3,9 @@
 A split point is a staircase argument ``a <= k | a >= k + 1`` (``k + 1`` the first argument of a level, so that this is
 ``S(a) <= v | S(a) >= v + 1``) or an input. The averaged minimisers of the ascent approximate a solution of the
 relaxation; a staircase whose averaged value lies off its step at the averaged argument is what keeps the bound low, in
-proportion to the coefficient on it; better if the split also divides the interval evenly. Kinks (the end of a long first or last level: clipping, ReLU) come before steps.
+proportion to the coefficient on it; better if the split also divides the interval evenly. Steps of the output count
+less: splitting there repeats the same hidden subproblems on either side. Kinks (the end of a long first or last level:
+clipping, ReLU) come before steps.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.query import ConstraintCase
 from bitcrown.quant.slope_ascent import Ascent
 
-LEAST_GAP, LEAST_BALANCE = 1e-3, 0.1
+LEAST_GAP, LEAST_BALANCE, OUTPUT_WEIGHT = 1e-3, 0.1, 0.2
 FEW_INPUTS = 16
 """Unpinned steps keep an interval even for one input; up to so many inputs only these are split, which surely ends."""
 
@@ -68,6 +70,8 @@ def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[in
         ends = np.minimum(state.mean_argument[node][rows] - low, high - state.mean_argument[node][rows])
         balance = np.clip(ends / np.maximum(high - low, 1), 0.0, 0.5)
         score = np.abs(outer) * (gap + LEAST_GAP) * (LEAST_BALANCE + balance)
+        if node == program.output:
+            score *= OUTPUT_WEIGHT
         score = np.where((last > first) & (high > low), score, -1.0)
         for place, element in enumerate(score.argmax(axis=1)):
             if score[place, element] > best[place]:

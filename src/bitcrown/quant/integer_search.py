@@ -253,7 +253,7 @@ class Search:
         def stop(state: Ascent, step: int) -> bool:
             return bool((state.best > 1e-6 * (1 + step)).all()) or (step % 8 == 7 and budget.is_expired())
 
-        return ascend(relaxation, slopes, tau, steps, settings.length if root else settings.length*0.5, stop)
+        return ascend(relaxation, slopes, tau, steps, settings.length if root else settings.length * 0.5, stop)
 
     def _judge(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent

@@ -24,7 +24,7 @@ from bitcrown.verdict import Status
 
 @dataclass(frozen=True, eq=False)
 class Radius:
-    """``proved``: largest eps known robust (-1: misclassified); ``refuted``: smallest eps known vulnerable, or ``None``.
+    """``proved``: largest eps known robust (-1: misclassified); ``refuted``: smallest eps known vulnerable or ``None``.
 
     Exact iff ``refuted == proved + 1``, or nothing refutes and the whole input range is proved (``is_whole_range``).
     ``witness``: [N], a counterexample within ``refuted``; ``decision``: the one that proved ``proved``.

@@ -4,7 +4,7 @@ The bound is concave in the slopes. Where its inner minima are attained at argum
 subgradient in the slope of element i is ``A(s*)_i - a*_i``: how far the separately chosen arguments are from being the
 affine image of the chosen values. The ascent measures slopes in units of ``1 / width of the argument's interval``, in
 which subgradients have about the same size everywhere, and takes Adam steps (Kingma and Ba, arXiv:1412.6980) of falling
-length; constraint multipliers stay on the simplex. The running average of ``x*``, ``a*``, ``s*`` tends to a solution of
+length; a row that has not improved for a while goes back to its best slopes with shorter steps; constraint multipliers stay on the simplex. The running average of ``x*``, ``a*``, ``s*`` tends to a solution of
 the linear relaxation (Sherali and Choi 1996): where it is fractional is where to branch, and its input is a candidate.
 
 The convex hull of a staircase with equal steps has its corners at the ends of the interval and at the ends of the
@@ -26,7 +26,7 @@ from bitcrown.quant.linear_steps import Array
 from bitcrown.quant.staircase_dual import Slopes, gather_windows, pool_minimum, scatter_windows
 
 Reals = npt.NDArray[np.float64]
-FINAL_LENGTH = 0.02
+FINAL_LENGTH, WINDOW, CUT = 0.02, 20, 0.3
 FIRST_DECAY, SECOND_DECAY, TINY = 0.8, 0.95, 1e-12
 
 
@@ -252,6 +252,7 @@ def ascend(
     second = {n: np.zeros_like(s) for n, s in slopes.items()}
     several = bool((used.sum(axis=1) > 1).any())
     weight = 0.0
+    own, improved = np.full(rows, length), np.zeros(rows, dtype=bool)
     for step in range(steps):
         value, outers, chosen, argument, _ = relaxation.evaluate(tau, slopes)
         better = value > state.best
@@ -266,7 +267,12 @@ def ascend(
         if step + 1 == steps:
             break
         images = relaxation.images(chosen)
-        rate = length * FINAL_LENGTH ** (step / steps)
+        improved |= better
+        if step % WINDOW == WINDOW - 1:
+            _step_back(state, slopes, first, ~improved)
+            own = np.where(improved, own, CUT * own)
+            improved[:] = False
+        rate = own * FINAL_LENGTH ** (step / steps)
         _adam(relaxation, images, argument, outers, slopes, first, second, rate, step + 1)
         if pinned is not None:
             slopes[pinned.node] = pinned.project(slopes[pinned.node])
@@ -275,6 +281,18 @@ def ascend(
             assert output is not None
             tau = _simplex_step(relaxation, output, tau, rate)
     return state
+
+
+def _step_back(state: Ascent, slopes: Slopes, first: dict[int, Array], rows: Array) -> None:
+    """Rows that have not improved for a while go on from their best slopes, without momentum."""
+    for n in slopes:
+        slopes[n] = np.where(_columns(rows, slopes[n]), state.slopes[n], slopes[n])
+        first[n] = np.where(_columns(rows, first[n]), 0.0, first[n])
+
+
+def _columns(values: Array, like: Array) -> Array:
+    """[R] -> [R, 1, ...] for broadcasting against ``like``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _average(
@@ -307,7 +325,7 @@ def _adam(
     slopes: Slopes,
     first: dict[int, Array],
     second: dict[int, Array],
-    rate: float,
+    rate: Reals,
     count: int,
 ) -> None:
     """One step, in place. The unit of a slope is ``(|mu| + mean |mu|) * rise / width``: what the chord would be."""
@@ -332,13 +350,13 @@ def _adam(
         second[n] = SECOND_DECAY * second[n] + (1 - SECOND_DECAY) * gradient * gradient
         mean = first[n] / (1 - FIRST_DECAY**count)
         spread = np.sqrt(second[n] / (1 - SECOND_DECAY**count))
-        slopes[n] = slopes[n] + rate * unit * mean / (spread + TINY)
+        slopes[n] = slopes[n] + _columns(rate, unit) * unit * mean / (spread + TINY)
 
 
-def _simplex_step(relaxation: Relaxation, output: Array, tau: Reals, rate: float) -> Reals:
+def _simplex_step(relaxation: Relaxation, output: Array, tau: Reals, rate: Reals) -> Reals:
     """Multiplicative step of the constraint multipliers towards the constraints that the minimiser breaks."""
     used = relaxation.objective.used
     broken = np.where(used, np.einsum("rtn,rn->rt", relaxation.matrix, output) - relaxation.limit, 0.0)
     scale = np.abs(broken).max(axis=1, keepdims=True) + TINY
-    fresh = tau * np.exp(rate * broken / scale) + 1e-4 * used
+    fresh = tau * np.exp(rate[:, None] * broken / scale) + 1e-4 * used
     return np.asarray(fresh * used / np.maximum((fresh * used).sum(axis=1, keepdims=True), TINY))
