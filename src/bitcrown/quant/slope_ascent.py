@@ -4,7 +4,8 @@ The bound is concave in the slopes. Where its inner minima are attained at argum
 subgradient in the slope of element i is ``A(s*)_i - a*_i``: how far the separately chosen arguments are from being the
 affine image of the chosen values. The ascent measures slopes in units of ``1 / width of the argument's interval``, in
 which subgradients have about the same size everywhere, and takes Adam steps (Kingma and Ba, arXiv:1412.6980) of falling
-length; a row that has not improved for a while goes back to its best slopes with shorter steps; constraint multipliers stay on the simplex. The running average of ``x*``, ``a*``, ``s*`` tends to a solution of
+length; a row that has not improved for a while goes back to its best slopes with shorter steps; constraint multipliers
+stay on the simplex. The running average of ``x*``, ``a*``, ``s*`` tends to a solution of
 the linear relaxation (Sherali and Choi 1996): where it is fractional is where to branch, and its input is a candidate.
 
 The convex hull of a staircase with equal steps has its corners at the ends of the interval and at the ends of the
