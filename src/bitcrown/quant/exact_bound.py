@@ -35,7 +35,7 @@ def exact_bound(
     for slope in state.slopes.values():
         size.append(np.abs(slope[rows]).reshape(len(rows), -1).max(axis=1, initial=0))
     scale = 2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9))))
-    tau = np.rint(state.tau[rows] * scale[:, None]).astype(np.int64)
+    tau = np.maximum(np.rint(state.tau[rows] * scale[:, None]), 0).astype(np.int64)  # a proof needs tau >= 0
     slopes = {
         n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64) for n, s in state.slopes.items()
     }
