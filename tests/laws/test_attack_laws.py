@@ -127,7 +127,7 @@ def test_descent_finds_planted_violations(
     lower = torch.tensor([[float(value) for value in case.lower]], dtype=dtype)
     upper = torch.tensor([[float(value) for value in case.upper]], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
-    points, cases = pgd(network, lower, upper, target, generator, 60, 32, Budget.of_seconds(60))
+    points, cases, _ = pgd(network, lower, upper, target, generator, 60, 32, Budget.of_seconds(60))
     assert points.shape[1] == n and not cases.any()
     assert bool((points >= lower).all()) and bool((points <= upper).all())
     confirmer = Confirmer(problem, Replay(problem.query, problem.networks))

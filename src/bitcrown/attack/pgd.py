@@ -41,21 +41,6 @@ def pgd(
     steps: int,
     restarts: int,
     budget: Budget,
-) -> tuple[Tensor, Tensor]:
-    """Best points found: ``x [K', n]`` and the case of each ``[K']``, those that violate first; see ``descend``."""
-    found = descend(network, lower, upper, target, generator, steps, restarts, budget)
-    return found.x, found.case
-
-
-def descend(
-    network: Network,
-    lower: Tensor,
-    upper: Tensor,
-    target: Target,
-    generator: torch.Generator,
-    steps: int,
-    restarts: int,
-    budget: Budget,
 ) -> Candidates:
     """The best point of every restart, sorted. ``lower``/``upper [B, n]``, all of the network's dtype and device.
 
@@ -155,4 +140,4 @@ def _gradient(loss: Tensor, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if found is None else found
 
 
-__all__ = ["Candidates", "Target", "descend", "pgd"]
+__all__ = ["Candidates", "Target", "pgd"]

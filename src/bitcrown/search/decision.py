@@ -115,7 +115,7 @@ def attack(
     d = None if objective.D is None else network.tensor(objective.D[cases])
     target = Target(network.tensor(objective.C[cases]), d, network.tensor(objective.rhs[cases]))
     lower, upper = network.tensor(objective.lower[box]), network.tensor(objective.upper[box])
-    points, case = pgd(network, lower, upper, target, generator, steps, restarts, budget)
+    points, case, _ = pgd(network, lower, upper, target, generator, steps, restarts, budget)
     for point, index in zip(points[:4].double().cpu().numpy(), case[:4].tolist(), strict=True):
         witness = run.confirm(point, int(cases[index]))
         if witness is not None:

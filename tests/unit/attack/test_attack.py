@@ -109,7 +109,7 @@ def descend(path: Path, rhs: list[float], seed: int, budget: Budget, steps: int 
     target = Target(-torch.ones(b, 1, 1), None, torch.tensor(rhs).reshape(b, 1))
     lower, upper = -torch.ones(b, N), torch.ones(b, N)
     generator = torch.Generator().manual_seed(seed)
-    points, case = pgd(network, lower, upper, target, generator, steps, 6, budget)
+    points, case, _ = pgd(network, lower, upper, target, generator, steps, 6, budget)
     assert bool(((points >= -1) & (points <= 1)).all())
     return points.double().numpy(), case.tolist()
 
@@ -144,7 +144,7 @@ def test_descent_where_no_output_depends_on_the_input(tmp_path: Path) -> None:
     network = Flat(read_graph(bump_network(tmp_path / "net.onnx", [0.0] * N)), torch.float32)
     target = Target(torch.ones(1, 1, 1), None, torch.zeros(1, 1))
     generator = torch.Generator().manual_seed(0)
-    points, _ = pgd(network, torch.zeros(1, N), torch.ones(1, N), target, generator, 20, 4, Budget.of_seconds(9))
+    points, _, _ = pgd(network, torch.zeros(1, N), torch.ones(1, N), target, generator, 20, 4, Budget.of_seconds(9))
     assert points.shape == (4, N) and bool(torch.isfinite(points).all())
 
 

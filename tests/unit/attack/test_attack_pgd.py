@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.attack.losses import Target
-from bitcrown.attack.pgd import descend, pgd
+from bitcrown.attack.pgd import pgd
 from bitcrown.budget import Budget
 
 
@@ -35,7 +35,7 @@ def row(*numbers: float, dtype: torch.dtype = torch.float64) -> Tensor:
 def attack(network: Formula, lower: Tensor, upper: Tensor, target: Target, **more: object) -> tuple[Tensor, ...]:
     options = {"steps": 40, "restarts": 8, "budget": Budget.of_seconds(60), "seed": 0} | more
     generator = torch.Generator().manual_seed(int(options.pop("seed")))  # type: ignore[call-overload]
-    found = descend(network, lower, upper, target, generator, **options)  # type: ignore[arg-type]
+    found = pgd(network, lower, upper, target, generator, **options)  # type: ignore[arg-type]
     return found.x, found.case, found.excess
 
 
@@ -134,5 +134,5 @@ def test_pgd_works_without_gradients_enabled() -> None:
     network = Formula(lambda x: x.square().sum(dim=1, keepdim=True))
     lower, upper = -torch.ones(1, 2, dtype=torch.float64), 2 * torch.ones(1, 2, dtype=torch.float64)
     with torch.no_grad():
-        x, case = pgd(network, lower, upper, at_most(0.01), torch.Generator(), 60, 4, Budget.of_seconds(60))  # type: ignore[arg-type]
+        x, case, _ = pgd(network, lower, upper, at_most(0.01), torch.Generator(), 60, 4, Budget.of_seconds(60))  # type: ignore[arg-type]
     assert float(x[0].square().sum()) <= 0.01 and case[0] == 0
