@@ -82,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
         check.add_argument(name)
     check.set_defaults(run=check_command)
 
+    proof = commands.add_parser("check-certificate", help="check a proof about an integer network, independently")
+    for name, text in (("model", "ONNX or canonical JSON"), ("property", "VNNLIB or JSON"), ("certificate", "JSON")):
+        proof.add_argument(name, type=Path, help=text)
+    proof.set_defaults(run=check_certificate_command)
+
     bench = commands.add_parser("bench", help="run a suite through the competition's scripts")
     bench.add_argument("suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites")
     bench.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for results (results/bench)")
@@ -198,6 +203,14 @@ def check_command(options: argparse.Namespace) -> int:
     if not answer.accepted:
         return WRONG
     return DECIDED if answer.word in ("sat", "unsat") else UNDECIDED
+
+
+def check_certificate_command(options: argparse.Namespace) -> int:
+    from bitcrown.certificates import check_files
+
+    finding = check_files(options.model, options.property, options.certificate)
+    print("accepted" if finding.accepted else f"rejected: {finding.message}")
+    return DECIDED if finding.accepted else WRONG
 
 
 def bench_command(options: argparse.Namespace) -> int:

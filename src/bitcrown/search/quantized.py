@@ -41,7 +41,7 @@ def decide_in_integers(run: Run) -> Verdict | None:
     try:
         with run.phase("read"):
             network = read_onnx(path, seed=run.settings.seed)
-            queries = split_by_box(_covering(problem), network)
+            queries = split_by_box(covering(problem), network)
     except QuantError as error:
         run.counters["not_read_as_integers"] = str(error)
         return None
@@ -50,7 +50,7 @@ def decide_in_integers(run: Run) -> Verdict | None:
         return _decide_queries(run, network, queries)
 
 
-def _covering(problem: Problem) -> Problem:
+def covering(problem: Problem) -> Problem:
     """The problem with every box widened to the float32 reading of its bounds."""
 
     def widened(case: Case) -> Case:
