@@ -19,6 +19,7 @@ from samples import DATASETS, MISCLASSIFIED, ROBUST, VULNERABLE, Benchmark, Quer
 
 from bitcrown.budget import Budget
 from bitcrown.errors import BitcrownError, SettingsError
+from bitcrown.harness.instance import parse_timeout
 from bitcrown.quant.query import IntegerQuery, robustness_query
 
 DECIDED, BAD_INPUT, UNDECIDED = 0, 2, 3
@@ -30,13 +31,15 @@ def main() -> int:
     parser.add_argument("--sample_id", type=int, required=True, metavar="N", help="number in the test set")
     parser.add_argument("--eps", type=int, metavar="E", help="radius in pixel steps (of 0 to 255)")
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
-    parser.add_argument("--export", action="store_true", help="write smt2/DATASET_NNNN.smt2 and decide nothing")
+    parser.add_argument("--seconds", default="60", metavar="S", help="time limit (default: 60)")
     parser.add_argument("--encoding", default="improved", help="of --export: baseline, published or improved (default)")
-    parser.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of a robust verdict")
-    parser.add_argument("--max-radius", action="store_true", help="search the largest robust eps; needs no --eps")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="time limit (default: 60)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--export", action="store_true", help="write smt2/DATASET_NNNN.smt2 and decide nothing")
+    what.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of a robust verdict")
+    what.add_argument("--max-radius", action="store_true", help="search the largest robust eps; needs no --eps")
     options = parser.parse_args()
     try:
+        options.seconds = parse_timeout(options.seconds)
         if options.max_radius:
             return radius(options)
         if options.eps is None:

@@ -1,9 +1,10 @@
 """Decides the published queries in one process and prints our verdicts beside the published ones.
 
 table.py [--dataset mnist|fashion-mnist] [--samples 0-99] [--seconds 60] [--out FILE] [--check]. Every decided sample
-becomes one JSON record in FILE at once; a later run goes on after them. Robust verdicts come with a certificate, whose
-size is recorded; ``--check`` also has the independent checker go through each, ``--certificates FOLDER`` keeps them.
-CPU seconds are those of the decision, certificate included, on one thread; reading the network is not in them.
+becomes one JSON record in FILE at once; a later run goes on after them, whatever commit wrote them. Robust verdicts
+come with a certificate, whose size is recorded; ``--check`` also has the independent checker go through each, and
+``--certificates FOLDER`` keeps them. CPU seconds are those of the decision, certificate included, on one thread;
+reading the network is not in them.
 Exit codes: 0 all decided and none contradicts a published verdict, 1 a contradiction, 2 bad input, 3 some undecided.
 """
 
@@ -22,6 +23,7 @@ from decision import accepts, answer, save_certificate
 from samples import DATASETS, MISCLASSIFIED, ROBUST, TIMEOUT, VERDICTS, VULNERABLE, Benchmark, Query, published, ranges
 
 from bitcrown.errors import BitcrownError, SettingsError
+from bitcrown.harness.instance import parse_timeout
 from bitcrown.harness.provenance import commit, machine
 from bitcrown.harness.results import append_record, read_records
 
@@ -33,13 +35,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="our verdicts beside the published ones", allow_abbrev=False)
     parser.add_argument("--dataset", choices=DATASETS, action="append", help="(default: both)")
     parser.add_argument("--samples", default="0-9999", metavar="A-B", help="only these numbers of the test set")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="time limit a sample (default: 60)")
+    parser.add_argument("--seconds", default="60", metavar="S", help="time limit a sample (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("results/qnn_robustness/table.jsonl"), metavar="FILE")
     parser.add_argument("--check", action="store_true", help="run the certificate checker on every certificate")
     parser.add_argument("--certificates", type=Path, metavar="FOLDER", help="keep the certificates")
     options = parser.parse_args()
     try:
         first, last = sample_range(options.samples)
+        options.seconds = parse_timeout(options.seconds)
         rows = []
         for dataset in options.dataset or DATASETS:
             queries = [query for query in published(dataset) if first <= query.sample_id <= last]
@@ -61,7 +64,7 @@ def sample_range(text: str) -> tuple[int, int]:
 def decided(dataset: str, queries: list[Query], options: argparse.Namespace) -> list[dict[str, Any]]:
     """The records of ``queries``, old ones of the file included, in the order of the queries."""
     old = read_records(options.out) if options.out.exists() else []
-    done = {(row["dataset"], row["sample_id"], row["eps"]): row for row in old if "sample_id" in row}
+    done = {(row["dataset"], row["sample_id"], row["eps"]): row for row in old if is_done(row, options)}
     benchmark = Benchmark.of(dataset)
     rows = []
     for query in queries:
@@ -71,6 +74,13 @@ def decided(dataset: str, queries: list[Query], options: argparse.Namespace) -> 
             append_record(options.out, row)
         rows.append(row)
     return rows
+
+
+def is_done(row: Mapping[str, Any], options: argparse.Namespace) -> bool:
+    """Whether an old record answers what is asked now; an undecided one does not where more time is given."""
+    if "sample_id" not in row or (row["verdict"] in (TIMEOUT, UNKNOWN) and row["seconds"] < options.seconds):
+        return False
+    return not options.check or row["verdict"] != ROBUST or "rejected" in row
 
 
 def record(benchmark: Benchmark, query: Query, options: argparse.Namespace) -> dict[str, Any]:

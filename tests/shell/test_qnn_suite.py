@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -20,6 +21,7 @@ from bitcrown.harness.expected import read_expected
 from bitcrown.harness.instance import parse_network, read_instances
 from bitcrown.quant.certificate import property_form
 from bitcrown.quant.query import robustness_query
+from bitcrown.quant.smt import violates
 from bitcrown.verdict import Status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +78,18 @@ def test_properties_ask_for_first_index_argmax(name: str) -> None:
     assert property_form(read_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)) == property_form(asked)
 
 
+def test_exported_cases_are_those_of_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SUITE))
+    dense_cases = import_module("check_mnist_robustness").dense_cases
+    query = robustness_query(read_network(SUITE / "networks" / "mnist_mlp.onnx"), *image_of("mnist", 115), 2)
+    outputs = np.random.default_rng(0).integers(-32, -26, (300, 32))
+    outputs[:150, 4] = outputs[:150].max(axis=1)
+    expected = outputs.argmax(axis=1) != 4
+    assert 0 < expected.sum() < len(expected)
+    assert query.violated(outputs).tolist() == expected.tolist()
+    assert [violates(row, dense_cases(query)) for row in outputs] == expected.tolist()
+
+
 def test_published_counts() -> None:
     with (SUITE / "published.csv").open(newline="") as file:
         words = [(row["dataset"], row["published"]) for row in csv.DictReader(file)]
@@ -116,12 +130,27 @@ def test_one_sample_and_its_certificate(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith("rejected: ")
 
 
-def test_misclassified_sample_and_bad_input(tmp_path: Path) -> None:
-    code, output, _ = script("check_mnist_robustness.py", "--sample_id", "217", "--eps", "3", folder=tmp_path)
-    assert (code, output) == (0, "mnist sample 217, label 6: misclassified as 5\n")
-    code, _, errors = script("check_mnist_robustness.py", "--sample_id", "5000", "--eps", "1", folder=tmp_path)
-    assert code == 2
-    assert "test image 5000 of mnist is not stored" in errors and len(errors.splitlines()) == 1
+def test_misclassified_sample_and_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SUITE))
+    script_module = import_module("check_mnist_robustness")
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["check_mnist_robustness.py", *arguments])
+        return script_module.main()
+
+    assert run("--sample_id", "217", "--eps", "3") == 0
+    assert capsys.readouterr().out == "mnist sample 217, label 6: misclassified as 5\n"
+    for arguments, sentence in (
+        (("--sample_id", "5000", "--eps", "1"), "test image 5000 of mnist is not stored"),
+        (("--sample_id", "1", "--eps", "-1"), "the radius -1 is negative"),
+        (("--sample_id", "1"), "--eps is missing"),
+        (("--sample_id", "1", "--eps", "1", "--seconds", "nan"), "the time limit must be a positive finite number"),
+    ):
+        assert run(*arguments) == 2
+        errors = capsys.readouterr().err
+        assert sentence in errors and len(errors.splitlines()) == 1
 
 
 def test_check_certificate_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +177,41 @@ def test_answer_of_the_shell_script_is_accepted(tmp_path: Path) -> None:
     assert results.read_text().splitlines()[0] == "sat"
     outcome = check_result(results, str(onnx), vnnlib)
     assert outcome.accepted, outcome.sentence
+
+
+def test_table_goes_on_where_it_stopped_and_tells_contradictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SUITE))
+    table = import_module("table")
+    records = tmp_path / "table.jsonl"
+    arguments = ["table.py", "--dataset", "mnist", "--check", "--out", str(records), "--samples"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "115"])
+    assert table.main() == 0
+    first = records.read_text()
+    monkeypatch.setattr(sys, "argv", [*arguments, "115-119"])
+    assert table.main() == 0
+    assert records.read_text().startswith(first)
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    assert [row["sample_id"] for row in rows] == [115, 116, 117, 118, 119]
+    assert rows[0]["verdict"] == "vulnerable" and rows[0]["seen"] != rows[0]["label"]
+    assert all(row["verdict"] == "robust" and row["rejected"] == "" for row in rows[1:])
+    output = capsys.readouterr().out
+    assert "| mnist 115-119 | 2 | timeout | 1 | 0 |" in output and "certificates: 4 checked, 0 rejected" in output
+    records.write_text("".join(json.dumps(row | {"verdict": "robust", "rejected": ""}) + "\n" for row in rows))
+    assert table.main() == 1
+    assert "WRONG: mnist 115" in capsys.readouterr().out
+
+
+def test_maximum_radius_is_between_a_proof_and_a_counterexample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SUITE))
+    script_module, decision, samples = (import_module(n) for n in ("check_mnist_robustness", "decision", "samples"))
+    monkeypatch.setattr(sys, "argv", ["check_mnist_robustness.py", "--sample_id", "115", "--max-radius"])
+    assert script_module.main() == 0
+    found = re.fullmatch(r"mnist sample 115, label 4: maximum robust radius (\d+) \(.*\)\n", capsys.readouterr().out)
+    assert found is not None
+    benchmark = samples.Benchmark.of("mnist")
+    around = [decision.answer(benchmark, samples.Query("mnist", 115, int(found[1]) + step), 60) for step in (0, 1)]
+    assert [one.verdict for one in around] == ["robust", "vulnerable"]
