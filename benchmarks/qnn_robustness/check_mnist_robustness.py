@@ -111,8 +111,8 @@ def radius(options: argparse.Namespace) -> int:
     if found.is_exact():
         print(f"{title}: maximum robust radius {found.proved} ({spent})")
         return DECIDED
-    upper = "unknown" if found.refuted is None else str(found.refuted - 1)
-    print(f"{title}: maximum robust radius at least {max(found.proved, 0)}, at most {upper} ({spent})")
+    upper = "" if found.refuted is None else f" and at most {found.refuted - 1}"
+    print(f"{title}: maximum robust radius at least {max(found.proved, 0)}{upper}, not settled in the time ({spent})")
     return UNDECIDED
 
 

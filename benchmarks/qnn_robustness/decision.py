@@ -54,7 +54,14 @@ def answer(benchmark: Benchmark, query: Query, seconds: float, want_certificate:
     if found.status is Status.SAT:
         assert found.witness is not None
         return Answer(
-            verdict, label, spent, detail, replayed(benchmark, found.witness), found.witness, None, found.counters
+            verdict,
+            label,
+            spent,
+            detail,
+            replayed(benchmark, query, found.witness),
+            found.witness,
+            None,
+            found.counters,
         )
     certificate = None
     if want_certificate and found.status is Status.UNSAT:
@@ -63,8 +70,14 @@ def answer(benchmark: Benchmark, query: Query, seconds: float, want_certificate:
     return Answer(verdict, label, spent, detail, certificate=certificate, counters=found.counters)
 
 
-def replayed(benchmark: Benchmark, witness: np.ndarray) -> int:
-    """The label that onnxruntime gives ``witness`` [784]; outputs must equal the integers that were decided about."""
+def replayed(benchmark: Benchmark, query: Query, witness: np.ndarray) -> int:
+    """The label that onnxruntime gives ``witness`` [784], which must lie in the box.
+
+    The outputs must equal the integers that were decided about.
+    """
+    image, _ = benchmark.samples.sample(query.sample_id)
+    if (abs(witness - image) > query.eps).any() or witness.min() < 0 or witness.max() > 255:
+        raise AssertionError("the counterexample lies outside the box")
     runtime = benchmark.network.runtime
     assert runtime is not None
     outputs = runtime(witness[None].astype(np.uint8))[0]

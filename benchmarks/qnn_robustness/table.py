@@ -3,8 +3,8 @@
 table.py [--dataset mnist|fashion-mnist] [--samples 0-99] [--seconds 60] [--out FILE] [--check]. Every decided sample
 becomes one JSON record in FILE at once; a later run goes on after them, whatever commit wrote them. Robust verdicts
 come with a certificate, whose size is recorded; ``--check`` also has the independent checker go through each, and
-``--certificates FOLDER`` keeps them. CPU seconds are those of the decision, certificate included, on one thread;
-reading the network is not in them.
+``--certificates FOLDER`` keeps them. CPU seconds are those of the decision, with the recording of the proof, on
+one thread; reading the network is not in them.
 Exit codes: 0 all decided and none contradicts a published verdict, 1 a contradiction, 2 bad input, 3 some undecided.
 """
 
@@ -112,8 +112,8 @@ def record(benchmark: Benchmark, query: Query, options: argparse.Namespace) -> d
 
 
 def is_wrong(row: Mapping[str, Any]) -> bool:
-    """Whether a verdict contradicts a published one, or the checker rejected its certificate."""
-    if row.get("rejected"):
+    """Whether a verdict contradicts a published one, or its evidence does not hold."""
+    if row.get("rejected") or (row["verdict"] == VULNERABLE and row["seen"] == row["label"]):
         return True
     if MISCLASSIFIED in (row["published"], row["verdict"]):
         return bool(row["published"] != row["verdict"])
