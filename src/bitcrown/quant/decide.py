@@ -151,4 +151,5 @@ def _concluded(
     if search.stuck:
         detail = f"{len(search.stuck)} single inputs depend on the runtime's order of summation"
         return Decision(Status.UNKNOWN, Reason.INCOMPLETE, detail, counters=counters)
+    proof.finish()
     return Decision(Status.UNSAT, decided_by="staircase bounds", counters=counters, proof=proof, roots=roots)

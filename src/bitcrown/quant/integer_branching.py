@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitcrown.quant.integer_bounds import Bounds, Program
-from bitcrown.quant.query import ConstraintCase
+from bitcrown.quant.integer_graph import Ints
+from bitcrown.quant.query import ConstraintCase, LinearConstraint
 from bitcrown.quant.slope_ascent import Ascent
 
 LEAST_GAP, LEAST_BALANCE, OUTPUT_WEIGHT = 1e-3, 0.1, 0.2
@@ -36,19 +37,35 @@ def saturation_split(program: Program, bounds: Bounds, row: int, case: Constrain
     """A split where an output saturates at the end at which the relaxation of the case's constraints is bad.
 
     A term ``c o`` with ``c > 0`` is wanted small, and its relaxation from below is bad where the staircase goes flat at
-    the top; with ``c < 0``, at the bottom. Beyond that end the term is constant.
+    the top; with ``c < 0``, at the bottom. Beyond that end the term is constant. In a comparison ``o_y <= o_i`` it is
+    better to ask whether ``o_y`` lies at the bottom: if so, nothing about ``o_i`` matters (and the subproblem is the
+    same for every i); if not, ``o_i`` has left the bottom as well.
     """
     table = program.stairs.get(program.output)
     if table is None or not table.is_exact or not table.late.shape[1]:
         return None
+    lows, highs = bounds.low[table.source][row], bounds.high[table.source][row]
+
+    def spanned(index: int, step: int) -> Split | None:
+        edge = int(table.late[table.channel[index], step]) - 1
+        return Split(table.source, index, edge) if lows[index] <= edge < highs[index] else None
+
     for constraint in case:
+        if is_implied(constraint, bounds.low[program.output][row], bounds.high[program.output][row]):
+            continue
         for index, factor in constraint.terms:
-            thresholds = table.late[table.channel[index]]
-            low, high = int(bounds.low[table.source][row, index]), int(bounds.high[table.source][row, index])
-            edge = int(thresholds[-1] if factor > 0 else thresholds[0]) - 1
-            if low <= edge < high:
-                return Split(table.source, index, edge)
+            split = spanned(index, -1 if factor > 0 else 0)
+            if split is not None and factor < 0 and len(constraint.terms) == 2:
+                other, positive = next(term for term in constraint.terms if term[0] != index)
+                split = (spanned(other, 0) if positive == -factor else None) or split
+            if split is not None:
+                return split
     return None
+
+
+def is_implied(constraint: LinearConstraint, low: Ints, high: Ints) -> bool:
+    """Whether the constraint holds for all outputs between ``low`` and ``high`` [M]."""
+    return sum(c * int(high[i] if c > 0 else low[i]) for i, c in constraint.terms) <= constraint.bound
 
 
 def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[int]) -> list[Split | None]:

@@ -8,6 +8,7 @@ constraints of a case, ``M`` outputs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ import numpy as np
 from bitcrown.budget import Budget
 from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound
 from bitcrown.quant.integer_bounds import Bounds, Program
-from bitcrown.quant.integer_branching import Split, choose_splits, saturation_split
+from bitcrown.quant.integer_branching import Split, choose_splits, is_implied, saturation_split
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.lattice_attack import LatticeAttack
 from bitcrown.quant.linear_steps import Array
@@ -67,6 +68,7 @@ class Search:
         self.is_exact = query.network.is_exact()
         self.counters = Counters()
         self.stuck: list[Domain] = []
+        self.implied: dict[bytes, tuple[int, int]] = {}
         self.attack = LatticeAttack(program, query, try_points)
         self.terms = max((len(case) for case in query.cases), default=1)
         self.matrix = np.zeros((len(query.cases), self.terms, program.sizes[program.output]), dtype=np.int64)
@@ -102,6 +104,7 @@ class Search:
     def _round(self, batch: list[Domain], budget: Budget) -> tuple[Ints | None, list[Domain]]:
         batch, bounds = self._propagated(batch, stacked(batch))
         batch, bounds, kinks = self._split_saturation(batch, bounds)
+        batch, bounds = self._without_twins(batch, bounds)
         witness, batch, bounds = self._enumerate(batch, bounds)
         if witness is not None or not batch:
             return witness, kinks
@@ -180,6 +183,22 @@ class Search:
             else:
                 children.extend(self._split(domain, bounds.rows([row]), split))
         return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep), children
+
+    def _without_twins(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
+        """Where the intervals imply the whole case, the case does not matter: equal states are refuted once."""
+        node, keep = self.program.output, []
+        for row, domain in enumerate(batch):
+            low, high = bounds.low[node][row], bounds.high[node][row]
+            if all(is_implied(constraint, low, high) for constraint in self.query.cases[domain.case]):
+                state = b"".join(a[row].tobytes() for a in (*bounds.low, *bounds.high))
+                key = hashlib.sha256(state).digest()
+                twin, start = self.implied.setdefault(key, (domain.part, self.proof.place(domain.part)))
+                if twin != domain.part:
+                    self.proof.add_twin(domain.part, twin, start, len(self.query.cases[domain.case]))
+                    self.counters.closed += 1
+                    continue
+            keep.append(row)
+        return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep)
 
     def _split(self, domain: Domain, bounds: Bounds, split: Split) -> list[Domain]:
         self.counters.splits += 1

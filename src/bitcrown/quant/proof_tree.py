@@ -35,6 +35,7 @@ class Proof:
         self.is_recorded = is_recorded
         self.parts: list[Part] = []
         self.trunk: Part = []
+        self.twins: dict[int, tuple[int, int, int]] = {}
 
     def new_part(self) -> int:
         self.parts.append([])
@@ -44,6 +45,52 @@ class Proof:
         """A step that holds for every case, taken before the parts."""
         if self.is_recorded:
             self.trunk.append(step)
+
+    def place(self, part: int) -> int:
+        """How many steps the part has: a name for the state it is in."""
+        return len(self.parts[part])
+
+    def add_twin(self, part: int, twin: int, start: int, constraints: int) -> None:
+        """``part`` goes on as ``twin`` does from step ``start``, but for a case of ``constraints`` constraints."""
+        if self.is_recorded:
+            self.twins[part] = (twin, start, constraints)
+
+    def finish(self) -> None:
+        """Write out the parts that were left to their twins; call once, when every part is closed.
+
+        States that imply their case are refuted without its constraints (all tau are 0), so that only the number of
+        multipliers differs between the cases. A part is written once all that it copies is written.
+        """
+        while self.twins:
+            ready = [part for part, (twin, start, _) in self.twins.items() if not self._is_waiting(twin, start)]
+            if not ready:
+                raise RuntimeError("parts of a proof were left to each other; this is a fault of the prover")
+            for part in ready:
+                twin, start, constraints = self.twins.pop(part)
+                self._copy(part, self.parts[twin][start:], constraints)
+
+    def _is_waiting(self, part: int, start: int) -> bool:
+        """Whether something below the part's steps from ``start`` on has yet to be written."""
+        todo = [(part, start)]
+        while todo:
+            number, first = todo.pop()
+            if number in self.twins:
+                return True
+            todo += [(child, 0) for step in self.parts[number][first:] if step[0] == "split" for child in step[4:]]
+        return False
+
+    def _copy(self, part: int, steps: Part, constraints: int) -> None:
+        todo = [(part, steps)]
+        while todo:
+            target, steps = todo.pop()
+            for step in steps:
+                kind, rest = step[0], list(step[1:])
+                if kind in ("prove", "tighten") and not any(rest[0]):
+                    rest[0] = [0] * constraints
+                elif kind == "split":
+                    old, rest[3:] = rest[3:], [self.new_part(), self.new_part()]
+                    todo += [(new, self.parts[o]) for new, o in zip(rest[3:], old, strict=True)]
+                self.parts[target].append([kind, *rest])
 
     def add(self, part: int, step: Step) -> None:
         if self.is_recorded:

@@ -18,7 +18,7 @@ NETWORK: dict[str, Any] = {
         {"op": "staircase", "shape": [1], "source": 1, "base": [0], "early": [[0, 4, 8]], "late": [[0, 4, 8]]},
     ],
 }
-"""S(2 x - y + 3) with S(a) = #{k : a >= 0, 4, 8}; on x, y in [0, 2] the argument is in [1, 7], the output in [1, 2]."""
+"""S(2 x - y + 3), S(a) = #{k : a >= 0, 4, 8}; on x, y in [0, 2] the argument is in [1, 7], the output in [1, 2]."""
 
 
 def prop(bound: int, sign: int = 1) -> dict[str, Any]:
