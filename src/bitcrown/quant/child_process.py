@@ -24,7 +24,8 @@ CHUNK = 1 << 16
 def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> tuple[str, Reason]:
     """What ``function`` returns in a fork of this process, or an empty text and the reason why there is none.
 
-    ``budget.memory`` bounds what the child holds more than it began with (bytes); ``grace`` seconds after the deadline
+    ``budget.memory`` bounds what the child holds by itself (bytes; pages shared with the parent do not count, and the
+    resident size would not tell: a fork begins without the parent's file pages); ``grace`` seconds after the deadline
     it is killed, so that a function that stops by itself can still say so. A child that dies gives Reason.CRASHED.
     """
     import psutil
@@ -35,7 +36,6 @@ def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> 
         _run_and_leave(function, reading, writing)
     os.close(writing)
     try:
-        ceiling = psutil.Process().memory_info().rss + budget.memory
         parts: list[bytes] = []
         while True:
             ready, _, _ = select.select([reading], [], [], SECONDS_PER_LOOK)
@@ -46,7 +46,7 @@ def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> 
                 parts.append(part)
             elif budget.remaining() < -grace:
                 return "", Reason.DEADLINE
-            elif psutil.Process(child).memory_info().rss > ceiling:
+            elif psutil.Process(child).memory_full_info().uss > budget.memory:
                 return "", Reason.MEMORY
         text = b"".join(parts).decode()
         return (text[:-1], Reason.NONE) if text.endswith("\n") else ("", Reason.CRASHED)
