@@ -1,4 +1,4 @@
-"""The command line: arguments to library calls to exit codes. The only module that prints.
+"""The command line: arguments to library calls to exit codes. Only modules named `cli` or `cli_*` print.
 
 Exit codes: 0 decided, or done; 1 a wrong answer or a witness that does not hold; 2 input that cannot be used (one
 sentence on stderr); 3 no answer (``unknown`` or ``timeout``).

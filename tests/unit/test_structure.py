@@ -79,7 +79,7 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_no_print_and_no_drawer_modules(file: Path) -> None:
     assert file.name not in ("utils.py", "common.py", "helpers.py", "misc.py")
-    if room_of(file) != "cli":
+    if not room_of(file).startswith("cli"):
         calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         assert not [name for name in calls if isinstance(name, ast.Name) and name.id in ("print", "eval", "exec")]
 
