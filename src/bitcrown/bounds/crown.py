@@ -24,7 +24,7 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_scale
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
-from bitcrown.bounds.relu_step import relu_step
+from bitcrown.bounds.relu_step import least_value, relu_step
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
@@ -152,9 +152,7 @@ class Backward:
 def minimum(lines: Lines, x_lower: Tensor, x_upper: Tensor, gamma: float = 0.0) -> Tensor:
     """Least value of ``Lines`` over the boxes ``[B, n]``, minus its rounding error: ``[B, S]``, NaN-free."""
     a = lines.coefficient
-    positive, negative = a.clamp(min=0), a.clamp(max=0)
-    value = torch.matmul(positive, x_lower.unsqueeze(2)) + torch.matmul(negative, x_upper.unsqueeze(2))
-    value = value.squeeze(2) + lines.constant
+    value = least_value(a, x_lower, x_upper) + lines.constant
     if gamma:
         size = torch.maximum(x_lower.abs(), x_upper.abs())
         slack = torch.matmul(a.abs(), size.unsqueeze(2)).squeeze(2) + lines.constant.abs()

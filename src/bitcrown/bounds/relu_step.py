@@ -1,4 +1,5 @@
-"""Passing a ReLU backward, the hottest step of every bound: two memory passes instead of six.
+"""The two hottest steps of every bound, in as few memory passes as possible: a ReLU passed backward, and the least
+value over a box.
 
 ``a`` splits by sign; the positive part takes the lower line (through the origin), the negative part the upper line:
 ``part = where(a > 0, lower_slope, upper_slope) * a`` and ``constant = <min(a, 0), upper_intercept>``.
@@ -54,3 +55,26 @@ def relu_step(a: Tensor, lower_slope: Tensor, upper_slope: Tensor, intercept: Te
     slope = torch.where(a > 0, lower_slope, upper_slope)
     constant = torch.matmul(a.clamp(max=0).flatten(2), intercept.flatten(2).transpose(1, 2)).squeeze(2)
     return slope * a, constant
+
+
+class _LeastValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
+        corner = torch.where(a > 0, x_lower.unsqueeze(1), x_upper.unsqueeze(1))
+        ctx.save_for_backward(corner)
+        ctx.rows = a.shape[0]
+        return (a * corner).sum(dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (corner,) = ctx.saved_tensors
+        part = grad.unsqueeze(2) * corner
+        return (part.sum(dim=0, keepdim=True) if ctx.rows == 1 and part.shape[0] != 1 else part), None, None
+
+
+def least_value(a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
+    """``min <a, x>`` over the boxes ``[B, n]`` for ``a [1 or B, S, n]``: ``[B, S]``."""
+    if torch.is_grad_enabled() and a.requires_grad:
+        result: Tensor = _LeastValue.apply(a, x_lower, x_upper)  # type: ignore[no-untyped-call]
+        return result
+    return (a * torch.where(a > 0, x_lower.unsqueeze(1), x_upper.unsqueeze(1))).sum(dim=2)

@@ -5,7 +5,7 @@ Legend: ``B`` domains, ``S`` rows per domain, ``N`` neurons (operands of ReLU), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,32 @@ class Domains:
     def bytes(self) -> int:
         tensors = [getattr(self, f.name) for f in fields(self)]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def restrict(self, neurons: Tensor) -> Domains:
+        """The same domains over the neurons ``[U]`` alone (no other one may be split; one alpha per neuron)."""
+        position = torch.full((self.beta.shape[1] + 1,), -1, device=neurons.device)
+        position[neurons] = torch.arange(len(neurons), device=neurons.device)
+        return replace(
+            self,
+            alpha=self.alpha[:, :, neurons],
+            beta=self.beta[:, neurons],
+            split=self.split[:, neurons],
+            candidates=position[self.candidates],  # the entry at -1 stays -1
+        )
+
+
+@dataclass
+class Outcome:
+    """``proved``: every case excluded. ``stuck``: domains with nothing left to split. ``open`` what is left."""
+
+    proved: bool
+    rounds: int
+    domains: int
+    stuck: int
+    open: int
+    worst: float
+    witness: object | None = None
+    reason: str = ""
 
 
 def whole_cases(

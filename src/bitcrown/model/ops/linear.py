@@ -22,7 +22,8 @@ def _linear_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Te
 
 
 def _linear_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    return [torch.matmul(a, params["weight"])]
+    weight = params["weight"]  # a guide may keep it in fewer bits than everything else
+    return [torch.matmul(a.to(weight.dtype), weight).to(a.dtype)]
 
 
 def _left(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,129 @@
+"""The network that is left on a box: same function there, same bounds, and proofs that stand on the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bitcrown.bounds.crown import LayerBounder
+from bitcrown.bounds.optimise import Layout, Parameters, Rows, proved_minimum
+from bitcrown.bounds.reduced import reduced_network
+from bitcrown.budget import Budget
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Graph
+from bitcrown.search.neuron_split import NeuronSplit
+from bitcrown.search.objective import Objective
+from tests.random_networks import conv_graph, dense_graph
+
+GRAPHS = {
+    "dense": lambda seed: dense_graph(seed, [6, 20, 20, 20, 3]),
+    "residual": lambda seed: dense_graph(seed, [6, 12, 12, 12, 3], residual=True),
+    "conv": conv_graph,
+}
+
+
+def box(graph: Graph, seed: int, width: float) -> tuple[torch.Tensor, torch.Tensor]:
+    centre = np.random.default_rng(seed).normal(size=(1, graph.n_inputs))
+    return torch.from_numpy(centre - width), torch.from_numpy(centre + width)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize("width", [0.05, 0.3, 2.0])
+def test_it_is_the_same_function_on_the_box(kind: str, width: float) -> None:
+    met = 0
+    for seed in range(5):
+        network = Network(GRAPHS[kind](seed), torch.float64)
+        lower, upper = box(network.graph, seed, width)
+        layout = Layout(network)
+        bounds = LayerBounder(network, 1 << 22).run(lower, upper).bounds
+        reduced = reduced_network(network, layout, bounds, 1 << 24)
+        if reduced is None:
+            assert all(((bounds[name][0] >= 0) | (bounds[name][1] <= 0)).all() for name in layout.neuron_at)
+            continue
+        met += 1
+        low, up = layout.flat_bounds(bounds)
+        assert reduced.neurons.tolist() == ((low < 0) & (up > 0))[0].nonzero().flatten().tolist()
+        share = torch.rand(200, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        points = lower + share * (upper - lower)
+        assert torch.allclose(reduced.network(points), network(points), rtol=1e-10, atol=1e-10)
+        values, found = network.activations(points), reduced.network.activations(points)
+        flat = torch.cat([values[name].flatten(1) for name in layout.neuron_at], dim=1)[:, reduced.neurons]
+        mine = torch.cat([found[name] for name in reduced.layout.neuron_at], dim=1)
+        assert torch.allclose(mine, flat, rtol=1e-10, atol=1e-10)
+    assert met >= 3
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_parameters_prove_on_the_original_what_they_promise_here(kind: str) -> None:
+    network = Network(GRAPHS[kind](1), torch.float64)
+    lower, upper = box(network.graph, 1, 0.5)
+    layout = Layout(network)
+    enclosure = LayerBounder(network, 1 << 22).run(lower, upper)
+    reduced = reduced_network(network, layout, enclosure.bounds, 1 << 24)
+    assert reduced is not None
+    generator = torch.Generator().manual_seed(3)
+    count = 7
+    alpha = torch.rand(count, 1, len(reduced.neurons), generator=generator, dtype=torch.float64)
+    beta = torch.rand(count, len(reduced.neurons), generator=generator, dtype=torch.float64)
+    split = torch.randint(-1, 2, beta.shape, generator=generator, dtype=torch.int8)
+    rows = Rows(
+        torch.randn(count, 1, 3, generator=generator, dtype=torch.float64),
+        None,
+        torch.zeros(count, 1, dtype=torch.float64),
+        lower.expand(count, -1),
+        upper.expand(count, -1),
+    )
+    small = LayerBounder(reduced.network, 1 << 22).run(lower, upper)
+    bounds = {**small.bounds, **reduced.bounds}
+    here = proved_minimum(
+        reduced.network, rows, bounds, small.scales, Parameters(reduced.layout, alpha, beta, split)
+    )
+    whole = Parameters(layout, *(reduced.expand(part) for part in (alpha, beta, split)))
+    there = proved_minimum(network, rows, enclosure.bounds, enclosure.scales, whole)
+    assert torch.allclose(here, there, rtol=1e-8, atol=1e-8)
+
+
+def test_other_nonlinear_operators_and_large_matrices_are_left_alone() -> None:
+    for op, memory in (("Tanh", 1 << 24), ("Relu", 64)):
+        network = Network(dense_graph(0, [3, 8, 8, 2], op=op), torch.float64)
+        lower, upper = box(network.graph, 0, 1.0)
+        bounds = LayerBounder(network, 1 << 22).run(lower, upper).bounds
+        assert reduced_network(network, Layout(network), bounds, memory) is None
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_search_in_the_reduced_network_proves_and_does_not_overclaim(rough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least value of an output over a box is bracketed: below it unsat, above it never."""
+
+    def cost(search: NeuronSplit, domains: object, network: Network) -> float:
+        assert search.reduced is None or network in (search.reduced.network, search.reduced.rough)
+        return 3.0 if search.reduced is None else 1.0 + (network is search.reduced.rough) * (1 - 2 * rough) * 0.5
+
+    monkeypatch.setattr(NeuronSplit, "_seconds", cost)
+    monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
+    for seed in range(4):
+        graph = conv_graph(seed)
+        proof, guide = Network(graph, torch.float64), Network(graph, torch.float32)
+        lower, upper = box(graph, seed, 0.2)
+        share = torch.rand(20000, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        least = float(proof(lower + share.round() * (upper - lower))[:, 0].min())
+        verdicts = []
+        for threshold in (least - 0.6, least + 1e-3):  # is there an x with y_0 <= threshold?
+            objective = Objective(
+                np.array([[[1.0, 0.0, 0.0]]]),
+                None,
+                np.array([[threshold]]),
+                np.array([0]),
+                lower.numpy(),
+                upper.numpy(),
+            )
+            search = NeuronSplit(proof, guide, objective, np.array([0]), lambda x: None, Budget.of_seconds(20))
+            left = search.root()
+            domains = search.root_domains(left, 5)
+            outcome = search.run(domains)
+            if len(domains):
+                assert search.reduced is not None
+                assert (search.climber is search.reduced.rough) == rough
+            verdicts.append(outcome.proved)
+        assert verdicts == [True, False]
