@@ -76,9 +76,7 @@ def test_parameters_prove_on_the_original_what_they_promise_here(kind: str) -> N
     )
     small = LayerBounder(reduced.network, 1 << 22).run(lower, upper)
     bounds = {**small.bounds, **reduced.bounds}
-    here = proved_minimum(
-        reduced.network, rows, bounds, small.scales, Parameters(reduced.layout, alpha, beta, split)
-    )
+    here = proved_minimum(reduced.network, rows, bounds, small.scales, Parameters(reduced.layout, alpha, beta, split))
     whole = Parameters(layout, *(reduced.expand(part) for part in (alpha, beta, split)))
     there = proved_minimum(network, rows, enclosure.bounds, enclosure.scales, whole)
     assert torch.allclose(here, there, rtol=1e-8, atol=1e-8)
@@ -92,13 +90,20 @@ def test_other_nonlinear_operators_and_large_matrices_are_left_alone() -> None:
         assert reduced_network(network, Layout(network), bounds, memory) is None
 
 
-@pytest.mark.parametrize("rough", [False, True])
-def test_search_in_the_reduced_network_proves_and_does_not_overclaim(rough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least value of an output over a box is bracketed: below it unsat, above it never."""
+def objective(lower: torch.Tensor, upper: torch.Tensor, threshold: float) -> Objective:
+    """Is there an ``x`` in the box with ``y_0 <= threshold``?"""
+    rhs, box_of_case = np.array([[threshold]]), np.array([0])
+    return Objective(np.array([[[1.0, 0.0, 0.0]]]), None, rhs, lower.numpy(), upper.numpy(), box_of_case)
 
+
+@pytest.mark.parametrize("form", ["whole", "reduced", "rough"])
+def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def cost(search: NeuronSplit, domains: object, network: Network) -> float:
-        assert search.reduced is None or network in (search.reduced.network, search.reduced.rough)
-        return 3.0 if search.reduced is None else 1.0 + (network is search.reduced.rough) * (1 - 2 * rough) * 0.5
+        if search.reduced is None:
+            return 0.0 if form == "whole" else 9.0
+        return 1.0 if (network is search.reduced.rough) == (form == "rough") else 5.0
 
     monkeypatch.setattr(NeuronSplit, "_seconds", cost)
     monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
@@ -108,22 +113,16 @@ def test_search_in_the_reduced_network_proves_and_does_not_overclaim(rough: bool
         lower, upper = box(graph, seed, 0.2)
         share = torch.rand(20000, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         least = float(proof(lower + share.round() * (upper - lower))[:, 0].min())
-        verdicts = []
-        for threshold in (least - 0.6, least + 1e-3):  # is there an x with y_0 <= threshold?
-            objective = Objective(
-                np.array([[[1.0, 0.0, 0.0]]]),
-                None,
-                np.array([[threshold]]),
-                np.array([0]),
-                lower.numpy(),
-                upper.numpy(),
-            )
-            search = NeuronSplit(proof, guide, objective, np.array([0]), lambda x: None, Budget.of_seconds(20))
-            left = search.root()
-            domains = search.root_domains(left, 5)
+        goal = objective(lower, upper, 0.0)
+        whole = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: None, Budget.of_seconds(60))
+        whole.root()
+        crown = float(whole.root_value)
+        for threshold, holds in ((crown + 0.25 * (least - crown), True), (least + 1e-3, False)):
+            goal = objective(lower, upper, threshold)
+            search = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: x.tolist(), Budget.of_seconds(60))
+            domains = search.root_domains(search.root(), 3)
             outcome = search.run(domains)
+            assert outcome.proved == holds and (outcome.witness is None) == holds
             if len(domains):
-                assert search.reduced is not None
-                assert (search.climber is search.reduced.rough) == rough
-            verdicts.append(outcome.proved)
-        assert verdicts == [True, False]
+                assert (search.reduced is not None) == (form != "whole")
+                assert search.reduced is None or (search.climber is search.reduced.rough) == (form == "rough")
