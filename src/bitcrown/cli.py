@@ -161,28 +161,17 @@ def verify_files(files: Sequence[str], networks: Sequence[str] | None) -> tuple[
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    from collections import Counter
-
+    from bitcrown.model.describe import describe
     from bitcrown.model.onnx_reader import read_graph
 
-    graph = read_graph(Path(options.onnx))
-    operations = Counter(node.op for node in graph.nodes.values() if node.op != "Input")
-    weights = sum(array.size for node in graph.nodes.values() for array in node.params.values())
-    for title, names in (("input", graph.inputs), ("output", graph.outputs)):
-        for name in names:
-            print(f"{title} {name} {list(graph.nodes[name].shape)}")
-    print(f"{len(graph.nodes)} tensors, {weights} weights; " + ", ".join(f"{n} {op}" for op, n in operations.items()))
-    for node in graph.nodes.values():
-        print(f"  {node.name}  {node.op}{list(node.shape)}")
+    print(describe(read_graph(Path(options.onnx))))
     if options.vnnlib:
         from bitcrown.api import load
+        from bitcrown.spec.words import property_in_words
 
         problem = load(options.onnx, options.vnnlib)
-        version = ".".join(str(part) for part in problem.query.version)
-        print(f"property: VNN-LIB {version}, {problem.n_inputs} inputs, {problem.n_outputs} outputs")
-        print(f"{len(problem.cases)} cases, {sum(len(case.constraints) for case in problem.cases)} constraints")
-        for note in problem.notes:
-            print(f"note: {note}")
+        print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
+        print(property_in_words(problem))
     return DECIDED
 
 

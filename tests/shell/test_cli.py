@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import HANG_GUARD, Scripts
+
+from bitcrown.cli import main
 
 
 def cli(scripts: Scripts, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -69,3 +72,17 @@ def test_version_and_help(scripts: Scripts) -> None:
     assert cli(scripts, "unsat", "--version").stdout.startswith("bitcrown 0.")
     assert "Exit codes: 0 decided" in " ".join(cli(scripts, "unsat", "--help").stdout.split())
     assert cli(scripts, "unsat").returncode == 2
+
+
+def test_inspect_says_what_was_read_and_what_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    suite = Path(__file__).resolve().parents[2] / "benchmarks/quickstart"
+    files = [str(suite / "onnx/cartpole.onnx"), str(suite / "vnnlib/cartpole_case_unsafe_3.vnnlib")]
+    assert main(["inspect", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "input input [1, 4]",
+        "output output [1, 2]",
+        "6 tensors, 4610 weights; 3 Linear, 2 Relu",
+    ]
+    assert [line.split()[1] for line in lines[3:9]] == ["Input", "Linear", "Relu", "Linear", "Relu", "Linear"]
+    assert lines[9] == "property (VNN-LIB 1.0):" and lines[-1] == "Case 1: Y_0 <= Y_1."
