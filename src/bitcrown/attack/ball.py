@@ -1,0 +1,134 @@
+"""The set an attacked image may move in: a norm ball around the clean image, cut with the range of pixel values.
+
+``{x' : ||x' - x||_p <= eps, low <= x' <= high}`` for p = infinity, 2 or 1. Images are float32, so a projection done in
+real numbers may leave the ball by a rounding. Here it never does: every point that ``project`` and ``start`` return
+lies inside when the distance is computed in float64 from the rounded pixels, with ``eps`` as given.
+
+* L-infinity: the ball is a box; its float32 limits are rounded inward once, then clamping is exact.
+* L2: ``x + d min(1, eps / ||d||)``, then clamped to the pixel range (which only brings it nearer to ``x``), shrunk by
+  one part in 10^7 or more where rounding would lead outside.
+* L1: the point of ball and box nearest to ``x + d`` (Croce & Hein, "Mind the box", 2021):
+  ``sign(d) min(max(|d| - t, 0), room)`` with the least ``t >= 0`` for which the sum is at most eps.
+
+Legend: ``B`` images, ``C`` channels, ``H x W`` pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitcrown.attack.noise import Keys, normal_like, uniform_like
+from bitcrown.errors import SettingsError
+
+NORMS = ("Linf", "L2", "L1")
+SHRINKS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
+"""Shares of the radius given up, one after the other, until the rounded point lies inside; the last is the image."""
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Radius ``eps`` in ``norm`` (``NORMS``), pixels within ``[low, high]``."""
+
+    norm: str
+    eps: float
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise SettingsError(f"norm {self.norm!r} is not known; use one of {', '.join(NORMS)}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise SettingsError(f"the radius must be a finite number not below 0, but is {self.eps!r}")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise SettingsError(f"pixel range {self.low!r} to {self.high!r} is empty or not finite")
+
+    def limits(self, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of each pixel, rounded inward to the dtype of ``clean [B, C, H, W]``.
+
+        For L2 and L1 this is the smallest box around the ball.
+        """
+        exact = clean.double()
+        lower = (exact - self.eps).clamp(min=self.low).to(clean.dtype)
+        upper = (exact + self.eps).clamp(max=self.high).to(clean.dtype)
+        infinity = torch.tensor(torch.inf, dtype=clean.dtype, device=clean.device)
+        is_out = (exact - lower.double() > self.eps) | (lower.double() < self.low)
+        lower = torch.where(is_out, torch.nextafter(lower, infinity), lower)
+        is_out = (upper.double() - exact > self.eps) | (upper.double() > self.high)
+        upper = torch.where(is_out, torch.nextafter(upper, -infinity), upper)
+        return lower, upper
+
+    def project(self, x: Tensor, clean: Tensor) -> Tensor:
+        """A point of the ball around ``clean`` near (L-infinity, L1: nearest to) ``x``, both ``[B, C, H, W]``."""
+        if self.norm == "Linf":
+            lower, upper = self.limits(clean)
+            return torch.minimum(torch.maximum(x, lower), upper)
+        centre = clean.double()
+        move = x.double() - centre
+        shrink = self._l2_shrink(move) if self.norm == "L2" else self._l1_shrink(move, centre)
+        result = self._rounded(centre + shrink, clean)
+        for share in SHRINKS:
+            is_out = ~self.contains(result, clean)
+            if not bool(is_out.any()):
+                break
+            nearer = self._rounded(centre + (1.0 - share) * shrink, clean)
+            result = torch.where(is_out.reshape(-1, 1, 1, 1), nearer, result)
+        return result
+
+    def _rounded(self, x: Tensor, clean: Tensor) -> Tensor:
+        # Clamped once before and once after rounding: the limits themselves may not be float32 numbers.
+        lower, upper = self.limits(clean)
+        return torch.minimum(torch.maximum(x.clamp(self.low, self.high).to(clean.dtype), lower), upper)
+
+    def _l2_shrink(self, move: Tensor) -> Tensor:
+        length = move.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        share: Tensor = (self.eps / length.clamp(min=1e-300)).clamp(max=1.0)
+        return move * share
+
+    def _l1_shrink(self, move: Tensor, centre: Tensor) -> Tensor:
+        room = torch.where(move > 0, self.high - centre, centre - self.low).clamp(min=0.0)
+        size = move.abs()
+
+        def shrunk(cut: Tensor) -> Tensor:
+            return torch.minimum((size - cut).clamp(min=0.0), room)
+
+        least = torch.zeros(len(move), 1, 1, 1, dtype=move.dtype, device=move.device)
+        most = size.amax(dim=(1, 2, 3), keepdim=True)
+        most = torch.where(shrunk(least).sum(dim=(1, 2, 3), keepdim=True) <= self.eps, least, most)
+        for _ in range(60):
+            middle = (least + most) / 2
+            fits = shrunk(middle).sum(dim=(1, 2, 3), keepdim=True) <= self.eps
+            least, most = torch.where(fits, least, middle), torch.where(fits, middle, most)
+        return move.sign() * shrunk(most)
+
+    def distance(self, x: Tensor, clean: Tensor) -> Tensor:
+        """``[B]`` in float64: how far ``x`` is from ``clean`` in this norm."""
+        move = (x.double() - clean.double()).flatten(1)
+        order = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}[self.norm]
+        length: Tensor = torch.linalg.vector_norm(move, ord=order, dim=1)
+        return length
+
+    def contains(self, x: Tensor, clean: Tensor) -> Tensor:
+        """``[B]`` bool: inside, computed in float64 from the pixels as they are; NaN is outside."""
+        pixels = x.double().flatten(1)
+        in_range = ((pixels >= self.low) & (pixels <= self.high)).all(dim=1)
+        return in_range & (self.distance(x, clean) <= self.eps)
+
+    def start(self, clean: Tensor, keys: Keys) -> Tensor:
+        """A random point on the sphere, then clamped to the pixel range (``keys [B]``: one stream per image)."""
+        if self.norm == "Linf":
+            noise = uniform_like(clean, keys)
+            return self.project(clean + self.eps * noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True), clean)
+        noise = normal_like(clean, keys)
+        if self.norm == "L2":
+            noise = noise * (self.eps / noise.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1))
+        return self.project(clean + noise, clean)
+
+    def start_inside(self, clean: Tensor, keys: Keys) -> Tensor:
+        """As ``start``, but uniform over the box for L-infinity (Madry et al. 2018)."""
+        if self.norm == "Linf":
+            return self.project(clean + self.eps * uniform_like(clean, keys), clean)
+        return self.start(clean, keys)

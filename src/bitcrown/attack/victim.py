@@ -1,0 +1,102 @@
+"""The classifier under attack: any function from images in [0, 1] to logits, evaluated so that batches do not matter.
+
+Two things would let the outcome for one image depend on its batch. Losses averaged over the batch: here every loss is
+per image, and the gradient that of the sum. And floating point: kernels choose their order of summation by the shape
+they are given, so the same image may get other last bits in a batch of 50 than in one of 200. Therefore every call of
+the network has the same shape: ``rows`` images, the last group filled up with copies. What an attack does to an image
+is then a function of the image, the seed and the network alone.
+
+A network whose logits really depend on the batch (normalisation by batch moments) is not helped by that: it gets its
+images in the groups as they come (``rows=None``), and the record says so.
+
+An image counts as misclassified only if another logit is greater by more than ``THIN`` of the largest logit: what
+rounding could turn round in another batch is no success. It is also confirmed alone, in a batch of one.
+
+Legend: ``B`` images, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitcrown.attack.losses import lead
+
+Classifier = Callable[[Tensor], Tensor]
+"""``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``; normalisation is inside."""
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits ``[B, K]`` and classes ``[B]`` (labels, or targets) to one number per image ``[B]``."""
+
+ROWS = 50
+THIN = 1e-5
+
+
+@dataclass(frozen=True)
+class Victim:
+    """``rows``: images in every call (None: as they come). ``repeats``: gradients averaged (randomised networks)."""
+
+    model: Classifier
+    rows: int | None = ROWS
+    repeats: int = 1
+
+    def logits(self, x: Tensor) -> Tensor:
+        """``[B, K]``, without a gradient."""
+        with torch.no_grad():
+            return torch.cat([self.model(x[index])[:kept] for index, kept in self._groups(len(x), x.device)])
+
+    def gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[B, K]``, loss ``[B]`` and its gradient in each image ``[B, C, H, W]``; one forward, one backward.
+
+        NaN and infinity in the gradient are passed on: who uses it decides what to do and what to report.
+        """
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index, kept in self._groups(len(x), x.device):
+            found = [self._group_gradient(x[index], loss, classes[index]) for _ in range(self.repeats)]
+            logits, value = found[0][0], torch.stack([part[1] for part in found]).mean(dim=0)
+            slope = found[0][2] if self.repeats == 1 else torch.stack([part[2] for part in found]).mean(dim=0)
+            parts.append((logits[:kept], value[:kept], slope[:kept]))
+        logits, value, slope = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logits, value, slope
+
+    def _group_gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self.model(x)
+            value = loss(logits, classes)
+            (slope,) = torch.autograd.grad(value.sum(), x)
+        return logits.detach(), value.detach(), slope
+
+    def _groups(self, count: int, device: torch.device) -> list[tuple[Tensor, int]]:
+        """Which images each call gets, and how many of them are not there to fill up."""
+        size = self.rows or max(1, count)
+        groups = []
+        for first in range(0, count, size):
+            kept = min(size, count - first)
+            length = size if self.rows else kept
+            groups.append((torch.arange(first, first + length, device=device).clamp(max=count - 1), kept))
+        return groups
+
+    def is_differentiable(self, x: Tensor) -> bool:
+        """Whether logits at ``x [B, C, H, W]`` carry a gradient at all (those of an integer network do not)."""
+        with torch.enable_grad():
+            return bool(self.model(x.detach().clone().requires_grad_(True)).requires_grad)
+
+    def breaks(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not asked again)."""
+        found = is_misclassified(logits, labels)
+        if self.rows is None:
+            return found
+        for place in found.nonzero().flatten().tolist():
+            with torch.no_grad():
+                alone = self.model(x[place : place + 1])
+            found[place] = is_misclassified(alone, labels[place : place + 1])[0]
+        return found
+
+
+def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[B]``: another class leads by more than rounding could make up for; never where a logit is NaN."""
+    is_clear: Tensor = lead(logits, labels) > THIN * logits.abs().amax(dim=1)
+    return is_clear & torch.isfinite(logits).all(dim=1)

@@ -1,0 +1,39 @@
+"""Classifiers small enough to know the answer: linear ones and a small convolution, on 3x4x4 images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SHAPE = (3, 4, 4)
+
+
+class Linear:
+    """``W x + b`` on flat images; ``calls`` counts the images it was asked about."""
+
+    def __init__(self, seed: int, classes: int = 4) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(classes, 48, generator=generator)
+        self.bias = 0.1 * torch.randn(classes, generator=generator) - self.weight.sum(dim=1) / 2
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += len(x)
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+def conv_net(seed: int, classes: int = 5) -> nn.Module:
+    """Two convolutions and a dense layer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
+            nn.Linear(8, classes),
+        )  # fmt: skip
+    return net.requires_grad_(False)
+
+
+def some_images(count: int, seed: int = 0) -> Tensor:
+    """Random images in the middle of the range, with pixels at its ends among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return (1.4 * torch.rand(count, *SHAPE, generator=generator) - 0.2).clamp(0.0, 1.0)
