@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,25 +64,25 @@ class Ball:
 
     def project(self, x: Tensor, clean: Tensor) -> Tensor:
         """A point of the ball around ``clean`` near (L-infinity, L1: nearest to) ``x``, both ``[B, C, H, W]``."""
-        if self.norm == "Linf":
-            lower, upper = self.limits(clean)
-            return torch.minimum(torch.maximum(x, lower), upper)
+        return self.around(clean).project(x)
+
+    def around(self, clean: Tensor) -> Region:
+        """The ball around each image of ``clean [B, C, H, W]``, for many projections."""
+        return Region(self, clean, *self.limits(clean))
+
+    def _shrunk(self, x: Tensor, clean: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         centre = clean.double()
         move = x.double() - centre
         shrink = self._l2_shrink(move) if self.norm == "L2" else self._l1_shrink(move, centre)
-        result = self._rounded(centre + shrink, clean)
+        result = torch.minimum(torch.maximum((centre + shrink).to(clean.dtype), lower), upper)
         for share in SHRINKS:
             is_out = ~self.contains(result, clean)
             if not bool(is_out.any()):
                 break
-            nearer = self._rounded(centre + (1.0 - share) * shrink, clean)
+            nearer = (centre + (1.0 - share) * shrink).to(clean.dtype)
+            nearer = torch.minimum(torch.maximum(nearer, lower), upper)
             result = torch.where(is_out.reshape(-1, 1, 1, 1), nearer, result)
         return result
-
-    def _rounded(self, x: Tensor, clean: Tensor) -> Tensor:
-        # Clamped once before and once after rounding: the limits themselves may not be float32 numbers.
-        lower, upper = self.limits(clean)
-        return torch.minimum(torch.maximum(x.clamp(self.low, self.high).to(clean.dtype), lower), upper)
 
     def _l2_shrink(self, move: Tensor) -> Tensor:
         length = move.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
@@ -132,3 +133,22 @@ class Ball:
         if self.norm == "Linf":
             return self.project(clean + self.eps * uniform_like(clean, keys), clean)
         return self.start(clean, keys)
+
+
+class Region(NamedTuple):
+    """One ball per image; ``lower``/``upper`` are its limits in the dtype of ``clean``, all ``[B, C, H, W]``."""
+
+    ball: Ball
+    clean: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def project(self, x: Tensor) -> Tensor:
+        """As ``Ball.project``."""
+        if self.ball.norm == "Linf":
+            return torch.minimum(torch.maximum(x, self.lower), self.upper)
+        return self.ball._shrunk(x, self.clean, self.lower, self.upper)
+
+    def at(self, index: Tensor) -> Region:
+        """The regions of some of the images."""
+        return Region(self.ball, self.clean[index], self.lower[index], self.upper[index])

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitcrown.attack.ball import Ball
 from bitcrown.attack.losses import cross_entropy
 from bitcrown.attack.noise import Keys, stream_keys
-from bitcrown.attack.victim import Classifier, Victim
+from bitcrown.attack.victim import Classifier, Victim, rows_for
 
 L1_SHARE = 0.05
 """Share of the pixels that one L1 step moves."""
@@ -38,7 +38,7 @@ def pgd_images(
 
     Images that are misclassified as they are stay as they are. ``batch`` bounds memory and changes no result.
     """
-    victim = Victim(model)
+    victim = Victim(model, rows_for(len(images), images.device))
     result = images.clone()
     for first in range(0, len(images), batch):
         part = slice(first, first + batch)

@@ -4,7 +4,7 @@ Two things would let the outcome for one image depend on its batch. Losses avera
 per image, and the gradient that of the sum. And floating point: kernels choose their order of summation by the shape
 they are given, so the same image may get other last bits in a batch of 50 than in one of 200. Therefore every call of
 the network has the same shape: ``rows`` images, the last group filled up with copies. What an attack does to an image
-is then a function of the image, the seed and the network alone.
+is then a function of the image, the seed, the network and ``rows`` alone.
 
 A network whose logits really depend on the batch (normalisation by batch moments) is not helped by that: it gets its
 images in the groups as they come (``rows=None``), and the record says so.
@@ -31,6 +31,7 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``[B, K]`` and classes ``[B]`` (labels, or targets) to one number per image ``[B]``."""
 
 ROWS = 50
+CUDA_ROWS = 500
 THIN = 1e-5
 
 
@@ -69,6 +70,19 @@ class Victim:
             (slope,) = torch.autograd.grad(value.sum(), x)
         return logits.detach(), value.detach(), slope
 
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, K]`` and the gradients of all of them ``[B, K, n]``: one forward, ``K`` backward passes."""
+        parts = []
+        for index, kept in self._groups(len(x), x.device):
+            group = x[index].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = self.model(group)
+                sums = logits.sum(dim=0)
+                slopes = [torch.autograd.grad(total, group, retain_graph=True)[0].flatten(1) for total in sums]
+            parts.append((logits.detach()[:kept], torch.stack(slopes, dim=1)[:kept]))
+        logits, slope = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logits, slope
+
     def _groups(self, count: int, device: torch.device) -> list[tuple[Tensor, int]]:
         """Which images each call gets, and how many of them are not there to fill up."""
         size = self.rows or max(1, count)
@@ -78,11 +92,6 @@ class Victim:
             length = size if self.rows else kept
             groups.append((torch.arange(first, first + length, device=device).clamp(max=count - 1), kept))
         return groups
-
-    def is_differentiable(self, x: Tensor) -> bool:
-        """Whether logits at ``x [B, C, H, W]`` carry a gradient at all (those of an integer network do not)."""
-        with torch.enable_grad():
-            return bool(self.model(x.detach().clone().requires_grad_(True)).requires_grad)
 
     def breaks(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not asked again)."""
@@ -94,6 +103,13 @@ class Victim:
                 alone = self.model(x[place : place + 1])
             found[place] = is_misclassified(alone, labels[place : place + 1])[0]
         return found
+
+
+def rows_for(count: int, device: torch.device) -> int:
+    """A size of group for ``count`` images that leaves little to fill up, and depends on nothing else."""
+    most = CUDA_ROWS if device.type == "cuda" else ROWS
+    groups = max(1, -(-count // most))
+    return max(1, -(-count // groups))
 
 
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:

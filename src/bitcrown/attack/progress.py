@@ -1,0 +1,113 @@
+"""How far a suite has come: kept in one file that is replaced as a whole, so an interruption loses one batch at most.
+
+What is stored is per image: which components have dealt with it, what broke it, and the image that did. Random numbers
+belong to images (``noise``), so going on from here gives what an uninterrupted run would have given.
+
+The file is a NumPy archive without pickled objects. It belongs to one question (network, images, ball, suite, seed) and
+is refused for any other: the first logits are part of the question, so a changed network is noticed too.
+
+Legend: ``B`` images, ``A`` components, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bitcrown.errors import ResourceError, SettingsError
+
+
+@dataclass
+class Standing:
+    """The state of a suite; changed in place as it goes on.
+
+    ``broken_by [B]``: number of the component, -1 where none; ``done [A, B]``; ``seconds [A]``;
+    ``noticed [A, 3]``: images with broken, with zero gradients, with a loss that never rose.
+    """
+
+    adversarial: Tensor
+    broken_by: npt.NDArray[np.int64]
+    done: npt.NDArray[np.bool_]
+    seconds: npt.NDArray[np.float64]
+    noticed: npt.NDArray[np.int64]
+
+    @classmethod
+    def fresh(cls, images: Tensor, parts: int) -> Standing:
+        count = len(images)
+        return cls(
+            images.clone(),
+            np.full(count, -1, dtype=np.int64),
+            np.zeros((parts, count), dtype=np.bool_),
+            np.zeros(parts),
+            np.zeros((parts, 3), dtype=np.int64),
+        )
+
+
+def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
+    """One word for the question: the data and everything else that a result depends on."""
+    digest = hashlib.sha256(repr(words).encode())
+    for tensor in (images, labels):
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
+    """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks apart."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                question=np.array(question),
+                logits=logits.cpu().numpy(),
+                adversarial=standing.adversarial.cpu().numpy(),
+                broken_by=standing.broken_by,
+                done=standing.done,
+                seconds=standing.seconds,
+                noticed=standing.noticed,
+            )
+        os.replace(part, path)
+    except OSError as error:
+        raise ResourceError(f"the state of the attack cannot be written to {path}: {error}") from error
+
+
+def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
+    """The state in ``path``, or ``fresh`` without such a file. Raises ``SettingsError`` if it is of another run."""
+    if not path.exists():
+        return fresh
+    stored = _arrays(path)
+    if str(stored.get("question")) != question:
+        raise SettingsError(f"{path} belongs to another attack (other images, ball, suite or seed); name another file")
+    known = stored["logits"]
+    now = logits.cpu().numpy()
+    if known.shape != now.shape or not np.allclose(known, now, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise SettingsError(f"{path} belongs to an attack on another network; name another file")
+    adversarial = torch.from_numpy(stored["adversarial"]).to(fresh.adversarial.device)
+    for name in ("broken_by", "done", "seconds", "noticed"):
+        expected = getattr(fresh, name)
+        if stored[name].shape != expected.shape or stored[name].dtype != expected.dtype:
+            raise SettingsError(f"{path} is damaged: {name} has shape {stored[name].shape}; delete it and begin again")
+    return Standing(adversarial, stored["broken_by"], stored["done"], stored["seconds"], stored["noticed"])
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise SettingsError(
+            f"{path} is not the state of an attack ({error}); delete it or name another file"
+        ) from error
+    missing = {"question", "logits", "adversarial", "broken_by", "done", "seconds", "noticed"} - found.keys()
+    if missing:
+        raise SettingsError(f"{path} is not the state of an attack: {', '.join(sorted(missing))} missing")
+    return found

@@ -1,0 +1,93 @@
+"""The moves of the L2 Square attack: mass is taken from one window and piled up in another.
+
+Andriushchenko et al. (2020), algorithm 3 and section 3.3. ``nu`` is the perturbation so far. In every channel the
+content of window ``W1`` becomes ``nu_W1 / ||nu_W1|| +- bump`` (normalised), of length
+``sqrt(||nu_(W1 u W2)||^2 + (eps^2 - ||nu||^2) / C)``: all that the two windows held and the channel's part of what
+the ball still leaves; ``W2`` becomes zero. The bump has two halves of opposite sign, each highest in its middle and
+falling off in nested rectangles, ``sum_{k >= d} 1 / (k + 1)^2`` at Chebyshev distance ``d`` from the middle. The start
+tiles the image with such bumps, five by five.
+
+Legend: ``R`` images, ``C`` channels, ``H x W`` pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitcrown.attack.ball import Region
+from bitcrown.attack.noise import Keys, uniforms
+from bitcrown.attack.windows import draws, places, window
+
+TINY = 1e-12
+
+
+def tiled_start(region: Region, keys: Keys) -> Tensor:
+    """Bumps of random sign and orientation side by side, ``[R, C, H, W]``, on the sphere."""
+    clean = region.clean
+    count, channels, height, width = clean.shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = height // side, width // side
+    coin = torch.from_numpy(uniforms(keys, (channels + 1) * rows * columns) > 0.5).to(clean.device)
+    coin = coin.reshape(count, channels + 1, rows, 1, columns, 1)
+    bump = two_bumps(side, clean)
+    tile = torch.where(coin[:, -1:], bump.reshape(1, 1, 1, side, 1, side), bump.T.reshape(1, 1, 1, side, 1, side))
+    tiles = torch.where(coin[:, :-1], tile, -tile).reshape(count, channels, rows * side, columns * side)
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    noise = torch.zeros_like(clean)
+    noise[:, :, top : top + rows * side, left : left + columns * side] = tiles
+    return _on_sphere(region, noise)
+
+
+def moved_mass(region: Region, x: Tensor, keys: Keys, query: int, share: float) -> Tensor:
+    """A changed ``x [R, C, H, W]``, on the sphere."""
+    _, channels, height, width = x.shape
+    side = max(round((share * height * width) ** 0.5), 3)
+    side = min(side + (side % 2 == 0), height, width)
+    random = draws(keys, query, 5 + channels, x.device)
+    corner = places(random[:, :2], side, height, width)
+    mask = window(corner, side, height, width)
+    emptied = window(places(random[:, 2:4], side, height, width), side, height, width)
+    nu = x - region.clean
+    sign = torch.where(random[:, 5 : 5 + channels] > 0.5, 1.0, -1.0).to(x.dtype).reshape(-1, channels, 1, 1)
+    bump = _placed(two_bumps(side, x), corner, random[:, 4] > 0.5, height, width)
+    inside = torch.where(mask, nu, torch.zeros_like(nu))
+    pile = torch.where(mask, inside / (_length(inside) + TINY) + sign * bump, torch.zeros_like(nu))
+    held = _length(torch.where(mask | emptied, nu, torch.zeros_like(nu)))
+    unused = (region.ball.eps**2 - (nu * nu).sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0.0)
+    pile = pile / (_length(pile) + TINY) * (held * held + unused / channels).sqrt()
+    return _on_sphere(region, torch.where(mask, pile, torch.where(emptied, torch.zeros_like(nu), nu)))
+
+
+def two_bumps(side: int, like: Tensor) -> Tensor:
+    """``[side, side]`` of length 1: the upper half one bump, the lower the other, of opposite sign."""
+    upper = side // 2
+    halves = [_bump(upper, side), -_bump(side - upper, side)] if upper else [_bump(1, side)]
+    whole = torch.cat(halves)
+    return (whole / whole.square().sum().sqrt()).to(device=like.device, dtype=like.dtype)
+
+
+def _bump(height: int, width: int) -> Tensor:
+    row = (torch.arange(height) - height // 2).abs().unsqueeze(1)
+    column = (torch.arange(width) - width // 2).abs().unsqueeze(0)
+    terms = 1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** 2
+    tails = terms.flip(0).cumsum(0).flip(0)
+    bump = tails[torch.maximum(row, column)]
+    return bump / bump.square().sum().sqrt()
+
+
+def _placed(bump: Tensor, corner: Tensor, is_turned: Tensor, height: int, width: int) -> Tensor:
+    """``[R, 1, H, W]``: the bump (or its transpose) with its corner at ``corner [R, 2]``; outside, anything."""
+    side = len(bump)
+    row = (torch.arange(height, device=bump.device) - corner[:, :1]).clamp(0, side - 1).unsqueeze(2)
+    column = (torch.arange(width, device=bump.device) - corner[:, 1:]).clamp(0, side - 1).unsqueeze(1)
+    return torch.where(is_turned.reshape(-1, 1, 1), bump[column, row], bump[row, column]).unsqueeze(1)
+
+
+def _length(nu: Tensor) -> Tensor:
+    return (nu * nu).sum(dim=(2, 3), keepdim=True).sqrt()
+
+
+def _on_sphere(region: Region, nu: Tensor) -> Tensor:
+    length = (nu * nu).sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    return region.project(region.clean + nu * (region.ball.eps / (length + TINY)))
