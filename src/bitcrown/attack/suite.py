@@ -52,11 +52,15 @@ class Progress(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """The stored images of attacked ones, given to the network again: how many fool it together, and how many alone."""
+    """The images that broke the network, given to it again: how many of ``stored`` fool it together, how many alone.
+
+    ``correct``: images of all, unbroken ones included, that are classified correctly when given together.
+    """
 
     stored: int
     together: int
     alone: int
+    correct: int
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,10 @@ def run_suite(
     # Only a randomised network draws from torch's own generator; fixed for it, and given back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        _check_classes(Victim(model, rows=None).logits(images[:1]), labels)
         found = hygiene.inspect(model, images, labels, ball)
         victim = Victim(model, None if found.is_batch_dependent else rows_for(len(images), images.device))
         logits = grouped_logits(victim, images, batch)
-        _check_classes(logits, labels)
         said = statements(chosen, ball.norm, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
             chosen = _without_gradients(chosen)
@@ -218,24 +222,28 @@ class _Cascade:
         broken_by = self.standing.broken_by.copy()
         stored = torch.from_numpy(np.flatnonzero(broken_by >= 0)).to(self.images.device)
         adversarial = self.standing.adversarial
-        together = is_misclassified(grouped_logits(self.victim, adversarial, self.batch), self.labels)[stored]
+        logits = grouped_logits(self.victim, adversarial, self.batch)
+        together = is_misclassified(logits, self.labels)[stored]
         alone = torch.zeros_like(together)
         single = Victim(self.victim.model, rows=None)
         for k, place in enumerate(stored.tolist()):
-            logits = single.logits(adversarial[place : place + 1])
-            alone[k] = is_misclassified(logits, self.labels[place : place + 1])[0]
+            lonely = single.logits(adversarial[place : place + 1])
+            alone[k] = is_misclassified(lonely, self.labels[place : place + 1])[0]
         inside = self.ball.contains(adversarial[stored], self.images[stored])
         failed = stored[~(together & inside)]
         warnings = [*found.findings, *self._comparisons()]
         if len(failed) or not bool(alone.all()):
             warnings.append(_replay_finding(len(stored), int(together.sum()), int(alone.sum()), int(inside.sum())))
         broken_by[failed.cpu().numpy()] = -1
-        adversarial = adversarial.clone()
-        adversarial[failed] = self.images[failed]
+        if self.victim.rows is not None:
+            # (In a batch-dependent network taking one image back would change what the others do.)
+            adversarial = adversarial.clone()
+            adversarial[failed] = self.images[failed]
         names = tuple(self.components[k].name if k >= 0 else None for k in broken_by.tolist())
         left = int((self.correct.cpu().numpy() & (broken_by < 0)).sum())
         warnings.append(hygiene.small_sample(left, len(names)))
-        replay = Replay(len(stored), int(together.sum()), int(alone.sum()))
+        correct = int((logits.argmax(dim=1) == self.labels).sum())
+        replay = Replay(len(stored), int(together.sum()), int(alone.sum()), correct)
         return SuiteResult(
             suite, self.ball, self.seed, adversarial, names, self.correct, self._rows(),
             tuple(warning for warning in warnings if warning is not None), said, replay, found.is_batch_dependent,
@@ -288,7 +296,7 @@ def _check_input(images: Tensor, labels: Tensor, ball: Ball, batch: int) -> None
 
 
 def _check_classes(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+    if logits.dim() != 2 or len(logits) != 1 or logits.shape[1] < 2:
         raise SettingsError(f"the network must give one row of at least 2 logits per image, not {list(logits.shape)}")
     if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
         raise SettingsError(f"labels must lie between 0 and {logits.shape[1] - 1}, the last class of the network")

@@ -23,14 +23,19 @@ class Linear:
 
 
 def conv_net(seed: int, classes: int = 5) -> nn.Module:
-    """Two convolutions and a dense layer."""
+    """Two convolutions and a dense layer, scaled so that all classes occur and the margins differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
             nn.Linear(8, classes),
         )  # fmt: skip
-    return net.requires_grad_(False)
+    net.requires_grad_(False)
+    for layer in (net[0], net[2]):
+        layer.weight *= 2.0
+    net[5].weight *= 5.0
+    net[5].bias -= net(some_images(200, seed + 100)).mean(dim=0)
+    return net
 
 
 def some_images(count: int, seed: int = 0) -> Tensor:
