@@ -76,7 +76,7 @@ class SubstituteGradient:
                 f"a substitute must have the shape of what it stands for, but {tuple(stand_in.shape)} is not "
                 f"{tuple(value.shape)}; choose another substitute"
             )
-        return _as_tensor(_ValueAndStandIn.apply(value, stand_in))
+        return _as_tensor(_ValueAndStandIn.apply(value, stand_in))  # type: ignore[no-untyped-call]
 
 
 def with_substitute_gradient(model: Classifier, substitute: Classifier) -> Classifier:
@@ -225,7 +225,7 @@ class _RoundingMode(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         with torch.no_grad():
             value, at_x = function(*args, **(kwargs or {})), slope(x)
-        return _Sloped.apply(value, x, at_x)
+        return _Sloped.apply(value, x, at_x)  # type: ignore[no-untyped-call]
 
 
 def _with_rounding_slopes(network: Classifier, rule: str) -> Classifier:

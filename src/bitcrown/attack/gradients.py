@@ -111,7 +111,7 @@ def watch_gradients(model: Callable[[Tensor], Tensor], tally: GradientTally) -> 
     def watched(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or not x.requires_grad:
             return model(x)
-        seen = _Watched.apply(x, tally)
+        seen = _Watched.apply(x, tally)  # type: ignore[no-untyped-call]
         assert isinstance(seen, Tensor)
         return model(seen)
 

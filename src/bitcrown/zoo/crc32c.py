@@ -1,4 +1,4 @@
-"""CRC-32C (Castagnoli), the checksum of TensorFlow's files, over hundreds of megabytes in about a second.
+"""CRC-32C (Castagnoli), the checksum of TensorFlow's files, fast enough for hundreds of megabytes.
 
 A CRC is linear over GF(2): ``crc(a || b) = Z_n(crc(a)) xor crc(b)`` for ``n = len(b)``, where ``Z_n`` appends ``n``
 zero bytes (registers without the customary inversions). So the data is cut into equal lanes that advance together, one
@@ -40,7 +40,8 @@ def _apply(columns: Words, vectors: Words) -> Words:
 @cache
 def _one_zero_byte() -> Words:
     units = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    return (units >> np.uint32(8)) ^ _byte_table()[units & np.uint32(0xFF)]
+    shifted: Words = (units >> np.uint32(8)) ^ _byte_table()[units & np.uint32(0xFF)]
+    return shifted
 
 
 def _append_zeros(count: int) -> Words:

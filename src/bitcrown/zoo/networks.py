@@ -61,7 +61,7 @@ MODEL_2 = ZooPlan(
         Stage(384, ("_0", "_1", "_2", "_3", "_4"), plain=True),
     )
 )
-SMALL = ZooPlan((Stage(16, ("",)), Stage(32, ("_0",)), Stage(64, ("_0",), plain=True)))
+SMALL = ZooPlan((Stage(8, ("",)), Stage(16, ("_0",)), Stage(32, ("_0",), plain=True)))
 """The same blocks in a network that trains on one processor core."""
 PLANS = {"model_1": MODEL_1, "model_2": MODEL_2, "small": SMALL}
 

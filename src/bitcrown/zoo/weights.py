@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
 
 def save_weights(network: ZooNetwork, path: Path) -> None:
     """Write all weights to ``path`` (``.npz``)."""
-    np.savez_compressed(path, **{name: variable.exported() for name, variable in variables(network).items()})
+    values: dict[str, Any] = {name: variable.exported() for name, variable in variables(network).items()}
+    np.savez_compressed(path, **values)
 
 
 Reader = Callable[[str], NDArray[np.generic]]
