@@ -30,5 +30,9 @@ class ResourceError(BitcrownError):
     """A file cannot be written, memory is short, or an optional part is not installed."""
 
 
+class RecordError(BitcrownError):
+    """A record of an evaluation lacks something, or its numbers contradict each other."""
+
+
 class BudgetExpired(BitcrownError):
     """The deadline has passed; raised by ``Budget.check`` and turned into ``timeout`` by the strategy."""
