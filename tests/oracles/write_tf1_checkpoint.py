@@ -25,7 +25,7 @@ NETWORKS = {
         (192, ("_4",), False),
         (384, ("_0", "_1", "_2", "_3", "_4"), True),
     ),
-    "small": ((16, ("",), False), (32, ("_0",), False), (64, ("_0",), True)),
+    "small": ((8, ("",), False), (16, ("_0",), False), (32, ("_0",), True)),
     "tiny": ((2, ("",), False), (4, ("_0",), True)),
 }
 """Per stage: width, suffixes of its groups, whether a group is a residual unit only."""
