@@ -60,7 +60,7 @@ class Propagation:
         if self.symbols + len(fresh) > self.most_symbols:
             return Zonotope(zonotope.centre, zonotope.generators, zonotope.error + radius)
         rows = radius.new_zeros(len(fresh), radius.numel())
-        rows[torch.arange(len(fresh)), fresh] = radius.flatten()[fresh]
+        rows[torch.arange(len(fresh), device=fresh.device), fresh] = radius.flatten()[fresh]
         inherited = _padded(zonotope.generators, self.symbols)
         self.symbols += len(fresh)
         generators = torch.cat([inherited, rows.reshape(-1, *radius.shape[1:])])

@@ -66,7 +66,7 @@ class NeuronLines:
             for begin in range(0, len(flat), step):
                 part = flat[begin : begin + step]
                 unit = torch.zeros(len(part), size, dtype=network.dtype, device=network.device)
-                unit[torch.arange(len(part)), part] = 1
+                unit[torch.arange(len(part), device=part.device), part] = 1
                 lines = backward.run({source: torch.cat([unit, -unit]).reshape(1, -1, *shape)})
                 reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
                 error = lines.error[0] + bounder.gamma * (lines.coefficient[0].abs() @ reach + lines.constant[0].abs())

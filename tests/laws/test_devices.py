@@ -1,0 +1,107 @@
+"""One code for CPU and CUDA: nothing is made on the default device by accident, and both devices decide alike."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import bitcrown.search.decision as decision
+from bitcrown import Settings, Status, load, verify
+from bitcrown.model.graph import Graph
+from bitcrown.verdict import Verdict
+from tests.random_networks import box_property, conv_graph, dense_graph, save_onnx
+
+SUITE = Path(__file__).resolve().parents[2] / "benchmarks/quickstart"
+FACTORIES = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.eye, torch.rand, torch.randn)
+ROOMS = ("bounds", "search", "attack")
+
+
+class DeviceWatch(TorchFunctionMode):
+    """Notes every place in ``ROOMS`` that makes a tensor without saying where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: set[tuple[str, int | None]] = set()
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in FACTORIES:
+            caller = next(f for f in reversed(traceback.extract_stack()[:-1]) if "torch" not in Path(f.filename).parts)
+            if any(f"/bitcrown/{room}/" in caller.filename for room in ROOMS):
+                self.calls += 1
+                if kwargs.get("device") is None:
+                    self.places.add((caller.filename, caller.lineno))
+        return func(*args, **kwargs)
+
+
+def decide(graph: Graph, folder: Path, width: float, formula: str, device: str) -> Verdict:
+    save_onnx(graph, folder / "net.onnx")
+    centre = np.random.default_rng(1).normal(size=graph.n_inputs)
+    box = ((centre + sign * width).astype(np.float32).astype(np.float64) for sign in (-1, 1))
+    (folder / "p.vnnlib").write_text(box_property(*box, graph.n_outputs, formula))
+    return verify(load(folder / "net.onnx", folder / "p.vnnlib"), Settings(device=device), seconds=20.0)
+
+
+@pytest.mark.parametrize("search", ["input split", "neuron split", "neuron split, no clipping"])
+def test_every_tensor_is_made_where_the_network_is(
+    search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if search != "input split":
+        monkeypatch.setattr(decision, "FEW_INPUTS", 0)
+    if search.endswith("clipping"):
+        monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
+        monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
+    with DeviceWatch() as watch:
+        for formula in ("(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"):
+            decide(dense_graph(4, [6, 24, 24, 2]), tmp_path, 0.4, formula, "cpu")
+    assert watch.calls
+    assert not watch.places
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("formula", ["(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"])
+def test_cuda_decides_as_the_cpu_does(seed: int, formula: str, tmp_path: Path) -> None:
+    graph = dense_graph(seed, [20, 30, 30, 2])
+    found = [decide(graph, tmp_path, 0.1, formula, device).status for device in ("cpu", "cuda")]
+    assert found[0] is found[1] and found[0] in (Status.SAT, Status.UNSAT)
+
+
+@pytest.mark.gpu
+def test_cuda_bounds_are_those_of_the_cpu() -> None:
+    from bitcrown.bounds.crown import LayerBounder
+    from bitcrown.model.execute import Network
+
+    for seed in range(5):
+        graph = conv_graph(seed)
+        centre = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, graph.n_inputs)))
+        found = []
+        for device in ("cpu", "cuda"):
+            network = Network(graph, torch.float64, device)
+            box = network.tensor(centre - 0.2), network.tensor(centre + 0.2)
+            with torch.no_grad():
+                found.append(LayerBounder(network, 1 << 24).run(*box).bounds)
+        for name, pair in found[0].items():
+            for mine, other in zip(pair, found[1][name], strict=True):
+                assert torch.allclose(mine, other.cpu(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+def test_cuda_decides_the_quickstart_suite(tmp_path: Path) -> None:
+    import csv
+
+    rows = list(csv.reader((SUITE / "instances.csv").read_text().splitlines()))
+    for onnx, vnnlib, _ in rows:
+        problem = load(SUITE / onnx, SUITE / vnnlib)
+        found = [verify(problem, Settings(device=device), seconds=60.0).status for device in ("cpu", "cuda")]
+        assert found[0] is found[1] and found[0] in (Status.SAT, Status.UNSAT)
