@@ -101,7 +101,7 @@ def test_cuda_decides_the_quickstart_suite(tmp_path: Path) -> None:
     import csv
 
     rows = list(csv.reader((SUITE / "instances.csv").read_text().splitlines()))
-    for onnx, vnnlib, _ in rows:
+    for onnx, vnnlib, _ in [row for row in rows if not row[0].startswith("[")]:
         problem = load(SUITE / onnx, SUITE / vnnlib)
         found = [verify(problem, Settings(device=device), seconds=60.0).status for device in ("cpu", "cuda")]
         assert found[0] is found[1] and found[0] in (Status.SAT, Status.UNSAT)
