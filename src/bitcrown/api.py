@@ -7,7 +7,6 @@ lower, upper = bitcrown.bounds(problem)
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bitcrown.budget import Budget
 from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.settings import Settings
+from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.reader import read_query
@@ -35,11 +35,7 @@ def network_paths(onnx: str | Path | Mapping[str, str | Path], names: tuple[str,
     Raises ``PropertyError`` if a declared network has no file.
     """
     if isinstance(onnx, str) and onnx.lstrip().startswith("["):
-        try:
-            pairs = ast.literal_eval(onnx)
-            return {str(name): Path(str(path)) for name, path in pairs}
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise PropertyError(f"the network argument is not a list of (name, path) pairs: {onnx[:80]}") from error
+        return {name: Path(path) for name, path in parse_network(onnx)}
     if isinstance(onnx, Mapping):
         return {name: Path(path) for name, path in onnx.items()}
     return {name: Path(onnx) for name in names}

@@ -18,10 +18,11 @@ from bitcrown.certificates import read_network, read_query
 from bitcrown.check.result_file import check_result
 from bitcrown.cli import main
 from bitcrown.harness.expected import read_expected
-from bitcrown.harness.instance import parse_network, read_instances
+from bitcrown.harness.instance import read_instances
 from bitcrown.quant.certificate import property_form
 from bitcrown.quant.query import robustness_query
 from bitcrown.quant.smt import violates
+from bitcrown.spec.network_field import parse_network
 from bitcrown.verdict import Status
 
 ROOT = Path(__file__).resolve().parents[2]

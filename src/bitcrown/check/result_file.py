@@ -7,7 +7,6 @@ as the counterexample files of 2021-2026 do, and may be gzipped. Output values m
 
 from __future__ import annotations
 
-import ast
 import gzip
 import math
 import re
@@ -22,6 +21,7 @@ from bitcrown.check.evaluate import first_failure, is_finite, mentions, names, w
 from bitcrown.check.replay import Replay
 from bitcrown.errors import BitcrownError, PropertyError
 from bitcrown.spec.decimals import short_text
+from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.polynomial import element_name
 from bitcrown.spec.query import Compare, Const, Product, Query, Sum, TensorDecl, Term
 from bitcrown.spec.reader import read_query
@@ -211,25 +211,10 @@ def _number(text: str, where: str) -> float:
 
 def network_files(onnx_arg: str, query: Query) -> dict[str, Path]:
     """Files by declared name. Raises ``PropertyError`` for a list that is none, or that lacks a declared network."""
-    text = onnx_arg.strip()
-    if not text:
-        raise PropertyError("the network argument is empty")
-    if not text.startswith("["):
-        return {network.name: Path(text) for network in query.networks}
-    wrong = f"the network argument is not a list of ('name', 'path') pairs: {text[:80]}"
-    try:
-        pairs = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise PropertyError(wrong) from error
-    if not isinstance(pairs, list) or not pairs:
-        raise PropertyError(wrong)
-    files: dict[str, Path] = {}
-    for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(p, str) and p for p in pair)):
-            raise PropertyError(wrong)
-        if pair[0] in files:
-            raise PropertyError(f"the network argument names {pair[0]} twice: {text[:80]}")
-        files[pair[0]] = Path(pair[1])
+    if not onnx_arg.lstrip().startswith("["):
+        ((_, path),) = parse_network(onnx_arg)
+        return {network.name: Path(path) for network in query.networks}
+    files = {name: Path(path) for name, path in parse_network(onnx_arg)}
     if query.version[0] < 2 and len(files) == 1:
         return {query.networks[0].name: next(iter(files.values()))}
     for network in query.networks:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bitcrown.errors import PropertyError
-from bitcrown.harness.instance import network_field, parse_network, tidy_path
+from bitcrown.harness.instance import network_field, tidy_path
+from bitcrown.spec.network_field import parse_network
 
 KNOWN = ("sat", "unsat")
 

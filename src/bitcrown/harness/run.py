@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from bitcrown.errors import BitcrownError, ModelError, PropertyError, ResourceError
-from bitcrown.harness.instance import find_file, parse_network, parse_timeout
+from bitcrown.harness.instance import find_file, parse_timeout
 from bitcrown.harness.outcome import Outcome, is_stream, write_whole
 from bitcrown.harness.processes import process_started
 from bitcrown.harness.watchdog import Signals, Watchdog, Watched, safety_margin
 from bitcrown.settings import Settings
+from bitcrown.spec.network_field import parse_network
 from bitcrown.verdict import Reason, Status
 
 PROTOCOL = "v1"

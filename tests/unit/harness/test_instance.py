@@ -12,11 +12,11 @@ from bitcrown.harness.instance import (
     find_file,
     find_suites,
     network_field,
-    parse_network,
     parse_timeout,
     read_instances,
     resolve,
 )
+from bitcrown.spec.network_field import parse_network
 
 PAIR = "[('f', 'onnx/a.onnx'), ('g', 'onnx/b.onnx')]"
 
