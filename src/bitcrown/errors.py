@@ -22,6 +22,10 @@ class PropertyError(BitcrownError):
     """The property file cannot be read, contradicts itself or does not fit the network."""
 
 
+class DataError(BitcrownError):
+    """The labelled images cannot be read, or do not fit the network."""
+
+
 class SettingsError(BitcrownError):
     """An option has a value outside its range, or two options exclude each other."""
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "zoo": LEAVES,
 }
 """Rooms that a room may import besides itself; a room that is not listed (api, harness, cli, evaluate) sees all."""
-HEAVY = {"torch", "onnx", "onnxruntime", "h5py", "jinja2", "pyboolector", "highspy", "psutil"}
+HEAVY = {"torch", "onnx", "PIL", "onnxruntime", "h5py", "jinja2", "pyboolector", "highspy", "psutil"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 

@@ -1,0 +1,179 @@
+"""Images as idx files, npz archives, contact sheets and folders of classes; see ``data`` for what a path may be.
+
+Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitcrown.errors import DataError, ResourceError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Levels = tuple[np.ndarray, np.ndarray]
+MAX_BYTES = 4 << 30
+TILES_A_ROW = 100
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
+
+
+def read(path: Path, first: int | None, train: bool) -> Levels | None:
+    """Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is none of the four kinds."""
+    if path.is_dir():
+        found = _idx_in(path, train)
+        return _class_folders(path, first, train) if found is None else _idx_pair(found, first)
+    if path.suffix == ".npz":
+        return _npz(path, first, train)
+    if "-idx3-ubyte" in path.name or "-idx4-ubyte" in path.name or ".idx3-ubyte" in path.name:
+        return _idx_pair(path, first)
+    if path.suffix in PICTURES:
+        return _contact_sheet(path, first)
+    return None
+
+
+# -- idx ---------------------------------------------------------------------------------------------------------
+
+
+def _idx_in(folder: Path, train: bool) -> Path | None:
+    prefix = "train" if train else "t10k"
+    found = sorted(folder.glob(f"{prefix}-images-idx3-ubyte*")) + sorted(folder.glob(f"{prefix}-images.idx3-ubyte*"))
+    return found[0] if found else None
+
+
+def _idx_pair(path: Path, first: int | None) -> Levels:
+    name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    plain = name.removesuffix(".gz")
+    labels = next((file for file in (path.with_name(plain), path.with_name(plain + ".gz")) if file.is_file()), None)
+    if labels is None or labels == path:
+        raise DataError(f"the labels of {path} are missing: expected {plain} (or {plain}.gz) beside it")
+    images = read_idx(path, first)
+    if images.ndim == 3:
+        images = images[:, None]
+    return images, read_idx(labels, first)
+
+
+def read_idx(path: Path, first: int | None = None) -> np.ndarray:
+    """An idx array of unsigned bytes, its ``first`` entries: magic ``0 0 8 rank``, extents big-endian, then data."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as stream:
+            magic = stream.read(4)
+            if len(magic) != 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
+                raise DataError(f"{path} is no idx file of unsigned bytes")
+            extents = [int.from_bytes(stream.read(4), "big") for _ in range(magic[3])]
+            if first is not None:
+                extents[0] = min(extents[0], first)
+            size = prod(extents)
+            if size > MAX_BYTES:
+                raise DataError(f"{path} claims {size} bytes, more than can be read")
+            data = stream.read(size)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if len(data) != size:
+        raise DataError(f"{path} ends early: {len(data)} bytes of {size}")
+    return np.frombuffer(data, dtype=np.uint8).reshape(extents)
+
+
+# -- npz ---------------------------------------------------------------------------------------------------------
+
+
+def _npz(path: Path, first: int | None, train: bool) -> Levels:
+    part = "train" if train else "test"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > MAX_BYTES:
+                raise DataError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            for keys in (*((f"{x}_{part}", f"{y}_{part}") for x, y in NPZ_KEYS), *NPZ_KEYS):
+                if all(key in arrays for key in keys):
+                    images, labels = arrays[keys[0]][:first], arrays[keys[1]][:first]
+                    return _channels_first(images, path), labels.reshape(len(labels))
+            raise DataError(f"{path} needs arrays x and y (or images and labels), but has {', '.join(arrays.files)}")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
+    """``[B, H, W]``, ``[B, H, W, C]`` or ``[B, C, H, W]`` to the last; an axis of 1 or 3 is the channels."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        return images
+    if images.ndim == 4 and images.shape[3] in (1, 3):
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    raise DataError(f"{path}: images of shape {images.shape} have no axis of 1 or 3 channels")
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Image:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise ResourceError("reading pictures needs Pillow; install it with: pip install 'bitcrown[images]'") from error
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is no picture that can be read: {error}") from error
+    return picture
+
+
+def _pixels(picture: Image) -> np.ndarray:
+    """``[C, H, W]`` uint8: grey stays grey, everything else becomes RGB."""
+    if picture.mode in ("L", "1"):
+        return np.asarray(picture.convert("L"))[None]
+    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+
+
+def _contact_sheet(path: Path, first: int | None) -> Levels | None:
+    labels_file = path.with_name(path.stem + ".labels.npy")
+    if not labels_file.is_file():
+        return None
+    try:
+        labels = np.load(labels_file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{labels_file} cannot be read: {error}") from error
+    sheet = _pixels(_open(path))
+    rows = -(-len(labels) // TILES_A_ROW)
+    if labels.ndim != 1 or not rows or sheet.shape[1] % rows or sheet.shape[2] % TILES_A_ROW:
+        raise DataError(f"{path} is no sheet of {len(labels)} equal tiles, {TILES_A_ROW} a row")
+    channels, height, width = sheet.shape[0], sheet.shape[1] // rows, sheet.shape[2] // TILES_A_ROW
+    tiles = sheet.reshape(channels, rows, height, TILES_A_ROW, width).transpose(1, 3, 0, 2, 4)
+    tiles = tiles.reshape(-1, channels, height, width)[: len(labels)]
+    return np.ascontiguousarray(tiles[:first]), labels[:first]
+
+
+def _class_folders(folder: Path, first: int | None, train: bool) -> Levels | None:
+    """``CLASS/**/*.png`` in sorted order of class, then of path: class numbers are ranks of the folder names."""
+    part = folder / ("train" if train else "val")
+    folder = next((place for place in (part, folder / "test") if place.is_dir() and not train), folder)
+    folder = part if part.is_dir() else folder
+    classes = sorted(place.name for place in folder.iterdir() if place.is_dir())
+    files: list[tuple[Path, int]] = []
+    for number, name in enumerate(classes):
+        pictures = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in PICTURES)
+        files += [(file, number) for file in pictures]
+    if not files:
+        return None
+    files = files[:first]
+    pixels = _same_channels([_pixels(_open(file)) for file, _ in files])
+    if len({picture.shape for picture in pixels}) != 1:
+        raise DataError(f"the pictures in {folder} differ in size")
+    return np.stack(pixels), np.array([number for _, number in files])
+
+
+def _same_channels(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Grey pictures among coloured ones are given three equal channels."""
+    channels = max(picture.shape[0] for picture in pictures)
+    return [np.repeat(picture, channels, axis=0) if len(picture) < channels else picture for picture in pictures]
