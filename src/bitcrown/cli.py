@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitcrown.cli_evaluate import add_evaluate_command
+from bitcrown.cli_settings import add_settings, given_settings
 from bitcrown.errors import BitcrownError, PropertyError, SettingsError
-from bitcrown.settings import OPTIONS, Settings, usable_cores
+from bitcrown.settings import Settings, usable_cores
 from bitcrown.verdict import Status
 
 DECIDED, WRONG, BAD_INPUT, UNDECIDED = 0, 1, 2, 3
@@ -103,20 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="a Markdown table of records")
     report.add_argument("records", type=Path, nargs="+", help="records.jsonl of a bench run")
     report.set_defaults(run=report_command)
+    add_evaluate_command(commands)
     return parser
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One option for each row of the settings table."""
-    for option in OPTIONS:
-        flag = "--" + option.name.replace("_", "-")
-        text = f"{option.sentence}; {option.range_text()} (default: {option.default})"
-        parser.add_argument(flag, dest=f"setting_{option.name}", metavar="V", help=text)
-
-
-def given_settings(options: argparse.Namespace) -> dict[str, str]:
-    named = {option.name: getattr(options, f"setting_{option.name}") for option in OPTIONS}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def verify_command(options: argparse.Namespace) -> int:

@@ -124,7 +124,7 @@ def attack(
 
 
 def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.ndarray) -> Verdict:
-    """CROWN, attack, alpha-CROWN, sharper layers where they are affordable, then branch and bound."""
+    """A glance of attack, root bounds, a longer attack, and ``search_neurons`` for what is left."""
     small = sum(node.size for node in proof.graph.nodes.values()) <= SMALL_NETWORK
     guide = proof if small else Network(proof.graph, torch.float32, proof.device)
     with run.phase("attack"):  # a glance only: many violations are found in a fraction of what bounds cost
@@ -145,6 +145,16 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
         witness = attack(run, guide, objective, cases[left.cpu().numpy()], run.budget.capped(2.0), 40, 8)
     if witness is not None:
         return run.sat(witness, "attack")
+    return search_neurons(run, search, left, objective, cases, root_seconds)
+
+
+def search_neurons(
+    run: Run, search: NeuronSplit, left: torch.Tensor, objective: Objective, cases: np.ndarray, root_seconds: float
+) -> Verdict:
+    """Decide the cases ``left`` open by ``search.root``: alpha-CROWN, sharper layers where affordable, then splits.
+
+    ``root_seconds`` is what the root bounds took, from which the cost of sharper layers is foreseen.
+    """
     with run.phase("alpha"):
         domains = search.root_domains(left, 20)
     run.counters["open_after_alpha"] = len(domains)

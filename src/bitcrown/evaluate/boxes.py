@@ -1,0 +1,115 @@
+"""The robustness property of one image, as the verifier understands it.
+
+Asked is whether some image ``x'`` with ``|x' - x| <= eps`` and ``0 <= x' <= 1`` (pixel by pixel) makes another logit
+reach the label's. What the network sees is ``(x' - mean) / std``, and that is read in two ways: in real arithmetic with
+the decimals given, and as training code and the published properties compute it, every step in float32. The box of a
+proof is the hull of both, then rounded outward, so that a proof covers every pixel image, however it is normalised.
+
+Normalisation is monotonic, so a box has two ends per pixel, and they depend only on the channel and the pixel's value:
+exact ends are computed once for each value that occurs (256 per channel for 8-bit images) and looked up.
+
+Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes, ``n`` flat network inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bitcrown.errors import SettingsError
+from bitcrown.model.classifier import ImageLayout
+from bitcrown.search.objective import Objective, box_lower, box_upper
+from bitcrown.spec.normalise import problem_from_query
+from bitcrown.spec.problem import Problem
+from bitcrown.spec.query import And, Compare, Const, NetworkDecl, Or, Query, TensorDecl, Var
+
+Ends = tuple[Fraction, Fraction]
+
+
+class ImageBoxes:
+    """Boxes and problems of images under one ``layout`` and radius ``eps``."""
+
+    def __init__(self, layout: ImageLayout, eps: Fraction) -> None:
+        if eps < 0:
+            raise SettingsError(f"eps must not be negative, but is {eps}")
+        self.layout, self.eps = layout, eps
+        self._ends: dict[tuple[int, float], Ends] = {}
+        self._floats: dict[tuple[int, float], tuple[float, float]] = {}
+
+    def ends(self, channel: int, value: float) -> Ends:
+        """Exact least and greatest network input of a pixel whose clean value is the float32 ``value``."""
+        key = channel, value
+        if key not in self._ends:
+            mean, std = self.layout.mean[channel], self.layout.std[channel]
+            exact = [min(max(Fraction(value) + move, Fraction(0)), Fraction(1)) for move in (-self.eps, self.eps)]
+            lower, upper = ((pixel - mean) / std for pixel in exact)
+            single = self._float32_ends(channel, value)
+            self._ends[key] = min(lower, Fraction(single[0])), max(upper, Fraction(single[1]))
+        return self._ends[key]
+
+    def _float32_ends(self, channel: int, value: float) -> tuple[float, float]:
+        """The same two ends with every step in float32: clipped first, then normalised."""
+        mean, std, eps = (
+            np.float32(float(number)) for number in (self.layout.mean[channel], self.layout.std[channel], self.eps)
+        )
+        pixel, zero, one = np.float32(value), np.float32(0), np.float32(1)
+        low = (min(max(pixel - eps, zero), one) - mean) / std
+        high = (min(max(pixel + eps, zero), one) - mean) / std
+        return float(low), float(high)
+
+    def outward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes ``[B, n]`` (float64, rounded outward as the search rounds those of a property) of ``[B, C, H, W]``."""
+        lower, upper = np.empty(images.shape, np.float64), np.empty(images.shape, np.float64)
+        for channel in range(images.shape[1]):
+            values, places = np.unique(images[:, channel], return_inverse=True)
+            pairs = np.array([self._outward_ends(channel, float(value)) for value in values])
+            lower[:, channel], upper[:, channel] = (
+                pairs[:, k][places.reshape(-1)].reshape(images.shape[0], *images.shape[2:]) for k in (0, 1)
+            )
+        return self._flat(lower), self._flat(upper)
+
+    def _outward_ends(self, channel: int, value: float) -> tuple[float, float]:
+        key = channel, value
+        if key not in self._floats:
+            lower, upper = self.ends(channel, value)
+            self._floats[key] = box_lower(lower), box_upper(upper)
+        return self._floats[key]
+
+    def _flat(self, values: np.ndarray) -> np.ndarray:
+        result: np.ndarray = self.layout.flat(torch.from_numpy(values)).numpy()
+        return result
+
+    def exact(self, image: np.ndarray) -> tuple[list[Fraction], list[Fraction]]:
+        """Exact ends of the inputs of one image ``[C, H, W]``, flat in the network's order."""
+        channels = np.broadcast_to(np.arange(len(image))[:, None, None], image.shape)
+        order = [self._flat(part[None].astype(np.float64))[0].tolist() for part in (channels, image)]
+        pairs = [self.ends(int(channel), value) for channel, value in zip(*order, strict=True)]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    def problem(self, image: np.ndarray, label: int, classes: int, network: Path) -> Problem:
+        """Decide this: is there a point of the box where another logit is at least the label's?"""
+        lower, upper = self.exact(image)
+        return problem_from_query(label_query(lower, upper, label, classes), {"N": network})
+
+    def objective(self, lower: np.ndarray, upper: np.ndarray, label: int, classes: int) -> Objective:
+        """The same question as rows, one case for each other label, over the outward box ``[n]``."""
+        rows = np.zeros((classes - 1, 1, classes))
+        others = [k for k in range(classes) if k != label]
+        rows[:, 0, label] = 1.0
+        rows[np.arange(classes - 1), 0, others] = -1.0
+        box = np.zeros(classes - 1, dtype=np.int64)
+        return Objective(rows, None, np.zeros((classes - 1, 1)), lower[None], upper[None], box)
+
+
+def label_query(lower: Sequence[Fraction], upper: Sequence[Fraction], label: int, classes: int) -> Query:
+    """VNN-LIB 1.0 in memory: the box of ``X``, and ``or`` over all other outputs of ``Y_other >= Y_label``."""
+    tensors = (TensorDecl("X", "real", (len(lower),)),), (TensorDecl("Y", "real", (classes,)),)
+    box = [Compare("<=", Const(value), Var("X", i)) for i, value in enumerate(lower)]
+    box += [Compare("<=", Var("X", i), Const(value)) for i, value in enumerate(upper)]
+    others = [k for k in range(classes) if k != label]
+    wrong = Or(tuple(Compare("<=", Var("Y", label), Var("Y", other)) for other in others))
+    return Query((1, 0), (NetworkDecl("N", *tensors),), And((*box, wrong)))

@@ -1,0 +1,256 @@
+"""Evaluation end to end on a small trained network: columns agree image by image, runs resume, errors are loud."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from bitcrown.cli import main
+from bitcrown.errors import DataError, SettingsError
+from bitcrown.evaluate.boxes import ImageBoxes
+from bitcrown.evaluate.data import read_images
+from bitcrown.evaluate.evaluation import Evaluator, Outcome, Plan, selected
+from bitcrown.evaluate.journal import ATTACK, BOUNDS, CLEAN, Journal
+from bitcrown.evaluate.proving import LEVELS, parse_levels
+from bitcrown.evaluate.summary import Share, layer_count, parameter_count, record_of, shares, table
+from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.objective import objective_of
+from bitcrown.settings import Settings
+
+MEAN, STD = (Fraction("0.25"),), (Fraction("0.5"),)
+EPS = Fraction(8, 255)
+
+
+def plan_for(network: Path, **changes: object) -> Plan:
+    values: dict[str, object] = {
+        "mean": MEAN,
+        "std": STD,
+        "steps": 10,
+        "restarts": 2,
+        "levels": LEVELS,
+        "seconds": 2.0,
+        "settings": Settings(device="cpu", memory_gib=1.0),
+    }
+    return Plan(network, **{"eps": EPS, **values, **changes})  # type: ignore[arg-type]
+
+
+def evaluate(plan: Plan, data: Path, folder: Path | None = None) -> tuple[Evaluator, list[Outcome]]:
+    evaluator = Evaluator(plan, read_images(data), Journal(folder, plan.identity()))
+    return evaluator, evaluator.run()
+
+
+def logits_of(network: Path, image: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
+    inputs = (image - np.float32(0.25)) / np.float32(0.5)
+    result: np.ndarray = session.run(None, {"x": inputs[None].astype(np.float32)})[0][0]
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(
+    classifier: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Evaluator, list[Outcome], Path]:
+    folder = tmp_path_factory.mktemp("out") / "run"
+    evaluator, outcomes = evaluate(plan_for(classifier), data, folder)
+    return evaluator, outcomes, folder
+
+
+Finished = tuple[Evaluator, list[Outcome], Path]
+
+
+def test_every_status_is_what_onnxruntime_and_sampling_say(finished: Finished, classifier: Path, data: Path) -> None:
+    evaluator, outcomes, _ = finished
+    images = read_images(data)
+    generator = np.random.default_rng(0)
+    assert {one.status for one in outcomes} >= {"wrong", "broken", "proved"}
+    for one in outcomes:
+        image, label = images.images[one.image], int(images.labels[one.image])
+        logits = logits_of(classifier, image)
+        assert one.is_right == (logits.argmax() == label) and one.predicted == logits.argmax()
+        if one.status == "broken":
+            pixels = evaluator.journal.stored(one.image)
+            assert pixels is not None and pixels.min() >= 0 and pixels.max() <= 1
+            assert np.abs(pixels.astype(np.float64) - image).max() <= float(EPS)
+            assert logits_of(classifier, pixels).argmax() != label
+        if one.status == "proved":
+            for _ in range(20):
+                move = generator.choice([-1.0, 1.0], image.shape) * float(EPS)
+                assert logits_of(classifier, np.clip(image + move, 0, 1).astype(np.float32)).argmax() == label
+
+
+def test_columns_decrease_and_match_the_images(finished: Finished) -> None:
+    _, outcomes, _ = finished
+    rows = {row.name: row.count for row in shares(outcomes, LEVELS, "pgd")}
+    assert rows["crown"] <= rows["alpha"] <= rows["bab"] <= rows["pgd"] <= rows["clean"] < len(outcomes)
+    assert rows["crown"] < rows["pgd"] < rows["clean"]
+    assert not any(one.is_contradiction for one in outcomes)
+    assert rows["clean"] == sum(one.status != "wrong" for one in outcomes)
+    chosen = selected(outcomes)
+    assert chosen == sorted(chosen) and rows["pgd"] - rows["crown"] == len(chosen)
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    finished: Finished, classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    _, outcomes, folder = finished
+    lines = (folder / "images.jsonl").read_bytes().splitlines(keepends=True)
+    clean = [line for line in lines if json.loads(line)["stage"] == CLEAN]
+    attacked = [line for line in lines if json.loads(line)["stage"] == ATTACK]
+    (tmp_path / "setup.json").write_bytes((folder / "setup.json").read_bytes())
+    (tmp_path / "images.jsonl").write_bytes(b"".join([*clean[:10], clean[10][:20]]))
+    evaluator, again = evaluate(plan_for(classifier), data, tmp_path)
+    strip = [(one.image, one.status, one.broken_by, one.proved_by, one.bound) for one in outcomes]
+    assert [(one.image, one.status, one.broken_by, one.proved_by, one.bound) for one in again] == strip
+    kept = (tmp_path / "images.jsonl").read_bytes().splitlines(keepends=True)
+    assert kept[:10] == clean[:10] and len(evaluator.journal.findings[ATTACK]) == len(attacked)
+
+
+def test_a_finished_run_does_nothing_again(finished: Finished, classifier: Path, data: Path) -> None:
+    _, outcomes, folder = finished
+    before = (folder / "images.jsonl").read_bytes()
+    _, again = evaluate(plan_for(classifier), data, folder)
+    assert (folder / "images.jsonl").read_bytes() == before and again == outcomes
+
+
+def test_more_levels_may_follow_in_the_same_folder(classifier: Path, data: Path, tmp_path: Path) -> None:
+    _, few = evaluate(plan_for(classifier, levels=LEVELS[:1]), data, tmp_path)
+    _, more = evaluate(plan_for(classifier), data, tmp_path)
+    assert {one.proved_by for one in few} == {"", "crown"}
+    assert [one.image for one in few if one.proved_by] == [one.image for one in more if one.proved_by == "crown"]
+    assert sum(bool(one.proved_by) for one in more) > sum(bool(one.proved_by) for one in few)
+
+
+def test_batch_size_changes_no_result(finished: Finished, classifier: Path, data: Path) -> None:
+    _, outcomes, _ = finished
+    _, again = evaluate(plan_for(classifier, batch=3, levels=LEVELS[:1]), data)
+    assert [one.broken_by == "pgd" for one in again] == [one.broken_by == "pgd" for one in outcomes]
+
+
+def test_another_evaluation_in_the_folder_is_refused(finished: Finished, classifier: Path, data: Path) -> None:
+    folder = finished[2]
+    with pytest.raises(SettingsError, match="eps"):
+        Journal(folder, plan_for(classifier, eps=Fraction(1, 255)).identity())
+    images = read_images(data)
+    other = type(images)(images.name, images.images[::-1].copy(), images.labels[::-1].copy())
+    plan = plan_for(classifier)
+    with pytest.raises(SettingsError, match="another one"):
+        Evaluator(plan, other, Journal(folder, plan.identity())).run()
+
+
+def test_a_damaged_adversarial_image_is_noticed(classifier: Path, data: Path, tmp_path: Path) -> None:
+    plan = plan_for(classifier, levels=LEVELS[:1])
+    _, outcomes = evaluate(plan, data, tmp_path)
+    broken = next(one.image for one in outcomes if one.broken_by)
+    np.save(tmp_path / "adversarial" / f"{broken:05d}.npy", read_images(data).images[broken])
+    with pytest.raises(DataError, match="does not hold"):
+        evaluate(plan, data, tmp_path)
+
+
+def test_broken_and_proved_is_reported_as_wrong(
+    classifier: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A journal with a false proof of a broken image: the command says so and fails."""
+    plan = plan_for(classifier, levels=LEVELS[:1])
+    evaluator, outcomes = evaluate(plan, data, tmp_path)
+    broken = next(one.image for one in outcomes if one.broken_by)
+    found = evaluator.journal.get(BOUNDS, broken)
+    assert found is not None
+    evaluator.journal.add(BOUNDS, broken, {**found, "proved_by": "crown"})
+    arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
+    arguments += ["--steps", "10", "--restarts", "2", "--seconds-per-image", "2", "--out", str(tmp_path)]
+    assert main([*arguments, "--device", "cpu", "--memory-gib", "1"]) == 1
+    assert f"[{broken}]" in capsys.readouterr().err
+
+
+def test_command_writes_table_record_and_list(
+    finished: Finished, classifier: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, outcomes, _ = finished
+    arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
+    arguments += ["--steps", "10", "--restarts", "2", "--first", "20", "--out", str(tmp_path)]
+    code = main([*arguments, "--select", str(tmp_path / "list.txt"), "--device", "cpu", "--memory-gib", "1"])
+    assert code == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    printed = capsys.readouterr().out
+    first = outcomes[:20]
+    assert record["accuracy"]["clean"]["count"] == sum(one.is_right for one in first) and record["images"] == 20
+    assert f"{100 * record['accuracy']['clean']['share']:.2f} %" in printed
+    assert record["eps"] == "8/255" and record["contradictions"] == [] and len(record["per_image"]) == 20
+    numbers = [int(line) for line in (tmp_path / "list.txt").read_text().split()]
+    assert numbers == [
+        one.image for one in first if one.is_right and one.broken_by != "pgd" and one.proved_by != "crown"
+    ]
+
+
+def test_bad_options_are_one_sentence(
+    classifier: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = ["evaluate", str(classifier), "--data", str(data)]
+    for extra in (
+        ["--eps", "x"],
+        ["--eps", "2"],
+        ["--eps", "1/255", "--bounds", "magic"],
+        ["--eps", "1/255", "--mean", "0,0,0"],
+        ["--eps", "1/255", "--std", "0"],
+        ["--eps", "1/255", "--steps", "0", "--select", str(tmp_path / "list")],
+        ["--eps", "1/255", "--first", "0"],
+    ):
+        assert main([*plain, *extra]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -> None:
+    images = read_images(data).images[:4]
+    evaluator = Evaluator(plan_for(classifier), read_images(data), Journal(None, {}))
+    boxes: ImageBoxes = evaluator.boxes
+    lower, upper = boxes.outward(images)
+    eps, mean, std = np.float32(8 / 255), np.float32(0.25), np.float32(0.5)
+    single = [((np.clip(images + move, 0, 1) - mean) / std).reshape(4, -1) for move in (-eps, eps)]
+    assert (lower <= single[0]).all() and (upper >= single[1]).all()
+    for k in range(4):
+        exact_lower, exact_upper = boxes.exact(images[k])
+        for i in range(36):
+            pixel = Fraction(float(images[k].ravel()[i]))
+            ends = [(min(max(pixel + move, Fraction(0)), Fraction(1)) - MEAN[0]) / STD[0] for move in (-EPS, EPS)]
+            assert Fraction(lower[k, i]) <= exact_lower[i] <= ends[0]
+            assert Fraction(upper[k, i]) >= exact_upper[i] >= ends[1]
+            assert upper[k, i] - lower[k, i] <= float(ends[1] - ends[0]) + 1e-6
+
+
+def test_problem_and_rows_ask_the_same(classifier: Path, data: Path) -> None:
+    """The objective that is bounded equals the one that the verifier would make of the property."""
+    evaluator = Evaluator(plan_for(classifier), read_images(data), Journal(None, {}))
+    image, label = read_images(data).images[3], int(read_images(data).labels[3])
+    made = objective_of(evaluator.boxes.problem(image, label, 3, classifier))
+    lower, upper = evaluator.boxes.outward(image[None])
+    rows = evaluator.boxes.objective(lower[0], upper[0], label, 3)
+    for name in ("C", "rhs", "lower", "upper", "box"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(rows, name))
+    assert made.D is None and rows.D is None
+
+
+def test_wilson_interval_and_levels() -> None:
+    low, high = Share("clean", 60, 100).interval()
+    assert (round(low, 4), round(high, 4)) == (0.5020, 0.6906)
+    for count in (0, 10):
+        low, high = Share("clean", count, 10).interval()
+        assert 0.0 <= low <= count / 10 <= high <= 1.0 and low < high
+    for few, many in pairwise((10, 100, 1000)):
+        width = [high - low for low, high in (Share("c", n // 2, n).interval() for n in (few, many))]
+        assert width[1] < width[0]
+    assert parse_levels("bab") == LEVELS and parse_levels("crown") == ("crown",)
+    assert parse_levels("crown, alpha") == ("crown", "alpha")
+
+
+def test_size_and_layers(classifier: Path, finished: Finished) -> None:
+    assert parameter_count(classifier) == 4 * 9 + 4 + 36 * 3 + 3
+    assert layer_count(read_graph(classifier)) == 2
+    evaluator, outcomes, _ = finished
+    text = table(record_of(evaluator, outcomes, 1.0))
+    assert "| small " in text and "PGD-10x2 acc." in text
