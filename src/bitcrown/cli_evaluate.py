@@ -46,6 +46,7 @@ def add_evaluate_command(commands: Any) -> None:
     parser.add_argument(
         "--seconds-per-image", type=float, default=5.0, metavar="S", help="for what follows plain CROWN (5)"
     )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
     parser.add_argument(
         "--select",
         type=Path,
@@ -110,6 +111,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         parse_levels(options.bounds),
         options.seconds_per_image,
         options.batch,
+        options.jobs,
         settings,
     )
 

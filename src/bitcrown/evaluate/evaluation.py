@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from bitcrown.evaluate.boxes import ImageBoxes
 from bitcrown.evaluate.data import ImageSet
 from bitcrown.evaluate.journal import ATTACK, BOUNDS, CLEAN, Journal, digest, pixels_digest
 from bitcrown.evaluate.proving import CROWN, LEVELS, Proof, Prover
-from bitcrown.model.classifier import GraphClassifier, read_classifier
+from bitcrown.evaluate.workers import prove_blocks
+from bitcrown.model.classifier import GraphClassifier, Shape, layout_of, read_classifier
 from bitcrown.model.execute import Network
-from bitcrown.model.onnx_reader import model_bytes
+from bitcrown.model.onnx_reader import model_bytes, read_graph
 from bitcrown.search.decision import device_of
 from bitcrown.settings import Settings
 
@@ -47,7 +49,10 @@ Progress = Callable[[str, int, int, dict[str, int]], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image."""
+    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image.
+
+    ``batch`` images are attacked at a time, ``jobs`` processes bound images; neither changes what is asked.
+    """
 
     network: Path
     eps: Fraction
@@ -59,13 +64,14 @@ class Plan:
     levels: tuple[str, ...] = (CROWN,)
     seconds: float = 5.0
     batch: int = 100
+    jobs: int = 1
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps <= 1:
             raise SettingsError(f"eps must lie in [0, 1], but is {self.eps}")
-        for name in ("steps", "restarts", "batch"):
-            if getattr(self, name) < (1 if name == "batch" else 0):
+        for name, least in (("steps", 0), ("restarts", 0), ("batch", 1), ("jobs", 1)):
+            if getattr(self, name) < least:
                 raise SettingsError(f"{name} must not be {getattr(self, name)}")
         if not 0 <= self.seconds < float("inf"):
             raise SettingsError(f"the seconds per image must be a number from 0, but are {self.seconds}")
@@ -117,6 +123,14 @@ class Outcome:
         return BROKEN if self.broken_by else PROVED if self.proved_by else OPEN
 
 
+def make_prover(plan: Plan, shape: Shape, settings: Settings) -> Prover:
+    """The bounds of ``plan`` on images of ``shape``, in whichever process they run."""
+    graph = read_graph(plan.network)
+    boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps)
+    proof = Network(graph, torch.float64, device_of(settings.device))
+    return Prover(proof, boxes, plan.network, settings, plan.levels, plan.seconds)
+
+
 class Evaluator:
     """Runs the stages of ``plan`` on ``images`` and keeps what it finds in ``journal``."""
 
@@ -128,7 +142,6 @@ class Evaluator:
             plan.network, images.shape, plan.mean, plan.std, plan.order, torch.float32, device
         )
         self.ball = ball_of(plan.eps)
-        self.boxes = ImageBoxes(self.model.layout, plan.eps)
         self.judge = Judge(plan.network, self.model.layout, self.model.classes)
         worst = int(images.labels.max())
         if worst >= self.model.classes:
@@ -166,7 +179,8 @@ class Evaluator:
                     "pixels": pixels_digest(self.images.images[image]),
                 },
             )
-            self._progress(CLEAN, done + 1, len(todo))
+            if done % ATTACK_BLOCK == 0 or done + 1 == len(todo):
+                self._progress(CLEAN, done + 1, len(todo))
 
     def right_images(self) -> list[int]:
         return [image for image in range(len(self.images)) if self._finding(CLEAN, image)["right"]]
@@ -203,16 +217,19 @@ class Evaluator:
         todo = [image for image in self.right_images() if not self._is_bounded(image)]
         if not todo:
             return
-        proof = Network(self.model.network.graph, torch.float64, self.model.network.device)
-        prover = Prover(proof, self.boxes, plan.network, plan.settings, plan.levels, plan.seconds)
-        size = prover.images_a_pass()
+        make = partial(make_prover, plan, self.images.shape)
+        size = make(plan.settings).images_a_pass()
+        blocks = []
         for start in range(0, len(todo), size):
-            block = todo[start : start + size]
-            broken = np.array([self._is_broken(image) for image in block])
-            proofs = prover.prove(self.images.images[block], self.images.labels[block], broken)
-            for image, proof_found in zip(block, proofs, strict=True):
-                self._record_proof(image, proof_found)
-            self._progress(BOUNDS, start + len(block), len(todo))
+            part = todo[start : start + size]
+            broken = np.array([self._is_broken(image) for image in part])
+            blocks.append((part, self.images.images[part], self.images.labels[part], broken))
+        done = 0
+        for numbers, proofs in prove_blocks(make, plan.settings, blocks, plan.jobs):
+            for image, proof in zip(numbers, proofs, strict=True):
+                self._record_proof(image, proof)
+            done += len(numbers)
+            self._progress(BOUNDS, done, len(todo))
 
     def _is_bounded(self, image: int) -> bool:
         found = self.journal.get(BOUNDS, image)

@@ -44,7 +44,7 @@ class Share:
         middle = p + z * z / (2 * n)
         reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         scale = 1 + z * z / n
-        return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+        return max(0.0, min(p, (middle - reach) / scale)), min(1.0, max(p, (middle + reach) / scale))
 
 
 def shares(outcomes: Sequence[Outcome], levels: Sequence[str], attack: str) -> list[Share]:

@@ -10,7 +10,7 @@ from small_classifier import blobs, train, write_classifier
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A briefly trained network; it is right on most images of ``blobs``."""
-    return write_classifier(tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 60))
+    return write_classifier(tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 150))
 
 
 @pytest.fixture(scope="session")

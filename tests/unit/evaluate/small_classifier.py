@@ -15,21 +15,26 @@ MEAN, STD = 0.25, 0.5
 
 
 def blobs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """8-bit images ``[B, 1, 6, 6]`` of three kinds, two of which overlap a little."""
+    """8-bit images ``[B, 1, 6, 6]`` of three kinds: a faint spot at one of three places, in noise."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, CLASSES, count)
     centre = np.array([[1, 1], [4, 4], [1, 4]])[labels]
     rows, columns = np.mgrid[0:6, 0:6]
     distance = (rows - centre[:, :1, None]) ** 2 + (columns - centre[:, 1:, None]) ** 2
-    images = 150 * np.exp(-distance / 3) + generator.normal(60, 30, (count, 6, 6))
+    images = 60 * np.exp(-distance / 3) + generator.normal(90, 60, (count, 6, 6))
     return np.clip(images, 0, 255).astype(np.uint8)[:, None], labels
 
 
 def train(images: np.ndarray, labels: np.ndarray, steps: int) -> list[np.ndarray]:
-    """Weights of Conv(4, 3x3, stride 2, pad 1)-Relu-Gemm, by full-batch Adam."""
+    """Weights of Conv(4, 3x3, stride 2, pad 1)-Relu-Gemm(24)-Relu-Gemm, by full-batch Adam."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3, stride=2, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, CLASSES)
+        torch.nn.Conv2d(1, 4, 3, stride=2, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(36, 24),
+        torch.nn.ReLU(),
+        torch.nn.Linear(24, CLASSES),
     )
     x = (torch.from_numpy(images).float() / 255 - MEAN) / STD
     y = torch.from_numpy(labels)
@@ -42,12 +47,14 @@ def train(images: np.ndarray, labels: np.ndarray, steps: int) -> list[np.ndarray
 
 
 def write_classifier(path: Path, weights: list[np.ndarray]) -> Path:
-    names = ("kernel", "kernel_bias", "matrix", "matrix_bias")
+    names = ("kernel", "kernel_bias", "matrix", "matrix_bias", "last", "last_bias")
     nodes = [
         helper.make_node("Conv", ["x", "kernel", "kernel_bias"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"]),
         helper.make_node("Flatten", ["r"], ["f"]),
-        helper.make_node("Gemm", ["f", "matrix", "matrix_bias"], ["y"], transB=1),
+        helper.make_node("Gemm", ["f", "matrix", "matrix_bias"], ["g"], transB=1),
+        helper.make_node("Relu", ["g"], ["h"]),
+        helper.make_node("Gemm", ["h", "last", "last_bias"], ["y"], transB=1),
     ]
     graph = helper.make_graph(
         nodes,

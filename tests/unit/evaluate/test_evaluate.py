@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +13,14 @@ import onnxruntime
 import pytest
 
 from bitcrown.cli import main
-from bitcrown.errors import DataError, SettingsError
+from bitcrown.errors import BitcrownError, DataError, ModelError, SettingsError
 from bitcrown.evaluate.boxes import ImageBoxes
 from bitcrown.evaluate.data import read_images
 from bitcrown.evaluate.evaluation import Evaluator, Outcome, Plan, selected
 from bitcrown.evaluate.journal import ATTACK, BOUNDS, CLEAN, Journal
-from bitcrown.evaluate.proving import LEVELS, parse_levels
+from bitcrown.evaluate.proving import LEVELS, Prover, parse_levels
 from bitcrown.evaluate.summary import Share, layer_count, parameter_count, record_of, shares, table
+from bitcrown.evaluate.workers import prove_blocks
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.objective import objective_of
 from bitcrown.settings import Settings
@@ -34,7 +36,7 @@ def plan_for(network: Path, **changes: object) -> Plan:
         "steps": 10,
         "restarts": 2,
         "levels": LEVELS,
-        "seconds": 2.0,
+        "seconds": 60.0,
         "settings": Settings(device="cpu", memory_gib=1.0),
     }
     return Plan(network, **{"eps": EPS, **values, **changes})  # type: ignore[arg-type]
@@ -88,7 +90,7 @@ def test_columns_decrease_and_match_the_images(finished: Finished) -> None:
     _, outcomes, _ = finished
     rows = {row.name: row.count for row in shares(outcomes, LEVELS, "pgd")}
     assert rows["crown"] <= rows["alpha"] <= rows["bab"] <= rows["pgd"] <= rows["clean"] < len(outcomes)
-    assert rows["crown"] < rows["pgd"] < rows["clean"]
+    assert rows["crown"] < rows["alpha"] < rows["bab"] < rows["clean"]
     assert not any(one.is_contradiction for one in outcomes)
     assert rows["clean"] == sum(one.status != "wrong" for one in outcomes)
     chosen = selected(outcomes)
@@ -132,6 +134,33 @@ def test_batch_size_changes_no_result(finished: Finished, classifier: Path, data
     assert [one.broken_by == "pgd" for one in again] == [one.broken_by == "pgd" for one in outcomes]
 
 
+def test_two_jobs_prove_the_same(finished: Finished, classifier: Path, data: Path) -> None:
+    _, outcomes, _ = finished
+    _, again = evaluate(plan_for(classifier, jobs=2), data)
+    assert [(one.image, one.proved_by, one.bound) for one in again] == [
+        (one.image, one.proved_by, one.bound) for one in outcomes
+    ]
+
+
+class Dying:
+    """Makes no prover: ends its process, or raises an error of ours."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __call__(self, settings: Settings) -> Prover:
+        if self.code:
+            os._exit(self.code)
+        raise ModelError("no such layer")
+
+
+@pytest.mark.parametrize(("code", "message"), [(7, "ended with code 7"), (0, "no such layer")])
+def test_a_lost_worker_proves_nothing(code: int, message: str) -> None:
+    blocks = [([k], np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.int64), np.zeros(1, bool)) for k in range(2)]
+    with pytest.raises(BitcrownError, match=message):
+        list(prove_blocks(Dying(code), Settings(device="cpu", memory_gib=1.0), blocks, 2))
+
+
 def test_another_evaluation_in_the_folder_is_refused(finished: Finished, classifier: Path, data: Path) -> None:
     folder = finished[2]
     with pytest.raises(SettingsError, match="eps"):
@@ -163,7 +192,7 @@ def test_broken_and_proved_is_reported_as_wrong(
     assert found is not None
     evaluator.journal.add(BOUNDS, broken, {**found, "proved_by": "crown"})
     arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
-    arguments += ["--steps", "10", "--restarts", "2", "--seconds-per-image", "2", "--out", str(tmp_path)]
+    arguments += ["--steps", "10", "--restarts", "2", "--seconds-per-image", "60", "--out", str(tmp_path)]
     assert main([*arguments, "--device", "cpu", "--memory-gib", "1"]) == 1
     assert f"[{broken}]" in capsys.readouterr().err
 
@@ -208,7 +237,7 @@ def test_bad_options_are_one_sentence(
 def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -> None:
     images = read_images(data).images[:4]
     evaluator = Evaluator(plan_for(classifier), read_images(data), Journal(None, {}))
-    boxes: ImageBoxes = evaluator.boxes
+    boxes = ImageBoxes(evaluator.model.layout, EPS)
     lower, upper = boxes.outward(images)
     eps, mean, std = np.float32(8 / 255), np.float32(0.25), np.float32(0.5)
     single = [((np.clip(images + move, 0, 1) - mean) / std).reshape(4, -1) for move in (-eps, eps)]
@@ -226,10 +255,11 @@ def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -
 def test_problem_and_rows_ask_the_same(classifier: Path, data: Path) -> None:
     """The objective that is bounded equals the one that the verifier would make of the property."""
     evaluator = Evaluator(plan_for(classifier), read_images(data), Journal(None, {}))
+    boxes = ImageBoxes(evaluator.model.layout, EPS)
     image, label = read_images(data).images[3], int(read_images(data).labels[3])
-    made = objective_of(evaluator.boxes.problem(image, label, 3, classifier))
-    lower, upper = evaluator.boxes.outward(image[None])
-    rows = evaluator.boxes.objective(lower[0], upper[0], label, 3)
+    made = objective_of(boxes.problem(image, label, 3, classifier))
+    lower, upper = boxes.outward(image[None])
+    rows = boxes.objective(lower[0], upper[0], label, 3)
     for name in ("C", "rhs", "lower", "upper", "box"):
         np.testing.assert_array_equal(getattr(made, name), getattr(rows, name))
     assert made.D is None and rows.D is None
@@ -249,8 +279,8 @@ def test_wilson_interval_and_levels() -> None:
 
 
 def test_size_and_layers(classifier: Path, finished: Finished) -> None:
-    assert parameter_count(classifier) == 4 * 9 + 4 + 36 * 3 + 3
-    assert layer_count(read_graph(classifier)) == 2
+    assert parameter_count(classifier) == 4 * 9 + 4 + 36 * 24 + 24 + 24 * 3 + 3
+    assert layer_count(read_graph(classifier)) == 3
     evaluator, outcomes, _ = finished
     text = table(record_of(evaluator, outcomes, 1.0))
     assert "| small " in text and "PGD-10x2 acc." in text
