@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.evaluate.evaluation import Evaluator, Outcome
+from bitcrown.evaluate.evaluation import BY_SEARCH, Evaluator, Outcome
+from bitcrown.evaluate.journal import ATTACK, CLEAN
 from bitcrown.evaluate.proving import ALPHA, CROWN, LEVELS, SEARCH
 from bitcrown.harness.provenance import commit, dependency_versions, machine, version
 from bitcrown.model.graph import Graph
@@ -23,6 +25,7 @@ from bitcrown.model.onnx_reader import model_bytes
 
 Z95 = 1.959963984540054
 FORMAT = 1
+STANDING = "standing"
 LAYER_OPS = ("Conv", "ConvTranspose", "Linear", "MatMulLeft")
 TITLES = {CROWN: "CROWN verified", ALPHA: "alpha-CROWN verified", SEARCH: "branch and bound verified"}
 
@@ -47,19 +50,21 @@ class Share:
         return max(0.0, min(p, (middle - reach) / scale)), min(1.0, max(p, (middle + reach) / scale))
 
 
-def shares(outcomes: Sequence[Outcome], levels: Sequence[str], attack: str) -> list[Share]:
-    """Columns of the table; a verified column counts what its level or a cheaper one proved."""
+def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool) -> list[Share]:
+    """Columns of the table: a verified one counts what its level or a cheaper one proved.
+
+    ``attack`` counts what the attack left standing; ``standing`` stands beside it where the search broke more.
+    """
     total = len(outcomes)
     right = [one for one in outcomes if one.is_right]
-    result = [Share("clean", len(right), total)]
+    result = [Share(CLEAN, len(right), total)]
     for depth, level in enumerate(LEVELS[: len(levels)]):
         proved = sum(one.proved_by in LEVELS[: depth + 1] for one in right)
         result.append(Share(level, proved, total))
-    if attack:
-        result.append(Share(attack, sum(one.broken_by != attack for one in right), total))
-        standing = sum(not one.broken_by for one in right)
-        if standing != result[-1].count:
-            result.append(Share("attack and search", standing, total))
+    if has_attack:
+        result.append(Share(ATTACK, sum(one.broken_by in ("", BY_SEARCH) for one in right), total))
+    if any(one.broken_by == BY_SEARCH for one in right):
+        result.append(Share(STANDING, sum(not one.broken_by for one in right), total))
     return result
 
 
@@ -89,7 +94,7 @@ def record_of(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) ->
     """Everything about a finished evaluation, ready for JSON."""
     plan = evaluator.plan
     parameters = parameter_count(plan.network)
-    rows = shares(outcomes, plan.levels, "pgd" if plan.has_attack else "")
+    rows = shares(outcomes, plan.levels, plan.has_attack)
     statuses = [one.status for one in outcomes]
     seconds = [one.seconds for one in outcomes if one.is_right]
     return {
@@ -109,6 +114,8 @@ def record_of(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) ->
         "bounds": list(plan.levels),
         "accuracy": {row.name: {"count": row.count, "share": row.share, "interval95": row.interval()} for row in rows},
         "status": {name: statuses.count(name) for name in sorted(set(statuses))},
+        "broken_by": dict(Counter(one.broken_by for one in outcomes if one.broken_by)),
+        "proved_by": dict(Counter(one.proved_by for one in outcomes if one.proved_by)),
         "contradictions": [one.image for one in outcomes if one.is_contradiction],
         "bound_seconds": {"mean": float(np.mean(seconds)), "max": max(seconds)} if seconds else {},
         "wall_s": round(wall, 2),
@@ -119,9 +126,9 @@ def record_of(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) ->
 def table(record: dict[str, Any]) -> str:
     """One network as a Markdown table, accuracies in percent with their 95 % intervals."""
     attack = record["attack"]
-    titles = {"clean": "Clean acc.", "attack and search": "PGD and search", **TITLES}
+    titles = {CLEAN: "Clean acc.", STANDING: "not broken by any", **TITLES}
     if attack:
-        titles["pgd"] = f"PGD-{attack['steps']}x{attack['restarts']} acc."
+        titles[ATTACK] = f"PGD-{attack['steps']}x{attack['restarts']} acc."
     columns = [("Model", Path(record["network"]).stem)]
     columns += [("Model size", f"{record['megabytes']:.1f} MB"), ("Layers", str(record["layers"]))]
     for name, row in record["accuracy"].items():

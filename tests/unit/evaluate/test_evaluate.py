@@ -7,6 +7,7 @@ import os
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -88,13 +89,31 @@ def test_every_status_is_what_onnxruntime_and_sampling_say(finished: Finished, c
 
 def test_columns_decrease_and_match_the_images(finished: Finished) -> None:
     _, outcomes, _ = finished
-    rows = {row.name: row.count for row in shares(outcomes, LEVELS, "pgd")}
-    assert rows["crown"] <= rows["alpha"] <= rows["bab"] <= rows["pgd"] <= rows["clean"] < len(outcomes)
+    rows = {row.name: row.count for row in shares(outcomes, LEVELS, True)}
+    assert rows["crown"] <= rows["alpha"] <= rows["bab"] <= rows["attack"] <= rows["clean"] < len(outcomes)
     assert rows["crown"] < rows["alpha"] < rows["bab"] < rows["clean"]
     assert not any(one.is_contradiction for one in outcomes)
     assert rows["clean"] == sum(one.status != "wrong" for one in outcomes)
     chosen = selected(outcomes)
-    assert chosen == sorted(chosen) and rows["pgd"] - rows["crown"] == len(chosen)
+    assert chosen == sorted(chosen) and rows["attack"] - rows["crown"] == len(chosen)
+
+
+def test_what_the_search_breaks_is_counted_beside_the_attack() -> None:
+    """Six images: wrong, broken by the attack, broken by the search, proved twice, open."""
+    plain: dict[str, Any] = {"label": 0, "predicted": 0, "margin": 1.0, "is_right": True}
+    six = [
+        Outcome(0, label=0, predicted=1, margin=-1.0, is_right=False),
+        Outcome(1, **plain, broken_by="pgd"),
+        Outcome(2, **plain, broken_by="search"),
+        Outcome(3, **plain, proved_by="crown"),
+        Outcome(4, **plain, proved_by="bab"),
+        Outcome(5, **plain),
+    ]
+    assert [one.status for one in six] == ["wrong", "broken", "broken", "proved", "proved", "open"]
+    rows = {row.name: row.count for row in shares(six, LEVELS, True)}
+    assert rows == {"clean": 5, "crown": 1, "alpha": 1, "bab": 2, "attack": 4, "standing": 3}
+    assert selected(six) == [4, 5]
+    assert Outcome(6, **plain, broken_by="pgd", proved_by="bab").is_contradiction
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
@@ -210,6 +229,7 @@ def test_command_writes_table_record_and_list(
     first = outcomes[:20]
     assert record["accuracy"]["clean"]["count"] == sum(one.is_right for one in first) and record["images"] == 20
     assert f"{100 * record['accuracy']['clean']['share']:.2f} %" in printed
+    assert sum(record["proved_by"].values()) + sum(record["broken_by"].values()) <= record["accuracy"]["clean"]["count"]
     assert record["eps"] == "8/255" and record["contradictions"] == [] and len(record["per_image"]) == 20
     numbers = [int(line) for line in (tmp_path / "list.txt").read_text().split()]
     assert numbers == [
