@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def add_evaluate_command(commands: Any) -> None:
     parser.add_argument("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
     parser.add_argument("--std", metavar="S,S,S", help="divides each channel (default: 1)")
     parser.add_argument("--order", default="auto", choices=("auto", "chw", "hwc"), help="axes of the network's input")
+    parser.add_argument("--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack")
     parser.add_argument("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
@@ -63,15 +65,18 @@ def add_evaluate_command(commands: Any) -> None:
 def evaluate_command(options: argparse.Namespace) -> int:
     import torch
 
-    from bitcrown.evaluate.data import read_images
+    from bitcrown.evaluate.data import centre_crop, read_images
     from bitcrown.evaluate.evaluation import Evaluator, selected
     from bitcrown.evaluate.journal import Journal
     from bitcrown.evaluate.summary import record_of, table
+    from bitcrown.harness.outcome import write_whole
 
     started = time.monotonic()
     plan = plan_of(options)
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
+    if options.crop is not None:
+        images = replace(images, images=centre_crop(images.images, options.crop))
     line = ProgressLine()
     evaluator = Evaluator(plan, images, Journal(options.out, plan.identity(), options.fresh), line.show)
     try:
@@ -80,10 +85,10 @@ def evaluate_command(options: argparse.Namespace) -> int:
         line.end()
     record = record_of(evaluator, outcomes, time.monotonic() - started)
     if options.out is not None:
-        (options.out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.out / "record.json", json.dumps(record, indent=1) + "\n", sync=False)
     if options.select is not None:
         numbers = selected(outcomes)
-        options.select.write_text("".join(f"{number}\n" for number in numbers), encoding="ascii")
+        write_whole(options.select, "".join(f"{number}\n" for number in numbers), sync=False)
         print(f"{len(numbers)} images selected: {options.select}")
     print(table(record), end="")
     if record["contradictions"]:

@@ -45,21 +45,24 @@ class ImageBoxes:
         key = channel, value
         if key not in self._ends:
             mean, std = self.layout.mean[channel], self.layout.std[channel]
-            exact = [min(max(Fraction(value) + move, Fraction(0)), Fraction(1)) for move in (-self.eps, self.eps)]
-            lower, upper = ((pixel - mean) / std for pixel in exact)
-            single = self._float32_ends(channel, value)
+            low, high = (min(max(Fraction(value) + move, Fraction(0)), Fraction(1)) for move in (-self.eps, self.eps))
+            single = self._float32_ends(channel, value, low, high)
+            lower, upper = (low - mean) / std, (high - mean) / std
             self._ends[key] = min(lower, Fraction(single[0])), max(upper, Fraction(single[1]))
         return self._ends[key]
 
-    def _float32_ends(self, channel: int, value: float) -> tuple[float, float]:
-        """The same two ends with every step in float32: clipped first, then normalised."""
+    def _float32_ends(self, channel: int, value: float, low: Fraction, high: Fraction) -> tuple[float, float]:
+        """Ends of the inputs computed in float32, of every float32 pixel in ``[low, high]`` and of ``value -+ eps``.
+
+        Rounding is monotonic, so the ends of the pixels give them; ``value -+ eps`` may round to just outside.
+        """
         mean, std, eps = (
             np.float32(float(number)) for number in (self.layout.mean[channel], self.layout.std[channel], self.eps)
         )
         pixel, zero, one = np.float32(value), np.float32(0), np.float32(1)
-        low = (min(max(pixel - eps, zero), one) - mean) / std
-        high = (min(max(pixel + eps, zero), one) - mean) / std
-        return float(low), float(high)
+        least = min(max(pixel - eps, zero), np.float32(box_lower(low)))
+        most = max(min(pixel + eps, one), np.float32(box_upper(high)))
+        return float((least - mean) / std), float((most - mean) / std)
 
     def outward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes ``[B, n]`` (float64, rounded outward as the search rounds those of a property) of ``[B, C, H, W]``."""

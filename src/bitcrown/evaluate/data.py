@@ -65,7 +65,7 @@ def unit_pixels(levels: np.ndarray) -> np.ndarray:
 def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
     """The middle ``size x size`` pixels of ``[B, C, H, W]``; an odd margin leaves the larger part behind the crop."""
     rows, columns = images.shape[2:]
-    if size > rows or size > columns:
+    if not 0 < size <= min(rows, columns):
         raise DataError(f"images of {rows}x{columns} pixels cannot be cropped to {size}x{size}")
     top, left = (rows - size) // 2, (columns - size) // 2
     return images[:, :, top : top + size, left : left + size]

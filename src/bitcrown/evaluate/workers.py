@@ -11,6 +11,7 @@ import multiprocessing
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ Block = tuple[list[int], np.ndarray, np.ndarray, np.ndarray]
 """Image numbers, pixels ``[B, C, H, W]``, labels ``[B]``, and which are broken ``[B]``."""
 MakeProver = Callable[[Settings], Prover]
 POLL_SECONDS = 1.0
+AHEAD = 2
+"""Blocks handed out before a job's first is finished."""
 
 
 def share_of(settings: Settings, jobs: int) -> Settings:
@@ -48,7 +51,8 @@ def prove_blocks(
     context = multiprocessing.get_context("spawn")
     inbox: Any = context.Queue()
     outbox: Any = context.Queue()
-    for block in [*blocks, *[None] * jobs]:
+    waiting: Iterator[Block | None] = iter([*blocks, *[None] * jobs])
+    for block in islice(waiting, AHEAD * jobs):
         inbox.put(block)
     part = share_of(settings, jobs)
     workers = [context.Process(target=_work, args=(make, part, inbox, outbox), daemon=True) for _ in range(jobs)]
@@ -60,6 +64,8 @@ def prove_blocks(
             if isinstance(result, str):
                 raise BitcrownError(result)
             yield numbers, result
+            for block in islice(waiting, 1):
+                inbox.put(block)
     finally:
         inbox.cancel_join_thread()
         for worker in workers:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from bitcrown.cli import main
 from bitcrown.errors import BitcrownError, DataError, ModelError, SettingsError
+from bitcrown.evaluate.attacking import ball_of
 from bitcrown.evaluate.boxes import ImageBoxes
 from bitcrown.evaluate.data import read_images
 from bitcrown.evaluate.evaluation import Evaluator, Outcome, Plan, selected
@@ -249,6 +251,7 @@ def test_bad_options_are_one_sentence(
         ["--eps", "1/255", "--std", "0"],
         ["--eps", "1/255", "--steps", "0", "--select", str(tmp_path / "list")],
         ["--eps", "1/255", "--first", "0"],
+        ["--eps", "1/255", "--crop", "7"],
     ):
         assert main([*plain, *extra]) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -262,6 +265,9 @@ def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -
     eps, mean, std = np.float32(8 / 255), np.float32(0.25), np.float32(0.5)
     single = [((np.clip(images + move, 0, 1) - mean) / std).reshape(4, -1) for move in (-eps, eps)]
     assert (lower <= single[0]).all() and (upper >= single[1]).all()
+    limits = ball_of(EPS).limits(torch.from_numpy(images))
+    inputs = [((pixels.numpy() - mean) / std).reshape(4, -1) for pixels in limits]
+    assert (lower <= inputs[0]).all() and (upper >= inputs[1]).all()
     for k in range(4):
         exact_lower, exact_upper = boxes.exact(images[k])
         for i in range(36):
