@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from small_classifier import blobs, train, write_classifier
 
 from bitcrown.cli import main
 from bitcrown.errors import BitcrownError, DataError, ModelError, SettingsError
@@ -55,6 +56,20 @@ def logits_of(network: Path, image: np.ndarray) -> np.ndarray:
     inputs = (image - np.float32(0.25)) / np.float32(0.5)
     result: np.ndarray = session.run(None, {"x": inputs[None].astype(np.float32)})[0][0]
     return result
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A briefly trained network; it is right on most images of ``blobs``."""
+    return write_classifier(tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 150))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images, labels = blobs(24, seed=7)
+    path = tmp_path_factory.mktemp("blobs") / "blobs.npz"
+    np.savez(path, x=images, y=labels)
+    return path
 
 
 @pytest.fixture(scope="module")
