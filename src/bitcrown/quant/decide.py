@@ -65,8 +65,9 @@ class Judge:
         self.tried += len(points)
         query = self.query
         if self.is_exact:
-            hits = np.nonzero(query.violated(query.network.evaluate(points)))[0]
-            return self._row(points, hits)
+            hits = np.nonzero(query.violated(self.program.values(points)[self.program.output]))[0][:1]
+            confirmed = query.violated(query.network.evaluate(points[hits])) if len(hits) else hits
+            return self._row(points, hits) if all(confirmed) else None
         found = self.program.images(points)
         output = self.program.output
         hits = np.nonzero(query.surely_violated(found.low[output], found.high[output]))[0]

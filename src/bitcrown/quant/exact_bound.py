@@ -22,6 +22,8 @@ from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value
 SCALE_BITS = (12, 18, 24)
 """Multipliers are rounded to integers with so many bits for the largest; the first that proves a row is kept."""
 BOUND_STEPS = 40
+MOST_TARGETS = 1000
+"""A node with more open ends than this keeps its intervals: as many rows of bounds would cost more than they give."""
 BOUND_ROWS = 128
 BOUND_ELEMENTS = 40_000_000
 """Rows times elements of all nodes: about 1 GB of corners and slopes at a time."""
@@ -30,11 +32,11 @@ BOUND_ELEMENTS = 40_000_000
 def exact_bound(
     program: Program, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
 ) -> tuple[DualValue | None, Ints, Slopes]:
-    """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier having ``bits`` bits."""
-    size = [np.abs(state.tau[rows]).max(axis=1)]
-    for slope in state.slopes.values():
-        size.append(np.abs(slope[rows]).reshape(len(rows), -1).max(axis=1, initial=0))
-    scale = 2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9))))
+    """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier having ``bits`` bits.
+
+    ``integer_scale`` of the same arguments is what the bound has to be divided by to compare it with a float one.
+    """
+    scale = integer_scale(state, rows, bits)
     tau = np.maximum(np.rint(state.tau[rows] * scale[:, None]), 0).astype(np.int64)  # a proof needs tau >= 0
     slopes = {
         n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64) for n, s in state.slopes.items()
@@ -48,6 +50,19 @@ def exact_bound(
         return dual_value(program, bounds.rows(rows), {objective.node: goal}, constant, slopes), tau, slopes
     except Overflow:
         return None, tau, slopes
+
+
+def integer_scale(state: Ascent, rows: Array, bits: int) -> Array:
+    """[R]: the power of two by which float multipliers are scaled before they are rounded."""
+    size = [np.abs(state.tau[rows]).max(axis=1)]
+    for slope in state.slopes.values():
+        size.append(np.abs(slope[rows]).reshape(len(rows), -1).max(axis=1, initial=0))
+    return np.asarray(2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9)))))
+
+
+def rows_at_a_time(program: Program) -> int:
+    """How many rows of bounds, corners and slopes fit into about 1 GB."""
+    return int(max(2, BOUND_ELEMENTS // (30 * sum(program.sizes))))
 
 
 def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budget) -> int:
@@ -69,12 +84,14 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
         low, high = bounds.low[node], bounds.high[node]
         open_elements = np.nonzero((reader.level(reader.early, high) > reader.level(reader.late, low))[0])[0]
         targets = [(int(e), sign) for e in open_elements for sign in (1, -1)]
-        rows = int(max(2, min(BOUND_ROWS, BOUND_ELEMENTS // (30 * sum(program.sizes)))))
+        rows = min(BOUND_ROWS, rows_at_a_time(program))
+        if len(targets) > MOST_TARGETS:
+            continue
         entries: list[tuple[list[Any], int]] = []
         for start in range(0, len(targets), rows):
             if budget.is_expired():
                 break
-            entries += _bound_rows(program, bounds, node, targets[start : start + rows])
+            entries += _bound_rows(program, bounds, node, targets[start : start + rows], budget)
         lower, upper = low.copy(), high.copy()
         for entry, least in entries:
             element, sign = entry[1], entry[2]
@@ -93,7 +110,7 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
 
 
 def _bound_rows(
-    program: Program, bounds: Bounds, node: int, targets: list[tuple[int, int]]
+    program: Program, bounds: Bounds, node: int, targets: list[tuple[int, int]], budget: Budget
 ) -> list[tuple[list[Any], int]]:
     """(``bound`` entry of a certificate, least value of ``sign * v``) for each target that gets tighter."""
     count = len(targets)
@@ -102,7 +119,9 @@ def _bound_rows(
         matrix[row, 0, element] = sign
     objective = Objective(node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool))
     repeated = bounds.rows([0] * count)
-    state = ascend(Relaxation(program, repeated, objective), None, None, BOUND_STEPS, 0.3)
+    state = ascend(
+        Relaxation(program, repeated, objective), None, None, BOUND_STEPS, 0.3, lambda *_: budget.is_expired()
+    )
     dual, tau, slopes = exact_bound(program, repeated, objective, state, np.arange(count), SCALE_BITS[1])
     if dual is None:
         return []

@@ -26,6 +26,7 @@ from bitcrown.quant.integer_graph import (
     QuantError,
     Staircase,
     Sum,
+    forward,
 )
 from bitcrown.quant.linear_steps import LinearStep, largest, window_index
 from bitcrown.quant.query import ConstraintCase
@@ -180,6 +181,14 @@ class Program:
         bounds = Bounds(lows, highs, {0})
         self._forward(bounds)
         return bounds
+
+    def values(self, points: Ints) -> list[Ints]:
+        """Value [B, N_node] of every node, like ``network.values`` but with the fast exact products."""
+        out: list[Ints] = []
+        for number, node in enumerate(self.nodes):
+            step = self.affine.get(number)
+            out.append(forward(node, out, points) if step is None else step.forward([out[s] for s in step.sources]))
+        return out
 
     def propagate(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
         """Forward rule, constraints (``cases[r]`` of row r), backward rules; in place."""

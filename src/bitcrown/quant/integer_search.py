@@ -9,13 +9,14 @@ constraints of a case, ``M`` outputs.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound
+from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound, integer_scale, rows_at_a_time
 from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.integer_branching import Split, choose_splits, is_implied, saturation_split
 from bitcrown.quant.integer_graph import Ints
@@ -25,6 +26,8 @@ from bitcrown.quant.proof_tree import Domain, Proof, changes, sparse, stacked
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.quant.slope_ascent import Ascent, Objective, Pinned, Relaxation, ascend
 from bitcrown.quant.staircase_dual import Slopes, reduced_input, reduced_stairs
+
+ATTACK_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,10 @@ class Search:
         self.program, self.query, self.proof = program, query, proof
         self.try_points, self.settings = try_points, settings
         self.is_exact = query.network.is_exact()
+        self.batch = min(settings.batch, rows_at_a_time(program))
         self.counters = Counters()
         self.stuck: list[Domain] = []
+        self.started, self.attack_seconds = time.monotonic(), 0.0
         self.implied: dict[bytes, tuple[int, int]] = {}
         self.attack = LatticeAttack(program, query, try_points)
         self.terms = max((len(case) for case in query.cases), default=1)
@@ -91,7 +96,7 @@ class Search:
         while stack:
             if budget.is_expired() or self.counters.rounds == rounds:
                 return None, stack
-            take = min(len(stack), self.settings.batch)
+            take = min(len(stack), self.batch)
             batch, stack = stack[len(stack) - take :], stack[: len(stack) - take]
             self.counters.rounds += 1
             witness, children = self._round(batch, budget)
@@ -115,19 +120,20 @@ class Search:
         open_rows = self._without_empty(batch, bounds, open_rows)
         if not open_rows:
             return None, kinks
-        witness, scores = self._candidates(batch, state, open_rows, budget)
+        witness = self._candidates(batch, state, open_rows, budget)
         if witness is not None:
             return witness, []
         children: list[Domain] = []
         splits = choose_splits(self.program, bounds, state, open_rows)
         for row, split in zip(open_rows, splits, strict=True):
             domain = batch[row]
-            if split is None:
-                domain.bounds = bounds.rows([row])
-                (children if row in shrunk else self.stuck).append(domain)
-                continue
             domain.slopes = {n: s[row : row + 1] for n, s in state.slopes.items()}
             domain.tau, domain.value = state.tau[row : row + 1], float(values[row])
+            if split is None or domain.is_misled:
+                domain.bounds = bounds.rows([row])
+                (children if domain.is_misled or row in shrunk else self.stuck).append(domain)
+                domain.is_misled = False
+                continue
             children.extend(self._split(domain, bounds.rows([row]), split))
         children.sort(key=lambda domain: -domain.value)
         return None, kinks + children
@@ -212,7 +218,10 @@ class Search:
                 child.high[split.node][0, split.element] = split.value
             child.dirty.add(split.node)
             part = self.proof.new_part()
-            children.append(Domain(child, domain.case, part, domain.depth + 1, domain.slopes, domain.tau, domain.value))
+            depth = domain.depth + 1
+            children.append(
+                Domain(child, domain.case, part, depth, domain.slopes, domain.tau, domain.value, domain.margin)
+            )
         low, high = (child.part for child in children)
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children
@@ -269,8 +278,10 @@ class Search:
         settings = self.settings
         steps = settings.root_steps if root else settings.steps
 
+        goal = np.array([domain.margin for domain in batch]) + 1e-6
+
         def stop(state: Ascent, step: int) -> bool:
-            return bool((state.best > 1e-6 * (1 + step)).all()) or (step % 8 == 7 and budget.is_expired())
+            return bool((state.best > goal).all()) or (step % 8 == 7 and budget.is_expired())
 
         return ascend(relaxation, slopes, tau, steps, settings.length if root else settings.length * 0.5, stop)
 
@@ -288,6 +299,7 @@ class Search:
             dual, tau, slopes = exact_bound(self.program, bounds, objective, state, part, bits)
             if dual is None:
                 break
+            scale = integer_scale(state, part, bits)
             for place, row in enumerate(part):
                 if dual.value[place] > 0:
                     self.counters.closed += 1
@@ -296,6 +308,10 @@ class Search:
                     self.proof.add(
                         batch[row].part, ["prove", self._taus(batch[row], tau[place]), sparse(slopes, place)]
                     )
+                elif bits == SCALE_BITS[-1]:
+                    excess = 1.1 * float(state.best[row] - dual.value[place] / scale[place]) + 1e-6
+                    batch[row].is_misled = excess > batch[row].margin
+                    batch[row].margin = max(excess, batch[row].margin)
         return rows[values < np.inf].tolist(), values
 
     def _taus(self, domain: Domain, tau: Ints) -> list[int]:
@@ -346,24 +362,28 @@ class Search:
                 )
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
 
-    def _candidates(
-        self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget
-    ) -> tuple[Ints | None, Array]:
-        """Averaged inputs of the open rows, rounded, and climbs from the best of them; (witness, scores [R])."""
+    def _candidates(self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget) -> Ints | None:
+        """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness [N] or ``None``."""
         points = np.rint(state.mean_input[rows]).astype(np.int64)
         points = np.clip(points, self.query.low, self.query.high)
         self.counters.candidates += len(points)
         witness = self.try_points(points)
         if witness is not None:
-            return witness, np.zeros(len(rows))
-        values = self.attack.values(points)
+            return witness
+        begin = time.monotonic()
+        allowed = ATTACK_SHARE * (begin - self.started) - self.attack_seconds
+        if allowed < 0:
+            return None
+        budget = budget.capped(allowed)
+        values = self.program.values(points)
         cases = [self.query.cases[batch[row].case] for row in rows]
         scores = np.array([self.attack.scores([v[[k]] for v in values], case)[0] for k, case in enumerate(cases)])
         for place in np.argsort(-scores)[: self.settings.climbs]:
-            witness, scores[place] = self.attack.climb(points[place], cases[place], self.settings.moves, budget)
+            witness, _ = self.attack.climb(points[place], cases[place], self.settings.moves, budget)
             if witness is not None:
                 break
-        return witness, scores
+        self.attack_seconds += time.monotonic() - begin
+        return witness
 
 
 def box_points(low: Ints, high: Ints) -> Ints:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.integer_bounds import Program, StairTable
-from bitcrown.quant.integer_graph import Ints, forward
+from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.linear_steps import Array
 from bitcrown.quant.query import ConstraintCase, IntegerQuery
 from bitcrown.quant.staircase_dual import gather_windows, scatter_windows
@@ -37,14 +37,6 @@ class LatticeAttack:
             rows = table.late[table.channel]
             self.least, self.most = rows[:, 0] - 1, rows[:, -1]
             self.step = np.maximum((rows[:, -1] - rows[:, 0]) / max(rows.shape[1] - 1, 1), 1.0)
-
-    def values(self, points: Ints) -> list[Ints]:
-        """Value [B, N_node] of every node, by exact products."""
-        out: list[Ints] = []
-        for number, node in enumerate(self.program.nodes):
-            step = self.program.affine.get(number)
-            out.append(forward(node, out, points) if step is None else step.forward([out[s] for s in step.sources]))
-        return out
 
     def scores(self, values: list[Ints], case: ConstraintCase) -> Array:
         """[B]: smallest ``bound - sum c v`` over the constraints, in output steps; larger is nearer to a witness."""
@@ -91,7 +83,7 @@ class LatticeAttack:
         """Up to ``moves`` improving moves from ``point`` [N]; (witness or ``None``, score reached)."""
         low, high = self.query.low, self.query.high
         point = point.copy()
-        values = self.values(point[None])
+        values = self.program.values(point[None])
         score = float(self.scores(values, case)[0])
         for _ in range(moves):
             if budget.is_expired():
@@ -107,7 +99,7 @@ class LatticeAttack:
             trial[np.arange(len(ranked)), ranked] = target[ranked]
             for extra, count in enumerate((4, 12, 36)):
                 trial[len(ranked) + extra, ranked[:count]] = target[ranked[:count]]
-            found = self.values(trial)
+            found = self.program.values(trial)
             reached = self.scores(found, case)
             best = int(reached.argmax())
             witness = self.accept(trial[[best]])

@@ -99,7 +99,11 @@ class Proof:
 
 @dataclass(eq=False)
 class Domain:
-    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start from."""
+    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start from.
+
+    ``margin``: by how much float bounds were too high so far (staircases with unequal steps have more corners than the
+    floats look at); the ascent aims above it.
+    """
 
     bounds: Bounds
     case: int
@@ -108,6 +112,8 @@ class Domain:
     slopes: Slopes | None = None
     tau: Array | None = None
     value: float = -np.inf
+    margin: float = 0.0
+    is_misled: bool = False
 
 
 def stacked(domains: list[Domain]) -> Bounds:
