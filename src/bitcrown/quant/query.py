@@ -132,6 +132,26 @@ def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> 
     return IntegerQuery(network, low, high, tuple(cases))
 
 
+def label_query(
+    network: IntegerNetwork, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...], label: int
+) -> IntegerQuery:
+    """All inputs of the file's closed box [N] whose real outputs have their first maximum elsewhere than at label."""
+    outputs = len(network.exit.values)
+    if not 0 <= label < outputs:
+        raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
+    one = Fraction(1)
+    cases = [
+        Case(
+            lower,
+            upper,
+            (Constraint((((len(lower) + label,), one), ((len(lower) + i,), -one)), Fraction(0), i > label),),
+        )
+        for i in range(outputs)
+        if i != label
+    ]
+    return _query_of_box(len(lower), (), network, cases)
+
+
 def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> LinearConstraint | bool:
     """An integer constraint with the same integer solutions; ``True``/``False`` if it mentions no output.
 
@@ -173,25 +193,25 @@ def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery
     for case in problem.cases:
         groups.setdefault((case.lower, case.upper), []).append(case)
     queries = []
-    for (lower, upper), cases in groups.items():
-        low, high = network.entry.box(lower, upper)
-        queries.append(_query_of_box(problem, network, low, high, cases))
+    for cases in groups.values():
+        queries.append(_query_of_box(problem.n_inputs, problem.notes, network, cases))
     return queries
 
 
-def _query_of_box(problem: Problem, network: IntegerNetwork, low: Ints, high: Ints, cases: list[Case]) -> IntegerQuery:
+def _query_of_box(n_inputs: int, notes: tuple[str, ...], network: IntegerNetwork, cases: list[Case]) -> IntegerQuery:
+    """``cases`` share one box."""
+    box = cases[0].lower, cases[0].upper
+    low, high = network.entry.box(*box)
     steps = [_affine_exit(values) for values in network.exit.values]
     proof: list[ConstraintCase] = []
     exact: list[tuple[Constraint, ...]] = []
     for case in cases:
-        relaxed = _integer_case(case, problem.n_inputs, network, steps)
+        relaxed = _integer_case(case, n_inputs, network, steps)
         if relaxed is not None:
             proof.append(relaxed)
-            exact.append(tuple(_shifted(c, problem.n_inputs) for c in case.constraints))
+            exact.append(tuple(_shifted(c, n_inputs) for c in case.constraints))
     same = all(step is not None for step in steps)
-    return IntegerQuery(
-        network, low, high, tuple(proof), None if same else tuple(exact), problem.notes, (case.lower, case.upper)
-    )
+    return IntegerQuery(network, low, high, tuple(proof), None if same else tuple(exact), notes, box)
 
 
 def _affine_exit(values: Sequence[Fraction]) -> tuple[Fraction, Fraction] | None:
