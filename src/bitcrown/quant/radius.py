@@ -3,13 +3,15 @@
 Robustness is monotone in eps, so a radius is exact once one eps is proved and the next one has a counterexample. A
 counterexample at distance d refutes every eps >= d; it bounds the search from above at once, and is moved towards the
 sample first (inputs are reset as far as the violation allows), which often lowers the bound by several steps. From
-below, eps is doubled until a query is not proved, then the gap is halved. A radius that the time does not suffice for
-comes with the interval it lies in. Legend: ``N`` input elements.
+below, eps is doubled until something refutes it, then the gap is halved. The queries next to the radius are the hard
+ones: each gets a share of the time, and one that stays open makes room for its neighbours, which narrow the interval,
+before it is asked again with a larger share. A radius that the time does not suffice for comes with the interval it
+lies in. Legend: ``N`` input elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,9 @@ from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import Input, IntegerNetwork, Ints
 from bitcrown.quant.query import robustness_query
 from bitcrown.verdict import Status
+
+SHARES = (0.1, 0.25, 0.5)
+"""Of the time left, for the first, second and every later query about one eps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +82,32 @@ def maximum_radius(
     proved, refuted = -1, limit + 1
     witness: Ints | None = None
     best: Decision | None = None
-    eps, queries = 1, 0
+    asked: dict[int, int] = {}
     while refuted - proved > 1 and not budget.is_expired():
-        decision = decide(robustness_query(network, x, label, eps), budget, seed, want_certificate, program)
-        queries += 1
+        eps = next_radius(proved, refuted, asked, witness is not None)
+        share = budget.capped(SHARES[min(asked.get(eps, 0), len(SHARES) - 1)] * budget.remaining())
+        asked[eps] = asked.get(eps, 0) + 1
+        decision = decide(robustness_query(network, x, label, eps), share, seed, want_certificate, program)
         if decision.status is Status.UNSAT:
             proved, best = eps, decision
         elif decision.status is Status.SAT and decision.witness is not None:
             witness = nearer(decision.witness, x, is_bad)
             refuted = int(np.abs(witness - x).max())
-        else:
+        elif decision.status is not Status.TIMEOUT:
             break
-        eps = min(max(2 * proved, 1), refuted - 1) if witness is None else (proved + refuted) // 2
-        eps = max(eps, proved + 1)
     found = refuted if witness is not None else None
-    return Radius(proved, found, witness is None and proved == limit, witness, best, queries)
+    return Radius(proved, found, witness is None and proved == limit, witness, best, sum(asked.values()))
+
+
+def next_radius(proved: int, refuted: int, asked: Mapping[int, int], is_bounded: bool) -> int:
+    """Which eps between ``proved`` and ``refuted`` to ask about: of those asked least often, the one in the middle.
+
+    Before anything ``is_bounded`` by a counterexample: twice as far as the last question.
+    """
+    inner = range(proved + 1, refuted)
+    least = min(asked.get(eps, 0) for eps in inner)
+    fresh = [eps for eps in inner if asked.get(eps, 0) == least]
+    if is_bounded:
+        return fresh[len(fresh) // 2]
+    target = 2 * max(asked, default=0) or 1
+    return min(fresh, key=lambda eps: abs(eps - target))
