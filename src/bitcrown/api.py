@@ -63,17 +63,20 @@ def verify(
     seconds: float = DEFAULT_SECONDS,
     budget: Budget | None = None,
     report: Callable[[str, dict[str, Any]], None] | None = None,
+    want_certificate: bool = False,
 ) -> Verdict:
     """Decide ``problem`` within ``seconds``, or within ``budget`` where given.
 
     Returns ``sat`` with a witness replayed on the original files, ``unsat`` after a finished proof, ``unknown`` with a
-    reason, or ``timeout``. ``report(phase, facts)`` is called as the search goes on. Raises ``ModelError`` and
-    ``PropertyError`` for input that cannot be used.
+    reason, or ``timeout``. ``report(phase, facts)`` is called as the search goes on. With ``want_certificate``, an
+    ``unsat`` about an integer network over one input box carries the proof that ``check-certificate`` checks.
+    Raises ``ModelError`` and ``PropertyError`` for input that cannot be used.
     """
     from bitcrown.search.strategy import decide
 
     settings = settings or Settings()
-    return decide(problem, settings, budget or Budget.of_seconds(seconds, settings.memory_bytes()), report)
+    budget = budget or Budget.of_seconds(seconds, settings.memory_bytes())
+    return decide(problem, settings, budget, report, want_certificate)
 
 
 def bounds(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -91,13 +94,19 @@ def bounds(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[
 
 
 def decide(
-    onnx: str, vnnlib: str, seconds: float, settings: Settings, report: Callable[..., None]
+    onnx: str,
+    vnnlib: str,
+    seconds: float,
+    settings: Settings,
+    report: Callable[..., None],
+    want_certificate: bool = False,
 ) -> tuple[Verdict, Problem]:
     """What the competition's worker runs: load and verify with one deadline over both."""
     started = time.monotonic()
     problem = load(onnx, vnnlib)
     left = seconds - (time.monotonic() - started)
-    return verify(problem, settings, budget=Budget.of_seconds(left, settings.memory_bytes()), report=report), problem
+    budget = Budget.of_seconds(left, settings.memory_bytes())
+    return verify(problem, settings, budget=budget, report=report, want_certificate=want_certificate), problem
 
 
 __all__ = ["UnsupportedError", "bounds", "decide", "load", "verify"]

@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--network", action="append", metavar="NAME=ONNX", help="file of one declared network")
     verify.add_argument("--timeout", default=str(DEFAULT_TIMEOUT), metavar="S", help="seconds (default: 300)")
     verify.add_argument("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
+    verify.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat in integers")
     verify.add_argument("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
     add_settings(verify)
     verify.set_defaults(run=verify_command)
@@ -119,10 +120,16 @@ def verify_command(options: argparse.Namespace) -> int:
     network, vnnlib = verify_files(options.files, options.network)
     settings = Settings.from_environment(os.environ | environment_of(given_settings(options)))
     check_files(network, vnnlib)
-    request = Request("", network, vnnlib, parse_timeout(options.timeout), started, settings)
+    certificate: Path | None = options.certificate
+    if certificate is not None:
+        write_whole(certificate, "", sync=False)
+    wanted = str(certificate or "")
+    request = Request("", network, vnnlib, parse_timeout(options.timeout), started, settings, wanted)
     if options.result is not None:
         write_whole(options.result, f"{Status.TIMEOUT}\n", sync=False)
     outcome = watch(request, options.result, Signals(), options.record).outcome
+    if certificate is not None:
+        report_certificate(certificate, outcome.status)
     if outcome.status is Status.ERROR:
         return BAD_INPUT
     word = "timed-out" if outcome.status is Status.TIMEOUT and options.network else outcome.status.value
@@ -132,6 +139,18 @@ def verify_command(options: argparse.Namespace) -> int:
     how = outcome.decided_by or outcome.reason + (f" ({outcome.detail})" if outcome.detail else "")
     print(f"bitcrown: {how}; {time.monotonic() - started:.2f} s", file=sys.stderr)
     return DECIDED if outcome.status in (Status.SAT, Status.UNSAT) else UNDECIDED
+
+
+def report_certificate(path: Path, status: Status) -> None:
+    """Whether the proof was written; an empty file, made before the run, is taken away again."""
+    if not path.is_file() or path.stat().st_size:
+        print(f"bitcrown: certificate: {path}", file=sys.stderr)
+        return
+    path.unlink()
+    why = (
+        "certificates exist for integer networks over one input box" if status is Status.UNSAT else "nothing is proved"
+    )
+    print(f"bitcrown: no certificate was written: {why}", file=sys.stderr)
 
 
 def verify_files(files: Sequence[str], networks: Sequence[str] | None) -> tuple[str, str]:

@@ -45,7 +45,10 @@ class Witness:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of ``verify``. ``phases`` maps phase name to seconds; ``counters`` are plain numbers."""
+    """Outcome of ``verify``. ``phases`` maps phase name to seconds; ``counters`` are plain numbers.
+
+    ``certificate``: where asked for, the proof of an unsat about an integer network, as JSON.
+    """
 
     status: Status
     reason: Reason = Reason.NONE
@@ -54,6 +57,7 @@ class Verdict:
     decided_by: str = ""
     phases: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.status is Status.SAT) != (self.witness is not None):

@@ -216,3 +216,29 @@ def test_maximum_radius_is_between_a_proof_and_a_counterexample(
     benchmark = samples.Benchmark.of("mnist")
     around = [decision.answer(benchmark, samples.Query("mnist", 115, int(found[1]) + step), 60) for step in (0, 1)]
     assert [one.verdict for one in around] == ["robust", "vulnerable"]
+
+
+def verify_with_certificate(name: str, path: Path) -> int:
+    instance = next(one for one in read_instances(SUITE / "instances.csv") if one.vnnlib == f"vnnlib/{name}.vnnlib")
+    network = SUITE / parse_network(instance.network)[0][1]
+    files = [str(network), str(SUITE / instance.vnnlib)]
+    return main(["verify", *files, "--timeout", "60", "--certificate", str(path)])
+
+
+def test_verify_writes_a_certificate_that_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "proof.json"
+    assert verify_with_certificate("mnist_0000_eps1", path) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("unsat") and f"certificate: {path}" in err
+    network, prop = SUITE / "networks" / "mnist_mlp.onnx", SUITE / "vnnlib" / "mnist_0000_eps1.vnnlib"
+    assert main(["check-certificate", str(network), str(prop), str(path)]) == 0
+
+
+def test_verify_leaves_no_certificate_where_nothing_is_proved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "proof.json"
+    path.write_text("an older proof")
+    assert verify_with_certificate("mnist_0320_eps4", path) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("sat") and "no certificate was written" in err and not path.exists()

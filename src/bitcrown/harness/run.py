@@ -35,7 +35,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Request:
-    """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout`` seconds count."""
+    """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout`` seconds count.
+
+    ``certificate``: the file for the proof of an unsat in integers; empty for none.
+    """
 
     category: str
     network: str
@@ -43,6 +46,7 @@ class Request:
     timeout: float
     started: float
     settings: Settings
+    certificate: str = ""
 
     @property
     def deadline(self) -> float:
@@ -138,6 +142,7 @@ def _worker_command(request: Request) -> list[str]:
         "deadline": request.soft_deadline,
         "settings": request.settings.as_dict(),
         "parent": os.getpid(),
+        "certificate": request.certificate,
     }
     return [sys.executable, "-P", "-X", "utf8", *program, json.dumps(facts)]
 

@@ -1,8 +1,9 @@
 """The child process that decides one instance, and the messages it sends.
 
 Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network`` (path or text of a
-list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid). Messages are
-JSON objects, one a line, on the descriptor FD:
+list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid), optionally
+``certificate`` (the file for the proof of an unsat that was decided in integers). Messages are JSON objects, one a
+line, on the descriptor FD:
 
     {"kind": "phase", "name": "...", "facts": {...}}
     {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
@@ -96,7 +97,12 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
 
     settings = Settings.from_mapping(request["settings"])
     seconds = float(request["deadline"]) - time.monotonic()
-    verdict, problem = decide(request["network"], request["vnnlib"], seconds, settings, report)
+    certificate = request.get("certificate", "")
+    verdict, problem = decide(request["network"], request["vnnlib"], seconds, settings, report, bool(certificate))
+    if verdict.certificate is not None:
+        from bitcrown.harness.outcome import write_whole
+
+        write_whole(Path(certificate), json.dumps(verdict.certificate, sort_keys=True, separators=(",", ":")) + "\n")
     message: dict[str, Any] = {
         "status": verdict.status.value,
         "reason": verdict.reason.value,

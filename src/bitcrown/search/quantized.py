@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitcrown.quant.certificate import certificate_form
 from bitcrown.quant.decide import decide
 from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import IntegerNetwork, QuantError
@@ -63,8 +64,10 @@ def covering(problem: Problem) -> Problem:
 def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuery]) -> Verdict:
     program = Program(network)
     open_: list[Verdict] = []
+    keeps_proof = run.want_certificate and len(queries) == 1
+    certificate: dict[str, Any] | None = None
     for query in queries:
-        decision = decide(query, run.budget, run.settings.seed, program=program)
+        decision = decide(query, run.budget, run.settings.seed, keeps_proof, program)
         for name, value in decision.counters.items():
             run.counters[name] = run.counters.get(name, 0) + value if isinstance(value, int) else value
         if decision.status is Status.SAT:
@@ -74,6 +77,9 @@ def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuer
             if witness is not None:
                 return run.sat(witness, f"integers: {decision.decided_by}")
             open_.append(run.unknown(Reason.REPLAY, "the lattice point found has no representative in the box"))
-        elif decision.status is not Status.UNSAT:
+        elif decision.status is Status.UNSAT:
+            if keeps_proof and decision.proof is not None:
+                certificate = certificate_form(query, decision.proof, decision.roots)
+        else:
             open_.append(run.verdict(decision.status, reason=decision.reason, detail=decision.detail))
-    return open_[0] if open_ else run.verdict(Status.UNSAT, "integers: staircase bounds")
+    return open_[0] if open_ else run.verdict(Status.UNSAT, "integers: staircase bounds", certificate=certificate)

@@ -36,9 +36,17 @@ Report = Callable[[str, dict[str, Any]], None]
 class Run:
     """State of one decision: budget, phases (seconds), counters, and how to confirm a witness."""
 
-    def __init__(self, problem: Problem, settings: Settings, budget: Budget, report: Report | None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        settings: Settings,
+        budget: Budget,
+        report: Report | None,
+        want_certificate: bool = False,
+    ) -> None:
         self.problem, self.settings, self.budget = problem, settings, budget
         self.report = report or (lambda phase, facts: None)
+        self.want_certificate = want_certificate
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
         self.replay = Replay(problem.query, problem.networks)
@@ -73,12 +81,18 @@ class Run:
         return self.verdict(Status.TIMEOUT, reason=Reason.DEADLINE)
 
 
-def decide(problem: Problem, settings: Settings, budget: Budget, report: Report | None = None) -> Verdict:
+def decide(
+    problem: Problem,
+    settings: Settings,
+    budget: Budget,
+    report: Report | None = None,
+    want_certificate: bool = False,
+) -> Verdict:
     """Decide ``problem``.
 
     Raises ``ModelError`` or ``PropertyError`` for bad input; everything else is in the Verdict.
     """
-    run = Run(problem, settings, budget, report)
+    run = Run(problem, settings, budget, report, want_certificate)
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))
     try:
