@@ -6,8 +6,8 @@ largest output). A network with float inputs takes pixels divided by ``--divide`
 its box holds all float32 numbers between the ends. ``--max-radius`` searches the largest robust eps instead.
 
 Every answer becomes one JSON record in ``--out`` at once, and a later run goes on after them; what was open under
-another time limit is asked again. ``--check`` has the independent checker go through every proof. A counterexample is run by
-onnxruntime where it runs the file. The table at the end counts the records asked for.
+another time limit is asked again. ``--check`` has the independent checker go through every proof. A counterexample is
+run by onnxruntime where it runs the file. The table at the end counts the records asked for.
 Exit codes: 0 nothing contradicts its evidence, 1 something does, 2 bad input.
 """
 
