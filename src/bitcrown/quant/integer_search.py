@@ -22,7 +22,7 @@ from bitcrown.quant.integer_branching import Split, choose_splits, is_implied, s
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.lattice_attack import LatticeAttack
 from bitcrown.quant.linear_steps import Array
-from bitcrown.quant.proof_tree import Domain, Proof, changes, sparse, stacked
+from bitcrown.quant.proof_tree import Domain, Proof, stacked
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.quant.slope_ascent import Ascent, Objective, Pinned, Relaxation, ascend
 from bitcrown.quant.staircase_dual import Slopes, reduced_input, reduced_stairs
@@ -306,7 +306,8 @@ class Search:
                     promising[row] = False
                     values[row] = np.inf
                     self.proof.add(
-                        batch[row].part, ["prove", self._taus(batch[row], tau[place]), sparse(slopes, place)]
+                        batch[row].part,
+                        ["prove", self._taus(batch[row], tau[place]), self.proof.multipliers(slopes, place)],
                     )
                 elif bits == SCALE_BITS[-1]:
                     excess = 1.1 * float(state.best[row] - dual.value[place] / scale[place]) + 1e-6
@@ -349,7 +350,7 @@ class Search:
         for node, low, high in jobs:
             for place, row in enumerate(rows):
                 tightened[place].extend(
-                    changes(node, low[place], high[place], bounds.low[node][row], bounds.high[node][row])
+                    self.proof.changes(node, low[place], high[place], bounds.low[node][row], bounds.high[node][row])
                 )
             low_all, high_all = bounds.low[node].copy(), bounds.high[node].copy()
             low_all[rows], high_all[rows] = np.maximum(low_all[rows], low), np.minimum(high_all[rows], high)
@@ -358,7 +359,12 @@ class Search:
             if tightened[place]:
                 self.proof.add(
                     batch[row].part,
-                    ["tighten", self._taus(batch[row], tau[place]), sparse(slopes, place), tightened[place]],
+                    [
+                        "tighten",
+                        self._taus(batch[row], tau[place]),
+                        self.proof.multipliers(slopes, place),
+                        tightened[place],
+                    ],
                 )
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
 

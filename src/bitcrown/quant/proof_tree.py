@@ -46,6 +46,17 @@ class Proof:
         if self.is_recorded:
             self.trunk.append(step)
 
+    def multipliers(self, slopes: Slopes, row: int) -> list[list[Any]]:
+        """``sparse``, where anybody will read it."""
+        return sparse(slopes, row) if self.is_recorded else []
+
+    def changes(self, node: int, low: Ints, high: Ints, old_low: Ints, old_high: Ints) -> list[list[int]]:
+        """``[node, element, low, high]`` for every element [N] whose interval shrank (one, if nobody reads them)."""
+        where = np.nonzero((low > old_low) | (high < old_high))[0]
+        if not self.is_recorded:
+            where = where[:1]
+        return [[node, int(e), int(low[e]), int(high[e])] for e in where]
+
     def place(self, part: int) -> int:
         """How many steps the part has: a name for the state it is in."""
         return len(self.parts[part])
@@ -129,9 +140,3 @@ def sparse(slopes: Slopes, row: int) -> list[list[Any]]:
         if len(places):
             out.append([node, [[*map(int, place), int(values[tuple(place)])] for place in places]])
     return out
-
-
-def changes(node: int, low: Ints, high: Ints, old_low: Ints, old_high: Ints) -> list[list[int]]:
-    """``[node, element, low, high]`` for every element [N] whose interval shrank."""
-    where = np.nonzero((low > old_low) | (high < old_high))[0]
-    return [[node, int(e), int(low[e]), int(high[e])] for e in where]
