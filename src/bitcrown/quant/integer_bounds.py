@@ -256,3 +256,15 @@ class Program:
 def _window_tops(values: Ints, index: Ints) -> Ints:
     padded = np.concatenate([values, np.full((len(values), 1), -(2**62), dtype=np.int64)], axis=1)
     return np.asarray(padded[:, index].max(axis=2))
+
+
+def box_points(low: Ints, high: Ints) -> Ints:
+    """Every integer point of the box [N], row by row: [B, N]."""
+    spans = (high - low + 1).tolist()
+    total = int(np.prod(spans))
+    numbers = np.arange(total, dtype=np.int64)
+    points = np.repeat(low[None], total, axis=0)
+    for element in np.nonzero(high > low)[0]:
+        numbers, digit = np.divmod(numbers, spans[element])
+        points[:, element] += digit
+    return points

@@ -17,7 +17,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound, integer_scale, rows_at_a_time
-from bitcrown.quant.integer_bounds import Bounds, Program
+from bitcrown.quant.integer_bounds import Bounds, Program, box_points
 from bitcrown.quant.integer_branching import Split, choose_splits, is_implied, saturation_split
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.lattice_attack import LatticeAttack
@@ -390,15 +390,3 @@ class Search:
                 break
         self.attack_seconds += time.monotonic() - begin
         return witness
-
-
-def box_points(low: Ints, high: Ints) -> Ints:
-    """Every integer point of the box [N], row by row: [B, N]."""
-    spans = (high - low + 1).tolist()
-    total = int(np.prod(spans))
-    numbers = np.arange(total, dtype=np.int64)
-    points = np.repeat(low[None], total, axis=0)
-    for element in np.nonzero(high > low)[0]:
-        numbers, digit = np.divmod(numbers, spans[element])
-        points[:, element] += digit
-    return points
