@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ REQUEST = {"network": "n.onnx", "vnnlib": "p.vnnlib", "settings": Settings().as_
 def final_message(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The final message where ``decide`` returns or raises ``outcome``, and the messages sent before it."""
 
-    def decide(network: str, vnnlib: str, seconds: float, settings: Settings, report: Any) -> Any:
+    def decide(network: str, vnnlib: str, seconds: float, settings: Settings, report: Any, proof: bool) -> Any:
         assert (network, vnnlib) == ("n.onnx", "p.vnnlib") and 0 < seconds <= 30
+        assert proof == ("certificate" in REQUEST)
         report("root", {"cases": 2})
         if isinstance(outcome, BaseException):
             raise outcome
@@ -65,3 +67,13 @@ def test_a_verdict_is_passed_on_with_its_record(monkeypatch: pytest.MonkeyPatch)
         "counters": {"domains": 3},
     }  # fmt: skip
     assert before == [{"kind": "phase", "name": "root", "facts": {"cases": 2}}]
+
+
+def test_a_certificate_is_written_where_the_request_names_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "proof.json"
+    verdict = Verdict(Status.UNSAT, decided_by="integers", certificate={"parts": [1, 2]})
+    monkeypatch.setitem(REQUEST, "certificate", str(path))
+    message, _ = final_message(monkeypatch, verdict)
+    assert message["status"] == "unsat" and json.loads(path.read_text()) == {"parts": [1, 2]}
