@@ -24,7 +24,7 @@ from bitcrown.attack.noise import Keys, uniforms
 from bitcrown.attack.square_l2 import moved_mass, tiled_start
 from bitcrown.attack.trace import Trace
 from bitcrown.attack.victim import Victim
-from bitcrown.attack.windows import draws, places, window
+from bitcrown.attack.windows import BLOCK, draws, places, window
 
 FIRST_SHARE = 0.8
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -36,27 +36,26 @@ def square(victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys
     place = torch.arange(len(clean), device=clean.device)
     region = ball.around(clean)
     x = _striped_start(region, keys) if ball.norm == "Linf" else tiled_start(region, keys)
-    logits = victim.logits(x)
-    value = lead(logits, labels).nan_to_num(-torch.inf)
-    for query in range(1, queries + 1):
-        broken = victim.breaks(x, logits, labels[place])
-        if bool(broken.any()):
-            trace.record(place[broken], x[broken])
-            left = ~broken
-            place, x, value, region = place[left], x[left], value[left], region.at(left)
-            keys = keys[left.cpu().numpy()]
-        if query == queries or not len(place):
-            break
-        share = FIRST_SHARE / 2 ** sum(query > limit for limit in HALVED_AFTER)
-        change = _flipped if ball.norm == "Linf" else moved_mass
-        tried = change(region, x, keys, query, share)
-        tried_logits = victim.logits(tried)
+    tried, tried_logits = x, victim.logits(x)
+    value = torch.full((len(x),), -torch.inf, device=x.device)
+    random = draws(keys, 0, clean)
+    change = _flipped if ball.norm == "Linf" else moved_mass
+    for query in range(queries):
         tried_value = lead(tried_logits, labels[place])
         better = tried_value > value
         x = torch.where(better.reshape(-1, 1, 1, 1), tried, x)
         value = torch.where(better, tried_value, value)
-        # Points that were kept were looked at before and were not misclassified: their logits are not needed.
-        logits = torch.where(better.unsqueeze(1), tried_logits, torch.zeros_like(tried_logits))
+        if bool((tried_value > 0).any()):
+            left = ~victim.breaks(tried, tried_logits, labels[place])
+            trace.record(place[~left], tried[~left])
+            place, x, value, region, random = place[left], x[left], value[left], region.at(left), random[left]
+        if query + 1 == queries or not len(place):
+            break
+        if (query + 1) % BLOCK == 0:
+            random = draws(keys[place.cpu().numpy()], query + 1, clean)
+        share = FIRST_SHARE / 2 ** sum(query + 1 > limit for limit in HALVED_AFTER)
+        tried = change(region, x, random[:, (query + 1) % BLOCK], share)
+        tried_logits = victim.logits(tried)
     return trace
 
 
@@ -80,11 +79,10 @@ def _striped_start(region: Region, keys: Keys) -> Tensor:
     return torch.where(coin.reshape(count, channels, 1, width), region.upper, region.lower)
 
 
-def _flipped(region: Region, x: Tensor, keys: Keys, query: int, share: float) -> Tensor:
-    """``x [R, C, H, W]`` with one window of each image at the ends of its range."""
+def _flipped(region: Region, x: Tensor, random: Tensor, share: float) -> Tensor:
+    """``x [R, C, H, W]`` with one window of each image at the ends of its range; ``random [R, J]`` chooses."""
     _, channels, height, width = x.shape
     side = min(max(round((share * height * width) ** 0.5), 1), height, width)
-    share_of = draws(keys, query, 2 + channels, x.device)
-    mask = window(places(share_of[:, :2], side, height, width), side, height, width)
-    coin = share_of[:, 2:] > 0.5
-    return torch.where(mask, torch.where(coin.reshape(-1, channels, 1, 1), region.upper, region.lower), x)
+    mask = window(places(random[:, :2], side, height, width), side, height, width)
+    coin = (random[:, 2 : 2 + channels] > 0.5).reshape(-1, channels, 1, 1)
+    return torch.where(mask, torch.where(coin, region.upper, region.lower), x)

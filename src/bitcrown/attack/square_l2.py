@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitcrown.attack.ball import Region
 from bitcrown.attack.noise import Keys, uniforms
-from bitcrown.attack.windows import draws, places, window
+from bitcrown.attack.windows import PLACES, places, window
 
 TINY = 1e-12
 
@@ -39,17 +39,16 @@ def tiled_start(region: Region, keys: Keys) -> Tensor:
     return _on_sphere(region, noise)
 
 
-def moved_mass(region: Region, x: Tensor, keys: Keys, query: int, share: float) -> Tensor:
-    """A changed ``x [R, C, H, W]``, on the sphere."""
+def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tensor:
+    """A changed ``x [R, C, H, W]``, on the sphere; ``random [R, J]`` chooses."""
     _, channels, height, width = x.shape
     side = max(round((share * height * width) ** 0.5), 3)
     side = min(side + (side % 2 == 0), height, width)
-    random = draws(keys, query, 5 + channels, x.device)
     corner = places(random[:, :2], side, height, width)
     mask = window(corner, side, height, width)
     emptied = window(places(random[:, 2:4], side, height, width), side, height, width)
     nu = x - region.clean
-    sign = torch.where(random[:, 5 : 5 + channels] > 0.5, 1.0, -1.0).to(x.dtype).reshape(-1, channels, 1, 1)
+    sign = torch.where(random[:, PLACES : PLACES + channels] > 0.5, 1.0, -1.0).to(x.dtype).reshape(-1, channels, 1, 1)
     bump = _placed(two_bumps(side, x), corner, random[:, 4] > 0.5, height, width)
     inside = torch.where(mask, nu, torch.zeros_like(nu))
     pile = torch.where(mask, inside / (_length(inside) + TINY) + sign * bump, torch.zeros_like(nu))

@@ -17,8 +17,9 @@ Legend: ``B`` images, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Victim:
     def logits(self, x: Tensor) -> Tensor:
         """``[B, K]``, without a gradient."""
         with torch.no_grad():
-            return torch.cat([self.model(x[index])[:kept] for index, kept in self._groups(len(x), x.device)])
+            return torch.cat([self.model(group)[:kept] for kept, group in self._groups(x)])
 
     def gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[B, K]``, loss ``[B]`` and its gradient in each image ``[B, C, H, W]``; one forward, one backward.
@@ -54,8 +55,8 @@ class Victim:
         NaN and infinity in the gradient are passed on: who uses it decides what to do and what to report.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index, kept in self._groups(len(x), x.device):
-            found = [self._group_gradient(x[index], loss, classes[index]) for _ in range(self.repeats)]
+        for kept, group, group_classes in self._groups(x, classes):
+            found = [self._group_gradient(group, loss, group_classes) for _ in range(self.repeats)]
             logits, value = found[0][0], torch.stack([part[1] for part in found]).mean(dim=0)
             slope = found[0][2] if self.repeats == 1 else torch.stack([part[2] for part in found]).mean(dim=0)
             parts.append((logits[:kept], value[:kept], slope[:kept]))
@@ -73,8 +74,8 @@ class Victim:
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, K]`` and the gradients of all of them ``[B, K, n]``: one forward, ``K`` backward passes."""
         parts = []
-        for index, kept in self._groups(len(x), x.device):
-            group = x[index].detach().requires_grad_(True)
+        for kept, group in self._groups(x):
+            group = group.detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = self.model(group)
                 sums = logits.sum(dim=0)
@@ -83,15 +84,16 @@ class Victim:
         logits, slope = (torch.cat(column) for column in zip(*parts, strict=True))
         return logits, slope
 
-    def _groups(self, count: int, device: torch.device) -> list[tuple[Tensor, int]]:
-        """Which images each call gets, and how many of them are not there to fill up."""
+    def _groups(self, *tensors: Tensor) -> Iterator[Any]:
+        """What each call gets: how many rows of it are images that were asked about, and the rows of each tensor."""
+        count = len(tensors[0])
         size = self.rows or max(1, count)
-        groups = []
         for first in range(0, count, size):
-            kept = min(size, count - first)
-            length = size if self.rows else kept
-            groups.append((torch.arange(first, first + length, device=device).clamp(max=count - 1), kept))
-        return groups
+            if first + size <= count or self.rows is None:
+                yield min(size, count - first), *(tensor[first : first + size] for tensor in tensors)
+            else:
+                index = torch.arange(first, first + size, device=tensors[0].device).clamp(max=count - 1)
+                yield count - first, *(tensor[index] for tensor in tensors)
 
     def breaks(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not asked again)."""

@@ -12,11 +12,17 @@ from bitcrown.attack.noise import Keys, uniforms
 
 START = 1 << 24
 """Queries use numbers of a stream from here on; what comes before is for the start."""
+BLOCK = 64
+"""Queries whose numbers are drawn together: one by one they cost as much as a small network."""
+PLACES = 5
+"""Numbers of a query besides the signs of the channels: two places and a coin."""
 
 
-def draws(keys: Keys, query: int, count: int, device: torch.device) -> Tensor:
-    """``[R, count]`` in (0, 1), others for every query."""
-    return torch.from_numpy(uniforms(keys, count, first=START + query * count)).to(device)
+def draws(keys: Keys, query: int, like: Tensor) -> Tensor:
+    """``[R, BLOCK, J]`` in (0, 1) for the queries from ``query`` on, for images ``like [B, C, H, W]``."""
+    count = PLACES + like.shape[1]
+    share = uniforms(keys, BLOCK * count, first=START + query * count).reshape(len(keys), BLOCK, count)
+    return torch.from_numpy(share).to(like.device)
 
 
 def places(share: Tensor, side: int, height: int, width: int) -> Tensor:
