@@ -242,6 +242,8 @@ class _Cascade:
         names = tuple(self.components[k].name if k >= 0 else None for k in broken_by.tolist())
         left = int((self.correct.cpu().numpy() & (broken_by < 0)).sum())
         warnings.append(hygiene.small_sample(left, len(names)))
+        idle = [row.name for row in self._rows() if not row.broken]
+        said += (f"added nothing: {', '.join(idle)}",) if idle else ()
         correct = int((logits.argmax(dim=1) == self.labels).sum())
         replay = Replay(len(stored), int(together.sum()), int(alone.sum()), correct)
         return SuiteResult(

@@ -78,6 +78,8 @@ def test_an_image_fares_the_same_among_others() -> None:
 def test_every_component_sees_only_what_stands() -> None:
     result = attack()
     left = 37
+    idle = [row.name for row in result.per_attack if not row.broken]
+    assert idle and result.statements == (f"added nothing: {', '.join(idle)}",)
     for row in result.per_attack:
         assert row.attempted == left
         left -= row.broken
