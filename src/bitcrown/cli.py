@@ -17,6 +17,7 @@ from typing import Any
 
 from bitcrown.cli_evaluate import add_evaluate_command
 from bitcrown.cli_settings import add_settings, given_settings
+from bitcrown.cli_train import add_train_command
 from bitcrown.errors import BitcrownError, PropertyError, SettingsError
 from bitcrown.settings import Settings, usable_cores
 from bitcrown.verdict import Status
@@ -102,6 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--need-all", action="store_true", help="exit 3 if an instance with a known truth is undecided")
     add_settings(bench)
     bench.set_defaults(run=bench_command)
+
+    add_train_command(commands)
 
     report = commands.add_parser("report", help="a Markdown table of records")
     report.add_argument("records", type=Path, nargs="+", help="records.jsonl of a bench run")

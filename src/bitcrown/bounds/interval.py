@@ -23,8 +23,13 @@ Bounds = dict[str, tuple[Tensor, Tensor]]
 def node_interval(
     network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Range of one node over given ranges of its inputs, rounded outward; NaN-free: what is unknown is unbounded."""
+    """Range of one node over given ranges of its inputs, rounded outward; NaN-free: what is unknown is unbounded.
+
+    With ``gamma = 0`` neither rounded nor free of NaN: a guide.
+    """
     lower, upper = _plain_interval(network, node, inputs, gamma)
+    if gamma == 0.0:
+        return lower, upper
     infinity = float("inf")
     return lower.nan_to_num(-infinity, infinity, -infinity), upper.nan_to_num(infinity, infinity, -infinity)
 
@@ -43,9 +48,11 @@ def _plain_interval(
     if not inputs:
         return centre, centre
     radius = row.absolute(node, params, radii)
+    shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
+    if gamma == 0.0:
+        return (centre - radius).expand(shape), (centre + radius).expand(shape)
     scale = row.absolute(node, params, [c.abs() + r for c, r in zip(centres, radii, strict=True)])
     slack = (scale + network.offset(node).abs()) * gamma
-    shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
 
 
@@ -67,10 +74,17 @@ def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tenso
 
 
 def interval_bounds(
-    network: Network, x_lower: Tensor, x_upper: Tensor, known: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    network: Network,
+    x_lower: Tensor,
+    x_upper: Tensor,
+    known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    gamma: float | None = None,
 ) -> Bounds:
-    """Intervals of every node over the boxes ``[B, n]``, intersected with ``known`` ones where given."""
-    gamma = rounding.gamma(network)
+    """Intervals of every node over the boxes ``[B, n]``, intersected with ``known`` ones where given.
+
+    ``gamma = 0`` leaves rounding out: a guide (for training), no proof.
+    """
+    gamma = rounding.gamma(network) if gamma is None else gamma
     lowers, uppers = network.split_inputs(x_lower), network.split_inputs(x_upper)
     result: Bounds = {}
     for node in network.graph.nodes.values():

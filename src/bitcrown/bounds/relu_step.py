@@ -3,7 +3,8 @@ value over a box.
 
 ``a`` splits by sign; the positive part takes the lower line (through the origin), the negative part the upper line:
 ``part = where(a > 0, lower_slope, upper_slope) * a`` and ``constant = <min(a, 0), upper_intercept>``.
-Derivatives exist for ``a`` and for ``lower_slope`` (alpha); the upper line is a constant of the optimisation.
+Derivatives exist for ``a``, for ``lower_slope`` (alpha), and for the upper line where it carries a gradient: in
+training, where it depends on the weights through the intermediate bounds.
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ class _ReluStep(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         slope = torch.where(a > 0, lower_slope, upper_slope)
         ctx.save_for_backward(a, slope, intercept)
-        ctx.slope_shape = lower_slope.shape
+        ctx.slope_shapes = lower_slope.shape, upper_slope.shape
         constant = torch.matmul(a.clamp(max=0).flatten(2), intercept.flatten(2).transpose(1, 2)).squeeze(2)
         return slope * a, constant
 
     @staticmethod
-    def backward(ctx: Any, grad_part: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_part: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         a, slope, intercept = ctx.saved_tensors
         positive = a > 0
-        grad_a = grad_slope = None
+        grads: list[Tensor | None] = [None] * 4
+        grad_constant = grad_constant.reshape(*grad_constant.shape, *([1] * (a.dim() - 2)))
         if ctx.needs_input_grad[0]:
-            shape = (*grad_constant.shape, *([1] * (a.dim() - 2)))
-            grad_a = slope * grad_part + torch.where(positive, 0.0, grad_constant.reshape(shape) * intercept)
-            grad_a = _sum_to(grad_a, a.shape)
+            grad_a = slope * grad_part + torch.where(positive, 0.0, grad_constant * intercept)
+            grads[0] = _sum_to(grad_a, a.shape)
         if ctx.needs_input_grad[1]:
-            grad_slope = _sum_to(torch.where(positive, a * grad_part, 0.0), ctx.slope_shape)
-        return grad_a, grad_slope, None, None
+            grads[1] = _sum_to(torch.where(positive, a * grad_part, 0.0), ctx.slope_shapes[0])
+        if ctx.needs_input_grad[2]:
+            grads[2] = _sum_to(torch.where(positive, 0.0, a * grad_part), ctx.slope_shapes[1])
+        if ctx.needs_input_grad[3]:
+            grads[3] = _sum_to(a.clamp(max=0) * grad_constant, intercept.shape)
+        return tuple(grads)
 
 
 def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
@@ -49,7 +54,7 @@ def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
 
 def relu_step(a: Tensor, lower_slope: Tensor, upper_slope: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
     """``a [1 or B, S, *]``; slopes ``[B, 1 or S, *]``, intercept ``[B, 1, *]``: next coefficient and ``[B, S]``."""
-    if torch.is_grad_enabled() and (a.requires_grad or lower_slope.requires_grad):
+    if torch.is_grad_enabled() and any(given.requires_grad for given in (a, lower_slope, upper_slope, intercept)):
         result: tuple[Tensor, Tensor] = _ReluStep.apply(a, lower_slope, upper_slope, intercept)  # type: ignore[no-untyped-call]
         return result
     slope = torch.where(a > 0, lower_slope, upper_slope)

@@ -5,7 +5,8 @@ Legend: ``B`` points, ``n`` flat inputs over all network inputs, ``m`` flat outp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,9 +30,24 @@ class Network:
         self.params: dict[str, Params] = {}
         self.rows: dict[str, Op] = {}
         self._offsets: dict[str, tuple[Tensor, bool]] = {}
+        self._is_trained = False
         for node in graph.nodes.values():
             self.rows[node.name] = op_row(node.op)
             self.params[node.name] = {key: self.tensor(value) for key, value in node.params.items()}
+
+    def with_params(self, params: Mapping[str, Params]) -> Network:
+        """The same graph with other weights (all of one dtype and device) for some nodes; they may carry gradients.
+
+        Values and bounds of the result are differentiable in such weights: this is how networks are trained.
+        """
+        other = copy.copy(self)
+        other.params = {**self.params, **params}
+        given = [value for values in params.values() for value in values.values()]
+        if given:
+            other.dtype, other.device = given[0].dtype, given[0].device
+        other._offsets = {}
+        other._is_trained = any(value.requires_grad for value in given)
+        return other
 
     def tensor(self, values: object) -> Tensor:
         """``values`` as a tensor of this network's dtype and device."""
@@ -76,7 +92,9 @@ class Network:
         ]
         with torch.enable_grad():
             value = self.forward_node(node, points).expand(coefficient.shape[0], *node.shape)
-        grads = torch.autograd.grad(value, points, coefficient, create_graph=coefficient.requires_grad)
+        grads = torch.autograd.grad(
+            value, points, coefficient, create_graph=coefficient.requires_grad or self._is_trained
+        )
         return list(grads)
 
     def offset(self, node: Node) -> Tensor:
@@ -86,9 +104,10 @@ class Network:
                 torch.zeros(1, *self.graph.nodes[name].shape, dtype=self.dtype, device=self.device)
                 for name in node.inputs
             ]
-            with torch.no_grad():
+            with torch.set_grad_enabled(self._is_trained):
                 value = self.forward_node(node, zeros).expand(1, *node.shape)
-            self._offsets[node.name] = (value, not bool(value.any()))
+            # A bias that is zero but trained still needs its derivative.
+            self._offsets[node.name] = (value, not value.requires_grad and not bool(value.any()))
         return self._offsets[node.name][0]
 
     def has_zero_offset(self, node: Node) -> bool:

@@ -1,0 +1,77 @@
+"""Checkpoints: weights, optimiser, settings and history after a finished epoch, as plain tensors and numbers.
+
+They are read with ``weights_only``: a file that holds anything but tensors, numbers, words, lists and dictionaries is
+refused, so a checkpoint from elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitcrown.errors import ModelError, ResourceError, SettingsError
+from bitcrown.train.architectures import Architecture, Stage
+from bitcrown.train.images import Normalisation
+from bitcrown.train.network import TrainableNetwork
+from bitcrown.train.settings import TrainSettings
+from bitcrown.train.training import Run, device_of, optimiser_of
+
+FORMAT = 1
+
+
+def save_checkpoint(run: Run, path: Path) -> None:
+    """Write ``path`` whole or not at all. Raises ``ResourceError`` if it cannot be written."""
+    content = {
+        "format": FORMAT,
+        "architecture": asdict(run.network.architecture),
+        "settings": run.settings.as_dict(),
+        "normalisation": asdict(run.normalisation),
+        "epoch": run.epoch,
+        "seconds": run.seconds,
+        "history": run.history,
+        "network": run.network.state_dict(),
+        "optimiser": run.optimiser.state_dict(),
+    }
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise ResourceError(f"the checkpoint cannot be written to {path}: {error}") from error
+
+
+def load_checkpoint(path: Path, device: str | None = None) -> Run:
+    """The run that ``path`` holds, on ``device`` or where its settings say. Raises ``ModelError`` for a bad file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no checkpoint {path}") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise ModelError(f"{path} is not a checkpoint of bitcrown train, or it is damaged") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {FORMAT})")
+    try:
+        return _restored(content, device)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, SettingsError) as error:
+        raise ModelError(f"{path} does not fit together: {error}") from error
+
+
+def _restored(content: dict[str, Any], device: str | None) -> Run:
+    values = content["settings"] if device is None else {**content["settings"], "device": device}
+    settings = TrainSettings.from_mapping(values)
+    fields = dict(content["architecture"])
+    fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
+    fields["input_shape"] = tuple(fields["input_shape"])
+    normalisation = Normalisation(*(tuple(content["normalisation"][key]) for key in ("mean", "std")))
+    network = TrainableNetwork(Architecture(**fields)).to(device_of(settings))
+    network.load_state_dict(content["network"])
+    optimiser = optimiser_of(network, settings)
+    optimiser.load_state_dict(content["optimiser"])
+    return Run(
+        network, optimiser, settings, normalisation, content["epoch"], content["seconds"], list(content["history"])
+    )
