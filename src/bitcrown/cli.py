@@ -103,9 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--need-all", action="store_true", help="exit 3 if an instance with a known truth is undecided")
     add_settings(bench)
     bench.set_defaults(run=bench_command)
-
     add_train_command(commands)
-
     report = commands.add_parser("report", help="a Markdown table of records")
     report.add_argument("records", type=Path, nargs="+", help="records.jsonl of a bench run")
     report.set_defaults(run=report_command)

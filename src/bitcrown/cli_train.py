@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.errors import ResourceError, SettingsError
+from bitcrown.errors import DataError, ResourceError, SettingsError
 from bitcrown.train.architectures import ARCHITECTURES, architecture
 from bitcrown.train.settings import TRAIN_OPTIONS, TrainSettings, radius_of
 
 if TYPE_CHECKING:
+    from bitcrown.evaluate.data import ImageSet
     from bitcrown.train.images import Normalisation
     from bitcrown.train.training import Images, Run
 
@@ -53,6 +54,7 @@ def add_train_command(commands: Any) -> None:
 def train_command(options: argparse.Namespace) -> int:
     import torch
 
+    from bitcrown.evaluate.data import read_images
     from bitcrown.settings import usable_cores
     from bitcrown.train.checkpoint import save_checkpoint
     from bitcrown.train.onnx_export import write_onnx
@@ -61,8 +63,10 @@ def train_command(options: argparse.Namespace) -> int:
     started = time.monotonic()
     torch.set_num_threads(options.threads if options.threads > 0 else usable_cores())
     run, checkpoint = started_run(options)
-    data = images_of(options.data, options.first, run)
-    held_out = images_of([options.held_out], options.held_out_first, run) if options.held_out else None
+    data = images_of([read_images(path, first=options.first, train=True) for path in options.data], run)
+    held_out = None
+    if options.held_out:
+        held_out = images_of([spread(read_images(options.held_out), options.held_out_first)], run)
     print(f"bitcrown: {run.network.size()} weights, {len(data.labels)} images, epoch {run.epoch}", file=sys.stderr)
     for state in train(run, data, held_out, progress_line()):
         save_checkpoint(state, checkpoint)
@@ -121,16 +125,23 @@ def numbers(text: str, kind: Callable[[str], Any], count: int | None = None) -> 
     return found
 
 
-def images_of(paths: list[Path], first: int | None, run: Run) -> Images:
-    """The images of all ``paths``, one after the other, on the device of ``run``."""
+def spread(found: ImageSet, count: int) -> ImageSet:
+    """``count`` images evenly spaced over the file: it may be sorted by class."""
     import numpy as np
 
-    from bitcrown.evaluate.data import read_images
+    if count < 1:
+        raise SettingsError(f"--held-out-first needs a whole number from 1, but got {count}")
+    return found.select(np.arange(0, len(found), max(1, -(-len(found) // count))))
+
+
+def images_of(sets: list[ImageSet], run: Run) -> Images:
+    """The images of all files, one after the other, on the device of ``run``."""
+    import numpy as np
+
     from bitcrown.train.training import Images, device_of
 
-    sets = [read_images(path, first=first) for path in paths]
-    if len({found.images.shape[1:] for found in sets}) != 1:
-        raise SettingsError("the files of --data hold images of different sizes")
+    if len({found.shape for found in sets}) != 1:
+        raise DataError("the files of --data hold images of different sizes")
     images = np.concatenate([found.images for found in sets])
     labels = np.concatenate([found.labels for found in sets])
     return Images.of(images, labels, device_of(run.settings))

@@ -58,6 +58,8 @@ class Architecture:
     classes: int
 
 
+LAST_OF_BLOCK = "_second_bn"
+"""End of the name of each block's last batch norm."""
 IMAGE = (3, 32, 32)
 ARCHITECTURES = {
     row.name: row

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitcrown.errors import SettingsError
+from bitcrown.errors import DataError, SettingsError
 from bitcrown.train.certified import Box
 
 NORMALISATIONS = {
@@ -45,10 +45,10 @@ class Normalisation:
 
 
 def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
-    """The middle ``[B, C, height, width]``. Raises ``SettingsError`` where images are smaller."""
+    """The middle ``[B, C, height, width]``. Raises ``DataError`` where images are smaller."""
     rows, columns = images.shape[2:]
     if rows < height or columns < width:
-        raise SettingsError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
+        raise DataError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
     top, left = (rows - height) // 2, (columns - width) // 2
     return images[:, :, top : top + height, left : left + width]
 
@@ -58,7 +58,7 @@ def augmented(images: Tensor, height: int, width: int, padding: int, flip: bool,
     padded = torch.nn.functional.pad(images, [padding] * 4) if padding else images
     count, _, rows, columns = padded.shape
     if rows < height or columns < width:
-        raise SettingsError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
+        raise DataError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
     device = images.device
 
     def offsets(room: int, extent: int) -> Tensor:

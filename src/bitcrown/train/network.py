@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bitcrown.model.execute import Network, Params
 from bitcrown.model.graph import Graph, Node
-from bitcrown.train.architectures import Architecture, Layer, layers
+from bitcrown.train.architectures import LAST_OF_BLOCK, Architecture, Layer, layers
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 """Batch norm layer to ``(mean, biased variance)``, each ``[C]``."""
@@ -33,6 +33,7 @@ class TrainableNetwork(nn.Module):
     """Weights of ``architecture``; ``forward`` runs normalised images with the running averages."""
 
     def __init__(self, architecture: Architecture, generator: torch.Generator | None = None) -> None:
+        """Blocks begin as their shortcuts (Goyal et al. 2017): intervals, which grow with every layer, stay small."""
         super().__init__()
         self.architecture = architecture
         self.layers = layers(architecture)
@@ -43,8 +44,10 @@ class TrainableNetwork(nn.Module):
             if made is not None:
                 self.parts[layer.name] = made
         with torch.no_grad():
-            for part in self.parts.values():
+            for name, part in self.parts.items():
                 _initialise(part, generator)
+                if name.endswith(LAST_OF_BLOCK):
+                    part.weight.zero_()
         self.template = Network(template_graph(self.layers), torch.float32)
 
     def part(self, layer: Layer) -> nn.Module | None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.errors import SettingsError
+from bitcrown.errors import DataError, SettingsError
 from bitcrown.train.adversarial import ascended
 from bitcrown.train.architectures import Architecture
 from bitcrown.train.certified import FUSED_FROM, certified_loss, certified_margins
@@ -42,11 +42,11 @@ class Images:
 
     @classmethod
     def of(cls, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], device: torch.device) -> Images:
-        """From arrays. Raises ``SettingsError`` where they are not images in [0, 1] with a label each."""
+        """From arrays. Raises ``DataError`` where they are not images in [0, 1] with a label each."""
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
-            raise SettingsError(f"training needs images [B, C, H, W] with labels [B], but got {images.shape}")
+            raise DataError(f"training needs images [B, C, H, W] with labels [B], but got {images.shape}")
         if images.min() < 0 or images.max() > 1:
-            raise SettingsError("training needs images with values in [0, 1]; normalise with mean and std instead")
+            raise DataError("training needs images with values in [0, 1]; normalise with mean and std instead")
         values = torch.as_tensor(np.ascontiguousarray(images, dtype=np.float32), device=device)
         return cls(values, torch.as_tensor(labels.astype(np.int64), device=device))
 
@@ -87,8 +87,8 @@ def train(
 ) -> Iterator[Run]:
     """Train up to epoch ``until`` (all by default); yields ``run`` after each epoch, when it may be saved.
 
-    ``report`` receives facts several times an epoch; ``held_out`` is measured after each. Raises ``SettingsError`` for
-    data that does not fit the network, and when the loss is no longer a number.
+    ``report`` receives facts several times an epoch; ``held_out`` is measured after each. Raises ``DataError`` for
+    data that does not fit the network, and ``SettingsError`` when the loss is no longer a number.
     """
     _check_fit(run, data)
     while run.epoch < min(run.settings.epochs, until or run.settings.epochs):
@@ -107,9 +107,9 @@ def train(
 def _check_fit(run: Run, data: Images) -> None:
     channels, classes = run.network.architecture.input_shape[0], run.network.architecture.classes
     if data.images.shape[1] != channels:
-        raise SettingsError(f"the network takes {channels} channels, but the images have {data.images.shape[1]}")
+        raise DataError(f"the network takes {channels} channels, but the images have {data.images.shape[1]}")
     if int(data.labels.min()) < 0 or int(data.labels.max()) >= classes:
-        raise SettingsError(f"the network has {classes} classes, but the labels go up to {int(data.labels.max())}")
+        raise DataError(f"the network has {classes} classes, but the labels go up to {int(data.labels.max())}")
 
 
 def _epoch(run: Run, data: Images, report: Report | None) -> dict[str, Any]:

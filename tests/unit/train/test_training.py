@@ -9,7 +9,7 @@ import torch
 from tiny_task import EPS, NORMALISATION, tiny_data, tiny_run, tiny_settings
 
 from bitcrown.bounds.crown import Backward, LayerBounder, minimum, output_seeds
-from bitcrown.errors import ModelError, SettingsError
+from bitcrown.errors import DataError, ModelError, SettingsError
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.train.certified import margin_rows
@@ -103,13 +103,13 @@ def test_bad_checkpoints_are_refused(tmp_path: Path) -> None:
 def test_data_that_does_not_fit_is_refused() -> None:
     data = tiny_data(0, 20)
     run = tiny_run()
-    with pytest.raises(SettingsError, match="classes"):
+    with pytest.raises(DataError, match="classes"):
         next(train(run, Images(data.images, data.labels + 4)))
-    with pytest.raises(SettingsError, match="channels"):
+    with pytest.raises(DataError, match="channels"):
         next(train(run, Images(data.images.expand(-1, 3, -1, -1), data.labels)))
-    with pytest.raises(SettingsError, match="8x8"):
+    with pytest.raises(DataError, match="8x8"):
         next(train(run, Images(data.images[:, :, :6, :6], data.labels)))
-    with pytest.raises(SettingsError, match=r"\[0, 1\]"):
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
         Images.of(data.images.numpy() * 255, data.labels.numpy(), torch.device("cpu"))
 
 
