@@ -28,6 +28,10 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
 
+CHUNK = 256
+"""Symbols whose absolute values are added at a time."""
+
+
 @dataclass
 class Zonotope:
     """``centre``, ``error`` (>= 0) are ``[1, *]``, ``generators [K, *]``."""
@@ -37,33 +41,53 @@ class Zonotope:
     error: Tensor
 
     def radius(self) -> Tensor:
-        return self.generators.abs().sum(dim=0, keepdim=True) + self.error
+        """``[1, *]``, added up a chunk of symbols at a time: no second copy of the generators."""
+        total = self.error
+        for part in torch.split(self.generators, CHUNK):
+            total = total + part.abs().sum(dim=0, keepdim=True)
+        return total
 
 
 class Propagation:
-    """Zonotopes of one network, node by node. ``memory``: bytes that the generators of one node may take."""
+    """Zonotopes of one network, node by node. ``memory``: bytes that the generators of one node may take.
+
+    At any time there are at most four tensors of that size: the sources, one that waits for its branch, the result. A
+    node may make new symbols as long as they fit the widest node *after* it, for all of which it must be carried.
+    """
 
     def __init__(self, network: Network, gamma: float, memory: int) -> None:
         self.network, self.gamma, self.symbols = network, gamma, 0
         item = torch.finfo(network.dtype).bits // 8
-        self.most_symbols = memory // (item * max(node.size for node in network.graph.nodes.values()))
+        self.most_symbols: dict[str, int] = {}
+        widest = 1
+        for node in reversed(network.graph.nodes.values()):
+            widest = max(widest, node.size)
+            self.most_symbols[node.name] = memory // (item * widest)
 
-    def box(self, lower: Tensor, upper: Tensor) -> Zonotope:
+    def box(self, node: Node, lower: Tensor, upper: Tensor) -> Zonotope:
         """An input ``[1, *]``: one symbol for each element that varies."""
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
         error = (centre.abs() + radius) * self.gamma
-        return self._with_symbols(Zonotope(centre, centre[:0], error), radius)
+        return self._with_symbols(node, Zonotope(centre, centre[:0], error), radius)
 
-    def _with_symbols(self, zonotope: Zonotope, radius: Tensor) -> Zonotope:
-        """Plus ``radius [1, *]`` times a symbol of its own for each element; without room, plus an error."""
+    def _with_symbols(self, node: Node, zonotope: Zonotope, radius: Tensor, slope: Tensor | None = None) -> Zonotope:
+        """Plus ``radius [1, *]`` times a symbol of its own for each element; without room, plus an error.
+
+        The inherited generators are multiplied by ``slope`` where given.
+        """
+        inherited = zonotope.generators
         fresh = (radius.flatten() > 0).nonzero().flatten()
-        if self.symbols + len(fresh) > self.most_symbols:
-            return Zonotope(zonotope.centre, zonotope.generators, zonotope.error + radius)
-        rows = radius.new_zeros(len(fresh), radius.numel())
-        rows[torch.arange(len(fresh), device=fresh.device), fresh] = radius.flatten()[fresh]
-        inherited = _padded(zonotope.generators, self.symbols)
+        if self.symbols + len(fresh) > self.most_symbols[node.name]:
+            generators = inherited if slope is None else slope * inherited
+            return Zonotope(zonotope.centre, generators, zonotope.error + radius)
+        generators = radius.new_zeros(self.symbols + len(fresh), *radius.shape[1:])
+        if slope is None:
+            generators[: len(inherited)] = inherited
+        else:
+            torch.mul(slope, inherited, out=generators[: len(inherited)])
+        rows = torch.arange(self.symbols, len(generators), device=radius.device)
+        generators.view(len(generators), radius.numel())[rows, fresh] = radius.flatten()[fresh]
         self.symbols += len(fresh)
-        generators = torch.cat([inherited, rows.reshape(-1, *radius.shape[1:])])
         return Zonotope(zonotope.centre, generators, zonotope.error)
 
     def affine(self, node: Node, sources: Sequence[Zonotope]) -> Zonotope:
@@ -76,7 +100,9 @@ class Propagation:
             return Zonotope(centre, centre[:0], torch.zeros_like(centre))
         count = max(len(z.generators) for z in sources)
         padded = [_padded(z.generators, count) for z in sources]
-        generators = network.forward_node(node, padded) - offset if count else centre[:0]
+        generators = network.forward_node(node, padded) if count else centre[:0]
+        if count and not network.has_zero_offset(node):  # then the result is a new tensor, no view of the source
+            generators = generators.sub_(offset)
         size = absolute(node, params, [z.centre.abs() + z.radius() for z in sources])
         error = absolute(node, params, [z.error for z in sources])
         error = error + self.gamma * (size + (count + 1) * offset.abs())
@@ -98,7 +124,7 @@ class Propagation:
         distance = ((most - least) / 2).clamp(min=0)
         centre = slope * source.centre + (most + least) / 2
         error = slope.abs() * source.error + self.gamma * size
-        return self._with_symbols(Zonotope(centre, slope * source.generators, error), distance)
+        return self._with_symbols(node, Zonotope(centre, source.generators, error), distance, slope)
 
     def interval(self, zonotope: Zonotope) -> tuple[Tensor, Tensor]:
         radius = zonotope.radius()
@@ -121,7 +147,7 @@ class Forward:
         self.zonotopes: dict[str, Zonotope] = {}
 
     def begin(self, node: Node, lower: Tensor, upper: Tensor) -> None:
-        self.zonotopes[node.name] = self.propagation.box(lower, upper)
+        self.zonotopes[node.name] = self.propagation.box(node, lower, upper)
 
     def step(
         self, node: Node, interval: tuple[Tensor, Tensor], bounds: Bounds, relaxations: Mapping[str, Relaxation]

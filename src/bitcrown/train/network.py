@@ -47,6 +47,7 @@ class TrainableNetwork(nn.Module):
             for name, part in self.parts.items():
                 _initialise(part, generator)
                 if name.endswith(LAST_OF_BLOCK):
+                    assert isinstance(part, nn.BatchNorm2d)
                     part.weight.zero_()
         self.template = Network(template_graph(self.layers), torch.float32)
 
