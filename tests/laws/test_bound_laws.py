@@ -89,6 +89,7 @@ def test_samples_lie_inside_zonotopes(kind: str, width: float, symbols: int) -> 
             allowance = 1e-13 * (1 + values[node.name].abs())
             value = values[node.name]
             assert (value >= low - allowance).all() and (value <= up + allowance).all(), node.name
+            assert forward.zonotopes[node.name].generators.numel() <= symbols * widest
 
 
 def test_zonotopes_cancel_what_intervals_cannot() -> None:

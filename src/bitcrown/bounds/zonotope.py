@@ -27,7 +27,6 @@ from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
-
 CHUNK = 256
 """Symbols whose absolute values are added at a time."""
 
@@ -60,7 +59,7 @@ class Propagation:
         item = torch.finfo(network.dtype).bits // 8
         self.most_symbols: dict[str, int] = {}
         widest = 1
-        for node in reversed(network.graph.nodes.values()):
+        for node in reversed(list(network.graph.nodes.values())):
             widest = max(widest, node.size)
             self.most_symbols[node.name] = memory // (item * widest)
 
