@@ -1,7 +1,7 @@
 """Time and peak memory of root bounds of the five ResNets: interval, CROWN and alpha-CROWN for one image each.
 
 root_bounds.py [--model NAME ...] [--onnx FILE] [--method interval|crown|alpha ...] [--eps 1/255] [--steps N] [--data
-PATH] [--memory-gib 1] [--iterations 20] [--out FILE]. Every measurement is a process of its own, so that peak memory is
+PATH] [--memory-gib 2] [--iterations 20] [--out FILE]. Every measurement is a process of its own, so that peak memory is
 that of one method; CPU seconds are of the bounds alone, without reading or making the network. ``crown`` includes the
 intermediate layers; ``alpha`` includes ``crown`` and then improves all margins (99 or 199) together.
 
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--eps", default="1/255")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="natural training steps first")
     parser.add_argument("--data", type=Path, metavar="PATH", help="images; the first is bounded")
-    parser.add_argument("--memory-gib", type=float, default=1.0, metavar="G", help="budget of one pass (default: 1)")
+    parser.add_argument("--memory-gib", type=float, default=2.0, metavar="G", help="budget of one pass (default: 2)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="of alpha-CROWN (default: 20)")
     parser.add_argument("--out", type=Path, default=Path("results/root_bounds.jsonl"), metavar="FILE")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
