@@ -91,6 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
         proof.add_argument(name, type=Path, help=text)
     proof.set_defaults(run=check_certificate_command)
 
+    _add_bench_commands(commands)
+    add_train_command(commands)
+    add_evaluate_command(commands)
+    return parser
+
+
+def _add_bench_commands(commands: Any) -> None:
     bench = commands.add_parser("bench", help="run a suite through the competition's scripts")
     bench.add_argument("suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites")
     bench.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for results (results/bench)")
@@ -103,12 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--need-all", action="store_true", help="exit 3 if an instance with a known truth is undecided")
     add_settings(bench)
     bench.set_defaults(run=bench_command)
-    add_train_command(commands)
     report = commands.add_parser("report", help="a Markdown table of records")
     report.add_argument("records", type=Path, nargs="+", help="records.jsonl of a bench run")
     report.set_defaults(run=report_command)
-    add_evaluate_command(commands)
-    return parser
 
 
 def verify_command(options: argparse.Namespace) -> int:
