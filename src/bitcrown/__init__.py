@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitcrown.api import bounds, load, verify
+    from bitcrown.api import attack, bounds, evaluate, load, verify
     from bitcrown.budget import Budget
     from bitcrown.errors import BitcrownError
     from bitcrown.settings import Settings
@@ -28,7 +28,9 @@ __all__ = [
     "Status",
     "Verdict",
     "Witness",
+    "attack",
     "bounds",
+    "evaluate",
     "load",
     "verify",
 ]
@@ -42,15 +44,18 @@ _HOMES = {
     "Status": "verdict",
     "Verdict": "verdict",
     "Witness": "verdict",
+    "attack": "api",
     "bounds": "api",
+    "evaluate": "api",
     "load": "api",
     "verify": "api",
 }
 
-# The first import of a package binds its name in its parent: done here, once, so that ``bitcrown.bounds`` stays the
-# function. (The package itself is found by ``from bitcrown.bounds import ...``; it imports nothing.)
-import_module("bitcrown.bounds")
-del globals()["bounds"]
+# The first import of a package binds its name in its parent: done here, once, so that ``bitcrown.bounds`` and the like
+# stay functions. (The packages themselves are found by ``from bitcrown.bounds import ...``; they import nothing.)
+for _package in ("attack", "bounds", "evaluate"):
+    import_module(f"bitcrown.{_package}")
+    del globals()[_package]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,17 +3,22 @@
 problem = bitcrown.load("net.onnx", "property.vnnlib")
 verdict = bitcrown.verify(problem)
 lower, upper = bitcrown.bounds(problem)
+found = bitcrown.attack("net.onnx", images, labels, "8/255")
+evaluation = bitcrown.evaluate("net.onnx", images, labels, ["1/255", "2/255"], bounds="bab")
+
+Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import Budget
-from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.errors import PropertyError, SettingsError, UnsupportedError
 from bitcrown.settings import Settings
 from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.normalise import problem_from_query
@@ -23,6 +28,14 @@ from bitcrown.verdict import Verdict
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from bitcrown.attack.suite import SuiteResult
+    from bitcrown.evaluate.plan import Plan
+    from bitcrown.evaluate.runs import Evaluation
+    from bitcrown.evaluate.subjects import Subject
+
+Radius = str | float | Fraction
+"""In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for it."""
 
 DEFAULT_SECONDS = 300.0
 
@@ -93,6 +106,146 @@ def bounds(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[
     return tensor_bounds(problem, tensor, case)
 
 
+def attack(
+    model: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    eps: Radius,
+    *,
+    suite: str = "standard",
+    norm: str = "Linf",
+    bpda: str = "",
+    batch: int = 100,
+    mean: Sequence[Radius] | None = None,
+    std: Sequence[Radius] | None = None,
+    weights: str | Path | None = None,
+    settings: Settings | None = None,
+    resume: Path | None = None,
+) -> SuiteResult:
+    """Attack ``images [B, C, H, W]`` (8-bit levels, or float32 in [0, 1]) of classes ``labels [B]``.
+
+    ``model``: a path, ``zoo:NAME`` (with ``weights``), or a torch function from pixels to logits. ``suite``:
+    ``standard``, ``plus``, ``rand`` or ``black-box``. The result's images are pixels in [0, 1]; networks in files are
+    judged as bitcrown computes them (``evaluate`` asks onnxruntime as well). Raises ``SettingsError``, ``DataError``
+    or ``ModelError`` for what cannot be used.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from bitcrown.attack.suite import run_suite
+
+    plan, subject, pixels = _question(
+        model, images, labels, eps, norm, suite, batch, mean, std, weights, settings or Settings(), ()
+    )
+    found = run_suite(
+        subject.classifier(bpda),
+        subject.space.points(pixels.images).to(subject.device),
+        torch.from_numpy(pixels.labels).to(subject.device),
+        subject.space.ball(norm, plan.eps),
+        suite=suite,
+        seed=plan.settings.seed,
+        batch=batch,
+        resume=resume,
+    )
+    return replace(found, adversarial=torch.from_numpy(subject.space.pixels(found.adversarial)))
+
+
+def evaluate(
+    model: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    eps: Radius | Sequence[Radius],
+    *,
+    attack: str = "standard",
+    bounds: str = "none",
+    norm: str = "Linf",
+    bpda: Sequence[str] = ("",),
+    batch: int = 100,
+    mean: Sequence[Radius] | None = None,
+    std: Sequence[Radius] | None = None,
+    weights: str | Path | None = None,
+    settings: Settings | None = None,
+    out: Path | None = None,
+) -> Evaluation:
+    """Clean, attacked and verified accuracy at every radius of ``eps``, under every rule of ``bpda``.
+
+    ``attack``: a suite as in ``attack``, ``pgd`` or ``none``; ``bounds``: ``none``, ``crown``, ``alpha`` or ``bab``;
+    ``out``: folder in which an interrupted evaluation goes on. The result has a ``record``, ``table()`` and ``html()``.
+    """
+    from bitcrown.evaluate.proving import parse_levels
+    from bitcrown.evaluate.runs import evaluate_runs
+
+    radii = [eps] if isinstance(eps, str | float | int | Fraction) else list(eps)
+    plan, subject, pixels = _question(
+        model,
+        images,
+        labels,
+        radii[0],
+        norm,
+        attack,
+        batch,
+        mean,
+        std,
+        weights,
+        settings or Settings(),
+        parse_levels(bounds),
+    )
+    return evaluate_runs(plan, [exact_radius(radius) for radius in radii], bpda, pixels, out, subject=subject)
+
+
+def _question(
+    model: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    eps: Radius,
+    norm: str,
+    attack: str,
+    batch: int,
+    mean: Sequence[Radius] | None,
+    std: Sequence[Radius] | None,
+    weights: str | Path | None,
+    settings: Settings,
+    levels: tuple[str, ...],
+) -> tuple[Plan, Subject, Any]:
+    """The plan, its network opened, and the images, of whatever a caller gave."""
+    import numpy as np
+
+    from bitcrown.evaluate.data import ImageSet, unit_pixels
+    from bitcrown.evaluate.plan import Plan, open_subject
+    from bitcrown.evaluate.subjects import ZOO, TorchSubject
+    from bitcrown.search.decision import device_of
+
+    pixels = ImageSet("images", unit_pixels(np.asarray(images)), np.asarray(labels, dtype=np.int64))
+    is_function = callable(model)
+    name = type(model).__name__ if is_function else str(model)
+    plan = Plan(
+        name if is_function or name.startswith(ZOO) else Path(name),
+        exact_radius(eps),
+        None if mean is None else tuple(exact_radius(value) for value in mean),
+        None if std is None else tuple(exact_radius(value) for value in std),
+        levels=levels,
+        batch=batch,
+        settings=settings,
+        norm=norm,
+        attack=attack,
+        weights=None if weights is None else Path(weights),
+    )
+    if is_function:
+        return plan, TorchSubject(model, name, pixels.shape, batch, device_of(settings.device)), pixels
+    return plan, open_subject(plan, pixels.shape), pixels
+
+
+def exact_radius(value: Radius) -> Fraction:
+    """The number meant: words exactly, a float as the short fraction that it is nearest to. Raises ``SettingsError``."""
+    try:
+        exact = Fraction(value)
+    except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
+        raise SettingsError(f"a number such as 0.03 or '8/255' is needed, not {value!r}") from error
+    short = exact.limit_denominator(100_000)
+    return short if isinstance(value, float) and float(short) == value else exact
+
+
 def decide(
     onnx: str,
     vnnlib: str,
@@ -109,4 +262,4 @@ def decide(
     return verify(problem, settings, budget=budget, report=report, want_certificate=want_certificate), problem
 
 
-__all__ = ["UnsupportedError", "bounds", "decide", "load", "verify"]
+__all__ = ["UnsupportedError", "attack", "bounds", "decide", "evaluate", "load", "verify"]

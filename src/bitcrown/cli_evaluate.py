@@ -19,7 +19,7 @@ from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
 
 if TYPE_CHECKING:
-    from bitcrown.evaluate.evaluation import Plan
+    from bitcrown.evaluate.plan import Plan
 
 DONE, WRONG = 0, 1
 PLAIN_SECONDS = 30.0
@@ -33,18 +33,54 @@ def add_evaluate_command(commands: Any) -> None:
         description="Clean, attacked and verified accuracy of a network over labelled images. Interrupted runs go on "
         "where they stopped if --out names the same folder.",
     )
-    parser.add_argument("model", type=Path, help="ONNX file")
+    parser.add_argument("model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])")
     parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)")
-    parser.add_argument("--eps", required=True, help="radius in pixels of [0, 1], L-infinity, for example 1/255")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="of a zoo network: TensorFlow checkpoint or .npz")
+    parser.add_argument("--eps", required=True, metavar="E[,E...]", help="radii in pixels of [0, 1], for example 1/255")
+    parser.add_argument("--norm", default="Linf", help="of the ball: Linf, L2 or L1 (Linf)")
     parser.add_argument("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
     parser.add_argument("--std", metavar="S,S,S", help="divides each channel (default: 1)")
     parser.add_argument("--order", default="auto", choices=("auto", "chw", "hwc"), help="axes of the network's input")
     parser.add_argument("--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
+    _add_attack_options(parser)
+    _add_bounds_options(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures")
+    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
+    add_settings(parser)
+    parser.set_defaults(run=evaluate_command)
+
+
+def _add_attack_options(parser: Any) -> None:
+    parser.add_argument(
+        "--attack",
+        default="pgd",
+        metavar="SUITE",
+        help="standard, plus, rand, black-box (suites), pgd (see --steps) or none (pgd)",
+    )
+    parser.add_argument(
+        "--bpda",
+        default="none",
+        metavar="RULE[,RULE...]",
+        help="gradients of the suite: none (the network's own), identity, removed, straight-through, smooth; several "
+        "are run one after the other and compared (none)",
+    )
     parser.add_argument("--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack")
     parser.add_argument("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
-    parser.add_argument("--batch", type=int, default=100, help="images attacked at a time (100); changes no result")
-    parser.add_argument("--bounds", default="crown", help="up to which bound: crown, alpha or bab (crown)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=100,
+        help="images attacked at a time (100); changes no result, except of networks whose logits depend on the batch",
+    )
+
+
+def _add_bounds_options(parser: Any) -> None:
+    parser.add_argument("--verify", action="store_true", help="prove what is not broken; short for --bounds bab")
+    parser.add_argument(
+        "--bounds", help="prove up to this bound: none, crown, alpha or bab (none; with --select: crown)"
+    )
     parser.add_argument(
         "--seconds-per-image", type=float, default=5.0, metavar="S", help="for what follows plain CROWN (5)"
     )
@@ -56,69 +92,75 @@ def add_evaluate_command(commands: Any) -> None:
         help="write the images that are right, standing after "
         "the attack and not proved by plain CROWN, one number a line",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json")
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
-    add_settings(parser)
-    parser.set_defaults(run=evaluate_command)
 
 
 def evaluate_command(options: argparse.Namespace) -> int:
     import torch
 
     from bitcrown.evaluate.data import centre_crop, read_images
-    from bitcrown.evaluate.evaluation import Evaluator, selected
-    from bitcrown.evaluate.journal import Journal
-    from bitcrown.evaluate.summary import record_of, table
+    from bitcrown.evaluate.evaluation import selected
+    from bitcrown.evaluate.runs import evaluate_runs
     from bitcrown.harness.outcome import write_whole
 
-    started = time.monotonic()
     plan = plan_of(options)
+    radii = [exact_number(word, "--eps") for word in options.eps.split(",")]
+    rules = ["" if word.strip() == "none" else word.strip() for word in options.bpda.split(",")]
+    if options.select is not None and len(radii) * len(rules) > 1:
+        raise SettingsError("--select needs one radius and one rule of gradients")
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
     if options.crop is not None:
         images = replace(images, images=centre_crop(images.images, options.crop))
     line = ProgressLine()
-    evaluator = Evaluator(plan, images, Journal(options.out, plan.identity(), options.fresh), line.show)
     try:
-        outcomes = evaluator.run()
+        found = evaluate_runs(plan, radii, rules, images, options.out, options.fresh, line.show)
     finally:
         line.end()
-    record = record_of(evaluator, outcomes, time.monotonic() - started)
     if options.out is not None:
-        write_whole(options.out / "record.json", json.dumps(record, indent=1) + "\n", sync=False)
+        write_whole(options.out / "record.json", json.dumps(found.record, indent=1) + "\n", sync=False)
     if options.select is not None:
-        numbers = selected(outcomes)
+        numbers = selected(found.outcomes[0])
         write_whole(options.select, "".join(f"{number}\n" for number in numbers), sync=False)
         print(f"{len(numbers)} images selected: {options.select}")
-    print(table(record), end="")
-    if record["contradictions"]:
-        print(f"WRONG: broken and proved at once: images {record['contradictions']}", file=sys.stderr)
+    print(found.table(), end="")
+    if found.record["contradictions"]:
+        print(f"WRONG: broken and proved at once: images {found.record['contradictions']}", file=sys.stderr)
         return WRONG
+    if options.html is not None:
+        write_whole(options.html, found.html(), sync=False)
     return DONE
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """The options as a plan. Raises ``SettingsError``."""
-    from bitcrown.evaluate.evaluation import Plan
+    """The options as a plan for the first radius. Raises ``SettingsError``."""
+    from bitcrown.evaluate.plan import Plan
     from bitcrown.evaluate.proving import parse_levels
+    from bitcrown.evaluate.subjects import ZOO
 
     settings = Settings.from_mapping(given_settings(options))
-    if options.select is not None and not (options.steps > 0 and options.restarts > 0):
-        raise SettingsError("--select needs the attack: steps and restarts above 0")
-    return Plan(
-        options.model,
-        exact_number(options.eps, "--eps"),
+    if options.verify and options.bounds not in (None, "bab"):
+        raise SettingsError(f"--verify means --bounds bab, which is not --bounds {options.bounds}; give one of them")
+    usual = "bab" if options.verify else "crown" if options.select is not None else "none"
+    plan = Plan(
+        options.model if options.model.startswith(ZOO) else Path(options.model),
+        exact_number(options.eps.split(",")[0], "--eps"),
         exact_numbers(options.mean, "--mean"),
         exact_numbers(options.std, "--std"),
         options.order,
         options.steps,
         options.restarts,
-        parse_levels(options.bounds),
+        parse_levels(options.bounds or usual),
         options.seconds_per_image,
         options.batch,
         options.jobs,
         settings,
+        options.norm,
+        options.attack,
+        weights=options.weights,
     )
+    if options.select is not None and not (plan.has_attack and plan.levels):
+        raise SettingsError("--select needs an attack, and --bounds crown or more")
+    return plan
 
 
 def exact_number(word: str, name: str) -> Fraction:
@@ -134,26 +176,30 @@ def exact_numbers(words: str | None, name: str) -> tuple[Fraction, ...] | None:
 
 
 class ProgressLine:
-    """One line on stderr: written over on a terminal, elsewhere a plain line every ``PLAIN_SECONDS``."""
+    """A line a stage on stderr: written over on a terminal, elsewhere a plain line every ``PLAIN_SECONDS``."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
-        self.stage, self.started, self.shown = "", time.monotonic(), 0.0
+        self.stage, self.is_open, self.shown = "", False, 0.0
+        self.started = self.last = time.monotonic()
 
     def show(self, stage: str, done: int, total: int, counts: dict[str, int]) -> None:
         now = time.monotonic()
         if stage != self.stage:
-            self.stage, self.started = stage, now
+            self.stage, self.started = stage, self.last
+        self.last = now
         seconds = now - self.started
         left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
         facts = ", ".join(f"{value} {name}" for name, value in counts.items())
         line = f"{stage} [{done}/{total}] {facts}; {seconds:.0f} s{left}"
         if self.live:
-            print(f"\r\x1b[K{line}"[:150], end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{line}"[:150], end="\n" if done == total else "", file=sys.stderr, flush=True)
         elif done == total or now - self.shown > PLAIN_SECONDS:
             self.shown = now
             print(line, file=sys.stderr, flush=True)
 
+        self.is_open = done != total
+
     def end(self) -> None:
-        if self.live:
+        if self.live and self.is_open:
             print(file=sys.stderr)

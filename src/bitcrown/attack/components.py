@@ -86,7 +86,8 @@ def statements(chosen: tuple[Component, ...], norm: str, classes: int, is_differ
     names = {component.name for component in chosen}
     if not is_differentiable:
         gone = ", ".join(component.name for component in chosen if component.needs_gradients())
-        said.append(f"the network has no gradients: {gone} did not run, random search stands in for them")
+        if gone:
+            said.append(f"the network has no gradients: {gone} did not run, random search stands in for them")
     elif classes < 3 and names & {"apgd-dlr", "apgd-t"}:
         said.append(f"DLR needs 3 classes, the network has {classes}: the difference of logits was used instead")
     elif classes < 4 and "apgd-t" in names:

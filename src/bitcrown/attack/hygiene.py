@@ -256,7 +256,8 @@ def confidence_interval(successes: int, images: int) -> tuple[float, float]:
     share, z2 = successes / images, Z95 * Z95
     middle = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images * images))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # (The share lies inside; at 0 and 1 rounding would put an end of the interval beside it.)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def small_sample(successes: int, images: int) -> Finding | None:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from bitcrown.attack.ball import Ball
 from bitcrown.attack.image_pgd import pgd_images
+from bitcrown.attack.victim import Classifier
 from bitcrown.check.replay import Replay
 from bitcrown.evaluate.boxes import label_query
-from bitcrown.model.classifier import GraphClassifier, ImageLayout
+from bitcrown.model.classifier import ImageLayout
 from bitcrown.search.objective import round_down
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
@@ -31,10 +32,14 @@ Attack = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Judgement:
-    """``logits [K]``; ``margin``: label's logit minus the largest other (NaN counts as wrong)."""
+    """``logits [K]``; ``margin``: label's logit minus the largest other (NaN counts as wrong).
+
+    ``first_wins``: of equal logits the first decides (exact integer networks, where ties are common).
+    """
 
     logits: np.ndarray
     label: int
+    first_wins: bool = False
 
     @property
     def margin(self) -> float:
@@ -43,7 +48,9 @@ class Judgement:
 
     @property
     def is_right(self) -> bool:
-        """Strictly: a tie is a violation, as in the published properties."""
+        """Strictly: a tie is a violation, as in the published properties (unless ``first_wins``)."""
+        if self.first_wins and not np.isnan(self.logits).any():
+            return int(self.logits.argmax()) == self.label
         return self.margin > 0
 
     @property
@@ -67,16 +74,15 @@ class Judge:
         return Judgement(outputs[0].astype(np.float64), label)
 
 
-def ball_of(eps: Fraction) -> Ball:
-    """The L-infinity ball of radius ``eps``; the radius as a float is never larger than it."""
-    return Ball("Linf", round_down(eps))
+def ball_of(eps: Fraction, norm: str = "Linf") -> Ball:
+    """The ball of radius ``eps``; the radius as a float is never larger than it."""
+    return Ball(norm, round_down(eps))
 
 
-def pgd_attack(model: GraphClassifier, ball: Ball, steps: int, restarts: int, batch: int) -> Attack:
+def pgd_attack(model: Classifier, ball: Ball, steps: int, restarts: int, batch: int, device: torch.device) -> Attack:
     """Projected gradient descent with ``steps`` and ``restarts``."""
 
     def run(images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        device = model.network.device
         found = pgd_images(
             model,
             images.to(device),
@@ -92,13 +98,6 @@ def pgd_attack(model: GraphClassifier, ball: Ball, steps: int, restarts: int, ba
     return run
 
 
-def inside(ball: Ball, candidate: np.ndarray, clean: np.ndarray) -> bool:
-    """Whether ``candidate [C, H, W]`` lies in the ball around ``clean``."""
-    return bool(ball.contains(torch.from_numpy(candidate[None]), torch.from_numpy(clean[None]))[0])
-
-
-def nearest_inside(ball: Ball, candidate: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """``candidate`` moved into the ball, float32: what the search finds lies in a slightly larger box."""
-    point = torch.from_numpy(candidate.astype(np.float32)[None])
-    result: np.ndarray = ball.project(point, torch.from_numpy(clean[None]))[0].numpy()
-    return result
+def inside(ball: Ball, candidate: Tensor, clean: Tensor) -> bool:
+    """Whether the point ``candidate [C, H, W]`` lies in the ball around ``clean``."""
+    return bool(ball.contains(candidate[None], clean[None])[0])

@@ -1,100 +1,46 @@
 """Clean, attacked and verified accuracy of one network over a data set, image by image.
 
-Three stages, each over what the one before left: *clean* (does the original file give the label strictly the largest
-logit?), *attack* (every correctly classified image, those that will be proved too) and *bounds* (plain CROWN for all of
-them; alpha-CROWN and branch and bound for those neither proved nor broken). So each image ends as
+Three stages: *clean* (does the network give the label the largest logit? ``subjects`` says who judges), *attack* (every
+correctly classified image, those that will be proved too; PGD, or a suite) and *bounds* (plain CROWN for all of them;
+alpha-CROWN and branch and bound for those neither proved nor broken). So each image ends as
 
     wrong | broken (by which attack) | proved (by which bound) | open,
 
 and verified <= not broken <= clean holds image by image, or a verdict is wrong: an image that is both broken and proved
 is a contradiction, which is reported as such and never resolved silently.
 
-Findings go to a ``Journal`` as they come; at the end every broken image is judged again from the stored pixels.
+Findings go to a ``Journal`` as they come (a suite keeps its own state beside it and is entered there when it is done);
+at the end every broken image is judged again from the stored pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bitcrown.attack.suite import Progress as SuiteProgress
+from bitcrown.attack.suite import SuiteResult, run_suite
 from bitcrown.errors import DataError, SettingsError
-from bitcrown.evaluate.attacking import Attack, Judge, ball_of, inside, nearest_inside, pgd_attack
-from bitcrown.evaluate.boxes import ImageBoxes
+from bitcrown.evaluate.attacking import Attack, Judgement, inside, pgd_attack
 from bitcrown.evaluate.data import ImageSet
-from bitcrown.evaluate.journal import ATTACK, BOUNDS, CLEAN, Journal, digest, pixels_digest
-from bitcrown.evaluate.proving import CROWN, LEVELS, Proof, Prover
+from bitcrown.evaluate.journal import ATTACK, BOUNDS, CLEAN, Journal, pixels_digest
+from bitcrown.evaluate.plan import PGD, Plan, check_subject, make_prover, open_subject
+from bitcrown.evaluate.proving import CROWN, Proof
+from bitcrown.evaluate.subjects import Subject
 from bitcrown.evaluate.workers import prove_blocks
-from bitcrown.model.classifier import GraphClassifier, Shape, layout_of, read_classifier
-from bitcrown.model.execute import Network
-from bitcrown.model.onnx_reader import model_bytes, read_graph
-from bitcrown.search.decision import device_of
-from bitcrown.settings import Settings
 
 WRONG, BROKEN, PROVED, OPEN = "wrong", "broken", "proved", "open"
-PGD = "pgd"
 BY_SEARCH = "search"
 ATTACK_BLOCK = 50
 """Images between two entries in the journal."""
 
 Progress = Callable[[str, int, int, dict[str, int]], None]
 """``(stage, done, total, counts)``."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image.
-
-    ``batch`` images are attacked at a time, ``jobs`` processes bound images; neither changes what is asked.
-    """
-
-    network: Path
-    eps: Fraction
-    mean: tuple[Fraction, ...] | None = None
-    std: tuple[Fraction, ...] | None = None
-    order: str = "auto"
-    steps: int = 100
-    restarts: int = 20
-    levels: tuple[str, ...] = (CROWN,)
-    seconds: float = 5.0
-    batch: int = 100
-    jobs: int = 1
-    settings: Settings = field(default_factory=Settings)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eps <= 1:
-            raise SettingsError(f"eps must lie in [0, 1], but is {self.eps}")
-        for name, least in (("steps", 0), ("restarts", 0), ("batch", 1), ("jobs", 1)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} must not be {getattr(self, name)}")
-        if not 0 <= self.seconds < float("inf"):
-            raise SettingsError(f"the seconds per image must be a number from 0, but are {self.seconds}")
-        if not self.levels or self.levels != LEVELS[: len(self.levels)]:
-            raise SettingsError(f"bounds are done in the order {', '.join(LEVELS)}, not {', '.join(self.levels)}")
-
-    @property
-    def has_attack(self) -> bool:
-        return self.steps > 0 and self.restarts > 0
-
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for findings to belong to the same evaluation; more images or levels may follow."""
-        return {
-            "network": self.network.name,
-            "network_sha256": digest(model_bytes(self.network)),
-            "eps": str(self.eps),
-            "mean": [str(value) for value in self.mean or ()],
-            "std": [str(value) for value in self.std or ()],
-            "order": self.order,
-            "attack": {"name": PGD, "steps": self.steps, "restarts": self.restarts} if self.has_attack else None,
-            "seconds_per_image": self.seconds,
-            "seed": self.settings.seed,
-        }
 
 
 @dataclass(frozen=True)
@@ -123,67 +69,117 @@ class Outcome:
         return BROKEN if self.broken_by else PROVED if self.proved_by else OPEN
 
 
-def make_prover(plan: Plan, shape: Shape, settings: Settings) -> Prover:
-    """The bounds of ``plan`` on images of ``shape``, in whichever process they run."""
-    graph = read_graph(plan.network)
-    boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps)
-    proof = Network(graph, torch.float64, device_of(settings.device))
-    return Prover(proof, boxes, plan.network, settings, plan.levels, plan.seconds)
-
-
 class Evaluator:
     """Runs the stages of ``plan`` on ``images`` and keeps what it finds in ``journal``."""
 
-    def __init__(self, plan: Plan, images: ImageSet, journal: Journal, on_progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        images: ImageSet,
+        journal: Journal,
+        on_progress: Progress | None = None,
+        subject: Subject | None = None,
+    ) -> None:
         self.plan, self.images, self.journal = plan, images, journal
         self.on_progress = on_progress or (lambda stage, done, total, counts: None)
-        device = device_of(plan.settings.device)
-        self.model: GraphClassifier = read_classifier(
-            plan.network, images.shape, plan.mean, plan.std, plan.order, torch.float32, device
-        )
-        self.ball = ball_of(plan.eps)
-        self.judge = Judge(plan.network, self.model.layout, self.model.classes)
+        self.subject = subject or open_subject(plan, images.shape)
+        check_subject(plan, self.subject)
+        self.points = self.subject.space.points(images.images)
+        self.ball = self.subject.space.ball(plan.norm, plan.eps)
+        self.suite: SuiteResult | None = None
         worst = int(images.labels.max())
-        if worst >= self.model.classes:
-            raise DataError(f"{images.name} has label {worst}, but the network has {self.model.classes} outputs")
+        if worst >= self.subject.classes:
+            raise DataError(f"{images.name} has label {worst}, but the network has {self.subject.classes} outputs")
 
     def run(self) -> list[Outcome]:
         """All stages, then the stored adversarial images once more."""
+        plan = self.plan
         self.clean()
-        if self.plan.has_attack:
-            plan = self.plan
-            self.attack(pgd_attack(self.model, self.ball, plan.steps, plan.restarts, plan.batch), PGD)
-        self.bound()
+        if plan.has_suite:
+            self.attack_by_suite()
+        elif plan.has_attack:
+            model, device = self.subject.classifier(plan.bpda), self.subject.device
+            self.attack(pgd_attack(model, self.ball, plan.steps, plan.restarts, plan.batch, device), PGD)
+        if plan.levels:
+            self.bound()
         self.recheck()
         return self.outcomes()
 
     # -- stages --------------------------------------------------------------------------------------------------
 
     def clean(self) -> None:
-        todo = self.journal.missing(CLEAN, range(len(self.images)))
-        for image in set(range(len(self.images))) - set(todo):
+        everything = range(len(self.images))
+        todo = self.journal.missing(CLEAN, everything)
+        for image in set(everything) - set(todo):
             found = self.journal.get(CLEAN, image)
             if found is not None and found["pixels"] != pixels_digest(self.images.images[image]):
                 raise SettingsError(f"image {image} is another one than in {self.journal.folder}; choose another --out")
-        for done, image in enumerate(todo):
-            label = int(self.images.labels[image])
-            judged = self.judge(self.images.images[image], label)
-            self.journal.add(
-                CLEAN,
-                image,
-                {
-                    "label": label,
-                    "predicted": judged.predicted,
-                    "right": judged.is_right,
-                    "margin": judged.margin,
-                    "pixels": pixels_digest(self.images.images[image]),
-                },
-            )
-            if done % ATTACK_BLOCK == 0 or done + 1 == len(todo):
-                self._progress(CLEAN, done + 1, len(todo))
+        # (Where logits depend on neighbours, all images are judged together or none.)
+        todo = list(everything) if todo and self.subject.is_grouped else todo
+        size = len(todo) if self.subject.is_grouped else ATTACK_BLOCK
+        for start in range(0, len(todo), size or 1):
+            block = todo[start : start + size]
+            judged = self.subject.judge(self.images.images[block], self.images.labels[block])
+            for image, judgement in zip(block, judged, strict=True):
+                self._record_clean(image, judgement)
+            self._progress(CLEAN, start + len(block), len(todo))
+
+    def _record_clean(self, image: int, judged: Judgement) -> None:
+        finding = {
+            "label": judged.label,
+            "predicted": judged.predicted,
+            "right": judged.is_right,
+            "margin": judged.margin,
+            "pixels": pixels_digest(self.images.images[image]),
+        }
+        self.journal.add(CLEAN, image, finding)
 
     def right_images(self) -> list[int]:
         return [image for image in range(len(self.images)) if self._finding(CLEAN, image)["right"]]
+
+    def attack_by_suite(self) -> None:
+        """Run the suite, or go on with it, on all images; what it says to have broken is judged and stored."""
+        plan, device = self.plan, self.subject.device
+        place = self.journal.folder
+        self.suite = result = run_suite(
+            self.subject.classifier(plan.bpda),
+            self.points.to(device),
+            torch.from_numpy(self.images.labels).to(device),
+            self.ball,
+            suite=plan.attack,
+            seed=plan.settings.seed,
+            batch=plan.batch,
+            resume=None if place is None else place / f"suite-{plan.attack}-{len(self.images)}.npz",
+            on_progress=self._suite_progress,
+        )
+        pixels = self.subject.space.pixels(result.adversarial)
+        moved = [k for k in range(len(pixels)) if not np.array_equal(pixels[k], self.images.images[k])]
+        for image, judged in zip(moved, self._judged_among(pixels, moved), strict=True):
+            self.journal.store(image, pixels[image])
+            name = result.broken_by[image]
+            if name is not None and not judged.is_right and self._is_inside(image, pixels[image]):
+                self._record_attack(
+                    image, {"attack": name, "broken": True, "predicted": judged.predicted, "margin": judged.margin}
+                )
+        for image in self.right_images():
+            found = self.journal.get(ATTACK, image)
+            if found is None or (found["broken"] and image not in moved):
+                self._record_attack(image, {"attack": plan.attack, "broken": False})
+
+    def _judged_among(self, pixels: np.ndarray, chosen: list[int]) -> list[Judgement]:
+        """Verdicts on the images ``chosen`` of ``pixels [B, C, H, W]``, among all of them where that matters."""
+        if self.subject.is_grouped:
+            judged = self.subject.judge(pixels, self.images.labels)
+            return [judged[image] for image in chosen]
+        return self.subject.judge(pixels[chosen], self.images.labels[chosen]) if chosen else []
+
+    def _record_attack(self, image: int, finding: dict[str, Any]) -> None:
+        found = self.journal.get(ATTACK, image)
+        if found is None or any(found.get(key) != value for key, value in finding.items()):
+            self.journal.add(ATTACK, image, finding)
+
+    def _suite_progress(self, at: SuiteProgress) -> None:
+        self.on_progress(at.name, at.done, at.total, {"standing": at.standing})
 
     def attack(self, attack: Attack, name: str) -> None:
         """Attack every correctly classified image, in blocks of neighbours."""
@@ -193,20 +189,21 @@ class Evaluator:
             block = [image for image in todo if start <= image < start + ATTACK_BLOCK]
             if not block:
                 continue
-            clean = self.images.images[block]
             labels = torch.from_numpy(self.images.labels[block])
-            found = attack(torch.from_numpy(clean), labels, self.plan.settings.seed + start).numpy()
-            for image, candidate in zip(block, found, strict=True):
+            found = attack(self.points[block], labels, self.plan.settings.seed + start)
+            for image, candidate in zip(block, self.subject.space.pixels(found), strict=True):
                 self.journal.add(ATTACK, image, {"attack": name, **self._judged(image, candidate)})
             done += len(block)
             self._progress(ATTACK, done, len(todo))
 
+    def _is_inside(self, image: int, pixels: np.ndarray) -> bool:
+        return inside(self.ball, self.subject.space.points(pixels[None])[0], self.points[image])
+
     def _judged(self, image: int, candidate: np.ndarray) -> dict[str, Any]:
         """Whether ``candidate`` breaks an image; if so it is stored."""
-        clean = self.images.images[image]
-        if np.array_equal(candidate, clean) or not inside(self.ball, candidate, clean):
+        if np.array_equal(candidate, self.images.images[image]) or not self._is_inside(image, candidate):
             return {"broken": False}
-        judged = self.judge(candidate, int(self.images.labels[image]))
+        judged = self.subject.judge(candidate[None], self.images.labels[image : image + 1])[0]
         if judged.is_right:
             return {"broken": False, "margin": judged.margin}
         self.journal.store(image, candidate)
@@ -253,23 +250,31 @@ class Evaluator:
             finding.update(status=proof.status, decided_by=proof.decided_by, detail=proof.detail)
             finding["counters"] = proof.counters
         if proof.witness is not None:
-            pixels = self.model.layout.to_images(torch.from_numpy(proof.witness[None]))[0].numpy()
-            clean = self.images.images[image]
-            finding.update(self._judged(image, nearest_inside(self.ball, pixels, clean)))
+            pixels = self.subject.layout.to_images(torch.from_numpy(proof.witness[None])).numpy()
+            # (What the search finds lies in a slightly larger box.)
+            point = self.ball.project(self.subject.space.nearest(pixels), self.points[image : image + 1])
+            finding.update(self._judged(image, self.subject.space.pixels(point)[0]))
         self.journal.add(BOUNDS, image, finding)
 
     def recheck(self) -> None:
         """Judge every broken image again, from the pixels on disk. Raises ``DataError`` where that fails."""
-        for outcome in self.outcomes():
-            if not outcome.broken_by:
-                continue
-            pixels = self.journal.stored(outcome.image)
-            clean = self.images.images[outcome.image]
-            if pixels is None or not inside(self.ball, pixels, clean) or self.judge(pixels, outcome.label).is_right:
+        broken = [outcome.image for outcome in self.outcomes() if outcome.broken_by]
+        pixels = self.adversarial()
+        for image, judged in zip(broken, self._judged_among(pixels, broken), strict=True):
+            if judged.is_right or not self._is_inside(image, pixels[image]):
                 raise DataError(
-                    f"the adversarial image of image {outcome.image} in {self.journal.folder} is missing or does not "
-                    "hold; evaluate it again with --fresh"
+                    f"the adversarial image of image {image} in {self.journal.folder} is missing or does not hold; "
+                    "evaluate it again with --fresh"
                 )
+
+    def adversarial(self) -> np.ndarray:
+        """``[B, C, H, W]``: what is stored for each image, and the clean ones."""
+        found = self.images.images.copy()
+        for image in range(len(found)):
+            stored = self.journal.stored(image)
+            if stored is not None and stored.shape == found[image].shape:
+                found[image] = stored
+        return found
 
     # -- results -------------------------------------------------------------------------------------------------
 

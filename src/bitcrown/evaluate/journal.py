@@ -2,7 +2,7 @@
 
 A folder holds ``setup.json`` (what is evaluated: another network, data set or setting is refused), ``images.jsonl``
 (one line for each finding about one image, only ever appended) and ``adversarial/`` (one float32 array for each broken
-image, written before the line that names it).
+image, written before the line that names it). A suite of attacks keeps its state there too (``suite-*.npz``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ class Journal:
         self._open(folder, json.loads(json.dumps(dict(setup))))
 
     def _forget(self, folder: Path) -> None:
-        for file in [folder / "setup.json", folder / "images.jsonl", *folder.glob("adversarial/*.npy")]:
+        for file in [
+            folder / "setup.json",
+            folder / "images.jsonl",
+            *folder.glob("adversarial/*.npy"),
+            *folder.glob("suite-*.npz"),
+        ]:
             file.unlink(missing_ok=True)
 
     def _open(self, folder: Path, setup: dict[str, Any]) -> None:

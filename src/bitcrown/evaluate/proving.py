@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from bitcrown.search.strategy import Run
 from bitcrown.settings import Settings
 from bitcrown.verdict import Status
 
-CROWN, ALPHA, SEARCH = "crown", "alpha", "bab"
+NONE, CROWN, ALPHA, SEARCH = "none", "crown", "alpha", "bab"
 LEVELS = (CROWN, ALPHA, SEARCH)
 """How far bounds go; each level begins with what the one before left open."""
 NEURONS_A_PASS = {"cpu": 8192, "cuda": 1 << 19}
@@ -46,10 +46,12 @@ MOST_IMAGES = 64
 class Proof:
     """What became of one image: ``margin`` is the least CROWN bound of (label - other), ``proved_by`` a level or empty.
 
+    Integer networks have no CROWN bound (None).
+
     ``witness [n]`` is a network input that the search found to violate, if it did.
     """
 
-    margin: float
+    margin: float | None
     proved_by: str
     seconds: dict[str, float]
     status: str = ""
@@ -57,6 +59,14 @@ class Proof:
     detail: str = ""
     counters: dict[str, Any] = field(default_factory=dict)
     witness: np.ndarray | None = None
+
+
+class ImageProver(Protocol):
+    """What proves images, whatever the network is."""
+
+    def images_a_pass(self) -> int: ...
+
+    def prove(self, images: np.ndarray, labels: np.ndarray, is_broken: np.ndarray) -> list[Proof]: ...
 
 
 class Prover:
@@ -145,9 +155,11 @@ class Prover:
 
 
 def parse_levels(words: str) -> tuple[str, ...]:
-    """``crown,alpha,bab`` to levels in order; naming one means all before it. Raises ``SettingsError``."""
+    """``crown,alpha,bab`` to levels in order; naming one means all before it; ``none``. Raises ``SettingsError``."""
+    if words.strip() == NONE:
+        return ()
     names = [word.strip() for word in words.split(",") if word.strip()]
     unknown = [name for name in names if name not in LEVELS]
     if unknown or not names:
-        raise SettingsError(f"--bounds takes {', '.join(LEVELS)}, separated by commas, not {words!r}")
+        raise SettingsError(f"--bounds takes none, or {', '.join(LEVELS)} separated by commas, not {words!r}")
     return LEVELS[: 1 + max(LEVELS.index(name) for name in names)]

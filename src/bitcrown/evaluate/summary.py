@@ -1,32 +1,32 @@
 """The table of an evaluation: accuracies with confidence intervals, as text and as one record.
 
 An accuracy measured on ``n`` images is an estimate; beside it stands Wilson's 95 % interval for the share ``p`` among
-all images of the distribution (Wilson, 1927): ``(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``.
+all images of the distribution (``hygiene.confidence_interval``).
+
+A record has what is common to a command, and ``runs``: one for each radius and each rule of gradients.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitcrown.evaluate.evaluation import BY_SEARCH, Evaluator, Outcome
+from bitcrown.attack import hygiene
+from bitcrown.attack.hygiene import Finding
+from bitcrown.attack.suite import SuiteResult
+from bitcrown.evaluate.evaluation import BY_SEARCH, OPEN, Evaluator, Outcome
 from bitcrown.evaluate.journal import ATTACK, CLEAN
+from bitcrown.evaluate.plan import Plan
 from bitcrown.evaluate.proving import ALPHA, CROWN, LEVELS, SEARCH
 from bitcrown.harness.provenance import commit, dependency_versions, machine, version
-from bitcrown.model.graph import Graph
-from bitcrown.model.onnx_reader import model_bytes
 
-Z95 = 1.959963984540054
-FORMAT = 1
+FORMAT = 2
 STANDING = "standing"
-LAYER_OPS = ("Conv", "ConvTranspose", "Linear", "MatMulLeft")
 TITLES = {CROWN: "CROWN verified", ALPHA: "alpha-CROWN verified", SEARCH: "branch and bound verified"}
 
 
@@ -43,11 +43,7 @@ class Share:
         return self.count / self.total
 
     def interval(self) -> tuple[float, float]:
-        n, p, z = self.total, self.share, Z95
-        middle = p + z * z / (2 * n)
-        reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        return max(0.0, min(p, (middle - reach) / scale)), min(1.0, max(p, (middle + reach) / scale))
+        return hygiene.confidence_interval(self.count, self.total)
 
 
 def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool) -> list[Share]:
@@ -68,35 +64,71 @@ def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool)
     return result
 
 
-def parameter_count(path: Path) -> int:
-    """Floating-point numbers stored in an ONNX file, batch normalisation included."""
-    import onnx
-
-    model = onnx.load_from_string(model_bytes(path))
-    tensors = list(model.graph.initializer)
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value" and attribute.t.dims]
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    return sum(int(np.prod(list(tensor.dims))) for tensor in tensors if tensor.data_type in floats)
-
-
-def layer_count(graph: Graph) -> int:
-    """Most layers with weights on any path from input to output, so that shortcuts do not count."""
-    depth: dict[str, int] = {}
-    for node in graph.nodes.values():
-        before = max([depth[name] for name in node.inputs], default=0)
-        depth[node.name] = before + (node.op in LAYER_OPS)
-    return max(depth[name] for name in graph.outputs)
-
-
-def record_of(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -> dict[str, Any]:
-    """Everything about a finished evaluation, ready for JSON."""
+def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -> dict[str, Any]:
+    """Everything about one finished run (a radius and a rule of gradients), ready for JSON."""
     plan = evaluator.plan
-    parameters = parameter_count(plan.network)
     rows = shares(outcomes, plan.levels, plan.has_attack)
     statuses = [one.status for one in outcomes]
-    seconds = [one.seconds for one in outcomes if one.is_right]
+    seconds = [one.seconds for one in outcomes if one.is_right and plan.levels]
+    return {
+        **plan.identity(),
+        "norm": plan.norm,
+        "bpda": plan.bpda or None,
+        "images": len(outcomes),
+        **evaluator.subject.facts(),
+        "bounds": list(plan.levels),
+        "accuracy": {row.name: {"count": row.count, "share": row.share, "interval95": row.interval()} for row in rows},
+        "status": {name: statuses.count(name) for name in sorted(set(statuses))},
+        "open_gap": statuses.count(OPEN) / len(outcomes) if plan.levels else None,
+        "broken_by": dict(Counter(one.broken_by for one in outcomes if one.broken_by)),
+        "proved_by": dict(Counter(one.proved_by for one in outcomes if one.proved_by)),
+        "contradictions": [one.image for one in outcomes if one.is_contradiction],
+        **(suite_record(evaluator.suite, outcomes) if evaluator.suite is not None else {"warnings": []}),
+        "bound_seconds": {"mean": float(np.mean(seconds)), "max": max(seconds)} if seconds else {},
+        "wall_s": round(wall, 2),
+        "per_image": [{**asdict(one), "status": one.status} for one in outcomes],
+    }
+
+
+def suite_record(suite: SuiteResult, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the suite did, attack by attack, and what its number is worth."""
+    findings = [*suite.warnings, *_disagreements(suite, outcomes)]
+    useless = [row.name for row in suite.per_attack if row.attempted and not row.broken]
+    statements = list(suite.statements)
+    if useless:
+        statements.append(f"added nothing: {', '.join(useless)}")
+    return {
+        "per_attack": [row._asdict() for row in suite.per_attack],
+        "is_batch_dependent": suite.is_batch_dependent,
+        "replay": suite.replay._asdict(),
+        "statements": statements,
+        "warnings": [warning_record(finding) for finding in findings],
+    }
+
+
+def warning_record(finding: Finding) -> dict[str, Any]:
+    return {"name": finding.name, "sentence": finding.sentence, "measurement": dict(finding.measured)}
+
+
+def _disagreements(suite: SuiteResult, outcomes: Sequence[Outcome]) -> list[Finding]:
+    """Where the network that is attacked and the one that judges say different things."""
+    found = []
+    clean = sum(one.is_right != bool(correct) for one, correct in zip(outcomes, suite.clean_correct, strict=True))
+    if clean:
+        sentence = f"{clean} clean images are right for the attacks and wrong for the judge, or the other way round"
+        found.append(Finding("clean-disagreement", sentence, {"images": float(clean)}))
+    pairs = zip(outcomes, suite.broken_by, strict=True)
+    lost = sum(one.is_right and name is not None and one.broken_by != name for one, name in pairs)
+    if lost:
+        sentence = f"{lost} adversarial images of the attacks do not break the network that judges; they do not count"
+        found.append(Finding("unconfirmed", sentence, {"images": float(lost)}))
+    return found
+
+
+def document(runs: Sequence[dict[str, Any]], plan: Plan, data: str, wall: float) -> dict[str, Any]:
+    """The record of a command: what is common to its runs, and the runs. Gaps between rules are added as warnings."""
+    for run in runs:
+        add_gap_warning(run, runs)
     return {
         "format": FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -105,40 +137,21 @@ def record_of(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) ->
         "dependencies": dependency_versions(),
         "settings": plan.settings.as_dict(),
         "machine": machine(),
-        **plan.identity(),
-        "data": evaluator.images.name,
-        "images": len(outcomes),
-        "parameters": parameters,
-        "megabytes": 4e-6 * parameters,
-        "layers": layer_count(evaluator.model.network.graph),
-        "bounds": list(plan.levels),
-        "accuracy": {row.name: {"count": row.count, "share": row.share, "interval95": row.interval()} for row in rows},
-        "status": {name: statuses.count(name) for name in sorted(set(statuses))},
-        "broken_by": dict(Counter(one.broken_by for one in outcomes if one.broken_by)),
-        "proved_by": dict(Counter(one.proved_by for one in outcomes if one.proved_by)),
-        "contradictions": [one.image for one in outcomes if one.is_contradiction],
-        "bound_seconds": {"mean": float(np.mean(seconds)), "max": max(seconds)} if seconds else {},
+        "model": plan.label,
+        "data": data,
+        "contradictions": sorted({image for run in runs for image in run["contradictions"]}),
         "wall_s": round(wall, 2),
-        "per_image": [{**asdict(one), "status": one.status} for one in outcomes],
+        "runs": list(runs),
     }
 
 
-def table(record: dict[str, Any]) -> str:
-    """One network as a Markdown table, accuracies in percent with their 95 % intervals."""
-    attack = record["attack"]
-    titles = {CLEAN: "Clean acc.", STANDING: "not broken by any", **TITLES}
-    if attack:
-        titles[ATTACK] = f"PGD-{attack['steps']}x{attack['restarts']} acc."
-    columns = [("Model", Path(record["network"]).stem)]
-    columns += [("Model size", f"{record['megabytes']:.1f} MB"), ("Layers", str(record["layers"]))]
-    for name, row in record["accuracy"].items():
-        low, high = row["interval95"]
-        columns.append((titles[name], f"{100 * row['share']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"))
-    widths = [max(len(title), len(text)) for title, text in columns]
-    lines = [" | ".join(title.ljust(width) for (title, _), width in zip(columns, widths, strict=True))]
-    lines.append(" | ".join("-" * width for width in widths))
-    lines.append(" | ".join(text.ljust(width) for (_, text), width in zip(columns, widths, strict=True)))
-    counts = ", ".join(f"{count} {name}" for name, count in record["status"].items())
-    return "\n".join(f"| {line} |" for line in lines) + (
-        f"\n\n{record['images']} images of {record['data']}, eps {record['eps']}: {counts}\n"
-    )
+def add_gap_warning(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> None:
+    """Compare a run under a BPDA rule with the one that follows the network's own gradients."""
+    if not run["bpda"]:
+        return
+    for plain in runs:
+        if not plain["bpda"] and plain["eps"] == run["eps"]:
+            counts = (other["accuracy"][ATTACK]["count"] for other in (plain, run))
+            gap = hygiene.substitute_gap(run["images"], *counts)
+            if gap is not None:
+                run["warnings"] = [*run["warnings"], warning_record(gap)]

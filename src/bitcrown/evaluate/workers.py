@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from bitcrown.errors import BitcrownError, ResourceError
-from bitcrown.evaluate.proving import Proof, Prover
+from bitcrown.evaluate.proving import ImageProver, Proof
 from bitcrown.settings import GIB, Settings
 
 Block = tuple[list[int], np.ndarray, np.ndarray, np.ndarray]
 """Image numbers, pixels ``[B, C, H, W]``, labels ``[B]``, and which are broken ``[B]``."""
-MakeProver = Callable[[Settings], Prover]
+MakeProver = Callable[[Settings], ImageProver]
 POLL_SECONDS = 1.0
 AHEAD = 2
 """Blocks handed out before a job's first is finished."""
@@ -88,7 +88,7 @@ def _next(outbox: Any, workers: Sequence[Any]) -> tuple[list[int], list[Proof] |
 
 def _work(make: MakeProver, settings: Settings, inbox: Any, outbox: Any) -> None:
     torch.set_num_threads(settings.thread_count())
-    prover: Prover | None = None
+    prover: ImageProver | None = None
     while (block := inbox.get()) is not None:
         numbers, images, labels, broken = block
         try:

@@ -20,10 +20,13 @@ from bitcrown.errors import BitcrownError, DataError, ModelError, SettingsError
 from bitcrown.evaluate.attacking import ball_of
 from bitcrown.evaluate.boxes import ImageBoxes
 from bitcrown.evaluate.data import read_images
-from bitcrown.evaluate.evaluation import Evaluator, Outcome, Plan, selected
+from bitcrown.evaluate.evaluation import Evaluator, Outcome, selected
 from bitcrown.evaluate.journal import ATTACK, BOUNDS, CLEAN, Journal
+from bitcrown.evaluate.plan import Plan
 from bitcrown.evaluate.proving import LEVELS, Prover, parse_levels
-from bitcrown.evaluate.summary import Share, layer_count, parameter_count, record_of, shares, table
+from bitcrown.evaluate.subjects import layer_count, parameter_count
+from bitcrown.evaluate.summary import Share, run_record, shares
+from bitcrown.evaluate.tables import bounds_table
 from bitcrown.evaluate.workers import prove_blocks
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.objective import objective_of
@@ -222,14 +225,16 @@ def test_broken_and_proved_is_reported_as_wrong(
 ) -> None:
     """A journal with a false proof of a broken image: the command says so and fails."""
     plan = plan_for(classifier, levels=LEVELS[:1])
-    evaluator, outcomes = evaluate(plan, data, tmp_path)
+    evaluator, outcomes = evaluate(plan, data, tmp_path / "Linf-8_255")
     broken = next(one.image for one in outcomes if one.broken_by)
     found = evaluator.journal.get(BOUNDS, broken)
     assert found is not None
     evaluator.journal.add(BOUNDS, broken, {**found, "proved_by": "crown"})
     arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
     arguments += ["--steps", "10", "--restarts", "2", "--seconds-per-image", "60", "--out", str(tmp_path)]
-    assert main([*arguments, "--device", "cpu", "--memory-gib", "1"]) == 1
+    arguments += ["--bounds", "crown"]
+    assert main([*arguments, "--html", str(tmp_path / "page.html"), "--device", "cpu", "--memory-gib", "1"]) == 1
+    assert not (tmp_path / "page.html").exists()
     assert f"[{broken}]" in capsys.readouterr().err
 
 
@@ -241,7 +246,8 @@ def test_command_writes_table_record_and_list(
     arguments += ["--steps", "10", "--restarts", "2", "--first", "20", "--out", str(tmp_path)]
     code = main([*arguments, "--select", str(tmp_path / "list.txt"), "--device", "cpu", "--memory-gib", "1"])
     assert code == 0
-    record = json.loads((tmp_path / "record.json").read_text())
+    whole = json.loads((tmp_path / "record.json").read_text())
+    (record,) = whole["runs"]
     printed = capsys.readouterr().out
     first = outcomes[:20]
     assert record["accuracy"]["clean"]["count"] == sum(one.is_right for one in first) and record["images"] == 20
@@ -275,7 +281,7 @@ def test_bad_options_are_one_sentence(
 def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -> None:
     images = read_images(data).images[:4]
     evaluator = Evaluator(plan_for(classifier), read_images(data), Journal(None, {}))
-    boxes = ImageBoxes(evaluator.model.layout, EPS)
+    boxes = ImageBoxes(evaluator.subject.layout, EPS)
     lower, upper = boxes.outward(images)
     eps, mean, std = np.float32(8 / 255), np.float32(0.25), np.float32(0.5)
     single = [((np.clip(images + move, 0, 1) - mean) / std).reshape(4, -1) for move in (-eps, eps)]
@@ -296,7 +302,7 @@ def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -
 def test_problem_and_rows_ask_the_same(classifier: Path, data: Path) -> None:
     """The objective that is bounded equals the one that the verifier would make of the property."""
     evaluator = Evaluator(plan_for(classifier), read_images(data), Journal(None, {}))
-    boxes = ImageBoxes(evaluator.model.layout, EPS)
+    boxes = ImageBoxes(evaluator.subject.layout, EPS)
     image, label = read_images(data).images[3], int(read_images(data).labels[3])
     made = objective_of(boxes.problem(image, label, 3, classifier))
     lower, upper = boxes.outward(image[None])
@@ -323,5 +329,5 @@ def test_size_and_layers(classifier: Path, finished: Finished) -> None:
     assert parameter_count(classifier) == 4 * 9 + 4 + 36 * 24 + 24 + 24 * 3 + 3
     assert layer_count(read_graph(classifier)) == 3
     evaluator, outcomes, _ = finished
-    text = table(record_of(evaluator, outcomes, 1.0))
+    text = bounds_table("small", run_record(evaluator, outcomes, 1.0), "blobs")
     assert "| small " in text and "PGD-10x2 acc." in text
