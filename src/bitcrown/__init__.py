@@ -56,6 +56,7 @@ _HOMES = {
 for _package in ("attack", "bounds", "evaluate"):
     import_module(f"bitcrown.{_package}")
     del globals()[_package]
+del _package
 
 
 def __getattr__(name: str) -> Any:

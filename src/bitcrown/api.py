@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bitcrown.attack.suite import SuiteResult
+    from bitcrown.evaluate.data import ImageSet
     from bitcrown.evaluate.plan import Plan
     from bitcrown.evaluate.runs import Evaluation
     from bitcrown.evaluate.subjects import Subject
@@ -135,11 +136,10 @@ def attack(
 
     from bitcrown.attack.suite import run_suite
 
-    plan, subject, pixels = _question(
-        model, images, labels, eps, norm, suite, batch, mean, std, weights, settings or Settings(), ()
-    )
+    plan = _plan(model, eps, mean, std, weights, batch=batch, norm=norm, attack=suite, bpda=bpda, settings=settings)
+    subject, pixels = _opened(plan, model, images, labels)
     found = run_suite(
-        subject.classifier(bpda),
+        subject.classifier(plan.bpda),
         subject.space.points(pixels.images).to(subject.device),
         torch.from_numpy(pixels.labels).to(subject.device),
         subject.space.ball(norm, plan.eps),
@@ -177,67 +177,56 @@ def evaluate(
     from bitcrown.evaluate.runs import evaluate_runs
 
     radii = [eps] if isinstance(eps, str | float | int | Fraction) else list(eps)
-    plan, subject, pixels = _question(
-        model,
-        images,
-        labels,
-        radii[0],
-        norm,
-        attack,
-        batch,
-        mean,
-        std,
-        weights,
-        settings or Settings(),
-        parse_levels(bounds),
+    levels = parse_levels(bounds)
+    plan = _plan(
+        model, radii[0], mean, std, weights, batch=batch, norm=norm, attack=attack, levels=levels, settings=settings
     )
+    subject, pixels = _opened(plan, model, images, labels)
     return evaluate_runs(plan, [exact_radius(radius) for radius in radii], bpda, pixels, out, subject=subject)
 
 
-def _question(
+def _plan(
     model: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
     eps: Radius,
-    norm: str,
-    attack: str,
-    batch: int,
     mean: Sequence[Radius] | None,
     std: Sequence[Radius] | None,
     weights: str | Path | None,
-    settings: Settings,
-    levels: tuple[str, ...],
-) -> tuple[Plan, Subject, Any]:
-    """The plan, its network opened, and the images, of whatever a caller gave."""
-    import numpy as np
+    settings: Settings | None,
+    **others: Any,
+) -> Plan:
+    """What a caller asks, in exact numbers."""
+    from bitcrown.evaluate.plan import Plan
+    from bitcrown.evaluate.subjects import ZOO
 
-    from bitcrown.evaluate.data import ImageSet, unit_pixels
-    from bitcrown.evaluate.plan import Plan, open_subject
-    from bitcrown.evaluate.subjects import ZOO, TorchSubject
-    from bitcrown.search.decision import device_of
-
-    pixels = ImageSet("images", unit_pixels(np.asarray(images)), np.asarray(labels, dtype=np.int64))
-    is_function = callable(model)
-    name = type(model).__name__ if is_function else str(model)
-    plan = Plan(
-        name if is_function or name.startswith(ZOO) else Path(name),
+    name = type(model).__name__ if callable(model) else str(model)
+    return Plan(
+        name if callable(model) or name.startswith(ZOO) else Path(name),
         exact_radius(eps),
         None if mean is None else tuple(exact_radius(value) for value in mean),
         None if std is None else tuple(exact_radius(value) for value in std),
-        levels=levels,
-        batch=batch,
-        settings=settings,
-        norm=norm,
-        attack=attack,
         weights=None if weights is None else Path(weights),
+        settings=settings or Settings(),
+        **others,
     )
-    if is_function:
-        return plan, TorchSubject(model, name, pixels.shape, batch, device_of(settings.device)), pixels
-    return plan, open_subject(plan, pixels.shape), pixels
+
+
+def _opened(plan: Plan, model: Any, images: np.ndarray, labels: np.ndarray) -> tuple[Subject, ImageSet]:
+    import numpy as np
+
+    from bitcrown.evaluate.data import ImageSet, unit_pixels
+    from bitcrown.evaluate.plan import open_subject
+    from bitcrown.evaluate.subjects import TorchSubject
+    from bitcrown.search.decision import device_of
+
+    pixels = ImageSet("images", unit_pixels(np.asarray(images)), np.asarray(labels, dtype=np.int64))
+    if callable(model):
+        device = device_of(plan.settings.device)
+        return TorchSubject(model, str(plan.network), pixels.shape, plan.batch, device), pixels
+    return open_subject(plan, pixels.shape), pixels
 
 
 def exact_radius(value: Radius) -> Fraction:
-    """The number meant: words exactly, a float as the short fraction that it is nearest to. Raises ``SettingsError``."""
+    """The number meant: words exactly, a float as the short fraction it is nearest to. Raises ``SettingsError``."""
     try:
         exact = Fraction(value)
     except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:

@@ -84,6 +84,7 @@ class Evaluator:
         self.on_progress = on_progress or (lambda stage, done, total, counts: None)
         self.subject = subject or open_subject(plan, images.shape)
         check_subject(plan, self.subject)
+        self.model = self.subject.classifier(plan.bpda)
         self.points = self.subject.space.points(images.images)
         self.ball = self.subject.space.ball(plan.norm, plan.eps)
         self.suite: SuiteResult | None = None
@@ -98,8 +99,8 @@ class Evaluator:
         if plan.has_suite:
             self.attack_by_suite()
         elif plan.has_attack:
-            model, device = self.subject.classifier(plan.bpda), self.subject.device
-            self.attack(pgd_attack(model, self.ball, plan.steps, plan.restarts, plan.batch, device), PGD)
+            run = pgd_attack(self.model, self.ball, plan.steps, plan.restarts, plan.batch, self.subject.device)
+            self.attack(run, PGD)
         if plan.levels:
             self.bound()
         self.recheck()
@@ -142,7 +143,7 @@ class Evaluator:
         plan, device = self.plan, self.subject.device
         place = self.journal.folder
         self.suite = result = run_suite(
-            self.subject.classifier(plan.bpda),
+            self.model,
             self.points.to(device),
             torch.from_numpy(self.images.labels).to(device),
             self.ball,

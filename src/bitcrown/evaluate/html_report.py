@@ -10,7 +10,8 @@ A record is a mapping, one for each network and radius (as JSON has it; absent o
   (proved, or None);
 * ``per_attack``: ``name``, ``attempted``, ``broken``, ``seconds`` of each, in their order;
 * ``per_image``: ``index``, ``label``, ``result`` (``wrong``, ``broken``, ``proved`` or ``open``), ``by``;
-* ``warnings``: ``name``, ``sentence`` and ``measurement`` (a mapping of what was measured) of each.
+* ``warnings``: ``name``, ``sentence`` and ``measurement`` (a mapping of what was measured) of each;
+* ``statements``: sentences on what the attacks could and could not do.
 
 Everything that comes from a record is text and is escaped. ``html_report`` raises ``RecordError`` where the numbers
 contradict each other: such a page must not exist.
@@ -183,7 +184,9 @@ def _attacks(record: Record) -> str:
                 _NONE if seconds is None else f"{float(seconds):.1f}",
             )
         )
-    return f"<h2>Attacks: {_heading(record)}</h2>" + _table(("attack", "images", "broken", "left", "seconds"), rows)
+    notes = "".join(f'<p class="note">{escape(str(said))}</p>' for said in record.get("statements") or ())
+    table = _table(("attack", "images", "broken", "left", "seconds"), rows)
+    return f"<h2>Attacks: {_heading(record)}</h2>{table}{notes}"
 
 
 def _images(record: Record) -> str:

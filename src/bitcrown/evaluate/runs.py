@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.errors import RecordError
 from bitcrown.evaluate.data import ImageSet
 from bitcrown.evaluate.evaluation import Evaluator, Outcome, Progress
 from bitcrown.evaluate.html_report import Picture, html_report
@@ -46,6 +47,8 @@ class Evaluation:
 
     def html(self) -> str:
         """The report as a page. Raises ``RecordError`` where an image is both broken and proved."""
+        if self.record["contradictions"]:
+            raise RecordError(f"images {self.record['contradictions']} are both broken and proved: there is no report")
         pages = [page_record(self.record, run) for run in self.record["runs"]]
         pictures: list[Picture] = []
         for run, adversarial in zip(self.record["runs"], self.adversarial, strict=True):
