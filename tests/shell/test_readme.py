@@ -29,10 +29,12 @@ def environment() -> dict[str, str]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python"]
 
 
-@pytest.mark.parametrize(("language", "text"), BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize(
+    ("language", "text"), BLOCKS, ids=[f"{language}{place}" for place, (language, _) in enumerate(BLOCKS)]
+)
 def test_block(place: Path, language: str, text: str) -> None:
     command = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-P", "-c", text]
     done = subprocess.run(command, cwd=place, env=environment(), timeout=5 * HANG_GUARD, capture_output=True, text=True)
@@ -40,6 +42,6 @@ def test_block(place: Path, language: str, text: str) -> None:
 
 
 def test_every_command_of_the_line_is_shown() -> None:
-    shown = BLOCKS[0][1] + BLOCKS[1][1]
-    for command in ("verify", "inspect", "bounds", "check", "bench", "report", "check-certificate", "--version"):
+    shown = "".join(text for language, text in BLOCKS if language == "sh")
+    for command in ("verify", "inspect", "bounds", "check", "bench", "report", "evaluate", "check-certificate", "--version"):
         assert f"bitcrown {command}" in shown

@@ -22,12 +22,11 @@ from bitcrown.attack.suite import SuiteResult
 from bitcrown.evaluate.evaluation import BY_SEARCH, OPEN, Evaluator, Outcome
 from bitcrown.evaluate.journal import ATTACK, CLEAN
 from bitcrown.evaluate.plan import Plan
-from bitcrown.evaluate.proving import ALPHA, CROWN, LEVELS, SEARCH
+from bitcrown.evaluate.proving import LEVELS, SEARCH
 from bitcrown.harness.provenance import commit, dependency_versions, machine, version
 
 FORMAT = 2
 STANDING = "standing"
-TITLES = {CROWN: "CROWN verified", ALPHA: "alpha-CROWN verified", SEARCH: "branch and bound verified"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool)
     total = len(outcomes)
     right = [one for one in outcomes if one.is_right]
     result = [Share(CLEAN, len(right), total)]
-    for depth, level in enumerate(LEVELS[: len(levels)]):
-        proved = sum(one.proved_by in LEVELS[: depth + 1] for one in right)
+    for level in levels:
+        proved = sum(one.proved_by in LEVELS[: LEVELS.index(level) + 1] for one in right)
         result.append(Share(level, proved, total))
     if has_attack:
         result.append(Share(ATTACK, sum(one.broken_by in ("", BY_SEARCH) for one in right), total))
@@ -67,7 +66,8 @@ def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool)
 def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -> dict[str, Any]:
     """Everything about one finished run (a radius and a rule of gradients), ready for JSON."""
     plan = evaluator.plan
-    rows = shares(outcomes, plan.levels, plan.has_attack)
+    levels = (SEARCH,) if plan.levels and evaluator.subject.kind == "integer" else plan.levels
+    rows = shares(outcomes, levels, plan.has_attack)
     statuses = [one.status for one in outcomes]
     seconds = [one.seconds for one in outcomes if one.is_right and plan.levels]
     return {
@@ -76,7 +76,7 @@ def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -
         "bpda": plan.bpda or None,
         "images": len(outcomes),
         **evaluator.subject.facts(),
-        "bounds": list(plan.levels),
+        "bounds": list(levels),
         "accuracy": {row.name: {"count": row.count, "share": row.share, "interval95": row.interval()} for row in rows},
         "status": {name: statuses.count(name) for name in sorted(set(statuses))},
         "open_gap": statuses.count(OPEN) / len(outcomes) if plan.levels else None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from small_classifier import blobs, train, write_classifier
@@ -33,6 +34,7 @@ from bitcrown.settings import Settings
 from bitcrown.zoo.networks import build_network
 from bitcrown.zoo.weights import save_weights
 
+ROOT = Path(__file__).resolve().parents[3]
 CPU = Settings(device="cpu", memory_gib=1.0, threads=1)
 NORMALISED = {"mean": (Fraction("0.25"),), "std": (Fraction("0.5"),)}
 EPS = Fraction(16, 255)
@@ -288,6 +290,27 @@ def test_integer_network_is_attacked_on_the_lattice_and_decided(integer_file: Pa
     for image in np.flatnonzero(statuses == "proved"):
         near = clean[image].reshape(-1) + generator.choice([-16, 16], (50, 36))
         assert (network.evaluate(near.clip(0, 255)).argmax(axis=1) == images.labels[image]).all()
+
+
+def test_network_that_quantizes_its_own_input_is_attacked_on_pixels_and_judged_by_onnxruntime() -> None:
+    """An int8 convolution for pixels 0 to 255; the judge runs the file, the attack the integers."""
+    with np.load(ROOT / "benchmarks" / "qnn_robustness" / "mnist_20.npz") as file:
+        levels, labels = file["images"][:3, None], file["labels"][:3].astype(np.int64)
+    network = ROOT / "tests" / "data" / "quant" / "made_mnist_conv_int8_qop.onnx"
+    images = ImageSet("mnist", levels.astype(np.float32) / np.float32(255), labels)
+    plan = Plan(network, Fraction(2, 5), std=(Fraction(1, 255),), attack="black-box", settings=CPU)
+    found = evaluate(plan, images)
+    (run,) = found.record["runs"]
+    assert run["accuracy"]["clean"]["count"] == 3 > run["accuracy"]["attack"]["count"]
+    assert not {"clean-disagreement", "unconfirmed"} & {warning["name"] for warning in run["warnings"]}
+    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    for one in found.outcomes[0]:
+        pixels = found.adversarial[0][one.image]
+        logits = session.run(None, {name: (pixels / np.float32(1 / 255))[None].astype(np.float32)})[0][0]
+        assert (logits.argmax() == one.label) == (one.status != "broken")
+    with pytest.raises(SettingsError, match="input is integers"):
+        evaluate(replace(plan, levels=("crown", "alpha", "bab")), images)
 
 
 def test_ties_go_to_the_first_output(integer_file: Path, data: Path) -> None:
