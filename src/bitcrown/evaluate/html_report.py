@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitcrown.attack.hygiene import confidence_interval
 from bitcrown.errors import RecordError
 from bitcrown.evaluate.curves import Curve, accuracy_curves, radius_text
 from bitcrown.evaluate.png import data_address, levels
 
 Record = Mapping[str, Any]
 RESULTS = ("wrong", "broken", "proved", "open")
-Z95 = 1.959964
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
@@ -62,16 +62,6 @@ class Picture:
     clean: NDArray[np.floating[Any]]
     adversarial: NDArray[np.floating[Any]]
     eps: float | None = None
-
-
-def wilson_interval(count: int, images: int) -> tuple[float, float]:
-    """95 % interval of a share of which ``count`` of ``images`` were seen (Wilson 1927)."""
-    if not images:
-        return 0.0, 1.0
-    share, spread = count / images, Z95 * Z95 / images
-    middle = share + spread / 2
-    reach = Z95 * math.sqrt(share * (1 - share) / images + spread / (4 * images))
-    return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
 
 
 def html_report(records: Sequence[Record], pictures: Sequence[Picture] = (), title: str = "Robust accuracy") -> str:
@@ -154,7 +144,7 @@ _NONE = '<span class="none">&ndash;</span>'
 def _share(count: int | None, images: int) -> str:
     if count is None:
         return _NONE
-    low, high = wilson_interval(int(count), images)
+    low, high = confidence_interval(int(count), images)
     return f"{int(count) / images:.2%}<br><small>{low:.1%} &ndash; {high:.1%}</small>"
 
 

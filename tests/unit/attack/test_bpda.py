@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bitcrown.attack.bpda import RULES, block_names, bpda, with_substitute_gradient
-from bitcrown.attack.gradients import EXPLODING, GradientHealth, GradientTally, gradient_health, watch_gradients
 from bitcrown.errors import SettingsError
 from bitcrown.zoo.networks import Stage, ZooNetwork, ZooPlan
 from bitcrown.zoo.quantizer import Quantizer
@@ -158,39 +157,3 @@ def test_blocks_are_found_outermost_first_and_can_be_named() -> None:
     assert torch.equal(gradient(identity, torch.tensor([[-1.0, 2.0]])), torch.tensor([[0.0, 4.0]]))
     removed = bpda(nn.ReLU(), "removed", lambda module: True)
     assert torch.equal(gradient(removed, torch.tensor([[-1.0, 2.0]])), torch.tensor([[0.0, 4.0]]))
-
-
-# ---- Gradient hygiene
-
-
-def test_counts_of_each_kind_of_bad_gradient() -> None:
-    bad = torch.zeros(6, 2, 2)
-    bad[0, 0, 0] = torch.nan
-    bad[1, 1, 0] = -torch.inf
-    bad[2] = torch.tensor([[torch.nan, torch.inf], [0, 0]])
-    bad[4] = 2 * EXPLODING
-    bad[5] = -0.25
-    health = gradient_health(bad)
-    assert health == GradientHealth(6, 2, 2, 1, 1, 2 * EXPLODING, 0.25)
-    assert gradient_health(bad[:3]) + gradient_health(bad[3:]) == health
-    assert health + GradientHealth() == health
-    assert gradient_health(bad[:0]) == GradientHealth()
-    assert health.useless == 5
-
-
-def test_watching_changes_nothing_and_sees_every_backward_pass() -> None:
-    tally = GradientTally()
-    network, x = tiny(), pixels()
-    model = watch_gradients(bpda(network, "identity"), tally)
-    assert torch.equal(model(x), network(x))
-    assert tally.health == GradientHealth()
-    plain = gradient(bpda(network, "identity"), x)
-    assert torch.equal(gradient(model, x), plain)
-    assert tally.health == gradient_health(plain)
-    assert gradient(watch_gradients(network, tally), x).isnan().all()
-    assert (tally.health.gradients, tally.health.with_nan) == (6, 3)
-    z = x.clone().requires_grad_()
-    y = model(z)
-    for column in range(2):
-        torch.autograd.grad(y[:, column].sum(), z, retain_graph=True)
-    assert tally.health.gradients == 12

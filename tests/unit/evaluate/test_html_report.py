@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitcrown.attack.hygiene import confidence_interval
 from bitcrown.errors import RecordError
 from bitcrown.evaluate.curves import Curve, accuracy_curves, radius_text
-from bitcrown.evaluate.html_report import Picture, html_report, wilson_interval
+from bitcrown.evaluate.html_report import Picture, html_report
 from bitcrown.evaluate.png import SIGNATURE, levels, png
 
 
@@ -167,11 +168,11 @@ def test_radii_are_written_as_people_write_them() -> None:
 
 
 def test_wilson_interval_of_the_textbook() -> None:
-    low, high = wilson_interval(533, 1000)
+    low, high = confidence_interval(533, 1000)
     assert (round(low, 3), round(high, 3)) == (0.502, 0.564)
-    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == pytest.approx(1)
-    assert wilson_interval(0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert confidence_interval(0, 10)[0] == 0 and confidence_interval(10, 10)[1] == pytest.approx(1)
+    assert confidence_interval(0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
+    assert confidence_interval(0, 0) == (0.0, 1.0)
 
 
 # ---- Pictures
