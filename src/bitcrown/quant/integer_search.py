@@ -17,6 +17,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound, integer_scale, rows_at_a_time
+from bitcrown.quant.halfspace_clip import HalfspaceClipper
 from bitcrown.quant.integer_bounds import Bounds, Program, box_points
 from bitcrown.quant.integer_branching import Split, choose_splits, is_implied, saturation_split
 from bitcrown.quant.integer_graph import Ints
@@ -75,6 +76,7 @@ class Search:
         self.started, self.attack_seconds = time.monotonic(), 0.0
         self.implied: dict[bytes, tuple[int, int]] = {}
         self.attack = LatticeAttack(program, query, try_points)
+        self.clipper = HalfspaceClipper.of(program)
         self.terms = max((len(case) for case in query.cases), default=1)
         self.matrix = np.zeros((len(query.cases), self.terms, program.sizes[program.output]), dtype=np.int64)
         self.bound = np.zeros((len(query.cases), self.terms), dtype=np.int64)
@@ -117,6 +119,7 @@ class Search:
         state = self._ascend(batch, bounds, objective, pinned, budget)
         open_rows, values = self._judge(batch, bounds, objective, state)
         shrunk = self._tighten(batch, bounds, objective, state, open_rows)
+        shrunk |= self._clip(batch, bounds, objective, state, open_rows)
         open_rows = self._without_empty(batch, bounds, open_rows)
         if not open_rows:
             return None, kinks
@@ -367,6 +370,31 @@ class Search:
                     ],
                 )
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
+
+    def _clip(
+        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]
+    ) -> set[int]:
+        if self.clipper is None or not open_rows:
+            return set()
+        rows = np.array(open_rows, dtype=np.int64)
+        dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, 16)
+        if dual is None:
+            return set()
+        part = bounds.rows(rows)
+        ends = np.minimum(dual.input * part.low[0], dual.input * part.high[0]).sum(axis=1)
+        clips = self.clipper.clip(part, dual.value - ends, dual.input)
+        if clips is None:
+            return set()
+        node = self.clipper.node
+        low, high = bounds.low[node].copy(), bounds.high[node].copy()
+        row = rows[clips.row]
+        up = clips.sign > 0
+        np.maximum.at(low, (row[up], clips.element[up]), clips.least[up])
+        np.minimum.at(high, (row[~up], clips.element[~up]), -clips.least[~up])
+        before = (bounds.high[node] - bounds.low[node]).sum()
+        bounds.intersect(node, low, high)
+        self.counters.extra['clips'] = self.counters.extra.get('clips', 0) + len(row)
+        return set(map(int, row))
 
     def _candidates(self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget) -> Ints | None:
         """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness [N] or ``None``."""

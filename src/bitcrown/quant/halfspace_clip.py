@@ -1,0 +1,112 @@
+"""Intervals of first-layer accumulators on the part of the box where a subproblem can still be violated.
+
+A dual bound ends in a line over the inputs: every point that satisfies the case has ``0 >= c + g x``, where ``c`` is
+the sum of all blocks and constants and ``g`` the coefficients that arrive at the input (``staircase_dual``). For an
+accumulator ``a_j = w_j x + b_j`` that reads the input, any sign ``s`` and any numbers ``q > 0``, ``t >= 0``
+
+    q s a_j  >=  q s a_j + t (c + g x)  >=  q s b_j + t c + min { (q s w_j + t g) x : x in the box },
+
+weak duality over the box cut by the line's halfspace. The minimum is a dot product with the box, so integers ``q``,
+``t``, ``c``, ``g`` make it exact. Floats propose ``t``; a few multiples of the natural scale are tried, which is the
+width of ``a_j`` over that of the line. Narrower accumulators have narrower hulls of their staircases, and split trees
+become much smaller. Legend: ``R`` rows, ``N`` accumulators, ``n`` inputs, ``E`` entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitcrown.quant.integer_bounds import Bounds, Program
+from bitcrown.quant.integer_graph import Dense, Ints
+from bitcrown.quant.linear_steps import INT_EXACT, Array, largest
+
+MULTIPLES = (0.2, 0.45, 0.9, 1.8)
+"""Multiples of the natural scale that are tried for every accumulator."""
+LEAST_GAIN = 0.01
+"""Part of its width that an interval has to lose for an entry to be worth writing down."""
+UNITS = 2**10
+"""``t`` is a whole number of such parts of ``q``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Entries [E]: row, accumulator, sign, q, t and the least value of ``sign * a`` that they prove."""
+
+    row: Ints
+    element: Ints
+    sign: Ints
+    weight: Ints
+    multiplier: Ints
+    least: Ints
+
+
+class HalfspaceClipper:
+    """The dense first-layer accumulators of one network."""
+
+    def __init__(self, program: Program, node: int) -> None:
+        dense = program.nodes[node]
+        assert isinstance(dense, Dense)
+        self.node, self.weight, self.bias = node, dense.weight, program.affine[node].offset
+        self.real = dense.weight.astype(np.float32)
+        self.size = largest(dense.weight)
+
+    @classmethod
+    def of(cls, program: Program) -> HalfspaceClipper | None:
+        """``None`` where no staircase reads a dense layer on the input."""
+        for table in program.stairs.values():
+            dense = program.nodes[table.source]
+            if isinstance(dense, Dense) and dense.source == 0:
+                return cls(program, table.source)
+        return None
+
+    def propose(self, bounds: Bounds, constant: Array, line: Array) -> tuple[Array, Array]:
+        """(least value of ``+-a`` found in floats, multiple of the line for it), [2, R, N] each."""
+        low, high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
+        middle, radius = (low + high) / 2, (high - low) / 2
+        centre = middle @ self.weight.T.astype(np.float64) + self.bias
+        width = radius.astype(np.float32) @ np.abs(self.real).T
+        slope = constant + (line * middle).sum(axis=1)
+        swing = np.maximum((np.abs(line) * radius).sum(axis=1), 1e-30)
+        best = np.full((2, *centre.shape), -np.inf)
+        times = np.zeros_like(best)
+        moved = np.empty_like(self.real)
+        short, reach = line.astype(np.float32), radius.astype(np.float32)
+        for row in range(len(line)):
+            for multiple in MULTIPLES:
+                t = multiple * width[row] / swing[row]
+                push = t[:, None] * short[row]
+                for side, sign in enumerate((1.0, -1.0)):
+                    (np.add if sign > 0 else np.subtract)(push, self.real, out=moved)
+                    np.abs(moved, out=moved)
+                    value = sign * centre[row] + t * slope[row] - moved @ reach[row]
+                    better = value > best[side, row]
+                    best[side, row] = np.where(better, value, best[side, row])
+                    times[side, row] = np.where(better, t, times[side, row])
+        return best, times
+
+    def clip(self, bounds: Bounds, constant: Ints, line: Ints) -> Clips | None:
+        """Entries that shrink intervals of ``bounds``, exactly; ``constant`` [R] and ``line`` [R, n] of the rows."""
+        best, times = self.propose(bounds, constant.astype(np.float64), line.astype(np.float64))
+        low, high = bounds.low[self.node], bounds.high[self.node]
+        known = np.stack([low, -high]).astype(np.float64)
+        gain = np.minimum(best - known, high - low)
+        side, row, element = np.nonzero(gain > LEAST_GAIN * (high - low) + 1)
+        if not len(row):
+            return None
+        sign = 1 - 2 * side.astype(np.int64)
+        scale = times[side, row, element]
+        # q / t is a ratio of integers: the larger of the two is UNITS
+        size = UNITS / np.maximum(scale, 1.0)
+        weight = np.maximum(np.rint(size), 1).astype(np.int64)
+        multiplier = np.maximum(np.rint(scale * weight), 0).astype(np.int64)
+        if largest(multiplier) * largest(line) + largest(weight) * self.size > 2**62 / (256 * line.shape[1]):
+            return None
+        if largest(multiplier) * largest(constant) + largest(weight) * largest(self.bias) > INT_EXACT / 2:
+            return None
+        row_line = multiplier[:, None] * line[row] + (weight * sign)[:, None] * self.weight[element]
+        least = np.where(row_line > 0, row_line * bounds.low[0][row], row_line * bounds.high[0][row]).sum(axis=1)
+        value = weight * sign * self.bias[element] + multiplier * constant[row] + least
+        return Clips(row, element, sign, weight, multiplier, -(-value // weight))
