@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.integer_graph import Dense, Ints
-from bitcrown.quant.linear_steps import INT_EXACT, Array, largest
+from bitcrown.quant.linear_steps import FLOAT_EXACT, INT_EXACT, Array, largest
 
 MULTIPLES = (0.2, 0.45, 0.9, 1.8)
 """Multiples of the natural scale that are tried for every accumulator."""
 LEAST_GAIN = 0.01
 """Part of its width that an interval has to lose for an entry to be worth writing down."""
-UNITS = 2**10
+UNITS = 2**8
 """``t`` is a whole number of such parts of ``q``."""
 
 
@@ -51,6 +51,7 @@ class HalfspaceClipper:
         assert isinstance(dense, Dense)
         self.node, self.weight, self.bias = node, dense.weight, program.affine[node].offset
         self.real = dense.weight.astype(np.float32)
+        self.wide = dense.weight.astype(np.float64)
         self.size = largest(dense.weight)
 
     @classmethod
@@ -66,7 +67,7 @@ class HalfspaceClipper:
         """(least value of ``+-a`` found in floats, multiple of the line for it), [2, R, N] each."""
         low, high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
         middle, radius = (low + high) / 2, (high - low) / 2
-        centre = middle @ self.weight.T.astype(np.float64) + self.bias
+        centre = middle @ self.wide.T + self.bias
         width = radius.astype(np.float32) @ np.abs(self.real).T
         slope = constant + (line * middle).sum(axis=1)
         swing = np.maximum((np.abs(line) * radius).sum(axis=1), 1e-30)
@@ -93,20 +94,38 @@ class HalfspaceClipper:
         low, high = bounds.low[self.node], bounds.high[self.node]
         known = np.stack([low, -high]).astype(np.float64)
         gain = np.minimum(best - known, high - low)
-        side, row, element = np.nonzero(gain > LEAST_GAIN * (high - low) + 1)
+        row, side, element = np.nonzero((gain > LEAST_GAIN * (high - low) + 1).transpose(1, 0, 2))
         if not len(row):
             return None
         sign = 1 - 2 * side.astype(np.int64)
         scale = times[side, row, element]
         # q / t is a ratio of integers: the larger of the two is UNITS
-        size = UNITS / np.maximum(scale, 1.0)
-        weight = np.maximum(np.rint(size), 1).astype(np.int64)
+        weight = np.maximum(np.rint(UNITS / np.maximum(scale, 1.0)), 1).astype(np.int64)
         multiplier = np.maximum(np.rint(scale * weight), 0).astype(np.int64)
-        if largest(multiplier) * largest(line) + largest(weight) * self.size > 2**62 / (256 * line.shape[1]):
+        size = largest(multiplier) * largest(line) + largest(weight) * self.size
+        reach = max(largest(bounds.low[0]), largest(bounds.high[0]))
+        if 2 * size * line.shape[1] * reach > FLOAT_EXACT:
             return None
         if largest(multiplier) * largest(constant) + largest(weight) * largest(self.bias) > INT_EXACT / 2:
             return None
-        row_line = multiplier[:, None] * line[row] + (weight * sign)[:, None] * self.weight[element]
-        least = np.where(row_line > 0, row_line * bounds.low[0][row], row_line * bounds.high[0][row]).sum(axis=1)
-        value = weight * sign * self.bias[element] + multiplier * constant[row] + least
+        twice = self._twice_least(bounds, line, row, element, weight * sign, multiplier)
+        value = weight * sign * self.bias[element] + multiplier * constant[row] + twice // 2
         return Clips(row, element, sign, weight, multiplier, -(-value // weight))
+
+    def _twice_least(self, bounds: Bounds, line: Ints, row: Ints, element: Ints, factor: Ints, times: Ints) -> Ints:
+        """[E]: twice the least value of ``(factor w + times g) x`` over the row's box; every sum is below 2**53."""
+        out = np.empty(len(row), dtype=np.int64)
+        middle = (bounds.low[0] + bounds.high[0]).astype(np.float64)
+        spread = (bounds.high[0] - bounds.low[0]).astype(np.float64)
+        real, lines = factor.astype(np.float64), line.astype(np.float64)
+        starts = np.searchsorted(row, np.arange(len(line) + 1))
+        for r in range(len(line)):
+            part = slice(starts[r], starts[r + 1])
+            if part.start == part.stop:
+                continue
+            cut = self.wide[element[part]] * real[part, None]
+            cut += times[part, None].astype(np.float64) * lines[r]
+            total = cut @ middle[r]
+            total -= np.abs(cut, out=cut) @ spread[r]
+            out[part] = total.astype(np.int64)
+        return out

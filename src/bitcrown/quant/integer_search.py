@@ -377,7 +377,7 @@ class Search:
         if self.clipper is None or not open_rows:
             return set()
         rows = np.array(open_rows, dtype=np.int64)
-        dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, 16)
+        dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, SCALE_BITS[0])
         if dual is None:
             return set()
         part = bounds.rows(rows)
