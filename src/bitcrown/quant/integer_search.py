@@ -29,6 +29,10 @@ from bitcrown.quant.slope_ascent import Ascent, Objective, Pinned, Relaxation, a
 from bitcrown.quant.staircase_dual import Slopes, reduced_input, reduced_stairs
 
 ATTACK_SHARE = 0.4
+import os
+LOOK=int(os.environ.get('LOOK','1'))
+LOOKS=int(os.environ.get('LOOKS','8'))
+SC={'p':lambda a,b:a*b,'m':lambda a,b:min(a,b)+0.1*max(a,b),'s':lambda a,b:min(a,b)+0.3*max(a,b)}[os.environ.get('SC','p')]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ class Search:
         if witness is not None:
             return witness, []
         children: list[Domain] = []
-        splits = choose_splits(self.program, bounds, state, open_rows)
+        splits = self._look_ahead(batch, bounds, state, open_rows, budget)
         for row, split in zip(open_rows, splits, strict=True):
             domain = batch[row]
             domain.slopes = {n: s[row : row + 1] for n, s in state.slopes.items()}
@@ -370,6 +374,54 @@ class Search:
                     ],
                 )
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
+
+    def _look_ahead(
+        self, batch: list[Domain], bounds: Bounds, state: Ascent, rows: list[int], budget: Budget
+    ) -> list[Split | None]:
+        """Of a few candidate splits per row, the one whose children's bounds rise most in a few steps of ascent."""
+        candidates = choose_splits(self.program, bounds, state, rows, LOOK)
+        best: list[Split | None] = [own[0] if own else None for own in candidates]
+        asked = [(place, split) for place, own in enumerate(candidates) if len(own) > 1 for split in own]
+        if not asked or LOOK < 2:
+            return best
+        gains: list[list[float]] = [[] for _ in rows]
+        step = max(1, self.batch * 2)
+        for start in range(0, len(asked), step):
+            part = asked[start : start + step]
+            index = [rows[place] for place, _ in part]
+            values = []
+            for is_upper in (False, True):
+                child = bounds.rows(index)
+                for k, (_, split) in enumerate(part):
+                    if is_upper:
+                        child.low[split.node][k, split.element] = split.value + 1
+                    else:
+                        child.high[split.node][k, split.element] = split.value
+                    child.dirty.add(split.node)
+                cases = [batch[row].case for row in index]
+                self.program.propagate(child, [self.query.cases[case] for case in cases])
+                empty = child.is_empty()
+                child.high = [np.maximum(h, l) for l, h in zip(child.low, child.high)]
+                objective, pinned = self.objective(cases, child)
+                slopes = {n: s[index] for n, s in state.slopes.items()}
+                if pinned is not None:
+                    slopes[pinned.node] = pinned.project(slopes[pinned.node])
+                tau = state.tau[index]
+                tau = np.where(tau.any(axis=1, keepdims=True), tau, 1.0) * objective.used
+                total = tau.sum(axis=1, keepdims=True)
+                even = objective.used / np.maximum(objective.used.sum(axis=1, keepdims=True), 1)
+                tau = np.where(total > 0, tau / np.maximum(total, 1e-12), even)
+                found = ascend(Relaxation(self.program, child, objective, pinned), slopes, tau, LOOKS, 0.2)
+                values.append(np.where(empty, np.inf, found.best))
+            before = np.array([state.best[row] for row in index])
+            top = np.maximum(-before, 1e-9)
+            gain = [np.minimum(np.maximum(v - before, 0) / top, 1.0) + 1e-3 for v in values]
+            for (place, _), a, b in zip(part, *gain, strict=True):
+                gains[place].append(SC(float(a), float(b)))
+        for place, own in enumerate(gains):
+            if own:
+                best[place] = candidates[place][int(np.argmax(own))]
+        return best
 
     def _clip(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]

@@ -22,6 +22,8 @@ from bitcrown.quant.staircase_dual import gather_windows, scatter_windows
 
 RANKED_MOVES = 784
 WINDOW_LEVELS = 3
+LEAK = 1e-4
+"""Slope of the score beyond saturation: less than any step, enough to show the way back."""
 
 
 class LatticeAttack:
@@ -43,7 +45,8 @@ class LatticeAttack:
         outputs = values[self.node].astype(np.float64)
         if self.least is not None:
             table = self.program.stairs[self.program.output]
-            outputs = (np.clip(outputs, self.least, self.most) - self.least) / self.step + table.base
+            inside = np.clip(outputs, self.least, self.most)
+            outputs = (inside + LEAK * (outputs - inside) - self.least) / self.step + table.base
         worst = np.full(len(outputs), np.inf)
         for constraint in case:
             index = [i for i, _ in constraint.terms]
@@ -58,7 +61,11 @@ class LatticeAttack:
         seed = np.zeros((1, self.program.sizes[self.node]))
         for index, factor in constraint.terms:
             seed[0, index] = factor
-        coefficients: dict[int, Array] = {self.node: seed}
+        return np.asarray(self.pulled([v[:1] for v in values], seed)[0])
+
+    def pulled(self, values: list[Ints], seeds: Array) -> Array:
+        """[B, N]: slopes of ``seeds`` [B, M] times the scored accumulators at the points, staircases smoothed."""
+        coefficients: dict[int, Array] = {self.node: seeds}
         for number in reversed(range(1, self.node + 1)):
             outer = coefficients.pop(number, None)
             if outer is None:
@@ -68,16 +75,22 @@ class LatticeAttack:
                 pulled = list(zip(step.sources, step.adjoint(outer), strict=True))
             elif number in self.program.stairs:
                 table = self.program.stairs[number]
-                pulled = [(table.source, outer * _mean_slope(table, values[table.source][:1]))]
+                pulled = [(table.source, outer * _mean_slope(table, values[table.source]))]
             else:
                 source, index_ = self.program.pools[number]
-                window = np.where(index_ >= 0, gather_windows(values[source][:1], index_), -np.inf)
+                window = np.where(index_ >= 0, gather_windows(values[source], index_), -np.inf)
                 is_top = window == window.max(axis=2, keepdims=True)
                 spread = outer[..., None] * is_top / is_top.sum(axis=2, keepdims=True)
                 pulled = [(source, scatter_windows(spread, index_, self.program.sizes[source]))]
             for source, part in pulled:
                 coefficients[source] = coefficients.get(source, 0.0) + part
-        return np.asarray(coefficients.get(0, np.zeros((1, self.program.sizes[0])))[0])
+        return np.asarray(coefficients.get(0, np.zeros((len(seeds), self.program.sizes[0]))))
+
+    def is_movable(self, accumulator: Ints, index: int, factor: int) -> Array:
+        """[B]: whether output ``index`` can still change towards ``factor * o`` smaller from these accumulators."""
+        if self.least is None:
+            return np.ones(len(accumulator), dtype=bool)
+        return np.asarray(accumulator > self.least[index] if factor > 0 else accumulator < self.most[index])
 
     def climb(self, point: Ints, case: ConstraintCase, moves: int, budget: Budget) -> tuple[Ints | None, float]:
         """Up to ``moves`` improving moves from ``point`` [N]; (witness or ``None``, score reached)."""
@@ -95,10 +108,13 @@ class LatticeAttack:
             ranked = ranked[gain[ranked] > 0]
             if not len(ranked):
                 break
-            trial = np.repeat(point[None], len(ranked) + 3, axis=0)
+            wide = ranked[np.abs(target - point)[ranked] > 1]
+            trial = np.repeat(point[None], len(ranked) + len(wide) + 3, axis=0)
             trial[np.arange(len(ranked)), ranked] = target[ranked]
+            near = np.arange(len(ranked), len(ranked) + len(wide))
+            trial[near, wide] += np.sign(target - point)[wide]
             for extra, count in enumerate((4, 12, 36)):
-                trial[len(ranked) + extra, ranked[:count]] = target[ranked[:count]]
+                trial[len(ranked) + len(wide) + extra, ranked[:count]] = target[ranked[:count]]
             found = self.program.values(trial)
             reached = self.scores(found, case)
             best = int(reached.argmax())
