@@ -20,6 +20,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.exact_bound import argument_bounds
+from bitcrown.quant.gradient_attack import GradientAttack
 from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.integer_search import Search, SearchSettings
@@ -31,6 +32,7 @@ RANDOM_PROBES = 5
 BOUNDS_SHARE = 0.3
 QUICK_ROUNDS = 4
 """Rounds before bounds on every accumulator behind a staircase are worth their time (most queries end here)."""
+ATTACK_SHARE = 0.2
 RUNTIME_TRIALS = 4
 
 
@@ -131,6 +133,10 @@ def decide(
         search = Search(program, query, proof, judge.try_points, settings)
         root = program.root(query.low, query.high)
         if rounds is None:
+            share = budget.capped(ATTACK_SHARE * budget.remaining())
+            witness = GradientAttack(program, query, judge.try_points).run(share, rng)
+            if witness is not None:
+                return Decision(Status.SAT, witness=witness, decided_by="attack")
             argument_bounds(program, root, proof, budget.capped(BOUNDS_SHARE * budget.remaining()))
         domains = search.roots(root)
         roots = tuple(domain.part for domain in domains)
