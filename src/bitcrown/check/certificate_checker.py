@@ -11,6 +11,8 @@ shrink the state, ending with a step that closes it. Every step is recomputed he
 ``tighten``    the same inequality, for one element's argument in a range: if L with this element's block minimised
                over the range only is positive, the range is impossible.
 ``bound``      ``q s v + sum tau (c o - b) >= L`` gives ``s v >= ceil(L / q)``, ``q > 0``, s a sign.
+``clip``       the same inequality is a line over the inputs, ``0 >= c + g x``; so for a value ``v = w x + b`` of an
+               affine node on the input, ``q s v >= q s b + t c + min (q s w + t g) x``, ``q > 0``, ``t >= 0``.
 ``split``      integers: ``v <= k`` or ``v >= k + 1``; both parts must close.  ``empty``: some interval is empty.
 ``enumerate``  the inputs left are few, and each of them breaks a constraint.
 
@@ -129,6 +131,10 @@ class Checker:
             old = state.copy()
             for node, element, low, high in entries:
                 self.tighten(old, state, dual, [integer(v) for v in (node, element, low, high)], where)
+        elif kind == "clip":
+            _, tau, slopes, entries = step
+            dual = self.dual(state, self.goal(case, tau, where), slopes)
+            self.clip(state, dual, [[integer(v) for v in entry] for entry in entries], where)
         else:
             need(kind == "bound", f"{where}: unknown step")
             old = state.copy()
@@ -242,6 +248,24 @@ class Checker:
             possible = not chances or dual.value + max(chances) <= 0
             need(not possible, f"{where}: node {node} element {e} may lie in [{first}, {last}]")
         state.narrow(node, e, low, high)
+
+    def clip(self, state: State, dual: Dual, entries: list[Row], where: str) -> None:
+        """Values of affine nodes on the input where ``c + g x``, a lower bound of the violated constraints, is <= 0."""
+        low, high = state.low[0], state.high[0]
+        constant = dual.value - sum(min(c * a, c * b) for c, a, b in zip(dual.first, low, high, strict=True))
+        for node, e, sign, weight, times in entries:
+            self.index(node, e, where)
+            step = self.net.compiled[node]
+            need(isinstance(step, Affine) and step.sources <= {0}, f"{where}: node {node} does not read the input")
+            assert isinstance(step, Affine)
+            need(sign in (1, -1) and weight > 0 and times >= 0, f"{where}: bad sign or weight")
+            line = [times * c for c in dual.first]
+            for _, i, w in step.rows[e]:
+                line[i] += sign * weight * w
+            value = sign * weight * step.bias[e] + times * constant
+            value += sum(c * (a if c > 0 else b) for c, a, b in zip(line, low, high, strict=True))
+            least = -(-value // weight)
+            state.narrow(node, e, *((least, WIDE) if sign > 0 else (-WIDE, -least)))
 
     def forward(self, state: State) -> None:
         for number in range(1, len(self.net.nodes)):

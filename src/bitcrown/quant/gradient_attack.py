@@ -49,9 +49,7 @@ class GradientAttack:
         witness, points, scores = self.steps(starts, cases, aims, STEPS, budget)
         return witness if witness is not None else self.climb(points, cases, scores, CLIMBS, MOVES, budget)
 
-    def climb(
-        self, points: Ints, cases: Ints, scores: Array, climbs: int, moves: int, budget: Budget
-    ) -> Ints | None:
+    def climb(self, points: Ints, cases: Ints, scores: Array, climbs: int, moves: int, budget: Budget) -> Ints | None:
         """Coordinate moves from the points [B, N] of the best scores."""
         for place in np.argsort(-scores)[:climbs]:
             if budget.is_expired():

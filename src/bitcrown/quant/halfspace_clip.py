@@ -17,30 +17,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.integer_graph import Dense, Ints
 from bitcrown.quant.linear_steps import FLOAT_EXACT, INT_EXACT, Array, largest
+from bitcrown.quant.staircase_dual import DualValue
 
 MULTIPLES = (0.2, 0.45, 0.9, 1.8)
 """Multiples of the natural scale that are tried for every accumulator."""
 LEAST_GAIN = 0.01
 """Part of its width that an interval has to lose for an entry to be worth writing down."""
-UNITS = 2**8
-"""``t`` is a whole number of such parts of ``q``."""
+MOST_WEIGHT = 2.0**14
 
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """Entries [E]: row, accumulator, sign, q, t and the least value of ``sign * a`` that they prove."""
+    """Entries [E], sorted by row: row, accumulator of ``node``, sign, q, t and the least ``sign * a`` they prove."""
 
+    node: int
     row: Ints
     element: Ints
     sign: Ints
     weight: Ints
     multiplier: Ints
     least: Ints
+
+    def narrow(self, bounds: Bounds, rows: Ints) -> None:
+        """Shrink the intervals of ``bounds``, in which row k of the entries is ``rows[k]``."""
+        low, high = bounds.low[self.node].copy(), bounds.high[self.node].copy()
+        row, up = rows[self.row], self.sign > 0
+        np.maximum.at(low, (row[up], self.element[up]), self.least[up])
+        np.minimum.at(high, (row[~up], self.element[~up]), -self.least[~up])
+        bounds.intersect(self.node, low, high)
+
+    def entries(self, row: int) -> list[list[int]]:
+        """``[node, element, sign, q, t]`` of one row, for the certificate."""
+        part = slice(*np.searchsorted(self.row, [row, row + 1]))
+        columns = self.element[part], self.sign[part], self.weight[part], self.multiplier[part]
+        return [[self.node, *map(int, entry)] for entry in zip(*columns, strict=True)]
 
 
 class HalfspaceClipper:
@@ -88,29 +102,28 @@ class HalfspaceClipper:
                     times[side, row] = np.where(better, t, times[side, row])
         return best, times
 
-    def clip(self, bounds: Bounds, constant: Ints, line: Ints) -> Clips | None:
-        """Entries that shrink intervals of ``bounds``, exactly; ``constant`` [R] and ``line`` [R, n] of the rows."""
+    def clip(self, bounds: Bounds, dual: DualValue) -> Clips | None:
+        """Entries that shrink intervals of ``bounds``, exactly; ``dual`` is the bound of its rows."""
+        line = dual.input
+        constant = dual.value - np.minimum(line * bounds.low[0], line * bounds.high[0]).sum(axis=1)
         best, times = self.propose(bounds, constant.astype(np.float64), line.astype(np.float64))
         low, high = bounds.low[self.node], bounds.high[self.node]
-        known = np.stack([low, -high]).astype(np.float64)
-        gain = np.minimum(best - known, high - low)
+        gain = best - np.stack([low, -high])
         row, side, element = np.nonzero((gain > LEAST_GAIN * (high - low) + 1).transpose(1, 0, 2))
-        if not len(row):
-            return None
-        sign = 1 - 2 * side.astype(np.int64)
         scale = times[side, row, element]
-        # q / t is a ratio of integers: the larger of the two is UNITS
-        weight = np.maximum(np.rint(UNITS / np.maximum(scale, 1.0)), 1).astype(np.int64)
-        multiplier = np.maximum(np.rint(scale * weight), 0).astype(np.int64)
-        size = largest(multiplier) * largest(line) + largest(weight) * self.size
-        reach = max(largest(bounds.low[0]), largest(bounds.high[0]))
-        if 2 * size * line.shape[1] * reach > FLOAT_EXACT:
+        reach = max(largest(bounds.low[0]), largest(bounds.high[0]), 1.0)
+        limit = FLOAT_EXACT / (4 * line.shape[1] * reach)
+        weight = np.floor(np.minimum(limit / (self.size + scale * largest(line)), MOST_WEIGHT))
+        multiplier = np.rint(scale * weight)
+        fits = (weight >= 1) & (weight * self.size + multiplier * largest(line) <= limit)
+        fits &= multiplier * largest(constant) + weight * largest(self.bias) < INT_EXACT / 2
+        if not fits.any():
             return None
-        if largest(multiplier) * largest(constant) + largest(weight) * largest(self.bias) > INT_EXACT / 2:
-            return None
+        row, element, sign = row[fits], element[fits], 1 - 2 * side[fits].astype(np.int64)
+        weight, multiplier = weight[fits].astype(np.int64), multiplier[fits].astype(np.int64)
         twice = self._twice_least(bounds, line, row, element, weight * sign, multiplier)
         value = weight * sign * self.bias[element] + multiplier * constant[row] + twice // 2
-        return Clips(row, element, sign, weight, multiplier, -(-value // weight))
+        return Clips(self.node, row, element, sign, weight, multiplier, -(-value // weight))
 
     def _twice_least(self, bounds: Bounds, line: Ints, row: Ints, element: Ints, factor: Ints, times: Ints) -> Ints:
         """[E]: twice the least value of ``(factor w + times g) x`` over the row's box; every sum is below 2**53."""

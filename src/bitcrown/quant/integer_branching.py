@@ -19,7 +19,7 @@ from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.query import ConstraintCase, LinearConstraint
 from bitcrown.quant.slope_ascent import Ascent
 
-LEAST_GAP, LEAST_BALANCE, OUTPUT_WEIGHT = 1e-3, 0.1, 0.2
+LEAST_GAP, LEAST_BALANCE, OUTPUT_WEIGHT = 1e-3, 0.5, 0.2
 FEW_INPUTS = 16
 """Unpinned steps keep an interval even for one input; up to so many inputs only these are split, which surely ends."""
 
@@ -68,13 +68,12 @@ def is_implied(constraint: LinearConstraint, low: Ints, high: Ints) -> bool:
     return sum(c * int(high[i] if c > 0 else low[i]) for i, c in constraint.terms) <= constraint.bound
 
 
-def choose_splits(
-    program: Program, bounds: Bounds, state: Ascent, rows: list[int], count: int = 1
-) -> list[list[Split]]:
-    """Up to ``count`` splits per row, the best first; none for a single point that arithmetic leaves open."""
+def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[int]) -> list[Split | None]:
+    """One split per row, on the intervals of ``bounds``; ``None`` for a single point that arithmetic leaves open."""
     varying = (bounds.high[0][rows] > bounds.low[0][rows]).sum(axis=1)
     inputs_only = (varying <= FEW_INPUTS) & (not program.network.is_exact())
-    found: list[list[tuple[float, Split]]] = [[] for _ in rows]
+    best = np.where(inputs_only, np.inf, 0.0)
+    found: list[Split | None] = [None] * len(rows)
     for node in state.mean_argument:
         table = program.stairs.get(node)
         if table is None:
@@ -91,18 +90,15 @@ def choose_splits(
         if node == program.output:
             score *= OUTPUT_WEIGHT
         score = np.where((last > first) & (high > low), score, -1.0)
-        best = np.argsort(-score, axis=1)[:, :count]
-        for place in np.nonzero(~inputs_only)[0]:
-            for element in best[place]:
-                if score[place, element] <= 0:
-                    break
+        for place, element in enumerate(score.argmax(axis=1)):
+            if score[place, element] > best[place]:
+                best[place] = score[place, element]
                 thresholds = table.late[table.channel[element]]
                 edge = _edge(thresholds, int(first[place, element]), int(last[place, element]),
                              int(argument[place, element]), float(gap[place, element]))  # fmt: skip
                 edge = min(max(edge, int(low[place, element]) + 1), int(high[place, element]))
-                found[place].append((score[place, element], Split(table.source, int(element), edge - 1)))
-    ranked = [[split for _, split in sorted(own, key=lambda pair: -pair[0])[:count]] for own in found]
-    return [own or _input_split(bounds, row) for own, row in zip(ranked, rows, strict=True)]
+                found[place] = Split(table.source, int(element), edge - 1)
+    return [split or _input_split(bounds, row) for split, row in zip(found, rows, strict=True)]
 
 
 def _edge(thresholds: np.ndarray, first: int, last: int, argument: int, gap: float) -> int:
@@ -114,10 +110,10 @@ def _edge(thresholds: np.ndarray, first: int, last: int, argument: int, gap: flo
     return min(candidates, key=lambda t: abs(t - argument))
 
 
-def _input_split(bounds: Bounds, row: int) -> list[Split]:
+def _input_split(bounds: Bounds, row: int) -> Split | None:
     """The middle of the widest input; once no staircase is left, inputs are all that can vary."""
     low, high = bounds.low[0][row], bounds.high[0][row]
     element = int((high - low).argmax())
     if high[element] == low[element]:
-        return []
-    return [Split(0, element, int(low[element] + high[element]) // 2)]
+        return None
+    return Split(0, element, int(low[element] + high[element]) // 2)

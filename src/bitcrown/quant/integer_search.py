@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bitcrown.budget import Budget
+from bitcrown.quant.case_objective import CaseObjective
 from bitcrown.quant.exact_bound import SCALE_BITS, exact_bound, integer_scale, rows_at_a_time
 from bitcrown.quant.halfspace_clip import HalfspaceClipper
 from bitcrown.quant.integer_bounds import Bounds, Program, box_points
@@ -29,10 +30,6 @@ from bitcrown.quant.slope_ascent import Ascent, Objective, Pinned, Relaxation, a
 from bitcrown.quant.staircase_dual import Slopes, reduced_input, reduced_stairs
 
 ATTACK_SHARE = 0.4
-import os
-LOOK=int(os.environ.get('LOOK','1'))
-LOOKS=int(os.environ.get('LOOKS','8'))
-SC={'p':lambda a,b:a*b,'m':lambda a,b:min(a,b)+0.1*max(a,b),'s':lambda a,b:min(a,b)+0.3*max(a,b)}[os.environ.get('SC','p')]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +78,11 @@ class Search:
         self.implied: dict[bytes, tuple[int, int]] = {}
         self.attack = LatticeAttack(program, query, try_points)
         self.clipper = HalfspaceClipper.of(program)
-        self.terms = max((len(case) for case in query.cases), default=1)
-        self.matrix = np.zeros((len(query.cases), self.terms, program.sizes[program.output]), dtype=np.int64)
-        self.bound = np.zeros((len(query.cases), self.terms), dtype=np.int64)
-        self.used = np.zeros((len(query.cases), self.terms), dtype=bool)
-        for c, case in enumerate(query.cases):
-            for t, constraint in enumerate(case):
-                for index, factor in constraint.terms:
-                    self.matrix[c, t, index] += factor
-                self.bound[c, t], self.used[c, t] = constraint.bound, True
+        self.objective = CaseObjective(program, query)
 
     def roots(self, bounds: Bounds) -> list[Domain]:
         """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
-        self.root_bounds = bounds.rows([0])
+        self.objective.root_bounds = bounds.rows([0])
         return [Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))]
 
     def run(self, domains: list[Domain], budget: Budget, rounds: int | None = None) -> tuple[Ints | None, list[Domain]]:
@@ -119,7 +108,7 @@ class Search:
         witness, batch, bounds = self._enumerate(batch, bounds)
         if witness is not None or not batch:
             return witness, kinks
-        objective, pinned = self.objective([domain.case for domain in batch], bounds)
+        objective, pinned = self.objective.on([domain.case for domain in batch], bounds)
         state = self._ascend(batch, bounds, objective, pinned, budget)
         open_rows, values = self._judge(batch, bounds, objective, state)
         shrunk = self._tighten(batch, bounds, objective, state, open_rows)
@@ -131,7 +120,7 @@ class Search:
         if witness is not None:
             return witness, []
         children: list[Domain] = []
-        splits = self._look_ahead(batch, bounds, state, open_rows, budget)
+        splits = choose_splits(self.program, bounds, state, open_rows)
         for row, split in zip(open_rows, splits, strict=True):
             domain = batch[row]
             domain.slopes = {n: s[row : row + 1] for n, s in state.slopes.items()}
@@ -144,35 +133,6 @@ class Search:
             children.extend(self._split(domain, bounds.rows([row]), split))
         children.sort(key=lambda domain: -domain.value)
         return None, kinks + children
-
-    def objective(self, cases: list[int], bounds: Bounds) -> tuple[Objective, Pinned | None]:
-        """The constraints that the output intervals do not already imply; rows in which they imply all are pinned."""
-        node = self.program.output
-        matrix, limit = self.matrix[cases], self.bound[cases]
-        ends = np.maximum(matrix * bounds.low[node][:, None], matrix * bounds.high[node][:, None]).sum(axis=2)
-        used = self.used[cases] & (ends > limit)
-        table = self.program.stairs.get(node)
-        alone = ~used.any(axis=1)
-        if table is None or not alone.any():
-            return Objective(node, matrix, limit, np.where(alone[:, None], self.used[cases], used)), None
-        source = table.source
-        factor = np.einsum("rt,rtn->rn", self.used[cases].astype(np.int64), matrix)
-        low, high = bounds.low[source], bounds.high[source]
-        first, last = table.level(table.late, low), table.level(table.early, high)
-        is_edge = (table.level(table.late, low - 1) < first, table.level(table.early, high + 1) > last)
-        raised = (low > self.root_bounds.low[source]) & (is_edge[0] | ((factor < 0) & (first > 0)))
-        lowered = (high < self.root_bounds.high[source]) & (is_edge[1] | ((factor > 0) & (last < table.late.shape[1])))
-        start = np.where(raised & ((factor < 0) | ~lowered), -1.0, np.where(lowered, 1.0, 0.0))
-        start *= np.where((factor != 0).any(axis=1, keepdims=True) & (factor == 0), 1e-3, 1.0)
-        start /= (high - low + 1.0) ** 2
-        start /= np.maximum(np.abs(start).sum(axis=1, keepdims=True), 1e-300)
-        alone &= (start != 0).any(axis=1)
-        steps = table.late.shape[1]
-        rows = table.late[table.channel]
-        width = np.maximum((rows[:, -1] - rows[:, 0]) / max(steps - 1, 1), 1.0)
-        unit = np.broadcast_to(1.0 / width, start.shape)
-        used = np.where(alone[:, None] | used.any(axis=1)[:, None], used, self.used[cases])
-        return Objective(node, matrix, limit, used), Pinned(node, alone, raised, lowered, start, unit)
 
     def _propagated(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
         """Interval rules on every row; rows with an empty interval are closed."""
@@ -375,78 +335,24 @@ class Search:
                 )
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
 
-    def _look_ahead(
-        self, batch: list[Domain], bounds: Bounds, state: Ascent, rows: list[int], budget: Budget
-    ) -> list[Split | None]:
-        """Of a few candidate splits per row, the one whose children's bounds rise most in a few steps of ascent."""
-        candidates = choose_splits(self.program, bounds, state, rows, LOOK)
-        best: list[Split | None] = [own[0] if own else None for own in candidates]
-        asked = [(place, split) for place, own in enumerate(candidates) if len(own) > 1 for split in own]
-        if not asked or LOOK < 2:
-            return best
-        gains: list[list[float]] = [[] for _ in rows]
-        step = max(1, self.batch * 2)
-        for start in range(0, len(asked), step):
-            part = asked[start : start + step]
-            index = [rows[place] for place, _ in part]
-            values = []
-            for is_upper in (False, True):
-                child = bounds.rows(index)
-                for k, (_, split) in enumerate(part):
-                    if is_upper:
-                        child.low[split.node][k, split.element] = split.value + 1
-                    else:
-                        child.high[split.node][k, split.element] = split.value
-                    child.dirty.add(split.node)
-                cases = [batch[row].case for row in index]
-                self.program.propagate(child, [self.query.cases[case] for case in cases])
-                empty = child.is_empty()
-                child.high = [np.maximum(h, l) for l, h in zip(child.low, child.high)]
-                objective, pinned = self.objective(cases, child)
-                slopes = {n: s[index] for n, s in state.slopes.items()}
-                if pinned is not None:
-                    slopes[pinned.node] = pinned.project(slopes[pinned.node])
-                tau = state.tau[index]
-                tau = np.where(tau.any(axis=1, keepdims=True), tau, 1.0) * objective.used
-                total = tau.sum(axis=1, keepdims=True)
-                even = objective.used / np.maximum(objective.used.sum(axis=1, keepdims=True), 1)
-                tau = np.where(total > 0, tau / np.maximum(total, 1e-12), even)
-                found = ascend(Relaxation(self.program, child, objective, pinned), slopes, tau, LOOKS, 0.2)
-                values.append(np.where(empty, np.inf, found.best))
-            before = np.array([state.best[row] for row in index])
-            top = np.maximum(-before, 1e-9)
-            gain = [np.minimum(np.maximum(v - before, 0) / top, 1.0) + 1e-3 for v in values]
-            for (place, _), a, b in zip(part, *gain, strict=True):
-                gains[place].append(SC(float(a), float(b)))
-        for place, own in enumerate(gains):
-            if own:
-                best[place] = candidates[place][int(np.argmax(own))]
-        return best
-
     def _clip(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]
     ) -> set[int]:
+        """Accumulators on the part of the box where the row's bound is not positive, in place; rows that shrank."""
+        rows = np.array(open_rows, dtype=np.int64)
         if self.clipper is None or not open_rows:
             return set()
-        rows = np.array(open_rows, dtype=np.int64)
         dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, SCALE_BITS[0])
-        if dual is None:
-            return set()
-        part = bounds.rows(rows)
-        ends = np.minimum(dual.input * part.low[0], dual.input * part.high[0]).sum(axis=1)
-        clips = self.clipper.clip(part, dual.value - ends, dual.input)
+        clips = None if dual is None else self.clipper.clip(bounds.rows(rows), dual)
         if clips is None:
             return set()
-        node = self.clipper.node
-        low, high = bounds.low[node].copy(), bounds.high[node].copy()
-        row = rows[clips.row]
-        up = clips.sign > 0
-        np.maximum.at(low, (row[up], clips.element[up]), clips.least[up])
-        np.minimum.at(high, (row[~up], clips.element[~up]), -clips.least[~up])
-        before = (bounds.high[node] - bounds.low[node]).sum()
-        bounds.intersect(node, low, high)
-        self.counters.extra['clips'] = self.counters.extra.get('clips', 0) + len(row)
-        return set(map(int, row))
+        clips.narrow(bounds, rows)
+        changed = np.unique(clips.row)
+        for place in changed:
+            domain, taken = batch[rows[place]], self._taus(batch[rows[place]], tau[place])
+            step = ["clip", taken, self.proof.multipliers(slopes, place), clips.entries(place)]
+            self.proof.add(domain.part, step)
+        return {int(rows[place]) for place in changed}
 
     def _candidates(self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget) -> Ints | None:
         """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness [N] or ``None``."""

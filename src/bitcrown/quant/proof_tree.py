@@ -3,6 +3,7 @@
 A proof is a list of parts; a part is a list of steps, worked off in order on a state (the intervals of all nodes):
 
 * ``["tighten", tau, slopes, [[node, element, low, high], ...]]``: reduced costs shrink intervals;
+* ``["clip", tau, slopes, [[node, element, sign, q, t], ...]]``: first-layer values where the bound is not positive;
 * ``["bound", [[node, element, sign, q, tau, slopes], ...]]``: dual bounds shrink intervals of single values;
 * ``["propagate"]``: the interval rules, once;
 * and one closing step: ``["prove", tau, slopes]`` (the bound is positive), ``["empty"]`` (an interval is empty),
@@ -96,7 +97,7 @@ class Proof:
             target, steps = todo.pop()
             for step in steps:
                 kind, rest = step[0], list(step[1:])
-                if kind in ("prove", "tighten") and not any(rest[0]):
+                if kind in ("prove", "tighten", "clip") and not any(rest[0]):
                     rest[0] = [0] * constraints
                 elif kind == "split":
                     old, rest[3:] = rest[3:], [self.new_part(), self.new_part()]

@@ -46,6 +46,7 @@ GOOD = [
     (ABOVE_TWO, [[["enumerate"]]]),
     (BELOW_ONE, [[["split", 0, 0, 0, 1, 2]], [["prove", [5], [[2, [[0, 1]]]]]], [["propagate"], ["empty"]]]),
     (BELOW_ONE, [[["tighten", [1], [], [[1, 0, 4, 3]]], ["empty"]]]),
+    (BELOW_ONE, [[["clip", [4], [[2, [[0, 1]]]], [[1, 0, -1, 1, 1]]], ["empty"]]]),
 ]
 
 
@@ -70,6 +71,13 @@ BAD = [
     ([[["split", 0, -1, 0, 1, 2]], [["prove", [1], []]], [["prove", [1], []]]], "no element"),
     ([[["split", 7, 0, 0, 1, 2]], [["prove", [1], []]], [["prove", [1], []]]], "no node"),
     ([[["tighten", [0], [], [[1, 0, 4, 3]]], ["empty"]]], "may lie in"),
+    ([[["clip", [4], [[2, [[0, 1]]]], [[1, 0, -1, 1, 0]]], ["empty"]]], "no interval is empty"),
+    ([[["clip", [4], [[2, [[0, 1]]]], [[1, 0, -1, 1, -1]]], ["empty"]]], "bad sign or weight"),
+    ([[["clip", [4], [[2, [[0, 1]]]], [[1, 0, -1, 0, 1]]], ["empty"]]], "bad sign or weight"),
+    ([[["clip", [4], [[2, [[0, 1]]]], [[1, 0, 2, 1, 1]]], ["empty"]]], "bad sign or weight"),
+    ([[["clip", [4], [[2, [[0, 1]]]], [[2, 0, -1, 1, 1]]], ["empty"]]], "does not read the input"),
+    ([[["clip", [4], [[2, [[0, 1]]]], [[1, 1, -1, 1, 1]]], ["empty"]]], "no element"),
+    ([[["clip", [-4], [[2, [[0, 1]]]], [[1, 0, -1, 1, 1]]], ["empty"]]], "multipliers do not fit"),
     ([[["prove", [1], []]], [["prove", [1], []]]], "nothing refers to"),
     ([[["guess"]]], "closing step"),
     ("nonsense", ""),
