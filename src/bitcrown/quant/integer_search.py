@@ -1,8 +1,9 @@
 """Branch and bound over integer values: rounds on batches of open subproblems.
 
 One round: interval rules; ascent of the multipliers from the parent's; exact evaluation, which closes a subproblem or,
-by reduced costs, shrinks its intervals; candidates from the averaged minimisers; a split (``integer_branching``).
-Every split is on integers (``a <= k | a >= k + 1``), so the search ends. Legend: ``R`` rows, ``N`` elements, ``T``
+by reduced costs and by the halfspace that its bound leaves (``halfspace_clip``), shrinks its intervals; candidates from
+the averaged minimisers; a split (``integer_branching``). Every split is on integers (``a <= k | a >= k + 1``), so the
+search ends. Legend: ``R`` rows, ``N`` elements, ``T``
 constraints of a case, ``M`` outputs.
 """
 
