@@ -77,7 +77,14 @@ def test_second_run_skips_what_is_finished(scripts: Scripts, suite: Path) -> Non
 
 def test_interrupted_run_goes_on(scripts: Scripts, suite: Path) -> None:
     command = [sys.executable, "-m", "bitcrown.cli", "bench", str(suite), "--out", str(scripts.folder / "out")]
-    with subprocess.Popen(command, env=scripts.environment("children"), stderr=subprocess.DEVNULL) as process:
+
+    def interruptible() -> None:
+        """A shell starts background jobs with SIGINT ignored, and tests may run in one."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, env=scripts.environment("children"), stderr=subprocess.DEVNULL, preexec_fn=interruptible
+    ) as process:
         pids = scripts.wait_for_pids(3)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=HANG_GUARD) == 130
