@@ -16,6 +16,7 @@ from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.search.neuron_split import NeuronSplit
 from bitcrown.verdict import Verdict
 from tests.random_networks import box_property, dense_graph, save_onnx
 
@@ -23,11 +24,15 @@ Ask = Callable[[Graph, np.ndarray, np.ndarray, str], Verdict]
 SHAPES = [[2, 8, 8, 2], [5, 12, 12, 2], [3, 10, 2]]
 
 
-@pytest.fixture(params=["input split", "neuron split"])
+@pytest.fixture(params=["input split", "neuron split", "neuron split, reduced network"])
 def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Decide a property of a network with one of the two searches."""
-    if request.param == "neuron split":
+    """Decide a property of a network with one of the searches."""
+    if request.param != "input split":
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
+    if request.param.endswith("reduced network"):  # as in large networks: float32 guide, no clipping
+        monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
+        monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr(NeuronSplit, "_seconds", lambda search, domains, network: float(search.reduced is None))
 
     def decide(graph: Graph, lower: np.ndarray, upper: np.ndarray, formula: str) -> Verdict:
         save_onnx(graph, tmp_path / "net.onnx")

@@ -45,11 +45,11 @@ TRIAL = 32
 """Domains on which the two forms of the network are compared."""
 CLIP_ENTRIES = 1_000_000
 CLIP_INPUTS = 200
+"""Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box hardly shrinks."""
 PROPAGATIONS = 8
 """Rounds of propagation where several rows must hold together: decisions travel from row to row."""
 SHARPENINGS = 4
 """Passes over a domain after its ascent: each uses the neuron bounds that the one before has sharpened."""
-"""Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box hardly shrinks."""
 
 
 class DomainBounds:

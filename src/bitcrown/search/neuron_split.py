@@ -10,41 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.optimise import Ascent
-from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
-from bitcrown.model.execute import Network
 from bitcrown.search.branching import ScoreChoice, choose
 from bitcrown.search.domain_bounds import DomainBounds
 from bitcrown.search.domains import Domains, DomainStack, Outcome, concatenate
 from bitcrown.search.lookahead import look_ahead
-from bitcrown.search.objective import Objective
 
 
 class NeuronSplit(DomainBounds):
     """The search; see ``DomainBounds`` for the arguments."""
 
-    def __init__(
-        self,
-        proof: Network,
-        guide: Network,
-        objective: Objective,
-        cases: np.ndarray,
-        confirm: Callable[[np.ndarray], object | None],
-        budget: Budget,
-    ) -> None:
-        super().__init__(proof, guide, objective, cases, confirm, budget)
-        self.rounds = self.domains = self.stuck = 0
-        self.batch = 8
-        self.stack = DomainStack()
-        self.choice, self.score = ScoreChoice(), 0
-
     def run(self, domains: Domains, on_round: Callable[[NeuronSplit], object | None] | None = None) -> Outcome:
         """Search below ``domains``. ``on_round`` may return a witness (attack steps inside the search)."""
+        self.rounds = self.domains = self.stuck = 0
+        self.batch = 8
+        self.choice, self.score = ScoreChoice(), 0
+        self.stack = DomainStack()
         self.stack.push(self.shrunk(domains))
         rate = 0.0
         while len(self.stack):
