@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bitcrown.bounds import rounding
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_scale
+from bitcrown.bounds.receptive_field import View, tiles
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
 from bitcrown.bounds.zonotope import Forward
@@ -213,8 +214,18 @@ class SlopeFinder(Protocol):
     """What ``layer_ascent.LayerAscent`` offers."""
 
     def relaxations(
-        self, seeds: Mapping[str, Tensor], bounds: Bounds, nodes: list[Node], x_lower: Tensor, x_upper: Tensor
+        self,
+        seeds: Mapping[str, Tensor],
+        bounds: Bounds,
+        nodes: list[Node],
+        x_lower: Tensor,
+        x_upper: Tensor,
+        view: View | None,
     ) -> dict[str, Relaxation]: ...
+
+
+def _widest(network: Network) -> int:
+    return max(node.size for node in network.graph.nodes.values())
 
 
 class LayerBounder:
@@ -231,11 +242,13 @@ class LayerBounder:
         self.memory = memory
         self.ascent = ascent
         self.gamma = rounding.gamma(network)
-        self.widest = max(node.size for node in network.graph.nodes.values())
+        self.widest = _widest(network)
 
-    def rows_per_pass(self, boxes: int) -> int:
+    def rows_per_pass(self, boxes: int, network: Network | None = None) -> int:
+        """Rows of one pass through ``network`` (default: the whole one) over ``boxes`` boxes."""
         item = torch.finfo(self.network.dtype).bits // 8
-        row = item * (24 if self.ascent else 8) * self.widest * max(1, boxes)
+        widest = self.widest if network is None else _widest(network)
+        row = item * (24 if self.ascent else 8) * widest * max(1, boxes)
         memory = self.memory
         if boxes <= FEW_BOXES and self.network.device.type == "cpu":
             memory = min(memory, max(CACHED, SHORT_PASS * row))
@@ -319,31 +332,59 @@ class LayerBounder:
         self, backward: Backward, source: str, indices: Tensor, bounds: Bounds, x_lower: Tensor, x_upper: Tensor
     ) -> tuple[Tensor, Tensor]:
         """CROWN bounds ``[B, K]`` of the elements ``indices [K]`` of node ``source``."""
-        node = self.network.graph.nodes[source]
-        step = self.rows_per_pass(x_lower.shape[0]) // 2
+        lower, upper = (x_lower.new_empty(x_lower.shape[0], indices.numel()) for _ in range(2))
+        shape = self.network.graph.nodes[source].shape
+        for view, places in tiles(self.network.graph, source, indices):
+            part = indices[places]
+            if view is None:
+                found = self._bound_rows(backward, source, part, bounds, (x_lower, x_upper), None)
+            else:
+                box = view.box(self.network, x_lower), view.box(self.network, x_upper)
+                part = view.indices(shape, part)
+                relaxations, scales = view.relaxations(backward.relaxations), view.cut(backward.scales or {})
+                smaller = Backward(view.network(self.network), relaxations, scales=scales)
+                found = self._bound_rows(smaller, source, part, view.bounds(bounds), box, view)
+            lower[:, places], upper[:, places] = found
+        return lower, upper
+
+    def _bound_rows(
+        self,
+        backward: Backward,
+        source: str,
+        indices: Tensor,
+        bounds: Bounds,
+        box: tuple[Tensor, Tensor],
+        view: View | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds ``[B, K]`` of elements of ``source`` in the network of ``backward``, a few rows a pass."""
+        node = backward.network.graph.nodes[source]
+        step = max(1, self.rows_per_pass(box[0].shape[0], backward.network) // 2)
         lowers, uppers = [], []
-        for start in range(0, indices.numel(), max(1, step)):
-            part = indices[start : start + max(1, step)]
+        for part in torch.split(indices, step):
             seed = torch.zeros(2 * part.numel(), node.size, dtype=self.network.dtype, device=self.network.device)
             positions = torch.arange(part.numel(), device=part.device)
             seed[positions, part] = 1
             seed[positions + part.numel(), part] = -1
             seeds = {source: seed.reshape(1, -1, *node.shape)}
-            lines = self._sharpened(backward, seeds, bounds, x_lower, x_upper).run(seeds)
-            value = minimum(lines, x_lower, x_upper, self.gamma)
+            value = minimum(self._sharpened(backward, seeds, bounds, box, view).run(seeds), *box, self.gamma)
             lowers.append(value[:, : part.numel()])
             uppers.append(-value[:, part.numel() :])
         return torch.cat(lowers, 1), torch.cat(uppers, 1)
 
     def _sharpened(
-        self, backward: Backward, seeds: Mapping[str, Tensor], bounds: Bounds, x_lower: Tensor, x_upper: Tensor
+        self,
+        backward: Backward,
+        seeds: Mapping[str, Tensor],
+        bounds: Bounds,
+        box: tuple[Tensor, Tensor],
+        view: View | None,
     ) -> Backward:
         """The pass with slopes optimised for these rows, or the same pass where there is no ascent."""
         if self.ascent is None:
             return backward
-        nodes = [self.network.graph.nodes[name] for name in backward.relaxations]
-        found = self.ascent.relaxations(seeds, bounds, nodes, x_lower, x_upper)
-        return Backward(self.network, found, scales=backward.scales)
+        nodes = [backward.network.graph.nodes[name] for name in backward.relaxations]
+        found = self.ascent.relaxations(seeds, bounds, nodes, *box, view)
+        return Backward(backward.network, found, scales=backward.scales)
 
 
 def output_seeds(network: Network, rows: Tensor) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.optimise import Adam
+from bitcrown.bounds.receptive_field import View
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
@@ -34,13 +35,21 @@ class LayerAscent:
         self.guide, self.iterations, self.budget, self.rate = guide, iterations, budget, rate
 
     def relaxations(
-        self, seeds: Mapping[str, Tensor], bounds: Bounds, nodes: list[Node], x_lower: Tensor, x_upper: Tensor
+        self,
+        seeds: Mapping[str, Tensor],
+        bounds: Bounds,
+        nodes: list[Node],
+        x_lower: Tensor,
+        x_upper: Tensor,
+        view: View | None,
     ) -> dict[str, Relaxation]:
         """Relaxations (dtype of ``bounds``) of ``nodes``, with slopes per row where a node has parameters.
 
-        ``seeds`` holds ``[1, S, *]`` coefficients of the bounded rows, ``bounds`` those of all earlier nodes.
+        ``seeds`` holds ``[1, S, *]`` coefficients of the bounded rows, ``bounds`` those of all earlier nodes; with a
+        ``view`` all of them belong to its network.
         """
-        dtype = self.guide.dtype
+        guide = self.guide if view is None else view.network(self.guide)
+        dtype = guide.dtype
         low_precision = {
             name: (bounds[name][0].to(dtype), bounds[name][1].to(dtype)) for node in nodes for name in node.inputs
         }
@@ -54,7 +63,7 @@ class LayerAscent:
             if self.budget.is_expired():
                 break
             relaxed = {node.name: relaxation_of(node, low_precision, alphas[node.name]) for node in nodes}
-            value = minimum(Backward(self.guide, relaxed).run(rows), *box)
+            value = minimum(Backward(guide, relaxed).run(rows), *box)
             total = torch.where(torch.isfinite(value), value, torch.zeros_like(value)).sum()
             if not total.requires_grad:  # no parameter lies on the way from these rows to the input
                 break

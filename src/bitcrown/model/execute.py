@@ -49,6 +49,13 @@ class Network:
         other._is_trained = any(value.requires_grad for value in given)
         return other
 
+    def on(self, graph: Graph, params: Mapping[str, Params]) -> Network:
+        """Another graph with weights ``params`` for all its nodes, of this network's dtype and device."""
+        other = copy.copy(self)
+        other.graph, other.params, other._offsets = graph, dict(params), {}
+        other.rows = {node.name: op_row(node.op) for node in graph.nodes.values()}
+        return other
+
     def tensor(self, values: object) -> Tensor:
         """``values`` as a tensor of this network's dtype and device."""
         return torch.as_tensor(values).to(device=self.device, dtype=self.dtype)

@@ -1,0 +1,281 @@
+"""Elements of a convolutional layer see a part of the image: backward passes over that part alone.
+
+An element at row ``h``, column ``w`` depends only on a rectangle of every earlier layer, its receptive field (Araujo et
+al., "Computing Receptive Fields of Convolutional Neural Networks", 2019). So the elements of one layer are taken tile
+by tile, and the pass for a tile runs in a smaller network: the same nodes, each cut to the rectangle that the tile can
+see, with zero padding where a rectangle reaches over the edge. It computes the same bound from a part of the
+entries: of a map of 64 x 64, a tile of 4 x 4 sees at most 12 x 12, which are 4 %, four 3 x 3 convolutions deep.
+
+A ``View`` is that smaller network and the rectangles. Bounds, relaxations and magnitudes of the whole network, cut to
+the rectangles, are those of the smaller one: every kept element is computed from the same numbers, so all enclosures
+stay valid, and ``rounding``'s constant for the whole network covers it. What is not a convolution or elementwise (a
+flattened layer, say) has no smaller view; its elements are bounded in the whole network.
+
+Legend: ``K`` elements, ``n`` flat inputs, ``*`` a node's shape. A ``Span`` is a half-open range of rows or columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.model.execute import Network, Params
+from bitcrown.model.graph import Graph, Node
+from bitcrown.model.registry import op_row
+
+Span = tuple[int, int]
+Field = tuple[Span, Span]
+"""Rows and columns of a ``[1, C, H, W]`` node."""
+
+IMAGE_RANK = 4
+ELEMENTWISE = ("Add", "Sub", "Scale", "Constant")
+CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
+"""What one more call on a node costs, in entries that the call could have worked on meanwhile."""
+
+
+@dataclass(frozen=True)
+class View:
+    """``graph`` is the smaller network; ``fields`` and ``origins`` say of its nodes which part of which node they are.
+
+    Nodes that are not in ``origins`` pad another one and are nobody's operand but a convolution's.
+    """
+
+    graph: Graph
+    source: str
+    fields: Mapping[str, Field]
+    origins: Mapping[str, str]
+
+    def network(self, network: Network) -> Network:
+        """The smaller network with the weights (dtype, device) of ``network``."""
+        params: dict[str, Params] = {}
+        for name, node in self.graph.nodes.items():
+            given = network.params[name] if name in network.params and node.op != "Input" else {}
+            is_whole = node.op == "Conv"
+            params[name] = {key: value if is_whole else self._part(name, value) for key, value in given.items()}
+        return network.on(self.graph, params)
+
+    def cut(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of ``values`` (``[.., *]`` per node of the whole network) that belong to the view."""
+        result = {}
+        for name, node in self.graph.nodes.items():
+            if name in self.origins:
+                if self.origins[name] in values:
+                    result[name] = self._part(name, values[self.origins[name]])
+            elif node.inputs[0] in result:  # zeros around it
+                result[name] = torch.nn.functional.pad(result[node.inputs[0]], [*_sides(node, 3), *_sides(node, 2)])
+        return result
+
+    def _part(self, name: str, value: Tensor) -> Tensor:
+        """An axis of extent 1 (or none) stands for the same value everywhere."""
+        for axis, (first, end) in zip((-2, -1), self.fields[name], strict=True):
+            if value.dim() >= -axis and value.shape[axis] > 1:
+                value = value.narrow(axis, first, end - first)
+        return value
+
+    def relaxations(self, given: Mapping[str, Relaxation]) -> dict[str, Relaxation]:
+        """Those of the view's nonlinear nodes."""
+
+        def parts(name: str, values: Iterable[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(self._part(name, value) for value in values)
+
+        result = {}
+        for name in self.graph.nodes:
+            if name in given:
+                low, low_at, up, up_at = given[name]
+                result[name] = Relaxation(
+                    parts(name, low), self._part(name, low_at), parts(name, up), self._part(name, up_at)
+                )
+        return result
+
+    def bounds(self, given: Bounds) -> Bounds:
+        lowers, uppers = (self.cut({name: pair[side] for name, pair in given.items()}) for side in (0, 1))
+        return {name: (lower, uppers[name]) for name, lower in lowers.items()}
+
+    def box(self, network: Network, x: Tensor) -> Tensor:
+        """The entries of ``x [B, n]`` that the view sees, in the order of its inputs."""
+        inputs, parts = network.split_inputs(x), []
+        for name in self.graph.inputs:
+            node = network.graph.nodes[name]
+            whole = inputs[name] if name in inputs else inputs[node.inputs[0]].reshape(x.shape[0], *node.shape)
+            parts.append(self._part(name, whole).flatten(1))
+        return torch.cat(parts, dim=1)
+
+    def indices(self, shape: tuple[int, ...], indices: Tensor) -> Tensor:
+        """Flat indices ``[K]`` into the source of ``shape`` as flat indices into its part of the view."""
+        (top, bottom), (left, right) = self.fields[self.source]
+        width, size = shape[3], shape[2] * shape[3]
+        channel, row, column = indices // size, indices % size // width, indices % width
+        return (channel * (bottom - top) + row - top) * (right - left) + column - left
+
+
+def _sides(node: Node, axis: int) -> tuple[int, int]:
+    before, after = node.attrs["pads"]
+    return before[axis], after[axis]
+
+
+def tiles(graph: Graph, source: str, indices: Tensor) -> Iterator[tuple[View | None, Tensor]]:
+    """A view and the places in ``indices [K]`` of the elements of ``source`` that it serves, until all are served.
+
+    The side of the tiles is the one that makes passes cheapest; the view is None where that is the whole network.
+    """
+    side = _cheapest_side(graph, source, indices)
+    if side == 0:
+        yield None, torch.arange(indices.numel(), device=indices.device)
+        return
+    height, width = graph.nodes[source].shape[2:]
+    tile = _tile_of(indices, height, width, side)
+    for number in torch.unique(tile).tolist():
+        top, left = (side * k for k in divmod(number, width))
+        field = (top, min(top + side, height)), (left, min(left + side, width))
+        yield view_of(graph, source, field), (tile == number).nonzero().flatten()
+
+
+def _tile_of(indices: Tensor, height: int, width: int, side: int) -> Tensor:
+    row, column = indices % (height * width) // width, indices % width
+    return row // side * width + column // side
+
+
+def _cheapest_side(graph: Graph, source: str, indices: Tensor) -> int:
+    """0 for the whole network."""
+    node = graph.nodes[source]
+    if len(node.shape) != IMAGE_RANK:
+        return 0
+    height, width = node.shape[2:]
+    whole = _wanted(graph, source, ((0, height), (0, width)))
+    if whole is None:
+        return 0
+    call = CALL_COST[indices.device.type] * len(whole)
+    best, best_cost = 0, indices.numel() * sum(graph.nodes[name].size for name in whole) + call
+    side = 1
+    while side < max(height, width):
+        top, left = height // 2 // side * side, width // 2 // side * side
+        middle = (top, min(top + side, height)), (left, min(left + side, width))
+        wanted = _wanted(graph, source, middle)
+        assert wanted is not None
+        size = sum(graph.nodes[name].shape[1] * _area(field) for name, field in wanted.items())
+        cost = indices.numel() * size + len(torch.unique(_tile_of(indices, height, width, side))) * call
+        if cost < best_cost:
+            best, best_cost = side, cost
+        side *= 2
+    return best
+
+
+def _area(field: Field) -> int:
+    (top, bottom), (left, right) = field
+    return (bottom - top) * (right - left)
+
+
+def _is_input(graph: Graph, node: Node) -> bool:
+    """A reshaped input is as good as an input."""
+    return node.name in graph.inputs or (node.op == "Reshape" and node.inputs[0] in graph.inputs)
+
+
+def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
+    """Smallest rectangle of every node that ``field`` of ``source`` depends on; None where that is not defined."""
+    wanted = {source: field}
+    for node in reversed(list(graph.nodes.values())):
+        if node.name not in wanted:
+            continue
+        if len(node.shape) != IMAGE_RANK or node.shape[0] != 1:
+            return None
+        if _is_input(graph, node):
+            continue
+        seen = _operand_field(graph, node, wanted[node.name])
+        if seen is None:
+            return None
+        for name in node.inputs:
+            before = wanted.get(name, seen)
+            wanted[name] = tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(before, seen, strict=True))  # type: ignore[assignment]
+    return wanted
+
+
+def _operand_field(graph: Graph, node: Node, field: Field) -> Field | None:
+    """What ``field`` of ``node`` reads of each operand, without the padding."""
+    if node.op == "Conv":
+        if len(node.attrs["strides"]) != len(field):
+            return None
+        shape = graph.nodes[node.inputs[0]].shape[2:]
+        reach = [_reach(node, axis, field[axis]) for axis in (0, 1)]
+        rows, columns = ((max(first, 0), min(end, extent)) for (first, end), extent in zip(reach, shape, strict=True))
+        return (rows, columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
+    is_elementwise = node.op in ELEMENTWISE or not op_row(node.op).is_affine
+    same = all(graph.nodes[name].shape == node.shape for name in node.inputs)
+    return field if is_elementwise and same else None
+
+
+def _reach(node: Node, axis: int, span: Span) -> Span:
+    """Positions that a convolution reads for ``span`` of its result, padding included."""
+    attrs, kernel = node.attrs, node.params["weight"].shape[2 + axis]
+    stride, pad = attrs["strides"][axis], attrs["pads"][axis]
+    return span[0] * stride - pad, (span[1] - 1) * stride - pad + attrs["dilations"][axis] * (kernel - 1) + 1
+
+
+def view_of(graph: Graph, source: str, field: Field) -> View | None:
+    """The view of the rectangle ``field`` of ``source``; None where it depends on more than rectangles of images."""
+    wanted = _wanted(graph, source, field)
+    return None if wanted is None else _Builder(graph, wanted).view(source)
+
+
+class _Builder:
+    def __init__(self, graph: Graph, wanted: Mapping[str, Field]) -> None:
+        self.graph, self.wanted = graph, wanted
+        self.nodes: dict[str, Node] = {}
+        self.fields: dict[str, Field] = {}
+        self.origins: dict[str, str] = {}
+
+    def view(self, source: str) -> View:
+        inputs = []
+        for node in self.graph.nodes.values():
+            if node.name not in self.wanted:
+                continue
+            field = self.wanted[node.name]
+            if _is_input(self.graph, node):
+                inputs.append(node.name)
+                self._add(replace(node, op="Input", inputs=()), field, node.name)
+                continue
+            seen = _operand_field(self.graph, node, field)
+            assert seen is not None
+            operands = tuple(self._sliced(name, seen, node) for name in node.inputs)
+            if node.op == "Conv":
+                operands, attrs = self._padded(operands[0], seen, node)
+                node = replace(node, attrs={**node.attrs, **attrs})
+            self._add(replace(node, inputs=operands), field, node.name)
+        return View(Graph(self.nodes, tuple(inputs), (source,)), source, self.fields, self.origins)
+
+    def _add(self, node: Node, field: Field, origin: str | None) -> None:
+        shape = (*node.shape[:2], *(end - first for first, end in field))
+        self.nodes[node.name] = replace(node, shape=shape)
+        self.fields[node.name] = field
+        if origin is not None:
+            self.origins[node.name] = origin
+
+    def _sliced(self, name: str, seen: Field, consumer: Node) -> str:
+        """``seen`` of node ``name``, of which another consumer may want more."""
+        wanted = self.wanted[name]
+        if wanted == seen:
+            return name
+        part = f"{consumer.name} of {name}"
+        spans = [(first - at[0], end - at[0], 1) for (first, end), at in zip(seen, wanted, strict=True)]
+        shape = self.nodes[name].shape
+        attrs = {"slices": [(0, shape[0], 1), (0, shape[1], 1), *spans]}
+        self._add(Node(part, "Slice", (name,), shape, attrs), seen, name)
+        return part
+
+    def _padded(self, name: str, seen: Field, consumer: Node) -> tuple[tuple[str], dict[str, list[int]]]:
+        """The operand of a convolution and its padding: its own where it is the same on both sides."""
+        reach = [_reach(consumer, axis, self.wanted[consumer.name][axis]) for axis in (0, 1)]
+        before = [a[0] - r[0] for a, r in zip(seen, reach, strict=True)]
+        after = [r[1] - a[1] for a, r in zip(seen, reach, strict=True)]
+        if before == after:
+            return (name,), {"pads": before}
+        part = f"{consumer.name} around {name}"
+        node = self.nodes[name]
+        attrs = {"pads": ([0, 0, *before], [0, 0, *after]), "value": 0.0}
+        grown = [(0, extent + b + a) for extent, b, a in zip(node.shape[2:], before, after, strict=True)]
+        self._add(Node(part, "Pad", (name,), node.shape, attrs), (grown[0], grown[1]), None)
+        return (part,), {"pads": [0, 0]}
