@@ -1,9 +1,10 @@
 """Time and peak memory of root bounds of the five ResNets: interval, CROWN and alpha-CROWN for one image each.
 
 root_bounds.py [--model NAME ...] [--onnx FILE] [--method interval|crown|alpha ...] [--eps 1/255] [--steps N] [--data
-PATH] [--memory-gib 2] [--iterations 20] [--out FILE]. Every measurement is a process of its own, so that peak memory is
-that of one method; CPU seconds are of the bounds alone, without reading or making the network. ``crown`` includes the
-intermediate layers; ``alpha`` includes ``crown`` and then improves all margins (99 or 199) together.
+PATH] [--memory-gib 2] [--iterations 20] [--out FILE]. Every model has processes of its own, one for ``interval`` and
+one for ``crown`` and, after it, ``alpha``; peak memory is that of the process so far, CPU seconds are of the bounds
+alone, without reading or making the network. ``crown`` includes the intermediate layers; ``alpha`` includes ``crown`` and then
+improves all margins (99 or 199) together.
 
 Weights: those of ``--onnx``, or random ones. With ``--steps N`` the random network is first trained naturally for N
 steps on ``--data``. Random deep networks have many more unstable neurons than trained ones; the record says how many.
@@ -18,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +61,29 @@ def main() -> int:
     options = parser.parse_args()
     if options.one:
         try:
-            print(json.dumps(measured(options, options.model[0], options.method[0])))
+            for row in measured(options, options.model[0], options.method[0]):
+                print(json.dumps(row))
         except BitcrownError as error:
             print(f"root_bounds: {error}", file=sys.stderr)
             return 2
         return 0
     print(" | ".join(COLUMNS))
     for model in options.model or MODELS:
-        for method in options.method or METHODS:
+        for method in processes(options.method or METHODS):
             command = [sys.executable, *sys.argv, "--model", model, "--method", method, "--one"]
             done = subprocess.run(without_choices(command), capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"{model} {method}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
                 continue
-            row = json.loads(done.stdout)
-            append_record(options.out, row | {"commit": commit(), "machine": machine()})
-            print(" | ".join(str(row[column]) for column in COLUMNS), flush=True)
+            for row in map(json.loads, done.stdout.splitlines()):
+                append_record(options.out, row | {"commit": commit(), "machine": machine()})
+                print(" | ".join(str(row[column]) for column in COLUMNS), flush=True)
     return 0
+
+
+def processes(methods: Sequence[str]) -> list[str]:
+    """``alpha`` begins with ``crown`` and reports both."""
+    return [method for method in methods if not (method == "crown" and "alpha" in methods)]
 
 
 def without_choices(command: list[str]) -> list[str]:
@@ -90,7 +98,7 @@ def without_choices(command: list[str]) -> list[str]:
     return result
 
 
-def measured(options: argparse.Namespace, model: str, method: str) -> dict[str, Any]:
+def measured(options: argparse.Namespace, model: str, method: str) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     eps, size = radius_of(options.eps), architecture(model).input_shape
     normalise = Normalisation(*NORMALISATIONS["tinyimagenet" if model.startswith("tiny") else "cifar100"])
@@ -100,24 +108,24 @@ def measured(options: argparse.Namespace, model: str, method: str) -> dict[str, 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time(), time.monotonic()
     with torch.no_grad():
-        values, facts = bounds_by(method, network, box, label, options)
-    cpu, wall = time.process_time() - started[0], time.monotonic() - started[1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "model": model,
-        "weights": "onnx" if options.onnx else f"{options.steps} steps",
-        "method": method,
-        "eps": eps,
-        "cpu_s": round(cpu, 1),
-        "wall_s": round(wall, 1),
-        "peak_gib": round(peak / (1 << 20), 2),
-        "before_gib": round(before / (1 << 20), 2),
-        "rows": values.numel(),
-        "positive": int((values > 0).sum()),
-        "least": float(values.min()),
-        "memory_gib": options.memory_gib,
-        **facts,
-    }
+        for name, values, facts in bounds_by(method, network, box, label, options):
+            cpu, wall = time.process_time() - started[0], time.monotonic() - started[1]
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            yield {
+                "model": model,
+                "weights": "onnx" if options.onnx else f"{options.steps} steps",
+                "method": name,
+                "eps": eps,
+                "cpu_s": round(cpu, 1),
+                "wall_s": round(wall, 1),
+                "peak_gib": round(peak / (1 << 20), 2),
+                "before_gib": round(before / (1 << 20), 2),
+                "rows": values.numel(),
+                "positive": int((values > 0).sum()),
+                "least": float(values.min()),
+                "memory_gib": options.memory_gib,
+                **facts,
+            }
 
 
 def first_image(data: Path | None, size: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
@@ -155,8 +163,8 @@ def network_of(options: argparse.Namespace, model: str, normalise: Normalisation
 
 def bounds_by(
     method: str, network: Network, box: Any, label: int, options: argparse.Namespace
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Lower bounds of all margins of ``label``, and how many ReLU inputs are undecided."""
+) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
+    """Methods, lower bounds of all margins of ``label``, and how many ReLU inputs are undecided."""
     classes, memory = network.graph.n_outputs, int(options.memory_gib * (1 << 30))
     every = torch.eye(classes, dtype=torch.float64)
     rows = (every[label] - every)[torch.arange(classes) != label].unsqueeze(0)
@@ -164,12 +172,14 @@ def bounds_by(
         bounds = interval_bounds(network, *box)
         low, up = (bound.flatten(1) for bound in bounds[network.graph.outputs[0]])
         values = torch.clamp(rows, min=0) @ low.unsqueeze(2) + torch.clamp(rows, max=0) @ up.unsqueeze(2)
-        return values, counted(network, bounds)
+        yield method, values, counted(network, bounds)
+        return
     enclosure = LayerBounder(network, memory).run(*box)
     facts = counted(network, enclosure.bounds)
+    backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
+    yield "crown", minimum(backward.run(output_seeds(network, rows)), *box, backward.gamma), facts
     if method == "crown":
-        backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
-        return minimum(backward.run(output_seeds(network, rows)), *box, backward.gamma), facts
+        return
     layout = Layout(network)
     guide = network.with_params(
         {name: {key: value.float() for key, value in params.items()} for name, params in network.params.items()}
@@ -184,7 +194,7 @@ def bounds_by(
             start = Parameters(layout, alpha, None, None)
             found, _ = ascend(guide, tall, enclosure.bounds, start, Ascent(options.iterations, rate_alpha=0.25))
         values.append(proved_minimum(network, tall, enclosure.bounds, enclosure.scales, found))
-    return torch.cat(values), facts
+    yield method, torch.cat(values), facts
 
 
 def counted(network: Network, bounds: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _add_bounds_options(parser: Any) -> None:
         "--bounds", help="prove up to this bound: none, crown, alpha or bab (none; with --select: crown)"
     )
     parser.add_argument(
-        "--seconds-per-image", type=float, default=5.0, metavar="S", help="for what follows plain CROWN (5)"
+        "--seconds-per-image", type=float, default=5.0, metavar="S", help="for the bounds of one image (5)"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
     parser.add_argument(

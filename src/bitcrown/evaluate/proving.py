@@ -70,7 +70,10 @@ class ImageProver(Protocol):
 
 
 class Prover:
-    """Bounds of one network on images; ``seconds`` is the time for what follows plain CROWN, for each image."""
+    """Bounds of one network on images; ``seconds`` is for all bounds of an image.
+
+    Plain CROWN and one ascent of alpha-CROWN always run to their end; the search has what they leave.
+    """
 
     def __init__(
         self, proof: Network, boxes: ImageBoxes, path: Path, settings: Settings, levels: tuple[str, ...], seconds: float
@@ -135,7 +138,7 @@ class Prover:
             return Proof(margin, "", seconds)
         started = time.monotonic()
         problem = self.boxes.problem(image, label, self.classes, self.path)
-        limit = self.seconds if SEARCH in self.levels else 0.0
+        limit = max(0.0, self.seconds - seconds[CROWN]) if SEARCH in self.levels else 0.0
         run = Run(problem, self.settings, Budget.of_seconds(limit, self.memory), None)
         search.confirm, search.budget = run.confirm, run.budget
         try:

@@ -18,11 +18,13 @@ def test_methods_are_ordered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     rows = []
-    for method in script.METHODS:
+    assert script.processes(script.METHODS) == ["interval", "alpha"]
+    for method in script.processes(script.METHODS):
         words = ["--one", "--model", "resnet_mini", "--method", method, "--eps", "0.0001", "--iterations", "3"]
         monkeypatch.setattr(sys, "argv", ["root_bounds.py", *words, "--memory-gib", "0.25"])
         assert script.main() == 0
-        rows.append(json.loads(capsys.readouterr().out))
+        rows += map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["method"] for row in rows] == list(script.METHODS)
     interval, crown, alpha = rows
     assert interval["least"] < crown["least"] <= alpha["least"]
     assert interval["unstable"] > crown["unstable"] == alpha["unstable"] > 0
