@@ -17,7 +17,7 @@ Data paths are read by bitcrown (CIFAR-100 in torchvision's order; TinyImageNet'
 class, of which the centre 56 x 56 is taken), or are ``.npz`` files of single images with their ``dataset_idx``. JPEG
 decoders differ: only the decoder of the authors gives their TinyImageNet pixels.
 
-``--own NAME:LIST:COUNT:SECONDS`` writes properties of another network: LIST then holds numbers of
+``--own NAME:LIST:COUNT:SECONDS`` writes properties of another network, and may be repeated: LIST then holds numbers of
 images, as ``bitcrown evaluate --select`` writes them.
 """
 
@@ -213,7 +213,9 @@ def main() -> None:
     parser.add_argument("--lists", type=Path, default=HERE / "selected_list", help="folder of the selected lists")
     parser.add_argument("--only", action="append", metavar="NAME", help="networks to write for (repeat; default: all)")
     parser.add_argument("--networks", type=Path, default=Path("onnx"), help="where networks lie, seen from --out")
-    parser.add_argument("--own", metavar="NAME:LIST:COUNT:SECONDS", help="another network, instead of the benchmark's")
+    parser.add_argument(
+        "--own", action="append", metavar="NAME:LIST:COUNT:SECONDS", help="another network, instead of the benchmark's"
+    )
     parser.add_argument("--dataset", choices=DATASETS, default="cifar100", help="data set of --own")
     parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="where to write (default: this folder)")
     options = parser.parse_args()
@@ -221,7 +223,8 @@ def main() -> None:
     if options.only and len(models) != len(options.only):
         parser.error(f"--only takes {', '.join(model.name for model in MODELS)}")
     if options.own:
-        tasks = own_tasks(options.seed, options.own, DATASETS[options.dataset])
+        dataset = DATASETS[options.dataset]
+        tasks = [task for words in options.own for task in own_tasks(options.seed, words, dataset)]
     else:
         tasks = published_tasks(options.seed, models, options.lists)
     try:

@@ -93,15 +93,11 @@ def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -
 def suite_record(suite: SuiteResult, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What the suite did, attack by attack, and what its number is worth."""
     findings = [*suite.warnings, *_disagreements(suite, outcomes)]
-    useless = [row.name for row in suite.per_attack if row.attempted and not row.broken]
-    statements = list(suite.statements)
-    if useless:
-        statements.append(f"added nothing: {', '.join(useless)}")
     return {
         "per_attack": [row._asdict() for row in suite.per_attack],
         "is_batch_dependent": suite.is_batch_dependent,
         "replay": suite.replay._asdict(),
-        "statements": statements,
+        "statements": list(suite.statements),
         "warnings": [warning_record(finding) for finding in findings],
     }
 
