@@ -3,8 +3,8 @@
 root_bounds.py [--model NAME ...] [--onnx FILE] [--method interval|crown|alpha ...] [--eps 1/255] [--steps N] [--data
 PATH] [--memory-gib 2] [--iterations 20] [--out FILE]. Every model has processes of its own, one for ``interval`` and
 one for ``crown`` and, after it, ``alpha``; peak memory is that of the process so far, CPU seconds are of the bounds
-alone, without reading or making the network. ``crown`` includes the intermediate layers; ``alpha`` includes ``crown`` and then
-improves all margins (99 or 199) together.
+alone, without reading or making the network. ``crown`` includes the intermediate layers; ``alpha`` includes ``crown``
+and then improves all margins (99 or 199) together.
 
 Weights: those of ``--onnx``, or random ones. With ``--steps N`` the random network is first trained naturally for N
 steps on ``--data``. Random deep networks have many more unstable neurons than trained ones; the record says how many.
