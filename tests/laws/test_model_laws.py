@@ -22,6 +22,7 @@ from bitcrown.model.fusion import fused
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering.builder import Builder
 from bitcrown.model.onnx_reader import _read, read_graph
+from bitcrown.model.ops import convolution
 from bitcrown.model.passes import merge_equal, rewritten, simplified, without_dead_nodes
 from bitcrown.model.weighted_mean import centred
 
@@ -69,6 +70,12 @@ AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
     "conv2": ("Conv", [(1, 2, 6, 5)], *conv(4, 2, 3, 2, strides=[2, 3], pads=[1, 0], dilations=[1, 2])),
     "conv2-group": ("Conv", [(1, 4, 5, 5)], *conv(6, 2, 3, 3, group=2, strides=[3, 2])),
     "conv2-far": ("Conv", [(1, 1, 8, 8)], *conv(2, 1, 2, 2, strides=[3, 3])),
+    "conv2-channels": ("Conv", [(1, 64, 4, 3)], *conv(64, 64, 3, 3, pads=[1, 1])),
+    "conv2-channels-stride": (
+        "Conv",
+        [(1, 66, 8, 7)],
+        *conv(64, 66, 3, 2, strides=[3, 2], pads=[1, 0], dilations=[1, 2]),
+    ),
     "conv3": ("Conv", [(1, 1, 3, 4, 4)], *conv(2, 1, 2, 2, 2, strides=[1, 2, 2])),
     "turned1": ("ConvTranspose", [(2, 2, 4)], *turned(2, 3, 3, strides=[2])),
     "turned2": (
@@ -126,6 +133,16 @@ def test_adjoint_is_the_transpose(case: str) -> None:
             torch.testing.assert_close(written, derived.expand_as(written))
         (gradient,) = torch.autograd.grad(sum(p.square().sum() for p in pulled), a)
         assert torch.isfinite(gradient).all() and gradient.any()
+
+
+def test_products_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, node = built(*AFFINE["conv2-channels-stride"])
+    a = torch.randn(7, *node.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (whole,) = network.adjoint(node, a)
+    monkeypatch.setattr(convolution, "PRODUCT_BYTES", 3 * 8 * 6 * 66 * node.shape[2] * node.shape[3])
+    torch.testing.assert_close(network.adjoint(node, a)[0], whole)
+    monkeypatch.setattr(convolution, "WIDE_CHANNELS", 65)
+    torch.testing.assert_close(network.adjoint(node, a)[0], whole)
 
 
 @affine_cases()
