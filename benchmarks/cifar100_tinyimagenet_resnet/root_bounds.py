@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
-from bitcrown.bounds.crown import Backward, LayerBounder, minimum, output_seeds
+from bitcrown.bounds.crown import Backward, minimum, output_seeds
 from bitcrown.bounds.interval import interval_bounds
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.errors import BitcrownError
 from bitcrown.evaluate.data import read_images

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bitcrown.bounds import rounding
-from bitcrown.bounds.crown import LayerBounder, relaxations_of
+from bitcrown.bounds.crown import relaxations_of
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval
 from bitcrown.bounds.layer_ascent import LayerAscent
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget

@@ -79,7 +79,7 @@ def test_cuda_decides_as_the_cpu_does(seed: int, formula: str, tmp_path: Path) -
 
 @pytest.mark.gpu
 def test_cuda_bounds_are_those_of_the_cpu() -> None:
-    from bitcrown.bounds.crown import LayerBounder
+    from bitcrown.bounds.layer_bounds import LayerBounder
     from bitcrown.model.execute import Network
 
     for seed in range(5):

@@ -123,7 +123,7 @@ def tiles(graph: Graph, source: str, indices: Tensor) -> Iterator[tuple[View | N
 
     The side of the tiles is the one that makes passes cheapest; the view is None where that is the whole network.
     """
-    side = _cheapest_side(graph, source, indices)
+    side, _ = _cheapest(graph, source, indices)
     if side == 0:
         yield None, torch.arange(indices.numel(), device=indices.device)
         return
@@ -140,29 +140,37 @@ def _tile_of(indices: Tensor, height: int, width: int, side: int) -> Tensor:
     return row // side * width + column // side
 
 
-def _cheapest_side(graph: Graph, source: str, indices: Tensor) -> int:
-    """0 for the whole network."""
-    node = graph.nodes[source]
-    if len(node.shape) != IMAGE_RANK:
-        return 0
-    height, width = node.shape[2:]
+def entries_of_row(graph: Graph, source: str, indices: Tensor) -> int:
+    """How many entries a backward pass touches for one of the elements ``indices [K]`` of ``source``."""
+    return _cheapest(graph, source, indices)[1]
+
+
+def _cheapest(graph: Graph, source: str, indices: Tensor) -> tuple[int, int]:
+    """Side of the tiles, 0 for the whole network, and the entries that a row then has in all nodes."""
+    best, best_size = 0, sum(graph.nodes[name].size for name in _ancestors(graph, source))
+    height, width = graph.nodes[source].shape[2:] if len(graph.nodes[source].shape) == IMAGE_RANK else (0, 0)
     whole = _wanted(graph, source, ((0, height), (0, width)))
-    if whole is None:
-        return 0
-    call = CALL_COST[indices.device.type] * len(whole)
-    best, best_cost = 0, indices.numel() * sum(graph.nodes[name].size for name in whole) + call
-    side = 1
-    while side < max(height, width):
+    call = CALL_COST[indices.device.type] * len(whole or ())
+    best_cost, side = len(indices) * best_size + call, 1
+    while whole is not None and side < max(height, width):
         top, left = height // 2 // side * side, width // 2 // side * side
         middle = (top, min(top + side, height)), (left, min(left + side, width))
         wanted = _wanted(graph, source, middle)
         assert wanted is not None
         size = sum(graph.nodes[name].shape[1] * _area(field) for name, field in wanted.items())
-        cost = indices.numel() * size + len(torch.unique(_tile_of(indices, height, width, side))) * call
+        cost = len(indices) * size + len(torch.unique(_tile_of(indices, height, width, side))) * call
         if cost < best_cost:
-            best, best_cost = side, cost
+            best, best_size, best_cost = side, size, cost
         side *= 2
-    return best
+    return best, best_size
+
+
+def _ancestors(graph: Graph, source: str) -> set[str]:
+    found = {source}
+    for node in reversed(list(graph.nodes.values())):
+        if node.name in found:
+            found.update(node.inputs)
+    return found
 
 
 def _area(field: Field) -> int:

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bitcrown.bounds.crown import Enclosure, LayerBounder, relaxations_of
+from bitcrown.bounds.crown import relaxations_of
+from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder
 from bitcrown.bounds.optimise import Layout
 from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired, SettingsError

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.crown import Backward, Enclosure, LayerBounder, output_seeds, undecided
+from bitcrown.bounds.crown import Backward, output_seeds
+from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder, undecided
 from bitcrown.bounds.optimise import Layout
 from bitcrown.model.execute import Network
 

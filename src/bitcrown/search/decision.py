@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from bitcrown.attack.pgd import Target, pgd
-from bitcrown.bounds.crown import LayerBounder
 from bitcrown.bounds.layer_ascent import LayerAscent
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.budget import Budget
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.crown import Enclosure, LayerBounder, Lines
+from bitcrown.bounds.crown import Lines
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder
 from bitcrown.bounds.optimise import (
     Ascent,
     Layout,

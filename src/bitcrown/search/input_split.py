@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.crown import Backward, Enclosure, LayerBounder, Lines, minimum, output_seeds
+from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds
+from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective

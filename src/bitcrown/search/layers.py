@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bitcrown.bounds.crown import Backward, LayerBounder
+from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.interval import intersect
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.errors import PropertyError
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bitcrown.bounds import receptive_field
-from bitcrown.bounds.crown import LayerBounder
 from bitcrown.bounds.layer_ascent import LayerAscent
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.bounds.receptive_field import tiles, view_of
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
@@ -101,7 +101,7 @@ def test_what_is_no_image_has_no_view(source: str) -> None:
 
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_tiles_serve_every_element_once(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
-    monkeypatch.setattr(receptive_field, "_cheapest_side", lambda graph, source, indices: side)
+    monkeypatch.setattr(receptive_field, "_cheapest", lambda graph, source, indices: (side, 1))
     graph, indices = image_graph(1), torch.arange(0, 80, 3)
     shape = graph.nodes["sum"].shape
     places = []
@@ -124,7 +124,7 @@ def test_bounds_in_views_are_those_of_the_whole_network(
 
     def run(chosen: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         monkeypatch.setattr(
-            receptive_field, "_cheapest_side", lambda g, s, i: chosen if len(g.nodes[s].shape) == 4 else 0
+            receptive_field, "_cheapest", lambda g, s, i: (chosen if len(g.nodes[s].shape) == 4 else 0, 1)
         )
         ascent = LayerAscent(network, 5, Budget.of_seconds(60, 1 << 30)) if ascends else None
         with torch.no_grad():

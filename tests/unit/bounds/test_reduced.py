@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown.bounds.crown import LayerBounder
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.bounds.optimise import Layout, Parameters, Rows, proved_minimum
 from bitcrown.bounds.reduced import reduced_network
 from bitcrown.budget import Budget

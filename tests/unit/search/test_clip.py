@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bitcrown.bounds.crown import Backward, LayerBounder, minimum, output_seeds
+from bitcrown.bounds.crown import Backward, minimum, output_seeds
+from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.bounds.optimise import Layout
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
