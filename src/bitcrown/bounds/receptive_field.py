@@ -156,7 +156,8 @@ def _cheapest(graph: Graph, source: str, indices: Tensor) -> tuple[int, int]:
         top, left = height // 2 // side * side, width // 2 // side * side
         middle = (top, min(top + side, height)), (left, min(left + side, width))
         wanted = _wanted(graph, source, middle)
-        assert wanted is not None
+        if wanted is None:  # it would read nothing but padding
+            break
         size = sum(graph.nodes[name].shape[1] * _area(field) for name, field in wanted.items())
         cost = len(indices) * size + len(torch.unique(_tile_of(indices, height, width, side))) * call
         if cost < best_cost:
@@ -197,8 +198,10 @@ def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
         if seen is None:
             return None
         for name in node.inputs:
-            before = wanted.get(name, seen)
-            wanted[name] = tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(before, seen, strict=True))  # type: ignore[assignment]
+            rows, columns = (
+                (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(wanted.get(name, seen), seen, strict=True)
+            )
+            wanted[name] = rows, columns
     return wanted
 
 

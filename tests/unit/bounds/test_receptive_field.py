@@ -151,3 +151,18 @@ def test_small_maps_are_bounded_whole_and_large_ones_in_tiles() -> None:
         graph = Graph(nodes, ("x",), ("r4",), ("float32",))
         served = list(tiles(graph, "c4", torch.arange(16 * extent * extent)))
         assert min(len(served), 2) == expected
+
+
+def test_a_tile_that_reads_nothing_but_padding_is_bounded_in_the_whole_network() -> None:
+    attrs = {"strides": [1, 1], "pads": [4, 4], "dilations": [1, 1], "group": 1}
+    params = {"weight": np.ones((1, 1, 2, 2)), "bias": np.ones(1)}
+    nodes = [
+        Node("x", "Input", (), (1, 1, 1, 1)),
+        Node("c", "Conv", ("x",), (1, 1, 8, 8), attrs, params),
+        Node("r", "Relu", ("c",), (1, 1, 8, 8)),
+    ]
+    graph = Graph({node.name: node for node in nodes}, ("x",), ("r",), ("float32",))
+    assert view_of(graph, "c", ((0, 2), (0, 2))) is None
+    assert view_of(graph, "c", ((3, 5), (3, 5))) is not None
+    served = torch.cat([places for _, places in tiles(graph, "c", torch.arange(64))])
+    assert torch.equal(served.sort().values, torch.arange(64))
