@@ -184,7 +184,8 @@ class LayerBounder:
                 part = view.indices(shape, part)
                 relaxations, scales = view.relaxations(backward.relaxations), view.cut(backward.scales or {})
                 smaller = Backward(view.network(self.network), relaxations, scales=scales)
-                found = self._bound_rows(smaller, source, part, view.bounds(bounds), box, view)
+                seen = view.bounds(bounds) if self.ascent else {}
+                found = self._bound_rows(smaller, source, part, seen, box, view)
             lower[:, places], upper[:, places] = found
         return lower, upper
 
@@ -197,9 +198,12 @@ class LayerBounder:
         box: tuple[Tensor, Tensor],
         view: View | None,
     ) -> tuple[Tensor, Tensor]:
-        """Bounds ``[B, K]`` of elements of ``source`` in the network of ``backward``, a few rows a pass."""
+        """Bounds ``[B, K]`` of elements of ``source`` in the network of ``backward``, a few rows a pass.
+
+        ``bounds`` are read by the ascent alone.
+        """
         node = backward.network.graph.nodes[source]
-        step = max(1, self.rows_per_pass(box[0].shape[0], backward.network) // 2)
+        step = self.rows_per_pass(box[0].shape[0], backward.network) // 2
         lowers, uppers = [], []
         for part in torch.split(indices, step):
             seed = torch.zeros(2 * part.numel(), node.size, dtype=self.network.dtype, device=self.network.device)

@@ -167,3 +167,16 @@ def test_a_tile_that_reads_nothing_but_padding_is_bounded_in_the_whole_network()
     assert view_of(graph, "c", ((3, 5), (3, 5))) is not None
     served = torch.cat([places for _, places in tiles(graph, "c", torch.arange(64))])
     assert torch.equal(served.sort().values, torch.arange(64))
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_bounds_in_views_hold_all_over_the_box(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    network, x = network_and_points(3, True)
+    lower, upper = x[:1] - 0.1, x[:1] + 0.1
+    monkeypatch.setattr(receptive_field, "_cheapest", lambda g, s, i: (side if len(g.nodes[s].shape) == 4 else 0, 1))
+    with torch.no_grad():
+        bounds = LayerBounder(network, 1 << 24).run(lower, upper).bounds
+    random = torch.rand(300, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = torch.cat([lower + random * (upper - lower), torch.where(random > 0.5, lower, upper)])
+    for name, value in network.activations(points).items():
+        assert bool((bounds[name][0] <= value).all() and (value <= bounds[name][1]).all()), name
