@@ -7,6 +7,7 @@ sizes are tried, the smallest first. The same evaluation gives bounds on single 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,23 @@ from bitcrown.budget import Budget
 from bitcrown.quant.integer_bounds import Bounds, Program
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.linear_steps import Array, Overflow, largest
-from bitcrown.quant.proof_tree import Proof, sparse
+from bitcrown.quant.program_part import AnyProgram, Part, by_position
+from bitcrown.quant.proof_tree import Proof
 from bitcrown.quant.slope_ascent import Ascent, Objective, Relaxation, ascend, reached_nodes
 from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value
 
 SCALE_BITS = (12, 18, 24)
 """Multipliers are rounded to integers with so many bits for the largest; the first that proves a row is kept."""
-BOUND_STEPS = 40
+BOUND_STEPS, FEW_STEPS = 40, 20
 MOST_TARGETS = 1000
-"""A node with more open ends than this keeps its intervals: as many rows of bounds would cost more than they give."""
+"""A node whose open ends cost more than as many rows over the whole network keeps its intervals."""
 BOUND_ROWS = 128
 BOUND_ELEMENTS = 40_000_000
 """Rows times elements of all nodes: about 1 GB of corners and slopes at a time."""
 
 
 def exact_bound(
-    program: Program, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
+    program: AnyProgram, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
 ) -> tuple[DualValue | None, Ints, Slopes]:
     """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier having ``bits`` bits.
 
@@ -60,7 +62,7 @@ def integer_scale(state: Ascent, rows: Array, bits: int) -> Array:
     return np.asarray(2.0 ** (bits - np.floor(np.log2(np.maximum(np.max(size, axis=0), 1e-9)))))
 
 
-def rows_at_a_time(program: Program) -> int:
+def rows_at_a_time(program: AnyProgram) -> int:
     """How many rows of bounds, corners and slopes fit into about 1 GB."""
     return int(max(2, BOUND_ELEMENTS // (30 * sum(program.sizes))))
 
@@ -83,15 +85,15 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
         reader = next(table for table in program.stairs.values() if table.source == node)
         low, high = bounds.low[node], bounds.high[node]
         open_elements = np.nonzero((reader.level(reader.early, high) > reader.level(reader.late, low))[0])[0]
-        targets = [(int(e), sign) for e in open_elements for sign in (1, -1)]
-        rows = min(BOUND_ROWS, rows_at_a_time(program))
-        if len(targets) > MOST_TARGETS:
+        groups = [
+            _Targets.of(program, bounds, node, group) for group in by_position(program.nodes[node].shape, open_elements)
+        ]
+        if sum(group.cost() for group in groups) > MOST_TARGETS * sum(program.sizes):
             continue
         entries: list[tuple[list[Any], int]] = []
-        for start in range(0, len(targets), rows):
-            if budget.is_expired():
-                break
-            entries += _bound_rows(program, bounds, node, targets[start : start + rows], budget)
+        steps = BOUND_STEPS if 2 * len(open_elements) <= MOST_TARGETS else FEW_STEPS
+        for group in groups:
+            entries += group.bound(bounds, proof, budget, steps)
         lower, upper = low.copy(), high.copy()
         for entry, least in entries:
             element, sign = entry[1], entry[2]
@@ -109,29 +111,58 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
     return shrunk
 
 
-def _bound_rows(
-    program: Program, bounds: Bounds, node: int, targets: list[tuple[int, int]], budget: Budget
-) -> list[tuple[list[Any], int]]:
-    """(``bound`` entry of a certificate, least value of ``sign * v``) for each target that gets tighter."""
-    count = len(targets)
-    matrix = np.zeros((count, 1, program.sizes[node]), dtype=np.int64)
-    for row, (element, sign) in enumerate(targets):
-        matrix[row, 0, element] = sign
-    objective = Objective(node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool))
-    repeated = bounds.rows([0] * count)
-    state = ascend(
-        Relaxation(program, repeated, objective), None, None, BOUND_STEPS, 0.3, lambda *_: budget.is_expired()
-    )
-    dual, tau, slopes = exact_bound(program, repeated, objective, state, np.arange(count), SCALE_BITS[1])
-    if dual is None:
-        return []
-    found: list[tuple[list[Any], int]] = []
-    for row, (element, sign) in enumerate(targets):
-        weight = int(tau[row, 0])
-        if weight <= 0:
-            continue
-        least = -(-int(dual.value[row]) // weight)
-        known = int(bounds.low[node][0, element]) if sign > 0 else -int(bounds.high[node][0, element])
-        if least > known:
-            found.append(([node, element, sign, weight, [], sparse(slopes, row)], least))
-    return found
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """Elements of ``node`` to bound from both sides: ``places`` of ``part``, or of the whole network without one."""
+
+    program: Program
+    part: Part | None
+    node: int
+    elements: Ints
+    places: Ints
+
+    @classmethod
+    def of(cls, program: Program, bounds: Bounds, node: int, elements: Ints) -> _Targets:
+        part = Part.of(program, bounds, node, elements)
+        return cls(program, part, node, elements, elements if part is None else np.arange(len(elements)))
+
+    def cost(self) -> int:
+        """Rows times elements of an evaluation."""
+        return 2 * len(self.elements) * sum((self.part or self.program).sizes)
+
+    def bound(self, bounds: Bounds, proof: Proof, budget: Budget, steps: int) -> list[tuple[list[Any], int]]:
+        """(``bound`` entry of a certificate, least value of ``sign * v``) for each end that gets tighter."""
+        found: list[tuple[list[Any], int]] = []
+        seen = bounds if self.part is None else self.part.cut(bounds)
+        ends = [(place, sign) for place in range(len(self.elements)) for sign in (1, -1)]
+        rows = min(BOUND_ROWS, rows_at_a_time(self.part or self.program))
+        for start in range(0, len(ends), rows):
+            if budget.is_expired():
+                break
+            found += self._rows(seen, ends[start : start + rows], proof, budget, steps)
+        return found
+
+    def _rows(
+        self, bounds: Bounds, ends: list[tuple[int, int]], proof: Proof, budget: Budget, steps: int
+    ) -> list[tuple[list[Any], int]]:
+        program = self.part or self.program
+        count = len(ends)
+        matrix = np.zeros((count, 1, program.sizes[self.node]), dtype=np.int64)
+        for row, (place, sign) in enumerate(ends):
+            matrix[row, 0, self.places[place]] = sign
+        objective = Objective(self.node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool))
+        repeated = bounds.rows([0] * count)
+        state = ascend(Relaxation(program, repeated, objective), None, None, steps, 0.3, lambda *_: budget.is_expired())
+        dual, tau, slopes = exact_bound(program, repeated, objective, state, np.arange(count), SCALE_BITS[1])
+        found: list[tuple[list[Any], int]] = []
+        for row, (place, sign) in enumerate(ends):
+            weight = int(tau[row, 0])
+            if dual is None or weight <= 0:
+                continue
+            least = -(-int(dual.value[row]) // weight)
+            known = bounds.low[self.node] if sign > 0 else -bounds.high[self.node]
+            if least > known[0, self.places[place]]:
+                taken = proof.multipliers(slopes, row)
+                taken = taken if self.part is None else self.part.named(taken)
+                found.append(([self.node, int(self.elements[place]), sign, weight, [], taken], least))
+        return found

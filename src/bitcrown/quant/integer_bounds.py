@@ -36,7 +36,7 @@ MAGNITUDE_LIMIT = float(2**61)
 
 @dataclass(frozen=True, eq=False)
 class StairTable:
-    """A staircase ready for lookups. ``rows``: late and early thresholds [C, K]; ``channel``: [N]; ``base``: [N].
+    """A staircase ready for lookups: late and early thresholds [C, K]; ``channel``: [N], ascending; ``base``: [N].
 
     Thresholds beyond 62 bits are clipped: never, or always, passed.
     """
@@ -62,14 +62,11 @@ class StairTable:
 
     def level(self, thresholds: Ints, argument: Ints) -> Ints:
         """``#{k : argument >= thresholds[c, k]}``; argument: [R, N] -> [R, N]."""
-        channels = len(thresholds)
-        if channels == 1:
-            return np.searchsorted(thresholds[0], argument, side="right").astype(np.int64, copy=False)
-        split = argument.reshape(len(argument), channels, -1)
-        out = np.empty_like(split)
-        for c in range(channels):
-            out[:, c] = np.searchsorted(thresholds[c], split[:, c], side="right")
-        return out.reshape(argument.shape)
+        out = np.empty(argument.shape, dtype=np.int64)
+        starts = np.searchsorted(self.channel, np.arange(len(thresholds) + 1))
+        for row, start, end in zip(thresholds, starts[:-1], starts[1:], strict=True):
+            out[:, start:end] = np.searchsorted(row, argument[:, start:end], side="right")
+        return out
 
     def image(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """Interval of the output, given that of the source; [R, N] each."""

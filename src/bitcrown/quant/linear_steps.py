@@ -153,6 +153,25 @@ class LinearStep:
         rows, _, height, width, kh, kw = view.shape
         return np.ascontiguousarray(view.transpose(0, 1, 4, 5, 2, 3)).reshape(rows, channels * kh * kw, height * width)
 
+    def entries(self, elements: Ints) -> list[tuple[Ints, Ints]]:
+        """Rows ``elements`` [E] of each source's matrix: (columns [E, T], -1 in the padding, and their values)."""
+        node = self.node
+        if isinstance(node, Dense):
+            values = node.weight[elements]
+            return [(np.broadcast_to(np.arange(values.shape[1]), values.shape), values)]
+        if isinstance(node, Sum):
+            return [(elements[:, None], np.full((len(elements), 1), factor)) for factor in node.factors]
+        if isinstance(node, Gather):
+            starts = np.cumsum([0, *self.widths])
+            column = node.index[elements][:, None]
+            ends = zip(starts[:-1], starts[1:], strict=True)
+            return [(np.where((a <= column) & (column < b), column - a, -1), np.ones_like(column)) for a, b in ends]
+        channel, position = np.divmod(elements, self.size // node.shape[0])
+        numbers = self._columns(np.arange(self.widths[0], dtype=np.int64)[None], -1)[0]
+        numbers = numbers.reshape(node.groups, -1, numbers.shape[1])
+        group = channel // (node.shape[0] // node.groups)
+        return [(numbers[group, :, position], node.weight.reshape(node.shape[0], -1)[channel])]
+
     def adjoint(self, coefficients: Array) -> list[Array]:
         """Coefficients [R, N] on the output -> coefficients [R, N_k] on each source (the constant is ``offset``)."""
         node = self.node

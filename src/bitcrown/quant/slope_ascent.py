@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.quant.integer_bounds import Bounds, Program, StairTable
+from bitcrown.quant.integer_bounds import Bounds, StairTable
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.linear_steps import Array
+from bitcrown.quant.program_part import AnyProgram
 from bitcrown.quant.staircase_dual import Slopes, gather_windows, pool_minimum, scatter_windows
 
 Reals = npt.NDArray[np.float64]
@@ -110,7 +111,7 @@ def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
 class Relaxation:
     """A program over one set of intervals, ready for repeated float evaluation."""
 
-    def __init__(self, program: Program, bounds: Bounds, objective: Objective, pinned: Pinned | None = None) -> None:
+    def __init__(self, program: AnyProgram, bounds: Bounds, objective: Objective, pinned: Pinned | None = None) -> None:
         self.program, self.objective, self.pinned = program, objective, pinned
         self.low, self.high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
         self.matrix = objective.matrix.astype(np.float64)
@@ -213,7 +214,7 @@ class Relaxation:
         return values
 
 
-def reached_nodes(program: Program, node: int) -> set[int]:
+def reached_nodes(program: AnyProgram, node: int) -> set[int]:
     """The node and everything it is computed from."""
     reached, stack = set(), [node]
     while stack:

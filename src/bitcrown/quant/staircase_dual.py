@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitcrown.quant.integer_bounds import Bounds, Program, StairTable
+from bitcrown.quant.integer_bounds import Bounds, StairTable
 from bitcrown.quant.integer_graph import Input, Ints
 from bitcrown.quant.linear_steps import INT_EXACT, Array, Overflow, exact_product, largest
+from bitcrown.quant.program_part import AnyProgram
 
 CHUNK_ELEMENTS = 4_000_000
 Slopes = dict[int, Array]
@@ -161,7 +162,7 @@ def scatter_windows(values: Array, index: Ints, size: int) -> Array:
 
 
 def dual_value(
-    program: Program, bounds: Bounds, objective: dict[int, Ints], constant: Ints, slopes: Slopes
+    program: AnyProgram, bounds: Bounds, objective: dict[int, Ints], constant: Ints, slopes: Slopes
 ) -> DualValue:
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
@@ -207,7 +208,7 @@ def dual_value(
     return DualValue(value, outer_of, inner_of, first)
 
 
-def _pool_part(program: Program, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add) -> Ints:
+def _pool_part(program: AnyProgram, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add) -> Ints:
     source, index = program.pools[number]
     inner = np.where(index >= 0, inner, 0)
     low, high = gather_windows(bounds.low[source], index), gather_windows(bounds.high[source], index)
