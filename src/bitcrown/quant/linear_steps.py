@@ -4,9 +4,10 @@ An affine step is ``v -> A v + offset`` over the concatenated sources. A bound n
 point), transposed (a row of coefficients pulled back to the sources) and split by sign (an interval).
 
 **Exactness.** A product of integer matrices is formed in float64 by the BLAS whenever ``inner size * max|a| * max|b|``
-is below ``2**53``: every partial sum, in whatever order and with or without fused multiply-add, is then an integer
-that float64 holds exactly. Between ``2**53`` and ``2**62`` the product is formed in int64; above that ``Overflow``
-is raised and the caller tries smaller multipliers. Legend: ``R`` rows (subproblems), ``N`` elements, ``P`` positions.
+is below ``2**53`` (for the adjoint of a convolution: with the sums over the kernel): every partial sum, in whatever
+order and with or without fused multiply-add, is then an integer that float64 holds exactly. Between ``2**53`` and
+``2**62`` the product is formed in int64; above that ``Overflow`` is raised and the caller tries smaller multipliers.
+Legend: ``R`` rows (subproblems), ``N`` elements, ``P`` positions.
 """
 
 from __future__ import annotations
@@ -136,10 +137,12 @@ class LinearStep:
             for factor, value in zip(node.factors, values, strict=True):
                 total += factor * value
             return total
-        columns = self._columns(values[0], pad)
+        terms = matrices[0].value.shape[1] * max(m.size for m in matrices)
+        flat, is_short = values[0], terms * max(largest(values[0]), abs(pad)) < FLOAT_EXACT
+        columns = self._columns(flat.astype(np.float64, copy=False) if is_short else flat, pad)
         per = columns.shape[1] // node.groups
         parts = [m.times(columns[:, g * per : (g + 1) * per]) for g, m in enumerate(matrices)]
-        return np.concatenate(parts, axis=1).reshape(len(values[0]), -1)
+        return np.concatenate(parts, axis=1).reshape(len(flat), -1).astype(flat.dtype, copy=False)
 
     def _columns(self, flat: Array, pad: int) -> Array:
         """Patches [R, C * kh * kw, P] of a flat source [R, C * H * W]."""
@@ -188,8 +191,11 @@ class LinearStep:
     def _conv_adjoint(self, coefficients: Array) -> Array:
         node = self.node
         assert isinstance(node, Conv)
-        rows = len(coefficients)
+        rows, dtype = len(coefficients), coefficients.dtype
         outs, per, kh, kw = node.weight.shape
+        terms = outs * kh * kw * max(m.size for m in self.adjoint_matrix)
+        if terms * largest(coefficients) < FLOAT_EXACT:
+            coefficients = coefficients.astype(np.float64, copy=False)
         planes = coefficients.reshape(rows, outs, -1)
         step = outs // node.groups
         parts = [m.times(planes[:, g * step : (g + 1) * step]) for g, m in enumerate(self.adjoint_matrix)]
@@ -207,7 +213,8 @@ class LinearStep:
                     :, :, y : y + out_h * node.strides[0] : node.strides[0],
                     x : x + out_w * node.strides[1] : node.strides[1],
                 ] += columns[:, :, i, j]  # fmt: skip
-        return image[:, :, top : top + height, left : left + width].reshape(rows, -1)
+        image = image[:, :, top : top + height, left : left + width].reshape(rows, -1)
+        return image.astype(dtype, copy=False)
 
 
 def window_index(node: MaxPool) -> npt.NDArray[np.int64]:
