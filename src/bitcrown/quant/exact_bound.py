@@ -24,6 +24,7 @@ from bitcrown.quant.staircase_dual import DualValue, Slopes, dual_value
 SCALE_BITS = (12, 18, 24)
 """Multipliers are rounded to integers with so many bits for the largest; the first that proves a row is kept."""
 BOUND_STEPS, FEW_STEPS = 40, 20
+"""Ascent steps for the ends of a node, and where it has more than ``MOST_TARGETS`` of them."""
 MOST_TARGETS = 1000
 """A node whose open ends cost more than as many rows over the whole network keeps its intervals."""
 BOUND_ROWS = 128
@@ -86,7 +87,8 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
         low, high = bounds.low[node], bounds.high[node]
         open_elements = np.nonzero((reader.level(reader.early, high) > reader.level(reader.late, low))[0])[0]
         groups = [
-            _Targets.of(program, bounds, node, group) for group in by_position(program.nodes[node].shape, open_elements)
+            _Targets(program, Part.seen(program, bounds, node, group), node, group)
+            for group in by_position(program.nodes[node].shape, open_elements)
         ]
         if sum(group.cost() for group in groups) > MOST_TARGETS * sum(program.sizes):
             continue
@@ -113,43 +115,46 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
 
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    """Elements of ``node`` to bound from both sides: ``places`` of ``part``, or of the whole network without one."""
+    """Elements of ``node`` to bound from both sides, in what they see (``kept``) or, without it, the whole network."""
 
     program: Program
-    part: Part | None
+    kept: dict[int, Ints] | None
     node: int
     elements: Ints
-    places: Ints
-
-    @classmethod
-    def of(cls, program: Program, bounds: Bounds, node: int, elements: Ints) -> _Targets:
-        part = Part.of(program, bounds, node, elements)
-        return cls(program, part, node, elements, elements if part is None else np.arange(len(elements)))
 
     def cost(self) -> int:
         """Rows times elements of an evaluation."""
-        return 2 * len(self.elements) * sum((self.part or self.program).sizes)
+        sizes = self.program.sizes if self.kept is None else [len(elements) for elements in self.kept.values()]
+        return 2 * len(self.elements) * sum(sizes)
 
     def bound(self, bounds: Bounds, proof: Proof, budget: Budget, steps: int) -> list[tuple[list[Any], int]]:
         """(``bound`` entry of a certificate, least value of ``sign * v``) for each end that gets tighter."""
         found: list[tuple[list[Any], int]] = []
-        seen = bounds if self.part is None else self.part.cut(bounds)
+        part = None if self.kept is None else Part(self.program, bounds, self.kept)
+        seen = bounds if part is None else part.cut(bounds)
         ends = [(place, sign) for place in range(len(self.elements)) for sign in (1, -1)]
-        rows = min(BOUND_ROWS, rows_at_a_time(self.part or self.program))
+        rows = min(BOUND_ROWS, rows_at_a_time(part or self.program))
         for start in range(0, len(ends), rows):
             if budget.is_expired():
                 break
-            found += self._rows(seen, ends[start : start + rows], proof, budget, steps)
+            found += self._rows(part, seen, ends[start : start + rows], proof, budget, steps)
         return found
 
     def _rows(
-        self, bounds: Bounds, ends: list[tuple[int, int]], proof: Proof, budget: Budget, steps: int
+        self,
+        part: Part | None,
+        bounds: Bounds,
+        ends: list[tuple[int, int]],
+        proof: Proof,
+        budget: Budget,
+        steps: int,
     ) -> list[tuple[list[Any], int]]:
-        program = self.part or self.program
+        program = part or self.program
+        places = self.elements if part is None else np.arange(len(self.elements))
         count = len(ends)
         matrix = np.zeros((count, 1, program.sizes[self.node]), dtype=np.int64)
         for row, (place, sign) in enumerate(ends):
-            matrix[row, 0, self.places[place]] = sign
+            matrix[row, 0, places[place]] = sign
         objective = Objective(self.node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool))
         repeated = bounds.rows([0] * count)
         state = ascend(Relaxation(program, repeated, objective), None, None, steps, 0.3, lambda *_: budget.is_expired())
@@ -161,8 +166,8 @@ class _Targets:
                 continue
             least = -(-int(dual.value[row]) // weight)
             known = bounds.low[self.node] if sign > 0 else -bounds.high[self.node]
-            if least > known[0, self.places[place]]:
+            if least > known[0, places[place]]:
                 taken = proof.multipliers(slopes, row)
-                taken = taken if self.part is None else self.part.named(taken)
+                taken = taken if part is None else part.named(taken)
                 found.append(([self.node, int(self.elements[place]), sign, weight, [], taken], least))
         return found

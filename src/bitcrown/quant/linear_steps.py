@@ -13,6 +13,7 @@ Legend: ``R`` rows (subproblems), ``N`` elements, ``P`` positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -170,10 +171,15 @@ class LinearStep:
             ends = zip(starts[:-1], starts[1:], strict=True)
             return [(np.where((a <= column) & (column < b), column - a, -1), np.ones_like(column)) for a, b in ends]
         channel, position = np.divmod(elements, self.size // node.shape[0])
-        numbers = self._columns(np.arange(self.widths[0], dtype=np.int64)[None], -1)[0]
-        numbers = numbers.reshape(node.groups, -1, numbers.shape[1])
         group = channel // (node.shape[0] // node.groups)
-        return [(numbers[group, :, position], node.weight.reshape(node.shape[0], -1)[channel])]
+        return [(self._numbers[group, :, position], node.weight.reshape(node.shape[0], -1)[channel])]
+
+    @cached_property
+    def _numbers(self) -> Ints:
+        """Source elements in the windows of a convolution: [groups, T, P], -1 in the padding."""
+        assert isinstance(self.node, Conv)
+        numbers = self._columns(np.arange(self.widths[0], dtype=np.int64)[None], -1)[0]
+        return np.asarray(numbers.reshape(self.node.groups, -1, numbers.shape[1]))
 
     def adjoint(self, coefficients: Array) -> list[Array]:
         """Coefficients [R, N] on the output -> coefficients [R, N_k] on each source (the constant is ``offset``)."""

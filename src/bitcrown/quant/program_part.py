@@ -20,8 +20,6 @@ from bitcrown.quant.integer_bounds import Bounds, Program, StairTable
 from bitcrown.quant.integer_graph import Ints
 from bitcrown.quant.linear_steps import Array, Matrix
 
-TILE = 1
-"""Side of a tile in positions: larger ones need fewer calls, smaller ones keep less that only some targets see."""
 MOST_ENTRIES = 1 << 23
 """Of one matrix of a part: where windows cover everything, convolutions are cheaper than dense matrices."""
 
@@ -77,9 +75,9 @@ class Part:
                 index = _contenders(bounds, source, index[elements])
                 self.pools[number] = source, np.where(index >= 0, np.searchsorted(kept[source], index), -1)
 
-    @classmethod
-    def of(cls, program: Program, bounds: Bounds, node: int, elements: Ints) -> Part | None:
-        """What ``elements`` (sorted) of ``node`` depend on; ``None`` where a matrix would exceed ``MOST_ENTRIES``."""
+    @staticmethod
+    def seen(program: Program, bounds: Bounds, node: int, elements: Ints) -> dict[int, Ints] | None:
+        """``kept`` for ``elements`` (sorted) of ``node``; ``None`` where a matrix would exceed ``MOST_ENTRIES``."""
         kept = {node: elements}
         for number in range(node, 0, -1):
             if number not in kept:
@@ -106,7 +104,7 @@ class Part:
                     kept[source] = np.union1d(kept.get(source, part[:0]), part)
                 if number in program.affine and len(kept[number]) * len(kept.get(source, part)) > MOST_ENTRIES:
                     return None
-        return cls(program, bounds, dict(sorted(kept.items())))
+        return dict(sorted(kept.items()))
 
     def cut(self, bounds: Bounds) -> Bounds:
         """The intervals of the kept elements; nothing elsewhere."""

@@ -60,8 +60,9 @@ def test_bounds_in_a_part_equal_those_in_the_whole(make, seed: int) -> None:
     shapes = {n: (program.sizes[n],) for n in program.stairs} | {n: i.shape for n, (_, i) in program.pools.items()}
     for node in program.affine:
         for group in by_position(network.nodes[node].shape, np.flatnonzero(rng.random(program.sizes[node]) < 0.7)):
-            part = Part.of(program, bounds, node, group)
-            assert part is not None
+            kept = Part.seen(program, bounds, node, group)
+            assert kept is not None
+            part = Part(program, bounds, kept)
             slopes = {n: rng.integers(-6, 7, size=(1, part.sizes[n])) for n in part.stairs}
             slopes |= {n: rng.integers(-6, 7, size=(1, *i.shape)) * (i >= 0) for n, (_, i) in part.pools.items()}
             goal = rng.integers(-5, 6, size=(1, len(group)))
@@ -84,12 +85,12 @@ def test_parts_keep_only_what_varies_and_is_seen() -> None:
     everywhere = program.root(low, high)
     below = program.root(low, np.where(np.arange(42) < 21, 1, high))
     for group in groups:
-        whole, cut = Part.of(program, everywhere, node, group), Part.of(program, below, node, group)
+        whole, cut = Part.seen(program, everywhere, node, group), Part.seen(program, below, node, group)
         assert whole is not None and cut is not None
-        assert whole.sizes[node] == cut.sizes[node] == 4
-        assert whole.sizes[2] <= 2 * 16 and 0 < whole.sizes[0] < 42
-        assert (cut.kept.get(0, np.array([21])) >= 21).all()
-        assert set(cut.kept.get(2, group[:0])) <= set(whole.kept.get(2, group[:0]))
+        assert len(whole[node]) == len(cut[node]) == 4
+        assert len(whole[2]) <= 2 * 16 and 0 < len(whole[0]) < 42
+        assert (cut.get(0, np.array([21])) >= 21).all()
+        assert set(cut.get(2, group[:0])) <= set(whole.get(2, group[:0]))
 
 
 @pytest.mark.parametrize("make", [random_chain, random_branched])
