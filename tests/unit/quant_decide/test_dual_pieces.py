@@ -51,6 +51,22 @@ def test_linear_steps_equal_the_graph_and_their_adjoints(seed: int) -> None:
         assert step.forward([v.astype(np.float64) for v in values]).tolist() == image.tolist()
 
 
+@pytest.mark.parametrize("bits", range(42, 54))
+def test_linear_steps_are_exact_on_either_side_of_what_float64_holds(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    for step, widths in linear_steps(rng):
+        values = [rng.integers(-(2**bits), 2**bits, size=(2, width)) | 1 for width in widths]
+        assert (step.forward(list(values)) == forward(step.node, values, values[0])).all()
+        coefficients = rng.integers(-(2**bits), 2**bits, size=(2, step.size)) | 1
+        for k, pulled in enumerate(step.adjoint(coefficients)):
+            for column in range(0, widths[k], 7):  # against the matrix, column by column, in Python integers
+                unit = [np.zeros((1, width), dtype=np.int64) for width in widths]
+                unit[k][0, column] = 1
+                entries = (step.forward(unit)[0] - step.offset).tolist()
+                for row, found in zip(coefficients.tolist(), pulled[:, column].tolist(), strict=True):
+                    assert found == sum(c * w for c, w in zip(row, entries, strict=True))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_affine_intervals_are_attained(seed: int) -> None:
     rng = np.random.default_rng(seed)
