@@ -50,7 +50,7 @@ def read_network(path: Path) -> IntegerNetwork:
     from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
 
     if not looks_quantized(path):
-        raise ModelError(f"{path} has no quantized operators; certificates exist for integer networks only")
+        raise ModelError(f"{path} is no network of integers with fixed scales; certificates exist for those only")
     return read_onnx(path)
 
 

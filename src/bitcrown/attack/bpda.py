@@ -207,7 +207,7 @@ class _Sloped(torch.autograd.Function):
         return None, gradients[0] * slope, None
 
 
-class _RoundingMode(TorchFunctionMode):
+class RoundingSlopes(TorchFunctionMode):
     """While it lasts, torch's rounding functions keep their values and get the slopes of a rule."""
 
     def __init__(self, rule: str) -> None:
@@ -230,7 +230,7 @@ class _RoundingMode(TorchFunctionMode):
 
 def _with_rounding_slopes(network: Classifier, rule: str) -> Classifier:
     def sloped(x: Tensor) -> Tensor:
-        with _RoundingMode(rule):
+        with RoundingSlopes(rule):
             return network(x)
 
     return sloped

@@ -2,18 +2,21 @@
 
 Madry et al. (2018) with Adam steps (as in alpha,beta-CROWN's attack) scaled by the width of the box; restarts begin at
 the middle, at random points and at random corners, half of them pushed apart first in a random output direction
-(Tashiro et al., "Output Diversified Initialization", 2020). Where the network has no slope, points move at random.
+(Tashiro et al., "Output Diversified Initialization", 2020). Staircases get the slopes of the lines through them
+(``bpda``); where the network has no slope at all, points move at random.
 
 Legend: ``B`` cases, ``K`` restarts, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bitcrown.attack.bpda import RoundingSlopes
 from bitcrown.attack.losses import Target
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
@@ -103,8 +106,9 @@ def _descend_chunk(
     best, best_excess = x.clone(), torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     warm = min(5, steps // 4)
+    has_jumps = any(row.has_jumps for row in network.rows.values())
     for step in range(steps + 1):
-        with torch.enable_grad():
+        with torch.enable_grad(), RoundingSlopes("straight-through") if has_jumps else nullcontext():
             x.requires_grad_(True)
             y = network(x.flatten(0, 1)).reshape(*x.shape[:2], -1)
             rows = target.rows(x, y)

@@ -214,7 +214,8 @@ def _operand_field(graph: Graph, node: Node, field: Field) -> Field | None:
         reach = [_reach(node, axis, field[axis]) for axis in (0, 1)]
         rows, columns = ((max(first, 0), min(end, extent)) for (first, end), extent in zip(reach, shape, strict=True))
         return (rows, columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
-    is_elementwise = node.op in ELEMENTWISE or not op_row(node.op).is_affine
+    row = op_row(node.op)
+    is_elementwise = node.op in ELEMENTWISE or (not row.is_affine and row.is_local)
     same = all(graph.nodes[name].shape == node.shape for name in node.inputs)
     return field if is_elementwise and same else None
 

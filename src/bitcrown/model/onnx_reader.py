@@ -23,6 +23,7 @@ from bitcrown.model.folding import can_fold, constant_value, fold
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
+from bitcrown.model.lowering.dynamic_quantization import unit_of_result
 from bitcrown.model.passes import simplified
 
 LARGEST_FILE = 2 << 30
@@ -203,6 +204,11 @@ def read_graph(path: Path) -> Graph:
         parts = [f"{op}: {', '.join(names)}" for op, names in sorted(plain.items())]
         parts += [reason for _, reason in read.missing if reason]
         raise UnsupportedError(f"{path.name} uses operators without a rule ({'; '.join(parts)})")
+    scaled = [name for name in read.outputs if name in read.builder.units]
+    if scaled:
+        raise UnsupportedError(
+            f"{path.name}: the output {scaled[0]!r} is never multiplied by the scale of its integers"
+        )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     with np.errstate(all="ignore"):
         return simplified(Graph(read.builder.nodes, read.inputs, outputs, read.dtypes))
@@ -234,6 +240,7 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
 
 def _lower(builder: Builder, node: OnnxNode) -> None:
     """Fold the node if all it reads is known, emit engine nodes for it otherwise."""
+    unit = unit_of_result(builder, node)
     if node.op == "Constant":
         builder.constants[node.outputs[0]] = constant_value(node)
     elif node.op in ("Shape", "Size") and not builder.is_constant(node.inputs[0]):
@@ -248,3 +255,5 @@ def _lower(builder: Builder, node: OnnxNode) -> None:
         LOWERINGS[node.op](builder, node)
     else:
         raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")
+    if unit is not None and (unit.powers or unit.zero_of):
+        builder.units[node.outputs[0]] = unit

@@ -7,7 +7,9 @@ An *affine* operator is ``f(x_1 .. x_k) = sum_i W_i x_i + b``. Its row has
   ``absolute``  ``sum_i |W_i| x_i`` without ``b`` (for the radius of an interval and for rounding error bounds);
   ``adjoint``   ``a -> (W_1^T a, .., W_k^T a)``; left out, it is derived automatically as a vector-Jacobian product;
   ``terms``     how many products are summed into one output element (for the rounding error constant).
-A *nonlinear* operator has only ``forward`` here; its interval and relaxation rules live in ``bounds.relaxations``.
+A *nonlinear* operator has only ``forward`` here; its interval and relaxation rules live in ``bounds.relaxations``. It
+is *local* if an element of its value depends on the same element of its operands alone, and *has jumps* if it is
+constant between jumps, so that its derivative says nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Op:
     absolute: Forward | None = None
     adjoint: Adjoint | None = None
     terms: Callable[[Node], int] = lambda node: 1
+    is_local: bool = True
+    has_jumps: bool = False
 
 
 _OPS: dict[str, Op] = {}

@@ -32,7 +32,6 @@ from bitcrown.quant.runtime import Runtime, evaluated, session
 QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
-    "DynamicQuantizeLinear",
     "MatMulInteger",
     "ConvInteger",
     "BitShift",
@@ -45,11 +44,16 @@ MOST_OUTPUT_VALUES = 1 << 20
 
 
 def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
-    """Whether the file needs an exact reader, by its operators and input type alone. ``ModelError`` for a bad file."""
+    """Whether the file needs an exact reader, by its operators and input type alone. ``ModelError`` for a bad file.
+
+    Integers whose scale depends on the input (``DynamicQuantizeLinear``) have none: the float engine encloses them.
+    """
     model = parsed_model(path_or_model) if isinstance(path_or_model, Path) else path_or_model
     stored = {tensor.name for tensor in model.graph.initializer}
     kinds = {info.type.tensor_type.elem_type for info in model.graph.input if info.name not in stored}
     narrow = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+        return False
     return bool(kinds & narrow) or any(
         node.op_type in QUANTIZED or node.op_type.startswith("QLinear") or node.domain in DOMAINS
         for node in model.graph.node

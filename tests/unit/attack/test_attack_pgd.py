@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from bitcrown.attack.losses import Target
 from bitcrown.attack.pgd import pgd
 from bitcrown.budget import Budget
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Graph, Node
+from bitcrown.model.registry import Op
 
 
 class Formula:
@@ -20,6 +24,7 @@ class Formula:
         self.function, self.dtype = function, dtype
         self.graph = self
         self.nodes = {"all": self}
+        self.rows: dict[str, Op] = {}
         self.size = size
         self.points: list[int] = []
 
@@ -128,6 +133,24 @@ def test_an_expired_budget_still_gives_the_starting_points() -> None:
     target = Target(torch.ones(3, 1, 1, dtype=torch.float64), None, torch.zeros(3, 1, dtype=torch.float64))
     x, _, excess = attack(network, lower, upper, target, budget=Budget.of_seconds(-1.0))
     assert len(network.points) == 1 and len(x) == len(excess) == 24
+
+
+def test_staircases_are_descended_like_the_lines_through_them() -> None:
+    """Their own slope is zero everywhere, and chance does not find the corner of forty inputs."""
+    weight = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    nodes = {
+        "x": Node("x", "Input", (), (40,)),
+        "scaled": Node("scaled", "Scale", ("x",), (40,), params={"scale": np.array(8.0)}),
+        "steps": Node("steps", "Round", ("scaled",), (40,)),
+        "y": Node("y", "Linear", ("steps",), (1,), params={"weight": weight.numpy()[None]}),
+    }
+    network = Network(Graph(nodes, ("x",), ("y",)), torch.float64)
+    lower, upper = -torch.ones(1, 40, dtype=torch.float64), torch.ones(1, 40, dtype=torch.float64)
+    least = -8 * float(weight.abs().sum())
+    assert (
+        pgd(network, lower, upper, at_most(0.95 * least), torch.Generator(), 40, 8, Budget.of_seconds(60)).excess[0]
+        <= 0
+    )
 
 
 def test_pgd_works_without_gradients_enabled() -> None:

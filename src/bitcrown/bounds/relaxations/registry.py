@@ -1,7 +1,8 @@
 """One row per nonlinear operator: its range over an interval, and linear functions that enclose it there.
 
-Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. All operators here are
-elementwise; operators with two operands have operands of equal shape (the reader inserts ``Expand`` nodes).
+Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. All operators here
+are elementwise (but for a scale common to all elements, of ``DynamicQuantize``); operators with two operands have
+operands of equal shape (the reader inserts ``Expand`` nodes).
 
 Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and the intercept is
 then chosen from the slope *as rounded* and moved outward by a bound on its own rounding error.

@@ -3,6 +3,7 @@
 from bitcrown.bounds.relaxations import (
     clip,
     convex,
+    dynamic_quantize,
     elu,
     product,
     relu,
@@ -11,4 +12,4 @@ from bitcrown.bounds.relaxations import (
     trigonometric,
 )
 
-__all__ = ["clip", "convex", "elu", "product", "relu", "s_shaped", "steps", "trigonometric"]
+__all__ = ["clip", "convex", "dynamic_quantize", "elu", "product", "relu", "s_shaped", "steps", "trigonometric"]

@@ -1,6 +1,24 @@
 """ONNX operators to engine nodes: one function per operator, grouped by family; ``LOWERINGS`` is the table."""
 
-from bitcrown.model.lowering import activation, arithmetic, pooling, reduction, shape, weights
+from bitcrown.model.lowering import (
+    activation,
+    arithmetic,
+    dynamic_quantization,
+    pooling,
+    reduction,
+    shape,
+    weights,
+)
 from bitcrown.model.lowering.builder import LOWERINGS, Builder
 
-__all__ = ["LOWERINGS", "Builder", "activation", "arithmetic", "pooling", "reduction", "shape", "weights"]
+__all__ = [
+    "LOWERINGS",
+    "Builder",
+    "activation",
+    "arithmetic",
+    "dynamic_quantization",
+    "pooling",
+    "reduction",
+    "shape",
+    "weights",
+]

@@ -31,6 +31,17 @@ class OnnxNode:
     opset: int
 
 
+@dataclass(frozen=True)
+class Unit:
+    """The file's value is the value here times each named scale to its power, plus the zero point ``zero_of``.
+
+    Scales and zero points that depend on the input go by the name of the integers they belong to.
+    """
+
+    powers: Mapping[str, int]
+    zero_of: str = ""
+
+
 Lowering = Callable[["Builder", OnnxNode], None]
 LOWERINGS: dict[str, Lowering] = {}
 LARGEST = 1 << 28
@@ -56,6 +67,8 @@ class Builder:
     nodes: dict[str, Node] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    units: dict[str, Unit] = field(default_factory=dict)
+    """Of ONNX tensors that are not what they are in the file (see ``dynamic_quantization``)."""
     source: str = ""
 
     def is_constant(self, tensor: str) -> bool:

@@ -142,16 +142,20 @@ def padded(b: Builder, x: str, before: list[int], after: list[int]) -> str:
 
 @lowers("Conv")
 def conv(b: Builder, node: OnnxNode) -> None:
-    x = b.node_of(node.inputs[0])
     weight = b.constant(node.inputs[1], "the weight").astype(np.float64)
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    known = b.constant(bias, "the bias").astype(np.float64) if bias else None
+    convolved(b, node, b.node_of(node.inputs[0]), weight, known)
+
+
+def convolved(b: Builder, node: OnnxNode, x: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
+    """``node``, which has the attributes of a ``Conv``, as the convolution of ``x`` with ``weight``."""
     rank = weight.ndim - 2
     spatial = spatial_attributes(node, rank, b.shape(x)[2:], weight.shape[2:])
     before, after = spatial["pads"][:rank], spatial["pads"][rank:]
     if before != after:
         x, before = padded(b, x, before, after), [0] * rank
-    params = {"weight": weight}
-    if len(node.inputs) > 2 and node.inputs[2]:
-        params["bias"] = b.constant(node.inputs[2], "the bias").astype(np.float64)
+    params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     attrs = {**spatial, "pads": before, "group": int(node.attrs.get("group", 1))}
     b.bind(node, b.emit("Conv", (x,), attrs, params, name=node.outputs[0]))
 

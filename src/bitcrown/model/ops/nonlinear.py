@@ -17,7 +17,7 @@ def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
     def forward(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
         return function(inputs[0])
 
-    register(Op(name, forward, is_affine=False))
+    register(Op(name, forward, is_affine=False, has_jumps=name in _JUMPS))
 
 
 def _clip(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
@@ -38,6 +38,18 @@ def _product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0] * inputs[1]
 
 
+def _dynamic_quantize(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    """``(q - z) s`` of the ``q``, ``s``, ``z`` that ONNX's DynamicQuantizeLinear makes of the whole tensor."""
+    x = inputs[0]
+    places = tuple(range(1, x.dim()))
+    low, up = (x.amin(places, True), x.amax(places, True)) if places else (x, x)
+    low, up = low.clamp(max=0), up.clamp(min=0)
+    scale = torch.where(up > low, (up - low) / 255, 1.0)
+    zero = torch.round((-low / scale).clamp(0, 255))
+    return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
+
+
+_JUMPS = ("Sign", "Floor", "Ceil", "Round")
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
@@ -61,3 +73,4 @@ for _name, _function in _UNARY.items():
 register(Op("Clip", _clip, is_affine=False))
 register(Op("Elu", _elu, is_affine=False))
 register(Op("Mul", _product, is_affine=False))
+register(Op("DynamicQuantize", _dynamic_quantize, is_affine=False, is_local=False, has_jumps=True))
