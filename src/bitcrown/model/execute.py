@@ -72,9 +72,9 @@ class Network:
     def forward_node(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return self.rows[node.name].forward(node, self.params[node.name], inputs)
 
-    def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """Value of every node at ``x [B, n]``, each ``[B, *shape]``."""
-        values = self.split_inputs(x)
+    def activations(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Value of every node at ``x [B, n]``, each ``[B, *shape]``; those ``given`` are not computed."""
+        values = self.split_inputs(x) | dict(given or {})
         for node in self.graph.nodes.values():
             if node.name in values:
                 continue

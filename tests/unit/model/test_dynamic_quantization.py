@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto
 from tiny_models import run_graph, run_onnxruntime
 
-from bitcrown.errors import UnsupportedError
+from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.quant.onnx_quant import looks_quantized
@@ -109,6 +110,35 @@ def test_values_are_those_of_onnxruntime(build: Callable[[Writer, str], str], tm
         feed = {"x": np.random.default_rng(5).uniform(low, high, (1, 3)).astype(np.float32)}
         found, expected = run_graph(graph, feed)[0], run_onnxruntime(path, feed)[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def deep(w: Writer, layers: int = 12) -> str:
+    value = w.add("MatMul", "x", w.constant(RNG.normal(size=(3, 60))))
+    for _ in range(layers):
+        q, s, z = quantized(w, value)
+        weight, zero = weights(w, (60, 60))
+        value = w.add("Relu", floats(w, w.add("MatMulInteger", q, weight, z, zero), s, 0.003))
+    return value
+
+
+def test_elements_that_round_to_the_other_side_are_no_misreading(tmp_path: Path) -> None:
+    """Layers of it carry float32 noise across jumps, and every jump feeds the next layers."""
+    w = Writer([1, 3])
+    path = w.save(tmp_path, deep(w))
+    assert crosscheck(read_graph(path), path, 0) < 1e-5
+
+
+@pytest.mark.parametrize("place", (0, 1))
+def test_a_misread_layer_is_found_before_and_behind_a_jump(place: int, tmp_path: Path) -> None:
+    w = Writer([1, 3])
+    path = w.save(tmp_path, two_layers(w, "x"))
+    graph = read_graph(path)
+    layer = [node for node in graph.nodes.values() if node.op == "Linear"][place]
+    params = {**layer.params, "weight": layer.params["weight"] * 1.02}
+    misread = replace(graph, nodes={**graph.nodes, layer.name: replace(layer, params=params)})
+    crosscheck(graph, path, 0)
+    with pytest.raises(ModelError, match="differs from onnxruntime"):
+        crosscheck(misread, path, 0)
 
 
 def sums_of(w: Writer, x: str) -> tuple[str, str]:
