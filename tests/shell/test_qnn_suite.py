@@ -164,7 +164,7 @@ def test_check_certificate_refuses_what_it_cannot_read(tmp_path: Path, capsys: p
         ((network, prop, broken), "is not a JSON file"),
         ((network, prop, tmp_path / "absent.json"), "cannot be read"),
         ((broken, prop, broken), "can only be read together"),
-        ((plain, prop, broken), "no quantized operators"),
+        ((plain, prop, broken), "no network of integers"),
     ):
         assert main(["check-certificate", *map(str, files)]) == 2
         assert word in capsys.readouterr().err
