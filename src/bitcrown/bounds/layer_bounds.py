@@ -21,6 +21,7 @@ from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.receptive_field import View, entries_of_row, tiles
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.zonotope import Forward
+from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
@@ -66,16 +67,27 @@ class LayerBounder:
 
     ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent`` every element gets
     optimised slopes (one box only); without it the default relaxations serve all elements. A ``quick`` one leaves it at
-    zonotopes where those are used: the box will be split anyway.
+    zonotopes where those are used: the box will be split anyway. Once ``budget`` has expired, what is not bounded yet
+    keeps its interval.
     """
 
-    def __init__(self, network: Network, memory: int, ascent: LayerAscent | None = None, quick: bool = False) -> None:
-        self.quick = quick
+    def __init__(
+        self,
+        network: Network,
+        memory: int,
+        ascent: LayerAscent | None = None,
+        quick: bool = False,
+        budget: Budget | None = None,
+    ) -> None:
+        self.quick, self.budget = quick, budget
         self.network = network
         self.memory = memory
         self.ascent = ascent
         self.gamma = rounding.gamma(network)
         self.widest = _widest(network)
+
+    def _is_expired(self) -> bool:
+        return self.budget is not None and self.budget.is_expired()
 
     def rows_per_pass(self, boxes: int, network: Network | None = None) -> int:
         """Rows of one pass through ``network`` (default: the whole one) over ``boxes`` boxes."""
@@ -100,6 +112,7 @@ class LayerBounder:
         tight: set[str] = set(graph.inputs)
         forward = self._zonotopes(x_lower, x_upper) if known is None else None
         for node in graph.nodes.values():
+            forward = None if self._is_expired() else forward
             if node.name in lowers:
                 bounds[node.name] = (lowers[node.name], uppers[node.name])
                 if forward is not None:
@@ -154,7 +167,7 @@ class LayerBounder:
     ) -> tuple[Tensor, Tensor]:
         lower, upper = bounds[source]
         indices = undecided(consumer, lower, upper)
-        if indices.numel() == 0 or self._is_first_layer(source):
+        if indices.numel() == 0 or self._is_first_layer(source) or self._is_expired():
             return lower, upper
         found = self.bound_elements(backward, source, indices, bounds, x_lower, x_upper)
         boxes, shape = x_lower.shape[0], lower.shape[1:]
@@ -172,10 +185,13 @@ class LayerBounder:
     def bound_elements(
         self, backward: Backward, source: str, indices: Tensor, bounds: Bounds, x_lower: Tensor, x_upper: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """CROWN bounds ``[B, K]`` of the elements ``indices [K]`` of node ``source``."""
-        lower, upper = (x_lower.new_empty(x_lower.shape[0], indices.numel()) for _ in range(2))
+        """CROWN bounds ``[B, K]`` of the elements ``indices [K]`` of node ``source``; infinite where time was up."""
+        lower = x_lower.new_full((x_lower.shape[0], indices.numel()), -torch.inf)
+        upper = torch.full_like(lower, torch.inf)
         shape = self.network.graph.nodes[source].shape
         for view, places in tiles(self.network.graph, source, indices):
+            if self._is_expired():
+                break
             part = indices[places]
             if view is None:
                 found = self._bound_rows(backward, source, part, bounds, (x_lower, x_upper), None)
@@ -206,6 +222,10 @@ class LayerBounder:
         step = self.rows_per_pass(box[0].shape[0], backward.network) // 2
         lowers, uppers = [], []
         for part in torch.split(indices, step):
+            if self._is_expired():
+                lowers.append(box[0].new_full((box[0].shape[0], part.numel()), -torch.inf))
+                uppers.append(-lowers[-1])
+                continue
             seed = torch.zeros(2 * part.numel(), node.size, dtype=self.network.dtype, device=self.network.device)
             positions = torch.arange(part.numel(), device=part.device)
             seed[positions, part] = 1

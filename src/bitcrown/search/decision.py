@@ -39,6 +39,9 @@ LAYER_STEPS = 10
 STEP_COST = 0.4
 """Seconds of one such step, as a share of the plain root bounds (measured: 0.15 to 0.4)."""
 ATTACK_SHARE = 0.1
+GLANCE_SHARE = 0.05
+ROOT_SHARE = 0.9
+"""Share of the time left that plain root bounds may take; what they cannot finish, only an attack can decide."""
 MANY_CASES = 1000
 """With more cases than this, descent on all of them at once costs more than it finds."""
 FEW_INPUTS = 16
@@ -128,11 +131,13 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     small = sum(node.size for node in proof.graph.nodes.values()) <= SMALL_NETWORK
     guide = proof if small else Network(proof.graph, torch.float32, proof.device)
     with run.phase("attack"):  # a glance only: many violations are found in a fraction of what bounds cost
-        witness = attack(run, guide, objective, cases, run.budget.capped(0.5), 10, 2)
+        glance = run.budget.capped(max(0.5, GLANCE_SHARE * run.budget.remaining()))
+        witness = attack(run, guide, objective, cases, glance, 10, 2)
     if witness is not None:
         return run.sat(witness, "attack")
     search = NeuronSplit(proof, guide, objective, cases, run.confirm, run.budget)
-    bounder = LayerBounder(proof, run.budget.memory // 8)
+    share = run.budget.capped(ROOT_SHARE * run.budget.remaining())
+    bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():
         started = time.monotonic()
         enclosure = bounder.run(search.x_lower, search.x_upper)
@@ -141,11 +146,26 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     run.counters["open_after_crown"] = len(left)
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
+    open_cases = cases[left.cpu().numpy()]
+    if share.is_expired():
+        run.counters["root_bounds_cut_short"] = 1
+        witness = _attack_to_the_end(run, guide, objective, open_cases)
+        return run.timeout() if witness is None else run.sat(witness, "attack")
     with run.phase("attack"):
-        witness = attack(run, guide, objective, cases[left.cpu().numpy()], run.budget.capped(2.0), 40, 8)
+        witness = attack(run, guide, objective, open_cases, run.budget.capped(2.0), 40, 8)
     if witness is not None:
         return run.sat(witness, "attack")
     return search_neurons(run, search, left, objective, cases, root_seconds)
+
+
+def _attack_to_the_end(run: Run, network: Network, objective: Objective, cases: np.ndarray) -> Witness | None:
+    """Descent until a witness is found or time is up: bounds can do no more."""
+    with run.phase("attack"):
+        while not run.budget.is_expired():
+            witness = attack(run, network, objective, cases, run.budget.capped(10.0), 200, 16)
+            if witness is not None:
+                return witness
+    return None
 
 
 def search_neurons(
@@ -220,12 +240,10 @@ def _branch_and_bound(
         return run.verdict(Status.UNSAT, "neuron split")
     if outcome.reason == "memory":
         return run.unknown(Reason.MEMORY)
-    if outcome.reason == "incomplete":  # bounds can do no more: the time left belongs to attacks
-        with run.phase("attack"):
-            while not run.budget.is_expired():
-                witness = attack(run, search.guide, objective, cases, run.budget.capped(10.0), 200, 16)
-                if witness is not None:
-                    return run.sat(witness, "attack")
+    if outcome.reason == "incomplete":
+        witness = _attack_to_the_end(run, search.guide, objective, cases)
+        if witness is not None:
+            return run.sat(witness, "attack")
     if run.budget.is_expired() and outcome.reason != "incomplete":
         return run.timeout()
     return run.unknown(Reason.INCOMPLETE, f"{outcome.stuck} domains have no neuron left to split")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bitcrown.bounds import receptive_field
+from bitcrown.bounds.interval import interval_bounds
 from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.layer_bounds import LayerBounder
 from bitcrown.bounds.receptive_field import tiles, view_of
@@ -167,6 +168,40 @@ def test_a_tile_that_reads_nothing_but_padding_is_bounded_in_the_whole_network()
     assert view_of(graph, "c", ((3, 5), (3, 5))) is not None
     served = torch.cat([places for _, places in tiles(graph, "c", torch.arange(64))])
     assert torch.equal(served.sort().values, torch.arange(64))
+
+
+class Polls:
+    """A budget that expires at the ``count``-th poll."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def is_expired(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("side", [0, 2])
+def test_bounds_that_ran_out_of_time_hold_and_are_intervals_where_nothing_was_done(
+    monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    network, x = network_and_points(4, False)
+    lower, upper = x[:1] - 0.05, x[:1] + 0.05
+    monkeypatch.setattr(receptive_field, "_cheapest", lambda g, s, i: (side if len(g.nodes[s].shape) == 4 else 0, 1))
+    random = torch.rand(200, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = network.activations(lower + random * (upper - lower))
+    intervals = interval_bounds(network, lower, upper)
+    widths = []
+    with torch.no_grad():
+        for count in (1, 20, 30, 40, 50, 60, 10**9):
+            bounds = LayerBounder(network, 1 << 14, budget=Polls(count)).run(lower, upper).bounds  # type: ignore[arg-type]
+            for name, value in values.items():
+                assert bool((bounds[name][0] <= value).all() and (value <= bounds[name][1]).all()), (count, name)
+            widths.append(sum(float((up - low).sum()) for low, up in bounds.values()))
+            if count == 1:
+                for name, (low, up) in intervals.items():
+                    torch.testing.assert_close(bounds[name], (low, up))
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) > 3
 
 
 @pytest.mark.parametrize("side", [1, 2])
