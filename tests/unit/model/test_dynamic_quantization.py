@@ -194,6 +194,11 @@ def cast_integers(w: Writer) -> str:
     return floats(w, q, s, np.array(0.1))
 
 
+def multiplied_integers(w: Writer) -> str:
+    q, s, _ = quantized(w, "x")
+    return w.add("Mul", w.add("Mul", q, s), w.constant(0.1))
+
+
 def constant(w: Writer) -> str:
     q, s, z = quantized(w, w.constant([[1.0, -2.0, 3.0]]))
     weight, zero = weights(w, (3, 4))
@@ -223,7 +228,8 @@ REFUSED = {
     no_zero_point: "zero point of 'x_q' is not its own",
     a_zero_point_of_its_own: "zero point of 'x_q' is not its own",
     zero_point_as_weight: "zero point of .* is not its own",
-    cast_integers: "casts integers or a zero point",
+    cast_integers: "casts integers whose zero point",
+    multiplied_integers: "multiplies integers whose zero point",
     constant: "quantizes a constant while the network runs",
     zero_points_by_channel: "several zero points",
     long_sums: "may not fit into 32 bits",

@@ -12,7 +12,8 @@ says what the operators make of units, an operator that is not there takes none,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -84,32 +85,33 @@ def _unchanged(b: Builder, node: OnnxNode) -> Unit:
 def _cast(b: Builder, node: OnnxNode) -> Unit:
     unit = b.units[node.inputs[0]]
     if unit.zero_of:
-        raise UnsupportedError(f"node {node.name!r} casts integers or a zero point whose scale depends on the input")
+        raise UnsupportedError(f"node {node.name!r} casts integers whose zero point depends on the input")
     return unit
 
 
-def _product(b: Builder, node: OnnxNode) -> Unit:
-    powers: dict[str, int] = {}
-    for name in node.inputs:
-        unit = b.units.get(name, Unit({}))
-        if unit.zero_of:
-            raise UnsupportedError(f"node {node.name!r} multiplies {name!r}, which has a zero point")
-        for scale, power in unit.powers.items():
-            powers[scale] = powers.get(scale, 0) + power
+def _multiplied(units: Iterable[Unit]) -> Unit:
+    """Unit of a product of numbers without zero points."""
+    powers: Counter[str] = Counter()
+    for unit in units:
+        powers.update(unit.powers)
     return Unit({scale: power for scale, power in powers.items() if power})
+
+
+def _product(b: Builder, node: OnnxNode) -> Unit:
+    units = [b.units[name] for name in node.inputs if name in b.units]
+    if any(unit.zero_of for unit in units):
+        raise UnsupportedError(f"node {node.name!r} multiplies integers whose zero point depends on the input")
+    return _multiplied(units)
 
 
 def _integer_product(b: Builder, node: OnnxNode) -> Unit:
     """Each operand must have its own zero point subtracted."""
-    powers: dict[str, int] = {}
-    for name, zero in zip(node.inputs[:2], (*node.inputs[2:], "", "")[:2], strict=True):
-        unit = b.units.get(name, Unit({}))
+    units = [b.units.get(name, Unit({})) for name in node.inputs[:2]]
+    for name, unit, zero in zip(node.inputs[:2], units, (*node.inputs[2:], "", "")[:2], strict=True):
         given = b.units[zero].zero_of if zero in b.units else ""
         if unit.zero_of != given or (unit.powers and not given):
             raise UnsupportedError(f"node {node.name!r}: the zero point of {name!r} is not its own")
-        for scale, power in unit.powers.items():
-            powers[scale] = powers.get(scale, 0) + power
-    return Unit(powers)
+    return _multiplied(units)
 
 
 UNIT_RULES: Mapping[str, UnitRule] = {
