@@ -77,6 +77,7 @@ class _Runtime:
 
 
 def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
+    """Nodes of the graph that have jumps to their tensors in the file: a value, or integers, scale and zero point."""
     producers = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for node in graph.nodes.values():
@@ -117,10 +118,13 @@ def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> 
     parts, behind = runtime.run(feed)
     expected = np.concatenate([part.reshape(-1) for part in parts])
     flat = np.concatenate([feed[name].astype(np.float64).reshape(-1) for name in network.graph.inputs])
-    given = {name: torch.from_numpy(value)[None] for name, value in behind.items()}
+    nodes = network.graph.nodes
+    if any(value.size != nodes[name].size for name, value in behind.items()):
+        return float("inf")
+    given = {name: torch.from_numpy(value).reshape(1, *nodes[name].shape) for name, value in behind.items()}
     with torch.no_grad():
         values = network.activations(torch.from_numpy(flat)[None], given)
-        moved = sum(_moved(network, network.graph.nodes[name], values) for name in given)
+        moved = sum(_moved(network, nodes[name], values) for name in given)
     if moved > MOST_MOVED * sum(value.numel() for value in given.values()):
         return float("inf")
     found = torch.cat([values[name].reshape(-1) for name in network.graph.outputs]).numpy()
@@ -139,6 +143,8 @@ def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> 
 
 def _moved(network: Network, node: Node, values: Mapping[str, Tensor]) -> int:
     """How many elements of a node with jumps are, in the graph, a jump away from the runtime's ``values``."""
-    own, given = network.forward_node(node, [values[name] for name in node.inputs]), values[node.name]
-    room = (given.abs().max() * TOLERANCE).clamp(max=0.5)
-    return int(((own - given).abs() > room).sum())
+    finite = torch.isfinite(values[node.name])
+    own = network.forward_node(node, [values[name] for name in node.inputs])[finite]
+    given = values[node.name][finite]
+    room = min(0.5, TOLERANCE * float(given.abs().max())) if given.numel() else 0.0
+    return int((~((own - given).abs() <= room)).sum())

@@ -141,6 +141,20 @@ def test_a_misread_layer_is_found_before_and_behind_a_jump(place: int, tmp_path:
         crosscheck(misread, path, 0)
 
 
+def test_a_misread_staircase_at_the_output_is_found(tmp_path: Path) -> None:
+    """Its value is taken from the runtime, so only the elements that moved tell."""
+    w = Writer([1, 3])
+    path = w.save(tmp_path, w.add("Round", w.add("Mul", "x", w.constant([5.0, 7.0, 9.0]))))
+    graph = read_graph(path)
+    assert crosscheck(graph, path, 0) == 0
+    scale = next(node for node in graph.nodes.values() if node.op == "Scale")
+    for factor in (1.5, np.nan):
+        params = {"scale": scale.params["scale"] * factor}
+        misread = replace(graph, nodes={**graph.nodes, scale.name: replace(scale, params=params)})
+        with pytest.raises(ModelError, match="differs from onnxruntime"):
+            crosscheck(misread, path, 0)
+
+
 def sums_of(w: Writer, x: str) -> tuple[str, str]:
     q, s, z = quantized(w, x)
     weight, zero = weights(w, (3, 4))
