@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
@@ -41,16 +40,20 @@ class _Runtime:
     """onnxruntime on the file. ``jumps``: the tensors of the file that hold the value of a node of the graph."""
 
     def __init__(self, graph: Graph, path: Path) -> None:
-        self.path, content = path, model_bytes(path)
+        import onnxruntime as ort
+
+        self.path, self.n_hidden = path, 0
         self.jumps: dict[str, list[str]] = {}
-        self.n_hidden = 0
-        if any(op_row(node.op).has_jumps for node in graph.nodes.values()):
+        self.has_jumps = any(op_row(node.op).has_jumps for node in graph.nodes.values())
+        if self.has_jumps:
             model = parsed_model(path)
             self.jumps = _jumps(graph, model)
             shown = {info.name for info in model.graph.output}
             hidden = [name for names in self.jumps.values() for name in names if name not in shown]
             model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in hidden)
             content, self.n_hidden = model.SerializeToString(), len(hidden)
+        else:
+            content = model_bytes(path)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -105,8 +108,7 @@ def crosscheck(graph: Graph, path: Path, seed: int) -> float:
             feed[name] = generator.uniform(low, high, graph.nodes[name].shape).astype(np.float32).astype(dtype)
         differences.append(_difference(network, runtime, feed))
     agreeing = sum(difference <= TOLERANCE for difference in differences)
-    has_jumps = any(op_row(node.op).has_jumps for node in graph.nodes.values())
-    if agreeing < (len(RANGES) // 2 + 1 if has_jumps else len(RANGES)):
+    if agreeing < (len(RANGES) // 2 + 1 if runtime.has_jumps else len(RANGES)):
         worst = max(differences)
         raise ModelError(f"{path}: the network as read differs from onnxruntime by {worst:.2e} of its largest output")
     return max(difference for difference in differences if difference <= TOLERANCE)

@@ -40,6 +40,7 @@ STEP_COST = 0.4
 """Seconds of one such step, as a share of the plain root bounds (measured: 0.15 to 0.4)."""
 ATTACK_SHARE = 0.1
 GLANCE_SHARE = 0.05
+"""Share of the time left for the attack before any bound; where ten steps take less, the glance ends with them."""
 ROOT_SHARE = 0.9
 """Share of the time left that plain root bounds may take; what they cannot finish, only an attack can decide."""
 MANY_CASES = 1000
