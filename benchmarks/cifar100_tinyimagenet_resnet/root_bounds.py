@@ -39,7 +39,8 @@ from bitcrown.train.architectures import ARCHITECTURES, architecture
 from bitcrown.train.images import NORMALISATIONS, Normalisation, centre_crop
 from bitcrown.train.network import TrainableNetwork
 from bitcrown.train.settings import TrainSettings, radius_of
-from bitcrown.train.training import Images, Run, optimiser_of, train
+from bitcrown.train.step import optimiser_of
+from bitcrown.train.training import Images, Run, train
 
 METHODS = ("interval", "crown", "alpha")
 MODELS = ("resnet_small", "resnet_medium", "resnet_large", "resnet_super", "tiny_resnet_medium")
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, metavar="PATH", help="images; the first is bounded")
     parser.add_argument("--memory-gib", type=float, default=2.0, metavar="G", help="budget of one pass (default: 2)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="of alpha-CROWN (default: 20)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("results/root_bounds.jsonl"), metavar="FILE")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -104,8 +106,8 @@ def measured(options: argparse.Namespace, model: str, method: str) -> Iterator[d
     eps, size = radius_of(options.eps), architecture(model).input_shape
     normalise = Normalisation(*NORMALISATIONS["tinyimagenet" if model.startswith("tiny") else "cifar100"])
     image, label = first_image(options.data, size)
-    network = network_of(options, model, normalise, image)
-    box = normalise.box(image.double(), eps)
+    network = network_of(options, model, normalise, image.to(options.device))
+    box = normalise.box(image.double().to(options.device), eps)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time(), time.monotonic()
     with torch.no_grad():
@@ -120,6 +122,7 @@ def measured(options: argparse.Namespace, model: str, method: str) -> Iterator[d
                 "cpu_s": round(cpu, 1),
                 "wall_s": round(wall, 1),
                 "peak_gib": round(peak / (1 << 20), 2),
+                **device_memory(options.device),
                 "before_gib": round(before / (1 << 20), 2),
                 "rows": values.numel(),
                 "positive": int((values > 0).sum()),
@@ -127,6 +130,10 @@ def measured(options: argparse.Namespace, model: str, method: str) -> Iterator[d
                 "memory_gib": options.memory_gib,
                 **facts,
             }
+
+
+def device_memory(device: str) -> dict[str, float]:
+    return {"device_gib": round(torch.cuda.max_memory_allocated() / (1 << 30), 2)} if device == "cuda" else {}
 
 
 def first_image(data: Path | None, size: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
@@ -141,17 +148,17 @@ def first_image(data: Path | None, size: tuple[int, int, int]) -> tuple[torch.Te
 def network_of(options: argparse.Namespace, model: str, normalise: Normalisation, image: torch.Tensor) -> Network:
     """The network in float64; random weights see a few images first so that batch norms have moments."""
     if options.onnx:
-        return Network(read_graph(options.onnx), torch.float64)
-    network = TrainableNetwork(architecture(model), torch.Generator().manual_seed(0))
+        return Network(read_graph(options.onnx), torch.float64, options.device)
+    network = TrainableNetwork(architecture(model), torch.Generator().manual_seed(0)).to(options.device)
     if options.steps:
         if options.data is None:
             raise BitcrownError("--steps needs --data to train on")
         found = read_images(options.data, first=BATCH * options.steps, train=True)
-        settings = TrainSettings(1 / 255, "natural", epochs=1, batch=BATCH, padding=0, device="cpu")
+        settings = TrainSettings(1 / 255, "natural", epochs=1, batch=BATCH, padding=0, device=options.device)
         run = Run(network, optimiser_of(network, settings), settings, normalise)
-        for _ in train(run, Images.of(found.images, found.labels, torch.device("cpu"))):
+        for _ in train(run, Images.of(found.images, found.labels, torch.device(options.device))):
             pass
-    noise = torch.randn(BATCH, *image.shape[1:], generator=torch.Generator().manual_seed(1)) * 0.1
+    noise = (torch.randn(BATCH, *image.shape[1:], generator=torch.Generator().manual_seed(1)) * 0.1).to(image.device)
     with torch.no_grad():
         if not options.steps:
             for part in network.parts.values():  # random, not the training start, whose blocks are shortcuts
@@ -167,8 +174,8 @@ def bounds_by(
 ) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
     """Methods, lower bounds of all margins of ``label``, and how many ReLU inputs are undecided."""
     classes, memory = network.graph.n_outputs, int(options.memory_gib * (1 << 30))
-    every = torch.eye(classes, dtype=torch.float64)
-    rows = (every[label] - every)[torch.arange(classes) != label].unsqueeze(0)
+    every = torch.eye(classes, dtype=torch.float64, device=network.device)
+    rows = (every[label] - every)[torch.arange(classes, device=network.device) != label].unsqueeze(0)
     if method == "interval":
         bounds = interval_bounds(network, *box)
         low, up = (bound.flatten(1) for bound in bounds[network.graph.outputs[0]])
@@ -189,7 +196,7 @@ def bounds_by(
     values = []
     for part in torch.split(rows.transpose(0, 1), max(1, memory // per_row)):
         count = len(part)
-        tall = Rows(part, None, torch.zeros(count, 1, dtype=torch.float64), *(x.expand(count, -1) for x in box))
+        tall = Rows(part, None, part.new_zeros(count, 1), *(x.expand(count, -1) for x in box))
         alpha = layout.default_alpha(enclosure.bounds).float().unsqueeze(1).expand(count, 1, -1)
         with torch.enable_grad():
             start = Parameters(layout, alpha, None, None)

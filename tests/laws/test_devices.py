@@ -15,6 +15,12 @@ from torch.overrides import TorchFunctionMode
 import bitcrown.search.decision as decision
 from bitcrown import Settings, Status, load, verify
 from bitcrown.model.graph import Graph
+from bitcrown.train.architectures import architecture
+from bitcrown.train.images import Normalisation
+from bitcrown.train.network import TrainableNetwork
+from bitcrown.train.schedules import Stage
+from bitcrown.train.settings import TrainSettings
+from bitcrown.train.step import Batch, Step, optimiser_of
 from bitcrown.verdict import Verdict
 from tests.random_networks import box_property, conv_graph, dense_graph, save_onnx
 
@@ -66,6 +72,58 @@ def test_every_tensor_is_made_where_the_network_is(
             decide(dense_graph(4, [6, 24, 24, 2]), tmp_path, 0.4, formula, "cpu")
     assert watch.calls
     assert not watch.places
+
+
+def step_on_meta(**settings: Any) -> None:
+    """A step on a device that has shapes and no numbers: whatever asks it for one, or mixes devices, raises."""
+    chosen = TrainSettings(1 / 255, device="cpu", beta_end=0.5, **settings)
+    network = TrainableNetwork(architecture("resnet_mini")).to("meta")
+    step = Step(network, optimiser_of(network, chosen), chosen, Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    images, labels = torch.rand(4, 3, 32, 32, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    assert step(Batch(images, labels, images), Stage(1 / 255, 0.5, 0.5, 1e-3)).device.type == "meta"
+
+
+@pytest.mark.parametrize("precision", ["full", "mixed"])
+@pytest.mark.parametrize("fusion", ["on", "off"])
+@pytest.mark.parametrize("method", ["natural", "adversarial", "certified", "mixed"])
+def test_a_training_step_never_waits_for_the_device(method: str, fusion: str, precision: str) -> None:
+    step_on_meta(method=method, fusion=fusion, precision=precision)
+
+
+@pytest.mark.parametrize("fault", ["a tensor made elsewhere", "a number asked for"])
+def test_a_training_step_that_waits_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitcrown.train.step as step
+
+    honest = step.certified_loss
+
+    def planted(view: Any, box: Any, labels: torch.Tensor, *others: Any) -> torch.Tensor:
+        loss = honest(view, box, labels, *others)
+        return loss + (torch.zeros(4) if fault.endswith("elsewhere") else loss.sum().item())
+
+    monkeypatch.setattr(step, "certified_loss", planted)
+    with pytest.raises(RuntimeError):
+        step_on_meta(method="mixed")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["natural", "adversarial", "certified", "mixed"])
+def test_cuda_trains_as_the_cpu_does(method: str) -> None:
+    """Recorded steps included: an epoch has more than ``WARM_UP``."""
+    from bitcrown.train.training import Images, new_run, train
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(512, 3, 32, 32, generator=generator), torch.randint(0, 10, (512,), generator=generator)
+    curves = []
+    for device in ("cpu", "cuda"):
+        settings = TrainSettings(
+            1 / 255, method, epochs=3, batch=32, learning_rate=1e-4, eps_start=0.1, eps_end=0.3, device=device
+        )
+        run = new_run(architecture("resnet_mini"), settings, Normalisation((0.5,) * 3, (0.25,) * 3))
+        for _ in train(run, Images.of(x.numpy(), y.numpy(), torch.device(device))):
+            pass
+        curves.append([row["loss"] for row in run.history])
+    assert curves[0] == pytest.approx(curves[1], rel=0.02)
+    assert curves[0][-1] != curves[0][0]
 
 
 @pytest.mark.gpu

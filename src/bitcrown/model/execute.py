@@ -31,6 +31,7 @@ class Network:
         self.rows: dict[str, Op] = {}
         self._offsets: dict[str, tuple[Tensor, bool]] = {}
         self._is_trained = False
+        self._origin: Network | None = None
         for node in graph.nodes.values():
             self.rows[node.name] = op_row(node.op)
             self.params[node.name] = {key: self.tensor(value) for key, value in node.params.items()}
@@ -45,14 +46,14 @@ class Network:
         given = [value for values in params.values() for value in values.values()]
         if given:
             other.dtype, other.device = given[0].dtype, given[0].device
-        other._offsets = {}
+        other._offsets, other._origin = {}, self
         other._is_trained = any(value.requires_grad for value in given)
         return other
 
     def on(self, graph: Graph, params: Mapping[str, Params]) -> Network:
         """Another graph with weights ``params`` for all its nodes, of this network's dtype and device."""
         other = copy.copy(self)
-        other.graph, other.params, other._offsets = graph, dict(params), {}
+        other.graph, other.params, other._offsets, other._origin = graph, dict(params), {}, None
         other.rows = {node.name: op_row(node.op) for node in graph.nodes.values()}
         return other
 
@@ -118,6 +119,13 @@ class Network:
         return self._offsets[node.name][0]
 
     def has_zero_offset(self, node: Node) -> bool:
-        """Whether an affine node is linear (``f(0) = 0``)."""
+        """Whether an affine node is linear (``f(0) = 0``).
+
+        A node whose weights are those of the network that this one was derived from has its answer: in training the
+        device would otherwise be asked once a step.
+        """
+        origin = self._origin
+        if origin is not None and origin.params[node.name] is self.params[node.name]:
+            return origin.has_zero_offset(node)
         self.offset(node)
         return self._offsets[node.name][1]

@@ -13,11 +13,13 @@ from torch import Tensor
 
 
 def ascended(
-    loss: Callable[[Tensor], Tensor], images: Tensor, eps: float, steps: int, generator: torch.Generator
+    loss: Callable[[Tensor], Tensor], images: Tensor, eps: Tensor | float, steps: int, start: Tensor
 ) -> Tensor:
-    """Points ``[B, C, H, W]`` in [0, 1] within ``eps`` of ``images`` that have a large ``loss(points) [B]``."""
+    """Points ``[B, C, H, W]`` in [0, 1] within ``eps`` of ``images`` that have a large ``loss(points) [B]``.
+
+    ``start`` in [0, 1] says where in its range each value begins.
+    """
     low, up = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
-    start = torch.rand(images.shape, generator=generator, device=generator.device).to(images.device)
     points = low + start * (up - low)
     for _ in range(steps):
         points.requires_grad_(True)

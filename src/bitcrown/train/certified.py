@@ -87,7 +87,7 @@ def fused_bound(network: Network, bounds: Bounds, box: Box, labels: Tensor, marg
     return total.clamp(min=torch.finfo(total.dtype).tiny).log() + top.squeeze(1)
 
 
-def certified_loss(network: Network, box: Box, labels: Tensor, beta: float, is_fused: bool) -> Tensor:
+def certified_loss(network: Network, box: Box, labels: Tensor, beta: float | Tensor, is_fused: bool) -> Tensor:
     """Upper bounds ``[B]`` of the cross entropy over the boxes: ``beta`` CROWN-IBP and ``1 - beta`` interval.
 
     Each mixture of valid bounds is valid. Without fusion the margins are mixed, with it the two bounds of the loss.
@@ -95,12 +95,13 @@ def certified_loss(network: Network, box: Box, labels: Tensor, beta: float, is_f
     bounds = interval_bounds(network, box.lower, box.upper, gamma=0.0)
     margins = interval_margins(network, bounds, labels)
     upper = margins[1]
+    has_crown = isinstance(beta, Tensor) or beta > 0
     if is_fused:
         loss = torch.logsumexp(upper, dim=1)
-        if beta > 0:
+        if has_crown:
             loss = beta * fused_bound(network, bounds, box, labels, margins) + (1 - beta) * loss
         return loss
-    if beta > 0:
+    if has_crown:
         rows = margin_rows(network, labels)
         upper = (1 - beta) * upper - beta * crown_bound(network, bounds, box, rows)
     return torch.logsumexp(upper, dim=1)

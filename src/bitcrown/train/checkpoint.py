@@ -18,7 +18,8 @@ from bitcrown.train.architectures import Architecture, Stage
 from bitcrown.train.images import Normalisation
 from bitcrown.train.network import TrainableNetwork
 from bitcrown.train.settings import TrainSettings
-from bitcrown.train.training import Run, device_of, optimiser_of
+from bitcrown.train.step import optimiser_of
+from bitcrown.train.training import Run, device_of
 
 FORMAT = 1
 
@@ -71,7 +72,8 @@ def _restored(content: dict[str, Any], device: str | None) -> Run:
     network = TrainableNetwork(Architecture(**fields)).to(device_of(settings))
     network.load_state_dict(content["network"])
     optimiser = optimiser_of(network, settings)
-    optimiser.load_state_dict(content["optimiser"])
+    groups = optimiser.state_dict()["param_groups"]  # those of this device: which kernels, and where the rate lives
+    optimiser.load_state_dict({"state": content["optimiser"]["state"], "param_groups": groups})
     return Run(
         network, optimiser, settings, normalisation, content["epoch"], content["seconds"], list(content["history"])
     )

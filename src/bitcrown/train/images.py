@@ -7,6 +7,8 @@ Boxes are clipped to [0, 1] *before* normalisation, because that is where images
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,14 +36,22 @@ class Normalisation:
             raise SettingsError("mean and std need one number each a channel, and std above zero")
 
     def __call__(self, images: Tensor) -> Tensor:
-        mean = images.new_tensor(self.mean).reshape(1, -1, 1, 1)
-        std = images.new_tensor(self.std).reshape(1, -1, 1, 1)
+        mean, std = _constants(self.mean, self.std, images.dtype, images.device)
         return (images - mean) / std
 
-    def box(self, images: Tensor, eps: float) -> Box:
+    def box(self, images: Tensor, eps: float | Tensor) -> Box:
         """Boxes ``[B, n]`` of radius ``eps`` around ``images [B, C, H, W]`` in [0, 1], normalised."""
         lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
         return Box(self(lower).flatten(1), self(upper).flatten(1))
+
+
+@lru_cache(maxsize=16)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Moved to the device once: a copy from the host in every step would wait for it."""
+    values = (torch.tensor(value, dtype=dtype, device=device).reshape(1, -1, 1, 1) for value in (mean, std))
+    return next(values), next(values)
 
 
 def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
@@ -53,22 +63,31 @@ def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
     return images[:, :, top : top + height, left : left + width]
 
 
-def augmented(images: Tensor, height: int, width: int, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crops of ``images`` padded with zeros, each mirrored with probability one half if asked; on any device."""
+class Crops(NamedTuple):
+    """Where each of ``B`` images is cut from its padded self, and whether it is mirrored: ``[B]`` each."""
+
+    top: Tensor
+    left: Tensor
+    is_mirrored: Tensor
+
+    def select(self, index: Tensor) -> Crops:
+        return Crops(*(part[index] for part in self))
+
+
+def drawn_crops(count: int, room: tuple[int, int], flip: bool, generator: torch.Generator) -> Crops:
+    """Random crops, on the generator's device; ``room``: rows and columns that the padded images have to spare."""
+    top, left = (torch.randint(0, spare + 1, (count,), generator=generator) for spare in room)
+    mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
+    return Crops(top, left, mirrored)
+
+
+def cropped(images: Tensor, crops: Crops, height: int, width: int, padding: int) -> Tensor:
+    """``images [B, C, H, W]`` padded with zeros and cut; on any device, which is asked for nothing."""
     padded = torch.nn.functional.pad(images, [padding] * 4) if padding else images
-    count, _, rows, columns = padded.shape
-    if rows < height or columns < width:
-        raise DataError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
-    device = images.device
-
-    def offsets(room: int, extent: int) -> Tensor:
-        start = torch.randint(0, room - extent + 1, (count, 1), generator=generator)
-        return start + torch.arange(extent)
-
-    row, column = offsets(rows, height), offsets(columns, width)
-    if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        column = torch.where(mirrored, column.flip(1), column)
-    index = (row.unsqueeze(2) * columns + column.unsqueeze(1)).reshape(count, 1, -1).to(device)
-    taken = padded.flatten(2).gather(2, index.expand(-1, padded.shape[1], -1))
-    return taken.reshape(count, padded.shape[1], height, width)
+    count, channels, _, columns = padded.shape
+    row = crops.top.unsqueeze(1) + torch.arange(height, device=images.device)
+    column = crops.left.unsqueeze(1) + torch.arange(width, device=images.device)
+    column = torch.where(crops.is_mirrored.unsqueeze(1), column.flip(1), column)
+    index = (row.unsqueeze(2) * columns + column.unsqueeze(1)).reshape(count, 1, -1)
+    taken = padded.flatten(2).gather(2, index.expand(-1, channels, -1))
+    return taken.reshape(count, channels, height, width)

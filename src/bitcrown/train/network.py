@@ -15,7 +15,7 @@ Legend: ``B`` images, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class TrainableNetwork(nn.Module):
                 if name.endswith(LAST_OF_BLOCK):
                     assert isinstance(part, nn.BatchNorm2d)
                     part.weight.zero_()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.template = Network(template_graph(self.layers), torch.float32)
 
     def part(self, layer: Layer) -> nn.Module | None:
@@ -63,13 +64,13 @@ class TrainableNetwork(nn.Module):
         """Normalised images ``[B, C, H, W]`` to logits ``[B, K]``, with the running averages."""
         return self._run(x, self.running_moments())
 
-    def clean_pass(self, x: Tensor) -> tuple[Tensor, Moments]:
-        """Logits ``[B, K]`` and the moments of this batch; updates the running averages."""
+    def clean_pass(self, x: Tensor, low: torch.dtype | None = None) -> tuple[Tensor, Moments]:
+        """Logits ``[B, K]`` and the moments of this batch, values in ``low``; updates the running averages."""
         moments: dict[str, tuple[Tensor, Tensor]] = {}
-        return self._run(x, moments), moments
+        return self._run(x.to(low), moments).to(x.dtype), moments
 
     def _run(self, x: Tensor, moments: Moments) -> Tensor:
-        """Layer by layer; moments that are missing are measured and put into ``moments``."""
+        """Layer by layer, in the type of ``x``; moments that are missing are measured and put into ``moments``."""
         values = {self.layers[0].name: x}
         for layer in self.layers[1:]:
             inputs = [values[name] for name in layer.inputs]
@@ -80,15 +81,23 @@ class TrainableNetwork(nn.Module):
                     assert isinstance(moments, dict)
                     moments[layer.name] = _measured(part, inputs[0])
                 gain, shift = _gain_and_shift(part, *moments[layer.name])
-                values[layer.name] = torch.addcmul(_per_channel(shift), inputs[0], _per_channel(gain))
+                gain, shift = _per_channel(gain).to(x.dtype), _per_channel(shift).to(x.dtype)
+                values[layer.name] = torch.addcmul(shift, inputs[0], gain)
             elif layer.op == "Relu":
                 values[layer.name] = inputs[0].relu()
             elif layer.op == "Add":
                 values[layer.name] = inputs[0] + inputs[1]
             elif layer.op == "Flatten":
                 values[layer.name] = inputs[0].flatten(1)
+            elif layer.op == "Conv":
+                part = self.parts[layer.name]
+                assert isinstance(part, nn.Conv2d)
+                weight = part.weight.to(x.dtype)
+                values[layer.name] = nn.functional.conv2d(inputs[0], weight, None, layer.stride, layer.padding)
             else:
-                values[layer.name] = self.parts[layer.name](inputs[0])
+                part = self.parts[layer.name]
+                assert isinstance(part, nn.Linear)
+                values[layer.name] = nn.functional.linear(inputs[0], part.weight.to(x.dtype), part.bias.to(x.dtype))
         return values[self.layers[-1].name]
 
     def running_moments(self) -> Moments:
@@ -117,8 +126,21 @@ class TrainableNetwork(nn.Module):
 
 def detached(network: Network) -> Network:
     """The same network with weights that carry no gradient, for attacks."""
+    return _with_each(network, Tensor.detach)
+
+
+def rounded(network: Network, dtype: torch.dtype) -> Network:
+    """The same network with its weights in ``dtype``; gradients go through the rounding."""
+    return _with_each(network, lambda value: value.to(dtype))
+
+
+def _with_each(network: Network, change: Callable[[Tensor], Tensor]) -> Network:
     return network.with_params(
-        {name: {key: value.detach() for key, value in params.items()} for name, params in network.params.items()}
+        {
+            name: {key: change(value) for key, value in params.items()}
+            for name, params in network.params.items()
+            if params
+        }
     )
 
 
@@ -177,7 +199,7 @@ def _gain_and_shift(part: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tup
 
 def _measured(part: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """Moments of ``x [B, C, H, W]``; the running averages move towards them (variance unbiased, as torch has it)."""
-    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    variance, mean = torch.var_mean(x.to(part.weight.dtype), dim=(0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
     assert part.running_mean is not None and part.running_var is not None and part.momentum is not None
     with torch.no_grad():

@@ -40,7 +40,7 @@ TRAIN_OPTIONS = (
     Option("attack_steps", 3, "PGD steps of the adversarial loss", low=1, high=1000),
     Option("padding", 4, "pixels of padding for random crops; 0: none", low=0, high=64),
     Option("flip", "on", "mirror half of the images", choices=("on", "off")),
-    Option("precision", "full", "mixed: the attack's steps in bfloat16 (CUDA)", choices=("full", "mixed")),
+    Option("precision", "full", "mixed: values at points in bfloat16, and TF32 on CUDA", choices=("full", "mixed")),
     Option("device", "auto", "where to train; auto takes CUDA if there is one", choices=("auto", "cpu", "cuda")),
     Option("seed", 0, "seed of weights, order, augmentation and attacks", low=0, high=2**31 - 1),
 )

@@ -1,13 +1,8 @@
 """The training loop: one epoch after the other, each determined by the seed and its number alone.
 
-A step (see ``settings`` for the loss): one forward pass over the augmented clean images measures the batch moments;
-with them the network is one affine-and-ReLU function, which the attack, the bounds and all losses share. Random numbers
-of epoch ``e`` come from a generator seeded with ``(seed, e)``, so a run that was interrupted and resumed from its
-checkpoint ends with the weights of an uninterrupted one, on the same machine bit for bit.
-
-Precision: bounds are always float32. A box of radius 1/255 is one part in 60 of the range of a normalised image, and
-lower and upper bounds are subtracted from one another layer by layer; bfloat16 (8 bits) would leave nothing of it. The
-attack's steps use only signs of gradients, so they may run in bfloat16 (``precision=mixed``, CUDA).
+What a step does is in ``step``. Random numbers of epoch ``e`` come from a generator seeded with ``(seed, e)``, so a run
+that was interrupted and resumed from its checkpoint ends with the weights of an uninterrupted one: bit for bit on the
+same CPU; on CUDA sums of gradients have no fixed order.
 """
 
 from __future__ import annotations
@@ -22,15 +17,17 @@ import torch
 from torch import Tensor
 
 from bitcrown.errors import DataError, SettingsError
-from bitcrown.train.adversarial import ascended
 from bitcrown.train.architectures import Architecture
-from bitcrown.train.certified import FUSED_FROM, certified_loss, certified_margins
-from bitcrown.train.images import Normalisation, augmented, centre_crop
-from bitcrown.train.network import TrainableNetwork, detached
-from bitcrown.train.schedules import Stage, stage
+from bitcrown.train.certified import certified_margins
+from bitcrown.train.images import Crops, Normalisation, centre_crop, cropped, drawn_crops
+from bitcrown.train.network import TrainableNetwork
+from bitcrown.train.schedules import stage
 from bitcrown.train.settings import TrainSettings
+from bitcrown.train.step import PARTS, Batch, Step, fast_products, optimiser_of, parts_of
 
 Report = Callable[[dict[str, Any]], None]
+LOOKS = 10
+"""Times an epoch at which losses are reported, and that they are numbers is checked."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,6 @@ def new_run(architecture: Architecture, settings: TrainSettings, normalisation: 
     return Run(network, optimiser_of(network, settings), settings, normalisation)
 
 
-def optimiser_of(network: TrainableNetwork, settings: TrainSettings) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-
-
 def train(
     run: Run, data: Images, held_out: Images | None = None, report: Report | None = None, until: int | None = None
 ) -> Iterator[Run]:
@@ -91,9 +84,11 @@ def train(
     data that does not fit the network, and ``SettingsError`` when the loss is no longer a number.
     """
     _check_fit(run, data)
+    step = Step(run.network, run.optimiser, run.settings, run.normalisation)
     while run.epoch < min(run.settings.epochs, until or run.settings.epochs):
         started = time.monotonic()
-        facts = _epoch(run, data, report)
+        with fast_products(run.settings):
+            facts = _epoch(run, data, step, report)
         if held_out is not None:
             facts |= {f"held_out_{key}": value for key, value in accuracy(run, held_out).items()}
         run.epoch += 1
@@ -112,77 +107,52 @@ def _check_fit(run: Run, data: Images) -> None:
         raise DataError(f"the network has {classes} classes, but the labels go up to {int(data.labels.max())}")
 
 
-def _epoch(run: Run, data: Images, report: Report | None) -> dict[str, Any]:
-    """One pass over the data; returns mean losses and the stage at its end."""
-    settings, network = run.settings, run.network
-    mixed_seed = settings.seed * 1_000_003 + run.epoch + 1
-    generator = torch.Generator().manual_seed(mixed_seed)
-    device_generator = torch.Generator(data.images.device).manual_seed(mixed_seed)
-    order = torch.randperm(len(data.labels), generator=generator)
-    size = min(settings.batch, len(order))
-    steps = len(order) // size
-    _, height, width = network.architecture.input_shape
-    totals: dict[str, float] = {}
-    now = stage(settings, 0.0)
-    network.train()
-    for step in range(steps):
-        now = stage(settings, (run.epoch + step / steps) / settings.epochs)
-        index = order[step * size : (step + 1) * size].to(data.images.device)
-        flip = settings.flip == "on"
-        images = augmented(data.images[index], height, width, settings.padding, flip, generator)
-        losses = _step(run, images, data.labels[index], now, device_generator)
-        for key, value in losses.items():
-            totals[key] = totals.get(key, 0.0) + value
-        if not all(np.isfinite(value) for value in losses.values()):
+def _epoch(run: Run, data: Images, step: Step, report: Report | None) -> dict[str, Any]:
+    """One pass over the data; returns mean losses and the stage at its end.
+
+    The device is asked for the losses ``LOOKS`` times, not after each step: it must never wait for the host.
+    """
+    settings = run.settings
+    steps = max(1, len(data.labels) // settings.batch)
+    totals = torch.zeros(len(PARTS), device=data.images.device)
+    counts = dict.fromkeys(PARTS, 0)
+    now, means = stage(settings, 0.0), dict[str, float]()
+    run.network.train()
+    for number, batch in enumerate(_batches(run, data), 1):
+        now = stage(settings, (run.epoch + (number - 1) / steps) / settings.epochs)
+        totals += step(batch, now)
+        for name in parts_of(settings, now):
+            counts[name] += 1
+        if number % max(1, steps // LOOKS) and number < steps:
+            continue
+        sums = zip(PARTS, totals.tolist(), strict=True)
+        means = {name: value / counts[name] for name, value in sums if counts[name]}
+        if not all(np.isfinite(value) for value in means.values()):
             raise SettingsError(f"the loss is not a number in epoch {run.epoch + 1}; take a smaller learning_rate")
         if report is not None:
-            means = {key: value / (step + 1) for key, value in totals.items()}
-            report({"finished": False, "epoch": run.epoch + 1, "step": step + 1, "steps": steps, **means})
-    means = {key: value / steps for key, value in totals.items()}
+            report({"finished": False, "epoch": run.epoch + 1, "step": number, "steps": steps, **means})
     return {**means, "eps": now.eps, "beta": now.beta, "kappa": now.kappa, "learning_rate": now.learning_rate}
 
 
-def _step(run: Run, images: Tensor, labels: Tensor, now: Stage, generator: torch.Generator) -> dict[str, float]:
-    """One step of the optimiser; returns the parts of the loss and the share of correct images."""
-    settings, network = run.settings, run.network
-    only_natural, share = settings.weights()
-    logits, moments = network.clean_pass(run.normalisation(images))
-    parts = {"natural": torch.nn.functional.cross_entropy(logits, labels)}
-    loss = parts["natural"]
-    if not only_natural and now.eps > 0:
-        view = network.folded(moments)
-        robust = torch.zeros((), device=images.device)
-        if share > 0:
-            is_fused = settings.fusion == "on" or (settings.fusion == "auto" and logits.shape[1] >= FUSED_FROM)
-            box = run.normalisation.box(images, now.eps)
-            parts["certified"] = certified_loss(view, box, labels, now.beta, is_fused).mean()
-            robust = robust + share * parts["certified"]
-        if share < 1:
-            points = _attacked(run, view, images, labels, now.eps, generator)
-            attacked = view(run.normalisation(points).flatten(1))
-            parts["adversarial"] = torch.nn.functional.cross_entropy(attacked, labels)
-            robust = robust + (1 - share) * parts["adversarial"]
-        loss = now.kappa * loss + (1 - now.kappa) * robust
-    run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-    for group in run.optimiser.param_groups:
-        group["lr"] = now.learning_rate
-    run.optimiser.step()
-    correct = (logits.argmax(1) == labels).float().mean()
-    return {"loss": loss.item(), "accuracy": correct.item()} | {key: value.item() for key, value in parts.items()}
-
-
-def _attacked(run: Run, view: Any, images: Tensor, labels: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    fixed = detached(view)
-    is_mixed = run.settings.precision == "mixed" and images.is_cuda
-
-    def loss(points: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=is_mixed):
-            logits = fixed(run.normalisation(points).flatten(1))
-        return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-
-    return ascended(loss, images, eps, run.settings.attack_steps, generator)
+def _batches(run: Run, data: Images) -> Iterator[Batch]:
+    """The images in the epoch's own order, augmented; draws are made once an epoch, so nothing waits for the host."""
+    settings, device = run.settings, data.images.device
+    _, height, width = run.network.architecture.input_shape
+    mixed_seed = settings.seed * 1_000_003 + run.epoch + 1
+    generator = torch.Generator().manual_seed(mixed_seed)
+    device_generator = torch.Generator(device).manual_seed(mixed_seed)
+    count, size = len(data.labels), min(settings.batch, len(data.labels))
+    order = torch.randperm(count, generator=generator).to(device)
+    rows, columns = (extent + 2 * settings.padding for extent in data.images.shape[2:])
+    if rows < height or columns < width:
+        raise DataError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
+    drawn = drawn_crops(count, (rows - height, columns - width), settings.flip == "on", generator)
+    crops = Crops(*(part.to(device) for part in drawn))
+    for start in range(0, count - size + 1, size):
+        index = order[start : start + size]
+        images = cropped(data.images[index], crops.select(index), height, width, settings.padding)
+        noise = torch.rand(images.shape, generator=device_generator, device=device)
+        yield Batch(images, data.labels[index], noise)
 
 
 def accuracy(run: Run, data: Images, batch: int = 100) -> dict[str, float]:

@@ -76,7 +76,7 @@ def test_certified_loss_bounds_the_loss_of_attacked_images(
         return cross_entropy(view(NORMALISATION(points).flatten(1)), data.labels, reduction="none")
 
     bound = certified_loss(view, box, data.labels, beta, is_fused)
-    points = ascended(loss, images, SMALL, 10, torch.Generator().manual_seed(0))
+    points = ascended(loss, images, SMALL, 10, torch.rand(images.shape, generator=torch.Generator().manual_seed(0)))
     assert (points - images).abs().max() <= SMALL + 1e-12
     assert (bound >= loss(points) - 1e-9).all()
     exact = certified_loss(view, NORMALISATION.box(images, 0.0), data.labels, beta, is_fused)

@@ -15,7 +15,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.train.certified import margin_rows
 from bitcrown.train.checkpoint import load_checkpoint, save_checkpoint
-from bitcrown.train.images import Normalisation, augmented, centre_crop
+from bitcrown.train.images import Normalisation, centre_crop, cropped, drawn_crops
 from bitcrown.train.onnx_export import write_onnx
 from bitcrown.train.schedules import stage
 from bitcrown.train.settings import TrainSettings, radius_of
@@ -156,7 +156,8 @@ def test_settings_say_what_is_wrong() -> None:
 
 def test_augmented_images_are_shifted_and_mirrored_originals() -> None:
     image = torch.arange(1.0, 26.0).reshape(1, 1, 5, 5).expand(200, 1, 5, 5) / 25
-    made = augmented(image, 5, 5, 1, True, torch.Generator().manual_seed(0))
+    crops = drawn_crops(200, (2, 2), True, torch.Generator().manual_seed(0))
+    made = cropped(image, crops, 5, 5, 1)
     padded = torch.nn.functional.pad(image[:1], [1] * 4)
     allowed = {
         tuple(view[0, 0, top : top + 5, left : left + 5].flatten().tolist())
