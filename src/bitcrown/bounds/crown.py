@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
@@ -41,7 +42,7 @@ class Backward:
     """One backward pass over ``network`` with fixed relaxations.
 
     ``relaxations`` has one entry per nonlinear node that can be reached, with tensors ``[B, 1 or S, *]``; ``betas``
-    maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``; with ``scales`` (see ``interval.magnitudes``) the
+    maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``; with ``scales`` (see ``rounding``) the
     rounding error is accumulated and the result is a proof, without it the error is zero and the result a guide.
     ``record``, where given, receives the coefficient ``[B, S, *]`` with which each nonlinear node was reached.
     """
@@ -51,7 +52,7 @@ class Backward:
         network: Network,
         relaxations: Mapping[str, Relaxation],
         betas: Mapping[str, Tensor] | None = None,
-        scales: Mapping[str, Tensor] | None = None,
+        scales: rounding.Scales | None = None,
         record: dict[str, Tensor] | None = None,
     ) -> None:
         self.network = network
@@ -69,6 +70,8 @@ class Backward:
         first = next(iter(seeds.values()))
         self.constant = first.new_zeros(1, first.shape[1])
         self.error = first.new_zeros(1, first.shape[1])
+        if self.scales is not None:
+            self.error = self.error + self.scales.lost
         for name in self.order:
             if name in graph.inputs or (name not in pending and name not in self.betas):
                 continue
@@ -155,8 +158,8 @@ def minimum(lines: Lines, x_lower: Tensor, x_upper: Tensor, gamma: float = 0.0) 
     if gamma:
         size = torch.maximum(x_lower.abs(), x_upper.abs())
         slack = torch.matmul(a.abs(), size.unsqueeze(2)).squeeze(2) + lines.constant.abs()
-        value = value - (lines.error + gamma * slack) * (1 + 1e-6)
-    return rounding.finite_or_none(value)
+        value = value - (lines.error + gamma * slack + rounding.underflow(gamma, a.dtype)) * (1 + 1e-6)
+    return known(value, -torch.inf)
 
 
 def relaxations_of(network: Network, bounds: Bounds, names: list[str] | None = None) -> dict[str, Relaxation]:
