@@ -3,19 +3,25 @@ only proofs speak, and on every property there is a point that violates it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
+from bitcrown.api import load, verify
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.clip import Region
 from bitcrown.search.input_split import InputSplit
 from bitcrown.search.neuron_split import NeuronSplit
 from bitcrown.search.objective import Objective, box_of, objective_of
+from bitcrown.settings import Settings
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.reader import parse_query
@@ -167,3 +173,49 @@ def test_numbers_beyond_float64_are_numbers(number: str) -> None:
     assert not proves(graph, objective_of(problem(1, 1, f"{box}(assert (<= Y_0 {number}))"), ["float64"]))
     wide = objective_of(problem(1, 1, f"(assert (>= X_0 0))(assert (<= X_0 {number}))(assert (>= Y_0 1))"), ["float64"])
     assert not proves(graph, wide)
+
+
+def tent(path: Path, rise: float, dtype: str) -> Path:
+    """``20 + rise - sum |x_i - 1/2|`` of eight inputs, two layers with ReLU; ``rise`` comes from a hidden neuron."""
+    n = 8
+    values = {
+        "w1": np.hstack([np.eye(n), -np.eye(n), np.zeros((n, 1))]),
+        "b1": np.array([-0.5] * n + [0.5] * n + [rise]),
+        "w2": np.array([-1.0] * 2 * n + [1.0]).reshape(-1, 1),
+        "b2": np.array([20.0]),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
+    ]
+    kind = TensorProto.FLOAT16 if dtype == "float16" else TensorProto.FLOAT
+    weights = [numpy_helper.from_array(value.astype(dtype), name) for name, value in values.items()]
+    ends = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", (1, n)), ("y", (1, 1)))]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights))
+    model.ir_version, model.opset_import[0].version = 8, 17
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("limit", "is_proved"), [(20.015, False), (20.3, True)])
+def test_proofs_about_float16_enclose_its_rounding(limit: float, is_proved: bool, tmp_path: Path) -> None:
+    """The real function reaches 20.0117, onnxruntime 20.015625: no proof of less, and a proof where there is room."""
+    path = tent(tmp_path / "n.onnx", 0.01171875, "float16")
+    box = "".join(f"(assert (>= X_{i} 0.4375))(assert (<= X_{i} 0.5625))" for i in range(8))
+    asked = problem(8, 1, f"{box}(assert (>= Y_0 {limit}))")
+    assert proves(read_graph(path), objective_of(asked, ["float16"] * 8)) == is_proved
+    real = replace(read_graph(path), nodes={n: replace(v, rounding=None) for n, v in read_graph(path).nodes.items()})
+    assert proves(real, objective_of(asked, ["float16"] * 8))
+
+
+@pytest.mark.parametrize("semantics", ["real", "runtime"])
+def test_semantics_say_what_a_proof_of_float32_is_about(semantics: str, tmp_path: Path) -> None:
+    """The real function reaches 20 + 2**-20.5; in some order of summation float32 may round to 20 + 2**-19."""
+    path, asked = tent(tmp_path / "n.onnx", 2.0**-20.5, "float32"), tmp_path / "p.vnnlib"
+    text = "".join(f"(declare-const X_{i} Real)" for i in range(8)) + "(declare-const Y_0 Real)"
+    text += "".join(f"(assert (>= X_{i} 0.4375))(assert (<= X_{i} 0.5625))" for i in range(8))
+    asked.write_text(f"{text}(assert (>= Y_0 {20 + 2.0**-19!r}))")
+    settings = Settings(semantics=semantics, device="cpu", threads=1)
+    verdict = verify(load(str(path), str(asked)), settings, seconds=3)
+    assert (verdict.status == "unsat") == (semantics == "real")

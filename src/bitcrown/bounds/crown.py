@@ -96,17 +96,19 @@ class Backward:
         constant = self.constant.expand(rows, -1)
         return Lines(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], constant, self.error.expand(rows, -1))
 
-    def _add_error(self, a: Tensor, scale: Tensor) -> None:
-        """``error += gamma <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``."""
+    def _add_error(self, a: Tensor, scale: Tensor, factor: float | None = None) -> None:
+        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; the factor is gamma unless given."""
         flat = a.abs().flatten(2)
         weight = scale.detach().flatten(2)
         if weight.shape[1] == 1:
             inner = torch.matmul(flat, weight.transpose(1, 2)).squeeze(2)
         else:
             inner = (flat * weight).sum(2)
-        self.error = self.error + self.gamma * inner
+        self.error = self.error + (self.gamma if factor is None else factor) * inner
 
     def _pass_node(self, node: Node, a: Tensor) -> list[Tensor]:
+        if self.scales is not None and node.name in self.scales.radii:
+            self._add_error(a, self.scales.radii[node.name].unsqueeze(1), 1.0)
         if self.network.rows[node.name].is_affine:
             return self._pass_affine(node, a)
         relaxation = self.relaxations[node.name]

@@ -29,7 +29,14 @@ def node_interval(
     With ``gamma = 0`` neither rounded nor free of NaN: a guide.
     """
     lower, upper = _plain_interval(network, node, inputs, gamma)
-    return (lower, upper) if gamma == 0.0 else enclosure(lower, upper)
+    if gamma == 0.0:
+        return lower, upper
+    if node.rounding is not None:
+        largest = torch.maximum(lower.abs(), upper.abs())
+        sizes = [torch.maximum(low.abs(), up.abs()) for low, up in inputs]
+        error = rounding.radius(node.rounding, largest, _scale(network, node, sizes, largest))
+        lower, upper = lower - error, upper + error
+    return enclosure(lower, upper)
 
 
 def _plain_interval(
@@ -105,10 +112,23 @@ def node_scale(network: Network, node: Node, interval: tuple[Tensor, Tensor], sc
     value of the node itself. ``scales`` holds those of all earlier nodes.
     """
     largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True)
+    return _scale(network, node, [scales[name] for name in node.inputs], largest).expand(1, *node.shape)
+
+
+def node_radius(
+    network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]
+) -> Tensor | None:
+    """``[1, *shape]``: how far the runtime's value may be from the function of its operands; None where that is 0."""
+    if node.rounding is None:
+        return None
+    largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True).expand(1, *node.shape)
+    return rounding.radius(node.rounding, largest, node_scale(network, node, interval, scales))
+
+
+def _scale(network: Network, node: Node, sizes: Sequence[Tensor], largest: Tensor) -> Tensor:
     row = network.rows[node.name]
     if not node.inputs or not row.is_affine:
-        return largest.expand(1, *node.shape)
+        return largest
     assert row.absolute is not None
-    sizes = [rounding.raised(network, node, scales[name]) for name in node.inputs]
-    scale = row.absolute(node, network.params[node.name], sizes)
-    return torch.maximum(scale + network.offset(node).abs(), largest).expand(1, *node.shape)
+    scale = row.absolute(node, network.params[node.name], [rounding.raised(network, node, size) for size in sizes])
+    return torch.maximum(scale + network.offset(node).abs(), largest)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
-from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_scale
+from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_radius, node_scale
 from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.receptive_field import View, entries_of_row, tiles
 from bitcrown.bounds.relaxations.registry import Relaxation
@@ -131,9 +131,13 @@ class LayerBounder:
             if known is not None and node.name in known:
                 interval = intersect(interval, known[node.name])
             if forward is not None:
-                interval = intersect(interval, forward.step(node, interval, bounds, relaxations))
+                radius = node_radius(network, node, interval, scales)
+                interval = intersect(interval, forward.step(node, interval, bounds, relaxations, radius))
             bounds[node.name] = interval
             scales[node.name] = node_scale(network, node, interval, scales)
+            radius = node_radius(network, node, interval, scales)
+            if radius is not None:
+                scales.radii[node.name] = radius
         return Enclosure(bounds, scales, relaxations)
 
     def _zonotopes(self, x_lower: Tensor, x_upper: Tensor) -> Forward | None:
@@ -200,7 +204,7 @@ class LayerBounder:
                 box = view.box(self.network, x_lower), view.box(self.network, x_upper)
                 part = view.indices(shape, part)
                 relaxations = view.relaxations(backward.relaxations)
-                scales = rounding.Scales(self.gamma, view.cut(backward.scales or {}))
+                scales = view.scales(backward.scales) if backward.scales is not None else None
                 smaller = Backward(view.network(self.network), relaxations, scales=scales)
                 seen = view.bounds(bounds) if self.ascent else {}
                 found = self._bound_rows(smaller, source, part, seen, box, view)

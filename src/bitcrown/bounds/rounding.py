@@ -27,6 +27,10 @@ was really stored. Winograd and FFT convolutions do not satisfy the first inequa
 cores do not have the stated ``u``; proofs are therefore made in float64, for which neither exists, and float32 serves
 only to *find* slopes and multipliers, every value of which gives a valid bound.
 
+*The runtime's rounding.* Where a node has a ``Rounding`` (sixteen-bit types, or semantics ``runtime``), the network
+that is bounded computes ``z = f(inputs) + e`` there with any ``|e| <= radius``: the interval is that much wider, and
+a backward pass over the node loses ``<|a|, radius>``. Radii hold on a box and on every smaller one (``Scales.radii``).
+
 A bound that is NaN or infinite is no bound.
 """
 
@@ -39,7 +43,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.execute import Network
-from bitcrown.model.graph import Node
+from bitcrown.model.graph import Node, Rounding
 
 SMALL = 2.0**20
 """Room for the divisors of averages, which are no parameters."""
@@ -71,12 +75,39 @@ def raised(network: Network, node: Node, size: Tensor) -> Tensor:
     return size + torch.sign(size) * (SMALL * torch.finfo(size.dtype).tiny / network.smallest_weight(node))
 
 
-class Scales(dict[str, Tensor]):
-    """Magnitudes ``[1, *shape]`` of the nodes of one network on one box; ``lost`` is what underflow costs any pass."""
+def radius(rounding: Rounding, largest: Tensor, scale: Tensor) -> Tensor:
+    """A bound of ``|e|`` in ``z = v + e``; ``largest`` bounds ``|v|`` or ``|z|``, ``scale`` the absolute terms.
 
-    def __init__(self, gamma: float, values: Mapping[str, Tensor] | None = None) -> None:
+    The terms are off by ``gamma_k (scale + extra)``, the result by ``p = ulps u`` times its size. From ``|v| <= |z| +
+    |e|`` follows ``|e| <= p |z| + p |e| + rest``, so ``(p largest + rest) / (1 - p)`` holds in either case. Where every
+    term is zero the runtime's result is. Infinite where a partial sum or the result may leave the type's range.
+    """
+    share = rounding.terms * rounding.unit
+    half_steps = rounding.ulps * rounding.unit
+    if share >= 0.5 or half_steps >= 0.5:
+        return torch.full_like(scale, math.inf)
+    terms = scale + rounding.extra
+    rest = terms * (share / (1 - share)) + (rounding.terms + 1) * rounding.least
+    found = (half_steps * largest + rest) * ((1 + 2.0**-40) / (1 - half_steps))
+    found = torch.where(terms == 0, 0.0, found) + rounding.absolute
+    reached = (
+        largest + found if not rounding.terms else torch.maximum(largest, terms * (1 + share / (1 - share))) + found
+    )
+    return torch.where(reached <= rounding.largest, found, math.inf)
+
+
+class Scales(dict[str, Tensor]):
+    """Magnitudes ``[1, *shape]`` of the nodes of one network on one box; ``lost`` is what underflow costs any pass.
+
+    ``radii`` bound how far the runtime's values of nodes with a ``Rounding`` are from the function of their operands.
+    """
+
+    def __init__(
+        self, gamma: float, values: Mapping[str, Tensor] | None = None, radii: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.gamma = gamma
+        self.radii = dict(radii or {})
         self.lost: Tensor | float = 0.0
         for name, value in (values or {}).items():
             self[name] = value

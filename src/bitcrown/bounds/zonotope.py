@@ -168,9 +168,17 @@ class Forward:
         self.zonotopes[node.name] = self.propagation.box(node, lower, upper)
 
     def step(
-        self, node: Node, interval: tuple[Tensor, Tensor], bounds: Bounds, relaxations: Mapping[str, Relaxation]
+        self,
+        node: Node,
+        interval: tuple[Tensor, Tensor],
+        bounds: Bounds,
+        relaxations: Mapping[str, Relaxation],
+        radius: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of its operands."""
+        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of its operands.
+
+        ``radius`` is how far the runtime rounds its value, where it does.
+        """
         sources = [self.zonotopes[name] for name in node.inputs]
         if self.rows[node.name].is_affine:
             found = self.propagation.affine(node, sources)
@@ -178,6 +186,8 @@ class Forward:
             found = self.propagation.nonlinear(node, relaxations[node.name], sources[0], *bounds[node.inputs[0]])
         else:
             found = self.propagation.unknown(*interval)
+        if radius is not None:
+            found.error = found.error + radius
         self.zonotopes[node.name] = found
         for name in node.inputs:
             self.waiting[name] -= 1

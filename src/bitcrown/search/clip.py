@@ -356,7 +356,7 @@ def clipper_of(
     """The clipper of a problem with rows ``C [P, S, m]``, ``D`` or None, ``rhs [P, S]``."""
     c, d, rhs = rows
     lines = NeuronLines(network, layout, enclosure, memory)
-    found = last_layer(network, c) if d is None else None
+    found = last_layer(network, c) if d is None and not enclosure.scales.radii else None  # rounded rows are not affine
     outputs = torch.cat([enclosure.scales[name].flatten() for name in network.graph.outputs])
     scale = c.abs() @ outputs
     if found is None:

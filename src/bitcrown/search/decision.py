@@ -63,7 +63,7 @@ def read_problem_graph(run: Run) -> Graph:
             graphs[declared.name] = graphs[declared.equal_to]
             continue
         path = run.problem.networks[declared.name]
-        graph = read_graph(path)
+        graph = read_graph(path, run.settings.semantics)
         run.counters["crosscheck"] = crosscheck(graph, path, run.settings.seed)
         graphs[declared.name] = graph
     return next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
@@ -147,6 +147,8 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     run.counters["open_after_crown"] = len(left)
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
+    if any(bool(torch.isinf(radius).any()) for radius in enclosure.scales.radii.values()):
+        return run.unknown(Reason.NUMERICS, "a value may leave the range of its number type, or be lost in rounding")
     open_cases = cases[left.cpu().numpy()]
     if share.is_expired():
         run.counters["root_bounds_cut_short"] = 1
