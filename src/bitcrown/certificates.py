@@ -57,10 +57,13 @@ def read_network(path: Path) -> IntegerNetwork:
 def read_query(onnx: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
     """The property as the prover asks it. Raises ``PropertyError`` if its cases have different input boxes."""
     from bitcrown.api import load
+    from bitcrown.check.replay import Replay
     from bitcrown.quant.query import split_by_box
     from bitcrown.search.quantized import covering
 
-    queries = split_by_box(covering(load(onnx, vnnlib)), network)
+    problem = load(onnx, vnnlib)
+    kinds = Replay(problem.query, problem.networks).dtypes()
+    queries = split_by_box(covering(problem, kinds), network)
     if len(queries) != 1:
         raise PropertyError(f"{vnnlib} has cases over {len(queries)} input boxes; a certificate is about exactly one")
     return queries[0]

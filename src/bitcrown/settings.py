@@ -56,6 +56,12 @@ OPTIONS = (
     Option("device", "auto", "where tensors live; auto takes CUDA if there is one", choices=("auto", "cpu", "cuda")),
     Option("seed", 0, "seed of every random choice", low=0, high=2**32 - 1),
     Option("threads", 0, "CPU threads; 0 means all that this process may use", low=0, high=4096),
+    Option(
+        "semantics",
+        "real",
+        "what unsat is about: the real function, or what onnxruntime rounds (always the latter in sixteen-bit types)",
+        choices=("real", "runtime"),
+    ),
     Option("memory_gib", 0.0, "memory limit; 0 means what the machine has less a reserve", unit="GiB", high=1 << 20),
 )
 
@@ -67,6 +73,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     threads: int = 0
+    semantics: str = "real"
     memory_gib: float = 0.0
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
@@ -41,7 +42,7 @@ class Backward:
     """One backward pass over ``network`` with fixed relaxations.
 
     ``relaxations`` has one entry per nonlinear node that can be reached, with tensors ``[B, 1 or S, *]``; ``betas``
-    maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``; with ``scales`` (see ``interval.magnitudes``) the
+    maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``; with ``scales`` (see ``rounding``) the
     rounding error is accumulated and the result is a proof, without it the error is zero and the result a guide.
     ``record``, where given, receives the coefficient ``[B, S, *]`` with which each nonlinear node was reached.
     """
@@ -51,7 +52,7 @@ class Backward:
         network: Network,
         relaxations: Mapping[str, Relaxation],
         betas: Mapping[str, Tensor] | None = None,
-        scales: Mapping[str, Tensor] | None = None,
+        scales: rounding.Scales | None = None,
         record: dict[str, Tensor] | None = None,
     ) -> None:
         self.network = network
@@ -69,6 +70,8 @@ class Backward:
         first = next(iter(seeds.values()))
         self.constant = first.new_zeros(1, first.shape[1])
         self.error = first.new_zeros(1, first.shape[1])
+        if self.scales is not None:
+            self.error = self.error + self.scales.lost
         for name in self.order:
             if name in graph.inputs or (name not in pending and name not in self.betas):
                 continue
@@ -93,17 +96,19 @@ class Backward:
         constant = self.constant.expand(rows, -1)
         return Lines(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], constant, self.error.expand(rows, -1))
 
-    def _add_error(self, a: Tensor, scale: Tensor) -> None:
-        """``error += gamma <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``."""
+    def _add_error(self, a: Tensor, scale: Tensor, factor: float | None = None) -> None:
+        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; the factor is gamma unless given."""
         flat = a.abs().flatten(2)
         weight = scale.detach().flatten(2)
         if weight.shape[1] == 1:
             inner = torch.matmul(flat, weight.transpose(1, 2)).squeeze(2)
         else:
             inner = (flat * weight).sum(2)
-        self.error = self.error + self.gamma * inner
+        self.error = self.error + (self.gamma if factor is None else factor) * inner
 
     def _pass_node(self, node: Node, a: Tensor) -> list[Tensor]:
+        if self.scales is not None and node.name in self.scales.radii:
+            self._add_error(a, self.scales.radii[node.name].unsqueeze(1), 1.0)
         if self.network.rows[node.name].is_affine:
             return self._pass_affine(node, a)
         relaxation = self.relaxations[node.name]
@@ -155,8 +160,8 @@ def minimum(lines: Lines, x_lower: Tensor, x_upper: Tensor, gamma: float = 0.0) 
     if gamma:
         size = torch.maximum(x_lower.abs(), x_upper.abs())
         slack = torch.matmul(a.abs(), size.unsqueeze(2)).squeeze(2) + lines.constant.abs()
-        value = value - (lines.error + gamma * slack) * (1 + 1e-6)
-    return rounding.finite_or_none(value)
+        value = value - (lines.error + gamma * slack + rounding.underflow(gamma, a.dtype)) * (1 + 1e-6)
+    return known(value, -torch.inf)
 
 
 def relaxations_of(network: Network, bounds: Bounds, names: list[str] | None = None) -> dict[str, Relaxation]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.claims import enclosure
 from bitcrown.bounds.relaxations.registry import nonlinear_row
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
@@ -30,8 +31,12 @@ def node_interval(
     lower, upper = _plain_interval(network, node, inputs, gamma)
     if gamma == 0.0:
         return lower, upper
-    infinity = float("inf")
-    return lower.nan_to_num(-infinity, infinity, -infinity), upper.nan_to_num(infinity, infinity, -infinity)
+    if node.rounding is not None:
+        largest = torch.maximum(lower.abs(), upper.abs())
+        sizes = [torch.maximum(low.abs(), up.abs()) for low, up in inputs]
+        error = rounding.radius(node.rounding, largest, _scale(network, node, sizes, largest))
+        lower, upper = lower - error, upper + error
+    return enclosure(lower, upper)
 
 
 def _plain_interval(
@@ -51,17 +56,19 @@ def _plain_interval(
     shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
     if gamma == 0.0:
         return (centre - radius).expand(shape), (centre + radius).expand(shape)
-    scale = row.absolute(node, params, [c.abs() + r for c, r in zip(centres, radii, strict=True)])
-    slack = (scale + network.offset(node).abs()) * gamma
+    sizes = [torch.maximum(low.abs(), up.abs()) for low, up in inputs]
+    scale = row.absolute(node, params, [rounding.raised(network, node, size) for size in sizes])
+    slack = (scale + network.offset(node).abs()) * gamma + torch.sign(scale) * rounding.underflow(gamma, scale.dtype)
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
 
 
 def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Intersection of two valid enclosures of the same values; NaN counts as unbounded.
+    """Intersection of two valid enclosures of the same values; ends that are no finite numbers count as unbounded.
 
     Where rounding makes the two cross, the one quantity they enclose is still in both, so the crossing is closed at
     the looser ends.
     """
+    a, b = enclosure(*a), enclosure(*b)
     lower = torch.fmax(a[0], b[0])
     upper = torch.fmin(a[1], b[1])
     crossed = lower > upper
@@ -105,9 +112,23 @@ def node_scale(network: Network, node: Node, interval: tuple[Tensor, Tensor], sc
     value of the node itself. ``scales`` holds those of all earlier nodes.
     """
     largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True)
+    return _scale(network, node, [scales[name] for name in node.inputs], largest).expand(1, *node.shape)
+
+
+def node_radius(
+    network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]
+) -> Tensor | None:
+    """``[1, *shape]``: how far the runtime's value may be from the function of its operands; None where that is 0."""
+    if node.rounding is None:
+        return None
+    largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True).expand(1, *node.shape)
+    return rounding.radius(node.rounding, largest, node_scale(network, node, interval, scales))
+
+
+def _scale(network: Network, node: Node, sizes: Sequence[Tensor], largest: Tensor) -> Tensor:
     row = network.rows[node.name]
     if not node.inputs or not row.is_affine:
-        return largest.expand(1, *node.shape)
+        return largest
     assert row.absolute is not None
-    scale = row.absolute(node, network.params[node.name], [scales[name] for name in node.inputs])
-    return torch.maximum(scale + network.offset(node).abs(), largest).expand(1, *node.shape)
+    scale = row.absolute(node, network.params[node.name], [rounding.raised(network, node, size) for size in sizes])
+    return torch.maximum(scale + network.offset(node).abs(), largest)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import known
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.optimise import Adam
@@ -70,7 +71,7 @@ class LayerAscent:
             adam.step(torch.autograd.grad(total, list(free.values()), allow_unused=True))
             with torch.no_grad():
                 for alpha in free.values():
-                    alpha.nan_to_num_(0.5).clamp_(0.0, 1.0)
+                    alpha.copy_(known(alpha, 0.5).clamp_(0.0, 1.0))
         with torch.no_grad():
             wide = next(iter(bounds.values()))[0].dtype
             found = {name: None if alpha is None else alpha.detach().to(wide) for name, alpha in alphas.items()}

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
-from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_scale
+from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval, node_radius, node_scale
 from bitcrown.bounds.layer_ascent import LayerAscent
 from bitcrown.bounds.receptive_field import View, entries_of_row, tiles
 from bitcrown.bounds.relaxations.registry import Relaxation
@@ -29,7 +30,7 @@ from bitcrown.model.graph import Node
 def undecided(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
     """Flat indices of elements whose bounds matter to a nonlinear consumer ``node``, over all boxes."""
     if node.op == "Relu":
-        matters = (lower < 0) & (upper > 0)
+        matters = is_unstable(lower, upper)
     else:
         matters = lower < upper
     return matters.flatten(1).any(0).nonzero().flatten()
@@ -39,7 +40,7 @@ class Enclosure(NamedTuple):
     """Intervals ``[B, *]`` of every node, their magnitudes ``[1, *]`` (see ``rounding``), and default relaxations."""
 
     bounds: Bounds
-    scales: dict[str, Tensor]
+    scales: rounding.Scales
     relaxations: dict[str, Relaxation]
 
 
@@ -107,7 +108,7 @@ class LayerBounder:
         network, graph = self.network, self.network.graph
         lowers, uppers = network.split_inputs(x_lower), network.split_inputs(x_upper)
         bounds: Bounds = {}
-        scales: dict[str, Tensor] = {}
+        scales = rounding.Scales(self.gamma)
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
         forward = self._zonotopes(x_lower, x_upper) if known is None else None
@@ -130,9 +131,13 @@ class LayerBounder:
             if known is not None and node.name in known:
                 interval = intersect(interval, known[node.name])
             if forward is not None:
-                interval = intersect(interval, forward.step(node, interval, bounds, relaxations))
+                radius = node_radius(network, node, interval, scales)
+                interval = intersect(interval, forward.step(node, interval, bounds, relaxations, radius))
             bounds[node.name] = interval
             scales[node.name] = node_scale(network, node, interval, scales)
+            radius = node_radius(network, node, interval, scales)
+            if radius is not None:
+                scales.radii[node.name] = radius
         return Enclosure(bounds, scales, relaxations)
 
     def _zonotopes(self, x_lower: Tensor, x_upper: Tensor) -> Forward | None:
@@ -198,7 +203,8 @@ class LayerBounder:
             else:
                 box = view.box(self.network, x_lower), view.box(self.network, x_upper)
                 part = view.indices(shape, part)
-                relaxations, scales = view.relaxations(backward.relaxations), view.cut(backward.scales or {})
+                relaxations = view.relaxations(backward.relaxations)
+                scales = view.scales(backward.scales) if backward.scales is not None else None
                 smaller = Backward(view.network(self.network), relaxations, scales=scales)
                 seen = view.bounds(bounds) if self.ascent else {}
                 found = self._bound_rows(smaller, source, part, seen, box, view)

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitcrown.bounds import rounding
+from bitcrown.bounds.claims import known, least_margin, ratio
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
+from bitcrown.bounds.rounding import Scales
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
@@ -91,9 +94,10 @@ class Layout:
     def flat_bounds(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
         """Bounds of all ReLU operands on the flat axis: two ``[B, N]``."""
         rows = max([bounds[name][0].shape[0] for name in self.neuron_at], default=1)
+        none = next(iter(bounds.values()))[0].new_zeros(rows, 0)  # there may be no neuron at all
         low = [bounds[name][0].flatten(1).expand(rows, -1) for name in self.neuron_at]
         up = [bounds[name][1].flatten(1).expand(rows, -1) for name in self.neuron_at]
-        return torch.cat(low, dim=1), torch.cat(up, dim=1)
+        return torch.cat([none, *low], dim=1), torch.cat([none, *up], dim=1)
 
     def with_flat_bounds(self, bounds: Bounds, low: Tensor, up: Tensor) -> Bounds:
         """``bounds`` with those of the ReLU operands replaced by ``low``/``up [B, N]``."""
@@ -127,19 +131,32 @@ class Rows:
 
     def mixed(self, mix: Tensor) -> Rows:
         """One row per domain, ``sum_s mix_s row_s`` with ``mix [B, S] >= 0``: it must hold where all rows hold."""
-        weight = torch.where(torch.isfinite(self.rhs), mix, torch.zeros_like(mix))
+        weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)
         c = (weight.unsqueeze(2) * self.C).sum(1, keepdim=True)
         d = None if self.D is None else (weight.unsqueeze(2) * self.D).sum(1, keepdim=True)
-        rhs = (weight * self.rhs.nan_to_num(posinf=0.0)).sum(1, keepdim=True)
+        rhs = (weight * known(self.rhs, 0.0)).sum(1, keepdim=True)
         return Rows(c, d, rhs, self.x_lower, self.x_upper)
 
     def mixing_error(self, mix: Tensor, outputs: Tensor, gamma: float) -> Tensor:
-        """Rounding error ``[B, 1]`` of ``mixed``; ``outputs [m]`` bounds the outputs in absolute value."""
-        size = self.C.abs() @ outputs + self.rhs.nan_to_num(posinf=0.0).abs()
+        """Rounding error ``[B, 1]`` of ``mixed``; ``outputs [m]`` bounds the outputs in absolute value.
+
+        Infinite where a row that has weight reads an output without bound; such an output costs no other row anything.
+        """
+        weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)
+        is_bounded = torch.isfinite(outputs)
+        size = self.C.abs() @ torch.where(is_bounded, outputs, 0.0) + known(self.rhs, 0.0).abs()
+        unbounded = (self.C[:, :, ~is_bounded] != 0).any(dim=2)
+        terms = outputs.numel()
         if self.D is not None:
             reach = torch.maximum(self.x_lower.abs(), self.x_upper.abs())
             size = size + (self.D.abs() @ reach.unsqueeze(2)).squeeze(2)
-        return gamma * (mix * size).sum(1, keepdim=True)
+            terms += reach.shape[1]
+        size = torch.where(unbounded, torch.inf, size)
+        # underflow costs each coefficient, and then each product with it, one smallest normal number
+        reached = torch.where(is_bounded, outputs, 0.0).sum() + terms
+        lost = rounding.underflow(gamma, outputs.dtype) * (reached if self.D is None else reached + reach.sum(1))
+        error = torch.where(weight == 0, 0.0, weight * size).sum(1, keepdim=True)
+        return gamma * max(1.0, len(self.C[0]) / 64) * error + lost.reshape(-1, 1)
 
 
 def row_lines(network: Network, rows: Rows, backward: Backward) -> Lines:
@@ -156,10 +173,7 @@ def bound_rows(network: Network, rows: Rows, backward: Backward, gamma: float) -
 def bound_lines(lines: Lines, rows: Rows, gamma: float) -> Tensor:
     """Least values of row lines over the boxes, minus ``rhs``: ``[B, S]``."""
     value = minimum(lines, rows.x_lower, rows.x_upper, gamma)
-    if gamma:
-        slack = gamma * (value.abs() + rows.rhs.abs())
-        return value - rows.rhs - torch.where(torch.isfinite(slack), slack, torch.zeros_like(slack))
-    return value - rows.rhs
+    return least_margin(value, rows.rhs) if gamma else value - rows.rhs
 
 
 def base_relaxations(layout: Layout, bounds: Bounds) -> dict[str, Relaxation]:
@@ -189,7 +203,7 @@ class Parameters:
         self,
         network: Network,
         bounds: Bounds,
-        scales: Mapping[str, Tensor] | None = None,
+        scales: Scales | None = None,
         record: dict[str, Tensor] | None = None,
         base: Mapping[str, Relaxation] | None = None,
     ) -> Backward:
@@ -221,7 +235,7 @@ def proved_minimum(
     network: Network,
     rows: Rows,
     bounds: Bounds,
-    scales: Mapping[str, Tensor],
+    scales: Scales,
     parameters: Parameters,
     record: dict[str, Tensor] | None = None,
 ) -> Tensor:
@@ -235,7 +249,7 @@ def proved_minimum(
         mix = parameters.mix.to(network.dtype)
         outputs = torch.cat([scales[name].flatten() for name in network.graph.outputs])
         value = bound_rows(network, rows.mixed(mix), backward, backward.gamma)
-        return value - rows.mixing_error(mix, outputs, backward.gamma)
+        return least_margin(value, rows.mixing_error(mix, outputs, backward.gamma))
 
 
 class Adam:
@@ -256,7 +270,7 @@ class Adam:
             for (tensor, rate), (mean, square), gradient in zip(self.groups, self.moments, gradients, strict=True):
                 if gradient is None:
                     continue
-                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+                gradient = known(gradient, 0.0)
                 mean.lerp_(gradient, 1 - first)
                 square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
                 step = rate * correction * self.decay ** (self.steps - 1)
@@ -312,11 +326,11 @@ def ascend(
             break
         optimiser.step(torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True))
         with torch.no_grad():
-            alpha.nan_to_num_(0.5).clamp_(0.0, 1.0)
+            alpha.copy_(known(alpha, 0.5).clamp_(0.0, 1.0))
             if beta is not None:
-                beta.nan_to_num_(0.0).clamp_(min=0.0)
+                beta.copy_(known(beta, 0.0).clamp_(min=0.0))
             if mix is not None:  # only the direction of mix matters: keep its largest entry at 1
-                mix.nan_to_num_(0.0).clamp_(min=0.0)
-                mix.div_(mix.amax(dim=1, keepdim=True).clamp(min=1e-6))
+                mix.copy_(known(mix, 0.0).clamp_(min=0.0))
+                mix.copy_(ratio(mix, mix.amax(dim=1, keepdim=True)))
     found = [None if part is None else part.detach() for part in (beta, mix)]
     return Parameters(parameters.layout, alpha.detach(), found[0], parameters.split, found[1]), value.detach()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.rounding import Scales
 from bitcrown.model.execute import Network, Params
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.registry import op_row
@@ -69,6 +70,11 @@ class View:
             elif node.inputs[0] in result:  # zeros around it
                 result[name] = torch.nn.functional.pad(result[node.inputs[0]], [*_sides(node, 3), *_sides(node, 2)])
         return result
+
+    def scales(self, given: Scales) -> Scales:
+        """Those of the view's nodes; what pads or cuts another node is exact, whatever that node is."""
+        radii = {name: value for name, value in self.cut(given.radii).items() if self.graph.nodes[name].rounding}
+        return Scales(given.gamma, self.cut(given), radii)
 
     def _part(self, name: str, value: Tensor) -> Tensor:
         """An axis of extent 1 (or none) stands for the same value everywhere."""

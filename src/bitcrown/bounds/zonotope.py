@@ -11,7 +11,8 @@ backward passes costs thousands of rows; after a zonotope only those are left th
 exceed the memory, new distances go into ``error``: sound, only looser.
 
 Rounding: an affine map of K generators and a centre has the error of K + 1 evaluations of the node, each at most gamma
-times its magnitude (``rounding``); it is added to ``error``. Legend: ``K`` symbols, ``*`` the node's shape; one box.
+times its magnitude, and of as many underflows (``rounding``); it is added to ``error``. Legend: ``K`` symbols, ``*``
+the node's shape; one box.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.rounding import raised, underflow
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
@@ -66,7 +68,7 @@ class Propagation:
     def box(self, node: Node, lower: Tensor, upper: Tensor) -> Zonotope:
         """An input ``[1, *]``: one symbol for each element that varies."""
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
-        error = (centre.abs() + radius) * self.gamma
+        error = (centre.abs() + radius) * self.gamma + (lower < upper) * underflow(self.gamma, centre.dtype)
         return self._with_symbols(node, Zonotope(centre, centre[:0], error), radius)
 
     def _with_symbols(self, node: Node, zonotope: Zonotope, radius: Tensor, slope: Tensor | None = None) -> Zonotope:
@@ -99,9 +101,11 @@ class Propagation:
             return Zonotope(centre, centre[:0], torch.zeros_like(centre))
         generators = self._mapped(node, [z.generators for z in sources])
         count = len(generators)
-        size = absolute(node, params, [z.centre.abs() + z.radius() for z in sources])
+        sizes = [z.centre.abs() + z.radius() for z in sources]
+        size = absolute(node, params, [raised(network, node, size) for size in sizes])
         error = absolute(node, params, [z.error for z in sources])
-        error = error + self.gamma * (size + (count + 1) * offset.abs())
+        lost = (count + 1) * underflow(self.gamma, size.dtype) * torch.sign(size)
+        error = error + self.gamma * (size + (count + 1) * offset.abs()) + lost
         return Zonotope(centre, generators, error.expand(1, *node.shape))
 
     def _mapped(self, node: Node, sources: Sequence[Tensor]) -> Tensor:
@@ -136,17 +140,19 @@ class Propagation:
         distance = ((most - least) / 2).clamp(min=0)
         centre = slope * source.centre + (most + least) / 2
         error = slope.abs() * source.error + self.gamma * size
+        error = error + (len(source.generators) + 1) * underflow(self.gamma, size.dtype) * torch.sign(size)
         return self._with_symbols(node, Zonotope(centre, source.generators, error), distance, slope)
 
     def interval(self, zonotope: Zonotope) -> tuple[Tensor, Tensor]:
         radius = zonotope.radius()
-        radius = radius + self.gamma * (radius + zonotope.centre.abs())
+        radius = radius + self.gamma * (radius + zonotope.centre.abs())  # sums only: nothing underflows
         return zonotope.centre - radius, zonotope.centre + radius
 
     def unknown(self, low: Tensor, up: Tensor) -> Zonotope:
         """A value known by its interval alone."""
         centre = (low + up) / 2
-        return Zonotope(centre, centre[:0], (up - low) / 2 * (1 + self.gamma) + self.gamma * centre.abs())
+        error = (up - low) / 2 * (1 + self.gamma) + self.gamma * centre.abs()
+        return Zonotope(centre, centre[:0], error + (low < up) * underflow(self.gamma, centre.dtype))
 
 
 class Forward:
@@ -162,9 +168,17 @@ class Forward:
         self.zonotopes[node.name] = self.propagation.box(node, lower, upper)
 
     def step(
-        self, node: Node, interval: tuple[Tensor, Tensor], bounds: Bounds, relaxations: Mapping[str, Relaxation]
+        self,
+        node: Node,
+        interval: tuple[Tensor, Tensor],
+        bounds: Bounds,
+        relaxations: Mapping[str, Relaxation],
+        radius: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of its operands."""
+        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of its operands.
+
+        ``radius`` is how far the runtime rounds its value, where it does.
+        """
         sources = [self.zonotopes[name] for name in node.inputs]
         if self.rows[node.name].is_affine:
             found = self.propagation.affine(node, sources)
@@ -172,6 +186,8 @@ class Forward:
             found = self.propagation.nonlinear(node, relaxations[node.name], sources[0], *bounds[node.inputs[0]])
         else:
             found = self.propagation.unknown(*interval)
+        if radius is not None:
+            found.error = found.error + radius
         self.zonotopes[node.name] = found
         for name in node.inputs:
             self.waiting[name] -= 1

@@ -170,7 +170,7 @@ def make_prover(plan: Plan, shape: Shape, settings: Settings) -> ImageProver:
     if is_integer_file(path):
         subject = IntegerSubject(path, shape, plan.mean, plan.std, plan.order)
         return IntegerProver(subject, plan.eps, plan.seconds, settings.seed)
-    graph = read_graph(path)
+    graph = read_graph(path, settings.semantics)
     boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps)
     proof = Network(graph, torch.float64, device_of(settings.device))
     return Prover(proof, boxes, path, settings, plan.levels, plan.seconds)

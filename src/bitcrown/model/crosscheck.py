@@ -33,6 +33,8 @@ TOLERANCE = 2e-3
 INSIDE = 1e-3
 MOST_MOVED = 0.01
 """Share of the elements behind jumps that may differ."""
+STEPS = 64
+"""Half steps of a sixteen-bit type that its networks may differ by instead."""
 RANGES = ((-0.1, 0.1), (-1.0, 1.0), (-3.0, 3.0), (0.5, 1.5))
 
 
@@ -101,17 +103,19 @@ def crosscheck(graph: Graph, path: Path, seed: int) -> float:
     declared = [info.name for info in runtime.session.get_inputs()]
     if declared != list(graph.inputs):
         raise ModelError(f"{path}: onnxruntime sees the inputs {declared}, the graph read from it {list(graph.inputs)}")
+    units = [node.rounding.unit for node in graph.nodes.values() if node.rounding is not None]
+    tolerance = max([TOLERANCE, *(STEPS * unit for unit in units)])
     differences = []
     for low, high in RANGES:
         feed = {}
         for name, dtype in zip(graph.inputs, graph.input_dtypes, strict=True):
             feed[name] = generator.uniform(low, high, graph.nodes[name].shape).astype(np.float32).astype(dtype)
         differences.append(_difference(network, runtime, feed))
-    agreeing = sum(difference <= TOLERANCE for difference in differences)
+    agreeing = sum(difference <= tolerance for difference in differences)
     if agreeing < (len(RANGES) // 2 + 1 if runtime.has_jumps else len(RANGES)):
         worst = max(differences)
         raise ModelError(f"{path}: the network as read differs from onnxruntime by {worst:.2e} of its largest output")
-    return max(difference for difference in differences if difference <= TOLERANCE)
+    return max(difference for difference in differences if difference <= tolerance)
 
 
 def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> float:

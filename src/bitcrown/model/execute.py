@@ -30,6 +30,7 @@ class Network:
         self.params: dict[str, Params] = {}
         self.rows: dict[str, Op] = {}
         self._offsets: dict[str, tuple[Tensor, bool]] = {}
+        self._smallest: dict[str, float] = {}
         self._is_trained = False
         self._origin: Network | None = None
         for node in graph.nodes.values():
@@ -46,14 +47,15 @@ class Network:
         given = [value for values in params.values() for value in values.values()]
         if given:
             other.dtype, other.device = given[0].dtype, given[0].device
-        other._offsets, other._origin = {}, self
+        other._offsets, other._smallest, other._origin = {}, {}, self
         other._is_trained = any(value.requires_grad for value in given)
         return other
 
     def on(self, graph: Graph, params: Mapping[str, Params]) -> Network:
         """Another graph with weights ``params`` for all its nodes, of this network's dtype and device."""
         other = copy.copy(self)
-        other.graph, other.params, other._offsets, other._origin = graph, dict(params), {}, None
+        other.graph, other.params, other._origin = graph, dict(params), None
+        other._offsets, other._smallest = {}, {}
         other.rows = {node.name: op_row(node.op) for node in graph.nodes.values()}
         return other
 
@@ -117,6 +119,14 @@ class Network:
             # A bias that is zero but trained still needs its derivative.
             self._offsets[node.name] = (value, not value.requires_grad and not bool(value.any()))
         return self._offsets[node.name][0]
+
+    def smallest_weight(self, node: Node) -> float:
+        """The least absolute value of a parameter of ``node`` that is not zero; at most 1 (computed once)."""
+        if node.name not in self._smallest:
+            sizes = [value.detach().abs() for value in self.params[node.name].values() if value.numel()]
+            least = [float(torch.where(size > 0, size, 1.0).amin()) for size in sizes]
+            self._smallest[node.name] = min([1.0, *least])
+        return self._smallest[node.name]
 
     def has_zero_offset(self, node: Node) -> bool:
         """Whether an affine node is linear (``f(0) = 0``).

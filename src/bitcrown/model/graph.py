@@ -13,10 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class Rounding(NamedTuple):
+    """What the runtime's value of a node may differ by from the function of the values that it reads.
+
+    Its type has unit roundoff ``unit``; results below ``least`` may be lost, and above ``largest`` there is none. The
+    sum of absolute terms (and ``extra``) is rounded ``terms`` times, the result by ``ulps`` half steps, and
+    ``absolute`` is added (see ``model.roundings`` and ``bounds.rounding.radius``).
+    """
+
+    unit: float
+    least: float
+    largest: float
+    ulps: float = 0.0
+    terms: int = 0
+    extra: float = 0.0
+    absolute: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,8 @@ class Node:
     params: Mapping[str, np.ndarray] = field(default_factory=dict)
     source: str = ""
     """Name of the ONNX node it came from, for messages."""
+    rounding: Rounding | None = None
+    """How the runtime rounds its value; None where it is exact, or where the network is taken as a real function."""
 
     @property
     def size(self) -> int:

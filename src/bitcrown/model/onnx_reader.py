@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
-from bitcrown.model.passes import simplified
+from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
+from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
 LARGEST_FILE = 2 << 30
 OPSETS = range(7, 26)
@@ -137,6 +139,7 @@ def _read_inputs(builder: Builder, model: Any, path: Path) -> tuple[tuple[str, .
             raise ModelError(f"{path}: input {info.name!r} has no known element type") from error
         builder.nodes[info.name] = Node(info.name, "Input", (), shape, source=info.name)
         builder.tensors[info.name] = info.name
+        builder.dtypes[info.name] = dtypes[-1]
         names.append(info.name)
     return tuple(names), tuple(dtypes)
 
@@ -158,7 +161,10 @@ def _read(path: Path) -> _Reading:
     inputs, dtypes = _read_inputs(builder, model, path)
     missing: list[tuple[OnnxNode, str]] = []
     lost: set[str] = set()
-    for node in model_nodes(model, path):
+    nodes = model_nodes(model, path)
+    builder.readers = Counter(name for node in nodes for name in set(node.inputs))
+    builder.readers.update(info.name for info in model.graph.output)
+    for node in nodes:
         reason: str | None = None
         if not lost.isdisjoint(node.inputs):
             reason = None if _has_rule(node) else ""
@@ -190,10 +196,12 @@ def unsupported_operators(path: Path) -> list[tuple[str, str]]:
     return [(node.op, node.name) for node, _ in _read(path).missing]
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, semantics: str = "real") -> Graph:
     """Read, fold, lower and simplify a network; ``path`` may be plain or gzip, or lack its ``.gz``.
 
-    Raises ``ModelError`` for a bad file and ``UnsupportedError``, which names every node without a rule.
+    With semantics ``runtime``, and always where tensors of sixteen bits depend on the input, nodes say how onnxruntime
+    rounds them, and are merged no more than that allows. Raises ``ModelError`` for a bad file and ``UnsupportedError``,
+    which names every node without a rule.
     """
     read = _read(path)
     if read.missing:
@@ -210,8 +218,14 @@ def read_graph(path: Path) -> Graph:
             f"{path.name}: the output {scaled[0]!r} is never multiplied by the scale of its integers"
         )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
+    graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
+    if semantics == "runtime" or rounds_to_half(read.builder):
+        if read.builder.unrounded:
+            operators = ", ".join(read.builder.unrounded)
+            raise UnsupportedError(f"{path.name}: how onnxruntime rounds is not known of all operators ({operators})")
+        return without_equal_nodes(graph)
     with np.errstate(all="ignore"):
-        return simplified(Graph(read.builder.nodes, read.inputs, outputs, read.dtypes))
+        return simplified(without_roundings(graph))
 
 
 def _read_node(builder: Builder, node: OnnxNode) -> None:
@@ -252,7 +266,7 @@ def _lower(builder: Builder, node: OnnxNode) -> None:
         names = [name for name in node.outputs if name]
         builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
     elif node.op in LOWERINGS:
-        LOWERINGS[node.op](builder, node)
+        lower_with_roundings(builder, node)
     else:
         raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")
     if unit is not None and (unit.powers or unit.zero_of):

@@ -34,6 +34,19 @@ def simplified(graph: Graph) -> Graph:
     return graph
 
 
+def without_equal_nodes(graph: Graph) -> Graph:
+    """What may be left out where nodes are rounded: nothing that would be computed in another way."""
+    return without_dead_nodes(merge_equal(without_dead_nodes(graph)))
+
+
+def without_roundings(graph: Graph) -> Graph:
+    """The network as a real function."""
+    nodes = {
+        name: node if node.rounding is None else replace(node, rounding=None) for name, node in graph.nodes.items()
+    }
+    return replace(graph, nodes=nodes)
+
+
 def without_dead_nodes(graph: Graph) -> Graph:
     """Keep the inputs and what the outputs need."""
     needed = set(graph.outputs) | set(graph.inputs)
@@ -79,10 +92,11 @@ def merge_equal(graph: Graph) -> Graph:
 
 
 def _fingerprint(node: Node) -> object:
-    """Equal for nodes that differ at most in the values of their parameters."""
+    """Equal for nodes that differ at most in the values of their parameters; a rounding is a node's own."""
     attrs = tuple((key, _frozen(value)) for key, value in sorted(node.attrs.items()))
     return (
         node.op,
+        "" if node.rounding is None else node.name,
         node.inputs,
         node.shape,
         attrs,

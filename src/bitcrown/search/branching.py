@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import is_unstable, known, ratio
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.optimise import Layout
 
@@ -34,7 +35,7 @@ def triangle_scores(
             continue
         where = layout.neuron_at[node.inputs[0]]
         low, up = (part.flatten(1) for part in bounds[node.inputs[0]])
-        gap = torch.where((low < 0) & (up > 0), -low * up / (up - low).clamp(min=1e-30), torch.zeros_like(low))
+        gap = torch.where(is_unstable(low, up), ratio(-low * up, up - low), 0.0)
         a = record[node.name].flatten(2)
         for scores, size in ((upper, a.clamp(max=0).neg()), (both, a.abs())):
             reached = (size * weights[:, :, None]).sum(1) if a.shape[1] > 1 else size[:, 0]
@@ -66,20 +67,20 @@ class ScoreChoice:
     def of(self, candidates: Tensor, score: int) -> Tensor:
         """``[B, K]``: the half of ``candidates [B, 2K]`` that ``score`` gave; the other half where that is empty."""
         halves = candidates.chunk(2, dim=1)
-        return torch.where(halves[score][:, :1] >= 0, halves[score], halves[1 - score])
+        return torch.where(halves[score][:, :1] != -1, halves[score], halves[1 - score])
 
     def learn(self, score: int, parents: Tensor, children: Tensor) -> None:
         """``parents [B]`` were split; ``children [K]`` are the values of children still open (the rest is closed)."""
         size = parents.clamp(max=0.0).neg().sum()
         left = children.clamp(max=0.0).neg().sum()
         self.count[score] += 1
-        self.gain[score] += float(1 - left / (2 * size).clamp(min=1e-12))
+        self.gain[score] += 1 - float(ratio(left, 2 * size))
 
 
 def best_candidates(scores: Tensor, count: int) -> Tensor:
     """``[B, K]`` neurons with the highest positive scores, best first; -1 where there are no more."""
     value, index = scores.topk(min(count, scores.shape[1]), dim=1)
-    index = torch.where(value > 0, index, torch.full_like(index, -1))
+    index = torch.where(torch.sign(value) == 1, index, -1)
     return torch.nn.functional.pad(index, (0, count - index.shape[1]), value=-1)
 
 
@@ -91,6 +92,6 @@ def choose(candidates: Tensor, parent: Tensor, negative: Tensor, positive: Tenso
     """
     base = parent.unsqueeze(1).to(negative.dtype).clamp(max=0.0)
     floor = 1e-3 * base.abs() + 1e-9
-    gains = [torch.maximum(value.nan_to_num(-1e30).clamp(max=0.0) - base, floor) for value in (negative, positive)]
-    quality = torch.where(candidates >= 0, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0]))
+    gains = [torch.maximum(known(value, -1e30).clamp(max=0.0) - base, floor) for value in (negative, positive)]
+    quality = torch.where(candidates != -1, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0]))
     return candidates.gather(1, quality.argmax(dim=1, keepdim=True)).squeeze(1)

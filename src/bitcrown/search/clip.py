@@ -11,7 +11,8 @@ A domain only matters where it violates, so the line that bounds its row, ``a x 
 ``t >= 0``, ``a_j >= min over the box of (L_j + t a) x + l_j + t c`` ("complete" clipping, by duality). In networks with
 one hidden layer this cuts search trees by a factor of a hundred.
 
-All in float64; each deduction is widened by more than its rounding error. Legend: ``B`` domains, ``S`` rows, ``N``
+All in float64; each deduction is widened by more than its rounding error, and what it claims is decided in
+``bounds.claims``. Legend: ``B`` domains, ``S`` rows, ``N``
 neurons, ``n`` inputs.
 """
 
@@ -22,13 +23,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import (
+    chord_slope,
+    clipped,
+    crossed,
+    excluded,
+    floor_slope,
+    halfspaces,
+    is_active,
+    is_unstable,
+    known,
+    least_margin,
+    limit,
+    moved,
+    ratio,
+    reciprocals,
+    room,
+    tightened,
+)
 from bitcrown.bounds.crown import Backward, output_seeds
 from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder, undecided
 from bitcrown.bounds.optimise import Layout
 from bitcrown.model.execute import Network
 
 PAD = 1e-11
-TINY = 1e-150
+"""More than the rounding error of any sum here, relative to its absolute terms."""
+LOST = 1e-295
+"""More than its products can lose below the smallest normal number."""
 NARROW = 1e-7
 """Rows over inputs that vary by less cut nothing worth the work."""
 MULTIPLIERS = (0.3, 0.8, 2.0)
@@ -71,6 +92,7 @@ class NeuronLines:
                 lines = backward.run({source: torch.cat([unit, -unit]).reshape(1, -1, *shape)})
                 reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
                 error = lines.error[0] + bounder.gamma * (lines.coefficient[0].abs() @ reach + lines.constant[0].abs())
+                error = error + LOST
                 constant, count = lines.constant[0] - error, len(part)
                 coefficient, constant = _without_unbounded(lines.coefficient[0], constant)
                 low.append(coefficient[:count])
@@ -87,9 +109,8 @@ class NeuronLines:
 
 def _without_unbounded(coefficient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
     """Lower lines that are not finite say nothing: coefficient 0, constant ``-inf``."""
-    known = torch.isfinite(coefficient).all(dim=1) & torch.isfinite(constant)
-    zero, nothing = torch.zeros_like(coefficient), torch.full_like(constant, -torch.inf)
-    return torch.where(known.unsqueeze(1), coefficient, zero), torch.where(known, constant, nothing)
+    is_known = torch.isfinite(coefficient).all(dim=1) & torch.isfinite(constant)
+    return torch.where(is_known.unsqueeze(1), coefficient, 0.0), torch.where(is_known, constant, -torch.inf)
 
 
 def enclosure_inputs(network: Network, enclosure: Enclosure) -> tuple[Tensor, Tensor]:
@@ -103,67 +124,45 @@ def _extreme(a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
     """Least value ``[B, K]`` of ``a [K, n]`` over the boxes, rounded down."""
     least = x_lower @ a.clamp(min=0).T + x_upper @ a.clamp(max=0).T
     size = torch.maximum(x_lower.abs(), x_upper.abs()) @ a.abs().T
-    return least - PAD * size
+    return least - (PAD * size + LOST)
 
 
 def _least_within(row: Tensor, offset: Tensor, a: Tensor, least: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
     """Least values ``[B, K]`` of ``row [B, K, n] x + offset [B, K]`` where ``a x + c <= 0``, rounded down.
 
     ``c`` is recovered from ``least [B]``, the least value of ``a x + c``. The large products run in float32, whose
-    rounding error (every sum has ``n`` terms and a few factors) is taken off. NaN-free: ``-inf`` says nothing.
+    rounding error (every sum has ``n`` terms and a few factors) is taken off, and whatever its products and the float32
+    forms of its factors may lose below its smallest normal number. For that ``a x + c`` is first divided by its largest
+    coefficient, which changes no halfspace. NaN-free: ``-inf`` says nothing.
     """
+    inverse = reciprocals(a.abs().amax(dim=1, keepdim=True))[0]
+    a, least = a * inverse, least * inverse.squeeze(1)
     middle, radius = (x_lower + x_upper) / 2, (x_upper - x_lower) / 2
     size = torch.maximum(x_lower.abs(), x_upper.abs())
     reach, swing, centre = (a.abs() * size).sum(1), (a.abs() * radius).sum(1), (a * middle).sum(1)
-    constant = least - (centre - swing) - PAD * reach
+    constant = least - (centre - swing) - (PAD * (reach + least.abs()) + LOST)
     slope = (centre + constant).unsqueeze(1)
     short = [part.float() for part in (row, offset, a, middle, radius, size, swing, slope, reach + constant.abs())]
     row, offset, a, middle, radius, size, swing, slope, sway = short
-    pad = (a.shape[1] + 16) * torch.finfo(torch.float32).eps
-    moved = row.abs()
-    width = torch.matmul(moved, radius.unsqueeze(2)).squeeze(2)
-    error = pad * (torch.matmul(moved, size.unsqueeze(2)).squeeze(2) + offset.abs()) + torch.finfo(torch.float32).tiny
+    single = torch.finfo(torch.float32)
+    pad = (a.shape[1] + 16) * single.eps
+    shifted = row.abs()
+    # A factor that falls below ``single.tiny`` is off by at most that; the other one is a size, or a coefficient.
+    lost = (a.shape[1] + 16) * single.tiny * (1 + size.amax(dim=1, keepdim=True))
+    sway = sway + lost.squeeze(1) / single.eps
+    width = torch.matmul(shifted, radius.unsqueeze(2)).squeeze(2)
+    error = pad * (torch.matmul(shifted, size.unsqueeze(2)).squeeze(2) + offset.abs())
+    error = error + lost * (1 + shifted.amax(dim=2))
     fixed = torch.matmul(row, middle.unsqueeze(2)).squeeze(2) + offset - error
-    scale = width / swing.clamp(min=1e-30).unsqueeze(1)
+    scale = ratio(width, swing.unsqueeze(1))
     best = torch.full_like(offset, -torch.inf)
     for multiple in MULTIPLIERS:
         t = multiple * scale
-        torch.addcmul(row, t.unsqueeze(2), a.unsqueeze(1), out=moved).abs_()
-        spread = torch.matmul(moved, radius.unsqueeze(2)).squeeze(2)
+        torch.addcmul(row, t.unsqueeze(2), a.unsqueeze(1), out=shifted).abs_()
+        spread = torch.matmul(shifted, radius.unsqueeze(2)).squeeze(2)
         value = fixed + t * slope - spread - pad * (t * sway.unsqueeze(1))
-        best = torch.maximum(best, value.nan_to_num(-torch.inf, -torch.inf, -torch.inf))
+        best = torch.maximum(best, known(value, -torch.inf))
     return best.to(least.dtype)
-
-
-def halfspaces(
-    x_lower: Tensor, x_upper: Tensor, inverse: Tensor, bound: Tensor, least: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Shrink boxes by ``a x <= bound`` for all rows: ``inverse [2, B, K, n]`` of ``a``; ``bound``, ``least [B, K]``.
-
-    From ``a_i x_i <= bound - (least - min_i)``: ``x_i <= xlow_i + (bound - least) / a_i`` where ``a_i > 0``.
-    """
-    room = _room(bound, least).unsqueeze(2)
-    return _moved(x_lower, x_upper, (room * inverse[0]).amin(dim=1), (room * inverse[1]).amin(dim=1))
-
-
-def _room(bound: Tensor, least: Tensor) -> Tensor:
-    return ((bound - least).clamp(min=0) * (1 + PAD) + TINY).nan_to_num(torch.inf, torch.inf)
-
-
-def _moved(x_lower: Tensor, x_upper: Tensor, above_lower: Tensor, below_upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes whose points lie at most so far above the lower and below the upper ends they had."""
-    pad = PAD * torch.maximum(x_lower.abs(), x_upper.abs())
-    return torch.maximum(x_lower, x_upper - below_upper - pad), torch.minimum(x_upper, x_lower + above_lower + pad)
-
-
-def inverses(a: Tensor) -> Tensor:
-    """What ``halfspaces`` multiplies room by: for the upper and for the lower ends, stacked in front."""
-    return torch.stack([_inverse(a), _inverse(-a)])
-
-
-def _inverse(a: Tensor) -> Tensor:
-    """``1 / a`` where ``a`` is positive, otherwise (and where that overflows) a huge number that limits nothing."""
-    return torch.where(a > TINY, 1 / a.clamp(min=TINY), torch.full_like(a, 1 / TINY)) * (1 + PAD)
 
 
 class Clipper:
@@ -183,12 +182,13 @@ class Clipper:
     ) -> None:
         self.lines, self.last, self.rest, self.rhs, self.scale = lines, last, rest, rhs, scale
         self.active = active
-        self.inverse_L, self.inverse_U = inverses(lines.L), inverses(-lines.U)
+        self.inverse_L, self.inverse_U = reciprocals(lines.L), reciprocals(-lines.U)
+        self.inverse_last = None if last is None else reciprocals(last)[0]
         self.slack = PAD * (1 + lines.l.abs() + lines.u.abs())
         self.short_L, self.short_U = lines.L.float(), lines.U.float()
         self.last_known = None if last is None else last[:, :, lines.index]
         self.is_bounded = bool(torch.isfinite(lines.l).all() and torch.isfinite(lines.u).all())
-        self.offsets = (lines.l.abs() + lines.u.abs()).nan_to_num(0.0, 0.0)
+        self.offsets = known(lines.l.abs() + lines.u.abs(), 0.0)
         self.magnitude = torch.maximum(lines.L.abs(), lines.U.abs())
 
     def tighten(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,9 +198,9 @@ class Clipper:
             up = self._from_rows(case, low, up)
         least = _extreme(lines.L, x_lower, x_upper) + lines.l - self.slack
         most = lines.u - _extreme(-lines.U, x_lower, x_upper) + self.slack
-        new_low = low.index_copy(1, lines.index, torch.maximum(low[:, lines.index], least))
-        new_up = up.expand(len(case), -1).index_copy(1, lines.index, torch.minimum(up[:, lines.index], most))
-        return new_low, new_up
+        new_low, new_up = tightened(low[:, lines.index], up[:, lines.index], least, most)
+        up = up.expand(len(case), -1)
+        return low.index_copy(1, lines.index, new_low), up.index_copy(1, lines.index, new_up)
 
     def run(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor, rounds: int) -> Region:
         """Propagate in domains of ``case [B]`` with imposed neuron bounds ``low``/``up [B, N]``."""
@@ -208,8 +208,8 @@ class Clipper:
         feasible = torch.ones(len(case), dtype=torch.bool, device=case.device)
         for _ in range(rounds):
             low, up = self.tighten(case, x_lower, x_upper, low, up)
-            feasible &= ~(low > up).any(dim=1)  # NaN would not be evidence
-            low, up = torch.minimum(low, up), torch.maximum(low, up)
+            low, up, is_empty = crossed(low, up)
+            feasible &= ~is_empty
             k_low, k_up = low[:, lines.index], up[:, lines.index]
             if self.rhs.shape[1] == 1:  # the line of a single row holds all that these cuts would find
                 continue
@@ -218,8 +218,8 @@ class Clipper:
             if self.active is not None:
                 x_lower, x_upper, excluded = self._cut_by_rows(case, x_lower, x_upper, low, up)
                 feasible &= ~excluded
-            feasible &= ~(x_lower > x_upper).any(dim=1)
-            x_lower, x_upper = torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper)
+            x_lower, x_upper, is_empty = crossed(x_lower, x_upper)
+            feasible &= ~is_empty
         return Region(x_lower, x_upper, low, up, feasible)
 
     def _row_lines(self, case: Tensor, low: Tensor, up: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,21 +232,21 @@ class Clipper:
         lines = self.lines
         c, active_a, active_constant = (_of_cases(part, case) for part in (self.last_known, *self.active))
         low, up = low[:, lines.index], up[:, lines.index]
-        below, above = low.clamp(max=0), up.clamp(min=0)
-        slope = (above / (above - below).clamp(min=TINY)).unsqueeze(1)
-        floor = ((above > -below) | (low >= 0)).to(c.dtype).unsqueeze(1)
+        below = low.clamp(max=0)
+        slope = chord_slope(low, up).unsqueeze(1)
+        floor = floor_slope(low, up).unsqueeze(1)
         rising, falling = c.clamp(min=0) * floor, c.clamp(max=0) * slope
         a = rising @ lines.L + falling @ lines.U + active_a
         if self.is_bounded:
             constant = torch.matmul(rising, lines.l) + torch.matmul(falling, lines.u)
         else:  # a line that says nothing has an infinite offset and only matters where it has weight
-            constant = (rising * lines.l).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
-            constant = constant + (falling * lines.u).nan_to_num(0.0, 0.0, -torch.inf).sum(2)
+            constant = torch.where(rising == 0, 0.0, rising * lines.l).sum(2)
+            constant = constant + torch.where(falling == 0, 0.0, falling * lines.u).sum(2)
         constant = constant - torch.matmul(falling, below.unsqueeze(2)).squeeze(2) + active_constant
         weight = rising - falling
         reach = self.magnitude @ size.amax(dim=0) + self.offsets
         terms = torch.matmul(weight, (reach - below).unsqueeze(2)).squeeze(2) + _of_cases(self.scale, case)
-        return a, constant - PAD * (terms + (active_a.abs() * size.unsqueeze(1)).sum(2))
+        return a, constant - (PAD * (terms + (active_a.abs() * size.unsqueeze(1)).sum(2)) + LOST)
 
     def _cut_by_rows(
         self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor
@@ -255,10 +255,11 @@ class Clipper:
         size = torch.maximum(x_lower.abs(), x_upper.abs())
         a, constant = self._row_lines(case, low, up, size)
         least = torch.matmul(a.clamp(min=0), x_lower.unsqueeze(2)) + torch.matmul(a.clamp(max=0), x_upper.unsqueeze(2))
-        least = (least - PAD * torch.matmul(a.abs(), size.unsqueeze(2))).squeeze(2)
-        bound = self.rhs[case] - constant
-        bound = (bound + PAD * (self.rhs[case].abs() + constant.abs())).nan_to_num(torch.inf, torch.inf, torch.inf)
-        return *halfspaces(x_lower, x_upper, inverses(a), bound, least), (least > bound).any(dim=1)
+        least = (least - (PAD * torch.matmul(a.abs(), size.unsqueeze(2)) + LOST)).squeeze(2)
+        rhs = self.rhs[case]
+        bound = rhs - constant + PAD * (rhs.abs() + constant.abs())
+        cut = halfspaces(x_lower, x_upper, reciprocals(a), bound, least)
+        return *cut, excluded(least_margin(least, bound)).any(dim=1)
 
     def _cut(
         self, x_lower: Tensor, x_upper: Tensor, a: Tensor, inverse: Tensor, bound: Tensor
@@ -268,21 +269,22 @@ class Clipper:
         size, width = a.abs(), x_upper - x_lower
         swing = width @ size.T
         reach = torch.minimum(swing, size.amax(dim=1) * width.amax(dim=1, keepdim=True))
-        domain, row = ((bound - least < reach) & (swing > NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
+        gap = bound - least
+        domain, row = ((gap < reach) & (swing > NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
         if not len(domain):
             return x_lower, x_upper
-        room = _room(bound[domain, row], least[domain, row])
+        rooms = room(bound[domain, row], least[domain, row]).unsqueeze(1)
         target = domain.unsqueeze(1).expand(-1, a.shape[1])
-        wide = torch.full_like(x_lower, 1 / TINY)
-        moves = [wide.scatter_reduce(0, target, room.unsqueeze(1) * side[row], "amin") for side in inverse]
-        return _moved(x_lower, x_upper, *moves)
+        wide = torch.full_like(x_lower, torch.inf)
+        moves = [wide.scatter_reduce(0, target, rooms * side[row], "amin") for side in inverse]
+        return moved(x_lower, x_upper, *moves)
 
     def within_halfspace(self, region: Region, a: Tensor, least: Tensor) -> Region:
         """Neuron bounds on the part of the boxes where ``a x + c <= 0``; ``a [B, n]``, ``least [B]`` is the least value
         of ``a x + c`` over the boxes of ``region``, rounded down."""
         lines = self.lines
-        unstable = (region.low[:, lines.index] < 0) & (region.up[:, lines.index] > 0)
-        usable = torch.isfinite(least) & (least < 0)
+        unstable = is_unstable(region.low[:, lines.index], region.up[:, lines.index])
+        usable = torch.isfinite(least) & ~excluded(least)
         unstable &= usable.unsqueeze(1)
         count = int(unstable.sum(dim=1).max()) if unstable.numel() else 0
         if count == 0:
@@ -294,35 +296,30 @@ class Clipper:
             chosen = unstable[part].to(torch.int8).topk(count, dim=1).indices
             neurons = lines.index[chosen]
             box = region.x_lower[part], region.x_upper[part]
-            for bounds, row, offset, sign in ((low, self.short_L, lines.l, 1.0), (up, self.short_U, lines.u, -1.0)):
+            sides = (low, self.short_L, lines.l, 1.0, torch.maximum), (up, self.short_U, lines.u, -1.0, torch.minimum)
+            for bounds, row, offset, sign, better in sides:
                 found = sign * _least_within(sign * row[chosen], sign * offset[chosen], a[part], least[part], *box)
+                found = torch.where(usable[part].unsqueeze(1), found, -sign * torch.inf)
                 old = bounds[part].gather(1, neurons)
-                new = torch.maximum(old, found) if sign > 0 else torch.minimum(old, found)
-                new = torch.where(usable[part].unsqueeze(1), new, old)
-                bounds[part] = bounds[part].scatter(1, neurons, new)
-        feasible = region.feasible & ~(low > up).any(dim=1)
-        return Region(region.x_lower, region.x_upper, torch.minimum(low, up), torch.maximum(low, up), feasible)
+                bounds[part] = bounds[part].scatter(1, neurons, better(old, found))
+        low, up, is_empty = crossed(low, up)
+        return Region(region.x_lower, region.x_upper, low, up, region.feasible & ~is_empty)
 
     def cut_rows(self, region: Region, a: Tensor, value: Tensor) -> Region:
         """Shrink boxes by row lines ``a [B, S, n]`` whose least value minus ``rhs`` is ``value [B, S]``."""
-        zero = torch.zeros_like(value)
-        x_lower, x_upper = halfspaces(
-            region.x_lower, region.x_upper, inverses(a), zero, value.nan_to_num(0.0, 0.0, -torch.inf)
-        )
-        feasible = region.feasible & ~(x_lower > x_upper).any(dim=1)
-        return Region(torch.minimum(x_lower, x_upper), torch.maximum(x_lower, x_upper), region.low, region.up, feasible)
+        x_lower, x_upper, is_left = clipped(region.x_lower, region.x_upper, a, value)
+        return Region(x_lower, x_upper, region.low, region.up, region.feasible & is_left)
 
     def _from_rows(self, case: Tensor, low: Tensor, up: Tensor) -> Tensor:
         """Upper bounds of last-layer neurons implied by ``sum_j c_j z_j + rest <= rhs`` (interval reasoning)."""
-        assert self.last is not None and self.rest is not None
+        assert self.last is not None and self.rest is not None and self.inverse_last is not None
         c, rest, scale, rhs = (_of_cases(part, case) for part in (self.last, self.rest, self.scale, self.rhs))
+        inverse = _of_cases(self.inverse_last, case)
         z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
         least = (torch.matmul(c.clamp(min=0), z_low.mT) + torch.matmul(c.clamp(max=0), z_up.mT)).squeeze(2) + rest
         size = torch.matmul(c.abs(), torch.maximum(z_low, z_up).mT).squeeze(2) + scale + rhs.abs()
-        room = (rhs - least).clamp(min=0) + PAD * size
-        room = torch.where(torch.isfinite(room), room, torch.full_like(room, torch.inf)).unsqueeze(2)
-        allowed = torch.where(c > 0, z_low + room / c, torch.full_like(c, torch.inf)).nan_to_num(torch.inf, torch.inf)
-        return torch.minimum(up, torch.maximum(allowed.amin(dim=1), low))
+        rooms = room(rhs + (PAD * size + LOST), least).unsqueeze(2)
+        return torch.minimum(up, torch.maximum(limit(z_low.squeeze(1), (rooms * inverse).amin(dim=1)), low))
 
 
 def _of_cases(values: Tensor, case: Tensor) -> Tensor:
@@ -359,7 +356,7 @@ def clipper_of(
     """The clipper of a problem with rows ``C [P, S, m]``, ``D`` or None, ``rhs [P, S]``."""
     c, d, rhs = rows
     lines = NeuronLines(network, layout, enclosure, memory)
-    found = last_layer(network, c) if d is None else None
+    found = last_layer(network, c) if d is None and not enclosure.scales.radii else None  # rounded rows are not affine
     outputs = torch.cat([enclosure.scales[name].flatten() for name in network.graph.outputs])
     scale = c.abs() @ outputs
     if found is None:
@@ -369,8 +366,9 @@ def clipper_of(
     full = torch.zeros(*coefficient.shape[:2], layout.n_neurons, dtype=network.dtype, device=network.device)
     full[:, :, where] = coefficient
     low = enclosure.bounds[network.graph.nodes[node].inputs[0]][0]
-    seed = (coefficient * (low.flatten() >= 0)).reshape(*coefficient.shape[:2], *low.shape[1:])
+    seed = (coefficient * is_active(low.flatten())).reshape(*coefficient.shape[:2], *low.shape[1:])
     backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
     part = backward.run({network.graph.nodes[node].inputs[0]: seed})
-    active = part.coefficient, part.constant - part.error + rest - PAD * (part.constant.abs() + scale)
+    slack = PAD * (part.constant.abs() + rest.abs() + scale) + LOST
+    active = part.coefficient, part.constant - part.error + rest - slack
     return Clipper(lines, full, rest, rhs, scale, active if torch.isfinite(active[1]).all() else None)

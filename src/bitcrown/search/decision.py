@@ -63,7 +63,7 @@ def read_problem_graph(run: Run) -> Graph:
             graphs[declared.name] = graphs[declared.equal_to]
             continue
         path = run.problem.networks[declared.name]
-        graph = read_graph(path)
+        graph = read_graph(path, run.settings.semantics)
         run.counters["crosscheck"] = crosscheck(graph, path, run.settings.seed)
         graphs[declared.name] = graph
     return next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
@@ -73,9 +73,9 @@ def decide(run: Run) -> Verdict:
     """Bounds, attack and search on an opened ``Run``."""
     with run.phase("read"):
         graph = read_problem_graph(run)
-        objective = objective_of(run.problem)
+        objective = objective_of(run.problem, run.replay.dtypes())
         proof = Network(graph, torch.float64, device_of(run.settings.device))
-    varied = int((objective.upper > objective.lower).any(axis=0).sum())
+    varied = int((objective.upper != objective.lower).any(axis=0).sum())
     run.counters.update(cases=objective.n_cases, boxes=len(objective.lower), varied_inputs=varied)
     cases = np.arange(objective.n_cases)
     if len(objective.lower) > 1 or varied <= FEW_INPUTS:
@@ -147,6 +147,8 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     run.counters["open_after_crown"] = len(left)
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
+    if any(bool(torch.isinf(radius).any()) for radius in enclosure.scales.radii.values()):
+        return run.unknown(Reason.NUMERICS, "a value may leave the range of its number type, or be lost in rounding")
     open_cases = cases[left.cpu().numpy()]
     if share.is_expired():
         run.counters["root_bounds_cut_short"] = 1
@@ -193,7 +195,7 @@ def _sharpened_layers(run: Run, search: NeuronSplit, domains: Domains, root_seco
     Where no neuron can be split, better layers are all that is left: passes with more and more steps then follow each
     other until they gain nothing.
     """
-    has_splits = search.layout.n_neurons > 0
+    has_splits = bool(search.layout.n_neurons)
     share = run.budget.capped((LAYER_SHARE if has_splits else SMOOTH_SHARE) * run.budget.remaining())
     steps = int(min(LAYER_STEPS, share.remaining() / (STEP_COST * root_seconds + 1e-3)))
     if not len(domains) or steps < 2 or not search.layout.n_alphas:
@@ -209,7 +211,7 @@ def _sharpened_layers(run: Run, search: NeuronSplit, domains: Domains, root_seco
             run.counters.update(layer_steps=steps, open_after_layers=len(domains))
             if has_splits or not len(domains):
                 break
-            gain = 1 - float(domains.value.min()) / worst
+            gain = 1 - float(domains.value.min()) / worst if worst else 0.0
             steps *= 2
     return domains
 

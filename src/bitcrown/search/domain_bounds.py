@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitcrown.bounds import claims
 from bitcrown.bounds.crown import Lines
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder
@@ -112,7 +113,7 @@ class DomainBounds:
     def neuron_bounds(self, domains: Domains) -> tuple[Tensor, Tensor]:
         """Bounds ``[B, N]`` of the neurons: the root's, the domain's own, and its signs."""
         low, up = self.layout.flat_bounds(self.layout.split_bounds(self.bounds, domains.split))
-        return torch.maximum(low, domains.low), torch.minimum(up, domains.up)
+        return claims.tightened(low, up, domains.low, domains.up)
 
     def root(self, enclosure: Enclosure | None = None) -> Tensor:
         """Bound all cases without splits; returns the indices (into ``cases``) still open. Layers are bounded once."""
@@ -142,7 +143,7 @@ class DomainBounds:
             value.append(proved_minimum(self.proof, rows, self.bounds, enclosure.scales, parameters))
         self.row_value = torch.cat(value)
         self.root_value = self.row_value.amax(dim=1)
-        return (self.root_value <= 0).nonzero().flatten()
+        return (~claims.excluded(self.row_value).any(dim=1)).nonzero().flatten()
 
     def fitting(self, wanted: int, network: Network) -> int:
         """Domains whose backward pass stays within a third of the memory budget."""
@@ -204,7 +205,7 @@ class DomainBounds:
             return domains.select(region.feasible.nonzero().flatten())
 
     def prove(self, domains: Domains) -> Tensor:
-        """Rigorous bounds ``[B]`` with the domains' parameters."""
+        """Whether the domains' parameters exclude them, rigorously: ``[B]``."""
         parameters, bounds = self.parameters(domains), self.bounds
         if self.reduced is not None:
             alpha, beta, split = (self.reduced.expand(part) for part in (domains.alpha, domains.beta, domains.split))
@@ -212,7 +213,7 @@ class DomainBounds:
         elif self.clipper is not None:
             bounds = self.bounds_of(domains, self.proof.dtype)
         rows = self.rows_of(domains)
-        return proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters).amax(dim=1)
+        return claims.excluded(proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters)).any(dim=1)
 
     def assess(self, domains: Domains) -> Domains:
         """Exclude what the parameters prove; branching candidates and a smaller region for the rest."""
@@ -236,16 +237,19 @@ class DomainBounds:
         gamma = backward.gamma if is_proof else 0.0
         goal, error = self.goal(domains, rows.to(self.guide.dtype), gamma)
         lines = row_lines(self.model, goal, backward)
-        value = bound_lines(lines, goal, gamma) - error
-        best = value.amax(dim=1)
-        proved = best > 0
+        value = bound_lines(lines, goal, gamma)
+        if error is not None:
+            value = claims.least_margin(value, error)
+        proved = claims.excluded(value).any(dim=1)
         if not is_proof and proved.any():
             hopeful = proved.nonzero().flatten()
-            proved[hopeful] = self.prove(domains.select(hopeful)) > 0
+            proved[hopeful] = self.prove(domains.select(hopeful))
         if self.leaf_solver is None:
             scores = triangle_scores(self.layout, bounds, record, domains.split, torch.ones_like(value))
             domains.candidates = torch.cat([best_candidates(score, CANDIDATES) for score in scores], dim=1)
-        domains.value = torch.maximum(domains.value, best.to(domains.value.dtype))
+        domains.value = torch.maximum(
+            domains.value, claims.known(value, -torch.inf).amax(dim=1).to(domains.value.dtype)
+        )
         self.try_minimisers(rows, lines)
         if is_proof and self.clipper is not None:
             proved |= ~self.cut(domains, lines, value)
@@ -256,25 +260,25 @@ class DomainBounds:
         if self.witness is not None:
             return
         rows = rows.to(self.guide.dtype)
-        corner = torch.where(lines.coefficient[:, 0] > 0, rows.x_lower, rows.x_upper)
+        corner = claims.corner(lines.coefficient[:, 0], rows.x_lower, rows.x_upper)
         points = torch.cat([corner, (rows.x_lower + rows.x_upper) / 2]) if self.clipper is not None else corner
         copies = len(points) // len(corner)
         outputs = self.model(points)
-        excess = (rows.C.repeat(copies, 1, 1) @ outputs.unsqueeze(2)).squeeze(2) - rows.rhs.repeat(copies, 1)
+        reached = (rows.C.repeat(copies, 1, 1) @ outputs.unsqueeze(2)).squeeze(2)
         if rows.D is not None:
-            excess = excess + (rows.D.repeat(copies, 1, 1) @ points.unsqueeze(2)).squeeze(2)
-        for k in (excess <= 0).all(dim=1).nonzero().flatten()[:4].tolist():
+            reached = reached + (rows.D.repeat(copies, 1, 1) @ points.unsqueeze(2)).squeeze(2)
+        for k in (reached <= rows.rhs.repeat(copies, 1)).all(dim=1).nonzero().flatten()[:4].tolist():
             self.witness = self.confirm(points[k].double().cpu().numpy())
             if self.witness is not None:
                 return
 
-    def goal(self, domains: Domains, rows: Rows, gamma: float) -> tuple[Rows, Tensor | float]:
-        """The one row per domain that is bounded, and the rounding error of forming it."""
+    def goal(self, domains: Domains, rows: Rows, gamma: float) -> tuple[Rows, Tensor | None]:
+        """The one row per domain that is bounded, and the rounding error of forming it (None for a guide)."""
         if domains.mix.shape[1] == 1:
-            return rows, 0.0
+            return rows, None
         outputs = torch.cat([self.enclosure.scales[name].flatten() for name in self.proof.graph.outputs])
         mix = domains.mix.to(rows.C.dtype)
-        error = rows.mixing_error(mix, outputs.to(rows.C.dtype), gamma) if gamma else 0.0
+        error = rows.mixing_error(mix, outputs.to(rows.C.dtype), gamma) if gamma else None
         return rows.mixed(mix), error
 
     def cut(self, domains: Domains, lines: Lines, value: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class DomainStack:
         """Up to ``count`` domains from the top."""
         parts: list[Domains] = []
         missing = count
-        while self.chunks and missing > 0:
+        while self.chunks and missing:
             chunk = self.chunks.pop()
             if len(chunk) > missing:
                 index = torch.arange(len(chunk), device=chunk.case.device)

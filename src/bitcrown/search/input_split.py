@@ -6,7 +6,7 @@ A domain is a box together with the cases still open on it. Each round takes a b
 2. closes a case when one of its rows is positive on the whole box;
 3. clips: a violation of a case must satisfy ``a x + c <= 0`` for *each* of its rows, so every coordinate obeys
    ``a_i x_i <= min_i - L`` with ``L`` the row's least value and ``min_i`` the least value of ``a_i x_i``; a domain
-   keeps the hull of what its open cases leave (Clip-and-Verify, 2025, "relaxed" form, derived here in closed form);
+   keeps the hull of what its open cases leave (Clip-and-Verify, 2025, "relaxed" form; ``bounds.claims``);
 4. probes the midpoint and the minimiser of the worst row with the network itself;
 5. halves what is left along the coordinate that matters most to the rows (smart branching: ``|a_i| * width``).
 
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitcrown.bounds import claims
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds
 from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder
 from bitcrown.budget import Budget
@@ -83,11 +84,6 @@ class GroupedRows:
             torch.arange(len(boxes), device=network.device),
             torch.as_tensor(used, device=network.device),
         )
-
-
-def _least(a: Tensor, low: Tensor, up: Tensor) -> Tensor:
-    """Least values ``[B, Q, S]`` of rows ``a [B, Q, S, n]`` over boxes ``[B, 1 or Q, n]``."""
-    return (a.clamp(min=0) * low.unsqueeze(2) + a.clamp(max=0) * up.unsqueeze(2)).sum(3)
 
 
 @dataclass
@@ -186,7 +182,7 @@ class InputSplit:
         with torch.no_grad():
             enclosure = self.bounder.run(boxes.lower, boxes.upper)
             lines, values = self._bound_rows(boxes, enclosure)
-            boxes.open &= ~(values > 0).any(dim=2)
+            boxes.open &= ~claims.excluded(values).any(dim=2)
             keep = boxes.open.any(dim=1).nonzero().flatten()
             if not len(keep):
                 return boxes.select(keep), None
@@ -212,22 +208,20 @@ class InputSplit:
             lines = lines._replace(coefficient=lines.coefficient + self.rows.D[group].flatten(1, 2))
         gamma = self.bounder.gamma
         value = minimum(lines, boxes.lower, boxes.upper, gamma)
-        slack = gamma * (value.abs() + rhs.flatten(1).abs())
-        slack = torch.where(torch.isfinite(slack), slack, torch.zeros_like(slack))
-        return lines, (value - rhs.flatten(1) - slack).reshape(len(boxes), *c.shape[1:3])
+        return lines, claims.least_margin(value, rhs.flatten(1)).reshape(len(boxes), *c.shape[1:3])
 
     def _probe(self, boxes: Boxes, coefficient: Tensor, values: Tensor) -> object | None:
         """Try midpoints and row minimisers; replay what the float network finds to violate."""
         worst = torch.where(boxes.open.unsqueeze(2), values, torch.full_like(values, np.inf)).flatten(1).argmin(1)
         a = coefficient.flatten(1, 2)[torch.arange(len(boxes), device=worst.device), worst]
-        corner = torch.where(a > 0, boxes.lower, boxes.upper)
+        corner = claims.corner(a, boxes.lower, boxes.upper)
         points = torch.cat([(boxes.lower + boxes.upper) / 2, corner])
         outputs = self.network(points)
         group = boxes.group.repeat(2)
-        margin = (self.rows.C[group] * outputs[:, None, None, :]).sum(3) - self.rows.rhs[group]
+        reached = (self.rows.C[group] * outputs[:, None, None, :]).sum(3)
         if self.rows.D is not None:
-            margin = margin + (self.rows.D[group] * points[:, None, None, :]).sum(3)
-        bad = ((margin <= 0).all(dim=2) & boxes.open.repeat(2, 1)).any(dim=1).nonzero().flatten()
+            reached = reached + (self.rows.D[group] * points[:, None, None, :]).sum(3)
+        bad = ((reached <= self.rows.rhs[group]).all(dim=2) & boxes.open.repeat(2, 1)).any(dim=1).nonzero().flatten()
         for k in bad[:8].tolist():
             witness = self.confirm(points[k].cpu().numpy())
             if witness is not None:
@@ -240,26 +234,12 @@ class InputSplit:
 
         Rows are used again on the box that the others left, which is how conjunctions pay.
         """
-        low, up = boxes.lower[:, None, :], boxes.upper[:, None, :]
-        size = (a.abs() * torch.maximum(low.abs(), up.abs()).unsqueeze(2)).sum(3) + values.abs().nan_to_num(0.0, 0.0)
-        offset = values - _least(a, low, up) - 1e-11 * size
-        low, up = low.expand(-1, a.shape[1], -1), up.expand(-1, a.shape[1], -1)
-        infinity = torch.full((), torch.inf, dtype=a.dtype, device=a.device)
-        feasible = boxes.open.clone()
-        inverse = 1 / a.abs().clamp(min=1e-200)
-        for _ in range(CLIP_ROUNDS):
-            value = _least(a, low, up) + offset
-            feasible &= ~(value > 0).any(dim=2)
-            reach = (-value).clamp(min=0).nan_to_num(torch.inf, torch.inf).unsqueeze(3) * inverse * (1 + 1e-9)
-            pad = 1e-12 * torch.maximum(low.abs(), up.abs()) + 1e-300
-            new_up = torch.minimum(up, low + torch.where(a > 0, reach, infinity).amin(dim=2) + pad)
-            low = torch.maximum(low, up - torch.where(a < 0, reach, infinity).amin(dim=2) - pad)
-            up = new_up
-            feasible &= ~(low > up).any(dim=2)
-            low, up = torch.minimum(low, up), torch.maximum(low, up)
+        low, up = (end.unsqueeze(1).expand(-1, a.shape[1], -1) for end in (boxes.lower, boxes.upper))
+        low, up, is_left = claims.clipped(low, up, a, values, CLIP_ROUNDS)
+        feasible = boxes.open & is_left
         shut = ~feasible.unsqueeze(2)
-        lower = torch.where(shut, infinity, low).amin(dim=1)
-        upper = torch.where(shut, -infinity, up).amax(dim=1)
+        lower = torch.where(shut, torch.inf, low).amin(dim=1)
+        upper = torch.where(shut, -torch.inf, up).amax(dim=1)
         keep = feasible.any(dim=1).nonzero().flatten()
         clipped = Boxes(lower, upper, boxes.group, feasible).select(keep)
         return clipped, a[keep], values[keep]
@@ -270,10 +250,11 @@ class InputSplit:
         weight = torch.where(boxes.open[:, :, None, None], a.abs(), torch.zeros_like(a)).flatten(1, 2).amax(1)
         score = (weight + 1e-3 * weight.amax(1, keepdim=True)) * width + 1e-12 * width
         middle = (boxes.lower + boxes.upper) / 2
-        can_split = (middle > boxes.lower) & (middle < boxes.upper)
+        can_split = (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
+        score = torch.where(torch.isfinite(score), score, width)  # rows without bound say nothing about coordinates
         score = torch.where(can_split, score, torch.full_like(score, -1.0))
-        best, axis = score.max(dim=1)
-        movable = best >= 0
+        axis = score.argmax(dim=1)
+        movable = can_split.any(dim=1)
         self.stuck += int((~movable).sum())
         boxes, axis, middle = boxes.select(movable.nonzero().flatten()), axis[movable], middle[movable]
         index = torch.arange(len(boxes), device=axis.device)

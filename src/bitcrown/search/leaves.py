@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import is_active, is_unstable
 from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.optimise import Layout
 from bitcrown.budget import Budget
@@ -53,7 +54,7 @@ class LeafSolution:
     mix: np.ndarray
     x: np.ndarray
     neuron: int
-    value: float
+    optimum: float
 
 
 def shallow_network(
@@ -82,7 +83,8 @@ def shallow_network(
 def snapped(x: np.ndarray, low: np.ndarray, up: np.ndarray) -> np.ndarray:
     """``x`` with coordinates that all but touch an end of the box put on it."""
     near = 1e-6 * (up - low)
-    return np.where(x - low < near, low, np.where(up - x < near, up, x))
+    to_low, to_up = x - low, up - x
+    return np.where(to_low < near, low, np.where(to_up < near, up, x))
 
 
 class LeafSolver:
@@ -114,7 +116,7 @@ class LeafSolver:
             domains.mix[i] = torch.from_numpy(found.mix)
             domains.candidates[i] = -1
             domains.candidates[i, 0] = found.neuron
-            if found.value <= 1e-6:
+            if found.optimum <= 1e-6:
                 points.append(found.x)
         return points
 
@@ -137,7 +139,7 @@ class LeafSolver:
         beta[decided] = row_dual[counts[0] : counts[1]]
         through, floor = row_dual[counts[1] : counts[2]], np.maximum(col_dual[n : n + k], 0)
         total = through + floor
-        alpha[unstable] = np.where(total > 1e-12, through / np.maximum(total, 1e-12), 0.5)
+        alpha[unstable] = np.divide(through, total, out=np.full(k, 0.5), where=total > 1e-12)
         x = point[:n]
         gap = point[n : n + k] - np.maximum(self.net.W[unstable] @ x + self.net.b[unstable], 0)
         neuron = int(unstable[gap.argmax()]) if k else -1
@@ -148,8 +150,8 @@ class LeafSolver:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """``matrix (x, z, s) <= upper``, the unstable and the split neurons, and which rows are used."""
         net = self.net
-        unstable = np.nonzero((low < 0) & (up > 0))[0]
-        active = np.nonzero(low >= 0)[0]
+        unstable = np.nonzero(is_unstable(torch.from_numpy(low), torch.from_numpy(up)).numpy())[0]
+        active = np.nonzero(is_active(torch.from_numpy(low)).numpy())[0]
         k = len(unstable)
         c = net.c[case]
         used = np.isfinite(net.limit[case])

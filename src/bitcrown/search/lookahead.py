@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import is_unstable, ratio
 from bitcrown.search.branching import best_candidates
 from bitcrown.search.clip import Clipper
 from bitcrown.search.domains import Domains
@@ -42,8 +43,8 @@ def look_ahead(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> t
     is_empty = torch.isinf(settled)
     is_forced = is_empty[0] ^ is_empty[1]
     quality = torch.where(is_forced, 1e30, settled[0] * settled[1])  # an empty child is no split at all
-    best = torch.where(candidates >= 0, quality, -torch.ones_like(quality)).argmax(dim=1, keepdim=True)
-    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (is_forced & (candidates >= 0))
+    best = torch.where(candidates != -1, quality, -torch.ones_like(quality)).argmax(dim=1, keepdim=True)
+    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (is_forced & (candidates != -1))
     forced = torch.zeros_like(domains.split).scatter_add(1, candidates.clamp(min=0), sign)
     return candidates.gather(1, best).squeeze(1), domains.split + forced
 
@@ -54,10 +55,10 @@ def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tens
     radius = (domains.x_upper - domains.x_lower) / 2
     weight = torch.maximum(lines.L.abs(), lines.U.abs())
     swing = radius @ weight.T
-    shortness = 1 / swing.square().clamp(min=1e-12) * (swing > 0)
+    shortness = ratio(swing, swing * (swing.square() + 1e-12))
     influence = (shortness @ weight) * radius
     k_low, k_up = low[:, lines.index], up[:, lines.index]
-    share = torch.minimum(-k_low, k_up) / (k_up - k_low).clamp(min=1e-30)
+    share = ratio(torch.minimum(-k_low, k_up), k_up - k_low)
     found = torch.where(share > NEGLIGIBLE, share * ((influence @ weight.T) + 1e-9), torch.zeros_like(share))
     return torch.zeros_like(low).index_copy(1, lines.index, found)
 
@@ -68,17 +69,17 @@ def _settled(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor, candid
     index = torch.arange(count, device=low.device).repeat_interleave(width)
     neuron = candidates.clamp(min=0).reshape(-1, 1)
     before = (up - low)[index]
-    open_ = ((low < 0) & (up > 0))[index]
-    scale = torch.where(open_, before.clamp(min=1e-9), torch.inf)
+    is_open = is_unstable(low, up)[index]
     shares = []
     for sign in (-1, 1):
         child_low, child_up = low[index], up[index]
-        if sign > 0:
+        if sign == 1:
             child_low = child_low.scatter(1, neuron, child_low.gather(1, neuron).clamp(min=0))
         else:
             child_up = child_up.scatter(1, neuron, child_up.gather(1, neuron).clamp(max=0))
         box = domains.x_lower[index], domains.x_upper[index]
         region = clipper.run(domains.case[index], *box, child_low, child_up, ROUNDS)
-        lost = ((before - (region.up - region.low)) / scale).clamp(0, 1).sum(dim=1)
+        kept = ratio(region.up - region.low, before)
+        lost = torch.where(is_open, 1 - kept, 0.0).clamp(0, 1).sum(dim=1)
         shares.append(torch.where(region.feasible, lost, torch.full_like(lost, torch.inf)))
     return torch.stack(shares).reshape(2, count, width)

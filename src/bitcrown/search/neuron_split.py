@@ -68,7 +68,7 @@ class NeuronSplit(DomainBounds):
         self.budget.check()
         self.score = self.choice.pick()
         neuron = self._branch(batch)
-        can_split = neuron >= 0
+        can_split = neuron != -1
         if not can_split.all():
             self.stuck += int((~can_split).sum())
             index = can_split.nonzero().flatten()
@@ -94,7 +94,7 @@ class NeuronSplit(DomainBounds):
             neuron, batch.split = look_ahead(self.clipper, batch, *self.neuron_bounds(batch))
             return neuron
         candidates = self.choice.of(batch.candidates, self.score)
-        if not (candidates[:, 1] >= 0).any():
+        if not (candidates[:, 1] != -1).any():
             return candidates[:, 0]
         count, width = candidates.shape
         value = []

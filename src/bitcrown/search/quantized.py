@@ -4,13 +4,15 @@ A network that ``looks_quantized`` is read as an ``IntegerNetwork``; the propert
 cases integer constraints, and ``quant.decide`` searches. A counterexample is a lattice point; the input that represents
 it inside the property's box is replayed on the original file like every other witness.
 
-An input box counts as what a scorer reads from it: where a bound is no number of float32, the nearest one belongs to
-the box as well, so proofs cover it. Where the network cannot be read as integers the float engine has its turn; the
-counters then hold the reason.
+An input box counts as what a scorer reads from it: where a bound is no number of the input's type, the nearest one
+belongs to the box as well, so proofs cover it. Where the network cannot be read as integers the float engine has its
+turn; the counters then hold the reason.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from bitcrown.quant.integer_bounds import Program
 from bitcrown.quant.integer_graph import IntegerNetwork, QuantError
 from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
 from bitcrown.quant.query import IntegerQuery, split_by_box
-from bitcrown.search.objective import box_lower, box_upper
+from bitcrown.search.objective import Kind, box_of
 from bitcrown.spec.problem import Case, Problem
 from bitcrown.verdict import Reason, Status, Verdict
 
@@ -42,7 +44,7 @@ def decide_in_integers(run: Run) -> Verdict | None:
     try:
         with run.phase("read"):
             network = read_onnx(path, seed=run.settings.seed)
-            queries = split_by_box(covering(problem), network)
+            queries = split_by_box(covering(problem, run.replay.dtypes()), network)
     except QuantError as error:
         run.counters["not_read_as_integers"] = str(error)
         return None
@@ -51,12 +53,18 @@ def decide_in_integers(run: Run) -> Verdict | None:
         return _decide_queries(run, network, queries)
 
 
-def covering(problem: Problem) -> Problem:
-    """The problem with every box widened to the float32 reading of its bounds."""
+def covering(problem: Problem, kinds: Iterable[Kind]) -> Problem:
+    """The problem with every box widened to the reading of its bounds in the types ``kinds [n]`` of the inputs.
+
+    An end beyond all numbers of float64 stays as it is.
+    """
+    types = list(kinds)
 
     def widened(case: Case) -> Case:
-        lower = tuple(Fraction(box_lower(value)) for value in case.lower)
-        return replace(case, lower=lower, upper=tuple(Fraction(box_upper(value)) for value in case.upper))
+        ends = [box_of(*interval) for interval in zip(case.lower, case.upper, types, strict=True)]
+        lower = [exact if math.isinf(end) else Fraction(end) for (end, _), exact in zip(ends, case.lower, strict=True)]
+        upper = [exact if math.isinf(end) else Fraction(end) for (_, end), exact in zip(ends, case.upper, strict=True)]
+        return replace(case, lower=tuple(lower), upper=tuple(upper))
 
     return replace(problem, cases=tuple(widened(case) for case in problem.cases))
 

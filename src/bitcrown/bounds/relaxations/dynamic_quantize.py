@@ -30,7 +30,7 @@ def _radius(node: Node, low: Tensor, up: Tensor) -> Tensor:
     places = tuple(range(-len(node.shape), 0))
     if places:
         low, up = low.amin(places, keepdim=True), up.amax(places, keepdim=True)
-    return (up.clamp(min=0) - low.clamp(max=0)) * (RADIUS / 255)
+    return (up.clamp(min=0) - low.clamp(max=0)) * (RADIUS / 255) + torch.finfo(low.dtype).tiny
 
 
 def _interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ Replacing ``l`` by ``min(l, 0)`` and ``u`` by ``max(u, 0)`` gives the stable cas
 has ``s = u / u = 1`` and intercept 0, ``u <= 0`` has ``s = 0`` and intercept 0. A split neuron is one with a bound
 clamped to zero, hence exact too. Every formula here is few tensor passes long because it runs once per iteration.
 
-Underflow: where ``u`` or ``-l`` is below the smallest normal number the intercept may be too small by as much. The
-error analysis of ``rounding`` leaves out underflow in the same way.
+Underflow: a product that falls below the smallest normal number loses at most itself, ``u (-l) / (u - l)``, which is at
+most ``min(u, -l)``. Adding the least of that and the smallest normal number covers it, and adds nothing where the
+neuron is stable.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha
     width = (above + below).clamp_(min=info.tiny * info.eps, max=info.max)
     slope = above / width
     intercept = torch.maximum(below * slope, (1 - slope).mul_(above)).mul_(1 + 4 * info.eps)
+    intercept = intercept + torch.minimum(below, above).clamp_(max=info.tiny)
     if alpha is None:
         lower_slope = (above > below).to(low.dtype)
     else:

@@ -10,6 +10,8 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import UNLIMITED, Builder, OnnxNode, lowers
 
+FLOATS = (1, 10, 11, 16)
+"""Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
 _PLAIN = ("Sigmoid", "Tanh", "Exp", "Log", "Reciprocal", "Sqrt", "Sin", "Cos", "Sign", "Floor", "Ceil", "Round", "Erf")
 
 
@@ -20,7 +22,7 @@ def plain(b: Builder, node: OnnxNode) -> None:
 
 @lowers("Identity", "Dropout", "Cast")
 def identity(b: Builder, node: OnnxNode) -> None:
-    if node.op == "Cast" and node.attrs.get("to") not in (1, 11):
+    if node.op == "Cast" and node.attrs.get("to") not in FLOATS:
         raise UnsupportedError(f"node {node.name!r} casts a value that depends on the input to a non-float type")
     training = node.inputs[2] if node.op == "Dropout" and len(node.inputs) > 2 else ""
     if training and b.constant(training, "the training mode").any():

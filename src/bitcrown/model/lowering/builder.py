@@ -70,6 +70,12 @@ class Builder:
     units: dict[str, Unit] = field(default_factory=dict)
     """Of ONNX tensors that are not what they are in the file (see ``dynamic_quantization``)."""
     source: str = ""
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """Element types of ONNX tensors that depend on the input (see ``model.roundings``)."""
+    readers: Mapping[str, int] = field(default_factory=dict)
+    """How many nodes and outputs of the file read each ONNX tensor."""
+    unrounded: list[str] = field(default_factory=list)
+    """Operators, and names of nodes, of which nobody knows how the runtime rounds."""
 
     def is_constant(self, tensor: str) -> bool:
         return tensor in self.constants
