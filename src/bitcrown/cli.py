@@ -116,8 +116,9 @@ def _add_bench_commands(commands: Any) -> None:
 
 
 def verify_command(options: argparse.Namespace) -> int:
+    from bitcrown.files import write_whole
     from bitcrown.harness.instance import parse_timeout
-    from bitcrown.harness.outcome import write_whole
+    from bitcrown.harness.outcome import write_answer
     from bitcrown.harness.run import Request, check_files, watch
     from bitcrown.harness.watchdog import Signals
 
@@ -127,12 +128,13 @@ def verify_command(options: argparse.Namespace) -> int:
     check_files(network, vnnlib)
     certificate: Path | None = options.certificate
     if certificate is not None:
-        write_whole(certificate, "", sync=False)
+        write_whole(certificate, "")
     wanted = str(certificate or "")
     request = Request("", network, vnnlib, parse_timeout(options.timeout), started, settings, wanted)
     if options.result is not None:
-        write_whole(options.result, f"{Status.TIMEOUT}\n", sync=False)
-    outcome = watch(request, options.result, Signals(), options.record).outcome
+        write_answer(options.result, f"{Status.TIMEOUT}\n")
+    seen = watch(request, options.result, Signals(), options.record)
+    outcome = seen.outcome
     if certificate is not None:
         report_certificate(certificate, outcome.status)
     if outcome.status is Status.ERROR:
@@ -143,6 +145,8 @@ def verify_command(options: argparse.Namespace) -> int:
         print(outcome.witness.strip())
     how = outcome.decided_by or outcome.reason + (f" ({outcome.detail})" if outcome.detail else "")
     print(f"bitcrown: {how}; {time.monotonic() - started:.2f} s", file=sys.stderr)
+    if seen.lost:
+        return BAD_INPUT
     return DECIDED if outcome.status in (Status.SAT, Status.UNSAT) else UNDECIDED
 
 

@@ -100,7 +100,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     from bitcrown.evaluate.data import centre_crop, read_images
     from bitcrown.evaluate.evaluation import selected
     from bitcrown.evaluate.runs import evaluate_runs
-    from bitcrown.harness.outcome import write_whole
+    from bitcrown.files import write_whole
 
     plan = plan_of(options)
     radii = [exact_number(word, "--eps") for word in options.eps.split(",")]
@@ -117,17 +117,17 @@ def evaluate_command(options: argparse.Namespace) -> int:
     finally:
         line.end()
     if options.out is not None:
-        write_whole(options.out / "record.json", json.dumps(found.record, indent=1) + "\n", sync=False)
+        write_whole(options.out / "record.json", json.dumps(found.record, indent=1) + "\n")
     if options.select is not None:
         numbers = selected(found.outcomes[0])
-        write_whole(options.select, "".join(f"{number}\n" for number in numbers), sync=False)
+        write_whole(options.select, "".join(f"{number}\n" for number in numbers))
         print(f"{len(numbers)} images selected: {options.select}")
     print(found.table(), end="")
     if found.record["contradictions"]:
         print(f"WRONG: broken and proved at once: images {found.record['contradictions']}", file=sys.stderr)
         return WRONG
     if options.html is not None:
-        write_whole(options.html, found.html(), sync=False)
+        write_whole(options.html, found.html())
     return DONE
 
 

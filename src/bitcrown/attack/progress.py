@@ -12,7 +12,6 @@ Legend: ``B`` images, ``A`` components, ``K`` classes.
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.errors import ResourceError, SettingsError
+from bitcrown.files import replacing
 
 
 @dataclass
@@ -62,9 +62,8 @@ def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
 
 def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
     """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks apart."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as file:
             np.savez(
                 file,
                 question=np.array(question),
@@ -75,7 +74,6 @@ def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
                 seconds=standing.seconds,
                 noticed=standing.noticed,
             )
-        os.replace(part, path)
     except OSError as error:
         raise ResourceError(f"the state of the attack cannot be written to {path}: {error}") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.errors import ResourceError, SettingsError
-from bitcrown.harness.outcome import write_whole
+from bitcrown.files import replacing, write_whole
 from bitcrown.harness.results import append_record, read_records
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
@@ -67,7 +67,7 @@ class Journal:
                     f"{folder} holds an evaluation with another {', '.join(other)}; choose another --out, or --fresh"
                 )
         else:
-            write_whole(place, json.dumps(setup, indent=1) + "\n", sync=False)
+            write_whole(place, json.dumps(setup, indent=1) + "\n")
         if (folder / "images.jsonl").is_file():
             for line in read_records(folder / "images.jsonl"):
                 if line.get("stage") in STAGES and isinstance(line.get("image"), int):
@@ -91,8 +91,8 @@ class Journal:
         if self.folder is None:
             return
         try:
-            (self.folder / "adversarial").mkdir(exist_ok=True)
-            np.save(self._pixels_file(image), pixels)
+            with replacing(self._pixels_file(image)) as file:
+                np.save(file, pixels)
         except OSError as error:
             raise ResourceError(
                 f"the adversarial image {self._pixels_file(image)} cannot be written: {error}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import io
 import json
 import os
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.errors import ResourceError
+from bitcrown.files import write_whole
 from bitcrown.harness.provenance import commit, machine, version
 
 if TYPE_CHECKING:
@@ -21,17 +24,21 @@ FORMAT = 1
 RESULT_COLUMNS = ("category", "network", "property", "prepare_time", "result", "run_time")
 
 
+@functools.cache
+def machine_facts() -> dict[str, Any]:
+    """What a record says of the program and the machine; read once a process."""
+    return {"version": version(), "commit": commit(), "machine": machine()}
+
+
 def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
     """Everything that is known about one decision, ready for JSON."""
     outcome = seen.outcome
     record: dict[str, Any] = {
         "format": FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "version": version(),
-        "commit": commit(),
+        **machine_facts(),
         "settings": request.settings.as_dict(),
         "seed": request.settings.seed,
-        "machine": machine(),
         "category": request.category,
         "network": request.network,
         "vnnlib": request.vnnlib,
@@ -41,13 +48,15 @@ def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
         "detail": outcome.detail,
         "decided_by": outcome.decided_by,
         "phases": dict(outcome.phases) or seen.phases,
-        "counters": dict(outcome.counters),
+        "counters": dict(outcome.counters) or seen.counters,
         "progress": seen.progress,
         "wall_s": round(wall, 4),
         "peak_mib": seen.peak_bytes >> 20,
     }
     if seen.facts:
         record["watch"] = seen.facts
+    if seen.lost:
+        record["lost"] = seen.lost
     if outcome.status.value not in ("sat", "unsat") and seen.output:
         record["output"] = seen.output
     return record
@@ -88,7 +97,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def write_results_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """``results.csv`` as the harness writes it: no header, ``RESULT_COLUMNS``, seconds as decimals."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for row in rows:
-            writer.writerow([row[name] for name in RESULT_COLUMNS])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([row[name] for name in RESULT_COLUMNS])
+    write_whole(path, text.getvalue())

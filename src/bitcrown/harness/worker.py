@@ -5,7 +5,7 @@ list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``set
 ``certificate`` (the file for the proof of an unsat that was decided in integers). Messages are JSON objects, one a
 line, on the descriptor FD:
 
-    {"kind": "phase", "name": "...", "facts": {...}}
+    {"kind": "phase", "name": "...", "facts": {..., "counters": {...}}}
     {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
      "decided_by": "...", "phases": {...}, "counters": {...}, "witness": "..."}      witness: with sat, and only there
 
@@ -100,7 +100,7 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     certificate = request.get("certificate", "")
     verdict, problem = decide(request["network"], request["vnnlib"], seconds, settings, report, bool(certificate))
     if verdict.certificate is not None:
-        from bitcrown.harness.outcome import write_whole
+        from bitcrown.files import write_whole
 
         write_whole(Path(certificate), json.dumps(verdict.certificate, sort_keys=True, separators=(",", ":")) + "\n")
     message: dict[str, Any] = {

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitcrown.errors import ModelError
+from bitcrown.files import replacing
 from bitcrown.zoo.checkpoint import open_checkpoint
 from bitcrown.zoo.networks import Moments, SameConv, ZooNetwork
 
@@ -88,7 +89,8 @@ def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
 def save_weights(network: ZooNetwork, path: Path) -> None:
     """Write all weights to ``path`` (``.npz``)."""
     values: dict[str, Any] = {name: variable.exported() for name, variable in variables(network).items()}
-    np.savez_compressed(path, **values)
+    with replacing(path) as file:
+        np.savez_compressed(file, **values)
 
 
 Reader = Callable[[str], NDArray[np.generic]]
