@@ -264,9 +264,9 @@ def show_progress(finished: int, total: int, job: Any, row: Mapping[str, Any] | 
 
 def report_command(options: argparse.Namespace) -> int:
     from bitcrown.harness.report import markdown
-    from bitcrown.harness.results import read_records
+    from bitcrown.harness.results import is_result, read_records
 
-    rows = [row for path in options.records for row in read_records(path) if "result" in row and "wall_s" in row]
+    rows = [row for path in options.records for row in read_records(path) if is_result(row)]
     if not rows:
         raise PropertyError("the files hold no records")
     print(markdown(rows), end="")

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.errors import ResourceError, SettingsError
+from bitcrown.archives import read_array
+from bitcrown.errors import DataError, ResourceError, SettingsError
 from bitcrown.files import replacing, write_whole
 from bitcrown.harness.results import append_record, read_records
 
@@ -58,8 +59,10 @@ class Journal:
         if place.is_file():
             try:
                 found = json.loads(place.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise ResourceError(f"{place} cannot be read: {error}") from error
+            if not isinstance(found, dict):
+                raise ResourceError(f"{place} is not the setup of an evaluation; choose another --out, or --fresh")
             names = sorted({*found, *setup})
             other = [name for name in names if found.get(name) != setup.get(name)]
             if other:
@@ -102,8 +105,8 @@ class Journal:
         """The adversarial pixels kept for an image, or None."""
         if image not in self.adversarial and self.folder is not None and self._pixels_file(image).is_file():
             try:
-                self.adversarial[image] = np.load(self._pixels_file(image), allow_pickle=False)
-            except (OSError, ValueError):
+                self.adversarial[image] = read_array(self._pixels_file(image))
+            except DataError:
                 return None
         return self.adversarial.get(image)
 

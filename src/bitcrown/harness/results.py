@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from bitcrown.harness.watchdog import Watched
 
 FORMAT = 1
+LONGEST_RUN = 1e9
+"""Seconds; what is longer was not measured."""
 RESULT_COLUMNS = ("category", "network", "property", "prepare_time", "result", "run_time")
 
 
@@ -88,11 +91,24 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def is_result(record: Mapping[str, Any]) -> bool:
+    """Whether a record says how an instance ended, with numbers where a table adds them up."""
+    seconds, peak = record.get("wall_s"), record.get("peak_mib", 0)
+    words = ("category", "network", "vnnlib", "result")
+    return (
+        all(isinstance(record.get(name), str) for name in words)
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < LONGEST_RUN
+        and isinstance(peak, int | float)
+        and 0 <= peak < math.inf
+    )
 
 
 def write_results_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
