@@ -19,7 +19,7 @@ from torch import Tensor
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
-from bitcrown.model.execute import Network
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
 
@@ -91,8 +91,8 @@ class Layout:
     def flat_bounds(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
         """Bounds of all ReLU operands on the flat axis: two ``[B, N]``."""
         rows = max([bounds[name][0].shape[0] for name in self.neuron_at], default=1)
-        low = [bounds[name][0].flatten(1).expand(rows, -1) for name in self.neuron_at]
-        up = [bounds[name][1].flatten(1).expand(rows, -1) for name in self.neuron_at]
+        low = [elements(bounds[name][0], 1).expand(rows, -1) for name in self.neuron_at]
+        up = [elements(bounds[name][1], 1).expand(rows, -1) for name in self.neuron_at]
         return torch.cat(low, dim=1), torch.cat(up, dim=1)
 
     def with_flat_bounds(self, bounds: Bounds, low: Tensor, up: Tensor) -> Bounds:
