@@ -15,6 +15,7 @@ Run by hand: ``python tests/fuzz/parsers.py TRIALS SEED [NAME ...]``.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import os
 import random
@@ -214,6 +215,7 @@ def _told(reading: int) -> tuple[str, bool]:
 def _in_child(reader: str, data: bytes, writing: int) -> None:
     """Never returns. Writes nothing where all is well."""
     try:
+        faulthandler.disable()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

@@ -204,7 +204,7 @@ def _verified(data: bytes, folder: Path) -> None:
     """The whole way of a network of two inputs and two outputs."""
     from bitcrown.api import load, verify
 
-    verify(load(_put(folder, "net.onnx", data), _put(folder, "sound.vnnlib", PROPERTY.encode())), seconds=2.0)
+    verify(load(_put(folder, "net.onnx", data), _put(folder, "sound.vnnlib", PROPERTY.encode())), cpu_seconds=2.0)
 
 
 def _asked(data: bytes, folder: Path) -> None:
@@ -214,13 +214,13 @@ def _asked(data: bytes, folder: Path) -> None:
 
     problem = load(_put(folder, "net.onnx", dense()), _put(folder, "p.vnnlib", data))
     property_in_words(problem)
-    verify(problem, seconds=2.0)
+    verify(problem, cpu_seconds=2.0)
 
 
 def _asked_in_integers(data: bytes, folder: Path) -> None:
     from bitcrown.api import load, verify
 
-    verify(load(_put(folder, "net.onnx", quantized_models()[0]), _put(folder, "p.vnnlib", data)), seconds=2.0)
+    verify(load(_put(folder, "net.onnx", quantized_models()[0]), _put(folder, "p.vnnlib", data)), cpu_seconds=2.0)
 
 
 def _property(data: bytes, folder: Path) -> None:
