@@ -7,14 +7,17 @@ sentence on stderr); 3 no answer (``unknown`` or ``timeout``).
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from bitcrown.budget import PATIENCE, Budget
 from bitcrown.cli_evaluate import add_evaluate_command
 from bitcrown.cli_settings import add_settings, given_settings
 from bitcrown.cli_train import add_train_command
@@ -24,6 +27,8 @@ from bitcrown.verdict import Status
 
 DECIDED, WRONG, BAD_INPUT, UNDECIDED = 0, 1, 2, 3
 DEFAULT_TIMEOUT = 300.0
+START_SECONDS = 60.0
+"""For the start of a worker whose time is counted in computing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="decide one instance")
     verify.add_argument("files", nargs="+", metavar="FILE", help="ONNX VNNLIB, or VNNLIB alone with --network")
     verify.add_argument("--network", action="append", metavar="NAME=ONNX", help="file of one declared network")
-    verify.add_argument("--timeout", default=str(DEFAULT_TIMEOUT), metavar="S", help="seconds (default: 300)")
+    verify.add_argument("--timeout", metavar="S", help="seconds (default: 300)")
+    verify.add_argument("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
     verify.add_argument("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
     verify.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat in integers")
     verify.add_argument("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
@@ -129,8 +135,10 @@ def verify_command(options: argparse.Namespace) -> int:
     certificate: Path | None = options.certificate
     if certificate is not None:
         write_whole(certificate, "")
-    wanted = str(certificate or "")
-    request = Request("", network, vnnlib, parse_timeout(options.timeout), started, settings, wanted)
+    cpu = None if options.cpu_seconds is None else parse_timeout(options.cpu_seconds)
+    usual = DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + START_SECONDS
+    timeout = usual if options.timeout is None else parse_timeout(options.timeout)
+    request = Request("", network, vnnlib, timeout, started, settings, str(certificate or ""), cpu)
     if options.result is not None:
         write_answer(options.result, f"{Status.TIMEOUT}\n")
     seen = watch(request, options.result, Signals(), options.record)
@@ -181,6 +189,7 @@ def verify_files(files: Sequence[str], networks: Sequence[str] | None) -> tuple[
 def inspect_command(options: argparse.Namespace) -> int:
     from bitcrown.model.describe import describe
     from bitcrown.model.onnx_reader import read_graph
+    from bitcrown.model.runtime_trial import require_runtime
 
     print(describe(read_graph(Path(options.onnx))))
     if options.vnnlib:
@@ -190,6 +199,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         problem = load(options.onnx, options.vnnlib)
         print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
         print(property_in_words(problem))
+    require_runtime(Path(options.onnx))
     return DECIDED
 
 
@@ -203,9 +213,13 @@ def bounds_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    from bitcrown.check.result_file import check_result
+    from bitcrown.check.result_file import CheckOutcome, check_result
+    from bitcrown.child_process import text_or_error
 
-    answer = check_result(Path(options.result), options.onnx, Path(options.vnnlib))
+    def replayed() -> str:
+        return json.dumps(astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib))))
+
+    answer = CheckOutcome(*json.loads(text_or_error(replayed, Budget.unlimited(), "that replays the witness")))
     print(answer.sentence)
     if not answer.accepted:
         return WRONG

@@ -84,6 +84,9 @@ def _add_bounds_options(parser: Any) -> None:
     parser.add_argument(
         "--seconds-per-image", type=float, default=5.0, metavar="S", help="for the bounds of one image (5)"
     )
+    parser.add_argument(
+        "--cpu-seconds-per-image", type=float, metavar="S", help="the same, in seconds of computing: not of the clock"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
     parser.add_argument(
         "--select",
@@ -150,13 +153,14 @@ def plan_of(options: argparse.Namespace) -> Plan:
         options.steps,
         options.restarts,
         parse_levels(options.bounds or usual),
-        options.seconds_per_image,
+        options.seconds_per_image if options.cpu_seconds_per_image is None else options.cpu_seconds_per_image,
         options.batch,
         options.jobs,
         settings,
         options.norm,
         options.attack,
         weights=options.weights,
+        counts_cpu=options.cpu_seconds_per_image is not None,
     )
     if options.select is not None and not (plan.has_attack and plan.levels):
         raise SettingsError("--select needs an attack, and --bounds crown or more")

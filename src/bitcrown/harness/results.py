@@ -46,6 +46,7 @@ def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
         "network": request.network,
         "vnnlib": request.vnnlib,
         "timeout": request.timeout,
+        **({} if request.cpu_seconds is None else {"cpu_seconds": request.cpu_seconds}),
         "result": outcome.status.value,
         "reason": outcome.reason,
         "detail": outcome.detail,

@@ -40,7 +40,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Request:
     """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout`` seconds count.
 
-    ``certificate``: the file for the proof of an unsat in integers; empty for none.
+    ``certificate``: the file for the proof of an unsat in integers; empty for none. ``cpu_seconds``: what the worker
+    may compute, where that is limited, too.
     """
 
     category: str
@@ -50,6 +51,7 @@ class Request:
     started: float
     settings: Settings
     certificate: str = ""
+    cpu_seconds: float | None = None
 
     @property
     def end(self) -> float:
@@ -157,6 +159,7 @@ def _worker_command(request: Request, load: Load) -> list[str]:
         "settings": request.settings.as_dict(),
         "parent": os.getpid(),
         "certificate": request.certificate,
+        "cpu_seconds": request.cpu_seconds,
     }
     return [sys.executable, "-P", "-X", "utf8", *program, json.dumps(facts)]
 
