@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--sample_id", type=int, required=True, metavar="N", help="number in the test set")
     parser.add_argument("--eps", type=int, metavar="E", help="radius in pixel steps (of 0 to 255)")
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
-    parser.add_argument("--seconds", default="60", metavar="S", help="time limit (default: 60)")
+    parser.add_argument("--seconds", default="60", metavar="S", help="CPU seconds (default: 60)")
     parser.add_argument("--encoding", default="improved", help="of --export: baseline, published or improved (default)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--export", action="store_true", help="write smt2/DATASET_NNNN.smt2 and decide nothing")
@@ -101,7 +101,7 @@ def radius(options: argparse.Namespace) -> int:
     benchmark = Benchmark.of(options.dataset)
     image, label = benchmark.samples.sample(options.sample_id)
     started = time.process_time()
-    budget = Budget.of_seconds(options.seconds)
+    budget = Budget.of_cpu_seconds(options.seconds)
     found = maximum_radius(benchmark.network, image, label, budget, program=benchmark.program)
     title = f"{options.dataset} sample {options.sample_id}, label {label}"
     if found.proved < 0 and found.refuted == 0:

@@ -39,7 +39,10 @@ class Answer:
 
 
 def answer(benchmark: Benchmark, query: Query, seconds: float, want_certificate: bool = False) -> Answer:
-    """The verdict on ``query``. A counterexample has been run by onnxruntime on the network file as well."""
+    """The verdict on ``query`` within ``seconds`` of computing.
+
+    A counterexample has been run by onnxruntime on the network file as well.
+    """
     image, label = benchmark.samples.sample(query.sample_id)
     predicted = benchmark.predicted(image)
     if predicted != label:
@@ -47,7 +50,7 @@ def answer(benchmark: Benchmark, query: Query, seconds: float, want_certificate:
     program = benchmark.program
     asked = robustness_query(benchmark.network, image, label, query.eps)
     started = time.process_time()
-    found = decide(asked, Budget.of_seconds(seconds), want_certificate=want_certificate, program=program)
+    found = decide(asked, Budget.of_cpu_seconds(seconds), want_certificate=want_certificate, program=program)
     spent = time.process_time() - started
     verdict = WORDS.get(found.status, "unknown")
     detail = found.decided_by or found.detail

@@ -90,7 +90,13 @@ def main() -> int:
             subject = None
             for eps in [None] if options.max_radius else options.eps:
                 for sample in range(int(first), int(last or first) + 1):
-                    asked = {"network": path.name, "eps": eps, "sample": sample, "seconds": options.seconds}
+                    asked = {
+                        "network": path.name,
+                        "eps": eps,
+                        "sample": sample,
+                        "seconds": options.seconds,
+                        "clock": "cpu",
+                    }
                     if key(asked) not in known:
                         subject = subject or read(path, options.divide)
                         answer = radius if options.max_radius else robustness
@@ -113,7 +119,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--samples", default="0-49", metavar="A-B", help="(default: 0-49)")
     parser.add_argument("--eps", type=int, nargs="+", default=[1, 2, 4], metavar="E", help="in pixel steps")
     parser.add_argument("--max-radius", action="store_true", help="search the largest robust eps instead")
-    parser.add_argument("--seconds", type=parse_timeout, default=60.0, metavar="S", help="a sample (default: 60)")
+    parser.add_argument("--seconds", type=parse_timeout, default=60.0, metavar="S", help="of computing, a sample (60)")
     parser.add_argument("--divide", type=int, default=1, metavar="D", help="of pixels for float inputs (default: 1)")
     parser.add_argument("--check", action="store_true", help="run the certificate checker on every proof")
     parser.add_argument("--out", type=Path, default=Path("results/qnn_robustness/sweep.jsonl"), metavar="FILE")
@@ -147,7 +153,9 @@ def robustness(subject: Subject, pixels: np.ndarray, label: int, options: argpar
         return {"verdict": "misclassified", "seen": predicted, "cpu_s": 0.0}
     query = subject.query(pixels, label, eps)
     started = time.process_time()
-    found = decide(query, Budget.of_seconds(options.seconds), want_certificate=options.check, program=subject.program)
+    found = decide(
+        query, Budget.of_cpu_seconds(options.seconds), want_certificate=options.check, program=subject.program
+    )
     row: dict[str, Any] = {
         "verdict": WORDS.get(found.status, "unknown"),
         "cpu_s": round(time.process_time() - started, 3),
@@ -173,7 +181,7 @@ def evidence(subject: Subject, query: IntegerQuery, label: int, found: Decision,
 
 def radius(subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace, _: None) -> Any:
     started = time.process_time()
-    budget = Budget.of_seconds(options.seconds)
+    budget = Budget.of_cpu_seconds(options.seconds)
     found = maximum_radius(subject.network, pixels, label, budget, program=subject.program)
     return {
         "proved": found.proved,

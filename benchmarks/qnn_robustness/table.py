@@ -3,8 +3,8 @@
 table.py [--dataset mnist|fashion-mnist] [--samples 0-99] [--seconds 60] [--out FILE] [--check]. Every decided sample
 becomes one JSON record in FILE at once; a later run goes on after them, whatever commit wrote them. Robust verdicts
 come with a certificate, whose size is recorded; ``--check`` also has the independent checker go through each, and
-``--certificates FOLDER`` keeps them. CPU seconds are those of the decision, with the recording of the proof, on
-one thread; reading the network is not in them.
+``--certificates FOLDER`` keeps them. CPU seconds, of the limit and of the table, are those of the decision, with the
+recording of the proof, on one thread; reading the network is not in them.
 Exit codes: 0 all decided and none contradicts a published verdict, 1 a contradiction, 2 bad input, 3 some undecided.
 """
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="our verdicts beside the published ones", allow_abbrev=False)
     parser.add_argument("--dataset", choices=DATASETS, action="append", help="(default: both)")
     parser.add_argument("--samples", default="0-9999", metavar="A-B", help="only these numbers of the test set")
-    parser.add_argument("--seconds", default="60", metavar="S", help="time limit a sample (default: 60)")
+    parser.add_argument("--seconds", default="60", metavar="S", help="CPU seconds a sample (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("results/qnn_robustness/table.jsonl"), metavar="FILE")
     parser.add_argument("--check", action="store_true", help="run the certificate checker on every certificate")
     parser.add_argument("--certificates", type=Path, metavar="FOLDER", help="keep the certificates")
@@ -96,6 +96,7 @@ def record(benchmark: Benchmark, query: Query, options: argparse.Namespace) -> d
         "cpu_s": round(found.cpu_s, 4),
         "counters": found.counters,
         "seconds": options.seconds,
+        "clock": "cpu",
         "commit": commit(),
         "machine": machine(),
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,9 @@ def verify(
     budget: Budget | None = None,
     report: Callable[[str, dict[str, Any]], None] | None = None,
     want_certificate: bool = False,
+    cpu_seconds: float | None = None,
 ) -> Verdict:
-    """Decide ``problem`` within ``seconds``, or within ``budget`` where given.
+    """Decide ``problem`` within ``seconds``, or ``cpu_seconds`` of computing (of all threads), or ``budget``.
 
     Returns ``sat`` with a witness replayed on the original files, ``unsat`` after a finished proof, ``unknown`` with a
     reason, or ``timeout``. ``report(phase, facts)`` is called as the search goes on. With ``want_certificate``, an
@@ -89,7 +91,9 @@ def verify(
     from bitcrown.search.strategy import decide
 
     settings = settings or Settings()
-    budget = budget or Budget.of_seconds(seconds, settings.memory_bytes())
+    if budget is None:
+        limit = seconds if cpu_seconds is None else cpu_seconds
+        budget = Budget.of(limit, settings.memory_bytes(), cpu_seconds is not None)
     return decide(problem, settings, budget, report, want_certificate)
 
 
@@ -130,8 +134,6 @@ def attack(
     judged as bitcrown computes them (``evaluate`` asks onnxruntime as well). Raises ``SettingsError``, ``DataError``
     or ``ModelError`` for what cannot be used.
     """
-    from dataclasses import replace
-
     import torch
 
     from bitcrown.attack.suite import run_suite
@@ -167,11 +169,14 @@ def evaluate(
     weights: str | Path | None = None,
     settings: Settings | None = None,
     out: Path | None = None,
+    seconds: float = 5.0,
+    cpu_seconds: float | None = None,
 ) -> Evaluation:
     """Clean, attacked and verified accuracy at every radius of ``eps``, under every rule of ``bpda``.
 
     ``attack``: a suite as in ``attack``, ``pgd`` or ``none``; ``bounds``: ``none``, ``crown``, ``alpha`` or ``bab``;
-    ``out``: folder in which an interrupted evaluation goes on. The result has a ``record``, ``table()`` and ``html()``.
+    ``out``: folder in which an interrupted evaluation goes on; ``seconds``, or ``cpu_seconds`` of computing, are for
+    the bounds of one image. The result has a ``record``, ``table()`` and ``html()``.
     """
     from bitcrown.evaluate.proving import parse_levels
     from bitcrown.evaluate.runs import evaluate_runs
@@ -179,7 +184,18 @@ def evaluate(
     radii = [eps] if isinstance(eps, str | float | int | Fraction) else list(eps)
     levels = parse_levels(bounds)
     plan = _plan(
-        model, radii[0], mean, std, weights, batch=batch, norm=norm, attack=attack, levels=levels, settings=settings
+        model,
+        radii[0],
+        mean,
+        std,
+        weights,
+        batch=batch,
+        norm=norm,
+        attack=attack,
+        levels=levels,
+        settings=settings,
+        seconds=seconds if cpu_seconds is None else cpu_seconds,
+        counts_cpu=cpu_seconds is not None,
     )
     subject, pixels = _opened(plan, model, images, labels)
     return evaluate_runs(plan, [exact_radius(radius) for radius in radii], bpda, pixels, out, subject=subject)
@@ -242,12 +258,18 @@ def decide(
     settings: Settings,
     report: Callable[..., None],
     want_certificate: bool = False,
+    cpu_seconds: float | None = None,
 ) -> tuple[Verdict, Problem]:
-    """What the competition's worker runs: load and verify with one deadline over both."""
+    """What the competition's worker runs: load and verify with one deadline over both.
+
+    ``cpu_seconds`` limits the computing of the verification as well.
+    """
     started = time.monotonic()
     problem = load(onnx, vnnlib)
     left = seconds - (time.monotonic() - started)
     budget = Budget.of_seconds(left, settings.memory_bytes())
+    if cpu_seconds is not None:
+        budget = replace(budget, cpu_deadline=Budget.of_cpu_seconds(cpu_seconds).cpu_deadline)
     return verify(problem, settings, budget=budget, report=report, want_certificate=want_certificate), problem
 
 

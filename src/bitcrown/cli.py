@@ -7,14 +7,17 @@ sentence on stderr); 3 no answer (``unknown`` or ``timeout``).
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from bitcrown.budget import PATIENCE, Budget
 from bitcrown.cli_evaluate import add_evaluate_command
 from bitcrown.cli_settings import add_settings, given_settings
 from bitcrown.cli_train import add_train_command
@@ -24,6 +27,8 @@ from bitcrown.verdict import Status
 
 DECIDED, WRONG, BAD_INPUT, UNDECIDED = 0, 1, 2, 3
 DEFAULT_TIMEOUT = 300.0
+START_SECONDS = 60.0
+"""For the start of a worker whose time is counted in computing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="decide one instance")
     verify.add_argument("files", nargs="+", metavar="FILE", help="ONNX VNNLIB, or VNNLIB alone with --network")
     verify.add_argument("--network", action="append", metavar="NAME=ONNX", help="file of one declared network")
-    verify.add_argument("--timeout", default=str(DEFAULT_TIMEOUT), metavar="S", help="seconds (default: 300)")
+    verify.add_argument("--timeout", metavar="S", help="seconds (default: 300)")
+    verify.add_argument("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
     verify.add_argument("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
     verify.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat in integers")
     verify.add_argument("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
@@ -116,8 +122,9 @@ def _add_bench_commands(commands: Any) -> None:
 
 
 def verify_command(options: argparse.Namespace) -> int:
+    from bitcrown.files import write_whole
     from bitcrown.harness.instance import parse_timeout
-    from bitcrown.harness.outcome import write_whole
+    from bitcrown.harness.outcome import write_answer
     from bitcrown.harness.run import Request, check_files, watch
     from bitcrown.harness.watchdog import Signals
 
@@ -127,12 +134,15 @@ def verify_command(options: argparse.Namespace) -> int:
     check_files(network, vnnlib)
     certificate: Path | None = options.certificate
     if certificate is not None:
-        write_whole(certificate, "", sync=False)
-    wanted = str(certificate or "")
-    request = Request("", network, vnnlib, parse_timeout(options.timeout), started, settings, wanted)
+        write_whole(certificate, "")
+    cpu = None if options.cpu_seconds is None else parse_timeout(options.cpu_seconds)
+    usual = DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + START_SECONDS
+    timeout = usual if options.timeout is None else parse_timeout(options.timeout)
+    request = Request("", network, vnnlib, timeout, started, settings, str(certificate or ""), cpu)
     if options.result is not None:
-        write_whole(options.result, f"{Status.TIMEOUT}\n", sync=False)
-    outcome = watch(request, options.result, Signals(), options.record).outcome
+        write_answer(options.result, f"{Status.TIMEOUT}\n")
+    seen = watch(request, options.result, Signals(), options.record)
+    outcome = seen.outcome
     if certificate is not None:
         report_certificate(certificate, outcome.status)
     if outcome.status is Status.ERROR:
@@ -143,6 +153,8 @@ def verify_command(options: argparse.Namespace) -> int:
         print(outcome.witness.strip())
     how = outcome.decided_by or outcome.reason + (f" ({outcome.detail})" if outcome.detail else "")
     print(f"bitcrown: {how}; {time.monotonic() - started:.2f} s", file=sys.stderr)
+    if seen.lost:
+        return BAD_INPUT
     return DECIDED if outcome.status in (Status.SAT, Status.UNSAT) else UNDECIDED
 
 
@@ -177,6 +189,7 @@ def verify_files(files: Sequence[str], networks: Sequence[str] | None) -> tuple[
 def inspect_command(options: argparse.Namespace) -> int:
     from bitcrown.model.describe import describe
     from bitcrown.model.onnx_reader import read_graph
+    from bitcrown.model.runtime_trial import require_runtime
 
     print(describe(read_graph(Path(options.onnx))))
     if options.vnnlib:
@@ -186,6 +199,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         problem = load(options.onnx, options.vnnlib)
         print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
         print(property_in_words(problem))
+    require_runtime(Path(options.onnx))
     return DECIDED
 
 
@@ -199,9 +213,13 @@ def bounds_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    from bitcrown.check.result_file import check_result
+    from bitcrown.check.result_file import CheckOutcome, check_result
+    from bitcrown.child_process import text_or_error
 
-    answer = check_result(Path(options.result), options.onnx, Path(options.vnnlib))
+    def replayed() -> str:
+        return json.dumps(astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib))))
+
+    answer = CheckOutcome(*json.loads(text_or_error(replayed, Budget.unlimited(), "that replays the witness")))
     print(answer.sentence)
     if not answer.accepted:
         return WRONG
@@ -260,9 +278,9 @@ def show_progress(finished: int, total: int, job: Any, row: Mapping[str, Any] | 
 
 def report_command(options: argparse.Namespace) -> int:
     from bitcrown.harness.report import markdown
-    from bitcrown.harness.results import read_records
+    from bitcrown.harness.results import is_result, read_records
 
-    rows = [row for path in options.records for row in read_records(path) if "result" in row and "wall_s" in row]
+    rows = [row for path in options.records for row in read_records(path) if is_result(row)]
     if not rows:
         raise PropertyError("the files hold no records")
     print(markdown(rows), end="")

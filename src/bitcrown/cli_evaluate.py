@@ -84,6 +84,9 @@ def _add_bounds_options(parser: Any) -> None:
     parser.add_argument(
         "--seconds-per-image", type=float, default=5.0, metavar="S", help="for the bounds of one image (5)"
     )
+    parser.add_argument(
+        "--cpu-seconds-per-image", type=float, metavar="S", help="the same, in seconds of computing: not of the clock"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
     parser.add_argument(
         "--select",
@@ -100,7 +103,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     from bitcrown.evaluate.data import centre_crop, read_images
     from bitcrown.evaluate.evaluation import selected
     from bitcrown.evaluate.runs import evaluate_runs
-    from bitcrown.harness.outcome import write_whole
+    from bitcrown.files import write_whole
 
     plan = plan_of(options)
     radii = [exact_number(word, "--eps") for word in options.eps.split(",")]
@@ -117,17 +120,17 @@ def evaluate_command(options: argparse.Namespace) -> int:
     finally:
         line.end()
     if options.out is not None:
-        write_whole(options.out / "record.json", json.dumps(found.record, indent=1) + "\n", sync=False)
+        write_whole(options.out / "record.json", json.dumps(found.record, indent=1) + "\n")
     if options.select is not None:
         numbers = selected(found.outcomes[0])
-        write_whole(options.select, "".join(f"{number}\n" for number in numbers), sync=False)
+        write_whole(options.select, "".join(f"{number}\n" for number in numbers))
         print(f"{len(numbers)} images selected: {options.select}")
     print(found.table(), end="")
     if found.record["contradictions"]:
         print(f"WRONG: broken and proved at once: images {found.record['contradictions']}", file=sys.stderr)
         return WRONG
     if options.html is not None:
-        write_whole(options.html, found.html(), sync=False)
+        write_whole(options.html, found.html())
     return DONE
 
 
@@ -150,13 +153,14 @@ def plan_of(options: argparse.Namespace) -> Plan:
         options.steps,
         options.restarts,
         parse_levels(options.bounds or usual),
-        options.seconds_per_image,
+        options.seconds_per_image if options.cpu_seconds_per_image is None else options.cpu_seconds_per_image,
         options.batch,
         options.jobs,
         settings,
         options.norm,
         options.attack,
         weights=options.weights,
+        counts_cpu=options.cpu_seconds_per_image is not None,
     )
     if options.select is not None and not (plan.has_attack and plan.levels):
         raise SettingsError("--select needs an attack, and --bounds crown or more")

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.errors import DataError, ResourceError, SettingsError
+from bitcrown.errors import DataError, SettingsError
+from bitcrown.files import write_whole
 from bitcrown.train.architectures import ARCHITECTURES, architecture
 from bitcrown.train.settings import TRAIN_OPTIONS, TrainSettings, radius_of
 
@@ -186,8 +187,4 @@ def write_record(options: argparse.Namespace, run: Run, images: int) -> None:
         "commit": commit(),
         "machine": machine(),
     }
-    path = options.out / "record.json"
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"the record cannot be written to {path}: {error}") from error
+    write_whole(options.out / "record.json", json.dumps(record, indent=1) + "\n")

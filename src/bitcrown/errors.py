@@ -9,6 +9,10 @@ from __future__ import annotations
 class BitcrownError(Exception):
     """Root of all errors that bitcrown raises on purpose."""
 
+    def __str__(self) -> str:
+        """One line, even where the words of a library or a name in a damaged file bring line ends along."""
+        return " ".join(part.strip() for part in super().__str__().splitlines() if part.strip())
+
 
 class ModelError(BitcrownError):
     """The network file cannot be read, or is not what it claims to be."""

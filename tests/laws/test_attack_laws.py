@@ -104,7 +104,7 @@ def test_probes_find_planted_violations(tmp_path_factory: pytest.TempPathFactory
     planted = plant(tmp_path_factory.mktemp("net"), seed, n, 2)
     problem = problem_from_query(parse_query(planted.text), {"N": planted.path})
     replay = Replay(problem.query, problem.networks)
-    witness = probe(problem, replay, Confirmer(problem, replay), Budget.of_seconds(60), 0, 10.0)
+    witness = probe(problem, replay, Confirmer(problem, replay), Budget.of_cpu_seconds(60), 0, 10.0)
     assert witness is not None
     assert holds_exactly(planted.text, format_witness(problem.query, witness))
 
@@ -127,7 +127,7 @@ def test_descent_finds_planted_violations(
     lower = torch.tensor([[float(value) for value in case.lower]], dtype=dtype)
     upper = torch.tensor([[float(value) for value in case.upper]], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
-    points, cases, _ = pgd(network, lower, upper, target, generator, 60, 32, Budget.of_seconds(60))
+    points, cases, _ = pgd(network, lower, upper, target, generator, 60, 32, Budget.of_cpu_seconds(60))
     assert points.shape[1] == n and not cases.any()
     assert bool((points >= lower).all()) and bool((points <= upper).all())
     confirmer = Confirmer(problem, Replay(problem.query, problem.networks))

@@ -51,7 +51,7 @@ def test_samples_lie_inside_every_layer_bound(kind: str, width: float, ascent: i
         graph = GRAPHS[kind](seed)
         network = Network(graph, torch.float64)
         lower, upper = boxes(graph, seed, 1 if ascent else 3, width)
-        finder = LayerAscent(Network(graph, torch.float32), ascent, Budget.of_seconds(60)) if ascent else None
+        finder = LayerAscent(Network(graph, torch.float32), ascent, Budget.of_cpu_seconds(60)) if ascent else None
         bounds = LayerBounder(network, 1 << 22, finder).run(lower, upper).bounds
         points = samples(lower, upper, 64, seed)
         values = network.activations(points.flatten(0, 1))

@@ -55,7 +55,7 @@ def decide(graph: Graph, folder: Path, width: float, formula: str, device: str) 
     centre = np.random.default_rng(1).normal(size=graph.n_inputs)
     box = ((centre + sign * width).astype(np.float32).astype(np.float64) for sign in (-1, 1))
     (folder / "p.vnnlib").write_text(box_property(*box, graph.n_outputs, formula))
-    return verify(load(folder / "net.onnx", folder / "p.vnnlib"), Settings(device=device), seconds=20.0)
+    return verify(load(folder / "net.onnx", folder / "p.vnnlib"), Settings(device=device), cpu_seconds=60.0)
 
 
 @pytest.mark.parametrize("search", ["input split", "neuron split", "neuron split, no clipping"])
@@ -161,5 +161,5 @@ def test_cuda_decides_the_quickstart_suite(tmp_path: Path) -> None:
     rows = list(csv.reader((SUITE / "instances.csv").read_text().splitlines()))
     for onnx, vnnlib, _ in [row for row in rows if not row[0].startswith("[")]:
         problem = load(SUITE / onnx, SUITE / vnnlib)
-        found = [verify(problem, Settings(device=device), seconds=60.0).status for device in ("cpu", "cuda")]
+        found = [verify(problem, Settings(device=device), cpu_seconds=60.0).status for device in ("cpu", "cuda")]
         assert found[0] is found[1] and found[0] in (Status.SAT, Status.UNSAT)

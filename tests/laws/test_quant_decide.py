@@ -23,11 +23,11 @@ from bitcrown.verdict import Status
 from tests.tiny_integer_networks import box_points, is_satisfiable, random_branched, random_chain, random_query
 
 SEARCH_ONLY = SearchSettings(root_steps=30, steps=12, enumerate_points=1)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def decided(query: IntegerQuery, settings: SearchSettings = SEARCH_ONLY) -> Decision:
-    return decide(query, Budget.of_seconds(SECONDS), 0, True, None, settings)
+    return decide(query, Budget.of_cpu_seconds(SECONDS), 0, True, None, settings)
 
 
 def assert_evidence(query: IntegerQuery, decision: Decision) -> None:

@@ -147,7 +147,7 @@ def by_enumeration(made: Tiny, query: IntegerQuery) -> Status:
 
 def by_search(query: IntegerQuery) -> Status:
     """Its evidence is looked at as well."""
-    found = decide(query, Budget.of_seconds(60.0), 0, True, None, SEARCH_ONLY)
+    found = decide(query, Budget.of_cpu_seconds(60.0), 0, True, None, SEARCH_ONLY)
     if found.status is Status.SAT:
         assert found.witness is not None and query.violated(query.network.evaluate(found.witness[None]))[0]
         assert (query.low <= found.witness).all() and (found.witness <= query.high).all()
@@ -163,7 +163,7 @@ def by_solver(query: IntegerQuery, solver: str, style: Style) -> Status:
     outputs = range(query.network.nodes[-1].shape[0])
     rows = [[(dict(constraint.terms), constraint.bound) for constraint in case] for case in query.cases]
     cases = tuple(tuple((tuple(terms.get(i, 0) for i in outputs), bound) for terms, bound in case) for case in rows)
-    return smt.decide(query.network, query.low, query.high, cases, Budget.of_seconds(60.0), style, solver).status
+    return smt.decide(query.network, query.low, query.high, cases, Budget.of_cpu_seconds(60.0), style, solver).status
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -69,7 +69,7 @@ def test_every_solver_says_what_enumeration_says(seed: int) -> None:
     cases = random_cases(random, outputs)
     expected = Status.SAT if violated(outputs, cases).any() else Status.UNSAT
     for solver, style in product(installed_solvers(), Style):
-        answer = decide(network, low, high, cases, Budget.of_seconds(60.0), style, solver)
+        answer = decide(network, low, high, cases, Budget.of_cpu_seconds(60.0), style, solver)
         assert answer.status is expected, (style, solver)
         if answer.witness is not None:
             assert (low <= answer.witness).all() and (answer.witness <= high).all()

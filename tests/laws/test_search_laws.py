@@ -39,7 +39,7 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         text = box_property(lower, upper, graph.n_outputs, formula)
         (tmp_path / "p.vnnlib").write_text(text)
         problem = load(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
-        verdict = verify(problem, Settings(), seconds=20.0)
+        verdict = verify(problem, Settings(), cpu_seconds=60.0)
         if verdict.status is Status.UNSAT:
             replay = Replay(problem.query, problem.networks)
             assert audit(problem, replay, Confirmer(problem, replay), 2000, 7) is None

@@ -52,7 +52,7 @@ def children_then_block() -> None:
     """One child in the group and one that left it, then a blocking call."""
     note_pid(subprocess.Popen(SLEEPER).pid)
     note_pid(subprocess.Popen(SLEEPER, start_new_session=True).pid)
-    send({"kind": "phase", "name": "children", "facts": {"open": 7}})
+    send({"kind": "phase", "name": "children", "facts": {"open": 7, "counters": {"splits": 12}}})
     ignore_everything()
 
 
@@ -73,6 +73,14 @@ def lingering_answer() -> None:
     """An answer from a process that then refuses to end."""
     final(status="unsat")
     ignore_everything()
+
+
+def when_told() -> None:
+    """An answer once the test has made the file that it waits for."""
+    while not os.path.exists(os.environ["FAKE_PIDS"] + ".go"):
+        time.sleep(0.005)
+    final(status="unsat", counters={"splits": 5})
+    time.sleep(600)
 
 
 def large_witness() -> None:
@@ -98,6 +106,7 @@ MODES = {
     "noise": noise,
     "lingering": lingering_answer,
     "large_witness": large_witness,
+    "when_told": when_told,
     "stdin": lambda: final(status="unsat", detail=repr(sys.stdin.read())),
     "threads": lambda: final(status="unsat", detail=os.environ["OMP_NUM_THREADS"]),
 }

@@ -56,7 +56,7 @@ def test_instances_are_decided(name: str, word: str) -> None:
     instance = next(one for one in read_instances(SUITE / "instances.csv") if one.vnnlib == f"vnnlib/{name}.vnnlib")
     assert read_expected(SUITE / "expected.csv")[instance.key()] == word
     path = parse_network(instance.network)[0][1]
-    verdict = bitcrown.verify(bitcrown.load(SUITE / path, SUITE / instance.vnnlib), seconds=60)
+    verdict = bitcrown.verify(bitcrown.load(SUITE / path, SUITE / instance.vnnlib), cpu_seconds=60.0)
     assert verdict.status is Status(word)
 
 
@@ -222,7 +222,7 @@ def verify_with_certificate(name: str, path: Path) -> int:
     instance = next(one for one in read_instances(SUITE / "instances.csv") if one.vnnlib == f"vnnlib/{name}.vnnlib")
     network = SUITE / parse_network(instance.network)[0][1]
     files = [str(network), str(SUITE / instance.vnnlib)]
-    return main(["verify", *files, "--timeout", "60", "--certificate", str(path)])
+    return main(["verify", *files, "--cpu-seconds", "60", "--certificate", str(path)])
 
 
 def test_verify_writes_a_certificate_that_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,6 @@ Legend: ``B`` images, ``A`` components, ``K`` classes.
 from __future__ import annotations
 
 import hashlib
-import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitcrown.errors import ResourceError, SettingsError
+from bitcrown.archives import read_arrays
+from bitcrown.errors import DataError, ResourceError, SettingsError
+from bitcrown.files import replacing
 
 
 @dataclass
@@ -62,9 +62,8 @@ def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
 
 def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
     """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks apart."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as file:
             np.savez(
                 file,
                 question=np.array(question),
@@ -75,7 +74,6 @@ def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
                 seconds=standing.seconds,
                 noticed=standing.noticed,
             )
-        os.replace(part, path)
     except OSError as error:
         raise ResourceError(f"the state of the attack cannot be written to {path}: {error}") from error
 
@@ -89,9 +87,16 @@ def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing
         raise SettingsError(f"{path} belongs to another attack (other images, ball, suite or seed); name another file")
     known = stored["logits"]
     now = logits.cpu().numpy()
-    if known.shape != now.shape or not np.allclose(known, now, rtol=1e-3, atol=1e-3, equal_nan=True):
+    if (
+        known.shape != now.shape
+        or known.dtype.kind != "f"
+        or not np.allclose(known, now, rtol=1e-3, atol=1e-3, equal_nan=True)
+    ):
         raise SettingsError(f"{path} belongs to an attack on another network; name another file")
-    adversarial = torch.from_numpy(stored["adversarial"]).to(fresh.adversarial.device)
+    images = stored["adversarial"]
+    if images.shape != tuple(fresh.adversarial.shape) or images.dtype != np.float32:
+        raise SettingsError(f"{path} is damaged: its images have shape {images.shape}; delete it and begin again")
+    adversarial = torch.from_numpy(images).to(fresh.adversarial.device)
     for name in ("broken_by", "done", "seconds", "noticed"):
         expected = getattr(fresh, name)
         if stored[name].shape != expected.shape or stored[name].dtype != expected.dtype:
@@ -101,9 +106,8 @@ def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        found = read_arrays(path)
+    except DataError as error:
         raise SettingsError(
             f"{path} is not the state of an attack ({error}); delete it or name another file"
         ) from error

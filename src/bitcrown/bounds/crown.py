@@ -26,7 +26,7 @@ from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
-from bitcrown.model.execute import Network
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
 
@@ -98,8 +98,8 @@ class Backward:
 
     def _add_error(self, a: Tensor, scale: Tensor, factor: float | None = None) -> None:
         """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; the factor is gamma unless given."""
-        flat = a.abs().flatten(2)
-        weight = scale.detach().flatten(2)
+        flat = elements(a.abs(), 2)
+        weight = elements(scale.detach(), 2)
         if weight.shape[1] == 1:
             inner = torch.matmul(flat, weight.transpose(1, 2)).squeeze(2)
         else:
@@ -122,8 +122,8 @@ class Backward:
             self.constant = self.constant + constant
             return [part]
         positive, negative = a.clamp(min=0), a.clamp(max=0)
-        intercepts = (positive * relaxation.lower_intercept).flatten(2).sum(2)
-        intercepts = intercepts + (negative * relaxation.upper_intercept).flatten(2).sum(2)
+        intercepts = elements(positive * relaxation.lower_intercept, 2).sum(2)
+        intercepts = intercepts + elements(negative * relaxation.upper_intercept, 2).sum(2)
         self.constant = self.constant + intercepts
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
         return [positive * low + negative * up for low, up in pairs]
@@ -144,7 +144,7 @@ class Backward:
             self._add_error(a, self.scales[node.name].unsqueeze(1))
         if not self.network.has_zero_offset(node):
             offset = self.network.offset(node)
-            self.constant = self.constant + torch.matmul(a.flatten(2), offset.flatten())
+            self.constant = self.constant + torch.matmul(elements(a, 2), offset.flatten())
         if not node.inputs:
             return []
         rows, quantities = a.shape[:2]

@@ -23,7 +23,7 @@ from bitcrown.bounds.receptive_field import View, entries_of_row, tiles
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
-from bitcrown.model.execute import Network
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
 
@@ -33,7 +33,7 @@ def undecided(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
         matters = is_unstable(lower, upper)
     else:
         matters = lower < upper
-    return matters.flatten(1).any(0).nonzero().flatten()
+    return elements(matters, 1).any(0).nonzero().flatten()
 
 
 class Enclosure(NamedTuple):

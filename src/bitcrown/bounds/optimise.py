@@ -22,7 +22,7 @@ from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxa
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.rounding import Scales
-from bitcrown.model.execute import Network
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
 
@@ -95,8 +95,8 @@ class Layout:
         """Bounds of all ReLU operands on the flat axis: two ``[B, N]``."""
         rows = max([bounds[name][0].shape[0] for name in self.neuron_at], default=1)
         none = next(iter(bounds.values()))[0].new_zeros(rows, 0)  # there may be no neuron at all
-        low = [bounds[name][0].flatten(1).expand(rows, -1) for name in self.neuron_at]
-        up = [bounds[name][1].flatten(1).expand(rows, -1) for name in self.neuron_at]
+        low = [elements(bounds[name][0], 1).expand(rows, -1) for name in self.neuron_at]
+        up = [elements(bounds[name][1], 1).expand(rows, -1) for name in self.neuron_at]
         return torch.cat([none, *low], dim=1), torch.cat([none, *up], dim=1)
 
     def with_flat_bounds(self, bounds: Bounds, low: Tensor, up: Tensor) -> Bounds:

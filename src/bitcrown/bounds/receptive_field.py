@@ -25,7 +25,7 @@ from torch import Tensor
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.rounding import Scales
-from bitcrown.model.execute import Network, Params
+from bitcrown.model.execute import Network, Params, elements
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.registry import op_row
 
@@ -108,7 +108,7 @@ class View:
         for name in self.graph.inputs:
             node = network.graph.nodes[name]
             whole = inputs[name] if name in inputs else inputs[node.inputs[0]].reshape(x.shape[0], *node.shape)
-            parts.append(self._part(name, whole).flatten(1))
+            parts.append(elements(self._part(name, whole), 1))
         return torch.cat(parts, dim=1)
 
     def indices(self, shape: tuple[int, ...], indices: Tensor) -> Tensor:

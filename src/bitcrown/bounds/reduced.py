@@ -25,7 +25,7 @@ from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.optimise import Layout
 from bitcrown.bounds.relaxations.registry import Relaxation
-from bitcrown.model.execute import Network
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Graph, Node
 
 INPUT, AFFINE, OUTPUT = "x", "a", "y"
@@ -88,7 +88,7 @@ def reduced_network(network: Network, layout: Layout, bounds: Bounds, memory: in
 
 
 def _part(bounds: tuple[Tensor, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-    return bounds[0].flatten(1)[:, index], bounds[1].flatten(1)[:, index]
+    return elements(bounds[0], 1)[:, index], elements(bounds[1], 1)[:, index]
 
 
 def _one_hot(index: Tensor, size: int, network: Network) -> Tensor:
@@ -139,7 +139,7 @@ class _Rows:
         index = self.unstable[node.name]
         if node.name not in record:
             return torch.zeros(rows, len(index), dtype=self.network.dtype, device=self.network.device)
-        return record[node.name][0].flatten(1)[:, index]
+        return elements(record[node.name][0], 1)[:, index]
 
 
 def _dense_graph(blocks: list[_Block], like: Graph) -> Graph:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitcrown.model.execute import elements
+
 
 class _ReluStep(torch.autograd.Function):
     @staticmethod
@@ -23,7 +25,7 @@ class _ReluStep(torch.autograd.Function):
         slope = torch.where(a > 0, lower_slope, upper_slope)
         ctx.save_for_backward(a, slope, intercept)
         ctx.slope_shapes = lower_slope.shape, upper_slope.shape
-        constant = torch.matmul(a.clamp(max=0).flatten(2), intercept.flatten(2).transpose(1, 2)).squeeze(2)
+        constant = torch.matmul(elements(a.clamp(max=0), 2), elements(intercept, 2).transpose(1, 2)).squeeze(2)
         return slope * a, constant
 
     @staticmethod
@@ -58,7 +60,7 @@ def relu_step(a: Tensor, lower_slope: Tensor, upper_slope: Tensor, intercept: Te
         result: tuple[Tensor, Tensor] = _ReluStep.apply(a, lower_slope, upper_slope, intercept)  # type: ignore[no-untyped-call]
         return result
     slope = torch.where(a > 0, lower_slope, upper_slope)
-    constant = torch.matmul(a.clamp(max=0).flatten(2), intercept.flatten(2).transpose(1, 2)).squeeze(2)
+    constant = torch.matmul(elements(a.clamp(max=0), 2), elements(intercept, 2).transpose(1, 2)).squeeze(2)
     return slope * a, constant
 
 

@@ -35,7 +35,7 @@ class ImageSet:
             raise DataError(f"{self.name}: images must be float32 [B, C, H, W], not {self.images.shape}")
         if self.labels.shape != self.images.shape[:1]:
             raise DataError(f"{self.name} has {len(self.images)} images, but labels of shape {self.labels.shape}")
-        if not len(self.images):
+        if not self.images.size:
             raise DataError(f"{self.name} holds no images")
         if not (self.images.min() >= 0 and self.images.max() <= 1):
             raise DataError(f"{self.name}: pixels must lie in [0, 1] (or be 8-bit levels)")
@@ -60,6 +60,17 @@ def unit_pixels(levels: np.ndarray) -> np.ndarray:
     if levels.dtype == np.uint8:
         return levels.astype(np.float32) / np.float32(255)
     return levels.astype(np.float32)
+
+
+def _class_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+    """int64, or ``DataError`` where a label is no whole number."""
+    if labels.dtype.kind not in "fiub":
+        raise DataError(f"{path}: labels of type {labels.dtype} are no class numbers")
+    with np.errstate(invalid="ignore"):
+        numbers = labels.astype(np.int64)
+    if (numbers != labels).any():
+        raise DataError(f"{path}: a label is no whole number")
+    return numbers
 
 
 def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
@@ -88,7 +99,9 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
         found = read(path, first, train)
         if found is not None:
             levels, labels = found
-            return ImageSet(path.name.partition(".")[0], unit_pixels(levels), labels.astype(np.int64))
+            if levels.dtype.kind not in "fiub":
+                raise DataError(f"{path}: images of type {levels.dtype} are no pixels")
+            return ImageSet(path.name.partition(".")[0], unit_pixels(levels), _class_numbers(labels, path))
     raise DataError(
         f"{path} is no data set that can be read: an idx file or folder, an .npz, a CIFAR folder or file, a contact "
         "sheet with its .labels.npy, or a folder with one folder of images a class"

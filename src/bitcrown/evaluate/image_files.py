@@ -6,7 +6,7 @@ Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 from __future__ import annotations
 
 import gzip
-import zipfile
+import zlib
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitcrown.archives import read_array, read_arrays
 from bitcrown.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def read_idx(path: Path, first: int | None = None) -> np.ndarray:
             if size > MAX_BYTES:
                 raise DataError(f"{path} claims {size} bytes, more than can be read")
             data = stream.read(size)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(data) != size:
         raise DataError(f"{path} ends early: {len(data)} bytes of {size}")
@@ -88,18 +89,14 @@ def read_idx(path: Path, first: int | None = None) -> np.ndarray:
 
 def _npz(path: Path, first: int | None, train: bool) -> Levels:
     part = "train" if train else "test"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MAX_BYTES:
-                raise DataError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB")
-        with np.load(path, allow_pickle=False) as arrays:
-            for keys in (*((f"{x}_{part}", f"{y}_{part}") for x, y in NPZ_KEYS), *NPZ_KEYS):
-                if all(key in arrays for key in keys):
-                    images, labels = arrays[keys[0]][:first], arrays[keys[1]][:first]
-                    return _channels_first(images, path), labels.reshape(len(labels))
-            raise DataError(f"{path} needs arrays x and y (or images and labels), but has {', '.join(arrays.files)}")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    arrays = read_arrays(path)
+    for keys in (*((f"{x}_{part}", f"{y}_{part}") for x, y in NPZ_KEYS), *NPZ_KEYS):
+        if all(key in arrays for key in keys):
+            images, labels = arrays[keys[0]], arrays[keys[1]]
+            if not labels.ndim or labels.size != len(labels):
+                raise DataError(f"{path}: labels of shape {labels.shape} are no list of numbers")
+            return _channels_first(images[:first] if images.ndim else images, path), labels.reshape(-1)[:first]
+    raise DataError(f"{path} needs arrays x and y (or images and labels), but has {', '.join(arrays)}")
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
@@ -140,14 +137,11 @@ def _contact_sheet(path: Path, first: int | None) -> Levels | None:
     labels_file = path.with_name(path.stem + ".labels.npy")
     if not labels_file.is_file():
         return None
-    try:
-        labels = np.load(labels_file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{labels_file} cannot be read: {error}") from error
+    labels = read_array(labels_file)
     sheet = _pixels(_open(path))
-    rows = -(-len(labels) // TILES_A_ROW)
+    rows = -(-labels.size // TILES_A_ROW)
     if labels.ndim != 1 or not rows or sheet.shape[1] % rows or sheet.shape[2] % TILES_A_ROW:
-        raise DataError(f"{path} is no sheet of {len(labels)} equal tiles, {TILES_A_ROW} a row")
+        raise DataError(f"{path} is no sheet of {labels.size} equal tiles, {TILES_A_ROW} a row")
     channels, height, width = sheet.shape[0], sheet.shape[1] // rows, sheet.shape[2] // TILES_A_ROW
     tiles = sheet.reshape(channels, rows, height, TILES_A_ROW, width).transpose(1, 3, 0, 2, 4)
     tiles = tiles.reshape(-1, channels, height, width)[: len(labels)]

@@ -41,18 +41,20 @@ from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
 from bitcrown.quant.query import robustness_query
 from bitcrown.verdict import Status
 
+KERAS = (".h5", ".hdf5")
 EXACT_FLOAT32 = 1 << 24
+MEMORY = 4 << 30
 CHECK_SECONDS = 1.0
 """For a proof about an image that is broken already: it must fail, which is usually seen at once."""
 
 
 def is_integer_file(path: Path) -> bool:
     """Whether the file is read as an exact integer network."""
-    return path.suffix in (".h5", ".hdf5") or looks_quantized(path)
+    return path.suffix in KERAS or looks_quantized(path)
 
 
 def read_integer_network(path: Path) -> IntegerNetwork:
-    return read_h5(path) if path.suffix in (".h5", ".hdf5") else read_onnx(path)
+    return read_h5(path) if path.suffix in KERAS else read_onnx(path)
 
 
 def input_layout(
@@ -161,8 +163,10 @@ class IntegerSubject:
 class IntegerProver:
     """Decides robustness of images on the lattice: staircase bounds and branch and bound, all in integers."""
 
-    def __init__(self, subject: IntegerSubject, eps: Fraction, seconds: float, seed: int) -> None:
-        self.subject, self.seconds, self.seed = subject, seconds, seed
+    def __init__(
+        self, subject: IntegerSubject, eps: Fraction, seconds: float, seed: int, counts_cpu: bool = False
+    ) -> None:
+        self.subject, self.seconds, self.seed, self.counts_cpu = subject, seconds, seed, counts_cpu
         self.radius = int(eps * subject.space.levels)
 
     def images_a_pass(self) -> int:
@@ -180,7 +184,8 @@ class IntegerProver:
         started = time.monotonic()
         limit = min(CHECK_SECONDS, self.seconds) if is_broken else self.seconds
         query = robustness_query(self.subject.network, row, label, self.radius)
-        found = decide(query, Budget.of_seconds(limit), self.seed, program=self.subject.program)
+        budget = Budget.of(limit, MEMORY, self.counts_cpu)
+        found = decide(query, budget, self.seed, program=self.subject.program)
         proved_by = SEARCH if found.status is Status.UNSAT else ""
         witness = None
         if found.witness is not None:

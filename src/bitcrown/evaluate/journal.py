@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.errors import ResourceError, SettingsError
-from bitcrown.harness.outcome import write_whole
+from bitcrown.archives import read_array
+from bitcrown.errors import DataError, ResourceError, SettingsError
+from bitcrown.files import replacing, write_whole
 from bitcrown.harness.results import append_record, read_records
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
@@ -58,8 +59,10 @@ class Journal:
         if place.is_file():
             try:
                 found = json.loads(place.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise ResourceError(f"{place} cannot be read: {error}") from error
+            if not isinstance(found, dict):
+                raise ResourceError(f"{place} is not the setup of an evaluation; choose another --out, or --fresh")
             names = sorted({*found, *setup})
             other = [name for name in names if found.get(name) != setup.get(name)]
             if other:
@@ -67,7 +70,7 @@ class Journal:
                     f"{folder} holds an evaluation with another {', '.join(other)}; choose another --out, or --fresh"
                 )
         else:
-            write_whole(place, json.dumps(setup, indent=1) + "\n", sync=False)
+            write_whole(place, json.dumps(setup, indent=1) + "\n")
         if (folder / "images.jsonl").is_file():
             for line in read_records(folder / "images.jsonl"):
                 if line.get("stage") in STAGES and isinstance(line.get("image"), int):
@@ -91,8 +94,8 @@ class Journal:
         if self.folder is None:
             return
         try:
-            (self.folder / "adversarial").mkdir(exist_ok=True)
-            np.save(self._pixels_file(image), pixels)
+            with replacing(self._pixels_file(image)) as file:
+                np.save(file, pixels)
         except OSError as error:
             raise ResourceError(
                 f"the adversarial image {self._pixels_file(image)} cannot be written: {error}"
@@ -102,8 +105,8 @@ class Journal:
         """The adversarial pixels kept for an image, or None."""
         if image not in self.adversarial and self.folder is not None and self._pixels_file(image).is_file():
             try:
-                self.adversarial[image] = np.load(self._pixels_file(image), allow_pickle=False)
-            except (OSError, ValueError):
+                self.adversarial[image] = read_array(self._pixels_file(image))
+            except DataError:
                 return None
         return self.adversarial.get(image)
 

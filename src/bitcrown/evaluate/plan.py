@@ -18,13 +18,16 @@ from bitcrown.attack.bpda import RULES
 from bitcrown.attack.components import SUITES
 from bitcrown.errors import SettingsError
 from bitcrown.evaluate.boxes import ImageBoxes
-from bitcrown.evaluate.integers import IntegerProver, IntegerSubject, is_integer_file
+from bitcrown.evaluate.integers import KERAS, IntegerProver, IntegerSubject, is_integer_file
 from bitcrown.evaluate.journal import digest
 from bitcrown.evaluate.proving import LEVELS, SEARCH, ImageProver, Prover
 from bitcrown.evaluate.subjects import ZOO, FileSubject, Subject, read_zoo
 from bitcrown.model.classifier import Shape, layout_of
 from bitcrown.model.execute import Network
-from bitcrown.model.onnx_reader import model_bytes, read_graph
+from bitcrown.model.onnx_reader import model_bytes, parsed_model, read_graph
+from bitcrown.model.runtime_trial import require_runtime
+from bitcrown.quant.agreement import executable
+from bitcrown.quant.qonnx import has_quant
 from bitcrown.search.decision import device_of
 from bitcrown.settings import Settings
 
@@ -35,7 +38,8 @@ ATTACKS = (NO_ATTACK, PGD, *SUITES)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image.
+    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image, on the wall, or of
+    computing (``counts_cpu``), which does not depend on what else the machine does.
 
     ``network``: a file, ``zoo:NAME``, or the name of a torch network; ``weights``: of a zoo network. ``attack``: a
     suite, ``pgd`` (then ``steps`` and ``restarts``) or ``none``; ``bpda``: rule of its gradients, empty for the
@@ -59,6 +63,7 @@ class Plan:
     attack: str = PGD
     bpda: str = ""
     weights: Path | None = None
+    counts_cpu: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("norm", self.norm, NORMS), ("attack", self.attack, ATTACKS)):
@@ -116,6 +121,8 @@ class Plan:
             "seconds_per_image": self.seconds,
             "seed": self.settings.seed,
         }
+        if self.counts_cpu:
+            found["counts_cpu"] = True
         if self.norm != LINF:
             found["norm"] = self.norm
         if self.bpda:
@@ -134,7 +141,7 @@ def _network_digest(plan: Plan) -> str:
         return digest(file.read_bytes()) if file is not None and file.is_file() else ""
     if isinstance(plan.network, str):
         return ""
-    if plan.network.suffix in (".h5", ".hdf5"):
+    if plan.network.suffix in KERAS:
         return digest(plan.network.read_bytes()) if plan.network.is_file() else ""
     return digest(model_bytes(plan.network))
 
@@ -143,6 +150,8 @@ def open_subject(plan: Plan, shape: Shape) -> Subject:
     """The network of ``plan`` for images of ``shape``. Raises ``SettingsError`` for what cannot be asked of it."""
     device = device_of(plan.settings.device)
     subject: Subject
+    if not plan.is_zoo and Path(plan.network).suffix not in KERAS:
+        _check_runtime(Path(plan.network))
     if plan.is_zoo:
         subject = read_zoo(str(plan.network), plan.weights, plan.batch, shape, device)
     elif is_integer_file(Path(plan.network)):
@@ -150,6 +159,14 @@ def open_subject(plan: Plan, shape: Shape) -> Subject:
     else:
         subject = FileSubject(Path(plan.network), shape, plan.mean, plan.std, plan.order, device)
     return subject
+
+
+def _check_runtime(path: Path) -> None:
+    """``ModelError`` for an ONNX file that onnxruntime cannot run, or that ends the process which opens it."""
+    model = parsed_model(path)
+    content, _ = executable(model) if has_quant(model) else (model_bytes(path), "")
+    if content:
+        require_runtime(path, content)
 
 
 def check_subject(plan: Plan, subject: Subject) -> None:
@@ -169,8 +186,8 @@ def make_prover(plan: Plan, shape: Shape, settings: Settings) -> ImageProver:
     path = Path(plan.network)
     if is_integer_file(path):
         subject = IntegerSubject(path, shape, plan.mean, plan.std, plan.order)
-        return IntegerProver(subject, plan.eps, plan.seconds, settings.seed)
+        return IntegerProver(subject, plan.eps, plan.seconds, settings.seed, plan.counts_cpu)
     graph = read_graph(path, settings.semantics)
     boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps)
     proof = Network(graph, torch.float64, device_of(settings.device))
-    return Prover(proof, boxes, path, settings, plan.levels, plan.seconds)
+    return Prover(proof, boxes, path, settings, plan.levels, plan.seconds, plan.counts_cpu)

@@ -71,16 +71,24 @@ class ImageProver(Protocol):
 
 
 class Prover:
-    """Bounds of one network on images; ``seconds`` is for all bounds of an image.
+    """Bounds of one network on images; ``seconds`` is for all bounds of an image, on the wall or of computing.
 
     Plain CROWN and one ascent of alpha-CROWN always run to their end; the search has what they leave.
     """
 
     def __init__(
-        self, proof: Network, boxes: ImageBoxes, path: Path, settings: Settings, levels: tuple[str, ...], seconds: float
+        self,
+        proof: Network,
+        boxes: ImageBoxes,
+        path: Path,
+        settings: Settings,
+        levels: tuple[str, ...],
+        seconds: float,
+        counts_cpu: bool = False,
     ) -> None:
         self.proof, self.boxes, self.path, self.settings = proof, boxes, path, settings
-        self.levels, self.seconds = levels, seconds
+        self.levels, self.seconds, self.counts_cpu = levels, seconds, counts_cpu
+        self.clock = time.process_time if counts_cpu else time.monotonic
         small = sum(node.size for node in proof.graph.nodes.values()) <= SMALL_NETWORK
         self.guide = proof if small else Network(proof.graph, torch.float32, proof.device)
         self.memory = settings.memory_bytes()
@@ -95,11 +103,11 @@ class Prover:
     def prove(self, images: np.ndarray, labels: np.ndarray, is_broken: np.ndarray) -> list[Proof]:
         """One ``Proof`` an image ``[B, C, H, W]``; broken ones are only bounded by CROWN (for the check)."""
         lower, upper = self.boxes.outward(images)
-        started = time.monotonic()
+        started = self.clock()
         with torch.no_grad():
             bounder = LayerBounder(self.proof, self.memory // 8)
             enclosure = bounder.run(self.proof.tensor(lower), self.proof.tensor(upper), known={})
-        each = (time.monotonic() - started) / len(images)
+        each = (self.clock() - started) / len(images)
         return [
             self._finish(
                 images[k], int(labels[k]), bool(is_broken[k]), self._slice(enclosure, k), lower[k], upper[k], each
@@ -125,28 +133,28 @@ class Prover:
         upper: np.ndarray,
         root_seconds: float,
     ) -> Proof:
-        started = time.monotonic()
+        started = self.clock()
         objective = self.boxes.objective(lower, upper, label, self.classes)
         cases = np.arange(objective.n_cases)
-        budget = Budget.of_seconds(self.seconds, self.memory)
+        budget = Budget.of(self.seconds, self.memory, self.counts_cpu)
         search = NeuronSplit(self.proof, self.guide, objective, cases, lambda x: None, budget)
         left = search.root(enclosure)
         margin = float(search.root_value.min())
-        seconds = {CROWN: root_seconds + time.monotonic() - started}
+        seconds = {CROWN: root_seconds + self.clock() - started}
         if not len(left):
             return Proof(margin, CROWN, seconds)
         if is_broken or self.levels == (CROWN,):
             return Proof(margin, "", seconds)
-        started = time.monotonic()
+        started = self.clock()
         problem = self.boxes.problem(image, label, self.classes, self.path)
         limit = max(0.0, self.seconds - seconds[CROWN]) if SEARCH in self.levels else 0.0
-        run = Run(problem, self.settings, Budget.of_seconds(limit, self.memory), None)
+        run = Run(problem, self.settings, Budget.of(limit, self.memory, self.counts_cpu), None)
         search.confirm, search.budget = run.confirm, run.budget
         try:
             verdict = search_neurons(run, search, left, objective, cases, root_seconds)
         except BudgetExpired:
             verdict = run.timeout()
-        seconds["search"] = time.monotonic() - started
+        seconds["search"] = self.clock() - started
         proved_by = ""
         if verdict.status is Status.UNSAT:
             proved_by = ALPHA if verdict.decided_by == "alpha-CROWN" else SEARCH

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bitcrown.errors import PropertyError
-from bitcrown.harness.instance import network_field, tidy_path
+from bitcrown.harness.instance import csv_rows, network_field, tidy_path
 from bitcrown.spec.network_field import parse_network
 
 KNOWN = ("sat", "unsat")
@@ -19,14 +18,13 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
     if not path.is_file():
         return {}
     truth = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.reader(file, skipinitialspace=True), start=1):
-            if not row or (number == 1 and row[:3] == ["onnx", "vnnlib", "expected"]):
-                continue
-            if len(row) < 3:
-                raise PropertyError(f"{path} row {number}: expected at least the columns onnx,vnnlib,expected")
-            pairs = tuple((name, tidy_path(file_name)) for name, file_name in parse_network(row[0]))
-            truth[network_field(pairs), tidy_path(row[1])] = row[2].strip().lower()
+    for number, row in enumerate(csv_rows(path, "the truth"), start=1):
+        if not row or (number == 1 and row[:3] == ["onnx", "vnnlib", "expected"]):
+            continue
+        if len(row) < 3:
+            raise PropertyError(f"{path} row {number}: expected at least the columns onnx,vnnlib,expected")
+        pairs = tuple((name, tidy_path(file_name)) for name, file_name in parse_network(row[0]))
+        truth[network_field(pairs), tidy_path(row[1])] = row[2].strip().lower()
     return truth
 
 

@@ -60,25 +60,29 @@ def resolve(field: str, folder: Path) -> str:
 
 def find_file(path: Path) -> Path | None:
     """``path``, or ``path`` + ``.gz`` beside it, or None if neither is a file."""
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    return None
+    try:
+        return next((file for file in (path, Path(f"{path}.gz")) if file.is_file()), None)
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+        return None
+
+
+def csv_rows(file: Path, what: str) -> list[list[str]]:
+    """The rows of a CSV file in UTF-8, whatever its line ends. Raises ``PropertyError``, which calls it ``what``."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PropertyError(f"{what} {file} cannot be read: {error}") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        return list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise PropertyError(f"{what} {file} is not a CSV file: {error}") from error
 
 
 def read_instances(file: Path) -> tuple[Instance, ...]:
     """All rows of an instances CSV. Raises ``PropertyError`` with the line of the first row that cannot be used."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PropertyError(f"the instances file {file} cannot be read: {error}") from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
     instances = []
-    try:
-        rows = list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
-    except csv.Error as error:
-        raise PropertyError(f"the instances file {file} is not a CSV file: {error}") from error
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(csv_rows(file, "the instances file"), start=1):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 1 and _is_header(cells)):
             continue

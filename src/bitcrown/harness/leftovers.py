@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from bitcrown.harness.processes import kill_token, start_ticks
 
 def runtime_folder() -> Path | None:
     """A folder that only this user can write to, or None if there is no such place."""
-    bases = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir())
-    for base in filter(None, bases):
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"):
+        if not base:
+            continue
         folder = Path(base) / f"bitcrown-{os.getuid()}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,19 +1,19 @@
 """How an instance ended, as the parent knows it, and the results file that says so.
 
-The results file is written to a temporary file in its own folder, synced and renamed, so that a reader sees either the
-old file or the new one and never a half.
+The results file is replaced as a whole (``bitcrown.files``). The answer of an earlier run must never be taken for this
+one's, so a file that cannot be replaced is emptied, written in place, or removed, whichever the disk still allows.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitcrown.errors import ResourceError
+from bitcrown.files import write_in_place, write_whole
 from bitcrown.verdict import Reason, Status
 
 
@@ -32,6 +32,10 @@ class Outcome:
     def text(self) -> str:
         """Content of the results file."""
         return f"{self.status}\n{self.witness.strip()}\n" if self.status is Status.SAT else f"{self.status}\n"
+
+
+class StaleAnswer(ResourceError):
+    """The results file can be neither written nor emptied nor removed: it may hold the answer of another run."""
 
 
 def crashed(detail: str) -> Outcome:
@@ -74,36 +78,37 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def write_whole(path: Path, text: str, sync: bool = True) -> None:
-    """Write ``text`` to ``path`` so that no reader ever sees a part of it; makes the folder if it is missing.
+def write_answer(path: Path, text: str) -> None:
+    """Make ``text`` the content of the results file, or see to it that no other answer stands there.
 
-    A device, a pipe, or a file in a folder that takes no new files is written in place. Raises ``ResourceError``.
+    Where no new file can be written (a full disk), the old one is emptied and written in place; where that fails it
+    says ``error``, or is removed. Raises ``ResourceError`` if the file does not hold ``text`` in the end, and
+    ``StaleAnswer`` if nothing about it could be changed.
     """
     try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-            return
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _replace(target, text, sync)
-        except PermissionError:
-            if not target.is_file():
-                raise
-            target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"the results file {path} cannot be written: {error.strerror or error}") from error
+        write_whole(path, text)
+    except ResourceError as error:
+        if not path.is_file():
+            raise
+        if not _written_in_place(path, text):
+            _withdraw(path, error)
 
 
-def _replace(target: Path, text: str, sync: bool) -> None:
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
+def _withdraw(path: Path, error: ResourceError) -> None:
+    """Take an answer back that cannot be replaced; always raises."""
+    if _written_in_place(path, f"{Status.ERROR}\n"):
+        raise ResourceError(f"{error}; it says error") from error
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(target)
+        path.unlink()
     except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        if path.is_file() and path.stat().st_size:
+            raise StaleAnswer(f"{error}, nor emptied, nor removed: what it says is not the answer") from error
+    raise error
+
+
+def _written_in_place(path: Path, text: str) -> bool:
+    try:
+        write_in_place(path, text.encode())
+    except OSError:
+        return False
+    return True

@@ -3,8 +3,9 @@
     python -m bitcrown.harness.run v1 CATEGORY ONNX VNNLIB RESULTS_FILE TIMEOUT
 
 Imports nothing heavy. Time counts from the start of this process, which is that of the shell script before it. The
-results file says ``timeout`` from the first moment on, and is replaced once, at the end. Exit code 0, whatever
-happened to the instance; 1 for another protocol version than ``v1``; 2 if the arguments cannot be understood at all.
+results file says ``timeout`` from the first moment on, and is replaced once, at the end, if there is more to say. Exit
+code 0, whatever happened to the instance; 1 for another protocol version than ``v1``; 2 if the arguments cannot be
+understood at all; 3 if the results file holds another run's answer that could be neither replaced nor removed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 
 from bitcrown.errors import BitcrownError, ModelError, PropertyError, ResourceError
 from bitcrown.harness.instance import find_file, parse_timeout
-from bitcrown.harness.outcome import Outcome, is_stream, write_whole
+from bitcrown.harness.load import Load
+from bitcrown.harness.outcome import Outcome, StaleAnswer, is_stream, write_answer
 from bitcrown.harness.processes import process_started
 from bitcrown.harness.watchdog import Signals, Watchdog, Watched, safety_margin
 from bitcrown.settings import Settings
@@ -28,6 +30,7 @@ from bitcrown.spec.network_field import parse_network
 from bitcrown.verdict import Reason, Status
 
 PROTOCOL = "v1"
+STALE = 3
 USAGE = "usage: run_instance.sh v1 CATEGORY ONNX VNNLIB RESULTS_FILE TIMEOUT"
 RECORD_VARIABLE = "BITCROWN_RECORD"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -37,7 +40,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Request:
     """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout`` seconds count.
 
-    ``certificate``: the file for the proof of an unsat in integers; empty for none.
+    ``certificate``: the file for the proof of an unsat in integers; empty for none. ``cpu_seconds``: what the worker
+    may compute, where that is limited, too.
     """
 
     category: str
@@ -47,16 +51,17 @@ class Request:
     started: float
     settings: Settings
     certificate: str = ""
+    cpu_seconds: float | None = None
 
     @property
-    def deadline(self) -> float:
-        """When the worker is ended: the time limit less the safety margin."""
-        return self.started + self.timeout - safety_margin(self.timeout)
+    def end(self) -> float:
+        """When the time limit is over."""
+        return self.started + self.timeout
 
-    @property
-    def soft_deadline(self) -> float:
-        """What the worker is told: a little earlier, so that it can still say how far it came."""
-        return self.deadline - min(0.5, 0.02 * self.timeout)
+    def soft_deadline(self, load: Load) -> float:
+        """What the worker is told: a little before it is ended, so that it can still say how far it came."""
+        room = min(0.5, 0.02 * self.timeout) * load.slow
+        return self.end - safety_margin(self.timeout, load.needed()) - min(room, 0.1 * self.timeout)
 
 
 def main(arguments: Sequence[str], started: float) -> int:
@@ -71,29 +76,28 @@ def main(arguments: Sequence[str], started: float) -> int:
     _, category, network, vnnlib, results, timeout = arguments
     try:
         if not is_stream(Path(results)):
-            write_whole(Path(results), Outcome(Status.TIMEOUT).text(), sync=False)
+            write_answer(Path(results), Outcome(Status.TIMEOUT).text())
     except ResourceError as error:
         _say(str(error))
-        return 0
+        return STALE if isinstance(error, StaleAnswer) else 0
     try:
         request = Request(category, network, vnnlib, parse_timeout(timeout), started, Settings.from_environment())
         check_files(network, vnnlib)
     except BitcrownError as error:
         _say(str(error))
-        _finish(Path(results), Outcome(Status.ERROR, Reason.BAD_INPUT, str(error)))
-        return 0
-    watch(request, Path(results), signals, _record_path())
-    return 0
+        return _finish(Path(results), Outcome(Status.ERROR, Reason.BAD_INPUT, str(error)))[0]
+    return watch(request, Path(results), signals, _record_path()).exit_code
 
 
 def watch(request: Request, results: Path | None, signals: Signals, record: Path | None) -> Watched:
     """Run the worker on ``request`` and write the results file (if any) and the record (if any)."""
-    dog = Watchdog(_worker_command(request), request.deadline, request.settings.process_bytes(), signals)
-    seen = dog.run(_environment(request.settings))
+    load = Load()
+    memory = request.settings.process_bytes()
+    dog = Watchdog(_worker_command(request, load), request.end, request.timeout, memory, signals, load)
+    seen = dog.run(_environment(request.settings), lambda: None if record is None else _look_around())
     if results is not None:
-        _finish(results, seen.outcome)
-    left = request.started + request.timeout - 0.1 - time.monotonic()
-    dog.clean_up(patience=min(5.0, max(0.1, left)))
+        seen.exit_code, seen.lost = _finish(results, seen.outcome)
+    dog.clean_up()
     if seen.outcome.status is Status.ERROR:
         _say((seen.outcome.detail.strip().splitlines() or [seen.outcome.reason])[-1])
     if record is not None:
@@ -107,6 +111,13 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
     return seen
 
 
+def _look_around() -> None:
+    """Read what the record will say of the machine, while the worker begins: neither before it nor at the end."""
+    from bitcrown.harness.results import machine_facts
+
+    machine_facts()
+
+
 def check_files(network: str, vnnlib: str) -> None:
     """Raises ``ModelError`` or ``PropertyError`` naming the first input file that is not there, plain or ``.gz``."""
     for _, path in parse_network(network):
@@ -116,11 +127,16 @@ def check_files(network: str, vnnlib: str) -> None:
         raise PropertyError(f"the property file {vnnlib} does not exist (neither does {vnnlib}.gz)")
 
 
-def _finish(results: Path, outcome: Outcome) -> None:
+def _finish(results: Path, outcome: Outcome) -> tuple[int, str]:
+    """Write the answer, unless the file says so already; the exit code, and why the answer is lost, if it is."""
+    if outcome.status is Status.TIMEOUT and results.is_file():
+        return 0, ""
     try:
-        write_whole(results, outcome.text())
+        write_answer(results, outcome.text())
     except ResourceError as error:
         _say(str(error))
+        return STALE if isinstance(error, StaleAnswer) else 0, str(error)
+    return 0, ""
 
 
 def _record_path() -> Path | None:
@@ -132,17 +148,18 @@ def _record_path() -> Path | None:
     return Path(home) / "bitcrown" / "records.jsonl"
 
 
-def _worker_command(request: Request) -> list[str]:
+def _worker_command(request: Request, load: Load) -> list[str]:
     """The worker's command line; ``BITCROWN_WORKER`` names a Python file to run instead (tests of this parent)."""
     substitute = os.environ.get("BITCROWN_WORKER", "")
     program = [substitute] if substitute else ["-m", "bitcrown.harness.worker"]
     facts: dict[str, Any] = {
         "network": request.network,
         "vnnlib": request.vnnlib,
-        "deadline": request.soft_deadline,
+        "deadline": request.soft_deadline(load),
         "settings": request.settings.as_dict(),
         "parent": os.getpid(),
         "certificate": request.certificate,
+        "cpu_seconds": request.cpu_seconds,
     }
     return [sys.executable, "-P", "-X", "utf8", *program, json.dumps(facts)]
 
@@ -163,4 +180,6 @@ def _say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], process_started()))
+    code = main(sys.argv[1:], process_started())
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to tidy up, and tearing the interpreter down takes time that may not be left

@@ -12,27 +12,34 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitcrown.harness.leftovers import drop_note, note_run
+from bitcrown.harness.load import Load
 from bitcrown.harness.outcome import Outcome, crashed, outcome_of, parse_message
 from bitcrown.harness.processes import TOKEN, Guard, group_members, kill_group, kill_token, resident_bytes
 from bitcrown.verdict import Reason, Status
 
 POLL_SECONDS = 0.05
 GROUP_SECONDS = 0.5
+TAIL_SECONDS = 0.15
+"""For the record and the end of the interpreter."""
+MOST_PATIENCE = 5.0
 MAX_MESSAGE = 256 << 20
 KEPT_OUTPUT = 8192
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STATUS_OF_NUMBER = {-number.value: number.name for number in signal.Signals}
 
 
-def safety_margin(timeout: float) -> float:
-    """Seconds kept back at the end: 0.3 s, growing to 1.5 s with the limit, but at most half of it."""
-    return min(max(0.3, min(0.015 * timeout, 1.5)), timeout / 2)
+def safety_margin(timeout: float, needed: float = 0.0) -> float:
+    """Seconds kept back at the end, at most half of the limit.
+
+    0.3 s, growing to 1.5 s with the limit, and what a loaded machine ``needed`` more (see ``load``).
+    """
+    return min(max(0.3, min(0.015 * timeout, 1.5)) + needed, timeout / 2)
 
 
 class Signals:
@@ -63,8 +70,9 @@ class Signals:
 class Watched:
     """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the worker's output.
 
-    ``phases`` are seconds between the worker's phase messages, for workers that cannot tell any more; ``progress`` is
-    the latest phase message.
+    ``progress`` is the latest phase with the last facts about it (boxes done and left ...); ``phases`` and ``counters``
+    are what is known from such messages, for workers that cannot tell any more: seconds between messages, and the
+    counters as the last one had them.
     """
 
     outcome: Outcome
@@ -72,7 +80,12 @@ class Watched:
     output: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, Any] = field(default_factory=dict)
+    reached: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+    lost: str = ""
+    """Why the results file does not hold the outcome, if it does not."""
     phase_began: float = field(default_factory=time.monotonic)
 
     def enter(self, name: str, facts: Any) -> None:
@@ -81,17 +94,26 @@ class Watched:
         previous = self.progress.get("phase", "spawn")
         self.phases[previous] = round(self.phases.get(previous, 0.0) + now - self.phase_began, 4)
         self.phase_began = now
-        self.progress = {"phase": name, "facts": facts}
+        if isinstance(facts, dict) and isinstance(facts.get("counters"), dict):
+            self.counters = facts["counters"]
+            facts = {key: value for key, value in facts.items() if key != "counters"}
+        if facts:
+            self.reached[name] = facts
+        self.progress = {"phase": name, "facts": self.reached.get(name, {})}
 
 
 class Watchdog:
     """Runs ``command`` (the message descriptor's number is appended) until it answers, dies or must be ended.
 
-    ``deadline`` is a ``time.monotonic()`` reading; ``memory`` is bytes for all processes of the worker together.
+    ``end`` is the ``time.monotonic()`` reading at which ``timeout`` seconds are over; the worker is ended earlier by
+    ``safety_margin``, which follows the ``load``. ``memory`` is bytes for all processes of the worker together.
     """
 
-    def __init__(self, command: Sequence[str], deadline: float, memory: int, signals: Signals) -> None:
-        self.command, self.deadline, self.memory, self.signals = tuple(command), deadline, memory, signals
+    def __init__(
+        self, command: Sequence[str], end: float, timeout: float, memory: int, signals: Signals, load: Load
+    ) -> None:
+        self.command, self.end, self.timeout, self.memory = tuple(command), end, timeout, memory
+        self.signals, self.load = signals, load
         self.token = os.urandom(16).hex()
         self.seen = Watched(crashed(""))
         self._messages = bytearray()
@@ -101,8 +123,21 @@ class Watchdog:
         self._note: Path | None = None
         self._worker: subprocess.Popen[bytes] | None = None
 
-    def run(self, environment: dict[str, str]) -> Watched:
-        """Start the worker and wait. The worker's group has been killed when this returns, but not yet reaped."""
+    @property
+    def deadline(self) -> float:
+        """When the worker is ended if nothing changes."""
+        return self.end - safety_margin(self.timeout, self.load.needed())
+
+    def run(self, environment: dict[str, str], meanwhile: Callable[[], object] = lambda: None) -> Watched:
+        """Start the worker and wait. The worker's group has been killed when this returns, but not yet reaped.
+
+        ``meanwhile`` is called once while the worker begins: work that would be in the way at the end.
+        """
+        if time.monotonic() >= self.deadline:
+            detail = "the machine is so loaded that no time was left to start a worker"
+            self.seen.outcome = Outcome(Status.TIMEOUT, Reason.DEADLINE, detail)
+            self.seen.facts.update(self.load.facts())
+            return self.seen
         self._note = note_run(self.token)
         self._guard = Guard(self.token)
         reader, writer = os.pipe()
@@ -123,20 +158,23 @@ class Watchdog:
             return self.seen
         os.close(writer)
         self._guard.watch(worker.pid)
+        meanwhile()
         assert worker.stdout is not None
         self.seen.outcome = self._watch(worker, reader, worker.stdout.fileno())
         kill_group(worker.pid)
+        self.seen.facts.update(self.load.facts())
         self.seen.enter(self.seen.progress.get("phase", ""), self.seen.progress.get("facts", {}))
         os.close(reader)
         self.seen.output = self._output.decode("utf-8", errors="replace")
         return self.seen
 
-    def clean_up(self, patience: float) -> None:
-        """Kill what left the group, wait at most ``patience`` seconds for the worker to be gone, dismiss the guard."""
-        kill_token(self.token)
+    def clean_up(self) -> None:
+        """Kill what left the group, wait for the worker to be gone while there is time, dismiss the guard."""
         if self._worker is not None:
+            kill_token(self.token)
+            left = self.end - TAIL_SECONDS - self.load.needed() / 2 - time.monotonic()
             try:
-                self._worker.wait(timeout=patience)
+                self._worker.wait(timeout=min(MOST_PATIENCE, max(0.0, left)))
             except subprocess.TimeoutExpired:
                 self.seen.facts["slow_to_die"] = True
             if self._worker.stdout is not None:
@@ -153,14 +191,14 @@ class Watchdog:
                 selector.register(descriptor, selectors.EVENT_READ)
             while True:
                 ended = worker.poll() is not None
-                for key, _ in selector.select(0.0 if ended else self._pause()):
+                for key, _ in self._ready(selector, 0.0 if ended else self._pause()):
                     if not self._read(key.fd, reader, output):
                         selector.unregister(key.fd)
                 if ended:
                     self._read_rest(reader, output)
                 answer = self._answer()
                 if answer is not None:
-                    return answer
+                    return answer if time.monotonic() < self.end else _too_late(answer)
                 if self.signals.stopped_by:
                     return Outcome(Status.TIMEOUT, Reason.DEADLINE, f"stopped by {self.signals.stopped_by}")
                 if ended:
@@ -169,6 +207,15 @@ class Watchdog:
                     return Outcome(Status.TIMEOUT, Reason.DEADLINE, "stopped by the watchdog")
                 if self._is_over_memory(worker.pid):
                     return Outcome(Status.UNKNOWN, Reason.MEMORY, f"limit {self.memory >> 20} MiB")
+
+    def _ready(self, selector: selectors.DefaultSelector, pause: float) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read within ``pause`` seconds; a sleep that nothing ended shows how late this process wakes."""
+        before = time.monotonic()
+        ready = selector.select(pause)
+        if not ready and pause:
+            self.load.slept(pause, time.monotonic() - before)
+        self.load.look()
+        return ready
 
     def _pause(self) -> float:
         return max(0.0, min(POLL_SECONDS, self.deadline - time.monotonic()))
@@ -220,6 +267,12 @@ class Watchdog:
             used = max(used, sum(resident_bytes(pid) for pid in group_members(group)))
         self.seen.peak_bytes = max(self.seen.peak_bytes, used)
         return used > self.memory
+
+
+def _too_late(answer: Outcome) -> Outcome:
+    """An answer that is seen after the time limit counts for nobody; what the worker found out stays in the record."""
+    detail = f"the answer {answer.status} came after the time limit"
+    return Outcome(Status.TIMEOUT, Reason.DEADLINE, detail, phases=answer.phases, counters=answer.counters)
 
 
 def _how_it_ended(code: int) -> str:

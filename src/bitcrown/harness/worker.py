@@ -2,10 +2,10 @@
 
 Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network`` (path or text of a
 list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid), optionally
-``certificate`` (the file for the proof of an unsat that was decided in integers). Messages are JSON objects, one a
-line, on the descriptor FD:
+``certificate`` (the file for the proof of an unsat that was decided in integers) and ``cpu_seconds``. Messages are
+JSON objects, one a line, on the descriptor FD:
 
-    {"kind": "phase", "name": "...", "facts": {...}}
+    {"kind": "phase", "name": "...", "facts": {..., "counters": {...}}}
     {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
      "decided_by": "...", "phases": {...}, "counters": {...}, "witness": "..."}      witness: with sat, and only there
 
@@ -98,9 +98,13 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     settings = Settings.from_mapping(request["settings"])
     seconds = float(request["deadline"]) - time.monotonic()
     certificate = request.get("certificate", "")
-    verdict, problem = decide(request["network"], request["vnnlib"], seconds, settings, report, bool(certificate))
+    limit = request.get("cpu_seconds")
+    more = {} if limit is None else {"cpu_seconds": float(limit)}
+    verdict, problem = decide(
+        request["network"], request["vnnlib"], seconds, settings, report, bool(certificate), **more
+    )
     if verdict.certificate is not None:
-        from bitcrown.harness.outcome import write_whole
+        from bitcrown.files import write_whole
 
         write_whole(Path(certificate), json.dumps(verdict.certificate, sort_keys=True, separators=(",", ":")) + "\n")
     message: dict[str, Any] = {

@@ -17,6 +17,11 @@ from bitcrown.model.registry import Op, op_row
 Params = dict[str, Tensor]
 
 
+def elements(values: Tensor, axes: int) -> Tensor:
+    """``values`` with everything behind the first ``axes`` axes on one: a scalar, which has none, is one element."""
+    return values.flatten(axes) if values.dim() > axes else values.unsqueeze(axes)
+
+
 class Network:
     """Weights of ``graph`` in ``dtype`` on ``device``; immutable after construction.
 

@@ -8,6 +8,7 @@ result is compared with that at every load (``agreement``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -127,7 +128,7 @@ def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int]
     if not tensor.HasField("shape"):
         raise QuantError(f"{path}: input {info.name!r} has no shape")
     shape = tuple(max(1, dim.dim_value) for dim in tensor.shape.dim)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size > 1 << 26:
         raise QuantError(f"{path}: input {info.name!r} of shape {list(shape)} is too large")
     try:
@@ -138,8 +139,8 @@ def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int]
     if dtype == FLOAT and whole is None:
         reading.tensors[info.name] = Lattice(RAW, shape, FLOAT, (), np.arange(size))
         return str(info.name)
-    if dtype.kind not in "iu" and dtype != FLOAT:
-        raise QuantError(f"{path}: input {info.name!r} has type {dtype}; float32 and integers are supported")
+    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT:
+        raise QuantError(f"{path}: input {info.name!r} has type {dtype}; float32 and integers of 32 bits are supported")
     low, high = whole if whole is not None else type_range(dtype)
     ends = np.full(size, low, dtype=np.int64), np.full(size, high, dtype=np.int64)
     reading.assembly.add(Input(Lattice(0, shape, dtype).sample_shape, *ends))

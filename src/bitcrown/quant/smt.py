@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from bitcrown.budget import Budget
+from bitcrown.child_process import text_of_child
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.quant.bitvector_terms import Formula, Term
 from bitcrown.quant.bitvectors import Case, Style, encode
-from bitcrown.quant.child_process import text_of_child
 from bitcrown.quant.integer_graph import IntegerNetwork, Ints, QuantError
 from bitcrown.quant.smtlib import smtlib_script
 from bitcrown.verdict import Reason, Status
@@ -119,7 +119,8 @@ def solve(formula: Formula, budget: Budget, solver: str = "boolector") -> tuple[
         return Status.TIMEOUT, Reason.DEADLINE, {}
     # here, so that a second question finds it loaded; every child would load it anew
     import_module(MODULES[solver])
-    text, reason = text_of_child(lambda: _answer(formula, _Stop(budget), solver), budget, GRACE)
+    inherited = budget.for_child()
+    text, reason = text_of_child(lambda: _answer(formula, _Stop(inherited), solver), budget, GRACE)
     word, _, rest = text.partition(" ")
     if word == "sat":
         pairs = (pair.split("=") for pair in rest.split())

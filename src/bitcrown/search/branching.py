@@ -18,6 +18,7 @@ from torch import Tensor
 from bitcrown.bounds.claims import is_unstable, known, ratio
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.optimise import Layout
+from bitcrown.model.execute import elements
 
 
 def triangle_scores(
@@ -34,9 +35,9 @@ def triangle_scores(
         if node.op != "Relu" or node.name not in record:
             continue
         where = layout.neuron_at[node.inputs[0]]
-        low, up = (part.flatten(1) for part in bounds[node.inputs[0]])
+        low, up = (elements(part, 1) for part in bounds[node.inputs[0]])
         gap = torch.where(is_unstable(low, up), ratio(-low * up, up - low), 0.0)
-        a = record[node.name].flatten(2)
+        a = elements(record[node.name], 2)
         for scores, size in ((upper, a.clamp(max=0).neg()), (both, a.abs())):
             reached = (size * weights[:, :, None]).sum(1) if a.shape[1] > 1 else size[:, 0]
             scores[:, where] += reached * gap

@@ -44,7 +44,7 @@ from bitcrown.bounds.claims import (
 from bitcrown.bounds.crown import Backward, output_seeds
 from bitcrown.bounds.layer_bounds import Enclosure, LayerBounder, undecided
 from bitcrown.bounds.optimise import Layout
-from bitcrown.model.execute import Network
+from bitcrown.model.execute import Network, elements
 
 PAD = 1e-11
 """More than the rounding error of any sum here, relative to its absolute terms."""
@@ -336,13 +336,13 @@ def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | N
     constant = rows.new_zeros(rows.shape[:2])
     for node in reversed(list(network.graph.nodes.values())):
         if len(pending) == 1 and node.name in pending and node.op == "Relu":
-            return pending[node.name].flatten(2), constant, node.name
+            return elements(pending[node.name], 2), constant, node.name
         a = pending.pop(node.name, None)
         if a is None:
             continue
         if node.name in network.graph.inputs or not network.rows[node.name].is_affine:
             return None
-        constant = constant + a.flatten(2) @ network.offset(node).flatten()
+        constant = constant + elements(a, 2) @ network.offset(node).flatten()
         parts = network.adjoint(node, a.flatten(0, 1)) if node.inputs else []
         for source, part in zip(node.inputs, parts, strict=True):
             part = part.reshape(*rows.shape[:2], *part.shape[1:])

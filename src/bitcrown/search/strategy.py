@@ -45,12 +45,16 @@ class Run:
         want_certificate: bool = False,
     ) -> None:
         self.problem, self.settings, self.budget = problem, settings, budget
-        self.report = report or (lambda phase, facts: None)
+        self._report = report or (lambda phase, facts: None)
         self.want_certificate = want_certificate
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
         self.replay = Replay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
+
+    def report(self, phase: str, facts: dict[str, Any]) -> None:
+        """Tell how far the run is; with the counters, because a run that is killed cannot tell them any more."""
+        self._report(phase, {**facts, "counters": dict(self.counters)})
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -60,6 +64,7 @@ class Run:
             yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+            self.report(name, {})
 
     def confirm(self, x: np.ndarray, case: int | None = None) -> Witness | None:
         """Replay a candidate ``x [n]`` on the original networks."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bitcrown.errors import ModelError, ResourceError, SettingsError
+from bitcrown.files import replacing
 from bitcrown.train.architectures import Architecture, Stage
 from bitcrown.train.images import Normalisation
 from bitcrown.train.network import TrainableNetwork
@@ -37,11 +38,9 @@ def save_checkpoint(run: Run, path: Path) -> None:
         "network": run.network.state_dict(),
         "optimiser": run.optimiser.state_dict(),
     }
-    temporary = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, temporary)
-        temporary.replace(path)
+        with replacing(path) as file:
+            torch.save(content, file)
     except OSError as error:
         raise ResourceError(f"the checkpoint cannot be written to {path}: {error}") from error
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from bitcrown.errors import ResourceError
+from bitcrown.files import write_whole
 from bitcrown.train.architectures import Layer
 from bitcrown.train.network import TrainableNetwork
 
@@ -21,7 +21,7 @@ OPSET = 13
 
 
 def write_onnx(network: TrainableNetwork, path: Path) -> None:
-    """Write ``network`` to ``path`` (a temporary file, then renamed). Raises ``ResourceError`` if it cannot."""
+    """Write ``network`` to ``path`` (whole or not at all). Raises ``ResourceError`` if it cannot."""
     first, last = network.layers[0], network.layers[-1]
     weights: list[onnx.TensorProto] = []
     nodes = [_node(network, layer, weights) for layer in network.layers[1:]]
@@ -35,13 +35,7 @@ def write_onnx(network: TrainableNetwork, path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bitcrown")
     model.ir_version = 8
     onnx.checker.check_model(model)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(model.SerializeToString())
-        temporary.replace(path)
-    except OSError as error:
-        raise ResourceError(f"the network cannot be written to {path}: {error}") from error
+    write_whole(path, model.SerializeToString())
 
 
 def _node(network: TrainableNetwork, layer: Layer, weights: list[onnx.TensorProto]) -> onnx.NodeProto:

@@ -10,7 +10,6 @@ Legend: ``C`` channels.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitcrown.errors import ModelError
+from bitcrown.archives import read_arrays
+from bitcrown.errors import DataError, ModelError
+from bitcrown.files import replacing
 from bitcrown.zoo.checkpoint import open_checkpoint
 from bitcrown.zoo.networks import Moments, SameConv, ZooNetwork
 
@@ -88,7 +89,8 @@ def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
 def save_weights(network: ZooNetwork, path: Path) -> None:
     """Write all weights to ``path`` (``.npz``)."""
     values: dict[str, Any] = {name: variable.exported() for name, variable in variables(network).items()}
-    np.savez_compressed(path, **values)
+    with replacing(path) as file:
+        np.savez_compressed(file, **values)
 
 
 Reader = Callable[[str], NDArray[np.generic]]
@@ -111,15 +113,7 @@ def _checked(path: Path, name: str, variable: Variable, names: tuple[str, ...], 
 
 def _archive(path: Path) -> tuple[tuple[str, ...], Reader]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        names = tuple(archive.files)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path.name}: cannot be read as a numpy archive; check the path") from error
-
-    def read(name: str) -> NDArray[np.generic]:
-        try:
-            return np.asarray(archive[name])
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path.name}: {name!r} cannot be read; copy the file again") from error
-
-    return names, read
+        arrays = read_arrays(path)
+    except DataError as error:
+        raise ModelError(f"{path.name}: cannot be read as a numpy archive ({error}); copy the file again") from error
+    return tuple(arrays), arrays.__getitem__

@@ -73,7 +73,7 @@ def holds(problem: Problem, replay: Replay, witness: Witness) -> bool:
 @pytest.mark.parametrize("asserts", [("(>= Y_0 -0.5)",), ("(>= (* Y_0 Y_0) 300)",), ("(or (>= Y_0 -0.5) (>= Y_0 5))",)])
 def test_probes_find_what_is_planted(tmp_path: Path, batch: int | str, asserts: tuple[str, ...]) -> None:
     problem, replay, confirmer = opened(bump_network(tmp_path / "net.onnx", [0.3, -0.4, 0.6, 0.1], batch), *asserts)
-    found = [probe(problem, replay, confirmer, Budget.of_seconds(60), seed, 10.0) for seed in (0, 0, 1)]
+    found = [probe(problem, replay, confirmer, Budget.of_cpu_seconds(60), seed, 10.0) for seed in (0, 0, 1)]
     points = [witness.inputs["X"].tolist() for witness in found if witness is not None]
     assert len(points) == 3 and points[0] == points[1]
     assert all(holds(problem, replay, witness) for witness in found if witness is not None)
@@ -82,18 +82,18 @@ def test_probes_find_what_is_planted(tmp_path: Path, batch: int | str, asserts: 
 def test_probes_with_a_strict_bound_that_is_only_touched(tmp_path: Path) -> None:
     path = bump_network(tmp_path / "net.onnx", [0.0] * N)  # the middle of the box gives exactly 1
     problem, replay, confirmer = opened(path, "(>= Y_0 1)")
-    assert probe(problem, replay, confirmer, Budget.of_seconds(60), 0) is not None
+    assert probe(problem, replay, confirmer, Budget.of_cpu_seconds(60), 0) is not None
     problem, replay, confirmer = opened(path, "(> Y_0 1)")
-    assert probe(problem, replay, confirmer, Budget.of_seconds(60), 0, 0.05) is None
+    assert probe(problem, replay, confirmer, Budget.of_cpu_seconds(60), 0, 0.05) is None
     problem, replay, confirmer = opened(path, "(>= Y_0 1.0000000001)")
-    assert probe(problem, replay, confirmer, Budget.of_seconds(60), 0, 0.05) is None
+    assert probe(problem, replay, confirmer, Budget.of_cpu_seconds(60), 0, 0.05) is None
 
 
 def test_probes_end_with_the_budget(tmp_path: Path) -> None:
     problem, replay, confirmer = opened(bump_network(tmp_path / "net.onnx", [0.0] * N), "(>= Y_0 0)")
     assert probe(problem, replay, confirmer, Budget.of_seconds(-1), 0) is None
     problem, replay, confirmer = opened(tmp_path / "net.onnx", "(>= Y_0 0)", "(<= X_0 -3)")
-    assert not problem.cases and probe(problem, replay, confirmer, Budget.of_seconds(9), 0) is None
+    assert not problem.cases and probe(problem, replay, confirmer, Budget.of_cpu_seconds(9), 0) is None
 
 
 def test_probes_need_no_torch() -> None:
@@ -119,8 +119,8 @@ def test_descent_finds_what_is_planted(tmp_path: Path, is_proof_mode: bool) -> N
     path = bump_network(tmp_path / "net.onnx", [0.31, -0.42, 0.63, 0.14])
     problem, replay, confirmer = opened(path, "(or (>= Y_0 4) (>= Y_0 0.5))")
     with torch.set_grad_enabled(not is_proof_mode):
-        points, case = descend(path, [-4.0, -0.5], 0, Budget.of_seconds(60))
-        again, _ = descend(path, [-4.0, -0.5], 0, Budget.of_seconds(60))
+        points, case = descend(path, [-4.0, -0.5], 0, Budget.of_cpu_seconds(60))
+        again, _ = descend(path, [-4.0, -0.5], 0, Budget.of_cpu_seconds(60))
     assert points.shape == (12, N) and np.array_equal(points, again)
     assert case[0] == 1
     witness = confirmer.confirm(points[0], problem.cases[1])
@@ -130,7 +130,7 @@ def test_descent_finds_what_is_planted(tmp_path: Path, is_proof_mode: bool) -> N
 def test_descent_on_what_cannot_be_violated(tmp_path: Path) -> None:
     path = bump_network(tmp_path / "net.onnx", [0.3, -0.4, 0.6, 0.1])
     problem, _, confirmer = opened(path, "(>= Y_0 1.5)")
-    points, _ = descend(path, [-1.5], 3, Budget.of_seconds(60))
+    points, _ = descend(path, [-1.5], 3, Budget.of_cpu_seconds(60))
     assert all(confirmer.confirm(point, problem.cases[0]) is None for point in points)
     points, _ = descend(path, [-1.5], 3, Budget.of_seconds(-1))
     assert np.isfinite(points).all() and points[0].shape == (N,)
@@ -144,7 +144,7 @@ def test_descent_where_no_output_depends_on_the_input(tmp_path: Path) -> None:
     network = Flat(read_graph(bump_network(tmp_path / "net.onnx", [0.0] * N)), torch.float32)
     target = Target(torch.ones(1, 1, 1), None, torch.zeros(1, 1))
     generator = torch.Generator().manual_seed(0)
-    points, _, _ = pgd(network, torch.zeros(1, N), torch.ones(1, N), target, generator, 20, 4, Budget.of_seconds(9))
+    points, _, _ = pgd(network, torch.zeros(1, N), torch.ones(1, N), target, generator, 20, 4, Budget.of_cpu_seconds(9))
     assert points.shape == (4, N) and bool(torch.isfinite(points).all())
 
 

@@ -38,7 +38,7 @@ def row(*numbers: float, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def attack(network: Formula, lower: Tensor, upper: Tensor, target: Target, **more: object) -> tuple[Tensor, ...]:
-    options = {"steps": 40, "restarts": 8, "budget": Budget.of_seconds(60), "seed": 0} | more
+    options = {"steps": 40, "restarts": 8, "budget": Budget.of_cpu_seconds(60), "seed": 0} | more
     generator = torch.Generator().manual_seed(int(options.pop("seed")))  # type: ignore[call-overload]
     found = pgd(network, lower, upper, target, generator, **options)  # type: ignore[arg-type]
     return found.x, found.case, found.excess
@@ -112,7 +112,7 @@ def test_cases_that_do_not_fit_together_are_taken_in_chunks() -> None:
     rhs = torch.full((10, 1), -1.0, dtype=torch.float64)
     rhs[7] = 0.5
     target = Target(torch.ones(10, 1, 1, dtype=torch.float64), None, rhs)
-    budget = Budget(Budget.of_seconds(60).deadline, memory=8 * 16 * 1000 * 8)
+    budget = Budget.of_cpu_seconds(60, memory=8 * 16 * 1000 * 8)
     _, case, excess = attack(network, lower, upper, target, budget=budget, restarts=4)
     assert max(network.points) <= 8
     assert case[0] == 7 and excess[0] <= 0 and (excess[excess <= 0] <= 0).all()
@@ -148,7 +148,7 @@ def test_staircases_are_descended_like_the_lines_through_them() -> None:
     lower, upper = -torch.ones(1, 40, dtype=torch.float64), torch.ones(1, 40, dtype=torch.float64)
     least = -8 * float(weight.abs().sum())
     assert (
-        pgd(network, lower, upper, at_most(0.95 * least), torch.Generator(), 40, 8, Budget.of_seconds(60)).excess[0]
+        pgd(network, lower, upper, at_most(0.95 * least), torch.Generator(), 40, 8, Budget.of_cpu_seconds(60)).excess[0]
         <= 0
     )
 
@@ -157,5 +157,5 @@ def test_pgd_works_without_gradients_enabled() -> None:
     network = Formula(lambda x: x.square().sum(dim=1, keepdim=True))
     lower, upper = -torch.ones(1, 2, dtype=torch.float64), 2 * torch.ones(1, 2, dtype=torch.float64)
     with torch.no_grad():
-        x, case, _ = pgd(network, lower, upper, at_most(0.01), torch.Generator(), 60, 4, Budget.of_seconds(60))  # type: ignore[arg-type]
+        x, case, _ = pgd(network, lower, upper, at_most(0.01), torch.Generator(), 60, 4, Budget.of_cpu_seconds(60))  # type: ignore[arg-type]
     assert float(x[0].square().sum()) <= 0.01 and case[0] == 0

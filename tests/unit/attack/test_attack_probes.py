@@ -41,7 +41,7 @@ def problem_of(path: Path, n: int, m: int, *asserts: str) -> Problem:
 
 def probed(problem: Problem, seconds: float = 20.0) -> Witness | None:
     replay = Replay(problem.query, problem.networks)
-    return probe(problem, replay, Confirmer(problem, replay), Budget.of_seconds(10 * seconds), 0, seconds)
+    return probe(problem, replay, Confirmer(problem, replay), Budget.of_cpu_seconds(10 * seconds), 0, seconds)
 
 
 def cube(n: int, low: float, high: float) -> list[str]:

@@ -131,7 +131,7 @@ def test_bounds_of_a_network_hold_and_no_tile_is_taken_alone(tmp_path: Path) -> 
     rng = np.random.default_rng(7)
     centre = torch.from_numpy(rng.random((1, 256)))
     low, up = (centre - 0.02).clamp(0, 1), (centre + 0.02).clamp(0, 1)
-    ascent = LayerAscent(network, 3, Budget.of_seconds(60))
+    ascent = LayerAscent(network, 3, Budget.of_cpu_seconds(60))
     share = torch.from_numpy(rng.random((300, 256)))
     share[:150] = (share[:150] > 0.5).double()
     values = network.activations(low + share * (up - low))

@@ -128,7 +128,7 @@ def test_bounds_in_views_are_those_of_the_whole_network(
         monkeypatch.setattr(
             receptive_field, "_cheapest", lambda g, s, i: (chosen if len(g.nodes[s].shape) == 4 else 0, 1)
         )
-        ascent = LayerAscent(network, 5, Budget.of_seconds(60, 1 << 30)) if ascends else None
+        ascent = LayerAscent(network, 5, Budget.of_cpu_seconds(60, 1 << 30)) if ascends else None
         with torch.no_grad():
             return LayerBounder(network, 1 << 24, ascent).run(lower, upper).bounds
 

@@ -114,12 +114,12 @@ def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
         share = torch.rand(20000, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         least = float(proof(lower + share.round() * (upper - lower))[:, 0].min())
         goal = objective(lower, upper, 0.0)
-        whole = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: None, Budget.of_seconds(60))
+        whole = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: None, Budget.of_cpu_seconds(60))
         whole.root()
         crown = float(whole.root_value)
         for threshold, holds in ((crown + 0.25 * (least - crown), True), (least + 1e-3, False)):
             goal = objective(lower, upper, threshold)
-            search = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: x.tolist(), Budget.of_seconds(60))
+            search = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: x.tolist(), Budget.of_cpu_seconds(60))
             domains = search.root_domains(search.root(), 3)
             outcome = search.run(domains)
             assert outcome.proved == holds and (outcome.witness is None) == holds

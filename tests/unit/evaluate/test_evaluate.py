@@ -44,6 +44,7 @@ def plan_for(network: Path, **changes: object) -> Plan:
         "restarts": 2,
         "levels": LEVELS,
         "seconds": 60.0,
+        "counts_cpu": True,
         "settings": Settings(device="cpu", memory_gib=1.0),
     }
     return Plan(network, **{"eps": EPS, **values, **changes})  # type: ignore[arg-type]
@@ -231,7 +232,7 @@ def test_broken_and_proved_is_reported_as_wrong(
     assert found is not None
     evaluator.journal.add(BOUNDS, broken, {**found, "proved_by": "crown"})
     arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
-    arguments += ["--steps", "10", "--restarts", "2", "--seconds-per-image", "60", "--out", str(tmp_path)]
+    arguments += ["--steps", "10", "--restarts", "2", "--cpu-seconds-per-image", "60", "--out", str(tmp_path)]
     arguments += ["--bounds", "crown"]
     assert main([*arguments, "--html", str(tmp_path / "page.html"), "--device", "cpu", "--memory-gib", "1"]) == 1
     assert not (tmp_path / "page.html").exists()

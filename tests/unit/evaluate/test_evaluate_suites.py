@@ -92,7 +92,7 @@ def finished(classifier: Path, data: Path) -> Evaluation:
 
 
 def test_the_sandwich_holds_for_every_image(classifier: Path, data: Path) -> None:
-    plan = plan_for(classifier, levels=("crown", "alpha", "bab"), seconds=60.0)
+    plan = plan_for(classifier, levels=("crown", "alpha", "bab"), seconds=60.0, counts_cpu=True)
     found = evaluate_runs(plan, [Fraction(2, 255), EPS], [""], read_images(data))
     for run in found.record["runs"]:
         status = {one["image"]: one["status"] for one in run["per_image"]}
@@ -269,7 +269,15 @@ def integer_file(tmp_path: Path) -> Path:
 
 def test_integer_network_is_attacked_on_the_lattice_and_decided(integer_file: Path, data: Path) -> None:
     images = read_images(data)
-    plan = Plan(integer_file, EPS, attack="standard", settings=CPU, levels=("crown", "alpha", "bab"), seconds=20.0)
+    plan = Plan(
+        integer_file,
+        EPS,
+        attack="standard",
+        settings=CPU,
+        levels=("crown", "alpha", "bab"),
+        seconds=60.0,
+        counts_cpu=True,
+    )
     found = evaluate(plan, images)
     (run,) = found.record["runs"]
     assert [row["name"] for row in run["per_attack"]] == ["random", "square"]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bitcrown.errors import ResourceError, SettingsError
+from bitcrown.files import write_whole
 from bitcrown.harness.expected import read_expected, wrong_rows
-from bitcrown.harness.outcome import outcome_of, parse_message, write_whole
+from bitcrown.harness.outcome import outcome_of, parse_message
 from bitcrown.harness.provenance import commit, machine, version
 from bitcrown.harness.report import markdown, percentile, plain_table
 from bitcrown.harness.results import append_record, read_records, write_results_csv

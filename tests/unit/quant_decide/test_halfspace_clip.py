@@ -68,7 +68,7 @@ def test_the_gradient_attack_reports_only_counterexamples_of_the_box(seed: int) 
         return points[hits[0]] if len(hits) else None
 
     attack = GradientAttack(Program(query.network), query, accept)
-    witness = attack.run(Budget.of_seconds(30.0), np.random.default_rng(seed))
+    witness = attack.run(Budget.of_cpu_seconds(30.0), np.random.default_rng(seed))
     points = box_points(query.low, query.high)
     bad = query.violated(query.network.evaluate(points))
     if witness is not None:

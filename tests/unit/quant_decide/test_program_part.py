@@ -101,7 +101,7 @@ def test_decisions_with_argument_bounds_are_right_and_their_proofs_accepted(
     monkeypatch.setattr(decide_module, "QUICK_ROUNDS", 0)  # bounds on every accumulator, however easy the query
     rng = np.random.default_rng(7300 + seed)
     query = random_query(rng, make(rng))
-    found = decide(query, Budget.of_seconds(60.0), want_certificate=True)
+    found = decide(query, Budget.of_cpu_seconds(60.0), want_certificate=True)
     assert (found.status is Status.SAT) == is_satisfiable(query)
     if found.status is Status.UNSAT:
         assert found.proof is not None
@@ -121,7 +121,7 @@ def test_argument_bounds_hold_and_gain_in_parts_as_in_the_whole(limit: int, monk
         centre = rng.integers(1, 5, size=42)
         low, high = centre - (rng.random(42) < 0.25), centre + (rng.random(42) < 0.25)
         bounds = program.root(low, high)
-        gained += exact_bound.argument_bounds(program, bounds, Proof(False), Budget.of_seconds(60.0))
+        gained += exact_bound.argument_bounds(program, bounds, Proof(False), Budget.of_cpu_seconds(60.0))
         points = rng.integers(low, high + 1, size=(400, 42))
         for value, lower, upper in zip(network.values(points), bounds.low, bounds.high, strict=True):
             assert (lower <= value).all() and (value <= upper).all()

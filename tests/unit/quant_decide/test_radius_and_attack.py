@@ -22,7 +22,7 @@ def test_radius_equals_enumeration(seed: int) -> None:
     node = network.nodes[0]
     x = rng.integers(node.low, node.high + 1)
     label = int(network.evaluate(x[None])[0].argmax()) if seed % 6 else 0
-    found = maximum_radius(network, x, label, Budget.of_seconds(60.0))
+    found = maximum_radius(network, x, label, Budget.of_cpu_seconds(60.0))
     points = box_points(node.low, node.high)
     bad = np.abs(points - x).max(axis=1)[network.evaluate(points).argmax(axis=1) != label]
     assert found.is_exact()
@@ -49,7 +49,7 @@ def test_climbs_report_only_counterexamples_of_the_box(seed: int) -> None:
 
     attack = LatticeAttack(Program(network), query, accept)
     for case in query.cases:
-        witness, _ = attack.climb(x, case, 10, Budget.of_seconds(30.0))
+        witness, _ = attack.climb(x, case, 10, Budget.of_cpu_seconds(30.0))
         assert witness is None or is_satisfiable(query)
     assert all((query.low <= p).all() and (p <= query.high).all() for p in seen)
 

@@ -156,7 +156,7 @@ def test_free_neurons_cover_every_rounding(style: Style, seed: int) -> None:
     outputs = np.array(sorted(reached))
     for bound in range(-8, 3):
         case = ((((-1, 1), bound),),)
-        answer = decide(network, ints(2, 3), ints(6, 9), case, Budget.of_seconds(60.0), style)
+        answer = decide(network, ints(2, 3), ints(6, 9), case, Budget.of_cpu_seconds(60.0), style)
         if violated(outputs, case).any():
             assert answer.status is Status.UNKNOWN
             assert answer.witness is None
@@ -176,7 +176,7 @@ def between(low: int, high: int) -> range:
 def test_trivial_properties(style: Style) -> None:
     network = two_outputs(np.array([[3, 5], [2, -4]], dtype=np.int64), SLOW_STAIRS)
     box = ints(0, 0), ints(15, 15)
-    budget = Budget.of_seconds(60.0)
+    budget = Budget.of_cpu_seconds(60.0)
     assert decide(network, *box, (), budget, style).status is Status.UNSAT
     everything = decide(network, *box, ((),), budget, style)
     assert everything.status is Status.SAT

@@ -52,17 +52,17 @@ def test_deadline_inside_a_hard_query(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_memory_inside_a_hard_query(solver: str) -> None:
-    budget = Budget.of_seconds(120.0, memory=0)
+    budget = Budget.of_cpu_seconds(120.0, memory=0)
     assert solve(HARD, budget, solver) == (Status.UNKNOWN, Reason.MEMORY, {})
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_works_after_another_was_stopped(solver: str) -> None:
     assert solve(HARD, Budget.of_seconds(0.2), solver)[0] is Status.TIMEOUT
-    status, _, assignment = solve(factoring(35, 16), Budget.of_seconds(60.0), solver)
+    status, _, assignment = solve(factoring(35, 16), Budget.of_cpu_seconds(60.0), solver)
     assert status is Status.SAT
     assert sorted(assignment.values()) == [5, 7]
-    assert solve(factoring(37, 16), Budget.of_seconds(60.0), solver)[0] is Status.UNSAT
+    assert solve(factoring(37, 16), Budget.of_cpu_seconds(60.0), solver)[0] is Status.UNSAT
 
 
 def test_time_is_up_before_the_first_term() -> None:
@@ -143,11 +143,11 @@ def test_a_wrong_model_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {str(formula.terms[c.term].data) for c in formula.coordinates}
     monkeypatch.setitem(smt.BACKENDS, "boolector", lambda *_: ("sat", dict.fromkeys(names, 0)))
     with pytest.raises(RuntimeError, match="does not violate the property in integers"):
-        decide(network, low, high, cases, Budget.of_seconds(60.0))
+        decide(network, low, high, cases, Budget.of_cpu_seconds(60.0))
     full = {str(formula.terms[c.term].data): (1 << formula.terms[c.term].width) - 1 for c in formula.coordinates}
     monkeypatch.setitem(smt.BACKENDS, "boolector", lambda *_: ("sat", {n: bits + 1000 for n, bits in full.items()}))
     with pytest.raises(RuntimeError, match="leaves the box"):
-        decide(network, low, high, cases, Budget.of_seconds(60.0))
+        decide(network, low, high, cases, Budget.of_cpu_seconds(60.0))
 
 
 def test_a_solver_that_never_asks_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_solver_that_grows_and_never_asks_is_killed(monkeypatch: pytest.Monkey
             held[0] += 1
 
     monkeypatch.setitem(smt.BACKENDS, "boolector", greedy)
-    budget = Budget.of_seconds(60.0, memory=1 << 26)
+    budget = Budget.of_cpu_seconds(60.0, memory=1 << 26)
     assert solve(HARD, budget) == (Status.UNKNOWN, Reason.MEMORY, {})
 
 
@@ -179,10 +179,10 @@ def test_a_solver_that_dies_or_fails_gives_no_verdict(monkeypatch: pytest.Monkey
         raise ValueError("two widths")
 
     monkeypatch.setitem(smt.BACKENDS, "boolector", dies)
-    assert solve(HARD, Budget.of_seconds(60.0)) == (Status.UNKNOWN, Reason.CRASHED, {})
+    assert solve(HARD, Budget.of_cpu_seconds(60.0)) == (Status.UNKNOWN, Reason.CRASHED, {})
     monkeypatch.setitem(smt.BACKENDS, "boolector", fails)
     with pytest.raises(RuntimeError, match="boolector refused a formula of ours: ValueError: two widths"):
-        solve(HARD, Budget.of_seconds(60.0))
+        solve(HARD, Budget.of_cpu_seconds(60.0))
 
 
 def test_unknown_and_missing_solvers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,9 @@ def test_no_point_contradicts_a_proof_and_witnesses_replay(n_inputs: int, seed: 
         centre = rng.uniform(-1, 1, n_inputs)
         label = int(session.run(None, {"x": centre.astype(np.float32)[None]})[0].argmax())
         low, up = centre - radius, centre + radius
-        verdict = bitcrown.verify(bitcrown.load(path, robustness(tmp_path / "p.vnnlib", low, up, label)), seconds=10)
+        verdict = bitcrown.verify(
+            bitcrown.load(path, robustness(tmp_path / "p.vnnlib", low, up, label)), cpu_seconds=10.0
+        )
         found.append(verdict.status)
         share = rng.random((1500, n_inputs))
         share[::2] = share[::2] > 0.5

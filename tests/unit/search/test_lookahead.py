@@ -62,5 +62,5 @@ def test_verdict_equals_truth_table(seed: int, tmp_path: Path) -> None:
     lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 1.0))" for i in range(n)]
     prop = tmp_path / "formula.vnnlib"
     prop.write_text("\n".join([*lines, "(assert (>= Y_0 1.0))", "(assert (<= Y_1 0.0))"]))
-    verdict = bitcrown.verify(bitcrown.load(network, prop), seconds=60)
+    verdict = bitcrown.verify(bitcrown.load(network, prop), cpu_seconds=60.0)
     assert verdict.status is (Status.SAT if is_true else Status.UNSAT)

@@ -59,7 +59,7 @@ def test_verdict_equals_enumeration_and_the_witness_is_a_lattice_point(seed: int
         rivals = np.delete(outputs, label, axis=1)
         expected = Status.SAT if (rivals >= outputs[:, [label]]).any() else Status.UNSAT
         prop = robustness(tmp_path / f"{trial}.vnnlib", centre, eps, label)
-        verdict = bitcrown.verify(bitcrown.load(path, prop), seconds=60)
+        verdict = bitcrown.verify(bitcrown.load(path, prop), cpu_seconds=60.0)
         assert verdict.status is expected
         found.add(expected)
         if verdict.witness is not None:

@@ -191,7 +191,7 @@ class Builder:
         """Sum over ``axes`` (none of them: unchanged)."""
         if not axes:
             return name
-        count = int(np.prod([self.shape(name)[axis] for axis in axes]))
+        count = math.prod(self.shape(name)[axis] for axis in axes)
         return self.emit("ReduceSum", (name,), {"axes": tuple(axes), "keepdims": keep, "count": count})
 
     def sliced(self, name: str, axis: int, start: int, end: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bitcrown.errors import UnsupportedError
@@ -125,7 +127,7 @@ def softmax(b: Builder, node: OnnxNode) -> None:
     axis = b.axis(int(node.attrs.get("axis", 1 if node.opset < 13 else -1)), rank)
     is_log = node.op == "LogSoftmax"
     if node.opset < 13 and axis != rank - 1:
-        folded = b.reshaped(x, (*shape[:axis], int(np.prod(shape[axis:]))))
+        folded = b.reshaped(x, (*shape[:axis], math.prod(shape[axis:])))
         b.bind(node, b.reshaped(_softmax_over(b, folded, axis, is_log), shape))
         return
     b.bind(node, _softmax_over(b, x, axis, is_log))

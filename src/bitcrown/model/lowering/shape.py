@@ -18,7 +18,7 @@ def reshape(b: Builder, node: OnnxNode) -> None:
 
 
 def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
-    rank, total = len(shape), int(np.prod(shape))
+    rank, total = len(shape), math.prod(shape)
     if node.op == "Flatten":
         given = int(node.attrs.get("axis", 1))
         axis = given if given == rank else b.axis(given, rank)
@@ -28,7 +28,7 @@ def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
         if not node.attrs.get("allowzero", 0):
             target = [shape[i] if extent == 0 else extent for i, extent in enumerate(target)]
         if -1 in target:
-            known = -int(np.prod(target))
+            known = -math.prod(target)
             target[target.index(-1)] = total // known
         return target
     axes = list(node.attrs["axes"]) if "axes" in node.attrs else None

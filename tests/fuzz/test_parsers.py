@@ -1,0 +1,47 @@
+"""A slice of the parser fuzzer: the same damaged files every time. ``parsers.py`` by itself runs as many as asked."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import parsers
+
+TRIALS = 12
+
+
+@pytest.mark.parametrize("reader", parsers.READERS)
+def test_only_errors_of_ours_escape(reader: str) -> None:
+    for number in range(TRIALS):
+        failure = parsers.trial(random.Random(f"default {number}"), [reader])
+        assert failure is None, failure.what
+
+
+@pytest.mark.parametrize("reader", parsers.READERS)
+def test_sound_files_are_read(reader: str) -> None:
+    for data in parsers.SEEDS[reader]():
+        failure = parsers.read_again(reader, data)
+        assert failure is None, failure.what
+
+
+def test_crashes_and_foreign_errors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def foreign(data: bytes, folder: Path) -> None:
+        raise KeyError(data)
+
+    monkeypatch.setitem(parsers.READERS, "idx", foreign)
+    monkeypatch.setitem(parsers.READY, "idx", True)
+    found = parsers.read_again("idx", b"abc")
+    assert found is not None and "KeyError" in found.what
+    monkeypatch.setitem(parsers.READERS, "idx", lambda data, folder: __import__("os").abort())
+    crashed = parsers.read_again("idx", b"abc")
+    assert crashed is not None and crashed.what.startswith("ended by SIGABRT")
+
+
+def test_damage_follows_from_the_seed() -> None:
+    one, other = (parsers.mutated(bytes(range(200)), random.Random(3)) for _ in range(2))
+    assert one == other != bytes(range(200))
