@@ -153,6 +153,11 @@ class Pieces:
         value, corner = min(found)
         return sign * value, corner
 
+    def values(self, corner: Corner) -> list[Fraction]:
+        """Inputs and outputs [n + m] at a point of the box."""
+        outputs = next(forms for polygon, forms in self.pieces if corner in polygon)
+        return [at(form, corner) for form in (*self.inputs, *outputs)]
+
     def witness(self, prop: Property) -> list[Fraction] | None:
         """An input [n] that satisfies a case, in rationals; None if there is none."""
         for case in prop.cases:

@@ -63,9 +63,8 @@ def only_proofs() -> Iterator[None]:
 # -- making instances ------------------------------------------------------------------------------------------------
 
 
-def random_instance(rng: np.random.Generator) -> Instance:
-    """Raises ``Unfit`` where the draw makes no network that runs."""
-    is_exact = rng.random() < 0.25
+def random_instance(rng: np.random.Generator, is_exact: bool) -> Instance:
+    """``is_exact``: a piecewise linear network on at most two inputs. Raises ``Unfit`` where no network comes out."""
     dtype = np.dtype(str(rng.choice(["float32"] * 6 + ["float64"] * 3 + ([] if is_exact else ["float16"] * 2 + INTS))))
     n = int(rng.choice([rng.integers(1, 5), rng.integers(5, 17), rng.integers(17, 41), rng.integers(41, 201)], p=SIZES))
     scale = _magnitude(rng, dtype)
@@ -271,8 +270,9 @@ def trial(seed: int, index: int) -> dict[str, Any]:
     return result
 
 
-def drawn(rng: np.random.Generator) -> tuple[Instance, Pieces | None]:
-    instance = random_instance(rng)
+def drawn(rng: np.random.Generator, exact: bool | None = None) -> tuple[Instance, Pieces | None]:
+    """An instance, and the exact pieces of its network where they can be had (``exact``: only such, or none such)."""
+    instance = random_instance(rng, rng.random() < 0.25 if exact is None else exact)
     pieces = at_the_optimum(rng, instance) if instance.facts["exact"] and is_piecewise_linear(instance.model) else None
     return instance, pieces
 

@@ -83,7 +83,7 @@ class Net:
         return value * (self.rng.random(shape) < 0.9)
 
     def add(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> str:
-        """The name of the (first) output; the others follow as ``name.1``, ``name.2``."""
+        """The name of the (first) output; the others follow as ``name.1``, ``name.2``; ``domain`` may be given."""
         base = f"t{len(self.nodes)}"
         names = [base, *(f"{base}.{k}" for k in range(1, outputs))]
         node = helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attrs)
@@ -109,9 +109,7 @@ class Net:
             if name in self.constants
         ]
         graph = helper.make_graph([node], "n", entries, [onnx.ValueInfoProto(name=name) for name in outputs], fixed)
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=ir_version(self.opset)
-        )
+        model = helper.make_model(graph, opset_imports=self._opsets([node]), ir_version=ir_version(self.opset))
         found: list[list[Array]] = []
         try:
             runtime = session(model)
@@ -140,8 +138,11 @@ class Net:
         )
         fixed = [numpy_helper.from_array(v, name) for name, v in self.constants.items() if name in needed]
         graph = helper.make_graph(nodes, "net", [entry], [end], fixed)
-        opsets = [helper.make_opsetid("", self.opset)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version(self.opset))
+        return helper.make_model(graph, opset_imports=self._opsets(nodes), ir_version=ir_version(self.opset))
+
+    def _opsets(self, nodes: Sequence[Any]) -> list[Any]:
+        others = sorted({node.domain for node in nodes if node.domain})
+        return [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in others)]
 
     # -- shapes that operators want ----------------------------------------------------------------------------------
 

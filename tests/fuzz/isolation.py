@@ -14,6 +14,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,14 +24,19 @@ WALL_FACTOR = 30.0
 """A trial that waits for something other than the processor is ended after this many times its limit."""
 
 
-def results(trial: Trial, numbers: Iterable[int], cpu_seconds: float) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Results of ``trial`` in the order of ``numbers``; ``hang`` and ``crash`` are kinds of their own."""
+def results(
+    trial: Trial, numbers: Iterable[int], cpu_seconds: float, cpu_clock: bool = True
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Results of ``trial`` in the order of ``numbers``; ``hang`` and ``crash`` are kinds of their own.
+
+    ``cpu_clock``: whether ``time.monotonic`` is the processor time in the child; not for trials that wait for others.
+    """
     context = multiprocessing.get_context("fork")
     waiting = iter(numbers)
-    batch = _taken(waiting, BATCH)
+    batch = list(islice(waiting, BATCH))
     while batch:
         ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_work, args=(trial, batch, cpu_seconds, theirs), daemon=True)
+        child = context.Process(target=_work, args=(trial, batch, cpu_seconds, cpu_clock, theirs), daemon=True)
         child.start()
         theirs.close()
         done = 0
@@ -46,11 +52,7 @@ def results(trial: Trial, numbers: Iterable[int], cpu_seconds: float) -> Iterato
             done += 1
         child.join()
         ours.close()
-        batch = batch[done:] or _taken(waiting, BATCH)
-
-
-def _taken(waiting: Iterator[int], count: int) -> list[int]:
-    return [number for number, _ in zip(waiting, range(count), strict=False)]
+        batch = batch[done:] or list(islice(waiting, BATCH))
 
 
 def _received(ours: Connection, seconds: float) -> dict[str, Any] | None:
@@ -69,8 +71,9 @@ def _death(code: int | None) -> dict[str, Any]:
     return {"kind": "crash", "signature": f"the process ended with {code}"}
 
 
-def _work(trial: Trial, batch: list[int], cpu_seconds: float, theirs: Connection) -> None:
-    time.monotonic = time.process_time  # the clock of bitcrown's budgets
+def _work(trial: Trial, batch: list[int], cpu_seconds: float, cpu_clock: bool, theirs: Connection) -> None:
+    if cpu_clock:
+        time.monotonic = time.process_time  # the clock of bitcrown's budgets
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in batch:

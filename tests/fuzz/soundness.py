@@ -80,7 +80,8 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
         numbers = iter([options.only])
     elif options.count:
         numbers = iter(range(options.count))
-    for number, result in results(lambda k: family.trial(options.seed, k), numbers, CPU_SECONDS):
+    limits = getattr(family, "CPU_SECONDS", CPU_SECONDS), getattr(family, "CPU_CLOCK", True)
+    for number, result in results(lambda k: family.trial(options.seed, k), numbers, *limits):
         kinds[result["kind"]] += 1
         if result["kind"] in FAILURES:
             signature = result.get("signature", result["kind"])
@@ -114,7 +115,7 @@ def write_failure(family: Any, name: str, options: argparse.Namespace, number: i
     def explain(number: int) -> dict[str, Any]:
         return {"kind": "explained", "line": family.explained(options.seed, number, result, folder)}
 
-    (_, answer), *_ = results(explain, [number], SHRINKING_SECONDS)
+    (_, answer), *_ = results(explain, [number], SHRINKING_SECONDS, getattr(family, "CPU_CLOCK", True))
     line = answer.get(
         "line", f"{result['kind']}: {result.get('signature', '')} (shrinking it failed: {answer['kind']})"
     )
