@@ -77,7 +77,7 @@ class Net:
 
     def weights(self, *shape: int, scale: float = 1.0) -> Array:
         """Numbers of which some are zero, some are round and some have all their digits."""
-        value = self.rng.normal(size=shape) * scale
+        value = self.rng.normal(size=shape) * min(scale, 1e300)
         if self.rng.random() < 0.5 and 1e-6 < scale < 1e6:
             value = np.round(value * 16) / 16
         return value * (self.rng.random(shape) < 0.9)

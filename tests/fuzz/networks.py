@@ -57,8 +57,9 @@ def piecewise_linear(rng: np.random.Generator, samples: list[Array], scale: floa
     """Dense layers, some without neurons, with residual sums; weights of any magnitude."""
     net = Net(rng, samples, int(rng.choice([13, 17, 22])), samples[0].dtype)
     x = "x"
-    for _ in range(int(rng.integers(1, 4))):
-        own = scale ** float(rng.choice([0.0, 1.0, -1.0, 0.5])) if scale != 1.0 else 1.0
+    is_first_only = rng.random() < 0.5  # then all outputs are about as large as the first layer
+    for layer in range(int(rng.integers(1, 4))):
+        own = scale ** float(layer == 0 if is_first_only else rng.choice([0.0, 1.0, -1.0, 0.5]))
         before, x = x, net.dense(x, int(rng.integers(1, 5)), own)
         if rng.random() < 0.85:
             op = str(rng.choice(["Relu", "Relu", "Relu", "Abs", "LeakyRelu"]))
@@ -66,5 +67,5 @@ def piecewise_linear(rng: np.random.Generator, samples: list[Array], scale: floa
         if net.shape(before) == net.shape(x) and rng.random() < 0.5:
             x = net.add(str(rng.choice(["Add", "Sub"])), x, before)
     if rng.random() < 0.7:
-        x = net.dense(x, int(rng.integers(1, 3)), 1.0 / scale if rng.random() < 0.5 else 1.0)
+        x = net.dense(x, int(rng.integers(1, 3)), 1.0 if is_first_only or rng.random() < 0.5 else 1.0 / scale)
     return net.model(x), [node.op_type for node in net.nodes]
