@@ -31,12 +31,12 @@ Ends = tuple[Fraction, Fraction]
 
 
 class ImageBoxes:
-    """Boxes and problems of images under one ``layout`` and radius ``eps``."""
+    """Boxes and problems of images under one ``layout`` and radius ``eps``; ``dtype`` is the network's float type."""
 
-    def __init__(self, layout: ImageLayout, eps: Fraction) -> None:
+    def __init__(self, layout: ImageLayout, eps: Fraction, dtype: str = "float32") -> None:
         if eps < 0:
             raise SettingsError(f"eps must not be negative, but is {eps}")
-        self.layout, self.eps = layout, eps
+        self.layout, self.eps, self.dtype = layout, eps, dtype
         self._ends: dict[tuple[int, float], Ends] = {}
         self._floats: dict[tuple[int, float], tuple[float, float]] = {}
 
@@ -79,7 +79,7 @@ class ImageBoxes:
         key = channel, value
         if key not in self._floats:
             lower, upper = self.ends(channel, value)
-            self._floats[key] = box_lower(lower), box_upper(upper)
+            self._floats[key] = box_lower(lower, self.dtype), box_upper(upper, self.dtype)
         return self._floats[key]
 
     def _flat(self, values: np.ndarray) -> np.ndarray:

@@ -188,6 +188,7 @@ def make_prover(plan: Plan, shape: Shape, settings: Settings) -> ImageProver:
         subject = IntegerSubject(path, shape, plan.mean, plan.std, plan.order)
         return IntegerProver(subject, plan.eps, plan.seconds, settings.seed, plan.counts_cpu)
     graph = read_graph(path, settings.semantics)
-    boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps)
+    dtype = "float16" if "float16" in graph.input_dtypes else "float32"
+    boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps, dtype)
     proof = Network(graph, torch.float64, device_of(settings.device))
     return Prover(proof, boxes, path, settings, plan.levels, plan.seconds, plan.counts_cpu)
