@@ -237,7 +237,8 @@ def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None 
         if point is not None:
             instance.facts["witness"] = [str(v) for v in point]
             return "exact"
-        return ""
+        if not Box.of(instance.prop, instance.dtype).off.any():
+            return ""
     judge = Judge(instance)
     candidates = [instance.point] if instance.point is not None else []
     word = judge.verdict(candidates[0]) if candidates else ""
