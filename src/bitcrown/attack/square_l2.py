@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitcrown.attack.ball import Region
 from bitcrown.attack.noise import Keys, uniforms
-from bitcrown.attack.windows import PLACES, places, window
+from bitcrown.attack.windows import PLACES, edges, places
 
 TINY = 1e-12
 
@@ -44,9 +44,10 @@ def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tenso
     _, channels, height, width = x.shape
     side = max(round((share * height * width) ** 0.5), 3)
     side = min(side + (side % 2 == 0), height, width)
-    corner = places(random[:, :2], side, height, width)
-    mask = window(corner, side, height, width)
-    emptied = window(places(random[:, 2:4], side, height, width), side, height, width)
+    sides = torch.full((len(x),), side, device=x.device)
+    corner = places(random[:, :2], sides, height, width)
+    mask = _window(corner, sides, height, width)
+    emptied = _window(places(random[:, 2:4], sides, height, width), sides, height, width)
     nu = x - region.clean
     sign = torch.where(random[:, PLACES : PLACES + channels] > 0.5, 1.0, -1.0).to(x.dtype).reshape(-1, channels, 1, 1)
     bump = _placed(two_bumps(side, x), corner, random[:, 4] > 0.5, height, width)
@@ -56,6 +57,12 @@ def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tenso
     unused = (region.ball.eps**2 - (nu * nu).sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0.0)
     pile = pile / (_length(pile) + TINY) * (held * held + unused / channels).sqrt()
     return _on_sphere(region, torch.where(mask, pile, torch.where(emptied, torch.zeros_like(nu), nu)))
+
+
+def _window(corner: Tensor, side: Tensor, height: int, width: int) -> Tensor:
+    """``[R, 1, H, W]`` bool: the pixels of the square of ``side [R]`` at ``corner [R, 2]``."""
+    rows, columns = edges(corner, side, height, width)
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
 
 
 def two_bumps(side: int, like: Tensor) -> Tensor:

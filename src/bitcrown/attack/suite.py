@@ -194,7 +194,8 @@ class _Cascade:
             return self.victim, self.batch
         broken_by = self.standing.broken_by
         at_start = self.correct.cpu().numpy() & ((broken_by < 0) | (broken_by >= index))
-        rows = rows_for(int(at_start.sum()), self.images.device)
+        width = self.components[index].width(self.logits.shape[1] - 1)
+        rows = rows_for(int(at_start.sum()) * width, self.images.device)
         return replace(self.victim, rows=rows), max(1, self.batch // rows) * rows
 
     def _next(self, index: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_models import Linear, some_images
+from image_models import Linear, conv_net, some_images
 from torch import Tensor
 
 from bitcrown.attack.apgd import apgd
 from bitcrown.attack.apgd_l1 import apgd_l1
 from bitcrown.attack.ball import Ball
+from bitcrown.attack.components import Component, run_component
 from bitcrown.attack.fab import fab
 from bitcrown.attack.hyperplane import shortest_move
 from bitcrown.attack.losses import cross_entropy, dlr, lead, targeted_dlr
@@ -24,6 +25,7 @@ from bitcrown.attack.square_l2 import two_bumps
 from bitcrown.attack.trace import Trace
 from bitcrown.attack.victim import Victim
 
+NET = conv_net(2)
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
 
 
@@ -182,3 +184,35 @@ def test_what_gradients_were_like_is_noticed() -> None:
     labels = net(images).argmax(dim=1)
     trace = apgd(Victim(net), images, labels, ball, keys(6), 10, dlr, labels)
     assert not bool((trace.broken_gradient | trace.zero_gradient | (trace.flat & ~trace.found)).any())
+
+
+def one_by_one(x: Tensor) -> Tensor:
+    """Logits whose last bits do not depend on the shape of the call."""
+    return torch.cat([NET(x[k : k + 1]) for k in range(len(x))])
+
+
+@pytest.mark.parametrize("norm,eps", [("Linf", 0.06), ("L2", 0.3)])
+def test_queries_asked_at_once_are_those_asked_one_after_the_other(norm: str, eps: float) -> None:
+    images = some_images(11)
+    labels, ball = NET(images).argmax(dim=1), Ball(norm, eps)
+    single = square(Victim(one_by_one, rows=None), images, labels, ball, keys(11), 80)
+    assert 0 < int(single.found.sum()) < 11
+    for rows in (4, 11, 30, 200):
+        several = square(Victim(one_by_one, rows=rows), images, labels, ball, keys(11), 80)
+        assert torch.equal(several.found, single.found) and torch.equal(several.x, single.x)
+
+
+@pytest.mark.parametrize("component", [
+    Component("apgd-t", 8, targets=4), Component("fab-t", 4, targets=4), Component("apgd-ce", 3, restarts=4),
+    Component("fab", 3, restarts=3),
+])  # fmt: skip
+def test_runs_beside_each_other_are_those_one_after_the_other(component: Component) -> None:
+    images = some_images(11)
+    labels, ball, number = NET(images).argmax(dim=1), Ball("Linf", 0.04), np.arange(11)
+    traces = [
+        run_component(component, Victim(one_by_one, rows=rows), images, labels, number, ball, 5)
+        for rows in (None, 3, 16, 100)
+    ]
+    assert 0 < int(traces[0].found.sum()) < 11
+    for trace in traces[1:]:
+        assert all(torch.equal(field, other) for field, other in zip(trace, traces[0], strict=True))
