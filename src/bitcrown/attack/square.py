@@ -100,7 +100,7 @@ def square(victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys
         halvings = (query[:, None] > np.array(HALVED_AFTER)).sum(axis=1)
         change = _flipped if ball.norm == "Linf" else _moved
         random = search.draws.at(image, query)
-        tried = change(search.region.at(index), search.x.index_select(0, index), random, halvings)
+        tried = change(search.region, index, search.x.index_select(0, index), random, halvings)
 
 
 def _judge(victim: Victim, search: _Search, image: Places, query: Places, tried: Tensor, trace: Trace) -> None:
@@ -148,8 +148,8 @@ def _striped_start(region: Region, keys: Keys) -> Tensor:
     return torch.where(coin.reshape(count, channels, 1, width), region.upper, region.lower)
 
 
-def _flipped(region: Region, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
-    """``x [Q, C, H, W]`` with one window of each at the ends of its range; ``random [Q, J]`` chooses."""
+def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
+    """``x [Q, C, H, W]`` of images ``index [Q]``, a window of each at an end of its range; ``random [Q, J]`` chooses."""
     _, channels, height, width = x.shape
     sides = [round((FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(HALVED_AFTER) + 1)]
     side = torch.from_numpy(np.array(sides).clip(1, min(height, width))[halvings]).to(x.device)
@@ -159,14 +159,14 @@ def _flipped(region: Region, x: Tensor, random: Tensor, halvings: Places) -> Ten
     ways = torch.where(random[:, 2 : 2 + channels] > 0.5, far, -far).to(x.dtype)
     ways = ways.unsqueeze(2) * rows.to(x.dtype).unsqueeze(1)
     tried = ways.unsqueeze(3) * columns.to(x.dtype)[:, None, None, :]
-    return tried.add_(x).clamp_(region.lower, region.upper)
+    return tried.add_(x).clamp_(region.lower.index_select(0, index), region.upper.index_select(0, index))
 
 
-def _moved(region: Region, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
+def _moved(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
     """As ``_flipped``, by ``moved_mass``: windows of one size together."""
     parts, order = [], []
     for number in np.unique(halvings).tolist():
         part = torch.from_numpy(np.flatnonzero(halvings == number)).to(x.device)
-        parts.append(moved_mass(region.at(part), x[part], random[part], FIRST_SHARE / 2**number))
+        parts.append(moved_mass(region.at(index[part]), x[part], random[part], FIRST_SHARE / 2**number))
         order.append(part)
     return torch.cat(parts) if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]
