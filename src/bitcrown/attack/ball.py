@@ -101,7 +101,7 @@ class Ball:
         least = torch.zeros(len(move), 1, 1, 1, dtype=move.dtype, device=move.device)
         most = size.amax(dim=(1, 2, 3), keepdim=True)
         most = torch.where(shrunk(least).sum(dim=(1, 2, 3), keepdim=True) <= self.eps, least, most)
-        for _ in range(60):
+        for _ in range(60 if bool((most > least).any()) else 0):
             middle = (least + most) / 2
             fits = shrunk(middle).sum(dim=(1, 2, 3), keepdim=True) <= self.eps
             least, most = torch.where(fits, least, middle), torch.where(fits, middle, most)

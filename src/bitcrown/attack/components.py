@@ -73,6 +73,7 @@ _STANDARD_L1 = (
     Component("apgd-ce", 100, restarts=5),
     Component("apgd-t", 100, targets=5),
     Component("fab-t", 100, targets=9),
+    Component("square", 5000),
 )
 _PLUS = (
     Component("apgd-ce", 100, restarts=5),
@@ -92,14 +93,10 @@ def components(suite: str, norm: str) -> tuple[Component, ...]:
     """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for a name that is no suite."""
     if suite not in SUITES:
         raise SettingsError(f"attack suite {suite!r} is not known; use one of {', '.join(SUITES)}")
-    if norm != "L1":
-        return SUITES[suite]
-    if suite == "standard":
-        return _STANDARD_L1
-    return tuple(component for component in SUITES[suite] if component.name != "square")
+    return _STANDARD_L1 if suite == "standard" and norm == "L1" else SUITES[suite]
 
 
-def statements(chosen: tuple[Component, ...], norm: str, classes: int, is_differentiable: bool) -> tuple[str, ...]:
+def statements(chosen: tuple[Component, ...], classes: int, is_differentiable: bool) -> tuple[str, ...]:
     """What a reader must know: where components do less than their names promise."""
     said = []
     names = {component.name for component in chosen}
@@ -114,8 +111,6 @@ def statements(chosen: tuple[Component, ...], norm: str, classes: int, is_differ
     wanted = max(component.targets for component in chosen)
     if is_differentiable and wanted > classes - 1:
         said.append(f"only {classes - 1} of {wanted} target classes exist")
-    if norm == "L1":
-        said.append("Square has no L1 variant here and did not run")
     return tuple(said)
 
 

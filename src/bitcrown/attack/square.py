@@ -11,7 +11,7 @@ they would have been one after the other, the rest is forgotten. Every image goe
 
 * L-infinity (algorithm 2): the start is vertical stripes; each colour channel of the window goes to ``x - eps`` or
   ``x + eps`` as a whole, whichever a coin says.
-* L2 (algorithm 3): the budget is a sum of squares, so what one window gets another must give up: see ``square_l2``.
+* L2 (algorithm 3) and L1: the budget is a sum, so what one window gets another must give up: see ``square_mass``.
 
 Legend: ``B`` images, ``R`` of them still standing, ``Q`` queries asked at once (sorted by image), ``C`` channels,
 ``H x W`` pixels, ``J`` random numbers of a query.
@@ -28,7 +28,7 @@ from torch import Tensor
 from bitcrown.attack.ball import Ball, Region
 from bitcrown.attack.losses import lead
 from bitcrown.attack.noise import Keys, uniforms
-from bitcrown.attack.square_l2 import moved_mass, tiled_start
+from bitcrown.attack.square_mass import moved_mass, tiled_start
 from bitcrown.attack.trace import Trace
 from bitcrown.attack.victim import Victim
 from bitcrown.attack.windows import BLOCK, Draws, Places, edges, places
@@ -78,7 +78,7 @@ class _Search:
 
 
 def square(victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int) -> Trace:
-    """At most ``queries`` evaluations of each image of ``clean [B, C, H, W]``; for L-infinity and L2."""
+    """At most ``queries`` evaluations of each image of ``clean [B, C, H, W]``."""
     trace = Trace.empty(clean)
     region = ball.around(clean)
     tried = _striped_start(region, keys) if ball.norm == "Linf" else tiled_start(region, keys)
@@ -149,7 +149,7 @@ def _striped_start(region: Region, keys: Keys) -> Tensor:
 
 
 def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
-    """``x [Q, C, H, W]`` of images ``index [Q]``, a window of each at an end of its range; ``random [Q, J]`` chooses."""
+    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range; ``random [Q, J]``."""
     _, channels, height, width = x.shape
     sides = [round((FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(HALVED_AFTER) + 1)]
     side = torch.from_numpy(np.array(sides).clip(1, min(height, width))[halvings]).to(x.device)

@@ -122,7 +122,7 @@ def run_suite(
         found = hygiene.inspect(model, images, labels, ball)
         victim = Victim(model, None if found.is_batch_dependent else rows_for(len(images), images.device))
         logits = grouped_logits(victim, images, batch)
-        said = statements(chosen, ball.norm, logits.shape[1], found.is_differentiable)
+        said = statements(chosen, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
             chosen = _without_gradients(chosen)
         cascade = _Cascade(victim, images, labels, ball, chosen, seed, batch, logits, resume, suite)

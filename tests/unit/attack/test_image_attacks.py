@@ -21,7 +21,7 @@ from bitcrown.attack.hyperplane import shortest_move
 from bitcrown.attack.losses import cross_entropy, dlr, lead, targeted_dlr
 from bitcrown.attack.noise import stream_keys
 from bitcrown.attack.square import random_points, square
-from bitcrown.attack.square_l2 import two_bumps
+from bitcrown.attack.square_mass import two_bumps
 from bitcrown.attack.trace import Trace
 from bitcrown.attack.victim import Victim
 
@@ -88,7 +88,7 @@ def test_l1_apgd_comes_close_to_the_optimum_of_a_linear_model() -> None:
     judge("L1", attack, 0.9, model)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_square_breaks_linear_models_within_its_budget(norm: str) -> None:
     model, images = Linear(6, classes=2), 0.45 + 0.1 * some_images(30)
     labels = model(images).argmax(dim=1)
@@ -109,10 +109,12 @@ def test_square_stops_asking_about_broken_images() -> None:
     assert bool(trace.found.all()) and model.calls < 20 * 40
 
 
-def test_bumps_have_length_one_and_two_signs() -> None:
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_bumps_have_length_one_and_two_signs(norm: str) -> None:
     for side in (1, 2, 3, 6, 9):
-        bump = two_bumps(side, torch.zeros(1))
-        assert bump.shape == (side, side) and float(bump.norm()) == pytest.approx(1.0, abs=1e-6)
+        bump = two_bumps(side, torch.zeros(1), norm)
+        assert bump.shape == (side, side)
+        assert float(bump.flatten().norm(p=int(norm[1]))) == pytest.approx(1.0, abs=1e-6)
         if side > 1:
             assert bool((bump[: side // 2] > 0).all()) and bool((bump[side // 2 :] < 0).all())
 
@@ -191,7 +193,7 @@ def one_by_one(x: Tensor) -> Tensor:
     return torch.cat([NET(x[k : k + 1]) for k in range(len(x))])
 
 
-@pytest.mark.parametrize("norm,eps", [("Linf", 0.06), ("L2", 0.3)])
+@pytest.mark.parametrize("norm,eps", [("Linf", 0.06), ("L2", 0.3), ("L1", 0.6)])
 def test_queries_asked_at_once_are_those_asked_one_after_the_other(norm: str, eps: float) -> None:
     images = some_images(11)
     labels, ball = NET(images).argmax(dim=1), Ball(norm, eps)
