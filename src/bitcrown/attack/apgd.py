@@ -55,9 +55,9 @@ class _Climb(NamedTuple):
     def region(self, ball: Ball) -> Region:
         return Region(ball, self.region_clean, self.region_lower, self.region_upper)
 
-    def keep(self, mask: Tensor) -> _Climb:
-        """The images of ``mask [R]`` only."""
-        return self if bool(mask.all()) else _Climb(*(field[mask] for field in self))
+    def keep(self, index: Tensor) -> _Climb:
+        """The images of numbers ``index`` only."""
+        return _Climb(*(field.index_select(0, index) for field in self))
 
 
 def apgd(
@@ -81,9 +81,7 @@ def apgd(
     for step in range(1, steps + 1):
         if not len(climb.place):
             break
-        z = climb.region(ball).project(climb.x + climb.step * steepest(climb.slope, ball.norm))
-        share = MOMENTUM if step > 1 else 1.0
-        x = climb.region(ball).project(climb.x + share * (z - climb.x) + (1.0 - share) * (climb.x - climb.before))
+        x = _moved(climb, ball, MOMENTUM if step > 1 else 1.0)
         climb = _look(victim, climb._replace(before=climb.x, x=x), labels, loss, trace, is_last=step == steps)
         if step == next_check:
             climb = _check(climb, next_check - last_check)
@@ -91,6 +89,14 @@ def apgd(
             last_check, next_check = next_check, next_check + interval
     trace.flat[climb.place] = ~(climb.best_value > climb.first_value)
     return trace
+
+
+def _moved(climb: _Climb, ball: Ball, share: float) -> Tensor:
+    """``x_{k+1}`` where ``a`` is ``share``; in place, since a step of a small network costs no more than its passes."""
+    region = climb.region(ball)
+    z = region.project(steepest(climb.slope, ball.norm).mul_(climb.step).add_(climb.x))
+    inertia = (climb.x - climb.before).mul_(1.0 - share)
+    return region.project(z.sub_(climb.x).mul_(share).add_(climb.x).add_(inertia))
 
 
 def _begin(
@@ -112,8 +118,8 @@ def _begin(
     none = torch.zeros_like(value)
     region = ball.around(clean)
     climb = _Climb(
-        place, classes, clean, region.lower, region.upper, x, x, slope, value, x, value, slope, step, none, none > 0,
-        value, value,
+        place, classes, clean, region.lower, region.upper, x, x, slope, value, x.clone(), value, slope.clone(), step,
+        none, none > 0, value, value,
     )  # fmt: skip
     return _retire(victim, climb, logits, labels, trace)
 
@@ -127,22 +133,25 @@ def _look(victim: Victim, climb: _Climb, labels: Tensor, loss: ImageLoss, trace:
         logits, value, slope = victim.gradient(climb.x, loss, climb.classes)
         trace.note_gradient(climb.place, slope, is_first=False)
     better = value > climb.best_value
-    chosen = better.reshape(-1, 1, 1, 1)
+    # The two fields of the best point belong to the climb alone, so the rows that rose are written into them.
+    rose = better.nonzero().flatten()
+    climb.best.index_copy_(0, rose, climb.x.index_select(0, rose))
+    climb.best_slope.index_copy_(0, rose, slope.index_select(0, rose))
     climb = climb._replace(
         slope=slope,
         rises=climb.rises + (value > climb.value),
         value=value,
-        best=torch.where(chosen, climb.x, climb.best),
         best_value=torch.where(better, value, climb.best_value),
-        best_slope=torch.where(chosen, slope, climb.best_slope),
     )
     return _retire(victim, climb, logits, labels, trace)
 
 
 def _retire(victim: Victim, climb: _Climb, logits: Tensor, labels: Tensor, trace: Trace) -> _Climb:
     broken = victim.breaks(climb.x, logits, labels[climb.place])
+    if not bool(broken.any()):
+        return climb
     trace.record(climb.place[broken], climb.x[broken])
-    return climb.keep(~broken)
+    return climb.keep((~broken).nonzero().flatten())
 
 
 def _check(climb: _Climb, interval: int) -> _Climb:

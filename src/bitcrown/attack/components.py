@@ -1,7 +1,9 @@
 """The attacks of a suite by name, with AutoAttack's budgets (Croce & Hein 2020), and how each is run on some images.
 
-A component is a sequence of runs: one per restart, or one per restart and target class. An image that a run breaks is
-not seen by the next one. Targets are the classes with the largest logits at the clean image, next to the label.
+A component is a sequence of runs: one per restart, or one per restart and target class. Targets are the classes with
+the largest logits at the clean image, next to the label. What counts for an image is the first run that breaks it;
+later ones are left out, or forgotten where they ran beside it: the runs of few images share the calls of the network,
+which cost as much for five images as for fifty.
 
 Where a network has few classes, a component does less than its name promises, and a sentence says so.
 
@@ -10,7 +12,7 @@ Legend: ``B`` images, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,11 +25,13 @@ from bitcrown.attack.apgd_l1 import apgd_l1
 from bitcrown.attack.ball import Ball
 from bitcrown.attack.fab import fab
 from bitcrown.attack.losses import cross_entropy, dlr, targeted_dlr
-from bitcrown.attack.noise import stream_keys
+from bitcrown.attack.noise import Keys, stream_keys
 from bitcrown.attack.square import random_points, square
 from bitcrown.attack.trace import Trace
 from bitcrown.attack.victim import ImageLoss, Victim
 from bitcrown.errors import SettingsError
+
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,21 @@ class Component:
     def needs_gradients(self) -> bool:
         return self.name.startswith(("apgd", "fab"))
 
+    def series(self, others: int) -> list[list[tuple[int, int]]]:
+        """Runs in their order, as restart and rank of the target class of ``others`` (-1: none).
+
+        Those of one series may run beside each other; FAB's first restart begins elsewhere than the others.
+        """
+        aims = range(min(self.targets, others)) if self.targets else (-1,)
+        series = [[(restart, aim) for aim in aims] for restart in range(self.restarts)]
+        if self.name.startswith("fab"):
+            return [series[0], *([sum(series[1:], [])] if series[1:] else [])]
+        return [sum(series, [])]
+
+    def width(self, others: int) -> int:
+        """Points of one image that may share a call: its runs, or the queries of Square."""
+        return self.budget if self.name == "square" else sum(map(len, self.series(others)))
+
 
 _STANDARD = (
     Component("apgd-ce", 100),
@@ -54,6 +73,7 @@ _STANDARD_L1 = (
     Component("apgd-ce", 100, restarts=5),
     Component("apgd-t", 100, targets=5),
     Component("fab-t", 100, targets=9),
+    Component("square", 5000),
 )
 _PLUS = (
     Component("apgd-ce", 100, restarts=5),
@@ -73,14 +93,10 @@ def components(suite: str, norm: str) -> tuple[Component, ...]:
     """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for a name that is no suite."""
     if suite not in SUITES:
         raise SettingsError(f"attack suite {suite!r} is not known; use one of {', '.join(SUITES)}")
-    if norm != "L1":
-        return SUITES[suite]
-    if suite == "standard":
-        return _STANDARD_L1
-    return tuple(component for component in SUITES[suite] if component.name != "square")
+    return _STANDARD_L1 if suite == "standard" and norm == "L1" else SUITES[suite]
 
 
-def statements(chosen: tuple[Component, ...], norm: str, classes: int, is_differentiable: bool) -> tuple[str, ...]:
+def statements(chosen: tuple[Component, ...], classes: int, is_differentiable: bool) -> tuple[str, ...]:
     """What a reader must know: where components do less than their names promise."""
     said = []
     names = {component.name for component in chosen}
@@ -95,8 +111,6 @@ def statements(chosen: tuple[Component, ...], norm: str, classes: int, is_differ
     wanted = max(component.targets for component in chosen)
     if is_differentiable and wanted > classes - 1:
         said.append(f"only {classes - 1} of {wanted} target classes exist")
-    if norm == "L1":
-        said.append("Square has no L1 variant here and did not run")
     return tuple(said)
 
 
@@ -114,21 +128,19 @@ def run_component(
     whole = Trace.empty(clean)
     whole.flat.fill_(True)
     ranking = _ranking(victim.logits(clean), labels)
-    for restart, aim in _runs(component, ranking.shape[1]):
-        place = (~whole.found).nonzero().flatten()
-        if not len(place):
-            break
-        keys = stream_keys(seed, number[place.cpu().numpy()], component.name, restart, aim + 1)
-        targets = None if aim < 0 else ranking[place, aim]
-        run = _Run(component, victim, ball, clean[place], labels[place])
-        whole.merge(place, run.trace(keys, restart, targets))
+    job = _Job(component, victim, ball, clean, labels, number, seed, ranking)
+    for runs in component.series(ranking.shape[1]):
+        run, place = np.repeat(np.arange(len(runs)), len(clean)), np.tile(np.arange(len(clean)), len(runs))
+        while True:
+            stands = ~whole.found.cpu().numpy()[place]
+            run, place = run[stands], place[stands]
+            if not len(run):
+                break
+            # (A network whose logits depend on the batch gets the images of one run at a time.)
+            count = int((run == run[0]).sum()) if victim.rows is None else max(len(clean), victim.rows)
+            job.merge(whole, runs, run[:count], place[:count])
+            run, place = run[count:], place[count:]
     return whole
-
-
-def _runs(component: Component, others: int) -> Iterator[tuple[int, int]]:
-    """Restart and rank of the target class (-1: none)."""
-    for restart in range(component.restarts):
-        yield from ((restart, aim) for aim in (range(min(component.targets, others)) if component.targets else (-1,)))
 
 
 def _ranking(logits: Tensor, labels: Tensor) -> Tensor:
@@ -138,27 +150,47 @@ def _ranking(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Job:
+    """``ranking [B, K - 1]``: see ``_ranking``; the rest as ``run_component`` has it."""
+
     component: Component
     victim: Victim
     ball: Ball
     clean: Tensor
     labels: Tensor
+    number: Places
+    seed: int
+    ranking: Tensor
 
-    def trace(self, keys: npt.NDArray[np.uint64], restart: int, targets: Tensor | None) -> Trace:
-        name, budget = self.component.name, self.component.budget
+    def merge(self, whole: Trace, runs: Sequence[tuple[int, int]], run: Places, place: Places) -> None:
+        """Do run ``runs[run[k]]`` on image ``place[k]`` for all ``k``, which are sorted by run; add to ``whole``."""
+        parts = [(number, np.flatnonzero(run == number)) for number in np.unique(run).tolist()]
+        keys = np.concatenate([
+            stream_keys(self.seed, self.number[place[part]], self.component.name, runs[number][0], runs[number][1] + 1)
+            for number, part in parts
+        ])  # fmt: skip
+        aims = np.array(runs)[run, 1]
+        at = torch.from_numpy(place).to(self.clean.device)
+        targets = None if aims[0] < 0 else self.ranking[at, torch.from_numpy(aims).to(at.device)]
+        trace = self._trace(self.clean[at], self.labels[at], keys, runs[run[0]][0], targets)
+        for _, part in parts:
+            index = torch.from_numpy(part).to(at.device)
+            index = index[~whole.found[at[index]]]
+            whole.merge(at[index], Trace(*(field[index] for field in trace)))
+
+    def _trace(self, clean: Tensor, labels: Tensor, keys: Keys, restart: int, targets: Tensor | None) -> Trace:
+        name, budget, victim, ball = self.component.name, self.component.budget, self.victim, self.ball
         if name in ("square", "random"):
             search = square if name == "square" else random_points
-            return search(self.victim, self.clean, self.labels, self.ball, keys, budget)
+            return search(victim, clean, labels, ball, keys, budget)
         if name.startswith("fab"):
-            first = keys if restart else None
-            return fab(self.victim, self.clean, self.labels, self.ball, first, budget, targets)
-        ascent: Callable[..., Trace] = apgd_l1 if self.ball.norm == "L1" else apgd
+            return fab(victim, clean, labels, ball, keys if restart else None, budget, targets)
+        ascent: Callable[..., Trace] = apgd_l1 if ball.norm == "L1" else apgd
         loss: ImageLoss = cross_entropy if name == "apgd-ce" else dlr
-        classes = self.labels
+        classes = labels
         if targets is not None:
-            loss, classes = _pair_dlr, torch.stack([self.labels, targets], dim=1)
-        return ascent(self.victim, self.clean, self.labels, self.ball, keys, budget, loss, classes)
+            loss, classes = _pair_dlr, torch.stack([labels, targets], dim=1)
+        return ascent(victim, clean, labels, ball, keys, budget, loss, classes)
 
 
 def _pair_dlr(logits: Tensor, classes: Tensor) -> Tensor:

@@ -41,6 +41,19 @@ class _Boundary(NamedTuple):
     normal: Tensor
 
 
+class _Walk(NamedTuple):
+    """The images still standing; every field ``[R, ...]``. ``targets``: absent for all boundaries."""
+
+    place: Tensor
+    clean: Tensor
+    labels: Tensor
+    targets: Tensor | None
+
+    def keep(self, index: Tensor) -> _Walk:
+        targets = None if self.targets is None else self.targets[index]
+        return _Walk(self.place[index], self.clean.index_select(0, index), self.labels[index], targets)
+
+
 def fab(
     victim: Victim,
     clean: Tensor,
@@ -55,60 +68,75 @@ def fab(
     ``targets [B]``: aim at the boundary to that class only. Any class other than the label breaks an image.
     """
     trace = Trace.empty(clean)
-    place = torch.arange(len(clean), device=clean.device)
+    walk = _Walk(torch.arange(len(clean), device=clean.device), clean, labels, targets)
     x = clean if keys is None else replace(ball, eps=ball.eps / 2).start(clean, keys)
     for step in range(steps):
-        boundary = _boundary(victim, x, labels[place], None if targets is None else targets[place], ball.norm)
-        trace.note_gradient(place, boundary.normal.reshape(x.shape), is_first=step == 0)
-        x = _walk(x, clean[place], boundary, ball)
-        x, place = _judge(victim, x, clean, labels, place, ball, trace)
-        if not len(place):
+        boundary = _boundary(victim, x, walk, ball.norm)
+        trace.note_gradient(walk.place, boundary.normal.reshape(x.shape), is_first=step == 0)
+        x = _step(x, walk.clean, boundary, ball)
+        x, walk = _judge(victim, x, walk, ball, trace)
+        if not len(walk.place):
             break
     return trace
 
 
-def _walk(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
-    """One step for ``x [R, C, H, W]``; a point whose boundary is unknown (NaN, no gradient) stays."""
-    now, origin = x.flatten(1), clean.flatten(1)
-    w = boundary.normal
-    offset = -boundary.value
-    usable = torch.isfinite(w).all(dim=1) & torch.isfinite(offset) & (w != 0).any(dim=1)
-    w = torch.where(usable.unsqueeze(1), w, torch.zeros_like(w))
-    offset = torch.where(usable, offset, torch.zeros_like(offset))
-    both = torch.cat([now, origin])
-    reach = torch.cat([offset, offset + ((now - origin) * w).sum(dim=1)])
-    move = shortest_move(both, torch.cat([w, w]), reach, ball.norm, ball.low, ball.high)
-    first, third = move.chunk(2)
-    order = {"Linf": torch.inf, "L2": 2.0, "L1": 1.0}[ball.norm]
-    near, far = (torch.linalg.vector_norm(part, ord=order, dim=1) for part in (first, third))
+def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
+    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, no gradient) stays."""
+    both = torch.stack([x.flatten(1), clean.flatten(1)])
+    now, origin = both
+    w, offset = boundary.normal, -boundary.value
+    largest = w.abs().amax(dim=1)
+    usable = torch.isfinite(largest) & (largest > 0) & torch.isfinite(offset)
+    is_whole = bool(usable.all())
+    if not is_whole:
+        w = torch.where(usable.unsqueeze(1), w, torch.zeros_like(w))
+        offset = torch.where(usable, offset, torch.zeros_like(offset))
+    reach = torch.stack([offset, offset + (now - origin).mul_(w).sum(dim=1)])
+    move = shortest_move(both, w, reach, ball.norm, ball.low, ball.high)
+    near, far = _length(move, ball.norm)
     share = (near / (near + far).clamp(min=1e-30)).clamp(max=MOST_CLEAN).unsqueeze(1)
-    ahead = (1.0 - share) * (now + OVERSHOOT * first) + share * (origin + OVERSHOOT * third)
-    ahead = torch.where(usable.unsqueeze(1), ahead.clamp(ball.low, ball.high), now)
+    first, third = move.mul_(OVERSHOOT).add_(both).mul_(torch.stack([1.0 - share, share]))
+    ahead: Tensor = first.add_(third).clamp_(ball.low, ball.high)
+    if not is_whole:
+        ahead = torch.where(usable.unsqueeze(1), ahead, now)
     return ahead.reshape(x.shape)
 
 
-def _judge(
-    victim: Victim, x: Tensor, clean: Tensor, labels: Tensor, place: Tensor, ball: Ball, trace: Trace
-) -> tuple[Tensor, Tensor]:
+def _length(move: Tensor, norm: str) -> Tensor:
+    """``[2, R]``; torch's norms of order 1 and infinity take many times as long."""
+    if norm == "L2":
+        return move.square().sum(dim=-1).sqrt()
+    size = move.abs()
+    return size.amax(dim=-1) if norm == "Linf" else size.sum(dim=-1)
+
+
+def _judge(victim: Victim, x: Tensor, walk: _Walk, ball: Ball, trace: Trace) -> tuple[Tensor, _Walk]:
     """What is left: broken images inside the ball are recorded and leave, those broken outside turn back."""
     logits = victim.logits(x)
-    beyond = logits.argmax(dim=1) != labels[place]
-    inside = beyond & ball.contains(x, clean[place])
-    broken = torch.zeros_like(inside)
-    broken[inside] = victim.breaks(x[inside], logits[inside], labels[place[inside]])
-    trace.record(place[broken], x[broken])
-    back = (1.0 - BACKWARD) * clean[place] + BACKWARD * x
-    x = torch.where(beyond.reshape(-1, 1, 1, 1), back, x)
-    return x[~broken], place[~broken]
+    beyond = (logits.argmax(dim=1) != walk.labels).nonzero().flatten()
+    if not len(beyond):
+        return x, walk
+    found, origin = x.index_select(0, beyond), walk.clean.index_select(0, beyond)
+    inside = ball.contains(found, origin).nonzero().flatten()
+    place = beyond[inside]
+    broken = inside[victim.breaks(found[inside], logits[place], walk.labels[place])]
+    trace.record(walk.place[beyond[broken]], found[broken])
+    x = x.index_copy(0, beyond, (1.0 - BACKWARD) * origin + BACKWARD * found)
+    if not len(broken):
+        return x, walk
+    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    left[beyond[broken]] = False
+    kept = left.nonzero().flatten()
+    return x.index_select(0, kept), walk.keep(kept)
 
 
-def _boundary(victim: Victim, x: Tensor, labels: Tensor, targets: Tensor | None, norm: str) -> _Boundary:
+def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
     """The boundary aimed at, or among those of all classes the one that is nearest by its linearisation."""
-    if targets is not None:
-        _, value, slope = victim.gradient(x, _rise, torch.stack([labels, targets], dim=1))
+    if walk.targets is not None:
+        _, value, slope = victim.gradient(x, _rise, torch.stack([walk.labels, walk.targets], dim=1))
         return _Boundary(value, slope.flatten(1))
     logits, slopes = victim.jacobian(x)
-    own = labels.reshape(-1, 1)
+    own = walk.labels.reshape(-1, 1)
     value = logits - logits.gather(1, own)
     normal = slopes - slopes.gather(1, own.unsqueeze(2).expand(-1, 1, slopes.shape[2]))
     distance = value.abs() / torch.linalg.vector_norm(normal, ord=DUAL[norm], dim=2).clamp(min=1e-30)

@@ -13,7 +13,10 @@ The gain ``sum a_i move_i`` is concave and piecewise linear in ``t``, so Newton'
 solution from below without ever passing it, in a handful of steps: much cheaper than sorting the pixels. Where even the
 corner of the pixel range is not enough, the corner is the answer.
 
-Legend: ``R`` points, ``n`` pixels.
+Signs are kept in ``span_i``, the move to the end of the range that helps (its size is the room), so that a move is
+``span`` clamped to what ``t`` allows. (Comparisons, ``where`` and norms of whole tensors cost several times a product.)
+
+Legend: ``R`` points, ``n`` pixels, ``*`` any further axes.
 """
 
 from __future__ import annotations
@@ -25,46 +28,48 @@ NEWTON_STEPS = 40
 
 
 def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: float) -> Tensor:
-    """``d [R, n]`` for points ``x [R, n]``, normals ``w [R, n]`` and values ``c [R]``."""
-    direction = torch.where(c.unsqueeze(1) >= 0, w.sign(), -w.sign())
-    room = torch.where(direction > 0, high - x, x - low).clamp(min=0.0)
-    room = torch.where(direction == 0, torch.zeros_like(room), room)
+    """``d [*, R, n]`` for points ``x [*, R, n]`` of the range, normals ``w [R, n]`` and values ``c [*, R]``."""
+    beyond = 2.0 * (high - low)
+    ways = torch.where(c >= 0, beyond, -beyond).to(x.dtype).unsqueeze(-1)
+    span = (x + w.sign() * ways).clamp_(low, high).sub_(x)
     size = w.abs()
     if norm == "L1":
-        return direction * _greedy(size, room, c.abs())
+        room = span.abs()
+        return span.sign() * _greedy(size, room, c.abs())
     # L-infinity: pixel i is spent at t = room_i and gains a_i per unit; L2: at t = room_i / a_i, and gains a_i^2.
     if norm == "Linf":
-        until, rate = room, size
+        reach = _newton(span.abs(), size, c.abs()).unsqueeze(-1)
     else:
-        until, rate = torch.where(size > 0, room / size.clamp(min=1e-30), torch.zeros_like(room)), size * size
-    t = _newton(until, rate, c.abs())
-    reach = t.unsqueeze(1).expand_as(room) if norm == "Linf" else t.unsqueeze(1) * size
-    return direction * torch.minimum(reach, room)
+        until = (span.abs() / size.clamp(min=1e-30)).mul_(size > 0)
+        reach = _newton(until, size * size, c.abs()).unsqueeze(-1) * size
+    return span.clamp(-reach, reach)
 
 
 def _newton(until: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
-    """Least ``t [R]`` with ``sum rate_i min(t, until_i) >= gain``; the largest ``until`` where there is none."""
+    """Least ``t [*, R]`` with ``sum rate_i min(t, until_i) >= gain``; the largest ``until`` where there is none."""
     t = torch.zeros_like(gain)
     active = torch.ones_like(gain, dtype=torch.bool)
-    zero = torch.zeros_like(rate)
+    work = torch.empty_like(until)
+    missing = gain
     for _ in range(NEWTON_STEPS):
-        free = until > t.unsqueeze(1)
-        missing = gain - (rate * torch.minimum(until, t.unsqueeze(1))).sum(dim=1)
-        slope = torch.where(free, rate, zero).sum(dim=1)
         # A row that has arrived is never touched again: how long the others take must not change its last bits.
-        active = active & (missing > 1e-6 * gain) & (slope > 0)
+        active = active & (missing > 1e-6 * gain)
         if not bool(active.any()):
             break
+        slope = torch.gt(until, t.unsqueeze(-1), out=work).mul_(rate).sum(dim=-1)
+        active = active & (slope > 0)
         t = torch.where(active, t + missing / slope.clamp(min=1e-30), t)
-    return torch.minimum(t, until.amax(dim=1))
+        missing = gain - torch.minimum(until, t.unsqueeze(-1), out=work).mul_(rate).sum(dim=-1)
+    return torch.minimum(t, until.amax(dim=-1))
 
 
 def _greedy(size: Tensor, room: Tensor, gain: Tensor) -> Tensor:
-    """Moves ``[R, n]`` that use up the pixels of the steepest slope first."""
-    order = size.argsort(dim=1, descending=True, stable=True)
-    ranked_size, ranked_room = size.gather(1, order), room.gather(1, order)
+    """Moves ``[*, R, n]`` that use up the pixels of the steepest slope (``size [R, n]``) first."""
+    order = size.argsort(dim=-1, descending=True, stable=True)
+    ranked_size, order = size.gather(-1, order), order.expand_as(room)
+    ranked_room = room.gather(-1, order)
     gains = ranked_size * ranked_room
-    before = gains.cumsum(dim=1) - gains
-    needed = (gain.unsqueeze(1) - before).clamp(min=0.0) / ranked_size.clamp(min=1e-30)
+    before = gains.cumsum(dim=-1) - gains
+    needed = (gain.unsqueeze(-1) - before).clamp(min=0.0) / ranked_size.clamp(min=1e-30)
     moves = torch.minimum(needed, ranked_room)
-    return torch.zeros_like(room).scatter(1, order, moves)
+    return torch.zeros_like(room).scatter(-1, order, moves)

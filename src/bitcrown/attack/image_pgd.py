@@ -83,7 +83,7 @@ def steepest(slope: Tensor, norm: str) -> Tensor:
     """
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
     if norm == "Linf":
-        return slope.sign()
+        return slope.sign_()
     flat: Tensor = slope.flatten(1)
     if norm == "L2":
         length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)

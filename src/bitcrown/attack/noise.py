@@ -41,10 +41,13 @@ def stream_keys(seed: int, image: npt.NDArray[np.int64], *names: str | int) -> K
     return keys
 
 
-def uniforms(keys: Keys, count: int, first: int = 0) -> npt.NDArray[np.float64]:
-    """``[B, count]``: numbers ``first .. first + count - 1`` of each stream, strictly between 0 and 1."""
-    counter = np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GOLDEN
-    bits = _mix(keys[:, None] + counter[None, :]) >> np.uint64(12)
+def uniforms(keys: Keys, count: int, first: int | npt.NDArray[np.int64] = 0) -> npt.NDArray[np.float64]:
+    """``[B, count]``: numbers ``first .. first + count - 1`` of each stream, strictly between 0 and 1.
+
+    ``first`` may be one for all or ``[B]``.
+    """
+    counter = (np.reshape(first, (-1, 1)) + np.arange(1, count + 1)).astype(np.uint64) * _GOLDEN
+    bits = _mix(keys[:, None] + counter) >> np.uint64(12)
     result: npt.NDArray[np.float64] = (bits.astype(np.float64) + 0.5) * 2.0**-52
     return result
 

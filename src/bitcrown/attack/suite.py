@@ -122,7 +122,7 @@ def run_suite(
         found = hygiene.inspect(model, images, labels, ball)
         victim = Victim(model, None if found.is_batch_dependent else rows_for(len(images), images.device))
         logits = grouped_logits(victim, images, batch)
-        said = statements(chosen, ball.norm, logits.shape[1], found.is_differentiable)
+        said = statements(chosen, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
             chosen = _without_gradients(chosen)
         cascade = _Cascade(victim, images, labels, ball, chosen, seed, batch, logits, resume, suite)
@@ -194,7 +194,8 @@ class _Cascade:
             return self.victim, self.batch
         broken_by = self.standing.broken_by
         at_start = self.correct.cpu().numpy() & ((broken_by < 0) | (broken_by >= index))
-        rows = rows_for(int(at_start.sum()), self.images.device)
+        width = self.components[index].width(self.logits.shape[1] - 1)
+        rows = rows_for(int(at_start.sum()) * width, self.images.device)
         return replace(self.victim, rows=rows), max(1, self.batch // rows) * rows
 
     def _next(self, index: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

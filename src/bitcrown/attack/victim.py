@@ -31,7 +31,8 @@ Classifier = Callable[[Tensor], Tensor]
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``[B, K]`` and classes ``[B]`` (labels, or targets) to one number per image ``[B]``."""
 
-ROWS = 50
+ROWS = 96
+"""Measured for a small residual network: calls of 48, 64 and 128 cost 1.25, 1.1 and 1.05 times as much an image."""
 CUDA_ROWS = 500
 THIN = 1e-5
 
@@ -47,7 +48,7 @@ class Victim:
     def logits(self, x: Tensor) -> Tensor:
         """``[B, K]``, without a gradient."""
         with torch.no_grad():
-            return torch.cat([self.model(group)[:kept] for kept, group in self._groups(x)])
+            return _joined([self.model(group)[:kept] for kept, group in self._groups(x)])
 
     def gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[B, K]``, loss ``[B]`` and its gradient in each image ``[B, C, H, W]``; one forward, one backward.
@@ -57,10 +58,11 @@ class Victim:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for kept, group, group_classes in self._groups(x, classes):
             found = [self._group_gradient(group, loss, group_classes) for _ in range(self.repeats)]
-            logits, value = found[0][0], torch.stack([part[1] for part in found]).mean(dim=0)
-            slope = found[0][2] if self.repeats == 1 else torch.stack([part[2] for part in found]).mean(dim=0)
+            logits, value, slope = found[0]
+            if self.repeats > 1:
+                value, slope = (torch.stack([part[k] for part in found]).mean(dim=0) for k in (1, 2))
             parts.append((logits[:kept], value[:kept], slope[:kept]))
-        logits, value, slope = (torch.cat(column) for column in zip(*parts, strict=True))
+        logits, value, slope = (_joined(column) for column in zip(*parts, strict=True))
         return logits, value, slope
 
     def _group_gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +83,7 @@ class Victim:
                 sums = logits.sum(dim=0)
                 slopes = [torch.autograd.grad(total, group, retain_graph=True)[0].flatten(1) for total in sums]
             parts.append((logits.detach()[:kept], torch.stack(slopes, dim=1)[:kept]))
-        logits, slope = (torch.cat(column) for column in zip(*parts, strict=True))
+        logits, slope = (_joined(column) for column in zip(*parts, strict=True))
         return logits, slope
 
     def _groups(self, *tensors: Tensor) -> Iterator[Any]:
@@ -93,7 +95,7 @@ class Victim:
                 yield min(size, count - first), *(tensor[first : first + size] for tensor in tensors)
             else:
                 index = torch.arange(first, first + size, device=tensors[0].device).clamp(max=count - 1)
-                yield count - first, *(tensor[index] for tensor in tensors)
+                yield count - first, *(tensor.index_select(0, index) for tensor in tensors)
 
     def breaks(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not asked again)."""
@@ -105,6 +107,10 @@ class Victim:
                 alone = self.model(x[place : place + 1])
             found[place] = is_misclassified(alone, labels[place : place + 1])[0]
         return found
+
+
+def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def rows_for(count: int, device: torch.device) -> int:

@@ -23,6 +23,7 @@ from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.pullback import Pullback
 
 ORDERS = ("auto", "chw", "hwc")
 Shape = tuple[int, int, int]
@@ -79,6 +80,7 @@ class GraphClassifier(torch.nn.Module):
     def __init__(self, network: Network, layout: ImageLayout) -> None:
         super().__init__()
         self.network, self.layout = network, layout
+        self._run = Pullback.of(network) or network
 
     @property
     def classes(self) -> int:
@@ -86,7 +88,7 @@ class GraphClassifier(torch.nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.to(device=self.network.device, dtype=self.network.dtype)
-        return self.network(self.layout.to_inputs(images))
+        return self._run(self.layout.to_inputs(images))
 
 
 def layout_of(

@@ -9,21 +9,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_models import Linear, some_images
+from image_models import Linear, conv_net, some_images
 from torch import Tensor
 
 from bitcrown.attack.apgd import apgd
 from bitcrown.attack.apgd_l1 import apgd_l1
 from bitcrown.attack.ball import Ball
+from bitcrown.attack.components import Component, run_component
 from bitcrown.attack.fab import fab
 from bitcrown.attack.hyperplane import shortest_move
 from bitcrown.attack.losses import cross_entropy, dlr, lead, targeted_dlr
 from bitcrown.attack.noise import stream_keys
 from bitcrown.attack.square import random_points, square
-from bitcrown.attack.square_l2 import two_bumps
+from bitcrown.attack.square_mass import two_bumps
 from bitcrown.attack.trace import Trace
 from bitcrown.attack.victim import Victim
 
+NET = conv_net(2)
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
 
 
@@ -86,7 +88,7 @@ def test_l1_apgd_comes_close_to_the_optimum_of_a_linear_model() -> None:
     judge("L1", attack, 0.9, model)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_square_breaks_linear_models_within_its_budget(norm: str) -> None:
     model, images = Linear(6, classes=2), 0.45 + 0.1 * some_images(30)
     labels = model(images).argmax(dim=1)
@@ -107,10 +109,12 @@ def test_square_stops_asking_about_broken_images() -> None:
     assert bool(trace.found.all()) and model.calls < 20 * 40
 
 
-def test_bumps_have_length_one_and_two_signs() -> None:
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_bumps_have_length_one_and_two_signs(norm: str) -> None:
     for side in (1, 2, 3, 6, 9):
-        bump = two_bumps(side, torch.zeros(1))
-        assert bump.shape == (side, side) and float(bump.norm()) == pytest.approx(1.0, abs=1e-6)
+        bump = two_bumps(side, torch.zeros(1), norm)
+        assert bump.shape == (side, side)
+        assert float(bump.flatten().norm(p=int(norm[1]))) == pytest.approx(1.0, abs=1e-6)
         if side > 1:
             assert bool((bump[: side // 2] > 0).all()) and bool((bump[side // 2 :] < 0).all())
 
@@ -182,3 +186,35 @@ def test_what_gradients_were_like_is_noticed() -> None:
     labels = net(images).argmax(dim=1)
     trace = apgd(Victim(net), images, labels, ball, keys(6), 10, dlr, labels)
     assert not bool((trace.broken_gradient | trace.zero_gradient | (trace.flat & ~trace.found)).any())
+
+
+def one_by_one(x: Tensor) -> Tensor:
+    """Logits whose last bits do not depend on the shape of the call."""
+    return torch.cat([NET(x[k : k + 1]) for k in range(len(x))])
+
+
+@pytest.mark.parametrize("norm,eps", [("Linf", 0.06), ("L2", 0.3), ("L1", 0.6)])
+def test_queries_asked_at_once_are_those_asked_one_after_the_other(norm: str, eps: float) -> None:
+    images = some_images(11)
+    labels, ball = NET(images).argmax(dim=1), Ball(norm, eps)
+    single = square(Victim(one_by_one, rows=None), images, labels, ball, keys(11), 80)
+    assert 0 < int(single.found.sum()) < 11
+    for rows in (4, 11, 30, 200):
+        several = square(Victim(one_by_one, rows=rows), images, labels, ball, keys(11), 80)
+        assert torch.equal(several.found, single.found) and torch.equal(several.x, single.x)
+
+
+@pytest.mark.parametrize("component", [
+    Component("apgd-t", 8, targets=4), Component("fab-t", 4, targets=4), Component("apgd-ce", 3, restarts=4),
+    Component("fab", 3, restarts=3),
+])  # fmt: skip
+def test_runs_beside_each_other_are_those_one_after_the_other(component: Component) -> None:
+    images = some_images(11)
+    labels, ball, number = NET(images).argmax(dim=1), Ball("Linf", 0.04), np.arange(11)
+    traces = [
+        run_component(component, Victim(one_by_one, rows=rows), images, labels, number, ball, 5)
+        for rows in (None, 3, 16, 100)
+    ]
+    assert 0 < int(traces[0].found.sum()) < 11
+    for trace in traces[1:]:
+        assert all(torch.equal(field, other) for field, other in zip(trace, traces[0], strict=True))
