@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sound_networks import ROOT, Damage, dense, float_models, floats, onnx_inside, quantized_models
+from sound_networks import ROOT, Damage, dense, float_models, floats, odd_models, onnx_inside, quantized_models
+
+from bitcrown.errors import PropertyError
 
 PROPERTY = """(declare-const X_0 Real)
 (declare-const X_1 Real)
@@ -30,6 +32,12 @@ PROPERTY = """(declare-const X_0 Real)
 (assert (>= X_1 0))
 (assert (<= X_1 1e-1))
 (assert (or (and (<= Y_0 Y_1) (>= Y_1 1.5)) (and (>= Y_0 20.0))))
+"""
+PROPERTY_1 = """(declare-const X_0 Real)
+(declare-const X_1 Real)
+(declare-const Y_0 Real)
+(assert (and (>= X_0 -0.5) (<= X_0 0.25) (>= X_1 0) (<= X_1 0.1)))
+(assert (>= Y_0 2.23))
 """
 PROPERTY_2 = """(vnnlib-version <2.0>)
 (declare-network N
@@ -201,10 +209,14 @@ def _quantized(data: bytes, folder: Path) -> None:
 
 
 def _verified(data: bytes, folder: Path) -> None:
-    """The whole way of a network of two inputs and two outputs."""
+    """The whole way of a network of two inputs and two outputs, or one."""
     from bitcrown.api import load, verify
 
-    verify(load(_put(folder, "net.onnx", data), _put(folder, "sound.vnnlib", PROPERTY.encode())), cpu_seconds=2.0)
+    path = _put(folder, "net.onnx", data)
+    try:
+        verify(load(path, _put(folder, "two.vnnlib", PROPERTY.encode())), cpu_seconds=2.0)
+    except PropertyError:
+        verify(load(path, _put(folder, "one.vnnlib", PROPERTY_1.encode())), cpu_seconds=2.0)
 
 
 def _asked(data: bytes, folder: Path) -> None:
@@ -220,7 +232,8 @@ def _asked(data: bytes, folder: Path) -> None:
 def _asked_in_integers(data: bytes, folder: Path) -> None:
     from bitcrown.api import load, verify
 
-    verify(load(_put(folder, "net.onnx", quantized_models()[0]), _put(folder, "p.vnnlib", data)), cpu_seconds=2.0)
+    model = quantized_models()[0] if len(data) % 2 else odd_models()[2]
+    verify(load(_put(folder, "net.onnx", model), _put(folder, "p.vnnlib", data)), cpu_seconds=2.0)
 
 
 def _property(data: bytes, folder: Path) -> None:
@@ -361,6 +374,13 @@ TRUTH = b"onnx,vnnlib,expected\na.onnx,p.vnnlib,sat\n"
 TINY_INDEX = ROOT / "tests/data/zoo/tiny.index"
 _LABELS = _idx(np.array([1, 2, 3], dtype=np.uint8))
 
+
+def _properties() -> list[bytes]:
+    """Both versions, a case without constraints, and constraints on inputs only."""
+    box, _, _ = PROPERTY.rpartition("(assert")
+    return [text.encode() for text in (PROPERTY, PROPERTY_2, box, box + "(assert (or (<= X_0 0.1) (>= Y_0 100.0)))\n")]
+
+
 READERS: dict[str, Callable[[bytes, Path], None]] = {
     "onnx": _onnx,
     "quantized": _quantized,
@@ -392,10 +412,10 @@ READERS: dict[str, Callable[[bytes, Path], None]] = {
 SEEDS: dict[str, Callable[[], Sequence[bytes]]] = {
     "onnx": lambda: (*float_models(), *quantized_models()),
     "quantized": quantized_models,
-    "verified": lambda: (dense(), dense(), quantized_models()[0], quantized_models()[2]),
+    "verified": lambda: (dense(), quantized_models()[0], quantized_models()[2], *odd_models()),
     "property": lambda: (PROPERTY.encode(), PROPERTY_2.encode()),
-    "asked": lambda: (PROPERTY.encode(), PROPERTY_2.encode()),
-    "asked_in_integers": lambda: (PROPERTY.encode(), PROPERTY_2.encode()),
+    "asked": _properties,
+    "asked_in_integers": _properties,
     "npz": functools.cache(_image_archives),
     "idx": lambda: (_idx(_levels(3, 4, 4)),),
     "idx_gz": lambda: (gzip.compress(_idx(_levels(3, 4, 4)), mtime=0),),

@@ -32,7 +32,11 @@ def _model(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
     )
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [
+        helper.make_opsetid("", opset),
+        helper.make_opsetid("com.microsoft", 1),
+        helper.make_opsetid("ai.onnx.ml", 3),
+    ]
     return _packed(helper.make_model(graph, opset_imports=opsets, ir_version=8))
 
 
@@ -144,6 +148,45 @@ def quantized_models() -> tuple[bytes, ...]:
         _model(integers, more, (1, 1, 5, 5), TensorProto.UINT8),
         _model(dynamic, last),
     )
+
+
+@functools.cache
+def odd_models() -> tuple[bytes, ...]:
+    """A scalar output behind scalars inside, outputs that do not depend on the input, and one that is no tensor."""
+    make = helper.make_node
+    scalar = [
+        make("Gemm", ["x", "w", "b"], ["h"], transB=1),
+        make("Tanh", ["h"], ["t"]),
+        make("Relu", ["h"], ["r"]),
+        make("Add", ["t", "r"], ["a"]),
+        make("ReduceSum", ["a"], ["s"], keepdims=0),
+        make("Relu", ["s"], ["y"]),
+    ]
+    constant = [make("Mul", ["x", "zero"], ["m"]), make("Relu", ["m"], ["y"])]
+    stairs = [
+        make("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        make("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        make("Mul", ["d", "zero"], ["m"]),
+        make("QuantizeLinear", ["m", "s", "z"], ["q2"]),
+        make("DequantizeLinear", ["q2", "s", "z"], ["y"]),
+    ]
+    scale = {"s": np.float32(0.05), "z": np.uint8(7), "zero": np.float32(0)}
+    mapped = [
+        make("Gemm", ["x", "w", "b"], ["h"], transB=1),
+        make("ZipMap", ["h"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    return (
+        _model(scalar, {"w": floats(3, 2), "b": floats(3)}),
+        _model(constant, {"zero": np.float32(0)}),
+        _model(stairs, scale),
+        _untyped(_model(mapped, {"w": floats(3, 2), "b": floats(3)})),
+    )
+
+
+def _untyped(data: bytes) -> bytes:
+    model = onnx.ModelProto.FromString(data)
+    model.graph.output[0].ClearField("type")
+    return _packed(model)
 
 
 def onnx_inside(data: bytes, rng: random.Random, damage: Damage) -> bytes:

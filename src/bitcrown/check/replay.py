@@ -25,6 +25,8 @@ BATCH_TRIAL = 3
 BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
+NUMBERS = "fiub"
+"""Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of strings."""
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -132,6 +134,8 @@ class _Member:
             parts.append(part)
             start = end
         values = [np.asarray(value).reshape(-1) for value in self._run(feed)]
+        if not all(value.dtype.kind in NUMBERS for value in values):
+            raise ModelError(f"{self.path.name} computes outputs that are no tensors of numbers; save it without them")
         found, wanted = sum(value.size for value in values), _count(self.declared.outputs)
         if found != wanted:
             raise PropertyError(

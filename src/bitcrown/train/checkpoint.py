@@ -7,6 +7,7 @@ refused, so a checkpoint from elsewhere cannot run code.
 from __future__ import annotations
 
 import pickle
+import struct
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,21 @@ from bitcrown.train.step import optimiser_of
 from bitcrown.train.training import Run, device_of
 
 FORMAT = 1
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    pickle.UnpicklingError,
+)
+"""What a damaged stream of pickled instructions makes torch's reader raise: it trusts the order of things."""
 
 
 def save_checkpoint(run: Run, path: Path) -> None:
@@ -51,13 +67,13 @@ def load_checkpoint(path: Path, device: str | None = None) -> Run:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"there is no checkpoint {path}") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except _DAMAGE as error:
         raise ModelError(f"{path} is not a checkpoint of bitcrown train, or it is damaged") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {FORMAT})")
     try:
         return _restored(content, device)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, SettingsError) as error:
+    except (*_DAMAGE, SettingsError) as error:
         raise ModelError(f"{path} does not fit together: {error}") from error
 
 

@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_nets import affine, opened, property_1, unit_box
@@ -125,4 +126,21 @@ def test_a_network_that_fails_when_run(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     _, replay, _ = opened(TEXT, tmp_path / "net.onnx")
     with pytest.raises(ModelError, match="cannot run net.onnx"):
+        replay.run(np.zeros(2))
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """scikit-learn's exporter ends in a ZipMap, whose value is a list of dictionaries."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["h"]),
+        helper.make_node("ZipMap", ["h"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])]
+    graph = helper.make_graph(nodes, "g", inputs, [onnx.ValueInfoProto(name="y")])
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("ai.onnx.ml", 3)]
+    path = tmp_path / "zip.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    query = parse_query(property_1(2, 1, *unit_box(2), "(<= Y_0 1)"))
+    replay = Replay(query, {query.networks[0].name: path})
+    with pytest.raises(ModelError, match=r"zip.onnx computes outputs that are no tensors of numbers"):
         replay.run(np.zeros(2))
