@@ -9,7 +9,7 @@ that is passed in: a failure holds the damaged bytes, and ``read_again`` repeats
     SEEDS[name]()                  sound files for it
     trial(rng)                     None, or the Failure
 
-Run by hand: ``python tests/fuzz/parsers.py TRIALS SEED [NAME ...]``.
+Run by hand: ``python tests/fuzz/parsers.py TRIALS SEED [NAME ...]``, which reads all sound files first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import itertools
 import os
 import random
 import re
@@ -239,8 +240,9 @@ def main(arguments: Sequence[str]) -> int:
     trials, seed, names = int(arguments[0]), int(arguments[1]), tuple(arguments[2:]) or tuple(READERS)
     failures: dict[str, int] = {}
     kept = Path(tempfile.gettempdir()) / f"bitcrown-parsers-{os.getuid()}"
-    for number in range(trials):
-        failure = trial(random.Random(f"{seed} {number}"), names)
+    sound_files = (read_again(name, data) for name in names for data in SEEDS[name]())
+    damaged_files = (trial(random.Random(f"{seed} {number}"), names) for number in range(trials))
+    for number, failure in enumerate(itertools.chain(sound_files, damaged_files)):
         if failure is None:
             continue
         lines = failure.what.strip().splitlines()
