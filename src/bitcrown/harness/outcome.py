@@ -74,32 +74,33 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def write_whole(path: Path, text: str, sync: bool = True) -> None:
-    """Write ``text`` to ``path`` so that no reader ever sees a part of it; makes the folder if it is missing.
+def write_whole(path: Path, content: str | bytes, sync: bool = True) -> None:
+    """Write ``content`` to ``path`` so that no reader ever sees a part of it; makes the folder if it is missing.
 
     A device, a pipe, or a file in a folder that takes no new files is written in place. Raises ``ResourceError``.
     """
+    data = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _replace(target, text, sync)
+            _replace(target, data, sync)
         except PermissionError:
             if not target.is_file():
                 raise
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(data)
     except OSError as error:
         raise ResourceError(f"the results file {path} cannot be written: {error.strerror or error}") from error
 
 
-def _replace(target: Path, text: str, sync: bool) -> None:
+def _replace(target: Path, data: bytes, sync: bool) -> None:
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 
 Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network`` (path or text of a
 list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid), optionally
-``certificate`` (the file for the proof of an unsat that was decided in integers). Messages are JSON objects, one a
+``certificate`` (the file for the proof of an unsat). Messages are JSON objects, one a
 line, on the descriptor FD:
 
     {"kind": "phase", "name": "...", "facts": {...}}
@@ -102,7 +102,10 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     if verdict.certificate is not None:
         from bitcrown.harness.outcome import write_whole
 
-        write_whole(Path(certificate), json.dumps(verdict.certificate, sort_keys=True, separators=(",", ":")) + "\n")
+        found = verdict.certificate
+        is_file = isinstance(found, bytes)
+        content = found if is_file else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
+        write_whole(Path(certificate), content)
     message: dict[str, Any] = {
         "status": verdict.status.value,
         "reason": verdict.reason.value,

@@ -93,11 +93,21 @@ def decide(
     Raises ``ModelError`` or ``PropertyError`` for bad input; everything else is in the Verdict.
     """
     run = Run(problem, settings, budget, report, want_certificate)
+    verdict = _decide(run)
+    if run.want_certificate and verdict.status is Status.UNSAT and verdict.certificate is None:
+        from bitcrown.search.certifying import certified
+
+        return certified(run, verdict)
+    return verdict
+
+
+def _decide(run: Run) -> Verdict:
+    problem, budget = run.problem, run.budget
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))
     try:
         with run.phase("probe"):
-            witness = probe(problem, run.replay, run.confirmer, budget, settings.seed)
+            witness = probe(problem, run.replay, run.confirmer, budget, run.settings.seed)
         if witness is not None:
             return run.sat(witness, "probe")
         return _decide_with_bounds(run)

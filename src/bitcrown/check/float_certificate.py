@@ -1,0 +1,376 @@
+"""Checks a proof about a float network: no input of the property violates it, the network taken as a real function.
+
+The certificate holds *choices* only: where boxes are split, which neurons are decided, slopes in ``[0, 1]`` and
+multipliers that are not negative. Every number that the claim rests on is computed here: the bounds of all layers, the
+value of every leaf, its rounding error (``float_bounds``). A wrong choice therefore makes a bound worse and never
+wrong, and a certificate that was tampered with is accepted only if it is still a proof. Nothing is shared with the
+prover but the parser of properties (``spec``).
+
+**Parts.** Every case of the property must be refuted by a part.
+
+``inputs``   A tree over the input box, level by level. At every node the layers and the rows of all open cases are
+             bounded; a case closes when one of its rows is above its limit on the whole box; the box shrinks to what the
+             open cases leave (``float_layers.clipped``); an inner node splits it at ``x_axis <= point``, ``>= point``.
+             At a leaf no case may be open.
+``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over its whole box. Layers
+             are bounded once, at the root, with slopes of the file for single neurons. A leaf has slopes, a multiplier
+             for each decision on its path, and weights for the rows of the case; it is closed when the weighted sum of
+             the rows, bounded below on the box with these, is above that of the limits.
+
+Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitcrown.check.float_bounds import CHUNK, Bounder, Bounds, Box, Line, Lines, proves, relu_line
+from bitcrown.check.float_format import Arrays, Reject, decode, digest, field, integer, integers, need
+from bitcrown.check.float_layers import RowSlopes, above_limit, clipped, layer_bounds
+from bitcrown.check.float_nodes import Array, FloatNetwork
+from bitcrown.check.float_property import Group, groups_of
+from bitcrown.check.float_reader import file_bytes, read_networks
+from bitcrown.check.replay import Replay
+from bitcrown.errors import ModelError
+from bitcrown.spec.problem import Problem
+
+MAX_MULTIPLIER = 1e100
+POINTS = 6
+TOLERANCE = 2e-3
+Mask = np.ndarray  # of booleans
+
+
+class Outcome(NamedTuple):
+    """Whether the certificate is accepted, and otherwise the first thing wrong with it."""
+
+    accepted: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a certificate is about: the network, its cases by box, and the digests that bind the file to both."""
+
+    network: FloatNetwork
+    groups: tuple[Group, ...]
+    digests: dict[str, Any]
+
+
+def subject_of(problem: Problem) -> Subject:
+    """Reads network and property and compares the network with onnxruntime.
+
+    Raises ``UnsupportedError`` for networks that are not piecewise linear, ``ModelError`` and ``PropertyError``.
+    """
+    network, dtypes = read_networks(problem.query, problem.networks)
+    if network.n_inputs != problem.n_inputs or network.n_outputs != problem.n_outputs:
+        raise ModelError("certificates: the property declares other sizes of inputs and outputs than the network has")
+    groups = tuple(groups_of(problem, dtypes))
+    _compare(network, problem, groups)
+    files = [digest(file_bytes(problem.networks[declared.name])) for declared in problem.query.networks]
+    return Subject(network, groups, {"networks": files, "property": _property_digest(problem)})
+
+
+def _property_digest(problem: Problem) -> str:
+    """SHA-256 of the cases as exact numbers."""
+    boxes = {id(end): str(end) for case in problem.cases for end in (case.lower, case.upper)}
+    lines = [f"{boxes[id(case.lower)]} {boxes[id(case.upper)]} {case.constraints}" for case in problem.cases]
+    return digest("\n".join(lines).encode())
+
+
+def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...]) -> None:
+    """Raises ``ModelError`` if the network as read here differs from onnxruntime by more than float32 rounding."""
+    replay, generator = Replay(problem.query, problem.networks), np.random.default_rng(0)
+    is_half = any(dtype is np.float16 for dtype in replay.dtypes())
+    for k in range(POINTS):
+        box = groups[k % len(groups)].box if groups and k < POINTS // 2 else None
+        low, up = (box.lower[0], box.upper[0]) if box is not None else (-1.0, 1.0)
+        x = generator.uniform(low, up, network.n_inputs)
+        fed, outputs = replay.run(x)
+        exact = np.concatenate([part.astype(np.float64).reshape(-1) for part in fed])
+        values = network.values(exact[None])
+        found, wanted = values[network.output][0], np.concatenate([part.astype(np.float64) for part in outputs])
+        inside = max(float(np.abs(value).max(initial=0.0)) for value in values)
+        room = max(TOLERANCE * float(np.abs(wanted).max(initial=0.0)), 1e-3 * TOLERANCE * inside)
+        gap = float(np.abs(found - wanted).max(initial=0.0))
+        if not gap <= room * (100 if is_half else 1):
+            raise ModelError(f"certificates: the network as read differs from onnxruntime by {gap:.3g}")
+
+
+def check(data: bytes, subject: Subject) -> Outcome:
+    """Does the certificate ``data`` prove that no case of the property can be violated?"""
+    try:
+        content = decode(data)
+        for name, value in subject.digests.items():
+            need(field(content, name) == value, f"the certificate is about other files ({name})")
+        Checker(subject, content).run()
+        return Outcome(True, "")
+    except Reject as problem:
+        return Outcome(False, str(problem))
+
+
+class Checker:
+    """One certificate; ``run`` raises ``Reject`` unless every case is refuted."""
+
+    def __init__(self, subject: Subject, content: dict[str, Any]) -> None:
+        self.subject, self.network = subject, subject.network
+        self.arrays = Arrays(field(content, "arrays"))
+        self.parts, self.roots = field(content, "parts"), field(content, "roots")
+        need(type(self.parts) is list and type(self.roots) is list, "'parts' and 'roots' must be lists")
+        self.bounders: dict[int, Bounder] = {}
+        self.known: dict[int, tuple[int, Bounds]] = {}
+
+    def run(self) -> None:
+        refuted: set[int] = set()
+        for part in self.parts:
+            kind = field(part, "kind")
+            need(kind in ("inputs", "neurons"), "a part is neither 'inputs' nor 'neurons'")
+            refuted |= self._inputs(part) if kind == "inputs" else self._neurons(part)
+        missing = {case for group in self.subject.groups for case in group.cases} - refuted
+        need(not missing, f"case {min(missing, default=0)} is not refuted by any part")
+
+    def bounder(self, group: int) -> Bounder:
+        if group not in self.bounders:
+            self.bounders[group] = Bounder(self.network, self.subject.groups[group].box)
+        return self.bounders[group]
+
+    # -- trees over the input box ------------------------------------------------------------------------------------
+
+    def _inputs(self, part: Any) -> set[int]:
+        number = integer(field(part, "group"), 0, len(self.subject.groups), "'group'")
+        group = self.subject.groups[number]
+        levels = field(part, "axes")
+        need(type(levels) is list, "'axes' must be a list")
+        axes = [np.array(integers(level, -1, self.network.n_inputs, "an axis"), dtype=np.int64) for level in levels]
+        inner = sum(int((level >= 0).sum()) for level in axes)
+        points = self.arrays.get(field(part, "points"), (inner,), -np.inf, np.inf, "'points'")
+        box, open_ = group.box, np.ones((1, len(group.cases)), dtype=bool)
+        used = 0
+        for level in axes:
+            need(len(level) == len(box.lower), "a level of a tree does not fit the one before")
+            box, open_ = refine(self.bounder(number), group, box, open_)
+            leaves = level < 0
+            need(not open_[leaves].any(), "a leaf of a tree over the input box is not refuted")
+            where = points[used : used + int((~leaves).sum())]
+            used += len(where)
+            box, open_ = halves(box, open_, np.nonzero(~leaves)[0], level[~leaves], where)
+        need(not len(box.lower), "a tree over the input box ends without leaves")
+        return set(group.cases)
+
+    # -- trees of decisions about neurons ----------------------------------------------------------------------------
+
+    def _root(self, place: Any) -> tuple[int, Bounds]:
+        number = integer(place, 0, len(self.roots), "'root'")
+        if number not in self.known:
+            root = self.roots[number]
+            group = integer(field(root, "group"), 0, len(self.subject.groups), "'group'")
+            given: dict[int, RowSlopes] = {}
+            for item in field(root, "layers"):
+                relu = self._relu(field(item, "relu"))
+                size = self.network.nodes[relu].size
+                index = integers(field(item, "index"), 0, size, "an index")
+                need(len(set(index)) == len(index), "a neuron of a layer occurs twice")
+                slopes = self._slopes(field(item, "slopes"), 2 * len(index))
+                given[relu] = RowSlopes(np.array(index, dtype=np.int64), slopes)
+            bounder = self.bounder(group)
+            self.known[number] = group, layer_bounds(bounder, self.subject.groups[group].box, given)
+        return self.known[number]
+
+    def _relu(self, value: Any) -> int:
+        number = integer(value, 0, len(self.network.nodes), "a ReLU")
+        need(number in self.network.relus, f"node {number} is no ReLU")
+        return number
+
+    def _slopes(self, items: Any, count: int) -> dict[int, Array]:
+        """Slopes ``[count, N]`` by ReLU: given for some of its neurons, 0 for the others."""
+        need(type(items) is list, "'slopes' must be a list")
+        result = {}
+        for item in items:
+            relu = self._relu(field(item, "relu"))
+            size = self.network.nodes[relu].size
+            columns = integers(field(item, "columns"), 0, size, "a column")
+            need(len(set(columns)) == len(columns), "a column occurs twice")
+            result[relu] = np.zeros((count, size))
+            values = self.arrays.get(field(item, "values"), (count, len(columns)), 0.0, 1.0, "slopes")
+            result[relu][:, columns] = values
+        return result
+
+    def _neurons(self, part: Any) -> set[int]:
+        number, bounds = self._root(field(part, "root"))
+        group = self.subject.groups[number]
+        place = integer(field(part, "case"), 0, len(group.cases), "'case'")
+        paths = self._paths(field(part, "relus"), field(part, "neurons"))
+        total = sum(len(path) for path in paths)
+        multipliers = self.arrays.get(field(part, "multipliers"), (total,), 0.0, MAX_MULTIPLIER, "multipliers")
+        weights = self.arrays.get(
+            field(part, "weights"), (len(paths), group.limit.shape[1]), 0.0, MAX_MULTIPLIER, "weights"
+        )
+        slopes = self._slopes(field(part, "slopes"), len(paths))
+        signs, betas = self._signs(paths, multipliers)
+        leaves = Leaves(slopes, signs, betas, weights)
+        value = leaf_values(self.bounder(number), group.of_case(place), bounds, leaves)
+        need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
+        return {group.cases[place]}
+
+    def _paths(self, relus: Any, neurons: Any) -> list[list[tuple[int, int, int]]]:
+        """For each leaf, in the order of the levels, its decisions (ReLU, neuron, sign)."""
+        need(type(relus) is list and type(neurons) is list and len(relus) == len(neurons), "a tree has bad levels")
+        level: list[list[tuple[int, int, int]]] = [[]]
+        leaves = []
+        for numbers, places in zip(relus, neurons, strict=True):
+            need(type(numbers) is list and type(places) is list, "a level of a tree must be a list")
+            need(len(numbers) == len(places) == len(level), "a level of a tree does not fit the one before")
+            below = []
+            for path, relu, neuron in zip(level, numbers, places, strict=True):
+                if type(relu) is int and relu == -1:
+                    leaves.append(path)
+                    continue
+                relu = self._relu(relu)
+                neuron = integer(neuron, 0, self.network.nodes[relu].size, "a neuron")
+                below += [[*path, (relu, neuron, -1)], [*path, (relu, neuron, 1)]]
+            level = below
+        need(not level, "a tree over neurons ends without leaves")
+        return leaves
+
+    def _signs(
+        self, paths: list[list[tuple[int, int, int]]], multipliers: Array
+    ) -> tuple[dict[int, Array], dict[int, Array]]:
+        """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU."""
+        shapes = {relu: (len(paths), self.network.nodes[relu].size) for relu in self.network.relus}
+        signs = {relu: np.zeros(shape) for relu, shape in shapes.items()}
+        betas = {relu: np.zeros(shape) for relu, shape in shapes.items()}
+        used = 0
+        for leaf, path in enumerate(paths):
+            for relu, neuron, sign in path:
+                need(signs[relu][leaf, neuron] == 0, "a neuron is decided twice on one path")
+                signs[relu][leaf, neuron] = sign
+                betas[relu][leaf, neuron] = sign * multipliers[used]
+                used += 1
+        return signs, betas
+
+
+# -- the steps, which writers of certificates use as well --------------------------------------------------------------
+
+
+def row_lines(bounder: Bounder, group: Group, lines: Mapping[int, Line]) -> Lines:
+    """Lines of all rows of all cases, ``[B, Q * S]``."""
+    m, n = group.C.shape[2], group.D.shape[2]
+    seeds = {bounder.network.output: group.C.reshape(1, -1, m)}
+    if group.uses_inputs:
+        seeds[0] = group.D.reshape(1, -1, n) + (seeds[0] if 0 in seeds else 0.0)
+    return bounder.backward(seeds, lines)
+
+
+def boxes_at_once(bounder: Bounder) -> int:
+    sizes = [node.size for node in bounder.network.nodes]
+    rows = max((2 * sizes[relu] for relu in bounder.network.relus), default=1)
+    return max(1, min(512, CHUNK // (rows * max(sizes))))
+
+
+def refine(
+    bounder: Bounder, group: Group, box: Box, open_: Mask, influence: Array | None = None
+) -> tuple[Box, Mask]:
+    """Close what is refuted on the boxes ``[B]`` and shrink them: boxes and ``open_ [B, Q]``.
+
+    ``influence [B, n]``, where given, receives the largest coefficient of each input in the rows of open cases.
+    """
+    lower, upper, open_ = box.lower.copy(), box.upper.copy(), open_.copy()
+    live = np.nonzero(open_.any(axis=1))[0]
+    step = boxes_at_once(bounder)
+    for start in range(0, len(live), step):
+        index = live[start : start + step]
+        part = Box(lower[index], upper[index])
+        bounds = layer_bounds(bounder, part)
+        lines = {relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in bounds.items()}
+        rows = row_lines(bounder, group, lines)
+        part, open_[index] = clipped(bounder, rows, group.limit, part, open_[index])
+        lower[index], upper[index] = part.lower, part.upper
+        if influence is not None:
+            a = np.abs(rows.coefficient).reshape(len(rows.coefficient), *group.limit.shape, -1).max(axis=2)
+            influence[index] = np.where(open_[index][..., None], a, 0.0).max(axis=1)
+    return Box(lower, upper), open_
+
+
+def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple[Box, Mask]:
+    """Both halves of the boxes ``index``, each pair side by side; a point outside of a box leaves one half empty."""
+    lower, upper = np.repeat(box.lower[index], 2, axis=0), np.repeat(box.upper[index], 2, axis=0)
+    open_ = np.repeat(open_[index], 2, axis=0)
+    rows = np.arange(len(index))
+    upper[2 * rows, axes] = np.minimum(upper[2 * rows, axes], points)
+    lower[2 * rows + 1, axes] = np.maximum(lower[2 * rows + 1, axes], points)
+    open_ &= (lower <= upper).all(axis=1)[:, None]
+    return Box(lower, upper), open_
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]``, ``weights [B, S]``."""
+
+    slopes: Mapping[int, Array]
+    signs: Mapping[int, Array]
+    betas: Mapping[int, Array]
+    weights: Array
+
+    def select(self, index: Any) -> Leaves:
+        parts = ({relu: value[index] for relu, value in part.items()} for part in (self.slopes, self.signs, self.betas))
+        return Leaves(*parts, self.weights[index])
+
+
+def decided(bounds: Bounds, signs: Mapping[int, Array]) -> Bounds:
+    """``bounds`` with the signs ``[B, N]`` imposed."""
+    return {
+        relu: (
+            np.where(signs[relu] > 0, np.maximum(low, 0.0), low),
+            np.where(signs[relu] < 0, np.minimum(up, 0.0), up),
+        )
+        for relu, (low, up) in bounds.items()
+    }
+
+
+def leaf_values(bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves) -> Array:
+    """Lower bounds ``[B]`` of the weighted rows of the one case of ``group`` less their limits, on each leaf."""
+    widest = max(node.size for node in bounder.network.nodes)
+    step = max(1, CHUNK // widest)
+    parts = [np.zeros(0)]
+    for start in range(0, len(leaves.weights), step):
+        part = leaves.select(slice(start, start + step))
+        ends = decided(bounds, part.signs)
+        empty = np.zeros(len(part.weights), dtype=bool)
+        for low, up in ends.values():
+            empty |= (low > up).any(axis=1)
+        lines = leaf_lines(ends, part)
+        value = weighted_value(bounder, group, part.weights, lines, part.betas)[0]
+        parts.append(np.where(empty, 1.0, value))  # no point has these signs
+    return np.concatenate(parts)
+
+
+def leaf_lines(ends: Bounds, leaves: Leaves) -> dict[int, Line]:
+    result = {}
+    for relu, (low, up) in ends.items():
+        slope = leaves.slopes.get(relu)
+        result[relu] = relu_line(low[:, None], up[:, None], None if slope is None else slope[:, None])
+    return result
+
+
+def weighted_value(
+    bounder: Bounder,
+    group: Group,
+    weights: Array,
+    lines: Mapping[int, Line],
+    betas: Mapping[int, Array],
+    record: dict[int, Array] | None = None,
+) -> tuple[Array, Lines]:
+    """Lower bounds ``[B]`` of ``sum_s weight_s (row_s - limit_s)``, less the rounding of the sums; and the lines."""
+    c, d, limit = group.C[0], group.D[0], group.limit[0]
+    seeds = {bounder.network.output: (weights @ c)[:, None]}
+    size = np.abs(c) @ bounder.size[bounder.network.output] + np.abs(limit)
+    if group.uses_inputs:
+        seeds[0] = (weights @ d)[:, None] + (seeds[0] if 0 in seeds else 0.0)
+        size = size + np.abs(d) @ bounder.size[0]
+    rows = bounder.backward(seeds, lines, betas, record)
+    value = bounder.least(rows, group.box)[:, 0]
+    error = 4.0 * bounder.gamma * (weights @ size) + bounder.dust
+    return above_limit(value - error * (1.0 + 1e-6), weights @ limit), rows

@@ -1,0 +1,149 @@
+"""Bounds of every ReLU operand, layer by layer, over many boxes at once; and what rows leave of a box.
+
+A layer is bounded by intervals first, then, where a sign is undecided on some box, by backward substitution with the
+default slopes (0 or 1, whichever leaves less area), then with slopes that somebody gives for single neurons: any slope
+in ``[0, 1]`` is as sound as any other, so these need no trust. All bounds found are intersected.
+
+*Clipping.* A violation must satisfy ``a x + c <= 0`` for every row of its case, with ``c`` less the row's error. Let
+``v`` be the least value of ``a x + c`` over the box. Then ``a_i (x_i - low_i) <= -v`` where ``a_i > 0``, and
+``-a_i (up_i - x_i) <= -v`` where ``a_i < 0``: every coordinate loses what no violation can reach. Rows are used again
+on the box that the others left. Quotients are inflated by more than their rounding, sums by one float.
+
+Legend: ``B`` boxes, ``Q`` cases, ``S`` rows of a case, ``K`` neurons, ``N`` neurons of a layer, ``n`` inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from bitcrown.check.float_bounds import (
+    CHUNK,
+    TINY,
+    UNIT,
+    Bounder,
+    Bounds,
+    Box,
+    Line,
+    Lines,
+    intersect,
+    proves,
+    relu_line,
+)
+from bitcrown.check.float_nodes import Array
+
+CLIP_ROUNDS = 3
+Index = np.ndarray  # of int64
+
+
+class RowSlopes(NamedTuple):
+    """Slopes for neurons ``index [K]`` of one layer, from below (row ``2 k``) and above (row ``2 k + 1``).
+
+    ``slopes`` maps earlier ReLUs to ``[2 K, N]``.
+    """
+
+    index: Index
+    slopes: Mapping[int, Array]
+
+
+def layer_bounds(
+    bounder: Bounder,
+    box: Box,
+    given: Mapping[int, RowSlopes] | None = None,
+    outer: Bounds | None = None,
+) -> Bounds:
+    """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``outer`` bounds, valid there, are intersected in."""
+    bounds: Bounds = {}
+    lines: dict[int, Line] = {}
+    for relu in bounder.network.relus:
+        source = bounder.network.nodes[relu].sources[0]
+        found = bounder.intervals(box, bounds, source)
+        if outer is not None:
+            found = intersect(found, outer[relu])
+        if bounder.is_behind_relu[source]:
+            index = np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
+            found = _improved(bounder, box, source, index, found, lines)
+            more = None if given is None else given.get(relu)
+            if more is not None:
+                own = {r: more.slopes[r] for r in lines if r in more.slopes}
+                found = _improved(bounder, box, source, more.index, found, lines, own, bounds)
+        bounds[relu] = found
+        lines[relu] = relu_line(found[0][:, None], found[1][:, None])
+    return bounds
+
+
+def _improved(
+    bounder: Bounder,
+    box: Box,
+    source: int,
+    index: Index,
+    found: tuple[Array, Array],
+    lines: Mapping[int, Line],
+    slopes: Mapping[int, Array] | None = None,
+    bounds: Bounds | None = None,
+) -> tuple[Array, Array]:
+    """``found`` with the elements ``index [K]`` of node ``source`` bounded by backward substitution as well."""
+    if not len(index):
+        return found
+    count, size = len(box.lower), bounder.network.nodes[source].size
+    low, up = (np.broadcast_to(part, (count, size)).copy() for part in found)
+    widest = max(node.size for node in bounder.network.nodes)
+    step = max(1, CHUNK // (2 * widest * count))
+    for start in range(0, len(index), step):
+        part = index[start : start + step]
+        seed = np.zeros((1, 2 * len(part), size))
+        rows = np.arange(len(part))
+        seed[0, 2 * rows, part], seed[0, 2 * rows + 1, part] = 1.0, -1.0
+        used = dict(lines)
+        for relu, slope in (slopes or {}).items():
+            assert bounds is not None
+            ends = bounds[relu]
+            mine = slope[None, 2 * start : 2 * (start + len(part))]
+            used[relu] = relu_line(ends[0][:, None], ends[1][:, None], mine)
+        value = bounder.least(bounder.backward({source: seed}, used), box)
+        ends = intersect((low[:, part], up[:, part]), (value[:, ::2], -value[:, 1::2]))
+        low[:, part], up[:, part] = ends
+    return low, up
+
+
+def clipped(
+    bounder: Bounder, lines: Lines, limit: Array, box: Box, is_open: np.ndarray  # type: ignore[type-arg]
+) -> tuple[Box, np.ndarray]:  # type: ignore[type-arg]
+    """What the open cases leave of each box, and ``[B, Q]`` which of them stay open.
+
+    ``lines`` bound the rows ``[B, Q * S]``; a violation has row ``<= limit [Q, S]``.
+    """
+    count, (cases, depth) = len(box.lower), limit.shape
+    is_open = is_open.copy()
+    n = box.lower.shape[1]
+    a = np.broadcast_to(lines.coefficient, (count, cases * depth, n)).reshape(count, cases, depth, n)
+    low, up = (np.repeat(part[:, None], cases, axis=1) for part in (box.lower, box.upper))
+    with np.errstate(all="ignore"):
+        for _ in range(CLIP_ROUNDS):
+            value = np.empty((count, cases, depth))
+            for case in range(cases):
+                rows = slice(case * depth, (case + 1) * depth)
+                part = Lines(*(field[:, rows] for field in lines))
+                value[:, case] = above_limit(bounder.least(part, Box(low[:, case], up[:, case])), limit[case])
+            is_open &= ~proves(value).any(axis=2)
+            room = np.where(np.isfinite(value), np.maximum(-value, 0.0), np.inf)[..., None] * (1.0 + 8 * UNIT)
+            reach = np.where(np.isfinite(a) & (a != 0), room / np.abs(a) * (1.0 + 8 * UNIT), np.inf) + TINY
+            right = np.nextafter(low + np.where(a > 0, reach, np.inf).min(axis=2), np.inf)
+            left = np.nextafter(up - np.where(a < 0, reach, np.inf).min(axis=2), -np.inf)
+            new_up, new_low = np.fmin(up, right), np.fmax(low, left)
+            is_open &= ~(new_low > new_up).any(axis=2)
+            kept = is_open[..., None]
+            low, up = np.where(kept, new_low, low), np.where(kept, new_up, up)
+    shut = ~is_open[..., None]
+    lower = np.where(shut, np.inf, low).min(axis=1)
+    upper = np.where(shut, -np.inf, up).max(axis=1)
+    dead = ~is_open.any(axis=1)[:, None]
+    return Box(np.where(dead, box.lower, lower), np.where(dead, box.upper, upper)), is_open
+
+
+def above_limit(value: Array, limit: Array) -> Array:
+    """A lower bound of ``value - limit``: one float below the difference."""
+    result: Array = np.nextafter(value - limit, -np.inf)
+    return result
