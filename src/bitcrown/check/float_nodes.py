@@ -12,7 +12,7 @@ relative error of a few units in the last place is treated as one more factor of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -219,6 +219,8 @@ class FloatNetwork:
 
     nodes: tuple[Node, ...]
     output: int
+    names: Mapping[str, int] = field(default_factory=dict)
+    """The ReLU that computes a tensor of the file, by the tensor's name (files with one network only)."""
 
     @property
     def n_inputs(self) -> int:

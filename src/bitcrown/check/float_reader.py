@@ -47,8 +47,7 @@ class Call:
     name: str
     inputs: tuple[Tensor | None, ...]
     attributes: Mapping[str, Any]
-    opset: int
-    outputs: int
+    outputs: tuple[str, ...]
 
     def refuse(self, why: str) -> UnsupportedError:
         return UnsupportedError(f"certificates: node {self.name!r} ({self.op}): {why}")
@@ -81,6 +80,7 @@ class Builder:
 
     def __init__(self, n_inputs: int) -> None:
         self.nodes: list[Node] = [Input(n_inputs)]
+        self.names: dict[str, int] = {}
 
     def add(self, node: Node, shape: Sequence[int]) -> Entry:
         if node.size != math.prod(shape) or node.size > MAX_ELEMENTS:
@@ -173,7 +173,8 @@ def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork
         outputs += run_graph(builder, model, start)
         start += size
     end = outputs[0].node if len(outputs) == 1 else _joined(builder, outputs)
-    return folded(FloatNetwork(tuple(builder.nodes), end)), dtypes
+    names = builder.names if len(models) == 1 else {}
+    return folded(FloatNetwork(tuple(builder.nodes), end, names)), dtypes
 
 
 def folded(network: FloatNetwork) -> FloatNetwork:
@@ -199,7 +200,8 @@ def folded(network: FloatNetwork) -> FloatNetwork:
                 continue
         kept.append(node)
         place.append(len(kept) - 1)
-    return FloatNetwork(tuple(kept), place[network.output])
+    names = {name: place[number] for name, number in network.names.items()}
+    return FloatNetwork(tuple(kept), place[network.output], names)
 
 
 def _joined(builder: Builder, outputs: Sequence[Entry]) -> int:

@@ -41,10 +41,9 @@ def run_graph(builder: Builder, model: Any, start: int) -> list[Entry]:
         index = np.arange(start, start + math.prod(shape)).reshape(shape)
         tensors[item.name] = builder.gather(Entry(0, (builder.nodes[0].size,)), index)
         start += math.prod(shape)
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     for node in model.graph.node:
         inputs = tuple(tensors[name] if name else None for name in node.input)
-        call = Call(node.op_type, node.name or node.output[0], inputs, _attributes(node), opset, len(node.output))
+        call = Call(node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output))
         for name, tensor in zip(node.output, _outcome(builder, call), strict=False):
             tensors[name] = tensor
     found = [tensors[item.name] for item in model.graph.output]
@@ -236,7 +235,9 @@ def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
 
 @rule("Relu")
 def relu(b: Builder, call: Call) -> Sequence[Tensor]:
-    return [b.relu(call.entry())]
+    found = b.relu(call.entry())
+    b.names[call.outputs[0]] = found.node
+    return [found]
 
 
 @rule("LeakyRelu", "PRelu")
@@ -293,7 +294,7 @@ def _larger(b: Builder, left: Entry, right: Entry) -> Entry:
 @rule("MaxPool")
 def max_pool(b: Builder, call: Call) -> Sequence[Tensor]:
     x, kernel = call.entry(), [int(k) for k in call.attributes["kernel_shape"]]
-    if call.outputs > 1 or x.shape[0] != 1 or len(kernel) != len(x.shape) - 2:
+    if len(call.outputs) > 1 or x.shape[0] != 1 or len(kernel) != len(x.shape) - 2:
         raise call.refuse("indices, or several images at a time")
     plane = x.shape[2:]
     strides, dilations, begin, out = _windows_of(call, plane, kernel)
@@ -461,9 +462,9 @@ def split(b: Builder, call: Call) -> Sequence[Tensor]:
     x, axis = _first(call), int(call.attributes.get("axis", 0))
     sizes = call.integers(1, "split")
     if sizes is None:
-        if x.shape[axis] % call.outputs:
+        if x.shape[axis] % len(call.outputs):
             raise call.refuse("parts of different size")
-        sizes = [x.shape[axis] // call.outputs] * call.outputs
+        sizes = [x.shape[axis] // len(call.outputs)] * len(call.outputs)
     if sum(sizes) != x.shape[axis]:
         raise call.refuse("parts that do not add up")
     ends = np.cumsum([0, *sizes])

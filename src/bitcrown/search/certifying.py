@@ -20,6 +20,7 @@ from bitcrown.errors import BitcrownError, BudgetExpired
 from bitcrown.search.certifying_inputs import input_tree, with_margin
 from bitcrown.search.certifying_neurons import NeuronSearch, neuron_part, root_form
 from bitcrown.search.certifying_slopes import climb_layers
+from bitcrown.search.recorder import Hints, Recorder
 from bitcrown.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def certified(run: Run, verdict: Verdict) -> Verdict:
     """The verdict, an ``unsat``, with its certificate; or with the reason why it has none among its counters."""
     try:
         with run.phase("certificate"):
-            data = certificate_of(subject_of(run.problem), run.budget.capped(SHARE * run.budget.remaining()))
+            budget = run.budget.capped(SHARE * run.budget.remaining())
+            data = certificate_of(subject_of(run.problem), budget, run.recorder)
     except BudgetExpired:
         run.counters["no_certificate"] = "the time limit was reached before the proof was written"
         return verdict
@@ -49,8 +51,8 @@ def certified(run: Run, verdict: Verdict) -> Verdict:
     return replace(verdict, certificate=data)
 
 
-def certificate_of(subject: Subject, budget: Budget) -> bytes | str:
-    """The file's bytes, or one sentence why there are none. Raises ``BudgetExpired``."""
+def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None = None) -> bytes | str:
+    """The file's bytes, or one sentence why there are none; ``recorder`` has hints. Raises ``BudgetExpired``."""
     store = ArrayStore()
     parts: list[dict[str, Any]] = []
     roots: list[dict[str, Any]] = []
@@ -64,7 +66,7 @@ def certificate_of(subject: Subject, budget: Budget) -> bytes | str:
             continue
         if depth:
             return "a box of the proof is too small for floats to split"
-        writer = _Neurons(bounder, group, number, store, budget, len(roots))
+        writer = _Neurons(bounder, group, number, store, budget, len(roots), recorder)
         for case in range(len(group.cases)):
             if not writer.add(case):
                 return f"case {group.cases[case]} needs more than decisions about neurons"
@@ -79,10 +81,17 @@ class _Neurons:
     """Parts ``neurons`` for the cases of one group. Roots: 0 with plain bounds, 1 with ascent over the layers."""
 
     def __init__(
-        self, bounder: Bounder, group: Group, number: int, store: ArrayStore, budget: Budget, first: int
+        self,
+        bounder: Bounder,
+        group: Group,
+        number: int,
+        store: ArrayStore,
+        budget: Budget,
+        first: int,
+        recorder: Recorder | None,
     ) -> None:
         self.bounder, self.group, self.number, self.store, self.budget = bounder, group, number, store, budget
-        self.strict, self.first = with_margin(bounder, group), first
+        self.strict, self.first, self.recorder = with_margin(bounder, group), first, recorder
         self.plain = layer_bounds(bounder, group.box)
         self.sharp: Bounds | None = None
         self.roots = [root_form(number, {}, store)]
@@ -91,7 +100,8 @@ class _Neurons:
     def add(self, case: int) -> bool:
         """Prove one case. False where nothing is left to split."""
         group = self.strict.of_case(case)
-        tree = NeuronSearch(self.bounder, group, self.plain, self.budget).run(only_root=True)
+        search = NeuronSearch(self.bounder, group, self.plain, self.budget)
+        tree = search.run(only_root=True)
         root = self.first
         if tree is None:
             if self.sharp is None:
@@ -99,9 +109,14 @@ class _Neurons:
                 given, self.sharp = climb_layers(self.bounder, self.group.box, LAYER_STEPS, self.budget)
                 self.roots.append(root_form(self.number, given, self.store))
             root = self.first + 1
-            tree = NeuronSearch(self.bounder, group, self.sharp, self.budget).run()
+            search = NeuronSearch(self.bounder, group, self.sharp, self.budget)
+            hints = None
+            if self.recorder is not None and self.recorder.batches:
+                names = self.bounder.network.names
+                hints = Hints(self.recorder, group.cases[0], search.columns, dict(names))
+            tree = search.run(hints)
         if tree is None:
             return False
-        self.parts.append(neuron_part(tree, root, case, self.store))
+        self.parts.append(neuron_part(search, tree, root, case, self.store))
         return True
 

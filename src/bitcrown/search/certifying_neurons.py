@@ -1,17 +1,19 @@
-"""The tree over signs of neurons that goes into a certificate: a small branch and bound on the checker's own bounds.
+"""The tree over signs of neurons that goes into a certificate: a branch and bound on the checker's own bounds.
 
 The search that decided the instance works with more (clipped boxes, zonotopes, reduced networks), none of which the
-checker needs to know. So a proof is searched for again with exactly what the checker evaluates: bounds of the layers at
-the root, slopes and multipliers by ascent (``certifying_slopes``), and decisions about one neuron at a time. Limits are
-raised by several times the rounding error, so that a leaf that closes here closes in whatever order sums are formed.
+checker needs to know. So a proof is put together again from exactly what the checker evaluates: bounds of the layers at
+the root, slopes and multipliers, and decisions about one neuron at a time. What the search recorded serves as hints: its
+decisions are followed as long as there are any, and its parameters tried first. A domain that they do not close is
+improved by ascent (``certifying_slopes``) or by a linear program (``certifying_programs``) and divided further.
 
-Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU.
+Limits are raised by several times the rounding error, so that a leaf that closes here closes in whatever order sums are
+formed. Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``H`` hints.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,28 +24,42 @@ from bitcrown.check.float_format import ArrayStore
 from bitcrown.check.float_layers import RowSlopes
 from bitcrown.check.float_nodes import Array
 from bitcrown.check.float_property import Group
-from bitcrown.search.certifying_slopes import Climb, climb_leaves
+from bitcrown.search.certifying_programs import MAX_VARIABLES, Programs
+from bitcrown.search.certifying_slopes import GRID, Climb, climb_leaves, rounded
+from bitcrown.search.recorder import Hints
 
 FIRST, LATER = Climb(30), Climb(12)
 CANDIDATES = 4
+Path = tuple[tuple[int, int, float], ...]
 
 
 @dataclass
 class Branch:
-    """A node of the tree: a decision with two children, or a leaf with its place among the ``leaves`` found."""
+    """A node of the tree: a decision with two children, or a leaf with its place among the closed batches."""
 
+    path: Path = ()
     relu: int = -1
     neuron: int = -1
     children: tuple[Branch, ...] = ()
     leaf: tuple[int, int] = (-1, -1)
 
+    def divide(self, relu: int, neuron: int) -> None:
+        self.relu, self.neuron = relu, neuron
+        self.children = tuple(Branch((*self.path, (relu, neuron, sign))) for sign in (-1.0, 1.0))
+
+
+class Closed(NamedTuple):
+    """Leaves in few bytes: slopes in units of ``1 / GRID`` of open neurons, multipliers along each path, weights."""
+
+    slopes: dict[int, np.ndarray[Any, Any]]
+    multipliers: list[list[float]]
+    weights: Array
+
 
 @dataclass
 class NeuronTree:
-    """A finished tree: its root and the closed leaves, batch by batch."""
-
     root: Branch = field(default_factory=Branch)
-    batches: list[Leaves] = field(default_factory=list)
+    batches: list[Closed] = field(default_factory=list)
 
 
 class NeuronSearch:
@@ -53,7 +69,13 @@ class NeuronSearch:
         self.bounder, self.group, self.bounds, self.budget = bounder, group, bounds, budget
         sizes = [node.size for node in bounder.network.nodes]
         self.batch = max(1, min(128, CHUNK // max(sizes)))
+        self.programs: Programs | None = None
+        if group.limit.shape[1] > 1:
+            programs = Programs(bounder, group, bounds)
+            self.programs = programs if programs.variables <= MAX_VARIABLES else None
         self.sizes = {relu: sizes[relu] for relu in bounder.network.relus}
+        self.open = {r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()}
+        self.columns = [(relu, int(neuron)) for relu, index in self.open.items() for neuron in index]
 
     def start(self) -> Leaves:
         """The whole box, with most weight on the row that default slopes bound best."""
@@ -63,46 +85,119 @@ class NeuronSearch:
         value = np.nan_to_num(self.bounder.least(rows, self.group.box) - self.group.limit, nan=-np.inf)
         weights = np.full(value.shape, 0.1)
         weights[0, value[0].argmax()] = 1.0
-        return Leaves({}, none, dict(none), weights)
+        slopes = {relu: line.lower[:, 0] for relu, line in lines.items()}
+        return Leaves(slopes, none, dict(none), weights)
 
-    def run(self, only_root: bool = False) -> NeuronTree | None:
+    def run(self, hints: Hints | None = None, only_root: bool = False) -> NeuronTree | None:
         """The tree, or None where a domain has nothing left to split (or may not be split). Raises ``BudgetExpired``."""
-        tree = NeuronTree()
-        waiting: list[tuple[Branch, Leaves]] = [(tree.root, self.start())]
+        tree, start = NeuronTree(), self.start()
+        waiting: list[tuple[Branch, Leaves | int]] = [(tree.root, start)]
+        if hints is not None and len(hints):
+            waiting = self.followed(tree.root, hints, start)
         climb = FIRST
         while waiting:
             self.budget.check()
             taken, waiting = waiting[-self.batch :], waiting[: -self.batch]
             nodes = [node for node, _ in taken]
-            domains = stacked([leaves for _, leaves in taken])
-            found, _, scores = climb_leaves(self.bounder, self.group, self.bounds, domains, climb)
+            domains = stacked([self.domain(node, given, hints) for node, given in taken])
+            left = self.close(tree, nodes, domains)
+            if not len(left):
+                continue
+            nodes = [nodes[place] for place in left]
+            found, scores = self.choices(domains.select(left), climb)
             climb = LATER
-            closed = proves(leaf_values(self.bounder, self.group, self.bounds, found))
-            tree.batches.append(found.select(np.nonzero(closed)[0]))
-            for rank, place in enumerate(np.nonzero(closed)[0]):
-                nodes[place].leaf = (len(tree.batches) - 1, rank)
-            open_ = np.nonzero(~closed)[0]
+            open_ = self.close(tree, nodes, found)
             if not len(open_):
                 continue
-            if only_root:
-                return None
             rest = found.select(open_)
             relus, neurons = self.decisions(rest, {r: value[open_] for r, value in scores.items()})
-            if (relus < 0).any():
+            if only_root or (relus < 0).any():
                 return None
             for i, place in enumerate(open_):
-                node, relu, neuron = nodes[place], int(relus[i]), int(neurons[i])
-                node.relu, node.neuron, node.children = relu, neuron, (Branch(), Branch())
-                for child, sign in zip(node.children, (-1.0, 1.0), strict=True):
-                    waiting.append((child, with_sign(rest.select(slice(i, i + 1)), relu, neuron, sign)))
+                nodes[place].divide(int(relus[i]), int(neurons[i]))
+                waiting += [(child, rest.select(slice(i, i + 1))) for child in nodes[place].children]
         return tree
 
+    def close(self, tree: NeuronTree, nodes: list[Branch], domains: Leaves) -> Any:
+        """Record the domains that are closed; places of the others."""
+        done = proves(leaf_values(self.bounder, self.group, self.bounds, domains))
+        index = np.nonzero(done)[0]
+        multipliers = []
+        for rank, place in enumerate(index):
+            nodes[place].leaf = (len(tree.batches), rank)
+            path = nodes[place].path
+            multipliers.append([abs(float(domains.betas[relu][place, neuron])) for relu, neuron, _ in path])
+        slopes = {r: (domains.slopes[r][index][:, c] * GRID).astype(np.uint16) for r, c in self.open.items()}
+        tree.batches.append(Closed(slopes, multipliers, domains.weights[index]))
+        return np.nonzero(~done)[0]
+
+    # -- hints -------------------------------------------------------------------------------------------------------
+
+    def followed(self, root: Branch, hints: Hints, start: Leaves) -> list[tuple[Branch, Leaves | int]]:
+        """The tree that the hints describe, grown below ``root``: its ends, each with a hint or without any."""
+        ends: list[tuple[Branch, Leaves | int]] = []
+        place = {pair: k for k, pair in enumerate(self.columns)}
+        pending = [(root, np.arange(len(hints)))]
+        while pending:
+            self.budget.check()
+            node, rows = pending.pop()
+            used = {place[relu, neuron] for relu, neuron, _ in node.path}
+            column = hints.next_column(rows, used) if len(rows) else -1
+            if column < 0:
+                ends.append((node, int(rows[0]) if len(rows) else start))
+                continue
+            node.divide(*self.columns[column])
+            for child, sign in zip(node.children, (-1, 1), strict=True):
+                pending.append((child, rows[hints.split[rows, column] != -sign]))
+        return ends[::-1]
+
+    def domain(self, node: Branch, given: Leaves | int, hints: Hints | None) -> Leaves:
+        """The domain of ``node`` with the parameters of a hint or of its parent."""
+        signs = {relu: np.zeros((1, size)) for relu, size in self.sizes.items()}
+        for relu, neuron, sign in node.path:
+            signs[relu][0, neuron] = sign
+        if isinstance(given, Leaves):
+            return replace(given, signs=signs)
+        assert hints is not None
+        slopes, betas = ({r: np.zeros((1, size)) for r, size in self.sizes.items()} for _ in range(2))
+        start = 0
+        for r, index in self.open.items():
+            where = slice(start, start + len(index))
+            slopes[r][0, index] = np.clip(np.nan_to_num(hints.alpha[given, where].astype(np.float64)), 0.0, 1.0)
+            beta = np.maximum(np.nan_to_num(hints.beta[given, where].astype(np.float64)), 0.0)
+            betas[r][0, index] = beta * signs[r][0, index]
+            start += len(index)
+        weights = np.zeros((1, self.group.limit.shape[1]))
+        mix = np.maximum(np.nan_to_num(hints.mix[given].astype(np.float64)), 0.0)[: weights.shape[1]]
+        weights[0, : len(mix)] = mix if len(mix) > 1 else 1.0
+        return Leaves(rounded(slopes), signs, betas, weights)
+
+    # -- without hints -----------------------------------------------------------------------------------------------
+
+    def choices(self, domains: Leaves, climb: Climb) -> tuple[Leaves, dict[int, Array]]:
+        """Slopes and multipliers, and the score of every neuron ``[B, N]`` by ReLU."""
+        if self.programs is None:
+            found, _, scores = climb_leaves(self.bounder, self.group, self.bounds, domains, climb)
+            return found, scores
+        parts, gaps = [], []
+        for i in range(len(domains.weights)):
+            self.budget.check()
+            part = domains.select(slice(i, i + 1))
+            solution = self.programs.solve(part)
+            if solution is None:
+                part, _, score = climb_leaves(self.bounder, self.group, self.bounds, part, climb)
+            else:
+                part, score = solution
+            parts.append(part)
+            gaps.append(score)
+        return stacked(parts), {r: np.concatenate([gap[r] for gap in gaps]) for r in self.sizes}
+
     def decisions(self, leaves: Leaves, scores: dict[int, Array]) -> tuple[Any, Any]:
-        """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few by score, the one whose children rise most."""
+        """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few by score, that whose children rise most."""
         relus = np.concatenate([np.full(size, relu) for relu, size in self.sizes.items()])
         neurons = np.concatenate([np.arange(size) for size in self.sizes.values()])
         flat = np.concatenate([scores[relu] for relu in self.sizes], axis=1)
-        order = np.argsort(-flat, axis=1)[:, :CANDIDATES]
+        order = np.argsort(-flat, axis=1)[:, : 1 if self.programs is not None else CANDIDATES]
         count, width = order.shape
         score = np.take_along_axis(flat, order, axis=1)
         gain = np.full((count, width), -np.inf)
@@ -117,11 +212,10 @@ class NeuronSearch:
                 value.append(leaf_values(self.bounder, self.group, self.bounds, trial))
             low, high = np.minimum(*value), np.maximum(*value)
             gain[:, k] = np.where(score[:, k] > 0, np.minimum(low, 0.0) + 0.3 * np.minimum(high, 0.0), -np.inf)
-        best = gain.argmax(axis=1)
         rows = np.arange(count)
+        best = gain.argmax(axis=1)
         pick = order[rows, best]
-        usable = score[rows, best] > 0
-        return np.where(usable, relus[pick], -1), neurons[pick]
+        return np.where(score[rows, best] > 0, relus[pick], -1), neurons[pick]
 
 
 def stacked(parts: list[Leaves]) -> Leaves:
@@ -132,10 +226,6 @@ def stacked(parts: list[Leaves]) -> Leaves:
     return Leaves(*fields, np.concatenate([part.weights for part in parts]))
 
 
-def with_sign(leaves: Leaves, relu: int, neuron: int, sign: float) -> Leaves:
-    return with_signs(leaves, relu, np.arange(len(leaves.weights)), np.full(len(leaves.weights), neuron), sign)
-
-
 def with_signs(leaves: Leaves, relu: int, rows: Any, neurons: Any, sign: float) -> Leaves:
     """The leaves with one more sign in each of ``rows``."""
     signs = leaves.signs[relu].copy()
@@ -143,26 +233,24 @@ def with_signs(leaves: Leaves, relu: int, rows: Any, neurons: Any, sign: float) 
     return replace(leaves, signs={**leaves.signs, relu: signs})
 
 
-def neuron_part(tree: NeuronTree, root: int, case: int, store: ArrayStore) -> dict[str, Any]:
+def neuron_part(search: NeuronSearch, tree: NeuronTree, root: int, case: int, store: ArrayStore) -> dict[str, Any]:
     """The part ``neurons`` of a certificate: levels of the tree and what its leaves need, in the order of the levels."""
-    level: list[tuple[Branch, list[tuple[int, int]]]] = [(tree.root, [])]
+    level = [tree.root]
     relus: list[list[int]] = []
     neurons: list[list[int]] = []
     places: list[tuple[int, int]] = []
-    multipliers: list[float] = []
     while level:
-        relus.append([node.relu for node, _ in level])
-        neurons.append([max(node.neuron, 0) for node, _ in level])
-        below = []
-        for node, path in level:
-            if node.children:
-                below += [(child, [*path, (node.relu, node.neuron)]) for child in node.children]
-                continue
-            places.append(node.leaf)
-            batch, row = node.leaf
-            multipliers += [abs(float(tree.batches[batch].betas[relu][row, neuron])) for relu, neuron in path]
-        level = below
-    leaves = stacked([tree.batches[batch].select(slice(row, row + 1)) for batch, row in places])
+        relus.append([node.relu for node in level])
+        neurons.append([max(node.neuron, 0) for node in level])
+        places += [node.leaf for node in level if not node.children]
+        level = [child for node in level for child in node.children]
+    multipliers = [value for batch, row in places for value in tree.batches[batch].multipliers[row]]
+    weights = np.array([tree.batches[batch].weights[row] for batch, row in places])
+    slopes = {}
+    for relu, index in search.open.items():
+        slopes[relu] = np.zeros((len(places), search.sizes[relu]))
+        rows = np.array([tree.batches[batch].slopes[relu][row] for batch, row in places])
+        slopes[relu][:, index] = rows / GRID
     return {
         "kind": "neurons",
         "root": root,
@@ -170,8 +258,8 @@ def neuron_part(tree: NeuronTree, root: int, case: int, store: ArrayStore) -> di
         "relus": relus,
         "neurons": neurons,
         "multipliers": store.put(np.array(multipliers)),
-        "weights": store.put(leaves.weights),
-        "slopes": slope_items(leaves.slopes, store),
+        "weights": store.put(weights),
+        "slopes": slope_items(slopes, store),
     }
 
 

@@ -22,6 +22,7 @@ from bitcrown.budget import Budget
 from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
+from bitcrown.search.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 from bitcrown.verdict import Reason, Status, Verdict, Witness
@@ -47,6 +48,7 @@ class Run:
         self.problem, self.settings, self.budget = problem, settings, budget
         self.report = report or (lambda phase, facts: None)
         self.want_certificate = want_certificate
+        self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
         self.replay = Replay(problem.query, problem.networks)
