@@ -2,10 +2,10 @@
 
 A gzipped certificate is about a float network (``check.float_certificate``, which reads the original files itself). Any
 other is about an integer network: there the checker speaks canonical JSON, while users have ``.onnx`` and ``.vnnlib``.
-Such a certificate binds the SHA-256 of the network's and of the property's canonical form. Either is given as that form, or
-as the file it comes from; then it is read as the prover reads it, and the proof is about what was read. The reader is
-compared with onnxruntime, bit for bit, on random inputs whenever it reads a file; the checking itself shares no code
-with the prover (``check.certificate_checker``).
+Such a certificate binds the SHA-256 of the network's and of the property's canonical form. Either is given as that
+form, or as the file it comes from; then it is read as the prover reads it, and the proof is about what was read. The
+reader is compared with onnxruntime, bit for bit, on random inputs whenever it reads a file; the checking itself shares
+no code with the prover (``check.certificate_checker``).
 """
 
 from __future__ import annotations

@@ -90,7 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(run=check_command)
 
     proof = commands.add_parser("check-certificate", help="check a proof of an unsat, independently")
-    for name, text in (("model", "ONNX or canonical JSON"), ("property", "VNNLIB or JSON"), ("certificate", "what verify --certificate wrote")):
+    for name, text in (
+        ("model", "ONNX or canonical JSON"),
+        ("property", "VNNLIB or JSON"),
+        ("certificate", "what verify --certificate wrote"),
+    ):
         proof.add_argument(name, type=Path, help=text)
     proof.set_defaults(run=check_certificate_command)
 

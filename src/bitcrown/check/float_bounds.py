@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Box:
     lower: Array
     upper: Array
 
-    def select(self, index: np.ndarray) -> Box:  # type: ignore[type-arg]
+    def select(self, index: Any) -> Box:
         return self if len(self.lower) == 1 else Box(self.lower[index], self.upper[index])
 
     def centre(self) -> Array:
@@ -254,10 +254,9 @@ def relu_line(low: Array, up: Array, slope: Array | None = None) -> Line:
     return Line(lower, chord, offset)
 
 
-def proves(value: Array) -> np.ndarray:  # type: ignore[type-arg]
+def proves(value: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Where ``value`` is a finite number above zero."""
-    result = np.isfinite(value) & (value > 0)
-    return np.asarray(result)
+    return np.asarray(np.isfinite(value) & (value > 0), dtype=bool)
 
 
 def intersect(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:

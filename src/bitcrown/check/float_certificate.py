@@ -9,7 +9,7 @@ prover but the parser of properties (``spec``).
 **Parts.** Every case of the property must be refuted by a part.
 
 ``inputs``   A tree over the input box, level by level. At every node the layers and the rows of all open cases are
-             bounded; a case closes when one of its rows is above its limit on the whole box; the box shrinks to what the
+             bounded; a case closes when one of its rows is above its limit on the whole box; the box shrinks to what
              open cases leave (``float_layers.clipped``); an inner node splits it at ``x_axis <= point``, ``>= point``.
              At a leaf no case may be open.
 ``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over its whole box. Layers
@@ -41,7 +41,7 @@ from bitcrown.spec.problem import Problem
 MAX_MULTIPLIER = 1e100
 POINTS = 6
 TOLERANCE = 2e-3
-Mask = np.ndarray  # of booleans
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Outcome(NamedTuple):
@@ -260,7 +260,7 @@ def row_lines(bounder: Bounder, group: Group, lines: Mapping[int, Line]) -> Line
     m, n = group.C.shape[2], group.D.shape[2]
     seeds = {bounder.network.output: group.C.reshape(1, -1, m)}
     if group.uses_inputs:
-        seeds[0] = group.D.reshape(1, -1, n) + (seeds[0] if 0 in seeds else 0.0)
+        seeds[0] = group.D.reshape(1, -1, n) + seeds.get(0, 0.0)
     return bounder.backward(seeds, lines)
 
 
@@ -270,9 +270,7 @@ def boxes_at_once(bounder: Bounder) -> int:
     return max(1, min(512, CHUNK // (rows * max(sizes))))
 
 
-def refine(
-    bounder: Bounder, group: Group, box: Box, open_: Mask, influence: Array | None = None
-) -> tuple[Box, Mask]:
+def refine(bounder: Bounder, group: Group, box: Box, open_: Mask, influence: Array | None = None) -> tuple[Box, Mask]:
     """Close what is refuted on the boxes ``[B]`` and shrink them: boxes and ``open_ [B, Q]``.
 
     ``influence [B, n]``, where given, receives the largest coefficient of each input in the rows of open cases.
@@ -301,13 +299,14 @@ def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple
     rows = np.arange(len(index))
     upper[2 * rows, axes] = np.minimum(upper[2 * rows, axes], points)
     lower[2 * rows + 1, axes] = np.maximum(lower[2 * rows + 1, axes], points)
-    open_ &= (lower <= upper).all(axis=1)[:, None]
+    open_ &= (lower <= upper).all(axis=1, keepdims=True)
     return Box(lower, upper), open_
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]``, ``weights [B, S]``."""
+    """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]`` by ReLU, and
+    ``weights [B, S]``."""
 
     slopes: Mapping[int, Array]
     signs: Mapping[int, Array]
@@ -315,8 +314,10 @@ class Leaves:
     weights: Array
 
     def select(self, index: Any) -> Leaves:
-        parts = ({relu: value[index] for relu, value in part.items()} for part in (self.slopes, self.signs, self.betas))
-        return Leaves(*parts, self.weights[index])
+        slopes, signs, betas = (
+            {relu: value[index] for relu, value in part.items()} for part in (self.slopes, self.signs, self.betas)
+        )
+        return Leaves(slopes, signs, betas, self.weights[index])
 
 
 def decided(bounds: Bounds, signs: Mapping[int, Array]) -> Bounds:
@@ -368,7 +369,7 @@ def weighted_value(
     seeds = {bounder.network.output: (weights @ c)[:, None]}
     size = np.abs(c) @ bounder.size[bounder.network.output] + np.abs(limit)
     if group.uses_inputs:
-        seeds[0] = (weights @ d)[:, None] + (seeds[0] if 0 in seeds else 0.0)
+        seeds[0] = (weights @ d)[:, None] + seeds.get(0, 0.0)
         size = size + np.abs(d) @ bounder.size[0]
     rows = bounder.backward(seeds, lines, betas, record)
     value = bounder.least(rows, group.box)[:, 0]

@@ -15,7 +15,7 @@ Legend: ``B`` boxes, ``Q`` cases, ``S`` rows of a case, ``K`` neurons, ``N`` neu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,16 +35,17 @@ from bitcrown.check.float_bounds import (
 from bitcrown.check.float_nodes import Array
 
 CLIP_ROUNDS = 3
-Index = np.ndarray  # of int64
+Index = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class RowSlopes(NamedTuple):
-    """Slopes for neurons ``index [K]`` of one layer, from below (row ``2 k``) and above (row ``2 k + 1``).
+    """Slopes for ``neurons [K]`` of one layer, from below (row ``2 k``) and above (row ``2 k + 1``).
 
     ``slopes`` maps earlier ReLUs to ``[2 K, N]``.
     """
 
-    index: Index
+    neurons: Index
     slopes: Mapping[int, Array]
 
 
@@ -52,23 +53,20 @@ def layer_bounds(
     bounder: Bounder,
     box: Box,
     given: Mapping[int, RowSlopes] | None = None,
-    outer: Bounds | None = None,
 ) -> Bounds:
-    """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``outer`` bounds, valid there, are intersected in."""
+    """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``given`` slopes are tried as well."""
     bounds: Bounds = {}
     lines: dict[int, Line] = {}
     for relu in bounder.network.relus:
         source = bounder.network.nodes[relu].sources[0]
         found = bounder.intervals(box, bounds, source)
-        if outer is not None:
-            found = intersect(found, outer[relu])
         if bounder.is_behind_relu[source]:
             index = np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
             found = _improved(bounder, box, source, index, found, lines)
             more = None if given is None else given.get(relu)
             if more is not None:
                 own = {r: more.slopes[r] for r in lines if r in more.slopes}
-                found = _improved(bounder, box, source, more.index, found, lines, own, bounds)
+                found = _improved(bounder, box, source, more.neurons, found, lines, own, bounds)
         bounds[relu] = found
         lines[relu] = relu_line(found[0][:, None], found[1][:, None])
     return bounds
@@ -109,8 +107,12 @@ def _improved(
 
 
 def clipped(
-    bounder: Bounder, lines: Lines, limit: Array, box: Box, is_open: np.ndarray  # type: ignore[type-arg]
-) -> tuple[Box, np.ndarray]:  # type: ignore[type-arg]
+    bounder: Bounder,
+    lines: Lines,
+    limit: Array,
+    box: Box,
+    is_open: Mask,
+) -> tuple[Box, Mask]:
     """What the open cases leave of each box, and ``[B, Q]`` which of them stay open.
 
     ``lines`` bound the rows ``[B, Q * S]``; a violation has row ``<= limit [Q, S]``.
@@ -139,7 +141,7 @@ def clipped(
     shut = ~is_open[..., None]
     lower = np.where(shut, np.inf, low).min(axis=1)
     upper = np.where(shut, -np.inf, up).max(axis=1)
-    dead = ~is_open.any(axis=1)[:, None]
+    dead = ~is_open.any(axis=1, keepdims=True)
     return Box(np.where(dead, box.lower, lower), np.where(dead, box.upper, upper)), is_open
 
 

@@ -51,11 +51,11 @@ class Dense:
 
     @property
     def size(self) -> int:
-        return self.lead * int(self.weight.shape[0])
+        return self.lead * len(self.weight)
 
     @property
     def terms(self) -> int:
-        return max(self.size, *self.weight.shape)
+        return max(self.size, len(self.weight), int(self.weight.shape[1]))
 
     @cached_property
     def magnitude(self) -> Array:
@@ -195,7 +195,8 @@ class Conv:
         parts = [planes[:, :, :, row, column] for row, column in self._windows()]
         seen = np.stack(parts, axis=2).reshape(count, self.groups, len(parts) * channels, -1)
         matrix = np.abs(self._matrix) if is_absolute else self._matrix
-        return np.matmul(matrix.transpose(0, 2, 1), seen).reshape(count, self.size)
+        result: Array = np.matmul(matrix.transpose(0, 2, 1), seen).reshape(count, self.size)
+        return result
 
     def adjoint(self, a: Array) -> list[Array]:
         count, channels = len(a), int(self.weight.shape[1])

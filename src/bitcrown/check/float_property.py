@@ -4,9 +4,9 @@ A case is violated by ``x`` of its box iff all its constraints hold; constraints
 only enlarges what is refuted. A row is ``C y + D x <= limit``: coefficients are the float64 nearest to the property's
 rational numbers (``float_bounds`` counts that as rounding of a product), ``limit`` is rounded up.
 
-*Both readings.* A bound of an input is a decimal that the input's type may not hold. Proofs cover the decimal itself and
-the number that it becomes in the type of the network's input and in float32, in which the competition's scorer reads
-it: each box is rounded outward to contain all of them.
+*Both readings.* A bound of an input is a decimal that the input's type may not hold. Proofs cover the decimal itself
+and the number that it becomes in the type of the network's input and in float32, in which the competition's scorer
+reads it: each box is rounded outward to contain all of them.
 
 Legend: ``Q`` cases over one box, ``S`` rows of a case, padded with rows ``0 <= 0`` that refute nothing.
 """

@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 
 Tensor = Entry | np.ndarray[Any, Any]
 Rule = Callable[["Builder", "Call"], Sequence[Tensor]]
+RULES: dict[str, Rule] = {}
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,40 @@ def exact(value: np.ndarray[Any, Any], call: Call | None = None) -> Array:
     return value.astype(np.float64)
 
 
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def shape_of(tensor: Tensor | None) -> tuple[int, ...]:
+    assert tensor is not None
+    return tuple(tensor.shape)
+
+
+def concatenated(b: Builder, parts: Sequence[Entry], axis: int) -> Entry:
+    """Entries side by side: each is spread over the result, zero elsewhere, and all are added."""
+    start, spread = 0, []
+    extent = sum(part.shape[axis] for part in parts)
+    shape = tuple(extent if i == axis else size for i, size in enumerate(parts[0].shape))
+    for part in parts:
+        index = np.full(shape, -1, dtype=np.int64)
+        where = tuple(slice(start, start + part.shape[axis]) if i == axis else slice(None) for i in range(len(shape)))
+        index[where] = places(part)
+        spread.append((b.gather(part, index), 1.0))
+        start += part.shape[axis]
+    return b.combine(spread, 0.0, shape)
+
+
+def of_integers(call: Call, function: Callable[[Any, Any], Any]) -> np.ndarray[Any, Any]:
+    values = [item for item in call.inputs if isinstance(item, np.ndarray)]
+    if len(values) != 2 or any(value.dtype in FLOATS or value.dtype.kind not in "iu" for value in values):
+        raise call.refuse("arithmetic on float constants")
+    return np.asarray(function(*values))
+
+
 def file_bytes(path: Path) -> bytes:
     """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
     if not path.exists() and path.with_name(path.name + ".gz").exists():
@@ -157,7 +192,8 @@ def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork
         ModelError: a file that is no ONNX file, or contradicts itself.
         UnsupportedError: an operator without a rule; the message names it.
     """
-    from bitcrown.check.float_rules import run_graph
+    import bitcrown.check.float_rules
+    import bitcrown.check.float_shape_rules  # noqa: F401  importing enters the rules
 
     models = [_parse(paths[declared.name]) for declared in query.networks]
     members = [_member(model) for model in models]
@@ -188,7 +224,8 @@ def folded(network: FloatNetwork) -> FloatNetwork:
     place: list[int] = []
     kept: list[Node] = []
     for node in nodes:
-        node = node if isinstance(node, Input) else replace(node, sources=tuple(place[i] for i in node.sources))
+        if not isinstance(node, Input):
+            node = replace(node, sources=tuple(place[i] for i in node.sources))  # type: ignore[arg-type]
         before = kept[node.sources[0]] if len(node.sources) == 1 else None
         adds_only = isinstance(node, Combine) and all(part.ndim == 0 and part == 1.0 for part in node.factors)
         if adds_only and isinstance(before, Dense | Conv) and not before.bias.any():
@@ -205,8 +242,6 @@ def folded(network: FloatNetwork) -> FloatNetwork:
 
 
 def _joined(builder: Builder, outputs: Sequence[Entry]) -> int:
-    from bitcrown.check.float_rules import concatenated
-
     return concatenated(builder, [Entry(item.node, (math.prod(item.shape),)) for item in outputs], 0).node
 
 
@@ -248,3 +283,43 @@ def _member(model: Any) -> Member:
         dtypes.append(dtype)
         sizes.append(math.prod(extents(item)))
     return Member(tuple(dtypes), tuple(sizes))
+
+
+def run_graph(builder: Builder, model: Any, start: int) -> list[Entry]:
+    """Add the nodes of one file, whose flat inputs begin at ``start``; returns its outputs."""
+    from onnx import numpy_helper
+
+    tensors: dict[str, Tensor] = {
+        item.name: np.asarray(numpy_helper.to_array(item)) for item in model.graph.initializer
+    }
+    for item in graph_inputs(model):
+        shape = extents(item)
+        index = np.arange(start, start + math.prod(shape)).reshape(shape)
+        tensors[item.name] = builder.gather(Entry(0, (builder.nodes[0].size,)), index)
+        start += math.prod(shape)
+    for node in model.graph.node:
+        inputs = tuple(tensors[name] if name else None for name in node.input)
+        call = Call(node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output))
+        for name, tensor in zip(node.output, _outcome(builder, call), strict=False):
+            tensors[name] = tensor
+    found = [tensors[item.name] for item in model.graph.output]
+    if not all(isinstance(item, Entry) for item in found):
+        raise UnsupportedError("certificates: an output of the network does not depend on its input")
+    return [item for item in found if isinstance(item, Entry)]
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    from onnx import helper
+
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _outcome(builder: Builder, call: Call) -> Sequence[Tensor]:
+    if call.op not in RULES:
+        raise UnsupportedError(
+            f"certificates are written for piecewise-linear networks; node {call.name!r} is a {call.op}"
+        )
+    try:
+        return RULES[call.op](builder, call)
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
+        raise ModelError(f"certificates: node {call.name!r} ({call.op}) cannot be read: {error}") from error

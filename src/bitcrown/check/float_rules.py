@@ -1,4 +1,4 @@
-"""One rule for each ONNX operator that certificates cover, and the walk over a file's nodes.
+"""One rule for each ONNX operator that certificates cover (those that only move elements: ``float_shape_rules``).
 
 Piecewise linear operators become ReLU by identities of real numbers: ``LeakyRelu(x) = a x + (1 - a) relu(x)``,
 ``|x| = 2 relu(x) - x``, ``Clip(x; l, h) = l + relu(x - l) - relu(x - h)``, ``max(x, y) = x + relu(y - x)``. What a
@@ -9,70 +9,13 @@ rule computes from constants (a reciprocal, a square root) is correct to a few u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bitcrown.check.float_nodes import Conv
-from bitcrown.check.float_reader import FLOATS, Builder, Call, Entry, Rule, Tensor, exact, extents, graph_inputs, places
-from bitcrown.errors import ModelError, UnsupportedError
-
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return enter
-
-
-def run_graph(builder: Builder, model: Any, start: int) -> list[Entry]:
-    """Add the nodes of one file, whose flat inputs begin at ``start``; returns its outputs."""
-    from onnx import numpy_helper
-
-    tensors: dict[str, Tensor] = {
-        item.name: np.asarray(numpy_helper.to_array(item)) for item in model.graph.initializer
-    }
-    for item in graph_inputs(model):
-        shape = extents(item)
-        index = np.arange(start, start + math.prod(shape)).reshape(shape)
-        tensors[item.name] = builder.gather(Entry(0, (builder.nodes[0].size,)), index)
-        start += math.prod(shape)
-    for node in model.graph.node:
-        inputs = tuple(tensors[name] if name else None for name in node.input)
-        call = Call(node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output))
-        for name, tensor in zip(node.output, _outcome(builder, call), strict=False):
-            tensors[name] = tensor
-    found = [tensors[item.name] for item in model.graph.output]
-    if not all(isinstance(item, Entry) for item in found):
-        raise UnsupportedError("certificates: an output of the network does not depend on its input")
-    return [item for item in found if isinstance(item, Entry)]
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    from onnx import helper
-
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
-
-
-def _outcome(builder: Builder, call: Call) -> Sequence[Tensor]:
-    if call.op not in RULES:
-        raise UnsupportedError(
-            f"certificates are written for piecewise-linear networks; node {call.name!r} is a {call.op}"
-        )
-    try:
-        return RULES[call.op](builder, call)
-    except (ValueError, IndexError, TypeError, OverflowError) as error:
-        raise ModelError(f"certificates: node {call.name!r} ({call.op}) cannot be read: {error}") from error
-
-
-def shape_of(tensor: Tensor | None) -> tuple[int, ...]:
-    assert tensor is not None
-    return tuple(tensor.shape)
-
+from bitcrown.check.float_reader import Builder, Call, Entry, Tensor, exact, of_integers, places, rule, shape_of
 
 # -- affine ------------------------------------------------------------------------------------------------------
 
@@ -104,11 +47,15 @@ def matmul(b: Builder, call: Call) -> Sequence[Tensor]:
 @rule("Add", "Sub", "Sum")
 def add(b: Builder, call: Call) -> Sequence[Tensor]:
     if all(isinstance(item, np.ndarray) for item in call.inputs):
-        return [_of_integers(call, np.add if call.op != "Sub" else np.subtract)]
+        return [of_integers(call, np.add if call.op != "Sub" else np.subtract)]
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
     signs = [-1.0 if call.op == "Sub" and place else 1.0 for place in range(len(call.inputs))]
     parts = [(item, sign) for item, sign in zip(call.inputs, signs, strict=True) if isinstance(item, Entry)]
-    fixed = [exact(item, call) * sign for item, sign in zip(call.inputs, signs, strict=True) if not isinstance(item, Entry) and item is not None]
+    fixed = [
+        exact(item, call) * sign
+        for item, sign in zip(call.inputs, signs, strict=True)
+        if not isinstance(item, Entry) and item is not None
+    ]
     if len(fixed) > 1:
         raise call.refuse("sums of constants")
     return [b.combine(parts, fixed[0] if fixed else 0.0, shape)]
@@ -118,7 +65,7 @@ def add(b: Builder, call: Call) -> Sequence[Tensor]:
 def multiply(b: Builder, call: Call) -> Sequence[Tensor]:
     left, right = call.inputs
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-        return [_of_integers(call, np.multiply if call.op == "Mul" else np.floor_divide)]
+        return [of_integers(call, np.multiply if call.op == "Mul" else np.floor_divide)]
     if isinstance(left, np.ndarray) and call.op == "Mul":
         left, right = right, left
     if not isinstance(left, Entry) or not isinstance(right, np.ndarray):
@@ -164,7 +111,8 @@ def _convolve(b: Builder, call: Call, x: Entry, weight: Any, bias: Any, groups: 
         raise call.refuse(f"an input of shape {x.shape}; one image or series at a time")
     if groups < 1 or x.shape[1] != groups * weight.shape[1] or weight.shape[0] % groups:
         raise call.refuse(f"{groups} groups do not fit the shapes {x.shape} and {weight.shape}")
-    kernel, plane = weight.shape[2:], x.shape[2:]
+    plane: Any = x.shape[2:]
+    kernel = weight.shape[2:]
     strides, dilations, begin, out = _windows_of(call, plane, kernel)
     if rank == 1:
         weight, plane, out = weight[:, :, None], (1, *plane), (1, *out)
@@ -327,170 +275,3 @@ def maximum(b: Builder, call: Call) -> Sequence[Tensor]:
             gap = b.relu(b.combine([(found, 1.0)], -exact(item, call), shape))
             found = b.combine([(gap, 1.0)], exact(item, call), shape)
     return [found]
-
-
-# -- shapes --------------------------------------------------------------------------------------------------------
-
-
-def _moved(b: Builder, tensor: Tensor, move: Callable[[Any], Any]) -> Tensor:
-    """A movement of elements, of a constant or of places."""
-    return b.gather(tensor, np.asarray(move(places(tensor)))) if isinstance(tensor, Entry) else np.asarray(move(tensor))
-
-
-def _first(call: Call) -> Tensor:
-    if not call.inputs or call.inputs[0] is None:
-        raise call.refuse("no input")
-    return call.inputs[0]
-
-
-@rule("Identity", "Dropout")
-def identity(b: Builder, call: Call) -> Sequence[Tensor]:
-    if call.has(2) and call.constant(2).any():
-        raise call.refuse("training mode")
-    return [_first(call)]
-
-
-@rule("Cast")
-def cast(b: Builder, call: Call) -> Sequence[Tensor]:
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    x, dtype = _first(call), np.dtype(tensor_dtype_to_np_dtype(int(call.attributes["to"])))
-    if isinstance(x, Entry):
-        if dtype not in (np.float32, np.float64):
-            raise call.refuse(f"a cast to {dtype}")
-        return [x]
-    moved = x.astype(dtype)
-    if not np.array_equal(moved.astype(x.dtype), x):
-        raise call.refuse("a cast that rounds a constant")
-    return [moved]
-
-
-@rule("Constant")
-def constant(b: Builder, call: Call) -> Sequence[Tensor]:
-    from onnx import numpy_helper
-
-    if "value" in call.attributes:
-        return [np.asarray(numpy_helper.to_array(call.attributes["value"]))]
-    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64), ("value_ints", np.int64)):
-        if name in call.attributes:
-            return [np.asarray(call.attributes[name], dtype=dtype)]
-    raise call.refuse("a constant of this kind")
-
-
-@rule("Shape")
-def shape_op(b: Builder, call: Call) -> Sequence[Tensor]:
-    if call.attributes.get("start", 0) or "end" in call.attributes:
-        raise call.refuse("a part of a shape")
-    return [np.asarray(shape_of(_first(call)), dtype=np.int64)]
-
-
-@rule("Flatten")
-def flatten(b: Builder, call: Call) -> Sequence[Tensor]:
-    x = _first(call)
-    axis = int(call.attributes.get("axis", 1))
-    axis += len(x.shape) if axis < 0 else 0
-    return [_moved(b, x, lambda value: value.reshape(math.prod(value.shape[:axis]), -1))]
-
-
-@rule("Reshape")
-def reshape(b: Builder, call: Call) -> Sequence[Tensor]:
-    x, wanted = _first(call), call.integers(1, "shape") or []
-    if not call.attributes.get("allowzero", 0):
-        wanted = [x.shape[i] if extent == 0 else extent for i, extent in enumerate(wanted)]
-    return [_moved(b, x, lambda value: value.reshape(wanted))]
-
-
-@rule("Transpose")
-def transpose(b: Builder, call: Call) -> Sequence[Tensor]:
-    order = call.attributes.get("perm")
-    return [_moved(b, _first(call), lambda value: value.transpose(order))]
-
-
-@rule("Squeeze", "Unsqueeze")
-def squeeze(b: Builder, call: Call) -> Sequence[Tensor]:
-    axes = call.integers(1, "axes")
-    if call.op == "Squeeze":
-        return [_moved(b, _first(call), lambda value: np.squeeze(value, None if axes is None else tuple(axes)))]
-    return [_moved(b, _first(call), lambda value: np.expand_dims(value, tuple(axes or ())))]
-
-
-def concatenated(b: Builder, parts: Sequence[Entry], axis: int) -> Entry:
-    """Entries side by side: each is spread over the result, zero elsewhere, and all are added."""
-    start, spread = 0, []
-    extent = sum(part.shape[axis] for part in parts)
-    shape = tuple(extent if i == axis else size for i, size in enumerate(parts[0].shape))
-    for part in parts:
-        index = np.full(shape, -1, dtype=np.int64)
-        where = tuple(slice(start, start + part.shape[axis]) if i == axis else slice(None) for i in range(len(shape)))
-        index[where] = places(part)
-        spread.append((b.gather(part, index), 1.0))
-        start += part.shape[axis]
-    return b.combine(spread, 0.0, shape)
-
-
-@rule("Concat")
-def concat(b: Builder, call: Call) -> Sequence[Tensor]:
-    parts = [item for item in call.inputs if item is not None]
-    axis = int(call.attributes["axis"]) % len(parts[0].shape)
-    if all(isinstance(item, np.ndarray) for item in parts):
-        return [np.concatenate(parts, axis)]  # type: ignore[arg-type]
-    if not all(isinstance(item, Entry) for item in parts):
-        raise call.refuse("constants beside tensors that depend on the input")
-    return [concatenated(b, [item for item in parts if isinstance(item, Entry)], axis)]
-
-
-@rule("Gather")
-def gather(b: Builder, call: Call) -> Sequence[Tensor]:
-    axis, index = int(call.attributes.get("axis", 0)), call.constant(1)
-    return [_moved(b, _first(call), lambda value: np.take(value, index.astype(np.int64), axis))]
-
-
-@rule("Slice")
-def slice_op(b: Builder, call: Call) -> Sequence[Tensor]:
-    x = _first(call)
-    starts, ends = call.integers(1, "starts") or [], call.integers(2, "ends") or []
-    axes = call.integers(3, "axes") or list(range(len(starts)))
-    steps = call.integers(4) or [1] * len(starts)
-    where = [slice(None)] * len(x.shape)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        where[axis] = slice(start, None if step < 0 and end < -x.shape[axis] else end, step)
-    return [_moved(b, x, lambda value: value[tuple(where)])]
-
-
-@rule("Split")
-def split(b: Builder, call: Call) -> Sequence[Tensor]:
-    x, axis = _first(call), int(call.attributes.get("axis", 0))
-    sizes = call.integers(1, "split")
-    if sizes is None:
-        if x.shape[axis] % len(call.outputs):
-            raise call.refuse("parts of different size")
-        sizes = [x.shape[axis] // len(call.outputs)] * len(call.outputs)
-    if sum(sizes) != x.shape[axis]:
-        raise call.refuse("parts that do not add up")
-    ends = np.cumsum([0, *sizes])
-    return [
-        _moved(b, x, lambda value, a=a, e=e: np.take(value, np.arange(a, e), axis))
-        for a, e in zip(ends[:-1], ends[1:], strict=True)
-    ]
-
-
-@rule("Pad")
-def pad(b: Builder, call: Call) -> Sequence[Tensor]:
-    x, pads = call.entry(), call.integers(1, "pads") or []
-    if call.attributes.get("mode", b"constant") != b"constant" or call.has(3) or min(pads, default=0) < 0:
-        raise call.refuse("only constant padding of every axis by zero or more")
-    value = float(exact(call.constant(2), call).reshape(())) if call.has(2) else float(call.attributes.get("value", 0.0))
-    rank = len(x.shape)
-    if len(pads) != 2 * rank:
-        raise call.refuse("pads that do not fit the shape")
-    widths = [(pads[i], pads[i + rank]) for i in range(rank)]
-    index = np.pad(places(x), widths, constant_values=-1)
-    padded = b.gather(x, index)
-    return [b.combine([(padded, 1.0)], np.where(index < 0, value, 0.0), index.shape) if value else padded]
-
-
-def _of_integers(call: Call, function: Callable[[Any, Any], Any]) -> np.ndarray[Any, Any]:
-    values = [item for item in call.inputs if isinstance(item, np.ndarray)]
-    if len(values) != 2 or any(value.dtype in FLOATS or value.dtype.kind not in "iu" for value in values):
-        raise call.refuse("arithmetic on float constants")
-    return np.asarray(function(*values))

@@ -103,9 +103,8 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
         from bitcrown.harness.outcome import write_whole
 
         found = verdict.certificate
-        is_file = isinstance(found, bytes)
-        content = found if is_file else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
-        write_whole(Path(certificate), content)
+        text = "" if isinstance(found, bytes) else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
+        write_whole(Path(certificate), found if isinstance(found, bytes) else text)
     message: dict[str, Any] = {
         "status": verdict.status.value,
         "reason": verdict.reason.value,

@@ -119,4 +119,3 @@ class _Neurons:
             return False
         self.parts.append(neuron_part(search, tree, root, case, self.store))
         return True
-

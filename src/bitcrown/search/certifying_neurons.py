@@ -2,8 +2,8 @@
 
 The search that decided the instance works with more (clipped boxes, zonotopes, reduced networks), none of which the
 checker needs to know. So a proof is put together again from exactly what the checker evaluates: bounds of the layers at
-the root, slopes and multipliers, and decisions about one neuron at a time. What the search recorded serves as hints: its
-decisions are followed as long as there are any, and its parameters tried first. A domain that they do not close is
+the root, slopes and multipliers, and decisions about one neuron at a time. What the search recorded serves as hints:
+its decisions are followed as long as there are any, and its parameters tried first. A domain that they do not close is
 improved by ascent (``certifying_slopes``) or by a linear program (``certifying_programs``) and divided further.
 
 Limits are raised by several times the rounding error, so that a leaf that closes here closes in whatever order sums are
@@ -89,7 +89,7 @@ class NeuronSearch:
         return Leaves(slopes, none, dict(none), weights)
 
     def run(self, hints: Hints | None = None, only_root: bool = False) -> NeuronTree | None:
-        """The tree, or None where a domain has nothing left to split (or may not be split). Raises ``BudgetExpired``."""
+        """The tree; None where a domain has nothing left to split, or may not be split. Raises ``BudgetExpired``."""
         tree, start = NeuronTree(), self.start()
         waiting: list[tuple[Branch, Leaves | int]] = [(tree.root, start)]
         if hints is not None and len(hints):
@@ -193,7 +193,7 @@ class NeuronSearch:
         return stacked(parts), {r: np.concatenate([gap[r] for gap in gaps]) for r in self.sizes}
 
     def decisions(self, leaves: Leaves, scores: dict[int, Array]) -> tuple[Any, Any]:
-        """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few by score, that whose children rise most."""
+        """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few that whose children rise most."""
         relus = np.concatenate([np.full(size, relu) for relu, size in self.sizes.items()])
         neurons = np.concatenate([np.arange(size) for size in self.sizes.values()])
         flat = np.concatenate([scores[relu] for relu in self.sizes], axis=1)
@@ -223,7 +223,8 @@ def stacked(parts: list[Leaves]) -> Leaves:
     for name in ("slopes", "signs", "betas"):
         maps = [getattr(part, name) for part in parts]
         fields.append({relu: np.concatenate([item[relu] for item in maps]) for relu in maps[0]})
-    return Leaves(*fields, np.concatenate([part.weights for part in parts]))
+    slopes, signs, betas = fields
+    return Leaves(slopes, signs, betas, np.concatenate([part.weights for part in parts]))
 
 
 def with_signs(leaves: Leaves, relu: int, rows: Any, neurons: Any, sign: float) -> Leaves:
@@ -234,7 +235,7 @@ def with_signs(leaves: Leaves, relu: int, rows: Any, neurons: Any, sign: float) 
 
 
 def neuron_part(search: NeuronSearch, tree: NeuronTree, root: int, case: int, store: ArrayStore) -> dict[str, Any]:
-    """The part ``neurons`` of a certificate: levels of the tree and what its leaves need, in the order of the levels."""
+    """The part ``neurons`` of a certificate: the levels of the tree, and what its leaves need in the same order."""
     level = [tree.root]
     relus: list[list[int]] = []
     neurons: list[list[int]] = []
@@ -275,7 +276,7 @@ def slope_items(slopes: Any, store: ArrayStore) -> list[dict[str, Any]]:
 def root_form(group: int, given: dict[int, RowSlopes], store: ArrayStore) -> dict[str, Any]:
     """A root of the certificate: whose box it is, and the slopes for neurons of its layers."""
     layers = [
-        {"relu": relu, "index": item.index.tolist(), "slopes": slope_items(item.slopes, store)}
+        {"relu": relu, "index": item.neurons.tolist(), "slopes": slope_items(item.slopes, store)}
         for relu, item in given.items()
     ]
     return {"group": group, "layers": layers}

@@ -86,12 +86,16 @@ class Programs:
         """The program of one domain (its signs are read); None without an optimum."""
         n, k = self.bounder.network.n_inputs, len(self.z)
         sign = np.concatenate([np.zeros(0), *(leaves.signs[r][0, index] for r, index in self.open.items())])
-        low, up = (np.concatenate([np.zeros(0), *(self.bounds[r][e][0, i] for r, i in self.open.items())]) for e in (0, 1))
+        low, up = (
+            np.concatenate([np.zeros(0), *(self.bounds[r][e][0, i] for r, i in self.open.items())]) for e in (0, 1)
+        )
         done = np.nonzero(sign)[0]
         slope = up / (up - low)
         slope, shift = np.where(sign > 0, 1.0, slope), np.where(sign != 0, 0.0, -slope * low)
         eye = np.concatenate([np.zeros((k, n)), np.eye(k)], axis=1)
-        matrix = np.concatenate([self.rows, -sign[done, None] * self.z[done], self.z - eye, eye - slope[:, None] * self.z])
+        matrix = np.concatenate(
+            [self.rows, -sign[done, None] * self.z[done], self.z - eye, eye - slope[:, None] * self.z]
+        )
         elastic = np.zeros((len(matrix), 1))
         elastic[: len(self.rows) + len(done)] = -1.0
         below = np.where(sign < 0, np.inf, -self.z_offset)
@@ -118,9 +122,7 @@ class Programs:
         beta[done] = dual[s : s + len(done)] * sign[done]
         gap = point[n : n + k] - np.maximum(self.z @ point[:-1] + self.z_offset, 0.0)
         gap = np.where(sign == 0, np.abs(gap) + 1e-9, 0.0)
-        slopes, betas, gaps = (
-            {r: np.zeros_like(value) for r, value in leaves.signs.items()} for _ in range(3)
-        )
+        slopes, betas, gaps = ({r: np.zeros_like(value) for r, value in leaves.signs.items()} for _ in range(3))
         for r, index in self.open.items():
             where = slice(self.start[r] - n, self.start[r] - n + len(index))
             slopes[r][0, index], betas[r][0, index], gaps[r][0, index] = alpha[where], beta[where], gap[where]

@@ -5,7 +5,7 @@ minimiser and follow the lines forward from it: each ReLU as the line that its c
 operands found on the way and ``c`` the coefficient with which a ReLU was met (all as in "Fast and Complete", Xu et al.
 2021, but without automatic differentiation),
 
-    d bound / d alpha_j = max(c_j, 0) z_j,    d bound / d beta_j = -sign_j z_j,    d bound / d weight_s = row_s - limit_s.
+    d bound / d alpha_j = max(c_j, 0) z_j,   d bound / d beta_j = -sign_j z_j,   d bound / d weight_s = row_s - limit_s.
 
 Any slopes and multipliers are sound, so nothing here is rounded with care; the checker evaluates what is found.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,10 @@ def climb_leaves(
     ``[B, N]`` by ReLU (what splitting them may win). Slopes come back rounded to ``GRID``."""
     ends = decided(bounds, leaves.signs)
     base = leaf_lines(ends, leaves)
-    slopes = {relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[:, 0].copy() for relu, line in base.items()}
+    slopes = {
+        relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[:, 0].copy()
+        for relu, line in base.items()
+    }
     betas, weights = dict(leaves.betas), leaves.weights
     adams = {("a", r): Adam(climb.rate_alpha, climb.decay) for r in slopes}
     adams |= {("b", r): Adam(climb.rate_beta, climb.decay) for r in slopes}
@@ -104,7 +108,10 @@ def climb_leaves(
     for step in range(climb.steps):
         is_last = step + 1 == climb.steps
         trial = Leaves(rounded(slopes), leaves.signs, betas, weights)
-        lines = {r: Line(np.where(line.offset > 0, trial.slopes[r][:, None], line.lower), line.upper, line.offset) for r, line in base.items()}
+        lines = {
+            r: Line(np.where(line.offset > 0, trial.slopes[r][:, None], line.lower), line.upper, line.offset)
+            for r, line in base.items()
+        }
         met: dict[int, Array] = {}
         value, found = weighted_value(bounder, group, weights, lines, betas, met)
         value = np.where(np.isfinite(value), value, -np.inf)
@@ -113,7 +120,9 @@ def climb_leaves(
         best = np.maximum(best, value)
         chosen = _merged(chosen, trial, better)
         for r, a in met.items():
-            scores[r] = np.where(better[:, None], _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]), scores[r])
+            scores[r] = np.where(
+                better[:, None], _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]), scores[r]
+            )
         if is_last or (best > 0).all():
             break
         for r, a in met.items():
@@ -133,7 +142,7 @@ def climb_leaves(
     return chosen, best, scores
 
 
-def _merged(old: Leaves, new: Leaves, better: Array) -> Leaves:
+def _merged(old: Leaves, new: Leaves, better: Any) -> Leaves:
     """Rows of ``new`` where ``better [B]``."""
     mask = better[:, None]
     slopes = {r: np.where(mask, value, old.slopes[r]) if r in old.slopes else value for r, value in new.slopes.items()}
@@ -142,8 +151,8 @@ def _merged(old: Leaves, new: Leaves, better: Array) -> Leaves:
 
 
 def _scores(a: Array, line: Line, z: Array) -> Array:
-    """By how much the line misses the ReLU at the point followed, a share of the triangle's depth, and a trace of it for
-    neurons that do not matter to this bound, so that any undecided neuron counts as one: ``[B, N]``."""
+    """``[B, N]``: by how much the line misses the ReLU at the point followed, a share of the triangle's depth, and a
+    trace of it for neurons that do not matter to this bound, so that any undecided neuron counts as one."""
     gap = np.where(a < 0, line.upper * z + line.offset, line.lower * z) - np.maximum(z, 0.0)
     found = np.abs(a * gap) + 0.1 * np.abs(np.minimum(a, 0.0)) * line.offset + 1e-9 * line.offset
     return np.where(line.offset > 0, found, 0.0)[:, 0]
@@ -168,7 +177,7 @@ def climb_layers(bounder: Bounder, box: Box, steps: int, budget: Budget) -> tupl
 
 
 def _climb_rows(
-    bounder: Bounder, box: Box, source: int, index: Array, bounds: Bounds, steps: int, budget: Budget
+    bounder: Bounder, box: Box, source: int, index: Any, bounds: Bounds, steps: int, budget: Budget
 ) -> dict[int, Array]:
     """Slopes ``[2 K, N]`` by ReLU for the elements ``index [K]`` of node ``source``, from below and above."""
     widest = max(node.size for node in bounder.network.nodes)
@@ -186,7 +195,10 @@ def _climb_rows(
         for _ in range(steps):
             budget.check()
             trial = rounded(slopes)
-            lines = {r: Line(np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset) for r, line in base.items()}
+            lines = {
+                r: Line(np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset)
+                for r, line in base.items()
+            }
             met: dict[int, Array] = {}
             found = bounder.backward({source: seed}, lines, None, met)
             value = bounder.least(found, box)[0]
