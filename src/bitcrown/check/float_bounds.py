@@ -241,8 +241,8 @@ def relu_line(low: Array, up: Array, slope: Array | None = None) -> Line:
     ``[0, 1]``, and one that is NaN stays NaN and proves nothing.
     """
     below, above = -np.minimum(low, 0.0), np.maximum(up, 0.0)
-    width = below + above
     with np.errstate(all="ignore"):
+        width = below + above
         chord = np.clip(np.where(width > 0, above / np.where(width > 0, width, 1.0), 0.0), 0.0, 1.0)
         is_open = (below > 0) & (above > 0)
         offset = np.maximum(chord * below, (1.0 - chord) * above) * (1.0 + 16 * UNIT) + np.where(is_open, TINY, 0.0)

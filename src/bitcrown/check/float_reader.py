@@ -192,6 +192,13 @@ def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork
         ModelError: a file that is no ONNX file, or contradicts itself.
         UnsupportedError: an operator without a rule; the message names it.
     """
+    try:
+        return _read(query, paths)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"certificates: the network cannot be read: {type(error).__name__} {error}") from error
+
+
+def _read(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork, list[np.dtype[Any]]]:
     import bitcrown.check.float_rules
     import bitcrown.check.float_shape_rules  # noqa: F401  importing enters the rules
 
@@ -208,6 +215,8 @@ def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork
             dtypes += [dtype] * count
         outputs += run_graph(builder, model, start)
         start += size
+    if not outputs:
+        raise ModelError("certificates: the network has no outputs")
     end = outputs[0].node if len(outputs) == 1 else _joined(builder, outputs)
     names = builder.names if len(models) == 1 else {}
     return folded(FloatNetwork(tuple(builder.nodes), end, names)), dtypes

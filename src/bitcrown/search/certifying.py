@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import Bounder, Bounds
 from bitcrown.check.float_certificate import Subject, check, subject_of
@@ -36,7 +38,7 @@ LAYER_STEPS = 12
 def certified(run: Run, verdict: Verdict) -> Verdict:
     """The verdict, an ``unsat``, with its certificate; or with the reason why it has none among its counters."""
     try:
-        with run.phase("certificate"):
+        with run.phase("certificate"), np.errstate(all="ignore"):
             budget = run.budget.capped(SHARE * run.budget.remaining())
             data = certificate_of(subject_of(run.problem), budget, run.recorder)
     except BudgetExpired:

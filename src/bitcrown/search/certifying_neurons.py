@@ -69,12 +69,12 @@ class NeuronSearch:
         self.bounder, self.group, self.bounds, self.budget = bounder, group, bounds, budget
         sizes = [node.size for node in bounder.network.nodes]
         self.batch = max(1, min(128, CHUNK // max(sizes)))
-        self.programs: Programs | None = None
-        if group.limit.shape[1] > 1:
-            programs = Programs(bounder, group, bounds)
-            self.programs = programs if programs.variables <= MAX_VARIABLES else None
         self.sizes = {relu: sizes[relu] for relu in bounder.network.relus}
         self.open = {r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()}
+        undecided = sum(len(index) for index in self.open.values())
+        is_small = bounder.network.n_inputs + undecided <= MAX_VARIABLES
+        self.programs = Programs(bounder, group, bounds) if is_small else None
+        self.uses_programs = is_small and group.limit.shape[1] > 1
         self.columns = [(relu, int(neuron)) for relu, index in self.open.items() for neuron in index]
 
     def start(self) -> Leaves:
@@ -111,9 +111,14 @@ class NeuronSearch:
                 continue
             rest = found.select(open_)
             relus, neurons = self.decisions(rest, {r: value[open_] for r, value in scores.items()})
-            if only_root or (relus < 0).any():
+            stuck = np.nonzero(relus < 0)[0]
+            if only_root or (
+                len(stuck) and not self.solved(tree, [nodes[open_[i]] for i in stuck], rest.select(stuck))
+            ):
                 return None
             for i, place in enumerate(open_):
+                if relus[i] < 0:
+                    continue
                 nodes[place].divide(int(relus[i]), int(neurons[i]))
                 waiting += [(child, rest.select(slice(i, i + 1))) for child in nodes[place].children]
         return tree
@@ -176,9 +181,10 @@ class NeuronSearch:
 
     def choices(self, domains: Leaves, climb: Climb) -> tuple[Leaves, dict[int, Array]]:
         """Slopes and multipliers, and the score of every neuron ``[B, N]`` by ReLU."""
-        if self.programs is None:
+        if not self.uses_programs:
             found, _, scores = climb_leaves(self.bounder, self.group, self.bounds, domains, climb)
             return found, scores
+        assert self.programs is not None
         parts, gaps = [], []
         for i in range(len(domains.weights)):
             self.budget.check()
@@ -192,12 +198,21 @@ class NeuronSearch:
             gaps.append(score)
         return stacked(parts), {r: np.concatenate([gap[r] for gap in gaps]) for r in self.sizes}
 
+    def solved(self, tree: NeuronTree, nodes: list[Branch], domains: Leaves) -> bool:
+        """Whether linear programs close the domains, in which no neuron is left to decide."""
+        for i, node in enumerate(nodes):
+            part = domains.select(slice(i, i + 1))
+            solution = None if self.programs is None else self.programs.solve(part)
+            if solution is None or len(self.close(tree, [node], solution.leaves)):
+                return False
+        return True
+
     def decisions(self, leaves: Leaves, scores: dict[int, Array]) -> tuple[Any, Any]:
         """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few that whose children rise most."""
         relus = np.concatenate([np.full(size, relu) for relu, size in self.sizes.items()])
         neurons = np.concatenate([np.arange(size) for size in self.sizes.values()])
         flat = np.concatenate([scores[relu] for relu in self.sizes], axis=1)
-        order = np.argsort(-flat, axis=1)[:, : 1 if self.programs is not None else CANDIDATES]
+        order = np.argsort(-flat, axis=1)[:, : 1 if self.uses_programs else CANDIDATES]
         count, width = order.shape
         score = np.take_along_axis(flat, order, axis=1)
         gain = np.full((count, width), -np.inf)

@@ -50,10 +50,10 @@ class Programs:
         n = bounder.network.n_inputs
         self.start = dict(zip(self.open, np.cumsum([n, *map(len, self.open.values())])[:-1], strict=True))
         self.variables = n + sum(map(len, self.open.values()))
-        self._affine()
         self.solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         self.solver.setOptionValue("output_flag", False)
         self.solver.setOptionValue("threads", 1)
+        self.is_ready = False
 
     def _affine(self) -> None:
         """Operands of open neurons and the rows as affine functions of the variables: coefficients and constants."""
@@ -75,6 +75,7 @@ class Programs:
                 result = node.forward([values[source] for source in node.sources])
                 result[-1] += node.bias
                 values.append(result)
+        self.is_ready = True
         self.z = np.concatenate([np.zeros((0, self.variables)), *operands])
         self.z_offset = np.concatenate([np.zeros(0), *offsets])
         y = values[self.bounder.network.output]
@@ -84,6 +85,8 @@ class Programs:
 
     def solve(self, leaves: Leaves) -> Solution | None:
         """The program of one domain (its signs are read); None without an optimum."""
+        if not self.is_ready:
+            self._affine()
         n, k = self.bounder.network.n_inputs, len(self.z)
         sign = np.concatenate([np.zeros(0), *(leaves.signs[r][0, index] for r, index in self.open.items())])
         low, up = (
