@@ -17,9 +17,10 @@ import pytest
 
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import Bounder, Box, relu_line
-from bitcrown.check.float_certificate import check, leaf_values
+from bitcrown.check.float_certificate import check
 from bitcrown.check.float_format import Reject, encode
 from bitcrown.check.float_layers import layer_bounds
+from bitcrown.check.float_steps import leaf_values
 from bitcrown.search.certifying import certificate_of
 from bitcrown.search.certifying_neurons import NeuronSearch
 from bitcrown.spec.decimals import decimal_text

@@ -41,6 +41,8 @@ from bitcrown.errors import ModelError
 UNIT = 2.0**-53
 TINY = 2.0**-960
 SLACK = 1.0 + 1e-6
+LARGEST = 1e30
+"""Values beyond are refused; so limits of a Clip that are larger still are none."""
 CHUNK = 1 << 21
 """Entries of the widest array of one backward pass."""
 
@@ -132,8 +134,8 @@ class Bounder:
                 up.append(ends[1])
             self.size[number] = np.maximum(np.abs(low[-1]), np.abs(up[-1]))[0]
         self.dust = TINY * (1.0 + max(float(part.max(initial=0.0)) for part in self.size))
-        if not all(np.isfinite(part).all() for part in self.reach) or not np.isfinite(self.dust):
-            raise ModelError("certificates: values inside the network exceed what float64 holds")
+        if not all((part < LARGEST).all() for part in self.reach + self.size):
+            raise ModelError(f"certificates: values inside the network exceed {LARGEST:g}, too much for float64 sums")
 
     def _interval(self, number: int, node: Affine, ends: list[tuple[Array, Array]]) -> tuple[Array, Array]:
         """``A c + b -+ (|A| r + error)``: forming either sum costs at most ``2 g reach``."""

@@ -22,26 +22,28 @@ Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitcrown.check.float_bounds import CHUNK, Bounder, Bounds, Box, Line, Lines, proves, relu_line
+from bitcrown.check.float_bounds import Bounder, Bounds, proves
 from bitcrown.check.float_format import Arrays, Reject, decode, digest, field, integer, integers, need
-from bitcrown.check.float_layers import RowSlopes, above_limit, clipped, layer_bounds
+from bitcrown.check.float_layers import RowSlopes, layer_bounds
 from bitcrown.check.float_nodes import Array, FloatNetwork
 from bitcrown.check.float_property import Group, groups_of
 from bitcrown.check.float_reader import file_bytes, read_networks
+from bitcrown.check.float_steps import Leaves, halves, leaf_values, refine
 from bitcrown.check.replay import Replay
 from bitcrown.errors import ModelError
 from bitcrown.spec.problem import Problem
 
 MAX_MULTIPLIER = 1e100
+MAX_LEVELS = 10_000
+LEAVES_AT_ONCE = 1024
 POINTS = 6
 TOLERANCE = 2e-3
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Outcome(NamedTuple):
@@ -100,14 +102,27 @@ def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...])
             raise ModelError(f"certificates: the network as read differs from onnxruntime by {gap:.3g}")
 
 
-def check(data: bytes, subject: Subject) -> Outcome:
-    """Does the certificate ``data`` prove that no case of the property can be violated?"""
+class Step(NamedTuple):
+    """A decision on the way to a leaf: ``sign * z >= 0`` for the operand of one neuron. The root decides nothing."""
+
+    above: Step | None
+    relu: int
+    neuron: int
+    sign: int
+    depth: int
+
+
+def check(data: bytes, subject: Subject, poll: Callable[[], None] = lambda: None) -> Outcome:
+    """Does the certificate ``data`` prove that no case of the property can be violated?
+
+    ``poll`` is called again and again, so that a caller may raise an error when time is up.
+    """
     try:
         content = decode(data)
         for name, value in subject.digests.items():
             need(field(content, name) == value, f"the certificate is about other files ({name})")
         with np.errstate(all="ignore"):  # what overflows ends as a bound that proves nothing
-            Checker(subject, content).run()
+            Checker(subject, content, poll).run()
         return Outcome(True, "")
     except Reject as problem:
         return Outcome(False, str(problem))
@@ -116,8 +131,8 @@ def check(data: bytes, subject: Subject) -> Outcome:
 class Checker:
     """One certificate; ``run`` raises ``Reject`` unless every case is refuted."""
 
-    def __init__(self, subject: Subject, content: dict[str, Any]) -> None:
-        self.subject, self.network = subject, subject.network
+    def __init__(self, subject: Subject, content: dict[str, Any], poll: Callable[[], None]) -> None:
+        self.subject, self.network, self.poll = subject, subject.network, poll
         self.arrays = Arrays(field(content, "arrays"))
         self.parts, self.roots = field(content, "parts"), field(content, "roots")
         need(type(self.parts) is list and type(self.roots) is list, "'parts' and 'roots' must be lists")
@@ -129,6 +144,7 @@ class Checker:
         for part in self.parts:
             kind = field(part, "kind")
             need(kind in ("inputs", "neurons"), "a part is neither 'inputs' nor 'neurons'")
+            self.poll()
             refuted |= self._inputs(part) if kind == "inputs" else self._neurons(part)
         missing = {case for group in self.subject.groups for case in group.cases} - refuted
         need(not missing, f"case {min(missing, default=0)} is not refuted by any part")
@@ -144,7 +160,7 @@ class Checker:
         number = integer(field(part, "group"), 0, len(self.subject.groups), "'group'")
         group = self.subject.groups[number]
         levels = field(part, "axes")
-        need(type(levels) is list, "'axes' must be a list")
+        need(type(levels) is list and len(levels) <= MAX_LEVELS, "'axes' must be a list of levels")
         axes = [np.array(integers(level, -1, self.network.n_inputs, "an axis"), dtype=np.int64) for level in levels]
         inner = sum(int((level >= 0).sum()) for level in axes)
         points = self.arrays.get(field(part, "points"), (inner,), -np.inf, np.inf, "'points'")
@@ -152,7 +168,7 @@ class Checker:
         used = 0
         for level in axes:
             need(0 < len(level) == len(box.lower), "a level of a tree does not fit the one before")
-            box, open_ = refine(self.bounder(number), group, box, open_)
+            box, open_ = refine(self.bounder(number), group, box, open_, None, self.poll)
             leaves = level < 0
             need(not open_[leaves].any(), "a leaf of a tree over the input box is not refuted")
             where = points[used : used + int((~leaves).sum())]
@@ -169,12 +185,14 @@ class Checker:
             root = self.roots[number]
             group = integer(field(root, "group"), 0, len(self.subject.groups), "'group'")
             given: dict[int, RowSlopes] = {}
-            for item in field(root, "layers"):
+            layers = field(root, "layers")
+            need(type(layers) is list, "'layers' must be a list")
+            for item in layers:
                 relu = self._relu(field(item, "relu"))
                 size = self.network.nodes[relu].size
                 index = integers(field(item, "index"), 0, size, "an index")
                 need(len(set(index)) == len(index), "a neuron of a layer occurs twice")
-                slopes = self._slopes(field(item, "slopes"), 2 * len(index))
+                slopes = self._spread(self._slopes(field(item, "slopes"), 2 * len(index)), slice(None))
                 given[relu] = RowSlopes(np.array(index, dtype=np.int64), slopes)
             bounder = self.bounder(group)
             self.known[number] = group, layer_bounds(bounder, self.subject.groups[group].box, given)
@@ -185,194 +203,80 @@ class Checker:
         need(number in self.network.relus, f"node {number} is no ReLU")
         return number
 
-    def _slopes(self, items: Any, count: int) -> dict[int, Array]:
-        """Slopes ``[count, N]`` by ReLU: given for some of its neurons, 0 for the others."""
+    def _slopes(self, items: Any, count: int) -> dict[int, tuple[list[int], Array]]:
+        """By ReLU the neurons that slopes are given for (the others have 0), and the slopes ``[count, K]``."""
         need(type(items) is list, "'slopes' must be a list")
         result = {}
         for item in items:
             relu = self._relu(field(item, "relu"))
-            size = self.network.nodes[relu].size
-            columns = integers(field(item, "columns"), 0, size, "a column")
+            columns = integers(field(item, "columns"), 0, self.network.nodes[relu].size, "a column")
             need(len(set(columns)) == len(columns), "a column occurs twice")
-            result[relu] = np.zeros((count, size))
             values = self.arrays.get(field(item, "values"), (count, len(columns)), 0.0, 1.0, "slopes")
-            result[relu][:, columns] = values
+            result[relu] = (columns, values)
+        return result
+
+    def _spread(self, slopes: Mapping[int, tuple[list[int], Array]], rows: slice) -> dict[int, Array]:
+        """Some rows of slopes as ``[B, N]`` by ReLU."""
+        result = {}
+        for relu, (columns, values) in slopes.items():
+            part = values[rows]
+            result[relu] = np.zeros((len(part), self.network.nodes[relu].size))
+            result[relu][:, columns] = part
         return result
 
     def _neurons(self, part: Any) -> set[int]:
         number, bounds = self._root(field(part, "root"))
         group = self.subject.groups[number]
         place = integer(field(part, "case"), 0, len(group.cases), "'case'")
-        paths = self._paths(field(part, "relus"), field(part, "neurons"))
-        total = sum(len(path) for path in paths)
+        ends = self._ends(field(part, "relus"), field(part, "neurons"))
+        total = sum(end.depth for end in ends)
         multipliers = self.arrays.get(field(part, "multipliers"), (total,), 0.0, MAX_MULTIPLIER, "multipliers")
-        weights = self.arrays.get(
-            field(part, "weights"), (len(paths), group.limit.shape[1]), 0.0, MAX_MULTIPLIER, "weights"
-        )
-        slopes = self._slopes(field(part, "slopes"), len(paths))
-        signs, betas = self._signs(paths, multipliers)
-        leaves = Leaves(slopes, signs, betas, weights)
-        value = leaf_values(self.bounder(number), group.of_case(place), bounds, leaves)
-        need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
+        shape = (len(ends), group.limit.shape[1])
+        weights = self.arrays.get(field(part, "weights"), shape, 0.0, MAX_MULTIPLIER, "weights")
+        slopes = self._slopes(field(part, "slopes"), len(ends))
+        used = 0
+        for start in range(0, len(ends), LEAVES_AT_ONCE):
+            rows = slice(start, start + LEAVES_AT_ONCE)
+            some = sum(end.depth for end in ends[rows])
+            signs, betas = self._signs(ends[rows], multipliers[used : used + some])
+            used += some
+            leaves = Leaves(self._spread(slopes, rows), signs, betas, weights[rows])
+            value = leaf_values(self.bounder(number), group.of_case(place), bounds, leaves)
+            need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
+            self.poll()
         return {group.cases[place]}
 
-    def _paths(self, relus: Any, neurons: Any) -> list[list[tuple[int, int, int]]]:
-        """For each leaf, in the order of the levels, its decisions (ReLU, neuron, sign)."""
+    def _ends(self, relus: Any, neurons: Any) -> list[Step]:
+        """The leaves, in the order of the levels."""
         need(type(relus) is list and type(neurons) is list and len(relus) == len(neurons), "a tree has bad levels")
-        level: list[list[tuple[int, int, int]]] = [[]]
-        leaves = []
+        need(len(relus) <= MAX_LEVELS, "a tree is too deep")
+        level, leaves = [Step(None, -1, 0, 0, 0)], []
         for numbers, places in zip(relus, neurons, strict=True):
             need(type(numbers) is list and type(places) is list, "a level of a tree must be a list")
             need(0 < len(numbers) == len(places) == len(level), "a level of a tree does not fit the one before")
             below = []
-            for path, relu, neuron in zip(level, numbers, places, strict=True):
+            for above, relu, neuron in zip(level, numbers, places, strict=True):
                 if type(relu) is int and relu == -1:
-                    leaves.append(path)
+                    leaves.append(above)
                     continue
                 relu = self._relu(relu)
                 neuron = integer(neuron, 0, self.network.nodes[relu].size, "a neuron")
-                below += [[*path, (relu, neuron, -1)], [*path, (relu, neuron, 1)]]
+                below += [Step(above, relu, neuron, sign, above.depth + 1) for sign in (-1, 1)]
             level = below
         need(not level, "a tree over neurons ends without leaves")
         return leaves
 
-    def _signs(
-        self, paths: list[list[tuple[int, int, int]]], multipliers: Array
-    ) -> tuple[dict[int, Array], dict[int, Array]]:
-        """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU."""
-        shapes = {relu: (len(paths), self.network.nodes[relu].size) for relu in self.network.relus}
+    def _signs(self, ends: list[Step], multipliers: Array) -> tuple[dict[int, Array], dict[int, Array]]:
+        """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU, of leaves whose decisions are counted from the root."""
+        shapes = {relu: (len(ends), self.network.nodes[relu].size) for relu in self.network.relus}
         signs = {relu: np.zeros(shape) for relu, shape in shapes.items()}
         betas = {relu: np.zeros(shape) for relu, shape in shapes.items()}
         used = 0
-        for leaf, path in enumerate(paths):
-            for relu, neuron, sign in path:
-                need(signs[relu][leaf, neuron] == 0, "a neuron is decided twice on one path")
-                signs[relu][leaf, neuron] = sign
-                betas[relu][leaf, neuron] = sign * multipliers[used]
-                used += 1
+        for leaf, end in enumerate(ends):
+            step, used = end, used + end.depth
+            while step.above is not None:
+                need(signs[step.relu][leaf, step.neuron] == 0, "a neuron is decided twice on one path")
+                signs[step.relu][leaf, step.neuron] = step.sign
+                betas[step.relu][leaf, step.neuron] = step.sign * multipliers[used - end.depth + step.depth - 1]
+                step = step.above
         return signs, betas
-
-
-# -- the steps, which writers of certificates use as well --------------------------------------------------------------
-
-
-def row_lines(bounder: Bounder, group: Group, lines: Mapping[int, Line]) -> Lines:
-    """Lines of all rows of all cases, ``[B, Q * S]``."""
-    m, n = group.C.shape[2], group.D.shape[2]
-    seeds = {bounder.network.output: group.C.reshape(1, -1, m)}
-    if group.uses_inputs:
-        seeds[0] = group.D.reshape(1, -1, n) + seeds.get(0, 0.0)
-    return bounder.backward(seeds, lines)
-
-
-def boxes_at_once(bounder: Bounder) -> int:
-    sizes = [node.size for node in bounder.network.nodes]
-    rows = max((2 * sizes[relu] for relu in bounder.network.relus), default=1)
-    return max(1, min(512, CHUNK // (rows * max(sizes))))
-
-
-def refine(bounder: Bounder, group: Group, box: Box, open_: Mask, influence: Array | None = None) -> tuple[Box, Mask]:
-    """Close what is refuted on the boxes ``[B]`` and shrink them: boxes and ``open_ [B, Q]``.
-
-    ``influence [B, n]``, where given, receives the largest coefficient of each input in the rows of open cases.
-    """
-    lower, upper, open_ = box.lower.copy(), box.upper.copy(), open_.copy()
-    live = np.nonzero(open_.any(axis=1))[0]
-    step = boxes_at_once(bounder)
-    for start in range(0, len(live), step):
-        index = live[start : start + step]
-        part = Box(lower[index], upper[index])
-        bounds = layer_bounds(bounder, part)
-        lines = {relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in bounds.items()}
-        rows = row_lines(bounder, group, lines)
-        part, open_[index] = clipped(bounder, rows, group.limit, part, open_[index])
-        lower[index], upper[index] = part.lower, part.upper
-        if influence is not None:
-            a = np.abs(rows.coefficient).reshape(len(rows.coefficient), *group.limit.shape, -1).max(axis=2)
-            influence[index] = np.where(open_[index][..., None], a, 0.0).max(axis=1)
-    return Box(lower, upper), open_
-
-
-def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple[Box, Mask]:
-    """Both halves of the boxes ``index``, each pair side by side; a point outside of a box leaves one half empty."""
-    lower, upper = np.repeat(box.lower[index], 2, axis=0), np.repeat(box.upper[index], 2, axis=0)
-    open_ = np.repeat(open_[index], 2, axis=0)
-    rows = np.arange(len(index))
-    upper[2 * rows, axes] = np.minimum(upper[2 * rows, axes], points)
-    lower[2 * rows + 1, axes] = np.maximum(lower[2 * rows + 1, axes], points)
-    open_ &= (lower <= upper).all(axis=1, keepdims=True)
-    return Box(lower, upper), open_
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]`` by ReLU, and
-    ``weights [B, S]``."""
-
-    slopes: Mapping[int, Array]
-    signs: Mapping[int, Array]
-    betas: Mapping[int, Array]
-    weights: Array
-
-    def select(self, index: Any) -> Leaves:
-        slopes, signs, betas = (
-            {relu: value[index] for relu, value in part.items()} for part in (self.slopes, self.signs, self.betas)
-        )
-        return Leaves(slopes, signs, betas, self.weights[index])
-
-
-def decided(bounds: Bounds, signs: Mapping[int, Array]) -> Bounds:
-    """``bounds`` with the signs ``[B, N]`` imposed."""
-    return {
-        relu: (
-            np.where(signs[relu] > 0, np.maximum(low, 0.0), low),
-            np.where(signs[relu] < 0, np.minimum(up, 0.0), up),
-        )
-        for relu, (low, up) in bounds.items()
-    }
-
-
-def leaf_values(bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves) -> Array:
-    """Lower bounds ``[B]`` of the weighted rows of the one case of ``group`` less their limits, on each leaf."""
-    widest = max(node.size for node in bounder.network.nodes)
-    step = max(1, CHUNK // widest)
-    parts = [np.zeros(0)]
-    for start in range(0, len(leaves.weights), step):
-        part = leaves.select(slice(start, start + step))
-        ends = decided(bounds, part.signs)
-        empty = np.zeros(len(part.weights), dtype=bool)
-        for low, up in ends.values():
-            empty |= (low > up).any(axis=1)
-        lines = leaf_lines(ends, part)
-        value = weighted_value(bounder, group, part.weights, lines, part.betas)[0]
-        parts.append(np.where(empty, 1.0, value))  # no point has these signs
-    return np.concatenate(parts)
-
-
-def leaf_lines(ends: Bounds, leaves: Leaves) -> dict[int, Line]:
-    result = {}
-    for relu, (low, up) in ends.items():
-        slope = leaves.slopes.get(relu)
-        result[relu] = relu_line(low[:, None], up[:, None], None if slope is None else slope[:, None])
-    return result
-
-
-def weighted_value(
-    bounder: Bounder,
-    group: Group,
-    weights: Array,
-    lines: Mapping[int, Line],
-    betas: Mapping[int, Array],
-    record: dict[int, Array] | None = None,
-) -> tuple[Array, Lines]:
-    """Lower bounds ``[B]`` of ``sum_s weight_s (row_s - limit_s)``, less the rounding of the sums; and the lines."""
-    c, d, limit = group.C[0], group.D[0], group.limit[0]
-    seeds = {bounder.network.output: (weights @ c)[:, None]}
-    size = np.abs(c) @ bounder.size[bounder.network.output] + np.abs(limit)
-    if group.uses_inputs:
-        seeds[0] = (weights @ d)[:, None] + seeds.get(0, 0.0)
-        size = size + np.abs(d) @ bounder.size[0]
-    rows = bounder.backward(seeds, lines, betas, record)
-    value = bounder.least(rows, group.box)[:, 0]
-    error = 4.0 * bounder.gamma * (weights @ size) + bounder.dust
-    return above_limit(value - error * (1.0 + 1e-6), weights @ limit), rows

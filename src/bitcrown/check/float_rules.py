@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.check.float_bounds import LARGEST
 from bitcrown.check.float_nodes import Conv
 from bitcrown.check.float_reader import Builder, Call, Entry, Tensor, exact, of_integers, places, rule, shape_of
 
@@ -169,6 +170,8 @@ def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
     rank = len(x.shape)
     axes = list(range(2, rank)) if call.op == "GlobalAveragePool" else call.integers(1, "axes") or list(range(rank))
     axes = sorted({axis % rank for axis in axes})
+    if call.attributes.get("noop_with_empty_axes", 0):
+        raise call.refuse("noop_with_empty_axes")
     keeps = call.op == "GlobalAveragePool" or bool(call.attributes.get("keepdims", 1))
     rest = [axis for axis in range(rank) if axis not in axes]
     count = math.prod(x.shape[axis] for axis in axes)
@@ -208,7 +211,7 @@ def clip(b: Builder, call: Call) -> Sequence[Tensor]:
     for place in (1, 2):
         if call.has(place):
             limits[place - 1] = float(exact(call.constant(place), call).reshape(()))
-    low, high = (None if abs(limit) > 1e30 else limit for limit in limits)
+    low, high = (None if abs(limit) > LARGEST else limit for limit in limits)
     if low is not None and high is not None and low > high:
         raise call.refuse("limits that contradict each other")
     if low is None:

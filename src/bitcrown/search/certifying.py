@@ -14,7 +14,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import Bounder, Bounds
-from bitcrown.check.float_certificate import Subject, check, subject_of
+from bitcrown.check.float_certificate import MAX_LEVELS, Subject, check, subject_of
 from bitcrown.check.float_format import FORMAT, ArrayStore, encode
 from bitcrown.check.float_layers import RowSlopes, layer_bounds
 from bitcrown.check.float_property import Group
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FEW_INPUTS = 16
 """Up to this many varying inputs boxes are split (as the search does)."""
-SHARE = 0.9
+SHARE = 0.8
 """Of the time left, so that the answer is never lost to its certificate."""
 LAYER_STEPS = 12
 
@@ -61,7 +61,7 @@ def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None =
     for number, group in enumerate(subject.groups):
         bounder = Bounder(subject.network, group.box)
         varied = int((group.box.upper > group.box.lower).sum())
-        depth = 10_000 if varied <= FEW_INPUTS or not subject.network.relus else 0
+        depth = MAX_LEVELS - 1 if varied <= FEW_INPUTS or not subject.network.relus else 0
         part = input_tree(bounder, group, number, store, budget, depth)
         if part is not None:
             parts.append(part)
@@ -75,7 +75,7 @@ def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None =
         roots += writer.roots
         parts += writer.parts
     data = encode({"format": FORMAT, **subject.digests, "arrays": store.content, "parts": parts, "roots": roots})
-    outcome = check(data, subject)
+    outcome = check(data, subject, budget.check)
     return data if outcome.accepted else f"the proof is not accepted: {outcome.message}"
 
 

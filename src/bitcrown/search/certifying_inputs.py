@@ -15,10 +15,10 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import Bounder, Box
-from bitcrown.check.float_certificate import boxes_at_once, halves, refine
 from bitcrown.check.float_format import ArrayStore
 from bitcrown.check.float_nodes import Array
 from bitcrown.check.float_property import Group
+from bitcrown.check.float_steps import halves, refine
 
 MARGIN = 8.0
 """Rounding errors by which a row has to clear its limit."""
@@ -43,7 +43,7 @@ def input_tree(
     points: list[float] = []
     while len(box.lower):
         influence = np.zeros_like(box.lower)
-        box, open_ = _refined(bounder, group, box, open_, influence, budget)
+        box, open_ = refine(bounder, group, box, open_, influence, budget.check)
         inner = np.nonzero(open_.any(axis=1))[0]
         if len(levels) >= depth and len(inner):
             return None
@@ -56,19 +56,6 @@ def input_tree(
         points += where.tolist()
         box, open_ = halves(box, open_, inner, axes, where)
     return {"kind": "inputs", "group": number, "axes": levels, "points": store.put(np.array(points))}
-
-
-def _refined(bounder: Bounder, group: Group, box: Box, open_: Any, influence: Array, budget: Budget) -> tuple[Box, Any]:
-    """``refine`` in pieces, with an eye on the clock."""
-    step = boxes_at_once(bounder)
-    parts = []
-    for start in range(0, len(box.lower), step):
-        budget.check()
-        where = slice(start, start + step)
-        part, shut = refine(bounder, group, Box(box.lower[where], box.upper[where]), open_[where], influence[where])
-        parts.append((part.lower, part.upper, shut))
-    lower, upper, open_ = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Box(lower, upper), open_
 
 
 def choose(box: Box, influence: Array) -> tuple[Any, Array]:

@@ -19,11 +19,11 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import CHUNK, Bounder, Bounds, proves, relu_line
-from bitcrown.check.float_certificate import Leaves, leaf_values, row_lines
 from bitcrown.check.float_format import ArrayStore
 from bitcrown.check.float_layers import RowSlopes
 from bitcrown.check.float_nodes import Array
 from bitcrown.check.float_property import Group
+from bitcrown.check.float_steps import Leaves, leaf_values, row_lines
 from bitcrown.search.certifying_programs import MAX_VARIABLES, Programs
 from bitcrown.search.certifying_slopes import GRID, Climb, climb_leaves, rounded
 from bitcrown.search.recorder import Hints

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitcrown.check.float_bounds import Bounder, Bounds
-from bitcrown.check.float_certificate import Leaves
 from bitcrown.check.float_nodes import Array, Input, Relu
 from bitcrown.check.float_property import Group
+from bitcrown.check.float_steps import Leaves
 from bitcrown.errors import ResourceError
 
 MAX_VARIABLES = 1000

@@ -22,10 +22,10 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import CHUNK, Bounder, Bounds, Box, Line, Lines, relu_line
-from bitcrown.check.float_certificate import Leaves, decided, leaf_lines, weighted_value
 from bitcrown.check.float_layers import RowSlopes, layer_bounds
 from bitcrown.check.float_nodes import Array, Input, Relu
 from bitcrown.check.float_property import Group
+from bitcrown.check.float_steps import Leaves, decided, leaf_lines, weighted_value
 
 GRID = 256.0
 """Slopes are written as multiples of ``1 / GRID``: they compress well, and hardly any bound notices."""

@@ -96,7 +96,7 @@ def decide(
     """
     run = Run(problem, settings, budget, report, want_certificate)
     verdict = _decide(run)
-    if run.want_certificate and verdict.status is Status.UNSAT and verdict.certificate is None:
+    if run.want_certificate and verdict.status is Status.UNSAT and "is_exact" not in run.counters:
         from bitcrown.search.certifying import certified
 
         return certified(run, verdict)
