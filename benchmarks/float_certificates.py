@@ -1,11 +1,12 @@
 """Proofs of float networks as files: how long they take to write and to check, and how large they are.
 
-    python benchmarks/float_certificates.py SUITE [SUITE ...] [--filter GLOB] [--most 3] [--timeout 300] [--mutations 20]
+    python benchmarks/float_certificates.py SUITE [SUITE ...] [--filter GLOB] [--most 3] [--timeout 300] [--mutations 9]
 
-SUITE is a folder with ``instances.csv`` and ``expected.csv``. Each instance whose truth is ``unsat`` (the first ``--most``
-of each network folder and filter that are decided) is verified with ``--certificate`` and checked, both as a user would,
-in processes of their own. Then damaged copies of the file are checked; an accepted one still proves what is true, so
-they are only counted. A JSON line an instance goes to stdout.
+SUITE is a folder with ``instances.csv`` and ``expected.csv``. Each instance whose truth is ``unsat`` (until ``--most``
+of a suite are decided) is verified with ``--certificate`` and checked, both as a user would, in processes of their own.
+Then damaged copies of the file are checked; an accepted one still proves what is true, so they are only counted. A JSON
+line an instance goes to stdout; ``proof_s`` and ``write_s`` are phases of the run, ``check_s`` is the whole command, and
+``check_cpu_s`` what it took of a processor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import csv
 import fnmatch
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,12 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-def command(*arguments: str) -> tuple[int, str, str, float]:
-    started = time.monotonic()
+def command(*arguments: str) -> tuple[int, str, str, float, float]:
+    """Exit code, stdout, stderr, seconds and CPU seconds."""
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "bitcrown.cli", *arguments], capture_output=True, text=True, check=False
     )
-    return done.returncode, done.stdout.strip(), done.stderr.strip(), time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, done.stdout.strip(), done.stderr.strip(), time.monotonic() - started, spent
 
 
 def damaged(onnx: Path, prop: Path, certificate: Path, count: int) -> dict[str, int]:
@@ -58,7 +63,7 @@ def measure(suite: Path, onnx: str, prop: str, timeout: str, mutations: int) -> 
         certificate, record = Path(folder) / "proof.gz", Path(folder) / "record.jsonl"
         files = str(network), str(suite / prop)
         keep = ("--certificate", str(certificate), "--record", str(record))
-        _, answer, notes, _ = command("verify", *files, "--timeout", timeout, *keep)
+        _, answer, notes, _, _ = command("verify", *files, "--timeout", timeout, *keep)
         run = json.loads(record.read_text().splitlines()[-1])
         phases = {name: round(float(seconds), 3) for name, seconds in run["phases"].items()}
         writing = phases.pop("certificate", 0.0)
@@ -70,8 +75,14 @@ def measure(suite: Path, onnx: str, prop: str, timeout: str, mutations: int) -> 
         }
         if not certificate.exists():
             return row | {"certificate": notes.splitlines()[0] if notes else ""}
-        code, said, _, seconds = command("check-certificate", *files, str(certificate))
-        row |= {"bytes": certificate.stat().st_size, "check_s": round(seconds, 2), "check": said, "exit": code}
+        code, said, _, seconds, spent = command("check-certificate", *files, str(certificate))
+        row |= {
+            "bytes": certificate.stat().st_size,
+            "check_s": round(seconds, 2),
+            "check_cpu_s": round(spent, 2),
+            "check": said,
+            "exit": code,
+        }
         return row | (damaged(network, suite / prop, certificate, mutations) if mutations else {})
 
 
