@@ -5,7 +5,7 @@
 SUITE is a folder with ``instances.csv`` and ``expected.csv``. Each instance whose truth is ``unsat`` (until ``--most``
 of a suite are decided) is verified with ``--certificate`` and checked, both as a user would, in processes of their own.
 Then damaged copies of the file are checked; an accepted one still proves what is true, so they are only counted. A JSON
-line an instance goes to stdout; ``proof_s`` and ``write_s`` are phases of the run, ``check_s`` is the whole command, and
+line an instance goes to stdout; ``proof_s`` and ``write_s`` are phases of the run, ``check_s`` is the whole command,
 ``check_cpu_s`` what it took of a processor.
 """
 

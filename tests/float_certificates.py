@@ -143,14 +143,16 @@ def _change_key(random: np.random.Generator, content: dict[str, Any]) -> None:
 
 
 def mutated(random: np.random.Generator, data: bytes) -> dict[str, Any]:
-    """The content of a certificate with one to three changes."""
-    content = decode(data)
-    for _ in range(int(random.integers(1, 4))):
-        change = [_change_array, _change_integer, _change_list, _change_key][
-            int(random.choice(4, p=[0.5, 0.3, 0.1, 0.1]))
-        ]
-        try:
-            change(random, content)
-        except (KeyError, IndexError, TypeError, ValueError):  # an earlier change has left nothing to change here
-            continue
+    """The content of a certificate with one to three changes that make a difference to it."""
+    original, content = decode(data), decode(data)
+    while repr(content) == repr(original):  # equality would take 1 for True
+        for _ in range(int(random.integers(1, 4))):
+            change = CHANGES[int(random.choice(len(CHANGES), p=[0.5, 0.3, 0.1, 0.1]))]
+            try:
+                change(random, content)
+            except (KeyError, IndexError, TypeError, ValueError):  # an earlier change has left nothing to change here
+                continue
     return content
+
+
+CHANGES = [_change_array, _change_integer, _change_list, _change_key]
