@@ -67,7 +67,12 @@ def measure(suite: Path, onnx: str, prop: str, timeout: str, mutations: int) -> 
         run = json.loads(record.read_text().splitlines()[-1])
         phases = {name: round(float(seconds), 3) for name, seconds in run["phases"].items()}
         writing = phases.pop("certificate", 0.0)
-        row: dict[str, object] = {"suite": suite.name, "network": onnx, "property": prop, "answer": answer}
+        row: dict[str, object] = {
+            "suite": suite.name,
+            "network": onnx,
+            "property": prop,
+            "answer": answer.partition("\n")[0],
+        }
         row |= {
             "decided_by": run["decided_by"],
             "proof_s": round(sum(phases.values()), 2),

@@ -30,7 +30,7 @@ import numpy as np
 
 from bitcrown.check.float_bounds import Bounder, Bounds, proves
 from bitcrown.check.float_format import Arrays, Reject, decode, digest, field, integer, integers, need
-from bitcrown.check.float_layers import RowSlopes, layer_bounds
+from bitcrown.check.float_layers import Index, RowSlopes, layer_bounds
 from bitcrown.check.float_nodes import Array, FloatNetwork
 from bitcrown.check.float_property import Group, groups_of
 from bitcrown.check.float_reader import file_bytes, read_networks
@@ -192,10 +192,15 @@ class Checker:
                 size = self.network.nodes[relu].size
                 index = integers(field(item, "index"), 0, size, "an index")
                 need(len(set(index)) == len(index), "a neuron of a layer occurs twice")
-                slopes = self._spread(self._slopes(field(item, "slopes"), 2 * len(index)), slice(None))
+                slopes = self._slopes(field(item, "slopes"), 2 * len(index))
                 given[relu] = RowSlopes(np.array(index, dtype=np.int64), slopes)
-            bounder = self.bounder(group)
-            self.known[number] = group, layer_bounds(bounder, self.subject.groups[group].box, given)
+
+            def slopes_of(relu: int, index: Index, bounds: Bounds) -> RowSlopes | None:
+                self.poll()
+                return given.get(relu)
+
+            bounds = layer_bounds(self.bounder(group), self.subject.groups[group].box, slopes_of)
+            self.known[number] = group, bounds
         return self.known[number]
 
     def _relu(self, value: Any) -> int:
@@ -203,7 +208,7 @@ class Checker:
         need(number in self.network.relus, f"node {number} is no ReLU")
         return number
 
-    def _slopes(self, items: Any, count: int) -> dict[int, tuple[list[int], Array]]:
+    def _slopes(self, items: Any, count: int) -> dict[int, tuple[Index, Array]]:
         """By ReLU the neurons that slopes are given for (the others have 0), and the slopes ``[count, K]``."""
         need(type(items) is list, "'slopes' must be a list")
         result = {}
@@ -212,10 +217,10 @@ class Checker:
             columns = integers(field(item, "columns"), 0, self.network.nodes[relu].size, "a column")
             need(len(set(columns)) == len(columns), "a column occurs twice")
             values = self.arrays.get(field(item, "values"), (count, len(columns)), 0.0, 1.0, "slopes")
-            result[relu] = (columns, values)
+            result[relu] = (np.array(columns, dtype=np.int64), values)
         return result
 
-    def _spread(self, slopes: Mapping[int, tuple[list[int], Array]], rows: slice) -> dict[int, Array]:
+    def _spread(self, slopes: Mapping[int, tuple[Index, Array]], rows: slice) -> dict[int, Array]:
         """Some rows of slopes as ``[B, N]`` by ReLU."""
         result = {}
         for relu, (columns, values) in slopes.items():

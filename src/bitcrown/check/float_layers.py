@@ -14,7 +14,7 @@ Legend: ``B`` boxes, ``Q`` cases, ``S`` rows of a case, ``K`` neurons, ``N`` neu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,17 +42,29 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 class RowSlopes(NamedTuple):
     """Slopes for ``neurons [K]`` of one layer, from below (row ``2 k``) and above (row ``2 k + 1``).
 
-    ``slopes`` maps earlier ReLUs to ``[2 K, N]``.
+    ``slopes`` maps earlier ReLUs to the neurons that have any (``[C]``; the others have 0) and ``[2 K, C]``.
     """
 
     neurons: Index
-    slopes: Mapping[int, Array]
+    slopes: Mapping[int, tuple[Index, Array]]
+
+    def spread(self, relu: int, rows: slice, size: int) -> Array:
+        """Some rows of the slopes for one ReLU, over all its neurons: ``[rows, N]``."""
+        columns, values = self.slopes[relu]
+        part = values[rows]
+        result = np.zeros((len(part), size))
+        result[:, columns] = part
+        return result
+
+
+Given = Callable[[int, Index, Bounds], RowSlopes | None]
+"""Slopes for the operand of a ReLU, whose undecided neurons are listed, with the bounds of all earlier ones at hand."""
 
 
 def layer_bounds(
     bounder: Bounder,
     box: Box,
-    given: Mapping[int, RowSlopes] | None = None,
+    given: Given | None = None,
 ) -> Bounds:
     """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``given`` slopes are tried as well."""
     bounds: Bounds = {}
@@ -63,10 +75,10 @@ def layer_bounds(
         if bounder.is_behind_relu[source]:
             index = np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
             found = _improved(bounder, box, source, index, found, lines)
-            more = None if given is None else given.get(relu)
+            index = np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
+            more = None if given is None or not len(index) else given(relu, index, bounds)
             if more is not None:
-                own = {r: more.slopes[r] for r in lines if r in more.slopes}
-                found = _improved(bounder, box, source, more.neurons, found, lines, own, bounds)
+                found = _improved(bounder, box, source, more.neurons, found, lines, more, bounds)
         bounds[relu] = found
         lines[relu] = relu_line(found[0][:, None], found[1][:, None])
     return bounds
@@ -79,7 +91,7 @@ def _improved(
     index: Index,
     found: tuple[Array, Array],
     lines: Mapping[int, Line],
-    slopes: Mapping[int, Array] | None = None,
+    given: RowSlopes | None = None,
     bounds: Bounds | None = None,
 ) -> tuple[Array, Array]:
     """``found`` with the elements ``index [K]`` of node ``source`` bounded by backward substitution as well."""
@@ -95,11 +107,10 @@ def _improved(
         rows = np.arange(len(part))
         seed[0, 2 * rows, part], seed[0, 2 * rows + 1, part] = 1.0, -1.0
         used = dict(lines)
-        for relu, slope in (slopes or {}).items():
-            assert bounds is not None
-            ends = bounds[relu]
-            mine = slope[None, 2 * start : 2 * (start + len(part))]
-            used[relu] = relu_line(ends[0][:, None], ends[1][:, None], mine)
+        for relu, (below, above) in (bounds or {}).items():
+            if given is not None and relu in given.slopes:
+                mine = given.spread(relu, slice(2 * start, 2 * (start + len(part))), below.shape[1])
+                used[relu] = relu_line(below[:, None], above[:, None], mine[None])
         value = bounder.least(bounder.backward({source: seed}, used), box)
         ends = intersect((low[:, part], up[:, part]), (value[:, ::2], -value[:, 1::2]))
         low[:, part], up[:, part] = ends

@@ -12,6 +12,7 @@ formed. Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``H`` hints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -264,9 +265,7 @@ def neuron_part(search: NeuronSearch, tree: NeuronTree, root: int, case: int, st
     weights = np.array([tree.batches[batch].weights[row] for batch, row in places])
     slopes = {}
     for relu, index in search.open.items():
-        slopes[relu] = np.zeros((len(places), search.sizes[relu]))
-        rows = np.array([tree.batches[batch].slopes[relu][row] for batch, row in places])
-        slopes[relu][:, index] = rows / GRID
+        slopes[relu] = index, np.array([tree.batches[batch].slopes[relu][row] for batch, row in places]) / GRID
     return {
         "kind": "neurons",
         "root": root,
@@ -279,12 +278,12 @@ def neuron_part(search: NeuronSearch, tree: NeuronTree, root: int, case: int, st
     }
 
 
-def slope_items(slopes: Any, store: ArrayStore) -> list[dict[str, Any]]:
-    """Slopes ``[rows, N]`` by ReLU, of the neurons where any is not 0."""
+def slope_items(slopes: Mapping[int, tuple[Any, Array]], store: ArrayStore) -> list[dict[str, Any]]:
+    """Slopes ``[rows, C]`` by ReLU, of the neurons where any is not 0."""
     items = []
-    for relu, value in slopes.items():
-        columns = np.nonzero(value.any(axis=0))[0]
-        items.append({"relu": relu, "columns": columns.tolist(), "values": store.put(value[:, columns])})
+    for relu, (columns, values) in slopes.items():
+        used = values.any(axis=0)
+        items.append({"relu": relu, "columns": columns[used].tolist(), "values": store.put(values[:, used])})
     return items
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import CHUNK, Bounder, Bounds, Box, Line, Lines, relu_line
-from bitcrown.check.float_layers import RowSlopes, layer_bounds
+from bitcrown.check.float_layers import Index, RowSlopes, layer_bounds
 from bitcrown.check.float_nodes import Array, Input, Relu
 from bitcrown.check.float_property import Group
 from bitcrown.check.float_steps import Leaves, decided, leaf_lines, weighted_value
@@ -161,28 +161,23 @@ def _scores(a: Array, line: Line, z: Array) -> Array:
 def climb_layers(bounder: Bounder, box: Box, steps: int, budget: Budget) -> tuple[dict[int, RowSlopes], Bounds]:
     """Slopes for every undecided neuron, layer by layer, and the bounds that they give. Raises ``BudgetExpired``."""
     given: dict[int, RowSlopes] = {}
-    bounds = layer_bounds(bounder, box)
-    for relu in bounder.network.relus:
+
+    def climb(relu: int, index: Index, bounds: Bounds) -> RowSlopes:
         source = bounder.network.nodes[relu].sources[0]
-        if not bounder.is_behind_relu[source]:
-            continue
-        low, up = bounds[relu]
-        index = np.nonzero((low[0] < 0) & (up[0] > 0))[0]
-        if not len(index):
-            continue
-        earlier = {r: bounds[r] for r in bounder.network.relus if r < source}
-        given[relu] = RowSlopes(index, _climb_rows(bounder, box, source, index, earlier, steps, budget))
-        bounds = layer_bounds(bounder, box, given)
-    return given, bounds
+        given[relu] = RowSlopes(index, _climb_rows(bounder, box, source, index, bounds, steps, budget))
+        return given[relu]
+
+    return given, layer_bounds(bounder, box, climb)
 
 
 def _climb_rows(
-    bounder: Bounder, box: Box, source: int, index: Any, bounds: Bounds, steps: int, budget: Budget
-) -> dict[int, Array]:
-    """Slopes ``[2 K, N]`` by ReLU for the elements ``index [K]`` of node ``source``, from below and above."""
+    bounder: Bounder, box: Box, source: int, index: Index, bounds: Bounds, steps: int, budget: Budget
+) -> dict[int, tuple[Index, Array]]:
+    """Slopes of undecided neurons ``[2 K, C]`` by ReLU for the elements ``index [K]`` of node ``source``."""
     widest = max(node.size for node in bounder.network.nodes)
     rows = max(2, CHUNK // widest // 2 * 2)
     base = {r: relu_line(low[:, None], up[:, None]) for r, (low, up) in bounds.items()}
+    columns = {r: np.nonzero(line.offset[0, 0] > 0)[0] for r, line in base.items()}
     parts = []
     for start in range(0, len(index), rows // 2):
         part = index[start : start + rows // 2]
@@ -209,5 +204,5 @@ def _climb_rows(
             for r, a in met.items():
                 z = values[bounder.network.nodes[r].sources[0]][0]
                 slopes[r] = np.clip(adams[r].step(slopes[r], np.maximum(a[0], 0.0) * z), 0.0, 1.0)
-        parts.append(kept)
-    return {r: np.concatenate([part[r] for part in parts]) for r in base}
+        parts.append({r: value[:, columns[r]] for r, value in kept.items()})
+    return {r: (columns[r], np.concatenate([part[r] for part in parts])) for r in base}
