@@ -29,9 +29,9 @@ def row_lines(bounder: Bounder, group: Group, lines: Mapping[int, Line]) -> Line
     return bounder.backward(seeds, lines)
 
 
-def boxes_at_once(bounder: Bounder) -> int:
+def boxes_at_once(bounder: Bounder, group: Group) -> int:
     sizes = [node.size for node in bounder.network.nodes]
-    rows = max((2 * sizes[relu] for relu in bounder.network.relus), default=1)
+    rows = max([group.limit.size, *(2 * sizes[relu] for relu in bounder.network.relus)])
     return max(1, min(512, CHUNK // (rows * max(sizes))))
 
 
@@ -49,7 +49,7 @@ def refine(
     """
     lower, upper, open_ = box.lower.copy(), box.upper.copy(), open_.copy()
     live = np.nonzero(open_.any(axis=1))[0]
-    step = boxes_at_once(bounder)
+    step = boxes_at_once(bounder, group)
     for start in range(0, len(live), step):
         poll()
         index = live[start : start + step]

@@ -61,7 +61,7 @@ def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None =
     for number, group in enumerate(subject.groups):
         bounder = Bounder(subject.network, group.box)
         varied = int((group.box.upper > group.box.lower).sum())
-        depth = MAX_LEVELS - 1 if varied <= FEW_INPUTS or not subject.network.relus else 0
+        depth = MAX_LEVELS - 1 if varied <= FEW_INPUTS else 0
         part = input_tree(bounder, group, number, store, budget, depth)
         if part is not None:
             parts.append(part)

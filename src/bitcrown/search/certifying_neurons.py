@@ -210,6 +210,8 @@ class NeuronSearch:
 
     def decisions(self, leaves: Leaves, scores: dict[int, Array]) -> tuple[Any, Any]:
         """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few that whose children rise most."""
+        if not self.sizes:
+            return np.full(len(leaves.weights), -1), np.zeros(len(leaves.weights), dtype=np.int64)
         relus = np.concatenate([np.full(size, relu) for relu, size in self.sizes.items()])
         neurons = np.concatenate([np.arange(size) for size in self.sizes.values()])
         flat = np.concatenate([scores[relu] for relu in self.sizes], axis=1)

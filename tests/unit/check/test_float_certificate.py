@@ -119,6 +119,12 @@ def test_rows_that_must_hold_together_and_several_boxes(tmp_path: Path) -> None:
         assert "is not refuted by any part" in check(less, subject).message
 
 
+def test_rows_over_an_affine_network_of_many_inputs(tmp_path: Path) -> None:
+    subject = dense_subject(tmp_path, 3, [20, 2], 0.5, "(and (<= Y_0 -0.5) (<= Y_1 -0.5) (>= (+ Y_0 Y_1) -0.9))")
+    data = written(subject)
+    assert kinds(data) == {"neurons"} and check(data, subject).accepted
+
+
 def test_the_search_leaves_hints(tmp_path: Path) -> None:
     onnx_path, prop = tmp_path / "net.onnx", tmp_path / "prop.vnnlib"
     save_onnx(dense_graph(3, [20, 14, 10, 1]), onnx_path)
