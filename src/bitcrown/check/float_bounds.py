@@ -70,9 +70,6 @@ class Box:
     lower: Array
     upper: Array
 
-    def select(self, index: Any) -> Box:
-        return self if len(self.lower) == 1 else Box(self.lower[index], self.upper[index])
-
     def centre(self) -> Array:
         """Inside the box, whatever was rounded."""
         return np.clip(0.5 * self.lower + 0.5 * self.upper, self.lower, self.upper)
@@ -104,7 +101,6 @@ class Bounder:
         self.size: list[Array] = [np.zeros(0)] * len(network.nodes)
         """Upper bounds ``[N]`` of ``|z|`` on the root's box."""
         self.reach: list[Array] = [np.zeros(0)] * len(network.nodes)
-        self.root = root
         with np.errstate(all="ignore"):
             self._measure(root)
         self.is_behind_relu = [False] * len(network.nodes)
@@ -232,7 +228,7 @@ def _pass_relu(a: Array, line: Line) -> tuple[Array, Array]:
     """Coefficients on the operand, and the constant ``<a^-, offset>``."""
     negative = np.minimum(a, 0.0)
     shift = np.einsum("bsn,bsn->bs", *np.broadcast_arrays(negative, line.offset))
-    return np.maximum(a, 0.0) * line.lower + negative * line.upper, shift
+    return a * np.where(a > 0, line.lower, line.upper), shift
 
 
 def relu_line(low: Array, up: Array, slope: Array | None = None) -> Line:
