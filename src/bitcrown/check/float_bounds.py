@@ -29,7 +29,7 @@ A bound that is NaN or infinite is no bound: ``proves`` is False for it. Legend:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,10 +87,13 @@ Bounds = dict[int, tuple[Array, Array]]
 
 
 class Bounder:
-    """Bounds of one network over boxes inside ``root`` (one box). Raises ``ModelError`` where intervals overflow."""
+    """Bounds of one network over boxes inside ``root`` (one box). Raises ``ModelError`` where intervals overflow.
 
-    def __init__(self, network: FloatNetwork, root: Box) -> None:
-        self.network = network
+    ``poll`` is called at every step, so that a caller may raise an error when time is up.
+    """
+
+    def __init__(self, network: FloatNetwork, root: Box, poll: Callable[[], None] = lambda: None) -> None:
+        self.network, self.poll = network, poll
         longest = max(max(node.size, node.terms) for node in network.nodes)
         k = 4.0 * (longest + len(network.nodes)) + 256.0
         self.gamma = k * UNIT / (1.0 - k * UNIT)
@@ -175,6 +178,7 @@ class Bounder:
         for number, seed in pending.items():
             error = error + self._cost(seed, self.size[number])
         for number in range(len(self.network.nodes) - 1, 0, -1):
+            self.poll()
             node = self.network.nodes[number]
             a = pending.pop(number, None)
             if isinstance(node, Relu):

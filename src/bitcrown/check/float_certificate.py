@@ -144,14 +144,13 @@ class Checker:
         for part in self.parts:
             kind = field(part, "kind")
             need(kind in ("inputs", "neurons"), "a part is neither 'inputs' nor 'neurons'")
-            self.poll()
             refuted |= self._inputs(part) if kind == "inputs" else self._neurons(part)
         missing = {case for group in self.subject.groups for case in group.cases} - refuted
         need(not missing, f"case {min(missing, default=0)} is not refuted by any part")
 
     def bounder(self, group: int) -> Bounder:
         if group not in self.bounders:
-            self.bounders[group] = Bounder(self.network, self.subject.groups[group].box)
+            self.bounders[group] = Bounder(self.network, self.subject.groups[group].box, self.poll)
         return self.bounders[group]
 
     # -- trees over the input box ------------------------------------------------------------------------------------
@@ -168,7 +167,7 @@ class Checker:
         used = 0
         for level in axes:
             need(0 < len(level) == len(box.lower), "a level of a tree does not fit the one before")
-            box, open_ = refine(self.bounder(number), group, box, open_, None, self.poll)
+            box, open_ = refine(self.bounder(number), group, box, open_)
             leaves = level < 0
             need(not open_[leaves].any(), "a leaf of a tree over the input box is not refuted")
             where = points[used : used + int((~leaves).sum())]
@@ -196,7 +195,6 @@ class Checker:
                 given[relu] = RowSlopes(np.array(index, dtype=np.int64), slopes)
 
             def slopes_of(relu: int, index: Index, bounds: Bounds) -> RowSlopes | None:
-                self.poll()
                 return given.get(relu)
 
             bounds = layer_bounds(self.bounder(group), self.subject.groups[group].box, slopes_of)
@@ -248,7 +246,6 @@ class Checker:
             leaves = Leaves(self._spread(slopes, rows), signs, betas, weights[rows])
             value = leaf_values(self.bounder(number), group.of_case(place), bounds, leaves)
             need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
-            self.poll()
         return {group.cases[place]}
 
     def _ends(self, relus: Any, neurons: Any) -> list[Step]:

@@ -8,7 +8,7 @@ Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,6 @@ def refine(
     box: Box,
     open_: Mask,
     influence: Array | None = None,
-    poll: Callable[[], None] = lambda: None,
 ) -> tuple[Box, Mask]:
     """Close what is refuted on the boxes ``[B]`` and shrink them: boxes and ``open_ [B, Q]``.
 
@@ -51,7 +50,6 @@ def refine(
     live = np.nonzero(open_.any(axis=1))[0]
     step = boxes_at_once(bounder, group)
     for start in range(0, len(live), step):
-        poll()
         index = live[start : start + step]
         part = Box(lower[index], upper[index])
         bounds = layer_bounds(bounder, part)

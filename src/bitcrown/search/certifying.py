@@ -59,10 +59,10 @@ def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None =
     parts: list[dict[str, Any]] = []
     roots: list[dict[str, Any]] = []
     for number, group in enumerate(subject.groups):
-        bounder = Bounder(subject.network, group.box)
+        bounder = Bounder(subject.network, group.box, budget.check)
         varied = int((group.box.upper > group.box.lower).sum())
         depth = MAX_LEVELS - 1 if varied <= FEW_INPUTS else 0
-        part = input_tree(bounder, group, number, store, budget, depth)
+        part = input_tree(bounder, group, number, store, depth)
         if part is not None:
             parts.append(part)
             continue
@@ -75,6 +75,7 @@ def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None =
         roots += writer.roots
         parts += writer.parts
     data = encode({"format": FORMAT, **subject.digests, "arrays": store.content, "parts": parts, "roots": roots})
+    budget.check()
     outcome = check(data, subject, budget.check)
     return data if outcome.accepted else f"the proof is not accepted: {outcome.message}"
 

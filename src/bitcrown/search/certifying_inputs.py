@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.budget import Budget
 from bitcrown.check.float_bounds import Bounder, Box
 from bitcrown.check.float_format import ArrayStore
 from bitcrown.check.float_nodes import Array
@@ -30,12 +29,10 @@ def with_margin(bounder: Bounder, group: Group) -> Group:
     return replace(group, limit=group.limit + MARGIN * bounder.gamma * (size + np.abs(group.limit)))
 
 
-def input_tree(
-    bounder: Bounder, group: Group, number: int, store: ArrayStore, budget: Budget, depth: int
-) -> dict[str, Any] | None:
+def input_tree(bounder: Bounder, group: Group, number: int, store: ArrayStore, depth: int) -> dict[str, Any] | None:
     """A part ``inputs`` for all cases of ``group``; None where time is up, a box cannot be split, or ``depth`` is used.
 
-    Raises ``BudgetExpired``.
+    Raises what the poll of ``bounder`` raises.
     """
     group = with_margin(bounder, group)
     box, open_ = group.box, np.ones((1, len(group.cases)), dtype=bool)
@@ -43,7 +40,7 @@ def input_tree(
     points: list[float] = []
     while len(box.lower):
         influence = np.zeros_like(box.lower)
-        box, open_ = refine(bounder, group, box, open_, influence, budget.check)
+        box, open_ = refine(bounder, group, box, open_, influence)
         inner = np.nonzero(open_.any(axis=1))[0]
         if len(levels) >= depth and len(inner):
             return None
