@@ -20,6 +20,8 @@ from bitcrown.check.float_format import ArrayStore, decode, encode
 from bitcrown.check.float_property import outward
 from bitcrown.errors import BudgetExpired
 from bitcrown.search.certifying import certificate_of
+from bitcrown.search.certifying_neurons import NeuronSearch
+from bitcrown.search.recorder import Hints
 from bitcrown.settings import Settings
 from tests.float_certificates import dense_subject, written
 from tests.random_networks import box_property, dense_graph, save_onnx
@@ -125,13 +127,22 @@ def test_rows_over_an_affine_network_of_many_inputs(tmp_path: Path) -> None:
     assert kinds(data) == {"neurons"} and check(data, subject).accepted
 
 
-def test_the_search_leaves_hints(tmp_path: Path) -> None:
+def test_the_search_leaves_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[int] = []
+    plain = NeuronSearch.followed
+
+    def spy(search: NeuronSearch, root: Any, hints: Hints, start: Any) -> Any:
+        followed.append(len(hints))
+        return plain(search, root, hints, start)
+
+    monkeypatch.setattr(NeuronSearch, "followed", spy)
     onnx_path, prop = tmp_path / "net.onnx", tmp_path / "prop.vnnlib"
     save_onnx(dense_graph(3, [20, 14, 10, 1]), onnx_path)
     box = np.full(20, 0.25)
     prop.write_text(box_property(-box, box, 1, "(<= Y_0 -0.45)"))
     verdict = bitcrown.verify(load(onnx_path, prop), CPU, seconds=60, want_certificate=True)
     assert verdict.status == "unsat" and isinstance(verdict.certificate, bytes)
+    assert followed and followed[0] > 1
     certificate = tmp_path / "proof.gz"
     certificate.write_bytes(verdict.certificate)
     assert check_files(onnx_path, prop, certificate).accepted
