@@ -1,9 +1,11 @@
-"""Certificates of files: the checker speaks canonical JSON, users have ``.onnx`` and ``.vnnlib``.
+"""Certificates of files: which checker a file is for, and what it is given.
 
-A certificate binds the SHA-256 of the network's and of the property's canonical form. Either is given as that form, or
-as the file it comes from; then it is read as the prover reads it, and the proof is about what was read. The reader is
-compared with onnxruntime, bit for bit, on random inputs whenever it reads a file; the checking itself shares no code
-with the prover (``check.certificate_checker``).
+A gzipped certificate is about a float network (``check.float_certificate``, which reads the original files itself). Any
+other is about an integer network: there the checker speaks canonical JSON, while users have ``.onnx`` and ``.vnnlib``.
+Such a certificate binds the SHA-256 of the network's and of the property's canonical form. Either is given as that
+form, or as the file it comes from; then it is read as the prover reads it, and the proof is about what was read. The
+reader is compared with onnxruntime, bit for bit, on random inputs whenever it reads a file; the checking itself shares
+no code with the prover (``check.certificate_checker``).
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from bitcrown.errors import ModelError, PropertyError
 
 if TYPE_CHECKING:
     from bitcrown.check.certificate_checker import Finding
+    from bitcrown.check.float_certificate import Outcome
     from bitcrown.quant.integer_graph import IntegerNetwork
     from bitcrown.quant.query import IntegerQuery
 
 LARGEST_FILE = 1 << 30
 
 
-def check_files(model: Path, prop: Path, certificate: Path) -> Finding:
+def check_files(model: Path, prop: Path, certificate: Path) -> Finding | Outcome:
     """Whether the proof in ``certificate`` shows that ``prop`` cannot be violated on ``model``.
 
     Raises ``ModelError`` or ``PropertyError`` for files that cannot be read.
     """
+    if is_gzip(certificate):
+        return check_float(model, prop, certificate)
     from bitcrown.check.certificate_checker import check
     from bitcrown.quant.certificate import network_form, property_form
 
@@ -39,6 +44,25 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding:
     else:
         form, asked = read_json(model), read_json(prop)
     return check(form, asked, read_json(certificate))
+
+
+def is_gzip(path: Path) -> bool:
+    """Raises ``PropertyError`` for a file that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise PropertyError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_float(model: Path, prop: Path, certificate: Path) -> Outcome:
+    """The same for a proof about a float network; ``model`` may be the text of a list of named networks."""
+    from bitcrown.api import load
+    from bitcrown.check.float_certificate import check, subject_of
+
+    if certificate.stat().st_size > LARGEST_FILE:
+        raise PropertyError(f"{certificate} is larger than {LARGEST_FILE >> 30} GiB")
+    return check(certificate.read_bytes(), subject_of(load(str(model), prop)))
 
 
 def is_kind(path: Path, suffix: str) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import PATIENCE, Budget
 from bitcrown.cli_evaluate import add_evaluate_command
@@ -24,6 +24,9 @@ from bitcrown.cli_train import add_train_command
 from bitcrown.errors import BitcrownError, PropertyError, SettingsError
 from bitcrown.settings import Settings, usable_cores
 from bitcrown.verdict import Status
+
+if TYPE_CHECKING:
+    from bitcrown.harness.outcome import Outcome
 
 DECIDED, WRONG, BAD_INPUT, UNDECIDED = 0, 1, 2, 3
 DEFAULT_TIMEOUT = 300.0
@@ -70,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--timeout", metavar="S", help="seconds (default: 300)")
     verify.add_argument("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
     verify.add_argument("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
-    verify.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat in integers")
+    verify.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat")
     verify.add_argument("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
     add_settings(verify)
     verify.set_defaults(run=verify_command)
@@ -92,8 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
         check.add_argument(name)
     check.set_defaults(run=check_command)
 
-    proof = commands.add_parser("check-certificate", help="check a proof about an integer network, independently")
-    for name, text in (("model", "ONNX or canonical JSON"), ("property", "VNNLIB or JSON"), ("certificate", "JSON")):
+    proof = commands.add_parser("check-certificate", help="check a proof of an unsat, independently")
+    for name, text in (
+        ("model", "ONNX or canonical JSON"),
+        ("property", "VNNLIB or JSON"),
+        ("certificate", "what verify --certificate wrote"),
+    ):
         proof.add_argument(name, type=Path, help=text)
     proof.set_defaults(run=check_certificate_command)
 
@@ -144,7 +151,7 @@ def verify_command(options: argparse.Namespace) -> int:
     seen = watch(request, options.result, Signals(), options.record)
     outcome = seen.outcome
     if certificate is not None:
-        report_certificate(certificate, outcome.status)
+        report_certificate(certificate, outcome)
     if outcome.status is Status.ERROR:
         return BAD_INPUT
     word = "timed-out" if outcome.status is Status.TIMEOUT and options.network else outcome.status.value
@@ -158,15 +165,14 @@ def verify_command(options: argparse.Namespace) -> int:
     return DECIDED if outcome.status in (Status.SAT, Status.UNSAT) else UNDECIDED
 
 
-def report_certificate(path: Path, status: Status) -> None:
+def report_certificate(path: Path, outcome: Outcome) -> None:
     """Whether the proof was written; an empty file, made before the run, is taken away again."""
     if not path.is_file() or path.stat().st_size:
         print(f"bitcrown: certificate: {path}", file=sys.stderr)
         return
     path.unlink()
-    why = (
-        "certificates exist for integer networks over one input box" if status is Status.UNSAT else "nothing is proved"
-    )
+    why = outcome.counters.get("no_certificate", "certificates of integer networks are about one input box")
+    why = why if outcome.status is Status.UNSAT else "nothing is proved"
     print(f"bitcrown: no certificate was written: {why}", file=sys.stderr)
 
 

@@ -47,7 +47,7 @@ class Witness:
 class Verdict:
     """Outcome of ``verify``. ``phases`` maps phase name to seconds; ``counters`` are plain numbers.
 
-    ``certificate``: where asked for, the proof of an unsat about an integer network, as JSON.
+    ``certificate``: where asked for, the proof of an unsat: JSON about an integer network, a file's bytes about floats.
     """
 
     status: Status
@@ -57,7 +57,7 @@ class Verdict:
     decided_by: str = ""
     phases: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, Any] = field(default_factory=dict)
-    certificate: Mapping[str, Any] | None = None
+    certificate: Mapping[str, Any] | bytes | None = None
 
     def __post_init__(self) -> None:
         if (self.status is Status.SAT) != (self.witness is not None):

@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "sh", "python"]
 
 
 @pytest.mark.parametrize(

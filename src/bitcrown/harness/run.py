@@ -40,8 +40,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class Request:
     """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout`` seconds count.
 
-    ``certificate``: the file for the proof of an unsat in integers; empty for none. ``cpu_seconds``: what the worker
-    may compute, where that is limited, too.
+    ``certificate``: the file for the proof of an unsat; empty for none. ``cpu_seconds``: what the worker may compute,
+    where that is limited, too.
     """
 
     category: str

@@ -2,8 +2,8 @@
 
 Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network`` (path or text of a
 list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid), optionally
-``certificate`` (the file for the proof of an unsat that was decided in integers) and ``cpu_seconds``. Messages are
-JSON objects, one a line, on the descriptor FD:
+``certificate`` (the file for the proof of an unsat) and ``cpu_seconds``. Messages are JSON objects, one a line, on the
+descriptor FD:
 
     {"kind": "phase", "name": "...", "facts": {..., "counters": {...}}}
     {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
@@ -106,7 +106,9 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     if verdict.certificate is not None:
         from bitcrown.files import write_whole
 
-        write_whole(Path(certificate), json.dumps(verdict.certificate, sort_keys=True, separators=(",", ":")) + "\n")
+        found = verdict.certificate
+        text = "" if isinstance(found, bytes) else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
+        write_whole(Path(certificate), found if isinstance(found, bytes) else text)
     message: dict[str, Any] = {
         "status": verdict.status.value,
         "reason": verdict.reason.value,

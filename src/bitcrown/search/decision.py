@@ -137,6 +137,7 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     if witness is not None:
         return run.sat(witness, "attack")
     search = NeuronSplit(proof, guide, objective, cases, run.confirm, run.budget)
+    search.recorder = run.recorder
     share = run.budget.capped(ROOT_SHARE * run.budget.remaining())
     bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():

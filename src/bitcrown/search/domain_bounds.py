@@ -40,6 +40,7 @@ from bitcrown.search.clip import Clipper, Region, clipper_of
 from bitcrown.search.domains import Domains, concatenate, whole_cases
 from bitcrown.search.leaves import LeafSolver, shallow_network, snapped
 from bitcrown.search.objective import Objective
+from bitcrown.search.recorder import Recorder
 
 CANDIDATES = 4
 """Neurons judged per split, for each of the two scores."""
@@ -80,6 +81,7 @@ class DomainBounds:
         self.clip_rounds = 1 if self.C.shape[1] == 1 else PROPAGATIONS
         self.witness: object | None = None
         self.leaf_solver: LeafSolver | None = None
+        self.recorder: Recorder | None = None
 
     # -- rows and bounds -----------------------------------------------------------------------------------------
 
@@ -202,7 +204,14 @@ class DomainBounds:
             low, up = self.neuron_bounds(domains)
             region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, self.clip_rounds)
             domains.x_lower, domains.x_upper, domains.low, domains.up = region[:4]
-            return domains.select(region.feasible.nonzero().flatten())
+            return self.still_open(domains, region.feasible)
+
+    def still_open(self, domains: Domains, open_: Tensor) -> Domains:
+        """The domains that are ``open_ [B]``; the others are recorded, where a certificate is wanted."""
+        if self.recorder is not None:
+            neurons = None if self.reduced is None else self.reduced.neurons
+            self.recorder.add(self.whole, neurons, domains.select((~open_).nonzero().flatten()))
+        return domains.select(open_.nonzero().flatten())
 
     def prove(self, domains: Domains) -> Tensor:
         """Whether the domains' parameters exclude them, rigorously: ``[B]``."""
@@ -253,7 +262,7 @@ class DomainBounds:
         self.try_minimisers(rows, lines)
         if is_proof and self.clipper is not None:
             proved |= ~self.cut(domains, lines, value)
-        return domains.select((~proved).nonzero().flatten())
+        return self.still_open(domains, ~proved)
 
     def try_minimisers(self, rows: Rows, lines: Lines) -> None:
         """Run the network where the bounds of the domains are attained, and in the middle of their boxes."""

@@ -22,6 +22,7 @@ from bitcrown.budget import Budget
 from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
+from bitcrown.search.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 from bitcrown.verdict import Reason, Status, Verdict, Witness
@@ -47,6 +48,7 @@ class Run:
         self.problem, self.settings, self.budget = problem, settings, budget
         self._report = report or (lambda phase, facts: None)
         self.want_certificate = want_certificate
+        self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
         self.replay = Replay(problem.query, problem.networks)
@@ -98,11 +100,21 @@ def decide(
     Raises ``ModelError`` or ``PropertyError`` for bad input; everything else is in the Verdict.
     """
     run = Run(problem, settings, budget, report, want_certificate)
+    verdict = _decide(run)
+    if run.want_certificate and verdict.status is Status.UNSAT and "is_exact" not in run.counters:
+        from bitcrown.search.certifying import certified
+
+        return certified(run, verdict)
+    return verdict
+
+
+def _decide(run: Run) -> Verdict:
+    problem, budget = run.problem, run.budget
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))
     try:
         with run.phase("probe"):
-            witness = probe(problem, run.replay, run.confirmer, budget, settings.seed)
+            witness = probe(problem, run.replay, run.confirmer, budget, run.settings.seed)
         if witness is not None:
             return run.sat(witness, "probe")
         return _decide_with_bounds(run)
