@@ -25,7 +25,7 @@ from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.reader import read_query
-from bitcrown.verdict import Verdict
+from bitcrown.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,16 +85,22 @@ def verify(
 
     Returns ``sat`` with a witness replayed on the original files, ``unsat`` after a finished proof, ``unknown`` with a
     reason, or ``timeout``. ``report(phase, facts)`` is called as the search goes on. With ``want_certificate``, an
-    ``unsat`` about an integer network over one input box carries the proof that ``check-certificate`` checks.
+    ``unsat`` carries the proof that ``check-certificate`` checks, or the counter ``no_certificate`` says why not.
     Raises ``ModelError`` and ``PropertyError`` for input that cannot be used.
     """
-    from bitcrown.search.strategy import decide
+    from bitcrown.search.strategy import Run, decide
 
     settings = settings or Settings()
     if budget is None:
         limit = seconds if cpu_seconds is None else cpu_seconds
         budget = Budget.of(limit, settings.memory_bytes(), cpu_seconds is not None)
-    return decide(problem, settings, budget, report, want_certificate)
+    run = Run(problem, settings, budget, report, want_certificate)
+    verdict = decide(run)
+    if want_certificate and verdict.status is Status.UNSAT and "is_exact" not in run.counters:
+        from bitcrown.certification.writer import certified
+
+        return certified(run, verdict)
+    return verdict
 
 
 def bounds(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[np.ndarray, np.ndarray]:

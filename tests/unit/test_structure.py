@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "attack": LEAVES | {"model", "spec", "check"},
     "quant": LEAVES | {"model", "spec"},
     "search": LEAVES | {"model", "spec", "bounds", "quant", "attack", "check"},
+    "certification": LEAVES | {"check", "search"},
     "train": LEAVES | {"model", "spec", "bounds", "attack"},
     "zoo": LEAVES,
 }

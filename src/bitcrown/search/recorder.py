@@ -1,7 +1,7 @@
 """What the neuron split closed, as hints for a certificate: signs, slopes and multipliers of each closed domain.
 
 A recorder is given to a search that is to leave a certificate. It keeps rows of numbers and judges nothing: the writer
-of the certificate (``certifying_neurons``) proves every leaf again, and finds its own way where hints do not suffice.
+(``certification.neurons``) proves every leaf again, and finds its own way where hints do not suffice.
 The closed domains of a finished search cover all signs, so they determine a tree: some neuron is decided in all of
 them, and divides them into two sets of the same kind.
 
@@ -67,7 +67,7 @@ class Hints:
             to = target[batch.neurons]
             for store, source in zip(parts, (batch.split, batch.alpha, batch.beta), strict=False):
                 found = np.zeros((len(rows), len(columns)), dtype=source.dtype)
-                found[:, to[to >= 0]] = source[rows][:, to >= 0]
+                found[:, to[to != -1]] = source[rows][:, to != -1]
                 store.append(found)
             parts[3].append(batch.mix[rows])
         empty = np.zeros((0, len(columns)))

@@ -88,27 +88,11 @@ class Run:
         return self.verdict(Status.TIMEOUT, reason=Reason.DEADLINE)
 
 
-def decide(
-    problem: Problem,
-    settings: Settings,
-    budget: Budget,
-    report: Report | None = None,
-    want_certificate: bool = False,
-) -> Verdict:
-    """Decide ``problem``.
+def decide(run: Run) -> Verdict:
+    """Decide the problem of ``run``.
 
     Raises ``ModelError`` or ``PropertyError`` for bad input; everything else is in the Verdict.
     """
-    run = Run(problem, settings, budget, report, want_certificate)
-    verdict = _decide(run)
-    if run.want_certificate and verdict.status is Status.UNSAT and "is_exact" not in run.counters:
-        from bitcrown.search.certifying import certified
-
-        return certified(run, verdict)
-    return verdict
-
-
-def _decide(run: Run) -> Verdict:
     problem, budget = run.problem, run.budget
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))

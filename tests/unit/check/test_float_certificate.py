@@ -15,12 +15,12 @@ import bitcrown
 from bitcrown.api import load
 from bitcrown.budget import Budget
 from bitcrown.certificates import check_files
+from bitcrown.certification.neurons import NeuronSearch
+from bitcrown.certification.writer import certificate_of
 from bitcrown.check.float_certificate import check, subject_of
 from bitcrown.check.float_format import ArrayStore, decode, encode
 from bitcrown.check.float_property import outward
 from bitcrown.errors import BudgetExpired
-from bitcrown.search.certifying import certificate_of
-from bitcrown.search.certifying_neurons import NeuronSearch
 from bitcrown.search.recorder import Hints
 from bitcrown.settings import Settings
 from tests.float_certificates import dense_subject, written

@@ -4,7 +4,7 @@ The search that decided the instance works with more (clipped boxes, zonotopes, 
 checker needs to know. So a proof is put together again from exactly what the checker evaluates: bounds of the layers at
 the root, slopes and multipliers, and decisions about one neuron at a time. What the search recorded serves as hints:
 its decisions are followed as long as there are any, and its parameters tried first. A domain that they do not close is
-improved by ascent (``certifying_slopes``) or by a linear program (``certifying_programs``) and divided further.
+improved by ascent (``slopes``) or by a linear program (``programs``) and divided further.
 
 Limits are raised by several times the rounding error, so that a leaf that closes here closes in whatever order sums are
 formed. Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``H`` hints.
@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitcrown.budget import Budget
+from bitcrown.certification.programs import MAX_VARIABLES, Programs
+from bitcrown.certification.slopes import GRID, Climb, climb_leaves, rounded
 from bitcrown.check.float_bounds import CHUNK, Bounder, Bounds, proves, relu_line
 from bitcrown.check.float_format import ArrayStore
 from bitcrown.check.float_layers import RowSlopes
 from bitcrown.check.float_nodes import Array
 from bitcrown.check.float_property import Group
 from bitcrown.check.float_steps import Leaves, leaf_values, row_lines
-from bitcrown.search.certifying_programs import MAX_VARIABLES, Programs
-from bitcrown.search.certifying_slopes import GRID, Climb, climb_leaves, rounded
 from bitcrown.search.recorder import Hints
 
 FIRST, LATER = Climb(30), Climb(12)

@@ -1,7 +1,7 @@
 """Writes certificates of float proofs: after an ``unsat``, in what is left of the time.
 
 The file has to convince a checker that knows nothing of this search, so it is made with the checker's own bounds
-(``certifying_inputs``, ``certifying_neurons``): bounds of whole boxes first, then whichever split suits the number of
+(``inputs``, ``neurons``): bounds of whole boxes first, then whichever split suits the number of
 inputs that vary. What is written was accepted by the checker; otherwise a sentence says why there is no certificate.
 """
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitcrown.budget import Budget
+from bitcrown.certification.inputs import input_tree, with_margin
+from bitcrown.certification.neurons import NeuronSearch, neuron_part, root_form
+from bitcrown.certification.slopes import climb_layers
 from bitcrown.check.float_bounds import Bounder, Bounds
 from bitcrown.check.float_certificate import MAX_LEVELS, Subject, check, subject_of
 from bitcrown.check.float_format import FORMAT, ArrayStore, encode
 from bitcrown.check.float_layers import RowSlopes, layer_bounds
 from bitcrown.check.float_property import Group
 from bitcrown.errors import BitcrownError, BudgetExpired
-from bitcrown.search.certifying_inputs import input_tree, with_margin
-from bitcrown.search.certifying_neurons import NeuronSearch, neuron_part, root_form
-from bitcrown.search.certifying_slopes import climb_layers
 from bitcrown.search.recorder import Hints, Recorder
 from bitcrown.verdict import Verdict
 
