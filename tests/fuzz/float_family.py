@@ -241,6 +241,11 @@ def place_of(error: BaseException) -> str:
 
 def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None = None) -> str:
     """Why an ``unsat`` about this instance is false (``exact``, ``real``, ``runtime``); empty: nothing says so."""
+    if any(Fraction(a) > Fraction(b) for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True)):
+        return ""  # an empty box has no other reading
+    off = Box.of(instance.prop, instance.dtype).off
+    if any(len(row.terms) == 1 and off[row.terms[0][0] : row.terms[0][0] + 1].any() for row in _rows(instance.prop)):
+        return ""  # one more bound on an input that is read as the nearest number: which reading holds is open
     if pieces is None and instance.facts.get("exact") and is_piecewise_linear(instance.model):
         with contextlib.suppress(TooMany):
             pieces = Pieces(instance.model, instance.prop)
@@ -264,6 +269,10 @@ def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None 
         instance.point = candidates[0]
         instance.facts["witness"] = [number(v) for v in candidates[0].tolist()]
     return word
+
+
+def _rows(prop: Property) -> Iterator[Row]:
+    return (row for case in prop.cases for row in case)
 
 
 def trial(seed: int, index: int) -> dict[str, Any]:
