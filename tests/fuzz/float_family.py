@@ -86,7 +86,7 @@ def random_instance(rng: np.random.Generator, is_exact: bool) -> Instance:
     return instance
 
 
-FLOATS = ["float32"] * 6 + ["float64"] * 3 + ["float16"] * 2
+FLOATS = ["float32"] * 5 + ["float64"] * 3 + ["float16"] * 3
 INTS = ["int8", "uint8", "int32", "int64"]
 SIZES = [0.3, 0.15, 0.4, 0.15]
 
@@ -121,7 +121,19 @@ def _planted(
         _case(rng, prop.inputs, len(y), values, errors, others, is_home=c == home and rng.random() < 0.8)
         for c in range(count)
     ]
+    if count > 1 and rng.random() < 0.3 and not instance.facts["read_off"]:
+        cases = [_own_box(rng, prop, case, values if c == home else others[0]) for c, case in enumerate(cases)]
     return Property(prop.lower, prop.upper, prop.outputs, tuple(cases)), point
+
+
+def _own_box(rng: np.random.Generator, prop: Property, case: tuple[Row, ...], values: Array) -> tuple[Row, ...]:
+    """The case with bounds of its own on some inputs, around the point that ``values`` begins with."""
+    rows = []
+    for i in rng.permutation(prop.inputs)[: int(rng.integers(1, 4))].tolist():
+        width = float(Fraction(prop.upper[i]) - Fraction(prop.lower[i])) * float(rng.choice([0.0, 0.01, 0.3]))
+        rows.append(Row(((i, "1"),), ">=", number(values[i] - width)))
+        rows.append(Row(((i, "1"),), "<=", number(values[i] + width)))
+    return (*rows, *case)
 
 
 def _case(
@@ -229,6 +241,11 @@ def place_of(error: BaseException) -> str:
 
 def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None = None) -> str:
     """Why an ``unsat`` about this instance is false (``exact``, ``real``, ``runtime``); empty: nothing says so."""
+    if any(Fraction(a) > Fraction(b) for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True)):
+        return ""  # an empty box has no other reading
+    off = Box.of(instance.prop, instance.dtype).off
+    if any(len(row.terms) == 1 and off[row.terms[0][0] : row.terms[0][0] + 1].any() for row in _rows(instance.prop)):
+        return ""  # one more bound on an input that is read as the nearest number: which reading holds is open
     if pieces is None and instance.facts.get("exact") and is_piecewise_linear(instance.model):
         with contextlib.suppress(TooMany):
             pieces = Pieces(instance.model, instance.prop)
@@ -252,6 +269,10 @@ def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None 
         instance.point = candidates[0]
         instance.facts["witness"] = [number(v) for v in candidates[0].tolist()]
     return word
+
+
+def _rows(prop: Property) -> Iterator[Row]:
+    return (row for case in prop.cases for row in case)
 
 
 def trial(seed: int, index: int) -> dict[str, Any]:

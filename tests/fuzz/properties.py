@@ -134,7 +134,7 @@ class Box:
 def random_box(rng: np.random.Generator, n: int, dtype: Any, scale: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Bounds as texts: some pinned, also to decimals that ``dtype`` does not have, some with all their digits."""
     width = scale * float(rng.choice([1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0]))
-    pinned = float(rng.choice([0.0, 0.0, 0.1, 0.5, 0.9]))
+    pinned = float(rng.choice([0.0, 0.0, 0.1, 0.5, 0.9, 0.9]))
     style = int(rng.integers(3))
     lower, upper = [], []
     for centre in rng.normal(size=n) * scale * float(rng.choice([0.0, 0.3, 1.0])):
