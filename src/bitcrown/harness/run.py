@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ PROTOCOL = "v1"
 STALE = 3
 USAGE = "usage: run_instance.sh v1 CATEGORY ONNX VNNLIB RESULTS_FILE TIMEOUT"
 RECORD_VARIABLE = "BITCROWN_RECORD"
+WAIT_VARIABLE = "OMP_WAIT_POLICY"
+BUSY = 2.0
+"""Slowness (see ``load``) from which cores are not taken to be free."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -94,7 +97,7 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
     load = Load()
     memory = request.settings.process_bytes()
     dog = Watchdog(_worker_command(request, load), request.end, request.timeout, memory, signals, load)
-    seen = dog.run(_environment(request.settings), lambda: None if record is None else _look_around())
+    seen = dog.run(_environment(request, load), lambda: None if record is None else _look_around())
     if results is not None:
         seen.exit_code, seen.lost = _finish(results, seen.outcome)
     dog.clean_up()
@@ -164,10 +167,16 @@ def _worker_command(request: Request, load: Load) -> list[str]:
     return [sys.executable, "-P", "-X", "utf8", *program, json.dumps(facts)]
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The worker's environment: thread counts, which must stand before torch is imported."""
-    threads = str(settings.thread_count())
-    changes: Mapping[str, str] = dict.fromkeys(THREAD_VARIABLES, threads)
+def _environment(request: Request, load: Load) -> dict[str, str]:
+    """The worker's environment: thread counts, which must stand before torch is imported.
+
+    OpenMP's threads wait for each other by spinning. That is quickest while every thread has a core; where they have
+    not, they burn the time that the thread they wait for needs (measured: 12 times as long on two cores with a load of
+    nine), and where computing is counted it would count. Then they sleep.
+    """
+    changes = dict.fromkeys(THREAD_VARIABLES, str(request.settings.thread_count()))
+    if request.cpu_seconds is not None or load.slow >= BUSY:
+        changes[WAIT_VARIABLE] = os.environ.get(WAIT_VARIABLE, "PASSIVE")
     return {**os.environ, **changes}
 
 

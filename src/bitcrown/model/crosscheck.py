@@ -77,7 +77,7 @@ class _Runtime:
         behind = {}
         for node, (name, *quantization) in self.jumps.items():
             scale, zero = (named[other] for other in quantization) if quantization else (1.0, 0.0)
-            behind[node] = (named[name] - zero) * scale
+            behind[node] = np.asarray((named[name] - zero) * scale)
         return found[: len(found) - self.n_hidden], behind
 
 

@@ -29,6 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitcrown.budget import Budget
+from bitcrown.child_process import text_or_error
+from bitcrown.errors import BitcrownError, ModelError
 from bitcrown.quant.entry import EvenlySpaced, WholeEntry
 from bitcrown.quant.integer_graph import Dense, Exit, Input, IntegerNetwork, Ints, Node, QuantError, Staircase
 from bitcrown.quant.thresholds import exact_rows
@@ -38,6 +41,7 @@ BITS = range(2, 17)
 LARGEST_WEIGHT = 1 << 26
 LARGEST_FILE = 1 << 30
 MOST_LAYERS = 100
+READING_SECONDS = 20.0
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -53,7 +57,7 @@ def read_h5(
     bits = bits or (int(named[2]) if named else 6)
     if input_bits not in BITS or bits not in BITS:
         raise QuantError(f"{path}: {input_bits} input bits and {bits} bits; both must be {BITS[0]} to {BITS[-1]}")
-    layers = _layers(path)
+    layers = _checked_layers(path)
     inputs = layers[0][0].shape[0]
     low, high = np.zeros(inputs, np.int64), np.full(inputs, 2**input_bits - 1, np.int64)
     nodes: list[Node] = [Input((inputs,), low, high)]
@@ -104,6 +108,17 @@ def fixed_point(values: Array, bits: int, fraction: int) -> Ints:
     top = 2 ** (bits - 1)
     scaled = np.clip(values.astype(np.float64) * 2.0**fraction, -top, top - 1)
     return np.asarray(np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), dtype=np.int64)
+
+
+def _checked_layers(path: Path) -> list[tuple[Array, Array]]:
+    """``_layers``, once a child process has come to its end: damaged files send the HDF5 library round for ever."""
+    try:
+        text_or_error(lambda: str(len(_layers(path))), Budget.of_cpu_seconds(READING_SECONDS), f"that reads {path}")
+    except ModelError as error:
+        raise QuantError(str(error)) from error
+    except BitcrownError:
+        pass  # refused in words: they are said again below, by an error of the right kind
+    return _layers(path)
 
 
 def _layers(path: Path) -> list[tuple[Array, Array]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bitcrown.harness import load as module
 from bitcrown.harness.load import WAKES, WINDOW, WORK, Load
+from bitcrown.harness.run import WAIT_VARIABLE, Request, _environment
 from bitcrown.harness.watchdog import safety_margin
+from bitcrown.settings import Settings
 
 
 class Machine:
@@ -74,6 +77,20 @@ def test_a_kernel_that_does_not_count(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "schedstat").write_text(content)
         monkeypatch.setattr(module, "_SCHEDSTAT", tmp_path / "schedstat")
         assert Load().slow == 1.0
+
+
+def test_threads_sleep_where_cores_are_not_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WAIT_VARIABLE, raising=False)
+    request = Request("", "n.onnx", "p.vnnlib", 60.0, 0.0, Settings(threads=3))
+    free, taken = Load(), Load()
+    machine.compute(0.01, 0.02)
+    taken.look()
+    assert WAIT_VARIABLE not in _environment(request, free)
+    assert _environment(request, taken)[WAIT_VARIABLE] == "PASSIVE"
+    assert _environment(replace(request, cpu_seconds=5.0), free)[WAIT_VARIABLE] == "PASSIVE"
+    assert _environment(request, free)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv(WAIT_VARIABLE, "ACTIVE")
+    assert _environment(request, taken)[WAIT_VARIABLE] == "ACTIVE"
 
 
 def test_the_margin_takes_at_most_half_of_the_limit() -> None:
