@@ -8,7 +8,6 @@ with the prover (``check.certificate_checker``).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,8 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding:
 
     Raises ``ModelError`` or ``PropertyError`` for files that cannot be read.
     """
-    from bitcrown.check.certificate_checker import check
+    from bitcrown.check.certificate_checker import Finding, check
+    from bitcrown.check.strict_json import Malformed
     from bitcrown.quant.certificate import network_form, property_form
 
     if is_kind(model, ".onnx"):
@@ -38,7 +38,10 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding:
         raise PropertyError(f"{prop} can only be read together with the .onnx file that it is about, not with {model}")
     else:
         form, asked = read_json(model), read_json(prop)
-    return check(form, asked, read_json(certificate))
+    try:
+        return check(form, asked, read_json(certificate))
+    except Malformed as problem:
+        return Finding(False, str(problem))
 
 
 def is_kind(path: Path, suffix: str) -> bool:
@@ -67,12 +70,14 @@ def read_query(onnx: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuer
 
 
 def read_json(path: Path) -> Any:
-    """Raises ``PropertyError`` for what is no JSON file."""
+    """Raises ``PropertyError`` for what is no JSON file, ``Malformed`` for JSON that holds more than integers."""
+    from bitcrown.check.strict_json import NotJson, parsed
+
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise PropertyError(f"{path} is larger than {LARGEST_FILE >> 30} GiB")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PropertyError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (NotJson, UnicodeDecodeError) as error:
         raise PropertyError(f"{path} is not a JSON file: {error}") from error

@@ -79,7 +79,7 @@ BAD = [
     ([[["clip", [4], [[2, [[0, 1]]]], [[1, 1, -1, 1, 1]]], ["empty"]]], "no element"),
     ([[["clip", [-4], [[2, [[0, 1]]]], [[1, 0, -1, 1, 1]]], ["empty"]]], "multipliers do not fit"),
     ([[["prove", [1], []]], [["prove", [1], []]]], "nothing refers to"),
-    ([[["guess"]]], "closing step"),
+    ([[["guess"]]], "unknown step"),
     ("nonsense", ""),
 ]
 
@@ -93,7 +93,7 @@ def test_what_does_not_follow_is_named(parts: Any, words: str) -> None:
 def test_false_claim_is_rejected_by_enumeration_and_names_the_input() -> None:
     claim = prop(1)
     finding = check(NETWORK, claim, signed(claim, [[["enumerate"]]]))
-    assert not finding.accepted and "input (0, 0)" in finding.message
+    assert not finding.accepted and "input [0, 0]" in finding.message
 
 
 def test_every_case_needs_its_part() -> None:
