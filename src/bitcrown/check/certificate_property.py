@@ -63,15 +63,15 @@ class Values:
         return min(c * v - k * o for o, v in enumerate(self.known, self.low))
 
 
-class Whole(Values):
-    """An output that is the integer itself, ``scale`` times it plus ``offset`` (scale >= 0); without a table."""
+class EvenValues(Values):
+    """``first + step (o - low)`` with ``step >= 0``, without a table: outputs that are wide integers."""
 
-    def __init__(self, low: int, high: int, scale: Fraction = Fraction(1), offset: Fraction = Fraction(0)) -> None:
-        need(low <= high and scale >= 0, "an output has no values, or decreases")
-        self.low, self.high, self.scale, self.offset = low, high, scale, offset
+    def __init__(self, low: int, high: int, step: Fraction, first: Fraction) -> None:
+        need(low <= high and step >= 0, "an output has no values, or decreases")
+        self.low, self.high, self.step, self.first = low, high, step, first
 
     def of(self, o: int) -> Fraction:
-        return self.scale * o + self.offset
+        return self.first + self.step * (o - self.low)
 
     def least(self, c: Fraction, k: int) -> Fraction:
         return min(c * self.of(o) - k * o for o in (self.low, self.high))
@@ -154,11 +154,7 @@ def _rule(constraint: dict[str, Any], outputs: int) -> Rule:
 
 def _with_real(claim: Claim, form: dict[str, Any], network: Network) -> Claim:
     """The claim with the property's own cases, one for each, every one of which must imply the proof's."""
-    tables = []
-    for entry in form["outputs"]:
-        unit, rows = integer(entry["denominator"]), entry["numerators"]
-        need(unit > 0, "a denominator is not positive")
-        tables.append(Values(integer(entry["low"]), [Fraction(n, unit) for n in numbers(rows, len(rows), "values")]))
+    tables = [_values(entry) for entry in form["outputs"]]
     need(len(tables) == network.sizes[network.output], "there is not one list of values per output")
     require_covered(tables, network)
     need(len(form["cases"]) == len(claim.cases), "there is not one real case per case")
@@ -166,6 +162,15 @@ def _with_real(claim: Claim, form: dict[str, Any], network: Network) -> Claim:
     for number, (case, rules) in enumerate(zip(claim.cases, real, strict=True)):
         need(is_implied(case, rules, tables), f"case {number} does not follow from the property's own")
     return claim._replace(outputs=tables, real=[[rules] for rules in real])
+
+
+def _values(entry: dict[str, Any]) -> Values:
+    low = integer(entry["low"])
+    if "step" in entry:
+        return EvenValues(low, integer(entry["high"]), _fraction(entry["step"]), _fraction(entry["first"]))
+    unit, rows = integer(entry["denominator"]), entry["numerators"]
+    need(unit > 0, "a denominator is not positive")
+    return Values(low, [Fraction(n, unit) for n in numbers(rows, len(rows), "the values of an output")])
 
 
 def require_covered(outputs: list[Values], network: Network) -> None:
