@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ WORK = 1 << 32
 BATCHED = 16
 """How many of them are looked at in the time of one where points are evaluated together."""
 Case = list[Rule]
+Wanted = Callable[[Network, Claim], Claim]
 Slopes = dict[int, dict[tuple[int, ...], int]]
 
 
@@ -68,10 +70,12 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check(network: Any, prop: Any, certificate: Any) -> Finding:
+def check(network: Any, prop: Any, certificate: Any, wanted: Wanted | None = None) -> Finding:
     """Does ``certificate`` prove that no input of ``prop``'s box satisfies any of its cases on ``network``?
 
     All three are parsed JSON: the canonical network, ``{"low", "high", "cases"}``, and what the prover wrote.
+    ``wanted(network, claim)`` gives what has to be refuted where these two are not the question but an answer's
+    reading of it; it raises ``Reject`` where they miss a part of the question.
     """
     try:
         for content in (network, prop, certificate):
@@ -80,6 +84,8 @@ def check(network: Any, prop: Any, certificate: Any) -> Finding:
         require_property(prop)
         compiled = Network(bound_to(certificate, "network", network))
         claim = claim_of(bound_to(certificate, "property", prop), compiled)
+        if wanted is not None:
+            claim = wanted(compiled, claim)
         return Checker(compiled, claim, certificate).run()
     except (Reject, Malformed) as problem:
         return Finding(False, str(problem))

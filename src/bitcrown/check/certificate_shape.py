@@ -59,7 +59,7 @@ def require_certificate(content: Any) -> None:
     """Raises ``Reject`` for what is no certificate by its form alone."""
     if type(content) is not dict or CERTIFICATE_KEYS - content.keys():
         raise Reject("it is no certificate")
-    if unknown := content.keys() - CERTIFICATE_KEYS:
+    if unknown := content.keys() - CERTIFICATE_KEYS - {"forms"}:
         raise Reject(f"the certificate has the unknown entry {min(unknown)[:40]!r}")
     if not _list_of(is_integer)(content["roots"]):
         raise Reject("the roots are not a list of integers")

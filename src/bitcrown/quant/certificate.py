@@ -131,14 +131,23 @@ def digest(content: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def certificate_form(query: IntegerQuery, proof: Proof, roots: tuple[int, ...], network_digest: str = "") -> Json:
-    """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was hashed before."""
+def certificate_form(
+    query: IntegerQuery, proof: Proof, roots: tuple[int, ...], network_digest: str = "", with_forms: bool = False
+) -> Json:
+    """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was hashed before.
+
+    ``with_forms``: with the network and the property that it argues about, so that it can be checked without a prover.
+    """
+    network = network_form(query.network) if with_forms or not network_digest else {}
+    asked = property_form(query)
     content: Json = {
         "format": CERTIFICATE_FORMAT,
-        "network": network_digest or digest(network_form(query.network)),
-        "property": digest(property_form(query)),
+        "network": network_digest or digest(network),
+        "property": digest(asked),
         "trunk": proof.trunk,
         "roots": list(roots),
         "parts": proof.parts,
     }
+    if with_forms:
+        content["forms"] = {"network": network, "property": asked}
     return {**content, "digest": digest(content)}
