@@ -169,7 +169,7 @@ def integer_file(rng: np.random.Generator) -> TinyFile:
     y = w.add("Clip", y, w.constant(0, np.int32), w.constant(int(rng.integers(200, 40000)), np.int32))
     y = w.add("Cast", w.add("BitShift", w.add("Cast", y, to=12), w.constant(6, np.uint32), direction="RIGHT"), to=6)
     y = w.add("Clip", y, w.constant(0, np.int32), w.constant(255, np.int32))
-    y = w.add("MatMulInteger", w.add("Cast", y, to=UINT8), w.constant(rng.integers(0, 256, (3, 2)), np.uint8))
+    y = w.add("MatMulInteger", w.add("Cast", y, to=UINT8), w.constant(rng.integers(0, 20, (3, 2)), np.uint8))
     return TinyFile(w, w.add("Sub", w.constant(rng.integers(-50, 50, 2), np.int32), y), size)
 
 

@@ -41,7 +41,7 @@ from bitcrown.check.strict_json import Malformed, require_strict
 MAX_POINTS = 1 << 13
 WORK = 1 << 32
 """Weights, thresholds and window members that may be looked at in all; some minutes."""
-BATCHED = 16
+BATCHED = 64
 """How many of them are looked at in the time of one where points are evaluated together."""
 Case = list[Rule]
 Wanted = Callable[[Network, Claim], Claim]
