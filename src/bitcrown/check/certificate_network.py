@@ -21,7 +21,7 @@ from math import prod
 from typing import Any
 
 Row = list[int]
-MOST_ELEMENTS = 1 << 22
+MOST_ELEMENTS = 1 << 20
 MOST_TERMS = 1 << 24
 MOST_WINDOW = 1 << 10
 
@@ -131,6 +131,7 @@ class Pool:
         sh, sw = numbers(node["strides"], 2, "strides", 1)
         top, left, _, _ = numbers(node["padding"], 4, "padding", 0)
         channels, out_h, out_w = numbers(node["shape"], 3, "the shape of an image", 1)
+        need([out_h, out_w] == windows_of(node, [kh, kw]), "a maximum does not have one output per window")
         need(channels * height * width == source_size, "a plane does not fit its source")
         need(kh * kw <= MOST_WINDOW and size * kh * kw <= MOST_TERMS, "pooling windows are too large")
         self.places: list[list[tuple[int, int]]] = []
@@ -162,6 +163,13 @@ class Pool:
         return best
 
 
+def windows_of(node: dict[str, Any], reach: Row) -> Row:
+    """How many windows of that extent fit below and beside each other; strides and padding are known to be numbers."""
+    top, left, bottom, right = node["padding"]
+    room = [h + p - r for h, p, r in zip(node["plane"], (top + bottom, left + right), reach, strict=True)]
+    return [r // s + 1 if r >= 0 else 0 for r, s in zip(room, node["strides"], strict=True)]
+
+
 def conv_rows(node: dict[str, Any], source_size: int) -> Iterator[tuple[list[tuple[int, int, int]], int]]:
     """The rows of a convolution, with the bias that padding contributes."""
     source, pad_value, groups = node["source"], integer(node["pad_value"]), integer(node["groups"])
@@ -173,6 +181,8 @@ def conv_rows(node: dict[str, Any], source_size: int) -> Iterator[tuple[list[tup
     weights, biases = node["weight"], numbers(node["bias"], outs, "the bias of a convolution")
     need(len(weights) == outs and groups > 0 and outs % groups == 0, "groups do not fit a convolution")
     ins, kh, kw = len(weights[0]), len(weights[0][0]), len(weights[0][0][0])
+    reach = [dh * (kh - 1) + 1, dw * (kw - 1) + 1]
+    need([out_h, out_w] == windows_of(node, reach), "a convolution does not have one output per window")
     need(ins * groups * height * width == source_size, "a plane does not fit its source")
     need(outs * out_h * out_w * ins * kh * kw <= MOST_TERMS, f"a convolution has more than {MOST_TERMS} terms")
     for weight in weights:
