@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(run=check_command)
 
     proof = commands.add_parser("check-certificate", help="check a proof about an integer network, independently")
-    for name, text in (("model", "ONNX or canonical JSON"), ("property", "VNNLIB or JSON"), ("certificate", "JSON")):
+    for name, text in (("model", "ONNX, .h5 or JSON"), ("property", "VNNLIB or JSON"), ("certificate", "JSON")):
         proof.add_argument(name, type=Path, help=text)
     proof.set_defaults(run=check_certificate_command)
 
