@@ -5,8 +5,8 @@ Used by the certificate checker only; shares no code with the prover. Node kinds
 is flat in C order. Integers have no width here, so no sum can wrap and no threshold means "never" but by its size.
 
 What a staircase says: for every accumulator that occurs, the output is at least ``base + #{late <= a}`` and at most
-``base + #{early <= a}``. At accumulators that cannot occur (between the attainable sums of two tensors) the two may
-contradict each other; every rule of the checker uses them one at a time, so it needs no more than those two facts.
+``base + #{early <= a}``. Between the attainable sums of two tensors, where no accumulator lies, the two may contradict
+each other (``_require_order`` sees that it is only there); every rule of the checker uses them one at a time.
 
 The form is taken apart here once; after that all sizes agree, and indices are inside. ``MOST_TERMS`` and
 ``MOST_ELEMENTS`` bound what a few letters of a form can ask for.
@@ -24,6 +24,7 @@ Row = list[int]
 MOST_ELEMENTS = 1 << 20
 MOST_TERMS = 1 << 24
 MOST_WINDOW = 1 << 10
+MOST_SUMS = 1 << 20
 
 
 class Reject(Exception):
@@ -236,6 +237,47 @@ class Network:
                 ends = step.image(self.low[step.source], self.high[step.source])
             self.low.append(ends[0])
             self.high.append(ends[1])
+        for step in self.compiled[1:]:
+            if isinstance(step, Stairs):
+                self._require_order(step)
+
+    def _require_order(self, step: Stairs) -> None:
+        """Early thresholds behind late ones only where no accumulator lies: wherever one does, a value has to exist.
+
+        Elements with the same thresholds and factors are looked at together, over all of their ranges.
+        """
+        found: dict[tuple[Any, ...], list[range]] = {}
+        first: dict[tuple[Any, ...], int] = {}
+        for e, (early, late) in enumerate(zip(step.early, step.late, strict=True)):
+            if early is late or all(a <= b for a, b in zip(early, late, strict=True)):
+                continue
+            parts, constant = self._summands(step.source, e)
+            key = id(early), id(late), tuple(f for f, _ in parts), constant
+            wide = found.get(key, [part for _, part in parts])
+            found[key] = [
+                range(min(r.start, part.start), max(r.stop, part.stop))
+                for r, (_, part) in zip(wide, parts, strict=True)
+            ]
+            first.setdefault(key, e)
+        for key, ranges in found.items():
+            need(prod(map(len, ranges)) <= MOST_SUMS, "an early threshold is later than the late one")
+            early, late = step.early[first[key]], step.late[first[key]]
+            for summands in product(*([f * v for v in r] for f, r in zip(key[2], ranges, strict=True))):
+                a = key[3] + sum(summands)
+                fits = bisect_right(late, a) <= bisect_right(early, a)
+                need(fits, f"an early threshold is later than the late one at the accumulator {a}")
+
+    def _summands(self, number: int, e: int) -> tuple[list[tuple[int, range]], int]:
+        """Factors and ranges whose sums, with a constant, are all that one element of a sum can be."""
+        step = self.compiled[number]
+        if not isinstance(step, Affine) or self.nodes[number]["op"] != "sum":
+            return [(1, range(self.low[number][e], self.high[number][e] + 1))], 0
+        if len(step.rows[e]) == 1:
+            ((source, at, factor),) = step.rows[e]
+            parts, constant = self._summands(source, at)
+            return [(factor * f, part) for f, part in parts], factor * constant + step.bias[e]
+        ranges = [(w, range(self.low[s][i], self.high[s][i] + 1)) for s, i, w in step.rows[e]]
+        return ranges, step.bias[e]
 
     @staticmethod
     def _terms(step: Affine | Stairs | Pool | None) -> int:

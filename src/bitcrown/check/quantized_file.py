@@ -75,6 +75,7 @@ def parsed_file(path: Path) -> Any:
 
 def read_file(model: Any, network: Network) -> Read:
     """Raises ``Reject`` where the network is not what the file computes, or cannot be seen to be."""
+    need(not model.functions and not model.graph.sparse_initializer, "the file has functions or sparse weights")
     reading = Reading(network)
     for tensor in model.graph.initializer:
         reading.constants[tensor.name] = _stored(tensor)

@@ -55,7 +55,8 @@ def matrix_product(reading: Reading, node: Operator) -> None:
     bias = np.zeros(len(weight))
     if node.op == "Gemm" and node.has(2):
         given = reading.constant(node, 2).astype(np.float64)
-        need(given.size in (1, len(weight)) and given.ndim <= 2, f"{node} has a bias of shape {given.shape}")
+        fits = given.size == 1 or given.shape[-1] == given.size == len(weight)
+        need(fits, f"{node} has a bias of shape {given.shape}")
         bias = np.broadcast_to(given.reshape(-1), (len(weight),))
     weights = Weights(weight.astype(np.float64), _one_each(scales), bias)
     found = []

@@ -149,6 +149,20 @@ def test_thresholds_may_cross_where_no_accumulator_lies() -> None:
             assert check(network, claim, certificate).accepted is not holds
 
 
+def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
+    """At a = 10 the value would have to be at least 2 and at most 1: anything could be proved of it."""
+    network = copy.deepcopy(NETWORK)
+    network["nodes"][1] = {"op": "sum", "shape": [2], "sources": [0], "factors": [10], "bias": [0]}
+    network["nodes"][2] |= {"shape": [2], "early": [[10, 20]], "late": [[1, 10]]}
+    claim = {"low": [0, 0], "high": [2, 2], "cases": [[{"terms": [[0, 1]], "bound": 2}]]}
+    parts = [[["split", 0, 0, 1, 1, 2]], [["propagate"], ["empty"]], [["propagate"], ["empty"]]]
+    finding = check(network, claim, signed(claim, parts, network=digest(network)))
+    assert "at the accumulator 10" in finding.message
+    network["nodes"][1] = {"op": "dense", "shape": [2], "source": 0, "weight": [[10, 0], [0, 10]], "bias": [0, 0]}
+    network["nodes"][2]["late"] = [[1, 11]]
+    assert not check(network, claim, signed(claim, parts, network=digest(network))).accepted
+
+
 REAL = {
     "outputs": [{"low": 0, "denominator": 10, "numerators": [0, 10, 11, 30]}],
     "cases": [[{"terms": [[0, [1, 1]]], "bound": [-1, 100], "strict": 0}]],
