@@ -1,16 +1,14 @@
 """Certificates of files: which checker a file is for, and what it is given.
 
 A gzipped certificate is about a float network (``check.float_certificate``, which reads the original files itself). Any
-other is about an integer network: there the checker speaks canonical JSON, while users have ``.onnx`` and ``.vnnlib``.
-Such a certificate binds the SHA-256 of the network's and of the property's canonical form. Either is given as that
-form, or as the file it comes from; then it is read as the prover reads it, and the proof is about what was read. The
-reader is compared with onnxruntime, bit for bit, on random inputs whenever it reads a file; the checking itself shares
-no code with the prover (``check.certificate_checker``).
+other argues about an integer network and an integer property, which it carries along; where it does not, the prover
+reads the files once more to have them. Either way nobody is believed: the checker verifies with readers of its own that
+they are what the files say (``check.certificate_files``), and then the proof (``check.certificate_checker``). Network
+and property can also be given in those forms, as JSON; then they are the question themselves.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from bitcrown.check.float_certificate import Outcome
     from bitcrown.quant.integer_graph import IntegerNetwork
     from bitcrown.quant.query import IntegerQuery
+    from bitcrown.spec.problem import Problem
 
 LARGEST_FILE = 1 << 30
 
@@ -32,18 +31,45 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding | Outcome
     """
     if is_gzip(certificate):
         return check_float(model, prop, certificate)
-    from bitcrown.check.certificate_checker import check
+    from bitcrown.check.certificate_checker import Finding, check
+    from bitcrown.check.certificate_files import check_h5, check_onnx
+    from bitcrown.check.strict_json import Malformed
+
+    is_file, is_text = is_kind(model, ".onnx") or is_kind(model, ".h5"), is_kind(prop, ".vnnlib")
+    if is_text and not is_file:
+        raise PropertyError(f"{prop} can only be read together with the network file that it is about, not {model}")
+    try:
+        proof = read_json(certificate)
+        if not is_file:
+            return check(read_json(model), read_json(prop), proof)
+        carried = proof.get("forms") if isinstance(proof, dict) else None
+        if isinstance(carried, dict) and carried.keys() == {"network", "property"}:
+            network, asked = carried["network"], carried["property"]
+        else:
+            network, asked = forms_of(model, prop if is_text else None)
+        problem = problem_of(model, prop) if is_text else None
+        checked = check_h5 if is_kind(model, ".h5") else check_onnx
+        return checked(model, problem, network, asked if is_text else read_json(prop), proof)
+    except Malformed as problem_with_it:
+        return Finding(False, str(problem_with_it))
+
+
+def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
+    """The integer network, and the integer property, as the prover reads the files."""
     from bitcrown.quant.certificate import network_form, property_form
 
-    if is_kind(model, ".onnx"):
-        network = read_network(model)
-        form = network_form(network)
-        asked = property_form(read_query(model, prop, network)) if is_kind(prop, ".vnnlib") else read_json(prop)
-    elif is_kind(prop, ".vnnlib"):
-        raise PropertyError(f"{prop} can only be read together with the .onnx file that it is about, not with {model}")
-    else:
-        form, asked = read_json(model), read_json(prop)
-    return check(form, asked, read_json(certificate))
+    network = read_network(model)
+    return network_form(network), property_form(read_query(model, prop, network)) if prop is not None else None
+
+
+def problem_of(model: Path, prop: Path) -> Problem:
+    """The property's cases. Raises ``PropertyError``."""
+    from bitcrown.api import load
+
+    problem = load(model, prop)
+    if len(problem.networks) != 1:
+        raise PropertyError(f"{prop} is about {len(problem.networks)} networks; certificates are about one")
+    return problem
 
 
 def is_gzip(path: Path) -> bool:
@@ -70,23 +96,26 @@ def is_kind(path: Path, suffix: str) -> bool:
 
 
 def read_network(path: Path) -> IntegerNetwork:
-    """The integer network of a quantized ONNX file. Raises ``ModelError``."""
+    """The integer network of a quantized ONNX file or a fixed-point perceptron. Raises ``ModelError``."""
+    from bitcrown.quant.fixed_point import read_h5
     from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
 
+    if is_kind(path, ".h5"):
+        return read_h5(path)
     if not looks_quantized(path):
         raise ModelError(f"{path} is no network of integers with fixed scales; certificates exist for those only")
     return read_onnx(path)
 
 
-def read_query(onnx: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
+def read_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
     """The property as the prover asks it. Raises ``PropertyError`` if its cases have different input boxes."""
-    from bitcrown.api import load
     from bitcrown.check.replay import Replay
     from bitcrown.quant.query import split_by_box
     from bitcrown.search.quantized import covering
 
-    problem = load(onnx, vnnlib)
-    kinds = Replay(problem.query, problem.networks).dtypes()
+    problem = problem_of(model, vnnlib)
+    is_onnx = is_kind(model, ".onnx")
+    kinds = Replay(problem.query, problem.networks).dtypes() if is_onnx else ["float32"] * problem.n_inputs
     queries = split_by_box(covering(problem, kinds), network)
     if len(queries) != 1:
         raise PropertyError(f"{vnnlib} has cases over {len(queries)} input boxes; a certificate is about exactly one")
@@ -94,12 +123,14 @@ def read_query(onnx: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuer
 
 
 def read_json(path: Path) -> Any:
-    """Raises ``PropertyError`` for what is no JSON file."""
+    """Raises ``PropertyError`` for what is no JSON file, ``Malformed`` for JSON that holds more than integers."""
+    from bitcrown.check.strict_json import NotJson, parsed
+
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise PropertyError(f"{path} is larger than {LARGEST_FILE >> 30} GiB")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PropertyError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except (NotJson, UnicodeDecodeError) as error:
         raise PropertyError(f"{path} is not a JSON file: {error}") from error

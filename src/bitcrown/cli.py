@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     proof = commands.add_parser("check-certificate", help="check a proof of an unsat, independently")
     for name, text in (
-        ("model", "ONNX or canonical JSON"),
+        ("model", "ONNX, .h5 or JSON"),
         ("property", "VNNLIB or JSON"),
         ("certificate", "what verify --certificate wrote"),
     ):

@@ -155,8 +155,9 @@ def test_misclassified_sample_and_bad_input(
 
 
 def test_check_certificate_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = tmp_path / "broken.json"
+    broken, empty = tmp_path / "broken.json", tmp_path / "empty.json"
     broken.write_text("{")
+    empty.write_text("{}")
     network = SUITE / "networks" / "mnist_mlp.onnx"
     prop = SUITE / "vnnlib" / "mnist_0175_eps2.vnnlib"
     plain = ROOT / "benchmarks" / "quickstart" / "onnx" / "cartpole.onnx"
@@ -164,7 +165,7 @@ def test_check_certificate_refuses_what_it_cannot_read(tmp_path: Path, capsys: p
         ((network, prop, broken), "is not a JSON file"),
         ((network, prop, tmp_path / "absent.json"), "cannot be read"),
         ((broken, prop, broken), "can only be read together"),
-        ((plain, prop, broken), "no network of integers"),
+        ((plain, prop, empty), "no network of integers"),
     ):
         assert main(["check-certificate", *map(str, files)]) == 2
         assert word in capsys.readouterr().err

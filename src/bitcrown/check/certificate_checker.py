@@ -16,6 +16,9 @@ shrink the state, ending with a step that closes it. Every step is recomputed he
 ``split``      integers: ``v <= k`` or ``v >= k + 1``; both parts must close.  ``empty``: some interval is empty.
 ``enumerate``  the inputs left are few, and each of them breaks a constraint.
 
+Every number is an ``int``: a tree that holds anything else is refused before a step is looked at (``strict_json``), so
+no arithmetic here is ever rounded. ``WORK`` bounds what a certificate can ask for.
+
 **L**: going backwards, coefficients ``mu`` on a staircase output are traded for ``lambda`` on its argument ``a``, at
 the price of ``min { mu S(a) - lambda a }`` over the argument's interval, attained at an end of it or of a level; affine
 steps transpose; a maximum over a window costs ``min { mu max(x) - lambda x }``. The input box ends it.
@@ -25,13 +28,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
-from bitcrown.check.certificate_network import WIDE, Affine, Network, Pool, Reject, Row, Stairs, State, integer, need
+from bitcrown.check.certificate_network import Affine, Network, Pool, Reject, Row, Stairs, State, need
+from bitcrown.check.certificate_points import Points
+from bitcrown.check.certificate_property import Claim, Rule, claim_of
+from bitcrown.check.certificate_shape import require_certificate, require_property
+from bitcrown.check.strict_json import Malformed, require_strict
 
-MAX_POINTS = 100_000
-Case = list[tuple[dict[int, int], int]]
+MAX_POINTS = 1 << 13
+WORK = 1 << 32
+"""Weights, thresholds and window members that may be looked at in all; some minutes."""
+BATCHED = 64
+"""How many of them are looked at in the time of one where points are evaluated together."""
+Case = list[Rule]
+Wanted = Callable[[Network, Claim], Claim]
 Slopes = dict[int, dict[tuple[int, ...], int]]
 
 
@@ -57,52 +70,61 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check(network: Any, prop: Any, certificate: Any) -> Finding:
+def check(network: Any, prop: Any, certificate: Any, wanted: Wanted | None = None) -> Finding:
     """Does ``certificate`` prove that no input of ``prop``'s box satisfies any of its cases on ``network``?
 
     All three are parsed JSON: the canonical network, ``{"low", "high", "cases"}``, and what the prover wrote.
+    ``wanted(network, claim)`` gives what has to be refuted where these two are not the question but an answer's
+    reading of it; it raises ``Reject`` where they miss a part of the question.
     """
     try:
-        need(certificate["format"] == "bitcrown-integer-certificate-1", "the certificate has an unknown format")
-        need(digest({k: v for k, v in certificate.items() if k != "digest"}) == certificate["digest"], "digest differs")
-        need(certificate["network"] == digest(network), "the certificate is for another network")
-        need(certificate["property"] == digest(prop), "the certificate is for another property")
-        return Checker(Network(network), prop, certificate).run()
-    except Reject as problem:
+        for content in (network, prop, certificate):
+            require_strict(content)
+        require_certificate(certificate)
+        require_property(prop)
+        compiled = Network(bound_to(certificate, "network", network))
+        claim = claim_of(bound_to(certificate, "property", prop), compiled)
+        if wanted is not None:
+            claim = wanted(compiled, claim)
+        return Checker(compiled, claim, certificate).run()
+    except (Reject, Malformed) as problem:
         return Finding(False, str(problem))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as problem:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
         return Finding(False, f"malformed: {type(problem).__name__} {problem}")
+
+
+def bound_to(certificate: Any, name: str, content: Any) -> Any:
+    """``content``, if the certificate is whole, and about the network or property that ``content`` is."""
+    need(certificate["format"] == "bitcrown-integer-certificate-1", "the certificate has an unknown format")
+    need(digest({k: v for k, v in certificate.items() if k != "digest"}) == certificate["digest"], "digest differs")
+    need(certificate[name] == digest(content), f"the certificate is for another {name}")
+    return content
 
 
 class Checker:
     """One certificate; ``run`` works through its parts."""
 
-    def __init__(self, network: Network, prop: dict[str, Any], certificate: dict[str, Any]) -> None:
-        self.net, self.parts = network, certificate["parts"]
-        self.roots, self.trunk = certificate["roots"], certificate["trunk"]
-        self.cases: list[Case] = []
-        for case in prop["cases"]:
-            rows: Case = []
-            for constraint in case:
-                terms = {integer(i): integer(c) for i, c in constraint["terms"]}
-                need(len(terms) == len(constraint["terms"]), "a constraint mentions an output twice")
-                need(all(0 <= i < network.sizes[network.output] for i in terms), "a constraint names no output")
-                rows.append((terms, integer(constraint["bound"])))
-            self.cases.append(rows)
-        node = network.nodes[0]
-        low = [max(integer(a), b) for a, b in zip(prop["low"], node["low"], strict=True)]
-        high = [min(integer(a), b) for a, b in zip(prop["high"], node["high"], strict=True)]
-        need(len(low) == network.sizes[0], "the box has another number of inputs than the network")
-        lows, highs = [[-WIDE] * size for size in network.sizes], [[WIDE] * size for size in network.sizes]
-        self.root = State([low, *lows[1:]], [high, *highs[1:]], {0})
+    def __init__(self, network: Network, claim: Claim, certificate: dict[str, Any]) -> None:
+        self.net, self.claim, self.cases = network, claim, claim.cases
+        self.parts, self.roots, self.trunk = certificate["parts"], certificate["roots"], certificate["trunk"]
+        self.points: Points | None = None
+        self.work = WORK
+        low = [max(a, b) for a, b in zip(claim.low, network.low[0], strict=True)]
+        high = [min(a, b) for a, b in zip(claim.high, network.high[0], strict=True)]
+        self.root = State([low, *network.low[1:]], [high, *network.high[1:]], {0})
+
+    def spend(self, work: int) -> None:
+        self.work -= work
+        need(self.work > 0, f"the certificate asks for more than {WORK} operations")
 
     def run(self) -> Finding:
         need(len(self.roots) == len(self.cases), "there is not one proof per case")
         if not self.root.is_empty():
             self.forward(self.root)
+        no_case: Case = []
         for place, step in enumerate(self.trunk):
-            self.step(self.root, [], step, f"trunk step {place}")
-        todo = [(integer(part), case, self.root.copy()) for case, part in enumerate(self.roots)]
+            self.step(self.root, no_case, step, f"trunk step {place}")
+        todo = [(part, case, self.root.copy()) for case, part in enumerate(self.roots)]
         seen: set[int] = set()
         while todo:
             number, case, state = todo.pop()
@@ -120,7 +142,6 @@ class Checker:
         """One step that shrinks the state."""
         kind = step[0]
         if kind == "propagate":
-            need(len(step) == 1, f"{where}: too many fields")
             if not state.is_empty():
                 self.forward(state)
                 self.constrain(state, case)
@@ -130,22 +151,22 @@ class Checker:
             dual = self.dual(state, self.goal(case, tau, where), slopes)
             old = state.copy()
             for node, element, low, high in entries:
-                self.tighten(old, state, dual, [integer(v) for v in (node, element, low, high)], where)
+                self.tighten(old, state, dual, [node, element, low, high], where)
         elif kind == "clip":
             _, tau, slopes, entries = step
             dual = self.dual(state, self.goal(case, tau, where), slopes)
-            self.clip(state, dual, [[integer(v) for v in entry] for entry in entries], where)
+            self.clip(state, dual, entries, where)
         else:
             need(kind == "bound", f"{where}: unknown step")
             old = state.copy()
             for node, element, sign, weight, tau, slopes in step[1]:
-                need(sign in (1, -1) and integer(weight) > 0, f"{where}: bad sign or weight")
+                need(sign in (1, -1) and weight > 0, f"{where}: bad sign or weight")
                 self.index(node, element, where)
                 goal, constant = self.goal(case, tau, where)
                 row = goal.setdefault(node, [0] * self.net.sizes[node])
                 row[element] += sign * weight
                 least = -(-self.dual(old, (goal, constant), slopes).value // weight)
-                state.narrow(node, element, *((least, WIDE) if sign > 0 else (-WIDE, -least)))
+                state.narrow(node, element, *((least, None) if sign > 0 else (None, -least)))
 
     def close(self, state: State, case: int, step: list[Any], where: str) -> list[tuple[int, State]]:
         """The last step of a part: nothing is left, or two parts are."""
@@ -155,27 +176,26 @@ class Checker:
             value = self.dual(state, self.goal(self.cases[case], tau, where), slopes).value
             need(value > 0, f"{where}: the bound is {value}, which proves nothing")
         elif kind == "empty":
-            need(len(step) == 1 and state.is_empty(), f"{where}: no interval is empty")
+            need(state.is_empty(), f"{where}: no interval is empty")
         elif kind == "enumerate":
-            need(len(step) == 1, f"{where}: too many fields")
-            self.enumerate(state, self.cases[case], where)
+            self.enumerate(state, case, where)
         else:
             need(kind == "split", f"{where}: does not end with a closing step")
-            node, element, value, first, second = (integer(v) for v in step[1:])
+            node, element, value, first, second = step[1:]
             self.index(node, element, where)
             below, above = state.copy(), state.copy()
-            below.narrow(node, element, -WIDE, value)
-            above.narrow(node, element, value + 1, WIDE)
+            below.narrow(node, element, None, value)
+            above.narrow(node, element, value + 1, None)
             return [(first, below), (second, above)]
         return []
 
     def index(self, node: int, element: int, where: str) -> None:
-        need(0 <= integer(node) < len(self.net.nodes), f"{where}: no node {node}")
-        need(0 <= integer(element) < self.net.sizes[node], f"{where}: node {node} has no element {element}")
+        need(0 <= node < len(self.net.nodes), f"{where}: no node {node}")
+        need(0 <= element < self.net.sizes[node], f"{where}: node {node} has no element {element}")
 
     def goal(self, case: Case, tau: list[int], where: str) -> tuple[dict[int, Row], int]:
         """Coefficients of ``sum tau (c o - b)`` on the output, and its constant."""
-        need(len(tau) == len(case) and all(integer(t) >= 0 for t in tau), f"{where}: multipliers do not fit the case")
+        need(len(tau) == len(case) and all(t >= 0 for t in tau), f"{where}: multipliers do not fit the case")
         row = [0] * self.net.sizes[self.net.output]
         for t, (terms, _) in zip(tau, case, strict=True):
             for i, c in terms.items():
@@ -185,10 +205,11 @@ class Checker:
     def dual(self, state: State, goal: tuple[dict[int, Row], int], slopes: list[Any]) -> Dual:
         """L for these multipliers on this state."""
         coefficients, total = goal[0], goal[1]
+        self.spend(self.net.terms)
         given: Slopes = {}
         for node, entries in slopes:
             need(node not in given, f"node {node} has its multipliers twice")
-            given[integer(node)] = {tuple(integer(p) for p in entry[:-1]): integer(entry[-1]) for entry in entries}
+            given[node] = {tuple(entry[:-1]): entry[-1] for entry in entries}
         outer: dict[int, Row] = {}
         inner: dict[int, Row] = {}
         for number in reversed(range(1, len(self.net.nodes))):
@@ -265,9 +286,10 @@ class Checker:
             value = sign * weight * step.bias[e] + times * constant
             value += sum(c * (a if c > 0 else b) for c, a, b in zip(line, low, high, strict=True))
             least = -(-value // weight)
-            state.narrow(node, e, *((least, WIDE) if sign > 0 else (-WIDE, -least)))
+            state.narrow(node, e, *((least, None) if sign > 0 else (None, -least)))
 
     def forward(self, state: State) -> None:
+        self.spend(self.net.terms)
         for number in range(1, len(self.net.nodes)):
             step = self.net.compiled[number]
             assert step is not None
@@ -299,7 +321,9 @@ class Checker:
             if number not in state.dirty:
                 continue
             if isinstance(step, Stairs):
-                state.meet(step.source, *step.preimage(state.low[number], state.high[number]))
+                source = step.source
+                ends = state.low[number], state.high[number], state.low[source], state.high[source]
+                state.meet(source, *step.preimage(*ends))
             elif node["op"] == "gather" and len(node["sources"]) == 1:
                 source = node["sources"][0]
                 low, high = list(state.low[source]), list(state.high[source])
@@ -307,15 +331,16 @@ class Checker:
                     low[e], high[e] = max(low[e], state.low[number][i]), min(high[e], state.high[number][i])
                 state.meet(source, low, high)
 
-    def enumerate(self, state: State, case: Case, where: str) -> None:
-        """Every input left is evaluated; each must break a constraint of the case."""
+    def enumerate(self, state: State, case: int, where: str) -> None:
+        """Every input left is evaluated; each must break the case."""
         count = 1
         for a, b in zip(state.low[0], state.high[0], strict=True):
             count *= max(b - a + 1, 0)
             need(count <= MAX_POINTS, f"{where}: too many inputs to enumerate")
-        for point in product(*(range(a, b + 1) for a, b in zip(state.low[0], state.high[0], strict=True))):
-            low, high = self.net.outputs(list(point))
-            holds = all(
-                sum(c * (low if c > 0 else high)[i] for i, c in terms.items()) <= bound for terms, bound in case
-            )
-            need(not holds, f"{where}: input {point[:8]} may satisfy the case")
+        self.spend(count * self.net.terms // BATCHED)
+        points = [
+            list(p) for p in product(*(range(a, b + 1) for a, b in zip(state.low[0], state.high[0], strict=True)))
+        ]
+        self.points = self.points or Points(self.net)
+        for point, low, high in zip(points, *self.points.outputs(points), strict=True):
+            need(self.claim.is_broken(case, low, high), f"{where}: input {point[:8]} may satisfy the case")

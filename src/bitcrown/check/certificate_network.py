@@ -2,7 +2,14 @@
 
 Used by the certificate checker only; shares no code with the prover. Node kinds: ``input``, ``dense``, ``conv``,
 ``sum``, ``gather`` (all affine: sparse rows of (source, element, weight)), ``staircase`` and ``maxpool``. Every tensor
-is flat in C order.
+is flat in C order. Integers have no width here, so no sum can wrap and no threshold means "never" but by its size.
+
+What a staircase says: for every accumulator that occurs, the output is at least ``base + #{late <= a}`` and at most
+``base + #{early <= a}``. Between the attainable sums of two tensors, where no accumulator lies, the two may contradict
+each other (``_require_order`` sees that it is only there); every rule of the checker uses them one at a time.
+
+The form is taken apart here once; after that all sizes agree, and indices are inside. ``MOST_TERMS`` and
+``MOST_ELEMENTS`` bound what a few letters of a form can ask for.
 """
 
 from __future__ import annotations
@@ -10,10 +17,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 from typing import Any
 
 Row = list[int]
-WIDE = 2**62
+MOST_ELEMENTS = 1 << 20
+MOST_TERMS = 1 << 24
+MOST_WINDOW = 1 << 10
+MOST_SUMS = 1 << 20
 
 
 class Reject(Exception):
@@ -30,10 +41,18 @@ def integer(value: Any) -> int:
     return int(value)
 
 
-def size_of(shape: list[int]) -> int:
-    size = 1
-    for extent in shape:
-        size *= integer(extent)
+def numbers(values: Any, count: int, what: str, least: int | None = None) -> Row:
+    """``values`` if it is a list of ``count`` integers, each at least ``least``."""
+    need(type(values) is list and len(values) == count, f"{what} is not a list of {count} integers")
+    for value in values:
+        need(type(value) is int and (least is None or value >= least), f"{what} has an entry that does not fit")
+    return list(values)
+
+
+def size_of(shape: Any) -> int:
+    need(type(shape) is list and 0 < len(shape) <= 8, "a shape is not a list of 1 to 8 integers")
+    size = prod(numbers(shape, len(shape), "a shape", 1))
+    need(size <= MOST_ELEMENTS, f"a node has more than {MOST_ELEMENTS} elements")
     return size
 
 
@@ -57,16 +76,19 @@ class Stairs:
 
     def __init__(self, node: dict[str, Any], size: int) -> None:
         self.source = integer(node["source"])
-        base, late, early = node["base"], node["late"], node["early"]
-        need(len(base) == len(late) == len(early) > 0 and size % len(base) == 0, "staircase channels do not fit")
-        for low, high in zip(early, late, strict=True):
-            need(len(low) == len(high), "staircase rows differ in length")
-            need(all(a <= b for a, b in zip(low, high, strict=True)), "an early threshold is later than the late one")
-            need(low == sorted(low) and high == sorted(high), "staircase thresholds decrease")
-        each = size // len(base)
+        channels = len(node["base"])
+        need(channels > 0 and size % channels == 0, "staircase channels do not fit")
+        base = numbers(node["base"], channels, "a base")
+        rows = {}
+        for name in ("late", "early"):
+            need(type(node[name]) is list and len(node[name]) == channels, "staircase channels do not fit")
+            rows[name] = [numbers(row, len(row), "a row of thresholds") for row in node[name]]
+            need(all(row == sorted(row) for row in rows[name]), "staircase thresholds decrease")
+        need([*map(len, rows["late"])] == [*map(len, rows["early"])], "staircase rows differ in length")
+        each = size // channels
         self.base = [base[e // each] for e in range(size)]
-        self.late = [late[e // each] for e in range(size)]
-        self.early = [early[e // each] for e in range(size)]
+        self.late = [rows["late"][e // each] for e in range(size)]
+        self.early = [rows["early"][e // each] for e in range(size)]
 
     def image(self, low: Row, high: Row) -> tuple[Row, Row]:
         """Output intervals, given those of the source."""
@@ -75,13 +97,14 @@ class Stairs:
             [b + bisect_right(t, a) for b, t, a in zip(self.base, self.early, high, strict=True)],
         )
 
-    def preimage(self, low: Row, high: Row) -> tuple[Row, Row]:
-        """Source intervals that output intervals leave; an impossible output leaves none."""
+    def preimage(self, low: Row, high: Row, source_low: Row, source_high: Row) -> tuple[Row, Row]:
+        """What output intervals leave of the source's; an impossible output leaves nothing."""
         lows, highs = [], []
         for e, (least, most) in enumerate(zip(low, high, strict=True)):
             needed, allowed, steps = least - self.base[e], most - self.base[e], len(self.late[e])
-            lows.append(WIDE if needed > steps else self.early[e][needed - 1] if needed > 0 else -WIDE)
-            highs.append(-WIDE if allowed < 0 else self.late[e][allowed] - 1 if allowed < steps else WIDE)
+            first, last = source_low[e], source_high[e]
+            lows.append(last + 1 if needed > steps else self.early[e][needed - 1] if needed > 0 else first)
+            highs.append(first - 1 if allowed < 0 else self.late[e][allowed] - 1 if allowed < steps else last)
         return lows, highs
 
     def block(self, e: int, mu: int, slope: int, low: int, high: int) -> int:
@@ -102,11 +125,16 @@ class Stairs:
 class Pool:
     """A maximum over windows: ``members[i]`` are the source elements of output i."""
 
-    def __init__(self, node: dict[str, Any]) -> None:
+    def __init__(self, node: dict[str, Any], size: int, source_size: int) -> None:
         self.source = integer(node["source"])
-        (height, width), (kh, kw), (sh, sw) = node["plane"], node["kernel"], node["strides"]
-        top, left, _, _ = node["padding"]
-        channels, out_h, out_w = node["shape"]
+        height, width = numbers(node["plane"], 2, "a plane", 1)
+        kh, kw = numbers(node["kernel"], 2, "a kernel", 1)
+        sh, sw = numbers(node["strides"], 2, "strides", 1)
+        top, left, _, _ = numbers(node["padding"], 4, "padding", 0)
+        channels, out_h, out_w = numbers(node["shape"], 3, "the shape of an image", 1)
+        need([out_h, out_w] == windows_of(node, [kh, kw]), "a maximum does not have one output per window")
+        need(channels * height * width == source_size, "a plane does not fit its source")
+        need(kh * kw <= MOST_WINDOW and size * kh * kw <= MOST_TERMS, "pooling windows are too large")
         self.places: list[list[tuple[int, int]]] = []
         for c, y, x in product(range(channels), range(out_h), range(out_w)):
             found = []
@@ -136,16 +164,36 @@ class Pool:
         return best
 
 
-def conv_rows(node: dict[str, Any]) -> Iterator[tuple[list[tuple[int, int, int]], int]]:
+def windows_of(node: dict[str, Any], reach: Row) -> Row:
+    """How many windows of that extent fit below and beside each other; strides and padding are known to be numbers."""
+    top, left, bottom, right = node["padding"]
+    room = [h + p - r for h, p, r in zip(node["plane"], (top + bottom, left + right), reach, strict=True)]
+    return [r // s + 1 if r >= 0 else 0 for r, s in zip(room, node["strides"], strict=True)]
+
+
+def conv_rows(node: dict[str, Any], source_size: int) -> Iterator[tuple[list[tuple[int, int, int]], int]]:
     """The rows of a convolution, with the bias that padding contributes."""
-    source, (height, width), (sh, sw), (dh, dw) = node["source"], node["plane"], node["strides"], node["dilations"]
-    top, left, _, _ = node["padding"]
-    outs, out_h, out_w = node["shape"]
-    per_out = outs // node["groups"]
+    source, pad_value, groups = node["source"], integer(node["pad_value"]), integer(node["groups"])
+    height, width = numbers(node["plane"], 2, "a plane", 1)
+    sh, sw = numbers(node["strides"], 2, "strides", 1)
+    dh, dw = numbers(node["dilations"], 2, "dilations", 1)
+    top, left, _, _ = numbers(node["padding"], 4, "padding", 0)
+    outs, out_h, out_w = numbers(node["shape"], 3, "the shape of an image", 1)
+    weights, biases = node["weight"], numbers(node["bias"], outs, "the bias of a convolution")
+    need(len(weights) == outs and groups > 0 and outs % groups == 0, "groups do not fit a convolution")
+    ins, kh, kw = len(weights[0]), len(weights[0][0]), len(weights[0][0][0])
+    reach = [dh * (kh - 1) + 1, dw * (kw - 1) + 1]
+    need([out_h, out_w] == windows_of(node, reach), "a convolution does not have one output per window")
+    need(ins * groups * height * width == source_size, "a plane does not fit its source")
+    need(outs * out_h * out_w * ins * kh * kw <= MOST_TERMS, f"a convolution has more than {MOST_TERMS} terms")
+    for weight in weights:
+        need(len(weight) == ins and all(len(plane) == kh for plane in weight), "a kernel is not rectangular")
+        for line in (line for plane in weight for line in plane):
+            numbers(line, kw, "a line of a kernel")
     for o, y, x in product(range(outs), range(out_h), range(out_w)):
-        row, bias = [], node["bias"][o]
-        first = (o // per_out) * len(node["weight"][o])
-        for c, plane in enumerate(node["weight"][o]):
+        row, bias = [], biases[o]
+        first = (o // (outs // groups)) * ins
+        for c, plane in enumerate(weights[o]):
             for i, line in enumerate(plane):
                 for j, weight in enumerate(line):
                     r, s = y * sh + i * dh - top, x * sw + j * dw - left
@@ -153,51 +201,127 @@ def conv_rows(node: dict[str, Any]) -> Iterator[tuple[list[tuple[int, int, int]]
                         if weight:
                             row.append((source, ((first + c) * height + r) * width + s, weight))
                     else:
-                        bias += weight * node["pad_value"]
+                        bias += weight * pad_value
         yield row, bias
 
 
 class Network:
-    """The canonical JSON form of an integer network, compiled; malformed ones raise (KeyError, TypeError, ...)."""
+    """The canonical JSON form of an integer network, compiled; malformed ones raise (Reject, KeyError, TypeError, ...).
+
+    ``low``/``high``: an interval for every element of every node, over the whole declared range of the input.
+    ``terms``: how many weights, thresholds and window members there are, which is what one pass over the network costs.
+    """
 
     def __init__(self, form: dict[str, Any]) -> None:
         need(form["format"] == "bitcrown-integer-network-1", "the network has an unknown format")
-        all_integers(form["nodes"])
         self.nodes = form["nodes"]
         self.output = integer(form["output"])
+        need(0 <= self.output < len(self.nodes), "the output is no node")
         self.sizes = [size_of(node["shape"]) for node in self.nodes]
+        need(sum(self.sizes) <= MOST_ELEMENTS, f"the network has more than {MOST_ELEMENTS} elements")
         self.compiled: list[Affine | Stairs | Pool | None] = []
+        self.terms = 0
         for number, node in enumerate(self.nodes):
             self.compiled.append(self._compile(number, node))
+            self.terms += self._terms(self.compiled[-1])
+            need(self.terms <= MOST_TERMS, f"the network has more than {MOST_TERMS} weights and thresholds")
+        first = self.nodes[0]
+        self.low = [numbers(first["low"], self.sizes[0], "the low end of the input")]
+        self.high = [numbers(first["high"], self.sizes[0], "the high end of the input")]
+        need(all(a <= b for a, b in zip(self.low[0], self.high[0], strict=True)), "the input has an empty range")
+        for step in self.compiled[1:]:
+            assert step is not None
+            if isinstance(step, Affine):
+                ends = step.ends(self.low, self.high), step.ends(self.high, self.low)
+            else:
+                ends = step.image(self.low[step.source], self.high[step.source])
+            self.low.append(ends[0])
+            self.high.append(ends[1])
+        for step in self.compiled[1:]:
+            if isinstance(step, Stairs):
+                self._require_order(step)
+
+    def _require_order(self, step: Stairs) -> None:
+        """Early thresholds behind late ones only where no accumulator lies: wherever one does, a value has to exist.
+
+        Elements with the same thresholds and factors are looked at together, over all of their ranges.
+        """
+        found: dict[tuple[Any, ...], list[range]] = {}
+        first: dict[tuple[Any, ...], int] = {}
+        for e, (early, late) in enumerate(zip(step.early, step.late, strict=True)):
+            if early is late or all(a <= b for a, b in zip(early, late, strict=True)):
+                continue
+            parts, constant = self._summands(step.source, e)
+            key = id(early), id(late), tuple(f for f, _ in parts), constant
+            wide = found.get(key, [part for _, part in parts])
+            found[key] = [
+                range(min(r.start, part.start), max(r.stop, part.stop))
+                for r, (_, part) in zip(wide, parts, strict=True)
+            ]
+            first.setdefault(key, e)
+        for key, ranges in found.items():
+            need(prod(map(len, ranges)) <= MOST_SUMS, "an early threshold is later than the late one")
+            early, late = step.early[first[key]], step.late[first[key]]
+            for summands in product(*([f * v for v in r] for f, r in zip(key[2], ranges, strict=True))):
+                a = key[3] + sum(summands)
+                fits = bisect_right(late, a) <= bisect_right(early, a)
+                need(fits, f"an early threshold is later than the late one at the accumulator {a}")
+
+    def _summands(self, number: int, e: int) -> tuple[list[tuple[int, range]], int]:
+        """Factors and ranges whose sums, with a constant, are all that one element of a sum can be."""
+        step = self.compiled[number]
+        if not isinstance(step, Affine) or self.nodes[number]["op"] != "sum":
+            return [(1, range(self.low[number][e], self.high[number][e] + 1))], 0
+        if len(step.rows[e]) == 1:
+            ((source, at, factor),) = step.rows[e]
+            parts, constant = self._summands(source, at)
+            return [(factor * f, part) for f, part in parts], factor * constant + step.bias[e]
+        ranges = [(w, range(self.low[s][i], self.high[s][i] + 1)) for s, i, w in step.rows[e]]
+        return ranges, step.bias[e]
+
+    @staticmethod
+    def _terms(step: Affine | Stairs | Pool | None) -> int:
+        if isinstance(step, Affine):
+            return len(step.rows) + sum(map(len, step.rows))
+        if isinstance(step, Stairs):
+            return len(step.late) + 2 * sum(map(len, step.late))
+        return sum(len(m) ** 2 for m in step.members) if step is not None else 0
 
     def _compile(self, number: int, node: dict[str, Any]) -> Affine | Stairs | Pool | None:
         op, size = node["op"], self.sizes[number]
-        sources = node["sources"] if "sources" in node else [node["source"]] if "source" in node else []
-        need(all(0 <= s < number for s in sources), "a node reads one that comes later")
         need((op == "input") == (number == 0), "node 0, and no other, is the input")
         if op == "input":
             return None
+        sources = node["sources"] if op in ("sum", "gather") else [node["source"]]
+        need(all(0 <= integer(s) < number for s in sources) and len(sources) > 0, "a node reads one that comes later")
         if op == "staircase":
+            need(self.sizes[sources[0]] == size, "a staircase has another size than its source")
             return Stairs(node, size)
         if op == "maxpool":
-            return Pool(node)
+            return Pool(node, size, self.sizes[sources[0]])
         rows: list[list[tuple[int, int, int]]]
         if op == "dense":
-            rows = [[(sources[0], e, w) for e, w in enumerate(line) if w] for line in node["weight"]]
-            bias = node["bias"]
+            need(len(node["weight"]) == size, "an affine node has another number of rows than outputs")
+            lines = [numbers(line, len(line), "a row of weights") for line in node["weight"]]
+            need(all(len(line) <= self.sizes[sources[0]] for line in lines), "an affine node reads beyond its source")
+            rows = [[(sources[0], e, w) for e, w in enumerate(line) if w] for line in lines]
+            bias = numbers(node["bias"], size, "a bias")
         elif op == "conv":
-            pairs = list(conv_rows(node))
+            pairs = list(conv_rows(node, self.sizes[sources[0]]))
             rows, bias = [row for row, _ in pairs], [b for _, b in pairs]
         elif op == "sum":
-            factors = node["factors"]
+            factors = numbers(node["factors"], len(sources), "the factors of a sum")
+            need(all(self.sizes[s] == size for s in sources), "a sum has another size than its sources")
             rows = [[(s, e, f) for s, f in zip(sources, factors, strict=True) if f] for e in range(size)]
-            bias = node["bias"] if len(node["bias"]) == size else node["bias"] * size
+            bias = node["bias"] * size if len(node["bias"]) == 1 else node["bias"]
+            bias = numbers(bias, size, "a bias")
         else:
             need(op == "gather", f"unknown node {op!r}")
             places = [(s, e) for s in sources for e in range(self.sizes[s])]
-            rows, bias = [[(*places[i], 1)] for i in node["index"]], [0] * size
+            index = numbers(node["index"], size, "an index", 0)
+            need(max(index) < len(places), "an affine node reads beyond its source")
+            rows, bias = [[(*places[i], 1)] for i in index], [0] * size
         need(len(rows) == size, "an affine node has another number of rows than outputs")
-        need(all(0 <= e < self.sizes[s] for row in rows for s, e, _ in row), "an affine node reads beyond its source")
         return Affine(rows, bias, set(sources))
 
     def outputs(self, point: Row) -> tuple[Row, Row]:
@@ -212,18 +336,6 @@ class Network:
             low.append(ends[0])
             high.append(ends[1])
         return low[self.output], high[self.output]
-
-
-def all_integers(content: Any) -> None:
-    """Every number in the network is an integer."""
-    if isinstance(content, dict):
-        for value in content.values():
-            all_integers(value)
-    elif isinstance(content, list):
-        for value in content:
-            all_integers(value)
-    else:
-        need(type(content) in (int, str), "the network holds something other than integers")
 
 
 class State:
@@ -245,9 +357,11 @@ class State:
             self.low[node], self.high[node] = new
             self.dirty.add(node)
 
-    def narrow(self, node: int, element: int, low: int, high: int) -> None:
+    def narrow(self, node: int, element: int, low: int | None, high: int | None) -> None:
+        """One interval cut at either end; ``None`` leaves an end as it is."""
         lows, highs = list(self.low[node]), list(self.high[node])
-        lows[element], highs[element] = max(lows[element], low), min(highs[element], high)
+        lows[element] = lows[element] if low is None else max(lows[element], low)
+        highs[element] = highs[element] if high is None else min(highs[element], high)
         self.low[node], self.high[node] = lows, highs
         self.dirty.add(node)
 

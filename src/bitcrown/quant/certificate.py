@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
 from typing import Any
 
+from bitcrown.quant.entry import EvenlySpaced
 from bitcrown.quant.integer_graph import (
     Conv,
     Dense,
@@ -24,6 +28,7 @@ from bitcrown.quant.integer_graph import (
 )
 from bitcrown.quant.proof_tree import Proof
 from bitcrown.quant.query import IntegerQuery
+from bitcrown.spec.problem import Constraint
 
 NETWORK_FORMAT = "bitcrown-integer-network-1"
 CERTIFICATE_FORMAT = "bitcrown-integer-certificate-1"
@@ -83,7 +88,11 @@ def _node_form(node: Node) -> Json:
 
 
 def property_form(query: IntegerQuery) -> Json:
-    """The canonical JSON form of what is asked: the box and the cases that must not occur."""
+    """The canonical JSON form of what is asked: the box and the cases that must not occur.
+
+    Where the outputs' real values are no affine function of their integers, ``real`` holds both: an input that is
+    evaluated is judged by the property's own cases, of which the integer ones are a consequence.
+    """
     cases = [
         [
             {"terms": [[int(i), int(c)] for i, c in constraint.terms], "bound": int(constraint.bound)}
@@ -91,7 +100,30 @@ def property_form(query: IntegerQuery) -> Json:
         ]
         for case in query.cases
     ]
-    return {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}
+    form: Json = {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}
+    if query.exact_cases is None:
+        return form
+    exit_ = query.network.exit
+    outputs = [_values_form(low, values) for low, values in zip(exit_.low.tolist(), exit_.values, strict=True)]
+    real = [[_real_form(constraint) for constraint in case] for case in query.exact_cases]
+    return {**form, "real": {"outputs": outputs, "cases": real}}
+
+
+def _values_form(low: int, values: Sequence[Fraction]) -> Json:
+    """The real values of an output's integers from ``low`` on."""
+    if isinstance(values, EvenlySpaced):
+        return {"low": low, "high": low + len(values) - 1, "step": _pair(values.step), "first": _pair(values.first)}
+    unit = lcm(*{value.denominator for value in values})
+    return {"low": low, "denominator": unit, "numerators": [int(value * unit) for value in values]}
+
+
+def _real_form(constraint: Constraint) -> Json:
+    terms = [[int(monomial[0]), _pair(factor)] for monomial, factor in constraint.terms]
+    return {"terms": terms, "bound": _pair(constraint.bound), "strict": int(constraint.strict)}
+
+
+def _pair(value: Fraction) -> list[int]:
+    return [value.numerator, value.denominator]
 
 
 def digest(content: Json) -> str:
@@ -99,14 +131,23 @@ def digest(content: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def certificate_form(query: IntegerQuery, proof: Proof, roots: tuple[int, ...], network_digest: str = "") -> Json:
-    """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was hashed before."""
+def certificate_form(
+    query: IntegerQuery, proof: Proof, roots: tuple[int, ...], network_digest: str = "", with_forms: bool = False
+) -> Json:
+    """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was hashed before.
+
+    ``with_forms``: with the network and the property that it argues about, so that it can be checked without a prover.
+    """
+    network = network_form(query.network) if with_forms or not network_digest else {}
+    asked = property_form(query)
     content: Json = {
         "format": CERTIFICATE_FORMAT,
-        "network": network_digest or digest(network_form(query.network)),
-        "property": digest(property_form(query)),
+        "network": network_digest or digest(network),
+        "property": digest(asked),
         "trunk": proof.trunk,
         "roots": list(roots),
         "parts": proof.parts,
     }
+    if with_forms:
+        content["forms"] = {"network": network, "property": asked}
     return {**content, "digest": digest(content)}

@@ -115,7 +115,9 @@ class HalfspaceClipper:
         limit = FLOAT_EXACT / (4 * line.shape[1] * reach)
         weight = np.floor(np.minimum(limit / (self.size + scale * largest(line)), MOST_WEIGHT))
         multiplier = np.rint(scale * weight)
-        fits = (weight >= 1) & (weight * self.size + multiplier * largest(line) <= limit)
+        # a line that is flat, because all its numbers are 0, would fit any number of times
+        fits = (weight >= 1) & (multiplier < FLOAT_EXACT)
+        fits &= weight * self.size + multiplier * largest(line) <= limit
         fits &= multiplier * largest(constant) + weight * largest(self.bias) < INT_EXACT / 2
         if not fits.any():
             return None

@@ -95,8 +95,10 @@ class Staircase:
     """Nondecreasing steps: between ``base + #{k: x >= late[c, k]}`` and ``base + #{k: x >= early[c, k]}``.
 
     ``base``: [C], ``early``/``late``: [C, K], each row nondecreasing; C is 1 (all elements alike) or divides N, the
-    element ``n`` then has channel ``n * C // N``. A threshold of +-WIDTH_LIMIT is never or always passed. ``note`` says
-    in words what was compiled ("scale 0.012 zero 3, half to even, uint8").
+    element ``n`` then has channel ``n * C // N``. A threshold of +-WIDTH_LIMIT is never or always passed. Accumulators
+    that cannot occur (between the attainable sums of two tensors) may be given no value at all: there, and only there,
+    an early threshold may be later than the late one. ``note`` says in words what was compiled ("scale 0.012 zero 3,
+    half to even, uint8").
     """
 
     shape: tuple[int, ...]

@@ -87,7 +87,7 @@ def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuer
             open_.append(run.unknown(Reason.REPLAY, "the lattice point found has no representative in the box"))
         elif decision.status is Status.UNSAT:
             if keeps_proof and decision.proof is not None:
-                certificate = certificate_form(query, decision.proof, decision.roots)
+                certificate = certificate_form(query, decision.proof, decision.roots, with_forms=True)
         else:
             open_.append(run.verdict(decision.status, reason=decision.reason, detail=decision.detail))
     return open_[0] if open_ else run.verdict(Status.UNSAT, "integers: staircase bounds", certificate=certificate)

@@ -79,7 +79,7 @@ BAD = [
     ([[["clip", [4], [[2, [[0, 1]]]], [[1, 1, -1, 1, 1]]], ["empty"]]], "no element"),
     ([[["clip", [-4], [[2, [[0, 1]]]], [[1, 0, -1, 1, 1]]], ["empty"]]], "multipliers do not fit"),
     ([[["prove", [1], []]], [["prove", [1], []]]], "nothing refers to"),
-    ([[["guess"]]], "closing step"),
+    ([[["guess"]]], "unknown step"),
     ("nonsense", ""),
 ]
 
@@ -93,7 +93,7 @@ def test_what_does_not_follow_is_named(parts: Any, words: str) -> None:
 def test_false_claim_is_rejected_by_enumeration_and_names_the_input() -> None:
     claim = prop(1)
     finding = check(NETWORK, claim, signed(claim, [[["enumerate"]]]))
-    assert not finding.accepted and "input (0, 0)" in finding.message
+    assert not finding.accepted and "input [0, 0]" in finding.message
 
 
 def test_every_case_needs_its_part() -> None:
@@ -135,3 +135,74 @@ def test_deep_nesting_and_missing_fields_are_findings() -> None:
     assert not check(
         NETWORK, BELOW_ONE, {"format": "bitcrown-integer-certificate-1", "digest": "", "parts": nested}
     ).accepted
+
+
+def test_thresholds_may_cross_where_no_accumulator_lies() -> None:
+    """The accumulator is 10 x: a step that is late at 1 and early at 10 says one thing about 0, 10, 20, ... only."""
+    network = copy.deepcopy(NETWORK)
+    network["nodes"][1] = {"op": "sum", "shape": [2], "sources": [0], "factors": [10], "bias": [0]}
+    network["nodes"][2] |= {"shape": [2], "early": [[10, 20]], "late": [[1, 11]]}
+    for low, bound, holds in ((1, 0, False), (1, 1, True), (2, 1, False)):
+        claim = {"low": [low, 0], "high": [2, 2], "cases": [[{"terms": [[0, 1]], "bound": bound}]]}
+        for closing in (["enumerate"], ["prove", [1], []]):
+            certificate = signed(claim, [[closing]], network=digest(network))
+            assert check(network, claim, certificate).accepted is not holds
+
+
+def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
+    """At a = 10 the value would have to be at least 2 and at most 1: anything could be proved of it."""
+    network = copy.deepcopy(NETWORK)
+    network["nodes"][1] = {"op": "sum", "shape": [2], "sources": [0], "factors": [10], "bias": [0]}
+    network["nodes"][2] |= {"shape": [2], "early": [[10, 20]], "late": [[1, 10]]}
+    claim = {"low": [0, 0], "high": [2, 2], "cases": [[{"terms": [[0, 1]], "bound": 2}]]}
+    parts = [[["split", 0, 0, 1, 1, 2]], [["propagate"], ["empty"]], [["propagate"], ["empty"]]]
+    finding = check(network, claim, signed(claim, parts, network=digest(network)))
+    assert "at the accumulator 10" in finding.message
+    network["nodes"][1] = {"op": "dense", "shape": [2], "source": 0, "weight": [[10, 0], [0, 10]], "bias": [0, 0]}
+    network["nodes"][2]["late"] = [[1, 11]]
+    assert not check(network, claim, signed(claim, parts, network=digest(network))).accepted
+
+
+REAL = {
+    "outputs": [{"low": 0, "denominator": 10, "numerators": [0, 10, 11, 30]}],
+    "cases": [[{"terms": [[0, [1, 1]]], "bound": [-1, 100], "strict": 0}]],
+}
+
+
+@pytest.mark.parametrize(
+    "bound, real, strict, words",
+    [
+        (0, [-1, 100], 0, "accepted"),  # o <= 0 is implied by y <= -1/100, which no input satisfies
+        (0, [-1, 100], 1, "accepted"),
+        (0, [0, 1], 1, "accepted"),  # y < 0
+        (0, [0, 1], 0, "may satisfy"),  # y <= 0 holds at o = 0
+        (-1, [11, 10], 0, "does not follow"),
+        (1, [11, 10], 0, "does not follow"),  # y <= 11/10 holds at o = 2
+        (3, [11, 10], 0, "may satisfy"),
+    ],
+)
+def test_inputs_are_judged_by_the_real_case_which_implies_the_integer_one(
+    bound: int, real: list[int], strict: int, words: str
+) -> None:
+    claim = {"low": [0, 0], "high": [0, 9], "cases": [[{"terms": [[0, 1]], "bound": bound}]]}
+    claim["real"] = copy.deepcopy(REAL)
+    claim["real"]["cases"][0][0] |= {"bound": real, "strict": strict}  # type: ignore[call-overload, index]
+    finding = check(NETWORK, claim, signed(claim, [[["enumerate"]]]))
+    assert words in finding.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"denominator": 0},
+        {"denominator": -10},
+        {"numerators": [0, 10, 9, 30]},
+        {"numerators": [0, 10, 11]},
+        {"numerators": [0, 10, 11, 30.0]},
+        {"low": 1},
+    ],
+)
+def test_real_values_have_to_cover_the_outputs_and_rise(change: dict[str, Any]) -> None:
+    claim = {"low": [0, 0], "high": [0, 9], "cases": [[{"terms": [[0, 1]], "bound": 0}]], "real": copy.deepcopy(REAL)}
+    claim["real"]["outputs"][0] |= change  # type: ignore[call-overload]
+    assert not check(NETWORK, claim, signed(claim, [[["enumerate"]]])).accepted

@@ -1,0 +1,140 @@
+"""The checker's readers believe nobody: a network that is not the file's is refused, whatever the prover read.
+
+Networks are the prover's reading with one of their integers changed. What the checker then still takes must enclose
+onnxruntime on every input tried: a threshold that came earlier in the early row, say, only makes a weaker claim.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bitcrown.check.certificate_network import Network, Reject
+from bitcrown.check.certificate_property import Claim
+from bitcrown.check.quantized_agreement import enclosure, require_agreement, standard_form
+from bitcrown.check.quantized_chain import FLOAT, values_of
+from bitcrown.check.quantized_file import Read, read_file
+from bitcrown.quant import qonnx
+from bitcrown.quant.certificate import network_form
+from bitcrown.quant.integer_graph import QuantError
+from bitcrown.quant.onnx_quant import read_onnx
+from tests.tiny_quantized_files import FORMS, TinyFile, outputs_at, random_file
+
+FIELDS = ("weight", "bias", "base", "early", "late", "factors", "index", "pad_value", "low", "high")
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to the integers that define a node's function."""
+    if isinstance(node, dict):
+        return [p for key in FIELDS if key in node for p in places(node[key], (key,))]
+    if isinstance(node, list):
+        return [p for k, value in enumerate(node) for p in places(value, (*path, k))]
+    return [path]
+
+
+def changed(rng: np.random.Generator, form: Any) -> Any:
+    out = copy.deepcopy(form)
+    node = out["nodes"][int(rng.integers(0 if rng.random() < 0.1 else 1, len(out["nodes"])))]
+    options = places(node)
+    if options:
+        *way, last = options[int(rng.integers(len(options)))]
+        holder = node
+        for key in way:
+            holder = holder[key]
+        holder[last] += int(rng.choice([-30, -2, -1, 1, 2, 30]))
+    return out
+
+
+def points_of(rng: np.random.Generator, file: TinyFile, count: int) -> np.ndarray:
+    if file.grid is None:
+        return rng.integers(0, 256, (count, file.size)).astype(np.uint8)
+    scale, zero = file.grid
+    return (scale * (rng.integers(-40, 296, (count, file.size)) - zero)).astype(np.float32)
+
+
+def is_enclosed(read: Read, points: np.ndarray, outputs: np.ndarray) -> bool:
+    """Whether every output of onnxruntime lies between the ends of the network."""
+    number = read.reading.net.output
+    for point, found in zip(points, outputs, strict=True):
+        x = point[:, None]
+        if read.dtype == FLOAT:
+            assert read.reading.entry is not None
+            x = values_of(read.reading.entry, x, np.arange(len(x)))[0]
+        low, high = enclosure(read, [int(v) for v in x[:, 0]])
+        ends = zip(read.outputs, low[number], high[number], found, strict=True)
+        if not all(values.of(a) <= float(y) <= values.of(b) for values, a, b, y in ends):
+            return False
+    return True
+
+
+def reading_trial(seed: int, form: str, folder: Path, damages: int) -> tuple[int, int]:
+    """How many damaged networks were refused, and how many taken; (0, 0) for a file that the prover refuses."""
+    rng = np.random.default_rng([seed, FORMS.index(form), 1])
+    file = random_file(rng, form)
+    path = folder / f"{seed}.onnx"
+    model = file.writer.model(file.output)
+    onnx.save(model, path)
+    try:
+        right = network_form(read_onnx(path, samples=4))
+    except QuantError:
+        return 0, 0
+    points = points_of(rng, file, 60)
+    outputs = outputs_at(file.writer, file.output, points)
+    read = read_file(model, Network(right))
+    assert is_enclosed(read, points, outputs)
+    require_agreement(read, Claim(read.reading.net.low[0], read.reading.net.high[0], [], [], []), str(seed))
+    refused = taken = 0
+    for _ in range(damages):
+        try:
+            wrong = read_file(model, Network(changed(rng, right)))
+        except Reject:
+            refused += 1
+            continue
+        assert is_enclosed(wrong, points, outputs)
+        taken += 1
+    return refused, taken
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count, damages", [(2, 20), pytest.param(8, 40, marks=[pytest.mark.slow])])
+def test_a_network_that_is_not_the_files_is_refused(form: str, count: int, damages: int, tmp_path: Path) -> None:
+    found = np.sum([reading_trial(seed, form, tmp_path, damages) for seed in range(count)], axis=0)
+    assert found[0] > found[1]
+
+
+@pytest.mark.parametrize("mode", sorted(qonnx.ROUNDINGS))
+@pytest.mark.parametrize("signed", [0, 1])
+def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> None:
+    """onnxruntime on the standard operators equals the prover's own arithmetic, ties and negative numbers included."""
+    from tests.quant_models import Writer
+
+    w = Writer([1, 64], opset=13)
+    scale, zero = np.float32(0.25), 1.0
+    parameters = w.constant(scale), w.constant(zero), w.constant(4.0)
+    y = w.add("Quant", "x", *parameters, domain=qonnx.DOMAINS[2], signed=signed, narrow=0, rounding_mode=mode)
+    values = (np.arange(64, dtype=np.float32) - 32) / 8
+    ends = qonnx.bit_range(4, bool(signed), False)
+    expected = (qonnx.quant_levels(mode, 1, ends)(values, scale) - 1).astype(np.float32) * scale
+    from tests.tiny_quantized_files import run_model
+
+    assert (run_model(standard_form(w.model(y)), values[None])[0] == expected).all()
+
+
+def test_checking_needs_no_code_of_the_prover() -> None:
+    """Modules that are loaded to check a certificate that carries its forms: none of the prover's rooms, no torch."""
+    script = (
+        "import sys, bitcrown.certificates, bitcrown.api, bitcrown.check.certificate_files;"
+        "from bitcrown.check import quantized_file, quantized_agreement, fixed_point_file;"
+        "print(*sorted(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True).stdout
+    rooms = {name for name in loaded.split() if name.startswith("bitcrown.") and name.count(".") > 1}
+    assert not {name for name in rooms if name.split(".")[1] in ("quant", "model", "bounds", "search", "attack")}
+    assert "torch" not in loaded.split()
