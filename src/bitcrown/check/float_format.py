@@ -2,7 +2,7 @@
 
 ``arrays`` holds every float64 array once, as hexadecimal digits of its big-endian bytes; all other numbers are JSON
 integers. Reading checks types exactly (``True`` and ``1.0`` are no integers), refuses duplicate keys, NaN and
-infinities, and limits the size of what is unpacked. ``docs/certificates_float.md`` describes the format.
+infinities, and limits the size of what is unpacked. ``docs/certificates.md`` describes the format.
 """
 
 from __future__ import annotations
