@@ -109,17 +109,30 @@ def read_network(path: Path) -> IntegerNetwork:
 
 def read_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
     """The property as the prover asks it. Raises ``PropertyError`` if its cases have different input boxes."""
-    from bitcrown.check.replay import Replay
     from bitcrown.quant.query import split_by_box
     from bitcrown.search.quantized import covering
 
     problem = problem_of(model, vnnlib)
-    is_onnx = is_kind(model, ".onnx")
-    kinds = Replay(problem.query, problem.networks).dtypes() if is_onnx else ["float32"] * problem.n_inputs
-    queries = split_by_box(covering(problem, kinds), network)
+    queries = split_by_box(covering(problem, [input_kind(model)] * problem.n_inputs), network)
     if len(queries) != 1:
         raise PropertyError(f"{vnnlib} has cases over {len(queries)} input boxes; a certificate is about exactly one")
     return queries[0]
+
+
+def input_kind(model: Path) -> str:
+    """Name of the element type of the one input of a quantized file. onnxruntime need not know its operators."""
+    if not is_kind(model, ".onnx"):
+        return "float32"
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    from bitcrown.check.quantized_file import parsed_file
+
+    graph = parsed_file(model).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    kinds = [info.type.tensor_type.elem_type for info in graph.input if info.name not in stored]
+    if len(kinds) != 1:
+        raise ModelError(f"{model} has {len(kinds)} inputs; certificates are about networks with one")
+    return str(tensor_dtype_to_np_dtype(kinds[0]))
 
 
 def read_json(path: Path) -> Any:

@@ -20,7 +20,7 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates import check_files
+from bitcrown.certificates import check_files, input_kind
 from bitcrown.check.certificate_checker import digest
 from bitcrown.quant.certificate import certificate_form
 from bitcrown.quant.decide import decide
@@ -53,7 +53,8 @@ def trial(seed: int, form: str, folder: Path) -> str:
     model, vnnlib, proof = (folder / f"{seed}{suffix}" for suffix in (".onnx", ".vnnlib", ".json"))
     onnx.save(file.writer.model(file.output), model)
     vnnlib.write_text(prop.text(outputs.shape[1]))
-    problem = covering(load(model, vnnlib))
+    problem = load(model, vnnlib)
+    problem = covering(problem, [input_kind(model)] * problem.n_inputs)
     if not problem.cases:
         return "vacuous"
     assert looks_quantized(model)
@@ -90,7 +91,8 @@ def proof_of(model: Path, prop: Property, folder: Path, outputs: int) -> tuple[P
     vnnlib = folder / "property.vnnlib"
     vnnlib.write_text(prop.text(outputs))
     network = read_onnx(model)
-    (query,) = split_by_box(covering(load(model, vnnlib)), network)
+    problem = load(model, vnnlib)
+    (query,) = split_by_box(covering(problem, [input_kind(model)] * problem.n_inputs), network)
     decision = decide(query, Budget.of_seconds(60), 0, True)
     if decision.status is not Status.UNSAT or decision.proof is None:
         return vnnlib, None

@@ -219,3 +219,40 @@ def test_semantics_say_what_a_proof_of_float32_is_about(semantics: str, tmp_path
     settings = Settings(semantics=semantics, device="cpu", threads=1)
     verdict = verify(load(str(path), str(asked)), settings, seconds=3)
     assert (verdict.status == "unsat") == (semantics == "real")
+
+
+def one_node(folder: Path, op: str, dtype: type, attrs: dict[str, float], constants: dict[str, float]) -> Path:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x, y = (helper.make_tensor_value_info(name, kind, [1]) for name in "xy")
+    node = helper.make_node(op, ["x", *constants], ["y"], **attrs)
+    weights = [numpy_helper.from_array(np.array(value, dtype), name) for name, value in constants.items()]
+    graph = helper.make_graph([node], "g", [x], [y], weights)
+    path = folder / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("op", "limits"), [("Clip", {"low": -1e31, "high": 1e31}), ("Min", {"high": 1e31})])
+def test_huge_limits_bind(op: str, limits: dict[str, float], dtype: type, tmp_path: Path) -> None:
+    """Limits from 1e30 on were read as none, and outputs proved to lie above them."""
+    graph = read_graph(one_node(tmp_path, op, dtype, {}, limits))
+    asked = problem(1, 1, "(assert (>= X_0 1e32)) (assert (<= X_0 2e32)) (assert (<= Y_0 1.5e31))")
+    assert not proves(graph, objective_of(asked))
+    assert proves(
+        graph, objective_of(problem(1, 1, "(assert (>= X_0 1e32)) (assert (<= X_0 2e32)) (assert (<= Y_0 9e30))"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "expected"),
+    [
+        ("Selu", 1.0, float(np.float32(1.0507009873554805))),
+        ("LeakyRelu", -1.0, -float(np.float32(0.01))),
+        ("HardSigmoid", 1.0, float(np.float32(0.2)) + 0.5),
+    ],
+)
+def test_attributes_left_out_are_float32(op: str, x: float, expected: float, tmp_path: Path) -> None:
+    """In float64 networks the defaults of the standard were read as decimals, off by 1e-8; in files they are float32."""
+    network = Network(read_graph(one_node(tmp_path, op, np.float64, {}, {})), torch.float64)
+    assert float(network(torch.tensor([[x]], dtype=torch.float64))) == pytest.approx(expected, rel=1e-15)

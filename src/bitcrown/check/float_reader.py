@@ -68,6 +68,10 @@ class Call:
     def has(self, place: int) -> bool:
         return place < len(self.inputs) and self.inputs[place] is not None
 
+    def real(self, attribute: str, default: float) -> float:
+        """A real attribute: the file holds a float32, and the standard's default for one that is left out is one."""
+        return float(np.float32(self.attributes.get(attribute, default)))
+
     def integers(self, place: int, attribute: str = "") -> list[int] | None:
         """Integers of an input or, in older files, of an attribute; None where neither is there."""
         if self.has(place):

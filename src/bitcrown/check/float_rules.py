@@ -27,8 +27,8 @@ def gemm(b: Builder, call: Call) -> Sequence[Tensor]:
     if call.attributes.get("transA", 0) or len(x.shape) != 2 or weight.ndim != 2:
         raise call.refuse("a transposed first factor")
     weight = weight if call.attributes.get("transB", 0) else weight.T
-    weight = weight * float(call.attributes.get("alpha", 1.0))
-    bias = exact(call.constant(2), call) * float(call.attributes.get("beta", 1.0)) if call.has(2) else 0.0
+    weight = weight * call.real("alpha", 1.0)
+    bias = exact(call.constant(2), call) * call.real("beta", 1.0) if call.has(2) else 0.0
     return [b.dense(x, weight, bias, (x.shape[0], weight.shape[0]))]
 
 
@@ -90,7 +90,7 @@ def normalise(b: Builder, call: Call) -> Sequence[Tensor]:
     if call.attributes.get("training_mode", 0):
         raise call.refuse("training mode")
     scale, bias, mean, variance = (exact(call.constant(place), call) for place in range(1, 5))
-    epsilon = float(call.attributes.get("epsilon", 1e-5))
+    epsilon = call.real("epsilon", 1e-5)
     if not (variance >= 0).all() or not epsilon > 0:
         raise call.refuse("a negative variance")
     axes = (len(scale), *[1] * (len(x.shape) - 2))
@@ -194,7 +194,7 @@ def relu(b: Builder, call: Call) -> Sequence[Tensor]:
 @rule("LeakyRelu", "PRelu")
 def leaky_relu(b: Builder, call: Call) -> Sequence[Tensor]:
     x = call.entry()
-    slope = exact(call.constant(1), call) if call.op == "PRelu" else float(call.attributes.get("alpha", 0.01))
+    slope = exact(call.constant(1), call) if call.op == "PRelu" else call.real("alpha", 0.01)
     return [b.combine([(x, slope), (b.relu(x), 1.0 - np.asarray(slope))], 0.0, x.shape)]
 
 
@@ -207,7 +207,7 @@ def absolute(b: Builder, call: Call) -> Sequence[Tensor]:
 @rule("Clip")
 def clip(b: Builder, call: Call) -> Sequence[Tensor]:
     x = call.entry()
-    limits = [float(call.attributes.get("min", -math.inf)), float(call.attributes.get("max", math.inf))]
+    limits = [call.real("min", -math.inf), call.real("max", math.inf)]
     for place in (1, 2):
         if call.has(place):
             limits[place - 1] = float(exact(call.constant(place), call).reshape(()))

@@ -194,5 +194,5 @@ def _is_number(value: float, form: Format) -> bool:
 def _normalised_size(b: Builder, node: OnnxNode) -> float:
     """What is added to ``x scale``, in absolute terms: the shift is a difference."""
     gain, shift, mean, variance = (b.constant(name, "a parameter").astype(np.float64) for name in node.inputs[1:5])
-    scale = gain / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    scale = gain / np.sqrt(variance + node.real("epsilon", 1e-5))
     return float(np.max(np.abs(shift) + np.abs(mean * scale), initial=0.0))

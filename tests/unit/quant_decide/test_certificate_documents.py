@@ -95,7 +95,8 @@ def test_certificates_of_fixed_point_files(tmp_path: Path) -> None:
         vnnlib.write_text("\n".join([*box, f"(assert ({relation} Y_0 {least}))"]))
 
     ask("<")
-    (query,) = split_by_box(covering(load(model, vnnlib)), network)
+    problem = load(model, vnnlib)
+    (query,) = split_by_box(covering(problem, ["float32"] * problem.n_inputs), network)
     decision = decide(query, Budget.of_seconds(60), 0, True)
     assert decision.status is Status.UNSAT and decision.proof is not None
     for with_forms in (True, False):

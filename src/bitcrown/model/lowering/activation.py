@@ -8,7 +8,7 @@ import numpy as np
 
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
-from bitcrown.model.lowering.builder import UNLIMITED, Builder, OnnxNode, lowers
+from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
@@ -36,7 +36,7 @@ def leaky_relu(b: Builder, node: OnnxNode) -> None:
     if node.op == "Abs":
         b.bind(node, b.absolute(x))
     elif node.op == "LeakyRelu":
-        b.bind(node, b.leaky(x, float(node.attrs.get("alpha", 0.01))))
+        b.bind(node, b.leaky(x, node.real("alpha", 0.01)))
     else:
         b.bind(node, b.leaky(x, b.constant(node.inputs[1], "the slope").astype(np.float64)))
 
@@ -44,7 +44,7 @@ def leaky_relu(b: Builder, node: OnnxNode) -> None:
 @lowers("Clip")
 def clip(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
-    low, high = float(node.attrs.get("min", -math.inf)), float(node.attrs.get("max", math.inf))
+    low, high = node.real("min", -math.inf), node.real("max", math.inf)
     if len(node.inputs) > 1 and node.inputs[1]:
         low = float(b.constant(node.inputs[1], "the lower limit").reshape(()))
     if len(node.inputs) > 2 and node.inputs[2]:
@@ -53,27 +53,25 @@ def clip(b: Builder, node: OnnxNode) -> None:
 
 
 def _clipped(b: Builder, x: str, low: float, high: float) -> str:
-    """Limits beyond ``UNLIMITED`` are none."""
+    """Limits from ``b.unlimited`` on are none."""
     if not low <= high:
         raise UnsupportedError(f"node {b.source!r}: Clip between {low} and {high}")
-    if low > -UNLIMITED and high < UNLIMITED:
+    has_low, has_high = low > -b.unlimited(), high < b.unlimited()
+    if has_low and has_high:
         return b.emit("Clip", (x,), {"min": low, "max": high})
-    if low > -UNLIMITED:
+    if has_low:
         return b.scaled(b.relu(b.scaled(x, None, -low)), None, low) if low else b.relu(x)
-    return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if high < UNLIMITED else x
+    return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if has_high else x
 
 
 @lowers("Elu", "Selu", "Celu")
 def elu(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     if node.op == "Selu":
-        alpha, gain = (
-            float(node.attrs.get("alpha", 1.6732632423543772)),
-            float(node.attrs.get("gamma", 1.0507009873554805)),
-        )
+        alpha, gain = node.real("alpha", 1.6732632423543772), node.real("gamma", 1.0507009873554805)
         b.bind(node, b.scaled(b.emit("Elu", (x,), {"alpha": alpha}), gain, None))
         return
-    alpha = float(node.attrs.get("alpha", 1.0))
+    alpha = node.real("alpha", 1.0)
     if node.op == "Celu" and not alpha > 0:
         raise UnsupportedError(f"node {node.name!r}: Celu with alpha {alpha}")
     if node.op == "Elu":
@@ -85,8 +83,8 @@ def elu(b: Builder, node: OnnxNode) -> None:
 @lowers("HardSigmoid", "HardSwish")
 def hard_sigmoid(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
-    alpha = float(node.attrs.get("alpha", 0.2)) if node.op == "HardSigmoid" else 1.0 / 6.0
-    beta = float(node.attrs.get("beta", 0.5)) if node.op == "HardSigmoid" else 0.5
+    alpha = node.real("alpha", 0.2) if node.op == "HardSigmoid" else float(np.float32(1.0 / 6.0))
+    beta = node.real("beta", 0.5) if node.op == "HardSigmoid" else 0.5
     gate = b.emit("Clip", (b.scaled(x, alpha, beta),), {"min": 0.0, "max": 1.0})
     b.bind(node, gate if node.op == "HardSigmoid" else product(b, x, gate))
 
@@ -104,7 +102,7 @@ def gated(b: Builder, node: OnnxNode) -> None:
     if node.op == "Mish":
         gate = b.emit("Tanh", (b.emit("Softplus", (x,)),))
     else:
-        gate = b.emit("Sigmoid", (b.scaled(x, float(node.attrs.get("alpha", 1.0)), None),))
+        gate = b.emit("Sigmoid", (b.scaled(x, node.real("alpha", 1.0), None),))
     b.bind(node, product(b, x, gate))
 
 

@@ -30,6 +30,11 @@ class OnnxNode:
     attrs: Mapping[str, Any]
     opset: int
 
+    def real(self, key: str, default: float) -> float:
+        """A real attribute: in a file it is a float32, and so is the standard's default for one that is left out."""
+        with np.errstate(over="ignore"):
+            return float(np.float32(self.attrs.get(key, default)))
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -46,9 +51,6 @@ Lowering = Callable[["Builder", OnnxNode], None]
 LOWERINGS: dict[str, Lowering] = {}
 LARGEST = 1 << 28
 """Entries of the largest tensor a model may have: files are untrusted and shapes are cheap to write."""
-
-UNLIMITED = 1e30
-"""Limits at the ends of the float32 range are how exporters write "none"."""
 
 
 def lowers(*names: str) -> Callable[[Lowering], Lowering]:
@@ -235,18 +237,23 @@ class Builder:
         """``|x| = 2 relu(x) - x``."""
         return self.leaky(x, -1.0)
 
+    def unlimited(self) -> float:
+        """From where on a limit is none: exporters write the greatest number of a type for it. Smaller ones bind."""
+        widest = np.float64 if "float64" in self.dtypes.values() else np.float32
+        return float(np.finfo(widest).max)
+
     def maximum(self, a: str, b: str) -> str:
         """``max(a, b) = b + relu(a - b)``: splits like any other ReLU, and loses no digit unless ``b`` is huge."""
         limit = self._known(b)
-        if limit is not None and (limit <= -UNLIMITED).any():
-            return self._where_limited(a, limit, limit > -UNLIMITED, self.maximum)
+        if limit is not None and (limit <= -self.unlimited()).any():
+            return self._where_limited(a, limit, limit > -self.unlimited(), self.maximum)
         return self.binary("Add", self.relu(self.binary("Sub", a, b)), b)
 
     def minimum(self, a: str, b: str) -> str:
         """``min(a, b) = b - relu(b - a)``."""
         limit = self._known(b)
-        if limit is not None and (limit >= UNLIMITED).any():
-            return self._where_limited(a, limit, limit < UNLIMITED, self.minimum)
+        if limit is not None and (limit >= self.unlimited()).any():
+            return self._where_limited(a, limit, limit < self.unlimited(), self.minimum)
         return self.binary("Sub", b, self.relu(self.binary("Sub", b, a)))
 
     def _where_limited(self, a: str, limit: np.ndarray, applies: np.ndarray, best: Callable[[str, str], str]) -> str:

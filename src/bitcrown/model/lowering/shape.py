@@ -123,7 +123,7 @@ def pad(b: Builder, node: OnnxNode) -> None:
     rank = len(b.shape(x))
     mode = node.attrs.get("mode", "constant")
     given = list(node.attrs["pads"]) if "pads" in node.attrs else b.integers(node.inputs[1], "the padding")
-    value = float(node.attrs.get("value", 0.0))
+    value = node.real("value", 0.0)
     if len(node.inputs) > 2 and node.inputs[2]:
         value = float(b.constant(node.inputs[2], "the padding value").reshape(()))
     axes = list(range(rank))

@@ -14,7 +14,7 @@ FARTHEST = 1 << 20
 @lowers("Gemm")
 def gemm(b: Builder, node: OnnxNode) -> None:
     """``alpha A' B' + beta C`` where ``'`` may be a transposition."""
-    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    alpha, beta = node.real("alpha", 1.0), node.real("beta", 1.0)
     left, right = (
         _operand(b, node.inputs[i], bool(node.attrs.get(key, 0))) for i, key in enumerate(("transA", "transB"))
     )
@@ -213,7 +213,7 @@ def batch_normalization(b: Builder, node: OnnxNode) -> None:
         raise UnsupportedError(f"node {node.name!r} normalises by batch statistics: export the model for inference")
     x = b.node_of(node.inputs[0])
     gain, shift, mean, variance = (b.constant(t, "a parameter").astype(np.float64) for t in node.inputs[1:5])
-    variance = variance + float(node.attrs.get("epsilon", 1e-5))
+    variance = variance + node.real("epsilon", 1e-5)
     if not (variance > 0).all():
         raise ModelError(f"node {node.name!r} normalises by a variance that is not positive")
     scale = gain / np.sqrt(variance)
