@@ -253,6 +253,23 @@ def test_huge_limits_bind(op: str, limits: dict[str, float], dtype: type, tmp_pa
     ],
 )
 def test_attributes_left_out_are_float32(op: str, x: float, expected: float, tmp_path: Path) -> None:
-    """In float64 networks the defaults of the standard were read as decimals, off by 1e-8; in files they are float32."""
+    """In float64 networks the defaults of the standard were read as decimals, off by 1e-8; files hold float32."""
     network = Network(read_graph(one_node(tmp_path, op, np.float64, {}, {})), torch.float64)
     assert float(network(torch.tensor([[x]], dtype=torch.float64))) == pytest.approx(expected, rel=1e-15)
+
+
+def test_no_certificate_where_roundings_are_proved(tmp_path: Path) -> None:
+    """The certificate of a float16 network would be about another function than the verdict."""
+    path = one_node(tmp_path, "LeakyRelu", np.float16, {}, {})
+    (tmp_path / "p.vnnlib").write_text(
+        "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 1))(assert (<= X_0 2))(assert (>= Y_0 9))"
+    )
+    asked = load(path, tmp_path / "p.vnnlib")
+    verdict = verify(asked, Settings(device="cpu"), cpu_seconds=20.0, want_certificate=True)
+    assert (verdict.status.value, verdict.certificate) == ("unsat", None)
+    assert "float16" in verdict.counters["no_certificate"]
+    asked = load(one_node(tmp_path, "LeakyRelu", np.float32, {}, {}), tmp_path / "p.vnnlib")
+    for semantics, has_one in (("runtime", False), ("real", True)):
+        settings = Settings(device="cpu", semantics=semantics)
+        verdict = verify(asked, settings, cpu_seconds=20.0, want_certificate=True)
+        assert verdict.status.value == "unsat" and (verdict.certificate is not None) == has_one

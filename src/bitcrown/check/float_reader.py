@@ -25,7 +25,8 @@ from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.spec.query import Query
 
 MAX_ELEMENTS = 1 << 24
-FLOATS = (np.float16, np.float32, np.float64)
+FLOATS = (np.float32, np.float64)
+"""Of tensors in a proof about a real function. Sixteen-bit networks round by more than their properties often allow."""
 
 
 class Entry(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from bitcrown.check.certificate_network import Reject, need
-from bitcrown.check.quantized_chain import FLOAT, TO_FLOAT, Array, Step, Tensor, spread
+from bitcrown.check.quantized_chain import FLOAT, INPUT, TO_FLOAT, Array, Step, Tensor, spread
 from bitcrown.check.quantized_reading import Operator, Reading, computed, rule, type_range
 
 QONNX = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
@@ -289,6 +289,8 @@ def move(reading: Reading, node: Operator) -> None:
             reading.grids[node.outputs[0]] = ints, scales
         return
     tensors = reading.given(name)
+    if tensors[0].size and int(tensors[0].nodes[0]) != INPUT:  # a node that is known in this order is so moved, too
+        tensors = reading.views(name)
     (index,) = computed(node, [np.arange(tensors[0].size).reshape(tensors[0].shape), *others])
     reading.bind(node, [tensor.moved(index) for tensor in tensors])
 
