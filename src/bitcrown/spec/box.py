@@ -81,6 +81,10 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
     Only implied bounds are added, so no point that satisfies the ties is lost. Differences such as ``x <= z`` may
     tighten repeatedly (a chain of equalities passes its bounds on to the end); any other constraint only fills in
     bounds that are missing, because repeated tightening could go on for ever in ever smaller steps.
+
+    A bound may be read as the number of the input's type that is nearest to it (``slack``), and what holds of the
+    decimals need not hold of those. So implied bounds are looser by that much, except of ``x <= z``, where both are
+    read alike; and bounds that cross by less are left as they were: ties are constraints of the case in any event.
     """
     users: dict[int, list[int]] = {}
     for place, tie in enumerate(ties):
@@ -94,10 +98,14 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
         place = queue.popleft()
         queued[place] = False
         for number, is_upper, value in _implied(box, ties[place]):
+            other = box.get_lower(number) if is_upper else box.get_upper(number)
+            if other is not None and (is_less(value, other) if is_upper else is_less(other, value)):
+                if abs(value - other) > slack(value) + slack(other):
+                    box.tighten(number, is_upper, value)
+                    return number
+                continue
             if not box.tighten(number, is_upper, value):
                 continue
-            if box.is_empty_at(number):
-                return number
             for user in users[number]:
                 if not queued[user] and user != place:
                     queued[user] = True
@@ -116,6 +124,9 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
         return []
     total = sum((value for value in least if value is not None), Fraction(0))
     is_difference = len(tie.terms) == 2 and tie.terms[0][1] == -tie.terms[1][1]
+    room = Fraction(0)
+    if not is_difference or tie.bound:
+        room = sum((slack(value) for value in least if value is not None), Fraction(0))
     implied: list[tuple[int, bool, Fraction]] = []
     for (monomial, coefficient), own in zip(tie.terms, least, strict=True):
         if missing and own is not None:
@@ -124,8 +135,18 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
         known = box.get_upper(number) if is_upper else box.get_lower(number)
         if known is None or is_difference:
             rest = total if own is None else total - own
-            implied.append((number, is_upper, (tie.bound - rest) / coefficient))
+            implied.append((number, is_upper, (tie.bound - rest + room) / coefficient))
     return implied
+
+
+def slack(bound: Fraction) -> Fraction:
+    """At least the distance of a bound from the nearest number of any float type: half a step of bfloat16, or of the
+    smallest float16. Numbers of eight digits in base two, neither large nor small, are numbers of all types."""
+    top, bottom = abs(bound.numerator), bound.denominator
+    is_dyadic = bottom & (bottom - 1) == 0 and bottom <= 1 << 14
+    if is_dyadic and top <= 1 << 15 and (top == 0 or top // (top & -top) < 1 << 8):
+        return Fraction(0)
+    return abs(bound) / 256 + Fraction(1, 2**25)
 
 
 def reduced(constraints: list[Constraint]) -> list[Constraint]:
@@ -165,8 +186,10 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
         if single is not None:
             number, coefficient = single
             end = box.get_lower(number) if coefficient > 0 else box.get_upper(number)
-            if end is not None and _misses(coefficient * end, constraint.bound, constraint.strict):
-                return (constraint,)
+            if end is not None:
+                least = coefficient * end - abs(coefficient) * slack(end)
+                if _misses(least, constraint.bound, constraint.strict):
+                    return (constraint,)
         if several:
             opposite = tuple((monomial, -coefficient) for monomial, coefficient in constraint.terms)
             other = seen.get(opposite)

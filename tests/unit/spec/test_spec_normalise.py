@@ -310,3 +310,12 @@ def test_hidden_variables_parse_but_cannot_be_decided() -> None:
     assert len(pair("(assert (<= Y[0,0] 1.0))").cases) == 1
     with pytest.raises(UnsupportedError, match="hidden tensor H"):
         pair("(assert (<= H[0] 1.0))")
+
+
+def test_decimals_that_are_read_as_other_numbers_empty_no_box() -> None:
+    """In float16, 0.06 is 0.05999 and 0.2 is 0.19995: the difference of what is read is not that of the decimals."""
+    pins = "(assert (= X_0 0.06)) (assert (= X_1 0.2))"
+    asked = problem(f"{pins} (assert (<= (- X_1 X_0) 0.13998))")
+    assert [len(case.constraints) for case in asked.cases] == [1]
+    assert asked.cases[0].lower[:2] == asked.cases[0].upper[:2] == (Fraction("0.06"), Fraction("0.2"))
+    assert problem(f"{pins} (assert (<= (- X_1 X_0) 0.1))").cases == ()
