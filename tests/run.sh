@@ -14,4 +14,4 @@ fi
 cd "$dir"
 # A file of tests stays with one of as many processes as there are cores, each of which computes on one thread.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m pytest -n "$(nproc)" --dist loadfile "$@"
+exec "$python" -m pytest -n logical --dist loadfile "$@"
