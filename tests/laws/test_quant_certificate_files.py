@@ -168,6 +168,27 @@ def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Pa
             assert check_files(model, vnnlib, tmp_path / "proof.json").accepted
 
 
+def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
+    """Float32 products of a scale are not quite evenly spaced, so that the integers allow what the values exclude."""
+    w = Writer([1, 1], UINT8)
+    x = w.add("DequantizeLinear", "x", w.constant(np.float32(0.7324)), w.constant(0, np.uint8))
+    model = w.save(tmp_path, w.quantized(x, np.float32(0.1320939), 0, np.uint8))
+    greatest = Fraction(float(run(model, np.array([[255]], dtype=np.uint8))[0, 0]))
+
+    def asked(excess: Fraction) -> tuple[Path, dict[str, Any] | None]:
+        return proof_of(model, Property([2.0], [74.0], [[({0: -1}, -greatest - excess, False)]]), tmp_path, 1)
+
+    vnnlib, certificate = asked(Fraction(1, 10**9))
+    assert certificate is not None and certificate["forms"]["property"]["cases"] == [
+        [{"bound": -255, "terms": [[0, -1]]}]
+    ]
+    (tmp_path / "proof.json").write_text(json.dumps(certificate))
+    finding = check_files(model, vnnlib, tmp_path / "proof.json")
+    assert finding.accepted, finding.message
+    vnnlib, none = asked(Fraction(0))
+    assert none is None and not check_files(model, vnnlib, tmp_path / "proof.json").accepted
+
+
 def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) -> None:
     """Network and proof are right, but the property carried along asks less: another box, a missing case, a bound."""
     rng = np.random.default_rng(1)

@@ -78,21 +78,24 @@ class EvenValues(Values):
 
 
 class Claim(NamedTuple):
-    """``cases``: what the proof refutes; ``real[n]``: the property's cases that imply case n, where known."""
+    """``cases``: what the proof refutes; ``real[n]``: the property's cases that case n stands for, None if unknown.
+
+    Nothing asked depends on a case that stands for none: it need not be refuted.
+    """
 
     low: Row
     high: Row
     cases: list[list[Rule]]
     outputs: list[Values]
-    real: list[list[list[RealRule]]]
+    real: list[list[list[RealRule]] | None]
 
     def is_broken(self, case: int, low: Row, high: Row) -> bool:
-        """Whether no output between ``low`` and ``high`` satisfies the case."""
+        """Whether no output between ``low`` and ``high`` satisfies the case, or any real one that it stands for."""
         if not all(rule.may_hold(low, high) for rule in self.cases[case]):
             return True
-        return bool(self.real[case]) and all(
-            any(not rule.allows(least_value(rule, self.outputs, low, high)) for rule in rules)
-            for rules in self.real[case]
+        real = self.real[case]
+        return real is not None and all(
+            any(not rule.allows(least_value(rule, self.outputs, low, high)) for rule in rules) for rules in real
         )
 
 
@@ -141,7 +144,7 @@ def claim_of(form: dict[str, Any], network: Network) -> Claim:
     size, outputs = network.sizes[0], network.sizes[network.output]
     low, high = (numbers(form[name], size, "the box of the property") for name in ("low", "high"))
     cases = [[_rule(constraint, outputs) for constraint in case] for case in form["cases"]]
-    claim = Claim(low, high, cases, [], [[] for _ in cases])
+    claim = Claim(low, high, cases, [], [None] * len(cases))
     return _with_real(claim, form["real"], network) if "real" in form else claim
 
 

@@ -202,7 +202,7 @@ def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Clai
             raise Reject(f"case {number} of the property implies no case of the certificate")
         real[found].append(rules)
         place = found + 1
-    return hint._replace(outputs=read.outputs, real=real)
+    return hint._replace(outputs=read.outputs, real=[*real])
 
 
 def _real_rule(constraint: Constraint, n_inputs: int, outputs: int) -> RealRule:

@@ -21,7 +21,7 @@ class CaseObjective:
 
     def __init__(self, program: Program, query: IntegerQuery) -> None:
         self.program = program
-        shape = len(query.cases), max((len(case) for case in query.cases), default=1)
+        shape = len(query.cases), max((1, *(len(case) for case in query.cases)))  # a case may have no constraint left
         self.matrix = np.zeros((*shape, program.sizes[program.output]), dtype=np.int64)
         self.bound, self.used = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         for c, case in enumerate(query.cases):
@@ -38,7 +38,7 @@ class CaseObjective:
         used = self.used[cases] & (ends > limit)
         table = self.program.stairs.get(node)
         alone = ~used.any(axis=1)
-        if table is None or not alone.any():
+        if table is None or not table.late.shape[1] or not alone.any():  # a constant has no step to be pinned to
             return Objective(node, matrix, limit, np.where(alone[:, None], self.used[cases], used)), None
         source = table.source
         factor = np.einsum("rt,rtn->rn", self.used[cases].astype(np.int64), matrix)
