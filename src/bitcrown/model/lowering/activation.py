@@ -8,7 +8,7 @@ import numpy as np
 
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
-from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.builder import HUGE, Builder, OnnxNode, lowers
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
@@ -57,8 +57,9 @@ def _clipped(b: Builder, x: str, low: float, high: float) -> str:
     if not low <= high:
         raise UnsupportedError(f"node {b.source!r}: Clip between {low} and {high}")
     has_low, has_high = low > -b.unlimited(), high < b.unlimited()
-    if has_low and has_high:
-        return b.emit("Clip", (x,), {"min": low, "max": high})
+    is_huge = (has_low and abs(low) >= HUGE) or (has_high and abs(high) >= HUGE)
+    if (has_low and has_high) or is_huge:
+        return b.emit("Clip", (x,), {"min": low if has_low else -math.inf, "max": high if has_high else math.inf})
     if has_low:
         return b.scaled(b.relu(b.scaled(x, None, -low)), None, low) if low else b.relu(x)
     return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if has_high else x

@@ -53,6 +53,11 @@ LARGEST = 1 << 28
 """Entries of the largest tensor a model may have: files are untrusted and shapes are cheap to write."""
 
 
+HUGE = 1e30
+"""From where on a limit is kept apart: a sum with it has no digit left of what it limits."""
+MOST_LIMITS = 8
+
+
 def lowers(*names: str) -> Callable[[Lowering], Lowering]:
     """Register a lowering function for ONNX operators ``names``."""
 
@@ -245,24 +250,43 @@ class Builder:
     def maximum(self, a: str, b: str) -> str:
         """``max(a, b) = b + relu(a - b)``: splits like any other ReLU, and loses no digit unless ``b`` is huge."""
         limit = self._known(b)
-        if limit is not None and (limit <= -self.unlimited()).any():
-            return self._where_limited(a, limit, limit > -self.unlimited(), self.maximum)
+        if limit is not None and (limit <= -HUGE).any():
+            return self._limited(a, limit, "min", limit <= -HUGE, limit <= -self.unlimited(), self.maximum)
         return self.binary("Add", self.relu(self.binary("Sub", a, b)), b)
 
     def minimum(self, a: str, b: str) -> str:
         """``min(a, b) = b - relu(b - a)``."""
         limit = self._known(b)
-        if limit is not None and (limit >= self.unlimited()).any():
-            return self._where_limited(a, limit, limit < self.unlimited(), self.minimum)
+        if limit is not None and (limit >= HUGE).any():
+            return self._limited(a, limit, "max", limit >= HUGE, limit >= self.unlimited(), self.minimum)
         return self.binary("Sub", b, self.relu(self.binary("Sub", b, a)))
 
-    def _where_limited(self, a: str, limit: np.ndarray, applies: np.ndarray, best: Callable[[str, str], str]) -> str:
-        """``best(a, limit)`` where the limit applies and ``a`` elsewhere."""
-        if not applies.any():
-            return self.expanded(a, np.broadcast_shapes(self.shape(a), limit.shape))
-        limited = best(a, self.known(np.where(applies, limit, 0.0)))
-        kept = self.scaled(limited, applies.astype(np.float64), None)
-        return self.binary("Add", kept, self.scaled(a, 1.0 - applies, None))
+    def _limited(
+        self,
+        a: str,
+        limit: np.ndarray,
+        key: str,
+        is_huge: np.ndarray,
+        is_none: np.ndarray,
+        best: Callable[[str, str], str],
+    ) -> str:
+        """``best(a, limit)``, by a ``Clip`` where the limit ``is_huge``, and ``a`` itself where it ``is_none``."""
+        a = self.expanded(a, np.broadcast_shapes(self.shape(a), limit.shape))
+        parts: list[tuple[np.ndarray, str]] = [(is_none, a)] if is_none.any() else []
+        for value in np.unique(limit[is_huge & ~is_none]):
+            ends = {"min": -math.inf, "max": math.inf, key: float(value)}
+            parts.append((limit == value, self.emit("Clip", (a,), ends)))
+        if not is_huge.all():
+            parts.append((~is_huge, best(a, self.known(np.where(is_huge, 0.0, limit)))))
+        if len(parts) > MOST_LIMITS:
+            raise UnsupportedError(f"node {self.source!r}: limits of {len(parts)} magnitudes beyond {HUGE:g}")
+        if len(parts) == 1:
+            return parts[0][1]
+        chosen = [self.scaled(part, where.astype(np.float64), None) for where, part in parts]
+        total = chosen[0]
+        for part in chosen[1:]:
+            total = self.binary("Add", total, part)
+        return total
 
     def axis(self, value: int, rank: int) -> int:
         """``value`` counted from the front. Raises ``ModelError`` if there is no such axis."""
