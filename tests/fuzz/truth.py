@@ -178,7 +178,8 @@ class Judge:
         found = self.reference.outputs(point)
         if found is not None and satisfied_case(prop, point, *found) is not None:
             tolerance = AGREEMENT.get(own.dtype.name, 2e-3) * max(float(np.abs(found[0]).max()), 1e-30)
-            if np.abs(own.astype(np.float64) - found[0]).max() <= tolerance:
+            # the evaluator is not right about the shapes of all operators: then it cannot say
+            if own.shape == found[0].shape and np.abs(own.astype(np.float64) - found[0]).max() <= tolerance:
                 return "real"
         return "runtime" if by_runtime else ""
 
