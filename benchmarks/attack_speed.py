@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitcrown.attack.suite import Progress, run_suite
-from bitcrown.evaluate.attacking import ball_of
-from bitcrown.evaluate.data import read_images
+from bitcrown.attacks.images.suite import Progress, run_suite
+from bitcrown.evaluation.attacking import ball_of
+from bitcrown.evaluation.data.sets import read_images
 from bitcrown.model.classifier import GraphClassifier, read_classifier
 
 NAMES = ("apgd-ce", "apgd-t", "fab-t", "square")

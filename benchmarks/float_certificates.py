@@ -42,8 +42,8 @@ def damaged(onnx: Path, prop: Path, certificate: Path, count: int) -> dict[str, 
     import numpy as np
 
     from bitcrown.api import load
-    from bitcrown.check.float_certificate import check, subject_of
-    from bitcrown.check.float_format import encode
+    from bitcrown.check.certificates.floats.checker import check, subject_of
+    from bitcrown.check.certificates.floats.format import encode
     from tests.float_certificates import mutated
 
     random, subject = np.random.default_rng(0), subject_of(load(onnx, prop))

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from bitcrown import Settings, load, verify
-from bitcrown.evaluate.data import read_images
-from bitcrown.harness.provenance import commit, dependency_versions, machine
+from bitcrown.evaluation.data.sets import read_images
+from bitcrown.provenance import commit, dependency_versions, machine
 
 HERE = Path(__file__).resolve().parent
 PARTS = {"check": 20, "tests": 120, "instances": 90, "roots": 110, "training": 60, "attacks": 60}

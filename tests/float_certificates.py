@@ -11,10 +11,10 @@ import numpy as np
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certification.writer import certificate_of
-from bitcrown.check.float_certificate import Subject, subject_of
-from bitcrown.check.float_format import decode
-from bitcrown.check.float_nodes import Combine, Dense, FloatNetwork, Gather, Relu
+from bitcrown.certificates.writer import certificate_of
+from bitcrown.check.certificates.floats.checker import Subject, subject_of
+from bitcrown.check.certificates.floats.format import decode
+from bitcrown.check.certificates.floats.nodes import Combine, Dense, FloatNetwork, Gather, Relu
 from tests.random_networks import box_property, dense_graph, save_onnx
 
 SECONDS = 60.0

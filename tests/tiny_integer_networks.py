@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from bitcrown.quant.integer_graph import (
+from bitcrown.quant.network.graph import (
     WIDTH_LIMIT,
     Conv,
     Dense,

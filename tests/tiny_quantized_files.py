@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bitcrown.quant.qonnx import has_quant, standard_form
+from bitcrown.quant.formats.qonnx import has_quant, standard_form
 from tests.quant_models import UINT8, Writer, run
 
 FORMS = ("qdq", "qdq image", "branches", "float output", "qlinear", "qlinear image", "integer", "whole", "qonnx")

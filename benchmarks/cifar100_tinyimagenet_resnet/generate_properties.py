@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from bitcrown.errors import BitcrownError, DataError
-from bitcrown.evaluate.data import centre_crop, read_images, unit_pixels
+from bitcrown.evaluation.data.sets import centre_crop, read_images, unit_pixels
 
 HERE = Path(__file__).resolve().parent
 EPS = np.float32(1 / 255)

@@ -25,16 +25,16 @@ from typing import Any
 
 import torch
 
+from bitcrown.bounds.alpha_beta import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import interval_bounds
-from bitcrown.bounds.layer_bounds import LayerBounder
-from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.errors import BitcrownError
-from bitcrown.evaluate.data import read_images
-from bitcrown.harness.provenance import commit, machine
+from bitcrown.evaluation.data.sets import read_images
 from bitcrown.harness.results import append_record
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.provenance import commit, machine
 from bitcrown.train.architectures import ARCHITECTURES, architecture
 from bitcrown.train.images import NORMALISATIONS, Normalisation, centre_crop
 from bitcrown.train.network import TrainableNetwork

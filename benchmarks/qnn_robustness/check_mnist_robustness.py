@@ -71,8 +71,8 @@ def decide(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    from bitcrown.quant.bitvectors import encode
-    from bitcrown.quant.smtlib import smtlib_script
+    from bitcrown.quant.smt.formula import encode
+    from bitcrown.quant.smt.smtlib import smtlib_script
 
     benchmark = Benchmark.of(options.dataset)
     image, label = benchmark.samples.sample(options.sample_id)
@@ -96,7 +96,7 @@ def dense_cases(query: IntegerQuery) -> tuple[tuple[tuple[tuple[int, ...], int],
 
 
 def radius(options: argparse.Namespace) -> int:
-    from bitcrown.quant.radius import maximum_radius
+    from bitcrown.quant.search.radius import maximum_radius
 
     benchmark = Benchmark.of(options.dataset)
     image, label = benchmark.samples.sample(options.sample_id)

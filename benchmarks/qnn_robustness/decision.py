@@ -12,10 +12,10 @@ import numpy as np
 from samples import MISCLASSIFIED, ROBUST, TIMEOUT, VULNERABLE, Benchmark, Query
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificate_checker import check
-from bitcrown.quant.certificate import certificate_form, digest, network_form, property_form
-from bitcrown.quant.decide import decide
+from bitcrown.check.certificates.integers.checker import check
+from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
 from bitcrown.quant.query import robustness_query
+from bitcrown.quant.search.decide import decide
 from bitcrown.verdict import Status
 
 WORDS = {Status.SAT: VULNERABLE, Status.UNSAT: ROBUST, Status.TIMEOUT: TIMEOUT}

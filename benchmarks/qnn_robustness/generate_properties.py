@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from samples import DATASETS, HERE, MISCLASSIFIED, ROBUST, VULNERABLE, Benchmark, Query, network_path, published
+from samples import (
+    DATASETS,
+    HERE,
+    MISCLASSIFIED,
+    ROBUST,
+    VULNERABLE,
+    Benchmark,
+    Query,
+    network_path,
+    published,
+)
 
 from bitcrown.harness.results import read_records
 

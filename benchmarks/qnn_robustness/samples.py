@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from bitcrown.errors import PropertyError
-from bitcrown.quant.integer_bounds import Program
-from bitcrown.quant.integer_graph import IntegerNetwork
-from bitcrown.quant.onnx_quant import read_onnx
+from bitcrown.quant.bounds.intervals import Program
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network.graph import IntegerNetwork
 
 HERE = Path(__file__).resolve().parent
 DATASETS = ("mnist", "fashion-mnist")

@@ -27,20 +27,20 @@ from typing import Any
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificate_checker import check
+from bitcrown.check.certificates.integers.checker import check
 from bitcrown.errors import BitcrownError
 from bitcrown.harness.instance import parse_timeout
-from bitcrown.harness.provenance import commit, machine
 from bitcrown.harness.results import append_record, read_records
-from bitcrown.quant.certificate import certificate_form, digest, network_form, property_form
-from bitcrown.quant.decide import Decision, decide
-from bitcrown.quant.entry import WholeEntry
-from bitcrown.quant.fixed_point import read_h5
-from bitcrown.quant.integer_bounds import Program
-from bitcrown.quant.integer_graph import IntegerNetwork
-from bitcrown.quant.onnx_quant import read_onnx
+from bitcrown.provenance import commit, machine
+from bitcrown.quant.bounds.intervals import Program
+from bitcrown.quant.formats.fixed_point import read_h5
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network.entry import WholeEntry
+from bitcrown.quant.network.graph import IntegerNetwork
+from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, label_query
-from bitcrown.quant.radius import maximum_radius
+from bitcrown.quant.search.decide import Decision, decide
+from bitcrown.quant.search.radius import maximum_radius
 from bitcrown.verdict import Status
 
 DECIDED, WRONG, BAD_INPUT = 0, 1, 2

@@ -20,12 +20,23 @@ from typing import Any
 
 import numpy as np
 from decision import accepts, answer, save_certificate
-from samples import DATASETS, MISCLASSIFIED, ROBUST, TIMEOUT, VERDICTS, VULNERABLE, Benchmark, Query, published, ranges
+from samples import (
+    DATASETS,
+    MISCLASSIFIED,
+    ROBUST,
+    TIMEOUT,
+    VERDICTS,
+    VULNERABLE,
+    Benchmark,
+    Query,
+    published,
+    ranges,
+)
 
 from bitcrown.errors import BitcrownError, SettingsError
 from bitcrown.harness.instance import parse_timeout
-from bitcrown.harness.provenance import commit, machine
 from bitcrown.harness.results import append_record, read_records
+from bitcrown.provenance import commit, machine
 
 DECIDED, WRONG, BAD_INPUT, UNDECIDED = 0, 1, 2, 3
 UNKNOWN = "unknown"

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitcrown.attack.bpda import Classifier, bpda
-from bitcrown.evaluate.data import read_images
+from bitcrown.attacks.images.bpda import Classifier, bpda
+from bitcrown.evaluation.data.sets import read_images
 from bitcrown.zoo.networks import ZooNetwork, build_network
 from bitcrown.zoo.weights import save_weights
 

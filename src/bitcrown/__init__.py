@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitcrown.api import attack, bounds, evaluate, load, verify
+    from bitcrown.api import attack, bound, evaluate, load, verify
     from bitcrown.budget import Budget
     from bitcrown.errors import BitcrownError
     from bitcrown.settings import Settings
@@ -29,7 +29,7 @@ __all__ = [
     "Verdict",
     "Witness",
     "attack",
-    "bounds",
+    "bound",
     "evaluate",
     "load",
     "verify",
@@ -45,18 +45,11 @@ _HOMES = {
     "Verdict": "verdict",
     "Witness": "verdict",
     "attack": "api",
-    "bounds": "api",
+    "bound": "api",
     "evaluate": "api",
     "load": "api",
     "verify": "api",
 }
-
-# The first import of a package binds its name in its parent: done here, once, so that ``bitcrown.bounds`` and the like
-# stay functions. (The packages themselves are found by ``from bitcrown.bounds import ...``; they import nothing.)
-for _package in ("attack", "bounds", "evaluate"):
-    import_module(f"bitcrown.{_package}")
-    del globals()[_package]
-del _package
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 problem = bitcrown.load("net.onnx", "property.vnnlib")
 verdict = bitcrown.verify(problem)
-lower, upper = bitcrown.bounds(problem)
+lower, upper = bitcrown.bound(problem)
 found = bitcrown.attack("net.onnx", images, labels, "8/255")
 evaluation = bitcrown.evaluate("net.onnx", images, labels, ["1/255", "2/255"], bounds="bab")
 
@@ -30,11 +30,11 @@ from bitcrown.verdict import Status, Verdict
 if TYPE_CHECKING:
     import numpy as np
 
-    from bitcrown.attack.suite import SuiteResult
-    from bitcrown.evaluate.data import ImageSet
-    from bitcrown.evaluate.plan import Plan
-    from bitcrown.evaluate.runs import Evaluation
-    from bitcrown.evaluate.subjects import Subject
+    from bitcrown.attacks.images.suite import SuiteResult
+    from bitcrown.evaluation.data.sets import ImageSet
+    from bitcrown.evaluation.plan import Plan
+    from bitcrown.evaluation.runs import Evaluation
+    from bitcrown.evaluation.subjects import Subject
 
 Radius = str | float | Fraction
 """In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for it."""
@@ -97,20 +97,20 @@ def verify(
     run = Run(problem, settings, budget, report, want_certificate)
     verdict = decide(run)
     if want_certificate and verdict.status is Status.UNSAT and "is_exact" not in run.counters:
-        from bitcrown.certification.writer import certified
+        from bitcrown.certificates.writer import certified
 
         return certified(run, verdict)
     return verdict
 
 
-def bounds(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def bound(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Sound lower and upper bounds of ``tensor`` (an output if None) over the input box of one case.
 
     Arrays have the tensor's ONNX shape; float64, rounded outward. ``tensor`` is a name as ``bitcrown inspect`` prints
     it. Raises ``UnsupportedError`` if the network has an operation without a rule, ``PropertyError`` for an unknown
     tensor name or case number.
     """
-    from bitcrown.search.layers import tensor_bounds
+    from bitcrown.search.tensor_bounds import tensor_bounds
 
     if not 0 <= case < len(problem.cases):
         raise PropertyError(f"case {case} does not exist: the property has {len(problem.cases)} cases")
@@ -142,7 +142,7 @@ def attack(
     """
     import torch
 
-    from bitcrown.attack.suite import run_suite
+    from bitcrown.attacks.images.suite import run_suite
 
     plan = _plan(model, eps, mean, std, weights, batch=batch, norm=norm, attack=suite, bpda=bpda, settings=settings)
     subject, pixels = _opened(plan, model, images, labels)
@@ -184,8 +184,8 @@ def evaluate(
     ``out``: folder in which an interrupted evaluation goes on; ``seconds``, or ``cpu_seconds`` of computing, are for
     the bounds of one image. The result has a ``record``, ``table()`` and ``html()``.
     """
-    from bitcrown.evaluate.proving import parse_levels
-    from bitcrown.evaluate.runs import evaluate_runs
+    from bitcrown.evaluation.proving import parse_levels
+    from bitcrown.evaluation.runs import evaluate_runs
 
     radii = [eps] if isinstance(eps, str | float | int | Fraction) else list(eps)
     levels = parse_levels(bounds)
@@ -217,8 +217,8 @@ def _plan(
     **others: Any,
 ) -> Plan:
     """What a caller asks, in exact numbers."""
-    from bitcrown.evaluate.plan import Plan
-    from bitcrown.evaluate.subjects import ZOO
+    from bitcrown.evaluation.plan import Plan
+    from bitcrown.evaluation.subjects import ZOO
 
     name = type(model).__name__ if callable(model) else str(model)
     return Plan(
@@ -235,9 +235,9 @@ def _plan(
 def _opened(plan: Plan, model: Any, images: np.ndarray, labels: np.ndarray) -> tuple[Subject, ImageSet]:
     import numpy as np
 
-    from bitcrown.evaluate.data import ImageSet, unit_pixels
-    from bitcrown.evaluate.plan import open_subject
-    from bitcrown.evaluate.subjects import TorchSubject
+    from bitcrown.evaluation.data.sets import ImageSet, unit_pixels
+    from bitcrown.evaluation.plan import open_subject
+    from bitcrown.evaluation.subjects import TorchSubject
     from bitcrown.search.decision import device_of
 
     pixels = ImageSet("images", unit_pixels(np.asarray(images)), np.asarray(labels, dtype=np.int64))
@@ -279,4 +279,4 @@ def decide(
     return verify(problem, settings, budget=budget, report=report, want_certificate=want_certificate), problem
 
 
-__all__ = ["UnsupportedError", "attack", "bounds", "decide", "evaluate", "load", "verify"]
+__all__ = ["UnsupportedError", "attack", "bound", "decide", "evaluate", "load", "verify"]

@@ -56,7 +56,7 @@ def attempt(seed: int, index: int, folder: Path) -> dict[str, Any]:
 
 def checked(network: Path, prop: Path, certificate: bytes, folder: Path) -> dict[str, Any]:
     """What the checker says: ``accepted``, ``rejected``, ``refused`` or ``traceback``."""
-    from bitcrown.certificates import check_files
+    from bitcrown.certificates.files import check_files
     from bitcrown.errors import BitcrownError
 
     path = folder / "proof.json"
@@ -141,21 +141,21 @@ def _moved_onto(prop: Property, point: Array, outputs: Array) -> Property:
 
 
 def _digest(tree: Any) -> dict[str, Any]:
-    from bitcrown.check.certificate_checker import digest
+    from bitcrown.check.certificates.integers.checker import digest
 
     return {"digest": digest({key: value for key, value in tree.items() if key != "digest"})}
 
 
 def _forms(network: Path, prop: Path) -> tuple[Any, Any]:
-    from bitcrown.certificates import read_network, read_query
-    from bitcrown.quant.certificate import network_form, property_form
+    from bitcrown.certificates.files import read_network, read_query
+    from bitcrown.quant.proof.writer import network_form, property_form
 
     read = read_network(network)
     return network_form(read), property_form(read_query(network, prop, read))
 
 
 def _binding(network: Path, prop: Path) -> dict[str, Any]:
-    from bitcrown.check.certificate_checker import digest
+    from bitcrown.check.certificates.integers.checker import digest
 
     form, asked = _forms(network, prop)
     return {"network": digest(form), "property": digest(asked), "forms": (form, asked)}
@@ -237,7 +237,7 @@ def _steps(document: bytes) -> str:
 
 def _wide(rng: random.Random, folder: Path) -> dict[str, Any]:
     """Networks and properties as JSON, with numbers that no machine word holds."""
-    from bitcrown.check.certificate_checker import digest
+    from bitcrown.check.certificates.integers.checker import digest
 
     form, prop, is_satisfiable = wide_claim(rng)
     files = folder / "network.json", folder / "property.json"
@@ -254,7 +254,7 @@ def _wide(rng: random.Random, folder: Path) -> dict[str, Any]:
 def _float(rng: np.random.Generator, other: random.Random, folder: Path) -> dict[str, Any]:
     """A piecewise linear network in rationals; only a version with float certificates has something to check."""
     try:
-        from bitcrown.check.float_certificate import subject_of
+        from bitcrown.check.certificates.floats.checker import subject_of
     except ImportError:
         return {"kind": "no float certificates"}
     from bitcrown.errors import BitcrownError

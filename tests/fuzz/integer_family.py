@@ -35,8 +35,8 @@ MOST_POINTS = 400
 @contextlib.contextmanager
 def only_search() -> Iterator[None]:
     """Nothing but single points left over by splitting is tried; larger boxes are never enumerated."""
-    from bitcrown.quant import decide
-    from bitcrown.quant.integer_search import SearchSettings
+    from bitcrown.quant.search import decide
+    from bitcrown.quant.search.search import SearchSettings
 
     judge, settings = decide.Judge.try_points, decide.SearchSettings
     decide.Judge.try_points = lambda self, points: judge(self, points) if len(points) == 1 else None
@@ -127,7 +127,7 @@ def values(instance: Instance) -> tuple[Array, Array]:
 def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dict[str, Any]:
     """``word``: a status, ``refused`` or ``traceback``; ``witness`` [n] and ``certificate`` (accepted or why not)."""
     import bitcrown
-    from bitcrown.certificates import check_files
+    from bitcrown.certificates.files import check_files
     from bitcrown.errors import BitcrownError
 
     network, prop, proof = folder / "net.onnx", folder / "prop.vnnlib", folder / "proof.json"

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sound_networks import ROOT, Damage, dense, float_models, floats, odd_models, onnx_inside, quantized_models
+from sound_networks import (
+    ROOT,
+    Damage,
+    dense,
+    float_models,
+    floats,
+    odd_models,
+    onnx_inside,
+    quantized_models,
+)
 
 from bitcrown.errors import PropertyError
 
@@ -145,7 +154,7 @@ def _train_checkpoint() -> list[bytes]:
 
 
 def _picture() -> bytes:
-    from bitcrown.evaluate.png import png
+    from bitcrown.evaluation.report.png import png
 
     return png(_levels(4, 400, 1))
 
@@ -153,7 +162,7 @@ def _picture() -> bytes:
 def _standing() -> Any:
     import torch
 
-    from bitcrown.attack.progress import Standing
+    from bitcrown.attacks.images.progress import Standing
 
     return Standing.fresh(torch.zeros(2, 1, 2, 2), 3)
 
@@ -161,7 +170,7 @@ def _standing() -> Any:
 def _attack_state() -> list[bytes]:
     import torch
 
-    from bitcrown.attack.progress import save
+    from bitcrown.attacks.images.progress import save
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suite.npz"
@@ -201,7 +210,7 @@ def _onnx(data: bytes, folder: Path) -> None:
 
 
 def _quantized(data: bytes, folder: Path) -> None:
-    from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
+    from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
 
     path = _put(folder, "net.onnx", data)
     if looks_quantized(path):
@@ -247,7 +256,7 @@ def _property(data: bytes, folder: Path) -> None:
 
 def _images(name: str, **beside: bytes) -> Callable[[bytes, Path], None]:
     def read(data: bytes, folder: Path) -> None:
-        from bitcrown.evaluate.data import read_images
+        from bitcrown.evaluation.data.sets import read_images
 
         for other, content in beside.items():
             _put(folder, other.replace("__", "-").replace("_dot_", "."), content)
@@ -257,7 +266,7 @@ def _images(name: str, **beside: bytes) -> Callable[[bytes, Path], None]:
 
 
 def _labels(data: bytes, folder: Path) -> None:
-    from bitcrown.evaluate.data import read_images
+    from bitcrown.evaluation.data.sets import read_images
 
     _put(folder, "sheet.labels.npy", data)
     read_images(_put(folder, "sheet.png", _picture()))
@@ -278,7 +287,7 @@ def _result_2(data: bytes, folder: Path) -> None:
 
 
 def _records(data: bytes, folder: Path) -> None:
-    from bitcrown.cli import main
+    from bitcrown.cli.main import main
 
     code = main(["report", str(_put(folder, "records.jsonl", data))])
     assert code in (0, 2)
@@ -299,7 +308,7 @@ def _expected(data: bytes, folder: Path) -> None:
 
 
 def _weights(data: bytes, folder: Path) -> None:
-    from bitcrown.quant.fixed_point import read_h5
+    from bitcrown.quant.formats.fixed_point import read_h5
 
     read_h5(_put(folder, "a.h5", data))
 
@@ -339,13 +348,13 @@ def _checkpoint(data: bytes, folder: Path) -> None:
 def _state(data: bytes, folder: Path) -> None:
     import torch
 
-    from bitcrown.attack.progress import load
+    from bitcrown.attacks.images.progress import load
 
     load(_put(folder, "suite.npz", data), _standing(), "question", torch.zeros(2, 3))
 
 
 def _journal(data: bytes, folder: Path) -> None:
-    from bitcrown.evaluate.journal import Journal
+    from bitcrown.evaluation.journal import Journal
 
     _put(folder, "setup.json", b'{"eps": "1/255"}')
     _put(folder, "images.jsonl", data)
@@ -354,7 +363,7 @@ def _journal(data: bytes, folder: Path) -> None:
 
 
 def _setup(data: bytes, folder: Path) -> None:
-    from bitcrown.evaluate.journal import Journal
+    from bitcrown.evaluation.journal import Journal
 
     _put(folder, "setup.json", data)
     Journal(folder, {"eps": "1/255"})

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.alpha_beta import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.bounds.crown import relaxations_of
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval
-from bitcrown.bounds.layer_ascent import LayerAscent
-from bitcrown.bounds.layer_bounds import LayerBounder
-from bitcrown.bounds.optimise import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network

@@ -11,9 +11,20 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitcrown.check.evaluate import Checker, formula_holds
+from bitcrown.check.truth import Checker, formula_holds
 from bitcrown.check.witness import inward_box
-from bitcrown.spec.query import And, Compare, Const, NetworkDecl, Or, Product, Query, Sum, TensorDecl, Var
+from bitcrown.spec.query import (
+    And,
+    Compare,
+    Const,
+    NetworkDecl,
+    Or,
+    Product,
+    Query,
+    Sum,
+    TensorDecl,
+    Var,
+)
 
 KINDS = [np.float16, np.float32, np.float64]
 decimals = st.decimals(min_value=-20, max_value=20, allow_nan=False, places=4)

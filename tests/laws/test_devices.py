@@ -66,7 +66,7 @@ def test_every_tensor_is_made_where_the_network_is(
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
     if search.endswith("clipping"):
         monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
-        monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
     with DeviceWatch() as watch:
         for formula in ("(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"):
             decide(dense_graph(4, [6, 24, 24, 2]), tmp_path, 0.4, formula, "cpu")
@@ -137,7 +137,7 @@ def test_cuda_decides_as_the_cpu_does(seed: int, formula: str, tmp_path: Path) -
 
 @pytest.mark.gpu
 def test_cuda_bounds_are_those_of_the_cpu() -> None:
-    from bitcrown.bounds.layer_bounds import LayerBounder
+    from bitcrown.bounds.intermediate import LayerBounder
     from bitcrown.model.execute import Network
 
     for seed in range(5):

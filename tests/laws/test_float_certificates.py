@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.certification.neurons import NeuronSearch
-from bitcrown.certification.writer import certificate_of
-from bitcrown.check.float_bounds import Bounder, Box, relu_line
-from bitcrown.check.float_certificate import check
-from bitcrown.check.float_format import Reject, encode
-from bitcrown.check.float_layers import layer_bounds
-from bitcrown.check.float_steps import leaf_values
+from bitcrown.certificates.neurons import NeuronSearch
+from bitcrown.certificates.writer import certificate_of
+from bitcrown.check.certificates.floats.bounds import Bounder, Box, relu_line
+from bitcrown.check.certificates.floats.checker import check
+from bitcrown.check.certificates.floats.format import Reject, encode
+from bitcrown.check.certificates.floats.layers import layer_bounds
+from bitcrown.check.certificates.floats.steps import leaf_values
 from bitcrown.spec.decimals import decimal_text
 from tests.float_certificates import dense_subject, exact_output, mutated, written
 

@@ -20,13 +20,13 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates import check_files, input_kind
-from bitcrown.check.certificate_checker import digest
-from bitcrown.quant.certificate import certificate_form
-from bitcrown.quant.decide import decide
-from bitcrown.quant.integer_graph import QuantError, Staircase
-from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
+from bitcrown.certificates.files import check_files, input_kind
+from bitcrown.check.certificates.integers.checker import digest
+from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.quant.network.graph import QuantError, Staircase
+from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import split_by_box
+from bitcrown.quant.search.decide import decide
 from bitcrown.search.quantized import covering
 from bitcrown.verdict import Status
 from tests.fuzz.mutations import mutations

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitcrown.check.certificate_checker import check, digest
-from bitcrown.check.strict_json import Malformed, parsed
-from bitcrown.quant.certificate import network_form, property_form
-from bitcrown.quant.integer_graph import Conv, Dense, Input, IntegerNetwork, Node, Staircase
+from bitcrown.check.certificates.integers.checker import check, digest
+from bitcrown.check.certificates.strict_json import Malformed, parsed
+from bitcrown.quant.network.graph import Conv, Dense, Input, IntegerNetwork, Node, Staircase
+from bitcrown.quant.proof.writer import network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
 from tests.fuzz.mutations import mutations as damaged
 from tests.laws.test_quant_decide import mutated, mutations, proved_queries

@@ -16,15 +16,19 @@ import numpy as np
 import onnx
 import pytest
 
-from bitcrown.check.certificate_network import Network, Reject
-from bitcrown.check.certificate_property import Claim
-from bitcrown.check.quantized_agreement import enclosure, require_agreement, standard_form
-from bitcrown.check.quantized_chain import FLOAT, values_of
-from bitcrown.check.quantized_file import Read, read_file
-from bitcrown.quant import qonnx
-from bitcrown.quant.certificate import network_form
-from bitcrown.quant.integer_graph import QuantError
-from bitcrown.quant.onnx_quant import read_onnx
+from bitcrown.check.certificates.integers.network import Network, Reject
+from bitcrown.check.certificates.integers.property import Claim
+from bitcrown.check.certificates.quantized.agreement import (
+    enclosure,
+    require_agreement,
+    standard_form,
+)
+from bitcrown.check.certificates.quantized.chain import FLOAT, values_of
+from bitcrown.check.certificates.quantized.file import Read, read_file
+from bitcrown.quant.formats import qonnx
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network.graph import QuantError
+from bitcrown.quant.proof.writer import network_form
 from tests.tiny_quantized_files import FORMS, TinyFile, outputs_at, random_file
 
 FIELDS = ("weight", "bias", "base", "early", "late", "factors", "index", "pad_value", "low", "high")
@@ -130,7 +134,7 @@ def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> 
 def test_checking_needs_no_code_of_the_prover() -> None:
     """Modules that are loaded to check a certificate that carries its forms: none of the prover's rooms, no torch."""
     script = (
-        "import sys, bitcrown.certificates, bitcrown.api, bitcrown.check.certificate_files;"
+        "import sys, bitcrown.certificates.files, bitcrown.api, bitcrown.check.certificates.files;"
         "from bitcrown.check import quantized_file, quantized_agreement, fixed_point_file;"
         "print(*sorted(sys.modules))"
     )

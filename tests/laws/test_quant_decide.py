@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificate_checker import check
-from bitcrown.check.certificate_checker import digest as content_digest
-from bitcrown.quant.certificate import certificate_form, network_form, property_form
-from bitcrown.quant.decide import Decision, decide
-from bitcrown.quant.integer_bounds import Program
-from bitcrown.quant.integer_graph import IntegerNetwork, Staircase
-from bitcrown.quant.integer_search import SearchSettings
+from bitcrown.check.certificates.integers.checker import check
+from bitcrown.check.certificates.integers.checker import digest as content_digest
+from bitcrown.quant.bounds.intervals import Program
+from bitcrown.quant.bounds.staircase_dual import dual_value
+from bitcrown.quant.network.graph import IntegerNetwork, Staircase
+from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.staircase_dual import dual_value
+from bitcrown.quant.search.decide import Decision, decide
+from bitcrown.quant.search.search import SearchSettings
 from bitcrown.verdict import Status
-from tests.tiny_integer_networks import box_points, is_satisfiable, random_branched, random_chain, random_query
+from tests.tiny_integer_networks import (
+    box_points,
+    is_satisfiable,
+    random_branched,
+    random_chain,
+    random_query,
+)
 
 SEARCH_ONLY = SearchSettings(root_steps=30, steps=12, enumerate_points=1)
 SECONDS = 60.0

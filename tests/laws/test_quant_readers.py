@@ -18,13 +18,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bitcrown.quant.affine import Affine, Products, spread_sum, sum_step
-from bitcrown.quant.agreement import enclosure, exit_ends
-from bitcrown.quant.entry import RoundedEntry, WholeEntry
-from bitcrown.quant.integer_graph import IntegerNetwork, QuantError, Staircase, steps
-from bitcrown.quant.onnx_quant import read_onnx
-from bitcrown.quant.qoperator import requantized
-from bitcrown.quant.thresholds import MODES, bisected_rows, exact_rows
+from bitcrown.quant.formats.affine import Affine, Products, spread_sum, sum_step
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.formats.qoperator import requantized
+from bitcrown.quant.network.agreement import enclosure, exit_ends
+from bitcrown.quant.network.entry import RoundedEntry, WholeEntry
+from bitcrown.quant.network.graph import IntegerNetwork, QuantError, Staircase, steps
+from bitcrown.quant.network.thresholds import MODES, bisected_rows, exact_rows
 from tests.quant_models import INT8, UINT8, Writer, run
 
 SEEDS = st.integers(0, 2**32 - 1)

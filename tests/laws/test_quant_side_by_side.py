@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificate_checker import check
-from bitcrown.quant import smt
-from bitcrown.quant.bitvectors import Style
-from bitcrown.quant.certificate import certificate_form, network_form, property_form
-from bitcrown.quant.decide import decide
-from bitcrown.quant.integer_graph import Dense, Input, IntegerNetwork, Node, Staircase
-from bitcrown.quant.integer_search import SearchSettings
+from bitcrown.check.certificates.integers.checker import check
+from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, Node, Staircase
+from bitcrown.quant.network.thresholds import MODES, exact_rows
+from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.thresholds import MODES, exact_rows
+from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.search import SearchSettings
+from bitcrown.quant.smt.formula import Style
+from bitcrown.quant.smt.solvers import solvers as smt
 from bitcrown.verdict import Status
-from tests.unit.quant_smt.tiny_networks import as_network
+from tests.unit.quant.smt.tiny_networks import as_network
 
 QUICK, ALL, PROPERTIES = 10, 200, 2
 SEARCH_ONLY = SearchSettings(root_steps=30, steps=12, enumerate_points=1)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.quant.bitvectors import Style, encode
-from bitcrown.quant.smt import decide, installed_solvers
+from bitcrown.quant.smt.formula import Style, encode
+from bitcrown.quant.smt.solvers import decide, installed_solvers
 from bitcrown.verdict import Status
-from tests.unit.quant_smt.tiny_networks import (
+from tests.unit.quant.smt.tiny_networks import (
     all_points,
     formula_at,
     formula_holds,

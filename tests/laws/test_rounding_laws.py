@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
-from bitcrown.bounds.layer_bounds import LayerBounder
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network

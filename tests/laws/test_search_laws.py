@@ -16,7 +16,7 @@ from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.search.neuron_split import NeuronSplit
+from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.verdict import Verdict
 from tests.random_networks import box_property, dense_graph, save_onnx
 
@@ -31,7 +31,7 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
     if request.param.endswith("reduced network"):  # as in large networks: float32 guide, no clipping
         monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
-        monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
         monkeypatch.setattr(NeuronSplit, "_seconds", lambda search, domains, network: float(search.reduced is None))
 
     def decide(graph: Graph, lower: np.ndarray, upper: np.ndarray, formula: str) -> Verdict:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitcrown.quant.integer_graph import IntegerNetwork
-from bitcrown.quant.onnx_quant import read_onnx
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network.graph import IntegerNetwork
 from tests.oracles.tensorflow_fake_quant import COUNT, SUITE, oracle_inputs, sha256
 
 STORED = json.loads((Path(__file__).parents[1] / "data" / "quant" / "tensorflow_fake_quant.json").read_text())

@@ -9,10 +9,10 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.quant.decide import decide
-from bitcrown.quant.integer_graph import Staircase
-from bitcrown.quant.onnx_quant import read_onnx
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network.graph import Staircase
 from bitcrown.quant.query import split_by_box
+from bitcrown.quant.search.decide import decide
 from bitcrown.verdict import Status
 from tests.fuzz.integer_family import only_search
 from tests.quant_models import UINT8, Writer

@@ -17,9 +17,9 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.search.clip import Region
-from bitcrown.search.input_split import InputSplit
-from bitcrown.search.neuron_split import NeuronSplit
+from bitcrown.search.inputs.search import InputSplit
+from bitcrown.search.neurons.clip import Region
+from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.search.objective import Objective, box_of, objective_of
 from bitcrown.settings import Settings
 from bitcrown.spec.normalise import problem_from_query

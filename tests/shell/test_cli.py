@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import HANG_GUARD, Scripts
 
-from bitcrown.cli import main
+from bitcrown.cli.main import main
 
 
 def cli(scripts: Scripts, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:

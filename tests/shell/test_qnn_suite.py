@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import bitcrown
-from bitcrown.certificates import read_network, read_query
+from bitcrown.certificates.files import read_network, read_query
 from bitcrown.check.result_file import check_result
-from bitcrown.cli import main
+from bitcrown.cli.main import main
 from bitcrown.harness.expected import read_expected
 from bitcrown.harness.instance import read_instances
-from bitcrown.quant.certificate import property_form
+from bitcrown.quant.proof.writer import property_form
 from bitcrown.quant.query import robustness_query
-from bitcrown.quant.smt import violates
+from bitcrown.quant.smt.solvers import violates
 from bitcrown.spec.network_field import parse_network
 from bitcrown.verdict import Status
 

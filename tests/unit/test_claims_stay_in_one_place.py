@@ -18,8 +18,11 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "bitcrown"
 CLAIMS = SOURCE / "bounds" / "claims.py"
 EXACT = SOURCE / "search" / "objective.py"
 """Compares exact fractions, before anything is bounded."""
-FLOATS = [*(SOURCE / "search").glob("*.py"), *(path for path in (SOURCE / "bounds").glob("*.py") if path != CLAIMS)]
-DECIDING = [path for path in (SOURCE / "search").glob("*.py") if path != EXACT]
+FLOATS = [
+    *(SOURCE / "search").rglob("*.py"),
+    *(path for path in (SOURCE / "bounds").rglob("*.py") if path != CLAIMS and path.parent.name != "relaxations"),
+]
+DECIDING = [path for path in (SOURCE / "search").rglob("*.py") if path != EXACT]
 BOUNDS = {"value", "values", "bound", "bounds", "least", "most", "margin", "margins", "excess", "low", "up", "lower"}
 BOUNDS |= {"upper", "x_lower", "x_upper", "k_low", "k_up", "new_low", "new_up", "row_value", "root_value"}
 ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
@@ -125,7 +128,7 @@ def named(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
 
-@pytest.mark.parametrize("path", [*FLOATS, *(SOURCE / "quant").glob("*.py")], ids=named)
+@pytest.mark.parametrize("path", [*FLOATS, *(SOURCE / "quant").rglob("*.py")], ids=named)
 def test_nothing_is_read_into_nan(path: Path) -> None:
     assert not list(uses_of_nan_to_num(ast.parse(path.read_text()))), "claims.known says what is no number"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitcrown.check.evaluate import first_failure, is_finite, mentions, names, worst_atom
 from bitcrown.check.replay import Replay
+from bitcrown.check.truth import first_failure, is_finite, mentions, names, worst_atom
 from bitcrown.errors import BitcrownError, PropertyError
 from bitcrown.spec.decimals import short_text
 from bitcrown.spec.network_field import parse_network

@@ -14,9 +14,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from bitcrown.check.evaluate import Checker, names
 from bitcrown.check.replay import Replay
 from bitcrown.check.result_file import CheckOutcome, check_result
+from bitcrown.check.truth import Checker, names
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import Query, TensorDecl
 from bitcrown.verdict import Witness

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.errors import ResourceError
 from bitcrown.files import write_whole
-from bitcrown.harness.provenance import commit, machine, version
+from bitcrown.provenance import commit, machine, version
 
 if TYPE_CHECKING:
     from bitcrown.harness.run import Request

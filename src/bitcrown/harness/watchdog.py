@@ -20,7 +20,14 @@ from typing import Any
 from bitcrown.harness.leftovers import drop_note, note_run
 from bitcrown.harness.load import Load
 from bitcrown.harness.outcome import Outcome, crashed, outcome_of, parse_message
-from bitcrown.harness.processes import TOKEN, Guard, group_members, kill_group, kill_token, resident_bytes
+from bitcrown.harness.processes import (
+    TOKEN,
+    Guard,
+    group_members,
+    kill_group,
+    kill_token,
+    resident_bytes,
+)
 from bitcrown.verdict import Reason, Status
 
 POLL_SECONDS = 0.05

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bitcrown.model.execute import Network
-from bitcrown.model.phases import PhasedAdjoint
+from bitcrown.model.strided_adjoint import PhasedAdjoint
 
 FRESH = ("Conv", "Linear", "Add", "Sub")
 """Operators whose value is a tensor of its own, neither their operand nor a view of it."""

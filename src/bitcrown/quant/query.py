@@ -16,8 +16,8 @@ from math import ceil, floor, lcm
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.quant.entry import EvenlySpaced
-from bitcrown.quant.integer_graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
+from bitcrown.quant.network.entry import EvenlySpaced
+from bitcrown.quant.network.graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
 
 Flags = npt.NDArray[np.bool_]

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bitcrown.attack.pgd import Target, pgd
-from bitcrown.bounds.layer_ascent import LayerAscent
-from bitcrown.bounds.layer_bounds import LayerBounder
+from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.budget import Budget
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
+from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.model.product import join
-from bitcrown.search.domains import Domains
-from bitcrown.search.input_split import InputSplit
-from bitcrown.search.neuron_split import NeuronSplit
+from bitcrown.search.inputs.search import InputSplit
+from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.search.objective import Objective, objective_of
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 

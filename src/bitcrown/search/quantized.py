@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitcrown.quant.certificate import certificate_form
-from bitcrown.quant.decide import decide
-from bitcrown.quant.integer_bounds import Program
-from bitcrown.quant.integer_graph import IntegerNetwork, QuantError
-from bitcrown.quant.onnx_quant import looks_quantized, read_onnx
+from bitcrown.quant.bounds.intervals import Program
+from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.quant.network.graph import IntegerNetwork, QuantError
+from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import IntegerQuery, split_by_box
+from bitcrown.quant.search.decide import decide
 from bitcrown.search.objective import Kind, box_of
 from bitcrown.spec.problem import Case, Problem
 from bitcrown.verdict import Reason, Status, Verdict

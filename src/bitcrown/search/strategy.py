@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.attack.probes import probe
+from bitcrown.attacks.property.probes import probe
 from bitcrown.budget import Budget
 from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
-from bitcrown.search.recorder import Recorder
+from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 from bitcrown.verdict import Reason, Status, Verdict, Witness

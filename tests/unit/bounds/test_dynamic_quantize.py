@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 import torch
 
-from bitcrown.bounds.layer_ascent import LayerAscent
-from bitcrown.bounds.layer_bounds import LayerBounder
-from bitcrown.bounds.receptive_field import view_of
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.relaxations.registry import nonlinear_row
+from bitcrown.bounds.subnetworks.receptive_field import view_of
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node

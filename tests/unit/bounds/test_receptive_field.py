@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown.bounds import receptive_field
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import interval_bounds
-from bitcrown.bounds.layer_ascent import LayerAscent
-from bitcrown.bounds.layer_bounds import LayerBounder
-from bitcrown.bounds.receptive_field import tiles, view_of
+from bitcrown.bounds.subnetworks import receptive_field
+from bitcrown.bounds.subnetworks.receptive_field import tiles, view_of
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown.bounds.layer_bounds import LayerBounder
-from bitcrown.bounds.optimise import Layout, Parameters, Rows, proved_minimum
-from bitcrown.bounds.reduced import reduced_network
+from bitcrown.bounds.alpha_beta import Layout, Parameters, Rows, proved_minimum
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.subnetworks.reduced import reduced_network
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
-from bitcrown.search.neuron_split import NeuronSplit
+from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.search.objective import Objective
 from tests.random_networks import conv_graph, dense_graph
 
@@ -106,7 +106,7 @@ def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
         return 1.0 if (network is search.reduced.rough) == (form == "rough") else 5.0
 
     monkeypatch.setattr(NeuronSplit, "_seconds", cost)
-    monkeypatch.setattr("bitcrown.search.domain_bounds.CLIP_INPUTS", 0)
+    monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
     for seed in range(4):
         graph = conv_graph(seed)
         proof, guide = Network(graph, torch.float64), Network(graph, torch.float32)

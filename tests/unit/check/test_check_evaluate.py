@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from small_nets import property_1
 
-from bitcrown.check.evaluate import Checker, atom_holds, exact_value, first_failure, mentions, worst_atom
+from bitcrown.check.truth import (
+    Checker,
+    atom_holds,
+    exact_value,
+    first_failure,
+    mentions,
+    worst_atom,
+)
 from bitcrown.spec.query import And, Compare, Const, Formula, Or, Product, Sum, Term, Var
 from bitcrown.spec.reader import parse_query
 

@@ -14,14 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 import bitcrown
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates import check_files
-from bitcrown.certification.neurons import NeuronSearch
-from bitcrown.certification.writer import certificate_of
-from bitcrown.check.float_certificate import check, subject_of
-from bitcrown.check.float_format import ArrayStore, decode, encode
-from bitcrown.check.float_property import outward
+from bitcrown.certificates.files import check_files
+from bitcrown.certificates.neurons import NeuronSearch
+from bitcrown.certificates.writer import certificate_of
+from bitcrown.check.certificates.floats.checker import check, subject_of
+from bitcrown.check.certificates.floats.format import ArrayStore, decode, encode
+from bitcrown.check.certificates.floats.property import outward
 from bitcrown.errors import BudgetExpired
-from bitcrown.search.recorder import Hints
+from bitcrown.search.neurons.recorder import Hints
 from bitcrown.settings import Settings
 from tests.float_certificates import dense_subject, written
 from tests.random_networks import box_property, dense_graph, save_onnx

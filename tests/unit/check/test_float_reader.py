@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.api import load
-from bitcrown.check.float_certificate import subject_of
-from bitcrown.check.float_nodes import Relu
-from bitcrown.check.float_reader import read_networks
+from bitcrown.check.certificates.floats.checker import subject_of
+from bitcrown.check.certificates.floats.nodes import Relu
+from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.replay import Replay
 from bitcrown.errors import BitcrownError, ModelError, UnsupportedError
 from bitcrown.spec.problem import Problem
@@ -180,7 +180,7 @@ def test_products_of_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_errs_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitcrown.check import float_reader
+    from bitcrown.check.certificates.floats import reader as float_reader
 
     problem = saved(tmp_path, [node("LeakyRelu", alpha=0.5)], MATRIX, {})
     subject_of(problem)

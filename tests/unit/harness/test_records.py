@@ -13,10 +13,10 @@ from bitcrown.errors import ResourceError, SettingsError
 from bitcrown.files import write_whole
 from bitcrown.harness.expected import read_expected, wrong_rows
 from bitcrown.harness.outcome import outcome_of, parse_message
-from bitcrown.harness.provenance import commit, machine, version
 from bitcrown.harness.report import markdown, percentile, plain_table
 from bitcrown.harness.results import append_record, read_records, write_results_csv
 from bitcrown.harness.watchdog import safety_margin
+from bitcrown.provenance import commit, machine, version
 from bitcrown.settings import Settings, measured_limit
 from bitcrown.verdict import Status
 

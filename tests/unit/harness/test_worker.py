@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 import bitcrown.api
-from bitcrown.errors import BudgetExpired, ModelError, PropertyError, ResourceError, UnsupportedError
+from bitcrown.errors import (
+    BudgetExpired,
+    ModelError,
+    PropertyError,
+    ResourceError,
+    UnsupportedError,
+)
 from bitcrown.harness import worker
 from bitcrown.settings import Settings
 from bitcrown.verdict import Reason, Status, Verdict

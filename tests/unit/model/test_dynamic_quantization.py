@@ -15,7 +15,7 @@ from tiny_models import run_graph, run_onnxruntime
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.quant.onnx_quant import looks_quantized
+from bitcrown.quant.formats.onnx_file import looks_quantized
 from tests.quant_models import Writer
 
 RNG = np.random.default_rng(3)

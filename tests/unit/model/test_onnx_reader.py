@@ -16,8 +16,8 @@ from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.describe import describe
 from bitcrown.model.execute import Network
+from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import model_bytes, read_graph, unsupported_operators
-from bitcrown.model.product import join
 
 Save = Callable[..., Path]
 

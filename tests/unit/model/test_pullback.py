@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.phases import PhasedAdjoint
 from bitcrown.model.pullback import Pullback
+from bitcrown.model.strided_adjoint import PhasedAdjoint
 from tests.random_networks import conv_graph, dense_graph
 
 

@@ -11,12 +11,12 @@ import pytest
 from conftest import Save
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown import cli
+from bitcrown.cli.main import main as cli
 from bitcrown.errors import BitcrownError
 from bitcrown.model import runtime_trial
 from bitcrown.model.runtime_trial import require_runtime
-from bitcrown.quant import agreement
-from bitcrown.quant.onnx_quant import read_onnx
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network import agreement
 
 DATA = Path(__file__).parents[2] / "data"
 SENTENCE = "onnxruntime cannot load .*: .*Type parameter .T. of Optype .Gemm. bound to different types"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown.bounds.layer_bounds import LayerBounder
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.passes import rewritten, without_dead_nodes

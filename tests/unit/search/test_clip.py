@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
-from bitcrown.bounds.layer_bounds import LayerBounder
-from bitcrown.bounds.optimise import Layout
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.search.clip import Clipper, Region, clipper_of
+from bitcrown.search.neurons.clip import Clipper, Region, clipper_of
 from tests.random_networks import dense_graph
 
 MEMORY = 1 << 22

@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 import bitcrown
-from bitcrown.quant.entry import WholeEntry
-from bitcrown.quant.export import export_onnx
-from bitcrown.quant.integer_graph import Dense, Exit, Input, IntegerNetwork, Staircase
-from bitcrown.quant.thresholds import exact_rows
+from bitcrown.quant.formats.export import export_onnx
+from bitcrown.quant.network.entry import WholeEntry
+from bitcrown.quant.network.graph import Dense, Exit, Input, IntegerNetwork, Staircase
+from bitcrown.quant.network.thresholds import exact_rows
 from bitcrown.verdict import Status
 from tests.quant_models import run
 

@@ -7,7 +7,18 @@ from fractions import Fraction
 import pytest
 
 from bitcrown.spec.printer import print_query
-from bitcrown.spec.query import And, Compare, Const, NetworkDecl, Or, Product, Query, Sum, TensorDecl, Var
+from bitcrown.spec.query import (
+    And,
+    Compare,
+    Const,
+    NetworkDecl,
+    Or,
+    Product,
+    Query,
+    Sum,
+    TensorDecl,
+    Var,
+)
 from bitcrown.spec.reader import parse_query
 
 TEXT1 = """(declare-const X_0 Real)

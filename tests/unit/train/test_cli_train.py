@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from tiny_task import tiny_images
 
-from bitcrown.cli import main
+from bitcrown.cli.main import main
 
 
 @pytest.fixture

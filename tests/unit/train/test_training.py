@@ -9,7 +9,7 @@ import torch
 from tiny_task import EPS, NORMALISATION, tiny_data, tiny_run, tiny_settings
 
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
-from bitcrown.bounds.layer_bounds import LayerBounder
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.errors import DataError, ModelError, SettingsError
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph

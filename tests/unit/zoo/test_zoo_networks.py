@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitcrown.errors import ModelError
-from bitcrown.zoo.networks import PLANS, Moments, SameConv, Stage, ZooNetwork, ZooPlan, build_network
+from bitcrown.zoo.networks import (
+    PLANS,
+    Moments,
+    SameConv,
+    Stage,
+    ZooNetwork,
+    ZooPlan,
+    build_network,
+)
 from bitcrown.zoo.quantizer import Quantizer
 from bitcrown.zoo.weights import load_weights, save_weights, variables
 

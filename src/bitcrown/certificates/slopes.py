@@ -1,0 +1,216 @@
+"""Slopes and multipliers for certificates: gradient ascent on the checker's own bound, in numpy.
+
+The bound is ``min over the box of <a, x> + constant``, with ``a`` from backward substitution. Let ``x`` be the
+minimiser and follow the lines forward from it: each ReLU as the line that its coefficient chose. Then, with ``z`` the
+operands found on the way and ``c`` the coefficient with which a ReLU was met (all as in "Fast and Complete", Xu et al.
+2021, but without automatic differentiation),
+
+    d bound / d alpha_j = max(c_j, 0) z_j,   d bound / d beta_j = -sign_j z_j,   d bound / d weight_s = row_s - limit_s.
+
+Any slopes and multipliers are sound, so nothing here is rounded with care; the checker evaluates what is found.
+
+Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``n`` inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitcrown.budget import Budget
+from bitcrown.check.certificates.floats.bounds import (
+    CHUNK,
+    Bounder,
+    Bounds,
+    Box,
+    Line,
+    Lines,
+    relu_line,
+)
+from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
+from bitcrown.check.certificates.floats.nodes import Array, Input, Relu
+from bitcrown.check.certificates.floats.property import Group
+from bitcrown.check.certificates.floats.steps import Leaves, decided, leaf_lines, weighted_value
+
+GRID = 256.0
+"""Slopes are written as multiples of ``1 / GRID``: they compress well, and hardly any bound notices."""
+
+
+class Adam:
+    """Kingma and Ba (2015), ascending, on one array; entries without a finite gradient stay where they are."""
+
+    def __init__(self, rate: float, decay: float) -> None:
+        self.rate, self.decay, self.steps = rate, decay, 0
+        self.mean: Array | float = 0.0
+        self.square: Array | float = 0.0
+
+    def step(self, value: Array, gradient: Array) -> Array:
+        gradient = np.where(np.isfinite(gradient), gradient, 0.0)
+        self.steps += 1
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.99 * self.square + 0.01 * gradient * gradient
+        correction = np.sqrt(1 - 0.99**self.steps) / (1 - 0.9**self.steps)
+        size = self.rate * correction * self.decay ** (self.steps - 1)
+        result: Array = value + size * self.mean / (np.sqrt(self.square) + 1e-12)
+        return result
+
+
+def followed(
+    bounder: Bounder, lines: Mapping[int, Line], met: Mapping[int, Array], found: Lines, box: Box
+) -> list[Array]:
+    """Values ``[B, S, N]`` of all nodes at the minimisers of ``found``, each ReLU as the line that was chosen."""
+    x = np.where(found.coefficient > 0, box.lower[:, None], box.upper[:, None])
+    rows = x.shape[:2]
+    values: list[Array] = []
+    for number, node in enumerate(bounder.network.nodes):
+        if isinstance(node, Input):
+            values.append(x)
+        elif isinstance(node, Relu):
+            z = values[node.sources[0]]
+            if number in met:
+                line, up = lines[number], met[number] < 0
+                values.append(np.where(up, line.upper * z + line.offset, line.lower * z))
+            else:
+                values.append(np.maximum(z, 0.0))
+        else:
+            flat = [values[source].reshape(rows[0] * rows[1], -1) for source in node.sources]
+            values.append((node.forward(flat) + node.bias).reshape(*rows, -1))
+    return values
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How to climb: ``steps``, rates, and their decay after every step."""
+
+    steps: int
+    rate_alpha: float = 0.2
+    rate_beta: float = 0.1
+    rate_weight: float = 0.1
+    decay: float = 0.97
+
+
+def rounded(slopes: Mapping[int, Array]) -> dict[int, Array]:
+    return {relu: np.round(value * GRID) / GRID for relu, value in slopes.items()}
+
+
+def climb_leaves(
+    bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves, climb: Climb
+) -> tuple[Leaves, Array, dict[int, Array]]:
+    """The best of what an ascent from ``leaves`` meets for each domain, its value ``[B]``, and scores of neurons
+    ``[B, N]`` by ReLU (what splitting them may win). Slopes come back rounded to ``GRID``."""
+    ends = decided(bounds, leaves.signs)
+    base = leaf_lines(ends, leaves)
+    slopes = {
+        relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[:, 0].copy()
+        for relu, line in base.items()
+    }
+    betas, weights = dict(leaves.betas), leaves.weights
+    adams = {("a", r): Adam(climb.rate_alpha, climb.decay) for r in slopes}
+    adams |= {("b", r): Adam(climb.rate_beta, climb.decay) for r in slopes}
+    adam = Adam(climb.rate_weight, climb.decay)
+    best = np.full(len(weights), -np.inf)
+    chosen, scores = leaves, {r: np.zeros((len(weights), bounder.network.nodes[r].size)) for r in base}
+    for step in range(climb.steps):
+        is_last = step + 1 == climb.steps
+        trial = Leaves(rounded(slopes), leaves.signs, betas, weights)
+        lines = {
+            r: Line(np.where(line.offset > 0, trial.slopes[r][:, None], line.lower), line.upper, line.offset)
+            for r, line in base.items()
+        }
+        met: dict[int, Array] = {}
+        value, found = weighted_value(bounder, group, weights, lines, betas, met)
+        value = np.where(np.isfinite(value), value, -np.inf)
+        values = followed(bounder, lines, met, found, group.box)
+        better = value > best
+        best = np.maximum(best, value)
+        chosen = _merged(chosen, trial, better)
+        for r, a in met.items():
+            scores[r] = np.where(
+                better[:, None], _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]), scores[r]
+            )
+        if is_last or (best > 0).all():
+            break
+        for r, a in met.items():
+            z = values[bounder.network.nodes[r].sources[0]][:, 0]
+            a = np.broadcast_to(a, (len(z), *a.shape[1:]))[:, 0]
+            slopes[r] = np.clip(adams["a", r].step(slopes[r], np.maximum(a, 0.0) * z), 0.0, 1.0)
+        for r in base:
+            if leaves.signs[r].any():
+                z = values[bounder.network.nodes[r].sources[0]][:, 0]
+                moved = adams["b", r].step(np.abs(betas[r]), -leaves.signs[r] * z)
+                betas[r] = np.maximum(moved, 0.0) * leaves.signs[r]
+        if weights.shape[1] > 1:
+            y, x = values[bounder.network.output][:, 0], values[0][:, 0]
+            excess = y @ group.C[0].T + x @ group.D[0].T - group.limit[0]
+            weights = np.maximum(adam.step(weights, excess), 0.0)
+            weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-6)
+    return chosen, best, scores
+
+
+def _merged(old: Leaves, new: Leaves, better: Any) -> Leaves:
+    """Rows of ``new`` where ``better [B]``."""
+    mask = better[:, None]
+    slopes = {r: np.where(mask, value, old.slopes[r]) if r in old.slopes else value for r, value in new.slopes.items()}
+    betas = {r: np.where(mask, value, old.betas[r]) for r, value in new.betas.items()}
+    return Leaves(slopes, old.signs, betas, np.where(mask, new.weights, old.weights))
+
+
+def _scores(a: Array, line: Line, z: Array) -> Array:
+    """``[B, N]``: by how much the line misses the ReLU at the point followed, a share of the triangle's depth, and a
+    trace of it for neurons that do not matter to this bound, so that any undecided neuron counts as one."""
+    gap = np.where(a < 0, line.upper * z + line.offset, line.lower * z) - np.maximum(z, 0.0)
+    found = np.abs(a * gap) + 0.1 * np.abs(np.minimum(a, 0.0)) * line.offset + 1e-9 * line.offset
+    return np.where(line.offset > 0, found, 0.0)[:, 0]
+
+
+def climb_layers(bounder: Bounder, box: Box, steps: int, budget: Budget) -> tuple[dict[int, RowSlopes], Bounds]:
+    """Slopes for every undecided neuron, layer by layer, and the bounds that they give. Raises ``BudgetExpired``."""
+    given: dict[int, RowSlopes] = {}
+
+    def climb(relu: int, index: Index, bounds: Bounds) -> RowSlopes:
+        source = bounder.network.nodes[relu].sources[0]
+        given[relu] = RowSlopes(index, _climb_rows(bounder, box, source, index, bounds, steps, budget))
+        return given[relu]
+
+    return given, layer_bounds(bounder, box, climb)
+
+
+def _climb_rows(
+    bounder: Bounder, box: Box, source: int, index: Index, bounds: Bounds, steps: int, budget: Budget
+) -> dict[int, tuple[Index, Array]]:
+    """Slopes of undecided neurons ``[2 K, C]`` by ReLU for the elements ``index [K]`` of node ``source``."""
+    widest = max(node.size for node in bounder.network.nodes)
+    rows = max(2, CHUNK // widest // 2 * 2)
+    base = {r: relu_line(low[:, None], up[:, None]) for r, (low, up) in bounds.items()}
+    columns = {r: np.nonzero(line.offset[0, 0] > 0)[0] for r, line in base.items()}
+    parts = []
+    for start in range(0, len(index), rows // 2):
+        part = index[start : start + rows // 2]
+        seed = np.zeros((1, 2 * len(part), bounder.network.nodes[source].size))
+        seed[0, 2 * np.arange(len(part)), part], seed[0, 2 * np.arange(len(part)) + 1, part] = 1.0, -1.0
+        slopes = {r: np.repeat(line.lower[0], 2 * len(part), axis=0) for r, line in base.items()}
+        adams = {r: Adam(0.25, 0.95) for r in base}
+        best = np.full(2 * len(part), -np.inf)
+        kept = rounded(slopes)
+        for _ in range(steps):
+            budget.check()
+            trial = rounded(slopes)
+            lines = {
+                r: Line(np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset)
+                for r, line in base.items()
+            }
+            met: dict[int, Array] = {}
+            found = bounder.backward({source: seed}, lines, None, met)
+            value = bounder.least(found, box)[0]
+            better = (value > best)[:, None]
+            best = np.fmax(best, value)
+            kept = {r: np.where(better, trial[r], kept[r]) for r in kept}
+            values = followed(bounder, lines, met, found, box)
+            for r, a in met.items():
+                z = values[bounder.network.nodes[r].sources[0]][0]
+                slopes[r] = np.clip(adams[r].step(slopes[r], np.maximum(a[0], 0.0) * z), 0.0, 1.0)
+        parts.append({r: value[:, columns[r]] for r, value in kept.items()})
+    return {r: (columns[r], np.concatenate([part[r] for part in parts])) for r in base}

@@ -1,0 +1,349 @@
+"""Reads ONNX files as affine maps and ReLU, with code of the checker's own (the ``onnx`` package parses the protobuf).
+
+A tensor is either a constant (a numpy array) or an ``Entry``: a node of the growing network and an ONNX shape, with
+every free extent taken as 1. Operators are rules in ``float_rules``; an operator without a rule is refused by name.
+Constants are never computed in floating point here, only moved: what a file asks to be computed from constants alone
+must be integers (shapes, indices), or it is refused.
+
+Several networks of one property stand side by side: the input is the concatenation of all their inputs, the output
+that of all their outputs, in the order of the declarations and of the files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitcrown.check.certificates.floats.nodes import (
+    Array,
+    Combine,
+    Conv,
+    Dense,
+    FloatNetwork,
+    Gather,
+    Input,
+    Node,
+    Relu,
+)
+from bitcrown.check.replay import GZIP_MAGIC, MAX_BYTES, unpacked
+from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.spec.query import Query
+
+MAX_ELEMENTS = 1 << 24
+FLOATS = (np.float32, np.float64)
+"""Of tensors in a proof about a real function. Sixteen-bit networks round by more than their properties often allow."""
+
+
+class Entry(NamedTuple):
+    """A tensor that depends on the input."""
+
+    node: int
+    shape: tuple[int, ...]
+
+
+Tensor = Entry | np.ndarray[Any, Any]
+Rule = Callable[["Builder", "Call"], Sequence[Tensor]]
+RULES: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node of the file. ``name`` is for messages; an input that is left out is None."""
+
+    op: str
+    name: str
+    inputs: tuple[Tensor | None, ...]
+    attributes: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+    def refuse(self, why: str) -> UnsupportedError:
+        return UnsupportedError(f"certificates: node {self.name!r} ({self.op}): {why}")
+
+    def entry(self, place: int = 0) -> Entry:
+        found = self.inputs[place] if place < len(self.inputs) else None
+        if not isinstance(found, Entry):
+            raise self.refuse(f"input {place} must depend on the network's input")
+        return found
+
+    def constant(self, place: int) -> np.ndarray[Any, Any]:
+        found = self.inputs[place] if place < len(self.inputs) else None
+        if not isinstance(found, np.ndarray):
+            raise self.refuse(f"input {place} must be a constant")
+        return found
+
+    def has(self, place: int) -> bool:
+        return place < len(self.inputs) and self.inputs[place] is not None
+
+    def real(self, attribute: str, default: float) -> float:
+        """A real attribute: the file holds a float32, and the standard's default for one that is left out is one."""
+        return float(np.float32(self.attributes.get(attribute, default)))
+
+    def integers(self, place: int, attribute: str = "") -> list[int] | None:
+        """Integers of an input or, in older files, of an attribute; None where neither is there."""
+        if self.has(place):
+            return [int(value) for value in self.constant(place).reshape(-1)]
+        found = self.attributes.get(attribute)
+        return None if found is None else [int(value) for value in found]
+
+
+class Builder:
+    """Nodes under construction."""
+
+    def __init__(self, n_inputs: int) -> None:
+        self.nodes: list[Node] = [Input(n_inputs)]
+        self.names: dict[str, int] = {}
+
+    def add(self, node: Node, shape: Sequence[int]) -> Entry:
+        if node.size != math.prod(shape) or node.size > MAX_ELEMENTS:
+            raise ModelError(f"certificates: a tensor of shape {tuple(shape)} cannot hold {node.size} numbers")
+        self.nodes.append(node)
+        return Entry(len(self.nodes) - 1, tuple(shape))
+
+    def relu(self, x: Entry) -> Entry:
+        return self.add(Relu((x.node,), self.nodes[x.node].size), x.shape)
+
+    def gather(self, x: Entry, index: np.ndarray[Any, Any]) -> Entry:
+        """Elements ``index`` (flat places in ``x``, -1 for zero), in the shape of ``index``."""
+        flat, size = index.reshape(-1).astype(np.int64), self.nodes[x.node].size
+        if len(flat) == size and bool((flat == np.arange(size)).all()):
+            return Entry(x.node, index.shape)
+        return self.add(Gather((x.node,), flat, size), index.shape)
+
+    def combine(self, parts: Sequence[tuple[Entry, Any]], bias: Any, shape: Sequence[int]) -> Entry:
+        """``sum factor * part + bias``, with broadcasting to ``shape``."""
+        sources, factors, size = [], [], math.prod(shape)
+        for part, factor in parts:
+            sources.append(self.gather(part, np.broadcast_to(places(part), shape)).node)
+            wide = np.asarray(factor, dtype=np.float64)
+            factors.append(wide if wide.ndim == 0 else np.broadcast_to(wide, shape).reshape(size).copy())
+        offset = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).reshape(size).copy()
+        return self.add(Combine(tuple(sources), tuple(factors), offset), shape)
+
+    def dense(self, x: Entry, weight: Array, bias: Any, shape: Sequence[int]) -> Entry:
+        """``x [lead, k] weight^T + bias``."""
+        lead = math.prod(shape) // max(1, weight.shape[0])
+        size = lead * weight.shape[0]
+        if lead * weight.shape[1] != self.nodes[x.node].size:
+            raise ModelError(f"certificates: a matrix of shape {weight.shape} does not fit {x.shape}")
+        offset = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).reshape(size).copy()
+        return self.add(Dense((x.node,), np.ascontiguousarray(weight), offset, lead), shape)
+
+
+def places(x: Entry) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The flat place of each element, in the shape of ``x``."""
+    return np.arange(math.prod(x.shape)).reshape(x.shape)
+
+
+def exact(value: np.ndarray[Any, Any], call: Call | None = None) -> Array:
+    """A float constant as float64, which holds it exactly. Raises for other types, NaN and infinities."""
+    if value.dtype not in FLOATS or not np.isfinite(value).all():
+        why = f"a constant of type {value.dtype} with NaN, infinities or no floats"
+        raise ModelError(f"certificates: {why}") if call is None else call.refuse(why)
+    return value.astype(np.float64)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def shape_of(tensor: Tensor | None) -> tuple[int, ...]:
+    assert tensor is not None
+    return tuple(tensor.shape)
+
+
+def concatenated(b: Builder, parts: Sequence[Entry], axis: int) -> Entry:
+    """Entries side by side: each is spread over the result, zero elsewhere, and all are added."""
+    start, spread = 0, []
+    extent = sum(part.shape[axis] for part in parts)
+    shape = tuple(extent if i == axis else size for i, size in enumerate(parts[0].shape))
+    for part in parts:
+        index = np.full(shape, -1, dtype=np.int64)
+        where = tuple(slice(start, start + part.shape[axis]) if i == axis else slice(None) for i in range(len(shape)))
+        index[where] = places(part)
+        spread.append((b.gather(part, index), 1.0))
+        start += part.shape[axis]
+    return b.combine(spread, 0.0, shape)
+
+
+def of_integers(call: Call, function: Callable[[Any, Any], Any]) -> np.ndarray[Any, Any]:
+    values = [item for item in call.inputs if isinstance(item, np.ndarray)]
+    if len(values) != 2 or any(value.dtype in FLOATS or value.dtype.kind not in "iu" for value in values):
+        raise call.refuse("arithmetic on float constants")
+    return np.asarray(function(*values))
+
+
+def file_bytes(path: Path) -> bytes:
+    """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
+    if not path.exists() and path.with_name(path.name + ".gz").exists():
+        path = path.with_name(path.name + ".gz")
+    try:
+        data = path.read_bytes()
+        return unpacked(data, MAX_BYTES) if data[:2] == GZIP_MAGIC else data
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the network file {path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network inside the whole: element types and sizes of its inputs."""
+
+    dtypes: tuple[np.dtype[Any], ...]
+    sizes: tuple[int, ...]
+
+
+def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork, list[np.dtype[Any]]]:
+    """All networks of a query as one, and the element type of each flat input.
+
+    Raises:
+        ModelError: a file that is no ONNX file, or contradicts itself.
+        UnsupportedError: an operator without a rule; the message names it.
+    """
+    try:
+        return _read(query, paths)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"certificates: the network cannot be read: {type(error).__name__} {error}") from error
+
+
+def _read(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork, list[np.dtype[Any]]]:
+    import bitcrown.check.certificates.floats.rules
+    import bitcrown.check.certificates.floats.shape_rules  # noqa: F401  importing enters the rules
+
+    models = [_parse(paths[declared.name]) for declared in query.networks]
+    members = [_member(model) for model in models]
+    total = sum(size for member in members for size in member.sizes)
+    builder = Builder(total)
+    outputs: list[Entry] = []
+    dtypes: list[np.dtype[Any]] = []
+    start = 0
+    for model, member in zip(models, members, strict=True):
+        size = sum(member.sizes)
+        for dtype, count in zip(member.dtypes, member.sizes, strict=True):
+            dtypes += [dtype] * count
+        outputs += run_graph(builder, model, start)
+        start += size
+    if not outputs:
+        raise ModelError("certificates: the network has no outputs")
+    end = outputs[0].node if len(outputs) == 1 else _joined(builder, outputs)
+    names = builder.names if len(models) == 1 else {}
+    return folded(FloatNetwork(tuple(builder.nodes), end, names)), dtypes
+
+
+def folded(network: FloatNetwork) -> FloatNetwork:
+    """The same function where a node that only adds a bias to a matrix without one is part of it."""
+    nodes = list(network.nodes)
+    readers = [0] * len(nodes)
+    for node in nodes:
+        for source in node.sources:
+            readers[source] += 1
+    readers[network.output] += 1
+    place: list[int] = []
+    kept: list[Node] = []
+    for node in nodes:
+        if not isinstance(node, Input):
+            node = replace(node, sources=tuple(place[i] for i in node.sources))  # type: ignore[arg-type]
+        before = kept[node.sources[0]] if len(node.sources) == 1 else None
+        adds_only = isinstance(node, Combine) and all(part.ndim == 0 and part == 1.0 for part in node.factors)
+        if adds_only and isinstance(before, Dense | Conv) and not before.bias.any():
+            old = network.nodes[len(place)].sources[0]
+            if readers[old] == 1:
+                assert isinstance(node, Combine)
+                kept[place[old]] = replace(before, bias=node.bias)
+                place.append(place[old])
+                continue
+        kept.append(node)
+        place.append(len(kept) - 1)
+    names = {name: place[number] for name, number in network.names.items()}
+    return FloatNetwork(tuple(kept), place[network.output], names)
+
+
+def _joined(builder: Builder, outputs: Sequence[Entry]) -> int:
+    return concatenated(builder, [Entry(item.node, (math.prod(item.shape),)) for item in outputs], 0).node
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(file_bytes(path))
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf's own classes depend on its implementation
+        raise ModelError(f"{path} is not an ONNX file: {error}") from error
+    if any(item.domain not in ("", "ai.onnx") for item in model.graph.node) or model.functions:
+        raise UnsupportedError(f"certificates: {path} uses operators outside the ONNX standard")
+    if any(item.data_location for item in model.graph.initializer):
+        raise UnsupportedError(f"certificates: {path} keeps its weights in other files")
+    return model
+
+
+def graph_inputs(model: Any) -> list[Any]:
+    """Inputs without those that have an initializer."""
+    stored = {item.name for item in model.graph.initializer}
+    return [item for item in model.graph.input if item.name not in stored]
+
+
+def extents(item: Any) -> tuple[int, ...]:
+    """Shape of an input, every free extent 1."""
+    return tuple(axis.dim_value if axis.dim_value > 0 else 1 for axis in item.type.tensor_type.shape.dim)
+
+
+def _member(model: Any) -> Member:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    dtypes, sizes = [], []
+    for item in graph_inputs(model):
+        dtype = np.dtype(tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
+        if dtype not in FLOATS:
+            raise UnsupportedError(f"certificates: the network's input {item.name!r} has the type {dtype}, not floats")
+        dtypes.append(dtype)
+        sizes.append(math.prod(extents(item)))
+    return Member(tuple(dtypes), tuple(sizes))
+
+
+def run_graph(builder: Builder, model: Any, start: int) -> list[Entry]:
+    """Add the nodes of one file, whose flat inputs begin at ``start``; returns its outputs."""
+    from onnx import numpy_helper
+
+    tensors: dict[str, Tensor] = {
+        item.name: np.asarray(numpy_helper.to_array(item)) for item in model.graph.initializer
+    }
+    for item in graph_inputs(model):
+        shape = extents(item)
+        index = np.arange(start, start + math.prod(shape)).reshape(shape)
+        tensors[item.name] = builder.gather(Entry(0, (builder.nodes[0].size,)), index)
+        start += math.prod(shape)
+    for node in model.graph.node:
+        inputs = tuple(tensors[name] if name else None for name in node.input)
+        call = Call(node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output))
+        for name, tensor in zip(node.output, _outcome(builder, call), strict=False):
+            tensors[name] = tensor
+    found = [tensors[item.name] for item in model.graph.output]
+    if not all(isinstance(item, Entry) for item in found):
+        raise UnsupportedError("certificates: an output of the network does not depend on its input")
+    return [item for item in found if isinstance(item, Entry)]
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    from onnx import helper
+
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _outcome(builder: Builder, call: Call) -> Sequence[Tensor]:
+    if call.op not in RULES:
+        raise UnsupportedError(
+            f"certificates are written for piecewise-linear networks; node {call.name!r} is a {call.op}"
+        )
+    try:
+        return RULES[call.op](builder, call)
+    except (ValueError, IndexError, TypeError, OverflowError) as error:
+        raise ModelError(f"certificates: node {call.name!r} ({call.op}) cannot be read: {error}") from error

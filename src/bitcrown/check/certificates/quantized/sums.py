@@ -1,0 +1,263 @@
+"""The checker's rules for sums of products: MatMul, Gemm, Conv and averages in float32.
+
+**Verified, not derived.** A node of the certificate is ``a = W r + b`` in integers. The file computes ``y = fl(sum w_j
+x_j + c)`` with ``x_j = v(r_j)``. For *any* rational ``unit``, ``s`` and ``z``
+
+    y = unit a + offset + (rounding) + sum_j e_j (s r_j + z) + sum_j w_j (v(r_j) - s r_j - z),
+    e_j = w_j - (unit / s) W_j,   offset = c - unit b + (unit / s) z sum_j W_j,
+
+so a bound on the last two sums needs no knowledge of how W was found; a wrong W makes it large, and no threshold then
+holds. Units are tried that make it small: the scales that the constants were dequantized from.
+
+**Rounding.** n terms t_j: each product and each of the additions, in whatever order, is rounded once, and a partial
+sum is at most B, the larger one of the sums of all positive and of all negative parts. Together at most
+``(n B + sum |t_j|) u / (1 - (n + 2) u)``, u = 2^-24 (Higham, Accuracy and Stability, section 4.2), and a smallest
+normal number for each that underflows. Where all terms are multiples of 2^e and all sums below 2^(e + 24), nothing is
+rounded. The float64 arithmetic of this file is covered by ``2^-47 sum |w_j| max |v|``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from bitcrown.check.certificates.integers.network import need
+from bitcrown.check.certificates.quantized.candidates import (
+    Candidate,
+    conv_candidates,
+    dense_candidates,
+    result,
+)
+from bitcrown.check.certificates.quantized.chain import FLOAT, Array, Step, Tensor
+from bitcrown.check.certificates.quantized.reading import Operator, Reading, rule
+
+ROUNDOFF = 2.0**-24
+TINY = 2.0**-126
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """``floats``: [out, terms] float64; ``scales``: [out] of the integers behind them, if known; ``bias``: [out]."""
+
+    floats: Array
+    scales: Array | None
+    bias: Array
+    extra: int = 1
+    """Roundings besides those of the products and the additions between them."""
+
+
+@rule("MatMul", "Gemm")
+def matrix_product(reading: Reading, node: Operator) -> None:
+    plain = all(node.attrs.get(k, 1.0) == 1.0 for k in ("alpha", "beta")) and not node.attrs.get("transA", 0)
+    weight = reading.constant(node, 1)
+    need(plain and weight.ndim == 2, f"{node} is not one matrix times a tensor")
+    scales = _scales(reading, node.inputs[1])
+    if not (node.op == "Gemm" and node.attrs.get("transB", 0)):
+        weight, scales = weight.T, scales.T if scales is not None else None
+    bias = np.zeros(len(weight))
+    if node.op == "Gemm" and node.has(2):
+        given = reading.constant(node, 2).astype(np.float64)
+        fits = given.size == 1 or given.shape[-1] == given.size == len(weight)
+        need(fits, f"{node} has a bias of shape {given.shape}")
+        bias = np.broadcast_to(given.reshape(-1), (len(weight),))
+    weights = Weights(weight.astype(np.float64), _one_each(scales), bias)
+    found = []
+    for view in reading.views(node.inputs[0]):
+        need(view.is_float and view.shape[-1] == weight.shape[1], f"{node} does not fit its input")
+        shape = (*view.shape[:-1], len(weight))
+        rows = view.size // weight.shape[1]
+        for candidate in dense_candidates(reading, view, rows, len(weight)):
+            step = sum_step(reading, view, _repeated(weights, rows), candidate)
+            found += [result(candidate.number, shape, FLOAT, step)] if step is not None else []
+    reading.bind(node, found)
+
+
+def _repeated(weights: Weights, rows: int) -> Weights:
+    """The weights of several rows of the input at once."""
+    if rows == 1:
+        return weights
+    scales = np.tile(weights.scales, rows) if weights.scales is not None else None
+    return Weights(np.kron(np.eye(rows), weights.floats), scales, np.tile(weights.bias, rows), weights.extra)
+
+
+def _scales(reading: Reading, name: str) -> Array | None:
+    """The scales behind a constant, in its shape."""
+    return reading.grids[name][1] if name in reading.grids else None
+
+
+def _one_each(scales: Array | None) -> Array | None:
+    """[out] if every output has one scale."""
+    if scales is None:
+        return None
+    rows = scales.reshape(len(scales), -1)
+    return rows[:, 0] if rows.size and bool((rows == rows[:, :1]).all()) else None
+
+
+@rule("Conv")
+def convolution(reading: Reading, node: Operator) -> None:
+    weight = reading.constant(node, 1)
+    need(weight.ndim == 4, f"{node} is no convolution of images")
+    bias = reading.constant(node, 2).astype(np.float64) if node.has(2) else np.zeros(len(weight))
+    need(bias.shape == (len(weight),), f"{node} has a bias of shape {bias.shape}")
+    floats = weight.astype(np.float64).reshape(len(weight), -1)
+    weights = Weights(floats, _one_each(_scales(reading, node.inputs[1])), bias)
+    _convolved(reading, node, weights, weight.shape[2:], weight.shape[1], int(node.attrs.get("group", 1)))
+
+
+def _convolved(
+    reading: Reading, node: Operator, weights: Weights, kernel: tuple[int, ...], ins: int, groups: int
+) -> None:
+    found = []
+    for view in reading.views(node.inputs[0]):
+        need(len(view.shape) == 4 and view.shape[1] == ins * groups, f"{node} does not fit its input")
+        outputs = len(weights.floats)
+        for candidate in conv_candidates(reading, view, node, kernel, outputs, groups):
+            plane = reading.net.nodes[candidate.number]["shape"]
+            step = sum_step(reading, view, weights, candidate, plane[1] * plane[2])
+            found += [result(candidate.number, (1, *plane), FLOAT, step)] if step is not None else []
+    reading.bind(node, found)
+
+
+@rule("AveragePool", "GlobalAveragePool")
+def average(reading: Reading, node: Operator) -> None:
+    """Sums with the weight 1 / count; the division, or the product with a rounded reciprocal, is two roundings more."""
+    shape = reading.given(node.inputs[0])[0].shape
+    need(len(shape) == 4, f"{node} does not work on images")
+    if node.op == "GlobalAveragePool":
+        node.attrs.clear()
+    kernel = tuple(shape[2:]) if node.op == "GlobalAveragePool" else tuple(int(k) for k in node.attrs["kernel_shape"])
+    padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    counted = not padded or bool(node.attrs.get("count_include_pad", 0))
+    need(counted and not node.attrs.get("ceil_mode", 0), f"{node} leaves padding out of its count, or rounds sizes up")
+    need(list(node.attrs.get("dilations", (1, 1))) == [1, 1], f"{node} has dilations")
+    count = kernel[0] * kernel[1]
+    weights = Weights(np.full((shape[1], count), 1 / count), np.full(shape[1], 1 / count), np.zeros(shape[1]), 3)
+    _convolved(reading, node, weights, kernel, 1, shape[1])
+
+
+def sum_step(reading: Reading, view: Tensor, weights: Weights, candidate: Candidate, copies: int = 1) -> Step | None:
+    """The file's sum as a function of the node's integer; None where the two have nothing to do with each other.
+
+    Each output stands for ``copies`` elements (the places of a convolution).
+    """
+    known = reading.table(view)
+    if known is None or candidate.ints.shape != weights.floats.shape:
+        return None
+    first, values = known
+    roots, v = first + np.arange(len(values), dtype=np.int64), values.astype(np.float64)
+    best: list[Array] = []
+    for scale, zero in fits(view, roots, v):
+        if scale == 0 or (candidate.is_padded and scale * candidate.pad + zero != 0):
+            continue
+        for units in _units(weights, candidate, scale):
+            made = np.stack(_spread_of(weights, candidate, (roots, v), (scale, zero), units))
+            size = made[2] / np.maximum(np.abs(made[0]), TINY)
+            best = [np.where(size < best[1], made, best[0]), np.minimum(size, best[1])] if best else [made, size]
+    if not best or not np.isfinite(best[0]).all():
+        return None
+    unit, offset, error = (np.repeat(part, copies) for part in best[0])
+    return Step("sum", _spread, (unit, offset, error), widens=True)
+
+
+def _spread(least: Array, greatest: Array, unit: Array, offset: Array, error: Array) -> tuple[Array, Array]:
+    """Rounding to float32 never moves a float32 number past another one, so the sum itself stays inside."""
+    ends = unit * least + offset, unit * greatest + offset
+    return (np.minimum(*ends) - error).astype(np.float32), (np.maximum(*ends) + error).astype(np.float32)
+
+
+def fits(view: Tensor, roots: Array, v: Array) -> Iterator[tuple[Fraction, Fraction]]:
+    """Ways to see the values as about ``scale * r + zero``: by the file's own scale, or by the smallest step."""
+    for step in view.chain[:1]:
+        if step.name == "dequantize" and all(bool((p == p[0]).all()) for p in step.params):
+            scale = Fraction(float(step.params[0][0]))
+            yield scale, -int(step.params[1][0]) * scale
+        elif step.name == "sign":
+            scale = Fraction(float(step.params[0][0]))
+            yield 2 * scale, -scale
+    gaps = np.diff(v)
+    gap = Fraction(float(np.abs(gaps[gaps != 0]).min())) if gaps.any() else Fraction(1)
+    sign = -1 if v[-1] < v[0] else 1
+    yield sign * gap, Fraction(0)
+    yield sign * gap, Fraction(float(v[0])) - sign * gap * int(roots[0])
+    if len(v) > 1 and v[-1] != v[0]:
+        slope = (Fraction(float(v[-1])) - Fraction(float(v[0]))) / (len(v) - 1)
+        yield slope, Fraction(float(v[0])) - slope * int(roots[0])
+
+
+def _units(weights: Weights, candidate: Candidate, scale: Fraction) -> Iterator[list[Fraction]]:
+    """For every output, a factor from integers to real numbers: by the scale behind the weights, or by the largest."""
+    place = np.abs(candidate.ints).argmax(axis=1)
+    rows = np.arange(len(place))
+    largest = [
+        (float(w), int(i)) for w, i in zip(weights.floats[rows, place], candidate.ints[rows, place], strict=True)
+    ]
+    by_weight = [scale * Fraction(w) / i if i else scale for w, i in largest]
+    yield by_weight
+    if weights.scales is not None:
+        known = []
+        for (w, i), s in zip(largest, weights.scales.tolist(), strict=True):
+            # integers may be the file's times a common factor: that of the largest one, rounded
+            ratio = round(w / s) if s else 0
+            known.append(scale * Fraction(s) * Fraction(ratio, i) if i and ratio else scale * Fraction(s))
+        yield known
+
+
+def _spread_of(
+    weights: Weights,
+    candidate: Candidate,
+    table: tuple[Array, Array],
+    fit: tuple[Fraction, Fraction],
+    units: list[Fraction],
+) -> tuple[Array, Array, Array]:
+    """Unit, offset and error of every output: [out] each; the inequality of the module's docstring."""
+    roots, v = table
+    scale, zero = fit
+    w, ints = weights.floats, candidate.ints
+    line = float(scale) * roots + float(zero)
+    deviation, reach = float(np.abs(v - line).max()), float(np.abs(line).max())
+    magnitude = float(np.abs(v).max())
+    omega = np.array([float(u / scale) for u in units])
+    absolute = np.abs(w).sum(axis=1) * magnitude + np.abs(weights.bias)
+    off = np.abs(w - omega[:, None] * ints).sum(axis=1) * reach + np.abs(w).sum(axis=1) * deviation
+    sums = [int(row.sum()) for row in ints]
+    offset = [
+        Fraction(float(c)) - u * int(b) + u / scale * zero * total
+        for c, u, b, total in zip(weights.bias, units, candidate.bias, sums, strict=True)
+    ]
+    unit, shift = np.array([float(u) for u in units]), np.array([float(o) for o in offset])
+    exact = (
+        deviation == 0.0
+        and not off.any()
+        and _is_never_rounded(w, v, weights.bias, absolute)
+        and all(Fraction(float(u)) == u for u in units)
+        and all(Fraction(float(o)) == o for o in offset)
+    )
+    if exact:
+        return unit, shift, np.zeros(len(unit))
+    count = (w != 0).sum(axis=1) + weights.extra
+    ends = w[:, :, None] * np.array([v.min(), v.max()])
+    above = np.maximum(ends.max(axis=2), 0).sum(axis=1) + np.maximum(weights.bias, 0)
+    below = np.maximum(-ends.min(axis=2), 0).sum(axis=1) + np.maximum(-weights.bias, 0)
+    rounding = (count * np.maximum(above, below) + absolute) * ROUNDOFF / (1 - (count + 2) * ROUNDOFF)
+    return unit, shift, (rounding + off) * (1 + 2.0**-30) + 2.0**-47 * absolute + count * TINY
+
+
+def _is_never_rounded(w: Array, v: Array, bias: Array, absolute: Array) -> bool:
+    """Whether all products, and so all sums, are multiples of a power of two that float32 resolves."""
+    unit = _lowest(w) * _lowest(v)
+    unit = min(unit, _lowest(bias)) if bias.any() else unit
+    return unit >= 2.0**-120 and float(absolute.max()) < unit * 2.0**24
+
+
+def _lowest(values: Array) -> float:
+    """The largest power of two of which all values are multiples; 1 if all are 0."""
+    found = [Fraction(float(value)) for value in np.unique(np.abs(values)) if value]
+    if not found:
+        return 1.0
+    lowest = max(value.denominator for value in found)
+    if lowest > 1:
+        return 1.0 / lowest
+    return float(min(value.numerator & -value.numerator for value in found))

@@ -1,0 +1,5 @@
+"""``python -m bitcrown.cli``."""
+
+from bitcrown.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,198 @@
+"""Exact integer networks under attack and proof: every number is an integer, and the image moves on the lattice.
+
+A network whose input is integers (``.h5`` files of the AAAI 2021 benchmark, integer ONNX files) is attacked in whole
+levels: the ball of radius eps around an 8-bit image is the levels at most ``floor(255 eps)`` away, and whatever point
+an attack proposes is rounded to a whole one, which stays inside. A network that quantizes its own float input (QDQ) is
+attacked on pixels, as a float network is, and evaluated in its integers. Neither has gradients: suites fall back to
+their attacks without.
+
+A label is right if it is the first of the largest outputs, the rule of the benchmark and of argmax. With equal output
+scales the logits given to attacks are ``K o_k - k``: their order is that rule, ties included.
+
+Legend: ``B`` images, ``N`` flat inputs, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitcrown.attacks.images.victim import Classifier
+from bitcrown.budget import Budget
+from bitcrown.errors import ModelError, SettingsError
+from bitcrown.evaluation.attacking import Judgement
+from bitcrown.evaluation.proving import SEARCH, Proof
+from bitcrown.evaluation.subjects import Space
+from bitcrown.model.classifier import ImageLayout, Shape
+from bitcrown.quant.bounds.intervals import Program
+from bitcrown.quant.formats.fixed_point import read_h5
+from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
+from bitcrown.quant.network.graph import Conv as IntegerConv
+from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, Ints
+from bitcrown.quant.query import robustness_query
+from bitcrown.quant.search.decide import decide
+from bitcrown.verdict import Status
+
+KERAS = (".h5", ".hdf5")
+EXACT_FLOAT32 = 1 << 24
+MEMORY = 4 << 30
+CHECK_SECONDS = 1.0
+"""For a proof about an image that is broken already: it must fail, which is usually seen at once."""
+
+
+def is_integer_file(path: Path) -> bool:
+    """Whether the file is read as an exact integer network."""
+    return path.suffix in KERAS or looks_quantized(path)
+
+
+def read_integer_network(path: Path) -> IntegerNetwork:
+    return read_h5(path) if path.suffix in KERAS else read_onnx(path)
+
+
+def input_layout(
+    network: IntegerNetwork,
+    shape: Shape,
+    mean: Sequence[Fraction] | None,
+    std: Sequence[Fraction] | None,
+    order: str,
+) -> ImageLayout:
+    """How images become the flat input of ``network``. Raises ``ModelError`` where they do not fit."""
+    found = network.nodes[0].shape
+    channels, rows, columns = shape
+    if int(np.prod(found)) != channels * rows * columns:
+        raise ModelError(f"images of {channels}x{rows}x{columns} do not fit a network input of shape {list(found)}")
+    if order == "auto":
+        order = "hwc" if channels > 1 and tuple(found) == (rows, columns, channels) else "chw"
+    means, stds = tuple(mean or (Fraction(0),)), tuple(std or (Fraction(1),))
+    return ImageLayout(
+        shape,
+        means * channels if len(means) == 1 else means,
+        stds * channels if len(stds) == 1 else stds,
+        order,
+    )
+
+
+class IntegerSubject:
+    """An exact integer network; see ``subjects`` for what the methods mean."""
+
+    kind, is_grouped = "integer", False
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        path: Path,
+        shape: Shape,
+        mean: tuple[Fraction, ...] | None = None,
+        std: tuple[Fraction, ...] | None = None,
+        order: str = "auto",
+    ) -> None:
+        self.name, self.network = path.stem, read_integer_network(path)
+        self.layout = input_layout(self.network, shape, mean, std, order)
+        self.program = Program(self.network)
+        self.classes = len(self.network.exit.low)
+        self.space, self.low, self.obstacle = Space(), 0, "proofs need a network whose input is integers"
+        entry = self.network.entry
+        if isinstance(entry, WholeEntry):
+            if mean is not None or std is not None:
+                raise SettingsError(f"{path.name} takes the whole levels of pixels: leave --mean and --std out")
+            self.low = int(entry.low.min())
+            self.space, self.obstacle = Space(int(entry.high.max()) - self.low), ""
+        self._ranks = self._has_one_scale()
+
+    def _has_one_scale(self) -> bool:
+        """Whether output integers can be compared with each other, exactly in float32 with room for their places."""
+        values, low = self.network.exit.values, self.network.exit.low
+        first = values[0]
+        same = isinstance(first, EvenlySpaced) and all(each == first for each in values)
+        reach = max(abs(int(low[0])), abs(int(low[0]) + len(first))) + 1
+        return same and bool((low == low[0]).all()) and reach * self.classes < EXACT_FLOAT32
+
+    def integers(self, points: Tensor) -> Ints:
+        """``points [B, C, H, W]`` to input integers ``[B, N]``."""
+        if not self.space.levels:
+            return self.network.entry.integers(self.layout.to_inputs(points.cpu()).numpy())
+        whole: Ints = np.rint(self.layout.flat(points.cpu()).numpy()).astype(np.int64)
+        return whole + self.low
+
+    def classifier(self, rule: str) -> Classifier:
+        if rule:
+            raise SettingsError("an exact integer network has no gradients, so there is no BPDA rule for it")
+        return self._logits
+
+    def _logits(self, points: Tensor) -> Tensor:
+        outputs = self.program.values(self.integers(points.detach()))[self.program.output]
+        if self._ranks:
+            return torch.from_numpy((outputs * self.classes - np.arange(self.classes)).astype(np.float32))
+        return torch.from_numpy(self._values(outputs).astype(np.float32))
+
+    def _values(self, outputs: Ints) -> np.ndarray:
+        """Real values ``[B, K]`` of output integers."""
+        columns = []
+        for k, (values, low) in enumerate(zip(self.network.exit.values, self.network.exit.low.tolist(), strict=True)):
+            columns.append([float(values[place]) for place in (outputs[:, k] - low).tolist()])
+        return np.array(columns, dtype=np.float64).T
+
+    def judge(self, images: np.ndarray, labels: np.ndarray) -> list[Judgement]:
+        """By the original file in onnxruntime where there is one, else by the integers themselves."""
+        points = self.space.points(images)
+        if self.network.runtime is None:
+            rows = self._values(self.network.evaluate(self.integers(points)))
+        else:
+            levels = self.space.levels
+            inputs = self.integers(points) if levels else self.layout.to_inputs(points).numpy()
+            rows = self.network.runtime(inputs).astype(np.float64)
+        return [Judgement(row, int(label), first_wins=True) for row, label in zip(rows, labels, strict=True)]
+
+    def facts(self) -> Mapping[str, Any]:
+        layers = [node for node in self.network.nodes if isinstance(node, Dense | IntegerConv)]
+        return {
+            "parameters": sum(node.weight.size + node.bias.size for node in layers),
+            "layers": len(layers),
+            **{name.replace(" ", "_"): value for name, value in self.network.facts.items() if name != "layers"},
+        }
+
+
+class IntegerProver:
+    """Decides robustness of images on the lattice: staircase bounds and branch and bound, all in integers."""
+
+    def __init__(
+        self, subject: IntegerSubject, eps: Fraction, seconds: float, seed: int, counts_cpu: bool = False
+    ) -> None:
+        self.subject, self.seconds, self.seed, self.counts_cpu = subject, seconds, seed, counts_cpu
+        self.radius = int(eps * subject.space.levels)
+
+    def images_a_pass(self) -> int:
+        return 1
+
+    def prove(self, images: np.ndarray, labels: np.ndarray, is_broken: np.ndarray) -> list[Proof]:
+        """One ``Proof`` an image; broken ones get a moment only (for the check)."""
+        points = self.subject.space.points(images)
+        rows = self.subject.integers(points)
+        return [
+            self._prove(row, int(label), bool(gone)) for row, label, gone in zip(rows, labels, is_broken, strict=True)
+        ]
+
+    def _prove(self, row: Ints, label: int, is_broken: bool) -> Proof:
+        started = time.monotonic()
+        limit = min(CHECK_SECONDS, self.seconds) if is_broken else self.seconds
+        query = robustness_query(self.subject.network, row, label, self.radius)
+        budget = Budget.of(limit, MEMORY, self.counts_cpu)
+        found = decide(query, budget, self.seed, program=self.subject.program)
+        proved_by = SEARCH if found.status is Status.UNSAT else ""
+        witness = None
+        if found.witness is not None:
+            node = self.subject.network.nodes[0]
+            assert isinstance(node, Input)
+            witness = (found.witness - self.subject.low).astype(np.float64) / self.subject.space.levels
+        counters = {key: value for key, value in found.counters.items() if isinstance(value, int | float)}
+        seconds = {"search": time.monotonic() - started}
+        status, detail = found.status.value, found.detail or str(found.reason)
+        return Proof(None, proved_by, seconds, status, found.decided_by, detail, counters, witness)

@@ -1,0 +1,194 @@
+"""What is asked of an evaluation, and the network and the bounds that answer it.
+
+A plan names its network by words, so that it can be written to a record, compared with an earlier one and handed to
+other processes; ``open_subject`` and ``make_prover`` turn the words into the things they name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitcrown.attacks.images.ball import NORMS
+from bitcrown.attacks.images.bpda import RULES
+from bitcrown.attacks.images.components import SUITES
+from bitcrown.errors import SettingsError
+from bitcrown.evaluation.boxes import ImageBoxes
+from bitcrown.evaluation.integers import KERAS, IntegerProver, IntegerSubject, is_integer_file
+from bitcrown.evaluation.journal import digest
+from bitcrown.evaluation.proving import LEVELS, SEARCH, ImageProver, Prover
+from bitcrown.evaluation.subjects import ZOO, FileSubject, Subject, read_zoo
+from bitcrown.model.classifier import Shape, layout_of
+from bitcrown.model.execute import Network
+from bitcrown.model.onnx_reader import model_bytes, parsed_model, read_graph
+from bitcrown.model.runtime_trial import require_runtime
+from bitcrown.quant.formats.qonnx import has_quant
+from bitcrown.quant.network.agreement import executable
+from bitcrown.search.decision import device_of
+from bitcrown.settings import Settings
+
+LINF = "Linf"
+PGD, NO_ATTACK = "pgd", "none"
+ATTACKS = (NO_ATTACK, PGD, *SUITES)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image, on the wall, or of
+    computing (``counts_cpu``), which does not depend on what else the machine does.
+
+    ``network``: a file, ``zoo:NAME``, or the name of a torch network; ``weights``: of a zoo network. ``attack``: a
+    suite, ``pgd`` (then ``steps`` and ``restarts``) or ``none``; ``bpda``: rule of its gradients, empty for the
+    network's own. ``batch`` images are attacked at a time, ``jobs`` processes bound images; neither changes what is
+    asked, except of a network whose logits depend on the batch.
+    """
+
+    network: Path | str
+    eps: Fraction
+    mean: tuple[Fraction, ...] | None = None
+    std: tuple[Fraction, ...] | None = None
+    order: str = "auto"
+    steps: int = 100
+    restarts: int = 20
+    levels: tuple[str, ...] = ()
+    seconds: float = 5.0
+    batch: int = 100
+    jobs: int = 1
+    settings: Settings = field(default_factory=Settings)
+    norm: str = LINF
+    attack: str = PGD
+    bpda: str = ""
+    weights: Path | None = None
+    counts_cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("norm", self.norm, NORMS), ("attack", self.attack, ATTACKS)):
+            if value not in known:
+                raise SettingsError(f"{name} {value!r} is not known; use one of {', '.join(known)}")
+        if self.bpda and (self.bpda not in RULES or not self.has_suite):
+            raise SettingsError(
+                f"BPDA takes {', '.join(('none', *RULES))} and a suite of attacks ({', '.join(SUITES)}), not "
+                f"{self.bpda!r} with {self.attack}"
+            )
+        if self.eps < 0 or (self.norm == LINF and self.eps > 1):
+            raise SettingsError(f"eps must lie in [0, 1] (in L2 and L1: not below 0), but is {self.eps}")
+        for name, least in (("steps", 0), ("restarts", 0), ("batch", 1), ("jobs", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} must not be {getattr(self, name)}")
+        if not 0 <= self.seconds < float("inf"):
+            raise SettingsError(f"the seconds per image must be a number from 0, but are {self.seconds}")
+        if self.levels != LEVELS[: len(self.levels)]:
+            raise SettingsError(f"bounds are done in the order {', '.join(LEVELS)}, not {', '.join(self.levels)}")
+        if self.levels and self.norm != LINF:
+            raise SettingsError(f"images are proved in L-infinity only, not in {self.norm}: leave the bounds out")
+
+    @property
+    def has_suite(self) -> bool:
+        return self.attack in SUITES
+
+    @property
+    def has_attack(self) -> bool:
+        return self.has_suite or (self.attack == PGD and self.steps > 0 and self.restarts > 0)
+
+    @property
+    def is_zoo(self) -> bool:
+        return str(self.network).startswith(ZOO)
+
+    @property
+    def label(self) -> str:
+        """The network's name in tables."""
+        return str(self.network).removeprefix(ZOO) if self.is_zoo else Path(self.network).stem
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for findings to belong to the same evaluation; more images or levels may follow."""
+        attack: dict[str, Any] | None = {"name": self.attack}
+        if not self.has_attack:
+            attack = None
+        elif self.attack == PGD:
+            attack = {"name": PGD, "steps": self.steps, "restarts": self.restarts}
+        found = {
+            "network": str(self.network) if self.is_zoo else Path(self.network).name,
+            "network_sha256": _network_digest(self),
+            "eps": str(self.eps),
+            "mean": [str(value) for value in self.mean or ()],
+            "std": [str(value) for value in self.std or ()],
+            "order": self.order,
+            "attack": attack,
+            "seconds_per_image": self.seconds,
+            "seed": self.settings.seed,
+        }
+        if self.counts_cpu:
+            found["counts_cpu"] = True
+        if self.norm != LINF:
+            found["norm"] = self.norm
+        if self.bpda:
+            found["bpda"] = self.bpda
+        if self.is_zoo:
+            found["batch"] = self.batch
+        return found
+
+
+def _network_digest(plan: Plan) -> str:
+    """Of the file that holds the weights; empty for a torch network."""
+    if plan.is_zoo:
+        weights = plan.weights
+        index = weights.with_name(weights.name + ".index") if weights is not None else None
+        file = index if index is not None and index.is_file() else weights
+        return digest(file.read_bytes()) if file is not None and file.is_file() else ""
+    if isinstance(plan.network, str):
+        return ""
+    if plan.network.suffix in KERAS:
+        return digest(plan.network.read_bytes()) if plan.network.is_file() else ""
+    return digest(model_bytes(plan.network))
+
+
+def open_subject(plan: Plan, shape: Shape) -> Subject:
+    """The network of ``plan`` for images of ``shape``. Raises ``SettingsError`` for what cannot be asked of it."""
+    device = device_of(plan.settings.device)
+    subject: Subject
+    if not plan.is_zoo and Path(plan.network).suffix not in KERAS:
+        _check_runtime(Path(plan.network))
+    if plan.is_zoo:
+        subject = read_zoo(str(plan.network), plan.weights, plan.batch, shape, device)
+    elif is_integer_file(Path(plan.network)):
+        subject = IntegerSubject(Path(plan.network), shape, plan.mean, plan.std, plan.order)
+    else:
+        subject = FileSubject(Path(plan.network), shape, plan.mean, plan.std, plan.order, device)
+    return subject
+
+
+def _check_runtime(path: Path) -> None:
+    """``ModelError`` for an ONNX file that onnxruntime cannot run, or that ends the process which opens it."""
+    model = parsed_model(path)
+    content, _ = executable(model) if has_quant(model) else (model_bytes(path), "")
+    if content:
+        require_runtime(path, content)
+
+
+def check_subject(plan: Plan, subject: Subject) -> None:
+    """Raises ``SettingsError`` where the plan asks what this kind of network cannot answer."""
+    if plan.is_zoo and (plan.mean is not None or plan.std is not None):
+        raise SettingsError("networks of the zoo take pixels as they are: leave --mean and --std out")
+    if plan.attack == PGD and plan.has_attack and subject.kind != "onnx":
+        raise SettingsError(f"pgd is for float networks in ONNX files; choose a suite: {', '.join(SUITES)}")
+    if plan.levels and subject.obstacle:
+        raise SettingsError(f"{subject.name} cannot be verified: {subject.obstacle}")
+    if plan.levels and subject.kind == "integer" and SEARCH not in plan.levels:
+        raise SettingsError(f"exact integer networks are decided by branch and bound: --bounds {SEARCH}, or none")
+
+
+def make_prover(plan: Plan, shape: Shape, settings: Settings) -> ImageProver:
+    """The bounds of ``plan`` on images of ``shape``, in whichever process they run."""
+    path = Path(plan.network)
+    if is_integer_file(path):
+        subject = IntegerSubject(path, shape, plan.mean, plan.std, plan.order)
+        return IntegerProver(subject, plan.eps, plan.seconds, settings.seed, plan.counts_cpu)
+    graph = read_graph(path, settings.semantics)
+    dtype = "float16" if "float16" in graph.input_dtypes else "float32"
+    boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps, dtype)
+    proof = Network(graph, torch.float64, device_of(settings.device))
+    return Prover(proof, boxes, path, settings, plan.levels, plan.seconds, plan.counts_cpu)

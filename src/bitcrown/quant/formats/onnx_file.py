@@ -1,0 +1,256 @@
+"""Quantized ONNX files to integer networks: the formats QDQ, QOperator, QONNX and plain integer arithmetic.
+
+The file is walked once. Every tensor is a constant or a known function of the integers of a node (``lattice``); each
+operator has one rule (``rule_table``). What is proved is what onnxruntime computes on CPU with graph optimisations
+disabled and one thread; for QONNX, whose operators it lacks, the specification, written in standard operators. The
+result is compared with that at every load (``agreement``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bitcrown.errors import ModelError
+from bitcrown.model.lowering.builder import OnnxNode
+from bitcrown.model.onnx_reader import model_nodes, parsed_model, stored_array
+from bitcrown.quant.formats import elementwise, qdq, qonnx, qoperator, shaping, sums
+from bitcrown.quant.formats.lattice import CAST, FLOAT, RAW, Lattice, evaluate
+from bitcrown.quant.formats.qonnx import DOMAINS
+from bitcrown.quant.formats.rule_table import RULES, NoRule, Reading, type_range
+from bitcrown.quant.network.agreement import check_agreement, executable
+from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
+from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, QuantError
+from bitcrown.quant.network.runtime import Runtime, evaluated, session
+
+WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
+"""Importing these fills ``RULES``."""
+QUANTIZED = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "MatMulInteger",
+    "ConvInteger",
+    "BitShift",
+    "Quant",
+    "BipolarQuant",
+    "QGemm",
+}
+"""Operators whose rounding or wrapping the float engine has no exact rule for; also everything named QLinear..."""
+MOST_OUTPUT_VALUES = 1 << 20
+
+
+def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
+    """Whether the file needs an exact reader, by its operators and input type alone. ``ModelError`` for a bad file.
+
+    Integers whose scale depends on the input (``DynamicQuantizeLinear``) have none: the float engine encloses them.
+    """
+    model = parsed_model(path_or_model) if isinstance(path_or_model, Path) else path_or_model
+    stored = {tensor.name for tensor in model.graph.initializer}
+    kinds = {info.type.tensor_type.elem_type for info in model.graph.input if info.name not in stored}
+    narrow = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+        return False
+    return bool(kinds & narrow) or any(
+        node.op_type in QUANTIZED or node.op_type.startswith("QLinear") or node.domain in DOMAINS
+        for node in model.graph.node
+    )
+
+
+def read_onnx(
+    path: Path, whole_input: tuple[int, int] | None = None, seed: int = 0, samples: int = 16
+) -> IntegerNetwork:
+    """The integer network of a quantized ONNX file, compared with onnxruntime on ``samples`` random inputs.
+
+    ``whole_input``: the float input holds whole numbers of this range by agreement with the user (pixels 0 to 255).
+    Raises ``QuantError``, naming all operators without a rule at once, or another ``ModelError`` for a bad file.
+    """
+    model = parsed_model(path)
+    reading = Reading()
+    for tensor in model.graph.initializer:
+        reading.constants[tensor.name] = stored_array(tensor, path)
+    entry_name = _read_input(reading, model, path, whole_input)
+    _walk(reading, model, path)
+    if len(model.graph.output) != 1:
+        raise QuantError(f"{path} has {len(model.graph.output)} outputs; quantized networks with one are supported")
+    name = model.graph.output[0].name
+    if name not in reading.tensors:
+        raise QuantError(f"{path}: the output {name!r} does not depend on the input")
+    try:
+        number, exit_ = _exit(reading, reading.tensors[name])
+    except QuantError as error:
+        raise QuantError(f"{path.name}: {error}") from error
+    nodes, number_of = reading.assembly.finished(number)
+    assert reading.entry is not None
+    network = IntegerNetwork(
+        nodes, number_of[number], reading.entry, exit_, notes=tuple(reading.notes), facts=_facts(model, entry_name)
+    )
+    content, note = executable(model)
+    if note:
+        return replace(network, notes=(*network.notes, note))
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(_input(model).type.tensor_type.elem_type))
+    runtime = Runtime(session(content, str(path)), str(path), reading.input_shape, dtype)
+    network = replace(network, runtime=runtime)
+    trace = {tensor: number_of[k] for tensor, k in reading.trace.items() if k in number_of}
+    return replace(network, notes=(*network.notes, *check_agreement(network, path, seed, samples, trace)))
+
+
+def _facts(model: Any, entry_name: str) -> dict[str, str]:
+    ops = {node.op_type for node in model.graph.node}
+    formats = [
+        name
+        for name, found in (
+            ("QDQ", "DequantizeLinear" in ops and not any(op.startswith("QLinear") for op in ops)),
+            ("QOperator", any(op.startswith("QLinear") for op in ops)),
+            ("QONNX", any(node.domain in DOMAINS for node in model.graph.node)),
+            ("integer arithmetic", bool(ops & {"MatMulInteger", "ConvInteger"})),
+        )
+        if found
+    ]
+    return {"format": f"ONNX {', '.join(formats) or 'float32 with whole numbers'}", "input": entry_name}
+
+
+def _input(model: Any) -> Any:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = [info for info in model.graph.input if info.name not in stored]
+    if len(found) != 1:
+        raise QuantError(f"the network has {len(found)} inputs; quantized networks with one are supported")
+    return found[0]
+
+
+def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int] | None) -> str:
+    info = _input(model)
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise QuantError(f"{path}: input {info.name!r} has no shape")
+    shape = tuple(max(1, dim.dim_value) for dim in tensor.shape.dim)
+    size = math.prod(shape)
+    if size > 1 << 26:
+        raise QuantError(f"{path}: input {info.name!r} of shape {list(shape)} is too large")
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except KeyError as error:
+        raise QuantError(f"{path}: input {info.name!r} has no known element type") from error
+    reading.input_shape = shape
+    if dtype == FLOAT and whole is None:
+        reading.tensors[info.name] = Lattice(RAW, shape, FLOAT, (), np.arange(size))
+        return str(info.name)
+    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT:
+        raise QuantError(f"{path}: input {info.name!r} has type {dtype}; float32 and integers of 32 bits are supported")
+    low, high = whole if whole is not None else type_range(dtype)
+    ends = np.full(size, low, dtype=np.int64), np.full(size, high, dtype=np.int64)
+    reading.assembly.add(Input(Lattice(0, shape, dtype).sample_shape, *ends))
+    reading.entry = WholeEntry(dtype, *ends)
+    reading.tensors[info.name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT else ())
+    return str(info.name)
+
+
+def _walk(reading: Reading, model: Any, path: Path) -> None:
+    """Apply the rule of every node; what has none is reported together."""
+    problems: list[str] = []
+    unknown: dict[str, list[str]] = {}
+    lost: set[str] = set()
+    for node, proto in zip(model_nodes(model, path), model.graph.node, strict=True):
+        if not lost.isdisjoint(node.inputs):
+            if node.op not in RULES:
+                unknown.setdefault(node.op, []).append(node.name)
+            lost.update(node.outputs)
+            continue
+        try:
+            if not _apply(reading, node, proto):
+                unknown.setdefault(node.op, []).append(node.name)
+                lost.update(node.outputs)
+        except NoRule as error:
+            problems.append(str(error))
+            lost.update(node.outputs)
+        except (ModelError, KeyError, IndexError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+            reason = str(error) if isinstance(error, ModelError) else repr(error)
+            raise QuantError(f"{path}: node {node.name!r} ({node.op}) has unusable inputs: {reason}") from error
+    parts = [f"{op}: {', '.join(names)}" for op, names in sorted(unknown.items())]
+    if parts or problems:
+        raise QuantError(f"{path.name} is not a quantized network that can be read ({'; '.join([*parts, *problems])})")
+
+
+def _apply(reading: Reading, node: OnnxNode, proto: Any) -> bool:
+    """False where the operator has no rule."""
+    for name in node.inputs:
+        if name and name not in reading.constants and name not in reading.tensors:
+            raise QuantError(f"no earlier node writes {name!r}")
+    constant = all(name in reading.constants for name in node.inputs if name)
+    if node.op == "Constant":
+        reading.constants[node.outputs[0]] = _constant_value(node)
+    elif node.op == "Shape" and node.inputs[0] in reading.tensors:
+        first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(99)
+        shape = reading.tensors[node.inputs[0]].shape
+        reading.constants[node.outputs[0]] = np.array(shape[first:last], dtype=np.int64)
+    elif constant and node.op not in FOLDED_HERE and "." not in node.op:
+        _fold(reading, node)
+    elif node.op in RULES:
+        RULES[node.op](reading, node)
+    else:
+        return False
+    return True
+
+
+FOLDED_HERE = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}
+"""Computed by their rules for constants, too, which keep the integers behind them."""
+
+
+def _constant_value(node: OnnxNode) -> np.ndarray[Any, Any]:
+    kinds = {"value": None, "value_float": np.float32, "value_int": np.int64}
+    kinds |= {"value_floats": np.float32, "value_ints": np.int64}
+    for key, dtype in kinds.items():
+        if key in node.attrs:
+            return np.asarray(node.attrs[key], dtype=dtype)
+    raise NoRule(f"Constant {node.name!r} has no number or tensor")
+
+
+def _fold(reading: Reading, node: OnnxNode) -> None:
+    """A node of constants, computed by onnxruntime in the file's opset."""
+    values = [reading.constants[name] if name else None for name in node.inputs]
+    attrs = {key: value for key, value in node.attrs.items() if not isinstance(value, onnx.GraphProto)}
+    if len(node.outputs) != 1 or len(attrs) != len(node.attrs):
+        raise NoRule(f"{node.op} {node.name!r} of constants is not computed")
+    reading.constants[node.outputs[0]] = evaluated(node.op, values, attrs, opset=node.opset)
+
+
+def _exit(reading: Reading, lattice: Lattice) -> tuple[int, Exit]:
+    """Output node and what its integers stand for."""
+    if lattice.node == RAW:
+        raise QuantError("the output is not quantized")
+    lattice = reading.whole(lattice)
+    low, high = reading.assembly.low[lattice.node], reading.assembly.high[lattice.node]
+    if not lattice.chain or (lattice.chain == (CAST,) and max(-low.min(), high.max()) <= 2**24):
+        one = Fraction(1)
+        values = tuple(
+            EvenlySpaced(Fraction(a), one, b - a + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True)
+        )
+        return lattice.node, Exit(low, values)
+    if int((high - low + 1).sum()) > MOST_OUTPUT_VALUES:
+        raise QuantError("the output is not quantized: it takes too many values; add QuantizeLinear to its end")
+    rows, falls = [], np.zeros(len(low), dtype=np.int64)
+    for n, (least, greatest) in enumerate(_output_values(reading, lattice)):
+        if (least != greatest).any():
+            raise QuantError(
+                "the output is a float32 sum whose rounding depends on the order of summation; quantize the output"
+            )
+        falls[n] = least[0] > least[-1]
+        row = least[::-1] if falls[n] else least
+        rows.append(tuple(Fraction(v) for v in row.tolist()))
+    number = reading.assembly.negated(lattice.node, falls) if falls.any() else lattice.node
+    return number, Exit(np.where(falls == 1, -high, low), tuple(rows))
+
+
+def _output_values(reading: Reading, lattice: Lattice) -> Iterator[tuple[Any, Any]]:
+    """Least and greatest float of every integer of each output element."""
+    low, high = reading.assembly.low[lattice.node], reading.assembly.high[lattice.node]
+    for n in range(lattice.size):
+        q = np.arange(low[n], high[n] + 1, dtype=np.int64)
+        least, greatest = evaluate(lattice.chain, q[None], np.array([n]))
+        yield least[0].astype(np.float64), greatest[0].astype(np.float64)

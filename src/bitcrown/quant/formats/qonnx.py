@@ -1,0 +1,186 @@
+"""QONNX: Quant and BipolarQuant, which round but keep float tensors (Brevitas, QKeras and FINN write them).
+
+Semantics (QONNX specification, as its own executor computes it, in float32): ``Quant(x, scale, zero, bits)`` is
+``(round(clip(x / scale + zero, low, high)) - zero) * scale`` with low and high from ``bits``, ``signed`` and
+``narrow``; ``BipolarQuant(x, scale)`` is ``scale`` for x >= 0 and ``-scale`` below. onnxruntime has no such operators,
+so no runtime is the reference here; ``standard_form`` writes them with standard operators, which onnxruntime executes,
+and the comparison at load uses that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bitcrown.model.lowering.builder import OnnxNode
+from bitcrown.quant.formats.lattice import FLOAT, Array, Lattice, Step, dequantize_step, spread_over
+from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
+from bitcrown.quant.network.graph import QuantError
+
+DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
+ROUNDINGS: dict[str, Any] = {
+    "ROUND": np.rint,
+    "CEIL": np.ceil,
+    "FLOOR": np.floor,
+    "UP": lambda v: np.sign(v) * np.ceil(np.abs(v)),
+    "DOWN": np.trunc,
+    "ROUND_TO_ZERO": np.trunc,
+    "HALF_EVEN": np.rint,
+    "HALF_UP": lambda v: np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)),
+    "HALF_DOWN": lambda v: np.sign(v) * np.ceil(np.abs(v) - np.float32(0.5)),
+}
+STANDARD = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
+
+
+def bit_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
+    if signed:
+        return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1 - int(narrow)
+
+
+def _settings(reading: Reading, node: OnnxNode) -> tuple[Array, int, tuple[int, int], str]:
+    """Scale, zero point, integer range and rounding mode of a Quant node."""
+    scale = reading.constant(node, 1).astype(FLOAT)
+    zero, bits = reading.constant(node, 2).astype(np.float64), reading.constant(node, 3).astype(np.float64)
+    mode = str(node.attrs.get("rounding_mode", "ROUND")).upper()
+    if not np.isfinite(scale).all() or not (scale > 0).all():
+        raise NoRule(f"Quant {node.name!r} has a scale that is not positive")
+    if bits.size != 1 or zero.size != 1 or bits.reshape(-1)[0] not in range(1, 17) or zero != np.rint(zero):
+        raise NoRule(f"Quant {node.name!r} has {bits.reshape(-1)[:1]} bits; one whole number from 1 to 16 is supported")
+    if mode not in ROUNDINGS:
+        raise NoRule(f"Quant {node.name!r} rounds by {mode!r}; known are {', '.join(ROUNDINGS)}")
+    ends = bit_range(int(bits.reshape(-1)[0]), bool(node.attrs.get("signed", 1)), bool(node.attrs.get("narrow", 0)))
+    return scale, int(zero.reshape(-1)[0]), ends, mode
+
+
+def quant_levels(mode: str, zero: int, ends: tuple[int, int]) -> Any:
+    rounding = ROUNDINGS[mode]
+    offset, low, high = np.float32(zero), np.float32(ends[0]), np.float32(ends[1])
+
+    def levels(values: Array, scale: Array) -> Array:
+        with np.errstate(all="ignore"):
+            shifted = values / scale + offset
+        if np.isnan(shifted).any():
+            raise QuantError("a value to be quantized is not a number")
+        return np.asarray(rounding(np.clip(shifted, low, high)).astype(np.int64))
+
+    return levels
+
+
+@reads(*(f"{domain}.Quant" for domain in DOMAINS))
+def quant(reading: Reading, node: OnnxNode) -> None:
+    scale, zero, ends, mode = _settings(reading, node)
+    levels = quant_levels(mode, zero, ends)
+    name = node.inputs[0]
+    if reading.is_constant(name):
+        value = reading.constants[name].astype(FLOAT)
+        ints = levels(value, scale) - zero
+        reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale
+        reading.grids[node.outputs[0]] = Grid(ints, np.broadcast_to(scale.astype(np.float64), value.shape))
+        return
+    lattice = reading.lattice(name)
+    scales = spread_over(scale, lattice.shape)
+    step = Step(f"Quant {mode} {ends} zero {zero}", levels, (scales,), whole=True)
+    _requantized(reading, node, lattice, step, scales, zero, 1)
+
+
+@reads(*(f"{domain}.BipolarQuant" for domain in DOMAINS))
+def bipolar(reading: Reading, node: OnnxNode) -> None:
+    """Integers 0 and 1 stand for -scale and scale."""
+    scale = reading.constant(node, 1).astype(FLOAT)
+    if not np.isfinite(scale).all() or not (scale > 0).all():
+        raise NoRule(f"BipolarQuant {node.name!r} has a scale that is not positive")
+    name = node.inputs[0]
+    if reading.is_constant(name):
+        ints = np.where(reading.constants[name] >= 0, 1, -1).astype(np.int64)
+        reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale
+        reading.grids[node.outputs[0]] = Grid(ints, np.broadcast_to(scale.astype(np.float64), ints.shape))
+        return
+    lattice = reading.lattice(name)
+    step = Step("BipolarQuant", _is_positive, whole=True)
+    _requantized(reading, node, lattice, step, spread_over(scale, lattice.shape), 1, 2)
+
+
+def _is_positive(values: Array) -> Array:
+    return (values >= 0).astype(np.int64)
+
+
+def _requantized(
+    reading: Reading, node: OnnxNode, lattice: Lattice, step: Step, scale: Array, zero: int, gain: int
+) -> None:
+    if not lattice.is_float:
+        raise NoRule(f"{node.op} {node.name!r} takes {lattice.dtype}; float32 is supported")
+    settled = reading.settled(lattice.then(step))
+    back = dequantize_step(scale, np.array([zero], dtype=np.int64), gain)
+    reading.bind(node, Lattice(settled.node, lattice.shape, FLOAT, (back,)))
+
+
+def has_quant(model: Any) -> bool:
+    return any(node.domain in DOMAINS for node in model.graph.node)
+
+
+def standard_form(model: Any) -> Any:
+    """The same network in standard operators, for onnxruntime; ``QuantError`` where it cannot be written."""
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    del written.graph.node[:]
+    for node in model.graph.node:
+        written.graph.node.extend(_expanded(node, constants) if node.domain in DOMAINS else [node])
+    del written.opset_import[:]
+    # opset 11 brings Round; nothing else that these exporters write changed between 9 and 11 but Clip and Pad
+    if opset < 11 and any(node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node):
+        raise QuantError("the network has operators of an old opset that have no standard form; raise its opset to 13")
+    written.opset_import.extend([helper.make_opsetid("", max(opset, 11))])
+    return written
+
+
+def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
+    out, name = node.output[0], node.output[0]
+
+    def constant(value: Array, part: str) -> Any:
+        tensor = numpy_helper.from_array(np.asarray(value, dtype=np.float32), f"{name}/{part}")
+        return helper.make_node("Constant", [], [f"{name}/{part}"], value=tensor)
+
+    def step(op: str, inputs: list[str], part: str, **attrs: Any) -> Any:
+        return helper.make_node(op, [f"{name}/{i}" if i[0] == "." else i for i in inputs], [f"{name}/{part}"], **attrs)
+
+    if node.op_type == "BipolarQuant":
+        # x >= 0 as 1 - (x < 0), then 2 b - 1
+        return [
+            constant(np.zeros(()), ".zero"),
+            constant(np.array(2.0), ".two"),
+            constant(np.array(1.0), ".one"),
+            step("Less", [node.input[0], ".zero"], ".less"),
+            step("Cast", [".less"], ".number", to=onnx.TensorProto.FLOAT),
+            step("Mul", [".number", ".two"], ".twice"),
+            step("Sub", [".one", ".twice"], ".sign"),
+            helper.make_node("Mul", [f"{name}/.sign", node.input[1]], [out]),
+        ]
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    mode = attrs.get("rounding_mode", b"ROUND")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    missing = [i for i in node.input[1:] if i not in constants]
+    if mode.upper() not in STANDARD or missing:
+        raise QuantError(f"Quant {node.name!r} has no standard form (rounding {mode}, inputs {', '.join(missing)})")
+    scale, zero, bits = (np.asarray(constants[i]) for i in node.input[1:4])
+    low, high = bit_range(int(bits.reshape(-1)[0]), bool(attrs.get("signed", 1)), bool(attrs.get("narrow", 0)))
+    return [
+        constant(scale, ".scale"),
+        constant(zero.reshape(()), ".offset"),
+        constant(np.array(float(low)), ".low"),
+        constant(np.array(float(high)), ".high"),
+        step("Div", [node.input[0], ".scale"], ".ratio"),
+        step("Add", [".ratio", ".offset"], ".shifted"),
+        step("Clip", [".shifted", ".low", ".high"], ".clipped"),
+        step(STANDARD[mode.upper()], [".clipped"], ".rounded"),
+        step("Sub", [".rounded", ".offset"], ".whole"),
+        helper.make_node("Mul", [f"{name}/.whole", f"{name}/.scale"], [out]),
+    ]

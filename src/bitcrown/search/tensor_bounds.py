@@ -1,0 +1,49 @@
+"""Bounds of a single tensor, for the library's ``bounds`` and the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from bitcrown.bounds.crown import Backward
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.interval import intersect
+from bitcrown.errors import PropertyError
+from bitcrown.model.execute import Network
+from bitcrown.model.joining import join
+from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.objective import round_down, round_up
+from bitcrown.spec.problem import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MEMORY = 1 << 30
+
+
+def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.ndarray, np.ndarray]:
+    """CROWN bounds of ``tensor`` (the first output if None) over the box of ``problem.cases[case]``, float64, outward.
+
+    Raises ``PropertyError`` for a name the network does not have.
+    """
+    graphs = {name: read_graph(path) for name, path in problem.networks.items()}
+    graph = next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
+    name = graph.outputs[0] if tensor is None else tensor
+    if name not in graph.nodes:
+        raise PropertyError(f"the network has no tensor {name!r}; bitcrown inspect lists their names")
+    network = Network(graph, torch.float64)
+    box = problem.cases[case]
+    lower = network.tensor([[round_down(value) for value in box.lower]])
+    upper = network.tensor([[round_up(value) for value in box.upper]])
+    bounder = LayerBounder(network, MEMORY)
+    with torch.no_grad():
+        enclosure = bounder.run(lower, upper)
+        found = enclosure.bounds[name]
+        if name not in graph.inputs:
+            backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
+            every = torch.arange(graph.nodes[name].size)
+            low, up = bounder.bound_elements(backward, name, every, enclosure.bounds, lower, upper)
+            shape = (1, *graph.nodes[name].shape)
+            found = intersect(found, (low.reshape(shape), up.reshape(shape)))
+    return found[0][0].numpy(), found[1][0].numpy()
