@@ -1,10 +1,13 @@
-"""CPU seconds of the suite ``standard`` beside torchattacks' AutoAttack, with what each of them broke, image by image.
+"""CPU seconds of the suite ``standard`` beside torchattacks' AutoAttack, with what each of them
+broke, image by image.
 
-    python benchmarks/attack_speed.py net.onnx --data images --first 200 --eps 2/255,8/255 --mean ... --std ...
+    python benchmarks/attack_speed.py net.onnx --data images --first 200 --eps 2/255,8/255 --mean
+    ... --std ...
 
-Both get the same images, budgets (100 steps, 9 targets, 5000 queries) and one thread, in one process, one after the
-other; torchattacks gets the network as a plain module of torch. It is optional: where it is not installed (``pip
-install torchattacks`` into a folder on PYTHONPATH will do), only bitcrown's column is printed.
+Both get the same images, budgets (100 steps, 9 targets, 5000 queries) and one thread, in one
+process, one after the other; torchattacks gets the network as a plain module of torch. It is
+optional: where it is not installed (``pip install torchattacks`` into a folder on PYTHONPATH will
+do), only bitcrown's column is printed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +33,8 @@ STEPS = 100
 
 
 class Outcome(NamedTuple):
-    """CPU seconds and broken images by component, and the component that broke each image ("" for none)."""
+    """CPU seconds and broken images by component, and the component that broke each image ("" for
+    none)."""
 
     seconds: dict[str, float]
     broken_by: list[str]
@@ -41,7 +44,8 @@ class Outcome(NamedTuple):
 
 
 class Plain(nn.Module):
-    """The network as anyone would write it: functions of torch on ``[B, C, H, W]``, weights that need no gradient."""
+    """The network as anyone would write it: functions of torch on ``[B, C, H, W]``, weights that
+    need no gradient."""
 
     def __init__(self, classifier: GraphClassifier) -> None:
         super().__init__()
@@ -50,7 +54,10 @@ class Plain(nn.Module):
         layout, like = classifier.layout, torch.zeros(1)
         if layout.order != "chw":
             raise SystemExit("the comparison is written for networks with channels first")
-        self.mean, self.std = layout.channel_values(layout.mean, like), layout.channel_values(layout.std, like)
+        self.mean, self.std = (
+            layout.channel_values(layout.mean, like),
+            layout.channel_values(layout.std, like),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         values = {self.graph.inputs[0]: (x - self.mean) / self.std}
@@ -61,7 +68,8 @@ class Plain(nn.Module):
             if node.op == "Conv":
                 attrs = node.attrs
                 value = F.conv2d(
-                    operands[0], params["weight"], params.get("bias"), attrs["strides"], attrs["pads"],
+                    operands[0], params["weight"], params.get("bias"), attrs["strides"],
+                    attrs["pads"],
                     attrs["dilations"], attrs["group"],
                 )  # fmt: skip
             elif node.op == "Linear":
@@ -78,7 +86,9 @@ class Plain(nn.Module):
         return values[self.graph.outputs[0]]
 
 
-def ours(classifier: GraphClassifier, images: Tensor, labels: Tensor, eps: Fraction, batch: int) -> Outcome:
+def ours(
+    classifier: GraphClassifier, images: Tensor, labels: Tensor, eps: Fraction, batch: int
+) -> Outcome:
     seconds: dict[str, float] = {}
     began = [time.process_time()]
 
@@ -88,7 +98,9 @@ def ours(classifier: GraphClassifier, images: Tensor, labels: Tensor, eps: Fract
         began[0] = now
 
     ball = ball_of(eps, "Linf")
-    found = run_suite(classifier, images, labels, ball, suite="standard", seed=0, batch=batch, on_progress=note)
+    found = run_suite(
+        classifier, images, labels, ball, suite="standard", seed=0, batch=batch, on_progress=note
+    )
     seconds["replay"] = time.process_time() - began[0]
     return Outcome(seconds, [name or "" for name in found.broken_by])
 
@@ -96,7 +108,9 @@ def ours(classifier: GraphClassifier, images: Tensor, labels: Tensor, eps: Fract
 def theirs(module: nn.Module, images: Tensor, labels: Tensor, eps: Fraction) -> Outcome:
     import torchattacks
 
-    attack = torchattacks.AutoAttack(module, norm="Linf", eps=float(eps), version="standard", n_classes=10, seed=0)
+    attack = torchattacks.AutoAttack(
+        module, norm="Linf", eps=float(eps), version="standard", n_classes=10, seed=0
+    )
     with torch.no_grad():
         standing = (module(images).argmax(dim=1) == labels).nonzero().flatten()
     seconds, broken_by = {}, [""] * len(images)
@@ -127,15 +141,23 @@ def print_table(eps: Fraction, mine: Outcome, other: Outcome | None) -> None:
         print(line)
         return
     theirs_total = sum(other.seconds.values())
-    print(f"{line}  {sum(map(bool, other.broken_by)):>10}{theirs_total:>12.2f}   ratio {total / theirs_total:.2f}")
+    print(
+        f"{line}  {sum(map(bool, other.broken_by)):>10}{theirs_total:>12.2f}   ratio "
+        f"{total / theirs_total:.2f}"
+    )
     for image, (first, second) in enumerate(zip(mine.broken_by, other.broken_by, strict=True)):
         if first != second:
             print(f"image {image}: {first or 'stands'} here, {second or 'stands'} there")
 
 
+def numbers(word: str) -> list[Fraction]:
+    return [Fraction(part) for part in word.split(",")]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers: Callable[[str], list[Fraction]] = lambda word: [Fraction(part) for part in word.split(",")]  # noqa: E731
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--first", type=int, default=200)

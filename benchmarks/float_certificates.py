@@ -1,11 +1,14 @@
-"""Proofs of float networks as files: how long they take to write and to check, and how large they are.
+"""Proofs of float networks as files: how long they take to write and to check, and how large they
+are.
 
-    python benchmarks/float_certificates.py SUITE [SUITE ...] [--filter GLOB] [--most 3] [--timeout 300] [--mutations 9]
+    python benchmarks/float_certificates.py SUITE [SUITE ...] [--filter GLOB] [--most 3] [--timeout
+    300] [--mutations 9]
 
-SUITE is a folder with ``instances.csv`` and ``expected.csv``. Each instance whose truth is ``unsat`` (until ``--most``
-of a suite are decided) is verified with ``--certificate`` and checked, both as a user would, in processes of their own.
-Then damaged copies of the file are checked; an accepted one still proves what is true, so they are only counted. A JSON
-line an instance goes to stdout; ``proof_s`` and ``write_s`` are phases of the run, ``check_s`` is the whole command,
+SUITE is a folder with ``instances.csv`` and ``expected.csv``. Each instance whose truth is
+``unsat`` (until ``--most`` of a suite are decided) is verified with ``--certificate`` and checked,
+both as a user would, in processes of their own. Then damaged copies of the file are checked; an
+accepted one still proves what is true, so they are only counted. A JSON line an instance goes to
+stdout; ``proof_s`` and ``write_s`` are phases of the run, ``check_s`` is the whole command,
 ``check_cpu_s`` what it took of a processor.
 """
 
@@ -30,11 +33,20 @@ def command(*arguments: str) -> tuple[int, str, str, float, float]:
     """Exit code, stdout, stderr, seconds and CPU seconds."""
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-m", "bitcrown.cli", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bitcrown.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return done.returncode, done.stdout.strip(), done.stderr.strip(), time.monotonic() - started, spent
+    return (
+        done.returncode,
+        done.stdout.strip(),
+        done.stderr.strip(),
+        time.monotonic() - started,
+        spent,
+    )
 
 
 def damaged(onnx: Path, prop: Path, certificate: Path, count: int) -> dict[str, int]:
@@ -92,7 +104,9 @@ def measure(suite: Path, onnx: str, prop: str, timeout: str, mutations: int) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suites", nargs="+", type=Path)
     parser.add_argument("--filter", default="*", help="only networks whose names match")
     parser.add_argument("--most", type=int, default=3)

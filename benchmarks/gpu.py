@@ -1,11 +1,13 @@
 """What a GPU changes, measured in one go: checks, tests, instances, root bounds, training, attacks.
 
-gpu.py [--dry-run] [--suite FOLDER] [--images PATH] [--train PATH ...] [--part NAME ...] [--scale S] [--out FOLDER]
+gpu.py [--dry-run] [--suite FOLDER] [--images PATH] [--train PATH ...] [--part NAME ...] [--scale S]
+[--out FOLDER]
 
-Each part is a process of its own with a time limit (``PARTS``; together below eight minutes, times ``--scale``), prints
-its rows as it goes, and cannot take the others with it: what a part had measured before it failed or was stopped is
-kept. ``--dry-run`` walks through every part on the CPU with the smallest sizes. Without data, images are smooth noise
-and labels random. The table goes to the terminal, and everything to ``FOLDER/gpu.json``.
+Each part is a process of its own with a time limit (``PARTS``; together below eight minutes, times
+``--scale``), prints its rows as it goes, and cannot take the others with it: what a part had
+measured before it failed or was stopped is kept. ``--dry-run`` walks through every part on the CPU
+with the smallest sizes. Without data, images are smooth noise and labels random. The table goes to
+the terminal, and everything to ``FOLDER/gpu.json``.
 
     check       driver, torch, onnxruntime, one product on the device against the host
     tests       the tests marked ``gpu``
@@ -43,12 +45,24 @@ Row = dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="measure what a GPU changes", allow_abbrev=False)
-    parser.add_argument("--dry-run", action="store_true", help="every part on the CPU, as small as possible")
-    parser.add_argument("--suite", type=Path, default=HERE / "quickstart", metavar="FOLDER", help="of instances.csv")
-    parser.add_argument("--images", type=Path, metavar="PATH", help="CIFAR-100 images (default: noise)")
-    parser.add_argument("--train", type=Path, nargs="+", default=[], metavar="PATH", help="training images")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this one (may be repeated)")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="times all time limits (default: 1)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="every part on the CPU, as small as possible"
+    )
+    parser.add_argument(
+        "--suite", type=Path, default=HERE / "quickstart", metavar="FOLDER", help="of instances.csv"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="PATH", help="CIFAR-100 images (default: noise)"
+    )
+    parser.add_argument(
+        "--train", type=Path, nargs="+", default=[], metavar="PATH", help="training images"
+    )
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="only this one (may be repeated)"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="S", help="times all time limits (default: 1)"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -58,7 +72,12 @@ def main() -> int:
             print(json.dumps(row), flush=True)
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    record: Row = {"commit": commit(), "machine": machine(), "versions": dependency_versions(), "parts": {}}
+    record: Row = {
+        "commit": commit(),
+        "machine": machine(),
+        "versions": dependency_versions(),
+        "parts": {},
+    }
     failed = 0
     for name in options.part or PARTS:
         record["parts"][name] = part = run_part(name, PARTS[name] * options.scale, options.out)
@@ -95,14 +114,22 @@ def check(options: argparse.Namespace) -> Iterator[Row]:
     import onnxruntime
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("torch sees no CUDA device: is the driver there, and is this torch a CUDA build?")
+        raise SystemExit(
+            "torch sees no CUDA device: is the driver there, and is this torch a CUDA build?"
+        )
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     free = torch.cuda.mem_get_info()[0] / 2**30 if options.device == "cuda" else 0.0
-    yield {"device": name, "free_gib": round(free, 1), "onnxruntime": onnxruntime.get_available_providers()}
+    yield {
+        "device": name,
+        "free_gib": round(free, 1),
+        "onnxruntime": onnxruntime.get_available_providers(),
+    }
     for dtype, limit in ((torch.float64, 1e-14), (torch.float32, 1e-5)):
         a, b = (torch.randn(512, 512, dtype=dtype) for _ in range(2))
         exact = a.double() @ b.double()
-        error = float(((a.to(options.device) @ b.to(options.device)).cpu() - exact).norm() / exact.norm())
+        error = float(
+            ((a.to(options.device) @ b.to(options.device)).cpu() - exact).norm() / exact.norm()
+        )
         yield {"product": str(dtype), "relative_error": f"{error:.1e}", "failed": not error < limit}
 
 
@@ -135,7 +162,11 @@ def instances(options: argparse.Namespace) -> Iterator[Row]:
     with (options.suite / "instances.csv").open(newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) == 3 and not row[0].startswith("[")]
     limit = 2.0 if options.dry_run else 6.0
-    verify(load(options.suite / rows[0][0], options.suite / rows[0][1]), Settings(device=options.device), seconds=limit)
+    verify(
+        load(options.suite / rows[0][0], options.suite / rows[0][1]),
+        Settings(device=options.device),
+        seconds=limit,
+    )
     for onnx, vnnlib, _ in rows[: 2 if options.dry_run else 12]:
         problem = load(options.suite / onnx, options.suite / vnnlib)
         row: Row = {"instance": f"{Path(onnx).name} {Path(vnnlib).name}"[:70]}
@@ -152,16 +183,40 @@ def roots(options: argparse.Namespace) -> Iterator[Row]:
     script = HERE / "cifar100_tinyimagenet_resnet/root_bounds.py"
     models = ("resnet_small", "resnet_medium", "resnet_super", "tiny_resnet_medium", "resnet_large")
     for model in ("resnet_mini",) if options.dry_run else models:
-        data = ["--data", str(options.images), "--steps", "8"] if options.images and model[:4] != "tiny" else []
+        data = (
+            ["--data", str(options.images), "--steps", "8"]
+            if options.images and model[:4] != "tiny"
+            else []
+        )
         for method in ("interval", "alpha"):
             command = [sys.executable, str(script), "--one", "--model", model, "--method", method]
-            command += ["--device", options.device, *data, "--iterations", "2" if options.dry_run else "20"]
+            command += [
+                "--device",
+                options.device,
+                *data,
+                "--iterations",
+                "2" if options.dry_run else "20",
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-            kept = ("model", "method", "wall_s", "cpu_s", "peak_gib", "device_gib", "unstable", "positive", "rows")
+            kept = (
+                "model",
+                "method",
+                "wall_s",
+                "cpu_s",
+                "peak_gib",
+                "device_gib",
+                "unstable",
+                "positive",
+                "rows",
+            )
             yield from ({key: row[key] for key in kept if key in row} for row in rows)
             if done.returncode:
-                yield {"model": model, "method": method, "failed": done.stderr.strip()[-300:] or done.returncode}
+                yield {
+                    "model": model,
+                    "method": method,
+                    "failed": done.stderr.strip()[-300:] or done.returncode,
+                }
 
 
 def training(options: argparse.Namespace) -> Iterator[Row]:
@@ -175,10 +230,23 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
     x, y = labelled(options.train[0] if options.train else None, count)
     for method in ("natural", "adversarial", "certified", "mixed"):
         for precision in ("full", "mixed"):
-            changed: Row = {"eps_schedule": "constant", "kappa_start": 0.0, "attack_steps": 3, "precision": precision}
-            settings = TrainSettings(1 / 255, method, 2, batch=256, device=options.device, **changed)
-            run = new_run(architecture("resnet_small"), settings, Normalisation(*NORMALISATIONS["cifar100"]))
-            for _ in train(run, Images.of(x, y, torch.device(options.device)), until=1 if options.dry_run else 2):
+            changed: Row = {
+                "eps_schedule": "constant",
+                "kappa_start": 0.0,
+                "attack_steps": 3,
+                "precision": precision,
+            }
+            settings = TrainSettings(
+                1 / 255, method, 2, batch=256, device=options.device, **changed
+            )
+            run = new_run(
+                architecture("resnet_small"), settings, Normalisation(*NORMALISATIONS["cifar100"])
+            )
+            for _ in train(
+                run,
+                Images.of(x, y, torch.device(options.device)),
+                until=1 if options.dry_run else 2,
+            ):
                 pass
             seconds = run.seconds - (run.history[0]["seconds"] if run.epoch > 1 else 0)
             losses = {
@@ -186,7 +254,12 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
                 for key in ("natural", "certified", "adversarial")
                 if key in run.history[-1]
             }
-            yield {"method": method, "precision": precision, "images_per_s": round(len(y) / seconds), **losses}
+            yield {
+                "method": method,
+                "precision": precision,
+                "images_per_s": round(len(y) / seconds),
+                **losses,
+            }
 
 
 def attacks(options: argparse.Namespace) -> Iterator[Row]:
@@ -198,7 +271,14 @@ def attacks(options: argparse.Namespace) -> Iterator[Row]:
     for suite in ("black-box",) if options.dry_run else ("standard",):
         started = time.monotonic()
         found = bitcrown.attack(
-            network, x, y, "1/255", suite=suite, mean=mean, std=std, settings=Settings(device=options.device)
+            network,
+            x,
+            y,
+            "1/255",
+            suite=suite,
+            mean=mean,
+            std=std,
+            settings=Settings(device=options.device),
         )
         yield {
             "suite": suite,

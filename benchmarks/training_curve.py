@@ -1,6 +1,7 @@
 """The curve of a training run as SVG: training_curve.py RECORD.json CURVE.svg
 
-Accuracy on augmented training images and on held-out images, and the radius as a share of its full value, by epoch.
+Accuracy on augmented training images and on held-out images, and the radius as a share of its full
+value, by epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     record = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    Path(sys.argv[2]).write_text(drawn(record["history"], record["settings"]["eps"]), encoding="utf-8")
+    Path(sys.argv[2]).write_text(
+        drawn(record["history"], record["settings"]["eps"]), encoding="utf-8"
+    )
     return 0
 
 
@@ -43,14 +46,18 @@ def drawn(history: list[dict[str, float]], eps: float) -> str:
     for epoch in range(0, epochs + 1, max(1, epochs // 5)):
         x, y = place(epoch, 0)
         parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{epoch}</text>')
-    parts.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 4}" text-anchor="middle">epoch</text>')
+    parts.append(
+        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 4}" text-anchor="middle">epoch</text>'
+    )
     for number, (key, name, colour) in enumerate(LINES):
         scale = eps if key == "eps" else 1.0
         points = [place(row["epoch"], row[key] / scale) for row in history if key in row]
         if points:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-            parts.append(f'<text x="{right + 10}" y="{TOP + 16 + 18 * number}" fill="{colour}">{name}</text>')
+            parts.append(
+                f'<text x="{right + 10}" y="{TOP + 16 + 18 * number}" fill="{colour}">{name}</text>'
+            )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

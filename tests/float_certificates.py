@@ -21,7 +21,9 @@ SECONDS = 60.0
 DIGITS = "0123456789abcdef"
 
 
-def dense_subject(folder: Path, seed: int, sizes: list[int], radius: float, formula: str) -> Subject:
+def dense_subject(
+    folder: Path, seed: int, sizes: list[int], radius: float, formula: str
+) -> Subject:
     """A random ReLU network over a box around 0 and one assertion about its outputs."""
     onnx = folder / f"net{seed}.onnx"
     save_onnx(dense_graph(seed, sizes), onnx)
@@ -51,13 +53,19 @@ def exact_output(network: FloatNetwork, x: list[Fraction]) -> list[Fraction]:
             total = [Fraction(b) for b in node.bias.tolist()]
             for place, factor in zip(node.sources, node.factors, strict=True):
                 factors = np.broadcast_to(factor, node.size).tolist()
-                total = [t + Fraction(f) * v for t, f, v in zip(total, factors, values[place], strict=True)]
+                total = [
+                    t + Fraction(f) * v
+                    for t, f, v in zip(total, factors, values[place], strict=True)
+                ]
             values.append(total)
         else:
             assert isinstance(node, Dense) and node.lead == 1
             rows = zip(node.weight.tolist(), node.bias.tolist(), strict=True)
             values.append(
-                [sum((Fraction(w) * v for w, v in zip(row, source, strict=True)), Fraction(b)) for row, b in rows]
+                [
+                    sum((Fraction(w) * v for w, v in zip(row, source, strict=True)), Fraction(b))
+                    for row, b in rows
+                ]
             )
     return values[network.output]
 
@@ -108,13 +116,27 @@ def _change_array(random: np.random.Generator, content: dict[str, Any]) -> None:
 def _change_integer(random: np.random.Generator, content: dict[str, Any]) -> None:
     found = places_of({key: content[key] for key in ("parts", "roots", "arrays")}, int)
     holder, key = found[int(random.integers(len(found)))]
-    options = [-1, 0, 1, 2, holder[key] + 1, holder[key] - 1, True, float(holder[key]), str(holder[key]), None, 10**30]
+    options = [
+        -1,
+        0,
+        1,
+        2,
+        holder[key] + 1,
+        holder[key] - 1,
+        True,
+        float(holder[key]),
+        str(holder[key]),
+        None,
+        10**30,
+    ]
     holder[key] = options[int(random.integers(len(options)))]
 
 
 def _change_list(random: np.random.Generator, content: dict[str, Any]) -> None:
     found = [
-        (holder, key) for holder, key in places_of({"p": content["parts"], "r": content["roots"]}, list) if holder[key]
+        (holder, key)
+        for holder, key in places_of({"p": content["parts"], "r": content["roots"]}, list)
+        if holder[key]
     ]
     if not found:
         return
@@ -133,7 +155,10 @@ def _change_list(random: np.random.Generator, content: dict[str, Any]) -> None:
 
 
 def _change_key(random: np.random.Generator, content: dict[str, Any]) -> None:
-    found = places_of({"p": content["parts"], "r": content["roots"], "a": content["arrays"]}, (dict, int, str, list))
+    found = places_of(
+        {"p": content["parts"], "r": content["roots"], "a": content["arrays"]},
+        (dict, int, str, list),
+    )
     found = [(holder, key) for holder, key in found if isinstance(holder, dict)]
     holder, key = found[int(random.integers(len(found)))]
     if random.random() < 0.5:
@@ -143,13 +168,18 @@ def _change_key(random: np.random.Generator, content: dict[str, Any]) -> None:
 
 
 def _shown(content: dict[str, Any]) -> list[str]:
-    """Text that differs wherever contents do (``1`` and ``True`` are equal), without copies of long arrays."""
+    """Text that differs wherever contents do (``1`` and ``True`` are equal), without copies of long
+    arrays."""
     rest = {name: value for name, value in content.items() if name != "arrays"}
     arrays = content.get("arrays")
     if not isinstance(arrays, list) or not all(isinstance(item, dict) for item in arrays):
         return [repr(content)]
     hexes = [str(item.get("hex")) for item in arrays]
-    return [repr(rest), *hexes, *(repr({key: value for key, value in item.items() if key != "hex"}) for item in arrays)]
+    return [
+        repr(rest),
+        *hexes,
+        *(repr({key: value for key, value in item.items() if key != "hex"}) for item in arrays),
+    ]
 
 
 def mutated(random: np.random.Generator, data: bytes) -> dict[str, Any]:
@@ -160,7 +190,12 @@ def mutated(random: np.random.Generator, data: bytes) -> dict[str, Any]:
             change = CHANGES[int(random.choice(len(CHANGES), p=[0.5, 0.3, 0.1, 0.1]))]
             try:
                 change(random, content)
-            except (KeyError, IndexError, TypeError, ValueError):  # an earlier change has left nothing to change here
+            except (
+                KeyError,
+                IndexError,
+                TypeError,
+                ValueError,
+            ):  # an earlier change has left nothing to change here
                 continue
     return content
 

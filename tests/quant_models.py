@@ -17,7 +17,9 @@ INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
 class Writer:
     """Collects nodes and constants; every method returns a tensor name."""
 
-    def __init__(self, shape: Sequence[int], kind: int = TensorProto.FLOAT, opset: int = 17) -> None:
+    def __init__(
+        self, shape: Sequence[int], kind: int = TensorProto.FLOAT, opset: int = 17
+    ) -> None:
         self.input = helper.make_tensor_value_info("x", kind, list(shape))
         self.opset = opset
         self.nodes: list[Any] = []
@@ -30,7 +32,9 @@ class Writer:
 
     def add(self, op: str, *inputs: str, domain: str = "", **attrs: Any) -> str:
         out = f"{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [out], name=out, domain=domain, **attrs))
+        self.nodes.append(
+            helper.make_node(op, list(inputs), [out], name=out, domain=domain, **attrs)
+        )
         return out
 
     def quantized(self, name: str, scale: Any, zero: Any, dtype: Any, **attrs: Any) -> str:
@@ -39,19 +43,32 @@ class Writer:
         q = self.add("QuantizeLinear", name, *parameters, **attrs)
         return self.add("DequantizeLinear", q, *parameters, **attrs)
 
-    def weight(self, ints: Any, scale: Any, zero: Any = 0, dtype: Any = np.int8, **attrs: Any) -> str:
+    def weight(
+        self, ints: Any, scale: Any, zero: Any = 0, dtype: Any = np.int8, **attrs: Any
+    ) -> str:
         """DequantizeLinear of a constant."""
         zeros = np.broadcast_to(zero, np.shape(scale))
         return self.add(
-            "DequantizeLinear", self.constant(ints, dtype), self.constant(scale), self.constant(zeros, dtype), **attrs
+            "DequantizeLinear",
+            self.constant(ints, dtype),
+            self.constant(scale),
+            self.constant(zeros, dtype),
+            **attrs,
         )
 
     def model(self, output: str) -> Any:
         graph = helper.make_graph(
-            self.nodes, "test", [self.input], [onnx.ValueInfoProto(name=output)], initializer=self.tensors
+            self.nodes,
+            "test",
+            [self.input],
+            [onnx.ValueInfoProto(name=output)],
+            initializer=self.tensors,
         )
         domains = sorted({node.domain for node in self.nodes if node.domain})
-        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        opsets = [
+            helper.make_opsetid("", self.opset),
+            *(helper.make_opsetid(domain, 1) for domain in domains),
+        ]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
     def save(self, folder: Path, output: str) -> Path:
@@ -68,5 +85,7 @@ def run(path: Path, values: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     shape = [d if isinstance(d, int) else 1 for d in entry.shape]
-    rows = [session.run(None, {entry.name: value.reshape(shape)})[0].reshape(-1) for value in values]
+    rows = [
+        session.run(None, {entry.name: value.reshape(shape)})[0].reshape(-1) for value in values
+    ]
     return np.stack(rows)

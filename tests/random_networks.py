@@ -1,4 +1,5 @@
-"""Small random networks, as graphs and as ONNX files with properties, for tests of bounds and search."""
+"""Small random networks, as graphs and as ONNX files with properties, for tests of bounds and
+search."""
 
 from __future__ import annotations
 
@@ -12,13 +13,17 @@ from bitcrown.model.graph import Graph, Node
 
 
 def dense_graph(seed: int, sizes: list[int], op: str = "Relu", residual: bool = False) -> Graph:
-    """Fully connected network with ``op`` between layers; ``residual`` adds each hidden layer to the one before."""
+    """Fully connected network with ``op`` between layers; ``residual`` adds each hidden layer to
+    the one before."""
     random = np.random.default_rng(seed)
     nodes = {"x": Node("x", "Input", (), (1, sizes[0]))}
     last = "x"
     for k in range(1, len(sizes)):
         weight = random.normal(size=(sizes[k], sizes[k - 1])) / np.sqrt(sizes[k - 1])
-        params = {"weight": weight.astype(np.float32).astype(np.float64), "bias": random.normal(size=sizes[k]) * 0.3}
+        params = {
+            "weight": weight.astype(np.float32).astype(np.float64),
+            "bias": random.normal(size=sizes[k]) * 0.3,
+        }
         params["bias"] = params["bias"].astype(np.float32).astype(np.float64)
         nodes[f"z{k}"] = Node(f"z{k}", "Linear", (last,), (1, sizes[k]), {}, params)
         if k + 1 == len(sizes):
@@ -43,9 +48,23 @@ def conv_graph(seed: int) -> Graph:
     down = {**conv, "strides": [2, 2]}
     nodes = [
         Node("x", "Input", (), (1, 2, 5, 5)),
-        Node("c1", "Conv", ("x",), (1, 3, 5, 5), conv, {"weight": weight(3, 2, 3, 3), "bias": weight(3)}),
+        Node(
+            "c1",
+            "Conv",
+            ("x",),
+            (1, 3, 5, 5),
+            conv,
+            {"weight": weight(3, 2, 3, 3), "bias": weight(3)},
+        ),
         Node("r1", "Relu", ("c1",), (1, 3, 5, 5)),
-        Node("c2", "Conv", ("r1",), (1, 3, 3, 3), down, {"weight": weight(3, 3, 3, 3), "bias": weight(3)}),
+        Node(
+            "c2",
+            "Conv",
+            ("r1",),
+            (1, 3, 3, 3),
+            down,
+            {"weight": weight(3, 3, 3, 3), "bias": weight(3)},
+        ),
         Node("r2", "Relu", ("c2",), (1, 3, 3, 3)),
         Node("f", "Reshape", ("r2",), (1, 27), {"shape": (1, 27)}),
         Node("y", "Linear", ("f",), (1, 3), {}, {"weight": weight(3, 27), "bias": weight(3)}),
@@ -59,16 +78,21 @@ def save_onnx(graph: Graph, path: Path) -> None:
     for node in graph.nodes.values():
         if node.op == "Linear":
             for key, value in node.params.items():
-                weights.append(numpy_helper.from_array(value.astype(np.float32), f"{node.name}.{key}"))
+                weights.append(
+                    numpy_helper.from_array(value.astype(np.float32), f"{node.name}.{key}")
+                )
             names = [node.inputs[0], f"{node.name}.weight", f"{node.name}.bias"]
             protos.append(helper.make_node("Gemm", names, [node.name], transB=1))
         elif node.op != "Input":
             protos.append(helper.make_node(node.op, list(node.inputs), [node.name]))
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(graph.nodes["x"].shape))]
     output = graph.outputs[0]
-    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, list(graph.nodes[output].shape))]
+    outputs = [
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, list(graph.nodes[output].shape))
+    ]
     model = helper.make_model(
-        helper.make_graph(protos, "net", inputs, outputs, weights), opset_imports=[helper.make_opsetid("", 13)]
+        helper.make_graph(protos, "net", inputs, outputs, weights),
+        opset_imports=[helper.make_opsetid("", 13)],
     )
     model.ir_version = 8
     onnx.save(model, str(path))

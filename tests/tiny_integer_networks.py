@@ -1,4 +1,5 @@
-"""Random integer networks small enough to enumerate: every node kind, ties, saturation, repeated and missing steps."""
+"""Random integer networks small enough to enumerate: every node kind, ties, saturation, repeated
+and missing steps."""
 
 from __future__ import annotations
 
@@ -33,12 +34,17 @@ class IdentityEntry:
     def box(self, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> tuple[Ints, Ints]:
         return np.array([-(-v // 1) for v in lower]), np.array([v // 1 for v in upper])
 
-    def representative(self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> np.ndarray:
+    def representative(
+        self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
+    ) -> np.ndarray:
         return integers
 
 
-def random_staircase(rng: np.random.Generator, shape: tuple[int, ...], source: int, exact: bool = True) -> Staircase:
-    """Equal steps with saturation, or any steps at all; some repeated, some never reached; perhaps per channel."""
+def random_staircase(
+    rng: np.random.Generator, shape: tuple[int, ...], source: int, exact: bool = True
+) -> Staircase:
+    """Equal steps with saturation, or any steps at all; some repeated, some never reached; perhaps
+    per channel."""
     size = int(np.prod(shape))
     channels = int(rng.choice([1, size]))
     steps = int(rng.integers(1, 9))
@@ -51,7 +57,13 @@ def random_staircase(rng: np.random.Generator, shape: tuple[int, ...], source: i
     if rng.random() < 0.2:
         late[:, -1] = WIDTH_LIMIT
     early = late if exact else late - np.minimum(rng.integers(0, 4, size=(channels, 1)), 3)
-    return Staircase(shape, source, rng.integers(-4, 3, size=channels), early.astype(np.int64), late.astype(np.int64))
+    return Staircase(
+        shape,
+        source,
+        rng.integers(-4, 3, size=channels),
+        early.astype(np.int64),
+        late.astype(np.int64),
+    )
 
 
 def random_dense(rng: np.random.Generator, source: int, inputs: int, outputs: int) -> Dense:
@@ -63,13 +75,18 @@ def random_dense(rng: np.random.Generator, source: int, inputs: int, outputs: in
 def finished(nodes: list[Node]) -> IntegerNetwork:
     size = int(np.prod(nodes[-1].shape))
     values = tuple(tuple(Fraction(v) for v in range(-4000, 4001)) for _ in range(size))
-    return IntegerNetwork(tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.full(size, -4000), values))
+    return IntegerNetwork(
+        tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.full(size, -4000), values)
+    )
 
 
 def random_chain(rng: np.random.Generator, exact: bool = True) -> IntegerNetwork:
-    """2 or 3 inputs of 4 bits, 1 to 3 layers, a staircase after each; sometimes none after the last."""
+    """2 or 3 inputs of 4 bits, 1 to 3 layers, a staircase after each; sometimes none after the
+    last."""
     size = int(rng.integers(2, 4))
-    nodes: list[Node] = [Input((size,), np.zeros(size, dtype=np.int64), np.full(size, 15, dtype=np.int64))]
+    nodes: list[Node] = [
+        Input((size,), np.zeros(size, dtype=np.int64), np.full(size, 15, dtype=np.int64))
+    ]
     layers = int(rng.integers(1, 4))
     for layer in range(layers):
         out = int(rng.integers(2, 5))
@@ -81,12 +98,19 @@ def random_chain(rng: np.random.Generator, exact: bool = True) -> IntegerNetwork
 
 
 def random_branched(rng: np.random.Generator, exact: bool = True) -> IntegerNetwork:
-    """A convolution on a 1x2x2 image, a maximum, a sum of two paths, a permutation: every node kind once."""
+    """A convolution on a 1x2x2 image, a maximum, a sum of two paths, a permutation: every node kind
+    once."""
     node_input = Input((1, 2, 2), np.zeros(4, dtype=np.int64), np.full(4, 7, dtype=np.int64))
     kernel = rng.integers(-4, 5, size=(2, 1, 2, 2))
     padding = (1, 0, 0, 1)
     conv = Conv(
-        (2, 2, 2), 0, (2, 2), kernel, rng.integers(-5, 6, size=2), padding=padding, pad_value=int(rng.integers(0, 3))
+        (2, 2, 2),
+        0,
+        (2, 2),
+        kernel,
+        rng.integers(-5, 6, size=2),
+        padding=padding,
+        pad_value=int(rng.integers(0, 3)),
     )
     steps = random_staircase(rng, (2, 2, 2), 1, exact)
     pool = MaxPool((2, 2, 2), 2, (2, 2), (2, 2), (1, 1), (0, 0, 1, 1))
@@ -94,11 +118,24 @@ def random_branched(rng: np.random.Generator, exact: bool = True) -> IntegerNetw
     again = random_staircase(rng, (2, 2, 2), 4, exact)
     mixed = Gather((6,), (5, 2), rng.permutation(16)[:6])
     last = random_dense(rng, 6, 6, 3)
-    return finished([node_input, conv, steps, pool, total, again, mixed, last, random_staircase(rng, (3,), 7, exact)])
+    return finished(
+        [
+            node_input,
+            conv,
+            steps,
+            pool,
+            total,
+            again,
+            mixed,
+            last,
+            random_staircase(rng, (3,), 7, exact),
+        ]
+    )
 
 
 def random_query(rng: np.random.Generator, network: IntegerNetwork) -> IntegerQuery:
-    """A random box and 1 to 3 random cases of 1 or 2 constraints that are close to being decided either way."""
+    """A random box and 1 to 3 random cases of 1 or 2 constraints that are close to being decided
+    either way."""
     node = network.nodes[0]
     assert isinstance(node, Input)
     ends = np.sort(rng.integers(node.low, node.high + 1, size=(2, node.low.size)), axis=0)

@@ -1,8 +1,10 @@
-"""Random quantized ONNX files with inputs few enough to try them all, and properties that are close calls on them.
+"""Random quantized ONNX files with inputs few enough to try them all, and properties that are close
+calls on them.
 
-Every form that the integer readers know: QDQ, QLinear operators, integer operators, whole numbers in float tensors,
-QONNX; with two branches that are added or joined, per-channel scales, images, and outputs that are integers or float32
-values of them. ``truth`` asks onnxruntime for every input of the box (one representative for every integer input).
+Every form that the integer readers know: QDQ, QLinear operators, integer operators, whole numbers
+in float tensors, QONNX; with two branches that are added or joined, per-channel scales, images, and
+outputs that are integers or float32 values of them. ``truth`` asks onnxruntime for every input of
+the box (one representative for every integer input).
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ import onnx
 from bitcrown.quant.formats.qonnx import has_quant, standard_form
 from tests.quant_models import UINT8, Writer, run
 
-FORMS = ("qdq", "qdq image", "branches", "float output", "qlinear", "qlinear image", "integer", "whole", "qonnx")
+FORMS = (
+    "qdq",
+    "qdq image",
+    "branches",
+    "float output",
+    "qlinear",
+    "qlinear image",
+    "integer",
+    "whole",
+    "qonnx",
+)
 MOST_POINTS = 400
 
 
 @dataclass
 class TinyFile:
-    """``writer`` and the name of the output; ``grid``: scale and zero point of the quantizer at the input, if any."""
+    """``writer`` and the name of the output; ``grid``: scale and zero point of the quantizer at the
+    input, if any."""
 
     writer: Writer
     output: str
@@ -44,12 +57,19 @@ def act(rng: np.random.Generator) -> tuple[Any, int, int]:
     return [(np.uint8, 0, 255), (np.int8, -128, 127)][int(rng.integers(2))]
 
 
-def entered(rng: np.random.Generator, shape: list[int]) -> tuple[Writer, str, tuple[np.float32, int] | None]:
+def entered(
+    rng: np.random.Generator, shape: list[int]
+) -> tuple[Writer, str, tuple[np.float32, int] | None]:
     """A dequantized input: of integers, or of real numbers that the file quantizes."""
     scale = scale_of(rng)
     if rng.integers(2):
         w = Writer(shape, UINT8)
-        x = w.add("DequantizeLinear", "x", w.constant(scale), w.constant(int(rng.integers(0, 200)), np.uint8))
+        x = w.add(
+            "DequantizeLinear",
+            "x",
+            w.constant(scale),
+            w.constant(int(rng.integers(0, 200)), np.uint8),
+        )
         return w, x, None
     w = Writer(shape)
     zero = int(rng.integers(100, 156))
@@ -57,7 +77,8 @@ def entered(rng: np.random.Generator, shape: list[int]) -> tuple[Writer, str, tu
 
 
 def requantized(w: Writer, rng: np.random.Generator, y: str, reach: float) -> str:
-    """A value of size ``reach`` to 8 bits and back, some of it saturated; often few of the 256 levels are used."""
+    """A value of size ``reach`` to 8 bits and back, some of it saturated; often few of the 256
+    levels are used."""
     dtype, low, high = act(rng)
     scale = np.float32(reach / rng.choice([3, 8, 30, 150]) * rng.uniform(0.7, 1.4))
     if rng.random() < 0.3:
@@ -107,7 +128,9 @@ def qdq_file(rng: np.random.Generator, form: str) -> TinyFile:
 def joined(w: Writer, rng: np.random.Generator, one: str, other: str) -> str:
     """The sum, difference or QLinearAdd of two dequantized tensors, to 8 bits and back."""
     if rng.random() < 0.5:
-        return requantized(w, rng, activated(w, rng, w.add(str(rng.choice(["Add", "Sub"])), one, other)), 12.0)
+        return requantized(
+            w, rng, activated(w, rng, w.add(str(rng.choice(["Add", "Sub"])), one, other)), 12.0
+        )
     parts = [next(node for node in w.nodes if node.output[0] == name) for name in (one, other)]
     kinds = [next(t for t in w.tensors if t.name == part.input[2]).data_type for part in parts]
     if kinds[0] != kinds[1]:
@@ -147,29 +170,76 @@ def qlinear_file(rng: np.random.Generator, is_image: bool) -> TinyFile:
     if is_image:
         kernel = w.constant(rng.integers(-128, 128, (2, 1, 2, 2)), np.int8)
         scale = w.constant(scale_of(rng, 2) / 32), w.constant([0, 0], np.int8)
-        y = w.add("QLinearConv", "x", *first, kernel, *scale, *second, w.constant(rng.integers(-900, 900, 2), np.int32))
+        y = w.add(
+            "QLinearConv",
+            "x",
+            *first,
+            kernel,
+            *scale,
+            *second,
+            w.constant(rng.integers(-900, 900, 2), np.int32),
+        )
         y = w.add("Reshape", y, w.constant([1, 2], np.int64))
     else:
         matrix = w.constant(rng.integers(-128, 128, (size, 2)), np.int8)
-        y = w.add("QLinearMatMul", "x", *first, matrix, w.constant(scale_of(rng) / 32), w.constant(0, np.int8), *second)
+        y = w.add(
+            "QLinearMatMul",
+            "x",
+            *first,
+            matrix,
+            w.constant(scale_of(rng) / 32),
+            w.constant(0, np.int8),
+            *second,
+        )
         matrix = w.constant(rng.integers(-128, 128, (size, 2)), np.int8)
-        z = w.add("QLinearMatMul", "x", *first, matrix, w.constant(scale_of(rng) / 32), w.constant(2, np.int8), *second)
+        z = w.add(
+            "QLinearMatMul",
+            "x",
+            *first,
+            matrix,
+            w.constant(scale_of(rng) / 32),
+            w.constant(2, np.int8),
+            *second,
+        )
         y = w.add("QLinearAdd", y, *second, z, *second, *last, domain="com.microsoft")
         second = last
     matrix = w.constant(rng.integers(-128, 128, (2, 2)), np.int8)
-    y = w.add("QLinearMatMul", y, *second, matrix, w.constant(scale_of(rng) / 8), w.constant(0, np.int8), *params())
+    y = w.add(
+        "QLinearMatMul",
+        y,
+        *second,
+        matrix,
+        w.constant(scale_of(rng) / 8),
+        w.constant(0, np.int8),
+        *params(),
+    )
     return TinyFile(w, y, size)
 
 
 def integer_file(rng: np.random.Generator) -> TinyFile:
     size = int(rng.integers(2, 4))
     w = Writer([1, size], UINT8, opset=18)
-    y = w.add("MatMulInteger", "x", w.constant(rng.integers(-128, 128, (size, 3)), np.int8), w.constant(90, np.uint8))
+    y = w.add(
+        "MatMulInteger",
+        "x",
+        w.constant(rng.integers(-128, 128, (size, 3)), np.int8),
+        w.constant(90, np.uint8),
+    )
     y = w.add("Add", y, w.constant(rng.integers(-9000, 9000, 3), np.int32))
-    y = w.add("Clip", y, w.constant(0, np.int32), w.constant(int(rng.integers(200, 40000)), np.int32))
-    y = w.add("Cast", w.add("BitShift", w.add("Cast", y, to=12), w.constant(6, np.uint32), direction="RIGHT"), to=6)
+    y = w.add(
+        "Clip", y, w.constant(0, np.int32), w.constant(int(rng.integers(200, 40000)), np.int32)
+    )
+    y = w.add(
+        "Cast",
+        w.add("BitShift", w.add("Cast", y, to=12), w.constant(6, np.uint32), direction="RIGHT"),
+        to=6,
+    )
     y = w.add("Clip", y, w.constant(0, np.int32), w.constant(255, np.int32))
-    y = w.add("MatMulInteger", w.add("Cast", y, to=UINT8), w.constant(rng.integers(0, 20, (3, 2)), np.uint8))
+    y = w.add(
+        "MatMulInteger",
+        w.add("Cast", y, to=UINT8),
+        w.constant(rng.integers(0, 20, (3, 2)), np.uint8),
+    )
     return TinyFile(w, w.add("Sub", w.constant(rng.integers(-50, 50, 2), np.int32), y), size)
 
 
@@ -178,11 +248,17 @@ def whole_file(rng: np.random.Generator) -> TinyFile:
     w = Writer([1, size])
     y = w.add("Clip", w.add("Round", "x"), w.constant(0.0), w.constant(31.0))
     y = w.add("MatMul", y, w.constant(rng.integers(-32, 32, (size, 3))))
-    y = w.add("Add", w.add("Mul", y, w.constant(0.03125)), w.constant(rng.integers(-32, 32, 3) / 16))
+    y = w.add(
+        "Add", w.add("Mul", y, w.constant(0.03125)), w.constant(rng.integers(-32, 32, 3) / 16)
+    )
     y = w.add("Clip", w.add("Floor", y), w.constant(0.0), w.constant(float(rng.integers(1, 20))))
-    y = w.add("MatMul", w.add("Mul", y, w.constant(0.25)), w.constant(rng.integers(-32, 32, (3, 2)) / 32))
+    y = w.add(
+        "MatMul", w.add("Mul", y, w.constant(0.25)), w.constant(rng.integers(-32, 32, (3, 2)) / 32)
+    )
     y = w.add("Round", w.add("Mul", y, w.constant(-2.5)))
-    y = w.add("QuantizeLinear", y, w.constant(np.float32(rng.integers(1, 4))), w.constant(5, np.int8))
+    y = w.add(
+        "QuantizeLinear", y, w.constant(np.float32(rng.integers(1, 4))), w.constant(5, np.int8)
+    )
     return TinyFile(w, y, size, (np.float32(1.0), 0))
 
 
@@ -192,24 +268,43 @@ def qonnx_file(rng: np.random.Generator) -> TinyFile:
     zero, bits = w.constant(0.0), w.constant(5.0)
     x = w.add("Quant", "x", w.constant(0.25), zero, bits, domain=domain, signed=1, narrow=0)
     floats = w.constant(rng.normal(size=(size, 3)))
-    matrix = w.add("Quant", floats, w.constant(0.125), zero, w.constant(4.0), domain=domain, signed=1, narrow=1)
+    matrix = w.add(
+        "Quant", floats, w.constant(0.125), zero, w.constant(4.0), domain=domain, signed=1, narrow=1
+    )
     y = w.add("MatMul", x, matrix)
     parameters = [w.constant(rng.normal(size=3)) for _ in range(3)]
     y = w.add("BatchNormalization", y, *parameters, w.constant(np.exp(rng.normal(size=3))))
-    y = w.add("Quant", y, w.constant(0.25), zero, w.constant(4.0), domain=domain, signed=0, rounding_mode="FLOOR")
-    matrix = w.add("BipolarQuant", w.constant(rng.normal(size=(3, 2))), w.constant(0.5), domain=domain)
+    y = w.add(
+        "Quant",
+        y,
+        w.constant(0.25),
+        zero,
+        w.constant(4.0),
+        domain=domain,
+        signed=0,
+        rounding_mode="FLOOR",
+    )
+    matrix = w.add(
+        "BipolarQuant", w.constant(rng.normal(size=(3, 2))), w.constant(0.5), domain=domain
+    )
     return TinyFile(w, w.add("MatMul", y, matrix), size, (np.float32(0.25), 0))
 
 
 def random_file(rng: np.random.Generator, form: str) -> TinyFile:
     if form in ("qdq image", "qlinear", "qlinear image", "integer", "whole", "qonnx"):
-        made = {"qdq image": image_file, "integer": integer_file, "whole": whole_file, "qonnx": qonnx_file}
+        made = {
+            "qdq image": image_file,
+            "integer": integer_file,
+            "whole": whole_file,
+            "qonnx": qonnx_file,
+        }
         return made[form](rng) if form in made else qlinear_file(rng, form.endswith("image"))
     return qdq_file(rng, form)
 
 
 def box_and_points(rng: np.random.Generator, file: TinyFile) -> tuple[Any, Any, Any]:
-    """[N] float64 ends of a box, and [P, N] inputs, one for every integer input that the box can become."""
+    """[N] float64 ends of a box, and [P, N] inputs, one for every integer input that the box can
+    become."""
     choices, lower, upper = [], [], []
     most = max(2, int(MOST_POINTS ** (1 / file.size)))
     for _ in range(file.size):
@@ -220,9 +315,15 @@ def box_and_points(rng: np.random.Generator, file: TinyFile) -> tuple[Any, Any, 
         else:
             scale, zero = file.grid
             middle = zero + int(rng.integers(-8, 8)) if zero else int(rng.integers(-12, 20))
-            ends = sorted(float(np.float32(scale * (middle + shift - zero))) for shift in (0.3, count - 1.2))
+            ends = sorted(
+                float(np.float32(scale * (middle + shift - zero))) for shift in (0.3, count - 1.2)
+            )
             inner = [np.float32(scale * (middle + k - zero)) for k in range(count)]
-            levels = [np.float32(ends[0]), *[v for v in inner if ends[0] < v < ends[1]], np.float32(ends[1])]
+            levels = [
+                np.float32(ends[0]),
+                *[v for v in inner if ends[0] < v < ends[1]],
+                np.float32(ends[1]),
+            ]
         choices.append(levels)
         lower.append(ends[0])
         upper.append(ends[1])
@@ -257,7 +358,10 @@ class Property:
 
     def holds_at(self, row: list[float]) -> bool:
         y = [Fraction(v) for v in row]
-        return any(all(satisfied(sum(c * y[i] for i, c in t.items()), b, s) for t, b, s in case) for case in self.cases)
+        return any(
+            all(satisfied(sum(c * y[i] for i, c in t.items()), b, s) for t, b, s in case)
+            for case in self.cases
+        )
 
     def text(self, outputs: int) -> str:
         lines = [f"(declare-const X_{i} Real)" for i in range(len(self.lower))]
@@ -265,7 +369,10 @@ class Property:
         for i, (a, b) in enumerate(zip(self.lower, self.upper, strict=True)):
             lines += [f"(assert (>= X_{i} {Decimal(a):f}))", f"(assert (<= X_{i} {Decimal(b):f}))"]
         cases = [" ".join(written(rule) for rule in case) for case in self.cases]
-        return "\n".join([*lines, f"(assert (or {' '.join(f'(and {case})' for case in cases)}))"]) + "\n"
+        return (
+            "\n".join([*lines, f"(assert (or {' '.join(f'(and {case})' for case in cases)}))"])
+            + "\n"
+        )
 
 
 def satisfied(total: Any, bound: Fraction, strict: bool) -> bool:
@@ -289,7 +396,9 @@ def random_property(rng: np.random.Generator, box: tuple[Any, Any], outputs: Any
             used = rng.permutation(values.shape[1])[: int(rng.integers(1, 3))]
             terms = {int(i): int(rng.choice([-2, -1, 1, 2])) for i in used}
             totals = sum(c * values[:, i] for i, c in terms.items())
-            bound = Fraction(float(np.quantile(totals, rng.choice([0.0, 0.0, 0.3]), method="lower")))
+            bound = Fraction(
+                float(np.quantile(totals, rng.choice([0.0, 0.0, 0.3]), method="lower"))
+            )
             bound += Fraction(int(rng.choice([-1, 0, 0])), int(rng.choice([1, 64, 2**20])))
             case.append((terms, bound, bool(rng.integers(2))))
         cases.append(case)

@@ -1,24 +1,29 @@
-"""Writes the properties of the ResNet benchmark: generate_properties.py SEED --cifar100 PATH --tinyimagenet PATH.
+"""Writes the properties of the ResNet benchmark: generate_properties.py SEED --cifar100 PATH
+--tinyimagenet PATH.
 
-The question of a property: may any image within eps = 1/255 of a test image (L-infinity, pixels staying in [0, 1]) get
-another label? What is asked is fixed by four choices, made here exactly as in the published set, so that SEED 0 and the
-published lists give the published 98 properties, bit for bit:
+The question of a property: may any image within eps = 1/255 of a test image (L-infinity, pixels
+staying in [0, 1]) get another label? What is asked is fixed by four choices, made here exactly as
+in the published set, so that SEED 0 and the published lists give the published 98 properties, bit
+for bit:
 
-* *Order.* Test images are shuffled once by numpy's legacy generator with seed 111; a selected list (``selected_list/``)
-  names places ``sidx`` in that order. ``prop_idx`` in a file name is the place of number ``sidx`` in the permutation;
-  the image itself is number ``permutation[sidx]`` of the data set.
-* *Draw.* For each network the generator starts anew with SEED and keeps the first entries of a permutation of the list;
-  properties are written in the order of the list.
-* *Box.* ``((clip(x -+ eps, 0, 1) - mean) / std``, every step in float32, printed with the digits that give the same
-  float32 back.
-* *Form.* VNN-LIB 1.0, upper bound before lower, one OR over all other labels, ``>=``: a tie violates.
+* *Order.* Test images are shuffled once by numpy's legacy generator with seed 111; a selected list
+  (``selected_list/``) names places ``sidx`` in that order. ``prop_idx`` in a file name is the place
+  of number ``sidx`` in the permutation; the image itself is number ``permutation[sidx]`` of the
+  data set.
+* *Draw.* For each network the generator starts anew with SEED and keeps the first entries of a
+  permutation of the list; properties are written in the order of the list.
+* *Box.* ``((clip(x -+ eps, 0, 1) - mean) / std``, every step in float32, printed with the digits
+  that give the same float32 back.
+* *Form.* VNN-LIB 1.0, upper bound before lower, one OR over all other labels, ``>=``: a tie
+  violates.
 
-Data paths are read by bitcrown (CIFAR-100 in torchvision's order; TinyImageNet's validation images in one folder a
-class, of which the centre 56 x 56 is taken), or are ``.npz`` files of single images with their ``dataset_idx``. JPEG
-decoders differ: only the decoder of the authors gives their TinyImageNet pixels.
+Data paths are read by bitcrown (CIFAR-100 in torchvision's order; TinyImageNet's validation images
+in one folder a class, of which the centre 56 x 56 is taken), or are ``.npz`` files of single images
+with their ``dataset_idx``. JPEG decoders differ: only the decoder of the authors gives their
+TinyImageNet pixels.
 
-``--own NAME:LIST:COUNT:SECONDS`` writes properties of another network, and may be repeated: LIST then holds numbers of
-images, as ``bitcrown evaluate --select`` writes them.
+``--own NAME:LIST:COUNT:SECONDS`` writes properties of another network, and may be repeated: LIST
+then holds numbers of images, as ``bitcrown evaluate --select`` writes them.
 """
 
 from __future__ import annotations
@@ -43,7 +48,8 @@ IMAGES = 10000
 
 @dataclass(frozen=True)
 class Dataset:
-    """``mean`` and ``std`` are what the networks expect their input to be normalised with; ``size`` after cropping."""
+    """``mean`` and ``std`` are what the networks expect their input to be normalised with; ``size``
+    after cropping."""
 
     name: str
     classes: int
@@ -59,7 +65,8 @@ DATASETS = {"cifar100": CIFAR100, "tinyimagenet": TINYIMAGENET}
 
 @dataclass(frozen=True)
 class Model:
-    """One network of the benchmark: how many properties are drawn for it, and their time limit in seconds."""
+    """One network of the benchmark: how many properties are drawn for it, and their time limit in
+    seconds."""
 
     dataset: Dataset
     size: str
@@ -82,7 +89,8 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Task:
-    """One property: the file's name without suffix, the network, and which image of the data set it is about."""
+    """One property: the file's name without suffix, the network, and which image of the data set it
+    is about."""
 
     name: str
     network: str
@@ -92,9 +100,12 @@ class Task:
 
 
 def drawn(entries: Sequence[int], count: int, seed: int) -> list[int]:
-    """``count`` of ``entries`` in their order; the legacy generator starts anew for every network."""
+    """``count`` of ``entries`` in their order; the legacy generator starts anew for every
+    network."""
     if count > len(entries):
-        raise SystemExit(f"{count} properties were asked for, but the list has {len(entries)} entries")
+        raise SystemExit(
+            f"{count} properties were asked for, but the list has {len(entries)} entries"
+        )
     chosen = np.random.RandomState(seed).permutation(len(entries))[:count]
     return [entries[place] for place in sorted(chosen.tolist())]
 
@@ -114,7 +125,9 @@ def published_tasks(seed: int, models: Sequence[Model], lists: Path) -> list[Tas
     for model in models:
         for sidx in drawn(read_list(lists / f"{model.name}_list.txt"), model.count, seed):
             name = f"{model.name}_prop_idx_{inverse[sidx]}_sidx_{sidx}_eps_0.0039"
-            tasks.append(Task(name, model.name, model.dataset, int(permutation[sidx]), model.seconds))
+            tasks.append(
+                Task(name, model.name, model.dataset, int(permutation[sidx]), model.seconds)
+            )
     return tasks
 
 
@@ -126,7 +139,10 @@ def own_tasks(seed: int, words: str, dataset: Dataset) -> list[Task]:
     if not (name and path and count.isdigit() and seconds.isdigit()):
         raise SystemExit("--own needs NAME:LIST:COUNT:SECONDS")
     images = drawn(read_list(Path(path)), int(count), seed)
-    return [Task(f"{name}_idx_{image}_eps_0.0039", name, dataset, image, int(seconds)) for image in images]
+    return [
+        Task(f"{name}_idx_{image}_eps_0.0039", name, dataset, image, int(seconds))
+        for image in images
+    ]
 
 
 class Images:
@@ -157,21 +173,29 @@ class Images:
 
 
 def input_box(image: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds ``[C, H, W]`` of the network's input, float32: clipped first, then normalised."""
-    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (dataset.mean, dataset.std))
-    lower, upper = (np.clip(moved, np.float32(0), np.float32(1)) for moved in (image - EPS, image + EPS))
+    """Lower and upper bounds ``[C, H, W]`` of the network's input, float32: clipped first, then
+    normalised."""
+    mean, std = (
+        np.array(values, dtype=np.float32)[:, None, None] for values in (dataset.mean, dataset.std)
+    )
+    lower, upper = (
+        np.clip(moved, np.float32(0), np.float32(1)) for moved in (image - EPS, image + EPS)
+    )
     return (lower - mean) / std, (upper - mean) / std
 
 
 def property_text(image: np.ndarray, label: int, dataset: Dataset) -> str:
-    """The VNN-LIB file; its first line says CIFAR100 whatever the data set, as the published files do."""
+    """The VNN-LIB file; its first line says CIFAR100 whatever the data set, as the published files
+    do."""
     lower, upper = input_box(image, dataset)
     lines = [f"; CIFAR100 property with label: {label}.", ""]
     lines += [f"(declare-const X_{i} Real)" for i in range(lower.size)]
     lines += ["", ""]
     lines += [f"(declare-const Y_{i} Real)" for i in range(dataset.classes)]
     lines += ["", "; Input constraints:"]
-    for i, (low, high) in enumerate(zip(lower.ravel().tolist(), upper.ravel().tolist(), strict=True)):
+    for i, (low, high) in enumerate(
+        zip(lower.ravel().tolist(), upper.ravel().tolist(), strict=True)
+    ):
         lines += [f"(assert (<= X_{i} {high!r}))", f"(assert (>= X_{i} {low!r}))", ""]
     lines += ["", "; Output constraints:", "(assert (or"]
     lines += [f"\t(and (>= Y_{i} Y_{label}))" for i in range(dataset.classes) if i != label]
@@ -179,9 +203,11 @@ def property_text(image: np.ndarray, label: int, dataset: Dataset) -> str:
 
 
 def write(tasks: Sequence[Task], images: dict[str, Images], folder: Path, networks: Path) -> None:
-    """Properties into ``folder/generated_vnnlib``; older ones there are removed. Two CSV files beside it.
+    """Properties into ``folder/generated_vnnlib``; older ones there are removed. Two CSV files
+    beside it.
 
-    ``cifar100_tinyimagenet_instances.csv`` has bare names, as published; ``instances.csv`` the paths of the files.
+    ``cifar100_tinyimagenet_instances.csv`` has bare names, as published; ``instances.csv`` the
+    paths of the files.
     """
     place = folder / "generated_vnnlib"
     place.mkdir(parents=True, exist_ok=True)
@@ -199,7 +225,11 @@ def write(tasks: Sequence[Task], images: dict[str, Images], folder: Path, networ
         with (folder / name).open("w", encoding="ascii", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
     missing = sorted(
-        {path for path, _, _ in paths if not any((folder / (path + end)).is_file() for end in ("", ".gz"))}
+        {
+            path
+            for path, _, _ in paths
+            if not any((folder / (path + end)).is_file() for end in ("", ".gz"))
+        }
     )
     for path in missing:
         print(f"note: the network {folder / path} is not there", file=sys.stderr)
@@ -209,15 +239,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seed", type=int, help="seed of the draw; 0 gives the published properties")
     parser.add_argument("--cifar100", type=Path, metavar="PATH", help="CIFAR-100 test images")
-    parser.add_argument("--tinyimagenet", type=Path, metavar="PATH", help="TinyImageNet validation images")
-    parser.add_argument("--lists", type=Path, default=HERE / "selected_list", help="folder of the selected lists")
-    parser.add_argument("--only", action="append", metavar="NAME", help="networks to write for (repeat; default: all)")
-    parser.add_argument("--networks", type=Path, default=Path("onnx"), help="where networks lie, seen from --out")
     parser.add_argument(
-        "--own", action="append", metavar="NAME:LIST:COUNT:SECONDS", help="another network, instead of the benchmark's"
+        "--tinyimagenet", type=Path, metavar="PATH", help="TinyImageNet validation images"
+    )
+    parser.add_argument(
+        "--lists", type=Path, default=HERE / "selected_list", help="folder of the selected lists"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="networks to write for (repeat; default: all)",
+    )
+    parser.add_argument(
+        "--networks", type=Path, default=Path("onnx"), help="where networks lie, seen from --out"
+    )
+    parser.add_argument(
+        "--own",
+        action="append",
+        metavar="NAME:LIST:COUNT:SECONDS",
+        help="another network, instead of the benchmark's",
     )
     parser.add_argument("--dataset", choices=DATASETS, default="cifar100", help="data set of --own")
-    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR", help="where to write (default: this folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE,
+        metavar="DIR",
+        help="where to write (default: this folder)",
+    )
     options = parser.parse_args()
     models = [model for model in MODELS if options.only is None or model.name in options.only]
     if options.only and len(models) != len(options.only):

@@ -1,9 +1,10 @@
-"""Decides one robustness query: check_mnist_robustness.py --sample_id 115 --eps 2 [--dataset fashion-mnist].
+"""Decides one robustness query: check_mnist_robustness.py --sample_id 115 --eps 2 [--dataset
+fashion-mnist].
 
-Prints the verdict in one line. ``--export`` writes the query as an SMT-LIB 2 script instead (``sat`` means vulnerable),
-for any solver of QF_BV; ``--certificate FILE`` writes the proof of a robust verdict, which ``bitcrown
-check-certificate`` checks; ``--max-radius`` searches the largest eps at which the sample is robust.
-Exit codes: 0 decided or written, 2 bad input, 3 undecided.
+Prints the verdict in one line. ``--export`` writes the query as an SMT-LIB 2 script instead
+(``sat`` means vulnerable), for any solver of QF_BV; ``--certificate FILE`` writes the proof of a
+robust verdict, which ``bitcrown check-certificate`` checks; ``--max-radius`` searches the largest
+eps at which the sample is robust. Exit codes: 0 decided or written, 2 bad input, 3 undecided.
 """
 
 from __future__ import annotations
@@ -27,23 +28,39 @@ SIDE = 28
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="robustness of one test image, decided exactly", allow_abbrev=False)
-    parser.add_argument("--sample_id", type=int, required=True, metavar="N", help="number in the test set")
+    parser = argparse.ArgumentParser(
+        description="robustness of one test image, decided exactly", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--sample_id", type=int, required=True, metavar="N", help="number in the test set"
+    )
     parser.add_argument("--eps", type=int, metavar="E", help="radius in pixel steps (of 0 to 255)")
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
     parser.add_argument("--seconds", default="60", metavar="S", help="CPU seconds (default: 60)")
-    parser.add_argument("--encoding", default="improved", help="of --export: baseline, published or improved (default)")
+    parser.add_argument(
+        "--encoding",
+        default="improved",
+        help="of --export: baseline, published or improved (default)",
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--export", action="store_true", help="write smt2/DATASET_NNNN.smt2 and decide nothing")
-    what.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of a robust verdict")
-    what.add_argument("--max-radius", action="store_true", help="search the largest robust eps; needs no --eps")
+    what.add_argument(
+        "--export", action="store_true", help="write smt2/DATASET_NNNN.smt2 and decide nothing"
+    )
+    what.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="write the proof of a robust verdict"
+    )
+    what.add_argument(
+        "--max-radius", action="store_true", help="search the largest robust eps; needs no --eps"
+    )
     options = parser.parse_args()
     try:
         options.seconds = parse_timeout(options.seconds)
         if options.max_radius:
             return radius(options)
         if options.eps is None:
-            raise SettingsError("--eps is missing; give the radius in pixel steps, for example --eps 1")
+            raise SettingsError(
+                "--eps is missing; give the radius in pixel steps, for example --eps 1"
+            )
         return export(options) if options.export else decide(options)
     except (BitcrownError, OSError) as error:
         print(f"check_mnist_robustness: {error}", file=sys.stderr)
@@ -91,7 +108,9 @@ def dense_cases(query: IntegerQuery) -> tuple[tuple[tuple[tuple[int, ...], int],
     cases = []
     for case in query.cases:
         rows = [(dict(constraint.terms), constraint.bound) for constraint in case]
-        cases.append(tuple((tuple(terms.get(i, 0) for i in range(outputs)), bound) for terms, bound in rows))
+        cases.append(
+            tuple((tuple(terms.get(i, 0) for i in range(outputs)), bound) for terms, bound in rows)
+        )
     return tuple(cases)
 
 
@@ -112,7 +131,10 @@ def radius(options: argparse.Namespace) -> int:
         print(f"{title}: maximum robust radius {found.proved} ({spent})")
         return DECIDED
     upper = "" if found.refuted is None else f" and at most {found.refuted - 1}"
-    print(f"{title}: maximum robust radius at least {max(found.proved, 0)}{upper}, not settled in the time ({spent})")
+    print(
+        f"{title}: maximum robust radius at least {max(found.proved, 0)}{upper}, not settled in "
+        f"the time ({spent})"
+    )
     return UNDECIDED
 
 

@@ -1,4 +1,5 @@
-"""One query decided in integers, with the evidence looked at again by code that the prover does not share."""
+"""One query decided in integers, with the evidence looked at again by code that the prover does not
+share."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ WORDS = {Status.SAT: VULNERABLE, Status.UNSAT: ROBUST, Status.TIMEOUT: TIMEOUT}
 class Answer:
     """``verdict``: one of ``samples.VERDICTS`` or "unknown"; ``cpu_s``: of the decision alone.
 
-    ``witness``: [784] pixels that the network labels ``seen``; ``certificate``: of a robust verdict, where asked for.
+    ``witness``: [784] pixels that the network labels ``seen``; ``certificate``: of a robust
+    verdict, where asked for.
     """
 
     verdict: str
@@ -38,7 +40,9 @@ class Answer:
     counters: dict[str, Any] = field(default_factory=dict)
 
 
-def answer(benchmark: Benchmark, query: Query, seconds: float, want_certificate: bool = False) -> Answer:
+def answer(
+    benchmark: Benchmark, query: Query, seconds: float, want_certificate: bool = False
+) -> Answer:
     """The verdict on ``query`` within ``seconds`` of computing.
 
     A counterexample has been run by onnxruntime on the network file as well.
@@ -50,7 +54,9 @@ def answer(benchmark: Benchmark, query: Query, seconds: float, want_certificate:
     program = benchmark.program
     asked = robustness_query(benchmark.network, image, label, query.eps)
     started = time.process_time()
-    found = decide(asked, Budget.of_cpu_seconds(seconds), want_certificate=want_certificate, program=program)
+    found = decide(
+        asked, Budget.of_cpu_seconds(seconds), want_certificate=want_certificate, program=program
+    )
     spent = time.process_time() - started
     verdict = WORDS.get(found.status, "unknown")
     detail = found.decided_by or found.detail
@@ -85,7 +91,9 @@ def replayed(benchmark: Benchmark, query: Query, witness: np.ndarray) -> int:
     assert runtime is not None
     outputs = runtime(witness[None].astype(np.uint8))[0]
     if (outputs != benchmark.network.evaluate(witness[None])[0]).any():
-        raise AssertionError("onnxruntime computes other integers than the network that was decided")
+        raise AssertionError(
+            "onnxruntime computes other integers than the network that was decided"
+        )
     return int(outputs.argmax())
 
 

@@ -1,7 +1,9 @@
-"""Shows how to load the networks and the queries of the benchmark: iterate_samples.py --dataset mnist|fashion-mnist.
+"""Shows how to load the networks and the queries of the benchmark: iterate_samples.py --dataset
+mnist|fashion-mnist.
 
-Prints one line for each published query, in the order of the test set: what another method has to decide. A network
-maps uint8 pixels [S, 784] to integers [S, 32]; ``networks/*.onnx`` computes the same in any ONNX runtime.
+Prints one line for each published query, in the order of the test set: what another method has to
+decide. A network maps uint8 pixels [S, 784] to integers [S, 32]; ``networks/*.onnx`` computes the
+same in any ONNX runtime.
 """
 
 from __future__ import annotations
@@ -21,8 +23,13 @@ def main() -> None:
         predicted = benchmark.predicted(image)
         wrong += predicted != label
         note = "" if predicted == label else f", misclassified as {predicted}"
-        print(f"sample {query.sample_id}: eps {query.eps}, label {label}{note}; published: {query.published}")
-    print(f"{benchmark.dataset}: {len(published(benchmark.dataset))} samples, {wrong} misclassified")
+        print(
+            f"sample {query.sample_id}: eps {query.eps}, label {label}{note}; published: "
+            f"{query.published}"
+        )
+    print(
+        f"{benchmark.dataset}: {len(published(benchmark.dataset))} samples, {wrong} misclassified"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Makes ``networks/*.onnx`` from the benchmark's weight files: make_networks.py FOLDER_OF_H5_FILES.
 
-The integer form is exact: every output integer equals that of the fixed-point network in the ``.h5`` file (the readers
-and the export are described in ``bitcrown.quant.formats.fixed_point`` and ``bitcrown.quant.formats.export``). Before
-a network is written, both are compared on 20,000 random inputs and on every stored image.
+The integer form is exact: every output integer equals that of the fixed-point network in the
+``.h5`` file (the readers and the export are described in ``bitcrown.quant.formats.fixed_point`` and
+``bitcrown.quant.formats.export``). Before a network is written, both are compared on 20,000 random
+inputs and on every stored image.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ RANDOM_INPUTS = 20_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="networks/*.onnx from the .h5 files of the AAAI 2021 benchmark")
-    parser.add_argument("folder", type=Path, help="folder with mnist_mlp.h5 and fashion-mnist_mlp.h5")
+    parser = argparse.ArgumentParser(
+        description="networks/*.onnx from the .h5 files of the AAAI 2021 benchmark"
+    )
+    parser.add_argument(
+        "folder", type=Path, help="folder with mnist_mlp.h5 and fashion-mnist_mlp.h5"
+    )
     folder = parser.parse_args().folder
     target_folder = HERE / "networks"
     target_folder.mkdir(exist_ok=True)
@@ -35,7 +40,9 @@ def main() -> None:
         inputs = np.concatenate([inputs, read_samples(dataset).images])
         if (read_onnx(target).evaluate(inputs) != network.evaluate(inputs)).any():
             target.unlink()
-            raise SystemExit(f"{target}: the integer form computes something else than the .h5 file")
+            raise SystemExit(
+                f"{target}: the integer form computes something else than the .h5 file"
+            )
         print(f"{target}: {target.stat().st_size} bytes, equal on {len(inputs)} inputs")
 
 

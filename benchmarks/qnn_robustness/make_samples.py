@@ -1,6 +1,8 @@
-"""Makes ``samples.npz`` from the test sets of MNIST and Fashion-MNIST in their idx format: make_samples.py FOLDER.
+"""Makes ``samples.npz`` from the test sets of MNIST and Fashion-MNIST in their idx format:
+make_samples.py FOLDER.
 
-The images are those of the 700 published queries: MNIST 0-399, Fashion-MNIST 0-199, 200-249 and 300-349.
+The images are those of the 700 published queries: MNIST 0-399, Fashion-MNIST 0-199, 200-249 and
+300-349.
 """
 
 from __future__ import annotations
@@ -22,14 +24,20 @@ def read_idx(path: Path, header: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="samples.npz from idx files")
-    parser.add_argument("folder", type=Path, help="folder with {mnist,fashion}-t10k-{images-idx3,labels-idx1}-ubyte.gz")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="folder with {mnist,fashion}-t10k-{images-idx3,labels-idx1}-ubyte.gz",
+    )
     folder = parser.parse_args().folder
     arrays = {}
     for dataset in DATASETS:
         ids = np.array([query.sample_id for query in published(dataset)], dtype=np.int32)
         stem = FILES[dataset]
         arrays[f"{dataset}_ids"] = ids
-        arrays[f"{dataset}_images"] = read_idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 784)[ids]
+        arrays[f"{dataset}_images"] = read_idx(folder / f"{stem}-images-idx3-ubyte.gz", 16).reshape(
+            -1, 784
+        )[ids]
         arrays[f"{dataset}_labels"] = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", 8)[ids]
     np.savez_compressed(HERE / "samples.npz", **arrays)
 

@@ -1,7 +1,9 @@
-"""The images, the networks and the published verdicts of the AAAI 2021 benchmark, as the scripts here use them.
+"""The images, the networks and the published verdicts of the AAAI 2021 benchmark, as the scripts
+here use them.
 
-A query asks whether every input within ``eps`` (L-infinity, in pixel steps of 1/256, clipped to 0..255) of a test image
-gets the image's label, where the label is the first index of the largest of all 32 outputs. Legend: ``S`` samples.
+A query asks whether every input within ``eps`` (L-infinity, in pixel steps of 1/256, clipped to
+0..255) of a test image gets the image's label, where the label is the first index of the largest of
+all 32 outputs. Legend: ``S`` samples.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ VERDICTS = (MISCLASSIFIED, TIMEOUT, VULNERABLE, ROBUST)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One row of ``published.csv``; ``published`` is one of ``VERDICTS``, or "" for a query that is not published."""
+    """One row of ``published.csv``; ``published`` is one of ``VERDICTS``, or "" for a query that is
+    not published."""
 
     dataset: str
     sample_id: int
@@ -38,7 +41,9 @@ def published(dataset: str) -> list[Query]:
     """The published queries of a data set, in the order of the test set."""
     with (HERE / "published.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
-    return [Query(dataset, int(row["sample_id"]), int(row["eps"]), row["published"]) for row in rows]
+    return [
+        Query(dataset, int(row["sample_id"]), int(row["eps"]), row["published"]) for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ def ranges(ids: np.ndarray) -> str:
 
 def read_samples(dataset: str) -> Samples:
     with np.load(HERE / "samples.npz", allow_pickle=False) as file:
-        return Samples(dataset, *(file[f"{dataset}_{name}"] for name in ("ids", "images", "labels")))
+        return Samples(
+            dataset, *(file[f"{dataset}_{name}"] for name in ("ids", "images", "labels"))
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ class Benchmark:
         return Program(self.network)
 
     def predicted(self, image: np.ndarray) -> int:
-        """The label that the network gives to ``image`` [784]: the first index of the largest output."""
+        """The label that the network gives to ``image`` [784]: the first index of the largest
+        output."""
         return int(self.network.evaluate(image[None])[0].argmax())
 
 

@@ -1,14 +1,17 @@
-"""Robustness of test images under any quantized network and radius: sweep.py NETWORK... --images FILE --eps 1 2 4.
+"""Robustness of test images under any quantized network and radius: sweep.py NETWORK... --images
+FILE --eps 1 2 4.
 
-NETWORK is an ``.h5`` file of the benchmark's family or a quantized ONNX file; ``--images`` and ``--labels`` are idx
-files (gzipped). Every input within eps of the image, clipped to 0..255, must get the image's label (first index of the
-largest output). A network with float inputs takes pixels divided by ``--divide`` (1: pixels as they are, 255: [0, 1]);
-its box holds all float32 numbers between the ends. ``--max-radius`` searches the largest robust eps instead.
+NETWORK is an ``.h5`` file of the benchmark's family or a quantized ONNX file; ``--images`` and
+``--labels`` are idx files (gzipped). Every input within eps of the image, clipped to 0..255, must
+get the image's label (first index of the largest output). A network with float inputs takes pixels
+divided by ``--divide`` (1: pixels as they are, 255: [0, 1]); its box holds all float32 numbers
+between the ends. ``--max-radius`` searches the largest robust eps instead.
 
-Every answer becomes one JSON record in ``--out`` at once, and a later run goes on after them; what was open under
-another time limit is asked again. ``--check`` has the independent checker go through every proof. A counterexample is
-run by onnxruntime where it runs the file. The table at the end counts the records asked for.
-Exit codes: 0 nothing contradicts its evidence, 1 something does, 2 bad input.
+Every answer becomes one JSON record in ``--out`` at once, and a later run goes on after them; what
+was open under another time limit is asked again. ``--check`` has the independent checker go through
+every proof. A counterexample is run by onnxruntime where it runs the file. The table at the end
+counts the records asked for. Exit codes: 0 nothing contradicts its evidence, 1 something does, 2
+bad input.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ COLUMNS = ("robust", "vulnerable", "misclassified", "timeout", "unknown")
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network with what its queries share; ``divide``: what a pixel is divided by on its way to a float input."""
+    """A network with what its queries share; ``divide``: what a pixel is divided by on its way to a
+    float input."""
 
     name: str
     network: IntegerNetwork
@@ -101,7 +105,9 @@ def main() -> int:
                         subject = subject or read(path, options.divide)
                         answer = radius if options.max_radius else robustness
                         found = answer(subject, images[sample], int(labels[sample]), options, eps)
-                        append_record(options.out, asked | found | {"commit": commit(), "machine": machine()})
+                        append_record(
+                            options.out, asked | found | {"commit": commit(), "machine": machine()}
+                        )
                         known[key(asked)] = asked | found
                     rows.append(known[key(asked)])
     except (BitcrownError, OSError, ValueError) as error:
@@ -112,22 +118,41 @@ def main() -> int:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="robustness of quantized networks", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="robustness of quantized networks", allow_abbrev=False
+    )
     parser.add_argument("networks", type=Path, nargs="+", metavar="NETWORK")
     parser.add_argument("--images", type=Path, required=True, metavar="FILE")
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE")
     parser.add_argument("--samples", default="0-49", metavar="A-B", help="(default: 0-49)")
-    parser.add_argument("--eps", type=int, nargs="+", default=[1, 2, 4], metavar="E", help="in pixel steps")
-    parser.add_argument("--max-radius", action="store_true", help="search the largest robust eps instead")
-    parser.add_argument("--seconds", type=parse_timeout, default=60.0, metavar="S", help="of computing, a sample (60)")
-    parser.add_argument("--divide", type=int, default=1, metavar="D", help="of pixels for float inputs (default: 1)")
-    parser.add_argument("--check", action="store_true", help="run the certificate checker on every proof")
-    parser.add_argument("--out", type=Path, default=Path("results/qnn_robustness/sweep.jsonl"), metavar="FILE")
+    parser.add_argument(
+        "--eps", type=int, nargs="+", default=[1, 2, 4], metavar="E", help="in pixel steps"
+    )
+    parser.add_argument(
+        "--max-radius", action="store_true", help="search the largest robust eps instead"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=parse_timeout,
+        default=60.0,
+        metavar="S",
+        help="of computing, a sample (60)",
+    )
+    parser.add_argument(
+        "--divide", type=int, default=1, metavar="D", help="of pixels for float inputs (default: 1)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="run the certificate checker on every proof"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/qnn_robustness/sweep.jsonl"), metavar="FILE"
+    )
     return parser
 
 
 def answers(row: dict[str, Any], seconds: float) -> bool:
-    """Whether a record tells what happens within ``seconds``: it had as many, or was decided in fewer."""
+    """Whether a record tells what happens within ``seconds``: it had as many, or was decided in
+    fewer."""
     is_open = row.get("verdict") == "timeout" or row.get("is_exact") is False
     return row["seconds"] == seconds or (row["seconds"] < seconds and not is_open)
 
@@ -146,7 +171,9 @@ def read(path: Path, divide: int) -> Subject:
     return Subject(path.name, network, Program(network), digest(network_form(network)), divide)
 
 
-def robustness(subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace, eps: int) -> Any:
+def robustness(
+    subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace, eps: int
+) -> Any:
     """The record's fields for one query; the time is that of the decision alone."""
     predicted = subject.label(subject.tensor(pixels))
     if predicted != label:
@@ -154,7 +181,10 @@ def robustness(subject: Subject, pixels: np.ndarray, label: int, options: argpar
     query = subject.query(pixels, label, eps)
     started = time.process_time()
     found = decide(
-        query, Budget.of_cpu_seconds(options.seconds), want_certificate=options.check, program=subject.program
+        query,
+        Budget.of_cpu_seconds(options.seconds),
+        want_certificate=options.check,
+        program=subject.program,
     )
     row: dict[str, Any] = {
         "verdict": WORDS.get(found.status, "unknown"),
@@ -165,7 +195,9 @@ def robustness(subject: Subject, pixels: np.ndarray, label: int, options: argpar
     return row | evidence(subject, query, label, found, options.check)
 
 
-def evidence(subject: Subject, query: IntegerQuery, label: int, found: Decision, is_checked: bool) -> dict[str, Any]:
+def evidence(
+    subject: Subject, query: IntegerQuery, label: int, found: Decision, is_checked: bool
+) -> dict[str, Any]:
     """What the runtime says about a counterexample, and the checker about a proof."""
     if found.status is Status.SAT:
         assert found.witness is not None and query.real_box is not None
@@ -175,11 +207,16 @@ def evidence(subject: Subject, query: IntegerQuery, label: int, found: Decision,
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots, subject.digest)
         finding = check(network_form(subject.network), property_form(query), certificate)
-        return {"rejected": "" if finding.accepted else finding.message, "wrong": not finding.accepted}
+        return {
+            "rejected": "" if finding.accepted else finding.message,
+            "wrong": not finding.accepted,
+        }
     return {}
 
 
-def radius(subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace, _: None) -> Any:
+def radius(
+    subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace, _: None
+) -> Any:
     started = time.process_time()
     budget = Budget.of_cpu_seconds(options.seconds)
     found = maximum_radius(subject.network, pixels, label, budget, program=subject.program)
@@ -194,7 +231,8 @@ def radius(subject: Subject, pixels: np.ndarray, label: int, options: argparse.N
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"| network | eps | {' | '.join(COLUMNS)} | decided | median s | sum s | proofs checked | wrong |",
+        f"| network | eps | {' | '.join(COLUMNS)} | decided | median s | sum s | proofs checked | "
+        "wrong |",
         "|---|" + "---|" * (len(COLUMNS) + 6),
     ]
     for network, eps in dict.fromkeys((row["network"], row["eps"]) for row in rows):
@@ -203,21 +241,27 @@ def table(rows: list[dict[str, Any]]) -> str:
         times = [row["cpu_s"] for row in group if row["verdict"] != "misclassified"]
         decided = count["robust"] + count["vulnerable"]
         lines.append(
-            f"| {network} | {eps} | {' | '.join(str(count[word]) for word in COLUMNS)} | {decided}/{len(times)} | "
-            f"{statistics.median(times or [0]):.2f} | {sum(times):.0f} | {sum('rejected' in row for row in group)} | "
+            f"| {network} | {eps} | {' | '.join(str(count[word]) for word in COLUMNS)} | "
+            f"{decided}/{len(times)} | "
+            f"{statistics.median(times or [0]):.2f} | {sum(times):.0f} | "
+            f"{sum('rejected' in row for row in group)} | "
             f"{sum(bool(row.get('wrong')) for row in group)} |"
         )
     return "\n".join(lines)
 
 
 def radius_table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| network | samples | misclassified | exact | bracket only | mean of exact | sum s |", "|" + "---|" * 7]
+    lines = [
+        "| network | samples | misclassified | exact | bracket only | mean of exact | sum s |",
+        "|" + "---|" * 7,
+    ]
     for network in dict.fromkeys(row["network"] for row in rows):
         group = [row for row in rows if row["network"] == network]
         exact = [row["proved"] for row in group if row["is_exact"] and row["proved"] >= 0]
         wrong = sum(row["proved"] < 0 and row["refuted"] == 0 for row in group)
         lines.append(
-            f"| {network} | {len(group)} | {wrong} | {len(exact)} | {len(group) - len(exact) - wrong} | "
+            f"| {network} | {len(group)} | {wrong} | {len(exact)} | "
+            f"{len(group) - len(exact) - wrong} | "
             f"{statistics.mean(exact or [0]):.2f} | {sum(row['cpu_s'] for row in group):.0f} |"
         )
     return "\n".join(lines)

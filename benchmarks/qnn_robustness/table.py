@@ -1,11 +1,12 @@
 """Decides the published queries in one process and prints our verdicts beside the published ones.
 
-table.py [--dataset mnist|fashion-mnist] [--samples 0-99] [--seconds 60] [--out FILE] [--check]. Every decided sample
-becomes one JSON record in FILE at once; a later run goes on after them, whatever commit wrote them. Robust verdicts
-come with a certificate, whose size is recorded; ``--check`` also has the independent checker go through each, and
-``--certificates FOLDER`` keeps them. CPU seconds, of the limit and of the table, are those of the decision, with the
-recording of the proof, on one thread; reading the network is not in them.
-Exit codes: 0 all decided and none contradicts a published verdict, 1 a contradiction, 2 bad input, 3 some undecided.
+table.py [--dataset mnist|fashion-mnist] [--samples 0-99] [--seconds 60] [--out FILE] [--check].
+Every decided sample becomes one JSON record in FILE at once; a later run goes on after them,
+whatever commit wrote them. Robust verdicts come with a certificate, whose size is recorded;
+``--check`` also has the independent checker go through each, and ``--certificates FOLDER`` keeps
+them. CPU seconds, of the limit and of the table, are those of the decision, with the recording of
+the proof, on one thread; reading the network is not in them. Exit codes: 0 all decided and none
+contradicts a published verdict, 1 a contradiction, 2 bad input, 3 some undecided.
 """
 
 from __future__ import annotations
@@ -43,12 +44,22 @@ UNKNOWN = "unknown"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="our verdicts beside the published ones", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="our verdicts beside the published ones", allow_abbrev=False
+    )
     parser.add_argument("--dataset", choices=DATASETS, action="append", help="(default: both)")
-    parser.add_argument("--samples", default="0-9999", metavar="A-B", help="only these numbers of the test set")
-    parser.add_argument("--seconds", default="60", metavar="S", help="CPU seconds a sample (default: 60)")
-    parser.add_argument("--out", type=Path, default=Path("results/qnn_robustness/table.jsonl"), metavar="FILE")
-    parser.add_argument("--check", action="store_true", help="run the certificate checker on every certificate")
+    parser.add_argument(
+        "--samples", default="0-9999", metavar="A-B", help="only these numbers of the test set"
+    )
+    parser.add_argument(
+        "--seconds", default="60", metavar="S", help="CPU seconds a sample (default: 60)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/qnn_robustness/table.jsonl"), metavar="FILE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="run the certificate checker on every certificate"
+    )
     parser.add_argument("--certificates", type=Path, metavar="FOLDER", help="keep the certificates")
     options = parser.parse_args()
     try:
@@ -72,10 +83,14 @@ def sample_range(text: str) -> tuple[int, int]:
     return int(first), int(last) if dash else int(first)
 
 
-def decided(dataset: str, queries: list[Query], options: argparse.Namespace) -> list[dict[str, Any]]:
+def decided(
+    dataset: str, queries: list[Query], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """The records of ``queries``, old ones of the file included, in the order of the queries."""
     old = read_records(options.out) if options.out.exists() else []
-    done = {(row["dataset"], row["sample_id"], row["eps"]): row for row in old if is_done(row, options)}
+    done = {
+        (row["dataset"], row["sample_id"], row["eps"]): row for row in old if is_done(row, options)
+    }
     benchmark = Benchmark.of(dataset)
     rows = []
     for query in queries:
@@ -88,8 +103,11 @@ def decided(dataset: str, queries: list[Query], options: argparse.Namespace) -> 
 
 
 def is_done(row: Mapping[str, Any], options: argparse.Namespace) -> bool:
-    """Whether an old record answers what is asked now; an undecided one does not where more time is given."""
-    if "sample_id" not in row or (row["verdict"] in (TIMEOUT, UNKNOWN) and row["seconds"] < options.seconds):
+    """Whether an old record answers what is asked now; an undecided one does not where more time is
+    given."""
+    if "sample_id" not in row or (
+        row["verdict"] in (TIMEOUT, UNKNOWN) and row["seconds"] < options.seconds
+    ):
         return False
     return not options.check or row["verdict"] != ROBUST or "rejected" in row
 
@@ -139,7 +157,8 @@ def exit_code(rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line for every data set, radius and verdict that occurs; then what the published method left open."""
+    """Markdown: a line for every data set, radius and verdict that occurs; then what the published
+    method left open."""
     lines = [
         "| samples | eps | verdict | published | ours | CPU s | ours, by sample |",
         "|---|---|---|---|---|---|---|",
@@ -152,9 +171,16 @@ def table(rows: list[dict[str, Any]]) -> str:
                 theirs = sum(row["published"] == verdict for row in group)
                 if ours or theirs:
                     name = f"{dataset} {ranges_of(group)}"
-                    ids = "remaining" if verdict == ROBUST else ", ".join(str(row["sample_id"]) for row in ours) or "-"
+                    ids = (
+                        "remaining"
+                        if verdict == ROBUST
+                        else ", ".join(str(row["sample_id"]) for row in ours) or "-"
+                    )
                     spent = sum(row["cpu_s"] for row in ours)
-                    lines.append(f"| {name} | {eps} | {verdict} | {theirs} | {len(ours)} | {spent:.2f} | {ids} |")
+                    lines.append(
+                        f"| {name} | {eps} | {verdict} | {theirs} | {len(ours)} | {spent:.2f} | "
+                        f"{ids} |"
+                    )
     return "\n".join([*lines, "", *summary(rows)])
 
 
@@ -168,16 +194,27 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     now = Counter(row["verdict"] for row in open_)
     slowest = max(rows, key=lambda row: row["cpu_s"], default=None)
     lines = [
-        f"{len(rows)} samples: " + ", ".join(f"{number} {verdict}" for verdict, number in count.items()),
-        f"published as timeout: {len(open_)}, now " + (", ".join(f"{n} {word}" for word, n in now.items()) or "none"),
+        f"{len(rows)} samples: "
+        + ", ".join(f"{number} {verdict}" for verdict, number in count.items()),
+        f"published as timeout: {len(open_)}, now "
+        + (", ".join(f"{n} {word}" for word, n in now.items()) or "none"),
         f"CPU seconds of all decisions: {sum(row['cpu_s'] for row in rows):.2f}",
     ]
     if slowest is not None:
-        lines.append(f"slowest: {slowest['dataset']} {slowest['sample_id']}, {slowest['cpu_s']:.2f} s")
+        lines.append(
+            f"slowest: {slowest['dataset']} {slowest['sample_id']}, {slowest['cpu_s']:.2f} s"
+        )
     checked = [row for row in rows if "rejected" in row]
     if checked:
-        lines.append(f"certificates: {len(checked)} checked, {sum(bool(row['rejected']) for row in checked)} rejected")
-    lines += [f"WRONG: {row['dataset']} {row['sample_id']}: {row['verdict']}" for row in rows if is_wrong(row)]
+        lines.append(
+            f"certificates: {len(checked)} checked, "
+            f"{sum(bool(row['rejected']) for row in checked)} rejected"
+        )
+    lines += [
+        f"WRONG: {row['dataset']} {row['sample_id']}: {row['verdict']}"
+        for row in rows
+        if is_wrong(row)
+    ]
     return lines
 
 

@@ -37,17 +37,21 @@ if TYPE_CHECKING:
     from bitcrown.evaluation.subjects import Subject
 
 Radius = str | float | Fraction
-"""In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for it."""
+"""In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for
+it."""
 
 DEFAULT_SECONDS = 300.0
 
 
-def network_paths(onnx: str | Path | Mapping[str, str | Path], names: tuple[str, ...]) -> dict[str, Path]:
+def network_paths(
+    onnx: str | Path | Mapping[str, str | Path], names: tuple[str, ...]
+) -> dict[str, Path]:
     """Files of the declared networks.
 
-    ``onnx`` is one path (then it serves every declared network that needs a file), a mapping from declared name to
-    path, or the text of VNN-COMP 2026's list of pairs ``[('f', 'a.onnx'), ('g', 'b.onnx')]``.
-    Raises ``PropertyError`` if a declared network has no file.
+    ``onnx`` is one path (then it serves every declared network that needs a file), a mapping from
+    declared name to path, or the text of VNN-COMP 2026's list of pairs
+    ``[('f', 'a.onnx'), ('g', 'b.onnx')]``. Raises ``PropertyError`` if a declared network has no
+    file.
     """
     if isinstance(onnx, str) and onnx.lstrip().startswith("["):
         return {name: Path(path) for name, path in parse_network(onnx)}
@@ -57,7 +61,8 @@ def network_paths(onnx: str | Path | Mapping[str, str | Path], names: tuple[str,
 
 
 def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Problem:
-    """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or ``UnsupportedError``."""
+    """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or
+    ``UnsupportedError``."""
     query = read_query(Path(vnnlib))
     names = tuple(network.name for network in query.networks)
     paths = network_paths(onnx, names)
@@ -81,12 +86,14 @@ def verify(
     want_certificate: bool = False,
     cpu_seconds: float | None = None,
 ) -> Verdict:
-    """Decide ``problem`` within ``seconds``, or ``cpu_seconds`` of computing (of all threads), or ``budget``.
+    """Decide ``problem`` within ``seconds``, or ``cpu_seconds`` of computing (of all threads), or
+    ``budget``.
 
-    Returns ``sat`` with a witness replayed on the original files, ``unsat`` after a finished proof, ``unknown`` with a
-    reason, or ``timeout``. ``report(phase, facts)`` is called as the search goes on. With ``want_certificate``, an
-    ``unsat`` carries the proof that ``check-certificate`` checks, or the counter ``no_certificate`` says why not.
-    Raises ``ModelError`` and ``PropertyError`` for input that cannot be used.
+    Returns ``sat`` with a witness replayed on the original files, ``unsat`` after a finished proof,
+    ``unknown`` with a reason, or ``timeout``. ``report(phase, facts)`` is called as the search goes
+    on. With ``want_certificate``, an ``unsat`` carries the proof that ``check-certificate`` checks,
+    or the counter ``no_certificate`` says why not. Raises ``ModelError`` and ``PropertyError`` for
+    input that cannot be used.
     """
     from bitcrown.search.strategy import Run, decide
 
@@ -103,17 +110,22 @@ def verify(
     return verdict
 
 
-def bound(problem: Problem, tensor: str | None = None, case: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Sound lower and upper bounds of ``tensor`` (an output if None) over the input box of one case.
+def bound(
+    problem: Problem, tensor: str | None = None, case: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sound lower and upper bounds of ``tensor`` (an output if None) over the input box of one
+    case.
 
-    Arrays have the tensor's ONNX shape; float64, rounded outward. ``tensor`` is a name as ``bitcrown inspect`` prints
-    it. Raises ``UnsupportedError`` if the network has an operation without a rule, ``PropertyError`` for an unknown
-    tensor name or case number.
+    Arrays have the tensor's ONNX shape; float64, rounded outward. ``tensor`` is a name as
+    ``bitcrown inspect`` prints it. Raises ``UnsupportedError`` if the network has an operation
+    without a rule, ``PropertyError`` for an unknown tensor name or case number.
     """
     from bitcrown.search.tensor_bounds import tensor_bounds
 
     if not 0 <= case < len(problem.cases):
-        raise PropertyError(f"case {case} does not exist: the property has {len(problem.cases)} cases")
+        raise PropertyError(
+            f"case {case} does not exist: the property has {len(problem.cases)} cases"
+        )
     return tensor_bounds(problem, tensor, case)
 
 
@@ -133,18 +145,30 @@ def attack(
     settings: Settings | None = None,
     resume: Path | None = None,
 ) -> SuiteResult:
-    """Attack ``images [B, C, H, W]`` (8-bit levels, or float32 in [0, 1]) of classes ``labels [B]``.
+    """Attack ``images [B, C, H, W]`` (8-bit levels, or float32 in [0, 1]) of classes
+    ``labels [B]``.
 
-    ``model``: a path, ``zoo:NAME`` (with ``weights``), or a torch function from pixels to logits. ``suite``:
-    ``standard``, ``plus``, ``rand`` or ``black-box``. The result's images are pixels in [0, 1]; networks in files are
-    judged as bitcrown computes them (``evaluate`` asks onnxruntime as well). Raises ``SettingsError``, ``DataError``
-    or ``ModelError`` for what cannot be used.
+    ``model``: a path, ``zoo:NAME`` (with ``weights``), or a torch function from pixels to logits.
+    ``suite``: ``standard``, ``plus``, ``rand`` or ``black-box``. The result's images are pixels in
+    [0, 1]; networks in files are judged as bitcrown computes them (``evaluate`` asks onnxruntime as
+    well). Raises ``SettingsError``, ``DataError`` or ``ModelError`` for what cannot be used.
     """
     import torch
 
     from bitcrown.attacks.images.suite import run_suite
 
-    plan = _plan(model, eps, mean, std, weights, batch=batch, norm=norm, attack=suite, bpda=bpda, settings=settings)
+    plan = _plan(
+        model,
+        eps,
+        mean,
+        std,
+        weights,
+        batch=batch,
+        norm=norm,
+        attack=suite,
+        bpda=bpda,
+        settings=settings,
+    )
     subject, pixels = _opened(plan, model, images, labels)
     found = run_suite(
         subject.classifier(plan.bpda),
@@ -178,11 +202,13 @@ def evaluate(
     seconds: float = 5.0,
     cpu_seconds: float | None = None,
 ) -> Evaluation:
-    """Clean, attacked and verified accuracy at every radius of ``eps``, under every rule of ``bpda``.
+    """Clean, attacked and verified accuracy at every radius of ``eps``, under every rule of
+    ``bpda``.
 
-    ``attack``: a suite as in ``attack``, ``pgd`` or ``none``; ``bounds``: ``none``, ``crown``, ``alpha`` or ``bab``;
-    ``out``: folder in which an interrupted evaluation goes on; ``seconds``, or ``cpu_seconds`` of computing, are for
-    the bounds of one image. The result has a ``record``, ``table()`` and ``html()``.
+    ``attack``: a suite as in ``attack``, ``pgd`` or ``none``; ``bounds``: ``none``, ``crown``,
+    ``alpha`` or ``bab``; ``out``: folder in which an interrupted evaluation goes on; ``seconds``,
+    or ``cpu_seconds`` of computing, are for the bounds of one image. The result has a ``record``,
+    ``table()`` and ``html()``.
     """
     from bitcrown.evaluation.proving import parse_levels
     from bitcrown.evaluation.runs import evaluate_runs
@@ -204,7 +230,9 @@ def evaluate(
         counts_cpu=cpu_seconds is not None,
     )
     subject, pixels = _opened(plan, model, images, labels)
-    return evaluate_runs(plan, [exact_radius(radius) for radius in radii], bpda, pixels, out, subject=subject)
+    return evaluate_runs(
+        plan, [exact_radius(radius) for radius in radii], bpda, pixels, out, subject=subject
+    )
 
 
 def _plan(
@@ -232,7 +260,9 @@ def _plan(
     )
 
 
-def _opened(plan: Plan, model: Any, images: np.ndarray, labels: np.ndarray) -> tuple[Subject, ImageSet]:
+def _opened(
+    plan: Plan, model: Any, images: np.ndarray, labels: np.ndarray
+) -> tuple[Subject, ImageSet]:
     import numpy as np
 
     from bitcrown.evaluation.data.sets import ImageSet, unit_pixels
@@ -248,7 +278,8 @@ def _opened(plan: Plan, model: Any, images: np.ndarray, labels: np.ndarray) -> t
 
 
 def exact_radius(value: Radius) -> Fraction:
-    """The number meant: words exactly, a float as the short fraction it is nearest to. Raises ``SettingsError``."""
+    """The number meant: words exactly, a float as the short fraction it is nearest to. Raises
+    ``SettingsError``."""
     try:
         exact = Fraction(value)
     except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
@@ -276,7 +307,9 @@ def decide(
     budget = Budget.of_seconds(left, settings.memory_bytes())
     if cpu_seconds is not None:
         budget = replace(budget, cpu_deadline=Budget.of_cpu_seconds(cpu_seconds).cpu_deadline)
-    return verify(problem, settings, budget=budget, report=report, want_certificate=want_certificate), problem
+    return verify(
+        problem, settings, budget=budget, report=report, want_certificate=want_certificate
+    ), problem
 
 
 __all__ = ["UnsupportedError", "attack", "bound", "decide", "evaluate", "load", "verify"]

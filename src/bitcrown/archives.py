@@ -1,7 +1,9 @@
-"""NumPy's files, ``.npy`` and ``.npz``, from anywhere: arrays of plain numbers or text, or one sentence.
+"""NumPy's files, ``.npy`` and ``.npz``, from anywhere: arrays of plain numbers or text, or one
+sentence.
 
-An ``.npz`` is a zip archive of ``.npy`` members, and each layer (zip, deflate, a header that is a Python literal) has
-exceptions of its own for damage; members that are no arrays come back as bytes. No object is ever unpickled.
+An ``.npz`` is a zip archive of ``.npy`` members, and each layer (zip, deflate, a header that is a
+Python literal) has exceptions of its own for damage; members that are no arrays come back as bytes.
+No object is ever unpickled.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ _DAMAGE = (
     zlib.error,
     tokenize.TokenError,
 )
-"""Of zipfile, zlib and numpy; the plain ones come from header literals that are no dictionaries of the right things."""
+"""Of zipfile, zlib and numpy; the plain ones come from header literals that are no dictionaries of
+the right things."""
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -56,7 +59,8 @@ def read_array(path: Path) -> npt.NDArray[Any]:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Every array of an ``.npz`` file by name. Raises ``DataError`` if one of them is damaged or is no array."""
+    """Every array of an ``.npz`` file by name. Raises ``DataError`` if one of them is damaged or is
+    no array."""
     import numpy as np
 
     try:

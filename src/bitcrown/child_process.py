@@ -1,13 +1,15 @@
-"""A computation in a fork of this process, which may hang, fill the memory or crash without harm to this one.
+"""A computation in a fork of this process, which may hang, fill the memory or crash without harm to
+this one.
 
-SAT solvers ask now and then whether to stop, but not while they simplify and bit-blast: a hundred thousand terms keep
-Boolector busy for seconds before its first question. A deadline is honoured by killing, then, and the memory of a
-killed child returns to the system at once. And onnxruntime aborts on some damaged files, which ends whatever process
-has opened them: where a file has not been opened before and its process must not die, a child opens it first.
+SAT solvers ask now and then whether to stop, but not while they simplify and bit-blast: a hundred
+thousand terms keep Boolector busy for seconds before its first question. A deadline is honoured by
+killing, then, and the memory of a killed child returns to the system at once. And onnxruntime
+aborts on some damaged files, which ends whatever process has opened them: where a file has not been
+opened before and its process must not die, a child opens it first.
 
-The child is a fork, so that it needs no start-up and no copy of what it works on; it computes a text, writes it into a
-pipe and leaves without running anyone's clean-up. What it prints goes nowhere. It stays in the process group of its
-parent, so whoever ends the group ends it, too.
+The child is a fork, so that it needs no start-up and no copy of what it works on; it computes a
+text, writes it into a pipe and leaves without running anyone's clean-up. What it prints goes
+nowhere. It stays in the process group of its parent, so whoever ends the group ends it, too.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ DONE, REFUSED = "done", "refused"
 
 
 def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> tuple[str, Reason]:
-    """What ``function`` returns in a fork of this process, or an empty text and the reason why there is none.
+    """What ``function`` returns in a fork of this process, or an empty text and the reason why
+    there is none.
 
-    ``budget.memory`` bounds what the child holds by itself (bytes; pages shared with the parent do not count, and the
-    resident size would not tell: a fork begins without the parent's file pages); ``grace`` seconds after the deadline
-    it is killed, so that a function that stops by itself can still say so. Where the budget counts computing, that of
-    the child counts. A child that dies gives Reason.CRASHED.
+    ``budget.memory`` bounds what the child holds by itself (bytes; pages shared with the parent do
+    not count, and the resident size would not tell: a fork begins without the parent's file pages);
+    ``grace`` seconds after the deadline it is killed, so that a function that stops by itself can
+    still say so. Where the budget counts computing, that of the child counts. A child that dies
+    gives Reason.CRASHED.
     """
     import psutil
 
@@ -73,8 +77,9 @@ def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> 
 def text_or_error(function: Callable[[], str], budget: Budget, what: str) -> str:
     """What ``function`` returns in a child process.
 
-    A ``BitcrownError`` of the child is raised here with its sentence. Raises ``ModelError`` where there is no answer,
-    saying that the process ``what`` ("that replays the witness") crashed, or was too slow or too large.
+    A ``BitcrownError`` of the child is raised here with its sentence. Raises ``ModelError`` where
+    there is no answer, saying that the process ``what`` ("that replays the witness") crashed, or
+    was too slow or too large.
     """
 
     def told() -> str:

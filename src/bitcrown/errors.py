@@ -10,7 +10,8 @@ class BitcrownError(Exception):
     """Root of all errors that bitcrown raises on purpose."""
 
     def __str__(self) -> str:
-        """One line, even where the words of a library or a name in a damaged file bring line ends along."""
+        """One line, even where the words of a library or a name in a damaged file bring line ends
+        along."""
         return " ".join(part.strip() for part in super().__str__().splitlines() if part.strip())
 
 
@@ -43,4 +44,5 @@ class RecordError(BitcrownError):
 
 
 class BudgetExpired(BitcrownError):
-    """The deadline has passed; raised by ``Budget.check`` and turned into ``timeout`` by the strategy."""
+    """The deadline has passed; raised by ``Budget.check`` and turned into ``timeout`` by the
+    strategy."""

@@ -1,8 +1,10 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new one, never a half, whatever is killed.
+"""Files that are replaced as a whole: a reader sees the old content or the new one, never a half,
+whatever is killed.
 
-The new content goes into a file beside the target that nobody else can have made: its name is random, and it is opened
-with ``O_EXCL`` and ``O_NOFOLLOW``, so a link that somebody planted in a shared folder is neither followed nor written
-through. Then it is renamed over the target; if anything fails, it is removed and the target stays as it was.
+The new content goes into a file beside the target that nobody else can have made: its name is
+random, and it is opened with ``O_EXCL`` and ``O_NOFOLLOW``, so a link that somebody planted in a
+shared folder is neither followed nor written through. Then it is renamed over the target; if
+anything fails, it is removed and the target stays as it was.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ LONGEST_NAME = 100
 
 @contextmanager
 def replacing(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
-    """A new binary file that takes the place of ``path`` once the block has ended without an exception.
+    """A new binary file that takes the place of ``path`` once the block has ended without an
+    exception.
 
-    A link is followed to the file it names; the folder is made if it is missing. ``sync`` waits for the disk, so that
-    even a loss of power leaves one of the two contents. Raises ``OSError``.
+    A link is followed to the file it names; the folder is made if it is missing. ``sync`` waits for
+    the disk, so that even a loss of power leaves one of the two contents. Raises ``OSError``.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     name = target.name.encode()[:LONGEST_NAME].decode(errors="ignore")
     fresh = target.with_name(f".{name}.{os.urandom(RANDOM_BYTES).hex()}.tmp")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(
+        fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -45,9 +50,11 @@ def replacing(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Make ``content`` (text as UTF-8) what ``path`` holds, at once; makes the folder if it is missing.
+    """Make ``content`` (text as UTF-8) what ``path`` holds, at once; makes the folder if it is
+    missing.
 
-    A device, a pipe, or a file in a folder that takes no new files is written in place. Raises ``ResourceError``.
+    A device, a pipe, or a file in a folder that takes no new files is written in place. Raises
+    ``ResourceError``.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -62,11 +69,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 raise
             write_in_place(path, data)
     except OSError as error:
-        raise ResourceError(f"the file {path} cannot be written: {error.strerror or error}") from error
+        raise ResourceError(
+            f"the file {path} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def write_in_place(path: Path, data: bytes) -> None:
-    """Empty an existing file and write ``data`` to it, the first line last: half of it has no first line.
+    """Empty an existing file and write ``data`` to it, the first line last: half of it has no first
+    line.
 
     Where writing fails the file is left empty. Raises ``OSError``.
     """

@@ -1,4 +1,5 @@
-"""What a record says about the program and the machine: version, commit, processor, cores, memory, GPU.
+"""What a record says about the program and the machine: version, commit, processor, cores, memory,
+GPU.
 
 Read from files, without calling git or a driver's tool, because it is read once an instance.
 """
@@ -11,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The tool's directory where bitcrown runs from its repository; elsewhere just a folder without ``.git``."""
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "highspy", "PyBoolector", "psutil")
+"""The tool's directory where bitcrown runs from its repository; elsewhere just a folder without
+``.git``."""
+PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "highspy",
+    "PyBoolector",
+    "psutil",
+)
 
 
 def version() -> str:
@@ -70,8 +81,13 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),
-        "gpu": [_field(str(file), "Model") for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))],
+        "memory_gib": round(
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1
+        ),
+        "gpu": [
+            _field(str(file), "Model")
+            for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        ],
         "python": platform.python_version(),
     }
 

@@ -1,7 +1,9 @@
-"""The few options of bitcrown: one row of ``OPTIONS`` each, from which the command line and its help are made.
+"""The few options of bitcrown: one row of ``OPTIONS`` each, from which the command line and its
+help are made.
 
-Nothing here depends on a benchmark or a file name. ``memory_gib = 0`` and ``threads = 0`` mean "measured": the machine
-memory (or the smaller control-group limit) less a reserve, and the cores this process may use.
+Nothing here depends on a benchmark or a file name. ``memory_gib = 0`` and ``threads = 0`` mean
+"measured": the machine memory (or the smaller control-group limit) less a reserve, and the cores
+this process may use.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from bitcrown.errors import SettingsError
 ENVIRONMENT_PREFIX = "BITCROWN_"
 GIB = 1 << 30
 SEARCH_SHARE = 0.7
-"""Share of the process's memory limit that tensors of the search may use; the rest is interpreter and libraries."""
+"""Share of the process's memory limit that tensors of the search may use; the rest is interpreter
+and libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. ``low``/``high`` bound numbers, ``choices`` lists words; ``sentence`` is its help text."""
+    """One option. ``low``/``high`` bound numbers, ``choices`` lists words; ``sentence`` is its help
+    text."""
 
     name: str
     default: str | int | float
@@ -33,12 +37,15 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def parse(self, value: Any) -> str | int | float:
-        """``value`` as this option's type. Raises ``SettingsError`` for a wrong type or one outside the range."""
+        """``value`` as this option's type. Raises ``SettingsError`` for a wrong type or one outside
+        the range."""
         kind = type(self.default)
         try:
             parsed = value if type(value) is kind else kind(str(value))
         except ValueError as error:
-            raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}") from error
+            raise SettingsError(
+                f"option {self.name} needs {self.range_text()}, but got {value!r}"
+            ) from error
         if self.choices and parsed not in self.choices:
             raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
         if not isinstance(parsed, str) and not self.low <= parsed <= self.high:
@@ -53,22 +60,35 @@ class Option:
 
 
 OPTIONS = (
-    Option("device", "auto", "where tensors live; auto takes CUDA if there is one", choices=("auto", "cpu", "cuda")),
+    Option(
+        "device",
+        "auto",
+        "where tensors live; auto takes CUDA if there is one",
+        choices=("auto", "cpu", "cuda"),
+    ),
     Option("seed", 0, "seed of every random choice", low=0, high=2**32 - 1),
     Option("threads", 0, "CPU threads; 0 means all that this process may use", low=0, high=4096),
     Option(
         "semantics",
         "real",
-        "what unsat is about: the real function, or what onnxruntime rounds (always the latter in sixteen-bit types)",
+        "what unsat is about: the real function, or what onnxruntime rounds (always the latter in "
+        "sixteen-bit types)",
         choices=("real", "runtime"),
     ),
-    Option("memory_gib", 0.0, "memory limit; 0 means what the machine has less a reserve", unit="GiB", high=1 << 20),
+    Option(
+        "memory_gib",
+        0.0,
+        "memory limit; 0 means what the machine has less a reserve",
+        unit="GiB",
+        high=1 << 20,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of one decision; see ``OPTIONS`` for ranges. Raises ``SettingsError`` for a value outside its range."""
+    """Options of one decision; see ``OPTIONS`` for ranges. Raises ``SettingsError`` for a value
+    outside its range."""
 
     device: str = "auto"
     seed: int = 0
@@ -82,18 +102,25 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from words or numbers by name. Raises ``SettingsError`` for a name that is no option."""
+        """Settings from words or numbers by name. Raises ``SettingsError`` for a name that is no
+        option."""
         known = {field.name for field in fields(cls)}
         for name in values:
             if name not in known:
-                raise SettingsError(f"there is no option {name!r}; the options are {', '.join(sorted(known))}")
+                raise SettingsError(
+                    f"there is no option {name!r}; the options are {', '.join(sorted(known))}"
+                )
         return cls(**values)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Settings from variables such as ``BITCROWN_SEED``; the competition's scripts have no other way in."""
+        """Settings from variables such as ``BITCROWN_SEED``; the competition's scripts have no
+        other way in."""
         found = os.environ if environment is None else environment
-        named = {option.name: found.get(ENVIRONMENT_PREFIX + option.name.upper(), "") for option in OPTIONS}
+        named = {
+            option.name: found.get(ENVIRONMENT_PREFIX + option.name.upper(), "")
+            for option in OPTIONS
+        }
         return cls(**{name: text for name, text in named.items() if text})  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,7 +140,8 @@ class Settings:
 
 
 def usable_cores() -> int:
-    """Cores in this process's affinity mask, or fewer where a control group grants less processor time."""
+    """Cores in this process's affinity mask, or fewer where a control group grants less processor
+    time."""
     cores = len(os.sched_getaffinity(0))
     for folder in _control_groups():
         words = _first_line(f"{folder}/cpu.max").split()
@@ -123,7 +151,8 @@ def usable_cores() -> int:
 
 
 def measured_limit() -> int:
-    """Memory this process may use: what is free now, at most the control group's limit, less a reserve."""
+    """Memory this process may use: what is free now, at most the control group's limit, less a
+    reserve."""
     available = total = 1 << 62
     for line in _lines("/proc/meminfo"):
         name, _, rest = line.partition(":")
@@ -143,7 +172,8 @@ def measured_limit() -> int:
 
 
 def _control_groups() -> list[str]:
-    """Folders of the control groups this process is in, and of their parents: version 2 and version 1's memory."""
+    """Folders of the control groups this process is in, and of their parents: version 2 and version
+    1's memory."""
     folders = []
     for line in _lines("/proc/self/cgroup"):
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]

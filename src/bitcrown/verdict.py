@@ -37,7 +37,8 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Witness:
-    """A counterexample: flat float arrays per declared tensor, in declaration order (inputs and outputs by name)."""
+    """A counterexample: flat float arrays per declared tensor, in declaration order (inputs and
+    outputs by name)."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
@@ -47,7 +48,8 @@ class Witness:
 class Verdict:
     """Outcome of ``verify``. ``phases`` maps phase name to seconds; ``counters`` are plain numbers.
 
-    ``certificate``: where asked for, the proof of an unsat: JSON about an integer network, a file's bytes about floats.
+    ``certificate``: where asked for, the proof of an unsat: JSON about an integer network, a file's
+    bytes about floats.
     """
 
     status: Status

@@ -1,9 +1,11 @@
-"""Certificates: those of right verdicts are accepted, and nothing is ever accepted for a claim that is false.
+"""Certificates: those of right verdicts are accepted, and nothing is ever accepted for a claim that
+is false.
 
-A trial takes a network with a property that enumeration (or, for floats, the exact pieces) shows to be unsatisfiable,
-has it proved with a certificate, and checks that. Then the property is moved until it can be satisfied, the certificate
-is signed anew for that false claim, as it is, mutated once or more, or replaced by an invented one; each must be
-rejected. For the true claim mutated certificates may be accepted or not, but must do so in one sentence.
+A trial takes a network with a property that enumeration (or, for floats, the exact pieces) shows to
+be unsatisfiable, has it proved with a certificate, and checks that. Then the property is moved
+until it can be satisfied, the certificate is signed anew for that false claim, as it is, mutated
+once or more, or replaced by an invented one; each must be rejected. For the true claim mutated
+certificates may be accepted or not, but must do so in one sentence.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def trial(seed: int, index: int) -> dict[str, Any]:
 
 
 def attempt(seed: int, index: int, folder: Path) -> dict[str, Any]:
-    """One trial; in ``folder`` stay the files of the last claim, and the certificate that was wrongly judged."""
+    """One trial; in ``folder`` stay the files of the last claim, and the certificate that was
+    wrongly judged."""
     rng = np.random.default_rng([seed, index])
     chance = rng.random()
     if chance < 0.15:
@@ -67,7 +70,10 @@ def checked(network: Path, prop: Path, certificate: bytes, folder: Path) -> dict
         return {"kind": "refused", "says": str(error)[:200]}
     except Exception as error:  # noqa: BLE001 (any other class is a finding)
         return {"kind": "traceback", "signature": place_of(error), "says": repr(error)[:300]}
-    return {"kind": "accepted" if finding.accepted else "rejected", "says": str(finding.message)[:200]}
+    return {
+        "kind": "accepted" if finding.accepted else "rejected",
+        "says": str(finding.message)[:200],
+    }
 
 
 def _verified(instance: Instance, folder: Path) -> tuple[Any, Path, Path]:
@@ -77,7 +83,9 @@ def _verified(instance: Instance, folder: Path) -> tuple[Any, Path, Path]:
     onnx.save(instance.model, str(network))
     prop.write_text(instance.prop.text(), encoding="ascii")
     settings = bitcrown.Settings(device="cpu", threads=1, memory_gib=2.0)
-    verdict = bitcrown.verify(bitcrown.load(str(network), str(prop)), settings, SECONDS, want_certificate=True)
+    verdict = bitcrown.verify(
+        bitcrown.load(str(network), str(prop)), settings, SECONDS, want_certificate=True
+    )
     return verdict, network, prop
 
 
@@ -103,7 +111,10 @@ def _integer(rng: np.random.Generator, other: random.Random, folder: Path) -> di
     if found["kind"] != "accepted":
         signature = integer_family._general(found["says"])
         return {**found, "kind": "true proof rejected", "signature": signature}
-    mutants = (m.content for m, _ in zip(mutations(document, other, sign=_digest), range(MUTANTS), strict=False))
+    mutants = (
+        m.content
+        for m, _ in zip(mutations(document, other, sign=_digest), range(MUTANTS), strict=False)
+    )
     strange = _first_strange(mutants, network, prop, folder)
     if strange is not None:
         return strange
@@ -119,7 +130,8 @@ def _moved_away(prop: Property, points: Array, outputs: Array) -> Property:
     for case in prop.cases:
         row = case[0]
         values = [
-            row.excess([Fraction(v) for v in (*p.tolist(), *y.tolist())]) for p, y in zip(points, outputs, strict=True)
+            row.excess([Fraction(v) for v in (*p.tolist(), *y.tolist())])
+            for p, y in zip(points, outputs, strict=True)
         ]
         shift = min(values) - Fraction(1, 1000)
         rhs = Fraction(row.rhs) + shift if row.op == "<=" else Fraction(row.rhs) - shift
@@ -161,7 +173,9 @@ def _binding(network: Path, prop: Path) -> dict[str, Any]:
     return {"network": digest(form), "property": digest(asked), "forms": (form, asked)}
 
 
-def _false_proofs(start: dict[str, Any], bound: dict[str, Any], rng: random.Random) -> Iterator[bytes]:
+def _false_proofs(
+    start: dict[str, Any], bound: dict[str, Any], rng: random.Random
+) -> Iterator[bytes]:
     """Signed certificates: the proof of the neighbour, mutations of it, and inventions."""
     form, asked = start.pop("forms")
     yield json.dumps({**start, **_digest(start)}).encode()
@@ -204,7 +218,9 @@ def _with_raw(tree: Any) -> str:
     return json.dumps(tree)
 
 
-def _first_strange(documents: Iterator[bytes], network: Path, prop: Path, folder: Path) -> dict[str, Any] | None:
+def _first_strange(
+    documents: Iterator[bytes], network: Path, prop: Path, folder: Path
+) -> dict[str, Any] | None:
     """The first answer that is neither yes nor no in a sentence."""
     for document in documents:
         found = checked(network, prop, document, folder)
@@ -213,7 +229,9 @@ def _first_strange(documents: Iterator[bytes], network: Path, prop: Path, folder
     return None
 
 
-def _all_rejected(documents: Iterator[bytes], network: Path, prop: Path, folder: Path) -> dict[str, Any]:
+def _all_rejected(
+    documents: Iterator[bytes], network: Path, prop: Path, folder: Path
+) -> dict[str, Any]:
     count = 0
     for document in documents:
         found = checked(network, prop, document, folder)
@@ -226,7 +244,8 @@ def _all_rejected(documents: Iterator[bytes], network: Path, prop: Path, folder:
 
 
 def _steps(document: bytes) -> str:
-    """Which kinds of steps an accepted certificate of a false claim has, and whether all its numbers are integers."""
+    """Which kinds of steps an accepted certificate of a false claim has, and whether all its
+    numbers are integers."""
     try:
         parts = json.loads(document)["parts"]
         kinds = sorted({step[0] for part in parts for step in part if isinstance(step, list)})
@@ -243,16 +262,27 @@ def _wide(rng: random.Random, folder: Path) -> dict[str, Any]:
     files = folder / "network.json", folder / "property.json"
     for path, content in zip(files, (form, prop), strict=True):
         path.write_text(json.dumps(content), encoding="ascii")
-    start = {"format": "bitcrown-integer-certificate-1", "network": digest(form), "property": digest(prop)}
-    honest = [[["propagate"], ["empty"]]], [[["prove", [1], []]]], [[["propagate"], ["propagate"], ["enumerate"]]]
-    documents = (signed(start, parts) for parts in (*honest, *(forged(form, prop, rng) for _ in range(4))))
+    start = {
+        "format": "bitcrown-integer-certificate-1",
+        "network": digest(form),
+        "property": digest(prop),
+    }
+    honest = (
+        [[["propagate"], ["empty"]]],
+        [[["prove", [1], []]]],
+        [[["propagate"], ["propagate"], ["enumerate"]]],
+    )
+    documents = (
+        signed(start, parts) for parts in (*honest, *(forged(form, prop, rng) for _ in range(4)))
+    )
     if is_satisfiable:
         return _all_rejected(documents, *files, folder)
     return _first_strange(documents, *files, folder) or {"kind": "all right"}
 
 
 def _float(rng: np.random.Generator, other: random.Random, folder: Path) -> dict[str, Any]:
-    """A piecewise linear network in rationals; only a version with float certificates has something to check."""
+    """A piecewise linear network in rationals; only a version with float certificates has something
+    to check."""
     try:
         from bitcrown.check.certificates.floats.checker import subject_of
     except ImportError:
@@ -271,11 +301,17 @@ def _float(rng: np.random.Generator, other: random.Random, folder: Path) -> dict
         return {"kind": f"no certificate: {verdict.status}"}
     found = checked(network, prop, document, folder)
     if found["kind"] != "accepted":
-        return {**found, "kind": "true proof rejected", "signature": integer_family._general(found["says"])}
+        return {
+            **found,
+            "kind": "true proof rejected",
+            "signature": integer_family._general(found["says"]),
+        }
     corner = pieces.least(instance.prop.cases[0][0])[1]
     values = pieces.values(corner)
     n = instance.prop.inputs
-    false = _moved_onto(instance.prop, np.array(values[:n], dtype=object), np.array(values[n:], dtype=object))
+    false = _moved_onto(
+        instance.prop, np.array(values[:n], dtype=object), np.array(values[n:], dtype=object)
+    )
     if pieces.witness(false) is None:
         return {"kind": "no instance"}
     prop.write_text(false.text(), encoding="ascii")
@@ -283,7 +319,10 @@ def _float(rng: np.random.Generator, other: random.Random, folder: Path) -> dict
 
     digests = dict(subject_of(bitcrown.load(str(network), str(prop))).digests)
     documents = (
-        m.content for m, _ in zip(mutations(document, other, sign=lambda tree: digests), range(32), strict=False)
+        m.content
+        for m, _ in zip(
+            mutations(document, other, sign=lambda tree: digests), range(32), strict=False
+        )
     )
     return _all_rejected(documents, network, prop, folder)
 

@@ -1,9 +1,10 @@
 """Float networks: does a proof ever exclude a point that is there?
 
-An instance is a random network, a random box, and cases that are planted around a point of that box: thresholds are the
-row's value there, moved by a share between 1e-9 and 1e-1 to either side. Attacks and confirmation are switched off, so
-that only proofs speak. After ``unsat`` the planted point, a search, or (for small piecewise linear networks) the pieces
-in rationals say whether that was false.
+An instance is a random network, a random box, and cases that are planted around a point of that
+box: thresholds are the row's value there, moved by a share between 1e-9 and 1e-1 to either side.
+Attacks and confirmation are switched off, so that only proofs speak. After ``unsat`` the planted
+point, a search, or (for small piecewise linear networks) the pieces in rationals say whether that
+was false.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from tests.fuzz.shrink import shrunk
 from tests.fuzz.truth import Instance, Judge, Reference, Runtime, searched
 
 SECONDS = (0.15, 0.15, 0.15, 0.3, 1.0)
-"""Seconds that bitcrown may have for an instance. Most have a counterexample, so that only the end of the time, or a
-mistake, ends the search; mistakes of bounds and cuts are made early."""
+"""Seconds that bitcrown may have for an instance. Most have a counterexample, so that only the end
+of the time, or a mistake, ends the search; mistakes of bounds and cuts are made early."""
 SHRINKING = 0.3
 SEARCHED = 150
 """Points tried against an ``unsat`` that nothing was planted against."""
@@ -43,7 +44,8 @@ SWITCHED_OFF = (
 
 @contextlib.contextmanager
 def only_proofs() -> Iterator[None]:
-    """No attack finds anything and no candidate is confirmed. A name that a later version lacks is passed over."""
+    """No attack finds anything and no candidate is confirmed. A name that a later version lacks is
+    passed over."""
     from bitcrown.search.strategy import Run
 
     kept = []
@@ -61,13 +63,21 @@ def only_proofs() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-# -- making instances ------------------------------------------------------------------------------------------------
+# -- making instances ------------------------------------------------------------------------------
 
 
 def random_instance(rng: np.random.Generator, is_exact: bool) -> Instance:
-    """``is_exact``: a piecewise linear network on at most two inputs. Raises ``Unfit`` where no network comes out."""
-    dtype = np.dtype(str(rng.choice(["float32", "float64", "float64"] if is_exact else FLOATS + INTS)))
-    n = int(rng.choice([rng.integers(1, 5), rng.integers(5, 17), rng.integers(17, 41), rng.integers(41, 201)], p=SIZES))
+    """``is_exact``: a piecewise linear network on at most two inputs. Raises ``Unfit`` where no
+    network comes out."""
+    dtype = np.dtype(
+        str(rng.choice(["float32", "float64", "float64"] if is_exact else FLOATS + INTS))
+    )
+    n = int(
+        rng.choice(
+            [rng.integers(1, 5), rng.integers(5, 17), rng.integers(17, 41), rng.integers(41, 201)],
+            p=SIZES,
+        )
+    )
     scale = _magnitude(rng, dtype, 0.6 if is_exact else 0.25)
     if is_exact:
         n = int(rng.integers(1, 3))
@@ -77,11 +87,14 @@ def random_instance(rng: np.random.Generator, is_exact: bool) -> Instance:
     shape = (n,) if rng.random() < 0.05 and not is_exact else (1, n)
     samples = [box.point(rng, dtype, k % 3).reshape(shape) for k in range(4)]
     model, ops = (piecewise_linear if is_exact else random_network)(rng, samples, scale)
-    instance = Instance(model, prop, None, {"dtype": dtype.name, "inputs": n, "scale": scale, "ops": ops})
+    instance = Instance(
+        model, prop, None, {"dtype": dtype.name, "inputs": n, "scale": scale, "ops": ops}
+    )
     instance.facts.update(exact=is_exact, read_off=bool(box.off.any()))
     try:
         outputs = [Runtime(instance).outputs(sample.reshape(-1)) for sample in samples]
-    except Fail as error:  # what onnxruntime runs node by node it may not load as a whole, once it has inserted casts
+    # what onnxruntime runs node by node it may not load as a whole, once it has inserted casts
+    except Fail as error:
         raise Unfit(str(error)) from error
     instance.prop = Property(lower, upper, len(outputs[0]), ())
     instance.prop, instance.point = _planted(rng, instance, samples, outputs)
@@ -118,40 +131,69 @@ def _planted(
     if reference is not None and dtype == np.float16 and rng.random() < 0.3:
         errors = np.abs(reference[0] - y)  # then the plant holds as onnxruntime rounds, too
     values = np.concatenate([point.astype(np.float64), y if reference is None else reference[0]])
-    others = [np.concatenate([samples[i].reshape(-1), outputs[i]]).astype(np.float64) for i in finite]
+    others = [
+        np.concatenate([samples[i].reshape(-1), outputs[i]]).astype(np.float64) for i in finite
+    ]
     count = int(rng.choice([1, 1, 2, 3]))
     home = int(rng.integers(count))
     cases = [
-        _case(rng, prop.inputs, len(y), values, errors, others, is_home=c == home and rng.random() < 0.8)
+        _case(
+            rng,
+            prop.inputs,
+            len(y),
+            values,
+            errors,
+            others,
+            is_home=c == home and rng.random() < 0.8,
+        )
         for c in range(count)
     ]
     if count > 1 and rng.random() < 0.3 and not instance.facts["read_off"]:
-        cases = [_own_box(rng, prop, case, values if c == home else others[0]) for c, case in enumerate(cases)]
+        cases = [
+            _own_box(rng, prop, case, values if c == home else others[0])
+            for c, case in enumerate(cases)
+        ]
     return Property(prop.lower, prop.upper, prop.outputs, tuple(cases)), point
 
 
-def _own_box(rng: np.random.Generator, prop: Property, case: tuple[Row, ...], values: Array) -> tuple[Row, ...]:
-    """The case with bounds of its own on some inputs, around the point that ``values`` begins with."""
+def _own_box(
+    rng: np.random.Generator, prop: Property, case: tuple[Row, ...], values: Array
+) -> tuple[Row, ...]:
+    """The case with bounds of its own on some inputs, around the point that ``values`` begins
+    with."""
     rows = []
     for i in rng.permutation(prop.inputs)[: int(rng.integers(1, 4))].tolist():
-        width = float(Fraction(prop.upper[i]) - Fraction(prop.lower[i])) * float(rng.choice([0.0, 0.01, 0.3]))
+        width = float(Fraction(prop.upper[i]) - Fraction(prop.lower[i])) * float(
+            rng.choice([0.0, 0.01, 0.3])
+        )
         rows.append(Row(((i, "1"),), ">=", number(values[i] - width)))
         rows.append(Row(((i, "1"),), "<=", number(values[i] + width)))
     return (*rows, *case)
 
 
 def _case(
-    rng: np.random.Generator, n: int, m: int, values: Array, errors: Array, others: list[Array], is_home: bool
+    rng: np.random.Generator,
+    n: int,
+    m: int,
+    values: Array,
+    errors: Array,
+    others: list[Array],
+    is_home: bool,
 ) -> tuple[Row, ...]:
-    """Rows that hold at ``values`` by a margin if ``is_home``; else one that the samples miss by a margin."""
+    """Rows that hold at ``values`` by a margin if ``is_home``; else one that the samples miss by a
+    margin."""
     mixed = rng.random() < 0.5
     rows: list[Row] = []
     for r in range(int(rng.choice([1, 1, 2, 3, 4]))):
-        terms = {n + int(j): _coefficient(rng) for j in rng.permutation(m)[: int(rng.integers(1, 4))]}
+        terms = {
+            n + int(j): _coefficient(rng) for j in rng.permutation(m)[: int(rng.integers(1, 4))]
+        }
         if mixed and (r or rng.random() < 0.3):
             if rng.random() < 0.5:
                 terms = {}
-            terms |= {int(i): _coefficient(rng) for i in rng.permutation(n)[: int(rng.integers(1, 21))]}
+            terms |= {
+                int(i): _coefficient(rng) for i in rng.permutation(n)[: int(rng.integers(1, 21))]
+            }
         value = sum(float(c) * values[i] for i, c in terms.items())
         size = max(sum(abs(float(c) * values[i]) for i, c in terms.items()), abs(value))
         margin = max(size, 1e-300) * 10.0 ** float(rng.uniform(-9, -1))
@@ -178,12 +220,24 @@ def _threshold(rng: np.random.Generator, value: float) -> str:
 
 def _coefficient(rng: np.random.Generator) -> str:
     return str(
-        rng.choice(["1", "1", "-1", "2", "-0.5", "0.25", number(np.round(rng.normal() * 16) / 16 or 1.0), "0.3"])
+        rng.choice(
+            [
+                "1",
+                "1",
+                "-1",
+                "2",
+                "-0.5",
+                "0.25",
+                number(np.round(rng.normal() * 16) / 16 or 1.0),
+                "0.3",
+            ]
+        )
     )
 
 
 def at_the_optimum(rng: np.random.Generator, instance: Instance) -> Pieces | None:
-    """The pieces that decide the truth; in half of the draws, first rows get their exact optimum moved by a share."""
+    """The pieces that decide the truth; in half of the draws, first rows get their exact optimum
+    moved by a share."""
     try:
         pieces = Pieces(instance.model, instance.prop)
     except TooMany:
@@ -209,16 +263,18 @@ def at_the_optimum(rng: np.random.Generator, instance: Instance) -> Pieces | Non
 def is_piecewise_linear(model: Any) -> bool:
     known = {t.name for t in model.graph.initializer}
     return all(
-        node.op_type in OPERATORS and (node.op_type not in ("Gemm", "MatMul") or node.input[1] in known)
+        node.op_type in OPERATORS
+        and (node.op_type not in ("Gemm", "MatMul") or node.input[1] in known)
         for node in model.graph.node
     )
 
 
-# -- judging -----------------------------------------------------------------------------------------------------------
+# -- judging ---------------------------------------------------------------------------------------
 
 
 def asked(instance: Instance, folder: Path, seconds: float) -> dict[str, Any]:
-    """What bitcrown says: ``word`` is a status, ``refused`` or ``traceback``; ``how`` says what decided, or where."""
+    """What bitcrown says: ``word`` is a status, ``refused`` or ``traceback``; ``how`` says what
+    decided, or where."""
     import bitcrown
     from bitcrown.errors import BitcrownError
 
@@ -232,7 +288,11 @@ def asked(instance: Instance, folder: Path, seconds: float) -> dict[str, Any]:
     except BitcrownError as error:
         return {"word": "refused", "how": type(error).__name__, "says": str(error)[:300]}
     except Exception as error:  # noqa: BLE001 (any other class is a finding)
-        return {"word": "traceback", "how": place_of(error), "says": f"{type(error).__name__}: {error}"[:300]}
+        return {
+            "word": "traceback",
+            "how": place_of(error),
+            "says": f"{type(error).__name__}: {error}"[:300],
+        }
     return {"word": str(verdict.status), "how": verdict.decided_by or str(verdict.reason)}
 
 
@@ -244,12 +304,20 @@ def place_of(error: BaseException) -> str:
 
 
 def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None = None) -> str:
-    """Why an ``unsat`` about this instance is false (``exact``, ``real``, ``runtime``); empty: nothing says so."""
-    if any(Fraction(a) > Fraction(b) for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True)):
+    """Why an ``unsat`` about this instance is false (``exact``, ``real``, ``runtime``); empty:
+    nothing says so."""
+    if any(
+        Fraction(a) > Fraction(b)
+        for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True)
+    ):
         return ""  # an empty box has no other reading
     off = Box.of(instance.prop, instance.dtype).off
-    if any(len(row.terms) == 1 and off[row.terms[0][0] : row.terms[0][0] + 1].any() for row in _rows(instance.prop)):
-        return ""  # one more bound on an input that is read as the nearest number: which reading holds is open
+    if any(
+        len(row.terms) == 1 and off[row.terms[0][0] : row.terms[0][0] + 1].any()
+        for row in _rows(instance.prop)
+    ):
+        # one more bound on an input that is read as the nearest number: which reading holds is open
+        return ""
     if pieces is None and instance.facts.get("exact") and is_piecewise_linear(instance.model):
         with contextlib.suppress(TooMany):
             pieces = Pieces(instance.model, instance.prop)
@@ -288,11 +356,17 @@ def trial(seed: int, index: int) -> dict[str, Any]:
         return {"kind": "no instance"}
     with tempfile.TemporaryDirectory() as folder:
         answer = asked(instance, Path(folder), float(rng.choice(SECONDS)))
-    result = {"kind": answer["word"], **answer, **{k: v for k, v in instance.facts.items() if k != "ops"}}
+    result = {
+        "kind": answer["word"],
+        **answer,
+        **{k: v for k, v in instance.facts.items() if k != "ops"},
+    }
     if answer["word"] == "unsat":
         why = refuted(instance, rng, pieces)
         if why:
-            result.update(kind="false unsat", why=why, signature=f"false unsat ({why}) by {answer['how']}")
+            result.update(
+                kind="false unsat", why=why, signature=f"false unsat ({why}) by {answer['how']}"
+            )
     elif answer["word"] == "traceback":
         result["signature"] = answer["how"]
     result["ops"] = sorted(set(instance.facts["ops"]))
@@ -300,9 +374,14 @@ def trial(seed: int, index: int) -> dict[str, Any]:
 
 
 def drawn(rng: np.random.Generator, exact: bool | None = None) -> tuple[Instance, Pieces | None]:
-    """An instance, and the exact pieces of its network where they can be had (``exact``: only such, or none such)."""
+    """An instance, and the exact pieces of its network where they can be had (``exact``: only such,
+    or none such)."""
     instance = random_instance(rng, rng.random() < 0.25 if exact is None else exact)
-    pieces = at_the_optimum(rng, instance) if instance.facts["exact"] and is_piecewise_linear(instance.model) else None
+    pieces = (
+        at_the_optimum(rng, instance)
+        if instance.facts["exact"] and is_piecewise_linear(instance.model)
+        else None
+    )
     return instance, pieces
 
 
@@ -317,16 +396,23 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
         answer = asked(candidate, folder, SHRINKING)
         if result["kind"] == "traceback":
             return answer["word"] == "traceback" and answer["how"] == result["how"]
-        return answer["word"] == "unsat" and refuted(candidate, np.random.default_rng(index)) == result["why"]
+        return (
+            answer["word"] == "unsat"
+            and refuted(candidate, np.random.default_rng(index)) == result["why"]
+        )
 
     small = (
-        shrunk(instance, failing) if result["kind"] in ("traceback", "false unsat") and failing(instance) else instance
+        shrunk(instance, failing)
+        if result["kind"] in ("traceback", "false unsat") and failing(instance)
+        else instance
     )
     answer = asked(small, folder, max(SECONDS))
     line = f"bitcrown says {answer['word']} ({answer['how']})"
     if result["kind"] == "false unsat":
         why = refuted(small, np.random.default_rng(index))
         line += f"; false by a point ({why}): {small.facts.get('witness')}"
-        (folder / "witness.txt").write_text("\n".join(small.facts.get("witness", [])) + "\n", encoding="ascii")
+        (folder / "witness.txt").write_text(
+            "\n".join(small.facts.get("witness", [])) + "\n", encoding="ascii"
+        )
     nodes = " ".join(node.op_type for node in small.model.graph.node)
     return f"{line}; {small.dtype.name}, {small.prop.inputs} inputs, {nodes}"

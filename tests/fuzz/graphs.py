@@ -1,8 +1,9 @@
 """Random ONNX graphs that are computed while they are built.
 
-Every node is run by onnxruntime, alone, on a few sample points as soon as it is added. So a generator need not know a
-rule of shape inference: it looks at the values that are there. What onnxruntime has no kernel for (float64 ``Erf``),
-or what gives no finite number on any sample, raises ``Unfit`` and the network goes on without that node.
+Every node is run by onnxruntime, alone, on a few sample points as soon as it is added. So a
+generator need not know a rule of shape inference: it looks at the values that are there. What
+onnxruntime has no kernel for (float64 ``Erf``), or what gives no finite number on any sample,
+raises ``Unfit`` and the network goes on without that node.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def session(model: Any) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def ir_version(opset: int) -> int:
@@ -41,16 +44,19 @@ def ir_version(opset: int) -> int:
 
 
 class Net:
-    """A graph with one input ``x``. ``values[name]`` holds the tensor at each sample; constants hold one array."""
+    """A graph with one input ``x``. ``values[name]`` holds the tensor at each sample; constants
+    hold one array."""
 
-    def __init__(self, rng: np.random.Generator, samples: Sequence[Array], opset: int, dtype: Any) -> None:
+    def __init__(
+        self, rng: np.random.Generator, samples: Sequence[Array], opset: int, dtype: Any
+    ) -> None:
         self.rng, self.opset, self.dtype = rng, opset, np.dtype(dtype)
         self.nodes: list[Any] = []
         self.constants: dict[str, Array] = {}
         self.values: dict[str, list[Array]] = {"x": list(samples)}
         self.used: list[str] = []
 
-    # -- what is there ---------------------------------------------------------------------------------------------
+    # -- what is there -----------------------------------------------------------------------------
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.constants[name].shape if name in self.constants else self.values[name][0].shape
@@ -62,9 +68,11 @@ class Net:
         return self.constants[name].dtype if name in self.constants else self.values[name][0].dtype
 
     def largest(self, name: str) -> float:
-        return max(float(np.abs(value.astype(np.float64)).max(initial=0.0)) for value in self.values[name])
+        return max(
+            float(np.abs(value.astype(np.float64)).max(initial=0.0)) for value in self.values[name]
+        )
 
-    # -- what is added ---------------------------------------------------------------------------------------------
+    # -- what is added -----------------------------------------------------------------------------
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         name = f"c{len(self.constants)}"
@@ -83,7 +91,8 @@ class Net:
         return value * (self.rng.random(shape) < 0.9)
 
     def add(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> str:
-        """The name of the (first) output; the others follow as ``name.1``, ``name.2``; ``domain`` may be given."""
+        """The name of the (first) output; the others follow as ``name.1``, ``name.2``; ``domain``
+        may be given."""
         base = f"t{len(self.nodes)}"
         names = [base, *(f"{base}.{k}" for k in range(1, outputs))]
         node = helper.make_node(op, list(inputs), names, name=f"n{len(self.nodes)}", **attrs)
@@ -108,13 +117,22 @@ class Net:
             for name in dict.fromkeys(inputs)
             if name in self.constants
         ]
-        graph = helper.make_graph([node], "n", entries, [onnx.ValueInfoProto(name=name) for name in outputs], fixed)
-        model = helper.make_model(graph, opset_imports=self._opsets([node]), ir_version=ir_version(self.opset))
+        graph = helper.make_graph(
+            [node], "n", entries, [onnx.ValueInfoProto(name=name) for name in outputs], fixed
+        )
+        model = helper.make_model(
+            graph, opset_imports=self._opsets([node]), ir_version=ir_version(self.opset)
+        )
         found: list[list[Array]] = []
         try:
             runtime = session(model)
             for k in range(len(self.values["x"]) if moving else 1):
-                found.append([np.asarray(v) for v in runtime.run(None, {n: self.values[n][k] for n in moving})])
+                found.append(
+                    [
+                        np.asarray(v)
+                        for v in runtime.run(None, {n: self.values[n][k] for n in moving})
+                    ]
+                )
         except Exception as error:
             raise Unfit(f"{node.op_type}: {str(error).splitlines()[0]}") from error
         if not moving:
@@ -136,15 +154,22 @@ class Net:
         end = helper.make_tensor_value_info(
             "y", helper.np_dtype_to_tensor_dtype(self.kind(output)), list(self.shape(output))
         )
-        fixed = [numpy_helper.from_array(v, name) for name, v in self.constants.items() if name in needed]
+        fixed = [
+            numpy_helper.from_array(v, name) for name, v in self.constants.items() if name in needed
+        ]
         graph = helper.make_graph(nodes, "net", [entry], [end], fixed)
-        return helper.make_model(graph, opset_imports=self._opsets(nodes), ir_version=ir_version(self.opset))
+        return helper.make_model(
+            graph, opset_imports=self._opsets(nodes), ir_version=ir_version(self.opset)
+        )
 
     def _opsets(self, nodes: Sequence[Any]) -> list[Any]:
         others = sorted({node.domain for node in nodes if node.domain})
-        return [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in others)]
+        return [
+            helper.make_opsetid("", self.opset),
+            *(helper.make_opsetid(domain, 1) for domain in others),
+        ]
 
-    # -- shapes that operators want ----------------------------------------------------------------------------------
+    # -- shapes that operators want ----------------------------------------------------------------
 
     def reshaped(self, x: str, *shape: int) -> str:
         return x if self.shape(x) == shape else self.add("Reshape", x, self.ints(*shape))
@@ -173,7 +198,8 @@ class Net:
         return self.reshaped(self.dense(x, int(np.prod(shape))), *shape)
 
     def positive(self, x: str, least: float = 0.1) -> str:
-        """Something that is positive by what it is made of: what logarithms, roots and divisors need."""
+        """Something that is positive by what it is made of: what logarithms, roots and divisors
+        need."""
         makers: list[Callable[[], str]] = [
             lambda: self.add("Abs", x),
             lambda: self.add("Mul", x, x),
@@ -192,7 +218,9 @@ class Net:
             return x
         return self.add("Mul", x, self.constant([limit / 2 / self.largest(x)]))
 
-    def axes(self, values: Sequence[int], since: int) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    def axes(
+        self, values: Sequence[int], since: int
+    ) -> tuple[tuple[str, ...], dict[str, list[int]]]:
         """Axes as an input from opset ``since`` on, as an attribute before."""
         if self.opset >= since:
             return (self.ints(*values),), {}
@@ -205,4 +233,5 @@ class Net:
 
 
 Generator = Callable[[Net, str], str]
-"""Adds an instance of one operator that reads ``x`` (and whatever else it needs); returns its output."""
+"""Adds an instance of one operator that reads ``x`` (and whatever else it needs); returns its
+output."""

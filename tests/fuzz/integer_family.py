@@ -1,8 +1,9 @@
 """Quantized networks against full enumeration: every input of a small box goes through onnxruntime.
 
-Wrong in either direction is found: ``unsat`` where a point satisfies a case, ``sat`` where none does or whose witness
-does not hold. In half of the instances attacks are silenced, so that the search itself has to decide; an ``unsat`` over
-one box must come with a certificate that the checker accepts.
+Wrong in either direction is found: ``unsat`` where a point satisfies a case, ``sat`` where none
+does or whose witness does not hold. In half of the instances attacks are silenced, so that the
+search itself has to decide; an ``unsat`` over one box must come with a certificate that the checker
+accepts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ MOST_POINTS = 400
 
 @contextlib.contextmanager
 def only_search() -> Iterator[None]:
-    """Nothing but single points left over by splitting is tried; larger boxes are never enumerated."""
+    """Nothing but single points left over by splitting is tried; larger boxes are never
+    enumerated."""
     from bitcrown.quant.search import decide
     from bitcrown.quant.search.search import SearchSettings
 
@@ -54,9 +56,13 @@ def drawn(rng: np.random.Generator) -> Instance:
     box = Box.of(Property(lower, upper, 0, ()), kind)
     samples = [box.point(rng, kind, k % 3).reshape(1, n) for k in range(4)]
     model, ops = random_quantized(rng, samples)
-    instance = Instance(model, Property(lower, upper, 0, ()), None, {"dtype": kind.name, "inputs": n, "ops": ops})
+    instance = Instance(
+        model, Property(lower, upper, 0, ()), None, {"dtype": kind.name, "inputs": n, "ops": ops}
+    )
     outputs = values(instance)[1]
-    instance.prop = Property(lower, upper, outputs.shape[1], _cases(rng, n, outputs.astype(np.float64)))
+    instance.prop = Property(
+        lower, upper, outputs.shape[1], _cases(rng, n, outputs.astype(np.float64))
+    )
     return instance
 
 
@@ -72,7 +78,8 @@ def _box(rng: np.random.Generator, n: int, kind: Any) -> tuple[tuple[str, ...], 
 
 
 def _cases(rng: np.random.Generator, n: int, outputs: Array) -> tuple[tuple[Row, ...], ...]:
-    """Thresholds at and next to the least value of a row over all inputs, or at any of its values."""
+    """Thresholds at and next to the least value of a row over all inputs, or at any of its
+    values."""
     cases = []
     for _ in range(int(rng.choice([1, 1, 2]))):
         rows = []
@@ -87,7 +94,11 @@ def _cases(rng: np.random.Generator, n: int, outputs: Array) -> tuple[tuple[Row,
             shift = float(rng.choice([-1.0, -0.5, -1e-3, 0.0, 0.0, 1e-3, 0.5])) * step
             threshold = float(ordered[place]) + (shift if op == "<=" else -shift)
             rows.append(
-                Row(tuple((n + int(j), str(c)) for j, c in zip(used, factors, strict=True)), op, number(threshold))
+                Row(
+                    tuple((n + int(j), str(c)) for j, c in zip(used, factors, strict=True)),
+                    op,
+                    number(threshold),
+                )
             )
         cases.append(tuple(rows))
     return tuple(cases)
@@ -96,8 +107,8 @@ def _cases(rng: np.random.Generator, n: int, outputs: Array) -> tuple[tuple[Row,
 def inputs_of(instance: Instance) -> Array:
     """Every input [P, n] of the box that the network can tell apart from the others.
 
-    A float input is rounded by the first node: the numbers that its levels stand for, and the ends of the box, are
-    one input for each level that the box reaches.
+    A float input is rounded by the first node: the numbers that its levels stand for, and the ends
+    of the box, are one input for each level that the box reaches.
     """
     box = Box.of(instance.prop, instance.dtype)
     choices: list[Any] = [np.arange(a, b + 1) for a, b in zip(box.low, box.high, strict=True)]
@@ -108,7 +119,9 @@ def inputs_of(instance: Instance) -> Array:
         known = {t.name: numpy_helper.to_array(t) for t in instance.model.graph.initializer}
         scale, zero = known[first.input[1]], known[first.input[2]]
         limits = np.iinfo(zero.dtype)
-        levels = ((np.arange(limits.min, limits.max + 1) - int(zero)).astype(np.float32) * scale).astype(np.float32)
+        levels = (
+            (np.arange(limits.min, limits.max + 1) - int(zero)).astype(np.float32) * scale
+        ).astype(np.float32)
         choices = [
             np.unique([a, b, *levels[(levels >= a) & (levels <= b)]]).astype(np.float32)
             for a, b in zip(box.low.astype(np.float32), box.high.astype(np.float32), strict=True)
@@ -125,7 +138,8 @@ def values(instance: Instance) -> tuple[Array, Array]:
 
 
 def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dict[str, Any]:
-    """``word``: a status, ``refused`` or ``traceback``; ``witness`` [n] and ``certificate`` (accepted or why not)."""
+    """``word``: a status, ``refused`` or ``traceback``; ``witness`` [n] and ``certificate``
+    (accepted or why not)."""
     import bitcrown
     from bitcrown.certificates.files import check_files
     from bitcrown.errors import BitcrownError
@@ -138,7 +152,10 @@ def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dic
             settings = bitcrown.Settings(device="cpu", threads=1, memory_gib=2.0)
             problem = bitcrown.load(str(network), str(prop))
             verdict = bitcrown.verify(problem, settings, seconds, want_certificate=True)
-        answer: dict[str, Any] = {"word": str(verdict.status), "how": verdict.decided_by or str(verdict.reason)}
+        answer: dict[str, Any] = {
+            "word": str(verdict.status),
+            "how": verdict.decided_by or str(verdict.reason),
+        }
         if verdict.witness is not None:
             parts = [np.asarray(v).reshape(-1) for v in verdict.witness.inputs.values()]
             answer["witness"] = np.concatenate(parts).tolist()
@@ -149,7 +166,11 @@ def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dic
     except BitcrownError as error:
         return {"word": "refused", "how": type(error).__name__, "says": str(error)[:300]}
     except Exception as error:  # noqa: BLE001 (any other class is a finding)
-        return {"word": "traceback", "how": place_of(error), "says": f"{type(error).__name__}: {error}"[:300]}
+        return {
+            "word": "traceback",
+            "how": place_of(error),
+            "says": f"{type(error).__name__}: {error}"[:300],
+        }
     return answer
 
 
@@ -162,7 +183,12 @@ def judged(instance: Instance, answer: dict[str, Any]) -> tuple[str, str]:
         return word, ""
     points, outputs = values(instance)
     found = next(
-        (p for p, y in zip(points, outputs, strict=True) if satisfied_case(instance.prop, p, y) is not None), None
+        (
+            p
+            for p, y in zip(points, outputs, strict=True)
+            if satisfied_case(instance.prop, p, y) is not None
+        ),
+        None,
     )
     if word == "unsat":
         if found is not None:
@@ -174,7 +200,10 @@ def judged(instance: Instance, answer: dict[str, Any]) -> tuple[str, str]:
     point = np.asarray(answer["witness"], dtype=instance.dtype)
     box = Box.of(instance.prop, instance.dtype)
     is_inside = bool(((point >= box.low) & (point <= box.high)).all())
-    if not is_inside or satisfied_case(instance.prop, point, Runtime(instance).outputs(point)) is None:
+    if (
+        not is_inside
+        or satisfied_case(instance.prop, point, Runtime(instance).outputs(point)) is None
+    ):
         return "witness fails", f"witness fails by {answer['how']}"
     return ("sat", "") if found is not None else ("false sat", f"false sat by {answer['how']}")
 
@@ -194,7 +223,13 @@ def trial(seed: int, index: int) -> dict[str, Any]:
         kind, signature = judged(instance, answer)
     except Unfit:
         return {"kind": "no instance"}
-    result = {**answer, **instance.facts, "kind": kind, "silent": silent, "ops": sorted(set(instance.facts["ops"]))}
+    result = {
+        **answer,
+        **instance.facts,
+        "kind": kind,
+        "silent": silent,
+        "ops": sorted(set(instance.facts["ops"])),
+    }
     return {**result, "signature": signature} if signature else result
 
 
@@ -211,4 +246,7 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
     kind, _ = judged(small, answer)
     nodes = " ".join(node.op_type for node in small.model.graph.node)
     witness = small.facts.get("witness") or answer.get("witness")
-    return f"{kind}: {answer['how']} {answer.get('certificate', '')}; {witness}; {small.dtype.name}, {nodes}"
+    return (
+        f"{kind}: {answer['how']} {answer.get('certificate', '')}; {witness}; "
+        f"{small.dtype.name}, {nodes}"
+    )

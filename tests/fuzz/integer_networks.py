@@ -1,9 +1,10 @@
-"""Random quantized networks on one to three inputs: QDQ, QOperator, integer arithmetic, and mixtures of them.
+"""Random quantized networks on one to three inputs: QDQ, QOperator, integer arithmetic, and
+mixtures of them.
 
-A network goes from integer tensor to integer tensor; each has a scale and a zero point. Every layer below is one of the
-forms that bitcrown's reader of quantized networks accepts; scales follow the values on the samples, so that levels are
-neither all the same nor all at the ends. (QONNX is left out: onnxruntime has no such operators, so nothing can replay
-a witness on such a file.)
+A network goes from integer tensor to integer tensor; each has a scale and a zero point. Every layer
+below is one of the forms that bitcrown's reader of quantized networks accepts; scales follow the
+values on the samples, so that levels are neither all the same nor all at the ends. (QONNX is left
+out: onnxruntime has no such operators, so nothing can replay a witness on such a file.)
 """
 
 from __future__ import annotations
@@ -52,14 +53,23 @@ class IntegerNet(Net):
         return self.add("DequantizeLinear", q.name, q.scale, q.zero)
 
     def weight(self, *shape: int, axis: int = -1) -> str:
-        """DequantizeLinear of constant integers; with ``axis``, sometimes a scale for each of its indices."""
+        """DequantizeLinear of constant integers; with ``axis``, sometimes a scale for each of its
+        indices."""
         kind = np.dtype(np.int8)
         ints = self.constant(self.rng.integers(-9, 10, shape), kind)
         if axis >= 0 and self.rng.random() < 0.4:
             scale = self.constant(self.rng.choice([0.25, 0.1, 0.37], shape[axis]), np.float32)
-            return self.add("DequantizeLinear", ints, scale, self.constant(np.zeros(shape[axis]), kind), axis=axis)
+            return self.add(
+                "DequantizeLinear",
+                ints,
+                scale,
+                self.constant(np.zeros(shape[axis]), kind),
+                axis=axis,
+            )
         scale = self.constant(float(self.rng.choice([0.25, 0.1, 0.37])), np.float32)
-        return self.add("DequantizeLinear", ints, scale, self.constant(int(self.rng.choice([0, 0, 2])), kind))
+        return self.add(
+            "DequantizeLinear", ints, scale, self.constant(int(self.rng.choice([0, 0, 2])), kind)
+        )
 
     def image(self, x: str, rank: int = 2) -> str:
         """The entries of ``x`` on a plane."""
@@ -109,7 +119,9 @@ def convolution(net: IntegerNet, q: Quantized) -> Quantized:
     x = net.image(net.dequantized(q))
     kernel = [int(net.rng.integers(1, e + 1)) for e in net.shape(x)[2:]]
     filters = int(net.rng.integers(1, 3))
-    attrs: dict[str, Any] = {"pads": [int(p) for p in net.rng.integers(0, 2, 4)]} if net.rng.random() < 0.3 else {}
+    attrs: dict[str, Any] = (
+        {"pads": [int(p) for p in net.rng.integers(0, 2, 4)]} if net.rng.random() < 0.3 else {}
+    )
     y = net.add("Conv", x, net.weight(filters, 1, *kernel, axis=0), **attrs)
     if net.rng.random() < 0.3:
         parameters = [net.constant(net.rng.uniform(0.5, 1.5, filters)) for _ in range(4)]
@@ -122,7 +134,11 @@ def residual(net: IntegerNet, q: Quantized) -> Quantized:
     n = net.size(other)
     y = net.add("MatMul", net.flat(other), net.weight(n, n, axis=1))
     inner = net.quantized(activation(net, y))
-    total = net.add(str(net.rng.choice(["Add", "Sub"])), net.flat(net.dequantized(q)), net.flat(net.dequantized(inner)))
+    total = net.add(
+        str(net.rng.choice(["Add", "Sub"])),
+        net.flat(net.dequantized(q)),
+        net.flat(net.dequantized(inner)),
+    )
     return net.quantized(activation(net, total))
 
 
@@ -133,7 +149,10 @@ def added(net: IntegerNet, q: Quantized) -> Quantized:
     other = dense(net, q) if net.rng.random() < 0.7 else q
     if net.shape(other.name) != net.shape(q.name) or net.kind(other.name) != net.kind(q.name):
         raise Unfit("both operands have one shape and type")
-    scale, zero = net.scale(100.0, float(net.rng.choice([50.0, 300.0]))), net.constant(3, net.kind(q.name))
+    scale, zero = (
+        net.scale(100.0, float(net.rng.choice([50.0, 300.0]))),
+        net.constant(3, net.kind(q.name)),
+    )
     operands = (q.name, q.scale, q.zero, other.name, other.scale, other.zero)
     y = net.add("QLinearAdd", *operands, scale, zero, domain="com.microsoft")
     return Quantized(y, scale, zero)
@@ -143,10 +162,18 @@ def fused_dense(net: IntegerNet, q: Quantized) -> Quantized:
     """QLinearMatMul."""
     x = net.flat(q.name)
     n, m = net.size(x), int(net.rng.integers(1, 4))
-    weight = (net.constant(net.rng.integers(-9, 10, (n, m)), np.int8), net.constant(0.25, np.float32))
-    zero_w, zero = net.constant(int(net.rng.choice([0, 1])), np.int8), net.constant(2, net.kind(q.name))
+    weight = (
+        net.constant(net.rng.integers(-9, 10, (n, m)), np.int8),
+        net.constant(0.25, np.float32),
+    )
+    zero_w, zero = (
+        net.constant(int(net.rng.choice([0, 1])), np.int8),
+        net.constant(2, net.kind(q.name)),
+    )
     scale = net.constant(float(net.rng.choice([0.5, 1.0, 0.33])), np.float32)
-    return Quantized(net.add("QLinearMatMul", x, q.scale, q.zero, *weight, zero_w, scale, zero), scale, zero)
+    return Quantized(
+        net.add("QLinearMatMul", x, q.scale, q.zero, *weight, zero_w, scale, zero), scale, zero
+    )
 
 
 def fused_convolution(net: IntegerNet, q: Quantized) -> Quantized:
@@ -154,11 +181,20 @@ def fused_convolution(net: IntegerNet, q: Quantized) -> Quantized:
     x = net.image(q.name)
     filters = int(net.rng.integers(1, 3))
     kernel = (filters, 1, 1, int(net.rng.integers(1, net.shape(x)[3] + 1)))
-    weight = (net.constant(net.rng.integers(-9, 10, kernel), np.int8), net.constant(0.25, np.float32))
+    weight = (
+        net.constant(net.rng.integers(-9, 10, kernel), np.int8),
+        net.constant(0.25, np.float32),
+    )
     zero_w, zero = net.constant(0, np.int8), net.constant(2, net.kind(q.name))
     scale = net.constant(float(net.rng.choice([0.5, 1.0, 0.33])), np.float32)
-    bias = [net.constant(net.rng.integers(-30, 31, filters), np.int32)] if net.rng.random() < 0.5 else []
-    return Quantized(net.add("QLinearConv", x, q.scale, q.zero, *weight, zero_w, scale, zero, *bias), scale, zero)
+    bias = (
+        [net.constant(net.rng.integers(-30, 31, filters), np.int32)]
+        if net.rng.random() < 0.5
+        else []
+    )
+    return Quantized(
+        net.add("QLinearConv", x, q.scale, q.zero, *weight, zero_w, scale, zero, *bias), scale, zero
+    )
 
 
 def integer_arithmetic(net: IntegerNet, q: Quantized) -> Quantized:
@@ -166,8 +202,12 @@ def integer_arithmetic(net: IntegerNet, q: Quantized) -> Quantized:
     x = net.flat(q.name)
     n, m = net.size(x), int(net.rng.integers(1, 4))
     weight = net.constant(net.rng.integers(-9, 10, (n, m)), np.int8)
-    total = net.add("MatMulInteger", x, weight, q.zero, net.constant(int(net.rng.choice([0, 1])), np.int8))
-    value = net.add("Mul", net.add("Cast", total, to=1), net.constant(float(net.rng.choice([0.125, 0.3]))))
+    total = net.add(
+        "MatMulInteger", x, weight, q.zero, net.constant(int(net.rng.choice([0, 1])), np.int8)
+    )
+    value = net.add(
+        "Mul", net.add("Cast", total, to=1), net.constant(float(net.rng.choice([0.125, 0.3])))
+    )
     return net.quantized(activation(net, value))
 
 
@@ -181,7 +221,9 @@ def average_of(net: IntegerNet, q: Quantized) -> Quantized:
     x = net.image(net.dequantized(q))
     if net.rng.random() < 0.5:
         return net.quantized(net.add("GlobalAveragePool", x))
-    return net.quantized(net.add("AveragePool", x, kernel_shape=[1, int(net.rng.integers(1, net.shape(x)[3] + 1))]))
+    return net.quantized(
+        net.add("AveragePool", x, kernel_shape=[1, int(net.rng.integers(1, net.shape(x)[3] + 1))])
+    )
 
 
 def moved(net: IntegerNet, q: Quantized) -> Quantized:

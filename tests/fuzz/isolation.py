@@ -1,9 +1,10 @@
 """Trials in a forked child, so that a crash, a hang or a leak of one does not end the others.
 
-The child does one trial after another and says before each which one it begins. Its processor time is limited anew for
-every trial (the kernel ends it with SIGXCPU), and its clock is its processor time, so that nothing depends on how busy
-the machine is. After a death the next child goes on behind the trial that killed it; after ``BATCH`` trials a fresh
-child takes over. Legend: a *trial* maps a number to a dictionary with the entry ``kind``.
+The child does one trial after another and says before each which one it begins. Its processor time
+is limited anew for every trial (the kernel ends it with SIGXCPU), and its clock is its processor
+time, so that nothing depends on how busy the machine is. After a death the next child goes on
+behind the trial that killed it; after ``BATCH`` trials a fresh child takes over. Legend: a *trial*
+maps a number to a dictionary with the entry ``kind``.
 """
 
 from __future__ import annotations
@@ -21,22 +22,27 @@ from typing import Any
 Trial = Callable[[int], dict[str, Any]]
 BATCH = 200
 WALL_FACTOR = 30.0
-"""A trial that waits for something other than the processor is ended after this many times its limit."""
+"""A trial that waits for something other than the processor is ended after this many times its
+limit."""
 
 
 def results(
     trial: Trial, numbers: Iterable[int], cpu_seconds: float, cpu_clock: bool = True
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Results of ``trial`` in the order of ``numbers``; ``hang`` and ``crash`` are kinds of their own.
+    """Results of ``trial`` in the order of ``numbers``; ``hang`` and ``crash`` are kinds of their
+    own.
 
-    ``cpu_clock``: whether ``time.monotonic`` is the processor time in the child; not for trials that wait for others.
+    ``cpu_clock``: whether ``time.monotonic`` is the processor time in the child; not for trials
+    that wait for others.
     """
     context = multiprocessing.get_context("fork")
     waiting = iter(numbers)
     batch = list(islice(waiting, BATCH))
     while batch:
         ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_work, args=(trial, batch, cpu_seconds, cpu_clock, theirs), daemon=True)
+        child = context.Process(
+            target=_work, args=(trial, batch, cpu_seconds, cpu_clock, theirs), daemon=True
+        )
         child.start()
         theirs.close()
         done = 0
@@ -71,7 +77,9 @@ def _death(code: int | None) -> dict[str, Any]:
     return {"kind": "crash", "signature": f"the process ended with {code}"}
 
 
-def _work(trial: Trial, batch: list[int], cpu_seconds: float, cpu_clock: bool, theirs: Connection) -> None:
+def _work(
+    trial: Trial, batch: list[int], cpu_seconds: float, cpu_clock: bool, theirs: Connection
+) -> None:
     if cpu_clock:
         time.monotonic = time.process_time  # the clock of bitcrown's budgets
     _, most = resource.getrlimit(resource.RLIMIT_CPU)

@@ -1,4 +1,5 @@
-"""Generators of the operators that move, cut, repeat or choose entries, and of those that only compute constants."""
+"""Generators of the operators that move, cut, repeat or choose entries, and of those that only
+compute constants."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def reshape(net: Net, x: str) -> str:
     size = net.size(x)
     divisors = [d for d in range(1, size + 1) if size % d == 0]
     first = int(net.rng.choice(divisors))
-    shape = [[first, size // first], [1, first, -1], [-1], [1, size // first, first]][int(net.rng.integers(4))]
+    shape = [[first, size // first], [1, first, -1], [-1], [1, size // first, first]][
+        int(net.rng.integers(4))
+    ]
     return net.add("Reshape", x, net.ints(*shape))
 
 
@@ -44,7 +47,11 @@ def transpose(net: Net, x: str) -> str:
 def concat(net: Net, x: str) -> str:
     rank = len(net.shape(x))
     parts = [x, x] + [operand(net, x) for _ in range(int(net.rng.integers(0, 2)))]
-    return net.add("Concat", *(str(p) for p in net.rng.permutation(parts)), axis=int(net.rng.integers(-rank, rank)))
+    return net.add(
+        "Concat",
+        *(str(p) for p in net.rng.permutation(parts)),
+        axis=int(net.rng.integers(-rank, rank)),
+    )
 
 
 def cut(net: Net, x: str) -> str:
@@ -73,7 +80,9 @@ def gather(net: Net, x: str) -> str:
     axis = int(net.rng.integers(len(net.shape(x))))
     extent = net.shape(x)[axis]
     shape = [(3,), (2, 2), ()][int(net.rng.integers(3))]
-    return net.add("Gather", x, net.constant(net.rng.integers(-extent, extent, shape), np.int64), axis=axis)
+    return net.add(
+        "Gather", x, net.constant(net.rng.integers(-extent, extent, shape), np.int64), axis=axis
+    )
 
 
 def pad(net: Net, x: str) -> str:
@@ -83,7 +92,11 @@ def pad(net: Net, x: str) -> str:
         pads = [min(p, e - 1) for p, e in zip(pads, net.shape(x) * 2, strict=True)]
     if net.opset < 11:
         return net.add("Pad", x, mode=mode, pads=pads)
-    value = [net.constant(float(net.rng.normal()))] if mode == "constant" and net.rng.random() < 0.5 else []
+    value = (
+        [net.constant(float(net.rng.normal()))]
+        if mode == "constant" and net.rng.random() < 0.5
+        else []
+    )
     return net.add("Pad", x, net.ints(*pads), *value, mode=mode)
 
 
@@ -93,7 +106,9 @@ def expand(net: Net, x: str) -> str:
 
 
 def tile(net: Net, x: str) -> str:
-    return net.add("Tile", x, net.ints(*(int(r) for r in net.rng.integers(1, 3, len(net.shape(x))))))
+    return net.add(
+        "Tile", x, net.ints(*(int(r) for r in net.rng.integers(1, 3, len(net.shape(x)))))
+    )
 
 
 def depth_to_space(net: Net, x: str) -> str:
@@ -117,7 +132,9 @@ def resize(net: Net, x: str) -> str:
     rule = str(net.rng.choice(["asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"]))
     attrs = {"mode": mode, "coordinate_transformation_mode": rule}
     if mode == "nearest":
-        attrs["nearest_mode"] = str(net.rng.choice(["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"]))
+        attrs["nearest_mode"] = str(
+            net.rng.choice(["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+        )
     if net.rng.random() < 0.5:
         scales = net.constant([1.0, 1.0, *net.rng.choice([0.5, 1.0, 1.5, 2.0], 2)], np.float32)
         return net.add("Resize", x, "", scales, **attrs)
@@ -128,7 +145,9 @@ def resize(net: Net, x: str) -> str:
 def upsample(net: Net, x: str) -> str:
     if net.opset != 9:
         raise Unfit("Upsample ended with opset 9")
-    return net.add("Upsample", net.image(x, 2), net.constant([1, 1, 2, 2], np.float32), mode="nearest")
+    return net.add(
+        "Upsample", net.image(x, 2), net.constant([1, 1, 2, 2], np.float32), mode="nearest"
+    )
 
 
 def constant(net: Net, x: str) -> str:
@@ -140,12 +159,18 @@ def constant(net: Net, x: str) -> str:
         "Size": lambda: net.add("Cast", net.add("Size", x), to=1),
         "ConstantOfShape": lambda: net.add("ConstantOfShape", net.ints(n)),
         "Range": lambda: net.add("Range", *(net.constant(v, np.float32) for v in (0, n, 1))),
-        "NonZero": lambda: _product(net, net.add("NonZero", net.constant([0.0, 1.0, 2.0], np.float32))),
-        "ReduceProd": lambda: net.add("ReduceProd", net.constant([1.5, -0.5], np.float32), keepdims=1),
+        "NonZero": lambda: _product(
+            net, net.add("NonZero", net.constant([0.0, 1.0, 2.0], np.float32))
+        ),
+        "ReduceProd": lambda: net.add(
+            "ReduceProd", net.constant([1.5, -0.5], np.float32), keepdims=1
+        ),
     }
     value = makers[str(net.rng.choice(list(makers)))]()
     if net.kind(value) != net.kind(x):
-        value = net.add("Cast", value, to={"float16": 10, "float32": 1, "float64": 11}[net.kind(x).name])
+        value = net.add(
+            "Cast", value, to={"float16": 10, "float32": 1, "float64": 11}[net.kind(x).name]
+        )
     return net.add("Add", x, value)
 
 

@@ -1,8 +1,9 @@
 """One random instance generator for every ONNX operator that bitcrown's reader accepts.
 
-``GENERATORS`` is compared with the reader's own tables by ``test_operators.py``: an operator added to the reader fails
-that test until it has a row here or a reason in ``WITHOUT``. Operators that a generator needs on the way (a ``Reshape``
-before a ``Conv``) are part of the network like all others.
+``GENERATORS`` is compared with the reader's own tables by ``test_operators.py``: an operator added
+to the reader fails that test until it has a row here or a reason in ``WITHOUT``. Operators that a
+generator needs on the way (a ``Reshape`` before a ``Conv``) are part of the network like all
+others.
 """
 
 from __future__ import annotations
@@ -39,13 +40,22 @@ def shaped(op: str, **ranges: tuple[float, float]) -> Generator:
 
 
 def operand(net: Net, x: str, positive: bool = False) -> str:
-    """A second operand that broadcasts with ``x``: an earlier tensor, a row of constants or one constant."""
+    """A second operand that broadcasts with ``x``: an earlier tensor, a row of constants or one
+    constant."""
     shape = net.shape(x)
-    same = [name for name in net.values if net.shape(name) == shape and net.kind(name) == net.kind(x)]
+    same = [
+        name for name in net.values if net.shape(name) == shape and net.kind(name) == net.kind(x)
+    ]
     if net.rng.random() < 0.6:
-        other = str(net.rng.choice(same)) if net.rng.random() < 0.5 else net.reshaped(net.dense(x, net.size(x)), *shape)
+        other = (
+            str(net.rng.choice(same))
+            if net.rng.random() < 0.5
+            else net.reshaped(net.dense(x, net.size(x)), *shape)
+        )
         return net.positive(other) if positive else other
-    extents = [e if net.rng.random() < 0.7 else 1 for e in shape][int(net.rng.integers(0, len(shape) + 1)) :]
+    extents = [e if net.rng.random() < 0.7 else 1 for e in shape][
+        int(net.rng.integers(0, len(shape) + 1)) :
+    ]
     value = net.weights(*extents) if extents else net.weights(1)
     return net.constant(np.abs(value) + 0.1 if positive else value, net.kind(x))
 
@@ -61,7 +71,9 @@ def arithmetic(op: str) -> Generator:
 
 
 def variadic(op: str) -> Generator:
-    return lambda net, x: net.add(op, x, *(operand(net, x) for _ in range(int(net.rng.integers(0, 3)))))
+    return lambda net, x: net.add(
+        op, x, *(operand(net, x) for _ in range(int(net.rng.integers(0, 3))))
+    )
 
 
 def power(net: Net, x: str) -> str:
@@ -89,10 +101,21 @@ def gemm(net: Net, x: str) -> str:
     n, m = net.size(x), int(net.rng.integers(1, 6))
     if net.rng.random() < 0.2:  # the constant on the left
         column = net.reshaped(x, n, 1)
-        return net.flat(net.add("Gemm", net.constant(net.weights(m, n)), column, net.constant(net.weights(m, 1))))
+        return net.flat(
+            net.add(
+                "Gemm", net.constant(net.weights(m, n)), column, net.constant(net.weights(m, 1))
+            )
+        )
     turned = int(net.rng.integers(2))
-    attrs = {"alpha": float(net.rng.choice([1.0, 0.5, -1.25])), "beta": float(net.rng.choice([1.0, 0.5]))}
-    bias = [net.constant(net.weights(*((1, m) if net.rng.random() < 0.5 else (m,))))] if net.rng.random() < 0.9 else []
+    attrs = {
+        "alpha": float(net.rng.choice([1.0, 0.5, -1.25])),
+        "beta": float(net.rng.choice([1.0, 0.5])),
+    }
+    bias = (
+        [net.constant(net.weights(*((1, m) if net.rng.random() < 0.5 else (m,))))]
+        if net.rng.random() < 0.9
+        else []
+    )
     weight = net.weights(m, n) if turned else net.weights(n, m)
     return net.add("Gemm", x, net.constant(weight / np.sqrt(n)), *bias, transB=turned, **attrs)
 
@@ -130,7 +153,9 @@ def convolution(op: str) -> Generator:
         attrs = windows(net, rank)
         group = channels if net.rng.random() < 0.2 else 1
         filters = group * int(net.rng.integers(1, 3))
-        first, second = (filters, channels // group) if op == "Conv" else (channels, filters // group)
+        first, second = (
+            (filters, channels // group) if op == "Conv" else (channels, filters // group)
+        )
         if net.rng.random() < 0.2:
             attrs["dilations"] = [int(d) for d in net.rng.integers(1, 3, rank)]
         bias = [net.constant(net.weights(filters))] if net.rng.random() < 0.7 else []
@@ -164,7 +189,10 @@ def normalisation(op: str) -> Generator:
         channels = net.shape(x)[1]
         parameters = [net.constant(net.weights(channels)) for _ in range(2)]
         if op == "BatchNormalization":
-            parameters += [net.constant(net.weights(channels)), net.constant(net.rng.uniform(0.1, 2, channels))]
+            parameters += [
+                net.constant(net.weights(channels)),
+                net.constant(net.rng.uniform(0.1, 2, channels)),
+            ]
         return net.add(op, x, *parameters, epsilon=1e-5)
 
     return build
@@ -181,7 +209,9 @@ def reduction(op: str) -> Generator:
 
 
 def soft(op: str) -> Generator:
-    return lambda net, x: net.add(op, net.tamed(x, 20.0), axis=int(net.rng.integers(-1, len(net.shape(x)))))
+    return lambda net, x: net.add(
+        op, net.tamed(x, 20.0), axis=int(net.rng.integers(-1, len(net.shape(x))))
+    )
 
 
 def unit_length(net: Net, x: str) -> str:
@@ -190,7 +220,9 @@ def unit_length(net: Net, x: str) -> str:
 
 def cumulative(net: Net, x: str) -> str:
     axis = net.constant(int(net.rng.integers(len(net.shape(x)))), np.int64)
-    return net.add("CumSum", x, axis, exclusive=int(net.rng.integers(2)), reverse=int(net.rng.integers(2)))
+    return net.add(
+        "CumSum", x, axis, exclusive=int(net.rng.integers(2)), reverse=int(net.rng.integers(2))
+    )
 
 
 def hardened(op: str) -> Generator:
@@ -206,7 +238,9 @@ def dropout(net: Net, x: str) -> str:
 
 
 def cast(net: Net, x: str) -> str:
-    return net.add("Cast", net.add("Cast", x, to=11 if net.kind(x) == np.float32 else 1), to=int(_code(net)))
+    return net.add(
+        "Cast", net.add("Cast", x, to=11 if net.kind(x) == np.float32 else 1), to=int(_code(net))
+    )
 
 
 def _code(net: Net) -> int:
@@ -277,8 +311,14 @@ def layers() -> dict[str, Generator]:
         "Gemm": gemm,
         "MatMul": matmul,
         **{op: convolution(op) for op in ("Conv", "ConvTranspose")},
-        **{op: pooling(op) for op in ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")},
-        **{op: normalisation(f"{op}") for op in ("BatchNormalization", "LayerNormalization", "InstanceNormalization")},
+        **{
+            op: pooling(op)
+            for op in ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
+        },
+        **{
+            op: normalisation(f"{op}")
+            for op in ("BatchNormalization", "LayerNormalization", "InstanceNormalization")
+        },
         **{f"Reduce{op}": reduction(f"Reduce{op}") for op in reductions},
         **{op: soft(op) for op in ("Softmax", "LogSoftmax")},
         "LpNormalization": unit_length,

@@ -1,7 +1,8 @@
 """Damaged files through every reader: nothing but a ``BitcrownError`` may come out.
 
-The damage is that of ``parsers`` (bits, spans, numbers at the ends of types, inside compressed formats as well). Where
-atheris is installed, it chooses the damage: its coverage of the readers decides which damaged file is changed further.
+The damage is that of ``parsers`` (bits, spans, numbers at the ends of types, inside compressed
+formats as well). Where atheris is installed, it chooses the damage: its coverage of the readers
+decides which damaged file is changed further.
 """
 
 from __future__ import annotations
@@ -31,8 +32,14 @@ def signature_of(failure: Any) -> str:
     """The reader, and the last line of what it says without numbers and quoted parts."""
     lines = [line for line in failure.what.splitlines() if line.strip()]
     last = re.sub(r"'[^']*'|\"[^\"]*\"|[0-9]+", "#", lines[-1] if lines else "")
-    places = [line.strip() for line in lines if line.strip().startswith("File ") and "bitcrown" in line]
-    where = re.sub(r'File "[^"]*/([^"/]+/[^"/]+)", line [0-9]+, in', r"\1", places[-1]) if places else ""
+    places = [
+        line.strip() for line in lines if line.strip().startswith("File ") and "bitcrown" in line
+    ]
+    where = (
+        re.sub(r'File "[^"]*/([^"/]+/[^"/]+)", line [0-9]+, in', r"\1", places[-1])
+        if places
+        else ""
+    )
     return f"{failure.reader}: {last[:80]} {where}".strip()
 
 
@@ -47,7 +54,11 @@ def trial(seed: int, index: int) -> dict[str, Any]:
     failure = failure_of(seed, index)
     if failure is None:
         return {"kind": "read or refused"}
-    return {"kind": kind_of(failure), "signature": signature_of(failure), "says": failure.what[-600:]}
+    return {
+        "kind": kind_of(failure),
+        "signature": signature_of(failure),
+        "says": failure.what[-600:],
+    }
 
 
 def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> str:
@@ -58,7 +69,11 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
         for start in range(0, len(data), step):
             tries += 1
             shorter = data[:start] + data[start + step :]
-            again = parsers.read_again(failure.reader, shorter) if shorter and tries < SHRINKING_TRIES else None
+            again = (
+                parsers.read_again(failure.reader, shorter)
+                if shorter and tries < SHRINKING_TRIES
+                else None
+            )
             if again is not None and signature_of(again) == result["signature"]:
                 data, failure = shorter, again
                 break
@@ -70,7 +85,8 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
 
 
 def guided(arguments: list[str]) -> None:
-    """Run atheris on the readers until it is stopped: ``python tests/fuzz/parser_family.py [libFuzzer options]``."""
+    """Run atheris on the readers until it is stopped: ``python tests/fuzz/parser_family.py
+    [libFuzzer options]``."""
     import atheris  # type: ignore[import-not-found]
 
     from bitcrown.errors import BitcrownError

@@ -1,15 +1,18 @@
-"""Damaged files for every reader: only a ``BitcrownError`` may escape, nothing may crash, hang or eat the memory.
+"""Damaged files for every reader: only a ``BitcrownError`` may escape, nothing may crash, hang or
+eat the memory.
 
-A trial takes a sound little file of one kind, damages it (``mutated``: bits, spans, numbers at the ends of types;
-formats with checksums or compression are damaged inside as well and packed again), and reads it in a fork of this
-process, so that a crash of a library is a finding and not the end of the fuzzer. Everything follows from the generator
-that is passed in: a failure holds the damaged bytes, and ``read_again`` repeats it.
+A trial takes a sound little file of one kind, damages it (``mutated``: bits, spans, numbers at the
+ends of types; formats with checksums or compression are damaged inside as well and packed again),
+and reads it in a fork of this process, so that a crash of a library is a finding and not the end of
+the fuzzer. Everything follows from the generator that is passed in: a failure holds the damaged
+bytes, and ``read_again`` repeats it.
 
-    READERS[name](data, folder)    writes ``data`` under ``folder`` as the reader wants it and reads it
-    SEEDS[name]()                  sound files for it
-    trial(rng)                     None, or the Failure
+    READERS[name](data, folder)    writes ``data`` under ``folder`` as the reader wants it and reads
+    it SEEDS[name]()                  sound files for it trial(rng)                     None, or the
+    Failure
 
-Run by hand: ``python tests/fuzz/parsers.py TRIALS SEED [NAME ...]``, which reads all sound files first.
+Run by hand: ``python tests/fuzz/parsers.py TRIALS SEED [NAME ...]``, which reads all sound files
+first.
 """
 
 from __future__ import annotations
@@ -59,8 +62,10 @@ INTERESTING = (
     2**64 - 1,
 )
 WORDS = (
-    b"nan", b"inf", b"-inf", b"1e309", b"-1e400", b"1e-400", b"9223372036854775808", b"-1", b"0", b"1" * 400,
-    b"0x10", b"1_0", b"true", b"null", b"1.5", b"", b"(", b")", b"))", b"[", b"{}", b'"', b"\xff", b"\x00",
+    b"nan", b"inf", b"-inf", b"1e309", b"-1e400", b"1e-400", b"9223372036854775808", b"-1", b"0",
+    b"1" * 400,
+    b"0x10", b"1_0", b"true", b"null", b"1.5", b"", b"(", b")", b"))", b"[", b"{}", b'"', b"\xff",
+    b"\x00",
     b"1e99999999",
 )  # fmt: skip
 _NUMBER = re.compile(rb"-?[0-9][0-9.eE+-]*")
@@ -141,7 +146,8 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 @dataclass(frozen=True)
 class Failure:
-    """``reader`` and the damaged ``data`` that it does not bear, with the traceback, signal or time that shows it."""
+    """``reader`` and the damaged ``data`` that it does not bear, with the traceback, signal or time
+    that shows it."""
 
     reader: str
     data: bytes
@@ -153,7 +159,8 @@ SEEDS: dict[str, Callable[[], Sequence[bytes]]] = sound.SEEDS
 
 
 def damaged(reader: str, rng: random.Random) -> bytes:
-    """A sound file of ``reader``, damaged; formats with an inner structure are damaged inside half of the time."""
+    """A sound file of ``reader``, damaged; formats with an inner structure are damaged inside half
+    of the time."""
     seed = rng.choice(SEEDS[reader]())
     inside = sound.INSIDE.get(reader)
     if inside is not None and rng.random() < 0.6:
@@ -168,7 +175,8 @@ def trial(rng: random.Random, readers: Sequence[str] = ()) -> Failure | None:
 
 
 def read_again(reader: str, data: bytes) -> Failure | None:
-    """Read ``data`` in a fork; the failure, or None where it is read or refused with a ``BitcrownError``."""
+    """Read ``data`` in a fork; the failure, or None where it is read or refused with a
+    ``BitcrownError``."""
     READY[reader] = READY.get(reader) or _prepare(reader)
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -237,7 +245,11 @@ def _in_child(reader: str, data: bytes, writing: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    trials, seed, names = int(arguments[0]), int(arguments[1]), tuple(arguments[2:]) or tuple(READERS)
+    trials, seed, names = (
+        int(arguments[0]),
+        int(arguments[1]),
+        tuple(arguments[2:]) or tuple(READERS),
+    )
     failures: dict[str, int] = {}
     kept = Path(tempfile.gettempdir()) / f"bitcrown-parsers-{os.getuid()}"
     sound_files = (read_again(name, data) for name in names for data in SEEDS[name]())
@@ -250,9 +262,14 @@ def main(arguments: Sequence[str]) -> int:
         if key not in failures:
             kept.mkdir(exist_ok=True)
             (kept / f"{failure.reader}-{number}").write_bytes(failure.data)
-            print(f"{key}\n  {kept}/{failure.reader}-{number}\n  " + "\n  ".join(lines[-7:]), flush=True)
+            print(
+                f"{key}\n  {kept}/{failure.reader}-{number}\n  " + "\n  ".join(lines[-7:]),
+                flush=True,
+            )
         failures[key] = failures.get(key, 0) + 1
-    print(f"{trials} trials, seed {seed}: {sum(failures.values())} failures of {len(failures)} kinds")
+    print(
+        f"{trials} trials, seed {seed}: {sum(failures.values())} failures of {len(failures)} kinds"
+    )
     return 1 if failures else 0
 
 

@@ -1,8 +1,10 @@
-"""Properties as data: boxes and cases of rows whose numbers are decimal texts, read exactly and never by bitcrown.
+"""Properties as data: boxes and cases of rows whose numbers are decimal texts, read exactly and
+never by bitcrown.
 
-A property asks for a point of the box that satisfies all rows of one case. Variables ``0 .. n-1`` are inputs, ``n ..``
-outputs. An input for which no number of its type lies between its two bounds is read as the scorer reads it: as the
-number of its type nearest to the middle. (``is_read_off`` says that this happened.)
+A property asks for a point of the box that satisfies all rows of one case. Variables ``0 .. n-1``
+are inputs, ``n ..`` outputs. An input for which no number of its type lies between its two bounds
+is read as the scorer reads it: as the number of its type nearest to the middle. (``is_read_off``
+says that this happened.)
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Row:
 
     def excess(self, values: Sequence[Fraction]) -> Fraction:
         """Not positive exactly where the row holds."""
-        total = sum((Fraction(c) * values[i] for i, c in self.terms), Fraction(0)) - Fraction(self.rhs)
+        total = sum((Fraction(c) * values[i] for i, c in self.terms), Fraction(0)) - Fraction(
+            self.rhs
+        )
         return total if self.op == "<=" else -total
 
 
@@ -53,22 +57,30 @@ class Property:
         if len(cases) == 1:
             lines += [f"(assert {row})" for row in cases[0]]
         else:
-            lines.append("(assert (or " + " ".join(f"(and {' '.join(case)})" for case in cases) + "))")
+            lines.append(
+                "(assert (or " + " ".join(f"(and {' '.join(case)})" for case in cases) + "))"
+            )
         return "\n".join(lines) + "\n"
 
     def _row(self, row: Row) -> str:
         names = [f"X_{i}" if i < self.inputs else f"Y_{i - self.inputs}" for i, _ in row.terms]
-        parts = [n if c == "1" else f"(* {c} {n})" for n, (_, c) in zip(names, row.terms, strict=True)]
-        return f"({row.op} {parts[0] if len(parts) == 1 else '(+ ' + ' '.join(parts) + ')'} {row.rhs})"
+        parts = [
+            n if c == "1" else f"(* {c} {n})" for n, (_, c) in zip(names, row.terms, strict=True)
+        ]
+        return (
+            f"({row.op} {parts[0] if len(parts) == 1 else '(+ ' + ' '.join(parts) + ')'} {row.rhs})"
+        )
 
 
 def number(value: float) -> str:
-    """A decimal text that means exactly this float, or its shortest form, which reads back as it."""
+    """A decimal text that means exactly this float, or its shortest form, which reads back as
+    it."""
     return repr(float(value))
 
 
 def inner_ends(low: str, up: str, dtype: Any) -> tuple[float, float, bool]:
-    """Least and greatest number of ``dtype`` between two decimals, and whether there is none (then the nearest one)."""
+    """Least and greatest number of ``dtype`` between two decimals, and whether there is none (then
+    the nearest one)."""
     a, b = Fraction(low), Fraction(up)
     kind = np.dtype(dtype)
     if kind.kind in "iu":
@@ -103,7 +115,8 @@ def _float(value: Fraction) -> float:
 
 @dataclass(frozen=True)
 class Box:
-    """The numbers of the input's type in a property's box, ``[n]``; ``off [n]`` marks inputs read as nearest."""
+    """The numbers of the input's type in a property's box, ``[n]``; ``off [n]`` marks inputs read
+    as nearest."""
 
     low: Array
     high: Array
@@ -112,12 +125,18 @@ class Box:
     @classmethod
     def of(cls, prop: Property, dtype: Any) -> Box:
         ends = [inner_ends(a, b, dtype) for a, b in zip(prop.lower, prop.upper, strict=True)]
-        return cls(np.array([e[0] for e in ends]), np.array([e[1] for e in ends]), np.array([e[2] for e in ends]))
+        return cls(
+            np.array([e[0] for e in ends]),
+            np.array([e[1] for e in ends]),
+            np.array([e[2] for e in ends]),
+        )
 
     def point(self, rng: np.random.Generator, dtype: Any, kind: int = -1) -> Array:
         """``[n]`` of ``dtype``: a corner, a point, or the middle."""
         kind = int(rng.integers(3)) if kind < 0 else kind
-        share = rng.random(len(self.low)) if kind else (rng.random(len(self.low)) < 0.5).astype(float)
+        share = (
+            rng.random(len(self.low)) if kind else (rng.random(len(self.low)) < 0.5).astype(float)
+        )
         if kind == 2:
             share = np.where(rng.random(len(self.low)) < 0.5, share, np.round(share))
         return self.nearest(self.low * (1 - share) + self.high * share, dtype)
@@ -131,8 +150,11 @@ class Box:
         return inside
 
 
-def random_box(rng: np.random.Generator, n: int, dtype: Any, scale: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Bounds as texts: some pinned, also to decimals that ``dtype`` does not have, some with all their digits."""
+def random_box(
+    rng: np.random.Generator, n: int, dtype: Any, scale: float
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Bounds as texts: some pinned, also to decimals that ``dtype`` does not have, some with all
+    their digits."""
     width = scale * float(rng.choice([1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0]))
     pinned = float(rng.choice([0.0, 0.0, 0.1, 0.5, 0.9, 0.9]))
     style = int(rng.integers(3))
@@ -143,7 +165,13 @@ def random_box(rng: np.random.Generator, n: int, dtype: Any, scale: float) -> tu
         if np.dtype(dtype).kind in "iu":
             limits = np.iinfo(dtype)
             reach = max(1.0, 4 * half / scale)
-            centre = float(np.clip(np.rint(centre / scale * 4), max(limits.min, -1000) + 8, min(limits.max, 1000) - 8))
+            centre = float(
+                np.clip(
+                    np.rint(centre / scale * 4),
+                    max(limits.min, -1000) + 8,
+                    min(limits.max, 1000) - 8,
+                )
+            )
             ends = [centre - np.rint(reach), centre + np.rint(reach)]
             if style == 1 and pinned:  # decimals that no integer is
                 ends = [end + float(rng.choice([0.0, 0.25, -0.375])) for end in ends]

@@ -1,7 +1,9 @@
-"""A failing instance made small: fewer cases, rows, terms, nodes and inputs, a smaller box, rounder numbers.
+"""A failing instance made small: fewer cases, rows, terms, nodes and inputs, a smaller box, rounder
+numbers.
 
-Each candidate is asked again, and kept if it still fails in the same way; what is true of it is found anew each time.
-A change of the network moves the outputs, so thresholds move with the values of their rows at the instance's point.
+Each candidate is asked again, and kept if it still fails in the same way; what is true of it is
+found anew each time. A change of the network moves the outputs, so thresholds move with the values
+of their rows at the instance's point.
 """
 
 from __future__ import annotations
@@ -29,7 +31,15 @@ def shrunk(instance: Instance, failing: Failing, seconds: float = CPU_SECONDS) -
     gained = True
     while gained and time.process_time() < end:
         gained = False
-        for makers in (_fewer_cases, _fewer_rows, _fewer_nodes, _pinned, _fewer_inputs, _fewer_terms, _rounder):
+        for makers in (
+            _fewer_cases,
+            _fewer_rows,
+            _fewer_nodes,
+            _pinned,
+            _fewer_inputs,
+            _fewer_terms,
+            _rounder,
+        ):
             place = 0
             while time.process_time() < end:
                 candidate = _nth(makers(instance), place)
@@ -85,7 +95,10 @@ def _fewer_terms(instance: Instance) -> Iterator[Instance]:
             for t, (variable, factor) in enumerate(row.terms if len(row.terms) > 1 else ()):
                 rhs = _moved(row.rhs, -Fraction(factor) * Fraction(values[variable]))
                 changed = Row(row.terms[:t] + row.terms[t + 1 :], row.op, rhs)
-                yield _with(instance, prop=_rows_changed(instance.prop, c, case[:r] + (changed,) + case[r + 1 :]))
+                yield _with(
+                    instance,
+                    prop=_rows_changed(instance.prop, c, case[:r] + (changed,) + case[r + 1 :]),
+                )
 
 
 def _moved(text: str, change: Fraction) -> str:
@@ -101,7 +114,11 @@ def _values(instance: Instance) -> list[float] | None:
     if instance.point is None:
         return None
     found = Reference(instance).outputs(instance.point)
-    y = found[0] if found is not None else Runtime(instance).outputs(instance.point).astype(np.float64)
+    y = (
+        found[0]
+        if found is not None
+        else Runtime(instance).outputs(instance.point).astype(np.float64)
+    )
     if not np.isfinite(y).all():
         return None
     return [*instance.point.astype(np.float64).tolist(), *y.tolist()]
@@ -153,7 +170,9 @@ def _fewer_nodes(instance: Instance) -> Iterator[Instance]:
                 model = _copy(instance.model)
                 del model.graph.node[k]
                 for other in model.graph.node:
-                    other.input[:] = [name if read == node.output[0] else read for read in other.input]
+                    other.input[:] = [
+                        name if read == node.output[0] else read for read in other.input
+                    ]
                 yield _guarded(instance, _with(instance, model=cleaned(model)))
 
 
@@ -169,7 +188,12 @@ def _pinned(instance: Instance) -> Iterator[Instance]:
     if point is None:
         return
     moving = [i for i in range(prop.inputs) if Fraction(prop.lower[i]) < Fraction(prop.upper[i])]
-    for chosen in [moving, moving[: len(moving) // 2], moving[len(moving) // 2 :], *([i] for i in moving)]:
+    for chosen in [
+        moving,
+        moving[: len(moving) // 2],
+        moving[len(moving) // 2 :],
+        *([i] for i in moving),
+    ]:
         if chosen:
             ends = {i: number(float(point[i])) for i in chosen}
             lower = tuple(ends.get(i, text) for i, text in enumerate(prop.lower))
@@ -185,7 +209,9 @@ def _fewer_inputs(instance: Instance) -> Iterator[Instance]:
         model = _copy(instance.model)
         model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value = n - len(gone)
         readers = {"x"} | {
-            node.output[0] for node in model.graph.node if node.op_type == "Cast" and node.input[0] == "x"
+            node.output[0]
+            for node in model.graph.node
+            if node.op_type == "Cast" and node.input[0] == "x"
         }
         sides = {}
         for node in model.graph.node:
@@ -193,20 +219,27 @@ def _fewer_inputs(instance: Instance) -> Iterator[Instance]:
                 sides[node.input[1]] = int(any(a.name == "transB" and a.i for a in node.attribute))
         for tensor in model.graph.initializer:
             if tensor.name in sides:
-                value = np.delete(numpy_helper.to_array(tensor), list(gone), axis=sides[tensor.name])
+                value = np.delete(
+                    numpy_helper.to_array(tensor), list(gone), axis=sides[tensor.name]
+                )
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
         prop = instance.prop
         cases = tuple(tuple(_without(row, gone) for row in case) for case in prop.cases)
         if not all(row.terms for case in cases for row in case):
             continue
-        lower, upper = (tuple(t for i, t in enumerate(texts) if i not in gone) for texts in (prop.lower, prop.upper))
+        lower, upper = (
+            tuple(t for i, t in enumerate(texts) if i not in gone)
+            for texts in (prop.lower, prop.upper)
+        )
         point = None if instance.point is None else np.delete(instance.point, list(gone))
         smaller = Property(lower, upper, prop.outputs, cases)
         yield _guarded(instance, _with(instance, model=model, prop=smaller, point=point))
 
 
 def _without(row: Row, gone: Sequence[int]) -> Row:
-    return replace(row, terms=tuple((v - sum(i < v for i in gone), c) for v, c in row.terms if v not in gone))
+    return replace(
+        row, terms=tuple((v - sum(i < v for i in gone), c) for v, c in row.terms if v not in gone)
+    )
 
 
 def _rounder(instance: Instance) -> Iterator[Instance]:
@@ -219,7 +252,9 @@ def _rounder(instance: Instance) -> Iterator[Instance]:
                 model = _copy(instance.model)
                 for other in model.graph.initializer:
                     if other.name == tensor.name:
-                        other.CopyFrom(numpy_helper.from_array(near.astype(value.dtype), tensor.name))
+                        other.CopyFrom(
+                            numpy_helper.from_array(near.astype(value.dtype), tensor.name)
+                        )
                 yield _guarded(instance, _with(instance, model=model))
     prop = instance.prop
     for digits in (1, 3):

@@ -1,7 +1,9 @@
-"""The readers that ``parsers`` tries, sound little files for each, and how to damage a format below its checksums.
+"""The readers that ``parsers`` tries, sound little files for each, and how to damage a format below
+its checksums.
 
-Networks are small enough that most bytes matter. ``INSIDE`` takes a format apart (gzip, zip members, protobuf fields,
-a table with checksums), damages a part and packs it again, so that damage gets past the first check.
+Networks are small enough that most bytes matter. ``INSIDE`` takes a format apart (gzip, zip
+members, protobuf fields, a table with checksums), damages a part and packs it again, so that damage
+gets past the first check.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ PROPERTY_2 = """(vnnlib-version <2.0>)
 
 
 def gzip_inside(data: bytes, rng: random.Random, damage: Damage) -> bytes:
-    return gzip.compress(damage(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data, rng), mtime=0)
+    return gzip.compress(
+        damage(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data, rng), mtime=0
+    )
 
 
 def zip_inside(data: bytes, rng: random.Random, damage: Damage) -> bytes:
@@ -84,7 +88,9 @@ def json_inside(data: bytes, rng: random.Random, damage: Damage) -> bytes:
     place = rng.randrange(len(lines))
     content = json.loads(lines[place])
     key = rng.choice(sorted(content))
-    content[key] = rng.choice([None, True, -1, 1.5, 10**400, float("nan"), "", "x", [], {}, [1], {"a": []}, "9" * 50])
+    content[key] = rng.choice(
+        [None, True, -1, 1.5, 10**400, float("nan"), "", "x", [], {}, [1], {"a": []}, "9" * 50]
+    )
     if rng.random() < 0.2:
         del content[key]
     lines[place] = json.dumps(content)
@@ -112,11 +118,18 @@ def _levels(*shape: int) -> np.ndarray:
 
 def _image_archives() -> list[bytes]:
     labels = np.array([0, 1, 2])
-    return [npz(images=_levels(3, 4, 4), labels=labels), npz(x_test=_levels(3, 4, 4, 3), y_test=labels[:, None])]
+    return [
+        npz(images=_levels(3, 4, 4), labels=labels),
+        npz(x_test=_levels(3, 4, 4, 3), y_test=labels[:, None]),
+    ]
 
 
 def _idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.tobytes()
+    )
 
 
 def _pickles() -> list[bytes]:
@@ -146,7 +159,9 @@ def _train_checkpoint() -> list[bytes]:
     from bitcrown.train.training import new_run
 
     tiny = Architecture("tiny", (1, 4, 4), 2, 2, 1, (Stage(2, 1, 1),), 2, 2)
-    settings = TrainSettings.from_mapping({"eps": 0.1, "epochs": 2, "padding": 0, "flip": "off", "device": "cpu"})
+    settings = TrainSettings.from_mapping(
+        {"eps": 0.1, "epochs": 2, "padding": 0, "flip": "off", "device": "cpu"}
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.pt"
         save_checkpoint(new_run(tiny, settings, Normalisation((0.4,), (0.3,))), path)
@@ -180,8 +195,10 @@ def _attack_state() -> list[bytes]:
 
 def _record() -> dict[str, Any]:
     return {
-        "format": 1, "version": "0.1", "commit": "c", "settings": {"device": "cpu"}, "seed": 0, "machine": {"cpu": "x"},
-        "category": "c", "network": "n", "vnnlib": "v", "timeout": 3.0, "result": "unsat", "expected": "sat",
+        "format": 1, "version": "0.1", "commit": "c", "settings": {"device": "cpu"}, "seed": 0,
+        "machine": {"cpu": "x"},
+        "category": "c", "network": "n", "vnnlib": "v", "timeout": 3.0, "result": "unsat",
+        "expected": "sat",
         "wall_s": 1.5, "peak_mib": 100, "phases": {"a": 1.0}, "counters": {}, "key": ["a", 1],
     }  # fmt: skip
 
@@ -283,7 +300,9 @@ def _result_2(data: bytes, folder: Path) -> None:
     from bitcrown.check.result_file import check_result
 
     network, _ = _sound(folder)
-    check_result(_put(folder, "out.txt", data), network, _put(folder, "two.vnnlib", PROPERTY_2.encode()))
+    check_result(
+        _put(folder, "out.txt", data), network, _put(folder, "two.vnnlib", PROPERTY_2.encode())
+    )
 
 
 def _records(data: bytes, folder: Path) -> None:
@@ -317,7 +336,9 @@ def _bundle(data: bytes, folder: Path) -> None:
     from bitcrown.zoo.checkpoint import open_checkpoint
 
     tiny = ROOT / "tests/data/zoo/tiny"
-    _put(folder, "tiny.data-00000-of-00001", tiny.with_name("tiny.data-00000-of-00001").read_bytes())
+    _put(
+        folder, "tiny.data-00000-of-00001", tiny.with_name("tiny.data-00000-of-00001").read_bytes()
+    )
     _put(folder, "tiny.index", data)
     checkpoint = open_checkpoint(folder / "tiny")
     for name in checkpoint.entries:
@@ -336,7 +357,14 @@ def _zoo_archives() -> tuple[bytes, ...]:
     from bitcrown.zoo.networks import build_network
     from bitcrown.zoo.weights import variables
 
-    return (npz(**{name: variable.exported() for name, variable in variables(build_network("small")).items()}),)
+    return (
+        npz(
+            **{
+                name: variable.exported()
+                for name, variable in variables(build_network("small")).items()
+            }
+        ),
+    )
 
 
 def _checkpoint(data: bytes, folder: Path) -> None:
@@ -377,7 +405,10 @@ def _field(data: bytes, folder: Path) -> None:
 
 WITNESS = b"sat\n((X_0 0.125)\n (X_1 0.0625)\n (Y_0 1.5)\n (Y_1 -2e-3))\n"
 WITNESS_2 = b"sat\nX float32 [1,2]\n0.25\n0.5\nY float32 [1,2]\n1.5\n-2e-3\n"
-JOURNAL = b'{"stage": "clean", "image": 0, "is_right": true}\n{"stage": "bounds", "image": 1, "proved_by": "bab"}\n'
+JOURNAL = (
+    b'{"stage": "clean", "image": 0, "is_right": true}\n{"stage": "bounds", "image": 1, '
+    b'"proved_by": "bab"}\n'
+)
 ROWS = b"onnx/a.onnx,vnnlib/p.vnnlib,60\n\"[('f', 'a.onnx'), ('g', 'b.onnx')]\",p.vnnlib,1.5\n"
 TRUTH = b"onnx,vnnlib,expected\na.onnx,p.vnnlib,sat\n"
 TINY_INDEX = ROOT / "tests/data/zoo/tiny.index"
@@ -387,7 +418,10 @@ _LABELS = _idx(np.array([1, 2, 3], dtype=np.uint8))
 def _properties() -> list[bytes]:
     """Both versions, a case without constraints, and constraints on inputs only."""
     box, _, _ = PROPERTY.rpartition("(assert")
-    return [text.encode() for text in (PROPERTY, PROPERTY_2, box, box + "(assert (or (<= X_0 0.1) (>= Y_0 100.0)))\n")]
+    return [
+        text.encode()
+        for text in (PROPERTY, PROPERTY_2, box, box + "(assert (or (<= X_0 0.1) (>= Y_0 100.0)))\n")
+    ]
 
 
 READERS: dict[str, Callable[[bytes, Path], None]] = {
@@ -434,7 +468,9 @@ SEEDS: dict[str, Callable[[], Sequence[bytes]]] = {
     "sheet_labels": lambda: (_npy(np.arange(3)),),
     "result": lambda: (WITNESS, gzip.compress(WITNESS, mtime=0)),
     "result_2": lambda: (WITNESS_2,),
-    "records": lambda: (json.dumps(_record()).encode() + b"\n" + json.dumps(_record()).encode() + b"\n",),
+    "records": lambda: (
+        json.dumps(_record()).encode() + b"\n" + json.dumps(_record()).encode() + b"\n",
+    ),
     "instances": lambda: (ROWS,),
     "expected": lambda: (TRUTH,),
     "h5": functools.cache(_h5),
@@ -463,7 +499,8 @@ INSIDE: dict[str, Callable[[bytes, random.Random, Damage], bytes]] = {
 
 
 def signed_again(data: bytes) -> bytes:
-    """A damaged table with the checksums that its blocks would have: of the index block and of those it names."""
+    """A damaged table with the checksums that its blocks would have: of the index block and of
+    those it names."""
     from bitcrown.errors import BitcrownError
     from bitcrown.zoo.crc32c import masked_crc32c
     from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, read_varint
@@ -473,7 +510,9 @@ def signed_again(data: bytes) -> bytes:
     def sign(offset: int, size: int) -> bytes:
         end = offset + size
         if end + 5 <= len(changed) - FOOTER_BYTES:
-            changed[end + 1 : end + 5] = masked_crc32c(bytes(changed[offset : end + 1])).to_bytes(4, "little")
+            changed[end + 1 : end + 5] = masked_crc32c(bytes(changed[offset : end + 1])).to_bytes(
+                4, "little"
+            )
         return bytes(changed[offset:end])
 
     try:

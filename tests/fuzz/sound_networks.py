@@ -22,7 +22,11 @@ def _packed(model: Any) -> bytes:
 
 
 def _model(
-    nodes: Sequence[Any], arrays: dict[str, Any], shape: Sequence[Any] = (1, 2), kind: int = 1, opset: int = 17
+    nodes: Sequence[Any],
+    arrays: dict[str, Any],
+    shape: Sequence[Any] = (1, 2),
+    kind: int = 1,
+    opset: int = 17,
 ) -> bytes:
     """Nodes from ``x`` to ``y``."""
     graph = helper.make_graph(
@@ -60,7 +64,15 @@ def dense() -> bytes:
 def float_models() -> tuple[bytes, ...]:
     make = helper.make_node
     conv = [
-        make("Conv", ["x", "w", "b"], ["a"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2], group=1),
+        make(
+            "Conv",
+            ["x", "w", "b"],
+            ["a"],
+            kernel_shape=[3, 3],
+            pads=[1, 1, 1, 1],
+            strides=[2, 2],
+            group=1,
+        ),
         make("BatchNormalization", ["a", "s", "b", "m", "s"], ["n"]),
         make("MaxPool", ["n"], ["p"], kernel_shape=[2, 2], strides=[1, 1]),
         make("AveragePool", ["p"], ["q"], kernel_shape=[1, 1], ceil_mode=1),
@@ -71,7 +83,8 @@ def float_models() -> tuple[bytes, ...]:
         make("MatMul", ["f", "v"], ["y"]),
     ]
     arrays = {
-        "w": floats(3, 1, 3, 3), "b": floats(3), "s": np.abs(floats(3)), "m": floats(3), "v": floats(27, 2),
+        "w": floats(3, 1, 3, 3), "b": floats(3), "s": np.abs(floats(3)), "m": floats(3),
+        "v": floats(27, 2),
         "zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]),
     }  # fmt: skip
     smooth = [
@@ -87,17 +100,30 @@ def float_models() -> tuple[bytes, ...]:
         make("Gather", ["e", "index"], ["y"], axis=0),
     ]
     more = {
-        "pads": np.array([1, 0, 0, 1]), "axes": np.array([1]), "sizes": np.array([2, 1]), "two": np.float32(2.0),
-        "low": np.float32(-1), "high": np.float32(1), "b0": np.float32(3), "index": np.array([1, 0]),
+        "pads": np.array([1, 0, 0, 1]), "axes": np.array([1]), "sizes": np.array([2, 1]),
+        "two": np.float32(2.0),
+        "low": np.float32(-1), "high": np.float32(1), "b0": np.float32(3), "index": np.array([1,
+        0]),
     }  # fmt: skip
     upsampled = [
         make("Unsqueeze", ["x", "axes"], ["u"]),
-        make("ConvTranspose", ["u", "w"], ["a"], strides=[2, 2], pads=[0, 0, 1, 1], output_padding=[1, 1]),
+        make(
+            "ConvTranspose",
+            ["u", "w"],
+            ["a"],
+            strides=[2, 2],
+            pads=[0, 0, 1, 1],
+            output_padding=[1, 1],
+        ),
         make("Resize", ["a", "", "scales"], ["z"], mode="nearest"),
         make("LeakyRelu", ["z"], ["l"], alpha=0.1),
         make("ReduceMean", ["l"], ["y"], keepdims=0),
     ]
-    last = {"axes": np.array([0, 1]), "w": floats(1, 1, 2, 2), "scales": np.array([1, 1, 2, 2], dtype=np.float32)}
+    last = {
+        "axes": np.array([0, 1]),
+        "w": floats(1, 1, 2, 2),
+        "scales": np.array([1, 1, 2, 2], dtype=np.float32),
+    }
     return (
         dense(),
         _model(conv, arrays, ("batch", 1, 8, 8)),
@@ -120,11 +146,17 @@ def quantized_models() -> tuple[bytes, ...]:
         make("DequantizeLinear", ["q2", "s", "z"], ["y"]),
     ]
     arrays = {
-        "s": np.float32(0.05), "z": np.uint8(7), "wq": np.array([[3, -5], [7, 100]], np.int8), "ws": np.float32(0.02),
+        "s": np.float32(0.05), "z": np.uint8(7), "wq": np.array([[3, -5], [7, 100]], np.int8),
+        "ws": np.float32(0.02),
         "wz": np.int8(0), "b": np.array([0.5, -0.25], np.float32),
     }  # fmt: skip
     integers = [
-        make("QLinearConv", ["x", "s", "z", "wq", "s", "wz", "s", "z", "bias"], ["c"], pads=[1, 1, 1, 1]),
+        make(
+            "QLinearConv",
+            ["x", "s", "z", "wq", "s", "wz", "s", "z", "bias"],
+            ["c"],
+            pads=[1, 1, 1, 1],
+        ),
         make("MaxPool", ["c"], ["p"], kernel_shape=[2, 2]),
         make("Flatten", ["p"], ["f"]),
         make("QLinearMatMul", ["f", "s", "z", "v", "s", "wz", "s", "z"], ["m"]),
@@ -133,7 +165,8 @@ def quantized_models() -> tuple[bytes, ...]:
     more = {
         "s": np.float32(0.05), "z": np.uint8(7), "wz": np.int8(0),
         "wq": np.arange(-9, 9, dtype=np.int8).reshape(2, 1, 3, 3),
-        "v": np.arange(-9, 9, dtype=np.int8)[:16].reshape(8, 2), "bias": np.array([5, -3], np.int32),
+        "v": np.arange(-9, 9, dtype=np.int8)[:16].reshape(8, 2), "bias": np.array([5, -3],
+        np.int32),
     }  # fmt: skip
     dynamic = [
         make("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
@@ -152,7 +185,8 @@ def quantized_models() -> tuple[bytes, ...]:
 
 @functools.cache
 def odd_models() -> tuple[bytes, ...]:
-    """A scalar output behind scalars inside, outputs that do not depend on the input, and one that is no tensor."""
+    """A scalar output behind scalars inside, outputs that do not depend on the input, and one that
+    is no tensor."""
     make = helper.make_node
     scalar = [
         make("Gemm", ["x", "w", "b"], ["h"], transB=1),
@@ -203,8 +237,10 @@ def onnx_inside(data: bytes, rng: random.Random, damage: Damage) -> bytes:
 INTEGERS = (-(2**63), -(2**31), -100, -3, -1, 0, 1, 2, 7, 2**31, 2**40, 2**62, 2**63 - 1)
 REALS = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e38, -1e38, 1e-45)
 OPERATORS = (
-    "Gemm", "MatMul", "Relu", "Conv", "Reshape", "Softmax", "ReduceSum", "Cast", "Identity", "Sign", "Floor", "Mod",
-    "Constant", "Concat", "QuantizeLinear", "DequantizeLinear", "Einsum", "LSTM", "Loop", "If", "NonZero", "Exp",
+    "Gemm", "MatMul", "Relu", "Conv", "Reshape", "Softmax", "ReduceSum", "Cast", "Identity",
+    "Sign", "Floor", "Mod",
+    "Constant", "Concat", "QuantizeLinear", "DequantizeLinear", "Einsum", "LSTM", "Loop", "If",
+    "NonZero", "Exp",
     "Sqrt",
 )  # fmt: skip
 

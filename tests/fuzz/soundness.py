@@ -2,9 +2,10 @@
 
     python tests/fuzz/soundness.py --minutes 30 --seed 1 --family float
 
-Instances are numbered: a family, a seed and a number give the same instance again (``--only NUMBER``). Failures are
-shrunk and written to ``--out``, one folder each; the last line of the output is the count of every kind as JSON. Exit
-code 1 says that something failed. ``--count`` in place of ``--minutes`` makes the run depend on nothing but the seed.
+Instances are numbered: a family, a seed and a number give the same instance again
+(``--only NUMBER``). Failures are shrunk and written to ``--out``, one folder each; the last line of
+the output is the count of every kind as JSON. Exit code 1 says that something failed. ``--count``
+in place of ``--minutes`` makes the run depend on nothing but the seed.
 """
 
 from __future__ import annotations
@@ -45,12 +46,18 @@ SHOWN = 2
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=FAMILIES, action="append", help="default: all, one after the other")
+    parser.add_argument(
+        "--family", choices=FAMILIES, action="append", help="default: all, one after the other"
+    )
     parser.add_argument("--minutes", type=float, default=1.0, help="for each family")
-    parser.add_argument("--count", type=int, default=0, help="instances of each family, in place of --minutes")
+    parser.add_argument(
+        "--count", type=int, default=0, help="instances of each family, in place of --minutes"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, default=-1, help="one instance by its number")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "fuzz", help="folder for failures")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "fuzz", help="folder for failures"
+    )
     parser.add_argument("--no-shrink", action="store_true", help="count failures, but write none")
     options = parser.parse_args(arguments)
     failed = False
@@ -63,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def family_of(name: str) -> Any:
-    """The module of a family: ``trial(seed, number)`` and ``explained(seed, number, result, folder)``."""
+    """The module of a family: ``trial(seed, number)`` and
+    ``explained(seed, number, result, folder)``."""
     import torch
 
     torch.set_num_threads(1)
@@ -94,7 +102,9 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
             print(json.dumps(result, default=str))
         if not options.count and options.only < 0 and time.time() - started > 60 * options.minutes:
             break
-    found = {text: {"count": len(places), "first": places[:SHOWN]} for text, places in signatures.items()}
+    found = {
+        text: {"count": len(places), "first": places[:SHOWN]} for text, places in signatures.items()
+    }
     seconds = round(time.time() - started, 1)
     total = sum(kinds.values())
     return {
@@ -107,17 +117,23 @@ def run_family(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def write_failure(family: Any, name: str, options: argparse.Namespace, number: int, result: dict[str, Any]) -> None:
-    """The shrunk instance in a folder of its own, made in a child as well; a line in the folder's README."""
+def write_failure(
+    family: Any, name: str, options: argparse.Namespace, number: int, result: dict[str, Any]
+) -> None:
+    """The shrunk instance in a folder of its own, made in a child as well; a line in the folder's
+    README."""
     folder = options.out / f"{name}_{options.seed}_{number}"
     folder.mkdir(parents=True, exist_ok=True)
 
     def explain(number: int) -> dict[str, Any]:
         return {"kind": "explained", "line": family.explained(options.seed, number, result, folder)}
 
-    (_, answer), *_ = results(explain, [number], SHRINKING_SECONDS, getattr(family, "CPU_CLOCK", True))
+    (_, answer), *_ = results(
+        explain, [number], SHRINKING_SECONDS, getattr(family, "CPU_CLOCK", True)
+    )
     line = answer.get(
-        "line", f"{result['kind']}: {result.get('signature', '')} (shrinking it failed: {answer['kind']})"
+        "line",
+        f"{result['kind']}: {result.get('signature', '')} (shrinking it failed: {answer['kind']})",
     )
     print(f"  {folder}: {line}", flush=True)
     with open(options.out / "README.md", "a", encoding="utf-8") as file:
@@ -125,10 +141,15 @@ def write_failure(family: Any, name: str, options: argparse.Namespace, number: i
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = [f"{report['family']} (seed {report['seed']}): {report['instances']} instances, {report['seconds']} s"]
+    lines = [
+        f"{report['family']} (seed {report['seed']}): {report['instances']} instances, "
+        f"{report['seconds']} s"
+    ]
     lines += [f"  {kind:24} {count:8}" for kind, count in report["kinds"].items()]
     for text, found in report["failures"].items():
-        lines.append(f"  ! {found['count']:5} x {text}   (first: {', '.join(map(str, found['first']))})")
+        lines.append(
+            f"  ! {found['count']:5} x {text}   (first: {', '.join(map(str, found['first']))})"
+        )
     return "\n".join(lines)
 
 

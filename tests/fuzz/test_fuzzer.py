@@ -1,4 +1,5 @@
-"""The fuzzer's own means: exact pieces against onnxruntime, readings of decimals, isolation, shrinking, detection."""
+"""The fuzzer's own means: exact pieces against onnxruntime, readings of decimals, isolation,
+shrinking, detection."""
 
 from __future__ import annotations
 
@@ -42,10 +43,14 @@ def test_pieces_are_the_network_and_cover_its_box() -> None:
             form = [f[0] + f[1] * middle[0] + f[2] * middle[1] for f in (*pieces.inputs, *outputs)]
             n = instance.prop.inputs
             expected = runtime.outputs(np.array([float(v) for v in form[:n]]))
-            assert np.allclose(expected.astype(float), [float(v) for v in form[n:]], rtol=1e-3, atol=1e-3)
+            assert np.allclose(
+                expected.astype(float), [float(v) for v in form[n:]], rtol=1e-3, atol=1e-3
+            )
         area = sum((_doubled_area(polygon) for polygon, _ in pieces.pieces), Fraction(0))
         moving = [
-            Fraction(b) - Fraction(a) for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True) if a != b
+            Fraction(b) - Fraction(a)
+            for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True)
+            if a != b
         ]
         if len(moving) == 2:
             assert area == 2 * moving[0] * moving[1]
@@ -65,7 +70,9 @@ def test_pieces_decide_as_points_do() -> None:
         answers.add(witness is None)
         box = Box.of(instance.prop, instance.dtype)
         judge = Judge(instance)
-        seen = not box.off.any() and any(judge.verdict(box.point(rng, instance.dtype)) == "real" for _ in range(20))
+        seen = not box.off.any() and any(
+            judge.verdict(box.point(rng, instance.dtype)) == "real" for _ in range(20)
+        )
         assert not (seen and witness is None)
         if witness is not None:
             ends = zip(witness, instance.prop.lower, instance.prop.upper, strict=True)
@@ -80,10 +87,17 @@ def test_pieces_decide_as_points_do() -> None:
         ("0.5", "0.5", "float16", (0.5, 0.5, False)),
         ("2.25", "2.25", "int8", (2.0, 2.0, True)),
         ("-1.5", "1.5", "int64", (-1.0, 1.0, False)),
-        ("-1e39", "1e39", "float32", (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), False)),
+        (
+            "-1e39",
+            "1e39",
+            "float32",
+            (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max), False),
+        ),
     ],
 )
-def test_bounds_are_read_as_numbers_of_the_type(low: str, up: str, dtype: str, expected: Any) -> None:
+def test_bounds_are_read_as_numbers_of_the_type(
+    low: str, up: str, dtype: str, expected: Any
+) -> None:
     assert inner_ends(low, up, dtype) == expected
 
 
@@ -110,7 +124,10 @@ def test_a_false_claim_is_refuted_and_a_true_one_is_not() -> None:
             prop = instance.prop
             row = Row(((n, "1"),), "<=", str(float(least + shift)))
             claim = Instance(
-                instance.model, Property(prop.lower, prop.upper, prop.outputs, ((row,),)), None, {"exact": 1}
+                instance.model,
+                Property(prop.lower, prop.upper, prop.outputs, ((row,),)),
+                None,
+                {"exact": 1},
             )
             assert refuted(claim, rng) == word
             seen.add(word)
@@ -139,7 +156,9 @@ def test_shrinking_keeps_the_failure_and_drops_the_rest() -> None:
 def test_a_row_holds_exactly_or_not() -> None:
     prop = Property(("0",), ("1",), 1, ((Row(((0, "1"), (1, "-1")), "<=", "0.1"),),))
     point, outputs = np.array([0.5]), np.array([0.4])
-    assert prop.cases[0][0].excess(rationals(point, outputs)) == Fraction(0.5) - Fraction(0.4) - Fraction(1, 10)
+    assert prop.cases[0][0].excess(rationals(point, outputs)) == Fraction(0.5) - Fraction(
+        0.4
+    ) - Fraction(1, 10)
     assert satisfied_case(prop, point, outputs) is not None
     assert satisfied_case(prop, point, outputs, np.array([1e-3])) is None
     assert satisfied_case(prop, point, np.array([np.nan])) is None

@@ -1,4 +1,5 @@
-"""A slice of the parser fuzzer: the same damaged files every time. ``parsers.py`` by itself runs as many as asked."""
+"""A slice of the parser fuzzer: the same damaged files every time. ``parsers.py`` by itself runs as
+many as asked."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ TRIALS = 200
 
 
 def test_only_errors_of_ours_escape() -> None:
-    """In a process of its own: a fork of one in which torch has started threads would wait for them for ever."""
+    """In a process of its own: a fork of one in which torch has started threads would wait for them
+    for ever."""
     command = [sys.executable, parsers.__file__, str(TRIALS), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{TRIALS} trials, seed 1: 0 failures" in done.stdout
 

@@ -1,11 +1,13 @@
 """What is true of an instance, by means that share nothing with bitcrown.
 
-*Exactly*: networks of piecewise linear operators on at most two inputs that vary are cut into the polygons on which
-they are affine, in rationals; a case holds somewhere iff one polygon clipped by its rows is not empty.
+*Exactly*: networks of piecewise linear operators on at most two inputs that vary are cut into the
+polygons on which they are affine, in rationals; a case holds somewhere iff one polygon clipped by
+its rows is not empty.
 
-*By a point*: a point of the box whose outputs satisfy a case by more than what rounding can do. Outputs as real numbers
-come from onnx's reference evaluator in float64; how far these can be off is measured by shaking all weights by some
-units in the last place. They must agree with onnxruntime on the file itself, so that neither can err alone.
+*By a point*: a point of the box whose outputs satisfy a case by more than what rounding can do.
+Outputs as real numbers come from onnx's reference evaluator in float64; how far these can be off is
+measured by shaking all weights by some units in the last place. They must agree with onnxruntime on
+the file itself, so that neither can err alone.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from tests.fuzz.properties import Array, Box, Property
 
 SHAKE = 2.0**-50
 INTERPOLATED = 2.0**-22
-"""Weights of linear interpolation are float32 in onnxruntime, and that is the function which bitcrown bounds."""
+"""Weights of linear interpolation are float32 in onnxruntime, and that is the function which
+bitcrown bounds."""
 SHAKES = 2
 SAFETY = 64.0
 AGREEMENT = {"float16": 2e-2, "float32": 2e-3, "float64": 1e-7}
@@ -38,7 +41,8 @@ FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOU
 
 @dataclass
 class Instance:
-    """``point``: an input [n] of the file's type that may be a witness; ``facts``: what was drawn, for the report."""
+    """``point``: an input [n] of the file's type that may be a witness; ``facts``: what was drawn,
+    for the report."""
 
     model: Any
     prop: Property
@@ -47,7 +51,9 @@ class Instance:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self.model.graph.input[0].type.tensor_type.elem_type))
+        return np.dtype(
+            helper.tensor_dtype_to_np_dtype(self.model.graph.input[0].type.tensor_type.elem_type)
+        )
 
     @property
     def shape(self) -> list[int]:
@@ -63,7 +69,9 @@ class Runtime:
 
     def outputs(self, point: Array) -> Array:
         """``[m]`` at ``point [n]``, in the file's own type."""
-        found: Array = self.session.run(None, {"x": np.asarray(point, self.dtype).reshape(self.shape)})[0].reshape(-1)
+        found: Array = self.session.run(
+            None, {"x": np.asarray(point, self.dtype).reshape(self.shape)}
+        )[0].reshape(-1)
         return found
 
 
@@ -103,7 +111,10 @@ class Reference:
         try:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = [np.asarray(e.run(None, {"x": value})[0], np.float64).reshape(-1) for e in self.evaluators]
+                found = [
+                    np.asarray(e.run(None, {"x": value})[0], np.float64).reshape(-1)
+                    for e in self.evaluators
+                ]
         except Exception:  # noqa: BLE001 (the evaluator has no rule, or none for float64: then nothing is claimed)
             return None
         if not all(part.shape == found[0].shape and np.isfinite(part).all() for part in found):
@@ -113,12 +124,18 @@ class Reference:
 
 
 def _interpolates(model: Any) -> bool:
-    modes = [a.s for node in model.graph.node if node.op_type in ("Resize", "Upsample") for a in node.attribute]
+    modes = [
+        a.s
+        for node in model.graph.node
+        if node.op_type in ("Resize", "Upsample")
+        for a in node.attribute
+    ]
     return b"linear" in modes
 
 
 def _widened(model: Any, rng: np.random.Generator, shake: float) -> Any:
-    """The model with float64 in place of every float type, its weights moved by ``shake`` at random."""
+    """The model with float64 in place of every float type, its weights moved by ``shake`` at
+    random."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     if wide.graph.input[0].type.tensor_type.elem_type in FLOATS:
@@ -146,8 +163,11 @@ def rationals(*parts: Array) -> list[Fraction]:
     return [Fraction(v) for part in parts for v in part.tolist()]
 
 
-def satisfied_case(prop: Property, point: Array, outputs: Array, errors: Array | None = None) -> int | None:
-    """The first case whose rows all hold at real ``outputs`` [m] that may be off by ``errors``; None if none does."""
+def satisfied_case(
+    prop: Property, point: Array, outputs: Array, errors: Array | None = None
+) -> int | None:
+    """The first case whose rows all hold at real ``outputs`` [m] that may be off by ``errors``;
+    None if none does."""
     if not np.isfinite(outputs.astype(np.float64)).all():
         return None
     values = rationals(point, outputs)
@@ -155,7 +175,14 @@ def satisfied_case(prop: Property, point: Array, outputs: Array, errors: Array |
     for index, case in enumerate(prop.cases):
         if all(
             row.excess(values)
-            + sum((abs(Fraction(c)) * room[i - prop.inputs] for i, c in row.terms if i >= prop.inputs), Fraction(0))
+            + sum(
+                (
+                    abs(Fraction(c)) * room[i - prop.inputs]
+                    for i, c in row.terms
+                    if i >= prop.inputs
+                ),
+                Fraction(0),
+            )
             <= 0
             for row in case
         ):
@@ -164,7 +191,8 @@ def satisfied_case(prop: Property, point: Array, outputs: Array, errors: Array |
 
 
 class Judge:
-    """Whether points violate: ``real`` (as real arithmetic has it) or ``runtime`` (as onnxruntime rounds)."""
+    """Whether points violate: ``real`` (as real arithmetic has it) or ``runtime`` (as onnxruntime
+    rounds)."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -177,15 +205,21 @@ class Judge:
         by_runtime = satisfied_case(prop, point, own) is not None
         found = self.reference.outputs(point)
         if found is not None and satisfied_case(prop, point, *found) is not None:
-            tolerance = AGREEMENT.get(own.dtype.name, 2e-3) * max(float(np.abs(found[0]).max()), 1e-30)
+            tolerance = AGREEMENT.get(own.dtype.name, 2e-3) * max(
+                float(np.abs(found[0]).max()), 1e-30
+            )
             # the evaluator is not right about the shapes of all operators: then it cannot say
-            if own.shape == found[0].shape and np.abs(own.astype(np.float64) - found[0]).max() <= tolerance:
+            if (
+                own.shape == found[0].shape
+                and np.abs(own.astype(np.float64) - found[0]).max() <= tolerance
+            ):
                 return "real"
         return "runtime" if by_runtime else ""
 
 
 def searched(instance: Instance, rng: np.random.Generator, points: int) -> Array | None:
-    """A point that onnxruntime says satisfies a case: corners and random points, then descent around the best."""
+    """A point that onnxruntime says satisfies a case: corners and random points, then descent
+    around the best."""
     runtime, prop = Runtime(instance), instance.prop
     box = Box.of(prop, instance.dtype)
     best, least = box.point(rng, instance.dtype), np.inf
@@ -194,7 +228,12 @@ def searched(instance: Instance, rng: np.random.Generator, points: int) -> Array
         if k < points // 2:
             point = box.point(rng, instance.dtype)
         else:
-            noise = rng.normal(size=len(width)) * width * 10.0 ** -rng.integers(0, 6) * (rng.random(len(width)) < 0.5)
+            noise = (
+                rng.normal(size=len(width))
+                * width
+                * 10.0 ** -rng.integers(0, 6)
+                * (rng.random(len(width)) < 0.5)
+            )
             point = box.nearest(best.astype(np.float64) + noise, instance.dtype)
         value = _worst_excess(prop, point, runtime.outputs(point))
         if value < least:
@@ -212,6 +251,10 @@ def _worst_excess(prop: Property, point: Array, outputs: Array) -> float:
     worst = []
     with np.errstate(all="ignore"):
         for case in prop.cases:
-            rows = [sum(float(c) * values[i] for i, c in row.terms) - float(row.rhs) for row in case]
-            worst.append(max(v if row.op == "<=" else -v for v, row in zip(rows, case, strict=True)))
+            rows = [
+                sum(float(c) * values[i] for i, c in row.terms) - float(row.rhs) for row in case
+            ]
+            worst.append(
+                max(v if row.op == "<=" else -v for v, row in zip(rows, case, strict=True))
+            )
     return float(np.nanmin(worst)) if not np.isnan(worst).all() else np.inf

@@ -1,4 +1,5 @@
-"""Laws of attacks: violations planted in random networks are found, by probes and by descent in both precisions.
+"""Laws of attacks: violations planted in random networks are found, by probes and by descent in
+both precisions.
 
 Judged by code of its own: rationals over the printed witness.
 """
@@ -48,7 +49,9 @@ def relu_net(path: Path, seed: int, n: int, m: int) -> Path:
         weight = random.normal(size=(sizes[k], sizes[k + 1])) / np.sqrt(sizes[k])
         weights += [
             numpy_helper.from_array(weight.astype(np.float32), f"w{k}"),
-            numpy_helper.from_array((0.3 * random.normal(size=sizes[k + 1])).astype(np.float32), f"b{k}"),
+            numpy_helper.from_array(
+                (0.3 * random.normal(size=sizes[k + 1])).astype(np.float32), f"b{k}"
+            ),
         ]
         nodes += [
             helper.make_node("MatMul", [current, f"w{k}"], [f"m{k}"]),
@@ -66,17 +69,22 @@ def relu_net(path: Path, seed: int, n: int, m: int) -> Path:
         [helper.make_tensor_value_info(current, proto, [1, m])],
         weights,
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path
+    )
     return path
 
 
 def plant(folder: Path, seed: int, n: int, m: int) -> Planted:
-    """The violation: output 0 at least as large as at ``point``, less a tenth of its spread over the box."""
+    """The violation: output 0 at least as large as at ``point``, less a tenth of its spread over
+    the box."""
     path = relu_net(folder / "net.onnx", seed, n, m)
     random = np.random.default_rng(seed + 1)
     low = np.round(random.uniform(-1, 0.5, n), 3)
     high = np.round(low + random.uniform(0, 1, n), 3)
-    head = [f"(declare-const X_{i} Real)" for i in range(n)] + [f"(declare-const Y_{i} Real)" for i in range(m)]
+    head = [f"(declare-const X_{i} Real)" for i in range(n)] + [
+        f"(declare-const Y_{i} Real)" for i in range(m)
+    ]
     box = [f"(assert (>= X_{i} {low[i]}))(assert (<= X_{i} {high[i]}))" for i in range(n)]
     replay = Replay(parse_query("\n".join([*head, *box])), {"N": path})
     points = random.uniform(low, high, (300, n))
@@ -90,7 +98,9 @@ def plant(folder: Path, seed: int, n: int, m: int) -> Planted:
 
 def holds_exactly(text: str, written: str) -> bool:
     """The assertions of ``plant`` at the numbers of a result file, in rationals."""
-    found = {f"{name}_{index}": Fraction(float(number)) for name, index, number in PAIR.findall(written)}
+    found = {
+        f"{name}_{index}": Fraction(float(number)) for name, index, number in PAIR.findall(written)
+    }
     for op, name, number in re.findall(r"\(assert \(([<>]=) (\S+) (\S+?)\)\)", text):
         value, bound = found[name], Fraction(number)
         if (value < bound) if op == ">=" else (value > bound):
@@ -100,7 +110,9 @@ def holds_exactly(text: str, written: str) -> bool:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6))
-def test_probes_find_planted_violations(tmp_path_factory: pytest.TempPathFactory, seed: int, n: int) -> None:
+def test_probes_find_planted_violations(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, n: int
+) -> None:
     planted = plant(tmp_path_factory.mktemp("net"), seed, n, 2)
     problem = problem_from_query(parse_query(planted.text), {"N": planted.path})
     replay = Replay(problem.query, problem.networks)
@@ -127,7 +139,9 @@ def test_descent_finds_planted_violations(
     lower = torch.tensor([[float(value) for value in case.lower]], dtype=dtype)
     upper = torch.tensor([[float(value) for value in case.upper]], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
-    points, cases, _ = pgd(network, lower, upper, target, generator, 60, 32, Budget.of_cpu_seconds(60))
+    points, cases, _ = pgd(
+        network, lower, upper, target, generator, 60, 32, Budget.of_cpu_seconds(60)
+    )
     assert points.shape[1] == n and not cases.any()
     assert bool((points >= lower).all()) and bool((points <= upper).all())
     confirmer = Confirmer(problem, Replay(problem.query, problem.networks))

@@ -1,4 +1,5 @@
-"""Laws of the bound engine: enclosure (a), inclusion of intervals (b), optimisation never worsens (e), float32 (i)."""
+"""Laws of the bound engine: enclosure (a), inclusion of intervals (b), optimisation never worsens
+(e), float32 (i)."""
 
 from __future__ import annotations
 
@@ -51,14 +52,20 @@ def test_samples_lie_inside_every_layer_bound(kind: str, width: float, ascent: i
         graph = GRAPHS[kind](seed)
         network = Network(graph, torch.float64)
         lower, upper = boxes(graph, seed, 1 if ascent else 3, width)
-        finder = LayerAscent(Network(graph, torch.float32), ascent, Budget.of_cpu_seconds(60)) if ascent else None
+        finder = (
+            LayerAscent(Network(graph, torch.float32), ascent, Budget.of_cpu_seconds(60))
+            if ascent
+            else None
+        )
         bounds = LayerBounder(network, 1 << 22, finder).run(lower, upper).bounds
         points = samples(lower, upper, 64, seed)
         values = network.activations(points.flatten(0, 1))
         for name, (low, up) in bounds.items():
             value = values[name].reshape(len(lower), 64, *low.shape[1:])
             allowance = 1e-13 * (1 + value.abs())  # the sampled value itself is rounded
-            assert (value >= low[:, None] - allowance).all() and (value <= up[:, None] + allowance).all(), name
+            assert (value >= low[:, None] - allowance).all() and (
+                value <= up[:, None] + allowance
+            ).all(), name
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
@@ -73,7 +80,10 @@ def test_samples_lie_inside_zonotopes(kind: str, width: float, symbols: int) -> 
         widest = max(node.size for node in graph.nodes.values())
         forward = Forward(network, rounding.gamma(network), symbols * 8 * widest)
         ends = zip(
-            graph.inputs, network.split_inputs(lower).values(), network.split_inputs(upper).values(), strict=True
+            graph.inputs,
+            network.split_inputs(lower).values(),
+            network.split_inputs(upper).values(),
+            strict=True,
         )
         bounds: Bounds = {}
         for name, low, up in ends:
@@ -83,7 +93,9 @@ def test_samples_lie_inside_zonotopes(kind: str, width: float, symbols: int) -> 
         for node in graph.nodes.values():
             if node.name in bounds:
                 continue
-            interval = node_interval(network, node, [bounds[name] for name in node.inputs], rounding.gamma(network))
+            interval = node_interval(
+                network, node, [bounds[name] for name in node.inputs], rounding.gamma(network)
+            )
             relaxations = relaxations_of(network, bounds, [node.name])
             low, up = forward.step(node, interval, bounds, relaxations)
             bounds[node.name] = intersect(interval, (low, up))
@@ -109,7 +121,9 @@ def test_zonotopes_cancel_what_intervals_cannot() -> None:
     forward.begin(nodes[0], *bounds["x"])
     for node in nodes[1:]:
         interval = node_interval(network, node, [bounds[name] for name in node.inputs], 0.0)
-        bounds[node.name] = intersect(interval, forward.step(node, interval, bounds, relaxations_of(network, bounds)))
+        bounds[node.name] = intersect(
+            interval, forward.step(node, interval, bounds, relaxations_of(network, bounds))
+        )
     assert 2.999 < float(bounds["y"][0]) <= 3.0 <= float(bounds["y"][1]) < 3.001
 
 
@@ -146,7 +160,13 @@ def exact_outputs(graph: Graph, x: list[Fraction]) -> list[Fraction]:
 def root_problem(graph: Graph, seed: int, width: float) -> tuple[Network, Rows, Layout]:
     network = Network(graph, torch.float64)
     lower, upper = boxes(graph, seed, 1, width)
-    rows = Rows(torch.tensor([[[1.0, -1.0]]], dtype=torch.float64), None, torch.zeros(1, 1).double(), lower, upper)
+    rows = Rows(
+        torch.tensor([[[1.0, -1.0]]], dtype=torch.float64),
+        None,
+        torch.zeros(1, 1).double(),
+        lower,
+        upper,
+    )
     return network, rows, Layout(network)
 
 
@@ -158,7 +178,9 @@ def test_proved_minimum_is_below_the_exact_rational_value(width: float) -> None:
         enclosure = LayerBounder(network, 1 << 22).run(rows.x_lower, rows.x_upper)
         alpha = layout.default_alpha(enclosure.bounds)[:, None]
         parameters = Parameters(layout, alpha, None, None)
-        proved = float(proved_minimum(network, rows, enclosure.bounds, enclosure.scales, parameters))
+        proved = float(
+            proved_minimum(network, rows, enclosure.bounds, enclosure.scales, parameters)
+        )
         for point in samples(rows.x_lower, rows.x_upper, 16, seed)[0].tolist():
             y = exact_outputs(graph, [Fraction(v) for v in point])
             assert y[0] - y[1] >= Fraction(proved)
@@ -185,13 +207,28 @@ def test_ascent_finds_no_worse_bounds_and_any_parameters_are_sound(dtype: torch.
 
 
 def test_an_unbounded_value_makes_no_neuron_stable() -> None:
-    """1/x over an interval around zero has no bounds: everything after it must stay unbounded, not become NaN."""
+    """1/x over an interval around zero has no bounds: everything after it must stay unbounded, not
+    become NaN."""
     node = [
         Node("x", "Input", (), (1, 1)),
         Node("r", "Reciprocal", ("x",), (1, 1)),
-        Node("z", "Linear", ("r",), (1, 2), {}, {"weight": np.array([[1.0], [-1.0]]), "bias": np.zeros(2)}),
+        Node(
+            "z",
+            "Linear",
+            ("r",),
+            (1, 2),
+            {},
+            {"weight": np.array([[1.0], [-1.0]]), "bias": np.zeros(2)},
+        ),
         Node("a", "Relu", ("z",), (1, 2)),
-        Node("y", "Linear", ("a",), (1, 1), {}, {"weight": np.array([[1.0, 1.0]]), "bias": np.zeros(1)}),
+        Node(
+            "y",
+            "Linear",
+            ("a",),
+            (1, 1),
+            {},
+            {"weight": np.array([[1.0, 1.0]]), "bias": np.zeros(1)},
+        ),
     ]
     graph = Graph({part.name: part for part in node}, ("x",), ("y",), ("float32",))
     network = Network(graph, torch.float64)
@@ -202,7 +239,9 @@ def test_an_unbounded_value_makes_no_neuron_stable() -> None:
     for name, (lower, upper) in bounds.items():
         assert not lower.isnan().any() and not upper.isnan().any(), name
         finite = values[name].isfinite()
-        assert ((values[name] >= lower) | ~finite).all() and ((values[name] <= upper) | ~finite).all(), name
+        assert ((values[name] >= lower) | ~finite).all() and (
+            (values[name] <= upper) | ~finite
+        ).all(), name
 
 
 def test_float32_bounds_contain_the_float64_values() -> None:

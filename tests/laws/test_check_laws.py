@@ -1,4 +1,5 @@
-"""Laws of the check: boxes round inward, and the prepared check is the plain one and never laxer than the exact one.
+"""Laws of the check: boxes round inward, and the prepared check is the plain one and never laxer
+than the exact one.
 
 Judged by code of its own: rationals, not ``check.evaluate``.
 """
@@ -39,7 +40,10 @@ def test_the_inward_box_lies_inside(pairs: list[tuple[object, object]], kind: ty
     for i in range(len(exact)):
         assert float(kind(low[i])) == low[i] and float(kind(high[i])) == high[i]
         if is_off[i]:
-            below, above = np.nextafter(kind(low[i]), kind(-np.inf)), np.nextafter(kind(low[i]), kind(np.inf))
+            below, above = (
+                np.nextafter(kind(low[i]), kind(-np.inf)),
+                np.nextafter(kind(low[i]), kind(np.inf)),
+            )
             for number in (below, kind(low[i]), above):
                 assert not lower[i] <= Fraction(float(number)) <= upper[i]
         else:
@@ -88,14 +92,19 @@ def exact(term: object, values: dict[str, np.ndarray]) -> Fraction:
 def truth(formula: object, values: dict[str, np.ndarray]) -> bool:
     if isinstance(formula, Compare):
         left, right = exact(formula.left, values), exact(formula.right, values)
-        return {"<=": left <= right, "<": left < right, "==": left == right, "!=": left != right}[formula.op]
+        return {"<=": left <= right, "<": left < right, "==": left == right, "!=": left != right}[
+            formula.op
+        ]
     assert isinstance(formula, And | Or)
     parts = [truth(part, values) for part in formula.args]
     return all(parts) if isinstance(formula, And) else any(parts)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(formulas, min_size=1, max_size=4), st.lists(st.floats(-4, 4, width=32), min_size=6, max_size=6))
+@given(
+    st.lists(formulas, min_size=1, max_size=4),
+    st.lists(st.floats(-4, 4, width=32), min_size=6, max_size=6),
+)
 def test_the_prepared_check_is_the_plain_one_and_never_laxer_than_the_exact_one(
     parts: list[And | Or | Compare], data: list[float]
 ) -> None:

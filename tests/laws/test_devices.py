@@ -1,4 +1,5 @@
-"""One code for CPU and CUDA: nothing is made on the default device by accident, and both devices decide alike."""
+"""One code for CPU and CUDA: nothing is made on the default device by accident, and both devices
+decide alike."""
 
 from __future__ import annotations
 
@@ -25,7 +26,16 @@ from bitcrown.verdict import Verdict
 from tests.random_networks import box_property, conv_graph, dense_graph, save_onnx
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks/quickstart"
-FACTORIES = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.eye, torch.rand, torch.randn)
+FACTORIES = (
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.empty,
+    torch.arange,
+    torch.eye,
+    torch.rand,
+    torch.randn,
+)
 ROOMS = ("bounds", "search", "attack")
 
 
@@ -38,11 +48,19 @@ class DeviceWatch(TorchFunctionMode):
         self.calls = 0
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in FACTORIES:
-            caller = next(f for f in reversed(traceback.extract_stack()[:-1]) if "torch" not in Path(f.filename).parts)
+            caller = next(
+                f
+                for f in reversed(traceback.extract_stack()[:-1])
+                if "torch" not in Path(f.filename).parts
+            )
             if any(f"/bitcrown/{room}/" in caller.filename for room in ROOMS):
                 self.calls += 1
                 if kwargs.get("device") is None:
@@ -55,7 +73,9 @@ def decide(graph: Graph, folder: Path, width: float, formula: str, device: str) 
     centre = np.random.default_rng(1).normal(size=graph.n_inputs)
     box = ((centre + sign * width).astype(np.float32).astype(np.float64) for sign in (-1, 1))
     (folder / "p.vnnlib").write_text(box_property(*box, graph.n_outputs, formula))
-    return verify(load(folder / "net.onnx", folder / "p.vnnlib"), Settings(device=device), cpu_seconds=60.0)
+    return verify(
+        load(folder / "net.onnx", folder / "p.vnnlib"), Settings(device=device), cpu_seconds=60.0
+    )
 
 
 @pytest.mark.parametrize("search", ["input split", "neuron split", "neuron split, no clipping"])
@@ -75,18 +95,29 @@ def test_every_tensor_is_made_where_the_network_is(
 
 
 def step_on_meta(**settings: Any) -> None:
-    """A step on a device that has shapes and no numbers: whatever asks it for one, or mixes devices, raises."""
+    """A step on a device that has shapes and no numbers: whatever asks it for one, or mixes
+    devices, raises."""
     chosen = TrainSettings(1 / 255, device="cpu", beta_end=0.5, **settings)
     network = TrainableNetwork(architecture("resnet_mini")).to("meta")
-    step = Step(network, optimiser_of(network, chosen), chosen, Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
-    images, labels = torch.rand(4, 3, 32, 32, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    step = Step(
+        network,
+        optimiser_of(network, chosen),
+        chosen,
+        Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+    )
+    images, labels = (
+        torch.rand(4, 3, 32, 32, device="meta"),
+        torch.zeros(4, dtype=torch.int64, device="meta"),
+    )
     assert step(Batch(images, labels, images), Stage(1 / 255, 0.5, 0.5, 1e-3)).device.type == "meta"
 
 
 @pytest.mark.parametrize("precision", ["full", "mixed"])
 @pytest.mark.parametrize("fusion", ["on", "off"])
 @pytest.mark.parametrize("method", ["natural", "adversarial", "certified", "mixed"])
-def test_a_training_step_never_waits_for_the_device(method: str, fusion: str, precision: str) -> None:
+def test_a_training_step_never_waits_for_the_device(
+    method: str, fusion: str, precision: str
+) -> None:
     step_on_meta(method=method, fusion=fusion, precision=precision)
 
 
@@ -112,11 +143,21 @@ def test_cuda_trains_as_the_cpu_does(method: str) -> None:
     from bitcrown.train.training import Images, new_run, train
 
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.rand(512, 3, 32, 32, generator=generator), torch.randint(0, 10, (512,), generator=generator)
+    x, y = (
+        torch.rand(512, 3, 32, 32, generator=generator),
+        torch.randint(0, 10, (512,), generator=generator),
+    )
     curves = []
     for device in ("cpu", "cuda"):
         settings = TrainSettings(
-            1 / 255, method, epochs=3, batch=32, learning_rate=1e-4, eps_start=0.1, eps_end=0.3, device=device
+            1 / 255,
+            method,
+            epochs=3,
+            batch=32,
+            learning_rate=1e-4,
+            eps_start=0.1,
+            eps_end=0.3,
+            device=device,
         )
         run = new_run(architecture("resnet_mini"), settings, Normalisation((0.5,) * 3, (0.25,) * 3))
         for _ in train(run, Images.of(x.numpy(), y.numpy(), torch.device(device))):
@@ -128,7 +169,9 @@ def test_cuda_trains_as_the_cpu_does(method: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("formula", ["(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"])
+@pytest.mark.parametrize(
+    "formula", ["(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"]
+)
 def test_cuda_decides_as_the_cpu_does(seed: int, formula: str, tmp_path: Path) -> None:
     graph = dense_graph(seed, [20, 30, 30, 2])
     found = [decide(graph, tmp_path, 0.1, formula, device).status for device in ("cpu", "cuda")]
@@ -161,5 +204,8 @@ def test_cuda_decides_the_quickstart_suite(tmp_path: Path) -> None:
     rows = list(csv.reader((SUITE / "instances.csv").read_text().splitlines()))
     for onnx, vnnlib, _ in [row for row in rows if not row[0].startswith("[")]:
         problem = load(SUITE / onnx, SUITE / vnnlib)
-        found = [verify(problem, Settings(device=device), cpu_seconds=60.0).status for device in ("cpu", "cuda")]
+        found = [
+            verify(problem, Settings(device=device), cpu_seconds=60.0).status
+            for device in ("cpu", "cuda")
+        ]
         assert found[0] is found[1] and found[0] in (Status.SAT, Status.UNSAT)

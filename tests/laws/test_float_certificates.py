@@ -1,9 +1,10 @@
-"""What no certificate of a float network may do: prove something that is false, however it was made.
+"""What no certificate of a float network may do: prove something that is false, however it was
+made.
 
-For each random network a point of the box is evaluated in rational numbers, and the property asks whether the output
-gets as low as there: it does, exactly, so *no* certificate may be accepted. A second property asks for less than the
-network can reach and has a certificate; a thousand damaged copies of such certificates, re-addressed to the first
-property, are given to the checker.
+For each random network a point of the box is evaluated in rational numbers, and the property asks
+whether the output gets as low as there: it does, exactly, so *no* certificate may be accepted. A
+second property asks for less than the network can reach and has a certificate; a thousand damaged
+copies of such certificates, re-addressed to the first property, are given to the checker.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def test_a_false_claim_gets_no_certificate(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_bounds_hold_in_rational_numbers(tmp_path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
-    subject = dense_subject(tmp_path, seed, [3, 7, 6, 2], 10.0 ** float(random.integers(-3, 3)), "(<= Y_0 0.0)")
+    subject = dense_subject(
+        tmp_path, seed, [3, 7, 6, 2], 10.0 ** float(random.integers(-3, 3)), "(<= Y_0 0.0)"
+    )
     bounder = Bounder(subject.network, subject.groups[0].box)
     box = subject.groups[0].box
     points = random.uniform(box.lower[0], box.upper[0], (20, 3))
@@ -100,16 +103,21 @@ def test_bounds_hold_in_rational_numbers(tmp_path: Path, seed: int) -> None:
         exact_x = [Fraction(value) for value in x.tolist()]
         y = exact_output(subject.network, exact_x)
         for row in range(4):
-            quantity = sum(Fraction(float(c)) * v for c, v in zip(seed_rows[0, row], y, strict=True))
+            quantity = sum(
+                Fraction(float(c)) * v for c, v in zip(seed_rows[0, row], y, strict=True)
+            )
             a = [Fraction(float(value)) for value in found.coefficient[0, row]]
-            line = sum(c * v for c, v in zip(a, exact_x, strict=True)) + Fraction(float(found.constant[0, row]))
+            line = sum(c * v for c, v in zip(a, exact_x, strict=True)) + Fraction(
+                float(found.constant[0, row])
+            )
             assert quantity >= line - Fraction(float(found.error[0, row]))
             assert quantity >= Fraction(float(least[row]))
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_leaves_bound_every_point_with_their_signs(tmp_path: Path, seed: int) -> None:
-    """Whatever slopes, multipliers and weights are chosen, the value of a leaf is below that of each of its points."""
+    """Whatever slopes, multipliers and weights are chosen, the value of a leaf is below that of
+    each of its points."""
     random = np.random.default_rng(seed)
     subject = dense_subject(tmp_path, seed, [2, 6, 5, 2], 1.0, "(and (<= Y_0 0.25) (<= Y_1 0.5))")
     group, network = subject.groups[0], subject.network
@@ -207,6 +215,13 @@ def test_json_that_is_not_strict_is_rejected(tmp_path: Path) -> None:
     ]:
         assert old in text
         assert not check(gzip.compress(text.replace(old, new).encode()), subject).accepted
-    for junk in (b"", b"{}", data[:-9], b"\x1f\x8b", json.dumps([1]).encode(), gzip.compress(b"[" * 100_000)):
+    for junk in (
+        b"",
+        b"{}",
+        data[:-9],
+        b"\x1f\x8b",
+        json.dumps([1]).encode(),
+        gzip.compress(b"[" * 100_000),
+    ):
         assert not check(junk, subject).accepted
     assert issubclass(Reject, Exception)

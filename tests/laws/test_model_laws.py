@@ -1,4 +1,5 @@
-"""Laws of the operator rows (adjoint, absolute, linearity), of the passes (d) and of the reader on random networks."""
+"""Laws of the operator rows (adjoint, absolute, linearity), of the passes (d) and of the reader on
+random networks."""
 
 from __future__ import annotations
 
@@ -27,22 +28,31 @@ from bitcrown.model.passes import merge_equal, rewritten, simplified, without_de
 from bitcrown.model.weighted_mean import centred
 
 torch.set_num_threads(1)
-RUNS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+RUNS = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 def array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def conv(out: int, into: int, *kernel: int, group: int = 1, **attrs: Sequence[int]) -> tuple[dict, dict]:
+def conv(
+    out: int, into: int, *kernel: int, group: int = 1, **attrs: Sequence[int]
+) -> tuple[dict, dict]:
     rank = len(kernel)
     defaults = {"strides": [1] * rank, "pads": [0] * rank, "dilations": [1] * rank, "group": group}
     return {**defaults, **attrs}, {"weight": array(out, into, *kernel), "bias": array(out, seed=1)}
 
 
-def turned(into: int, out: int, *kernel: int, group: int = 1, **attrs: Sequence[int]) -> tuple[dict, dict]:
+def turned(
+    into: int, out: int, *kernel: int, group: int = 1, **attrs: Sequence[int]
+) -> tuple[dict, dict]:
     given_attrs, params = conv(into, out, *kernel, group=group, **attrs)
-    return {"output_padding": [0] * len(kernel), **given_attrs}, {**params, "bias": array(out * group, seed=1)}
+    return {"output_padding": [0] * len(kernel), **given_attrs}, {
+        **params,
+        "bias": array(out * group, seed=1),
+    }
 
 
 AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
@@ -67,7 +77,11 @@ AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
     "sum-keep": ("ReduceSum", [(2, 3, 4)], {"axes": (1,), "keepdims": True, "count": 3}, {}),
     "average": ("AveragePool", [(1, 2, 5, 6)], {"kernel": [2, 3], "strides": [2, 1]}, {}),
     "conv1": ("Conv", [(2, 2, 7)], *conv(3, 2, 3, strides=[2], pads=[1])),
-    "conv2": ("Conv", [(1, 2, 6, 5)], *conv(4, 2, 3, 2, strides=[2, 3], pads=[1, 0], dilations=[1, 2])),
+    "conv2": (
+        "Conv",
+        [(1, 2, 6, 5)],
+        *conv(4, 2, 3, 2, strides=[2, 3], pads=[1, 0], dilations=[1, 2]),
+    ),
     "conv2-group": ("Conv", [(1, 4, 5, 5)], *conv(6, 2, 3, 3, group=2, strides=[3, 2])),
     "conv2-far": ("Conv", [(1, 1, 8, 8)], *conv(2, 1, 2, 2, strides=[3, 3])),
     "conv2-channels": ("Conv", [(1, 64, 4, 3)], *conv(64, 64, 3, 3, pads=[1, 1])),
@@ -83,13 +97,23 @@ AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
         [(1, 2, 3, 4)],
         *turned(2, 3, 3, 3, strides=[2, 2], pads=[1, 1], output_padding=[1, 1]),
     ),
-    "turned2-group": ("ConvTranspose", [(1, 4, 3, 3)], *turned(4, 2, 3, 2, group=2, dilations=[2, 1])),
-    "turned2-wide": ("ConvTranspose", [(1, 1, 3, 3)], *turned(1, 1, 2, 2, dilations=[3, 3], output_padding=[2, 1])),
+    "turned2-group": (
+        "ConvTranspose",
+        [(1, 4, 3, 3)],
+        *turned(4, 2, 3, 2, group=2, dilations=[2, 1]),
+    ),
+    "turned2-wide": (
+        "ConvTranspose",
+        [(1, 1, 3, 3)],
+        *turned(1, 1, 2, 2, dilations=[3, 3], output_padding=[2, 1]),
+    ),
     "constant": ("Constant", [], {}, {"value": array(2, 3)}),
 }
 
 
-def built(op: str, shapes: list[tuple[int, ...]], attrs: dict, params: dict) -> tuple[Network, Node]:
+def built(
+    op: str, shapes: list[tuple[int, ...]], attrs: dict, params: dict
+) -> tuple[Network, Node]:
     builder = Builder()
     for index, shape in enumerate(shapes):
         builder.nodes[f"x{index}"] = Node(f"x{index}", "Input", (), shape)
@@ -111,21 +135,32 @@ def affine_cases() -> pytest.MarkDecorator:
 def test_every_affine_row_is_under_the_laws() -> None:
     registry.op_row("Relu")
     affine = {
-        name for name, row in registry._OPS.items() if row.is_affine and row.forward.__module__.startswith("bitcrown")
+        name
+        for name, row in registry._OPS.items()
+        if row.is_affine and row.forward.__module__.startswith("bitcrown")
     }
     assert affine - {"Input"} <= {op for op, *_ in AFFINE.values()}
 
 
 @affine_cases()
 def test_adjoint_is_the_transpose(case: str) -> None:
-    """``<a, f(x) - f(0)> = sum <W_i^T a, x_i>``, and the written adjoint equals the derived one, differentiably."""
+    """``<a, f(x) - f(0)> = sum <W_i^T a, x_i>``, and the written adjoint equals the derived one,
+    differentiably."""
     network, node = built(*AFFINE[case])
     x = points(network, node, 3, 0)
-    a = torch.randn(3, *node.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    a = torch.randn(
+        3,
+        *node.shape,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(1),
+        requires_grad=True,
+    )
     value = network.forward_node(node, x).expand(3, *node.shape) - network.offset(node)
     pulled = network.adjoint(node, a)
     assert [part.shape[1:] for part in pulled] == [part.shape[1:] for part in x]
-    right = sum(((p * part).flatten(1).sum(1) for p, part in zip(pulled, x, strict=True)), torch.zeros(3))
+    right = sum(
+        ((p * part).flatten(1).sum(1) for p, part in zip(pulled, x, strict=True)), torch.zeros(3)
+    )
     torch.testing.assert_close((a * value).flatten(1).sum(1), right.double())
     network.rows[node.name] = replace(network.rows[node.name], adjoint=None)
     if node.inputs:
@@ -139,7 +174,9 @@ def test_products_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     network, node = built(*AFFINE["conv2-channels-stride"])
     a = torch.randn(7, *node.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (whole,) = network.adjoint(node, a)
-    monkeypatch.setattr(convolution, "PRODUCT_BYTES", 3 * 8 * 6 * 66 * node.shape[2] * node.shape[3])
+    monkeypatch.setattr(
+        convolution, "PRODUCT_BYTES", 3 * 8 * 6 * 66 * node.shape[2] * node.shape[3]
+    )
     torch.testing.assert_close(network.adjoint(node, a)[0], whole)
     monkeypatch.setattr(convolution, "WIDE_CHANNELS", 65)
     torch.testing.assert_close(network.adjoint(node, a)[0], whole)
@@ -151,12 +188,15 @@ def test_empty_batches_pass_through(case: str) -> None:
     if node.inputs:
         assert network.forward_node(node, points(network, node, 0, 0)).shape == (0, *node.shape)
         pulled = network.adjoint(node, torch.zeros(0, *node.shape, dtype=torch.float64))
-        assert [part.shape for part in pulled] == [part.shape for part in points(network, node, 0, 0)]
+        assert [part.shape for part in pulled] == [
+            part.shape for part in points(network, node, 0, 0)
+        ]
 
 
 @affine_cases()
 def test_affine_rows_are_affine_and_absolute_dominates(case: str) -> None:
-    """``|f(x) - f(y)| <= |W| |x - y|`` with equality somewhere, and ``f`` commutes with averages."""
+    """``|f(x) - f(y)| <= |W| |x - y|`` with equality somewhere, and ``f`` commutes with
+    averages."""
     network, node = built(*AFFINE[case])
     x, y = points(network, node, 4, 0), points(network, node, 4, 1)
     fx, fy = network.forward_node(node, x), network.forward_node(node, y)
@@ -164,12 +204,16 @@ def test_affine_rows_are_affine_and_absolute_dominates(case: str) -> None:
     torch.testing.assert_close(middle, 0.25 * fx + 0.75 * fy)
     absolute = network.rows[node.name].absolute
     assert absolute is not None
-    reach = absolute(node, network.params[node.name], [(u - v).abs() for u, v in zip(x, y, strict=True)])
+    reach = absolute(
+        node, network.params[node.name], [(u - v).abs() for u, v in zip(x, y, strict=True)]
+    )
     assert ((fx - fy).abs() <= reach * (1 + 1e-12) + 1e-12).all()
     largest = network.params[node.name]
     positive = {key: value.abs() for key, value in largest.items()}
     ones = [torch.ones_like(u) for u in x]
-    if node.op != "Sub":  # W = |W| where the weights are positive: then absolute is f without its offset
+    if (
+        node.op != "Sub"
+    ):  # W = |W| where the weights are positive: then absolute is f without its offset
         plain = network.rows[node.name].forward(node, positive, ones)
         zero = network.rows[node.name].forward(node, positive, [torch.zeros_like(u) for u in x])
         torch.testing.assert_close(absolute(node, positive, ones).expand_as(plain), plain - zero)
@@ -177,7 +221,8 @@ def test_affine_rows_are_affine_and_absolute_dominates(case: str) -> None:
 
 @affine_cases()
 def test_terms_cover_every_sum(case: str) -> None:
-    """No output element, of the operator or of its adjoint, adds up more products than ``terms`` says."""
+    """No output element, of the operator or of its adjoint, adds up more products than ``terms``
+    says."""
     network, node = built(*AFFINE[case])
     row = network.rows[node.name]
     if not node.inputs or node.op in ("Expand", "Gather"):
@@ -216,7 +261,9 @@ class Draft:
         self.weights[name] = np.array(values, dtype=np.int64)
         return name
 
-    def add(self, op: str, *inputs: str, shape: tuple[int, ...] | None = None, **attrs: object) -> str:
+    def add(
+        self, op: str, *inputs: str, shape: tuple[int, ...] | None = None, **attrs: object
+    ) -> str:
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], **attrs))
         self.last, self.shape = name, self.shape if shape is None else shape
@@ -226,7 +273,10 @@ class Draft:
         graph = helper.make_graph(
             self.nodes,
             "random",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in self.inputs.items()
+            ],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
             [numpy_helper.from_array(value, name) for name, value in self.weights.items()],
         )
@@ -268,7 +318,14 @@ def _window(d: Draft) -> None:
     n, c, h, w = d.shape
     kind = d.random.integers(3)
     if kind == 0:
-        d.add("Conv", d.last, d.weight(3, c, 2, 2), d.weight(3), shape=(n, 3, h + 1, w + 1), pads=[1, 1, 1, 1])
+        d.add(
+            "Conv",
+            d.last,
+            d.weight(3, c, 2, 2),
+            d.weight(3),
+            shape=(n, 3, h + 1, w + 1),
+            pads=[1, 1, 1, 1],
+        )
         return
     op = "MaxPool" if kind == 1 else "AveragePool"
     d.add(op, d.last, shape=(n, c, h - 1, w - 1), kernel_shape=[2, 2])
@@ -294,7 +351,9 @@ STEPS: dict[str, Step] = {
     "sigmoid": lambda d: d.add("Sigmoid", d.last) and None,
     "softmax": lambda d: d.add("Softmax", d.last) and None,
     "identity": lambda d: d.add("Identity", d.last) and None,
-    "double": lambda d: d.add("Concat", d.last, d.last, shape=(*d.shape[:-1], 2 * d.shape[-1]), axis=-1) and None,
+    "double": lambda d: (
+        d.add("Concat", d.last, d.last, shape=(*d.shape[:-1], 2 * d.shape[-1]), axis=-1) and None
+    ),
     "residual": _residual,
     "twice": _twice,
     "turn": _turn,
@@ -342,16 +401,26 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
 @RUNS
 @given(**NETWORKS)
 def test_passes_preserve_outputs(
-    name: str, steps: list[str], shape: tuple[int, ...], seed: int, tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    steps: list[str],
+    shape: tuple[int, ...],
+    seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Law (d), and a pass never adds tensors that are needed."""
     read = _read(drafted(steps, shape, seed, tmp_path_factory.getbasetemp() / "pass.onnx"))
     outputs = tuple(read.builder.node_of(output) for output in read.outputs)
     before = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
     after = PASSES[name](before)
-    x = torch.randn(5, before.n_inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(
+        5, before.n_inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     torch.testing.assert_close(
         Network(after, torch.float64)(x), Network(before, torch.float64)(x), rtol=1e-9, atol=1e-9
     )
-    assert (after.inputs, after.input_dtypes, len(after.outputs)) == (before.inputs, before.input_dtypes, len(outputs))
+    assert (after.inputs, after.input_dtypes, len(after.outputs)) == (
+        before.inputs,
+        before.input_dtypes,
+        len(outputs),
+    )
     assert len(without_dead_nodes(after).nodes) <= len(without_dead_nodes(before).nodes)

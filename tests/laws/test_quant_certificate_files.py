@@ -1,7 +1,9 @@
-"""Certificates of files: for every right ``unsat`` on random quantized files of every form, one that is accepted.
+"""Certificates of files: for every right ``unsat`` on random quantized files of every form, one
+that is accepted.
 
-Truth is onnxruntime on every input of the box. The checker reads network and property with readers of its own; where it
-does not know a form it would have to reject, so an accepted certificate for each form is also a test of those readers.
+Truth is onnxruntime on every input of the box. The checker reads network and property with readers
+of its own; where it does not know a form it would have to reject, so an accepted certificate for
+each form is also a test of those readers.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from tests.tiny_quantized_files import (
 
 
 def trial(seed: int, form: str, folder: Path) -> str:
-    """ "sat", "unknown", "vacuous", "refused", or "unsat" with an accepted certificate; all else is an assertion."""
+    """ "sat", "unknown", "vacuous", "refused", or "unsat" with an accepted certificate; all else is
+    an assertion."""
     rng = np.random.default_rng([seed, FORMS.index(form)])
     file = random_file(rng, form)
     lower, upper, points = box_and_points(rng, file)
@@ -74,8 +77,12 @@ def trial(seed: int, form: str, folder: Path) -> str:
     return "unsat"
 
 
-@pytest.mark.parametrize("count, proofs", [(4, 12), pytest.param(36, 118, marks=[pytest.mark.slow])])
-def test_certificates_of_right_verdicts_are_accepted(count: int, proofs: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "count, proofs", [(4, 12), pytest.param(36, 118, marks=[pytest.mark.slow])]
+)
+def test_certificates_of_right_verdicts_are_accepted(
+    count: int, proofs: int, tmp_path: Path
+) -> None:
     found = Counter(trial(seed, form, tmp_path) for form in FORMS for seed in range(count))
     assert found["unsat"] >= proofs and found["refused"] < found["unsat"]
 
@@ -86,7 +93,9 @@ def saved(file: TinyFile, folder: Path) -> Path:
     return path
 
 
-def proof_of(model: Path, prop: Property, folder: Path, outputs: int) -> tuple[Path, dict[str, Any] | None]:
+def proof_of(
+    model: Path, prop: Property, folder: Path, outputs: int
+) -> tuple[Path, dict[str, Any] | None]:
     """The property as a file, and a certificate that carries its forms, where there is one."""
     vnnlib = folder / "property.vnnlib"
     vnnlib.write_text(prop.text(outputs))
@@ -103,7 +112,10 @@ def signed(document: Any) -> dict[str, Any]:
     """All digests that make a damaged certificate whole again."""
     forms = document["forms"]
     bound = {"network": digest(forms["network"]), "property": digest(forms["property"])}
-    return {**bound, "digest": digest({k: v for k, v in {**document, **bound}.items() if k != "digest"})}
+    return {
+        **bound,
+        "digest": digest({k: v for k, v in {**document, **bound}.items() if k != "digest"}),
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -111,7 +123,8 @@ def signed(document: Any) -> dict[str, Any]:
 def test_no_certificate_is_accepted_for_a_file_that_violates_its_property(
     form: str, count: int, each: int, tmp_path: Path
 ) -> None:
-    """Proofs of a neighbouring property that holds; network, property and proof are then damaged, and signed again."""
+    """Proofs of a neighbouring property that holds; network, property and proof are then damaged,
+    and signed again."""
     tried = 0
     for seed in range(60):
         rng = np.random.default_rng([seed, FORMS.index(form), 2])
@@ -123,14 +136,21 @@ def test_no_certificate_is_accepted_for_a_file_that_violates_its_property(
         try:
             true = Property(lower, upper, [[(rule[0], rule[1], True)]])
             _, certificate = proof_of(model, true, tmp_path, outputs.shape[1])
-            false, none = proof_of(model, Property(lower, upper, [[rule]]), tmp_path, outputs.shape[1])
+            false, none = proof_of(
+                model, Property(lower, upper, [[rule]]), tmp_path, outputs.shape[1]
+            )
         except QuantError:
             continue
         assert none is None
         if certificate is None:
             continue
         proof = tmp_path / "proof.json"
-        stream = mutations(json.dumps(certificate).encode(), Random(seed), ("value", "value", "tree", "type"), signed)
+        stream = mutations(
+            json.dumps(certificate).encode(),
+            Random(seed),
+            ("value", "value", "tree", "type"),
+            signed,
+        )
         for mutation in islice(stream, each):
             proof.write_bytes(mutation.content)
             assert not check_files(model, false, proof).accepted, mutation.what
@@ -141,7 +161,8 @@ def test_no_certificate_is_accepted_for_a_file_that_violates_its_property(
 
 
 def crossing(folder: Path) -> Path:
-    """A QLinearAdd of two tensors with few values each: between its attainable sums early and late thresholds cross."""
+    """A QLinearAdd of two tensors with few values each: between its attainable sums early and late
+    thresholds cross."""
     w = Writer([1, 2], UINT8)
     parts = []
     for scale, ints in ((0.37, [[3, -5], [2, 7]]), (0.61, [[-4, 1], [6, -2]])):
@@ -149,14 +170,22 @@ def crossing(folder: Path) -> Path:
         target = w.constant(np.float32(scale)), w.constant(4, np.uint8)
         source = w.constant(np.float32(0.05)), w.constant(0, np.uint8)
         parts += [w.add("QLinearMatMul", "x", *source, *matrix, *target), *target]
-    y = w.add("QLinearAdd", *parts, w.constant(np.float32(0.45)), w.constant(9, np.uint8), domain="com.microsoft")
+    y = w.add(
+        "QLinearAdd",
+        *parts,
+        w.constant(np.float32(0.45)),
+        w.constant(9, np.uint8),
+        domain="com.microsoft",
+    )
     return w.save(folder, y)
 
 
 def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Path) -> None:
     model = crossing(tmp_path)
     network = read_onnx(model)
-    assert any((node.early > node.late).any() for node in network.nodes if isinstance(node, Staircase))
+    assert any(
+        (node.early > node.late).any() for node in network.nodes if isinstance(node, Staircase)
+    )
     points = np.array(list(product(range(100, 112), range(30, 40))), dtype=np.uint8)
     least = Fraction(int(run(model, points)[:, 0].min()))
     for strict in (True, False):
@@ -169,14 +198,17 @@ def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Pa
 
 
 def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
-    """Float32 products of a scale are not quite evenly spaced, so that the integers allow what the values exclude."""
+    """Float32 products of a scale are not quite evenly spaced, so that the integers allow what the
+    values exclude."""
     w = Writer([1, 1], UINT8)
     x = w.add("DequantizeLinear", "x", w.constant(np.float32(0.7324)), w.constant(0, np.uint8))
     model = w.save(tmp_path, w.quantized(x, np.float32(0.1320939), 0, np.uint8))
     greatest = Fraction(float(run(model, np.array([[255]], dtype=np.uint8))[0, 0]))
 
     def asked(excess: Fraction) -> tuple[Path, dict[str, Any] | None]:
-        return proof_of(model, Property([2.0], [74.0], [[({0: -1}, -greatest - excess, False)]]), tmp_path, 1)
+        return proof_of(
+            model, Property([2.0], [74.0], [[({0: -1}, -greatest - excess, False)]]), tmp_path, 1
+        )
 
     vnnlib, certificate = asked(Fraction(1, 10**9))
     assert certificate is not None and certificate["forms"]["property"]["cases"] == [
@@ -190,7 +222,8 @@ def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) -> None:
-    """Network and proof are right, but the property carried along asks less: another box, a missing case, a bound."""
+    """Network and proof are right, but the property carried along asks less: another box, a missing
+    case, a bound."""
     rng = np.random.default_rng(1)
     file = random_file(rng, "qlinear")
     lower, upper, points = box_and_points(rng, file)
@@ -203,13 +236,21 @@ def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) ->
     proof = tmp_path / "proof.json"
     for change, words in (
         (lambda f: f, "accepted"),
-        (lambda f: {**f, "low": [f["low"][0] + 1, *f["low"][1:]]}, "outside of the certificate's box"),
+        (
+            lambda f: {**f, "low": [f["low"][0] + 1, *f["low"][1:]]},
+            "outside of the certificate's box",
+        ),
         (lambda f: {**f, "cases": f["cases"][:1]}, "implies no case"),
         (
-            lambda f: {**f, "cases": [[{**c, "bound": c["bound"] - 1} for c in k] for k in f["cases"]]},
+            lambda f: {
+                **f,
+                "cases": [[{**c, "bound": c["bound"] - 1} for c in k] for k in f["cases"]],
+            },
             "implies no case",
         ),
     ):
         forms = {**certificate["forms"], "property": change(certificate["forms"]["property"])}
-        proof.write_text(json.dumps({**certificate, "forms": forms, **signed({**certificate, "forms": forms})}))
+        proof.write_text(
+            json.dumps({**certificate, "forms": forms, **signed({**certificate, "forms": forms})})
+        )
         assert words in check_files(model, vnnlib, proof).message

@@ -1,8 +1,10 @@
-"""A thousand forged certificates: re-signed for a network or a property of which the claim is false, none accepted.
+"""A thousand forged certificates: re-signed for a network or a property of which the claim is
+false, none accepted.
 
-Each forgery starts from a proof that the checker accepts. The network (a weight, a bias, a level) or the property (a
-bound, an end of the box) is changed until enumeration finds a counterexample; then every digest is made to fit, so that
-nothing but the proof itself can be at fault, and in most forgeries numbers of the proof are changed, too.
+Each forgery starts from a proof that the checker accepts. The network (a weight, a bias, a level)
+or the property (a bound, an end of the box) is changed until enumeration finds a counterexample;
+then every digest is made to fit, so that nothing but the proof itself can be at fault, and in most
+forgeries numbers of the proof are changed, too.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def changed_property(random: np.random.Generator, query: IntegerQuery) -> Intege
         cases = [list(case) for case in query.cases]
         case = cases[int(random.integers(len(cases)))]
         place = int(random.integers(len(case)))
-        case[place] = LinearConstraint(case[place].terms, case[place].bound + int(random.integers(1, 12)))
+        case[place] = LinearConstraint(
+            case[place].terms, case[place].bound + int(random.integers(1, 12))
+        )
         return replace(query, cases=tuple(tuple(case) for case in cases))
     low, high, place = query.low.copy(), query.high.copy(), int(random.integers(len(query.low)))
     if random.integers(2):
@@ -70,7 +74,9 @@ def changed_property(random: np.random.Generator, query: IntegerQuery) -> Intege
     return replace(query, low=low, high=high)
 
 
-def false_claims(random: np.random.Generator, query: IntegerQuery, count: int) -> Iterator[IntegerQuery]:
+def false_claims(
+    random: np.random.Generator, query: IntegerQuery, count: int
+) -> Iterator[IntegerQuery]:
     """Up to ``count`` neighbours of a true claim that enumeration refutes."""
     for _ in range(8 * count):
         if not count:
@@ -89,7 +95,9 @@ def resigned(certificate: dict[str, Any], network: Any, prop: Any) -> dict[str, 
     return {**out, "digest": digest({key: value for key, value in out.items() if key != "digest"})}
 
 
-@pytest.mark.parametrize(("queries", "wanted"), [(4, 120), pytest.param(30, 1000, marks=[pytest.mark.slow])])
+@pytest.mark.parametrize(
+    ("queries", "wanted"), [(4, 120), pytest.param(30, 1000, marks=[pytest.mark.slow])]
+)
 def test_no_forgery_is_accepted(queries: int, wanted: int) -> None:
     random = np.random.default_rng(9)
     tried = 0
@@ -123,9 +131,12 @@ def verdict_of(network: Any, prop: Any, content: bytes) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("queries", "each"), [(3, 150), pytest.param(10, 1000, marks=[pytest.mark.slow])])
+@pytest.mark.parametrize(
+    ("queries", "each"), [(3, 150), pytest.param(10, 1000, marks=[pytest.mark.slow])]
+)
 def test_no_damaged_certificate_proves_a_false_claim(queries: int, each: int) -> None:
-    """Types, huge numbers, keys twice, cut text: for a false claim nothing is accepted, whatever was changed."""
+    """Types, huge numbers, keys twice, cut text: for a false claim nothing is accepted, whatever
+    was changed."""
     random, tried = np.random.default_rng(12), 0
     for query, certificate in proved_queries(queries):
         claim = next(false_claims(random, query, 1), None)
@@ -139,13 +150,18 @@ def test_no_damaged_certificate_proves_a_false_claim(queries: int, each: int) ->
     assert tried >= each
 
 
-@pytest.mark.parametrize(("queries", "each"), [(3, 150), pytest.param(10, 1000, marks=[pytest.mark.slow])])
+@pytest.mark.parametrize(
+    ("queries", "each"), [(3, 150), pytest.param(10, 1000, marks=[pytest.mark.slow])]
+)
 def test_numbers_of_another_type_are_refused(queries: int, each: int) -> None:
-    """A proof in which one integer has another type, or none, is no proof, even where the claim is true."""
+    """A proof in which one integer has another type, or none, is no proof, even where the claim is
+    true."""
     tried = 0
     for query, certificate in proved_queries(queries):
         network, prop = network_form(query.network), property_form(query)
-        for mutation in islice(damaged(json.dumps(certificate).encode(), Random(tried), ("type",), sign), each):
+        for mutation in islice(
+            damaged(json.dumps(certificate).encode(), Random(tried), ("type",), sign), each
+        ):
             assert not verdict_of(network, prop, mutation.content), mutation.what
             tried += 1
     assert tried >= each
@@ -153,7 +169,8 @@ def test_numbers_of_another_type_are_refused(queries: int, each: int) -> None:
 
 @pytest.mark.parametrize("sign_of_bound", [1, 1.0, True, "1", None])
 def test_a_float_in_place_of_a_sign_does_not_round_the_proof(sign_of_bound: Any) -> None:
-    """``1.0 * (2^53 + 1)`` is ``2^53``: with it, the least value of an input became one more, again and again."""
+    """``1.0 * (2^53 + 1)`` is ``2^53``: with it, the least value of an input became one more, again
+    and again."""
     network = {
         "format": "bitcrown-integer-network-1",
         "output": 1,
@@ -165,24 +182,42 @@ def test_a_float_in_place_of_a_sign_does_not_round_the_proof(sign_of_bound: Any)
     prop = {"low": [0], "high": [3], "cases": [[{"terms": [[0, 1]], "bound": 3}]]}
     bound = ["bound", [[0, 0, sign_of_bound, 2**53 + 3, [0], []]]]
     parts = [[*[bound] * 8, ["empty"]]]
-    content = {"format": "bitcrown-integer-certificate-1", "roots": [0], "trunk": [], "parts": parts}
+    content = {
+        "format": "bitcrown-integer-certificate-1",
+        "roots": [0],
+        "trunk": [],
+        "parts": parts,
+    }
     assert not check(network, prop, resigned(content, network, prop)).accepted
 
 
 @pytest.mark.parametrize("offset", [0, 1])
 def test_networks_beyond_a_machine_word_are_exact(offset: int) -> None:
-    """``2^70 x - 2^70`` on x >= 1 is at least 0: the claim that it is never below ``offset`` holds for 0 only."""
+    """``2^70 x - 2^70`` on x >= 1 is at least 0: the claim that it is never below ``offset`` holds
+    for 0 only."""
     network = {
         "format": "bitcrown-integer-network-1",
         "output": 2,
         "nodes": [
             {"op": "input", "shape": [1], "low": [0], "high": [9]},
             {"op": "dense", "shape": [1], "source": 0, "weight": [[2**70]], "bias": [-(2**70)]},
-            {"op": "staircase", "shape": [1], "source": 1, "base": [0], "early": [[2**63]], "late": [[2**63]]},
+            {
+                "op": "staircase",
+                "shape": [1],
+                "source": 1,
+                "base": [0],
+                "early": [[2**63]],
+                "late": [[2**63]],
+            },
         ],
     }
     prop = {"low": [1], "high": [9], "cases": [[{"terms": [[0, 1]], "bound": offset - 1}]]}
     for closing in (["enumerate"], ["prove", [1], []], ["prove", [1], [[2, [[0, 1]]]]]):
-        content = {"format": "bitcrown-integer-certificate-1", "roots": [0], "trunk": [], "parts": [[closing]]}
+        content = {
+            "format": "bitcrown-integer-certificate-1",
+            "roots": [0],
+            "trunk": [],
+            "parts": [[closing]],
+        }
         accepted = check(network, prop, resigned(content, network, prop)).accepted
         assert not (accepted and offset) and (accepted or offset or closing[0] == "prove")

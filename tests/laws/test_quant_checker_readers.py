@@ -1,7 +1,9 @@
-"""The checker's readers believe nobody: a network that is not the file's is refused, whatever the prover read.
+"""The checker's readers believe nobody: a network that is not the file's is refused, whatever the
+prover read.
 
-Networks are the prover's reading with one of their integers changed. What the checker then still takes must enclose
-onnxruntime on every input tried: a threshold that came earlier in the early row, say, only makes a weaker claim.
+Networks are the prover's reading with one of their integers changed. What the checker then still
+takes must enclose onnxruntime on every input tried: a threshold that came earlier in the early row,
+say, only makes a weaker claim.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def is_enclosed(read: Read, points: np.ndarray, outputs: np.ndarray) -> bool:
 
 
 def reading_trial(seed: int, form: str, folder: Path, damages: int) -> tuple[int, int]:
-    """How many damaged networks were refused, and how many taken; (0, 0) for a file that the prover refuses."""
+    """How many damaged networks were refused, and how many taken; (0, 0) for a file that the prover
+    refuses."""
     rng = np.random.default_rng([seed, FORMS.index(form), 1])
     file = random_file(rng, form)
     path = folder / f"{seed}.onnx"
@@ -93,7 +96,9 @@ def reading_trial(seed: int, form: str, folder: Path, damages: int) -> tuple[int
     outputs = outputs_at(file.writer, file.output, points)
     read = read_file(model, Network(right))
     assert is_enclosed(read, points, outputs)
-    require_agreement(read, Claim(read.reading.net.low[0], read.reading.net.high[0], [], [], []), str(seed))
+    require_agreement(
+        read, Claim(read.reading.net.low[0], read.reading.net.high[0], [], [], []), str(seed)
+    )
     refused = taken = 0
     for _ in range(damages):
         try:
@@ -108,7 +113,9 @@ def reading_trial(seed: int, form: str, folder: Path, damages: int) -> tuple[int
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count, damages", [(2, 20), pytest.param(8, 40, marks=[pytest.mark.slow])])
-def test_a_network_that_is_not_the_files_is_refused(form: str, count: int, damages: int, tmp_path: Path) -> None:
+def test_a_network_that_is_not_the_files_is_refused(
+    form: str, count: int, damages: int, tmp_path: Path
+) -> None:
     found = np.sum([reading_trial(seed, form, tmp_path, damages) for seed in range(count)], axis=0)
     assert found[0] > found[1]
 
@@ -116,13 +123,22 @@ def test_a_network_that_is_not_the_files_is_refused(form: str, count: int, damag
 @pytest.mark.parametrize("mode", sorted(qonnx.ROUNDINGS))
 @pytest.mark.parametrize("signed", [0, 1])
 def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> None:
-    """onnxruntime on the standard operators equals the prover's own arithmetic, ties and negative numbers included."""
+    """onnxruntime on the standard operators equals the prover's own arithmetic, ties and negative
+    numbers included."""
     from tests.quant_models import Writer
 
     w = Writer([1, 64], opset=13)
     scale, zero = np.float32(0.25), 1.0
     parameters = w.constant(scale), w.constant(zero), w.constant(4.0)
-    y = w.add("Quant", "x", *parameters, domain=qonnx.DOMAINS[2], signed=signed, narrow=0, rounding_mode=mode)
+    y = w.add(
+        "Quant",
+        "x",
+        *parameters,
+        domain=qonnx.DOMAINS[2],
+        signed=signed,
+        narrow=0,
+        rounding_mode=mode,
+    )
     values = (np.arange(64, dtype=np.float32) - 32) / 8
     ends = qonnx.bit_range(4, bool(signed), False)
     expected = (qonnx.quant_levels(mode, 1, ends)(values, scale) - 1).astype(np.float32) * scale
@@ -132,13 +148,23 @@ def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> 
 
 
 def test_checking_needs_no_code_of_the_prover() -> None:
-    """Modules that are loaded to check a certificate that carries its forms: none of the prover's rooms, no torch."""
+    """Modules that are loaded to check a certificate that carries its forms: none of the prover's
+    rooms, no torch."""
     script = (
         "import sys, bitcrown.certificates.files, bitcrown.api, bitcrown.check.certificates.files;"
-        "from bitcrown.check import quantized_file, quantized_agreement, fixed_point_file;"
+        "from bitcrown.check.certificates.quantized import agreement, file;"
+        "from bitcrown.check.certificates.integers import fixed_point_file;"
         "print(*sorted(sys.modules))"
     )
-    loaded = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True).stdout
-    rooms = {name for name in loaded.split() if name.startswith("bitcrown.") and name.count(".") > 1}
-    assert not {name for name in rooms if name.split(".")[1] in ("quant", "model", "bounds", "search", "attack")}
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    rooms = {
+        name for name in loaded.split() if name.startswith("bitcrown.") and name.count(".") > 1
+    }
+    assert not {
+        name
+        for name in rooms
+        if name.split(".")[1] in ("quant", "model", "bounds", "search", "attacks")
+    }
     assert "torch" not in loaded.split()

@@ -1,4 +1,5 @@
-"""Laws of the exact decision: it agrees with enumeration, bounds enclose, certificates prove, mutations do not."""
+"""Laws of the exact decision: it agrees with enumeration, bounds enclose, certificates prove,
+mutations do not."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def assert_evidence(query: IntegerQuery, decision: Decision) -> None:
         assert query.violated(query.network.evaluate(decision.witness[None]))[0]
         return
     assert decision.proof is not None
-    forms = [network_form(query.network), property_form(query), certificate_form(query, decision.proof, decision.roots)]
+    forms = [
+        network_form(query.network),
+        property_form(query),
+        certificate_form(query, decision.proof, decision.roots),
+    ]
     finding = check(*(json.loads(json.dumps(form)) for form in forms))
     assert finding.accepted, finding.message
 
@@ -70,7 +75,8 @@ def test_enumerating_leaves_changes_no_verdict(seed: int) -> None:
 @pytest.mark.parametrize("make", [random_chain, random_branched])
 @pytest.mark.parametrize("seed", range(30))
 def test_unpinned_arithmetic_is_never_decided_wrongly(make, seed: int) -> None:
-    """The function is one of those between the two staircases: a verdict must be right for the two extreme ones."""
+    """The function is one of those between the two staircases: a verdict must be right for the two
+    extreme ones."""
     rng = np.random.default_rng(2000 + seed)
     network = make(rng, exact=False)
     query = random_query(rng, network)
@@ -121,8 +127,12 @@ def test_dual_bound_encloses_for_any_multipliers(make, seed: int) -> None:
     size = program.sizes[program.output]
     goal = rng.integers(-5, 6, size=(1, size))
     slopes = {n: rng.integers(-6, 7, size=(1, program.sizes[n])) for n in program.stairs}
-    slopes |= {n: rng.integers(-6, 7, size=(1, *index.shape)) for n, (_, index) in program.pools.items()}
-    bound = dual_value(program, bounds, {program.output: goal}, np.zeros(1, dtype=np.int64), slopes).value
+    slopes |= {
+        n: rng.integers(-6, 7, size=(1, *index.shape)) for n, (_, index) in program.pools.items()
+    }
+    bound = dual_value(
+        program, bounds, {program.output: goal}, np.zeros(1, dtype=np.int64), slopes
+    ).value
     outputs = query.network.evaluate(box_points(query.low, query.high))
     assert bound[0] <= (outputs @ goal[0]).min()
 
@@ -155,19 +165,26 @@ def proved_queries(count: int):
     while count:
         query = random_query(rng, random_chain(rng) if count % 2 else random_branched(rng))
         decision = decided(query)
-        if decision.status is Status.UNSAT and decision.proof is not None and len(decision.proof.parts) > 2:
+        if (
+            decision.status is Status.UNSAT
+            and decision.proof is not None
+            and len(decision.proof.parts) > 2
+        ):
             count -= 1
             yield query, certificate_form(query, decision.proof, decision.roots)
 
 
 def test_mutated_certificates_are_rejected() -> None:
-    """With the digest left alone every change is seen; whatever the change, a bare digest never saves a wrong proof."""
+    """With the digest left alone every change is seen; whatever the change, a bare digest never
+    saves a wrong proof."""
     rng = np.random.default_rng(5)
     tried = 0
     for query, certificate in proved_queries(25):
         network, prop = network_form(query.network), property_form(query)
         assert check(network, prop, certificate).accepted
-        places = list(mutations(certificate["parts"], ("parts",))) + list(mutations(certificate["roots"], ("roots",)))
+        places = list(mutations(certificate["parts"], ("parts",))) + list(
+            mutations(certificate["roots"], ("roots",))
+        )
         for pick in rng.permutation(len(places))[:100]:
             kind, path = places[pick]
             assert not check(network, prop, mutated(certificate, kind, path, rng)).accepted
@@ -202,9 +219,11 @@ def test_a_certificate_never_proves_a_false_claim() -> None:
 
 
 def test_resigned_mutations_are_proofs_or_rejected() -> None:
-    """Re-signed mutations of a true claim may be other proofs; then the claim is true, by enumeration, all the same.
+    """Re-signed mutations of a true claim may be other proofs; then the claim is true, by
+    enumeration, all the same.
 
-    Each accepted one must still be a proof under the checker when its network or property is exchanged: rejected.
+    Each accepted one must still be a proof under the checker when its network or property is
+    exchanged: rejected.
     """
     rng = np.random.default_rng(8)
     accepted = 0
@@ -226,7 +245,9 @@ def test_resigned_mutations_are_proofs_or_rejected() -> None:
 def satisfiable_neighbour(query: IntegerQuery) -> IntegerQuery | None:
     """The same query with all bounds raised until it can be satisfied."""
     for shift in range(1, 12):
-        cases = tuple(tuple(LinearConstraint(c.terms, c.bound + shift) for c in case) for case in query.cases)
+        cases = tuple(
+            tuple(LinearConstraint(c.terms, c.bound + shift) for c in case) for case in query.cases
+        )
         loosened = IntegerQuery(query.network, query.low, query.high, cases)
         if is_satisfiable(loosened):
             return loosened
@@ -235,7 +256,9 @@ def satisfiable_neighbour(query: IntegerQuery) -> IntegerQuery | None:
 
 def with_one_side(network: IntegerNetwork, side: str) -> IntegerNetwork:
     nodes = [
-        replace(node, early=getattr(node, side), late=getattr(node, side)) if isinstance(node, Staircase) else node
+        replace(node, early=getattr(node, side), late=getattr(node, side))
+        if isinstance(node, Staircase)
+        else node
         for node in network.nodes
     ]
     return replace(network, nodes=tuple(nodes))

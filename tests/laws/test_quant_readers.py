@@ -1,8 +1,9 @@
-"""Laws of the readers of quantized networks: thresholds equal the function they were compiled from on every
-accumulator, and integer evaluation equals onnxruntime bit for bit on networks with random scales, types and shapes.
+"""Laws of the readers of quantized networks: thresholds equal the function they were compiled from
+on every accumulator, and integer evaluation equals onnxruntime bit for bit on networks with random
+scales, types and shapes.
 
-The reference for a rounding mode is rational arithmetic written here; for operators it is onnxruntime; for QONNX, which
-onnxruntime lacks, an interpreter in this file.
+The reference for a rounding mode is rational arithmetic written here; for operators it is
+onnxruntime; for QONNX, which onnxruntime lacks, an interpreter in this file.
 """
 
 from __future__ import annotations
@@ -50,12 +51,16 @@ def rounded(value: Fraction, mode: str) -> int:
     st.integers(-9, 3),
     st.integers(0, 17),
 )
-def test_exact_thresholds_are_the_rounding(scale: Fraction, offset: Fraction, mode: str, low: int, levels: int) -> None:
+def test_exact_thresholds_are_the_rounding(
+    scale: Fraction, offset: Fraction, mode: str, low: int, levels: int
+) -> None:
     base, rows = exact_rows([scale], [offset], low, low + levels, mode)
     node = Staircase((1,), 0, base, rows, rows)
     accumulators = np.arange(-200, 201, dtype=np.int64)
     found = steps(node, accumulators[:, None], rows)[:, 0]
-    expected = [min(max(rounded(scale * int(a) + offset, mode), low), low + levels) for a in accumulators]
+    expected = [
+        min(max(rounded(scale * int(a) + offset, mode), low), low + levels) for a in accumulators
+    ]
     assert found.tolist() == expected
 
 
@@ -66,9 +71,14 @@ def test_bisection_finds_every_threshold(seed: int) -> None:
     channels = int(random.integers(1, 5))
     exponent = random.integers(-8, 3, channels)
     scale = (
-        np.exp2(exponent).astype(np.float32) if seed % 2 else np.exp(random.normal(-3, 2, channels)).astype(np.float32)
+        np.exp2(exponent).astype(np.float32)
+        if seed % 2
+        else np.exp(random.normal(-3, 2, channels)).astype(np.float32)
     )
-    zero, ends = np.array([[int(random.integers(-20, 20))]]), (np.array([[-128]]), np.array([[127]]))
+    zero, ends = (
+        np.array([[int(random.integers(-20, 20))]]),
+        (np.array([[-128]]), np.array([[127]])),
+    )
     low = random.integers(-3000, 0, channels)
     high = low + random.integers(0, 4000, channels)
 
@@ -96,7 +106,9 @@ def test_early_and_late_rows_enclose_an_unsharp_accumulator(seed: int) -> None:
 
     base, early, late = bisected_rows(levels, np.array([-100]), np.array([100]))
     for a in range(-100, 101):
-        least, greatest = (int(base[0] + np.searchsorted(row[0], a, side="right")) for row in (late, early))
+        least, greatest = (
+            int(base[0] + np.searchsorted(row[0], a, side="right")) for row in (late, early)
+        )
         assert (least, greatest) == ((a - error) // step, (a + error) // step)
 
 
@@ -115,7 +127,9 @@ def test_sums_in_any_order_stay_inside_the_error_bound(seed: int) -> None:
     unit = np.float32(np.exp(random.normal(-4, 1)))
     floats = (ints.astype(np.float32) * unit).astype(np.float64)
     bias = np.float32(random.normal())
-    step, _ = sum_step(x, Products(floats, ints, np.array([float(unit)])), np.array([float(bias)]), 1)
+    step, _ = sum_step(
+        x, Products(floats, ints, np.array([float(unit)])), np.array([float(bias)]), 1
+    )
     accumulator = ((q - zero) * ints[0]).sum()
     low, high = spread_sum(*(np.array([accumulator]),) * 2, *step.params)
     terms = np.append(values[q] * floats[0].astype(np.float32), bias)
@@ -128,7 +142,8 @@ def test_sums_in_any_order_stay_inside_the_error_bound(seed: int) -> None:
 
 
 def settle(network: IntegerNetwork, path: Path, values: np.ndarray, exact: bool) -> None:
-    """Integer evaluation against onnxruntime: equal where it is exact, else between the ends of the enclosure."""
+    """Integer evaluation against onnxruntime: equal where it is exact, else between the ends of the
+    enclosure."""
     found = run(path, values).astype(np.float64)
     integers = network.entry.integers(values.reshape(len(values), -1))
     if exact:
@@ -143,7 +158,9 @@ def settle(network: IntegerNetwork, path: Path, values: np.ndarray, exact: bool)
 
 
 def scale_of(random: np.random.Generator, is_dyadic: bool, size: Any = None) -> Any:
-    values = np.exp2(random.integers(-4, 2, size)) if is_dyadic else np.exp(random.normal(-1.5, 1, size))
+    values = (
+        np.exp2(random.integers(-4, 2, size)) if is_dyadic else np.exp(random.normal(-1.5, 1, size))
+    )
     return np.float32(values)
 
 
@@ -163,7 +180,9 @@ def test_qdq_networks_are_what_onnxruntime_computes(seed: int, is_dyadic: bool) 
     y = w.add("Conv", x, weight, *bias, pads=pads, strides=[int(random.integers(1, 3))] * 2)
     y = w.add("Relu", y) if random.integers(2) else y
     dtype, low, high = kinds[int(random.integers(2))]
-    y = w.quantized(y, np.float32(scale_of(random, is_dyadic) * 40), random.integers(low, high), dtype)
+    y = w.quantized(
+        y, np.float32(scale_of(random, is_dyadic) * 40), random.integers(low, high), dtype
+    )
     choice = int(random.integers(4))
     if choice == 0:
         y = w.add("MaxPool", y, kernel_shape=[2, 2])
@@ -173,7 +192,9 @@ def test_qdq_networks_are_what_onnxruntime_computes(seed: int, is_dyadic: bool) 
         y = w.quantized(w.add("GlobalAveragePool", y), np.float32(2), 100, np.uint8)
     y = w.add("Flatten", y)
     size = run_size(w, y)
-    matrix = w.weight(random.integers(0, 256, (size, 4)), scale_of(random, is_dyadic), 100, np.uint8)
+    matrix = w.weight(
+        random.integers(0, 256, (size, 4)), scale_of(random, is_dyadic), 100, np.uint8
+    )
     y = w.add("Add", w.add("MatMul", y, matrix), w.constant(np.float32(random.normal(size=4))))
     y = w.quantized(y, np.float32(scale_of(random, is_dyadic) * 100), 7, np.int8)
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +213,8 @@ def run_size(w: Writer, name: str) -> int:
 @settings(max_examples=25, deadline=None)
 @given(SEEDS)
 def test_dyadic_qdq_networks_are_exact(seed: int) -> None:
-    """Sums of few products of powers of two are never rounded, so nothing is left between early and late."""
+    """Sums of few products of powers of two are never rounded, so nothing is left between early and
+    late."""
     random = np.random.default_rng(seed)
     w = Writer([1, 6])
     x = w.quantized("x", 0.5, int(random.integers(0, 256)), np.uint8)
@@ -200,13 +222,19 @@ def test_dyadic_qdq_networks_are_exact(seed: int) -> None:
     y = w.add("MatMul", x, weight)
     y = w.quantized(w.add("Relu", y), 4.0, 0, np.uint8)
     y = w.add(
-        "Gemm", y, w.weight(random.integers(-8, 8, (3, 5)), 0.25), w.constant(random.integers(-9, 9, 3)), transB=1
+        "Gemm",
+        y,
+        w.weight(random.integers(-8, 8, (3, 5)), 0.25),
+        w.constant(random.integers(-9, 9, 3)),
+        transB=1,
     )
     y = w.quantized(y, 16.0, int(random.integers(-20, 20)), np.int8)
     with tempfile.TemporaryDirectory() as folder:
         path = w.save(Path(folder), y)
         network = read_onnx(path, samples=3)
-        settle(network, path, (random.integers(-300, 300, (30, 6)) / 4).astype(np.float32), exact=True)
+        settle(
+            network, path, (random.integers(-300, 300, (30, 6)) / 4).astype(np.float32), exact=True
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -243,7 +271,8 @@ def test_qlinear_networks_are_bit_equal(seed: int) -> None:
     y = w.add(
         "QLinearMatMul",
         y, *target,
-        w.constant(random.integers(-128, 128, (48, 4)), np.int8), w.constant(scales[4]), w.constant(3, np.int8),
+        w.constant(random.integers(-128, 128, (48, 4)), np.int8), w.constant(scales[4]),
+        w.constant(3, np.int8),
         w.constant(np.float32(scales[0] * 50)), w.constant(zero[4], act),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -251,9 +280,15 @@ def test_qlinear_networks_are_bit_equal(seed: int) -> None:
         try:
             network = read_onnx(path, samples=4)
         except QuantError as error:
-            # one way only: pairs of zero-point 8-bit sums that the processor saturates; see qoperator
+            # one way only: pairs of zero-point 8-bit sums that the processor saturates; see
+            # qoperator
             pytest.fail(str(error))
-        settle(network, path, random.integers(low, high + 1, (20, 32)).astype(act), exact=network.is_exact())
+        settle(
+            network,
+            path,
+            random.integers(low, high + 1, (20, 32)).astype(act),
+            exact=network.is_exact(),
+        )
         assert network.is_exact() or other.startswith("MaxPool")
 
 
@@ -264,11 +299,18 @@ def test_integer_arithmetic_is_bit_equal(seed: int) -> None:
     w = Writer([1, 5], UINT8, opset=18)
     y = w.add("MatMulInteger", "x", w.constant(random.integers(-128, 128, (5, 6)), np.int8))
     y = w.add("Add", y, w.constant(random.integers(-9000, 9000, 6), np.int32))
-    y = w.add("Clip", y, w.constant(0, np.int32), w.constant(int(random.integers(1, 40000)), np.int32))
+    y = w.add(
+        "Clip", y, w.constant(0, np.int32), w.constant(int(random.integers(1, 40000)), np.int32)
+    )
     y = w.add("Cast", y, to=12)
     y = w.add("BitShift", y, w.constant(int(random.integers(8, 12)), np.uint32), direction="RIGHT")
     y = w.add("Cast", y, to=UINT8)
-    y = w.add("MatMulInteger", y, w.constant(random.integers(0, 256, (6, 3)), np.uint8), w.constant(5, np.uint8))
+    y = w.add(
+        "MatMulInteger",
+        y,
+        w.constant(random.integers(0, 256, (6, 3)), np.uint8),
+        w.constant(5, np.uint8),
+    )
     y = w.add("Sub", w.constant(random.integers(-50, 50, 3), np.int32), y)
     if random.integers(2):
         y = w.add("Div", y, w.constant(int(random.integers(1, 60)), np.int32))
@@ -287,7 +329,9 @@ def test_whole_float_arithmetic_is_bit_equal(seed: int) -> None:
     y = w.add("Floor", w.add("Add", w.add("Mul", "x", w.constant(1.0)), w.constant(0.5)))
     y = w.add("Clip", y, w.constant(0.0), w.constant(15.0))
     y = w.add("MatMul", y, w.constant(random.integers(-32, 32, (5, 6))))
-    y = w.add("Add", w.add("Mul", y, w.constant(scale)), w.constant(random.integers(-32, 32, 6) / 16))
+    y = w.add(
+        "Add", w.add("Mul", y, w.constant(scale)), w.constant(random.integers(-32, 32, 6) / 16)
+    )
     y = w.add("Clip", w.add("Floor", y), w.constant(0.0), w.constant(float(random.integers(1, 64))))
     y = w.add("Mul", y, w.constant(random.choice([0.25, 1.0, 3.0])))
     y = w.add("MatMul", y, w.constant(random.integers(-32, 32, (6, 3)) / 32))
@@ -295,7 +339,9 @@ def test_whole_float_arithmetic_is_bit_equal(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = w.save(Path(folder), y)
         network = read_onnx(path, samples=4)
-        settle(network, path, (random.integers(-20, 80, (40, 5)) / 4).astype(np.float32), exact=True)
+        settle(
+            network, path, (random.integers(-20, 80, (40, 5)) / 4).astype(np.float32), exact=True
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -314,11 +360,37 @@ def test_qonnx_networks_equal_the_specification(seed: int, bits: int) -> None:
         x = w.add("BipolarQuant", "x", w.constant(1.0), domain=domain)
         matrix = w.add("BipolarQuant", w.constant(floats), w.constant(scale), domain=domain)
     else:
-        x = w.add("Quant", "x", w.constant(0.25), zero, w.constant(bits), domain=domain, signed=1, narrow=1)
-        matrix = w.add("Quant", w.constant(floats), w.constant(scale), zero, w.constant(bits), domain=domain, narrow=1)
+        x = w.add(
+            "Quant",
+            "x",
+            w.constant(0.25),
+            zero,
+            w.constant(bits),
+            domain=domain,
+            signed=1,
+            narrow=1,
+        )
+        matrix = w.add(
+            "Quant",
+            w.constant(floats),
+            w.constant(scale),
+            zero,
+            w.constant(bits),
+            domain=domain,
+            narrow=1,
+        )
     parameters = [w.constant(v) for v in (gamma, *moments, variance)]
     y = w.add("BatchNormalization", w.add("MatMul", x, matrix), *parameters, epsilon=1e-3)
-    y = w.add("Quant", y, w.constant(0.125), zero, w.constant(3.0), domain=domain, signed=0, rounding_mode="FLOOR")
+    y = w.add(
+        "Quant",
+        y,
+        w.constant(0.125),
+        zero,
+        w.constant(3.0),
+        domain=domain,
+        signed=0,
+        rounding_mode="FLOOR",
+    )
 
     def quant(values: Any, step: Any, low: int, high: int, rounding: Any = np.rint) -> Any:
         return rounding(np.clip(values / step, np.float32(low), np.float32(high))) * step
@@ -328,10 +400,15 @@ def test_qonnx_networks_equal_the_specification(seed: int, bits: int) -> None:
         if bits == 1:
             left, right = np.where(values >= 0, 1, -1), np.where(floats >= 0, 1, -1) * scale
         else:
-            left, right = quant(values, np.float32(0.25), -top, top), quant(floats, scale, -top, top)
+            left, right = (
+                quant(values, np.float32(0.25), -top, top),
+                quant(floats, scale, -top, top),
+            )
         total = (left.astype(np.float64) @ right.astype(np.float64)).astype(np.float32)
         factor = gamma * (np.float32(1) / np.sqrt(variance + np.float32(1e-3)))
-        return quant(total * factor + (moments[0] - moments[1] * factor), np.float32(0.125), 0, 7, np.floor)
+        return quant(
+            total * factor + (moments[0] - moments[1] * factor), np.float32(0.125), 0, 7, np.floor
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         network = read_onnx(w.save(Path(folder), y), samples=4)
@@ -361,11 +438,17 @@ def test_rounded_entries_cover_the_box_and_give_points_inside(seed: int) -> None
         assert "no float32 number lies" in str(error) or "cannot become" in str(error)
         return
     for point in points:
-        assert all(a <= Fraction(float(v)) <= b for a, v, b in zip(lower, point, upper, strict=True))
-    assert (entry.integers(points[0][None])[0] == low).all() and (entry.integers(points[1][None])[0] == high).all()
+        assert all(
+            a <= Fraction(float(v)) <= b for a, v, b in zip(lower, point, upper, strict=True)
+        )
+    assert (entry.integers(points[0][None])[0] == low).all() and (
+        entry.integers(points[1][None])[0] == high
+    ).all()
     for _ in range(20):
         share = random.random(3)
-        v = np.float32([float(a) + s * float(b - a) for a, s, b in zip(lower, share, upper, strict=True)])
+        v = np.float32(
+            [float(a) + s * float(b - a) for a, s, b in zip(lower, share, upper, strict=True)]
+        )
         if all(a <= Fraction(float(e)) <= b for a, e, b in zip(lower, v, upper, strict=True)):
             q = entry.integers(v[None])[0]
             assert ((low <= q) & (q <= high)).all()
@@ -378,11 +461,17 @@ def test_whole_entries_keep_the_integers_of_a_box(seed: int) -> None:
     random = np.random.default_rng(seed)
     entry = WholeEntry(np.dtype(np.uint8), np.zeros(2, np.int64), np.full(2, 255))
     lower = tuple(Fraction(int(v), 7) for v in random.integers(-100, 1800, 2))
-    upper = tuple(a + Fraction(int(v), 7) for a, v in zip(lower, random.integers(0, 60, 2), strict=True))
+    upper = tuple(
+        a + Fraction(int(v), 7) for a, v in zip(lower, random.integers(0, 60, 2), strict=True)
+    )
     low, high = entry.box(lower, upper)
     inside = [[k for k in range(256) if a <= k <= b] for a, b in zip(lower, upper, strict=True)]
-    assert [list(range(a, b + 1)) for a, b in zip(low.tolist(), high.tolist(), strict=True)] == inside
+    assert [
+        list(range(a, b + 1)) for a, b in zip(low.tolist(), high.tolist(), strict=True)
+    ] == inside
     if all(inside):
         assert (entry.representative(high, lower, upper) == high).all()
-        with pytest.raises(QuantError, match="cannot be|do not fit"):  # beyond the box, or beyond 255 alone
+        with pytest.raises(
+            QuantError, match="cannot be|do not fit"
+        ):  # beyond the box, or beyond 255 alone
             entry.representative(high + 1, lower, upper)

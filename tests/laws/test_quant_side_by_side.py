@@ -1,9 +1,10 @@
 """Law (f): on the same tiny networks, for every property, all methods give one verdict.
 
-Networks of 2 or 3 inputs of 4 bits and 1 to 3 layers ``clip(round(scale a + offset), low, high)``, in all rounding
-modes; a draw without a tie and without saturation in its first layer is drawn again. Full enumeration evaluates them in
-fractions, with a rounding written here, so that the thresholds are under test as well. Beside it: the search (bounds
-and branching only, its proof checked, its counterexample replayed) and every bit-vector encoding by every solver.
+Networks of 2 or 3 inputs of 4 bits and 1 to 3 layers ``clip(round(scale a + offset), low, high)``,
+in all rounding modes; a draw without a tie and without saturation in its first layer is drawn
+again. Full enumeration evaluates them in fractions, with a rounding written here, so that the
+thresholds are under test as well. Beside it: the search (bounds and branching only, its proof
+checked, its counterexample replayed) and every bit-vector encoding by every solver.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from bitcrown.quant.proof.writer import certificate_form, network_form, property
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
 from bitcrown.quant.search.decide import decide
 from bitcrown.quant.search.search import SearchSettings
+from bitcrown.quant.smt import solvers as smt
 from bitcrown.quant.smt.formula import Style
-from bitcrown.quant.smt.solvers import solvers as smt
 from bitcrown.verdict import Status
 from tests.unit.quant.smt.tiny_networks import as_network
 
 QUICK, ALL, PROPERTIES = 10, 200, 2
 SEARCH_ONLY = SearchSettings(root_steps=30, steps=12, enumerate_points=1)
-SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= QUICK else []) for seed in range(ALL)]
+SEEDS = [
+    pytest.param(seed, marks=[pytest.mark.slow] if seed >= QUICK else []) for seed in range(ALL)
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def evaluate(layers: tuple[Layer, ...], point: tuple[int, ...]) -> tuple[list[in
     values, ties, saturated = list(point), 0, 0
     for number, layer in enumerate(layers):
         sums = [sum(int(w) * v for w, v in zip(row, values, strict=True)) for row in layer.weight]
-        reals = [layer.scale * (s + int(b)) + layer.offset for s, b in zip(sums, layer.bias, strict=True)]
+        reals = [
+            layer.scale * (s + int(b)) + layer.offset for s, b in zip(sums, layer.bias, strict=True)
+        ]
         whole = [rounded(real, layer.mode) for real in reals]
         values = [min(max(w, layer.low), layer.high) for w in whole]
         if number == 0:
@@ -90,7 +95,15 @@ def random_layer(random: np.random.Generator, inputs: int, mode: str) -> Layer:
     scale = Fraction(int(random.choice([1, 1, 3])), int(random.choice([2, 4, 6, 8, 16, 20])))
     offset = Fraction(int(random.integers(-2, 3)), int(random.choice([1, 2])))
     low = int(random.choice([0, -8, -4]))
-    return Layer(weight, random.integers(-20, 21, outputs), scale, offset, mode, low, low + int(random.choice([3, 15])))
+    return Layer(
+        weight,
+        random.integers(-20, 21, outputs),
+        scale,
+        offset,
+        mode,
+        low,
+        low + int(random.choice([3, 15])),
+    )
 
 
 def tiny(seed: int) -> Tiny:
@@ -129,9 +142,17 @@ def random_query(random: np.random.Generator, made: Tiny) -> IntegerQuery:
         case = []
         for _ in range(int(random.integers(1, 3))):
             first, second = (int(i) for i in random.permutation(made.outputs.shape[1])[:2])
-            row = {first: 1, second: -1} if random.integers(2) else {first: int(random.choice([-2, 1]))}
+            row = (
+                {first: 1, second: -1}
+                if random.integers(2)
+                else {first: int(random.choice([-2, 1]))}
+            )
             reached = sum(factor * made.outputs[inside][:, i] for i, factor in row.items())
-            case.append(LinearConstraint(tuple(sorted(row.items())), int(reached.min()) - int(random.integers(0, 2))))
+            case.append(
+                LinearConstraint(
+                    tuple(sorted(row.items())), int(reached.min()) - int(random.integers(0, 2))
+                )
+            )
         cases.append(tuple(case))
     return IntegerQuery(made.network, low, high, tuple(cases))
 
@@ -149,7 +170,10 @@ def by_search(query: IntegerQuery) -> Status:
     """Its evidence is looked at as well."""
     found = decide(query, Budget.of_cpu_seconds(60.0), 0, True, None, SEARCH_ONLY)
     if found.status is Status.SAT:
-        assert found.witness is not None and query.violated(query.network.evaluate(found.witness[None]))[0]
+        assert (
+            found.witness is not None
+            and query.violated(query.network.evaluate(found.witness[None]))[0]
+        )
         assert (query.low <= found.witness).all() and (found.witness <= query.high).all()
     else:
         assert found.proof is not None
@@ -161,9 +185,16 @@ def by_search(query: IntegerQuery) -> Status:
 
 def by_solver(query: IntegerQuery, solver: str, style: Style) -> Status:
     outputs = range(query.network.nodes[-1].shape[0])
-    rows = [[(dict(constraint.terms), constraint.bound) for constraint in case] for case in query.cases]
-    cases = tuple(tuple((tuple(terms.get(i, 0) for i in outputs), bound) for terms, bound in case) for case in rows)
-    return smt.decide(query.network, query.low, query.high, cases, Budget.of_cpu_seconds(60.0), style, solver).status
+    rows = [
+        [(dict(constraint.terms), constraint.bound) for constraint in case] for case in query.cases
+    ]
+    cases = tuple(
+        tuple((tuple(terms.get(i, 0) for i in outputs), bound) for terms, bound in case)
+        for case in rows
+    )
+    return smt.decide(
+        query.network, query.low, query.high, cases, Budget.of_cpu_seconds(60.0), style, solver
+    ).status
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -180,12 +211,16 @@ def test_all_methods_give_one_verdict(seed: int) -> None:
 
 
 def test_the_networks_and_questions_are_worth_asking() -> None:
-    """Every mode, every depth, and a fair share of both verdicts among the networks of the default run."""
+    """Every mode, every depth, and a fair share of both verdicts among the networks of the default
+    run."""
     modes: Counter[str] = Counter()
     verdicts: list[bool] = []
     for seed in range(QUICK):
         made, random = tiny(seed), np.random.default_rng(5000 + seed)
         modes.update(layer.mode for layer in made.layers)
-        verdicts += [by_enumeration(made, random_query(random, made)) is Status.SAT for _ in range(PROPERTIES)]
+        verdicts += [
+            by_enumeration(made, random_query(random, made)) is Status.SAT
+            for _ in range(PROPERTIES)
+        ]
     assert set(modes) == set(MODES)
     assert 0.2 < np.mean(verdicts) < 0.9

@@ -1,4 +1,5 @@
-"""Law (f) for bit-vectors: on tiny networks every encoding and every solver says what enumeration says."""
+"""Law (f) for bit-vectors: on tiny networks every encoding and every solver says what enumeration
+says."""
 
 from __future__ import annotations
 
@@ -23,12 +24,15 @@ from tests.unit.quant.smt.tiny_networks import (
 
 QUICK, ALL = 40, 200
 QUESTIONS = 3
-SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= QUICK else []) for seed in range(ALL)]
+SEEDS = [
+    pytest.param(seed, marks=[pytest.mark.slow] if seed >= QUICK else []) for seed in range(ALL)
+]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_encoding_is_the_network_at_every_point(seed: int) -> None:
-    """No solver involved: the formula, evaluated at each input of the box, is the violation there."""
+    """No solver involved: the formula, evaluated at each input of the box, is the violation
+    there."""
     random = np.random.default_rng(1000 + seed)
     network = random_network(seed)
     low, high = random_box(random, network)
@@ -44,14 +48,18 @@ def test_every_encoding_is_the_network_at_every_point(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bits_outside_the_box_satisfy_nothing(seed: int) -> None:
-    """Whatever the solver may choose for the variables, a model is a point of the box that violates the property."""
+    """Whatever the solver may choose for the variables, a model is a point of the box that violates
+    the property."""
     random = np.random.default_rng(2000 + seed)
     network = random_network(seed)
     low, high = random_box(random, network)
     cases = random_cases(random, network.evaluate(all_points(low, high)))
     for style in Style:
         formula = encode(network, low, high, cases, style)
-        widths = {str(formula.terms[c.term].data): formula.terms[c.term].width for c in formula.coordinates}
+        widths = {
+            str(formula.terms[c.term].data): formula.terms[c.term].width
+            for c in formula.coordinates
+        }
         bits = {name: random.integers(0, 1 << width, 500) for name, width in widths.items()}
         held = formula_holds(formula, bits)
         for b in np.flatnonzero(held):
@@ -83,5 +91,7 @@ def test_both_verdicts_occur() -> None:
         random = np.random.default_rng(3000 + seed)
         network = random_network(seed)
         outputs = network.evaluate(all_points(*random_box(random, network)))
-        seen += [bool(violated(outputs, random_cases(random, outputs)).any()) for _ in range(QUESTIONS)]
+        seen += [
+            bool(violated(outputs, random_cases(random, outputs)).any()) for _ in range(QUESTIONS)
+        ]
     assert 0.2 < np.mean(seen) < 0.9

@@ -1,8 +1,10 @@
-"""Laws of every relaxation row: enclosure, inclusion, tightness, differentiability. One line in ``CASES`` per operator.
+"""Laws of every relaxation row: enclosure, inclusion, tightness, differentiability. One line in
+``CASES`` per operator.
 
-Truth is computed in extended precision (``numpy.longdouble``, 64 bits of mantissa on x86), from the same floating-point
-inputs, so that the only tolerance is that of the truth itself: a few of its own epsilons. Where the platform has no
-wider type than float64 that tolerance is a few float64 epsilons.
+Truth is computed in extended precision (``numpy.longdouble``, 64 bits of mantissa on x86), from the
+same floating-point inputs, so that the only tolerance is that of the truth itself: a few of its own
+epsilons. Where the platform has no wider type than float64 that tolerance is a few float64
+epsilons.
 
 Legend: ``B`` boxes, ``P`` sample points per box, ``K`` operands.
 """
@@ -30,10 +32,12 @@ DTYPES = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Case:
-    """``truth(operands, attrs)`` in extended precision; ``scale`` a typical width; ``domain`` where f is defined.
+    """``truth(operands, attrs)`` in extended precision; ``scale`` a typical width; ``domain`` where
+    f is defined.
 
-    ``linear`` intervals are those on which the function is affine, hence the relaxation exact; ``smooth`` functions
-    have relaxations whose gap shrinks with the square of the width, everywhere in ``smooth`` (an interval).
+    ``linear`` intervals are those on which the function is affine, hence the relaxation exact;
+    ``smooth`` functions have relaxations whose gap shrinks with the square of the width, everywhere
+    in ``smooth`` (an interval).
     """
 
     op: str
@@ -74,7 +78,9 @@ def _erf(x: Real) -> Real:
 
 
 CASES = {
-    "Relu": Case("Relu", lambda x: np.maximum(x, 0), linear=((0, 2), (-2, 0), (1, 3), (-3, -1), (0, 0))),
+    "Relu": Case(
+        "Relu", lambda x: np.maximum(x, 0), linear=((0, 2), (-2, 0), (1, 3), (-3, -1), (0, 0))
+    ),
     "Sigmoid": Case("Sigmoid", _sigmoid, smooth=(-6, 6)),
     "Tanh": Case("Tanh", np.tanh, smooth=(-4, 4)),
     "Erf": Case("Erf", _erf, epsilon=ERF_EPSILON, smooth=(-3, 3)),
@@ -93,15 +99,36 @@ CASES = {
         linear=((-1.25, 2.5), (-1, 2), (-3, -1.25), (-9, -2), (2.5, 4), (3, 5), (0, 0)),
         points=(-1.25, 2.5, 0.0),
     ),
-    "Clip without min": Case("Clip", lambda x, max: np.minimum(x, max), attrs={"max": 0.5}, linear=((-9, 0.5), (1, 2))),
-    "Clip without max": Case("Clip", lambda x, min: np.maximum(x, min), attrs={"min": 0.5}, linear=((-9, 0.5), (1, 2))),
+    "Clip without min": Case(
+        "Clip", lambda x, max: np.minimum(x, max), attrs={"max": 0.5}, linear=((-9, 0.5), (1, 2))
+    ),
+    "Clip without max": Case(
+        "Clip", lambda x, min: np.maximum(x, min), attrs={"min": 0.5}, linear=((-9, 0.5), (1, 2))
+    ),
     "Sign": Case("Sign", np.sign, linear=((1, 3), (-3, -1), (0, 0))),
-    "Floor": Case("Floor", np.floor, linear=((0, 0.5), (-1, -0.25), (3, 3)), points=(0.0, 1.0, -2.0)),
+    "Floor": Case(
+        "Floor", np.floor, linear=((0, 0.5), (-1, -0.25), (3, 3)), points=(0.0, 1.0, -2.0)
+    ),
     "Ceil": Case("Ceil", np.ceil, linear=((0.5, 1), (-0.75, 0), (3, 3)), points=(0.0, 1.0, -2.0)),
-    "Round": Case("Round", np.rint, linear=((-0.5, 0.5), (1.5, 2.5), (0.75, 1.25)), points=(0.5, 1.5, -0.5, -1.5)),
-    "Elu": Case("Elu", lambda x, alpha: _elu(x, alpha), attrs={"alpha": 1.0}, linear=((0, 2), (1, 3)), smooth=(-5, -1)),
-    "Elu flat": Case("Elu", lambda x, alpha: _elu(x, alpha), attrs={"alpha": 0.25}, linear=((0, 2), (1, 3))),
-    "Elu steep": Case("Elu", lambda x, alpha: _elu(x, alpha), attrs={"alpha": 3.0}, linear=((0, 2), (1, 3))),
+    "Round": Case(
+        "Round",
+        np.rint,
+        linear=((-0.5, 0.5), (1.5, 2.5), (0.75, 1.25)),
+        points=(0.5, 1.5, -0.5, -1.5),
+    ),
+    "Elu": Case(
+        "Elu",
+        lambda x, alpha: _elu(x, alpha),
+        attrs={"alpha": 1.0},
+        linear=((0, 2), (1, 3)),
+        smooth=(-5, -1),
+    ),
+    "Elu flat": Case(
+        "Elu", lambda x, alpha: _elu(x, alpha), attrs={"alpha": 0.25}, linear=((0, 2), (1, 3))
+    ),
+    "Elu steep": Case(
+        "Elu", lambda x, alpha: _elu(x, alpha), attrs={"alpha": 3.0}, linear=((0, 2), (1, 3))
+    ),
     "Mul": Case("Mul", lambda x, y: x * y, operands=2, smooth=(-5, 5)),
 }
 
@@ -112,17 +139,23 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "float64"
 def boxes(
     case: Case, dtype: torch.dtype, seed: int = 0, count: int = 400
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Lower and upper ends ``[B]`` per operand: ordinary, wide, tiny, degenerate, huge, one-sided and symmetric."""
+    """Lower and upper ends ``[B]`` per operand: ordinary, wide, tiny, degenerate, huge, one-sided
+    and symmetric."""
     rng = np.random.default_rng(seed)
     lowers, uppers = [], []
     for _ in range(case.operands):
         centre = rng.normal(size=count) * case.scale
-        radius = np.abs(rng.normal(size=count)) * case.scale * 10.0 ** rng.integers(-2, 2, size=count)
+        radius = (
+            np.abs(rng.normal(size=count)) * case.scale * 10.0 ** rng.integers(-2, 2, size=count)
+        )
         low, up = centre - radius, centre + radius
         kinds = [
-            (0.0, radius), (-radius, 0.0), (-radius, radius), (centre, centre), (centre, centre + 1e-12),
-            (centre - 1e-12, centre), (0.0, 0.0), (-1e30, radius), (-radius, 1e30), (-1e30, 1e30), (1e30, 1e30),
-            (-1e-30, 1e30), (-1e-12, 1e-12), (-1e-30, 1e-30), (0.0, 1e-30), (-radius, radius * 1e-9),
+            (0.0, radius), (-radius, 0.0), (-radius, radius), (centre, centre), (centre,
+            centre + 1e-12),
+            (centre - 1e-12, centre), (0.0, 0.0), (-1e30, radius), (-radius, 1e30), (-1e30, 1e30),
+            (1e30, 1e30),
+            (-1e-30, 1e30), (-1e-12, 1e-12), (-1e-30, 1e-30), (0.0, 1e-30), (-radius,
+            radius * 1e-9),
         ]  # fmt: skip
         part = rng.permutation(np.repeat(np.arange(len(kinds)), count // (2 * len(kinds))))
         for position, kind in enumerate(part):
@@ -142,10 +175,15 @@ def wide(tensor: torch.Tensor) -> Real:
     return tensor.detach().numpy().astype(Wide)
 
 
-def samples(low: torch.Tensor, up: torch.Tensor, rng: np.random.Generator, points: int = 65) -> Real:
-    """``[P, B]`` real points of ``[low, up]``: ends, random ones, ones near the ends and near zero."""
+def samples(
+    low: torch.Tensor, up: torch.Tensor, rng: np.random.Generator, points: int = 65
+) -> Real:
+    """``[P, B]`` real points of ``[low, up]``: ends, random ones, ones near the ends and near
+    zero."""
     start, end = wide(low), wide(up)
-    fraction = np.concatenate([[0, 1, 0.5], rng.random(points), 10.0 ** rng.uniform(-18, 0, points)]).astype(Wide)
+    fraction = np.concatenate(
+        [[0, 1, 0.5], rng.random(points), 10.0 ** rng.uniform(-18, 0, points)]
+    ).astype(Wide)
     inside = start + fraction[:, None] * (end - start)
     from_end = end - fraction[:, None] * (end - start)
     special = np.concatenate([fraction, -fraction, [0]])[:, None] * Wide(4.0)
@@ -153,14 +191,18 @@ def samples(low: torch.Tensor, up: torch.Tensor, rng: np.random.Generator, point
     return np.clip(np.concatenate([inside, from_end, clipped]), start, end)
 
 
-def operand_samples(lowers: list[torch.Tensor], uppers: list[torch.Tensor], seed: int) -> list[Real]:
+def operand_samples(
+    lowers: list[torch.Tensor], uppers: list[torch.Tensor], seed: int
+) -> list[Real]:
     rng = np.random.default_rng(seed)
     parts = [samples(low, up, rng) for low, up in zip(lowers, uppers, strict=True)]
     if len(parts) > 1:
         ends = [np.stack([wide(low), wide(up)]) for low, up in zip(lowers, uppers, strict=True)]
         corners = [(i, j) for i in range(2) for j in range(2)]
         parts = [
-            np.concatenate([part[rng.permutation(len(part))], np.stack([end[c[k]] for c in corners])])
+            np.concatenate(
+                [part[rng.permutation(len(part))], np.stack([end[c[k]] for c in corners])]
+            )
             for k, (part, end) in enumerate(zip(parts, ends, strict=True))
         ]
     return parts
@@ -172,9 +214,13 @@ def truth_of(case: Case, points: list[Real]) -> Real:
     return value
 
 
-def line(slopes: tuple[torch.Tensor, ...], intercept: torch.Tensor, points: list[Real]) -> tuple[Real, Real]:
+def line(
+    slopes: tuple[torch.Tensor, ...], intercept: torch.Tensor, points: list[Real]
+) -> tuple[Real, Real]:
     """Value of a linear function in extended precision, and the size of its terms."""
-    terms = [wide(slope) * point for slope, point in zip(slopes, points, strict=True)] + [wide(intercept)]
+    terms = [wide(slope) * point for slope, point in zip(slopes, points, strict=True)] + [
+        wide(intercept)
+    ]
     with np.errstate(all="ignore"):
         return sum(terms), sum(np.abs(term) for term in terms)
 
@@ -185,17 +231,29 @@ def assert_encloses(case: Case, relaxation: Relaxation, points: list[Real], valu
     up, up_size = line(relaxation.upper_slopes, relaxation.upper_intercept, points)
     assert not np.isnan(low).any() and not np.isnan(up).any()
     with np.errstate(all="ignore"):
-        too_high = defined & np.isfinite(low) & (low - value > case.epsilon * np.abs(value) + EPSILON * low_size)
-        too_low = defined & np.isfinite(up) & (value - up > case.epsilon * np.abs(value) + EPSILON * up_size)
+        too_high = (
+            defined
+            & np.isfinite(low)
+            & (low - value > case.epsilon * np.abs(value) + EPSILON * low_size)
+        )
+        too_low = (
+            defined
+            & np.isfinite(up)
+            & (value - up > case.epsilon * np.abs(value) + EPSILON * up_size)
+        )
     assert (low < np.inf).all() and (up > -np.inf).all()
     assert not too_high.any(), np.argwhere(too_high)[:3]
     assert not too_low.any(), np.argwhere(too_low)[:3]
 
 
-def alphas(case: Case, boxes_count: int, quantities: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+def alphas(
+    case: Case, boxes_count: int, quantities: int, seed: int, dtype: torch.dtype
+) -> torch.Tensor:
     """``[alphas, B, S, 1]`` in [0, 1], with both ends among them."""
     generator = torch.Generator().manual_seed(seed)
-    alpha = torch.rand(case.row.alphas, boxes_count, quantities, 1, generator=generator, dtype=dtype)
+    alpha = torch.rand(
+        case.row.alphas, boxes_count, quantities, 1, generator=generator, dtype=dtype
+    )
     alpha[:, :, 0], alpha[:, :, 1] = 0.0, 1.0
     return alpha
 
@@ -224,7 +282,9 @@ def test_samples_lie_inside_the_interval(case: Case, dtype: torch.dtype) -> None
 def test_samples_lie_between_the_lines(case: Case, dtype: torch.dtype) -> None:
     lowers, uppers = boxes(case, dtype)
     points = operand_samples(lowers, uppers, seed=2)
-    assert_encloses(case, case.row.relax(case.node, lowers, uppers, None), points, truth_of(case, points))
+    assert_encloses(
+        case, case.row.relax(case.node, lowers, uppers, None), points, truth_of(case, points)
+    )
 
 
 @every_dtype
@@ -248,7 +308,9 @@ def test_samples_lie_between_the_lines_for_every_alpha(case: Case, dtype: torch.
             )
         ]
         k = case.operands
-        chosen = Relaxation(tuple(parts[:k]), parts[k], tuple(parts[k + 1 : 2 * k + 1]), parts[2 * k + 1])
+        chosen = Relaxation(
+            tuple(parts[:k]), parts[k], tuple(parts[k + 1 : 2 * k + 1]), parts[2 * k + 1]
+        )
         assert_encloses(case, chosen, points, value)
 
 
@@ -262,13 +324,17 @@ def test_a_smaller_box_never_has_a_looser_interval(case: Case, dtype: torch.dtyp
     inner_lowers, inner_uppers = [], []
     for low, up in zip(lowers, uppers, strict=True):
         first, second = (
-            torch.clamp(low + torch.tensor(rng.random(len(low)), dtype=dtype) * (up - low), low, up) for _ in range(2)
+            torch.clamp(low + torch.tensor(rng.random(len(low)), dtype=dtype) * (up - low), low, up)
+            for _ in range(2)
         )
         inner_lowers.append(torch.minimum(first, second))
         inner_uppers.append(torch.maximum(first, second))
     inner = case.row.interval(case.node, inner_lowers, inner_uppers)
     info = torch.finfo(dtype)
-    slack = 8 * info.eps * (outer[0].abs().nan_to_num(posinf=0) + outer[1].abs().nan_to_num(posinf=0)) + info.tiny
+    slack = (
+        8 * info.eps * (outer[0].abs().nan_to_num(posinf=0) + outer[1].abs().nan_to_num(posinf=0))
+        + info.tiny
+    )
     slack = slack + (64 * info.eps) ** 2
     if not case.row.is_piecewise_linear:
         assert (inner[0] >= outer[0] - slack).all() and (inner[1] <= outer[1] + slack).all()
@@ -291,7 +357,12 @@ def test_default_alpha_reproduces_the_default(case: Case, dtype: torch.dtype) ->
     spread = ([t.unsqueeze(1) for t in lowers], [t.unsqueeze(1) for t in uppers])
     found = case.row.relax(case.node, *spread, alpha.unsqueeze(2))
     for first, second in zip(
-        (*expected.lower_slopes, expected.lower_intercept, *expected.upper_slopes, expected.upper_intercept),
+        (
+            *expected.lower_slopes,
+            expected.lower_intercept,
+            *expected.upper_slopes,
+            expected.upper_intercept,
+        ),
         (*found.lower_slopes, found.lower_intercept, *found.upper_slopes, found.upper_intercept),
         strict=True,
     ):
@@ -306,8 +377,15 @@ def test_gradients_in_alpha_are_finite(case: Case, dtype: torch.dtype) -> None:
     lowers, uppers = boxes(case, dtype, seed=9)
     alpha = alphas(case, len(lowers[0]), 4, 10, dtype).requires_grad_(True)
     relaxation = case.row.relax(case.node, with_axes(lowers), with_axes(uppers), alpha)
-    parts = (*relaxation.lower_slopes, relaxation.lower_intercept, *relaxation.upper_slopes, relaxation.upper_intercept)
-    usable = [torch.where(torch.isfinite(part), part, 0.0).sum() for part in parts if part.requires_grad]
+    parts = (
+        *relaxation.lower_slopes,
+        relaxation.lower_intercept,
+        *relaxation.upper_slopes,
+        relaxation.upper_intercept,
+    )
+    usable = [
+        torch.where(torch.isfinite(part), part, 0.0).sum() for part in parts if part.requires_grad
+    ]
     (gradient,) = torch.autograd.grad(torch.stack(usable).sum(), [alpha])
     assert not torch.isnan(gradient).any()
     assert (gradient != 0).any()
@@ -319,11 +397,15 @@ def test_linear_pieces_are_exact(case: Case, dtype: torch.dtype) -> None:
     for start, end in case.linear:
         lowers, uppers = [torch.tensor([start], dtype=dtype)], [torch.tensor([end], dtype=dtype)]
         for alpha in (None, torch.full((case.row.alphas, 1, 1), 0.3, dtype=dtype)):
-            relaxation = case.row.relax(case.node, [t[:, None] for t in lowers], [t[:, None] for t in uppers], alpha)
+            relaxation = case.row.relax(
+                case.node, [t[:, None] for t in lowers], [t[:, None] for t in uppers], alpha
+            )
             points = [np.array([[start], [end], [(start + end) / 2]], dtype=Wide)]
             value = truth_of(case, points)
             flat = [t.reshape(-1) for t in (relaxation.lower_slopes[0], relaxation.lower_intercept)]
-            flat += [t.reshape(-1) for t in (relaxation.upper_slopes[0], relaxation.upper_intercept)]
+            flat += [
+                t.reshape(-1) for t in (relaxation.upper_slopes[0], relaxation.upper_intercept)
+            ]
             assert (line((flat[0],), flat[1], points)[0] == value).all()
             assert (line((flat[2],), flat[3], points)[0] == value).all()
 
@@ -333,7 +415,10 @@ def test_the_gap_shrinks_with_the_square_of_the_width(case: Case) -> None:
     if case.smooth is None:
         return
     rng = np.random.default_rng(11)
-    centres = [torch.tensor(rng.uniform(*case.smooth, size=200), dtype=torch.float64) for _ in range(case.operands)]
+    centres = [
+        torch.tensor(rng.uniform(*case.smooth, size=200), dtype=torch.float64)
+        for _ in range(case.operands)
+    ]
     for width in (1e-1, 1e-2, 1e-3, 1e-4):
         lowers, uppers = [c - width / 2 for c in centres], [c + width / 2 for c in centres]
         relaxation = case.row.relax(case.node, lowers, uppers, None)

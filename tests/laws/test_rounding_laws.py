@@ -1,6 +1,8 @@
-"""What onnxruntime computes lies inside the bounds, to the last bit, where these are about the runtime.
+"""What onnxruntime computes lies inside the bounds, to the last bit, where these are about the
+runtime.
 
-On boxes that are one point the bounds are the real value and the allowance for rounding, nothing else.
+On boxes that are one point the bounds are the real value and the allowance for rounding, nothing
+else.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.roundings import EACH, EXACT, INTEGRAL
 
-ELEMENTS = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+ELEMENTS = {
+    "float16": TensorProto.FLOAT16,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+}
 POINTS = 10
 SIZE = 6
 
 
 class Maker:
-    """A random network, operator by operator; every tensor is ``[1, 2, 3]`` unless it says otherwise."""
+    """A random network, operator by operator; every tensor is ``[1, 2, 3]`` unless it says
+    otherwise."""
 
     def __init__(self, seed: int, dtype: str) -> None:
         self.random, self.dtype = np.random.default_rng(seed), dtype
@@ -48,7 +55,9 @@ class Maker:
 
     def constant(self, value: object, dtype: str | None = None) -> str:
         name = self.name()
-        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype=dtype or self.dtype), name))
+        self.weights.append(
+            numpy_helper.from_array(np.asarray(value, dtype=dtype or self.dtype), name)
+        )
         return name
 
     def weight(self, *shape: int) -> str:
@@ -76,7 +85,9 @@ def apply(m: Maker, op: str, x: str) -> str:
     if op == "MatMul":
         return m.add(op, [x, m.weight(3, 3)])
     if op == "Gemm":
-        flat = m.add("Gemm", [m.add("Flatten", [x]), m.weight(6, 6), m.weight(6)], alpha=0.7, beta=1.3)
+        flat = m.add(
+            "Gemm", [m.add("Flatten", [x]), m.weight(6, 6), m.weight(6)], alpha=0.7, beta=1.3
+        )
         return m.add("Reshape", [flat, m.constant([1, 2, 3], "int64")])
     if op == "Conv":
         return m.add(op, [x, m.weight(2, 2, 3), m.weight(2)], pads=[1, 1])
@@ -100,7 +111,10 @@ def apply(m: Maker, op: str, x: str) -> str:
     if op == "PRelu":
         return m.add(op, [x, m.weight(2, 1)])
     if op == "Concat":
-        parts = [m.add("Slice", [x, *(m.constant([v], "int64") for v in at)]) for at in ((0, 1, 1), (1, 2, 1))]
+        parts = [
+            m.add("Slice", [x, *(m.constant([v], "int64") for v in at)])
+            for at in ((0, 1, 1), (1, 2, 1))
+        ]
         return m.add(op, parts[::-1], axis=1)
     if op == "CumSum":
         return m.add(op, [x, m.constant(2, "int64")])
@@ -112,11 +126,67 @@ def apply(m: Maker, op: str, x: str) -> str:
 
 
 OPERATORS = [
-    *("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "MatMul", "Gemm", "Conv", "ConvTranspose"),
-    *("BatchNormalization", "AveragePool", "MaxPool", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceMax"),
-    *("ReduceSumSquare", "ReduceMin", "ReduceLogSum", "Log", "Sqrt", "Reciprocal", "Pow", "PRelu", "LeakyRelu"),
-    *("Relu", "Abs", "Neg", "Sigmoid", "Tanh", "Exp", "Erf", "Sin", "Cos", "Softplus", "Elu", "Selu", "Celu"),
-    *("HardSigmoid", "HardSwish", "Softsign", "Softmax", "Concat", "CumSum", "Clip", "GlobalAveragePool", "Identity"),
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+    ),
+    *(
+        "BatchNormalization",
+        "AveragePool",
+        "MaxPool",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceMax",
+    ),
+    *(
+        "ReduceSumSquare",
+        "ReduceMin",
+        "ReduceLogSum",
+        "Log",
+        "Sqrt",
+        "Reciprocal",
+        "Pow",
+        "PRelu",
+        "LeakyRelu",
+    ),
+    *(
+        "Relu",
+        "Abs",
+        "Neg",
+        "Sigmoid",
+        "Tanh",
+        "Exp",
+        "Erf",
+        "Sin",
+        "Cos",
+        "Softplus",
+        "Elu",
+        "Selu",
+        "Celu",
+    ),
+    *(
+        "HardSigmoid",
+        "HardSwish",
+        "Softsign",
+        "Softmax",
+        "Concat",
+        "CumSum",
+        "Clip",
+        "GlobalAveragePool",
+        "Identity",
+    ),
     *("Floor", "Ceil", "Round", "LpNormalization"),
 ]
 FLOAT32_ONLY = ("Celu",)
@@ -130,7 +200,9 @@ def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def output_bounds(graph: Graph, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def output_bounds(
+    graph: Graph, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """CROWN and interval bounds ``[m]`` of all outputs, each of which must hold."""
     network = Network(graph, torch.float64)
     box = torch.from_numpy(lower)[None].double(), torch.from_numpy(upper)[None].double()
@@ -142,18 +214,26 @@ def output_bounds(graph: Graph, lower: np.ndarray, upper: np.ndarray) -> tuple[n
             output_seeds(network, torch.cat([unit, -unit])[None])
         )
         low, negated = minimum(lines, *box, bounder.gamma)[0].chunk(2)
-        ends = [torch.cat([enclosure.bounds[name][side].flatten() for name in graph.outputs]) for side in (0, 1)]
+        ends = [
+            torch.cat([enclosure.bounds[name][side].flatten() for name in graph.outputs])
+            for side in (0, 1)
+        ]
     return torch.maximum(low, ends[0]).numpy(), torch.minimum(-negated, ends[1]).numpy()
 
 
-def check(path: Path, graph: Graph, dtype: str, random: np.random.Generator, width: float) -> tuple[int, int]:
-    """How many outputs had finite bounds, and how many of those the allowance for rounding was needed."""
+def check(
+    path: Path, graph: Graph, dtype: str, random: np.random.Generator, width: float
+) -> tuple[int, int]:
+    """How many outputs had finite bounds, and how many of those the allowance for rounding was
+    needed."""
     run, known, needed = session(path), 0, 0
     shape = graph.nodes["x"].shape
     for _ in range(POINTS):
         x = (random.normal(size=shape) * 10 ** random.uniform(-2, 1)).astype(dtype)
         flat = x.astype(np.float64).reshape(-1)
-        found = np.concatenate([value.astype(np.float64).reshape(-1) for value in run.run(None, {"x": x})])
+        found = np.concatenate(
+            [value.astype(np.float64).reshape(-1) for value in run.run(None, {"x": x})]
+        )
         room = width * random.uniform(0, 1, flat.shape)
         low, up = output_bounds(graph, flat - room, flat + room)
         finite = np.isfinite(found) & np.isfinite(low) & np.isfinite(up)
@@ -185,7 +265,11 @@ def test_networks_of_several(seed: int, dtype: str, tmp_path: Path) -> None:
     m = Maker(seed, dtype)
     tensors = [m.add("MatMul", ["x", m.weight(3, 3)])]
     for _ in range(4):
-        op = str(m.random.choice([op for op in OPERATORS if dtype == "float32" or op not in FLOAT32_ONLY]))
+        op = str(
+            m.random.choice(
+                [op for op in OPERATORS if dtype == "float32" or op not in FLOAT32_ONLY]
+            )
+        )
         tensors.append(apply(m, op, str(m.random.choice(tensors[-3:]))))
     outputs = [tensors[-1], m.add("Sub", tensors[-2:]), tensors[1]]
     path = m.save(tmp_path / "n.onnx", list(dict.fromkeys(outputs)))
@@ -220,7 +304,9 @@ def test_readers_of_one_half_tensor_may_see_it_rounded_or_not(tmp_path: Path) ->
     """The difference of a tensor and its copy along another way is not proved to be zero."""
     m = Maker(6, "float16")
     h = m.add("Mul", ["x", m.constant([0.3])])
-    path = m.save(tmp_path / "n.onnx", [h, m.add("Sub", [h, m.add("Mul", ["x", m.constant([0.3])])])])
+    path = m.save(
+        tmp_path / "n.onnx", [h, m.add("Sub", [h, m.add("Mul", ["x", m.constant([0.3])])])]
+    )
     graph = read_graph(path)
     low, up = output_bounds(graph, np.ones(SIZE), np.ones(SIZE))
     assert (low[SIZE:] < -1e-4).all() and (up[SIZE:] > 1e-4).all()
@@ -229,7 +315,10 @@ def test_readers_of_one_half_tensor_may_see_it_rounded_or_not(tmp_path: Path) ->
 
 def test_overflow_of_the_type_is_no_bound(tmp_path: Path) -> None:
     m = Maker(7, "float16")
-    path = m.save(tmp_path / "n.onnx", [m.add("Mul", [m.add("Mul", ["x", m.constant([200.0])]), m.constant([0.01])])])
+    path = m.save(
+        tmp_path / "n.onnx",
+        [m.add("Mul", [m.add("Mul", ["x", m.constant([200.0])]), m.constant([0.01])])],
+    )
     graph = read_graph(path)
     low, up = output_bounds(graph, np.full(SIZE, -1.0), np.ones(SIZE))
     assert np.isfinite(low).all() and np.isfinite(up).all()
@@ -247,7 +336,9 @@ def test_real_semantics_of_wide_types_know_no_rounding(tmp_path: Path) -> None:
 def test_an_operator_whose_rounding_is_unknown_is_named(tmp_path: Path) -> None:
     m = Maker(9, "float16")
     path = m.save(tmp_path / "n.onnx", [m.add("LayerNormalization", ["x", m.weight(3)])])
-    with pytest.raises(UnsupportedError, match=r"how onnxruntime rounds is not known.*LayerNormalization: n2"):
+    with pytest.raises(
+        UnsupportedError, match=r"how onnxruntime rounds is not known.*LayerNormalization: n2"
+    ):
         read_graph(path)
     m = Maker(9, "float32")
     path = m.save(tmp_path / "n.onnx", [m.add("LayerNormalization", ["x", m.weight(3)])])

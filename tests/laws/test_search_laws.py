@@ -1,4 +1,5 @@
-"""Laws of the search: planted violations are never called unsat (h), unions (c), permutations (g), honest witnesses."""
+"""Laws of the search: planted violations are never called unsat (h), unions (c), permutations (g),
+honest witnesses."""
 
 from __future__ import annotations
 
@@ -29,10 +30,14 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """Decide a property of a network with one of the searches."""
     if request.param != "input split":
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
-    if request.param.endswith("reduced network"):  # as in large networks: float32 guide, no clipping
+    if request.param.endswith(
+        "reduced network"
+    ):  # as in large networks: float32 guide, no clipping
         monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
         monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
-        monkeypatch.setattr(NeuronSplit, "_seconds", lambda search, domains, network: float(search.reduced is None))
+        monkeypatch.setattr(
+            NeuronSplit, "_seconds", lambda search, domains, network: float(search.reduced is None)
+        )
 
     def decide(graph: Graph, lower: np.ndarray, upper: np.ndarray, formula: str) -> Verdict:
         save_onnx(graph, tmp_path / "net.onnx")
@@ -48,7 +53,9 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return decide
 
 
-def instance(seed: int, sizes: list[int], width: float) -> tuple[Graph, np.ndarray, np.ndarray, np.ndarray]:
+def instance(
+    seed: int, sizes: list[int], width: float
+) -> tuple[Graph, np.ndarray, np.ndarray, np.ndarray]:
     """A network, a float32 box and the values of ``y_0 - y_1`` at many points of it."""
     graph = dense_graph(seed, sizes)
     random = np.random.default_rng(seed)
@@ -62,7 +69,9 @@ def instance(seed: int, sizes: list[int], width: float) -> tuple[Graph, np.ndarr
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
 @pytest.mark.parametrize("width", [0.05, 0.5])
-def test_planted_violations_are_found_or_left_open(ask: Ask, sizes: list[int], width: float) -> None:
+def test_planted_violations_are_found_or_left_open(
+    ask: Ask, sizes: list[int], width: float
+) -> None:
     for seed in range(3):
         graph, lower, upper, y = instance(seed, sizes, width)
         rare = float(np.quantile(y[:, 0], 0.002))
@@ -121,12 +130,15 @@ def test_the_order_of_neurons_changes_no_verdict(ask: Ask) -> None:
         other = permuted(graph, np.random.default_rng(seed).permutation(10))
         for threshold in (float(np.quantile(y[:, 0], 0.01)), float(y[:, 0].min()) - 0.5):
             formula = f"(<= Y_0 {threshold!r})"
-            assert ask(graph, lower, upper, formula).status is ask(other, lower, upper, formula).status
+            assert (
+                ask(graph, lower, upper, formula).status is ask(other, lower, upper, formula).status
+            )
 
 
 @pytest.mark.parametrize("sizes", [[3, 10, 10, 2], [3, 10, 2]], ids=str)
 def test_conjunctions_need_one_point_that_satisfies_all(ask: Ask, sizes: list[int]) -> None:
-    """Each half is reachable, both together are not; one hidden layer takes the way over linear programs."""
+    """Each half is reachable, both together are not; one hidden layer takes the way over linear
+    programs."""
     graph, lower, upper, y = instance(5, sizes, 0.3)
     middle = float(np.median(y[:, 0]))
     both = f"(and (>= Y_0 {middle!r}) (<= Y_0 {middle - 1e-3!r}))"
@@ -136,7 +148,8 @@ def test_conjunctions_need_one_point_that_satisfies_all(ask: Ask, sizes: list[in
 
 
 def test_a_conjunction_that_every_row_alone_allows_is_excluded(ask: Ask) -> None:
-    """The excess of ``y_0 + y_1`` over its maximum is shared between two rows, each reachable by itself."""
+    """The excess of ``y_0 + y_1`` over its maximum is shared between two rows, each reachable by
+    itself."""
     for seed in range(3):
         graph, lower, upper, y = instance(seed, [3, 10, 2], 0.4)
         best = y[(y[:, 0] + y[:, 1]).argmax()]

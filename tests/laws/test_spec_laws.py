@@ -1,7 +1,7 @@
 """Laws of the property readers.
 
-(j) a property that was printed and read again is the same property; the normal form says the same as the tree at every
-point; no text, however broken, raises anything but our own errors.
+(j) a property that was printed and read again is the same property; the normal form says the same
+as the tree at every point; no text, however broken, raises anything but our own errors.
 """
 
 from __future__ import annotations
@@ -34,16 +34,22 @@ from bitcrown.spec.query import (
 from bitcrown.spec.reader import parse_query
 from bitcrown.spec.words import property_in_words
 
-NO_DEADLINE = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+NO_DEADLINE = settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 
 # A coarse grid, so that points on boundaries, ties and contradictions come up all the time.
 GRID = [Fraction(n, 10) for n in (-20, -10, -5, -3, 0, 3, 5, 10, 20)]
 decimals = st.builds(
-    lambda digits, places: Fraction(digits, 10**places), st.integers(-(10**20), 10**20), st.integers(0, 25)
+    lambda digits, places: Fraction(digits, 10**places),
+    st.integers(-(10**20), 10**20),
+    st.integers(0, 25),
 )
 
 
-def terms(variables: st.SearchStrategy[Term], constants: st.SearchStrategy[Fraction]) -> st.SearchStrategy[Term]:
+def terms(
+    variables: st.SearchStrategy[Term], constants: st.SearchStrategy[Fraction]
+) -> st.SearchStrategy[Term]:
     leaves = st.one_of(variables, st.builds(Const, constants))
     return st.recursive(
         leaves,
@@ -71,14 +77,23 @@ def formulas(term: st.SearchStrategy[Term]) -> st.SearchStrategy[Formula]:
 def networks(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[NetworkDecl, ...]]:
     if draw(st.booleans()):
         sizes = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
-        flat = NetworkDecl("N", (TensorDecl("X", "real", (sizes[0],)),), (TensorDecl("Y", "real", (sizes[1],)),))
+        flat = NetworkDecl(
+            "N", (TensorDecl("X", "real", (sizes[0],)),), (TensorDecl("Y", "real", (sizes[1],)),)
+        )
         return (1, 0), (flat,)
     shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
     dtypes = st.sampled_from(["real", "float32", "int8", "uint16"])
     decls = []
     for name in ("f", "g")[: draw(st.integers(1, 2))]:
-        inputs = tuple(TensorDecl(f"X{k}_{name}", draw(dtypes), draw(shapes)) for k in range(draw(st.integers(1, 2))))
-        hidden = (TensorDecl(f"H_{name}", "real", draw(shapes), "relu 1"),) if draw(st.booleans()) else ()
+        inputs = tuple(
+            TensorDecl(f"X{k}_{name}", draw(dtypes), draw(shapes))
+            for k in range(draw(st.integers(1, 2)))
+        )
+        hidden = (
+            (TensorDecl(f"H_{name}", "real", draw(shapes), "relu 1"),)
+            if draw(st.booleans())
+            else ()
+        )
         outputs = (TensorDecl(f"Y_{name}", draw(dtypes), draw(shapes)),)
         decls.append(NetworkDecl(name, inputs, outputs, hidden))
     if len(decls) == 2 and draw(st.booleans()):
@@ -128,7 +143,9 @@ def holds(formula: Formula, point: dict[Var, Fraction]) -> bool:
     if isinstance(formula, Or):
         return any(holds(arg, point) for arg in formula.args)
     left, right = value_of(formula.left, point), value_of(formula.right, point)
-    return {"<=": left <= right, "<": left < right, "==": left == right, "!=": left != right}[formula.op]
+    return {"<=": left <= right, "<": left < right, "==": left == right, "!=": left != right}[
+        formula.op
+    ]
 
 
 def meets(constraint: Constraint, values: list[Fraction]) -> bool:
@@ -141,7 +158,9 @@ def meets(constraint: Constraint, values: list[Fraction]) -> bool:
 
 
 def violates(case: Case, values: list[Fraction]) -> bool:
-    in_box = all(low <= v <= high for low, v, high in zip(case.lower, values, case.upper, strict=False))
+    in_box = all(
+        low <= v <= high for low, v, high in zip(case.lower, values, case.upper, strict=False)
+    )
     return in_box and all(meets(constraint, values) for constraint in case.constraints)
 
 
@@ -149,7 +168,11 @@ XS: list[Term] = [Var("X", 0), Var("X", 1), Var("X", 2)]
 YS: list[Term] = [Var("Y", 0), Var("Y", 1)]
 FLAT = NetworkDecl("N", (TensorDecl("X", "real", (3,)),), (TensorDecl("Y", "real", (2,)),))
 grid = st.sampled_from(GRID)
-BOUNDED = tuple(Compare("<=", *sides) for x in XS for sides in ((x, Const(Fraction(1))), (Const(Fraction(-1)), x)))
+BOUNDED = tuple(
+    Compare("<=", *sides)
+    for x in XS
+    for sides in ((x, Const(Fraction(1))), (Const(Fraction(-1)), x))
+)
 linear_inputs = st.builds(
     lambda op, a, x, b, c: Compare(op, Product((Const(a), x)), Sum((b, Const(c)))),
     st.sampled_from(["<=", "<", "=="]),
@@ -161,12 +184,17 @@ linear_inputs = st.builds(
 
 
 def normalised(formula: tuple[Formula, ...]) -> Problem:
-    return problem_from_query(Query((1, 0), (FLAT,), And(BOUNDED + formula)), {"N": Path("net.onnx")})
+    return problem_from_query(
+        Query((1, 0), (FLAT,), And(BOUNDED + formula)), {"N": Path("net.onnx")}
+    )
 
 
-# Simple atoms in ors, conjoined: the shape in which a lost alternative or a lost or shows at most points.
+# Simple atoms in ors, conjoined: the shape in which a lost alternative or a lost or shows at most
+# points.
 atoms = st.builds(
-    lambda op, var, value, turned: Compare(op, *((Const(value), var) if turned else (var, Const(value)))),
+    lambda op, var, value, turned: Compare(
+        op, *((Const(value), var) if turned else (var, Const(value)))
+    ),
     st.sampled_from(["<=", "<", "=="]),
     st.sampled_from(XS + YS),
     grid,
@@ -185,7 +213,11 @@ choices = st.builds(
     ),
 )
 trees = st.one_of(
-    st.lists(st.one_of(formulas(terms(st.sampled_from(XS + YS), grid)), linear_inputs), min_size=1, max_size=3),
+    st.lists(
+        st.one_of(formulas(terms(st.sampled_from(XS + YS), grid)), linear_inputs),
+        min_size=1,
+        max_size=3,
+    ),
     st.lists(choices, min_size=1, max_size=3),
 )
 
@@ -195,7 +227,9 @@ trees = st.one_of(
     trees,
     st.lists(st.tuples(grid, grid, grid, grid, grid), min_size=8, max_size=20),
 )
-def test_the_cases_hold_exactly_where_the_tree_holds(tree: list[Formula], points: list[tuple[Fraction, ...]]) -> None:
+def test_the_cases_hold_exactly_where_the_tree_holds(
+    tree: list[Formula], points: list[tuple[Fraction, ...]]
+) -> None:
     problem = normalised(tuple(tree))
     corners = [case.lower + (Fraction(0), Fraction(0)) for case in problem.cases[:5]]
     corners += [case.upper + (Fraction(0), Fraction(0)) for case in problem.cases[:5]]
@@ -223,15 +257,34 @@ SEEDS = (
     "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n; note\n"
     "(assert (and (<= X_0 1.5) (>= X_0 -1e-3) (= X_1 .5)))\n"
     "(assert (or (and (<= (* 2 Y_0) X_0) (< Y_0 3)) (>= (- Y_0 (+ X_0 1)) (/ 1 4))))\n",
-    '(vnnlib-version <2.0>)\n(declare-network f (declare-input X real [1,2]) (declare-hidden H real [] "h")\n'
-    "  (declare-output Y float32 [1,1]))\n(declare-network g (equal-to f) (declare-input U real [1,2])\n"
-    "  (declare-output V float32 [1,1]))\n(assert (and (<= X[0,0] 1.0) (>= X[0,0] 0.0) (== X[0,1] 0.5)))\n"
+    "(vnnlib-version <2.0>)\n(declare-network f (declare-input X real [1,2]) (declare-hidden H "
+    'real [] "h")\n'
+    "  (declare-output Y float32 [1,1]))\n(declare-network g (equal-to f) (declare-input U real "
+    "[1,2])\n"
+    "  (declare-output V float32 [1,1]))\n(assert (and (<= X[0,0] 1.0) (>= X[0,0] 0.0) (== X[0,1] "
+    "0.5)))\n"
     "(assert (== X[0,0] U[0,0]))\n"
     "(assert (== U[0,1] X[0,1]))\n(assert (or (Y[0] < V[0,0]) (!= Y[0,0] (* V[0] X[0,0]))))\n",
 )
 PIECES = (
     *'()[]<>;,.+-*/=!"\n 0123456789eEXYUV_',
-    *("assert", "and", "or", "<=", ">=", "==", "!=", "X_0", "Y_0", "X[0,0]", "Y[0]", "1e400", "1e-400", "-0", "(and)"),
+    *(
+        "assert",
+        "and",
+        "or",
+        "<=",
+        ">=",
+        "==",
+        "!=",
+        "X_0",
+        "Y_0",
+        "X[0,0]",
+        "Y[0]",
+        "1e400",
+        "1e-400",
+        "-0",
+        "(and)",
+    ),
     *(
         "declare-const",
         "declare-input",
@@ -253,7 +306,9 @@ def mutated(rng: random.Random) -> str:
     for _ in range(rng.choice((1, 1, 2, 4, 20))):
         start = rng.randrange(len(text) + 1)
         end = min(len(text), start + rng.choice((0, 0, 1, 1, 2, 5, 30)))
-        middle = rng.choice((rng.choice(PIECES), text[end : end + 20], rng.choice(SEEDS)[start : start + 15], ""))
+        middle = rng.choice(
+            (rng.choice(PIECES), text[end : end + 20], rng.choice(SEEDS)[start : start + 15], "")
+        )
         text = text[:start] + middle + text[end:]
     return text
 
@@ -268,7 +323,9 @@ def test_ten_thousand_broken_texts_raise_only_our_errors() -> None:
             text = mutated(rng)
         try:
             query = parse_query(text)
-            problem_from_query(query, {network.name: Path("net.onnx") for network in query.networks})
+            problem_from_query(
+                query, {network.name: Path("net.onnx") for network in query.networks}
+            )
             accepted += 1
         except (PropertyError, UnsupportedError) as problem:
             assert len(str(problem)) < 400

@@ -1,6 +1,8 @@
-"""Laws of witnesses: what is confirmed is inside the box and violates, exactly, and survives being written and read.
+"""Laws of witnesses: what is confirmed is inside the box and violates, exactly, and survives being
+written and read.
 
-Boxes, constraints and candidates are generated; the truth is computed in rational arithmetic from the printed text.
+Boxes, constraints and candidates are generated; the truth is computed in rational arithmetic from
+the printed text.
 """
 
 from __future__ import annotations
@@ -54,12 +56,20 @@ def properties(draw: st.DrawFn) -> tuple[str, list[tuple[Fraction, Fraction]], F
     ends = [sorted((draw(DECIMAL), draw(DECIMAL)), key=Fraction) for _ in range(2)]
     a, b = draw(DECIMAL), draw(DECIMAL)
     is_1 = draw(st.booleans())
-    x, y = (["X_0", "X_1"], ["Y_0", "Y_1"]) if is_1 else (["X[0,0]", "X[0,1]"], ["Y[0,0]", "Y[0,1]"])
-    lines = [f"(assert (and (>= {name} {low}) (<= {name} {high})))" for name, (low, high) in zip(x, ends, strict=True)]
+    x, y = (
+        (["X_0", "X_1"], ["Y_0", "Y_1"]) if is_1 else (["X[0,0]", "X[0,1]"], ["Y[0,0]", "Y[0,1]"])
+    )
+    lines = [
+        f"(assert (and (>= {name} {low}) (<= {name} {high})))"
+        for name, (low, high) in zip(x, ends, strict=True)
+    ]
     lines += [f"(assert (<= {y[0]} {a}))", f"(assert (> {y[1]} {b}))"]
     head = "".join(f"(declare-const {name} Real)" for name in x + y)
     if not is_1:
-        head = "(vnnlib-version <2.0>)(declare-network f (declare-input X float32 [1,2]) (declare-output Y real [1,2]))"
+        head = (
+            "(vnnlib-version <2.0>)(declare-network f (declare-input X float32 [1,2]) "
+            "(declare-output Y real [1,2]))"
+        )
     box = [(Fraction(low), Fraction(high)) for low, high in ends]
     return "\n".join([head, *lines]), box, Fraction(a), Fraction(b)
 
@@ -76,11 +86,14 @@ def outcome_of(result: str, text: str) -> bool:
     return check_result(FOLDER / "result.txt", str(network()), FOLDER / "property.vnnlib").accepted
 
 
-def is_true(witness: Witness, box: list[tuple[Fraction, Fraction]], a: Fraction, b: Fraction) -> bool:
+def is_true(
+    witness: Witness, box: list[tuple[Fraction, Fraction]], a: Fraction, b: Fraction
+) -> bool:
     x = witness.inputs["X"]
     assert x.dtype == np.float32
     inside = all(
-        low <= Fraction(float(value)) <= high or (not holds_a_float(low, high) and value == np.float32(float(low)))
+        low <= Fraction(float(value)) <= high
+        or (not holds_a_float(low, high) and value == np.float32(float(low)))
         for value, (low, high) in zip(x, box, strict=True)
     )
     return inside and Fraction(float(x[0] + x[1])) <= a and Fraction(float(x[0] - x[1])) > b
@@ -95,7 +108,9 @@ def holds_a_float(low: Fraction, high: Fraction) -> bool:
 @settings(max_examples=150, deadline=None)
 @given(properties(), FLOAT, FLOAT)
 def test_what_is_confirmed_is_true_and_accepted(
-    generated: tuple[str, list[tuple[Fraction, Fraction]], Fraction, Fraction], one: float, two: float
+    generated: tuple[str, list[tuple[Fraction, Fraction]], Fraction, Fraction],
+    one: float,
+    two: float,
 ) -> None:
     text, box, a, b = generated
     confirmer = confirmer_of(text)
@@ -111,7 +126,9 @@ def test_what_is_confirmed_is_true_and_accepted(
 @settings(max_examples=60, deadline=None)
 @given(properties(), st.integers(0, 1), st.sampled_from(["4", "-4", "nan", "1e99"]))
 def test_an_input_moved_out_of_the_box_is_rejected(
-    generated: tuple[str, list[tuple[Fraction, Fraction]], Fraction, Fraction], which: int, value: str
+    generated: tuple[str, list[tuple[Fraction, Fraction]], Fraction, Fraction],
+    which: int,
+    value: str,
 ) -> None:
     text = generated[0]
     confirmer = confirmer_of(text)
@@ -133,7 +150,9 @@ def test_an_audit_repeats_itself(
     generated: tuple[str, list[tuple[Fraction, Fraction]], Fraction, Fraction], seed: int
 ) -> None:
     confirmer = confirmer_of(generated[0])
-    first, second = (audit(confirmer.problem, confirmer.replay, confirmer, 12, seed) for _ in range(2))
+    first, second = (
+        audit(confirmer.problem, confirmer.replay, confirmer, 12, seed) for _ in range(2)
+    )
     assert (first is None) is (second is None)
     if first is not None and second is not None:
         assert first.inputs["X"].tolist() == second.inputs["X"].tolist()

@@ -1,15 +1,17 @@
-"""What TensorFlow computes for the AAAI 2021 networks: run by hand, with TensorFlow installed; it is no dependency.
+"""What TensorFlow computes for the AAAI 2021 networks: run by hand, with TensorFlow installed; it
+is no dependency.
 
 tensorflow_fake_quant.py FOLDER [IDX_FOLDER] > tests/data/quant/tensorflow_fake_quant.json
 
-FOLDER holds the ``.h5`` files of the publication. The networks are run as their authors trained and evaluated them: a
-float32 network in which inputs, weights, biases and activations pass ``fake_quant_with_min_max_args``, whose ranges are
-those of the fixed-point format (int6 weights in units of 1/32, int6 biases and uint6 activations in units of 1/16,
-uint8 pixels in units of 1/256). All sums fit into the 24 bits of a float32, so the order of summation does not matter.
+FOLDER holds the ``.h5`` files of the publication. The networks are run as their authors trained and
+evaluated them: a float32 network in which inputs, weights, biases and activations pass
+``fake_quant_with_min_max_args``, whose ranges are those of the fixed-point format (int6 weights in
+units of 1/32, int6 biases and uint6 activations in units of 1/16, uint8 pixels in units of 1/256).
+All sums fit into the 24 bits of a float32, so the order of summation does not matter.
 
-Printed are SHA-256 sums of the integers behind the hidden activations (uint8) and outputs (int8) on 2,000 inputs: the
-images stored with the suite and noisy copies of them (``oracle_inputs``), and, with IDX_FOLDER, the first 2,000 images
-of each test set.
+Printed are SHA-256 sums of the integers behind the hidden activations (uint8) and outputs (int8) on
+2,000 inputs: the images stored with the suite and noisy copies of them (``oracle_inputs``), and,
+with IDX_FOLDER, the first 2,000 images of each test set.
 """
 
 from __future__ import annotations
@@ -54,14 +56,19 @@ def layers(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         for layer in root.attrs["layer_names"]:
-            names = [name.decode() if isinstance(name, bytes) else name for name in root[layer].attrs["weight_names"]]
+            names = [
+                name.decode() if isinstance(name, bytes) else name
+                for name in root[layer].attrs["weight_names"]
+            ]
             if names:
                 kernel, bias = sorted(names, key=lambda name: "bias" in name)
                 found.append((root[layer][kernel][()], root[layer][bias][()]))
     return found
 
 
-def forward(weights: list[tuple[np.ndarray, np.ndarray]], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def forward(
+    weights: list[tuple[np.ndarray, np.ndarray]], pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(hidden [B, 64], outputs [B, 32]) as integers of unit 1/16."""
     import tensorflow as tf
 
@@ -75,7 +82,11 @@ def forward(weights: list[tuple[np.ndarray, np.ndarray]], pixels: np.ndarray) ->
         b = fake_quant(tf.constant(bias), -2.0, 2 - 1 / 16, 6)
         is_last = number == len(weights) - 1
         sums = tf.matmul(x, w) + b
-        x = fake_quant(sums, -2.0, 2 - 1 / 16, 6) if is_last else fake_quant(tf.nn.relu(sums), 0.0, 4 - 1 / 16, 6)
+        x = (
+            fake_quant(sums, -2.0, 2 - 1 / 16, 6)
+            if is_last
+            else fake_quant(tf.nn.relu(sums), 0.0, 4 - 1 / 16, 6)
+        )
         values.append(x.numpy() * 16)
     hidden, outputs = values
     return hidden, outputs
@@ -90,7 +101,9 @@ def main() -> None:
         inputs = {"stored and noisy": oracle_inputs(dataset)}
         if idx is not None:
             content = gzip.decompress((idx / f"{stem}-t10k-images-idx3-ubyte.gz").read_bytes())
-            inputs["test set"] = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784)[:COUNT]
+            inputs["test set"] = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784)[
+                :COUNT
+            ]
         weights = layers(folder / f"{dataset}_mlp.h5")
         for name, pixels in inputs.items():
             hidden, outputs = forward(weights, pixels)

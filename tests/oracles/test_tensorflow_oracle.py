@@ -1,4 +1,5 @@
-"""The integers of the benchmark networks against numbers that TensorFlow computed (``tensorflow_fake_quant.py``)."""
+"""The integers of the benchmark networks against numbers that TensorFlow computed
+(``tensorflow_fake_quant.py``)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import IntegerNetwork
 from tests.oracles.tensorflow_fake_quant import COUNT, SUITE, oracle_inputs, sha256
 
-STORED = json.loads((Path(__file__).parents[1] / "data" / "quant" / "tensorflow_fake_quant.json").read_text())
+STORED = json.loads(
+    (Path(__file__).parents[1] / "data" / "quant" / "tensorflow_fake_quant.json").read_text()
+)
 
 
 def read(dataset: str) -> IntegerNetwork:

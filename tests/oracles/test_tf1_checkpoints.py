@@ -1,7 +1,9 @@
-"""Whole networks of the zoo against TensorFlow: built there, saved by its Saver, loaded here, the same logits.
+"""Whole networks of the zoo against TensorFlow: built there, saved by its Saver, loaded here, the
+same logits.
 
-TensorFlow is no dependency: these tests run where ``BITCROWN_TENSORFLOW_PYTHON`` names a Python that has it (its import
-alone takes seconds, so they are marked slow). The default tests read a small file that TensorFlow once wrote.
+TensorFlow is no dependency: these tests run where ``BITCROWN_TENSORFLOW_PYTHON`` names a Python
+that has it (its import alone takes seconds, so they are marked slow). The default tests read a
+small file that TensorFlow once wrote.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ NETWORKS = {**PLANS, "tiny": ZooPlan((Stage(2, ("",)), Stage(4, ("_0",), plain=T
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not TENSORFLOW, reason="BITCROWN_TENSORFLOW_PYTHON names no Python with TensorFlow"),
+    pytest.mark.skipif(
+        not TENSORFLOW, reason="BITCROWN_TENSORFLOW_PYTHON names no Python with TensorFlow"
+    ),
 ]
 
 
@@ -40,10 +44,15 @@ def by_tensorflow(name: str, folder: Path, *options: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_logits_are_tensorflows(name: str, tmp_path: Path) -> None:
-    by_tensorflow(name, tmp_path, "--images", "3", "--size", "16" if name == "tiny" else "32", "--seed", "11")
+    by_tensorflow(
+        name, tmp_path, "--images", "3", "--size", "16" if name == "tiny" else "32", "--seed", "11"
+    )
     network = ZooNetwork(NETWORKS[name]).eval()
     assert load_weights(network, tmp_path / name) == ()
-    kept = {key: torch.from_numpy(value) for key, value in np.load(tmp_path / f"{name}.logits.npz").items()}
+    kept = {
+        key: torch.from_numpy(value)
+        for key, value in np.load(tmp_path / f"{name}.logits.npz").items()
+    }
     x = kept["images"].permute(0, 3, 1, 2).contiguous()
     plain = network.with_plan(quantized=False)
     with torch.no_grad():
@@ -51,7 +60,8 @@ def test_logits_are_tensorflows(name: str, tmp_path: Path) -> None:
         for model, kind in ((plain, "plain_float64"), (network, "quantized_float64")):
             found = copy.deepcopy(model).double()(x.double())
             torch.testing.assert_close(found, kept[kind], rtol=1e-9, atol=1e-9)
-        # In float32 rounding moves whole steps of the staircase: TensorFlow itself is this far from its float64.
+        # In float32 rounding moves whole steps of the staircase: TensorFlow itself is this far from
+        # its float64.
         own = (kept["quantized_float32"] - kept["quantized_float64"]).abs().max().item()
         mine = (network(x) - kept["quantized_float64"]).abs().max().item()
     assert mine <= 10 * own + 1e-4
@@ -59,7 +69,10 @@ def test_logits_are_tensorflows(name: str, tmp_path: Path) -> None:
 
 def test_every_variable_is_read_bit_for_bit(tmp_path: Path) -> None:
     by_tensorflow("small", tmp_path)
-    names = "import sys, numpy, tensorflow as tf; r = tf.train.load_checkpoint(sys.argv[1]); numpy.savez(sys.argv[2], "
+    names = (
+        "import sys, numpy, tensorflow as tf; r = tf.train.load_checkpoint(sys.argv[1]); "
+        "numpy.savez(sys.argv[2], "
+    )
     names += "**{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})"
     command = [TENSORFLOW, "-c", names, str(tmp_path / "small"), str(tmp_path / "theirs.npz")]
     subprocess.run(command, capture_output=True, check=True)

@@ -1,4 +1,5 @@
-"""VNN-LIB 2.0 against the reference parser (the PyPI package ``vnnlib``): the same text is the same tree.
+"""VNN-LIB 2.0 against the reference parser (the PyPI package ``vnnlib``): the same text is the same
+tree.
 
 Only its parser serves as an oracle; its ``compat.transform`` loses bounds and alternatives.
 """
@@ -65,14 +66,20 @@ def their_formula(node: Any) -> Formula:
         args = tuple(their_formula(arg) for arg in node.args)
         return And(args) if kind == "And" else Or(args)
     left, right = their_term(node.lhs), their_term(node.rhs)
-    return Compare(_EXCHANGED[kind], right, left) if kind in _EXCHANGED else Compare(_SAME[kind], left, right)
+    return (
+        Compare(_EXCHANGED[kind], right, left)
+        if kind in _EXCHANGED
+        else Compare(_SAME[kind], left, right)
+    )
 
 
 def their_tensors(nodes: Any, hidden: bool = False) -> tuple[TensorDecl, ...]:
     return tuple(
         TensorDecl(
             node.name,
-            {"F32": "float32", "F64": "float64", "I8": "int8"}.get(node.dtype.name, node.dtype.name.lower()),
+            {"F32": "float32", "F64": "float64", "I8": "int8"}.get(
+                node.dtype.name, node.dtype.name.lower()
+            ),
             tuple(node.shape),
             node.onnx_name.strip('"') if hidden else "",
         )
@@ -96,22 +103,33 @@ def their_query(text: str) -> Query:
     return Query((2, 0), networks, And(tuple(their_formula(a.expr) for a in parsed.assertions)))
 
 
-ONE = "(vnnlib-version <2.0>)\n(declare-network f (declare-input X real [2,3]) (declare-output Y real [1,4]))\n"
+ONE = (
+    "(vnnlib-version <2.0>)\n(declare-network f (declare-input X real [2,3]) (declare-output Y "
+    "real [1,4]))\n"
+)
 TEXTS = {
-    "bounds": ONE + "(assert (<= X[0,0] 0.5)) ; comment\n(assert (>= X[1,2] -0.25))(assert (> 1.0 X[0,1]))",
+    "bounds": ONE
+    + "(assert (<= X[0,0] 0.5)) ; comment\n(assert (>= X[1,2] -0.25))(assert (> 1.0 X[0,1]))",
     "difference": ONE + "(assert (<= (- Y[0,0] Y[0,1] 0.5) (- X[0,0])))(assert (< (- 1.5) Y[0,2]))",
     "polynomial": ONE + "(assert (>= (* X[0,0] 200.0) (* X[0,1] X[0,1] (+ X[0,2] Y[0,3]))))",
-    "tree": ONE + "(assert (or (and (< Y[0,0] 0.1)) (or (!= Y[0,1] 2.0) (and (== Y[0,2] X[0,0]) (> Y[0,1] 0.0)))))",
+    "tree": ONE
+    + "(assert (or (and (< Y[0,0] 0.1)) (or (!= Y[0,1] 2.0) (and (== Y[0,2] X[0,0]) (> Y[0,1] "
+    "0.0)))))",
     "constants": ONE + "(assert (<= 0.0 1.0))",
-    "isomorphic": "(vnnlib-version <2.0>)(declare-network f (declare-input A real [2]) (declare-output B real []))"
+    "isomorphic": "(vnnlib-version <2.0>)(declare-network f (declare-input A real [2]) "
+    "(declare-output B real []))"
     "(declare-network g (isomorphic-to f) (declare-input C real [2]) (declare-output D real []))"
     "(assert (== A[0] C[0])) (assert (<= B (+ D 0.05)))",
-    "equal": "(vnnlib-version <2.0>)(declare-network f (declare-input A float32 [2]) (declare-output B float32 [1]))"
+    "equal": "(vnnlib-version <2.0>)(declare-network f (declare-input A float32 [2]) "
+    "(declare-output B float32 [1]))"
     "(declare-network g (equal-to f) (declare-input C float32 [2]) (declare-output D float32 [1]))"
     "(assert (and (<= A[0] C[0]) (<= C[0] 0.667245963))) (assert (< B[0] D[0]))",
-    "inputs": "(vnnlib-version <2.0>)(declare-network f (declare-input A float32 [2]) (declare-input C float32 [1,1])"
-    '(declare-hidden H float32 [3] "relu_3 out") (declare-output B float32 [1]))(assert (<= H[2] (* A[1] C[0,0])))',
-    "integers": "(vnnlib-version <2.0>)(declare-network f (declare-input A int8 [2]) (declare-output B int8 [1]))"
+    "inputs": "(vnnlib-version <2.0>)(declare-network f (declare-input A float32 [2]) "
+    "(declare-input C float32 [1,1])"
+    '(declare-hidden H float32 [3] "relu_3 out") (declare-output B float32 [1]))(assert (<= H[2] '
+    "(* A[1] C[0,0])))",
+    "integers": "(vnnlib-version <2.0>)(declare-network f (declare-input A int8 [2]) "
+    "(declare-output B int8 [1]))"
     "(assert (<= A[0] 3)) (assert (>= A[0] -3)) (assert (!= (* 2 B[0]) A[1]))",
 }
 
@@ -153,7 +171,9 @@ def test_both_parsers_reject_broken_files(name: str) -> None:
 
 
 ELEMENTS = [*(Var("X", k) for k in range(6)), *(Var("Y", k) for k in range(4))]
-constants = st.builds(lambda n, k: Const(Fraction(n, 10**k)), st.integers(-(10**9), 10**9), st.integers(0, 12))
+constants = st.builds(
+    lambda n, k: Const(Fraction(n, 10**k)), st.integers(-(10**9), 10**9), st.integers(0, 12)
+)
 terms: st.SearchStrategy[Term] = st.recursive(
     st.one_of(st.sampled_from(ELEMENTS), constants),
     lambda inner: st.one_of(
@@ -176,6 +196,8 @@ formulas: st.SearchStrategy[Formula] = st.recursive(
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(formulas, min_size=1, max_size=4))
 def test_printed_queries_mean_the_same_to_the_reference_parser(asserts: list[Formula]) -> None:
-    network = NetworkDecl("f", (TensorDecl("X", "real", (2, 3)),), (TensorDecl("Y", "real", (1, 4)),))
+    network = NetworkDecl(
+        "f", (TensorDecl("X", "real", (2, 3)),), (TensorDecl("Y", "real", (1, 4)),)
+    )
     query = Query((2, 0), (network,), And(tuple(asserts)))
     assert their_query(print_query(query)) == query

@@ -1,4 +1,5 @@
-"""Build a Robust-Model-Zoo network in TensorFlow's graph mode, save it with its Saver, and write down its logits.
+"""Build a Robust-Model-Zoo network in TensorFlow's graph mode, save it with its Saver, and write
+down its logits.
 
 Run by a Python that has TensorFlow (bitcrown needs none); ``test_tf1_checkpoints.py`` does so, and
 ``tests/data/zoo/tiny.*`` was made by::
@@ -18,7 +19,12 @@ import tensorflow as tf
 
 tf1 = tf.compat.v1
 NETWORKS = {
-    "model_1": ((48, ("",), False), (96, ("_0", "_1"), False), (192, ("_1",), False), (384, ("_0", "_1"), False)),
+    "model_1": (
+        (48, ("",), False),
+        (96, ("_0", "_1"), False),
+        (192, ("_1",), False),
+        (384, ("_0", "_1"), False),
+    ),
     "model_2": (
         (48, ("",), False),
         (96, ("_0", "_1", "_2", "_3", "_4"), False),
@@ -39,7 +45,9 @@ class Graph:
         self.dtype = dtype
 
     def variable(self, name: str, shape: list[int], initializer) -> tf.Tensor:
-        return tf.cast(tf1.get_variable(name, shape, tf.float32, initializer=initializer), self.dtype)
+        return tf.cast(
+            tf1.get_variable(name, shape, tf.float32, initializer=initializer), self.dtype
+        )
 
     def convolution(self, x, name: str, inputs: int, outputs: int, size: int = 3, stride: int = 1):
         draw = tf1.random_normal_initializer(stddev=np.sqrt(2.0 / (size * size * outputs)))
@@ -52,8 +60,12 @@ class Graph:
         with tf1.variable_scope("BN", reuse=tf1.AUTO_REUSE):
             mean, variance = tf.nn.moments(x, axes=[0, 1, 2], keepdims=True)
             x = (x - mean) / tf.sqrt(variance + 1e-9)
-            shift = self.variable("DN_Mean", [1, 1, 1, channels], tf1.random_normal_initializer(stddev=0.1))
-            scale = self.variable("DN_Variance", [1, 1, 1, channels], tf1.random_uniform_initializer(0.5, 1.5))
+            shift = self.variable(
+                "DN_Mean", [1, 1, 1, channels], tf1.random_normal_initializer(stddev=0.1)
+            )
+            scale = self.variable(
+                "DN_Variance", [1, 1, 1, channels], tf1.random_uniform_initializer(0.5, 1.5)
+            )
             return x * scale + shift
 
     def swish(self, x):
@@ -75,7 +87,9 @@ class Graph:
             with tf1.variable_scope("sub1", reuse=tf1.AUTO_REUSE):
                 inner = self.convolution(inner, "conv1", inputs, outputs, stride=stride)
             with tf1.variable_scope("sub2", reuse=tf1.AUTO_REUSE):
-                inner = self.convolution(self.swish(self.normalised(inner)), "conv2", outputs, outputs)
+                inner = self.convolution(
+                    self.swish(self.normalised(inner)), "conv2", outputs, outputs
+                )
             with tf1.variable_scope("sub_add", reuse=tf1.AUTO_REUSE):
                 if stride > 1:
                     x = tf.nn.avg_pool2d(x, stride, stride, "VALID")
@@ -109,7 +123,9 @@ class Graph:
             x = tf.reduce_mean(self.swish(self.normalised(x)), axis=[1, 2])
         with tf1.variable_scope("logit/FC", reuse=tf1.AUTO_REUSE):
             limit = np.sqrt(3.0 / before)
-            kernel = self.variable("DW", [before, 10], tf1.random_uniform_initializer(-limit, limit))
+            kernel = self.variable(
+                "DW", [before, 10], tf1.random_uniform_initializer(-limit, limit)
+            )
             shift = self.variable("biases", [10], tf1.random_normal_initializer(stddev=0.1))
         return tf.matmul(x, kernel) + shift
 
@@ -122,7 +138,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    images = np.random.default_rng(chosen.seed).random((chosen.images, chosen.size, chosen.size, 3), dtype=np.float32)
+    images = np.random.default_rng(chosen.seed).random(
+        (chosen.images, chosen.size, chosen.size, 3), dtype=np.float32
+    )
     found = {"images": images}
     with tf.Graph().as_default(), tf1.Session() as session:
         tf1.set_random_seed(chosen.seed)

@@ -1,4 +1,5 @@
-"""Outputs that are one integer whatever the input: no step of a staircase is left, and no constraint of a case."""
+"""Outputs that are one integer whatever the input: no step of a staircase is left, and no
+constraint of a case."""
 
 from __future__ import annotations
 
@@ -27,11 +28,20 @@ from tests.quant_models import UINT8, Writer
         ("(and (>= Y_0 0.5)) (and (>= Y_1 -1.0) (<= Y_0 -0.5))", Status.UNSAT),
     ],
 )
-def test_the_search_ends_where_outputs_are_constant(cases: str, expected: Status, tmp_path: Path) -> None:
+def test_the_search_ends_where_outputs_are_constant(
+    cases: str, expected: Status, tmp_path: Path
+) -> None:
     w = Writer([1, 2], UINT8)
     x = w.add("DequantizeLinear", "x", w.constant(np.float32(0.5)), w.constant(3, np.uint8))
-    y = w.add("Min", w.add("MatMul", x, w.weight([[1, 2], [-3, 4]], np.float32(0.25))), w.constant(np.float32(-2)))
-    model, asked = w.save(tmp_path, w.quantized(y, np.float32(0.1), 0, np.uint8)), tmp_path / "p.vnnlib"
+    y = w.add(
+        "Min",
+        w.add("MatMul", x, w.weight([[1, 2], [-3, 4]], np.float32(0.25))),
+        w.constant(np.float32(-2)),
+    )
+    model, asked = (
+        w.save(tmp_path, w.quantized(y, np.float32(0.1), 0, np.uint8)),
+        tmp_path / "p.vnnlib",
+    )
     text = "".join(f"(declare-const {name}_{i} Real)" for name in "XY" for i in (0, 1))
     text += "".join(f"(assert (>= X_{i} 2))(assert (<= X_{i} 9))" for i in (0, 1))
     asked.write_text(f"{text}(assert (or {cases}))")

@@ -1,5 +1,5 @@
-"""Proofs of what is not true, each found once in the wild: the search runs here without attack and replay, so that
-only proofs speak, and on every property there is a point that violates it."""
+"""Proofs of what is not true, each found once in the wild: the search runs here without attack and
+replay, so that only proofs speak, and on every property there is a point that violates it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def problem(inputs: int, outputs: int, assertions: str) -> Problem:
 def neuron_split(graph: Graph, objective: Objective) -> NeuronSplit:
     network = Network(graph, torch.float64)
     cases = np.arange(objective.n_cases)
-    return NeuronSplit(network, network, objective, cases, lambda x: None, Budget.of_seconds(60, MEMORY))
+    return NeuronSplit(
+        network, network, objective, cases, lambda x: None, Budget.of_seconds(60, MEMORY)
+    )
 
 
 def proves(graph: Graph, objective: Objective) -> bool:
@@ -64,7 +66,8 @@ def dense(name: str, source: str, weight: np.ndarray, bias: np.ndarray | None = 
 
 
 def test_an_output_without_bound_does_not_cut_a_box_to_nothing() -> None:
-    """0 times infinity, the error of forming a mixture of rows, was NaN and read as "least value 0"."""
+    """0 times infinity, the error of forming a mixture of rows, was NaN and read as "least value
+    0"."""
     n = 18
     random = np.random.default_rng(1)
     nodes = [
@@ -78,7 +81,9 @@ def test_an_output_without_bound_does_not_cut_a_box_to_nothing() -> None:
     point = random.uniform(-1, 1, n)
     reached = float(Network(graph, torch.float64)(torch.from_numpy(point)[None])[0, 4])
     box = "".join(f"(assert (>= X_{i} -1))(assert (<= X_{i} 1))" for i in range(n))
-    row = " ".join(f"(* {'-' if i % 2 else ''}{i + 1}.5 X_{i})" for i in range(n)).replace("(* -", "(* -")
+    row = " ".join(f"(* {'-' if i % 2 else ''}{i + 1}.5 X_{i})" for i in range(n)).replace(
+        "(* -", "(* -"
+    )
     side = float(sum((-1) ** i * (i + 1.5) * value for i, value in enumerate(point)))
     text = f"{box}(assert (<= Y_4 {reached + 1e-6!r}))(assert (<= (+ {row}) {side + 1e-6!r}))"
     text += f"(assert (>= (+ {row}) {side - 1e-6!r}))"
@@ -106,24 +111,39 @@ def test_a_network_without_relu_is_searched_like_any_other() -> None:
 
 @pytest.mark.parametrize("size", ["1e-220", "1e-250", "1e-300", "1e-312", "1e-320"])
 def test_slopes_of_every_size_cut_no_deeper_than_they_reach(size: str) -> None:
-    """A slope below 1e-200 was taken for 1e-200, which made a cut too deep; sums of denormals were taken for exact."""
+    """A slope below 1e-200 was taken for 1e-200, which made a cut too deep; sums of denormals were
+    taken for exact."""
     nodes = [Node("x", "Input", (), (1, 1)), dense("y", "x", np.array([[float(size)]]))]
     graph = graph_of(nodes, ("y",))
     exponent = size[2:]
-    text = f"(assert (>= X_0 0))(assert (<= X_0 1))(assert (>= Y_0 0.9e{exponent}))(assert (<= Y_0 0.95e{exponent}))"
+    text = (
+        f"(assert (>= X_0 0))(assert (<= X_0 1))(assert (>= Y_0 0.9e{exponent}))(assert (<= "
+        f"Y_0 0.95e{exponent}))"
+    )
     assert not proves(graph, objective_of(problem(1, 1, text), ["float64"]))
 
 
 def test_a_row_met_on_a_face_leaves_the_face_whole() -> None:
-    """Where a row had no room left, coordinates that it does not see were kept within 1 of their lower ends."""
+    """Where a row had no room left, coordinates that it does not see were kept within 1 of their
+    lower ends."""
     n = 18
-    nodes = [Node("x", "Input", (), (1, n)), dense("z", "x", np.eye(n)), Node("r", "Relu", ("z",), (1, n))]
+    nodes = [
+        Node("x", "Input", (), (1, n)),
+        dense("z", "x", np.eye(n)),
+        Node("r", "Relu", ("z",), (1, n)),
+    ]
     box = "".join(f"(assert (>= X_{i} -100))(assert (<= X_{i} 100))" for i in range(n))
     search = neuron_split(
-        graph_of(nodes, ("r",)), objective_of(problem(n, n, f"{box}(assert (<= Y_0 0))"), ["float64"] * n)
+        graph_of(nodes, ("r",)),
+        objective_of(problem(n, n, f"{box}(assert (<= Y_0 0))"), ["float64"] * n),
     )
     assert len(search.root()) == 1 and search.clipper is not None
-    region = Region(search.x_lower, search.x_upper, *search.layout.flat_bounds(search.bounds), torch.tensor([True]))
+    region = Region(
+        search.x_lower,
+        search.x_upper,
+        *search.layout.flat_bounds(search.bounds),
+        torch.tensor([True]),
+    )
     row = torch.zeros(1, 1, n).double()
     row[0, 0, 0] = 1.0
     cut = search.clipper.cut_rows(region, row, torch.zeros(1, 1).double())
@@ -145,13 +165,21 @@ def test_a_row_met_on_a_face_leaves_the_face_whole() -> None:
     ],
 )
 def test_a_pinned_input_is_read_in_its_own_type_as_well(kind: str, value: str, read: float) -> None:
-    """An input pinned to a number that its type does not hold has the nearest one of the type as a witness."""
+    """An input pinned to a number that its type does not hold has the nearest one of the type as a
+    witness."""
     nodes = [Node("x", "Input", (), (1, 2)), dense("y", "x", np.eye(2))]
-    text = f"(assert (>= X_0 {value}))(assert (<= X_0 {value}))(assert (>= X_1 -1))(assert (<= X_1 1))"
-    text += f"(assert (<= Y_0 {read!r}))(assert (>= Y_0 {read!r}))(assert (>= Y_1 0.3))(assert (<= Y_1 0.4))"
+    text = (
+        f"(assert (>= X_0 {value}))(assert (<= X_0 {value}))(assert (>= X_1 -1))(assert (<= X_1 1))"
+    )
+    text += (
+        f"(assert (<= Y_0 {read!r}))(assert (>= Y_0 {read!r}))(assert (>= Y_1 0.3))(assert "
+        "(<= Y_1 0.4))"
+    )
     asked = problem(2, 2, text)
     objective = objective_of(asked, [kind, kind])
-    assert objective.lower[0, 0] <= min(float(value), read) and objective.upper[0, 0] >= max(float(value), read)
+    assert objective.lower[0, 0] <= min(float(value), read) and objective.upper[0, 0] >= max(
+        float(value), read
+    )
     assert not proves(graph_of(nodes, ("y",)), objective)
 
 
@@ -169,14 +197,22 @@ def test_numbers_beyond_float64_are_numbers(number: str) -> None:
     nodes = [Node("x", "Input", (), (1, 1)), dense("y", "x", np.array([[2.0]]))]
     graph = graph_of(nodes, ("y",))
     box = "(assert (>= X_0 0))(assert (<= X_0 1))"
-    assert proves(graph, objective_of(problem(1, 1, f"{box}(assert (<= Y_0 -{number}))"), ["float64"]))
-    assert not proves(graph, objective_of(problem(1, 1, f"{box}(assert (<= Y_0 {number}))"), ["float64"]))
-    wide = objective_of(problem(1, 1, f"(assert (>= X_0 0))(assert (<= X_0 {number}))(assert (>= Y_0 1))"), ["float64"])
+    assert proves(
+        graph, objective_of(problem(1, 1, f"{box}(assert (<= Y_0 -{number}))"), ["float64"])
+    )
+    assert not proves(
+        graph, objective_of(problem(1, 1, f"{box}(assert (<= Y_0 {number}))"), ["float64"])
+    )
+    wide = objective_of(
+        problem(1, 1, f"(assert (>= X_0 0))(assert (<= X_0 {number}))(assert (>= Y_0 1))"),
+        ["float64"],
+    )
     assert not proves(graph, wide)
 
 
 def tent(path: Path, rise: float, dtype: str) -> Path:
-    """``20 + rise - sum |x_i - 1/2|`` of eight inputs, two layers with ReLU; ``rise`` comes from a hidden neuron."""
+    """``20 + rise - sum |x_i - 1/2|`` of eight inputs, two layers with ReLU; ``rise`` comes from a
+    hidden neuron."""
     n = 8
     values = {
         "w1": np.hstack([np.eye(n), -np.eye(n), np.zeros((n, 1))]),
@@ -191,7 +227,10 @@ def tent(path: Path, rise: float, dtype: str) -> Path:
     ]
     kind = TensorProto.FLOAT16 if dtype == "float16" else TensorProto.FLOAT
     weights = [numpy_helper.from_array(value.astype(dtype), name) for name, value in values.items()]
-    ends = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", (1, n)), ("y", (1, 1)))]
+    ends = [
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, shape in (("x", (1, n)), ("y", (1, 1)))
+    ]
     model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights))
     model.ir_version, model.opset_import[0].version = 8, 17
     onnx.save(model, path)
@@ -199,19 +238,26 @@ def tent(path: Path, rise: float, dtype: str) -> Path:
 
 
 @pytest.mark.parametrize(("limit", "is_proved"), [(20.015, False), (20.3, True)])
-def test_proofs_about_float16_enclose_its_rounding(limit: float, is_proved: bool, tmp_path: Path) -> None:
-    """The real function reaches 20.0117, onnxruntime 20.015625: no proof of less, and a proof where there is room."""
+def test_proofs_about_float16_enclose_its_rounding(
+    limit: float, is_proved: bool, tmp_path: Path
+) -> None:
+    """The real function reaches 20.0117, onnxruntime 20.015625: no proof of less, and a proof where
+    there is room."""
     path = tent(tmp_path / "n.onnx", 0.01171875, "float16")
     box = "".join(f"(assert (>= X_{i} 0.4375))(assert (<= X_{i} 0.5625))" for i in range(8))
     asked = problem(8, 1, f"{box}(assert (>= Y_0 {limit}))")
     assert proves(read_graph(path), objective_of(asked, ["float16"] * 8)) == is_proved
-    real = replace(read_graph(path), nodes={n: replace(v, rounding=None) for n, v in read_graph(path).nodes.items()})
+    real = replace(
+        read_graph(path),
+        nodes={n: replace(v, rounding=None) for n, v in read_graph(path).nodes.items()},
+    )
     assert proves(real, objective_of(asked, ["float16"] * 8))
 
 
 @pytest.mark.parametrize("semantics", ["real", "runtime"])
 def test_semantics_say_what_a_proof_of_float32_is_about(semantics: str, tmp_path: Path) -> None:
-    """The real function reaches 20 + 2**-20.5; in some order of summation float32 may round to 20 + 2**-19."""
+    """The real function reaches 20 + 2**-20.5; in some order of summation float32 may round to 20 +
+    2**-19."""
     path, asked = tent(tmp_path / "n.onnx", 2.0**-20.5, "float32"), tmp_path / "p.vnnlib"
     text = "".join(f"(declare-const X_{i} Real)" for i in range(8)) + "(declare-const Y_0 Real)"
     text += "".join(f"(assert (>= X_{i} 0.4375))(assert (<= X_{i} 0.5625))" for i in range(8))
@@ -221,26 +267,37 @@ def test_semantics_say_what_a_proof_of_float32_is_about(semantics: str, tmp_path
     assert (verdict.status == "unsat") == (semantics == "real")
 
 
-def one_node(folder: Path, op: str, dtype: type, attrs: dict[str, float], constants: dict[str, float]) -> Path:
+def one_node(
+    folder: Path, op: str, dtype: type, attrs: dict[str, float], constants: dict[str, float]
+) -> Path:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     x, y = (helper.make_tensor_value_info(name, kind, [1]) for name in "xy")
     node = helper.make_node(op, ["x", *constants], ["y"], **attrs)
-    weights = [numpy_helper.from_array(np.array(value, dtype), name) for name, value in constants.items()]
+    weights = [
+        numpy_helper.from_array(np.array(value, dtype), name) for name, value in constants.items()
+    ]
     graph = helper.make_graph([node], "g", [x], [y], weights)
     path = folder / "net.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("op", "limits"), [("Clip", {"low": -1e31, "high": 1e31}), ("Min", {"high": 1e31})])
+@pytest.mark.parametrize(
+    ("op", "limits"), [("Clip", {"low": -1e31, "high": 1e31}), ("Min", {"high": 1e31})]
+)
 def test_huge_limits_bind(op: str, limits: dict[str, float], dtype: type, tmp_path: Path) -> None:
     """Limits from 1e30 on were read as none, and outputs proved to lie above them."""
     graph = read_graph(one_node(tmp_path, op, dtype, {}, limits))
     asked = problem(1, 1, "(assert (>= X_0 1e32)) (assert (<= X_0 2e32)) (assert (<= Y_0 1.5e31))")
     assert not proves(graph, objective_of(asked))
     assert proves(
-        graph, objective_of(problem(1, 1, "(assert (>= X_0 1e32)) (assert (<= X_0 2e32)) (assert (<= Y_0 9e30))"))
+        graph,
+        objective_of(
+            problem(1, 1, "(assert (>= X_0 1e32)) (assert (<= X_0 2e32)) (assert (<= Y_0 9e30))")
+        ),
     )
 
 
@@ -252,17 +309,23 @@ def test_huge_limits_bind(op: str, limits: dict[str, float], dtype: type, tmp_pa
         ("HardSigmoid", 1.0, float(np.float32(0.2)) + 0.5),
     ],
 )
-def test_attributes_left_out_are_float32(op: str, x: float, expected: float, tmp_path: Path) -> None:
-    """In float64 networks the defaults of the standard were read as decimals, off by 1e-8; files hold float32."""
+def test_attributes_left_out_are_float32(
+    op: str, x: float, expected: float, tmp_path: Path
+) -> None:
+    """In float64 networks the defaults of the standard were read as decimals, off by 1e-8; files
+    hold float32."""
     network = Network(read_graph(one_node(tmp_path, op, np.float64, {}, {})), torch.float64)
-    assert float(network(torch.tensor([[x]], dtype=torch.float64))) == pytest.approx(expected, rel=1e-15)
+    assert float(network(torch.tensor([[x]], dtype=torch.float64))) == pytest.approx(
+        expected, rel=1e-15
+    )
 
 
 def test_no_certificate_where_roundings_are_proved(tmp_path: Path) -> None:
     """The certificate of a float16 network would be about another function than the verdict."""
     path = one_node(tmp_path, "LeakyRelu", np.float16, {}, {})
     (tmp_path / "p.vnnlib").write_text(
-        "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 1))(assert (<= X_0 2))(assert (>= Y_0 9))"
+        "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (>= X_0 1))(assert (<= X_0 "
+        "2))(assert (>= Y_0 9))"
     )
     asked = load(path, tmp_path / "p.vnnlib")
     verdict = verify(asked, Settings(device="cpu"), cpu_seconds=20.0, want_certificate=True)

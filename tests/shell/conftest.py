@@ -1,4 +1,5 @@
-"""Fixtures that call the tool's scripts as a harness does, with the fake worker in place of the real one."""
+"""Fixtures that call the tool's scripts as a harness does, with the fake worker in place of the
+real one."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ class Scripts:
         } | changes
         return [str(ROOT / "run_instance.sh"), *words.values()]
 
-    def start(self, mode: str, environment: dict[str, str] | None = None, **changes: str) -> subprocess.Popen[str]:
+    def start(
+        self, mode: str, environment: dict[str, str] | None = None, **changes: str
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.arguments(**changes),
             cwd=self.folder,
@@ -61,7 +64,9 @@ class Scripts:
             start_new_session=True,
         )
 
-    def run(self, mode: str, environment: dict[str, str] | None = None, **changes: str) -> tuple[int, str]:
+    def run(
+        self, mode: str, environment: dict[str, str] | None = None, **changes: str
+    ) -> tuple[int, str]:
         """Exit code and what was written to stderr."""
         with self.start(mode, environment, **changes) as process:
             _, errors = process.communicate(timeout=HANG_GUARD)

@@ -1,4 +1,5 @@
-"""A worker that does what ``FAKE_MODE`` says; it stands in for bitcrown's own in the tests of the parent."""
+"""A worker that does what ``FAKE_MODE`` says; it stands in for bitcrown's own in the tests of the
+parent."""
 
 from __future__ import annotations
 
@@ -99,7 +100,10 @@ MODES = {
     "kill_self": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: sys.exit(0),
     "half_message": half_message,
-    "garbage_then_answer": lambda: (os.write(FD, b"\xff\xfe nothing\n[1]\n"), final(status="unsat")),
+    "garbage_then_answer": lambda: (
+        os.write(FD, b"\xff\xfe nothing\n[1]\n"),
+        final(status="unsat"),
+    ),
     "block": ignore_everything,
     "memory": hold_memory,
     "children": children_then_block,

@@ -1,4 +1,5 @@
-"""Real answers of ``run_instance.sh`` on bundled instances, read back as another tool's results would be."""
+"""Real answers of ``run_instance.sh`` on bundled instances, read back as another tool's results
+would be."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ SUITE = ROOT / "benchmarks" / "quickstart"
 
 @pytest.mark.parametrize(
     ("network", "prop", "word"),
-    [("lunarlander", "lunarlander_case_unsafe_35", "sat"), ("cartpole", "cartpole_case_unsafe_3", "unsat")],
+    [
+        ("lunarlander", "lunarlander_case_unsafe_35", "sat"),
+        ("cartpole", "cartpole_case_unsafe_3", "unsat"),
+    ],
 )
 def test_answers_are_accepted(network: str, prop: str, word: str, tmp_path: Path) -> None:
     onnx, vnnlib = SUITE / "onnx" / f"{network}.onnx", SUITE / "vnnlib" / f"{prop}.vnnlib"

@@ -1,4 +1,5 @@
-"""The bench runner over real scripts with the fake worker: resumption, interruption, wrong answers."""
+"""The bench runner over real scripts with the fake worker: resumption, interruption, wrong
+answers."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def suite(scripts: Scripts) -> Path:
     for name in ("a", "b", "c"):
         (folder / "onnx" / f"{name}.onnx").touch()
     (folder / "p.vnnlib").touch()
-    (folder / "instances.csv").write_text("".join(f"./onnx/{name}.onnx,p.vnnlib,20.0\n" for name in "abc"))
+    (folder / "instances.csv").write_text(
+        "".join(f"./onnx/{name}.onnx,p.vnnlib,20.0\n" for name in "abc")
+    )
     private = scripts.folder / f"bitcrown-{os.getuid()}"
     private.mkdir(mode=0o700)
     (private / "warm").touch()
@@ -31,7 +34,16 @@ def suite(scripts: Scripts) -> Path:
 
 def bench(scripts: Scripts, suite: Path, mode: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bitcrown.cli", "bench", str(suite), "--out", str(scripts.folder / "out"), *more],
+        [
+            sys.executable,
+            "-m",
+            "bitcrown.cli",
+            "bench",
+            str(suite),
+            "--out",
+            str(scripts.folder / "out"),
+            *more,
+        ],
         env=scripts.environment(mode),
         timeout=HANG_GUARD,
         capture_output=True,
@@ -54,10 +66,15 @@ def test_results_and_table(scripts: Scripts, suite: Path) -> None:
 
 
 def test_wrong_answer_is_loud(scripts: Scripts, suite: Path) -> None:
-    (suite / "expected.csv").write_text("onnx,vnnlib,expected\nonnx/b.onnx,p.vnnlib,sat\nonnx/c.onnx,p.vnnlib,unsat\n")
+    (suite / "expected.csv").write_text(
+        "onnx,vnnlib,expected\nonnx/b.onnx,p.vnnlib,sat\nonnx/c.onnx,p.vnnlib,unsat\n"
+    )
     done = bench(scripts, suite, "unsat")
     assert done.returncode == 1
-    assert "WRONG: suite of three: onnx/b.onnx with p.vnnlib is sat, but the answer was unsat" in done.stdout
+    assert (
+        "WRONG: suite of three: onnx/b.onnx with p.vnnlib is sat, but the answer was unsat"
+        in done.stdout
+    )
 
 
 def test_undecided_counts_where_all_are_needed(scripts: Scripts, suite: Path) -> None:
@@ -76,14 +93,25 @@ def test_second_run_skips_what_is_finished(scripts: Scripts, suite: Path) -> Non
 
 
 def test_interrupted_run_goes_on(scripts: Scripts, suite: Path) -> None:
-    command = [sys.executable, "-m", "bitcrown.cli", "bench", str(suite), "--out", str(scripts.folder / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "bitcrown.cli",
+        "bench",
+        str(suite),
+        "--out",
+        str(scripts.folder / "out"),
+    ]
 
     def interruptible() -> None:
         """A shell starts background jobs with SIGINT ignored, and tests may run in one."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(
-        command, env=scripts.environment("children"), stderr=subprocess.DEVNULL, preexec_fn=interruptible
+        command,
+        env=scripts.environment("children"),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=interruptible,
     ) as process:
         pids = scripts.wait_for_pids(3)
         process.send_signal(signal.SIGINT)
@@ -96,11 +124,16 @@ def test_interrupted_run_goes_on(scripts: Scripts, suite: Path) -> None:
 def test_several_at_a_time(scripts: Scripts, suite: Path) -> None:
     assert bench(scripts, suite, "threads", "--jobs", "2").returncode == 0
     lines = (scripts.folder / "out" / "records.jsonl").read_text().splitlines()
-    assert {json.loads(line)["settings"]["threads"] for line in lines} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    assert {json.loads(line)["settings"]["threads"] for line in lines} == {
+        max(1, len(os.sched_getaffinity(0)) // 2)
+    }
 
 
 def test_cap_on_the_time_limit(scripts: Scripts, suite: Path) -> None:
-    assert bench(scripts, suite, "block", "--timeout-cap", "0.4", "--filter", "*a.onnx*").returncode == 0
+    assert (
+        bench(scripts, suite, "block", "--timeout-cap", "0.4", "--filter", "*a.onnx*").returncode
+        == 0
+    )
     assert [row[4] for row in results(scripts)] == ["timeout"]
 
 
@@ -120,7 +153,8 @@ def test_bad_options(scripts: Scripts, suite: Path, arguments: list[str], senten
 
 
 def test_leftovers_of_a_dead_run_are_ended(scripts: Scripts, suite: Path) -> None:
-    """Parent and guard killed at one moment: nobody is left to clean up but the next ``prepare``."""
+    """Parent and guard killed at one moment: nobody is left to clean up but the next
+    ``prepare``."""
     with scripts.start("children") as process:
         pids = scripts.wait_for_pids(3)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

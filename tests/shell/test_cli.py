@@ -1,4 +1,5 @@
-"""The command line over the fake worker: words on stdout, exit codes, one sentence for bad input."""
+"""The command line over the fake worker: words on stdout, exit codes, one sentence for bad
+input."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def test_verify_writes_result_and_record(scripts: Scripts) -> None:
 
 
 def test_the_standards_form(scripts: Scripts) -> None:
-    done = cli(scripts, "block", "verify", "prop.vnnlib", "--network", "f=net.onnx", "--timeout", "0.5")
+    done = cli(
+        scripts, "block", "verify", "prop.vnnlib", "--network", "f=net.onnx", "--timeout", "0.5"
+    )
     assert (done.returncode, done.stdout) == (3, "timed-out\n")
 
 
@@ -84,5 +87,12 @@ def test_inspect_says_what_was_read_and_what_is_asked(capsys: pytest.CaptureFixt
         "output output [1, 2]",
         "6 tensors, 4610 weights; 3 Linear, 2 Relu",
     ]
-    assert [line.split()[1] for line in lines[3:9]] == ["Input", "Linear", "Relu", "Linear", "Relu", "Linear"]
+    assert [line.split()[1] for line in lines[3:9]] == [
+        "Input",
+        "Linear",
+        "Relu",
+        "Linear",
+        "Relu",
+        "Linear",
+    ]
     assert lines[9] == "property (VNN-LIB 1.0):" and lines[-1] == "Case 1: Y_0 <= Y_1."

@@ -1,6 +1,8 @@
-"""Results files on disks that are full or read-only, and links that somebody planted: no answer of yesterday stays.
+"""Results files on disks that are full or read-only, and links that somebody planted: no answer of
+yesterday stays.
 
-What needs a disk of its own runs as root only; a limit on the size of files stands in for a full disk elsewhere.
+What needs a disk of its own runs as root only; a limit on the size of files stands in for a full
+disk elsewhere.
 """
 
 from __future__ import annotations
@@ -41,13 +43,19 @@ def fill(place: Path) -> None:
     with (place / "other").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-    with pytest.raises(OSError, match="No space left"), (place / "more").open("wb", buffering=0) as file:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        (place / "more").open("wb", buffering=0) as file,
+    ):
         file.write(b"x" * 4096)
 
 
-@pytest.mark.parametrize(("mode", "word"), [("unsat", "unsat"), ("exit", "unknown"), ("large_witness", "error")])
+@pytest.mark.parametrize(
+    ("mode", "word"), [("unsat", "unsat"), ("exit", "unknown"), ("large_witness", "error")]
+)
 def test_full_disk(scripts: Scripts, disk: Path, mode: str, word: str) -> None:
-    """What fits into the old file is written there; a witness that does not fit becomes ``error``, never a half."""
+    """What fits into the old file is written there; a witness that does not fit becomes ``error``,
+    never a half."""
     fill(disk)
     code, errors = scripts.run(mode, results=str(disk / "out.txt"))
     assert code == 0 and (disk / "out.txt").read_text() == f"{word}\n"
@@ -94,13 +102,20 @@ def test_no_byte_can_be_written(scripts: Scripts) -> None:
 
     environment = scripts.environment("unsat", FAKE_PIDS="/dev/null")
     done = subprocess.run(
-        scripts.arguments(), cwd=scripts.folder, env=environment, preexec_fn=forbid, capture_output=True, text=True
+        scripts.arguments(),
+        cwd=scripts.folder,
+        env=environment,
+        preexec_fn=forbid,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and not scripts.results.exists()
     assert "cannot be written: File too large" in done.stderr
 
 
-def test_an_answer_that_cannot_be_changed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_cannot_be_changed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever runs this: writing, emptying and removing all fail."""
     file = tmp_path / "out.txt"
     file.write_text("unsat\n")
@@ -121,7 +136,8 @@ def test_an_answer_that_cannot_be_changed_is_said(tmp_path: Path, monkeypatch: p
 
 
 def test_planted_links_are_not_followed(scripts: Scripts) -> None:
-    """Names that follow from the process number can be guessed; names that cannot are not found in time."""
+    """Names that follow from the process number can be guessed; names that cannot are not found in
+    time."""
     victim = scripts.folder / "victim"
     victim.write_text("precious")
     for number in range(os.getpid() + 1, os.getpid() + 3000):
@@ -134,7 +150,9 @@ def test_planted_links_are_not_followed(scripts: Scripts) -> None:
             link.unlink()
 
 
-def test_even_the_right_name_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_even_the_right_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "urandom", lambda count: b"\0" * count)
     victim = tmp_path / "victim"
     victim.write_text("precious")

@@ -1,4 +1,5 @@
-"""Whatever ends the worker, the parent or both: a whole results file with the right word, and no process behind."""
+"""Whatever ends the worker, the parent or both: a whole results file with the right word, and no
+process behind."""
 
 from __future__ import annotations
 
@@ -67,7 +68,10 @@ def test_deadline_inside_a_blocking_call(scripts: Scripts) -> None:
     code, _ = scripts.run("children", timeout="2")
     assert (code, scripts.answer()) == (0, "timeout")
     record = scripts.last_record()
-    assert record["progress"] == {"phase": "children", "facts": {"open": 7}} and record["phases"]["children"] > 0.0
+    assert (
+        record["progress"] == {"phase": "children", "facts": {"open": 7}}
+        and record["phases"]["children"] > 0.0
+    )
     assert record["counters"] == {"splits": 12}, "a run that was ended keeps its counters"
     wait_until_gone(scripts.seen_pids())
 
@@ -92,7 +96,8 @@ def test_no_kill_leaves_the_answer_of_yesterday(scripts: Scripts) -> None:
         with scripts.start("unsat") as process:
             while scripts.results.read_text() == "unsat\n" and process.poll() is None:
                 pass
-            process.kill()  # before Python has begun: the shell has taken the old answer away already
+            # before Python has begun: the shell has taken the old answer away already
+            process.kill()
             process.communicate(timeout=HANG_GUARD)
         assert scripts.results.read_text() in ("", "timeout\n")
 

@@ -1,6 +1,7 @@
 """Answers before the time limit on a machine that has four times as much to do as it can.
 
-Slow, because it is about the clock and has to wait for it; what margins follow from is tested in ``test_load``.
+Slow, because it is about the clock and has to wait for it; what margins follow from is tested in
+``test_load``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    loops = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(4 * usable_cores())]
+    loops = [
+        subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
+        for _ in range(4 * usable_cores())
+    ]
     try:
         yield
     finally:
@@ -33,7 +37,8 @@ def busy() -> Iterator[None]:
 @pytest.mark.parametrize("mode", ["block", "children", "memory"])
 @pytest.mark.parametrize("timeout", ["3", "5", "8"])
 def test_no_answer_is_late(scripts: Scripts, busy: None, mode: str, timeout: str) -> None:
-    """The script has ended before the limit, whatever its worker does; half the limit is always used."""
+    """The script has ended before the limit, whatever its worker does; half the limit is always
+    used."""
     begin = time.monotonic()
     code, _ = scripts.run(mode, timeout=timeout)
     spent = time.monotonic() - begin
@@ -49,7 +54,8 @@ def test_no_answer_is_late(scripts: Scripts, busy: None, mode: str, timeout: str
 
 
 def test_an_answer_that_is_due_at_the_limit(scripts: Scripts, busy: None) -> None:
-    """A worker that answers at any moment around the limit: the word is an answer in time, or timeout."""
+    """A worker that answers at any moment around the limit: the word is an answer in time, or
+    timeout."""
     for delay in (1.0, 2.0, 2.5, 2.7):
         begin = time.monotonic()
         with scripts.start("when_told", timeout="3") as process:

@@ -1,4 +1,5 @@
-"""The quantized-network suite: its instances, its scripts, and certificates through the command line."""
+"""The quantized-network suite: its instances, its scripts, and certificates through the command
+line."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def script(name: str, *arguments: str, folder: Path) -> tuple[int, str, str]:
 def image_of(dataset: str, sample_id: int) -> tuple[np.ndarray, int]:
     with np.load(SUITE / "samples.npz", allow_pickle=False) as file:
         place = int(np.nonzero(file[f"{dataset}_ids"] == sample_id)[0][0])
-        return file[f"{dataset}_images"][place].astype(np.int64), int(file[f"{dataset}_labels"][place])
+        return file[f"{dataset}_images"][place].astype(np.int64), int(
+            file[f"{dataset}_labels"][place]
+        )
 
 
 @pytest.mark.parametrize(
@@ -53,10 +56,16 @@ def image_of(dataset: str, sample_id: int) -> tuple[np.ndarray, int]:
     ],
 )
 def test_instances_are_decided(name: str, word: str) -> None:
-    instance = next(one for one in read_instances(SUITE / "instances.csv") if one.vnnlib == f"vnnlib/{name}.vnnlib")
+    instance = next(
+        one
+        for one in read_instances(SUITE / "instances.csv")
+        if one.vnnlib == f"vnnlib/{name}.vnnlib"
+    )
     assert read_expected(SUITE / "expected.csv")[instance.key()] == word
     path = parse_network(instance.network)[0][1]
-    verdict = bitcrown.verify(bitcrown.load(SUITE / path, SUITE / instance.vnnlib), cpu_seconds=60.0)
+    verdict = bitcrown.verify(
+        bitcrown.load(SUITE / path, SUITE / instance.vnnlib), cpu_seconds=60.0
+    )
     assert verdict.status is Status(word)
 
 
@@ -69,20 +78,28 @@ def test_every_instance_has_its_files_and_a_known_truth() -> None:
         assert (SUITE / f"{one.vnnlib}.gz").is_file()
 
 
-@pytest.mark.parametrize("name", ["mnist_0115_eps2", "mnist_0151_eps2_v2", "fashion-mnist_0301_eps4"])
+@pytest.mark.parametrize(
+    "name", ["mnist_0115_eps2", "mnist_0151_eps2_v2", "fashion-mnist_0301_eps4"]
+)
 def test_properties_ask_for_first_index_argmax(name: str) -> None:
     """Both versions of VNN-LIB, read back, are the query of the library."""
     dataset, sample_id, eps = name.removesuffix("_v2").split("_")
     onnx = SUITE / "networks" / f"{dataset}_mlp.onnx"
     network = read_network(onnx)
-    asked = robustness_query(network, *image_of(dataset, int(sample_id)), int(eps.removeprefix("eps")))
-    assert property_form(read_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)) == property_form(asked)
+    asked = robustness_query(
+        network, *image_of(dataset, int(sample_id)), int(eps.removeprefix("eps"))
+    )
+    assert property_form(
+        read_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)
+    ) == property_form(asked)
 
 
 def test_exported_cases_are_those_of_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SUITE))
     dense_cases = import_module("check_mnist_robustness").dense_cases
-    query = robustness_query(read_network(SUITE / "networks" / "mnist_mlp.onnx"), *image_of("mnist", 115), 2)
+    query = robustness_query(
+        read_network(SUITE / "networks" / "mnist_mlp.onnx"), *image_of("mnist", 115), 2
+    )
     outputs = np.random.default_rng(0).integers(-32, -26, (300, 32))
     outputs[:150, 4] = outputs[:150].max(axis=1)
     expected = outputs.argmax(axis=1) != 4
@@ -95,7 +112,9 @@ def test_published_counts() -> None:
     with (SUITE / "published.csv").open(newline="") as file:
         words = [(row["dataset"], row["published"]) for row in csv.DictReader(file)]
     counts = {
-        dataset: [words.count((dataset, word)) for word in ("misclassified", "timeout", "vulnerable")]
+        dataset: [
+            words.count((dataset, word)) for word in ("misclassified", "timeout", "vulnerable")
+        ]
         for dataset in ("mnist", "fashion-mnist")
     }
     assert counts == {"mnist": [9, 73, 5], "fashion-mnist": [36, 70, 2]}
@@ -118,7 +137,10 @@ def test_one_sample_and_its_certificate(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0, errors
     assert output.startswith("mnist sample 175, label 7, eps 2: robust (")
     certificate = tmp_path / "proof.json"
-    network, prop = SUITE / "networks" / "mnist_mlp.onnx", SUITE / "vnnlib" / "mnist_0175_eps2.vnnlib"
+    network, prop = (
+        SUITE / "networks" / "mnist_mlp.onnx",
+        SUITE / "vnnlib" / "mnist_0175_eps2.vnnlib",
+    )
     assert main(["check-certificate", str(network), str(prop), str(certificate)]) == 0
     assert capsys.readouterr().out == "accepted\n"
     other = SUITE / "vnnlib" / "mnist_0115_eps2.vnnlib"
@@ -147,14 +169,19 @@ def test_misclassified_sample_and_bad_input(
         (("--sample_id", "5000", "--eps", "1"), "test image 5000 of mnist is not stored"),
         (("--sample_id", "1", "--eps", "-1"), "the radius -1 is negative"),
         (("--sample_id", "1"), "--eps is missing"),
-        (("--sample_id", "1", "--eps", "1", "--seconds", "nan"), "the time limit must be a positive finite number"),
+        (
+            ("--sample_id", "1", "--eps", "1", "--seconds", "nan"),
+            "the time limit must be a positive finite number",
+        ),
     ):
         assert run(*arguments) == 2
         errors = capsys.readouterr().err
         assert sentence in errors and len(errors.splitlines()) == 1
 
 
-def test_check_certificate_refuses_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_certificate_refuses_what_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken, empty = tmp_path / "broken.json", tmp_path / "empty.json"
     broken.write_text("{")
     empty.write_text("{}")
@@ -172,7 +199,10 @@ def test_check_certificate_refuses_what_it_cannot_read(tmp_path: Path, capsys: p
 
 
 def test_answer_of_the_shell_script_is_accepted(tmp_path: Path) -> None:
-    onnx, vnnlib = SUITE / "networks" / "mnist_mlp.onnx", SUITE / "vnnlib" / "mnist_0115_eps2.vnnlib"
+    onnx, vnnlib = (
+        SUITE / "networks" / "mnist_mlp.onnx",
+        SUITE / "vnnlib" / "mnist_0115_eps2.vnnlib",
+    )
     results = tmp_path / "out.txt"
     command = [ROOT / "run_instance.sh", "v1", "qnn_robustness", onnx, vnnlib, results, "60"]
     subprocess.run([str(part) for part in command], check=True, timeout=120)
@@ -199,8 +229,13 @@ def test_table_goes_on_where_it_stopped_and_tells_contradictions(
     assert rows[0]["verdict"] == "vulnerable" and rows[0]["seen"] != rows[0]["label"]
     assert all(row["verdict"] == "robust" and row["rejected"] == "" for row in rows[1:])
     output = capsys.readouterr().out
-    assert "| mnist 115-119 | 2 | timeout | 1 | 0 |" in output and "certificates: 4 checked, 0 rejected" in output
-    records.write_text("".join(json.dumps(row | {"verdict": "robust", "rejected": ""}) + "\n" for row in rows))
+    assert (
+        "| mnist 115-119 | 2 | timeout | 1 | 0 |" in output
+        and "certificates: 4 checked, 0 rejected" in output
+    )
+    records.write_text(
+        "".join(json.dumps(row | {"verdict": "robust", "rejected": ""}) + "\n" for row in rows)
+    )
     assert table.main() == 1
     assert "WRONG: mnist 115" in capsys.readouterr().out
 
@@ -209,29 +244,47 @@ def test_maximum_radius_is_between_a_proof_and_a_counterexample(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(SUITE))
-    script_module, decision, samples = (import_module(n) for n in ("check_mnist_robustness", "decision", "samples"))
-    monkeypatch.setattr(sys, "argv", ["check_mnist_robustness.py", "--sample_id", "115", "--max-radius"])
+    script_module, decision, samples = (
+        import_module(n) for n in ("check_mnist_robustness", "decision", "samples")
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["check_mnist_robustness.py", "--sample_id", "115", "--max-radius"]
+    )
     assert script_module.main() == 0
-    found = re.fullmatch(r"mnist sample 115, label 4: maximum robust radius (\d+) \(.*\)\n", capsys.readouterr().out)
+    found = re.fullmatch(
+        r"mnist sample 115, label 4: maximum robust radius (\d+) \(.*\)\n", capsys.readouterr().out
+    )
     assert found is not None
     benchmark = samples.Benchmark.of("mnist")
-    around = [decision.answer(benchmark, samples.Query("mnist", 115, int(found[1]) + step), 60) for step in (0, 1)]
+    around = [
+        decision.answer(benchmark, samples.Query("mnist", 115, int(found[1]) + step), 60)
+        for step in (0, 1)
+    ]
     assert [one.verdict for one in around] == ["robust", "vulnerable"]
 
 
 def verify_with_certificate(name: str, path: Path) -> int:
-    instance = next(one for one in read_instances(SUITE / "instances.csv") if one.vnnlib == f"vnnlib/{name}.vnnlib")
+    instance = next(
+        one
+        for one in read_instances(SUITE / "instances.csv")
+        if one.vnnlib == f"vnnlib/{name}.vnnlib"
+    )
     network = SUITE / parse_network(instance.network)[0][1]
     files = [str(network), str(SUITE / instance.vnnlib)]
     return main(["verify", *files, "--cpu-seconds", "60", "--certificate", str(path)])
 
 
-def test_verify_writes_a_certificate_that_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_writes_a_certificate_that_is_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "new" / "proof.json"
     assert verify_with_certificate("mnist_0000_eps1", path) == 0
     out, err = capsys.readouterr()
     assert out.startswith("unsat") and f"certificate: {path}" in err
-    network, prop = SUITE / "networks" / "mnist_mlp.onnx", SUITE / "vnnlib" / "mnist_0000_eps1.vnnlib"
+    network, prop = (
+        SUITE / "networks" / "mnist_mlp.onnx",
+        SUITE / "vnnlib" / "mnist_0000_eps1.vnnlib",
+    )
     assert main(["check-certificate", str(network), str(prop), str(path)]) == 0
 
 

@@ -33,16 +33,35 @@ def test_there_is_something_to_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "text"), BLOCKS, ids=[f"{language}{place}" for place, (language, _) in enumerate(BLOCKS)]
+    ("language", "text"),
+    BLOCKS,
+    ids=[f"{language}{place}" for place, (language, _) in enumerate(BLOCKS)],
 )
 def test_block(place: Path, language: str, text: str) -> None:
     command = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-P", "-c", text]
-    done = subprocess.run(command, cwd=place, env=environment(), timeout=5 * HANG_GUARD, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=place,
+        env=environment(),
+        timeout=5 * HANG_GUARD,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_command_of_the_line_is_shown() -> None:
     shown = "".join(text for language, text in BLOCKS if language == "sh")
-    commands = ["verify", "inspect", "bounds", "check", "check-certificate", "bench", "report", "evaluate", "--version"]
+    commands = [
+        "verify",
+        "inspect",
+        "bounds",
+        "check",
+        "check-certificate",
+        "bench",
+        "report",
+        "evaluate",
+        "--version",
+    ]
     for command in commands:
         assert f"bitcrown {command}" in shown

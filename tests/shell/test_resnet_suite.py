@@ -1,8 +1,10 @@
-"""The ResNet suite's generator against the published properties: names, order, time limits, text, bounds.
+"""The ResNet suite's generator against the published properties: names, order, time limits, text,
+bounds.
 
-What is published stands here as facts: the CSV, and for some files their length and some of their bounds. With
-``BITCROWN_RESNET_SPECS`` naming a folder that holds the published images (``lucas_specs_*.npz``), the slow test writes
-all 98 properties and compares every bound with the same arithmetic in torch, which the authors used.
+What is published stands here as facts: the CSV, and for some files their length and some of their
+bounds. With ``BITCROWN_RESNET_SPECS`` naming a folder that holds the published images
+(``lucas_specs_*.npz``), the slow test writes all 98 properties and compares every bound with the
+same arithmetic in torch, which the authors used.
 """
 
 from __future__ import annotations
@@ -40,9 +42,18 @@ LENGTHS = {
 BOUNDS = {
     SMALL: (
         67,
-        {0: ("-1.8237640857696533", "-1.794421911239624"), 3062: ("0.22115470468997955", "0.24956157803535461")},
+        {
+            0: ("-1.8237640857696533", "-1.794421911239624"),
+            3062: ("0.22115470468997955", "0.24956157803535461"),
+        },
     ),
-    TINY: (164, {9402: ("1.3459805250167847", "1.380653977394104"), 9407: ("1.4500008821487427", "1.484674334526062")}),
+    TINY: (
+        164,
+        {
+            9402: ("1.3459805250167847", "1.380653977394104"),
+            9407: ("1.4500008821487427", "1.484674334526062"),
+        },
+    ),
 }
 """Label and some (lower, upper) of published files."""
 
@@ -63,13 +74,18 @@ def published_rows() -> list[list[str]]:
 
 def test_seed_0_draws_the_published_properties_in_their_order(generator: ModuleType) -> None:
     tasks = generator.published_tasks(0, generator.MODELS, SUITE / "selected_list")
-    assert [[f"{t.network}.onnx", f"{t.name}.vnnlib", str(t.seconds)] for t in tasks] == published_rows()
+    assert [
+        [f"{t.network}.onnx", f"{t.name}.vnnlib", str(t.seconds)] for t in tasks
+    ] == published_rows()
     other = generator.published_tasks(1, generator.MODELS, SUITE / "selected_list")
     assert [t.name for t in other] != [t.name for t in tasks]
 
 
 def test_selected_lists_have_the_published_lengths(generator: ModuleType) -> None:
-    lists = [generator.read_list(SUITE / "selected_list" / f"{model.name}_list.txt") for model in generator.MODELS]
+    lists = [
+        generator.read_list(SUITE / "selected_list" / f"{model.name}_list.txt")
+        for model in generator.MODELS
+    ]
     assert [len(entries) for entries in lists] == [1748, 1132, 942, 1130, 834]
     assert all(entries == sorted(set(entries)) and entries[-1] < 10000 for entries in lists)
 
@@ -84,7 +100,9 @@ def test_boxes_of_single_pixels_are_the_published_ones(generator: ModuleType, na
         channel = index // dataset.size**2
         printed = {
             (repr(a), repr(b))
-            for a, b in zip(lower[channel, :, 0].tolist(), upper[channel, :, 0].tolist(), strict=True)
+            for a, b in zip(
+                lower[channel, :, 0].tolist(), upper[channel, :, 0].tolist(), strict=True
+            )
         }
         assert (low, high) in printed
 
@@ -104,7 +122,11 @@ def test_text_means_what_was_asked(generator: ModuleType, tmp_path: Path) -> Non
         assert [float(value) for value in case.upper] == upper.ravel().tolist()
         (constraint,) = case.constraints
         terms = {monomial: int(value) for monomial, value in constraint.terms}
-        assert terms == {(12 + 2,): 1, (12 + other,): -1} and constraint.bound == 0 and not constraint.strict
+        assert (
+            terms == {(12 + 2,): 1, (12 + other,): -1}
+            and constraint.bound == 0
+            and not constraint.strict
+        )
     assert float(lower[0, 0, 0]) == -2.5 and float(upper[0, 0, 1]) == 2.5
 
 
@@ -114,13 +136,26 @@ def test_own_list(generator: ModuleType, tmp_path: Path) -> None:
     np.savez(tmp_path / "six.npz", x=images, y=np.arange(6))
     (tmp_path / "list.txt").write_text("0\n2\n3\n5\n")
     own = f"tiny:{tmp_path / 'list.txt'}:2:60"
-    command = [sys.executable, str(SUITE / "generate_properties.py"), "3", "--own", own, "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--cifar100", str(tmp_path / "six.npz")], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        str(SUITE / "generate_properties.py"),
+        "3",
+        "--own",
+        own,
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [*command, "--cifar100", str(tmp_path / "six.npz")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     with (tmp_path / "instances.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     numbers = generator.drawn([0, 2, 3, 5], 2, 3)
-    assert rows == [["onnx/tiny.onnx", f"generated_vnnlib/tiny_idx_{k}_eps_0.0039.vnnlib", "60"] for k in numbers]
+    assert rows == [
+        ["onnx/tiny.onnx", f"generated_vnnlib/tiny_idx_{k}_eps_0.0039.vnnlib", "60"]
+        for k in numbers
+    ]
     first_line = (tmp_path / rows[0][1]).read_text().splitlines()[0]
     assert first_line == f"; CIFAR100 property with label: {numbers[0]}."
     missing = subprocess.run(command, capture_output=True, text=True)
@@ -128,7 +163,9 @@ def test_own_list(generator: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SPECS, reason="BITCROWN_RESNET_SPECS names no folder with the published images")
+@pytest.mark.skipif(
+    not SPECS, reason="BITCROWN_RESNET_SPECS names no folder with the published images"
+)
 def test_all_published_properties(generator: ModuleType, tmp_path: Path) -> None:
     packs = {name: Path(SPECS) / f"lucas_specs_{name}.npz" for name in generator.DATASETS}
     command = [sys.executable, str(SUITE / "generate_properties.py"), "0", "--out", str(tmp_path)]
@@ -141,12 +178,22 @@ def test_all_published_properties(generator: ModuleType, tmp_path: Path) -> None
     for name, path in packs.items():
         dataset = generator.DATASETS[name]
         with np.load(path, allow_pickle=False) as pack:
-            mean, std = (torch.tensor(values)[:, None, None] for values in (dataset.mean, dataset.std))
+            mean, std = (
+                torch.tensor(values)[:, None, None] for values in (dataset.mean, dataset.std)
+            )
             images = torch.from_numpy(pack["x"]).float() / 255
-            lower, upper = ((torch.clip(images + move, 0, 1) - mean) / std for move in (-1 / 255, 1 / 255))
+            lower, upper = (
+                (torch.clip(images + move, 0, 1) - mean) / std for move in (-1 / 255, 1 / 255)
+            )
             for k, spec in enumerate(pack["spec_name"].tolist()):
                 text = (tmp_path / "generated_vnnlib" / spec).read_text()
-                check_text(text, spec, int(pack["label"][k]), lower[k].flatten().tolist(), upper[k].flatten().tolist())
+                check_text(
+                    text,
+                    spec,
+                    int(pack["label"][k]),
+                    lower[k].flatten().tolist(),
+                    upper[k].flatten().tolist(),
+                )
                 compared += 1
     assert compared == 98
 
@@ -158,7 +205,9 @@ def check_text(text: str, spec: str, label: int, lower: list[float], upper: list
         if line.startswith("(assert (") and " X_" in line:
             relation, _, number = line.removeprefix("(assert (").rstrip(")").split()
             found[relation].append(number)
-    assert [float(word) for word in found[">="]] == lower and [float(word) for word in found["<="]] == upper
+    assert [float(word) for word in found[">="]] == lower and [
+        float(word) for word in found["<="]
+    ] == upper
     name = spec.removesuffix(".vnnlib")
     if name in LENGTHS:
         assert len(text) == LENGTHS[name]

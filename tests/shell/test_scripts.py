@@ -24,7 +24,12 @@ def test_stdin_is_not_read(scripts: Scripts) -> None:
     with os.fdopen(reader) as instances, os.fdopen(writer, "w"):
         environment = scripts.environment("stdin")
         subprocess.run(
-            scripts.arguments(), cwd=scripts.folder, env=environment, stdin=instances, timeout=HANG_GUARD, check=True
+            scripts.arguments(),
+            cwd=scripts.folder,
+            env=environment,
+            stdin=instances,
+            timeout=HANG_GUARD,
+            check=True,
         )
         assert instances.readline() == "the rest of the instance list\n"
     assert scripts.last_record()["detail"] == "''"
@@ -33,7 +38,11 @@ def test_stdin_is_not_read(scripts: Scripts) -> None:
 def test_exported_xtrace(scripts: Scripts) -> None:
     command = ["env", "SHELLOPTS=xtrace", "/bin/bash", *scripts.arguments()]
     done = subprocess.run(
-        command, cwd=scripts.folder, env=scripts.environment("unsat"), timeout=HANG_GUARD, capture_output=True
+        command,
+        cwd=scripts.folder,
+        env=scripts.environment("unsat"),
+        timeout=HANG_GUARD,
+        capture_output=True,
     )
     assert (done.returncode, scripts.answer()) == (0, "unsat")
 
@@ -41,7 +50,13 @@ def test_exported_xtrace(scripts: Scripts) -> None:
 def test_called_through_a_link_and_a_relative_path(scripts: Scripts) -> None:
     (scripts.folder / "link").symlink_to(ROOT / "run_instance.sh")
     arguments = ["./link", *scripts.arguments()[1:]]
-    subprocess.run(arguments, cwd=scripts.folder, env=scripts.environment("unsat"), timeout=HANG_GUARD, check=True)
+    subprocess.run(
+        arguments,
+        cwd=scripts.folder,
+        env=scripts.environment("unsat"),
+        timeout=HANG_GUARD,
+        check=True,
+    )
     assert scripts.answer() == "unsat"
 
 
@@ -93,7 +108,9 @@ def test_threads_are_set_before_the_worker_starts(scripts: Scripts) -> None:
         ({"timeout": ""}, "must be a number of seconds"),
     ],
 )
-def test_bad_input_is_error_with_one_sentence(scripts: Scripts, changes: dict[str, str], sentence: str) -> None:
+def test_bad_input_is_error_with_one_sentence(
+    scripts: Scripts, changes: dict[str, str], sentence: str
+) -> None:
     code, errors = scripts.run("unsat", **changes)
     assert (code, scripts.results.read_text()) == (0, "error\n")
     assert sentence in errors and len(errors.splitlines()) == 1
@@ -134,7 +151,11 @@ def test_record_that_cannot_be_written_does_no_harm(scripts: Scripts) -> None:
 @pytest.mark.parametrize("version", [["v2"], []])
 def test_other_protocol_version(scripts: Scripts, name: str, version: list[str]) -> None:
     done = subprocess.run(
-        [ROOT / name, *version], cwd=scripts.folder, timeout=HANG_GUARD, capture_output=True, text=True
+        [ROOT / name, *version],
+        cwd=scripts.folder,
+        timeout=HANG_GUARD,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and "version" in done.stderr
 

@@ -1,4 +1,5 @@
-"""Two clocks in one budget: computing counts where it is asked for, in this process and in a child."""
+"""Two clocks in one budget: computing counts where it is asked for, in this process and in a
+child."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def compute_for_ever() -> str:
 def test_the_computing_of_a_child_counts() -> None:
     budget = Budget(time.monotonic() + 600.0, cpu_deadline=time.process_time() + 0.2)
     assert text_of_child(compute_for_ever, budget, 0.0) == ("", Reason.DEADLINE)
-    told = text_of_child(lambda: f"{Budget.of_cpu_seconds(50.0).for_child().cpu_deadline:.0f}", budget, 0.0)
+    told = text_of_child(
+        lambda: f"{Budget.of_cpu_seconds(50.0).for_child().cpu_deadline:.0f}", budget, 0.0
+    )
     assert told == ("50", Reason.NONE)
 
 
@@ -74,15 +77,20 @@ def refuse() -> str:
 
 def test_a_child_hands_its_answer_and_its_sentence_on() -> None:
     assert (
-        text_or_error(lambda: "an answer\nof two lines", Budget.unlimited(), "that asks") == "an answer\nof two lines"
+        text_or_error(lambda: "an answer\nof two lines", Budget.unlimited(), "that asks")
+        == "an answer\nof two lines"
     )
     with pytest.raises(BitcrownError, match="^line 3: two lines$"):
         text_or_error(refuse, Budget.unlimited(), "that asks")
 
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
-def test_a_child_that_crashes_is_one_sentence(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ModelError, match="^the process that looks crashed, so the file is damaged$"):
+def test_a_child_that_crashes_is_one_sentence(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        ModelError, match="^the process that looks crashed, so the file is damaged$"
+    ):
         text_or_error(lambda: str(os.kill(os.getpid(), number)), Budget.unlimited(), "that looks")
     with pytest.raises(ModelError, match="crashed"):
         text_or_error(lambda: str(1 // 0), Budget.unlimited(), "that looks")

@@ -1,9 +1,11 @@
-"""Only ``bounds.claims`` turns bounds into claims: no other file guards a denominator, or compares a bound, by itself.
+"""Only ``bounds.claims`` turns bounds into claims: no other file guards a denominator, or compares
+a bound, by itself.
 
-Three things made proofs of nothing: a NaN read as a number (``nan_to_num``), a denominator that is not the one meant
-(``clamp(min=tiny)``), and a bound compared with a threshold by whoever held it. The first two are forbidden wherever
-floats are bounded, the third where the search decides: there, an ordering comparison may have neither a literal zero on
-either side nor a name that stands for bounds. (``quant`` decides in integers; the floats there are guesses.)
+Three things made proofs of nothing: a NaN read as a number (``nan_to_num``), a denominator that is
+not the one meant (``clamp(min=tiny)``), and a bound compared with a threshold by whoever held it.
+The first two are forbidden wherever floats are bounded, the third where the search decides: there,
+an ordering comparison may have neither a literal zero on either side nor a name that stands for
+bounds. (``quant`` decides in integers; the floats there are guesses.)
 """
 
 from __future__ import annotations
@@ -20,11 +22,38 @@ EXACT = SOURCE / "search" / "objective.py"
 """Compares exact fractions, before anything is bounded."""
 FLOATS = [
     *(SOURCE / "search").rglob("*.py"),
-    *(path for path in (SOURCE / "bounds").rglob("*.py") if path != CLAIMS and path.parent.name != "relaxations"),
+    *(
+        path
+        for path in (SOURCE / "bounds").rglob("*.py")
+        if path != CLAIMS and path.parent.name != "relaxations"
+    ),
 ]
 DECIDING = [path for path in (SOURCE / "search").rglob("*.py") if path != EXACT]
-BOUNDS = {"value", "values", "bound", "bounds", "least", "most", "margin", "margins", "excess", "low", "up", "lower"}
-BOUNDS |= {"upper", "x_lower", "x_upper", "k_low", "k_up", "new_low", "new_up", "row_value", "root_value"}
+BOUNDS = {
+    "value",
+    "values",
+    "bound",
+    "bounds",
+    "least",
+    "most",
+    "margin",
+    "margins",
+    "excess",
+    "low",
+    "up",
+    "lower",
+}
+BOUNDS |= {
+    "upper",
+    "x_lower",
+    "x_upper",
+    "k_low",
+    "k_up",
+    "new_low",
+    "new_up",
+    "row_value",
+    "root_value",
+}
 ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 ORDER_CALLS = {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal"}
 FLOORS = {"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_", "maximum", "fmax", "max"}
@@ -43,20 +72,26 @@ def has_floor(node: ast.AST) -> bool:
     for part in ast.walk(node):
         if called(part) in FLOORS:
             assert isinstance(part, ast.Call)
-            given = [*part.args, *(word.value for word in part.keywords if word.arg in ("min", "a_min", "other"))]
+            given = [
+                *part.args,
+                *(word.value for word in part.keywords if word.arg in ("min", "a_min", "other")),
+            ]
             if any(is_tiny(value) for value in given):
                 return True
     return False
 
 
 def is_tiny(node: ast.AST) -> bool:
-    """A number between 0 and 1, ``TINY``, ``info.tiny``, ``finfo(...).eps``, and what contains such."""
+    """A number between 0 and 1, ``TINY``, ``info.tiny``, ``finfo(...).eps``, and what contains
+    such."""
     for part in ast.walk(node):
         if isinstance(part, ast.Constant) and isinstance(part.value, float) and 0 < part.value < 1:
             return True
     names = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
     names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    return bool({name.lower() for name in names} & {"tiny", "eps", "epsilon", "smallest", "smallest_normal"})
+    return bool(
+        {name.lower() for name in names} & {"tiny", "eps", "epsilon", "smallest", "smallest_normal"}
+    )
 
 
 def denominators(scope: ast.AST) -> Iterator[ast.expr]:
@@ -73,7 +108,8 @@ def denominators(scope: ast.AST) -> Iterator[ast.expr]:
 
 
 def guarded_denominators(tree: ast.Module) -> Iterator[int]:
-    """Lines that divide by something kept above a constant, there or where the name was given in the same function."""
+    """Lines that divide by something kept above a constant, there or where the name was given in
+    the same function."""
     scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)] or [tree]
     for scope in scopes:
         floored = {
@@ -89,9 +125,14 @@ def guarded_denominators(tree: ast.Module) -> Iterator[int]:
 
 
 def stands_for_bounds(node: ast.AST) -> bool:
-    """Whether ``node`` is named like a bound, however it is indexed, negated or reduced, or a literal zero."""
+    """Whether ``node`` is named like a bound, however it is indexed, negated or reduced, or a
+    literal zero."""
     if isinstance(node, ast.Constant):
-        return isinstance(node.value, int | float) and not isinstance(node.value, bool) and node.value == 0
+        return (
+            isinstance(node.value, int | float)
+            and not isinstance(node.value, bool)
+            and node.value == 0
+        )
     if isinstance(node, ast.Name | ast.Attribute):
         return (node.id if isinstance(node, ast.Name) else node.attr) in BOUNDS
     if isinstance(node, ast.Subscript):
@@ -99,8 +140,16 @@ def stands_for_bounds(node: ast.AST) -> bool:
     if isinstance(node, ast.UnaryOp):
         return stands_for_bounds(node.operand)
     if isinstance(node, ast.BinOp):
-        return any(stands_for_bounds(side) for side in (node.left, node.right) if not isinstance(side, ast.Constant))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr not in ("numel", "dim"):
+        return any(
+            stands_for_bounds(side)
+            for side in (node.left, node.right)
+            if not isinstance(side, ast.Constant)
+        )
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr not in ("numel", "dim")
+    ):
         return stands_for_bounds(node.func.value)
     return False
 
@@ -111,7 +160,10 @@ def bare_comparisons(tree: ast.Module) -> Iterator[int]:
             if any(stands_for_bounds(side) for side in (node.left, *node.comparators)):
                 yield node.lineno
         elif called(node) in ORDER_CALLS and isinstance(node, ast.Call):
-            sides = [*node.args, *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]
+            sides = [
+                *node.args,
+                *([node.func.value] if isinstance(node.func, ast.Attribute) else []),
+            ]
             if any(stands_for_bounds(side) for side in sides):
                 yield node.lineno
 
@@ -130,7 +182,9 @@ def named(path: Path) -> str:
 
 @pytest.mark.parametrize("path", [*FLOATS, *(SOURCE / "quant").rglob("*.py")], ids=named)
 def test_nothing_is_read_into_nan(path: Path) -> None:
-    assert not list(uses_of_nan_to_num(ast.parse(path.read_text()))), "claims.known says what is no number"
+    assert not list(uses_of_nan_to_num(ast.parse(path.read_text()))), (
+        "claims.known says what is no number"
+    )
 
 
 @pytest.mark.parametrize("path", FLOATS, ids=named)
@@ -141,7 +195,9 @@ def test_no_denominator_is_guarded(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DECIDING, ids=named)
 def test_the_search_compares_no_bound_by_itself(path: Path) -> None:
-    assert not list(bare_comparisons(ast.parse(path.read_text()))), "claims.excluded, is_unstable, crossed ... decide"
+    assert not list(bare_comparisons(ast.parse(path.read_text()))), (
+        "claims.excluded, is_unstable, crossed ... decide"
+    )
 
 
 FAULTS = [

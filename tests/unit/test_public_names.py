@@ -1,4 +1,5 @@
-"""The library's functions are verbs and its packages are nouns, so that neither ever hides the other."""
+"""The library's functions are verbs and its packages are nouns, so that neither ever hides the
+other."""
 
 from __future__ import annotations
 
@@ -10,7 +11,11 @@ SOURCE = Path(bitcrown.__file__).parent
 
 
 def test_no_public_name_is_also_a_module() -> None:
-    modules = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    modules = {
+        path.stem
+        for path in SOURCE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert not modules & set(bitcrown.__all__)
 
 

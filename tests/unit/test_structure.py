@@ -12,7 +12,16 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "bitcrown"
 FILES = sorted(SOURCE.rglob("*.py"))
-LEAVES = {"errors", "verdict", "settings", "budget", "files", "archives", "child_process", "provenance"}
+LEAVES = {
+    "errors",
+    "verdict",
+    "settings",
+    "budget",
+    "files",
+    "archives",
+    "child_process",
+    "provenance",
+}
 MAY_IMPORT = {
     "errors": set(),
     "verdict": set(),
@@ -33,8 +42,19 @@ MAY_IMPORT = {
     "train": LEAVES | {"model", "spec", "bounds", "attacks"},
     "zoo": LEAVES,
 }
-"""Rooms that a room may import besides itself; a room that is not listed (api, harness, cli, evaluation) sees all."""
-HEAVY = {"torch", "onnx", "PIL", "onnxruntime", "h5py", "jinja2", "pyboolector", "highspy", "psutil"}
+"""Rooms that a room may import besides itself; a room that is not listed (api, harness, cli,
+evaluation) sees all."""
+HEAVY = {
+    "torch",
+    "onnx",
+    "PIL",
+    "onnxruntime",
+    "h5py",
+    "jinja2",
+    "pyboolector",
+    "highspy",
+    "psutil",
+}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
@@ -68,7 +88,9 @@ def test_rooms_see_only_what_they_may(file: Path) -> None:
 
 def test_check_does_not_compute_as_the_prover_does() -> None:
     for file in (SOURCE / "check").rglob("*.py"):
-        assert "torch" not in {name.partition(".")[0] for name in imported_modules(ast.parse(file.read_text()))}
+        assert "torch" not in {
+            name.partition(".")[0] for name in imported_modules(ast.parse(file.read_text()))
+        }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
@@ -86,13 +108,26 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 def test_no_print_and_no_drawer_modules(file: Path) -> None:
     assert file.name not in ("utils.py", "common.py", "helpers.py", "misc.py")
     if not room_of(file).startswith("cli"):
-        calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-        assert not [name for name in calls if isinstance(name, ast.Name) and name.id in ("print", "eval", "exec")]
+        calls = [
+            node.func
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call)
+        ]
+        assert not [
+            name
+            for name in calls
+            if isinstance(name, ast.Name) and name.id in ("print", "eval", "exec")
+        ]
 
 
 def modules_after(statement: str) -> set[str]:
-    script = f"import sys; {statement}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        f"import sys; {statement}; print(*sorted({{name.partition('.')[0] for name in "
+        f"sys.modules}}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 

@@ -1,11 +1,14 @@
-"""Choosing the free parameters of a bound by gradient ascent: alpha (relaxations) and beta (split multipliers).
+"""Choosing the free parameters of a bound by gradient ascent: alpha (relaxations) and beta (split
+multipliers).
 
-Xu et al., "Fast and Complete" (2021) for alpha; Wang et al., "Beta-CROWN" (2021) for beta. Every feasible value of the
-parameters gives a valid bound, so the ascent may run in float32 without rounding analysis; whatever it finds is then
-evaluated once, in float64 and with rounding error, by ``proved_minimum``.
+Xu et al., "Fast and Complete" (2021) for alpha; Wang et al., "Beta-CROWN" (2021) for beta. Every
+feasible value of the parameters gives a valid bound, so the ascent may run in float32 without
+rounding analysis; whatever it finds is then evaluated once, in float64 and with rounding error, by
+``proved_minimum``.
 
-Legend: ``B`` domains, ``S`` rows per domain, ``N`` parameters: one flat axis over all nonlinear nodes, laid out by
-``Layout``. ``alpha [B, S, N_alpha]``, ``beta [B, N_relu]`` (>= 0), ``split [B, N_relu]`` in {-1, 0, 1}.
+Legend: ``B`` domains, ``S`` rows per domain, ``N`` parameters: one flat axis over all nonlinear
+nodes, laid out by ``Layout``. ``alpha [B, S, N_alpha]``, ``beta [B, N_relu]`` (>= 0),
+``split [B, N_relu]`` in {-1, 0, 1}.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from bitcrown.model.graph import Node
 
 
 class Layout:
-    """Where each nonlinear node's alphas, and each ReLU operand's neurons, stand on the flat axes."""
+    """Where each nonlinear node's alphas, and each ReLU operand's neurons, stand on the flat
+    axes."""
 
     def __init__(self, network: Network) -> None:
         self.nodes: list[Node] = []
@@ -62,7 +66,9 @@ class Layout:
             row = nonlinear_row(node.op)
             if row.alphas == 0 or row.default_alpha is None:
                 continue
-            start = row.default_alpha(node, [bounds[i][0] for i in node.inputs], [bounds[i][1] for i in node.inputs])
+            start = row.default_alpha(
+                node, [bounds[i][0] for i in node.inputs], [bounds[i][1] for i in node.inputs]
+            )
             parts.append(start.movedim(0, 1).flatten(1))
         if not parts:
             any_bound = next(iter(bounds.values()))[0]
@@ -70,7 +76,8 @@ class Layout:
         return torch.cat(parts, dim=1)
 
     def split_bounds(self, bounds: Bounds, split: Tensor | None) -> Bounds:
-        """``bounds`` (``[1, *]`` or ``[B, *]``) with the signs of ``split [B, N]`` imposed on ReLU operands."""
+        """``bounds`` (``[1, *]`` or ``[B, *]``) with the signs of ``split [B, N]`` imposed on ReLU
+        operands."""
         if split is None:
             return bounds
         result = dict(bounds)
@@ -111,13 +118,15 @@ class Layout:
         """``beta * s`` per ReLU operand as ``[B, 1, *]``."""
         signed = beta * split
         return {
-            name: signed[:, where].reshape(-1, 1, *bounds[name][0].shape[1:]) for name, where in self.neuron_at.items()
+            name: signed[:, where].reshape(-1, 1, *bounds[name][0].shape[1:])
+            for name, where in self.neuron_at.items()
         }
 
 
 @dataclass
 class Rows:
-    """What is bounded: ``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]`` over the boxes ``[B, n]``."""
+    """What is bounded: ``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]`` over the boxes
+    ``[B, n]``."""
 
     C: Tensor
     D: Tensor | None
@@ -127,10 +136,13 @@ class Rows:
 
     def to(self, dtype: torch.dtype) -> Rows:
         d = None if self.D is None else self.D.to(dtype)
-        return Rows(self.C.to(dtype), d, self.rhs.to(dtype), self.x_lower.to(dtype), self.x_upper.to(dtype))
+        return Rows(
+            self.C.to(dtype), d, self.rhs.to(dtype), self.x_lower.to(dtype), self.x_upper.to(dtype)
+        )
 
     def mixed(self, mix: Tensor) -> Rows:
-        """One row per domain, ``sum_s mix_s row_s`` with ``mix [B, S] >= 0``: it must hold where all rows hold."""
+        """One row per domain, ``sum_s mix_s row_s`` with ``mix [B, S] >= 0``: it must hold where
+        all rows hold."""
         weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)
         c = (weight.unsqueeze(2) * self.C).sum(1, keepdim=True)
         d = None if self.D is None else (weight.unsqueeze(2) * self.D).sum(1, keepdim=True)
@@ -138,9 +150,11 @@ class Rows:
         return Rows(c, d, rhs, self.x_lower, self.x_upper)
 
     def mixing_error(self, mix: Tensor, outputs: Tensor, gamma: float) -> Tensor:
-        """Rounding error ``[B, 1]`` of ``mixed``; ``outputs [m]`` bounds the outputs in absolute value.
+        """Rounding error ``[B, 1]`` of ``mixed``; ``outputs [m]`` bounds the outputs in absolute
+        value.
 
-        Infinite where a row that has weight reads an output without bound; such an output costs no other row anything.
+        Infinite where a row that has weight reads an output without bound; such an output costs no
+        other row anything.
         """
         weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)
         is_bounded = torch.isfinite(outputs)
@@ -152,9 +166,12 @@ class Rows:
             size = size + (self.D.abs() @ reach.unsqueeze(2)).squeeze(2)
             terms += reach.shape[1]
         size = torch.where(unbounded, torch.inf, size)
-        # underflow costs each coefficient, and then each product with it, one smallest normal number
+        # underflow costs each coefficient, and then each product with it, one smallest normal
+        # number
         reached = torch.where(is_bounded, outputs, 0.0).sum() + terms
-        lost = rounding.underflow(gamma, outputs.dtype) * (reached if self.D is None else reached + reach.sum(1))
+        lost = rounding.underflow(gamma, outputs.dtype) * (
+            reached if self.D is None else reached + reach.sum(1)
+        )
         error = torch.where(weight == 0, 0.0, weight * size).sum(1, keepdim=True)
         return gamma * max(1.0, len(self.C[0]) / 64) * error + lost.reshape(-1, 1)
 
@@ -186,7 +203,8 @@ def base_relaxations(layout: Layout, bounds: Bounds) -> dict[str, Relaxation]:
 
 
 def _with_lower_slope(base: Relaxation, alpha: Tensor) -> Relaxation:
-    """ReLU with lower slope ``alpha`` where it is unstable (where its upper line has an intercept)."""
+    """ReLU with lower slope ``alpha`` where it is unstable (where its upper line has an
+    intercept)."""
     slope = torch.where(base.upper_intercept > 0, alpha, base.lower_slopes[0])
     return base._replace(lower_slopes=(slope,))
 
@@ -195,7 +213,12 @@ class Parameters:
     """The parameters of a batch of domains and how to bound with them."""
 
     def __init__(
-        self, layout: Layout, alpha: Tensor, beta: Tensor | None, split: Tensor | None, mix: Tensor | None = None
+        self,
+        layout: Layout,
+        alpha: Tensor,
+        beta: Tensor | None,
+        split: Tensor | None,
+        mix: Tensor | None = None,
     ) -> None:
         self.layout, self.alpha, self.beta, self.split, self.mix = layout, alpha, beta, split, mix
 
@@ -209,7 +232,8 @@ class Parameters:
     ) -> Backward:
         """A backward pass with these parameters; ``bounds`` already have the splits imposed.
 
-        ``base`` are ``base_relaxations`` of the same bounds, to be given where many passes share them.
+        ``base`` are ``base_relaxations`` of the same bounds, to be given where many passes share
+        them.
         """
         alpha = self.alpha.to(network.dtype)
         if self.mix is not None and alpha.shape[1] > 1:
@@ -227,7 +251,9 @@ class Parameters:
                 relaxations[node.name] = relaxation_of(node, bounds, part)
         betas = None
         if self.beta is not None and self.split is not None:
-            betas = self.layout.signed_betas(bounds, self.beta.to(network.dtype), self.split.to(network.dtype))
+            betas = self.layout.signed_betas(
+                bounds, self.beta.to(network.dtype), self.split.to(network.dtype)
+            )
         return Backward(network, relaxations, betas, scales, record)
 
 
@@ -253,21 +279,30 @@ def proved_minimum(
 
 
 class Adam:
-    """Kingma and Ba (2015), ascending. Own code because ``torch.optim`` costs a second of imports at first use."""
+    """Kingma and Ba (2015), ascending. Own code because ``torch.optim`` costs a second of imports
+    at first use."""
 
     def __init__(
-        self, groups: list[tuple[Tensor, float]], decay: float, betas: tuple[float, float] = (0.9, 0.99)
+        self,
+        groups: list[tuple[Tensor, float]],
+        decay: float,
+        betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
         self.groups, self.decay, self.betas, self.steps = groups, decay, betas, 0
-        self.moments = [(torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor, _ in groups]
+        self.moments = [
+            (torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor, _ in groups
+        ]
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """One step up along ``gradients``; entries without gradient or with NaN stay where they are."""
+        """One step up along ``gradients``; entries without gradient or with NaN stay where they
+        are."""
         self.steps += 1
         first, second = self.betas
         correction = (1 - second**self.steps) ** 0.5 / (1 - first**self.steps)
         with torch.no_grad():
-            for (tensor, rate), (mean, square), gradient in zip(self.groups, self.moments, gradients, strict=True):
+            for (tensor, rate), (mean, square), gradient in zip(
+                self.groups, self.moments, gradients, strict=True
+            ):
                 if gradient is None:
                     continue
                 gradient = known(gradient, 0.0)
@@ -289,16 +324,26 @@ class Ascent:
 
 
 def ascend(
-    network: Network, rows: Rows, bounds: Bounds, parameters: Parameters, ascent: Ascent, target: float = 0.0
+    network: Network,
+    rows: Rows,
+    bounds: Bounds,
+    parameters: Parameters,
+    ascent: Ascent,
+    target: float = 0.0,
 ) -> tuple[Parameters, Tensor]:
-    """Improve ``parameters`` for the rows; returns them and the last (not rigorous) bounds ``[B, S]``.
+    """Improve ``parameters`` for the rows; returns them and the last (not rigorous) bounds
+    ``[B, S]``.
 
-    A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to the gradient, and the
-    ascent ends when all are done. With ``parameters.mix`` all rows of a domain are bounded as one mixture of them.
+    A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to
+    the gradient, and the ascent ends when all are done. With ``parameters.mix`` all rows of a
+    domain are bounded as one mixture of them.
     """
     rows = rows.to(network.dtype)
     with torch.no_grad():
-        bounds = {name: (low.to(network.dtype), up.to(network.dtype)) for name, (low, up) in bounds.items()}
+        bounds = {
+            name: (low.to(network.dtype), up.to(network.dtype))
+            for name, (low, up) in bounds.items()
+        }
         bounds = parameters.layout.split_bounds(bounds, parameters.split)
     alpha = parameters.alpha.to(network.dtype).detach().clone().requires_grad_(True)
     groups = [(alpha, ascent.rate_alpha)] if alpha.numel() else []
@@ -324,7 +369,9 @@ def ascend(
         total = torch.where(open_, value, torch.zeros_like(value)).sum()
         if not total.requires_grad:
             break
-        optimiser.step(torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True))
+        optimiser.step(
+            torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True)
+        )
         with torch.no_grad():
             alpha.copy_(known(alpha, 0.5).clamp_(0.0, 1.0))
             if beta is not None:
@@ -333,4 +380,6 @@ def ascend(
                 mix.copy_(known(mix, 0.0).clamp_(min=0.0))
                 mix.copy_(ratio(mix, mix.amax(dim=1, keepdim=True)))
     found = [None if part is None else part.detach() for part in (beta, mix)]
-    return Parameters(parameters.layout, alpha.detach(), found[0], parameters.split, found[1]), value.detach()
+    return Parameters(
+        parameters.layout, alpha.detach(), found[0], parameters.split, found[1]
+    ), value.detach()

@@ -1,16 +1,19 @@
 """CROWN: linear lower bounds of any linear function of the network's tensors, by one backward pass.
 
-Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions" (2018), eq. 7-9, on
-general graphs as in Xu et al. (2020). The invariant: after each step, for every input of the box,
+Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions"
+(2018), eq. 7-9, on general graphs as in Xu et al. (2020). The invariant: after each step, for every
+input of the box,
 
     quantity >= sum over nodes p not yet passed of <a_p, z_p>  + constant - error.
 
-An affine node is passed by its adjoint. A nonlinear one is replaced by its lower line where its coefficient is positive
-and by its upper line where it is negative. Split constraints ``s z >= 0`` enter as Lagrange multipliers ``beta >= 0``
-(Wang et al., "Beta-CROWN", 2021): subtracting ``beta s z``, which is not positive on the domain, keeps the inequality.
+An affine node is passed by its adjoint. A nonlinear one is replaced by its lower line where its
+coefficient is positive and by its upper line where it is negative. Split constraints ``s z >= 0``
+enter as Lagrange multipliers ``beta >= 0`` (Wang et al., "Beta-CROWN", 2021): subtracting
+``beta s z``, which is not positive on the domain, keeps the inequality.
 
-Upper bounds are lower bounds of the negated quantity. Legend: ``B`` boxes, ``S`` bounded quantities, ``n`` flat inputs,
-``N`` neurons of one layer, ``*`` a node's shape. A leading extent 1 stands for "the same for every box".
+Upper bounds are lower bounds of the negated quantity. Legend: ``B`` boxes, ``S`` bounded
+quantities, ``n`` flat inputs, ``N`` neurons of one layer, ``*`` a node's shape. A leading extent 1
+stands for "the same for every box".
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from bitcrown.model.graph import Node
 
 
 class Lines(NamedTuple):
-    """``quantity >= coefficient . x + constant - error`` on the box: ``[B, S, n]``, ``[B, S]``, ``[B, S]``."""
+    """``quantity >= coefficient . x + constant - error`` on the box: ``[B, S, n]``, ``[B, S]``,
+    ``[B, S]``."""
 
     coefficient: Tensor
     constant: Tensor
@@ -41,10 +45,11 @@ class Lines(NamedTuple):
 class Backward:
     """One backward pass over ``network`` with fixed relaxations.
 
-    ``relaxations`` has one entry per nonlinear node that can be reached, with tensors ``[B, 1 or S, *]``; ``betas``
-    maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``; with ``scales`` (see ``rounding``) the
-    rounding error is accumulated and the result is a proof, without it the error is zero and the result a guide.
-    ``record``, where given, receives the coefficient ``[B, S, *]`` with which each nonlinear node was reached.
+    ``relaxations`` has one entry per nonlinear node that can be reached, with tensors
+    ``[B, 1 or S, *]``; ``betas`` maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``;
+    with ``scales`` (see ``rounding``) the rounding error is accumulated and the result is a proof,
+    without it the error is zero and the result a guide. ``record``, where given, receives the
+    coefficient ``[B, S, *]`` with which each nonlinear node was reached.
     """
 
     def __init__(
@@ -64,7 +69,8 @@ class Backward:
         self.order = list(network.graph.nodes)[::-1]
 
     def run(self, seeds: Mapping[str, Tensor]) -> Lines:
-        """``seeds`` maps node names to coefficients ``[1 or B, S, *shape]`` of the bounded quantities."""
+        """``seeds`` maps node names to coefficients ``[1 or B, S, *shape]`` of the bounded
+        quantities."""
         graph = self.network.graph
         pending = dict(seeds)
         first = next(iter(seeds.values()))
@@ -91,13 +97,22 @@ class Backward:
         for name in graph.inputs:
             size = graph.nodes[name].size
             a = pending.get(name)
-            part = like.new_zeros(rows, like.shape[1], size) if a is None else a.reshape(a.shape[0], a.shape[1], size)
+            part = (
+                like.new_zeros(rows, like.shape[1], size)
+                if a is None
+                else a.reshape(a.shape[0], a.shape[1], size)
+            )
             parts.append(part.expand(rows, -1, -1))
         constant = self.constant.expand(rows, -1)
-        return Lines(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], constant, self.error.expand(rows, -1))
+        return Lines(
+            torch.cat(parts, dim=2) if len(parts) > 1 else parts[0],
+            constant,
+            self.error.expand(rows, -1),
+        )
 
     def _add_error(self, a: Tensor, scale: Tensor, factor: float | None = None) -> None:
-        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; the factor is gamma unless given."""
+        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; the factor is gamma
+        unless given."""
         flat = elements(a.abs(), 2)
         weight = elements(scale.detach(), 2)
         if weight.shape[1] == 1:
@@ -131,8 +146,12 @@ class Backward:
     def _nonlinear_scale(self, node: Node, relaxation: Relaxation) -> Tensor:
         assert self.scales is not None
         scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
-        for source, low, up in zip(node.inputs, relaxation.lower_slopes, relaxation.upper_slopes, strict=True):
-            scale = scale + torch.maximum(low.abs(), up.abs()) * self.input_scale(source).unsqueeze(1)
+        for source, low, up in zip(
+            node.inputs, relaxation.lower_slopes, relaxation.upper_slopes, strict=True
+        ):
+            scale = scale + torch.maximum(low.abs(), up.abs()) * self.input_scale(source).unsqueeze(
+                1
+            )
         return scale
 
     def input_scale(self, name: str) -> Tensor:
@@ -154,18 +173,24 @@ class Backward:
 
 
 def minimum(lines: Lines, x_lower: Tensor, x_upper: Tensor, gamma: float = 0.0) -> Tensor:
-    """Least value of ``Lines`` over the boxes ``[B, n]``, minus its rounding error: ``[B, S]``, NaN-free."""
+    """Least value of ``Lines`` over the boxes ``[B, n]``, minus its rounding error: ``[B, S]``,
+    NaN-free."""
     a = lines.coefficient
     value = least_value(a, x_lower, x_upper) + lines.constant
     if gamma:
         size = torch.maximum(x_lower.abs(), x_upper.abs())
         slack = torch.matmul(a.abs(), size.unsqueeze(2)).squeeze(2) + lines.constant.abs()
-        value = value - (lines.error + gamma * slack + rounding.underflow(gamma, a.dtype)) * (1 + 1e-6)
+        value = value - (lines.error + gamma * slack + rounding.underflow(gamma, a.dtype)) * (
+            1 + 1e-6
+        )
     return known(value, -torch.inf)
 
 
-def relaxations_of(network: Network, bounds: Bounds, names: list[str] | None = None) -> dict[str, Relaxation]:
-    """The default relaxation of every nonlinear node whose operands have bounds, with an ``S`` axis of extent 1."""
+def relaxations_of(
+    network: Network, bounds: Bounds, names: list[str] | None = None
+) -> dict[str, Relaxation]:
+    """The default relaxation of every nonlinear node whose operands have bounds, with an ``S`` axis
+    of extent 1."""
     result = {}
     for node in network.graph.nodes.values():
         if node.name in network.graph.inputs or network.rows[node.name].is_affine:

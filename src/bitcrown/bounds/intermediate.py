@@ -1,7 +1,9 @@
-"""Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it matters.
+"""Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it
+matters.
 
-Zonotopes come in between where they are cheap, or save far more rows of backward passes than they cost; both are
-estimated in entries that a pass touches. Rows of a convolutional layer are bounded tile by tile (``receptive_field``).
+Zonotopes come in between where they are cheap, or save far more rows of backward passes than they
+cost; both are estimated in entries that a pass touches. Rows of a convolutional layer are bounded
+tile by tile (``receptive_field``).
 
 Legend: ``B`` boxes, ``K`` elements, ``S`` rows, ``n`` flat inputs, ``*`` a node's shape.
 """
@@ -35,7 +37,8 @@ from bitcrown.model.graph import Node
 
 
 def undecided(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
-    """Flat indices of elements whose bounds matter to a nonlinear consumer ``node``, over all boxes."""
+    """Flat indices of elements whose bounds matter to a nonlinear consumer ``node``, over all
+    boxes."""
     if node.op == "Relu":
         matters = is_unstable(lower, upper)
     else:
@@ -44,7 +47,8 @@ def undecided(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 class Enclosure(NamedTuple):
-    """Intervals ``[B, *]`` of every node, their magnitudes ``[1, *]`` (see ``rounding``), and default relaxations."""
+    """Intervals ``[B, *]`` of every node, their magnitudes ``[1, *]`` (see ``rounding``), and
+    default relaxations."""
 
     bounds: Bounds
     scales: rounding.Scales
@@ -56,11 +60,13 @@ WIDE = 1000
 CHEAP_FORWARD = 1 << 28
 """Entries of all zonotopes that are worth their tightness alone: a few seconds on one core."""
 SAVING = 5
-"""An entry of a zonotope costs three times as much as one of a backward pass (measured), of which it saves two thirds;
-about a third of what intervals leave undecided stays so, and becomes symbols."""
+"""An entry of a zonotope costs three times as much as one of a backward pass (measured), of which
+it saves two thirds; about a third of what intervals leave undecided stays so, and becomes
+symbols."""
 CACHED = 1 << 24
-"""Bytes of one backward pass on a CPU for few boxes: what fits the caches and the allocator's own pages is twice as
-fast as what fits the memory (measured: 9.9 s against 4.8 s for a ResNet's root bounds)."""
+"""Bytes of one backward pass on a CPU for few boxes: what fits the caches and the allocator's own
+pages is twice as fast as what fits the memory (measured: 9.9 s against 4.8 s for a ResNet's root
+bounds)."""
 SHORT_PASS = 16
 """Rows that a pass takes in any case: below, its calls cost more than its arithmetic."""
 FEW_BOXES = 64
@@ -71,12 +77,13 @@ def _widest(network: Network) -> int:
 
 
 class LayerBounder:
-    """Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it matters.
+    """Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it
+    matters.
 
-    ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent`` every element gets
-    optimised slopes (one box only); without it the default relaxations serve all elements. A ``quick`` one leaves it at
-    zonotopes where those are used: the box will be split anyway. Once ``budget`` has expired, what is not bounded yet
-    keeps its interval.
+    ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent``
+    every element gets optimised slopes (one box only); without it the default relaxations serve all
+    elements. A ``quick`` one leaves it at zonotopes where those are used: the box will be split
+    anyway. Once ``budget`` has expired, what is not bounded yet keeps its interval.
     """
 
     def __init__(
@@ -108,7 +115,8 @@ class LayerBounder:
         return max(2, int(memory // row) // 2 * 2)
 
     def run(self, x_lower: Tensor, x_upper: Tensor, known: Bounds | None = None) -> Enclosure:
-        """Intervals of all nodes, with operands of nonlinear nodes tightened by CROWN; ``[B, *]`` each.
+        """Intervals of all nodes, with operands of nonlinear nodes tightened by CROWN; ``[B, *]``
+        each.
 
         ``known`` bounds (valid on these boxes) are intersected in before anything is computed.
         """
@@ -132,14 +140,20 @@ class LayerBounder:
                     if source not in tight and not (self.quick and forward is not None):
                         tight.add(source)
                         backward = Backward(network, relaxations, scales=scales)
-                        bounds[source] = self._tighten(node, source, bounds, backward, x_lower, x_upper)
+                        bounds[source] = self._tighten(
+                            node, source, bounds, backward, x_lower, x_upper
+                        )
                 relaxations[node.name] = relaxation_of(node, bounds)
-            interval = node_interval(network, node, [bounds[name] for name in node.inputs], self.gamma)
+            interval = node_interval(
+                network, node, [bounds[name] for name in node.inputs], self.gamma
+            )
             if known is not None and node.name in known:
                 interval = intersect(interval, known[node.name])
             if forward is not None:
                 radius = node_radius(network, node, interval, scales)
-                interval = intersect(interval, forward.step(node, interval, bounds, relaxations, radius))
+                interval = intersect(
+                    interval, forward.step(node, interval, bounds, relaxations, radius)
+                )
             bounds[node.name] = interval
             scales[node.name] = node_scale(network, node, interval, scales)
             radius = node_radius(network, node, interval, scales)
@@ -165,8 +179,14 @@ class LayerBounder:
                 if len(indices) and not self._is_first_layer(source):
                     rows += len(indices)
                     backward += 2 * len(indices) * entries_of_row(graph, source, indices)
-        is_cheap = self.quick or forward < max(CHEAP_FORWARD, backward // SAVING)  # quick: instead of all rows
-        return Forward(self.network, self.gamma, self.memory) if is_cheap and rows > 2 * first else None
+        is_cheap = self.quick or forward < max(
+            CHEAP_FORWARD, backward // SAVING
+        )  # quick: instead of all rows
+        return (
+            Forward(self.network, self.gamma, self.memory)
+            if is_cheap and rows > 2 * first
+            else None
+        )
 
     def _tighten(
         self,
@@ -195,9 +215,16 @@ class LayerBounder:
         return bool(node.inputs) and all(name in self.network.graph.inputs for name in node.inputs)
 
     def bound_elements(
-        self, backward: Backward, source: str, indices: Tensor, bounds: Bounds, x_lower: Tensor, x_upper: Tensor
+        self,
+        backward: Backward,
+        source: str,
+        indices: Tensor,
+        bounds: Bounds,
+        x_lower: Tensor,
+        x_upper: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """CROWN bounds ``[B, K]`` of the elements ``indices [K]`` of node ``source``; infinite where time was up."""
+        """CROWN bounds ``[B, K]`` of the elements ``indices [K]`` of node ``source``; infinite
+        where time was up."""
         lower = x_lower.new_full((x_lower.shape[0], indices.numel()), -torch.inf)
         upper = torch.full_like(lower, torch.inf)
         shape = self.network.graph.nodes[source].shape
@@ -227,7 +254,8 @@ class LayerBounder:
         box: tuple[Tensor, Tensor],
         view: View | None,
     ) -> tuple[Tensor, Tensor]:
-        """Bounds ``[B, K]`` of elements of ``source`` in the network of ``backward``, a few rows a pass.
+        """Bounds ``[B, K]`` of elements of ``source`` in the network of ``backward``, a few rows a
+        pass.
 
         ``bounds`` are read by the ascent alone.
         """
@@ -239,12 +267,16 @@ class LayerBounder:
                 lowers.append(box[0].new_full((box[0].shape[0], part.numel()), -torch.inf))
                 uppers.append(-lowers[-1])
                 continue
-            seed = torch.zeros(2 * part.numel(), node.size, dtype=self.network.dtype, device=self.network.device)
+            seed = torch.zeros(
+                2 * part.numel(), node.size, dtype=self.network.dtype, device=self.network.device
+            )
             positions = torch.arange(part.numel(), device=part.device)
             seed[positions, part] = 1
             seed[positions + part.numel(), part] = -1
             seeds = {source: seed.reshape(1, -1, *node.shape)}
-            value = minimum(self._sharpened(backward, seeds, bounds, box, view).run(seeds), *box, self.gamma)
+            value = minimum(
+                self._sharpened(backward, seeds, bounds, box, view).run(seeds), *box, self.gamma
+            )
             lowers.append(value[:, : part.numel()])
             uppers.append(-value[:, part.numel() :])
         return torch.cat(lowers, 1), torch.cat(uppers, 1)
@@ -257,7 +289,8 @@ class LayerBounder:
         box: tuple[Tensor, Tensor],
         view: View | None,
     ) -> Backward:
-        """The pass with slopes optimised for these rows, or the same pass where there is no ascent."""
+        """The pass with slopes optimised for these rows, or the same pass where there is no
+        ascent."""
         if self.ascent is None:
             return backward
         nodes = [backward.network.graph.nodes[name] for name in backward.relaxations]

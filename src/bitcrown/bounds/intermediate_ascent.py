@@ -1,9 +1,10 @@
-"""Alpha-CROWN for the layers inside: each unstable neuron gets its own lower slopes in all earlier layers.
+"""Alpha-CROWN for the layers inside: each unstable neuron gets its own lower slopes in all earlier
+layers.
 
-Xu et al., "Fast and Complete" (2021) optimise intermediate bounds jointly with the final one; here layers are taken in
-order, each against the bounds its predecessors already reached, so that a neuron's ascent is a small problem of its own
-and rows of one layer form one batch. The ascent runs in the guide network; the bound is then evaluated in the proof
-network with the slopes found.
+Xu et al., "Fast and Complete" (2021) optimise intermediate bounds jointly with the final one; here
+layers are taken in order, each against the bounds its predecessors already reached, so that a
+neuron's ascent is a small problem of its own and rows of one layer form one batch. The ascent runs
+in the guide network; the bound is then evaluated in the proof network with the slopes found.
 
 Legend: ``S`` rows (a neuron from below or from above), ``*`` a node's shape.
 """
@@ -27,9 +28,11 @@ from bitcrown.model.graph import Node
 
 
 class LayerAscent:
-    """Slopes for rows over one layer, found by ``iterations`` steps of gradient ascent in ``guide``.
+    """Slopes for rows over one layer, found by ``iterations`` steps of gradient ascent in
+    ``guide``.
 
-    Once ``budget`` has expired the slopes that the rows have are kept: bounds get no worse, only no better.
+    Once ``budget`` has expired the slopes that the rows have are kept: bounds get no worse, only no
+    better.
     """
 
     def __init__(self, guide: Network, iterations: int, budget: Budget, rate: float = 0.25) -> None:
@@ -44,15 +47,18 @@ class LayerAscent:
         x_upper: Tensor,
         view: View | None,
     ) -> dict[str, Relaxation]:
-        """Relaxations (dtype of ``bounds``) of ``nodes``, with slopes per row where a node has parameters.
+        """Relaxations (dtype of ``bounds``) of ``nodes``, with slopes per row where a node has
+        parameters.
 
-        ``seeds`` holds ``[1, S, *]`` coefficients of the bounded rows, ``bounds`` those of all earlier nodes; with a
-        ``view`` all of them belong to its network.
+        ``seeds`` holds ``[1, S, *]`` coefficients of the bounded rows, ``bounds`` those of all
+        earlier nodes; with a ``view`` all of them belong to its network.
         """
         guide = self.guide if view is None else view.network(self.guide)
         dtype = guide.dtype
         low_precision = {
-            name: (bounds[name][0].to(dtype), bounds[name][1].to(dtype)) for node in nodes for name in node.inputs
+            name: (bounds[name][0].to(dtype), bounds[name][1].to(dtype))
+            for node in nodes
+            for name in node.inputs
         }
         rows = {name: seed.to(dtype) for name, seed in seeds.items()}
         count = next(iter(rows.values())).shape[1]
@@ -63,7 +69,9 @@ class LayerAscent:
         for _ in range(self.iterations if free else 0):
             if self.budget.is_expired():
                 break
-            relaxed = {node.name: relaxation_of(node, low_precision, alphas[node.name]) for node in nodes}
+            relaxed = {
+                node.name: relaxation_of(node, low_precision, alphas[node.name]) for node in nodes
+            }
             value = minimum(Backward(guide, relaxed).run(rows), *box)
             total = torch.where(torch.isfinite(value), value, torch.zeros_like(value)).sum()
             if not total.requires_grad:  # no parameter lies on the way from these rows to the input
@@ -74,7 +82,10 @@ class LayerAscent:
                     alpha.copy_(known(alpha, 0.5).clamp_(0.0, 1.0))
         with torch.no_grad():
             wide = next(iter(bounds.values()))[0].dtype
-            found = {name: None if alpha is None else alpha.detach().to(wide) for name, alpha in alphas.items()}
+            found = {
+                name: None if alpha is None else alpha.detach().to(wide)
+                for name, alpha in alphas.items()
+            }
             return {node.name: relaxation_of(node, bounds, found[node.name]) for node in nodes}
 
     def _start(self, node: Node, bounds: Bounds, count: int) -> Tensor | None:

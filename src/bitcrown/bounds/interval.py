@@ -1,7 +1,7 @@
 """Interval bounds: the cheapest enclosure, and the magnitudes that rounding error bounds need.
 
-An affine node maps centre and radius: ``f(c) -+ |W| r``, widened for rounding (see ``rounding``). A nonlinear node uses
-the range rule of its row. Legend: ``B`` boxes, ``n`` flat inputs.
+An affine node maps centre and radius: ``f(c) -+ |W| r``, widened for rounding (see ``rounding``). A
+nonlinear node uses the range rule of its row. Legend: ``B`` boxes, ``n`` flat inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Bounds = dict[str, tuple[Tensor, Tensor]]
 def node_interval(
     network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Range of one node over given ranges of its inputs, rounded outward; NaN-free: what is unknown is unbounded.
+    """Range of one node over given ranges of its inputs, rounded outward; NaN-free: what is unknown
+    is unbounded.
 
     With ``gamma = 0`` neither rounded nor free of NaN: a guide.
     """
@@ -44,7 +45,9 @@ def _plain_interval(
 ) -> tuple[Tensor, Tensor]:
     row = network.rows[node.name]
     if not row.is_affine:
-        return nonlinear_row(node.op).interval(node, [low for low, _ in inputs], [up for _, up in inputs])
+        return nonlinear_row(node.op).interval(
+            node, [low for low, _ in inputs], [up for _, up in inputs]
+        )
     assert row.absolute is not None
     params = network.params[node.name]
     centres = [(low + up) * 0.5 for low, up in inputs]
@@ -58,15 +61,18 @@ def _plain_interval(
         return (centre - radius).expand(shape), (centre + radius).expand(shape)
     sizes = [torch.maximum(low.abs(), up.abs()) for low, up in inputs]
     scale = row.absolute(node, params, [rounding.raised(network, node, size) for size in sizes])
-    slack = (scale + network.offset(node).abs()) * gamma + torch.sign(scale) * rounding.underflow(gamma, scale.dtype)
+    slack = (scale + network.offset(node).abs()) * gamma + torch.sign(scale) * rounding.underflow(
+        gamma, scale.dtype
+    )
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
 
 
 def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Intersection of two valid enclosures of the same values; ends that are no finite numbers count as unbounded.
+    """Intersection of two valid enclosures of the same values; ends that are no finite numbers
+    count as unbounded.
 
-    Where rounding makes the two cross, the one quantity they enclose is still in both, so the crossing is closed at
-    the looser ends.
+    Where rounding makes the two cross, the one quantity they enclose is still in both, so the
+    crossing is closed at the looser ends.
     """
     a, b = enclosure(*a), enclosure(*b)
     lower = torch.fmax(a[0], b[0])
@@ -87,7 +93,8 @@ def interval_bounds(
     known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     gamma: float | None = None,
 ) -> Bounds:
-    """Intervals of every node over the boxes ``[B, n]``, intersected with ``known`` ones where given.
+    """Intervals of every node over the boxes ``[B, n]``, intersected with ``known`` ones where
+    given.
 
     ``gamma = 0`` leaves rounding out: a guide (for training), no proof.
     """
@@ -105,23 +112,33 @@ def interval_bounds(
     return result
 
 
-def node_scale(network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]) -> Tensor:
-    """``[1, *shape]``: what ``rounding`` multiplies by gamma at this node; valid on every smaller box.
+def node_scale(
+    network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]
+) -> Tensor:
+    """``[1, *shape]``: what ``rounding`` multiplies by gamma at this node; valid on every smaller
+    box.
 
-    For an affine node that is ``|W| m + |b|`` with ``m`` the largest absolute inputs, otherwise the largest absolute
-    value of the node itself. ``scales`` holds those of all earlier nodes.
+    For an affine node that is ``|W| m + |b|`` with ``m`` the largest absolute inputs, otherwise the
+    largest absolute value of the node itself. ``scales`` holds those of all earlier nodes.
     """
     largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True)
-    return _scale(network, node, [scales[name] for name in node.inputs], largest).expand(1, *node.shape)
+    return _scale(network, node, [scales[name] for name in node.inputs], largest).expand(
+        1, *node.shape
+    )
 
 
 def node_radius(
     network: Network, node: Node, interval: tuple[Tensor, Tensor], scales: Mapping[str, Tensor]
 ) -> Tensor | None:
-    """``[1, *shape]``: how far the runtime's value may be from the function of its operands; None where that is 0."""
+    """``[1, *shape]``: how far the runtime's value may be from the function of its operands; None
+    where that is 0."""
     if node.rounding is None:
         return None
-    largest = torch.maximum(interval[0].abs(), interval[1].abs()).amax(dim=0, keepdim=True).expand(1, *node.shape)
+    largest = (
+        torch.maximum(interval[0].abs(), interval[1].abs())
+        .amax(dim=0, keepdim=True)
+        .expand(1, *node.shape)
+    )
     return rounding.radius(node.rounding, largest, node_scale(network, node, interval, scales))
 
 
@@ -130,5 +147,7 @@ def _scale(network: Network, node: Node, sizes: Sequence[Tensor], largest: Tenso
     if not node.inputs or not row.is_affine:
         return largest
     assert row.absolute is not None
-    scale = row.absolute(node, network.params[node.name], [rounding.raised(network, node, size) for size in sizes])
+    scale = row.absolute(
+        node, network.params[node.name], [rounding.raised(network, node, size) for size in sizes]
+    )
     return torch.maximum(scale + network.offset(node).abs(), largest)

@@ -1,10 +1,11 @@
-"""The two hottest steps of every bound, in as few memory passes as possible: a ReLU passed backward, and the least
-value over a box.
+"""The two hottest steps of every bound, in as few memory passes as possible: a ReLU passed
+backward, and the least value over a box.
 
-``a`` splits by sign; the positive part takes the lower line (through the origin), the negative part the upper line:
-``part = where(a > 0, lower_slope, upper_slope) * a`` and ``constant = <min(a, 0), upper_intercept>``.
-Derivatives exist for ``a``, for ``lower_slope`` (alpha), and for the upper line where it carries a gradient: in
-training, where it depends on the weights through the intermediate bounds.
+``a`` splits by sign; the positive part takes the lower line (through the origin), the negative part
+the upper line: ``part = where(a > 0, lower_slope, upper_slope) * a`` and
+``constant = <min(a, 0), upper_intercept>``. Derivatives exist for ``a``, for ``lower_slope``
+(alpha), and for the upper line where it carries a gradient: in training, where it depends on the
+weights through the intermediate bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class _ReluStep(torch.autograd.Function):
         slope = torch.where(a > 0, lower_slope, upper_slope)
         ctx.save_for_backward(a, slope, intercept)
         ctx.slope_shapes = lower_slope.shape, upper_slope.shape
-        constant = torch.matmul(elements(a.clamp(max=0), 2), elements(intercept, 2).transpose(1, 2)).squeeze(2)
+        constant = torch.matmul(
+            elements(a.clamp(max=0), 2), elements(intercept, 2).transpose(1, 2)
+        ).squeeze(2)
         return slope * a, constant
 
     @staticmethod
@@ -54,13 +57,20 @@ def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
     return grad
 
 
-def relu_step(a: Tensor, lower_slope: Tensor, upper_slope: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
-    """``a [1 or B, S, *]``; slopes ``[B, 1 or S, *]``, intercept ``[B, 1, *]``: next coefficient and ``[B, S]``."""
-    if torch.is_grad_enabled() and any(given.requires_grad for given in (a, lower_slope, upper_slope, intercept)):
+def relu_step(
+    a: Tensor, lower_slope: Tensor, upper_slope: Tensor, intercept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``a [1 or B, S, *]``; slopes ``[B, 1 or S, *]``, intercept ``[B, 1, *]``: next coefficient
+    and ``[B, S]``."""
+    if torch.is_grad_enabled() and any(
+        given.requires_grad for given in (a, lower_slope, upper_slope, intercept)
+    ):
         result: tuple[Tensor, Tensor] = _ReluStep.apply(a, lower_slope, upper_slope, intercept)  # type: ignore[no-untyped-call]
         return result
     slope = torch.where(a > 0, lower_slope, upper_slope)
-    constant = torch.matmul(elements(a.clamp(max=0), 2), elements(intercept, 2).transpose(1, 2)).squeeze(2)
+    constant = torch.matmul(
+        elements(a.clamp(max=0), 2), elements(intercept, 2).transpose(1, 2)
+    ).squeeze(2)
     return slope * a, constant
 
 
@@ -76,7 +86,11 @@ class _LeastValue(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (corner,) = ctx.saved_tensors
         part = grad.unsqueeze(2) * corner
-        return (part.sum(dim=0, keepdim=True) if ctx.rows == 1 and part.shape[0] != 1 else part), None, None
+        return (
+            (part.sum(dim=0, keepdim=True) if ctx.rows == 1 and part.shape[0] != 1 else part),
+            None,
+            None,
+        )
 
 
 def least_value(a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:

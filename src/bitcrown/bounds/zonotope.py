@@ -1,18 +1,21 @@
-"""Forward bounds that remember where uncertainty came from: zonotopes (DeepZ; Singh et al., NeurIPS 2018).
+"""Forward bounds that remember where uncertainty came from: zonotopes (DeepZ; Singh et al., NeurIPS
+2018).
 
-A value is ``centre + sum_k generator_k * e_k + error * e'`` with every symbol ``e_k`` in [-1, 1] shared by all
-elements and ``e'`` independent for each element. Affine nodes map centre and generators exactly: what cancels between
-two paths cancels here, which intervals lose. A nonlinear node is enclosed by two parallel lines; half their distance
-becomes a new symbol for each element where it is not zero. Symbols are numbered over the whole network: two branches
-that meet again may share only what they inherited.
+A value is ``centre + sum_k generator_k * e_k + error * e'`` with every symbol ``e_k`` in [-1, 1]
+shared by all elements and ``e'`` independent for each element. Affine nodes map centre and
+generators exactly: what cancels between two paths cancels here, which intervals lose. A nonlinear
+node is enclosed by two parallel lines; half their distance becomes a new symbol for each element
+where it is not zero. Symbols are numbered over the whole network: two branches that meet again may
+share only what they inherited.
 
-What this is for: in deep networks over small boxes intervals call nearly every neuron undecided, and bounding those by
-backward passes costs thousands of rows; after a zonotope only those are left that nearly are. Where symbols would
-exceed the memory, new distances go into ``error``: sound, only looser.
+What this is for: in deep networks over small boxes intervals call nearly every neuron undecided,
+and bounding those by backward passes costs thousands of rows; after a zonotope only those are left
+that nearly are. Where symbols would exceed the memory, new distances go into ``error``: sound, only
+looser.
 
-Rounding: an affine map of K generators and a centre has the error of K + 1 evaluations of the node, each at most gamma
-times its magnitude, and of as many underflows (``rounding``); it is added to ``error``. Legend: ``K`` symbols, ``*``
-the node's shape; one box.
+Rounding: an affine map of K generators and a centre has the error of K + 1 evaluations of the node,
+each at most gamma times its magnitude, and of as many underflows (``rounding``); it is added to
+``error``. Legend: ``K`` symbols, ``*`` the node's shape; one box.
 """
 
 from __future__ import annotations
@@ -50,10 +53,12 @@ class Zonotope:
 
 
 class Propagation:
-    """Zonotopes of one network, node by node. ``memory``: bytes that the generators of one node may take.
+    """Zonotopes of one network, node by node. ``memory``: bytes that the generators of one node may
+    take.
 
-    At any time there are at most four tensors of that size: the sources, one that waits for its branch, the result. A
-    node may make new symbols as long as they fit the widest node *after* it, for all of which it must be carried.
+    At any time there are at most four tensors of that size: the sources, one that waits for its
+    branch, the result. A node may make new symbols as long as they fit the widest node *after* it,
+    for all of which it must be carried.
     """
 
     def __init__(self, network: Network, gamma: float, memory: int) -> None:
@@ -68,11 +73,16 @@ class Propagation:
     def box(self, node: Node, lower: Tensor, upper: Tensor) -> Zonotope:
         """An input ``[1, *]``: one symbol for each element that varies."""
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
-        error = (centre.abs() + radius) * self.gamma + (lower < upper) * underflow(self.gamma, centre.dtype)
+        error = (centre.abs() + radius) * self.gamma + (lower < upper) * underflow(
+            self.gamma, centre.dtype
+        )
         return self._with_symbols(node, Zonotope(centre, centre[:0], error), radius)
 
-    def _with_symbols(self, node: Node, zonotope: Zonotope, radius: Tensor, slope: Tensor | None = None) -> Zonotope:
-        """Plus ``radius [1, *]`` times a symbol of its own for each element; without room, plus an error.
+    def _with_symbols(
+        self, node: Node, zonotope: Zonotope, radius: Tensor, slope: Tensor | None = None
+    ) -> Zonotope:
+        """Plus ``radius [1, *]`` times a symbol of its own for each element; without room, plus an
+        error.
 
         The inherited generators are multiplied by ``slope`` where given.
         """
@@ -111,7 +121,8 @@ class Propagation:
     def _mapped(self, node: Node, sources: Sequence[Tensor]) -> Tensor:
         """Generators ``[K, *]`` of an affine node, a chunk at a time.
 
-        A convolution in float64 unfolds its whole batch into columns, nine times its input for a 3x3 kernel.
+        A convolution in float64 unfolds its whole batch into columns, nine times its input for a
+        3x3 kernel.
         """
         network, count = self.network, max(len(source) for source in sources)
         if count == 0:
@@ -124,10 +135,17 @@ class Propagation:
             result[start:stop] = value if is_linear else value - network.offset(node)
         return result
 
-    def nonlinear(self, node: Node, relaxation: Relaxation, source: Zonotope, low: Tensor, up: Tensor) -> Zonotope:
+    def nonlinear(
+        self, node: Node, relaxation: Relaxation, source: Zonotope, low: Tensor, up: Tensor
+    ) -> Zonotope:
         """An elementwise node of one operand in ``[low, up]``, between two lines of equal slope."""
-        below, above = (slopes[0].squeeze(1) for slopes in (relaxation.lower_slopes, relaxation.upper_slopes))
-        floor, ceiling = relaxation.lower_intercept.squeeze(1), relaxation.upper_intercept.squeeze(1)
+        below, above = (
+            slopes[0].squeeze(1) for slopes in (relaxation.lower_slopes, relaxation.upper_slopes)
+        )
+        floor, ceiling = (
+            relaxation.lower_intercept.squeeze(1),
+            relaxation.upper_intercept.squeeze(1),
+        )
         if node.op == "Relu":  # max(x, 0) >= s x for every s in [0, 1]
             slope, least, most = above, torch.zeros_like(above), ceiling
         else:
@@ -135,24 +153,35 @@ class Propagation:
             least = floor + torch.minimum((below - slope) * low, (below - slope) * up)
             most = ceiling + torch.maximum((above - slope) * low, (above - slope) * up)
         size = source.centre.abs() + source.radius()
-        size = slope.abs() * size + floor.abs() + ceiling.abs() + torch.maximum(low.abs(), up.abs()) * slope.abs()
+        size = (
+            slope.abs() * size
+            + floor.abs()
+            + ceiling.abs()
+            + torch.maximum(low.abs(), up.abs()) * slope.abs()
+        )
         size = size + torch.maximum(low.abs(), up.abs()) * torch.maximum(below.abs(), above.abs())
         distance = ((most - least) / 2).clamp(min=0)
         centre = slope * source.centre + (most + least) / 2
         error = slope.abs() * source.error + self.gamma * size
-        error = error + (len(source.generators) + 1) * underflow(self.gamma, size.dtype) * torch.sign(size)
+        error = error + (len(source.generators) + 1) * underflow(
+            self.gamma, size.dtype
+        ) * torch.sign(size)
         return self._with_symbols(node, Zonotope(centre, source.generators, error), distance, slope)
 
     def interval(self, zonotope: Zonotope) -> tuple[Tensor, Tensor]:
         radius = zonotope.radius()
-        radius = radius + self.gamma * (radius + zonotope.centre.abs())  # sums only: nothing underflows
+        radius = radius + self.gamma * (
+            radius + zonotope.centre.abs()
+        )  # sums only: nothing underflows
         return zonotope.centre - radius, zonotope.centre + radius
 
     def unknown(self, low: Tensor, up: Tensor) -> Zonotope:
         """A value known by its interval alone."""
         centre = (low + up) / 2
         error = (up - low) / 2 * (1 + self.gamma) + self.gamma * centre.abs()
-        return Zonotope(centre, centre[:0], error + (low < up) * underflow(self.gamma, centre.dtype))
+        return Zonotope(
+            centre, centre[:0], error + (low < up) * underflow(self.gamma, centre.dtype)
+        )
 
 
 class Forward:
@@ -175,7 +204,8 @@ class Forward:
         relaxations: Mapping[str, Relaxation],
         radius: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of its operands.
+        """The interval of ``node``'s zonotope; ``interval`` is what is known of it, ``bounds`` of
+        its operands.
 
         ``radius`` is how far the runtime rounds its value, where it does.
         """
@@ -183,7 +213,9 @@ class Forward:
         if self.rows[node.name].is_affine:
             found = self.propagation.affine(node, sources)
         elif len(sources) == 1:
-            found = self.propagation.nonlinear(node, relaxations[node.name], sources[0], *bounds[node.inputs[0]])
+            found = self.propagation.nonlinear(
+                node, relaxations[node.name], sources[0], *bounds[node.inputs[0]]
+            )
         else:
             found = self.propagation.unknown(*interval)
         if radius is not None:
@@ -197,7 +229,8 @@ class Forward:
 
 
 def _slice(generators: Tensor, start: int, stop: int) -> Tensor:
-    """Symbols ``start`` to ``stop``; later ones, which an earlier value does not depend on, are zeros."""
+    """Symbols ``start`` to ``stop``; later ones, which an earlier value does not depend on, are
+    zeros."""
     part = generators[start:stop]
     missing = stop - start - len(part)
     return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part

@@ -1,10 +1,11 @@
 """Certificates of files: which checker a file is for, and what it is given.
 
-A gzipped certificate is about a float network (``check.float_certificate``, which reads the original files itself). Any
-other argues about an integer network and an integer property, which it carries along; where it does not, the prover
-reads the files once more to have them. Either way nobody is believed: the checker verifies with readers of its own that
-they are what the files say (``check.certificate_files``), and then the proof (``check.certificate_checker``). Network
-and property can also be given in those forms, as JSON; then they are the question themselves.
+A gzipped certificate is about a float network (``check.float_certificate``, which reads the
+original files itself). Any other argues about an integer network and an integer property, which it
+carries along; where it does not, the prover reads the files once more to have them. Either way
+nobody is believed: the checker verifies with readers of its own that they are what the files say
+(``check.certificate_files``), and then the proof (``check.certificate_checker``). Network and
+property can also be given in those forms, as JSON; then they are the question themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding | Outcome
 
     is_file, is_text = is_kind(model, ".onnx") or is_kind(model, ".h5"), is_kind(prop, ".vnnlib")
     if is_text and not is_file:
-        raise PropertyError(f"{prop} can only be read together with the network file that it is about, not {model}")
+        raise PropertyError(
+            f"{prop} can only be read together with the network file that it is about, not {model}"
+        )
     try:
         proof = read_json(certificate)
         if not is_file:
@@ -59,7 +62,9 @@ def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
     from bitcrown.quant.proof.writer import network_form, property_form
 
     network = read_network(model)
-    return network_form(network), property_form(read_query(model, prop, network)) if prop is not None else None
+    return network_form(network), property_form(
+        read_query(model, prop, network)
+    ) if prop is not None else None
 
 
 def problem_of(model: Path, prop: Path) -> Problem:
@@ -68,7 +73,9 @@ def problem_of(model: Path, prop: Path) -> Problem:
 
     problem = load(model, prop)
     if len(problem.networks) != 1:
-        raise PropertyError(f"{prop} is about {len(problem.networks)} networks; certificates are about one")
+        raise PropertyError(
+            f"{prop} is about {len(problem.networks)} networks; certificates are about one"
+        )
     return problem
 
 
@@ -82,7 +89,8 @@ def is_gzip(path: Path) -> bool:
 
 
 def check_float(model: Path, prop: Path, certificate: Path) -> Outcome:
-    """The same for a proof about a float network; ``model`` may be the text of a list of named networks."""
+    """The same for a proof about a float network; ``model`` may be the text of a list of named
+    networks."""
     from bitcrown.api import load
     from bitcrown.check.certificates.floats.checker import check, subject_of
 
@@ -96,31 +104,39 @@ def is_kind(path: Path, suffix: str) -> bool:
 
 
 def read_network(path: Path) -> IntegerNetwork:
-    """The integer network of a quantized ONNX file or a fixed-point perceptron. Raises ``ModelError``."""
+    """The integer network of a quantized ONNX file or a fixed-point perceptron. Raises
+    ``ModelError``."""
     from bitcrown.quant.formats.fixed_point import read_h5
     from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
 
     if is_kind(path, ".h5"):
         return read_h5(path)
     if not looks_quantized(path):
-        raise ModelError(f"{path} is no network of integers with fixed scales; certificates exist for those only")
+        raise ModelError(
+            f"{path} is no network of integers with fixed scales; certificates exist for those only"
+        )
     return read_onnx(path)
 
 
 def read_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
-    """The property as the prover asks it. Raises ``PropertyError`` if its cases have different input boxes."""
+    """The property as the prover asks it. Raises ``PropertyError`` if its cases have different
+    input boxes."""
     from bitcrown.quant.query import split_by_box
     from bitcrown.search.quantized import covering
 
     problem = problem_of(model, vnnlib)
     queries = split_by_box(covering(problem, [input_kind(model)] * problem.n_inputs), network)
     if len(queries) != 1:
-        raise PropertyError(f"{vnnlib} has cases over {len(queries)} input boxes; a certificate is about exactly one")
+        raise PropertyError(
+            f"{vnnlib} has cases over {len(queries)} input boxes; a certificate is about exactly "
+            "one"
+        )
     return queries[0]
 
 
 def input_kind(model: Path) -> str:
-    """Name of the element type of the one input of a quantized file. onnxruntime need not know its operators."""
+    """Name of the element type of the one input of a quantized file. onnxruntime need not know its
+    operators."""
     if not is_kind(model, ".onnx"):
         return "float32"
     from onnx.helper import tensor_dtype_to_np_dtype
@@ -131,12 +147,15 @@ def input_kind(model: Path) -> str:
     stored = {tensor.name for tensor in graph.initializer}
     kinds = [info.type.tensor_type.elem_type for info in graph.input if info.name not in stored]
     if len(kinds) != 1:
-        raise ModelError(f"{model} has {len(kinds)} inputs; certificates are about networks with one")
+        raise ModelError(
+            f"{model} has {len(kinds)} inputs; certificates are about networks with one"
+        )
     return str(tensor_dtype_to_np_dtype(kinds[0]))
 
 
 def read_json(path: Path) -> Any:
-    """Raises ``PropertyError`` for what is no JSON file, ``Malformed`` for JSON that holds more than integers."""
+    """Raises ``PropertyError`` for what is no JSON file, ``Malformed`` for JSON that holds more
+    than integers."""
     from bitcrown.check.certificates.strict_json import NotJson, parsed
 
     try:

@@ -1,9 +1,10 @@
 """The tree over the input box that goes into a certificate: found by the checker's own steps.
 
-A proof over boxes consists of little more than where boxes were split, and the checker bounds and shrinks every box
-again. So the tree is searched for with exactly these steps (``check.float_certificate.refine`` and ``halves``), level
-by level, against limits that are raised by several times the rounding error: what closes here closes there, in whatever
-order sums are formed. Boxes are split where the rows change most, ``|a_i| * width`` (as in ``input_split``).
+A proof over boxes consists of little more than where boxes were split, and the checker bounds and
+shrinks every box again. So the tree is searched for with exactly these steps
+(``check.float_certificate.refine`` and ``halves``), level by level, against limits that are raised
+by several times the rounding error: what closes here closes there, in whatever order sums are
+formed. Boxes are split where the rows change most, ``|a_i| * width`` (as in ``input_split``).
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ MARGIN = 8.0
 
 def with_margin(bounder: Bounder, group: Group) -> Group:
     """The group with limits raised by ``MARGIN`` rounding errors."""
-    size = np.abs(group.C) @ bounder.size[bounder.network.output] + np.abs(group.D) @ bounder.size[0]
+    size = (
+        np.abs(group.C) @ bounder.size[bounder.network.output] + np.abs(group.D) @ bounder.size[0]
+    )
     return replace(group, limit=group.limit + MARGIN * bounder.gamma * (size + np.abs(group.limit)))
 
 
-def input_tree(bounder: Bounder, group: Group, number: int, store: ArrayStore, depth: int) -> dict[str, Any] | None:
-    """A part ``inputs`` for all cases of ``group``; None where time is up, a box cannot be split, or ``depth`` is used.
+def input_tree(
+    bounder: Bounder, group: Group, number: int, store: ArrayStore, depth: int
+) -> dict[str, Any] | None:
+    """A part ``inputs`` for all cases of ``group``; None where time is up, a box cannot be split,
+    or ``depth`` is used.
 
     Raises what the poll of ``bounder`` raises.
     """
@@ -52,11 +58,17 @@ def input_tree(bounder: Bounder, group: Group, number: int, store: ArrayStore, d
         levels.append(level.tolist())
         points += where.tolist()
         box, open_ = halves(box, open_, inner, axes, where)
-    return {"kind": "inputs", "group": number, "axes": levels, "points": store.put(np.array(points))}
+    return {
+        "kind": "inputs",
+        "group": number,
+        "axes": levels,
+        "points": store.put(np.array(points)),
+    }
 
 
 def choose(box: Box, influence: Array) -> tuple[Any, Array]:
-    """Axis ``[B]`` (-1: none can be halved) and point ``[B]`` to split each box at; points are short floats."""
+    """Axis ``[B]`` (-1: none can be halved) and point ``[B]`` to split each box at; points are
+    short floats."""
     width = box.upper - box.lower
     middle = 0.5 * box.lower + 0.5 * box.upper
     short = middle.astype(np.float32).astype(np.float64)

@@ -1,13 +1,16 @@
-"""The tree over signs of neurons that goes into a certificate: a branch and bound on the checker's own bounds.
+"""The tree over signs of neurons that goes into a certificate: a branch and bound on the checker's
+own bounds.
 
-The search that decided the instance works with more (clipped boxes, zonotopes, reduced networks), none of which the
-checker needs to know. So a proof is put together again from exactly what the checker evaluates: bounds of the layers at
-the root, slopes and multipliers, and decisions about one neuron at a time. What the search recorded serves as hints:
-its decisions are followed as long as there are any, and its parameters tried first. A domain that they do not close is
-improved by ascent (``slopes``) or by a linear program (``programs``) and divided further.
+The search that decided the instance works with more (clipped boxes, zonotopes, reduced networks),
+none of which the checker needs to know. So a proof is put together again from exactly what the
+checker evaluates: bounds of the layers at the root, slopes and multipliers, and decisions about one
+neuron at a time. What the search recorded serves as hints: its decisions are followed as long as
+there are any, and its parameters tried first. A domain that they do not close is improved by ascent
+(``slopes``) or by a linear program (``programs``) and divided further.
 
-Limits are raised by several times the rounding error, so that a leaf that closes here closes in whatever order sums are
-formed. Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``H`` hints.
+Limits are raised by several times the rounding error, so that a leaf that closes here closes in
+whatever order sums are formed. Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``H``
+hints.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ Path = tuple[tuple[int, int, float], ...]
 
 @dataclass
 class Branch:
-    """A node of the tree: a decision with two children, or a leaf with its place among the closed batches."""
+    """A node of the tree: a decision with two children, or a leaf with its place among the closed
+    batches."""
 
     path: Path = ()
     relu: int = -1
@@ -50,7 +54,8 @@ class Branch:
 
 
 class Closed(NamedTuple):
-    """Leaves in few bytes: slopes in units of ``1 / GRID`` of open neurons, multipliers along each path, weights."""
+    """Leaves in few bytes: slopes in units of ``1 / GRID`` of open neurons, multipliers along each
+    path, weights."""
 
     slopes: dict[int, np.ndarray[Any, Any]]
     multipliers: list[list[float]]
@@ -71,26 +76,35 @@ class NeuronSearch:
         sizes = [node.size for node in bounder.network.nodes]
         self.batch = max(1, min(128, CHUNK // max(sizes)))
         self.sizes = {relu: sizes[relu] for relu in bounder.network.relus}
-        self.open = {r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()}
+        self.open = {
+            r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()
+        }
         undecided = sum(len(index) for index in self.open.values())
         is_small = bounder.network.n_inputs + undecided <= MAX_VARIABLES
         self.programs = Programs(bounder, group, bounds) if is_small else None
         self.uses_programs = is_small and group.limit.shape[1] > 1
-        self.columns = [(relu, int(neuron)) for relu, index in self.open.items() for neuron in index]
+        self.columns = [
+            (relu, int(neuron)) for relu, index in self.open.items() for neuron in index
+        ]
 
     def start(self) -> Leaves:
         """The whole box, with most weight on the row that default slopes bound best."""
         none = {relu: np.zeros((1, size)) for relu, size in self.sizes.items()}
-        lines = {relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in self.bounds.items()}
+        lines = {
+            relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in self.bounds.items()
+        }
         rows = row_lines(self.bounder, self.group, lines)
-        value = np.nan_to_num(self.bounder.least(rows, self.group.box) - self.group.limit, nan=-np.inf)
+        value = np.nan_to_num(
+            self.bounder.least(rows, self.group.box) - self.group.limit, nan=-np.inf
+        )
         weights = np.full(value.shape, 0.1)
         weights[0, value[0].argmax()] = 1.0
         slopes = {relu: line.lower[:, 0] for relu, line in lines.items()}
         return Leaves(slopes, none, dict(none), weights)
 
     def run(self, hints: Hints | None = None, only_root: bool = False) -> NeuronTree | None:
-        """The tree; None where a domain has nothing left to split, or may not be split. Raises ``BudgetExpired``."""
+        """The tree; None where a domain has nothing left to split, or may not be split. Raises
+        ``BudgetExpired``."""
         tree, start = NeuronTree(), self.start()
         waiting: list[tuple[Branch, Leaves | int]] = [(tree.root, start)]
         if hints is not None and len(hints):
@@ -114,14 +128,17 @@ class NeuronSearch:
             relus, neurons = self.decisions(rest, {r: value[open_] for r, value in scores.items()})
             stuck = np.nonzero(relus < 0)[0]
             if only_root or (
-                len(stuck) and not self.solved(tree, [nodes[open_[i]] for i in stuck], rest.select(stuck))
+                len(stuck)
+                and not self.solved(tree, [nodes[open_[i]] for i in stuck], rest.select(stuck))
             ):
                 return None
             for i, place in enumerate(open_):
                 if relus[i] < 0:
                     continue
                 nodes[place].divide(int(relus[i]), int(neurons[i]))
-                waiting += [(child, rest.select(slice(i, i + 1))) for child in nodes[place].children]
+                waiting += [
+                    (child, rest.select(slice(i, i + 1))) for child in nodes[place].children
+                ]
         return tree
 
     def close(self, tree: NeuronTree, nodes: list[Branch], domains: Leaves) -> Any:
@@ -132,15 +149,23 @@ class NeuronSearch:
         for rank, place in enumerate(index):
             nodes[place].leaf = (len(tree.batches), rank)
             path = nodes[place].path
-            multipliers.append([abs(float(domains.betas[relu][place, neuron])) for relu, neuron, _ in path])
-        slopes = {r: (domains.slopes[r][index][:, c] * GRID).astype(np.uint16) for r, c in self.open.items()}
+            multipliers.append(
+                [abs(float(domains.betas[relu][place, neuron])) for relu, neuron, _ in path]
+            )
+        slopes = {
+            r: (domains.slopes[r][index][:, c] * GRID).astype(np.uint16)
+            for r, c in self.open.items()
+        }
         tree.batches.append(Closed(slopes, multipliers, domains.weights[index]))
         return np.nonzero(~done)[0]
 
-    # -- hints -------------------------------------------------------------------------------------------------------
+    # -- hints -------------------------------------------------------------------------------------
 
-    def followed(self, root: Branch, hints: Hints, start: Leaves) -> list[tuple[Branch, Leaves | int]]:
-        """The tree that the hints describe, grown below ``root``: its ends, each with a hint or without any."""
+    def followed(
+        self, root: Branch, hints: Hints, start: Leaves
+    ) -> list[tuple[Branch, Leaves | int]]:
+        """The tree that the hints describe, grown below ``root``: its ends, each with a hint or
+        without any."""
         ends: list[tuple[Branch, Leaves | int]] = []
         place = {pair: k for k, pair in enumerate(self.columns)}
         pending = [(root, np.arange(len(hints)))]
@@ -165,20 +190,26 @@ class NeuronSearch:
         if isinstance(given, Leaves):
             return replace(given, signs=signs)
         assert hints is not None
-        slopes, betas = ({r: np.zeros((1, size)) for r, size in self.sizes.items()} for _ in range(2))
+        slopes, betas = (
+            {r: np.zeros((1, size)) for r, size in self.sizes.items()} for _ in range(2)
+        )
         start = 0
         for r, index in self.open.items():
             where = slice(start, start + len(index))
-            slopes[r][0, index] = np.clip(np.nan_to_num(hints.alpha[given, where].astype(np.float64)), 0.0, 1.0)
+            slopes[r][0, index] = np.clip(
+                np.nan_to_num(hints.alpha[given, where].astype(np.float64)), 0.0, 1.0
+            )
             beta = np.maximum(np.nan_to_num(hints.beta[given, where].astype(np.float64)), 0.0)
             betas[r][0, index] = beta * signs[r][0, index]
             start += len(index)
         weights = np.zeros((1, self.group.limit.shape[1]))
-        mix = np.maximum(np.nan_to_num(hints.mix[given].astype(np.float64)), 0.0)[: weights.shape[1]]
+        mix = np.maximum(np.nan_to_num(hints.mix[given].astype(np.float64)), 0.0)[
+            : weights.shape[1]
+        ]
         weights[0, : len(mix)] = mix if len(mix) > 1 else 1.0
         return Leaves(rounded(slopes), signs, betas, weights)
 
-    # -- without hints -----------------------------------------------------------------------------------------------
+    # -- without hints -----------------------------------------------------------------------------
 
     def choices(self, domains: Leaves, climb: Climb) -> tuple[Leaves, dict[int, Array]]:
         """Slopes and multipliers, and the score of every neuron ``[B, N]`` by ReLU."""
@@ -209,7 +240,8 @@ class NeuronSearch:
         return True
 
     def decisions(self, leaves: Leaves, scores: dict[int, Array]) -> tuple[Any, Any]:
-        """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few that whose children rise most."""
+        """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few that whose children
+        rise most."""
         if not self.sizes:
             return np.full(len(leaves.weights), -1), np.zeros(len(leaves.weights), dtype=np.int64)
         relus = np.concatenate([np.full(size, relu) for relu, size in self.sizes.items()])
@@ -229,7 +261,9 @@ class NeuronSearch:
                         trial = with_signs(trial, relu, mine, neurons[order[mine, k]], sign)
                 value.append(leaf_values(self.bounder, self.group, self.bounds, trial))
             low, high = np.minimum(*value), np.maximum(*value)
-            gain[:, k] = np.where(score[:, k] > 0, np.minimum(low, 0.0) + 0.3 * np.minimum(high, 0.0), -np.inf)
+            gain[:, k] = np.where(
+                score[:, k] > 0, np.minimum(low, 0.0) + 0.3 * np.minimum(high, 0.0), -np.inf
+            )
         rows = np.arange(count)
         best = gain.argmax(axis=1)
         pick = order[rows, best]
@@ -252,8 +286,11 @@ def with_signs(leaves: Leaves, relu: int, rows: Any, neurons: Any, sign: float) 
     return replace(leaves, signs={**leaves.signs, relu: signs})
 
 
-def neuron_part(search: NeuronSearch, tree: NeuronTree, root: int, case: int, store: ArrayStore) -> dict[str, Any]:
-    """The part ``neurons`` of a certificate: the levels of the tree, and what its leaves need in the same order."""
+def neuron_part(
+    search: NeuronSearch, tree: NeuronTree, root: int, case: int, store: ArrayStore
+) -> dict[str, Any]:
+    """The part ``neurons`` of a certificate: the levels of the tree, and what its leaves need in
+    the same order."""
     level = [tree.root]
     relus: list[list[int]] = []
     neurons: list[list[int]] = []
@@ -267,7 +304,10 @@ def neuron_part(search: NeuronSearch, tree: NeuronTree, root: int, case: int, st
     weights = np.array([tree.batches[batch].weights[row] for batch, row in places])
     slopes = {}
     for relu, index in search.open.items():
-        slopes[relu] = index, np.array([tree.batches[batch].slopes[relu][row] for batch, row in places]) / GRID
+        slopes[relu] = (
+            index,
+            np.array([tree.batches[batch].slopes[relu][row] for batch, row in places]) / GRID,
+        )
     return {
         "kind": "neurons",
         "root": root,
@@ -285,7 +325,9 @@ def slope_items(slopes: Mapping[int, tuple[Any, Array]], store: ArrayStore) -> l
     items = []
     for relu, (columns, values) in slopes.items():
         used = values.any(axis=0)
-        items.append({"relu": relu, "columns": columns[used].tolist(), "values": store.put(values[:, used])})
+        items.append(
+            {"relu": relu, "columns": columns[used].tolist(), "values": store.put(values[:, used])}
+        )
     return items
 
 

@@ -1,14 +1,17 @@
-"""Linear programs for leaves of certificates: exact multipliers where ascent does not reach them (HiGHS).
+"""Linear programs for leaves of certificates: exact multipliers where ascent does not reach them
+(HiGHS).
 
-With a variable ``h_j`` for every ReLU that is undecided at the root, all operands are affine in ``(x, h)``. In a domain
-the elastic program
+With a variable ``h_j`` for every ReLU that is undecided at the root, all operands are affine in
+``(x, h)``. In a domain the elastic program
 
-    minimise s   subject to   row_k <= limit_k + s,   -sign_j z_j <= s for decided neurons,   h_j between its two lines
+    minimise s   subject to   row_k <= limit_k + s,   -sign_j z_j <= s for decided neurons,   h_j
+    between its two lines
 
-has a positive optimum exactly if no point of the relaxation violates the case. Its dual multipliers are the weights of
-the rows, the betas, and through the two lower sides of each triangle the slopes with which backward substitution
-reaches the same value (Salman et al., "A Convex Relaxation Barrier", 2019); that substitution, in the checker, is what
-proves. So a linear program needs no format of its own.
+has a positive optimum exactly if no point of the relaxation violates the case. Its dual multipliers
+are the weights of the rows, the betas, and through the two lower sides of each triangle the slopes
+with which backward substitution reaches the same value (Salman et al., "A Convex Relaxation
+Barrier", 2019); that substitution, in the checker, is what proves. So a linear program needs no
+format of its own.
 
 Legend: ``V`` variables (inputs, then ``h``), ``N`` neurons of a ReLU, ``S`` rows.
 """
@@ -31,7 +34,8 @@ ELASTIC = 1e6
 
 
 class Solution(NamedTuple):
-    """Choices for one domain, and by ReLU how far ``h`` is from the ReLU of its operand ``[1, N]``."""
+    """Choices for one domain, and by ReLU how far ``h`` is from the ReLU of its operand
+    ``[1, N]``."""
 
     leaves: Leaves
     gaps: dict[int, Array]
@@ -44,11 +48,17 @@ class Programs:
         try:
             import highspy
         except ImportError as error:
-            raise ResourceError("linear programs need the package highspy; install_tool.sh installs it") from error
+            raise ResourceError(
+                "linear programs need the package highspy; install_tool.sh installs it"
+            ) from error
         self.highspy, self.bounder, self.group, self.bounds = highspy, bounder, group, bounds
-        self.open = {r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()}
+        self.open = {
+            r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()
+        }
         n = bounder.network.n_inputs
-        self.start = dict(zip(self.open, np.cumsum([n, *map(len, self.open.values())])[:-1], strict=True))
+        self.start = dict(
+            zip(self.open, np.cumsum([n, *map(len, self.open.values())])[:-1], strict=True)
+        )
         self.variables = n + sum(map(len, self.open.values()))
         self.solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         self.solver.setOptionValue("output_flag", False)
@@ -56,7 +66,8 @@ class Programs:
         self.is_ready = False
 
     def _affine(self) -> None:
-        """Operands of open neurons and the rows as affine functions of the variables: coefficients and constants."""
+        """Operands of open neurons and the rows as affine functions of the variables: coefficients
+        and constants."""
         values: list[Array] = []
         count = self.variables + 1  # the last row carries the constants
         operands, offsets = [], []
@@ -88,21 +99,31 @@ class Programs:
         if not self.is_ready:
             self._affine()
         n, k = self.bounder.network.n_inputs, len(self.z)
-        sign = np.concatenate([np.zeros(0), *(leaves.signs[r][0, index] for r, index in self.open.items())])
+        sign = np.concatenate(
+            [np.zeros(0), *(leaves.signs[r][0, index] for r, index in self.open.items())]
+        )
         low, up = (
-            np.concatenate([np.zeros(0), *(self.bounds[r][e][0, i] for r, i in self.open.items())]) for e in (0, 1)
+            np.concatenate([np.zeros(0), *(self.bounds[r][e][0, i] for r, i in self.open.items())])
+            for e in (0, 1)
         )
         done = np.nonzero(sign)[0]
         slope = up / (up - low)
         slope, shift = np.where(sign > 0, 1.0, slope), np.where(sign != 0, 0.0, -slope * low)
         eye = np.concatenate([np.zeros((k, n)), np.eye(k)], axis=1)
         matrix = np.concatenate(
-            [self.rows, -sign[done, None] * self.z[done], self.z - eye, eye - slope[:, None] * self.z]
+            [
+                self.rows,
+                -sign[done, None] * self.z[done],
+                self.z - eye,
+                eye - slope[:, None] * self.z,
+            ]
         )
         elastic = np.zeros((len(matrix), 1))
         elastic[: len(self.rows) + len(done)] = -1.0
         below = np.where(sign < 0, np.inf, -self.z_offset)
-        upper = np.concatenate([self.limit, sign[done] * self.z_offset[done], below, shift + slope * self.z_offset])
+        upper = np.concatenate(
+            [self.limit, sign[done] * self.z_offset[done], below, shift + slope * self.z_offset]
+        )
         upper[len(self.rows) + len(done) + k :][sign < 0] = np.inf
         h_low, h_up = np.where(sign > 0, -np.inf, 0.0), np.where(sign < 0, 0.0, np.inf)
         box = self.group.box
@@ -114,24 +135,37 @@ class Programs:
         )
         return None if found is None else self._solution(leaves, found, sign, done)
 
-    def _solution(self, leaves: Leaves, found: tuple[Array, Array, Array], sign: Array, done: Any) -> Solution:
+    def _solution(
+        self, leaves: Leaves, found: tuple[Array, Array, Array], sign: Array, done: Any
+    ) -> Solution:
         point, row_dual, col_dual = found
         n, k, s = self.bounder.network.n_inputs, len(self.z), len(self.rows)
         dual = np.maximum(-row_dual, 0.0)
-        through, floor = dual[s + len(done) : s + len(done) + k], np.maximum(col_dual[n : n + k], 0.0)
+        through, floor = (
+            dual[s + len(done) : s + len(done) + k],
+            np.maximum(col_dual[n : n + k], 0.0),
+        )
         total = through + floor
         alpha = np.where(total > 1e-12, through / np.maximum(total, 1e-12), 0.5)
         beta = np.zeros(k)
         beta[done] = dual[s : s + len(done)] * sign[done]
         gap = point[n : n + k] - np.maximum(self.z @ point[:-1] + self.z_offset, 0.0)
         gap = np.where(sign == 0, np.abs(gap) + 1e-9, 0.0)
-        slopes, betas, gaps = ({r: np.zeros_like(value) for r, value in leaves.signs.items()} for _ in range(3))
+        slopes, betas, gaps = (
+            {r: np.zeros_like(value) for r, value in leaves.signs.items()} for _ in range(3)
+        )
         for r, index in self.open.items():
             where = slice(self.start[r] - n, self.start[r] - n + len(index))
-            slopes[r][0, index], betas[r][0, index], gaps[r][0, index] = alpha[where], beta[where], gap[where]
+            slopes[r][0, index], betas[r][0, index], gaps[r][0, index] = (
+                alpha[where],
+                beta[where],
+                gap[where],
+            )
         return Solution(Leaves(slopes, leaves.signs, betas, dual[None, :s]), gaps)
 
-    def _run(self, matrix: Array, upper: Array, low: Array, up: Array) -> tuple[Array, Array, Array] | None:
+    def _run(
+        self, matrix: Array, upper: Array, low: Array, up: Array
+    ) -> tuple[Array, Array, Array] | None:
         """Minimise the last column: point, row duals, column duals."""
         highspy, kept = self.highspy, np.isfinite(upper)
         lp = highspy.HighsLp()
@@ -143,7 +177,9 @@ class Programs:
         lp.row_lower_, lp.row_upper_ = np.full(len(part), -highspy.kHighsInf), upper[kept]
         row, column = np.nonzero(part)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(part)))]).astype(np.int32)
+        lp.a_matrix_.start_ = np.concatenate(
+            [[0], np.cumsum(np.bincount(row, minlength=len(part)))]
+        ).astype(np.int32)
         lp.a_matrix_.index_, lp.a_matrix_.value_ = column.astype(np.int32), part[row, column]
         self.solver.passModel(lp)
         self.solver.run()

@@ -1,13 +1,16 @@
 """Slopes and multipliers for certificates: gradient ascent on the checker's own bound, in numpy.
 
-The bound is ``min over the box of <a, x> + constant``, with ``a`` from backward substitution. Let ``x`` be the
-minimiser and follow the lines forward from it: each ReLU as the line that its coefficient chose. Then, with ``z`` the
-operands found on the way and ``c`` the coefficient with which a ReLU was met (all as in "Fast and Complete", Xu et al.
-2021, but without automatic differentiation),
+The bound is ``min over the box of <a, x> + constant``, with ``a`` from backward substitution. Let
+``x`` be the minimiser and follow the lines forward from it: each ReLU as the line that its
+coefficient chose. Then, with ``z`` the operands found on the way and ``c`` the coefficient with
+which a ReLU was met (all as in "Fast and Complete", Xu et al. 2021, but without automatic
+differentiation),
 
-    d bound / d alpha_j = max(c_j, 0) z_j,   d bound / d beta_j = -sign_j z_j,   d bound / d weight_s = row_s - limit_s.
+    d bound / d alpha_j = max(c_j, 0) z_j,   d bound / d beta_j = -sign_j z_j,   d bound / d
+    weight_s = row_s - limit_s.
 
-Any slopes and multipliers are sound, so nothing here is rounded with care; the checker evaluates what is found.
+Any slopes and multipliers are sound, so nothing here is rounded with care; the checker evaluates
+what is found.
 
 Legend: ``B`` domains, ``S`` rows, ``N`` neurons of a ReLU, ``n`` inputs.
 """
@@ -36,11 +39,13 @@ from bitcrown.check.certificates.floats.property import Group
 from bitcrown.check.certificates.floats.steps import Leaves, decided, leaf_lines, weighted_value
 
 GRID = 256.0
-"""Slopes are written as multiples of ``1 / GRID``: they compress well, and hardly any bound notices."""
+"""Slopes are written as multiples of ``1 / GRID``: they compress well, and hardly any bound
+notices."""
 
 
 class Adam:
-    """Kingma and Ba (2015), ascending, on one array; entries without a finite gradient stay where they are."""
+    """Kingma and Ba (2015), ascending, on one array; entries without a finite gradient stay where
+    they are."""
 
     def __init__(self, rate: float, decay: float) -> None:
         self.rate, self.decay, self.steps = rate, decay, 0
@@ -61,7 +66,8 @@ class Adam:
 def followed(
     bounder: Bounder, lines: Mapping[int, Line], met: Mapping[int, Array], found: Lines, box: Box
 ) -> list[Array]:
-    """Values ``[B, S, N]`` of all nodes at the minimisers of ``found``, each ReLU as the line that was chosen."""
+    """Values ``[B, S, N]`` of all nodes at the minimisers of ``found``, each ReLU as the line that
+    was chosen."""
     x = np.where(found.coefficient > 0, box.lower[:, None], box.upper[:, None])
     rows = x.shape[:2]
     values: list[Array] = []
@@ -99,12 +105,15 @@ def rounded(slopes: Mapping[int, Array]) -> dict[int, Array]:
 def climb_leaves(
     bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves, climb: Climb
 ) -> tuple[Leaves, Array, dict[int, Array]]:
-    """The best of what an ascent from ``leaves`` meets for each domain, its value ``[B]``, and scores of neurons
-    ``[B, N]`` by ReLU (what splitting them may win). Slopes come back rounded to ``GRID``."""
+    """The best of what an ascent from ``leaves`` meets for each domain, its value ``[B]``, and
+    scores of neurons ``[B, N]`` by ReLU (what splitting them may win). Slopes come back rounded to
+    ``GRID``."""
     ends = decided(bounds, leaves.signs)
     base = leaf_lines(ends, leaves)
     slopes = {
-        relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[:, 0].copy()
+        relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[
+            :, 0
+        ].copy()
         for relu, line in base.items()
     }
     betas, weights = dict(leaves.betas), leaves.weights
@@ -112,12 +121,19 @@ def climb_leaves(
     adams |= {("b", r): Adam(climb.rate_beta, climb.decay) for r in slopes}
     adam = Adam(climb.rate_weight, climb.decay)
     best = np.full(len(weights), -np.inf)
-    chosen, scores = leaves, {r: np.zeros((len(weights), bounder.network.nodes[r].size)) for r in base}
+    chosen, scores = (
+        leaves,
+        {r: np.zeros((len(weights), bounder.network.nodes[r].size)) for r in base},
+    )
     for step in range(climb.steps):
         is_last = step + 1 == climb.steps
         trial = Leaves(rounded(slopes), leaves.signs, betas, weights)
         lines = {
-            r: Line(np.where(line.offset > 0, trial.slopes[r][:, None], line.lower), line.upper, line.offset)
+            r: Line(
+                np.where(line.offset > 0, trial.slopes[r][:, None], line.lower),
+                line.upper,
+                line.offset,
+            )
             for r, line in base.items()
         }
         met: dict[int, Array] = {}
@@ -129,7 +145,9 @@ def climb_leaves(
         chosen = _merged(chosen, trial, better)
         for r, a in met.items():
             scores[r] = np.where(
-                better[:, None], _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]), scores[r]
+                better[:, None],
+                _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]),
+                scores[r],
             )
         if is_last or (best > 0).all():
             break
@@ -153,35 +171,51 @@ def climb_leaves(
 def _merged(old: Leaves, new: Leaves, better: Any) -> Leaves:
     """Rows of ``new`` where ``better [B]``."""
     mask = better[:, None]
-    slopes = {r: np.where(mask, value, old.slopes[r]) if r in old.slopes else value for r, value in new.slopes.items()}
+    slopes = {
+        r: np.where(mask, value, old.slopes[r]) if r in old.slopes else value
+        for r, value in new.slopes.items()
+    }
     betas = {r: np.where(mask, value, old.betas[r]) for r, value in new.betas.items()}
     return Leaves(slopes, old.signs, betas, np.where(mask, new.weights, old.weights))
 
 
 def _scores(a: Array, line: Line, z: Array) -> Array:
-    """``[B, N]``: by how much the line misses the ReLU at the point followed, a share of the triangle's depth, and a
-    trace of it for neurons that do not matter to this bound, so that any undecided neuron counts as one."""
+    """``[B, N]``: by how much the line misses the ReLU at the point followed, a share of the
+    triangle's depth, and a trace of it for neurons that do not matter to this bound, so that any
+    undecided neuron counts as one."""
     gap = np.where(a < 0, line.upper * z + line.offset, line.lower * z) - np.maximum(z, 0.0)
     found = np.abs(a * gap) + 0.1 * np.abs(np.minimum(a, 0.0)) * line.offset + 1e-9 * line.offset
     return np.where(line.offset > 0, found, 0.0)[:, 0]
 
 
-def climb_layers(bounder: Bounder, box: Box, steps: int, budget: Budget) -> tuple[dict[int, RowSlopes], Bounds]:
-    """Slopes for every undecided neuron, layer by layer, and the bounds that they give. Raises ``BudgetExpired``."""
+def climb_layers(
+    bounder: Bounder, box: Box, steps: int, budget: Budget
+) -> tuple[dict[int, RowSlopes], Bounds]:
+    """Slopes for every undecided neuron, layer by layer, and the bounds that they give. Raises
+    ``BudgetExpired``."""
     given: dict[int, RowSlopes] = {}
 
     def climb(relu: int, index: Index, bounds: Bounds) -> RowSlopes:
         source = bounder.network.nodes[relu].sources[0]
-        given[relu] = RowSlopes(index, _climb_rows(bounder, box, source, index, bounds, steps, budget))
+        given[relu] = RowSlopes(
+            index, _climb_rows(bounder, box, source, index, bounds, steps, budget)
+        )
         return given[relu]
 
     return given, layer_bounds(bounder, box, climb)
 
 
 def _climb_rows(
-    bounder: Bounder, box: Box, source: int, index: Index, bounds: Bounds, steps: int, budget: Budget
+    bounder: Bounder,
+    box: Box,
+    source: int,
+    index: Index,
+    bounds: Bounds,
+    steps: int,
+    budget: Budget,
 ) -> dict[int, tuple[Index, Array]]:
-    """Slopes of undecided neurons ``[2 K, C]`` by ReLU for the elements ``index [K]`` of node ``source``."""
+    """Slopes of undecided neurons ``[2 K, C]`` by ReLU for the elements ``index [K]`` of node
+    ``source``."""
     widest = max(node.size for node in bounder.network.nodes)
     rows = max(2, CHUNK // widest // 2 * 2)
     base = {r: relu_line(low[:, None], up[:, None]) for r, (low, up) in bounds.items()}
@@ -190,7 +224,10 @@ def _climb_rows(
     for start in range(0, len(index), rows // 2):
         part = index[start : start + rows // 2]
         seed = np.zeros((1, 2 * len(part), bounder.network.nodes[source].size))
-        seed[0, 2 * np.arange(len(part)), part], seed[0, 2 * np.arange(len(part)) + 1, part] = 1.0, -1.0
+        seed[0, 2 * np.arange(len(part)), part], seed[0, 2 * np.arange(len(part)) + 1, part] = (
+            1.0,
+            -1.0,
+        )
         slopes = {r: np.repeat(line.lower[0], 2 * len(part), axis=0) for r, line in base.items()}
         adams = {r: Adam(0.25, 0.95) for r in base}
         best = np.full(2 * len(part), -np.inf)
@@ -199,7 +236,9 @@ def _climb_rows(
             budget.check()
             trial = rounded(slopes)
             lines = {
-                r: Line(np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset)
+                r: Line(
+                    np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset
+                )
                 for r, line in base.items()
             }
             met: dict[int, Array] = {}

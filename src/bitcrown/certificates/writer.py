@@ -1,8 +1,9 @@
 """Writes certificates of float proofs: after an ``unsat``, in what is left of the time.
 
-The file has to convince a checker that knows nothing of this search, so it is made with the checker's own bounds
-(``inputs``, ``neurons``): bounds of whole boxes first, then whichever split suits the number of
-inputs that vary. What is written was accepted by the checker; otherwise a sentence says why there is no certificate.
+The file has to convince a checker that knows nothing of this search, so it is made with the
+checker's own bounds (``inputs``, ``neurons``): bounds of whole boxes first, then whichever split
+suits the number of inputs that vary. What is written was accepted by the checker; otherwise a
+sentence says why there is no certificate.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ LAYER_STEPS = 12
 
 
 def certified(run: Run, verdict: Verdict) -> Verdict:
-    """The verdict, an ``unsat``, with its certificate; or with the reason why it has none among its counters."""
+    """The verdict, an ``unsat``, with its certificate; or with the reason why it has none among its
+    counters."""
     if run.settings.semantics == "runtime":
-        run.counters["no_certificate"] = "certificates are about the real function, not about what the runtime rounds"
+        run.counters["no_certificate"] = (
+            "certificates are about the real function, not about what the runtime rounds"
+        )
         return verdict
     try:
         with run.phase("certificate"), np.errstate(all="ignore"):
@@ -56,8 +60,11 @@ def certified(run: Run, verdict: Verdict) -> Verdict:
     return replace(verdict, certificate=data)
 
 
-def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None = None) -> bytes | str:
-    """The file's bytes, or one sentence why there are none; ``recorder`` has hints. Raises ``BudgetExpired``."""
+def certificate_of(
+    subject: Subject, budget: Budget, recorder: Recorder | None = None
+) -> bytes | str:
+    """The file's bytes, or one sentence why there are none; ``recorder`` has hints. Raises
+    ``BudgetExpired``."""
     store = ArrayStore()
     parts: list[dict[str, Any]] = []
     roots: list[dict[str, Any]] = []
@@ -77,14 +84,23 @@ def certificate_of(subject: Subject, budget: Budget, recorder: Recorder | None =
                 return f"case {group.cases[case]} needs more than decisions about neurons"
         roots += writer.roots
         parts += writer.parts
-    data = encode({"format": FORMAT, **subject.digests, "arrays": store.content, "parts": parts, "roots": roots})
+    data = encode(
+        {
+            "format": FORMAT,
+            **subject.digests,
+            "arrays": store.content,
+            "parts": parts,
+            "roots": roots,
+        }
+    )
     budget.check()
     outcome = check(data, subject, budget.check)
     return data if outcome.accepted else f"the proof is not accepted: {outcome.message}"
 
 
 class _Neurons:
-    """Parts ``neurons`` for the cases of one group. Roots: 0 with plain bounds, 1 with ascent over the layers."""
+    """Parts ``neurons`` for the cases of one group. Roots: 0 with plain bounds, 1 with ascent over
+    the layers."""
 
     def __init__(
         self,
@@ -96,7 +112,13 @@ class _Neurons:
         first: int,
         recorder: Recorder | None,
     ) -> None:
-        self.bounder, self.group, self.number, self.store, self.budget = bounder, group, number, store, budget
+        self.bounder, self.group, self.number, self.store, self.budget = (
+            bounder,
+            group,
+            number,
+            store,
+            budget,
+        )
         self.strict, self.first, self.recorder = with_margin(bounder, group), first, recorder
         self.plain = layer_bounds(bounder, group.box)
         self.sharp: Bounds | None = None
@@ -112,7 +134,9 @@ class _Neurons:
         if tree is None:
             if self.sharp is None:
                 given: dict[int, RowSlopes] = {}
-                given, self.sharp = climb_layers(self.bounder, self.group.box, LAYER_STEPS, self.budget)
+                given, self.sharp = climb_layers(
+                    self.bounder, self.group.box, LAYER_STEPS, self.budget
+                )
                 self.roots.append(root_form(self.number, given, self.store))
             root = self.first + 1
             search = NeuronSearch(self.bounder, group, self.sharp, self.budget)

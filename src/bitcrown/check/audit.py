@@ -1,4 +1,5 @@
-"""Doubting an ``unsat``: seeded samples of every box, replayed on the original network and checked exactly.
+"""Doubting an ``unsat``: seeded samples of every box, replayed on the original network and checked
+exactly.
 
 An audit proves nothing when it finds nothing; when it finds a witness, the ``unsat`` was wrong.
 """
@@ -16,11 +17,14 @@ from bitcrown.spec.problem import Problem
 from bitcrown.verdict import Witness
 
 
-def audit(problem: Problem, replay: Replay, confirmer: Confirmer, count: int, seed: int) -> Witness | None:
+def audit(
+    problem: Problem, replay: Replay, confirmer: Confirmer, count: int, seed: int
+) -> Witness | None:
     """A confirmed violation among ``count`` samples of the problem's boxes, or None.
 
-    The samples go round the cases in turn: middle, least and greatest corner, then random corners and random points
-    alternately. The same ``seed`` gives the same samples. ``replay`` must be the one that ``confirmer`` uses.
+    The samples go round the cases in turn: middle, least and greatest corner, then random corners
+    and random points alternately. The same ``seed`` gives the same samples. ``replay`` must be the
+    one that ``confirmer`` uses.
     """
     if replay is not confirmer.replay:
         raise PropertyError("the audit needs the confirmer's own replay; pass confirmer.replay")
@@ -28,7 +32,11 @@ def audit(problem: Problem, replay: Replay, confirmer: Confirmer, count: int, se
         return None
     total = len(problem.cases)
     # With fewer samples than cases, the cases are taken evenly, each at its middle.
-    places = range(total) if count >= total else np.linspace(0, total - 1, max(count, 0)).astype(int).tolist()
+    places = (
+        range(total)
+        if count >= total
+        else np.linspace(0, total - 1, max(count, 0)).astype(int).tolist()
+    )
     samplers = [_samples(confirmer, problem, p, seed) for p in places]
     for k in range(count):
         p, point = next(samplers[k % len(samplers)])
@@ -38,8 +46,11 @@ def audit(problem: Problem, replay: Replay, confirmer: Confirmer, count: int, se
     return None
 
 
-def _samples(confirmer: Confirmer, problem: Problem, p: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Endless points of case ``p``; each case has its own stream, so that others do not shift it."""
+def _samples(
+    confirmer: Confirmer, problem: Problem, p: int, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Endless points of case ``p``; each case has its own stream, so that others do not shift
+    it."""
     box = confirmer.box(problem.cases[p])
     random = np.random.default_rng([seed, p])
     yield p, (box.lower + box.upper) / 2

@@ -1,7 +1,8 @@
 """The original network files in onnxruntime, as the competition's scorer runs them.
 
-CPU provider, graph optimisations off, one thread. Nothing here is shared with ``model`` or ``bounds``: an error in the
-reader cannot also hide in the replay. Legend: ``K`` points, ``n`` flat inputs and ``m`` flat outputs over all networks.
+CPU provider, graph optimisations off, one thread. Nothing here is shared with ``model`` or
+``bounds``: an error in the reader cannot also hide in the replay. Legend: ``K`` points, ``n`` flat
+inputs and ``m`` flat outputs over all networks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
 NUMBERS = "fiub"
-"""Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of strings."""
+"""Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of
+strings."""
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -84,7 +86,8 @@ class Replay:
         return result
 
     def run(self, x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Inputs as really fed (rounded) and outputs at a flat ``x [n]``: one flat array per declared tensor.
+        """Inputs as really fed (rounded) and outputs at a flat ``x [n]``: one flat array per
+        declared tensor.
 
         Tensors follow the declarations, network by network.
         """
@@ -103,7 +106,8 @@ class Replay:
         return all(member.takes_batches for member in self.members)
 
     def run_batch(self, points: np.ndarray) -> np.ndarray:
-        """Outputs ``[K, m]`` (float64) at ``points [K, n]``: good for finding candidates, never for confirming one."""
+        """Outputs ``[K, m]`` (float64) at ``points [K, n]``: good for finding candidates, never for
+        confirming one."""
         columns, start = [], 0
         for member, size in zip(self.members, self.sizes, strict=True):
             columns.append(member.run_batch(points[:, start : start + size]))
@@ -116,11 +120,16 @@ class _Member:
 
     def __init__(self, declared: NetworkDecl, path: Path, session: Any, has_shapes: bool) -> None:
         self.declared, self.path, self.session = declared, path, session
-        self.slots = [Slot(item.name, _shape(item.shape), _dtype(item.type, path)) for item in session.get_inputs()]
+        self.slots = [
+            Slot(item.name, _shape(item.shape), _dtype(item.type, path))
+            for item in session.get_inputs()
+        ]
         ends = session.get_outputs()
         _check_fit("input", declared.inputs, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
-            _check_fit("output", declared.outputs, [_shape(item.shape) for item in ends], path, has_shapes)
+            _check_fit(
+                "output", declared.outputs, [_shape(item.shape) for item in ends], path, has_shapes
+            )
         first = session.get_inputs()[0].shape if len(self.slots) == 1 else []
         self.takes_batches = bool(first) and not isinstance(first[0], int)
         self.is_tried = False
@@ -135,11 +144,15 @@ class _Member:
             start = end
         values = [np.asarray(value).reshape(-1) for value in self._run(feed)]
         if not all(value.dtype.kind in NUMBERS for value in values):
-            raise ModelError(f"{self.path.name} computes outputs that are no tensors of numbers; save it without them")
+            raise ModelError(
+                f"{self.path.name} computes outputs that are no tensors of numbers; save it "
+                "without them"
+            )
         found, wanted = sum(value.size for value in values), _count(self.declared.outputs)
         if found != wanted:
             raise PropertyError(
-                f"the property declares {_shapes_text(self.declared.outputs)} as outputs ({wanted} numbers), but "
+                f"the property declares {_shapes_text(self.declared.outputs)} as outputs "
+                f"({wanted} numbers), but "
                 f"{self.path.name} computes {found} numbers; declare what the network computes"
             )
         return parts, values
@@ -166,7 +179,9 @@ class _Member:
         rows = [np.asarray(value) for value in values]
         if any(not row.shape or row.shape[0] != len(points) for row in rows):
             return None
-        return np.concatenate([row.reshape(len(points), -1) for row in rows], axis=1).astype(np.float64)
+        return np.concatenate([row.reshape(len(points), -1) for row in rows], axis=1).astype(
+            np.float64
+        )
 
     def _batch_equals_rows(self, points: np.ndarray) -> bool:
         # A Reshape or Flatten with a fixed extent can mix rows without any error.
@@ -175,14 +190,18 @@ class _Member:
         return (
             found is not None
             and found.shape == rows.shape
-            and bool(np.allclose(found, rows, rtol=BATCH_TOLERANCE, atol=BATCH_TOLERANCE, equal_nan=True))
+            and bool(
+                np.allclose(found, rows, rtol=BATCH_TOLERANCE, atol=BATCH_TOLERANCE, equal_nan=True)
+            )
         )
 
     def _run(self, feed: dict[str, np.ndarray]) -> list[Any]:
         try:
             result: list[Any] = self.session.run(None, feed)
         except Exception as error:  # onnxruntime's own classes live inside its extension
-            raise ModelError(f"onnxruntime cannot run {self.path.name}: {_first_line(error)}") from error
+            raise ModelError(
+                f"onnxruntime cannot run {self.path.name}: {_first_line(error)}"
+            ) from error
         return result
 
 
@@ -211,7 +230,8 @@ def _open_session(path: Path) -> Any:
 
 
 def _model_of(path: Path) -> str | bytes:
-    """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its name) holds."""
+    """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its
+    name) holds."""
     if not path.exists() and path.with_name(path.name + ".gz").exists():
         path = path.with_name(path.name + ".gz")
     try:
@@ -224,13 +244,15 @@ def _model_of(path: Path) -> str | bytes:
 
 
 def unpacked(data: bytes, limit: int) -> bytes:
-    """``data``, unpacked if it is gzip. Raises ``ValueError`` for damaged data or more than ``limit`` bytes."""
+    """``data``, unpacked if it is gzip. Raises ``ValueError`` for damaged data or more than
+    ``limit`` bytes."""
     if data[:2] != GZIP_MAGIC:
         return data
     result = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            # In chunks, so that a small file that unpacks to something enormous is noticed before it fills the memory.
+            # In chunks, so that a small file that unpacks to something enormous is noticed before
+            # it fills the memory.
             while part := stream.read(_CHUNK):
                 result += part
                 if len(result) > limit:
@@ -255,7 +277,9 @@ def _shape(extents: Sequence[object]) -> tuple[int, ...]:
 
 def _dtype(word: str, path: Path) -> type[np.generic]:
     if word not in _TYPES:
-        raise ModelError(f"{path} has an input of type {word}, which cannot be replayed; numbers are needed")
+        raise ModelError(
+            f"{path} has an input of type {word}, which cannot be replayed; numbers are needed"
+        )
     return _TYPES[word]
 
 
@@ -273,13 +297,20 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_fit(
-    kind: str, tensors: tuple[TensorDecl, ...], shapes: list[tuple[int, ...]], path: Path, has_shapes: bool
+    kind: str,
+    tensors: tuple[TensorDecl, ...],
+    shapes: list[tuple[int, ...]],
+    path: Path,
+    has_shapes: bool,
 ) -> None:
-    """Raise ``PropertyError`` unless the declared tensors are those of the file (VNN-LIB 1.0: as many numbers)."""
+    """Raise ``PropertyError`` unless the declared tensors are those of the file (VNN-LIB 1.0: as
+    many numbers)."""
     wanted, found = _count(tensors), sum(math.prod(shape) for shape in shapes)
     fits = wanted == found
     if fits and has_shapes:
-        pairs = list(zip([_core(tensor.shape) for tensor in tensors], map(_core, shapes), strict=False))
+        pairs = list(
+            zip([_core(tensor.shape) for tensor in tensors], map(_core, shapes), strict=False)
+        )
         # A flat declaration leaves no doubt about the order either.
         fits = len(tensors) == len(shapes) and all(
             math.prod(one) == math.prod(other) and (one == other or min(len(one), len(other)) < 2)
@@ -287,13 +318,16 @@ def _check_fit(
         )
     if not fits:
         raise PropertyError(
-            f"the property declares {_shapes_text(tensors)} as {kind}s ({wanted} numbers), but {path.name} has "
-            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); use the network that it is about"
+            f"the property declares {_shapes_text(tensors)} as {kind}s ({wanted} numbers), but "
+            f"{path.name} has "
+            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); use the "
+            "network that it is about"
         )
 
 
 def _fit(values: list[np.ndarray], tensors: tuple[TensorDecl, ...]) -> list[np.ndarray]:
-    """``values`` as one flat array per declared tensor; each keeps its own type where the two lists correspond."""
+    """``values`` as one flat array per declared tensor; each keeps its own type where the two lists
+    correspond."""
     sizes = [math.prod(tensor.shape) for tensor in tensors]
     if [value.size for value in values] == sizes:
         return values

@@ -1,8 +1,10 @@
-"""Results files of any tool: read as leniently as the competition's scorers do, then replayed and judged exactly.
+"""Results files of any tool: read as leniently as the competition's scorers do, then replayed and
+judged exactly.
 
-VNN-LIB 1.0 witnesses are one s-expression ``((X_0 0.5) ... (Y_0 1.5))`` numbered from 0; those of 2.0 are blocks of a
-header ``NAME TYPE [SHAPE]`` and one value a line, in declaration order. The file may lack its first line (the word),
-as the counterexample files of 2021-2026 do, and may be gzipped. Output values must be there; the replay decides.
+VNN-LIB 1.0 witnesses are one s-expression ``((X_0 0.5) ... (Y_0 1.5))`` numbered from 0; those of
+2.0 are blocks of a header ``NAME TYPE [SHAPE]`` and one value a line, in declaration order. The
+file may lack its first line (the word), as the counterexample files of 2021-2026 do, and may be
+gzipped. Output values must be there; the replay decides.
 """
 
 from __future__ import annotations
@@ -27,10 +29,32 @@ from bitcrown.spec.query import Compare, Const, Product, Query, Sum, TensorDecl,
 from bitcrown.spec.reader import read_query
 
 MAX_BYTES = 1 << 30
-_WORDS = ("unsat", "sat", "timeout", "timed-out", "timed_out", "unknown", "error", "holds", "violated")
+_WORDS = (
+    "unsat",
+    "sat",
+    "timeout",
+    "timed-out",
+    "timed_out",
+    "unknown",
+    "error",
+    "holds",
+    "violated",
+)
 _HEADER = re.compile(r"(\S+)\s+(\S+)\s+\[([0-9,\s]*)\]")
 _PAIR = re.compile(r"\s*\(\s*([XY])_([0-9]{1,9})\s+([^\s()]+)\s*")
-_FLOATS = ("real", "float", "double", "float16", "float32", "float64", "bfloat16", "f16", "f32", "f64", "bf16")
+_FLOATS = (
+    "real",
+    "float",
+    "double",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "f16",
+    "f32",
+    "f64",
+    "bf16",
+)
 _TRUTH = {"true": 1.0, "false": 0.0}
 
 Values = dict[str, np.ndarray]
@@ -44,9 +68,10 @@ class _Malformed(BitcrownError):
 class CheckOutcome:
     """What became of a results file.
 
-    ``word`` is its verdict (``sat``, ``unsat``, ``unknown``, ``timeout``, ``error``; ``""`` if there is none).
-    ``accepted`` is true for a witness that holds on replay with zero tolerance, and for any other known word, which
-    has nothing to replay. ``sentence`` says so, or which part fails and by how much.
+    ``word`` is its verdict (``sat``, ``unsat``, ``unknown``, ``timeout``, ``error``; ``""`` if
+    there is none). ``accepted`` is true for a witness that holds on replay with zero tolerance, and
+    for any other known word, which has nothing to replay. ``sentence`` says so, or which part fails
+    and by how much.
     """
 
     word: str
@@ -57,15 +82,17 @@ class CheckOutcome:
 def check_result(result_path: Path, onnx_arg: str, vnnlib_path: Path) -> CheckOutcome:
     """Replay the witness of a results file on the original networks.
 
-    ``onnx_arg`` is a path or the text of a list of ``('name', 'path')`` pairs. Raises ``PropertyError`` or
-    ``ModelError`` if the property, a network or the results file cannot be read; whatever is wrong with the content
-    of the results file is in the outcome.
+    ``onnx_arg`` is a path or the text of a list of ``('name', 'path')`` pairs. Raises
+    ``PropertyError`` or ``ModelError`` if the property, a network or the results file cannot be
+    read; whatever is wrong with the content of the results file is in the outcome.
     """
     text = _read_text(result_path)
     word, body = split_word(text)
     if word != "sat":
         sentence = f"the answer is {word}, so there is no witness to replay"
-        return CheckOutcome(word, bool(word), sentence if word else "malformed: the file names no verdict")
+        return CheckOutcome(
+            word, bool(word), sentence if word else "malformed: the file names no verdict"
+        )
     query = read_query(vnnlib_path)
     replay = Replay(query, network_files(onnx_arg, query))
     try:
@@ -90,26 +117,45 @@ def _judge(replay: Replay, query: Query, flat: np.ndarray, claimed: Values) -> C
         return CheckOutcome("sat", True, f"accepted: every assertion holds exactly on replay{note}")
     rounded = frozenset(input_names)
     if first_failure(query, values, rounded) is None:
-        sentence = "accepted: every assertion holds on replay, once input bounds are rounded to the network's type"
+        sentence = (
+            "accepted: every assertion holds on replay, once input bounds are rounded to "
+            "the network's type"
+        )
         return CheckOutcome("sat", True, sentence + note)
     atom, miss = worst_atom(failed, values)
-    where = "the inputs lie outside the box" if mentions(failed) <= rounded else "the inputs satisfy their part, but"
+    where = (
+        "the inputs lie outside the box"
+        if mentions(failed) <= rounded
+        else "the inputs satisfy their part, but"
+    )
     if mentions(failed) <= rounded:
         return CheckOutcome(
-            "sat", False, f"rejected: {where}: {_atom_text(atom, query)} fails {_miss_text(miss)}{note}"
+            "sat",
+            False,
+            f"rejected: {where}: {_atom_text(atom, query)} fails {_miss_text(miss)}{note}",
         )
     outside = first_failure(query, values, rounded, only=rounded)
     if outside is not None:
         atom, miss = worst_atom(outside, values)
         where = "the inputs lie outside the box:"
-    return CheckOutcome("sat", False, f"rejected: {where} {_atom_text(atom, query)} fails {_miss_text(miss)}{note}")
+    return CheckOutcome(
+        "sat", False, f"rejected: {where} {_atom_text(atom, query)} fails {_miss_text(miss)}{note}"
+    )
 
 
 def _claim_note(outputs: Values, claimed: Values) -> str:
-    """A remark if the outputs written in the file are not those of the replay (scorers up to 2025 compare them)."""
-    gap = max(float(np.abs(value.astype(np.float64) - claimed[name]).max()) for name, value in outputs.items())
+    """A remark if the outputs written in the file are not those of the replay (scorers up to 2025
+    compare them)."""
+    gap = max(
+        float(np.abs(value.astype(np.float64) - claimed[name]).max())
+        for name, value in outputs.items()
+    )
     size = max(float(np.abs(value.astype(np.float64)).max()) for value in outputs.values())
-    return "" if gap <= 1e-3 * max(size, 1e-9) else f"; the outputs in the file differ from the replay by {gap:.3g}"
+    return (
+        ""
+        if gap <= 1e-3 * max(size, 1e-9)
+        else f"; the outputs in the file differ from the replay by {gap:.3g}"
+    )
 
 
 def _miss_text(miss: object) -> str:
@@ -117,7 +163,8 @@ def _miss_text(miss: object) -> str:
 
 
 def split_word(text: str) -> tuple[str, str]:
-    """(verdict, witness text): the word as scorers map it, by prefix; a file that starts with a witness is ``sat``."""
+    """(verdict, witness text): the word as scorers map it, by prefix; a file that starts with a
+    witness is ``sat``."""
     stripped = text.strip()
     first, _, rest = stripped.partition("\n")
     if first.lstrip().startswith("(") or _HEADER.fullmatch(first.strip()):
@@ -150,13 +197,18 @@ def _parse_1(body: str, query: Query) -> Values:
             raise _Malformed(f"{part.strip()[:60]!r} is no pair (X_k number) or (Y_k number)")
         tensor, index = found[match[1]], int(match[2])
         if index != len(tensor):
-            raise _Malformed(f"{match[1]}_{index} comes where {match[1]}_{len(tensor)} is due (number them from 0 up)")
+            raise _Malformed(
+                f"{match[1]}_{index} comes where {match[1]}_{len(tensor)} is due (number them "
+                "from 0 up)"
+            )
         tensor.append(_number(match[3], f"{match[1]}_{index}"))
     network = query.networks[0]
     for decl in network.inputs + network.outputs:
         due, given = math.prod(decl.shape), len(found[decl.name])
         if given != due:
-            raise _Malformed(f"there are {given} values of {decl.name}, but the property declares {due}")
+            raise _Malformed(
+                f"there are {given} values of {decl.name}, but the property declares {due}"
+            )
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
@@ -182,10 +234,14 @@ def _check_header(line: str | None, decl: TensorDecl) -> None:
         raise _Malformed(f"{line[:60]!r} stands where tensor '{due}' is due")
     word = match[2].lower()
     if word != decl.dtype and not (word == "real" and decl.dtype in _FLOATS):
-        raise _Malformed(f"{decl.name} has the type {match[2]}, but the property declares {decl.dtype}")
+        raise _Malformed(
+            f"{decl.name} has the type {match[2]}, but the property declares {decl.dtype}"
+        )
     extents = [part.strip() for part in match[3].split(",")] if match[3].strip() else []
     if extents != [str(extent) for extent in decl.shape]:
-        raise _Malformed(f"{decl.name} has the shape [{match[3]}], but the property declares {list(decl.shape)}")
+        raise _Malformed(
+            f"{decl.name} has the shape [{match[3]}], but the property declares {list(decl.shape)}"
+        )
 
 
 def _block(lines: Iterator[str], decl: TensorDecl) -> np.ndarray:
@@ -194,7 +250,9 @@ def _block(lines: Iterator[str], decl: TensorDecl) -> np.ndarray:
     for index in range(due):
         line = next(lines, None)
         if line is None or _HEADER.fullmatch(line):
-            raise _Malformed(f"there are {index} values of {decl.name}, but the property declares {due}")
+            raise _Malformed(
+                f"there are {index} values of {decl.name}, but the property declares {due}"
+            )
         values[index] = _number(line, element_name(decl, index))
     return values
 
@@ -210,7 +268,8 @@ def _number(text: str, where: str) -> float:
 
 
 def network_files(onnx_arg: str, query: Query) -> dict[str, Path]:
-    """Files by declared name. Raises ``PropertyError`` for a list that is none, or that lacks a declared network."""
+    """Files by declared name. Raises ``PropertyError`` for a list that is none, or that lacks a
+    declared network."""
     if not onnx_arg.lstrip().startswith("["):
         ((_, path),) = parse_network(onnx_arg)
         return {network.name: Path(path) for network in query.networks}
@@ -221,7 +280,9 @@ def network_files(onnx_arg: str, query: Query) -> dict[str, Path]:
         base = network.name if network.name in files else network.equal_to
         if base not in files:
             given = ", ".join(files)
-            raise PropertyError(f"the property declares network {network.name}, but only {given} has a file")
+            raise PropertyError(
+                f"the property declares network {network.name}, but only {given} has a file"
+            )
         files[network.name] = files[base]
     return files
 
@@ -231,7 +292,11 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            data = gzip.GzipFile(fileobj=raw).read(MAX_BYTES + 1) if is_gzip else raw.read(MAX_BYTES + 1)
+            data = (
+                gzip.GzipFile(fileobj=raw).read(MAX_BYTES + 1)
+                if is_gzip
+                else raw.read(MAX_BYTES + 1)
+            )
     except (OSError, EOFError, zlib.error) as error:
         raise PropertyError(f"the results file {path} cannot be read: {error}") from error
     if len(data) > MAX_BYTES:
@@ -248,7 +313,9 @@ def _term_text(term: Term, query: Query, decls: dict[str, TensorDecl]) -> str:
     if isinstance(term, Const):
         return short_text(term.value)
     if isinstance(term, Sum | Product):
-        shown = [_term_text(part, query, decls) for part in term.args[:4]] + ["..."] * (len(term.args) > 4)
+        shown = [_term_text(part, query, decls) for part in term.args[:4]] + ["..."] * (
+            len(term.args) > 4
+        )
         return "(" + (" + " if isinstance(term, Sum) else " * ").join(shown) + ")"
     if query.version[0] < 2:
         return f"{term.tensor}_{term.index}"

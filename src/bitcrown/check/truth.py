@@ -1,10 +1,12 @@
-"""Does a point satisfy the property? Decided exactly, and once more as the competition's scorer would compute it.
+"""Does a point satisfy the property? Decided exactly, and once more as the competition's scorer
+would compute it.
 
-Exactly: every float is a rational number, every bound of the property an exact decimal; no tolerance. The scorer of
-2026 instead compares float32 values with Python floats in numpy, which rounds the bound to float32 first; requiring
-both makes a witness that nobody can reject. Only an input that the property pins to a number which its type cannot
-represent (``X_0 >= 0.1`` and ``X_0 <= 0.1`` in float32) has no exact witness at all: its bounds are then read in the
-scorer's way alone (``rounded`` below names such inputs).
+Exactly: every float is a rational number, every bound of the property an exact decimal; no
+tolerance. The scorer of 2026 instead compares float32 values with Python floats in numpy, which
+rounds the bound to float32 first; requiring both makes a witness that nobody can reject. Only an
+input that the property pins to a number which its type cannot represent (``X_0 >= 0.1`` and
+``X_0 <= 0.1`` in float32) has no exact witness at all: its bounds are then read in the scorer's way
+alone (``rounded`` below names such inputs).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def nearest_double(value: Fraction) -> float:
 
 
 def exact_value(term: Term, values: Values) -> Fraction:
-    """The term at ``values`` (flat arrays by tensor name); raises ``OverflowError``/``ValueError`` for NaN or inf."""
+    """The term at ``values`` (flat arrays by tensor name); raises ``OverflowError``/``ValueError``
+    for NaN or inf."""
     if isinstance(term, Const):
         return term.value
     if isinstance(term, Var):
@@ -46,7 +49,9 @@ def exact_value(term: Term, values: Values) -> Fraction:
 
 
 def _exact(value: np.generic) -> Fraction:
-    return Fraction(int(value)) if isinstance(value, np.integer | np.bool_) else Fraction(float(value))
+    return (
+        Fraction(int(value)) if isinstance(value, np.integer | np.bool_) else Fraction(float(value))
+    )
 
 
 def rounded_value(term: Term, values: Values) -> np.generic | float:
@@ -74,7 +79,8 @@ def _holds(op: str, left: object, right: object) -> bool:
 
 
 def atom_holds(atom: Compare, values: Values, rounded: Rounded = ()) -> bool:
-    """Both readings of one comparison (only the scorer's for a bound on one of the inputs ``rounded``)."""
+    """Both readings of one comparison (only the scorer's for a bound on one of the inputs
+    ``rounded``)."""
     with np.errstate(all="ignore"):
         if not _holds(atom.op, rounded_value(atom.left, values), rounded_value(atom.right, values)):
             return False
@@ -109,7 +115,8 @@ def is_finite(values: Values) -> bool:
 
 
 class Checker:
-    """Checks many points against one property; bounds on single elements (most of a large property) in numpy."""
+    """Checks many points against one property; bounds on single elements (most of a large property)
+    in numpy."""
 
     def __init__(self, query: Query) -> None:
         self.query = query
@@ -121,9 +128,15 @@ class Checker:
             if isinstance(part, And):
                 pending.extend(reversed(part.args))
             elif isinstance(part, Compare) and part.op in ("<=", "<") and _is_bound(part):
-                var, const = (part.left, part.right) if isinstance(part.left, Var) else (part.right, part.left)
+                var, const = (
+                    (part.left, part.right)
+                    if isinstance(part.left, Var)
+                    else (part.right, part.left)
+                )
                 assert isinstance(var, Var) and isinstance(const, Const)
-                found.setdefault((var.tensor, part.op, var is part.left), []).append((var.index, const.value))
+                found.setdefault((var.tensor, part.op, var is part.left), []).append(
+                    (var.index, const.value)
+                )
             else:
                 self.rest.append(part)
         self.bounds = {
@@ -139,7 +152,9 @@ class Checker:
         """Whether all values are finite and every assertion holds in both readings."""
         if not is_finite(values):
             return False
-        return self._bounds_hold(values, rounded) and all(formula_holds(part, values, rounded) for part in self.rest)
+        return self._bounds_hold(values, rounded) and all(
+            formula_holds(part, values, rounded) for part in self.rest
+        )
 
     def _bounds_hold(self, values: Values, rounded: Rounded) -> bool:
         for (tensor, op, is_upper), (indices, constants, near) in self.bounds.items():
@@ -149,7 +164,8 @@ class Checker:
             low, high = (value, own) if is_upper else (own, value)
             if not (low <= high if op == "<=" else low < high).all():
                 return False
-            # A float64 that differs from the nearest float64 of a number lies on the same side of the number.
+            # A float64 that differs from the nearest float64 of a number lies on the same side of
+            # the number.
             wide = value.astype(np.float64)
             low, high = (wide, near) if is_upper else (near, wide)
             is_small_int = not np.issubdtype(value.dtype, np.integer) or np.abs(wide) < 2.0**53
@@ -167,7 +183,8 @@ class Checker:
 def first_failure(
     query: Query, values: Values, rounded: Rounded = (), only: Collection[str] | None = None
 ) -> Formula | None:
-    """The first conjunct of the assertion that does not hold, or None; ``only`` those that mention no other tensors."""
+    """The first conjunct of the assertion that does not hold, or None; ``only`` those that mention
+    no other tensors."""
     for part in query.assertion.args:
         if only is not None and not mentions(part) <= set(only):
             continue
@@ -186,11 +203,16 @@ def mentions(formula: Formula) -> set[str]:
 def _tensors(term: Term) -> set[str]:
     if isinstance(term, Var):
         return {term.tensor}
-    return set() if isinstance(term, Const) else {name for part in term.args for name in _tensors(part)}
+    return (
+        set()
+        if isinstance(term, Const)
+        else {name for part in term.args for name in _tensors(part)}
+    )
 
 
 def worst_atom(formula: Formula, values: Values) -> tuple[Compare, Fraction]:
-    """(atom, miss) that decides a formula that fails: of an ``and`` the worst miss, of an ``or`` the least."""
+    """(atom, miss) that decides a formula that fails: of an ``and`` the worst miss, of an ``or``
+    the least."""
     if isinstance(formula, Compare):
         gap = exact_value(formula.left, values) - exact_value(formula.right, values)
         return formula, abs(gap) if formula.op == "==" else max(gap, Fraction(0))

@@ -1,9 +1,11 @@
-"""From a candidate to a witness nobody can reject: rounding into the box, replay, exact check, and the two formats.
+"""From a candidate to a witness nobody can reject: rounding into the box, replay, exact check, and
+the two formats.
 
-A candidate is rounded to the network's input type; entries that then lie outside the box are moved to the nearest
-number inside. If no number of that type lies between the exact bounds of some input (0.1 <= X_0 <= 0.1 in float32), the
-nearest one is taken, and the bounds of that one input are read as the competition's scorer reads them: rounded to the
-input's type. Everything else is checked exactly.
+A candidate is rounded to the network's input type; entries that then lie outside the box are moved
+to the nearest number inside. If no number of that type lies between the exact bounds of some input
+(0.1 <= X_0 <= 0.1 in float32), the nearest one is taken, and the bounds of that one input are read
+as the competition's scorer reads them: rounded to the input's type. Everything else is checked
+exactly.
 """
 
 from __future__ import annotations
@@ -23,17 +25,23 @@ from bitcrown.verdict import Witness
 
 
 def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool) -> np.ndarray:
-    """The numbers of ``dtype`` next to ``values``: not below them if ``is_lower``, not above them otherwise."""
+    """The numbers of ``dtype`` next to ``values``: not below them if ``is_lower``, not above them
+    otherwise."""
     if issubclass(dtype, np.integer):
         limits = np.iinfo(dtype)
         whole = [math.ceil(value) if is_lower else math.floor(value) for value in values]
-        return np.array([float(min(max(value, int(limits.min)), int(limits.max))) for value in whole])
+        return np.array(
+            [float(min(max(value, int(limits.min)), int(limits.max))) for value in whole]
+        )
     largest = float(np.finfo(np.dtype(dtype)).max)
     with np.errstate(over="ignore"):
-        near = np.clip(np.array([_nearest(value) for value in values]).astype(dtype), -largest, largest).astype(dtype)
+        near = np.clip(
+            np.array([_nearest(value) for value in values]).astype(dtype), -largest, largest
+        ).astype(dtype)
     wrong = np.zeros(len(near), dtype=bool)
     for i, (number, value) in enumerate(zip(near.tolist(), values, strict=True)):
-        # In integers: comparing Fractions is several times slower, and there are two for every pixel.
+        # In integers: comparing Fractions is several times slower, and there are two for every
+        # pixel.
         p, q = number.as_integer_ratio()
         r, s = value.as_integer_ratio()
         wrong[i] = p * s < r * q if is_lower else p * s > r * q
@@ -50,12 +58,15 @@ def _nearest(value: Fraction) -> float:
 
 
 def inward_box(
-    lower: Sequence[Fraction], upper: Sequence[Fraction], dtypes: Sequence[type[np.generic]] | np.ndarray
+    lower: Sequence[Fraction],
+    upper: Sequence[Fraction],
+    dtypes: Sequence[type[np.generic]] | np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact bounds rounded inward to each input's type: ``low``, ``high`` (float64, ``[n]``) and ``is_off`` (bool).
+    """Exact bounds rounded inward to each input's type: ``low``, ``high`` (float64, ``[n]``) and
+    ``is_off`` (bool).
 
-    ``is_off`` marks inputs for which no number of their type lies between the bounds; ``low`` and ``high`` are then
-    both the nearest number, which lies outside by less than one step of the type.
+    ``is_off`` marks inputs for which no number of their type lies between the bounds; ``low`` and
+    ``high`` are then both the nearest number, which lies outside by less than one step of the type.
     """
     low, high = np.empty(len(lower)), np.empty(len(lower))
     kinds = np.array([np.dtype(dtype).num for dtype in dtypes])
@@ -75,7 +86,8 @@ def inward_box(
 class InwardBox:
     """The box of a case in the networks' own number types, and the equalities between its inputs.
 
-    ``lower``/``upper`` are float64 ``[n]``; ``is_off [n]`` marks inputs that no number of their type can satisfy.
+    ``lower``/``upper`` are float64 ``[n]``; ``is_off [n]`` marks inputs that no number of their
+    type can satisfy.
     """
 
     def __init__(self, case: Case, dtypes: np.ndarray) -> None:
@@ -89,7 +101,8 @@ class InwardBox:
                 self.lower[group], self.upper[group] = low, high
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """``points [..., n]`` rounded to the input types, moved into the box, tied inputs made equal; float64."""
+        """``points [..., n]`` rounded to the input types, moved into the box, tied inputs made
+        equal; float64."""
         rounded = np.empty(points.shape)
         for kind in self.kinds:
             chosen = self.dtypes == kind if len(self.kinds) > 1 else slice(None)
@@ -106,7 +119,8 @@ class InwardBox:
 
 
 def tied_inputs(constraints: Sequence[Constraint], n: int) -> list[np.ndarray]:
-    """Groups of inputs that the constraints make equal (``x_i <= x_j`` and ``x_j <= x_i``), each sorted ``[g]``.
+    """Groups of inputs that the constraints make equal (``x_i <= x_j`` and ``x_j <= x_i``), each
+    sorted ``[g]``.
 
     A floating-point search never meets an equality by chance, so candidates are moved onto it.
     """
@@ -150,7 +164,8 @@ class Confirmer:
         self._distinct: list[Case] | None = None
 
     def box(self, case: Case) -> InwardBox:
-        """The inward box of a case; cases that share a box and have no input ties share the result."""
+        """The inward box of a case; cases that share a box and have no input ties share the
+        result."""
         key = self._keys.get(id(case))
         if key is None:
             own = (id(case),) if tied_inputs(case.constraints, self.problem.n_inputs) else ()
@@ -160,7 +175,8 @@ class Confirmer:
         return self._boxes[key]
 
     def confirm(self, x: np.ndarray, case: Case | None = None) -> Witness | None:
-        """A witness at (the projection of) ``x [n]``, or None. ``case`` says whose box ``x`` belongs to.
+        """A witness at (the projection of) ``x [n]``, or None. ``case`` says whose box ``x``
+        belongs to.
 
         Raises ``ModelError`` if onnxruntime fails at that point.
         """
@@ -176,12 +192,16 @@ class Confirmer:
         if not box.is_off.any():
             return frozenset()
         tensors = [tensor for network in self.problem.query.networks for tensor in network.inputs]
-        elements = [(tensor.name, index) for tensor in tensors for index in range(math.prod(tensor.shape))]
+        elements = [
+            (tensor.name, index) for tensor in tensors for index in range(math.prod(tensor.shape))
+        ]
         return frozenset(elements[i] for i in np.nonzero(box.is_off)[0].tolist())
 
     def _nearest_case(self, x: np.ndarray) -> Case:
         if self._distinct is None:
-            self._distinct = list({(id(c.lower), id(c.upper)): c for c in self.problem.cases}.values())
+            self._distinct = list(
+                {(id(c.lower), id(c.upper)): c for c in self.problem.cases}.values()
+            )
         if len(self._distinct) == 1:
             return self._distinct[0]
 
@@ -204,28 +224,36 @@ def confirm_at(
     values = dict(zip(input_names + output_names, inputs + outputs, strict=True))
     if not checker.holds(values, pinned):
         return None
-    return Witness(dict(zip(input_names, inputs, strict=True)), dict(zip(output_names, outputs, strict=True)))
+    return Witness(
+        dict(zip(input_names, inputs, strict=True)), dict(zip(output_names, outputs, strict=True))
+    )
 
 
 def confirm(replay: Replay, query: Query, x: np.ndarray) -> Witness | None:
-    """A witness at ``x [n]`` rounded to the input types, or None; ``Confirmer`` also moves ``x`` into its box."""
+    """A witness at ``x [n]`` rounded to the input types, or None; ``Confirmer`` also moves ``x``
+    into its box."""
     return confirm_at(replay, Checker(query), x) if np.isfinite(x).all() else None
 
 
 def number_text(value: np.generic) -> str:
-    """Shortest text that reads back as the same value, through float64 and through the value's own type."""
+    """Shortest text that reads back as the same value, through float64 and through the value's own
+    type."""
     return str(int(value)) if isinstance(value, np.integer | np.bool_) else repr(float(value))
 
 
 def format_witness(query: Query, witness: Witness) -> str:
-    """The result file of a ``sat`` answer: the word and the witness in the format of the query's version."""
+    """The result file of a ``sat`` answer: the word and the witness in the format of the query's
+    version."""
     return _format_1(query, witness) if query.version[0] < 2 else _format_2(query, witness)
 
 
 def _format_1(query: Query, witness: Witness) -> str:
     parts = []
     input_names, output_names = names(query)
-    for prefix, tensors, order in (("X", witness.inputs, input_names), ("Y", witness.outputs, output_names)):
+    for prefix, tensors, order in (
+        ("X", witness.inputs, input_names),
+        ("Y", witness.outputs, output_names),
+    ):
         flat = [number_text(value) for name in order for value in tensors[name]]
         parts += [f"({prefix}_{i} {text})" for i, text in enumerate(flat)]
     return "sat\n(" + "\n".join(parts) + ")\n"
@@ -234,7 +262,10 @@ def _format_1(query: Query, witness: Witness) -> str:
 def _format_2(query: Query, witness: Witness) -> str:
     lines = ["sat"]
     for network in query.networks:
-        for tensors, values in ((network.inputs, witness.inputs), (network.outputs, witness.outputs)):
+        for tensors, values in (
+            (network.inputs, witness.inputs),
+            (network.outputs, witness.outputs),
+        ):
             for tensor in tensors:
                 lines.append(_header(tensor))
                 lines += [number_text(value) for value in values[tensor.name]]

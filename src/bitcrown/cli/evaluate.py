@@ -1,4 +1,5 @@
-"""``bitcrown evaluate``: accuracies of a network over a data set, as one printed table and one record.
+"""``bitcrown evaluate``: accuracies of a network over a data set, as one printed table and one
+record.
 
 Exit codes: 0 done, 1 an image was both broken and proved, 2 input that cannot be used.
 """
@@ -30,23 +31,49 @@ def add_evaluate_command(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="clean, attacked and verified accuracy over a data set",
-        description="Clean, attacked and verified accuracy of a network over labelled images. Interrupted runs go on "
+        description="Clean, attacked and verified accuracy of a network over labelled images. "
+        "Interrupted runs go on "
         "where they stopped if --out names the same folder.",
     )
-    parser.add_argument("model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])")
-    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="of a zoo network: TensorFlow checkpoint or .npz")
-    parser.add_argument("--eps", required=True, metavar="E[,E...]", help="radii in pixels of [0, 1], for example 1/255")
+    parser.add_argument(
+        "model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="of a zoo network: TensorFlow checkpoint or .npz",
+    )
+    parser.add_argument(
+        "--eps",
+        required=True,
+        metavar="E[,E...]",
+        help="radii in pixels of [0, 1], for example 1/255",
+    )
     parser.add_argument("--norm", default="Linf", help="of the ball: Linf, L2 or L1 (Linf)")
     parser.add_argument("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
     parser.add_argument("--std", metavar="S,S,S", help="divides each channel (default: 1)")
-    parser.add_argument("--order", default="auto", choices=("auto", "chw", "hwc"), help="axes of the network's input")
-    parser.add_argument("--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)")
+    parser.add_argument(
+        "--order",
+        default="auto",
+        choices=("auto", "chw", "hwc"),
+        help="axes of the network's input",
+    )
+    parser.add_argument(
+        "--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)"
+    )
     parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
     _add_attack_options(parser)
     _add_bounds_options(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
     add_settings(parser)
     parser.set_defaults(run=evaluate_command)
@@ -63,31 +90,47 @@ def _add_attack_options(parser: Any) -> None:
         "--bpda",
         default="none",
         metavar="RULE[,RULE...]",
-        help="gradients of the suite: none (the network's own), identity, removed, straight-through, smooth; several "
+        help="gradients of the suite: none (the network's own), identity, removed, "
+        "straight-through, smooth; several "
         "are run one after the other and compared (none)",
     )
-    parser.add_argument("--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack"
+    )
     parser.add_argument("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
     parser.add_argument(
         "--batch",
         type=int,
         default=100,
-        help="images attacked at a time (100); changes no result, except of networks whose logits depend on the batch",
+        help="images attacked at a time (100); changes no result, except of networks whose logits "
+        "depend on the batch",
     )
 
 
 def _add_bounds_options(parser: Any) -> None:
-    parser.add_argument("--verify", action="store_true", help="prove what is not broken; short for --bounds bab")
     parser.add_argument(
-        "--bounds", help="prove up to this bound: none, crown, alpha or bab (none; with --select: crown)"
+        "--verify", action="store_true", help="prove what is not broken; short for --bounds bab"
     )
     parser.add_argument(
-        "--seconds-per-image", type=float, default=5.0, metavar="S", help="for the bounds of one image (5)"
+        "--bounds",
+        help="prove up to this bound: none, crown, alpha or bab (none; with --select: crown)",
     )
     parser.add_argument(
-        "--cpu-seconds-per-image", type=float, metavar="S", help="the same, in seconds of computing: not of the clock"
+        "--seconds-per-image",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="for the bounds of one image (5)",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
+    parser.add_argument(
+        "--cpu-seconds-per-image",
+        type=float,
+        metavar="S",
+        help="the same, in seconds of computing: not of the clock",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)"
+    )
     parser.add_argument(
         "--select",
         type=Path,
@@ -127,7 +170,10 @@ def evaluate_command(options: argparse.Namespace) -> int:
         print(f"{len(numbers)} images selected: {options.select}")
     print(found.table(), end="")
     if found.record["contradictions"]:
-        print(f"WRONG: broken and proved at once: images {found.record['contradictions']}", file=sys.stderr)
+        print(
+            f"WRONG: broken and proved at once: images {found.record['contradictions']}",
+            file=sys.stderr,
+        )
         return WRONG
     if options.html is not None:
         write_whole(options.html, found.html())
@@ -142,7 +188,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
     settings = Settings.from_mapping(given_settings(options))
     if options.verify and options.bounds not in (None, "bab"):
-        raise SettingsError(f"--verify means --bounds bab, which is not --bounds {options.bounds}; give one of them")
+        raise SettingsError(
+            f"--verify means --bounds bab, which is not --bounds {options.bounds}; give one of them"
+        )
     usual = "bab" if options.verify else "crown" if options.select is not None else "none"
     plan = Plan(
         options.model if options.model.startswith(ZOO) else Path(options.model),
@@ -153,7 +201,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
         options.steps,
         options.restarts,
         parse_levels(options.bounds or usual),
-        options.seconds_per_image if options.cpu_seconds_per_image is None else options.cpu_seconds_per_image,
+        options.seconds_per_image
+        if options.cpu_seconds_per_image is None
+        else options.cpu_seconds_per_image,
         options.batch,
         options.jobs,
         settings,
@@ -172,7 +222,9 @@ def exact_number(word: str, name: str) -> Fraction:
     try:
         return Fraction(word.strip())
     except (ValueError, ZeroDivisionError) as error:
-        raise SettingsError(f"{name} needs a number such as 1/255 or 0.5, but got {word!r}") from error
+        raise SettingsError(
+            f"{name} needs a number such as 1/255 or 0.5, but got {word!r}"
+        ) from error
 
 
 def exact_numbers(words: str | None, name: str) -> tuple[Fraction, ...] | None:
@@ -180,7 +232,8 @@ def exact_numbers(words: str | None, name: str) -> tuple[Fraction, ...] | None:
 
 
 class ProgressLine:
-    """A line a stage on stderr: written over on a terminal, elsewhere a plain line every ``PLAIN_SECONDS``."""
+    """A line a stage on stderr: written over on a terminal, elsewhere a plain line every
+    ``PLAIN_SECONDS``."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
@@ -197,7 +250,12 @@ class ProgressLine:
         facts = ", ".join(f"{value} {name}" for name, value in counts.items())
         line = f"{stage} [{done}/{total}] {facts}; {seconds:.0f} s{left}"
         if self.live:
-            print(f"\r\x1b[K{line}"[:150], end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{line}"[:150],
+                end="\n" if done == total else "",
+                file=sys.stderr,
+                flush=True,
+            )
         elif done == total or now - self.shown > PLAIN_SECONDS:
             self.shown = now
             print(line, file=sys.stderr, flush=True)

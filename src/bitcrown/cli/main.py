@@ -1,7 +1,8 @@
-"""The command line: arguments to library calls to exit codes. Only modules named `cli` or `cli_*` print.
+"""The command line: arguments to library calls to exit codes. Only modules named `cli` or `cli_*`
+print.
 
-Exit codes: 0 decided, or done; 1 a wrong answer or a witness that does not hold; 2 input that cannot be used (one
-sentence on stderr); 3 no answer (``unknown`` or ``timeout``).
+Exit codes: 0 decided, or done; 1 a wrong answer or a witness that does not hold; 2 input that
+cannot be used (one sentence on stderr); 3 no answer (``unknown`` or ``timeout``).
 """
 
 from __future__ import annotations
@@ -60,21 +61,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bitcrown",
         description="Decide whether a neural network can misbehave.",
-        epilog="Exit codes: 0 decided or done, 1 wrong answer or failed check, 2 bad input, 3 unknown or timeout.",
+        epilog="Exit codes: 0 decided or done, 1 wrong answer or failed check, 2 bad input, 3 "
+        "unknown or timeout.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="store_true", help="version, commit and versions of the dependencies")
+    parser.add_argument(
+        "--version", action="store_true", help="version, commit and versions of the dependencies"
+    )
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     verify = commands.add_parser("verify", help="decide one instance")
-    verify.add_argument("files", nargs="+", metavar="FILE", help="ONNX VNNLIB, or VNNLIB alone with --network")
-    verify.add_argument("--network", action="append", metavar="NAME=ONNX", help="file of one declared network")
+    verify.add_argument(
+        "files", nargs="+", metavar="FILE", help="ONNX VNNLIB, or VNNLIB alone with --network"
+    )
+    verify.add_argument(
+        "--network", action="append", metavar="NAME=ONNX", help="file of one declared network"
+    )
     verify.add_argument("--timeout", metavar="S", help="seconds (default: 300)")
-    verify.add_argument("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
-    verify.add_argument("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
-    verify.add_argument("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat")
-    verify.add_argument("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
+    verify.add_argument(
+        "--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does"
+    )
+    verify.add_argument(
+        "--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file"
+    )
+    verify.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="write the proof of an unsat"
+    )
+    verify.add_argument(
+        "--record", type=Path, metavar="FILE", help="append a JSON record of the run"
+    )
     add_settings(verify)
     verify.set_defaults(run=verify_command)
 
@@ -83,19 +99,27 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("vnnlib", nargs="?")
     inspect.set_defaults(run=inspect_command)
 
-    bounds = commands.add_parser("bounds", help="sound bounds of a tensor over the property's input box")
+    bounds = commands.add_parser(
+        "bounds", help="sound bounds of a tensor over the property's input box"
+    )
     bounds.add_argument("onnx")
     bounds.add_argument("vnnlib")
     bounds.add_argument("--tensor", help="name as inspect prints it (default: the output)")
-    bounds.add_argument("--case", type=int, default=0, help="which case of the property (default: 0)")
+    bounds.add_argument(
+        "--case", type=int, default=0, help="which case of the property (default: 0)"
+    )
     bounds.set_defaults(run=bounds_command)
 
-    check = commands.add_parser("check", help="replay the witness of a results file on the original network")
+    check = commands.add_parser(
+        "check", help="replay the witness of a results file on the original network"
+    )
     for name in ("result", "onnx", "vnnlib"):
         check.add_argument(name)
     check.set_defaults(run=check_command)
 
-    proof = commands.add_parser("check-certificate", help="check a proof of an unsat, independently")
+    proof = commands.add_parser(
+        "check-certificate", help="check a proof of an unsat, independently"
+    )
     for name, text in (
         ("model", "ONNX, .h5 or JSON"),
         ("property", "VNNLIB or JSON"),
@@ -112,15 +136,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_bench_commands(commands: Any) -> None:
     bench = commands.add_parser("bench", help="run a suite through the competition's scripts")
-    bench.add_argument("suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites")
-    bench.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for results (results/bench)")
-    bench.add_argument("--timeout-cap", default="", metavar="S", help="at most this many seconds an instance")
-    bench.add_argument("--filter", default="*", metavar="GLOB", help="only instances whose names match")
-    bench.add_argument("--jobs", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
+    bench.add_argument(
+        "suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites"
+    )
+    bench.add_argument(
+        "--out", type=Path, default=Path("results/bench"), help="folder for results (results/bench)"
+    )
+    bench.add_argument(
+        "--timeout-cap", default="", metavar="S", help="at most this many seconds an instance"
+    )
+    bench.add_argument(
+        "--filter", default="*", metavar="GLOB", help="only instances whose names match"
+    )
+    bench.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="instances at a time (default: 1)"
+    )
     again = bench.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="skip finished instances (the default)")
+    again.add_argument(
+        "--resume", action="store_true", help="skip finished instances (the default)"
+    )
     again.add_argument("--fresh", action="store_true", help="forget finished instances")
-    bench.add_argument("--need-all", action="store_true", help="exit 3 if an instance with a known truth is undecided")
+    bench.add_argument(
+        "--need-all",
+        action="store_true",
+        help="exit 3 if an instance with a known truth is undecided",
+    )
     add_settings(bench)
     bench.set_defaults(run=bench_command)
     report = commands.add_parser("report", help="a Markdown table of records")
@@ -154,7 +194,11 @@ def verify_command(options: argparse.Namespace) -> int:
         report_certificate(certificate, outcome)
     if outcome.status is Status.ERROR:
         return BAD_INPUT
-    word = "timed-out" if outcome.status is Status.TIMEOUT and options.network else outcome.status.value
+    word = (
+        "timed-out"
+        if outcome.status is Status.TIMEOUT and options.network
+        else outcome.status.value
+    )
     print(word)
     if outcome.status is Status.SAT and options.result is None:
         print(outcome.witness.strip())
@@ -171,13 +215,16 @@ def report_certificate(path: Path, outcome: Outcome) -> None:
         print(f"bitcrown: certificate: {path}", file=sys.stderr)
         return
     path.unlink()
-    why = outcome.counters.get("no_certificate", "certificates of integer networks are about one input box")
+    why = outcome.counters.get(
+        "no_certificate", "certificates of integer networks are about one input box"
+    )
     why = why if outcome.status is Status.UNSAT else "nothing is proved"
     print(f"bitcrown: no certificate was written: {why}", file=sys.stderr)
 
 
 def verify_files(files: Sequence[str], networks: Sequence[str] | None) -> tuple[str, str]:
-    """(network field, property) of either form: ``ONNX VNNLIB``, or ``VNNLIB`` with ``NAME=ONNX`` pairs."""
+    """(network field, property) of either form: ``ONNX VNNLIB``, or ``VNNLIB`` with ``NAME=ONNX``
+    pairs."""
     from bitcrown.harness.instance import network_field
 
     if not networks:
@@ -213,7 +260,9 @@ def bounds_command(options: argparse.Namespace) -> int:
     from bitcrown.api import bound, load
 
     lower, upper = bound(load(options.onnx, options.vnnlib), options.tensor, options.case)
-    for number, (low, high) in enumerate(zip(lower.ravel().tolist(), upper.ravel().tolist(), strict=True)):
+    for number, (low, high) in enumerate(
+        zip(lower.ravel().tolist(), upper.ravel().tolist(), strict=True)
+    ):
         print(f"{number}\t{low!r}\t{high!r}")
     return DECIDED
 
@@ -223,9 +272,13 @@ def check_command(options: argparse.Namespace) -> int:
     from bitcrown.child_process import text_or_error
 
     def replayed() -> str:
-        return json.dumps(astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib))))
+        return json.dumps(
+            astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib)))
+        )
 
-    answer = CheckOutcome(*json.loads(text_or_error(replayed, Budget.unlimited(), "that replays the witness")))
+    answer = CheckOutcome(
+        *json.loads(text_or_error(replayed, Budget.unlimited(), "that replays the witness"))
+    )
     print(answer.sentence)
     if not answer.accepted:
         return WRONG
@@ -250,7 +303,9 @@ def bench_command(options: argparse.Namespace) -> int:
     if options.jobs < 1:
         raise SettingsError(f"--jobs needs a whole number from 1, but got {options.jobs}")
     if not (ROOT / "run_instance.sh").is_file():
-        raise PropertyError("bench runs the tool's scripts, so it needs bitcrown installed from its repository")
+        raise PropertyError(
+            "bench runs the tool's scripts, so it needs bitcrown installed from its repository"
+        )
     settings = given_settings(options)
     Settings.from_mapping(settings)
     if options.jobs > 1:
@@ -258,7 +313,16 @@ def bench_command(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cap = parse_timeout(options.timeout_cap) if options.timeout_cap else 0.0
     environment = environment_of(settings)
-    plan = Plan(options.suite, options.out, ROOT, cap, options.filter, options.jobs, options.fresh, environment)
+    plan = Plan(
+        options.suite,
+        options.out,
+        ROOT,
+        cap,
+        options.filter,
+        options.jobs,
+        options.fresh,
+        environment,
+    )
     rows = run_bench(plan, show_progress)
     print(plain_table(rows), end="")
     print(f"results: {options.out / 'results.csv'}, records: {options.out / 'records.jsonl'}")
@@ -272,14 +336,20 @@ def bench_command(options: argparse.Namespace) -> int:
 
 
 def show_progress(finished: int, total: int, job: Any, row: Mapping[str, Any] | None) -> None:
-    """One line that is written over on a terminal; elsewhere one plain line for each finished instance."""
+    """One line that is written over on a terminal; elsewhere one plain line for each finished
+    instance."""
     name = f"{job.suite.category} {job.instance.network} {job.instance.vnnlib}"
     live = sys.stderr.isatty()
     if row is not None:
         line = f"[{finished}/{total}] {row['result']:8s} {row['wall_s']:8.2f} s  {name}"
         print(f"\r\x1b[K{line}" if live else line, file=sys.stderr, flush=True)
     elif live:
-        print(f"\r\x1b[K[{finished}/{total}] running  {name}"[:150], end="", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K[{finished}/{total}] running  {name}"[:150],
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def report_command(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """``bitcrown train``: images in, a network that verifies out.
 
-The folder of a run holds ``checkpoint.pt`` (after every epoch), ``MODEL.onnx`` (normalisation outside) and
-``record.json`` (settings, data, history, commit, machine). Nothing is downloaded: the data is what ``--data`` names.
+The folder of a run holds ``checkpoint.pt`` (after every epoch), ``MODEL.onnx`` (normalisation
+outside) and ``record.json`` (settings, data, history, commit, machine). Nothing is downloaded: the
+data is what ``--data`` names.
 """
 
 from __future__ import annotations
@@ -30,25 +31,71 @@ MEASURED = 500
 
 
 def add_train_command(commands: Any) -> None:
-    train = commands.add_parser("train", help="train a network that can be verified (natural, PGD, CROWN-IBP, mixed)")
-    train.add_argument("--model", required=True, metavar="NAME", help=f"one of {', '.join(ARCHITECTURES)}")
-    train.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH", help="training images, labelled")
-    train.add_argument("--eps", required=True, metavar="E", help="radius around images in [0, 1], such as 1/255")
-    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="checkpoint, ONNX file and record")
-    train.add_argument("--held-out", type=Path, metavar="PATH", help="images to measure after each epoch")
-    train.add_argument("--held-out-first", type=int, default=MEASURED, metavar="N", help="how many (default: 500)")
-    train.add_argument("--first", type=int, metavar="N", help="only the first N images of each training file")
-    train.add_argument("--normalisation", default="none", metavar="NAME", help="none, cifar10, cifar100, tinyimagenet")
-    train.add_argument("--mean", metavar="M,M,M", help="instead of a named normalisation, with --std")
+    train = commands.add_parser(
+        "train", help="train a network that can be verified (natural, PGD, CROWN-IBP, mixed)"
+    )
+    train.add_argument(
+        "--model", required=True, metavar="NAME", help=f"one of {', '.join(ARCHITECTURES)}"
+    )
+    train.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="training images, labelled",
+    )
+    train.add_argument(
+        "--eps", required=True, metavar="E", help="radius around images in [0, 1], such as 1/255"
+    )
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="checkpoint, ONNX file and record"
+    )
+    train.add_argument(
+        "--held-out", type=Path, metavar="PATH", help="images to measure after each epoch"
+    )
+    train.add_argument(
+        "--held-out-first", type=int, default=MEASURED, metavar="N", help="how many (default: 500)"
+    )
+    train.add_argument(
+        "--first", type=int, metavar="N", help="only the first N images of each training file"
+    )
+    train.add_argument(
+        "--normalisation",
+        default="none",
+        metavar="NAME",
+        help="none, cifar10, cifar100, tinyimagenet",
+    )
+    train.add_argument(
+        "--mean", metavar="M,M,M", help="instead of a named normalisation, with --std"
+    )
     train.add_argument("--std", metavar="S,S,S")
     train.add_argument("--classes", type=int, metavar="N", help="(default: those of the model)")
-    train.add_argument("--input", metavar="C,H,W", help="size of the network's input (default: that of the model)")
-    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder, if there is one")
-    train.add_argument("--minutes", type=float, metavar="M", help="stop after the epoch in which M minutes are over")
-    train.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all that may be used")
+    train.add_argument(
+        "--input", metavar="C,H,W", help="size of the network's input (default: that of the model)"
+    )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in the folder, if there is one",
+    )
+    train.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="stop after the epoch in which M minutes are over",
+    )
+    train.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all that may be used"
+    )
     for option in TRAIN_OPTIONS:
         text = f"{option.sentence}; {option.range_text()} (default: {option.default})"
-        train.add_argument("--" + option.name.replace("_", "-"), dest=f"train_{option.name}", metavar="V", help=text)
+        train.add_argument(
+            "--" + option.name.replace("_", "-"),
+            dest=f"train_{option.name}",
+            metavar="V",
+            help=text,
+        )
     train.set_defaults(run=train_command)
 
 
@@ -64,11 +111,16 @@ def train_command(options: argparse.Namespace) -> int:
     started = time.monotonic()
     torch.set_num_threads(options.threads if options.threads > 0 else usable_cores())
     run, checkpoint = started_run(options)
-    data = images_of([read_images(path, first=options.first, train=True) for path in options.data], run)
+    data = images_of(
+        [read_images(path, first=options.first, train=True) for path in options.data], run
+    )
     held_out = None
     if options.held_out:
         held_out = images_of([spread(read_images(options.held_out), options.held_out_first)], run)
-    print(f"bitcrown: {run.network.size()} weights, {len(data.labels)} images, epoch {run.epoch}", file=sys.stderr)
+    print(
+        f"bitcrown: {run.network.size()} weights, {len(data.labels)} images, epoch {run.epoch}",
+        file=sys.stderr,
+    )
     for state in train(run, data, held_out, progress_line()):
         save_checkpoint(state, checkpoint)
         if options.minutes is not None and time.monotonic() - started > options.minutes * 60:
@@ -77,13 +129,17 @@ def train_command(options: argparse.Namespace) -> int:
     write_onnx(run.network, onnx)
     write_record(options, run, len(data.labels))
     if run.epoch < run.settings.epochs:
-        print(f"bitcrown: stopped after epoch {run.epoch} of {run.settings.epochs}; --resume goes on", file=sys.stderr)
+        print(
+            f"bitcrown: stopped after epoch {run.epoch} of {run.settings.epochs}; --resume goes on",
+            file=sys.stderr,
+        )
     print(onnx)
     return DONE
 
 
 def started_run(options: argparse.Namespace) -> tuple[Run, Path]:
-    """A new run, or the one to resume. Raises ``SettingsError`` where the folder holds another one."""
+    """A new run, or the one to resume. Raises ``SettingsError`` where the folder holds another
+    one."""
     from bitcrown.train.checkpoint import load_checkpoint
     from bitcrown.train.training import new_run
 
@@ -91,16 +147,26 @@ def started_run(options: argparse.Namespace) -> tuple[Run, Path]:
     given = {name: value for name, value in named.items() if value is not None}
     settings = TrainSettings.from_mapping({"eps": radius_of(options.eps), **given})
     shape = numbers(options.input, int, 3) if options.input else None
-    wanted = architecture(options.model, options.classes, (shape[0], shape[1], shape[2]) if shape else None)
+    wanted = architecture(
+        options.model, options.classes, (shape[0], shape[1], shape[2]) if shape else None
+    )
     normalisation = normalisation_of(options)
     checkpoint: Path = options.out / "checkpoint.pt"
     if not checkpoint.exists():
         return new_run(wanted, settings, normalisation), checkpoint
     if not options.resume:
-        raise SettingsError(f"{checkpoint} exists; go on with --resume, or name another --out folder")
+        raise SettingsError(
+            f"{checkpoint} exists; go on with --resume, or name another --out folder"
+        )
     run = load_checkpoint(checkpoint, settings.device)
-    if run.settings != settings or run.network.architecture != wanted or run.normalisation != normalisation:
-        raise SettingsError(f"{checkpoint} was made with other options; give the same ones, or another --out folder")
+    if (
+        run.settings != settings
+        or run.network.architecture != wanted
+        or run.normalisation != normalisation
+    ):
+        raise SettingsError(
+            f"{checkpoint} was made with other options; give the same ones, or another --out folder"
+        )
     return run, checkpoint
 
 
@@ -112,7 +178,9 @@ def normalisation_of(options: argparse.Namespace) -> Normalisation:
             raise SettingsError("--mean and --std belong together")
         return Normalisation(numbers(options.mean, float), numbers(options.std, float))
     if options.normalisation not in NORMALISATIONS:
-        raise SettingsError(f"--normalisation is one of {', '.join(NORMALISATIONS)}, not {options.normalisation!r}")
+        raise SettingsError(
+            f"--normalisation is one of {', '.join(NORMALISATIONS)}, not {options.normalisation!r}"
+        )
     return Normalisation(*NORMALISATIONS[options.normalisation])
 
 

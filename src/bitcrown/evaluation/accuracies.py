@@ -1,16 +1,17 @@
 """Clean, attacked and verified accuracy of one network over a data set, image by image.
 
-Three stages: *clean* (does the network give the label the largest logit? ``subjects`` says who judges), *attack* (every
-correctly classified image, those that will be proved too; PGD, or a suite) and *bounds* (plain CROWN for all of them;
-alpha-CROWN and branch and bound for those neither proved nor broken). So each image ends as
+Three stages: *clean* (does the network give the label the largest logit? ``subjects`` says who
+judges), *attack* (every correctly classified image, those that will be proved too; PGD, or a suite)
+and *bounds* (plain CROWN for all of them; alpha-CROWN and branch and bound for those neither proved
+nor broken). So each image ends as
 
     wrong | broken (by which attack) | proved (by which bound) | open,
 
-and verified <= not broken <= clean holds image by image, or a verdict is wrong: an image that is both broken and proved
-is a contradiction, which is reported as such and never resolved silently.
+and verified <= not broken <= clean holds image by image, or a verdict is wrong: an image that is
+both broken and proved is a contradiction, which is reported as such and never resolved silently.
 
-Findings go to a ``Journal`` as they come (a suite keeps its own state beside it and is entered there when it is done);
-at the end every broken image is judged again from the stored pixels.
+Findings go to a ``Journal`` as they come (a suite keeps its own state beside it and is entered
+there when it is done); at the end every broken image is judged again from the stored pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ Progress = Callable[[str, int, int, dict[str, int]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One image. ``margin``: label's clean logit minus the largest other; ``bound`` CROWN's lower one."""
+    """One image. ``margin``: label's clean logit minus the largest other; ``bound`` CROWN's lower
+    one."""
 
     image: int
     label: int
@@ -90,7 +92,10 @@ class Evaluator:
         self.suite: SuiteResult | None = None
         worst = int(images.labels.max())
         if worst >= self.subject.classes:
-            raise DataError(f"{images.name} has label {worst}, but the network has {self.subject.classes} outputs")
+            raise DataError(
+                f"{images.name} has label {worst}, but the network has {self.subject.classes} "
+                "outputs"
+            )
 
     def run(self) -> list[Outcome]:
         """All stages, then the stored adversarial images once more."""
@@ -99,14 +104,16 @@ class Evaluator:
         if plan.has_suite:
             self.attack_by_suite()
         elif plan.has_attack:
-            run = pgd_attack(self.model, self.ball, plan.steps, plan.restarts, plan.batch, self.subject.device)
+            run = pgd_attack(
+                self.model, self.ball, plan.steps, plan.restarts, plan.batch, self.subject.device
+            )
             self.attack(run, PGD)
         if plan.levels:
             self.bound()
         self.recheck()
         return self.outcomes()
 
-    # -- stages --------------------------------------------------------------------------------------------------
+    # -- stages ------------------------------------------------------------------------------------
 
     def clean(self) -> None:
         everything = range(len(self.images))
@@ -114,7 +121,10 @@ class Evaluator:
         for image in set(everything) - set(todo):
             found = self.journal.get(CLEAN, image)
             if found is not None and found["pixels"] != pixels_digest(self.images.images[image]):
-                raise SettingsError(f"image {image} is another one than in {self.journal.folder}; choose another --out")
+                raise SettingsError(
+                    f"image {image} is another one than in {self.journal.folder}; choose another "
+                    "--out"
+                )
         # (Where logits depend on neighbours, all images are judged together or none.)
         todo = list(everything) if todo and self.subject.is_grouped else todo
         size = len(todo) if self.subject.is_grouped else ATTACK_BLOCK
@@ -139,7 +149,8 @@ class Evaluator:
         return [image for image in range(len(self.images)) if self._finding(CLEAN, image)["right"]]
 
     def attack_by_suite(self) -> None:
-        """Run the suite, or go on with it, on all images; what it says to have broken is judged and stored."""
+        """Run the suite, or go on with it, on all images; what it says to have broken is judged and
+        stored."""
         plan, device = self.plan, self.subject.device
         place = self.journal.folder
         self.suite = result = run_suite(
@@ -154,13 +165,21 @@ class Evaluator:
             on_progress=self._suite_progress,
         )
         pixels = self.subject.space.pixels(result.adversarial)
-        moved = [k for k in range(len(pixels)) if not np.array_equal(pixels[k], self.images.images[k])]
+        moved = [
+            k for k in range(len(pixels)) if not np.array_equal(pixels[k], self.images.images[k])
+        ]
         for image, judged in zip(moved, self._judged_among(pixels, moved), strict=True):
             self.journal.store(image, pixels[image])
             name = result.broken_by[image]
             if name is not None and not judged.is_right and self._is_inside(image, pixels[image]):
                 self._record_attack(
-                    image, {"attack": name, "broken": True, "predicted": judged.predicted, "margin": judged.margin}
+                    image,
+                    {
+                        "attack": name,
+                        "broken": True,
+                        "predicted": judged.predicted,
+                        "margin": judged.margin,
+                    },
                 )
         for image in self.right_images():
             found = self.journal.get(ATTACK, image)
@@ -168,7 +187,8 @@ class Evaluator:
                 self._record_attack(image, {"attack": plan.attack, "broken": False})
 
     def _judged_among(self, pixels: np.ndarray, chosen: list[int]) -> list[Judgement]:
-        """Verdicts on the images ``chosen`` of ``pixels [B, C, H, W]``, among all of them where that matters."""
+        """Verdicts on the images ``chosen`` of ``pixels [B, C, H, W]``, among all of them where
+        that matters."""
         if self.subject.is_grouped:
             judged = self.subject.judge(pixels, self.images.labels)
             return [judged[image] for image in chosen]
@@ -202,7 +222,9 @@ class Evaluator:
 
     def _judged(self, image: int, candidate: np.ndarray) -> dict[str, Any]:
         """Whether ``candidate`` breaks an image; if so it is stored."""
-        if np.array_equal(candidate, self.images.images[image]) or not self._is_inside(image, candidate):
+        if np.array_equal(candidate, self.images.images[image]) or not self._is_inside(
+            image, candidate
+        ):
             return {"broken": False}
         judged = self.subject.judge(candidate[None], self.images.labels[image : image + 1])[0]
         if judged.is_right:
@@ -253,18 +275,22 @@ class Evaluator:
         if proof.witness is not None:
             pixels = self.subject.layout.to_images(torch.from_numpy(proof.witness[None])).numpy()
             # (What the search finds lies in a slightly larger box.)
-            point = self.ball.project(self.subject.space.nearest(pixels), self.points[image : image + 1])
+            point = self.ball.project(
+                self.subject.space.nearest(pixels), self.points[image : image + 1]
+            )
             finding.update(self._judged(image, self.subject.space.pixels(point)[0]))
         self.journal.add(BOUNDS, image, finding)
 
     def recheck(self) -> None:
-        """Judge every broken image again, from the pixels on disk. Raises ``DataError`` where that fails."""
+        """Judge every broken image again, from the pixels on disk. Raises ``DataError`` where that
+        fails."""
         broken = [outcome.image for outcome in self.outcomes() if outcome.broken_by]
         pixels = self.adversarial()
         for image, judged in zip(broken, self._judged_among(pixels, broken), strict=True):
             if judged.is_right or not self._is_inside(image, pixels[image]):
                 raise DataError(
-                    f"the adversarial image of image {image} in {self.journal.folder} is missing or does not hold; "
+                    f"the adversarial image of image {image} in {self.journal.folder} is missing "
+                    "or does not hold; "
                     "evaluate it again with --fresh"
                 )
 
@@ -277,7 +303,7 @@ class Evaluator:
                 found[image] = stored
         return found
 
-    # -- results -------------------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------
 
     def _finding(self, stage: str, image: int) -> dict[str, Any]:
         found = self.journal.get(stage, image)
@@ -291,7 +317,13 @@ class Evaluator:
         clean = self._finding(CLEAN, image)
         attack = self.journal.get(ATTACK, image) or {}
         bounds = self.journal.get(BOUNDS, image) or {}
-        broken_by = str(attack["attack"]) if attack.get("broken") else BY_SEARCH if bounds.get("broken") else ""
+        broken_by = (
+            str(attack["attack"])
+            if attack.get("broken")
+            else BY_SEARCH
+            if bounds.get("broken")
+            else ""
+        )
         return Outcome(
             image,
             int(clean["label"]),
@@ -317,4 +349,8 @@ class Evaluator:
 
 def selected(outcomes: Sequence[Outcome]) -> list[int]:
     """Images worth a property: right, standing after the attack, and not proved by plain CROWN."""
-    return [one.image for one in outcomes if one.is_right and not one.broken_by and one.proved_by != CROWN]
+    return [
+        one.image
+        for one in outcomes
+        if one.is_right and not one.broken_by and one.proved_by != CROWN
+    ]

@@ -1,8 +1,9 @@
 """Which images are broken: attacks propose, onnxruntime decides.
 
-An attack runs on the network as bitcrown reads it. What it finds counts only if the pixels lie in the ball and the
-*original file*, run by onnxruntime on the pixels normalised in float32, gives another logit at least as large as the
-label's. Clean accuracy is judged by the same call, so no column of a table depends on how bitcrown computes.
+An attack runs on the network as bitcrown reads it. What it finds counts only if the pixels lie in
+the ball and the *original file*, run by onnxruntime on the pixels normalised in float32, gives
+another logit at least as large as the label's. Clean accuracy is judged by the same call, so no
+column of a table depends on how bitcrown computes.
 
 Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes.
 """
@@ -27,14 +28,16 @@ from bitcrown.model.classifier import ImageLayout
 from bitcrown.search.objective import round_down
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
-"""``(images [B, C, H, W], labels [B], seed)`` to adversarial images; the clean image where nothing was found."""
+"""``(images [B, C, H, W], labels [B], seed)`` to adversarial images; the clean image where nothing
+was found."""
 
 
 @dataclass(frozen=True)
 class Judgement:
     """``logits [K]``; ``margin``: label's logit minus the largest other (NaN counts as wrong).
 
-    ``first_wins``: of equal logits the first decides (exact integer networks, where ties are common).
+    ``first_wins``: of equal logits the first decides (exact integer networks, where ties are
+    common).
     """
 
     logits: np.ndarray
@@ -48,7 +51,8 @@ class Judgement:
 
     @property
     def is_right(self) -> bool:
-        """Strictly: a tie is a violation, as in the published properties (unless ``first_wins``)."""
+        """Strictly: a tie is a violation, as in the published properties (unless
+        ``first_wins``)."""
         if self.first_wins and not np.isnan(self.logits).any():
             return int(self.logits.argmax()) == self.label
         return self.margin > 0
@@ -79,7 +83,9 @@ def ball_of(eps: Fraction, norm: str = "Linf") -> Ball:
     return Ball(norm, round_down(eps))
 
 
-def pgd_attack(model: Classifier, ball: Ball, steps: int, restarts: int, batch: int, device: torch.device) -> Attack:
+def pgd_attack(
+    model: Classifier, ball: Ball, steps: int, restarts: int, batch: int, device: torch.device
+) -> Attack:
     """Projected gradient descent with ``steps`` and ``restarts``."""
 
     def run(images: Tensor, labels: Tensor, seed: int) -> Tensor:

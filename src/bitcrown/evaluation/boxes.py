@@ -1,14 +1,17 @@
 """The robustness property of one image, as the verifier understands it.
 
-Asked is whether some image ``x'`` with ``|x' - x| <= eps`` and ``0 <= x' <= 1`` (pixel by pixel) makes another logit
-reach the label's. What the network sees is ``(x' - mean) / std``, and that is read in two ways: in real arithmetic with
-the decimals given, and as training code and the published properties compute it, every step in float32. The box of a
-proof is the hull of both, then rounded outward, so that a proof covers every pixel image, however it is normalised.
+Asked is whether some image ``x'`` with ``|x' - x| <= eps`` and ``0 <= x' <= 1`` (pixel by pixel)
+makes another logit reach the label's. What the network sees is ``(x' - mean) / std``, and that is
+read in two ways: in real arithmetic with the decimals given, and as training code and the published
+properties compute it, every step in float32. The box of a proof is the hull of both, then rounded
+outward, so that a proof covers every pixel image, however it is normalised.
 
-Normalisation is monotonic, so a box has two ends per pixel, and they depend only on the channel and the pixel's value:
-exact ends are computed once for each value that occurs (256 per channel for 8-bit images) and looked up.
+Normalisation is monotonic, so a box has two ends per pixel, and they depend only on the channel and
+the pixel's value: exact ends are computed once for each value that occurs (256 per channel for
+8-bit images) and looked up.
 
-Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes, ``n`` flat network inputs.
+Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes, ``n`` flat network
+inputs.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ Ends = tuple[Fraction, Fraction]
 
 
 class ImageBoxes:
-    """Boxes and problems of images under one ``layout`` and radius ``eps``; ``dtype`` is the network's float type."""
+    """Boxes and problems of images under one ``layout`` and radius ``eps``; ``dtype`` is the
+    network's float type."""
 
     def __init__(self, layout: ImageLayout, eps: Fraction, dtype: str = "float32") -> None:
         if eps < 0:
@@ -41,23 +45,32 @@ class ImageBoxes:
         self._floats: dict[tuple[int, float], tuple[float, float]] = {}
 
     def ends(self, channel: int, value: float) -> Ends:
-        """Exact least and greatest network input of a pixel whose clean value is the float32 ``value``."""
+        """Exact least and greatest network input of a pixel whose clean value is the float32
+        ``value``."""
         key = channel, value
         if key not in self._ends:
             mean, std = self.layout.mean[channel], self.layout.std[channel]
-            low, high = (min(max(Fraction(value) + move, Fraction(0)), Fraction(1)) for move in (-self.eps, self.eps))
+            low, high = (
+                min(max(Fraction(value) + move, Fraction(0)), Fraction(1))
+                for move in (-self.eps, self.eps)
+            )
             single = self._float32_ends(channel, value, low, high)
             lower, upper = (low - mean) / std, (high - mean) / std
             self._ends[key] = min(lower, Fraction(single[0])), max(upper, Fraction(single[1]))
         return self._ends[key]
 
-    def _float32_ends(self, channel: int, value: float, low: Fraction, high: Fraction) -> tuple[float, float]:
-        """Ends of the inputs computed in float32, of every float32 pixel in ``[low, high]`` and of ``value -+ eps``.
+    def _float32_ends(
+        self, channel: int, value: float, low: Fraction, high: Fraction
+    ) -> tuple[float, float]:
+        """Ends of the inputs computed in float32, of every float32 pixel in ``[low, high]`` and of
+        ``value -+ eps``.
 
-        Rounding is monotonic, so the ends of the pixels give them; ``value -+ eps`` may round to just outside.
+        Rounding is monotonic, so the ends of the pixels give them; ``value -+ eps`` may round to
+        just outside.
         """
         mean, std, eps = (
-            np.float32(float(number)) for number in (self.layout.mean[channel], self.layout.std[channel], self.eps)
+            np.float32(float(number))
+            for number in (self.layout.mean[channel], self.layout.std[channel], self.eps)
         )
         pixel, zero, one = np.float32(value), np.float32(0), np.float32(1)
         least = min(max(pixel - eps, zero), np.float32(box_lower(low)))
@@ -65,13 +78,15 @@ class ImageBoxes:
         return float((least - mean) / std), float((most - mean) / std)
 
     def outward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes ``[B, n]`` (float64, rounded outward as the search rounds those of a property) of ``[B, C, H, W]``."""
+        """Boxes ``[B, n]`` (float64, rounded outward as the search rounds those of a property) of
+        ``[B, C, H, W]``."""
         lower, upper = np.empty(images.shape, np.float64), np.empty(images.shape, np.float64)
         for channel in range(images.shape[1]):
             values, places = np.unique(images[:, channel], return_inverse=True)
             pairs = np.array([self._outward_ends(channel, float(value)) for value in values])
             lower[:, channel], upper[:, channel] = (
-                pairs[:, k][places.reshape(-1)].reshape(images.shape[0], *images.shape[2:]) for k in (0, 1)
+                pairs[:, k][places.reshape(-1)].reshape(images.shape[0], *images.shape[2:])
+                for k in (0, 1)
             )
         return self._flat(lower), self._flat(upper)
 
@@ -89,7 +104,9 @@ class ImageBoxes:
     def exact(self, image: np.ndarray) -> tuple[list[Fraction], list[Fraction]]:
         """Exact ends of the inputs of one image ``[C, H, W]``, flat in the network's order."""
         channels = np.broadcast_to(np.arange(len(image))[:, None, None], image.shape)
-        order = [self._flat(part[None].astype(np.float64))[0].tolist() for part in (channels, image)]
+        order = [
+            self._flat(part[None].astype(np.float64))[0].tolist() for part in (channels, image)
+        ]
         pairs = [self.ends(int(channel), value) for channel, value in zip(*order, strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
@@ -98,8 +115,11 @@ class ImageBoxes:
         lower, upper = self.exact(image)
         return problem_from_query(label_query(lower, upper, label, classes), {"N": network})
 
-    def objective(self, lower: np.ndarray, upper: np.ndarray, label: int, classes: int) -> Objective:
-        """The same question as rows, one case for each other label, over the outward box ``[n]``."""
+    def objective(
+        self, lower: np.ndarray, upper: np.ndarray, label: int, classes: int
+    ) -> Objective:
+        """The same question as rows, one case for each other label, over the outward box
+        ``[n]``."""
         rows = np.zeros((classes - 1, 1, classes))
         others = [k for k in range(classes) if k != label]
         rows[:, 0, label] = 1.0
@@ -108,8 +128,11 @@ class ImageBoxes:
         return Objective(rows, None, np.zeros((classes - 1, 1)), lower[None], upper[None], box)
 
 
-def label_query(lower: Sequence[Fraction], upper: Sequence[Fraction], label: int, classes: int) -> Query:
-    """VNN-LIB 1.0 in memory: the box of ``X``, and ``or`` over all other outputs of ``Y_other >= Y_label``."""
+def label_query(
+    lower: Sequence[Fraction], upper: Sequence[Fraction], label: int, classes: int
+) -> Query:
+    """VNN-LIB 1.0 in memory: the box of ``X``, and ``or`` over all other outputs of
+    ``Y_other >= Y_label``."""
     tensors = (TensorDecl("X", "real", (len(lower),)),), (TensorDecl("Y", "real", (classes,)),)
     box = [Compare("<=", Const(value), Var("X", i)) for i, value in enumerate(lower)]
     box += [Compare("<=", Var("X", i), Const(value)) for i, value in enumerate(upper)]

@@ -1,13 +1,16 @@
-"""Exact integer networks under attack and proof: every number is an integer, and the image moves on the lattice.
+"""Exact integer networks under attack and proof: every number is an integer, and the image moves on
+the lattice.
 
-A network whose input is integers (``.h5`` files of the AAAI 2021 benchmark, integer ONNX files) is attacked in whole
-levels: the ball of radius eps around an 8-bit image is the levels at most ``floor(255 eps)`` away, and whatever point
-an attack proposes is rounded to a whole one, which stays inside. A network that quantizes its own float input (QDQ) is
-attacked on pixels, as a float network is, and evaluated in its integers. Neither has gradients: suites fall back to
-their attacks without.
+A network whose input is integers (``.h5`` files of the AAAI 2021 benchmark, integer ONNX files) is
+attacked in whole levels: the ball of radius eps around an 8-bit image is the levels at most
+``floor(255 eps)`` away, and whatever point an attack proposes is rounded to a whole one, which
+stays inside. A network that quantizes its own float input (QDQ) is attacked on pixels, as a float
+network is, and evaluated in its integers. Neither has gradients: suites fall back to their attacks
+without.
 
-A label is right if it is the first of the largest outputs, the rule of the benchmark and of argmax. With equal output
-scales the logits given to attacks are ``K o_k - k``: their order is that rule, ties included.
+A label is right if it is the first of the largest outputs, the rule of the benchmark and of argmax.
+With equal output scales the logits given to attacks are ``K o_k - k``: their order is that rule,
+ties included.
 
 Legend: ``B`` images, ``N`` flat inputs, ``K`` classes.
 """
@@ -45,7 +48,8 @@ KERAS = (".h5", ".hdf5")
 EXACT_FLOAT32 = 1 << 24
 MEMORY = 4 << 30
 CHECK_SECONDS = 1.0
-"""For a proof about an image that is broken already: it must fail, which is usually seen at once."""
+"""For a proof about an image that is broken already: it must fail, which is usually seen at
+once."""
 
 
 def is_integer_file(path: Path) -> bool:
@@ -64,11 +68,15 @@ def input_layout(
     std: Sequence[Fraction] | None,
     order: str,
 ) -> ImageLayout:
-    """How images become the flat input of ``network``. Raises ``ModelError`` where they do not fit."""
+    """How images become the flat input of ``network``. Raises ``ModelError`` where they do not
+    fit."""
     found = network.nodes[0].shape
     channels, rows, columns = shape
     if int(np.prod(found)) != channels * rows * columns:
-        raise ModelError(f"images of {channels}x{rows}x{columns} do not fit a network input of shape {list(found)}")
+        raise ModelError(
+            f"images of {channels}x{rows}x{columns} do not fit a network input of shape "
+            f"{list(found)}"
+        )
     if order == "auto":
         order = "hwc" if channels > 1 and tuple(found) == (rows, columns, channels) else "chw"
     means, stds = tuple(mean or (Fraction(0),)), tuple(std or (Fraction(1),))
@@ -98,17 +106,24 @@ class IntegerSubject:
         self.layout = input_layout(self.network, shape, mean, std, order)
         self.program = Program(self.network)
         self.classes = len(self.network.exit.low)
-        self.space, self.low, self.obstacle = Space(), 0, "proofs need a network whose input is integers"
+        self.space, self.low, self.obstacle = (
+            Space(),
+            0,
+            "proofs need a network whose input is integers",
+        )
         entry = self.network.entry
         if isinstance(entry, WholeEntry):
             if mean is not None or std is not None:
-                raise SettingsError(f"{path.name} takes the whole levels of pixels: leave --mean and --std out")
+                raise SettingsError(
+                    f"{path.name} takes the whole levels of pixels: leave --mean and --std out"
+                )
             self.low = int(entry.low.min())
             self.space, self.obstacle = Space(int(entry.high.max()) - self.low), ""
         self._ranks = self._has_one_scale()
 
     def _has_one_scale(self) -> bool:
-        """Whether output integers can be compared with each other, exactly in float32 with room for their places."""
+        """Whether output integers can be compared with each other, exactly in float32 with room for
+        their places."""
         values, low = self.network.exit.values, self.network.exit.low
         first = values[0]
         same = isinstance(first, EvenlySpaced) and all(each == first for each in values)
@@ -124,24 +139,31 @@ class IntegerSubject:
 
     def classifier(self, rule: str) -> Classifier:
         if rule:
-            raise SettingsError("an exact integer network has no gradients, so there is no BPDA rule for it")
+            raise SettingsError(
+                "an exact integer network has no gradients, so there is no BPDA rule for it"
+            )
         return self._logits
 
     def _logits(self, points: Tensor) -> Tensor:
         outputs = self.program.values(self.integers(points.detach()))[self.program.output]
         if self._ranks:
-            return torch.from_numpy((outputs * self.classes - np.arange(self.classes)).astype(np.float32))
+            return torch.from_numpy(
+                (outputs * self.classes - np.arange(self.classes)).astype(np.float32)
+            )
         return torch.from_numpy(self._values(outputs).astype(np.float32))
 
     def _values(self, outputs: Ints) -> np.ndarray:
         """Real values ``[B, K]`` of output integers."""
         columns = []
-        for k, (values, low) in enumerate(zip(self.network.exit.values, self.network.exit.low.tolist(), strict=True)):
+        for k, (values, low) in enumerate(
+            zip(self.network.exit.values, self.network.exit.low.tolist(), strict=True)
+        ):
             columns.append([float(values[place]) for place in (outputs[:, k] - low).tolist()])
         return np.array(columns, dtype=np.float64).T
 
     def judge(self, images: np.ndarray, labels: np.ndarray) -> list[Judgement]:
-        """By the original file in onnxruntime where there is one, else by the integers themselves."""
+        """By the original file in onnxruntime where there is one, else by the integers
+        themselves."""
         points = self.space.points(images)
         if self.network.runtime is None:
             rows = self._values(self.network.evaluate(self.integers(points)))
@@ -149,22 +171,35 @@ class IntegerSubject:
             levels = self.space.levels
             inputs = self.integers(points) if levels else self.layout.to_inputs(points).numpy()
             rows = self.network.runtime(inputs).astype(np.float64)
-        return [Judgement(row, int(label), first_wins=True) for row, label in zip(rows, labels, strict=True)]
+        return [
+            Judgement(row, int(label), first_wins=True)
+            for row, label in zip(rows, labels, strict=True)
+        ]
 
     def facts(self) -> Mapping[str, Any]:
         layers = [node for node in self.network.nodes if isinstance(node, Dense | IntegerConv)]
         return {
             "parameters": sum(node.weight.size + node.bias.size for node in layers),
             "layers": len(layers),
-            **{name.replace(" ", "_"): value for name, value in self.network.facts.items() if name != "layers"},
+            **{
+                name.replace(" ", "_"): value
+                for name, value in self.network.facts.items()
+                if name != "layers"
+            },
         }
 
 
 class IntegerProver:
-    """Decides robustness of images on the lattice: staircase bounds and branch and bound, all in integers."""
+    """Decides robustness of images on the lattice: staircase bounds and branch and bound, all in
+    integers."""
 
     def __init__(
-        self, subject: IntegerSubject, eps: Fraction, seconds: float, seed: int, counts_cpu: bool = False
+        self,
+        subject: IntegerSubject,
+        eps: Fraction,
+        seconds: float,
+        seed: int,
+        counts_cpu: bool = False,
     ) -> None:
         self.subject, self.seconds, self.seed, self.counts_cpu = subject, seconds, seed, counts_cpu
         self.radius = int(eps * subject.space.levels)
@@ -177,7 +212,8 @@ class IntegerProver:
         points = self.subject.space.points(images)
         rows = self.subject.integers(points)
         return [
-            self._prove(row, int(label), bool(gone)) for row, label, gone in zip(rows, labels, is_broken, strict=True)
+            self._prove(row, int(label), bool(gone))
+            for row, label, gone in zip(rows, labels, is_broken, strict=True)
         ]
 
     def _prove(self, row: Ints, label: int, is_broken: bool) -> Proof:
@@ -191,8 +227,12 @@ class IntegerProver:
         if found.witness is not None:
             node = self.subject.network.nodes[0]
             assert isinstance(node, Input)
-            witness = (found.witness - self.subject.low).astype(np.float64) / self.subject.space.levels
-        counters = {key: value for key, value in found.counters.items() if isinstance(value, int | float)}
+            witness = (found.witness - self.subject.low).astype(
+                np.float64
+            ) / self.subject.space.levels
+        counters = {
+            key: value for key, value in found.counters.items() if isinstance(value, int | float)
+        }
         seconds = {"search": time.monotonic() - started}
         status, detail = found.status.value, found.detail or str(found.reason)
         return Proof(None, proved_by, seconds, status, found.decided_by, detail, counters, witness)

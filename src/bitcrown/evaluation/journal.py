@@ -1,8 +1,10 @@
-"""What is known about each image so far, on disk, so that an interrupted evaluation goes on where it stopped.
+"""What is known about each image so far, on disk, so that an interrupted evaluation goes on where
+it stopped.
 
-A folder holds ``setup.json`` (what is evaluated: another network, data set or setting is refused), ``images.jsonl``
-(one line for each finding about one image, only ever appended) and ``adversarial/`` (one float32 array for each broken
-image, written before the line that names it). A suite of attacks keeps its state there too (``suite-*.npz``).
+A folder holds ``setup.json`` (what is evaluated: another network, data set or setting is refused),
+``images.jsonl`` (one line for each finding about one image, only ever appended) and
+``adversarial/`` (one float32 array for each broken image, written before the line that names it). A
+suite of attacks keeps its state there too (``suite-*.npz``).
 """
 
 from __future__ import annotations
@@ -62,12 +64,15 @@ class Journal:
             except (OSError, ValueError, RecursionError) as error:
                 raise ResourceError(f"{place} cannot be read: {error}") from error
             if not isinstance(found, dict):
-                raise ResourceError(f"{place} is not the setup of an evaluation; choose another --out, or --fresh")
+                raise ResourceError(
+                    f"{place} is not the setup of an evaluation; choose another --out, or --fresh"
+                )
             names = sorted({*found, *setup})
             other = [name for name in names if found.get(name) != setup.get(name)]
             if other:
                 raise SettingsError(
-                    f"{folder} holds an evaluation with another {', '.join(other)}; choose another --out, or --fresh"
+                    f"{folder} holds an evaluation with another {', '.join(other)}; choose "
+                    "another --out, or --fresh"
                 )
         else:
             write_whole(place, json.dumps(setup, indent=1) + "\n")
@@ -103,7 +108,11 @@ class Journal:
 
     def stored(self, image: int) -> np.ndarray | None:
         """The adversarial pixels kept for an image, or None."""
-        if image not in self.adversarial and self.folder is not None and self._pixels_file(image).is_file():
+        if (
+            image not in self.adversarial
+            and self.folder is not None
+            and self._pixels_file(image).is_file()
+        ):
             try:
                 self.adversarial[image] = read_array(self._pixels_file(image))
             except DataError:

@@ -1,7 +1,8 @@
 """What is asked of an evaluation, and the network and the bounds that answer it.
 
-A plan names its network by words, so that it can be written to a record, compared with an earlier one and handed to
-other processes; ``open_subject`` and ``make_prover`` turn the words into the things they name.
+A plan names its network by words, so that it can be written to a record, compared with an earlier
+one and handed to other processes; ``open_subject`` and ``make_prover`` turn the words into the
+things they name.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ ATTACKS = (NO_ATTACK, PGD, *SUITES)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image, on the wall, or of
-    computing (``counts_cpu``), which does not depend on what else the machine does.
+    """What to evaluate. ``seconds`` is the time for alpha-CROWN and branch and bound of one image,
+    on the wall, or of computing (``counts_cpu``), which does not depend on what else the machine
+    does.
 
-    ``network``: a file, ``zoo:NAME``, or the name of a torch network; ``weights``: of a zoo network. ``attack``: a
-    suite, ``pgd`` (then ``steps`` and ``restarts``) or ``none``; ``bpda``: rule of its gradients, empty for the
-    network's own. ``batch`` images are attacked at a time, ``jobs`` processes bound images; neither changes what is
-    asked, except of a network whose logits depend on the batch.
+    ``network``: a file, ``zoo:NAME``, or the name of a torch network; ``weights``: of a zoo
+    network. ``attack``: a suite, ``pgd`` (then ``steps`` and ``restarts``) or ``none``; ``bpda``:
+    rule of its gradients, empty for the network's own. ``batch`` images are attacked at a time,
+    ``jobs`` processes bound images; neither changes what is asked, except of a network whose logits
+    depend on the batch.
     """
 
     network: Path | str
@@ -71,20 +74,29 @@ class Plan:
                 raise SettingsError(f"{name} {value!r} is not known; use one of {', '.join(known)}")
         if self.bpda and (self.bpda not in RULES or not self.has_suite):
             raise SettingsError(
-                f"BPDA takes {', '.join(('none', *RULES))} and a suite of attacks ({', '.join(SUITES)}), not "
+                f"BPDA takes {', '.join(('none', *RULES))} and a suite of attacks "
+                f"({', '.join(SUITES)}), not "
                 f"{self.bpda!r} with {self.attack}"
             )
         if self.eps < 0 or (self.norm == LINF and self.eps > 1):
-            raise SettingsError(f"eps must lie in [0, 1] (in L2 and L1: not below 0), but is {self.eps}")
+            raise SettingsError(
+                f"eps must lie in [0, 1] (in L2 and L1: not below 0), but is {self.eps}"
+            )
         for name, least in (("steps", 0), ("restarts", 0), ("batch", 1), ("jobs", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} must not be {getattr(self, name)}")
         if not 0 <= self.seconds < float("inf"):
-            raise SettingsError(f"the seconds per image must be a number from 0, but are {self.seconds}")
+            raise SettingsError(
+                f"the seconds per image must be a number from 0, but are {self.seconds}"
+            )
         if self.levels != LEVELS[: len(self.levels)]:
-            raise SettingsError(f"bounds are done in the order {', '.join(LEVELS)}, not {', '.join(self.levels)}")
+            raise SettingsError(
+                f"bounds are done in the order {', '.join(LEVELS)}, not {', '.join(self.levels)}"
+            )
         if self.levels and self.norm != LINF:
-            raise SettingsError(f"images are proved in L-infinity only, not in {self.norm}: leave the bounds out")
+            raise SettingsError(
+                f"images are proved in L-infinity only, not in {self.norm}: leave the bounds out"
+            )
 
     @property
     def has_suite(self) -> bool:
@@ -104,7 +116,8 @@ class Plan:
         return str(self.network).removeprefix(ZOO) if self.is_zoo else Path(self.network).stem
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for findings to belong to the same evaluation; more images or levels may follow."""
+        """What must be equal for findings to belong to the same evaluation; more images or levels
+        may follow."""
         attack: dict[str, Any] | None = {"name": self.attack}
         if not self.has_attack:
             attack = None
@@ -147,7 +160,8 @@ def _network_digest(plan: Plan) -> str:
 
 
 def open_subject(plan: Plan, shape: Shape) -> Subject:
-    """The network of ``plan`` for images of ``shape``. Raises ``SettingsError`` for what cannot be asked of it."""
+    """The network of ``plan`` for images of ``shape``. Raises ``SettingsError`` for what cannot be
+    asked of it."""
     device = device_of(plan.settings.device)
     subject: Subject
     if not plan.is_zoo and Path(plan.network).suffix not in KERAS:
@@ -162,7 +176,8 @@ def open_subject(plan: Plan, shape: Shape) -> Subject:
 
 
 def _check_runtime(path: Path) -> None:
-    """``ModelError`` for an ONNX file that onnxruntime cannot run, or that ends the process which opens it."""
+    """``ModelError`` for an ONNX file that onnxruntime cannot run, or that ends the process which
+    opens it."""
     model = parsed_model(path)
     content, _ = executable(model) if has_quant(model) else (model_bytes(path), "")
     if content:
@@ -172,13 +187,19 @@ def _check_runtime(path: Path) -> None:
 def check_subject(plan: Plan, subject: Subject) -> None:
     """Raises ``SettingsError`` where the plan asks what this kind of network cannot answer."""
     if plan.is_zoo and (plan.mean is not None or plan.std is not None):
-        raise SettingsError("networks of the zoo take pixels as they are: leave --mean and --std out")
+        raise SettingsError(
+            "networks of the zoo take pixels as they are: leave --mean and --std out"
+        )
     if plan.attack == PGD and plan.has_attack and subject.kind != "onnx":
-        raise SettingsError(f"pgd is for float networks in ONNX files; choose a suite: {', '.join(SUITES)}")
+        raise SettingsError(
+            f"pgd is for float networks in ONNX files; choose a suite: {', '.join(SUITES)}"
+        )
     if plan.levels and subject.obstacle:
         raise SettingsError(f"{subject.name} cannot be verified: {subject.obstacle}")
     if plan.levels and subject.kind == "integer" and SEARCH not in plan.levels:
-        raise SettingsError(f"exact integer networks are decided by branch and bound: --bounds {SEARCH}, or none")
+        raise SettingsError(
+            f"exact integer networks are decided by branch and bound: --bounds {SEARCH}, or none"
+        )
 
 
 def make_prover(plan: Plan, shape: Shape, settings: Settings) -> ImageProver:

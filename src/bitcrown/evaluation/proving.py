@@ -1,11 +1,13 @@
-"""Proofs for images: plain CROWN for a batch of boxes, then the verifier's own search for what that leaves open.
+"""Proofs for images: plain CROWN for a batch of boxes, then the verifier's own search for what that
+leaves open.
 
-Nothing here bounds anything by itself. Layers are bounded by ``LayerBounder`` in float64 with rounding error, many
-images in one pass where that is cheaper; the last rows, alpha-CROWN and branch and bound are those of ``search``, which
-start from these bounds. An image is proved when every other label is excluded on its box.
+Nothing here bounds anything by itself. Layers are bounded by ``LayerBounder`` in float64 with
+rounding error, many images in one pass where that is cheaper; the last rows, alpha-CROWN and branch
+and bound are those of ``search``, which start from these bounds. An image is proved when every
+other label is excluded on its box.
 
-*Plain CROWN* means: interval and CROWN bounds of every layer with the default slopes, and nothing else; so zonotopes,
-which the verifier would add for a single box, stay out of it.
+*Plain CROWN* means: interval and CROWN bounds of every layer with the default slopes, and nothing
+else; so zonotopes, which the verifier would add for a single box, stay out of it.
 
 Legend: ``B`` images, ``K`` classes, ``n`` flat network inputs.
 """
@@ -37,15 +39,16 @@ NONE, CROWN, ALPHA, SEARCH = "none", "crown", "alpha", "bab"
 LEVELS = (CROWN, ALPHA, SEARCH)
 """How far bounds go; each level begins with what the one before left open."""
 NEURONS_A_PASS = {"cpu": 8192, "cuda": 1 << 19}
-"""Neurons of all boxes of one pass. A pass bounds each neuron that is unstable in any box for all boxes: that costs
-more than it saves as soon as single boxes fill the processor (measured: 1.5 times as long for 4 images of 6,244
-neurons on one core)."""
+"""Neurons of all boxes of one pass. A pass bounds each neuron that is unstable in any box for all
+boxes: that costs more than it saves as soon as single boxes fill the processor (measured: 1.5 times
+as long for 4 images of 6,244 neurons on one core)."""
 MOST_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What became of one image: ``margin`` is the least CROWN bound of (label - other), ``proved_by`` a level or empty.
+    """What became of one image: ``margin`` is the least CROWN bound of (label - other),
+    ``proved_by`` a level or empty.
 
     Integer networks have no CROWN bound (None).
 
@@ -67,13 +70,17 @@ class ImageProver(Protocol):
 
     def images_a_pass(self) -> int: ...
 
-    def prove(self, images: np.ndarray, labels: np.ndarray, is_broken: np.ndarray) -> list[Proof]: ...
+    def prove(
+        self, images: np.ndarray, labels: np.ndarray, is_broken: np.ndarray
+    ) -> list[Proof]: ...
 
 
 class Prover:
-    """Bounds of one network on images; ``seconds`` is for all bounds of an image, on the wall or of computing.
+    """Bounds of one network on images; ``seconds`` is for all bounds of an image, on the wall or of
+    computing.
 
-    Plain CROWN and one ascent of alpha-CROWN always run to their end; the search has what they leave.
+    Plain CROWN and one ascent of alpha-CROWN always run to their end; the search has what they
+    leave.
     """
 
     def __init__(
@@ -101,7 +108,8 @@ class Prover:
         return max(1, min(MOST_IMAGES, budget // max(1, self.neurons)))
 
     def prove(self, images: np.ndarray, labels: np.ndarray, is_broken: np.ndarray) -> list[Proof]:
-        """One ``Proof`` an image ``[B, C, H, W]``; broken ones are only bounded by CROWN (for the check)."""
+        """One ``Proof`` an image ``[B, C, H, W]``; broken ones are only bounded by CROWN (for the
+        check)."""
         lower, upper = self.boxes.outward(images)
         started = self.clock()
         with torch.no_grad():
@@ -110,7 +118,13 @@ class Prover:
         each = (self.clock() - started) / len(images)
         return [
             self._finish(
-                images[k], int(labels[k]), bool(is_broken[k]), self._slice(enclosure, k), lower[k], upper[k], each
+                images[k],
+                int(labels[k]),
+                bool(is_broken[k]),
+                self._slice(enclosure, k),
+                lower[k],
+                upper[k],
+                each,
             )
             for k in range(len(images))
         ]
@@ -160,18 +174,34 @@ class Prover:
             proved_by = ALPHA if verdict.decided_by == "alpha-CROWN" else SEARCH
         witness = None
         if verdict.witness is not None:
-            witness = np.concatenate([np.asarray(part, np.float64).ravel() for part in verdict.witness.inputs.values()])
-        counters = {key: value for key, value in verdict.counters.items() if isinstance(value, int | float)}
+            witness = np.concatenate(
+                [np.asarray(part, np.float64).ravel() for part in verdict.witness.inputs.values()]
+            )
+        counters = {
+            key: value for key, value in verdict.counters.items() if isinstance(value, int | float)
+        }
         detail = verdict.detail or str(verdict.reason)
-        return Proof(margin, proved_by, seconds, verdict.status.value, verdict.decided_by, detail, counters, witness)
+        return Proof(
+            margin,
+            proved_by,
+            seconds,
+            verdict.status.value,
+            verdict.decided_by,
+            detail,
+            counters,
+            witness,
+        )
 
 
 def parse_levels(words: str) -> tuple[str, ...]:
-    """``crown,alpha,bab`` to levels in order; naming one means all before it; ``none``. Raises ``SettingsError``."""
+    """``crown,alpha,bab`` to levels in order; naming one means all before it; ``none``. Raises
+    ``SettingsError``."""
     if words.strip() == NONE:
         return ()
     names = [word.strip() for word in words.split(",") if word.strip()]
     unknown = [name for name in names if name not in LEVELS]
     if unknown or not names:
-        raise SettingsError(f"--bounds takes none, or {', '.join(LEVELS)} separated by commas, not {words!r}")
+        raise SettingsError(
+            f"--bounds takes none, or {', '.join(LEVELS)} separated by commas, not {words!r}"
+        )
     return LEVELS[: 1 + max(LEVELS.index(name) for name in names)]

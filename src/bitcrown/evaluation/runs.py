@@ -1,7 +1,8 @@
-"""Several runs of one network over one data set: every radius, every rule of gradients; one record, one page.
+"""Several runs of one network over one data set: every radius, every rule of gradients; one record,
+one page.
 
-Each run keeps its findings in a folder of its own below ``out``, named after radius and rule, so that a further radius
-leaves the finished ones as they are.
+Each run keeps its findings in a folder of its own below ``out``, named after radius and rule, so
+that a further radius leaves the finished ones as they are.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ PICTURES = 12
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an evaluation found: ``record`` is ready for JSON; the others have an entry for each of its runs.
+    """What an evaluation found: ``record`` is ready for JSON; the others have an entry for each of
+    its runs.
 
-    ``adversarial``: the images ``[B, C, H, W]`` that broke the network, clean ones where none was found.
+    ``adversarial``: the images ``[B, C, H, W]`` that broke the network, clean ones where none was
+    found.
     """
 
     record: dict[str, Any]
@@ -48,7 +51,10 @@ class Evaluation:
     def html(self) -> str:
         """The report as a page. Raises ``RecordError`` where an image is both broken and proved."""
         if self.record["contradictions"]:
-            raise RecordError(f"images {self.record['contradictions']} are both broken and proved: there is no report")
+            raise RecordError(
+                f"images {self.record['contradictions']} are both broken and proved: there is no "
+                "report"
+            )
         pages = [page_record(self.record, run) for run in self.record["runs"]]
         pictures: list[Picture] = []
         for run, adversarial in zip(self.record["runs"], self.adversarial, strict=True):
@@ -74,7 +80,9 @@ def evaluate_runs(
     for one in plans:
         began = time.monotonic()
         folder = None if out is None else out / folder_name(one)
-        evaluator = Evaluator(one, images, Journal(folder, one.identity(), fresh), on_progress, subject)
+        evaluator = Evaluator(
+            one, images, Journal(folder, one.identity(), fresh), on_progress, subject
+        )
         found = evaluator.run()
         runs.append(run_record(evaluator, found, time.monotonic() - began))
         outcomes.append(tuple(found))
@@ -110,7 +118,12 @@ def page_record(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
         "counts": counts,
         "per_attack": run.get("per_attack", ()),
         "per_image": [
-            {"index": one["image"], "label": one["label"], "result": one["status"], "by": _reason(one)}
+            {
+                "index": one["image"],
+                "label": one["label"],
+                "result": one["status"],
+                "by": _reason(one),
+            }
             for one in run["per_image"]
         ],
         "warnings": run["warnings"],
@@ -131,7 +144,8 @@ def pictures_of(run: Mapping[str, Any], images: ImageSet, adversarial: np.ndarra
     for image in broken:
         one = run["per_image"][image]
         caption = (
-            f"image {image}, label {one['label']}: broken by {one['broken_by']} ({run['norm']} {run['eps']}{rule})"
+            f"image {image}, label {one['label']}: broken by {one['broken_by']} "
+            f"({run['norm']} {run['eps']}{rule})"
         )
         found.append(Picture(caption, images.images[image], adversarial[image], eps))
     return found

@@ -1,11 +1,14 @@
-"""What is evaluated: a network file, a network of the zoo, or any torch function, all behind the same few methods.
+"""What is evaluated: a network file, a network of the zoo, or any torch function, all behind the
+same few methods.
 
-A *subject* has a classifier for the attacks and a judge for the verdicts. They are different things: attacks run on the
-network as bitcrown computes it, and what they find counts only if the judge agrees. For a network file the judge is
-onnxruntime on the original file, image by image; for an exact integer network its integers are the definition; a torch
-network is its own judge, in the groups in which the data come where its logits depend on them.
+A *subject* has a classifier for the attacks and a judge for the verdicts. They are different
+things: attacks run on the network as bitcrown computes it, and what they find counts only if the
+judge agrees. For a network file the judge is onnxruntime on the original file, image by image; for
+an exact integer network its integers are the definition; a torch network is its own judge, in the
+groups in which the data come where its logits depend on them.
 
-Attacks move in *points*: pixels in [0, 1], or whole levels where the input of a network is integers (``Space``).
+Attacks move in *points*: pixels in [0, 1], or whole levels where the input of a network is integers
+(``Space``).
 
 Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes.
 """
@@ -40,16 +43,20 @@ LAYER_OPS = ("Conv", "ConvTranspose", "Linear", "MatMulLeft")
 class Space:
     """Where attacks move: pixels in [0, 1] (``levels`` 0), or whole numbers from 0 to ``levels``.
 
-    On whole numbers an L-infinity ball has whole ends, so rounding a point of it to whole numbers stays inside.
+    On whole numbers an L-infinity ball has whole ends, so rounding a point of it to whole numbers
+    stays inside.
     """
 
     levels: int = 0
 
     def points(self, images: np.ndarray) -> Tensor:
-        """``images [B, C, H, W]`` in [0, 1] as points. Raises ``DataError`` where pixels are no whole levels."""
+        """``images [B, C, H, W]`` in [0, 1] as points. Raises ``DataError`` where pixels are no
+        whole levels."""
         points = self.nearest(images)
         if self.levels and (self._pixels(points.numpy()) != images).any():
-            raise DataError(f"the network takes whole numbers, but pixels are no multiples of 1/{self.levels}")
+            raise DataError(
+                f"the network takes whole numbers, but pixels are no multiples of 1/{self.levels}"
+            )
         return points
 
     def nearest(self, images: np.ndarray) -> Tensor:
@@ -64,7 +71,11 @@ class Space:
         return self._pixels(np.rint(values)) if self.levels else values
 
     def _pixels(self, levels: np.ndarray) -> np.ndarray:
-        return unit_pixels(levels.astype(np.uint8)) if self.levels == 255 else levels / np.float32(self.levels)
+        return (
+            unit_pixels(levels.astype(np.uint8))
+            if self.levels == 255
+            else levels / np.float32(self.levels)
+        )
 
     def ball(self, norm: str, eps: Fraction) -> Ball:
         """The ball of radius ``eps`` (in pixels of [0, 1]) in points, never larger than it."""
@@ -102,7 +113,8 @@ class Subject(Protocol):
         """The classifier with its own gradient (``rule`` empty) or that of a BPDA rule."""
 
     def judge(self, images: np.ndarray, labels: np.ndarray) -> list[Judgement]:
-        """Verdicts on pixels ``[B, C, H, W]``; where ``is_grouped``, on all images of the data set together."""
+        """Verdicts on pixels ``[B, C, H, W]``; where ``is_grouped``, on all images of the data set
+        together."""
 
     def facts(self) -> Mapping[str, Any]:
         """What a record says of the network: parameters, megabytes, layers ..."""
@@ -123,7 +135,9 @@ class FileSubject:
         device: torch.device,
     ) -> None:
         self.path, self.name, self.device = path, path.stem, device
-        self.model: GraphClassifier = read_classifier(path, shape, mean, std, order, torch.float32, device)
+        self.model: GraphClassifier = read_classifier(
+            path, shape, mean, std, order, torch.float32, device
+        )
         self.layout, self.classes = self.model.layout, self.model.classes
         self._judge = Judge(path, self.layout, self.classes)
 
@@ -145,7 +159,9 @@ class TorchSubject:
     kind, is_grouped, space = "torch", True, Space()
     obstacle = "only networks in ONNX files and exact integer networks can be bounded"
 
-    def __init__(self, model: Classifier, name: str, shape: Shape, batch: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Classifier, name: str, shape: Shape, batch: int, device: torch.device
+    ) -> None:
         self.name, self.batch, self.device = name, batch, device
         if isinstance(model, nn.Module):
             model = model.to(device).eval()
@@ -162,13 +178,17 @@ class TorchSubject:
         with torch.no_grad():
             found = self.model(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
         if found.dim() != 2:
-            raise SettingsError(f"the network must give a row of logits for each image, not {list(found.shape)}")
+            raise SettingsError(
+                f"the network must give a row of logits for each image, not {list(found.shape)}"
+            )
         result: np.ndarray = found.double().cpu().numpy()
         return result
 
     def judge(self, images: np.ndarray, labels: np.ndarray) -> list[Judgement]:
         groups = range(0, len(images), self.batch)
-        logits = np.concatenate([self._logits(images[first : first + self.batch]) for first in groups])
+        logits = np.concatenate(
+            [self._logits(images[first : first + self.batch]) for first in groups]
+        )
         return [Judgement(row, int(label)) for row, label in zip(logits, labels, strict=True)]
 
     def facts(self) -> Mapping[str, Any]:
@@ -178,20 +198,28 @@ class TorchSubject:
         return {"parameters": parameters, "megabytes": 4e-6 * parameters}
 
 
-def read_zoo(word: str, weights: Path | None, batch: int, shape: Shape, device: torch.device) -> TorchSubject:
-    """``zoo:NAME``, perhaps with ``:no-blocks`` or ``:per-image`` behind it. Raises ``SettingsError``."""
+def read_zoo(
+    word: str, weights: Path | None, batch: int, shape: Shape, device: torch.device
+) -> TorchSubject:
+    """``zoo:NAME``, perhaps with ``:no-blocks`` or ``:per-image`` behind it. Raises
+    ``SettingsError``."""
     from bitcrown.zoo.networks import PLANS, build_network
     from bitcrown.zoo.weights import load_weights
 
     name, *variants = word.removeprefix(ZOO).split(":")
     if name not in PLANS or set(variants) - set(VARIANTS):
         raise SettingsError(
-            f"{word!r} is no network of the zoo: give {ZOO}NAME with NAME one of {', '.join(PLANS)}, perhaps with "
+            f"{word!r} is no network of the zoo: give {ZOO}NAME with NAME one of "
+            f"{', '.join(PLANS)}, perhaps with "
             f":{' or :'.join(VARIANTS)} behind it"
         )
     if weights is None:
-        raise SettingsError(f"{word} needs its weights: --weights FILE (a TensorFlow checkpoint or an .npz)")
-    network = build_network(name, quantized="no-blocks" not in variants, per_image="per-image" in variants)
+        raise SettingsError(
+            f"{word} needs its weights: --weights FILE (a TensorFlow checkpoint or an .npz)"
+        )
+    network = build_network(
+        name, quantized="no-blocks" not in variants, per_image="per-image" in variants
+    )
     load_weights(network, weights)
     return TorchSubject(network, word.removeprefix(ZOO), shape, batch, device)
 
@@ -206,8 +234,17 @@ def parameter_count(path: Path) -> int:
     tensors = list(model.graph.initializer)
     for node in model.graph.node:
         if node.op_type == "Constant":
-            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value" and attribute.t.dims]
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+            tensors += [
+                attribute.t
+                for attribute in node.attribute
+                if attribute.name == "value" and attribute.t.dims
+            ]
+    floats = {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+    }
     return sum(int(np.prod(list(tensor.dims))) for tensor in tensors if tensor.data_type in floats)
 
 

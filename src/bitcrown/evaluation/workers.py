@@ -1,8 +1,9 @@
-"""Images in parallel: one process a job, each with the network loaded once, blocks of images handed out as they finish.
+"""Images in parallel: one process a job, each with the network loaded once, blocks of images handed
+out as they finish.
 
-A worker that raises hands the sentence back; one that dies (killed, out of memory) ends the evaluation with an error.
-Either way what was finished is in the journal, and the next run goes on from there; an image is never taken for proved
-because its worker is gone.
+A worker that raises hands the sentence back; one that dies (killed, out of memory) ends the
+evaluation with an error. Either way what was finished is in the journal, and the next run goes on
+from there; an image is never taken for proved because its worker is gone.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ def share_of(settings: Settings, jobs: int) -> Settings:
 def prove_blocks(
     make: MakeProver, settings: Settings, blocks: Sequence[Block], jobs: int
 ) -> Iterator[tuple[list[int], list[Proof]]]:
-    """Image numbers and their proofs, block by block as they finish. ``make`` must be picklable if ``jobs > 1``.
+    """Image numbers and their proofs, block by block as they finish. ``make`` must be picklable if
+    ``jobs > 1``.
 
-    Raises ``ResourceError`` where a worker died, ``BitcrownError`` with the worker's sentence where one failed.
+    Raises ``ResourceError`` where a worker died, ``BitcrownError`` with the worker's sentence where
+    one failed.
     """
     jobs = min(jobs, len(blocks))
     if jobs <= 1:
@@ -55,7 +58,10 @@ def prove_blocks(
     for block in islice(waiting, AHEAD * jobs):
         inbox.put(block)
     part = share_of(settings, jobs)
-    workers = [context.Process(target=_work, args=(make, part, inbox, outbox), daemon=True) for _ in range(jobs)]
+    workers = [
+        context.Process(target=_work, args=(make, part, inbox, outbox), daemon=True)
+        for _ in range(jobs)
+    ]
     for worker in workers:
         worker.start()
     try:
@@ -82,7 +88,8 @@ def _next(outbox: Any, workers: Sequence[Any]) -> tuple[list[int], list[Proof] |
             dead = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0)]
             if dead:
                 raise ResourceError(
-                    f"a worker process ended with code {dead[0]}; run again with fewer --jobs or a smaller network"
+                    f"a worker process ended with code {dead[0]}; run again with fewer --jobs or "
+                    "a smaller network"
                 ) from None
 
 

@@ -1,8 +1,9 @@
-"""``bitcrown bench``: suites through the scripts, as the competition runs them; resumable; ends with a table.
+"""``bitcrown bench``: suites through the scripts, as the competition runs them; resumable; ends
+with a table.
 
-Every instance runs ``prepare_instance.sh`` and ``run_instance.sh`` as real processes in a group of their own with
-stdin closed; the group is killed ten seconds after the time limit. Results are appended to ``records.jsonl`` one by
-one, so an interrupted run goes on where it stopped.
+Every instance runs ``prepare_instance.sh`` and ``run_instance.sh`` as real processes in a group of
+their own with stdin closed; the group is killed ten seconds after the time limit. Results are
+appended to ``records.jsonl`` one by one, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ WORDS = ("sat", "unsat", "unknown", "timeout", "error")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. ``scripts`` is the folder of the tool's scripts, ``timeout_cap`` 0 means no cap."""
+    """What to run. ``scripts`` is the folder of the tool's scripts, ``timeout_cap`` 0 means no
+    cap."""
 
     suite: Path
     out: Path
@@ -56,7 +58,8 @@ class Job:
 
 
 Progress = Callable[[int, int, Job, Mapping[str, Any] | None], None]
-"""Called before (``None``) and after (row) an instance with the number of finished ones and of all."""
+"""Called before (``None``) and after (row) an instance with the number of finished ones and of
+all."""
 
 
 def jobs_of(plan: Plan) -> list[Job]:
@@ -65,9 +68,13 @@ def jobs_of(plan: Plan) -> list[Job]:
     for suite in find_suites(plan.suite):
         expected = read_expected(suite.folder / "expected.csv")
         for instance in read_instances(suite.file):
-            if not fnmatch.fnmatch(f"{suite.category} {instance.network} {instance.vnnlib}", f"*{plan.pattern}*"):
+            if not fnmatch.fnmatch(
+                f"{suite.category} {instance.network} {instance.vnnlib}", f"*{plan.pattern}*"
+            ):
                 continue
-            timeout = min(instance.timeout, plan.timeout_cap) if plan.timeout_cap else instance.timeout
+            timeout = (
+                min(instance.timeout, plan.timeout_cap) if plan.timeout_cap else instance.timeout
+            )
             found.append(Job(suite, instance, timeout, expected.get(instance.key(), "")))
     if not found:
         raise SettingsError(f"no instance of {plan.suite} matches {plan.pattern!r}")
@@ -77,14 +84,17 @@ def jobs_of(plan: Plan) -> list[Job]:
 def run_bench(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     """Run what is not finished yet; returns the rows of all instances of the plan, in order.
 
-    Writes ``records.jsonl`` and ``results.csv`` under ``plan.out``. Raises ``KeyboardInterrupt`` after it has ended
-    what was running; finished instances stay finished; ``ResourceError`` if ``plan.out`` cannot be made.
+    Writes ``records.jsonl`` and ``results.csv`` under ``plan.out``. Raises ``KeyboardInterrupt``
+    after it has ended what was running; finished instances stay finished; ``ResourceError`` if
+    ``plan.out`` cannot be made.
     """
     jobs = jobs_of(plan)
     try:
         plan.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"results cannot be written to {plan.out}: {error.strerror}; choose --out") from error
+        raise ResourceError(
+            f"results cannot be written to {plan.out}: {error.strerror}; choose --out"
+        ) from error
     records = plan.out / "records.jsonl"
     if plan.fresh:
         records.unlink(missing_ok=True)
@@ -150,7 +160,12 @@ def run_one(plan: Plan, job: Job, running: Running) -> dict[str, Any]:
         code, prepare_s = running.call(prepare, environment, PREPARE_SECONDS)
         result, wall_s = f"prepare_instance_error_{code}", 0.0
         if code == 0:
-            command = [str(plan.scripts / "run_instance.sh"), *words, str(results), str(job.timeout)]
+            command = [
+                str(plan.scripts / "run_instance.sh"),
+                *words,
+                str(results),
+                str(job.timeout),
+            ]
             code, wall_s = running.call(command, environment, job.timeout + GRACE_SECONDS)
             result = word_of(code, results, wall_s, job.timeout)
         inner = read_records(record)[-1] if record.exists() else {}
@@ -169,7 +184,8 @@ def run_one(plan: Plan, job: Job, running: Running) -> dict[str, Any]:
 
 
 def word_of(code: int, results: Path, wall: float, timeout: float) -> str:
-    """The verdict as the competition of 2026 would note it: late answers and failed scripts do not count."""
+    """The verdict as the competition of 2026 would note it: late answers and failed scripts do not
+    count."""
     if code != 0:
         return "timeout" if wall > timeout else f"error_exit_code_{code}"
     words = results.read_text(encoding="utf-8", errors="replace").split(maxsplit=1)
@@ -185,8 +201,11 @@ class Running:
         self._groups: set[int] = set()
         self._lock = threading.Lock()
 
-    def call(self, command: list[str], environment: Mapping[str, str], limit: float) -> tuple[int, float]:
-        """Exit code (negative: killed) and wall seconds of one script. Raises ``ResourceError`` if it cannot start."""
+    def call(
+        self, command: list[str], environment: Mapping[str, str], limit: float
+    ) -> tuple[int, float]:
+        """Exit code (negative: killed) and wall seconds of one script. Raises ``ResourceError`` if
+        it cannot start."""
         started = time.monotonic()
         try:
             process = subprocess.Popen(

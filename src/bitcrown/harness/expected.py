@@ -14,7 +14,8 @@ KNOWN = ("sat", "unsat")
 
 
 def read_expected(path: Path) -> dict[tuple[str, str], str]:
-    """Truth by (network field, property); columns ``onnx,vnnlib,expected`` and whatever follows. Empty if no file."""
+    """Truth by (network field, property); columns ``onnx,vnnlib,expected`` and whatever follows.
+    Empty if no file."""
     if not path.is_file():
         return {}
     truth = {}
@@ -22,7 +23,9 @@ def read_expected(path: Path) -> dict[tuple[str, str], str]:
         if not row or (number == 1 and row[:3] == ["onnx", "vnnlib", "expected"]):
             continue
         if len(row) < 3:
-            raise PropertyError(f"{path} row {number}: expected at least the columns onnx,vnnlib,expected")
+            raise PropertyError(
+                f"{path} row {number}: expected at least the columns onnx,vnnlib,expected"
+            )
         pairs = tuple((name, tidy_path(file_name)) for name, file_name in parse_network(row[0]))
         truth[network_field(pairs), tidy_path(row[1])] = row[2].strip().lower()
     return truth

@@ -1,7 +1,9 @@
-"""Instances as the competition writes them: the CSV of every year, the network field, the time limit.
+"""Instances as the competition writes them: the CSV of every year, the network field, the time
+limit.
 
-An instance is keyed by its network field and its property, because one property file serves several networks and one
-file name several folders. Paths stay relative to the folder of the CSV until somebody opens them.
+An instance is keyed by its network field and its property, because one property file serves several
+networks and one file name several folders. Paths stay relative to the folder of the CSV until
+somebody opens them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ VERSION_FOLDERS = ("1.0", "2.0")
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One row: ``network`` is a path or the text of a list of (name, path) pairs, as in the CSV, paths tidied."""
+    """One row: ``network`` is a path or the text of a list of (name, path) pairs, as in the CSV,
+    paths tidied."""
 
     network: str
     vnnlib: str
@@ -35,9 +38,13 @@ def parse_timeout(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError as error:
-        raise PropertyError(f"the time limit must be a number of seconds, but is {text!r}") from error
+        raise PropertyError(
+            f"the time limit must be a number of seconds, but is {text!r}"
+        ) from error
     if not (math.isfinite(seconds) and seconds > 0.0):
-        raise PropertyError(f"the time limit must be a positive finite number of seconds, but is {text!r}")
+        raise PropertyError(
+            f"the time limit must be a positive finite number of seconds, but is {text!r}"
+        )
     return seconds
 
 
@@ -67,7 +74,8 @@ def find_file(path: Path) -> Path | None:
 
 
 def csv_rows(file: Path, what: str) -> list[list[str]]:
-    """The rows of a CSV file in UTF-8, whatever its line ends. Raises ``PropertyError``, which calls it ``what``."""
+    """The rows of a CSV file in UTF-8, whatever its line ends. Raises ``PropertyError``, which
+    calls it ``what``."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +88,8 @@ def csv_rows(file: Path, what: str) -> list[list[str]]:
 
 
 def read_instances(file: Path) -> tuple[Instance, ...]:
-    """All rows of an instances CSV. Raises ``PropertyError`` with the line of the first row that cannot be used."""
+    """All rows of an instances CSV. Raises ``PropertyError`` with the line of the first row that
+    cannot be used."""
     instances = []
     for number, row in enumerate(csv_rows(file, "the instances file"), start=1):
         cells = [cell.strip() for cell in row]
@@ -90,11 +99,14 @@ def read_instances(file: Path) -> tuple[Instance, ...]:
             cells.pop()
         if len(cells) != 3:
             raise PropertyError(
-                f"{file} row {number}: expected network,property,timeout but found {len(cells)} columns"
+                f"{file} row {number}: expected network,property,timeout but found {len(cells)} "
+                "columns"
             )
         try:
             pairs = tuple((name, tidy_path(path)) for name, path in parse_network(cells[0]))
-            instances.append(Instance(network_field(pairs), tidy_path(cells[1]), parse_timeout(cells[2])))
+            instances.append(
+                Instance(network_field(pairs), tidy_path(cells[1]), parse_timeout(cells[2]))
+            )
         except PropertyError as error:
             raise PropertyError(f"{file} row {number}: {error}") from error
     return tuple(instances)
@@ -106,7 +118,8 @@ def _is_header(cells: list[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One instances CSV. ``category`` is the bare benchmark name, ``version`` the 2026 folder (``1.0``) or ``""``."""
+    """One instances CSV. ``category`` is the bare benchmark name, ``version`` the 2026 folder
+    (``1.0``) or ``""``."""
 
     category: str
     version: str
@@ -118,15 +131,18 @@ class Suite:
 
 
 def find_suites(path: Path) -> tuple[Suite, ...]:
-    """Suites at ``path``: a CSV, a folder with ``instances.csv`` (or 2021's name), or a folder of such folders.
+    """Suites at ``path``: a CSV, a folder with ``instances.csv`` (or 2021's name), or a folder of
+    such folders.
 
-    Where a benchmark has version folders, the first version found counts (both list the same instances).
-    Raises ``PropertyError`` if there is none.
+    Where a benchmark has version folders, the first version found counts (both list the same
+    instances). Raises ``PropertyError`` if there is none.
     """
     if path.is_file():
         return (_suite_of(path),)
     if not path.is_dir():
-        raise PropertyError(f"{path} does not exist: give a suite folder, an instances CSV or a folder of suites")
+        raise PropertyError(
+            f"{path} does not exist: give a suite folder, an instances CSV or a folder of suites"
+        )
     own = _instances_file(path)
     if own is not None:
         return (_suite_of(own),)

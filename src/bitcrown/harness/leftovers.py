@@ -1,7 +1,8 @@
-"""Notes about running workers, so that the next ``prepare`` can end what a dead run of ours left behind.
+"""Notes about running workers, so that the next ``prepare`` can end what a dead run of ours left
+behind.
 
-One small file a run in a private folder of the user: the parent's pid and start time, and the run's token. A run whose
-parent still lives is never touched.
+One small file a run in a private folder of the user: the parent's pid and start time, and the run's
+token. A run whose parent still lives is never touched.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def runtime_folder() -> Path | None:
             facts = folder.lstat()
         except OSError:
             continue
-        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
+        if (
+            stat.S_ISDIR(facts.st_mode)
+            and facts.st_uid == os.getuid()
+            and not facts.st_mode & 0o022
+        ):
             return folder
     return None
 
@@ -38,7 +43,9 @@ def note_run(token: str) -> Path | None:
         return None
     note = folder / f"{token}.json"
     try:
-        note.write_text(json.dumps({"parent": os.getpid(), "started": start_ticks(os.getpid()), "token": token}))
+        note.write_text(
+            json.dumps({"parent": os.getpid(), "started": start_ticks(os.getpid()), "token": token})
+        )
     except OSError:
         return None
     return note
@@ -53,7 +60,8 @@ def drop_note(note: Path | None) -> None:
 
 
 def end_leftovers(patience: float = 25.0) -> int:
-    """Kill the processes of runs whose parent is dead and wait for them to go; returns how many there were."""
+    """Kill the processes of runs whose parent is dead and wait for them to go; returns how many
+    there were."""
     folder = runtime_folder()
     if folder is None:
         return 0
@@ -62,7 +70,11 @@ def end_leftovers(patience: float = 25.0) -> int:
     for note in sorted(folder.glob("*.json")):
         try:
             facts = json.loads(note.read_text())
-            parent, started, token = int(facts["parent"]), int(facts["started"]), str(facts["token"])
+            parent, started, token = (
+                int(facts["parent"]),
+                int(facts["started"]),
+                str(facts["token"]),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             drop_note(note)
             continue

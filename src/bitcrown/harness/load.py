@@ -1,14 +1,16 @@
 """How late things happen on this machine, measured while it matters, so that margins can follow.
 
-Two quantities suffice. A process that sleeps wakes up ``late`` seconds after it asked to. A process that computes gets
-on ``slow`` times slower than alone: the kernel counts, for every thread, the nanoseconds on a processor and those spent
-runnable but waiting for one (``/proc/self/schedstat``), and ``slow = 1 + waiting / running``. On an idle machine they
-are 0 and 1. What a parent still has to do at the end is a known number of wake-ups and a known amount of computing, so
+Two quantities suffice. A process that sleeps wakes up ``late`` seconds after it asked to. A process
+that computes gets on ``slow`` times slower than alone: the kernel counts, for every thread, the
+nanoseconds on a processor and those spent runnable but waiting for one (``/proc/self/schedstat``),
+and ``slow = 1 + waiting / running``. On an idle machine they are 0 and 1. What a parent still has
+to do at the end is a known number of wake-ups and a known amount of computing, so
 
     seconds needed at the end <= WAKES late + WORK slow.
 
-Both are the worst of the last ``WINDOW`` seconds: a load that begins late counts at once, one that is over does not
-for long. The first sample is the start of this process itself, shell and interpreter included.
+Both are the worst of the last ``WINDOW`` seconds: a load that begins late counts at once, one that
+is over does not for long. The first sample is the start of this process itself, shell and
+interpreter included.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from collections import deque
 from pathlib import Path
 
 WAKES = 8
-"""Wake-ups between the deadline and the end of the parent: its own, the dying worker's, the guard's, of the disk."""
+"""Wake-ups between the deadline and the end of the parent: its own, the dying worker's, the
+guard's, of the disk."""
 WORK = 0.03
-"""CPU seconds between the deadline and the end of the parent (measured: 0.006): one look over all processes, killing,
-looking for strays, results file, record."""
+"""CPU seconds between the deadline and the end of the parent (measured: 0.006): one look over all
+processes, killing, looking for strays, results file, record."""
 WINDOW = 15.0
 SAMPLE = 0.003
 """CPU seconds after which the ratio of waiting to running says something."""
@@ -30,7 +33,8 @@ _SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 def run_and_wait() -> tuple[float, float]:
-    """CPU seconds of this thread so far, and seconds it waited for a processor (0 where the kernel does not count)."""
+    """CPU seconds of this thread so far, and seconds it waited for a processor (0 where the kernel
+    does not count)."""
     try:
         running, waiting = _SCHEDSTAT.read_text(encoding="ascii").split()[:2]
         return int(running) / 1e9, int(waiting) / 1e9
@@ -75,7 +79,8 @@ class Load:
         return {"late_s": round(self.late, 4), "slow": round(self.slow, 2)}
 
     def _note(self, samples: deque[tuple[float, float]], value: float) -> None:
-        """Samples older than the window go; of those before a larger one none can be the largest again."""
+        """Samples older than the window go; of those before a larger one none can be the largest
+        again."""
         now = time.monotonic()
         while samples and samples[-1][1] <= value:
             samples.pop()

@@ -1,7 +1,8 @@
 """How an instance ended, as the parent knows it, and the results file that says so.
 
-The results file is replaced as a whole (``bitcrown.files``). The answer of an earlier run must never be taken for this
-one's, so a file that cannot be replaced is emptied, written in place, or removed, whichever the disk still allows.
+The results file is replaced as a whole (``bitcrown.files``). The answer of an earlier run must
+never be taken for this one's, so a file that cannot be replaced is emptied, written in place, or
+removed, whichever the disk still allows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from bitcrown.verdict import Reason, Status
 
 @dataclass(frozen=True)
 class Outcome:
-    """``witness`` is the text of the counterexample in the results file's format; only ``sat`` has one."""
+    """``witness`` is the text of the counterexample in the results file's format; only ``sat`` has
+    one."""
 
     status: Status
     reason: str = ""
@@ -31,15 +33,21 @@ class Outcome:
 
     def text(self) -> str:
         """Content of the results file."""
-        return f"{self.status}\n{self.witness.strip()}\n" if self.status is Status.SAT else f"{self.status}\n"
+        return (
+            f"{self.status}\n{self.witness.strip()}\n"
+            if self.status is Status.SAT
+            else f"{self.status}\n"
+        )
 
 
 class StaleAnswer(ResourceError):
-    """The results file can be neither written nor emptied nor removed: it may hold the answer of another run."""
+    """The results file can be neither written nor emptied nor removed: it may hold the answer of
+    another run."""
 
 
 def crashed(detail: str) -> Outcome:
-    """A worker that ended without an answer: never a verdict, and no fault of the input as far as we know."""
+    """A worker that ended without an answer: never a verdict, and no fault of the input as far as
+    we know."""
     return Outcome(Status.UNKNOWN, Reason.CRASHED, detail)
 
 
@@ -53,7 +61,8 @@ def parse_message(line: bytes) -> dict[str, Any] | None:
 
 
 def outcome_of(message: Mapping[str, Any]) -> Outcome:
-    """The worker's final message as an outcome. ``sat`` without a witness, or an unknown word, is no answer."""
+    """The worker's final message as an outcome. ``sat`` without a witness, or an unknown word, is
+    no answer."""
     words = {status.value: status for status in Status}
     status = words.get(str(message.get("status")))
     if status is None:
@@ -79,11 +88,12 @@ def is_stream(path: Path) -> bool:
 
 
 def write_answer(path: Path, text: str) -> None:
-    """Make ``text`` the content of the results file, or see to it that no other answer stands there.
+    """Make ``text`` the content of the results file, or see to it that no other answer stands
+    there.
 
-    Where no new file can be written (a full disk), the old one is emptied and written in place; where that fails it
-    says ``error``, or is removed. Raises ``ResourceError`` if the file does not hold ``text`` in the end, and
-    ``StaleAnswer`` if nothing about it could be changed.
+    Where no new file can be written (a full disk), the old one is emptied and written in place;
+    where that fails it says ``error``, or is removed. Raises ``ResourceError`` if the file does not
+    hold ``text`` in the end, and ``StaleAnswer`` if nothing about it could be changed.
     """
     try:
         write_whole(path, text)
@@ -102,7 +112,9 @@ def _withdraw(path: Path, error: ResourceError) -> None:
         path.unlink()
     except OSError:
         if path.is_file() and path.stat().st_size:
-            raise StaleAnswer(f"{error}, nor emptied, nor removed: what it says is not the answer") from error
+            raise StaleAnswer(
+                f"{error}, nor emptied, nor removed: what it says is not the answer"
+            ) from error
     raise error
 
 

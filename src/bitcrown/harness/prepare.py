@@ -2,8 +2,8 @@
 
     python -m bitcrown.harness.prepare v1 CATEGORY ONNX VNNLIB
 
-Exit code 0 whatever it finds, because a harness may drop the rest of a benchmark otherwise; a wrong protocol version
-is 1.
+Exit code 0 whatever it finds, because a harness may drop the rest of a benchmark otherwise; a wrong
+protocol version is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ WARM_SECONDS = 600.0
 
 def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] != PROTOCOL:
-        sys.stderr.write(f"bitcrown: unknown protocol version {arguments[0] if arguments else ''!r}; {USAGE}\n")
+        sys.stderr.write(
+            f"bitcrown: unknown protocol version {arguments[0] if arguments else ''!r}; {USAGE}\n"
+        )
         return 1
     if len(arguments) != 4:
         sys.stderr.write(f"bitcrown: expected 4 arguments but got {len(arguments)}; {USAGE}\n")
@@ -40,11 +42,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _warm_up() -> None:
-    """Read the libraries' files, so that the timed run finds them in the page cache; at most once in ten minutes."""
+    """Read the libraries' files, so that the timed run finds them in the page cache; at most once
+    in ten minutes."""
     folder = runtime_folder()
     stamp = folder / "warm" if folder is not None else None
     try:
-        if stamp is not None and stamp.exists() and time.time() - stamp.stat().st_mtime < WARM_SECONDS:
+        if (
+            stamp is not None
+            and stamp.exists()
+            and time.time() - stamp.stat().st_mtime < WARM_SECONDS
+        ):
             return
         subprocess.run(
             [sys.executable, "-P", "-c", "import numpy, onnx, onnxruntime, torch"],

@@ -1,7 +1,8 @@
-"""Processes as /proc shows them: age, memory of a run, and killing exactly the processes of one run.
+"""Processes as /proc shows them: age, memory of a run, and killing exactly the processes of one
+run.
 
-Every process of a run carries ``BITCROWN_RUN=<token>`` in its environment. Only that token, or the process group that
-we made ourselves, decides what is killed; never a name.
+Every process of a run carries ``BITCROWN_RUN=<token>`` in its environment. Only that token, or the
+process group that we made ourselves, decides what is killed; never a name.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from pathlib import Path
 
 TOKEN = "BITCROWN_RUN"
 LONGEST_START = 60.0
-"""Seconds that a shell and an interpreter may take to start; a greater age of this process is not believed."""
+"""Seconds that a shell and an interpreter may take to start; a greater age of this process is not
+believed."""
 _PROC = Path("/proc")
 
 
 def process_started() -> float:
-    """``time.monotonic()`` reading at which this process began (shell included, where the shell used ``exec``).
+    """``time.monotonic()`` reading at which this process began (shell included, where the shell
+    used ``exec``).
 
-    Falls back to now if /proc does not say, or says something that cannot be (some sandboxes give 0 ticks).
+    Falls back to now if /proc does not say, or says something that cannot be (some sandboxes give 0
+    ticks).
     """
     now = time.monotonic()
     fields = _stat("self")
@@ -32,7 +36,8 @@ def process_started() -> float:
 
 
 def _stat(pid: str | int) -> list[str]:
-    """Fields of /proc/PID/stat after the command name: state, parent, group, session ... start time (number 19)."""
+    """Fields of /proc/PID/stat after the command name: state, parent, group, session ... start time
+    (number 19)."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -41,7 +46,8 @@ def _stat(pid: str | int) -> list[str]:
 
 
 def start_ticks(pid: int) -> int:
-    """Start time of a process in clock ticks since boot; 0 if there is none, or only its remains."""
+    """Start time of a process in clock ticks since boot; 0 if there is none, or only its
+    remains."""
     fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else 0
 
@@ -94,7 +100,8 @@ def kill_group(group: int) -> None:
 
 
 def kill_token(token: str, passes: int = 5) -> set[int]:
-    """SIGKILL to every process of the run ``token``, wherever it moved to; returns those that were hit."""
+    """SIGKILL to every process of the run ``token``, wherever it moved to; returns those that were
+    hit."""
     hit: set[int] = set()
     for _ in range(passes):
         members = token_members(token)
@@ -111,9 +118,11 @@ def kill_token(token: str, passes: int = 5) -> set[int]:
 
 
 class Guard:
-    """A forked process in a session of its own that kills the run if this process dies without saying ``release``.
+    """A forked process in a session of its own that kills the run if this process dies without
+    saying ``release``.
 
-    It is what makes SIGKILL of the parent safe: it sees the end of a pipe that only the parent holds open.
+    It is what makes SIGKILL of the parent safe: it sees the end of a pipe that only the parent
+    holds open.
     """
 
     def __init__(self, token: str) -> None:
@@ -132,7 +141,8 @@ class Guard:
         self._say(f"{group}\n".encode())
 
     def release(self) -> None:
-        """Everything is cleaned up already; the guard goes without a further act, and nobody waits for it."""
+        """Everything is cleaned up already; the guard goes without a further act, and nobody waits
+        for it."""
         self._say(b"done\n")
         os.close(self._writer)
         os.waitpid(self._pid, os.WNOHANG)

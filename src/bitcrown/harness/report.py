@@ -69,7 +69,8 @@ def plain_table(rows: Iterable[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A record for ``benchmarks/records/``: the table, what it ran on and with, and every wrong answer."""
+    """A record for ``benchmarks/records/``: the table, what it ran on and with, and every wrong
+    answer."""
     lines = table(rows)
     text = ["| " + " | ".join(lines[0]) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
     text += ["| " + " | ".join(line) + " |" for line in lines[1:]]
@@ -104,5 +105,9 @@ def _distinct(values: Iterable[Any]) -> list[str]:
 
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_readable(part)}" for name, part in value.items() if part not in ("", [], None))
+        return ", ".join(
+            f"{name} {_readable(part)}"
+            for name, part in value.items()
+            if part not in ("", [], None)
+        )
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,5 @@
-"""Records: one JSON object a decided instance in a JSON Lines file, and the competition's ``results.csv``."""
+"""Records: one JSON object a decided instance in a JSON Lines file, and the competition's
+``results.csv``."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append ``record`` as one line, after closing a half line of a killed writer. Raises ``ResourceError``."""
+    """Append ``record`` as one line, after closing a half line of a killed writer. Raises
+    ``ResourceError``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -79,15 +81,20 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             line = json.dumps(record, default=str).encode() + b"\n"
             file.write(b"\n" + line if broken else line)
     except OSError as error:
-        raise ResourceError(f"the record {path} cannot be written: {error.strerror or error}") from error
+        raise ResourceError(
+            f"the record {path} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it cannot be read."""
+    """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it
+    cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise ResourceError(f"the records {path} cannot be read: {error.strerror or error}") from error
+        raise ResourceError(
+            f"the records {path} cannot be read: {error.strerror or error}"
+        ) from error
     records = []
     for line in lines:
         try:
@@ -113,7 +120,8 @@ def is_result(record: Mapping[str, Any]) -> bool:
 
 
 def write_results_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """``results.csv`` as the harness writes it: no header, ``RESULT_COLUMNS``, seconds as decimals."""
+    """``results.csv`` as the harness writes it: no header, ``RESULT_COLUMNS``, seconds as
+    decimals."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in rows:

@@ -1,11 +1,13 @@
-"""The parent process of ``run_instance.sh``: owns the deadline, the worker's processes and the results file.
+"""The parent process of ``run_instance.sh``: owns the deadline, the worker's processes and the
+results file.
 
     python -m bitcrown.harness.run v1 CATEGORY ONNX VNNLIB RESULTS_FILE TIMEOUT
 
-Imports nothing heavy. Time counts from the start of this process, which is that of the shell script before it. The
-results file says ``timeout`` from the first moment on, and is replaced once, at the end, if there is more to say. Exit
-code 0, whatever happened to the instance; 1 for another protocol version than ``v1``; 2 if the arguments cannot be
-understood at all; 3 if the results file holds another run's answer that could be neither replaced nor removed.
+Imports nothing heavy. Time counts from the start of this process, which is that of the shell script
+before it. The results file says ``timeout`` from the first moment on, and is replaced once, at the
+end, if there is more to say. Exit code 0, whatever happened to the instance; 1 for another protocol
+version than ``v1``; 2 if the arguments cannot be understood at all; 3 if the results file holds
+another run's answer that could be neither replaced nor removed.
 """
 
 from __future__ import annotations
@@ -36,15 +38,21 @@ RECORD_VARIABLE = "BITCROWN_RECORD"
 WAIT_VARIABLE = "OMP_WAIT_POLICY"
 BUSY = 2.0
 """Slowness (see ``load``) from which cores are not taken to be free."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout`` seconds count.
+    """One instance to decide. ``started`` is a ``time.monotonic()`` reading from which ``timeout``
+    seconds count.
 
-    ``certificate``: the file for the proof of an unsat; empty for none. ``cpu_seconds``: what the worker may compute,
-    where that is limited, too.
+    ``certificate``: the file for the proof of an unsat; empty for none. ``cpu_seconds``: what the
+    worker may compute, where that is limited, too.
     """
 
     category: str
@@ -62,13 +70,15 @@ class Request:
         return self.started + self.timeout
 
     def soft_deadline(self, load: Load) -> float:
-        """What the worker is told: a little before it is ended, so that it can still say how far it came."""
+        """What the worker is told: a little before it is ended, so that it can still say how far it
+        came."""
         room = min(0.5, 0.02 * self.timeout) * load.slow
         return self.end - safety_margin(self.timeout, load.needed()) - min(room, 0.1 * self.timeout)
 
 
 def main(arguments: Sequence[str], started: float) -> int:
-    """Decide the instance of a ``run_instance.sh`` call; ``arguments`` without the program's name."""
+    """Decide the instance of a ``run_instance.sh`` call; ``arguments`` without the program's
+    name."""
     signals = Signals()
     if not arguments or arguments[0] != PROTOCOL:
         _say(f"unknown protocol version {arguments[0] if arguments else ''!r}; {USAGE}")
@@ -84,7 +94,9 @@ def main(arguments: Sequence[str], started: float) -> int:
         _say(str(error))
         return STALE if isinstance(error, StaleAnswer) else 0
     try:
-        request = Request(category, network, vnnlib, parse_timeout(timeout), started, Settings.from_environment())
+        request = Request(
+            category, network, vnnlib, parse_timeout(timeout), started, Settings.from_environment()
+        )
         check_files(network, vnnlib)
     except BitcrownError as error:
         _say(str(error))
@@ -96,7 +108,9 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
     """Run the worker on ``request`` and write the results file (if any) and the record (if any)."""
     load = Load()
     memory = request.settings.process_bytes()
-    dog = Watchdog(_worker_command(request, load), request.end, request.timeout, memory, signals, load)
+    dog = Watchdog(
+        _worker_command(request, load), request.end, request.timeout, memory, signals, load
+    )
     seen = dog.run(_environment(request, load), lambda: None if record is None else _look_around())
     if results is not None:
         seen.exit_code, seen.lost = _finish(results, seen.outcome)
@@ -109,20 +123,24 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
         try:
             append_record(record, record_of(request, seen, time.monotonic() - request.started))
         except ResourceError as error:
-            if RECORD_VARIABLE in os.environ:  # a place that the user named; the default one may fail in silence
+            if (
+                RECORD_VARIABLE in os.environ
+            ):  # a place that the user named; the default one may fail in silence
                 _say(str(error))
     return seen
 
 
 def _look_around() -> None:
-    """Read what the record will say of the machine, while the worker begins: neither before it nor at the end."""
+    """Read what the record will say of the machine, while the worker begins: neither before it nor
+    at the end."""
     from bitcrown.harness.results import machine_facts
 
     machine_facts()
 
 
 def check_files(network: str, vnnlib: str) -> None:
-    """Raises ``ModelError`` or ``PropertyError`` naming the first input file that is not there, plain or ``.gz``."""
+    """Raises ``ModelError`` or ``PropertyError`` naming the first input file that is not there,
+    plain or ``.gz``."""
     for _, path in parse_network(network):
         if find_file(Path(path)) is None:
             raise ModelError(f"the network file {path} does not exist (neither does {path}.gz)")
@@ -131,7 +149,8 @@ def check_files(network: str, vnnlib: str) -> None:
 
 
 def _finish(results: Path, outcome: Outcome) -> tuple[int, str]:
-    """Write the answer, unless the file says so already; the exit code, and why the answer is lost, if it is."""
+    """Write the answer, unless the file says so already; the exit code, and why the answer is lost,
+    if it is."""
     if outcome.status is Status.TIMEOUT and results.is_file():
         return 0, ""
     try:
@@ -152,7 +171,8 @@ def _record_path() -> Path | None:
 
 
 def _worker_command(request: Request, load: Load) -> list[str]:
-    """The worker's command line; ``BITCROWN_WORKER`` names a Python file to run instead (tests of this parent)."""
+    """The worker's command line; ``BITCROWN_WORKER`` names a Python file to run instead (tests of
+    this parent)."""
     substitute = os.environ.get("BITCROWN_WORKER", "")
     program = [substitute] if substitute else ["-m", "bitcrown.harness.worker"]
     facts: dict[str, Any] = {
@@ -170,9 +190,10 @@ def _worker_command(request: Request, load: Load) -> list[str]:
 def _environment(request: Request, load: Load) -> dict[str, str]:
     """The worker's environment: thread counts, which must stand before torch is imported.
 
-    OpenMP's threads wait for each other by spinning. That is quickest while every thread has a core; where they have
-    not, they burn the time that the thread they wait for needs (measured: 12 times as long on two cores with a load of
-    nine), and where computing is counted it would count. Then they sleep.
+    OpenMP's threads wait for each other by spinning. That is quickest while every thread has a
+    core; where they have not, they burn the time that the thread they wait for needs (measured: 12
+    times as long on two cores with a load of nine), and where computing is counted it would count.
+    Then they sleep.
     """
     changes = dict.fromkeys(THREAD_VARIABLES, str(request.settings.thread_count()))
     if request.cpu_seconds is not None or load.slow >= BUSY:
@@ -191,4 +212,5 @@ def _say(sentence: str) -> None:
 if __name__ == "__main__":
     code = main(sys.argv[1:], process_started())
     sys.stderr.flush()
-    os._exit(code)  # nothing is left to tidy up, and tearing the interpreter down takes time that may not be left
+    # nothing is left to tidy up, and tearing the interpreter down takes time that may not be left
+    os._exit(code)

@@ -1,7 +1,8 @@
 """The parent's watch over one worker: deadline, memory, signals, and the messages that come back.
 
-The worker runs in a session of its own. It writes JSON lines to a pipe (see ``worker``); a line that is not complete
-when the worker dies never counts. Whatever it prints goes to a second pipe of which only the end is kept.
+The worker runs in a session of its own. It writes JSON lines to a pipe (see ``worker``); a line
+that is not complete when the worker dies never counts. Whatever it prints goes to a second pipe of
+which only the end is kept.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ _STATUS_OF_NUMBER = {-number.value: number.name for number in signal.Signals}
 def safety_margin(timeout: float, needed: float = 0.0) -> float:
     """Seconds kept back at the end, at most half of the limit.
 
-    0.3 s, growing to 1.5 s with the limit, and what a loaded machine ``needed`` more (see ``load``).
+    0.3 s, growing to 1.5 s with the limit, and what a loaded machine ``needed`` more (see
+    ``load``).
     """
     return min(max(0.3, min(0.015 * timeout, 1.5)) + needed, timeout / 2)
 
 
 class Signals:
-    """Turns signals into bytes on a descriptor, and remembers which stop signal came. Install before anything else."""
+    """Turns signals into bytes on a descriptor, and remembers which stop signal came. Install
+    before anything else."""
 
     def __init__(self) -> None:
         self.stopped_by = ""
@@ -75,11 +78,12 @@ class Signals:
 
 @dataclass
 class Watched:
-    """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the worker's output.
+    """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the
+    worker's output.
 
-    ``progress`` is the latest phase with the last facts about it (boxes done and left ...); ``phases`` and ``counters``
-    are what is known from such messages, for workers that cannot tell any more: seconds between messages, and the
-    counters as the last one had them.
+    ``progress`` is the latest phase with the last facts about it (boxes done and left ...);
+    ``phases`` and ``counters`` are what is known from such messages, for workers that cannot tell
+    any more: seconds between messages, and the counters as the last one had them.
     """
 
     outcome: Outcome
@@ -96,7 +100,8 @@ class Watched:
     phase_began: float = field(default_factory=time.monotonic)
 
     def enter(self, name: str, facts: Any) -> None:
-        """A phase begins; the time since the last one goes to that one (the first is the start of the worker)."""
+        """A phase begins; the time since the last one goes to that one (the first is the start of
+        the worker)."""
         now = time.monotonic()
         previous = self.progress.get("phase", "spawn")
         self.phases[previous] = round(self.phases.get(previous, 0.0) + now - self.phase_began, 4)
@@ -110,14 +115,22 @@ class Watched:
 
 
 class Watchdog:
-    """Runs ``command`` (the message descriptor's number is appended) until it answers, dies or must be ended.
+    """Runs ``command`` (the message descriptor's number is appended) until it answers, dies or must
+    be ended.
 
-    ``end`` is the ``time.monotonic()`` reading at which ``timeout`` seconds are over; the worker is ended earlier by
-    ``safety_margin``, which follows the ``load``. ``memory`` is bytes for all processes of the worker together.
+    ``end`` is the ``time.monotonic()`` reading at which ``timeout`` seconds are over; the worker is
+    ended earlier by ``safety_margin``, which follows the ``load``. ``memory`` is bytes for all
+    processes of the worker together.
     """
 
     def __init__(
-        self, command: Sequence[str], end: float, timeout: float, memory: int, signals: Signals, load: Load
+        self,
+        command: Sequence[str],
+        end: float,
+        timeout: float,
+        memory: int,
+        signals: Signals,
+        load: Load,
     ) -> None:
         self.command, self.end, self.timeout, self.memory = tuple(command), end, timeout, memory
         self.signals, self.load = signals, load
@@ -135,10 +148,14 @@ class Watchdog:
         """When the worker is ended if nothing changes."""
         return self.end - safety_margin(self.timeout, self.load.needed())
 
-    def run(self, environment: dict[str, str], meanwhile: Callable[[], object] = lambda: None) -> Watched:
-        """Start the worker and wait. The worker's group has been killed when this returns, but not yet reaped.
+    def run(
+        self, environment: dict[str, str], meanwhile: Callable[[], object] = lambda: None
+    ) -> Watched:
+        """Start the worker and wait. The worker's group has been killed when this returns, but not
+        yet reaped.
 
-        ``meanwhile`` is called once while the worker begins: work that would be in the way at the end.
+        ``meanwhile`` is called once while the worker begins: work that would be in the way at the
+        end.
         """
         if time.monotonic() >= self.deadline:
             detail = "the machine is so loaded that no time was left to start a worker"
@@ -176,7 +193,8 @@ class Watchdog:
         return self.seen
 
     def clean_up(self) -> None:
-        """Kill what left the group, wait for the worker to be gone while there is time, dismiss the guard."""
+        """Kill what left the group, wait for the worker to be gone while there is time, dismiss the
+        guard."""
         if self._worker is not None:
             kill_token(self.token)
             left = self.end - TAIL_SECONDS - self.load.needed() / 2 - time.monotonic()
@@ -186,7 +204,9 @@ class Watchdog:
                 self.seen.facts["slow_to_die"] = True
             if self._worker.stdout is not None:
                 self._worker.stdout.close()
-        self.seen.peak_bytes = max(self.seen.peak_bytes, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10)
+        self.seen.peak_bytes = max(
+            self.seen.peak_bytes, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+        )
         if self._guard is not None:
             self._guard.release()
         drop_note(self._note)
@@ -207,7 +227,9 @@ class Watchdog:
                 if answer is not None:
                     return answer if time.monotonic() < self.end else _too_late(answer)
                 if self.signals.stopped_by:
-                    return Outcome(Status.TIMEOUT, Reason.DEADLINE, f"stopped by {self.signals.stopped_by}")
+                    return Outcome(
+                        Status.TIMEOUT, Reason.DEADLINE, f"stopped by {self.signals.stopped_by}"
+                    )
                 if ended:
                     return crashed(_how_it_ended(worker.returncode))
                 if time.monotonic() >= self.deadline:
@@ -215,8 +237,11 @@ class Watchdog:
                 if self._is_over_memory(worker.pid):
                     return Outcome(Status.UNKNOWN, Reason.MEMORY, f"limit {self.memory >> 20} MiB")
 
-    def _ready(self, selector: selectors.DefaultSelector, pause: float) -> list[tuple[selectors.SelectorKey, int]]:
-        """What can be read within ``pause`` seconds; a sleep that nothing ended shows how late this process wakes."""
+    def _ready(
+        self, selector: selectors.DefaultSelector, pause: float
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        """What can be read within ``pause`` seconds; a sleep that nothing ended shows how late this
+        process wakes."""
         before = time.monotonic()
         ready = selector.select(pause)
         if not ready and pause:
@@ -244,7 +269,8 @@ class Watchdog:
         return bool(chunk)
 
     def _read_rest(self, reader: int, output: int) -> None:
-        """What a dead worker left in its pipes; a grandchild may hold them open, so stop where a read would wait."""
+        """What a dead worker left in its pipes; a grandchild may hold them open, so stop where a
+        read would wait."""
         self._read(output, reader, output)
         size = -1
         while size < len(self._messages) <= MAX_MESSAGE:
@@ -277,9 +303,12 @@ class Watchdog:
 
 
 def _too_late(answer: Outcome) -> Outcome:
-    """An answer that is seen after the time limit counts for nobody; what the worker found out stays in the record."""
+    """An answer that is seen after the time limit counts for nobody; what the worker found out
+    stays in the record."""
     detail = f"the answer {answer.status} came after the time limit"
-    return Outcome(Status.TIMEOUT, Reason.DEADLINE, detail, phases=answer.phases, counters=answer.counters)
+    return Outcome(
+        Status.TIMEOUT, Reason.DEADLINE, detail, phases=answer.phases, counters=answer.counters
+    )
 
 
 def _how_it_ended(code: int) -> str:

@@ -1,15 +1,17 @@
 """The child process that decides one instance, and the messages it sends.
 
-Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network`` (path or text of a
-list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading), ``settings``, ``parent`` (pid), optionally
-``certificate`` (the file for the proof of an unsat) and ``cpu_seconds``. Messages are JSON objects, one a line, on the
-descriptor FD:
+Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network``
+(path or text of a list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading),
+``settings``, ``parent`` (pid), optionally ``certificate`` (the file for the proof of an unsat) and
+``cpu_seconds``. Messages are JSON objects, one a line, on the descriptor FD:
 
     {"kind": "phase", "name": "...", "facts": {..., "counters": {...}}}
     {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
-     "decided_by": "...", "phases": {...}, "counters": {...}, "witness": "..."}      witness: with sat, and only there
+     "decided_by": "...", "phases": {...}, "counters": {...}, "witness": "..."}
+                                                                witness: with sat, and only there
 
-Only a complete final line counts. What is printed to stdout or stderr never reaches the results file.
+Only a complete final line counts. What is printed to stdout or stderr never reaches the results
+file.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _harden(parent: int) -> None:
-    """Die with the parent, leave no core file, be the first that the kernel ends when memory is short."""
+    """Die with the parent, leave no core file, be the first that the kernel ends when memory is
+    short."""
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -107,7 +110,11 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
         from bitcrown.files import write_whole
 
         found = verdict.certificate
-        text = "" if isinstance(found, bytes) else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
+        text = (
+            ""
+            if isinstance(found, bytes)
+            else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
+        )
         write_whole(Path(certificate), found if isinstance(found, bytes) else text)
     message: dict[str, Any] = {
         "status": verdict.status.value,
@@ -120,7 +127,9 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     if verdict.witness is not None:
         from bitcrown.check.witness import format_witness
 
-        message["witness"] = format_witness(problem.query, verdict.witness).partition("\n")[2]  # less the word sat
+        message["witness"] = format_witness(problem.query, verdict.witness).partition("\n")[
+            2
+        ]  # less the word sat
     return message
 
 

@@ -1,11 +1,14 @@
-"""A network as a function of images: pixels in [0, 1] to logits, normalisation inside, differentiable.
+"""A network as a function of images: pixels in [0, 1] to logits, normalisation inside,
+differentiable.
 
-Attacks and accuracies speak of pixels; network files rarely do. They want ``(x - mean) / std`` per channel, channels
-first or last, or one flat vector. ``ImageLayout`` knows that map and its inverse, ``GraphClassifier`` composes it with
-the network. The normalisation is computed in float32 in this order, subtraction then division, as training frameworks
-and the published properties have it; in other dtypes it is that of the decimals given.
+Attacks and accuracies speak of pixels; network files rarely do. They want ``(x - mean) / std`` per
+channel, channels first or last, or one flat vector. ``ImageLayout`` knows that map and its inverse,
+``GraphClassifier`` composes it with the network. The normalisation is computed in float32 in this
+order, subtraction then division, as training frameworks and the published properties have it; in
+other dtypes it is that of the decimals given.
 
-Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes, ``n`` flat network inputs.
+Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes, ``n`` flat network
+inputs.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How images ``shape = (C, H, W)`` become network inputs: ``(x - mean) / std``, then ``order`` and flat.
+    """How images ``shape = (C, H, W)`` become network inputs: ``(x - mean) / std``, then ``order``
+    and flat.
 
     ``mean`` and ``std`` are exact, one entry a channel. ``order`` is ``chw`` or ``hwc``.
     """
@@ -44,7 +48,8 @@ class ImageLayout:
     def __post_init__(self) -> None:
         if len(self.mean) != self.shape[0] or len(self.std) != self.shape[0]:
             raise SettingsError(
-                f"mean and std need one number for each of {self.shape[0]} channels, but have {len(self.mean)} and "
+                f"mean and std need one number for each of {self.shape[0]} channels, but have "
+                f"{len(self.mean)} and "
                 f"{len(self.std)}"
             )
         if any(value <= 0 for value in self.std):
@@ -57,7 +62,9 @@ class ImageLayout:
 
     def to_inputs(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]`` pixels to ``[B, n]`` network inputs."""
-        inputs = (images - self.channel_values(self.mean, images)) / self.channel_values(self.std, images)
+        inputs = (images - self.channel_values(self.mean, images)) / self.channel_values(
+            self.std, images
+        )
         return self.flat(inputs)
 
     def flat(self, values: Tensor) -> Tensor:
@@ -71,11 +78,14 @@ class ImageLayout:
             values = inputs.reshape(-1, rows, columns, channels).permute(0, 3, 1, 2)
         else:
             values = inputs.reshape(-1, *self.shape)
-        return values * self.channel_values(self.std, values) + self.channel_values(self.mean, values)
+        return values * self.channel_values(self.std, values) + self.channel_values(
+            self.mean, values
+        )
 
 
 class GraphClassifier(torch.nn.Module):
-    """``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``; the network's weights are constants, gradients go to pixels."""
+    """``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``; the network's weights are constants,
+    gradients go to pixels."""
 
     def __init__(self, network: Network, layout: ImageLayout) -> None:
         super().__init__()
@@ -98,10 +108,11 @@ def layout_of(
     std: Sequence[Fraction] | None = None,
     order: str = "auto",
 ) -> ImageLayout:
-    """The layout that takes images of ``shape`` to the inputs of ``graph``; one ``mean`` serves all channels.
+    """The layout that takes images of ``shape`` to the inputs of ``graph``; one ``mean`` serves all
+    channels.
 
-    ``auto`` reads the order off the network's input shape and takes a flat input as channels first. Raises
-    ``ModelError`` where images of this shape do not fit, or fit in two orders.
+    ``auto`` reads the order off the network's input shape and takes a flat input as channels first.
+    Raises ``ModelError`` where images of this shape do not fit, or fit in two orders.
     """
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ModelError("a classifier has one input and one output; this network has others")
@@ -110,18 +121,27 @@ def layout_of(
     channels, rows, columns = shape
     found = graph.nodes[graph.inputs[0]].shape
     if channels * rows * columns != graph.n_inputs:
-        raise ModelError(f"images of {channels}x{rows}x{columns} do not fit a network input of shape {list(found)}")
+        raise ModelError(
+            f"images of {channels}x{rows}x{columns} do not fit a network input of shape "
+            f"{list(found)}"
+        )
     if order == "auto":
         extents = [extent for extent in found if extent != 1]
         fits = [
             name
-            for name, axes in (("chw", (channels, rows, columns)), ("hwc", (rows, columns, channels)))
+            for name, axes in (
+                ("chw", (channels, rows, columns)),
+                ("hwc", (rows, columns, channels)),
+            )
             if [extent for extent in axes if extent != 1] == extents
         ]
         if len(fits) == 2 and channels > 1:
             raise ModelError(f"a network input of shape {list(found)} may be chw or hwc: say which")
         if not fits and len(extents) != 1:
-            raise ModelError(f"images of {channels}x{rows}x{columns} do not fit a network input of shape {list(found)}")
+            raise ModelError(
+                f"images of {channels}x{rows}x{columns} do not fit a network input of shape "
+                f"{list(found)}"
+            )
         order = fits[0] if fits else "chw"
     means = tuple(mean) if mean is not None else (Fraction(0),)
     stds = tuple(std) if std is not None else (Fraction(1),)
@@ -142,7 +162,8 @@ def read_classifier(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> GraphClassifier:
-    """The ONNX file ``path`` as a classifier, checked against onnxruntime. Raises ``ModelError``."""
+    """The ONNX file ``path`` as a classifier, checked against onnxruntime. Raises
+    ``ModelError``."""
     graph = read_graph(path)
     crosscheck(graph, path, 0)
     return GraphClassifier(Network(graph, dtype, device), layout_of(graph, shape, mean, std, order))

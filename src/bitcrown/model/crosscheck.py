@@ -1,14 +1,17 @@
-"""Is what was read the network in the file? The graph against onnxruntime on random inputs, at every load.
+"""Is what was read the network in the file? The graph against onnxruntime on random inputs, at
+every load.
 
-onnxruntime computes in float32, the graph here in float64, so outputs differ by float32 rounding. The allowance is
-``2e-3`` of the largest output, or ``2e-6`` (some forty float32 roundings) of the largest value inside the network where
-outputs are small differences of large numbers: far above the rounding of any sensible network and below what a misread
-attribute causes. Inputs come from several ranges, since an error can hide behind saturated activations, and one of them
-is positive, for networks with logarithms or roots.
+onnxruntime computes in float32, the graph here in float64, so outputs differ by float32 rounding.
+The allowance is ``2e-3`` of the largest output, or ``2e-6`` (some forty float32 roundings) of the
+largest value inside the network where outputs are small differences of large numbers: far above the
+rounding of any sensible network and below what a misread attribute causes. Inputs come from several
+ranges, since an error can hide behind saturated activations, and one of them is positive, for
+networks with logarithms or roots.
 
-A network with jumps (``Sign``, ``Floor``, ...) may rightly differ where float32 rounding crosses one, and a difference
-grows from jump to jump. So behind each jump the graph goes on with the runtime's value, and hardly any element may
-have crossed; then it is enough that most of the samples agree.
+A network with jumps (``Sign``, ``Floor``, ...) may rightly differ where float32 rounding crosses
+one, and a difference grows from jump to jump. So behind each jump the graph goes on with the
+runtime's value, and hardly any element may have crossed; then it is enough that most of the samples
+agree.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ RANGES = ((-0.1, 0.1), (-1.0, 1.0), (-3.0, 3.0), (0.5, 1.5))
 
 
 class _Runtime:
-    """onnxruntime on the file. ``jumps``: the tensors of the file that hold the value of a node of the graph."""
+    """onnxruntime on the file. ``jumps``: the tensors of the file that hold the value of a node of
+    the graph."""
 
     def __init__(self, graph: Graph, path: Path) -> None:
         import onnxruntime as ort
@@ -61,9 +65,15 @@ class _Runtime:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises classes that only exist inside its extension
-            raise ModelError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
+            self.session = ort.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        except (
+            Exception
+        ) as error:  # onnxruntime raises classes that only exist inside its extension
+            raise ModelError(
+                f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}"
+            ) from error
         self.outputs = [info.name for info in self.session.get_outputs()]
 
     def run(self, feed: dict[str, Array]) -> tuple[list[Array], dict[str, Array]]:
@@ -72,7 +82,9 @@ class _Runtime:
             with np.errstate(all="ignore"):
                 found = [np.asarray(value, np.float64) for value in self.session.run(None, feed)]
         except Exception as error:  # as above
-            raise ModelError(f"onnxruntime cannot run {self.path}: {str(error).splitlines()[0]}") from error
+            raise ModelError(
+                f"onnxruntime cannot run {self.path}: {str(error).splitlines()[0]}"
+            ) from error
         named = dict(zip(self.outputs, found, strict=True))
         behind = {}
         for node, (name, *quantization) in self.jumps.items():
@@ -82,7 +94,8 @@ class _Runtime:
 
 
 def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
-    """Nodes of the graph that have jumps to their tensors in the file: a value, or integers, scale and zero point."""
+    """Nodes of the graph that have jumps to their tensors in the file: a value, or integers, scale
+    and zero point."""
     producers = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for node in graph.nodes.values():
@@ -96,38 +109,54 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
 
 
 def crosscheck(graph: Graph, path: Path, seed: int) -> float:
-    """Largest difference, relative to the largest output (see above); ``ModelError`` where it exceeds the tolerance."""
+    """Largest difference, relative to the largest output (see above); ``ModelError`` where it
+    exceeds the tolerance."""
     runtime = _Runtime(graph, path)
     network = Network(graph, torch.float64)
     generator = np.random.default_rng(seed)
     declared = [info.name for info in runtime.session.get_inputs()]
     if declared != list(graph.inputs):
-        raise ModelError(f"{path}: onnxruntime sees the inputs {declared}, the graph read from it {list(graph.inputs)}")
+        raise ModelError(
+            f"{path}: onnxruntime sees the inputs {declared}, the graph read from it "
+            f"{list(graph.inputs)}"
+        )
     units = [node.rounding.unit for node in graph.nodes.values() if node.rounding is not None]
     tolerance = max([TOLERANCE, *(STEPS * unit for unit in units)])
     differences = []
     for low, high in RANGES:
         feed = {}
         for name, dtype in zip(graph.inputs, graph.input_dtypes, strict=True):
-            feed[name] = generator.uniform(low, high, graph.nodes[name].shape).astype(np.float32).astype(dtype)
+            feed[name] = (
+                generator.uniform(low, high, graph.nodes[name].shape)
+                .astype(np.float32)
+                .astype(dtype)
+            )
         differences.append(_difference(network, runtime, feed))
     agreeing = sum(difference <= tolerance for difference in differences)
     if agreeing < (len(RANGES) // 2 + 1 if runtime.has_jumps else len(RANGES)):
         worst = max(differences)
-        raise ModelError(f"{path}: the network as read differs from onnxruntime by {worst:.2e} of its largest output")
+        raise ModelError(
+            f"{path}: the network as read differs from onnxruntime by {worst:.2e} of its largest "
+            "output"
+        )
     return max(difference for difference in differences if difference <= tolerance)
 
 
 def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> float:
-    """Infinite where only the graph gives no number, or too many elements cross a jump; entries that overflow in
-    float32 are skipped."""
+    """Infinite where only the graph gives no number, or too many elements cross a jump; entries
+    that overflow in float32 are skipped."""
     parts, behind = runtime.run(feed)
     expected = np.concatenate([part.reshape(-1) for part in parts])
-    flat = np.concatenate([feed[name].astype(np.float64).reshape(-1) for name in network.graph.inputs])
+    flat = np.concatenate(
+        [feed[name].astype(np.float64).reshape(-1) for name in network.graph.inputs]
+    )
     nodes = network.graph.nodes
     if any(value.size != nodes[name].size for name, value in behind.items()):
         return float("inf")
-    given = {name: torch.from_numpy(value).reshape(1, *nodes[name].shape) for name, value in behind.items()}
+    given = {
+        name: torch.from_numpy(value).reshape(1, *nodes[name].shape)
+        for name, value in behind.items()
+    }
     with torch.no_grad():
         values = network.activations(torch.from_numpy(flat)[None], given)
         moved = sum(_moved(network, nodes[name], values) for name in given)
@@ -136,10 +165,13 @@ def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> 
     found = torch.cat([values[name].reshape(-1) for name in network.graph.outputs]).numpy()
     if expected.shape != found.shape:
         raise ModelError(
-            f"{runtime.path}: onnxruntime gives {expected.size} outputs, the graph read from it {found.size}"
+            f"{runtime.path}: onnxruntime gives {expected.size} outputs, the graph read from it "
+            f"{found.size}"
         )
     inside = max(
-        float(torch.nan_to_num(value, 0.0, 0.0, 0.0).abs().max()) for value in values.values() if value.numel()
+        float(torch.nan_to_num(value, 0.0, 0.0, 0.0).abs().max())
+        for value in values.values()
+        if value.numel()
     )
     finite = np.isfinite(expected)
     gap = float(np.abs(expected - found)[finite].max(initial=0.0))
@@ -148,7 +180,8 @@ def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> 
 
 
 def _moved(network: Network, node: Node, values: Mapping[str, Tensor]) -> int:
-    """How many elements of a node with jumps are, in the graph, a jump away from the runtime's ``values``."""
+    """How many elements of a node with jumps are, in the graph, a jump away from the runtime's
+    ``values``."""
     finite = torch.isfinite(values[node.name])
     own = network.forward_node(node, [values[name] for name in node.inputs])[finite]
     given = values[node.name][finite]

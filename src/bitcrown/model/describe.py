@@ -8,7 +8,8 @@ from bitcrown.model.graph import Graph
 
 
 def describe(graph: Graph) -> str:
-    """Inputs, outputs, totals, and one line per tensor: name, operator, shape, weights, what it reads."""
+    """Inputs, outputs, totals, and one line per tensor: name, operator, shape, weights, what it
+    reads."""
     lines = []
     for title, names in (("input", graph.inputs), ("output", graph.outputs)):
         lines += [f"{title} {name} {list(graph.nodes[name].shape)}" for name in names]

@@ -1,6 +1,8 @@
-"""A Graph with its weights as tensors of one dtype on one device: the thing that is run and bounded.
+"""A Graph with its weights as tensors of one dtype on one device: the thing that is run and
+bounded.
 
-Legend: ``B`` points, ``n`` flat inputs over all network inputs, ``m`` flat outputs over all network outputs.
+Legend: ``B`` points, ``n`` flat inputs over all network inputs, ``m`` flat outputs over all network
+outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ Params = dict[str, Tensor]
 
 
 def elements(values: Tensor, axes: int) -> Tensor:
-    """``values`` with everything behind the first ``axes`` axes on one: a scalar, which has none, is one element."""
+    """``values`` with everything behind the first ``axes`` axes on one: a scalar, which has none,
+    is one element."""
     return values.flatten(axes) if values.dim() > axes else values.unsqueeze(axes)
 
 
@@ -28,7 +31,9 @@ class Network:
     float32 weights are exact in float64, so a float64 Network computes the same real function.
     """
 
-    def __init__(self, graph: Graph, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, graph: Graph, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         self.graph = graph
         self.dtype = dtype
         self.device = torch.device(device)
@@ -43,9 +48,11 @@ class Network:
             self.params[node.name] = {key: self.tensor(value) for key, value in node.params.items()}
 
     def with_params(self, params: Mapping[str, Params]) -> Network:
-        """The same graph with other weights (all of one dtype and device) for some nodes; they may carry gradients.
+        """The same graph with other weights (all of one dtype and device) for some nodes; they may
+        carry gradients.
 
-        Values and bounds of the result are differentiable in such weights: this is how networks are trained.
+        Values and bounds of the result are differentiable in such weights: this is how networks are
+        trained.
         """
         other = copy.copy(self)
         other.params = {**self.params, **params}
@@ -57,7 +64,8 @@ class Network:
         return other
 
     def on(self, graph: Graph, params: Mapping[str, Params]) -> Network:
-        """Another graph with weights ``params`` for all its nodes, of this network's dtype and device."""
+        """Another graph with weights ``params`` for all its nodes, of this network's dtype and
+        device."""
         other = copy.copy(self)
         other.graph, other.params, other._origin = graph, dict(params), None
         other._offsets, other._smallest = {}, {}
@@ -80,8 +88,11 @@ class Network:
     def forward_node(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return self.rows[node.name].forward(node, self.params[node.name], inputs)
 
-    def activations(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Value of every node at ``x [B, n]``, each ``[B, *shape]``; those ``given`` are not computed."""
+    def activations(
+        self, x: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Value of every node at ``x [B, n]``, each ``[B, *shape]``; those ``given`` are not
+        computed."""
         values = self.split_inputs(x) | dict(given or {})
         for node in self.graph.nodes.values():
             if node.name in values:
@@ -93,16 +104,25 @@ class Network:
     def __call__(self, x: Tensor) -> Tensor:
         """``[B, n]`` to ``[B, m]``; differentiable in ``x``."""
         values = self.activations(x)
-        return torch.cat([values[name].reshape(x.shape[0], -1) for name in self.graph.outputs], dim=1)
+        return torch.cat(
+            [values[name].reshape(x.shape[0], -1) for name in self.graph.outputs], dim=1
+        )
 
     def adjoint(self, node: Node, coefficient: Tensor) -> list[Tensor]:
-        """``W_i^T a`` for each input of an affine node: ``[R, *shape]`` to ``[R, *input_shape]`` each."""
+        """``W_i^T a`` for each input of an affine node: ``[R, *shape]`` to ``[R, *input_shape]``
+        each."""
         row = self.rows[node.name]
         shapes = [self.graph.nodes[name].shape for name in node.inputs]
         if row.adjoint is not None:
             return list(row.adjoint(node, self.params[node.name], coefficient, shapes))
         points = [
-            torch.zeros(coefficient.shape[0], *shape, dtype=self.dtype, device=self.device, requires_grad=True)
+            torch.zeros(
+                coefficient.shape[0],
+                *shape,
+                dtype=self.dtype,
+                device=self.device,
+                requires_grad=True,
+            )
             for shape in shapes
         ]
         with torch.enable_grad():
@@ -126,9 +146,12 @@ class Network:
         return self._offsets[node.name][0]
 
     def smallest_weight(self, node: Node) -> float:
-        """The least absolute value of a parameter of ``node`` that is not zero; at most 1 (computed once)."""
+        """The least absolute value of a parameter of ``node`` that is not zero; at most 1 (computed
+        once)."""
         if node.name not in self._smallest:
-            sizes = [value.detach().abs() for value in self.params[node.name].values() if value.numel()]
+            sizes = [
+                value.detach().abs() for value in self.params[node.name].values() if value.numel()
+            ]
             least = [float(torch.where(size > 0, size, 1.0).amin()) for size in sizes]
             self._smallest[node.name] = min([1.0, *least])
         return self._smallest[node.name]
@@ -136,8 +159,8 @@ class Network:
     def has_zero_offset(self, node: Node) -> bool:
         """Whether an affine node is linear (``f(0) = 0``).
 
-        A node whose weights are those of the network that this one was derived from has its answer: in training the
-        device would otherwise be asked once a step.
+        A node whose weights are those of the network that this one was derived from has its answer:
+        in training the device would otherwise be asked once a step.
         """
         origin = self._origin
         if origin is not None and origin.params[node.name] is self.params[node.name]:

@@ -1,7 +1,8 @@
 """Constant folding: nodes whose inputs are all known are computed while reading.
 
-Shape arithmetic has short numpy rows here, in the types of the file. Any other operator on constants is lowered like
-one on activations and computed by the engine in float64. Rows that can make a large tensor from a small file ask first.
+Shape arithmetic has short numpy rows here, in the types of the file. Any other operator on
+constants is lowered like one on activations and computed by the engine in float64. Rows that can
+make a large tensor from a small file ask first.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _reshape(node: OnnxNode, values: Sequence[Array]) -> Array:
 
 
 def _expand(node: OnnxNode, values: Sequence[Array]) -> Array:
-    shape = np.broadcast_shapes(values[0].shape, tuple(int(extent) for extent in values[1].reshape(-1)))
+    shape = np.broadcast_shapes(
+        values[0].shape, tuple(int(extent) for extent in values[1].reshape(-1))
+    )
     return np.broadcast_to(values[0], _bounded(node, shape))
 
 
@@ -97,13 +100,18 @@ def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
     given = zip(("starts", "ends", "axes", "steps"), node.inputs[1:], strict=False)
     remaining = iter(values[1:])  # omitted operands have no name and no value
     parts = {key: next(remaining).reshape(-1).tolist() for key, name in given if name}
-    parts = {key: list(value) for key, value in node.attrs.items()} if "starts" in node.attrs else parts
+    parts = (
+        {key: list(value) for key, value in node.attrs.items()} if "starts" in node.attrs else parts
+    )
     starts, ends = parts["starts"], parts["ends"]
     axes, steps = parts.get("axes", range(len(starts))), parts.get("steps", [1] * len(starts))
     cut = [slice(None)] * values[0].ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 0:  # ONNX clamps the start into the axis
-            start, end = max(start, -values[0].shape[axis]), None if end < -values[0].shape[axis] else end
+            start, end = (
+                max(start, -values[0].shape[axis]),
+                None if end < -values[0].shape[axis] else end,
+            )
         cut[axis] = slice(start, end, step)
     return values[0][tuple(cut)]
 
@@ -113,7 +121,9 @@ def _reducer(function: Callable[..., Any]) -> Row:
         axes = _axes(node, values)
         if not axes:  # none given means all of them, unless the node says otherwise
             axes = () if node.attrs.get("noop_with_empty_axes", 0) == 1 else None
-        return np.asarray(function(values[0], axis=axes, keepdims=node.attrs.get("keepdims", 1) == 1))
+        return np.asarray(
+            function(values[0], axis=axes, keepdims=node.attrs.get("keepdims", 1) == 1)
+        )
 
     return row
 
@@ -130,7 +140,9 @@ def _dequantize(node: OnnxNode, values: Sequence[Array]) -> Array:
         shape = [1] * values[0].ndim
         shape[int(node.attrs.get("axis", 1))] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero
-    return np.asarray((values[0].astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale)
+    return np.asarray(
+        (values[0].astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale
+    )
 
 
 ROWS: dict[str, Row] = {
@@ -148,7 +160,9 @@ ROWS: dict[str, Row] = {
     "Div": _divide,
     "DequantizeLinear": _dequantize,
     "Concat": lambda node, v: np.concatenate(v, axis=int(node.attrs["axis"])),
-    "Shape": lambda node, v: np.array(v[0].shape[node.attrs.get("start") : node.attrs.get("end")], dtype=np.int64),
+    "Shape": lambda node, v: np.array(
+        v[0].shape[node.attrs.get("start") : node.attrs.get("end")], dtype=np.int64
+    ),
     "Size": lambda node, v: np.array(v[0].size, dtype=np.int64),
     "Transpose": lambda node, v: np.transpose(v[0], node.attrs.get("perm")),
     "NonZero": lambda node, v: np.array(np.nonzero(v[0]), dtype=np.int64),
@@ -201,7 +215,9 @@ def fold(node: OnnxNode, constants: dict[str, Array]) -> list[Array]:
         value = ROWS[node.op](node, values)
         _bounded(node, value.shape)
         return [value]
-    builder = Builder(source=node.name, constants={name: constants[name] for name in node.inputs if name})
+    builder = Builder(
+        source=node.name, constants={name: constants[name] for name in node.inputs if name}
+    )
     for name in node.inputs[:1]:
         builder.node_of(name)
     LOWERINGS[node.op](builder, node)
@@ -212,5 +228,7 @@ def fold(node: OnnxNode, constants: dict[str, Array]) -> list[Array]:
     kind = values[0].dtype if values[0].dtype.kind in "iub" else np.dtype(np.float64)
     results = [activations[name][0].numpy() for name in found]
     if kind.kind != "f" and not all((np.abs(value) <= EXACT).all() for value in results):
-        raise UnsupportedError(f"node {node.name!r} ({node.op}) computes with integers beyond {EXACT}")
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}) computes with integers beyond {EXACT}"
+        )
     return [value.astype(kind) for value in results]

@@ -1,7 +1,8 @@
 """Pairs of neighbouring nodes that are one node: the rules that ``passes`` applies.
 
-The merged node has the name of the second; the first stays in the graph and is dropped later if nothing else reads it,
-so a rule can do no harm. Where keeping both would be work done twice, the source must have one reader.
+The merged node has the name of the second; the first stays in the graph and is dropped later if
+nothing else reads it, so a rule can do no harm. Where keeping both would be work done twice, the
+source must have one reader.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from bitcrown.model.graph import Node
 Array = np.ndarray[Any, Any]
 
 
-def fused(node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]) -> str | tuple[Node, ...]:
+def fused(
+    node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]
+) -> str | tuple[Node, ...]:
     """``node`` merged with its source where a rule applies."""
     if len(node.inputs) != 1:
         return node.inputs[0] if node.op == "Concat" and not node.inputs[1:] else (node,)
@@ -35,7 +38,9 @@ def fused(node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]) -> 
     elif node.op == "Transpose":
         merged = _transpose_after(source, node)
     elif node.op == "Slice" and source.op == "Slice":
-        merged = (replace(node, inputs=source.inputs, attrs={"slices": _slices_after(source, node)}),)
+        merged = (
+            replace(node, inputs=source.inputs, attrs={"slices": _slices_after(source, node)}),
+        )
     elif node.op == "Expand" and source.op == "Expand" and len(source.shape) == len(node.shape):
         merged = (replace(node, inputs=source.inputs),)
     return merged or (node,)
@@ -51,7 +56,9 @@ def _is_identity(node: Node, source: Node) -> bool:
     if node.op == "Pad":
         return not any(node.attrs["pads"][0]) and not any(node.attrs["pads"][1])
     if node.op == "Scale":
-        return bool(np.all(node.params.get("scale", 1.0) == 1.0)) and not np.any(node.params.get("shift", 0.0))
+        return bool(np.all(node.params.get("scale", 1.0) == 1.0)) and not np.any(
+            node.params.get("shift", 0.0)
+        )
     return node.op in ("Reshape", "Expand") or (node.op == "Relu" and source.op == "Relu")
 
 
@@ -59,7 +66,11 @@ def _transpose_after(source: Node, node: Node) -> tuple[Node, ...] | None:
     perm = node.attrs["perm"]
     if source.op == "Transpose":
         first = source.attrs["perm"]
-        return (replace(node, inputs=source.inputs, attrs={"perm": tuple(first[axis] for axis in perm)}),)
+        return (
+            replace(
+                node, inputs=source.inputs, attrs={"perm": tuple(first[axis] for axis in perm)}
+            ),
+        )
     moved = [axis for axis in perm if source.shape[axis] != 1]
     if moved == sorted(moved):
         return (replace(node, op="Reshape", attrs={"shape": node.shape}),)
@@ -95,7 +106,10 @@ def _gain_and_shift(scale: Node, shape: tuple[int, ...], axis: int) -> tuple[Arr
 def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
     """``Scale`` into the ``Linear``, ``Conv``, ``ConvTranspose`` or ``Scale`` before it."""
     if source.op == "Scale":
-        gain, shift = (scale.params.get(key, np.full((), value)) for key, value in (("scale", 1.0), ("shift", 0.0)))
+        gain, shift = (
+            scale.params.get(key, np.full((), value))
+            for key, value in (("scale", 1.0), ("shift", 0.0))
+        )
         params = {
             "scale": source.params.get("scale", np.ones(())) * gain,
             "shift": source.params.get("shift", np.zeros(())) * gain + shift,
@@ -122,7 +136,9 @@ def _weights_after(
     """``Linear`` or ``Conv`` with the ``Scale`` (perhaps reshaped) or the ``Linear`` before it."""
     alone = readers[source.name] == 1
     if source.op == "Scale":
-        found = _gain_and_shift(source, source.shape, len(source.shape) - 1 if node.op == "Linear" else 1)
+        found = _gain_and_shift(
+            source, source.shape, len(source.shape) - 1 if node.op == "Linear" else 1
+        )
         merged = _scaled_weights(node, *found) if found is not None else None
         return None if merged is None else (replace(merged, inputs=source.inputs),)
     if node.op != "Linear":
@@ -137,20 +153,27 @@ def _weights_after(
 
 
 def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tuple[Node, ...] | None:
-    params = {key: np.broadcast_to(value, scale.shape).reshape(reshape.shape) for key, value in scale.params.items()}
+    params = {
+        key: np.broadcast_to(value, scale.shape).reshape(reshape.shape)
+        for key, value in scale.params.items()
+    }
     moved = replace(scale, params=params)
     found = _gain_and_shift(moved, reshape.shape, len(reshape.shape) - 1)
     merged = _scaled_weights(node, *found) if found is not None else None
     if merged is None:
         return None
-    flat = replace(reshape, inputs=scale.inputs)  # takes the name over: ``node`` was its only reader
+    flat = replace(
+        reshape, inputs=scale.inputs
+    )  # takes the name over: ``node`` was its only reader
     return flat, replace(merged, inputs=(flat.name,))
 
 
 def _scaled_weights(node: Node, gain: Array, shift: Array) -> Node | None:
     """``W (gain x + shift) + b`` as one node; a shift cannot pass under zero padding."""
     weight = node.params["weight"].astype(np.float64)
-    if node.op == "Conv" and (node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))):
+    if node.op == "Conv" and (
+        node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))
+    ):
         return None
     tail = [1] * (weight.ndim - 2)
     params = {"weight": weight * gain.reshape(1, -1, *tail)}
@@ -162,7 +185,10 @@ def _scaled_weights(node: Node, gain: Array, shift: Array) -> Node | None:
 
 def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
     """Two matrices as one where that is not larger."""
-    inner, outer = first.params["weight"].astype(np.float64), second.params["weight"].astype(np.float64)
+    inner, outer = (
+        first.params["weight"].astype(np.float64),
+        second.params["weight"].astype(np.float64),
+    )
     if outer.shape[0] * inner.shape[1] > inner.size + outer.size:
         return None
     params = {"weight": outer @ inner}

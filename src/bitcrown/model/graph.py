@@ -1,12 +1,13 @@
 """Our immutable typed form of a network.
 
-Shapes are those of the ONNX file, including its own batch axis if it has one (symbolic dimensions become 1). Execution
-adds one more axis in front: every tensor at run time is ``[B, *shape]`` with ``B`` independent points. So nothing needs
-to know where, or whether, a model keeps its batch axis.
+Shapes are those of the ONNX file, including its own batch axis if it has one (symbolic dimensions
+become 1). Execution adds one more axis in front: every tensor at run time is ``[B, *shape]`` with
+``B`` independent points. So nothing needs to know where, or whether, a model keeps its batch axis.
 
-The reader lowers ONNX operators to the small vocabulary of ``model.ops`` (one ``Op`` row each): everything static
-(target shapes, axes, slice ends, gather indices) sits in ``attrs``, every weight in ``params``, and ``inputs`` names
-only tensors that depend on the network input (or a ``Constant`` node).
+The reader lowers ONNX operators to the small vocabulary of ``model.ops`` (one ``Op`` row each):
+everything static (target shapes, axes, slice ends, gather indices) sits in ``attrs``, every weight
+in ``params``, and ``inputs`` names only tensors that depend on the network input (or a ``Constant``
+node).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 
 class Rounding(NamedTuple):
-    """What the runtime's value of a node may differ by from the function of the values that it reads.
+    """What the runtime's value of a node may differ by from the function of the values that it
+    reads.
 
-    Its type has unit roundoff ``unit``; results below ``least`` may be lost, and above ``largest`` there is none. The
-    sum of absolute terms (and ``extra``) is rounded ``terms`` times, the result by ``ulps`` half steps, and
-    ``absolute`` is added (see ``model.roundings`` and ``bounds.rounding.radius``).
+    Its type has unit roundoff ``unit``; results below ``least`` may be lost, and above ``largest``
+    there is none. The sum of absolute terms (and ``extra``) is rounded ``terms`` times, the result
+    by ``ulps`` half steps, and ``absolute`` is added (see ``model.roundings`` and
+    ``bounds.rounding.radius``).
     """
 
     unit: float
@@ -49,7 +52,8 @@ class Node:
     source: str = ""
     """Name of the ONNX node it came from, for messages."""
     rounding: Rounding | None = None
-    """How the runtime rounds its value; None where it is exact, or where the network is taken as a real function."""
+    """How the runtime rounds its value; None where it is exact, or where the network is taken as a
+    real function."""
 
     @property
     def size(self) -> int:
@@ -61,7 +65,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """``nodes`` is in topological order and contains the inputs (op ``Input``); several inputs and outputs allowed."""
+    """``nodes`` is in topological order and contains the inputs (op ``Input``); several inputs and
+    outputs allowed."""
 
     nodes: Mapping[str, Node]
     inputs: tuple[str, ...]

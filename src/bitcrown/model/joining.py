@@ -9,7 +9,8 @@ from bitcrown.model.graph import Graph, Node
 
 
 def join(graphs: Mapping[str, Graph]) -> Graph:
-    """Disjoint union; names get the network's name in front, inputs and outputs follow the order of the mapping."""
+    """Disjoint union; names get the network's name in front, inputs and outputs follow the order of
+    the mapping."""
     nodes: dict[str, Node] = {}
     inputs: list[str] = []
     outputs: list[str] = []
@@ -17,7 +18,9 @@ def join(graphs: Mapping[str, Graph]) -> Graph:
     for prefix, graph in graphs.items():
         for node in graph.nodes.values():
             name = f"{prefix}:{node.name}"
-            nodes[name] = replace(node, name=name, inputs=tuple(f"{prefix}:{source}" for source in node.inputs))
+            nodes[name] = replace(
+                node, name=name, inputs=tuple(f"{prefix}:{source}" for source in node.inputs)
+            )
         inputs += [f"{prefix}:{name}" for name in graph.inputs]
         outputs += [f"{prefix}:{name}" for name in graph.outputs]
         dtypes += list(graph.input_dtypes)

@@ -1,7 +1,9 @@
-"""An ONNX file to a ``Graph``: constants folded, everything static in attributes, only engine operators left.
+"""An ONNX file to a ``Graph``: constants folded, everything static in attributes, only engine
+operators left.
 
-Each ONNX operator has one lowering function (``lowering``). Operators without one are collected over the whole file and
-reported together. Batch axes are taken as they are; symbolic extents become 1.
+Each ONNX operator has one lowering function (``lowering``). Operators without one are collected
+over the whole file and reported together. Batch axes are taken as they are; symbolic extents become
+1.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ OPSETS = range(7, 26)
 
 
 def model_bytes(path: Path) -> bytes:
-    """Content of ``path``, or of ``path.gz``; gzip is recognised by its first bytes. Raises ``ModelError``."""
+    """Content of ``path``, or of ``path.gz``; gzip is recognised by its first bytes. Raises
+    ``ModelError``."""
     if not path.exists() and Path(f"{path}.gz").exists():
         path = Path(f"{path}.gz")
     try:
@@ -58,7 +61,9 @@ def parsed_model(path: Path) -> Any:
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
     if not model.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it has no outputs")
-    if not all(isinstance(name, str) for name in _names(model)):  # protobuf gives bytes where UTF-8 is broken
+    if not all(
+        isinstance(name, str) for name in _names(model)
+    ):  # protobuf gives bytes where UTF-8 is broken
         raise ModelError(f"{path} is damaged: it has names that are not UTF-8")
     if model.graph.sparse_initializer:
         raise UnsupportedError(f"{path} has sparse weights; save it with dense ones")
@@ -75,9 +80,12 @@ def _names(model: Any) -> Iterator[Any]:
 
 
 def stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
-    """Value of a tensor stored in the file itself: other files are never opened on a model's word."""
+    """Value of a tensor stored in the file itself: other files are never opened on a model's
+    word."""
     if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise ModelError(f"{path} keeps weight {tensor.name!r} in another file; save it as one file")
+        raise ModelError(
+            f"{path} keeps weight {tensor.name!r} in another file; save it as one file"
+        )
     if math.prod(tensor.dims) > LARGEST:
         raise ModelError(f"{path}: weight {tensor.name!r} has more than {LARGEST} entries")
     try:
@@ -90,9 +98,13 @@ def stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
 
 
 def _opset(model: Any, path: Path) -> int:
-    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    version = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+    )
     if version not in OPSETS:
-        raise UnsupportedError(f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}")
+        raise UnsupportedError(
+            f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}"
+        )
     return int(version)
 
 
@@ -121,15 +133,23 @@ def model_nodes(model: Any, path: Path) -> list[OnnxNode]:
     return result
 
 
-def _read_inputs(builder: Builder, model: Any, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _read_inputs(
+    builder: Builder, model: Any, path: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and numpy types of the network inputs; older files list their weights there as well."""
     names, dtypes = [], []
     for info in model.graph.input:
         if info.name in builder.constants:
             continue
         tensor = info.type.tensor_type
-        if not info.type.HasField("tensor_type") or not tensor.HasField("shape") or info.name in builder.nodes:
-            raise ModelError(f"{path}: input {info.name!r} is declared twice, or without a tensor shape")
+        if (
+            not info.type.HasField("tensor_type")
+            or not tensor.HasField("shape")
+            or info.name in builder.nodes
+        ):
+            raise ModelError(
+                f"{path}: input {info.name!r} is declared twice, or without a tensor shape"
+            )
         shape = tuple(max(1, dim.dim_value) for dim in tensor.shape.dim)
         if math.prod(shape) > LARGEST:
             raise ModelError(f"{path}: input {info.name!r} of shape {list(shape)} is too large")
@@ -172,7 +192,9 @@ def _read(path: Path) -> _Reading:
             reason = ""
         else:
             try:
-                with np.errstate(all="ignore"):  # weights may be anything; what is not finite gives no bound
+                with np.errstate(
+                    all="ignore"
+                ):  # weights may be anything; what is not finite gives no bound
                     _read_node(builder, node)
                 continue
             except UnsupportedError as error:
@@ -192,16 +214,17 @@ def _has_rule(node: OnnxNode) -> bool:
 
 
 def unsupported_operators(path: Path) -> list[tuple[str, str]]:
-    """``(operator, node name)`` of every node that has no rule. Raises ``ModelError`` for a bad file."""
+    """``(operator, node name)`` of every node that has no rule. Raises ``ModelError`` for a bad
+    file."""
     return [(node.op, node.name) for node, _ in _read(path).missing]
 
 
 def read_graph(path: Path, semantics: str = "real") -> Graph:
     """Read, fold, lower and simplify a network; ``path`` may be plain or gzip, or lack its ``.gz``.
 
-    With semantics ``runtime``, and always where tensors of sixteen bits depend on the input, nodes say how onnxruntime
-    rounds them, and are merged no more than that allows. Raises ``ModelError`` for a bad file and ``UnsupportedError``,
-    which names every node without a rule.
+    With semantics ``runtime``, and always where tensors of sixteen bits depend on the input, nodes
+    say how onnxruntime rounds them, and are merged no more than that allows. Raises ``ModelError``
+    for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
     read = _read(path)
     if read.missing:
@@ -215,14 +238,17 @@ def read_graph(path: Path, semantics: str = "real") -> Graph:
     scaled = [name for name in read.outputs if name in read.builder.units]
     if scaled:
         raise UnsupportedError(
-            f"{path.name}: the output {scaled[0]!r} is never multiplied by the scale of its integers"
+            f"{path.name}: the output {scaled[0]!r} is never multiplied by the scale of its "
+            "integers"
         )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
     if semantics == "runtime" or rounds_to_half(read.builder):
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
-            raise UnsupportedError(f"{path.name}: how onnxruntime rounds is not known of all operators ({operators})")
+            raise UnsupportedError(
+                f"{path.name}: how onnxruntime rounds is not known of all operators ({operators})"
+            )
         return without_equal_nodes(graph)
     with np.errstate(all="ignore"):
         return simplified(without_roundings(graph))
@@ -249,7 +275,9 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
         RuntimeError,
         MemoryError,
     ) as error:
-        raise ModelError(f"node {node.name!r} ({node.op}) has unusable inputs or attributes: {error!r}") from error
+        raise ModelError(
+            f"node {node.name!r} ({node.op}) has unusable inputs or attributes: {error!r}"
+        ) from error
 
 
 def _lower(builder: Builder, node: OnnxNode) -> None:

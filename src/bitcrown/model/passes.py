@@ -1,8 +1,9 @@
-"""Graph to graph, outputs unchanged (law d): each pass removes work that every later bound would repeat.
+"""Graph to graph, outputs unchanged (law d): each pass removes work that every later bound would
+repeat.
 
-A pass visits the nodes in order and puts, for each of them, another node or an earlier one in its place. Weights are
-merged in float64: the product of two float32 weights is exact there, sums are rounded far below the rounding of the
-float32 network itself.
+A pass visits the nodes in order and puts, for each of them, another node or an earlier one in its
+place. Weights are merged in float64: the product of two float32 weights is exact there, sums are
+rounded far below the rounding of the float32 network itself.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.weighted_mean import centred
 
 Rule = Callable[[Node, Mapping[str, Node], Mapping[str, int]], "str | tuple[Node, ...]"]
-"""``rule(node, earlier nodes, number of readers of each)`` gives the name of an equal earlier node, or what to put in
-place of ``node``, the last of which has its name."""
+"""``rule(node, earlier nodes, number of readers of each)`` gives the name of an equal earlier node,
+or what to put in place of ``node``, the last of which has its name."""
 
 ROUNDS = 20
 
@@ -35,14 +36,16 @@ def simplified(graph: Graph) -> Graph:
 
 
 def without_equal_nodes(graph: Graph) -> Graph:
-    """What may be left out where nodes are rounded: nothing that would be computed in another way."""
+    """What may be left out where nodes are rounded: nothing that would be computed in another
+    way."""
     return without_dead_nodes(merge_equal(without_dead_nodes(graph)))
 
 
 def without_roundings(graph: Graph) -> Graph:
     """The network as a real function."""
     nodes = {
-        name: node if node.rounding is None else replace(node, rounding=None) for name, node in graph.nodes.items()
+        name: node if node.rounding is None else replace(node, rounding=None)
+        for name, node in graph.nodes.items()
     }
     return replace(graph, nodes=nodes)
 
@@ -53,14 +56,18 @@ def without_dead_nodes(graph: Graph) -> Graph:
     for node in reversed(list(graph.nodes.values())):
         if node.name in needed:
             needed.update(node.inputs)
-    return replace(graph, nodes={name: node for name, node in graph.nodes.items() if name in needed})
+    return replace(
+        graph, nodes={name: node for name, node in graph.nodes.items() if name in needed}
+    )
 
 
 def rewritten(graph: Graph, rule: Rule) -> Graph:
     """Apply ``rule`` once to every node; readers of replaced nodes follow."""
     nodes: dict[str, Node] = {}
     alias: dict[str, str] = {}
-    readers = {name: len(found) + graph.outputs.count(name) for name, found in graph.consumers().items()}
+    readers = {
+        name: len(found) + graph.outputs.count(name) for name, found in graph.consumers().items()
+    }
     for original in graph.nodes.values():
         node = replace(original, inputs=tuple(alias.get(name, name) for name in original.inputs))
         result = rule(node, nodes, readers) if node.op != "Input" else (node,)
@@ -71,14 +78,19 @@ def rewritten(graph: Graph, rule: Rule) -> Graph:
         for new in result:
             nodes[new.name] = new
             readers.setdefault(new.name, 1)
-    return replace(graph, nodes=nodes, outputs=tuple(alias.get(name, name) for name in graph.outputs))
+    return replace(
+        graph, nodes=nodes, outputs=tuple(alias.get(name, name) for name in graph.outputs)
+    )
 
 
 def merge_equal(graph: Graph) -> Graph:
-    """Nodes that compute the same from the same inputs become one, and ``Mul`` of a node with itself a ``Square``."""
+    """Nodes that compute the same from the same inputs become one, and ``Mul`` of a node with
+    itself a ``Square``."""
     seen: dict[object, list[Node]] = {}
 
-    def rule(node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]) -> str | tuple[Node, ...]:
+    def rule(
+        node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]
+    ) -> str | tuple[Node, ...]:
         if node.op == "Mul" and node.inputs[0] == node.inputs[1]:
             node = replace(node, op="Square", inputs=node.inputs[:1])
         candidates = seen.setdefault(_fingerprint(node), [])
@@ -92,7 +104,8 @@ def merge_equal(graph: Graph) -> Graph:
 
 
 def _fingerprint(node: Node) -> object:
-    """Equal for nodes that differ at most in the values of their parameters; a rounding is a node's own."""
+    """Equal for nodes that differ at most in the values of their parameters; a rounding is a node's
+    own."""
     attrs = tuple((key, _frozen(value)) for key, value in sorted(node.attrs.items()))
     return (
         node.op,

@@ -1,11 +1,14 @@
-"""A network as a single differentiable step in its input: what an attack asks for ten thousand times.
+"""A network as a single differentiable step in its input: what an attack asks for ten thousand
+times.
 
-Its weights are constants and its only nonlinear operators are ReLUs, so the derivative is a product of adjoints and of
-masks: ``grad = W_1^T (m_1 * W_2^T (m_2 * ...))``, with ``m_i`` where the output of ReLU ``i`` is positive. Only these
-outputs are kept; the rest is overwritten or let go as soon as it has been used. Convolutions run channels-last, as
-their kernels want it, and the adjoints of strided ones as dense ones (``phases``).
+Its weights are constants and its only nonlinear operators are ReLUs, so the derivative is a product
+of adjoints and of masks: ``grad = W_1^T (m_1 * W_2^T (m_2 * ...))``, with ``m_i`` where the output
+of ReLU ``i`` is positive. Only these outputs are kept; the rest is overwritten or let go as soon as
+it has been used. Convolutions run channels-last, as their kernels want it, and the adjoints of
+strided ones as dense ones (``phases``).
 
-The derivative at zero is zero and NaN passes as in torch. Second derivatives are not offered: asking for one raises.
+The derivative at zero is zero and NaN passes as in torch. Second derivatives are not offered:
+asking for one raises.
 
 Legend: ``B`` points, ``n`` flat inputs, ``m`` flat outputs.
 """
@@ -26,12 +29,14 @@ FRESH = ("Conv", "Linear", "Add", "Sub")
 
 
 class Pullback:
-    """``network``, with one input and one output, at ``x [B, n]``: ``[B, m]``, differentiable once in ``x``."""
+    """``network``, with one input and one output, at ``x [B, n]``: ``[B, m]``, differentiable once
+    in ``x``."""
 
     def __init__(self, network: Network) -> None:
         graph = network.graph
         params = {
-            name: {key: _channels_last(value) for key, value in of.items()} for name, of in network.params.items()
+            name: {key: _channels_last(value) for key, value in of.items()}
+            for name, of in network.params.items()
         }
         self.network = network.on(graph, params)
         self.phased: dict[str, PhasedAdjoint] = {}
@@ -49,14 +54,18 @@ class Pullback:
         self.overwritten = {
             node.name
             for node in self.nodes
-            if node.op == "Relu" and self.uses[node.inputs[0]] == 1 and graph.nodes[node.inputs[0]].op in FRESH
+            if node.op == "Relu"
+            and self.uses[node.inputs[0]] == 1
+            and graph.nodes[node.inputs[0]].op in FRESH
         }
 
     @classmethod
     def of(cls, network: Network) -> Pullback | None:
         """None where an operator is neither affine nor a ReLU, or inputs or outputs are several."""
         graph = network.graph
-        known = all(network.rows[node.name].is_affine or node.op == "Relu" for node in graph.nodes.values())
+        known = all(
+            network.rows[node.name].is_affine or node.op == "Relu" for node in graph.nodes.values()
+        )
         return cls(network) if known and len(graph.inputs) == len(graph.outputs) == 1 else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -76,7 +85,9 @@ class Pullback:
             else:
                 value = self.network.forward_node(node, operands)
             # (A constant has one row; it may be overwritten, so every point gets its own.)
-            values[node.name] = value if len(value) == len(x) else value.expand(len(x), *node.shape).clone()
+            values[node.name] = (
+                value if len(value) == len(x) else value.expand(len(x), *node.shape).clone()
+            )
             if node.op == "Relu":
                 kept[node.name] = values[node.name]
             for name in node.inputs:

@@ -1,15 +1,20 @@
-"""One row per operator: how it computes, and for affine operators what bound propagation needs of it.
+"""One row per operator: how it computes, and for affine operators what bound propagation needs of
+it.
 
 Legend: ``R`` any leading batch extent; run-time tensors are ``[R, *shape]``.
 
 An *affine* operator is ``f(x_1 .. x_k) = sum_i W_i x_i + b``. Its row has
   ``forward``   f itself;
-  ``absolute``  ``sum_i |W_i| x_i`` without ``b`` (for the radius of an interval and for rounding error bounds);
-  ``adjoint``   ``a -> (W_1^T a, .., W_k^T a)``; left out, it is derived automatically as a vector-Jacobian product;
-  ``terms``     how many products are summed into one output element (for the rounding error constant).
-A *nonlinear* operator has only ``forward`` here; its interval and relaxation rules live in ``bounds.relaxations``. It
-is *local* if an element of its value depends on the same element of its operands alone, and *has jumps* if it is
-constant between jumps, so that its derivative says nothing.
+  ``absolute``  ``sum_i |W_i| x_i`` without ``b`` (for the radius of an interval and for rounding
+                error bounds);
+  ``adjoint``   ``a -> (W_1^T a, .., W_k^T a)``; left out, it is derived automatically as a
+                vector-Jacobian product;
+  ``terms``     how many products are summed into one output element (for the rounding error
+                constant).
+A *nonlinear* operator has only ``forward`` here; its interval and relaxation rules live in
+``bounds.relaxations``. It is *local* if an element of its value depends on the same element of its
+operands alone, and *has jumps* if it is constant between jumps, so that its derivative says
+nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +35,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Op:
-    """``adjoint(node, params, a [R, *node.shape], input_shapes)`` gives one ``[R, *input_shape]`` per input."""
+    """``adjoint(node, params, a [R, *node.shape], input_shapes)`` gives one ``[R, *input_shape]``
+    per input."""
 
     name: str
     forward: Forward

@@ -1,23 +1,27 @@
 """How far onnxruntime may be from the real function: one row per ONNX operator.
 
-Every operator computes ``v = f(z) + e`` from the values ``z`` that it reads. ``Rounding`` bounds ``|e|`` for any order
-of summation and any kernel that rounds to the result's type after each operation, or less often; ``bounds.rounding``
-makes a number of it once ranges are known. Rows here are of three kinds:
+Every operator computes ``v = f(z) + e`` from the values ``z`` that it reads. ``Rounding`` bounds
+``|e|`` for any order of summation and any kernel that rounds to the result's type after each
+operation, or less often; ``bounds.rounding`` makes a number of it once ranges are known. Rows here
+are of three kinds:
 
-*exact*: only moves, selects or compares entries (``Relu``, ``MaxPool``, ``Concat``); so is every step of its lowering.
-*each*: the lowering does what the kernel does, step by step, so each arithmetic step gets the error of one. A sum of
-    ``k`` products is off by ``gamma_k`` times the sum of absolute products (Higham), everything by half a step of its
-    result. Smooth functions are allowed ``SMOOTH`` half steps of their result and of 1: onnxruntime 1.31 stays within
-    six on an x86 CPU (measured, 800,000 float32 inputs a function).
+*exact*: only moves, selects or compares entries (``Relu``, ``MaxPool``, ``Concat``); so is every
+    step of its lowering.
+*each*: the lowering does what the kernel does, step by step, so each arithmetic step gets the error
+    of one. A sum of ``k`` products is off by ``gamma_k`` times the sum of absolute products
+    (Higham), everything by half a step of its result. Smooth functions are allowed ``SMOOTH`` half
+    steps of their result and of 1: onnxruntime 1.31 stays within six on an x86 CPU (measured,
+    800,000 float32 inputs a function).
 *last*: the lowering is exact where the kernel is one operation; its last step gets the error.
 
-An operator with no row has internal sums whose errors depend on cancellation inside (``LayerNormalization``): it can be
-bounded as a real function only.
+An operator with no row has internal sums whose errors depend on cancellation inside
+(``LayerNormalization``): it can be bounded as a real function only.
 
-Sixteen-bit types have few kernels on a CPU. There onnxruntime computes in float32 between casts that it inserts itself,
-and leaves out roundings between two operators, so that of two readers of a tensor one may see it rounded and the other
-not. Hence each reader of a tensor of such a type with several readers gets a rounding of its own. One reader, through
-exact operators, sees either: rounding commutes with moving, selecting and comparing.
+Sixteen-bit types have few kernels on a CPU. There onnxruntime computes in float32 between casts
+that it inserts itself, and leaves out roundings between two operators, so that of two readers of a
+tensor one may see it rounded and the other not. Hence each reader of a tensor of such a type with
+several readers gets a rounding of its own. One reader, through exact operators, sees either:
+rounding commutes with moving, selecting and comparing.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ SMOOTH_HALF = 2.0
 
 
 class Format(NamedTuple):
-    """Unit roundoff, smallest number (the smallest normal one where others may be flushed to zero), largest number."""
+    """Unit roundoff, smallest number (the smallest normal one where others may be flushed to zero),
+    largest number."""
 
     unit: float
     least: float
@@ -57,17 +62,71 @@ CASTS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 
 EXACT = {
-    *("Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity"),
-    *("Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Sign", "Slice"),
+    *(
+        "Abs",
+        "Clip",
+        "Concat",
+        "DepthToSpace",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GlobalMaxPool",
+        "Identity",
+    ),
+    *(
+        "Max",
+        "MaxPool",
+        "Min",
+        "Neg",
+        "Pad",
+        "ReduceMax",
+        "ReduceMin",
+        "Relu",
+        "Reshape",
+        "Sign",
+        "Slice",
+    ),
     *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
 SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
 """Of those treated step by step: no constant of the kernel is rounded beforehand."""
 EACH = SINGLE | {
-    *("AveragePool", "Celu", "Cos", "CumSum", "Elu", "Erf", "Exp", "Gelu", "GlobalAveragePool", "HardSigmoid"),
-    *("HardSwish", "Log", "LpNormalization", "Mean", "Mish", "Pow", "Reciprocal", "ReduceL1", "ReduceL2"),
-    *("ReduceLogSum", "ReduceMean", "ReduceSumSquare", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt"),
+    *(
+        "AveragePool",
+        "Celu",
+        "Cos",
+        "CumSum",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "GlobalAveragePool",
+        "HardSigmoid",
+    ),
+    *(
+        "HardSwish",
+        "Log",
+        "LpNormalization",
+        "Mean",
+        "Mish",
+        "Pow",
+        "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
+    ),
+    *(
+        "ReduceLogSum",
+        "ReduceMean",
+        "ReduceSumSquare",
+        "Selu",
+        "Sigmoid",
+        "Sin",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+    ),
     *("Swish", "Tanh"),
 }
 ARITHMETIC: dict[str, Callable[[Node], int]] = {
@@ -85,10 +144,15 @@ CURVED = {"Sigmoid", "Tanh", "Exp", "Log", "Sin", "Cos", "Erf", "Softplus", "Elu
 
 
 def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
-    """Emit the engine nodes of ``node`` and write into them how the runtime rounds; ``b.unrounded`` where none says."""
+    """Emit the engine nodes of ``node`` and write into them how the runtime rounds; ``b.unrounded``
+    where none says."""
     whole = dict(b.tensors)
     for name in set(node.inputs):
-        if b.dtypes.get(name) in HALVES and b.readers.get(name, 0) > 1 and b.nodes[b.tensors[name]].op != "Input":
+        if (
+            b.dtypes.get(name) in HALVES
+            and b.readers.get(name, 0) > 1
+            and b.nodes[b.tensors[name]].op != "Input"
+        ):
             b.tensors[name] = _carrier(b, b.tensors[name], _result(FORMATS[b.dtypes[name]]))
     seen = {name: b.tensors[name] for name in node.inputs if b.tensors.get(name) != whole.get(name)}
     before = len(b.nodes)
@@ -112,7 +176,10 @@ def _type_of(b: Builder, name: str) -> str:
 def _result_type(b: Builder, node: OnnxNode) -> str:
     if node.op == "Cast":
         return CASTS.get(int(node.attrs["to"]), "float32")
-    return next((kind for kind in (_type_of(b, name) for name in node.inputs if name) if kind in FORMATS), "float32")
+    return next(
+        (kind for kind in (_type_of(b, name) for name in node.inputs if name) if kind in FORMATS),
+        "float32",
+    )
 
 
 def _result(form: Format, ulps: float = 1.0) -> Rounding:
@@ -142,15 +209,20 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _round_last(b, node, new, _result(form, 3.0))
     elif node.op == "Cast":
         source = _type_of(b, node.inputs[0])
-        is_exact = source in NARROW_INTEGERS or (source in FORMATS and FORMATS[source].unit >= form.unit)
+        is_exact = source in NARROW_INTEGERS or (
+            source in FORMATS and FORMATS[source].unit >= form.unit
+        )
         if is_half or not is_exact:
             _round_last(b, node, new, _result(form))
     elif node.op == "Softmax":
-        # exp is off by the rounding of x - max, |d| exp(-|d|) < 1/2, and by its own; the sum of n by as much and n - 1
+        # exp is off by the rounding of x - max, |d| exp(-|d|) < 1/2, and by its own; the sum of n
+        # by as much and n - 1
         count = 2.0 * max(b.shape(b.tensors[node.outputs[0]])) + SMOOTH
         _round_last(b, node, new, _result(form)._replace(absolute=count * form.unit))
     elif node.op == "BatchNormalization":
-        _round_last(b, node, new, _result(form, 2.0)._replace(terms=8, extra=_normalised_size(b, node)))
+        _round_last(
+            b, node, new, _result(form, 2.0)._replace(terms=8, extra=_normalised_size(b, node))
+        )
     elif node.op in EACH:
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)
@@ -162,7 +234,11 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
 
 def _round_last(b: Builder, node: OnnxNode, new: list[str], rounding: Rounding) -> None:
     last = b.tensors[node.outputs[0]]
-    if last in new and b.nodes[last].op not in ("Input", "Constant") and b.nodes[last].rounding is None:
+    if (
+        last in new
+        and b.nodes[last].op not in ("Input", "Constant")
+        and b.nodes[last].rounding is None
+    ):
         _round(b, last, rounding)
     else:
         b.tensors[node.outputs[0]] = _carrier(b, last, rounding)
@@ -176,7 +252,9 @@ def _step(node: Node, form: Format, is_half: bool, is_single: bool) -> Rounding 
         return None
     ulps = SMOOTH_HALF if is_half else SMOOTH
     size = max(1.0, float(node.attrs.get("alpha", 1.0)))
-    return _result(form, ulps)._replace(absolute=0.0 if node.op == "Exp" else ulps * size * form.unit)
+    return _result(form, ulps)._replace(
+        absolute=0.0 if node.op == "Exp" else ulps * size * form.unit
+    )
 
 
 def _has_wide_constants(node: OnnxNode, form: Format) -> bool:
@@ -193,6 +271,8 @@ def _is_number(value: float, form: Format) -> bool:
 
 def _normalised_size(b: Builder, node: OnnxNode) -> float:
     """What is added to ``x scale``, in absolute terms: the shift is a difference."""
-    gain, shift, mean, variance = (b.constant(name, "a parameter").astype(np.float64) for name in node.inputs[1:5])
+    gain, shift, mean, variance = (
+        b.constant(name, "a parameter").astype(np.float64) for name in node.inputs[1:5]
+    )
     scale = gain / np.sqrt(variance + node.real("epsilon", 1e-5))
     return float(np.max(np.abs(shift) + np.abs(mean * scale), initial=0.0))

@@ -1,8 +1,9 @@
 """Does onnxruntime take this file at all? Opened and run once on zeros, in a child process.
 
-A counterexample counts only if onnxruntime shows it, so a network that it cannot load (a Gemm that mixes float and
-double, an attribute that it does not know) cannot be decided, however well it is read here. Some damaged files do not
-make it raise anything but end the process, which is why the first look is a child's.
+A counterexample counts only if onnxruntime shows it, so a network that it cannot load (a Gemm that
+mixes float and double, an attribute that it does not know) cannot be decided, however well it is
+read here. Some damaged files do not make it raise anything but end the process, which is why the
+first look is a child's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ TYPES = {
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
     "tensor(bool)": "bool",
-    **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{
+        f"tensor({kind}{bits})": f"{kind}{bits}"
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
 }
 
 
@@ -33,7 +38,11 @@ def require_runtime(path: Path, content: bytes = b"") -> None:
     ``content``: what is run in its place, for files that need another form.
     """
     given = content or model_bytes(path)
-    text_or_error(lambda: _trial(given, path), Budget.of_seconds(SECONDS, MEMORY), f"that runs {path} in onnxruntime")
+    text_or_error(
+        lambda: _trial(given, path),
+        Budget.of_seconds(SECONDS, MEMORY),
+        f"that runs {path} in onnxruntime",
+    )
 
 
 def _trial(content: bytes, path: Path) -> str:
@@ -49,7 +58,9 @@ def _trial(content: bytes, path: Path) -> str:
         doing = "run"
         feed = {}
         for info in session.get_inputs():
-            shape = [extent if isinstance(extent, int) and extent > 0 else 1 for extent in info.shape]
+            shape = [
+                extent if isinstance(extent, int) and extent > 0 else 1 for extent in info.shape
+            ]
             feed[info.name] = np.zeros(shape, dtype=TYPES.get(info.type, "float32"))
         session.run(None, feed)
     except Exception as error:  # onnxruntime raises classes that only exist inside its extension

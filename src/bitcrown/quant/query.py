@@ -1,9 +1,11 @@
-"""What is asked of an integer network: is there an input in a box whose outputs satisfy one of several cases?
+"""What is asked of an integer network: is there an input in a box whose outputs satisfy one of
+several cases?
 
-Everything is an integer, so a strict inequality is a plain one with the bound lowered by one, and no tolerance exists
-anywhere. A case is an AND of constraints ``sum_i c_i o_i <= b`` over the output integers ``o``; the query is an OR of
-cases. Robustness of label ``y`` under "first index of the maximum": for ``i < y`` the violation is ``o_i >= o_y``, for
-``i > y`` it is ``o_i >= o_y + 1``. Legend: ``N`` input elements, ``M`` outputs, ``B`` samples.
+Everything is an integer, so a strict inequality is a plain one with the bound lowered by one, and
+no tolerance exists anywhere. A case is an AND of constraints ``sum_i c_i o_i <= b`` over the output
+integers ``o``; the query is an OR of cases. Robustness of label ``y`` under "first index of the
+maximum": for ``i < y`` the violation is ``o_i >= o_y``, for ``i > y`` it is ``o_i >= o_y + 1``.
+Legend: ``N`` input elements, ``M`` outputs, ``B`` samples.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class LinearConstraint:
-    """``sum(coefficient * output[index] for index, coefficient in terms) <= bound``; indices distinct, sorted."""
+    """``sum(coefficient * output[index] for index, coefficient in terms) <= bound``; indices
+    distinct, sorted."""
 
     terms: tuple[tuple[int, int], ...]
     bound: int
@@ -36,11 +39,13 @@ ConstraintCase = tuple[LinearConstraint, ...]
 
 @dataclass(frozen=True, eq=False)
 class IntegerQuery:
-    """``low``/``high``: [N], the box of the input node, both ends included; ``cases``: the violation as an OR of ANDs.
+    """``low``/``high``: [N], the box of the input node, both ends included; ``cases``: the
+    violation as an OR of ANDs.
 
-    ``exact_cases`` are the cases on which a witness is judged; they are the same unless the output's real values are
-    not an affine function of its integers (then ``cases`` are implied by them, and sound for proofs only).
-    ``real_box``: the box of the file's own input values, where the query came from one.
+    ``exact_cases`` are the cases on which a witness is judged; they are the same unless the
+    output's real values are not an affine function of its integers (then ``cases`` are implied by
+    them, and sound for proofs only). ``real_box``: the box of the file's own input values, where
+    the query came from one.
     """
 
     network: IntegerNetwork
@@ -57,7 +62,8 @@ class IntegerQuery:
         for name, array in (("low", self.low), ("high", self.high)):
             if array.shape != node.low.shape:
                 raise QuantError(
-                    f"the {name} end of the input box has {array.shape} entries, the network takes {node.low.shape}; "
+                    f"the {name} end of the input box has {array.shape} entries, the network "
+                    f"takes {node.low.shape}; "
                     "give one integer per input element"
                 )
 
@@ -80,7 +86,10 @@ class IntegerQuery:
         """Whether one case holds for all outputs between ``low`` and ``high`` [B, M]; [B]."""
         if self.exact_cases is not None:
             pairs = zip(low.tolist(), high.tolist(), strict=True)
-            return np.array([any(self._holds(case, *pair) for case in self.exact_cases) for pair in pairs], dtype=bool)
+            return np.array(
+                [any(self._holds(case, *pair) for case in self.exact_cases) for pair in pairs],
+                dtype=bool,
+            )
         return self._any_case(low, high)
 
     def possibly_violated(self, low: Ints, high: Ints) -> Flags:
@@ -99,7 +108,8 @@ class IntegerQuery:
         return found
 
     def _holds(self, case: tuple[Constraint, ...], low: list[int], high: list[int]) -> bool:
-        """Whether the case holds for the real values of all outputs in between (values do not decrease)."""
+        """Whether the case holds for the real values of all outputs in between (values do not
+        decrease)."""
         exit_ = self.network.exit
         for constraint in case:
             total = Fraction(0)
@@ -112,17 +122,23 @@ class IntegerQuery:
 
 
 def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> IntegerQuery:
-    """All inputs within ``eps`` of ``x`` [N] (and inside the declared range) whose first-index argmax is not label."""
+    """All inputs within ``eps`` of ``x`` [N] (and inside the declared range) whose first-index
+    argmax is not label."""
     node = network.nodes[0]
     assert isinstance(node, Input)
     x = np.asarray(x, dtype=np.int64).reshape(-1)
     outputs = int(np.prod(network.nodes[network.output].shape))
     if x.shape != node.low.shape:
-        raise QuantError(f"the sample has {x.size} elements, the network takes {node.low.size}; check the image size")
+        raise QuantError(
+            f"the sample has {x.size} elements, the network takes {node.low.size}; check the "
+            "image size"
+        )
     if not 0 <= label < outputs:
         raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
     if eps < 0:
-        raise QuantError(f"the radius {eps} is negative; give a whole number of input steps, 0 or more")
+        raise QuantError(
+            f"the radius {eps} is negative; give a whole number of input steps, 0 or more"
+        )
     cases = []
     for other in range(outputs):
         if other != label:
@@ -135,7 +151,8 @@ def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> 
 def label_query(
     network: IntegerNetwork, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...], label: int
 ) -> IntegerQuery:
-    """All inputs of the file's closed box [N] whose real outputs have their first maximum elsewhere than at label."""
+    """All inputs of the file's closed box [N] whose real outputs have their first maximum elsewhere
+    than at label."""
     outputs = len(network.exit.values)
     if not 0 <= label < outputs:
         raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
@@ -144,7 +161,13 @@ def label_query(
         Case(
             lower,
             upper,
-            (Constraint((((len(lower) + label,), one), ((len(lower) + i,), -one)), Fraction(0), i > label),),
+            (
+                Constraint(
+                    (((len(lower) + label,), one), ((len(lower) + i,), -one)),
+                    Fraction(0),
+                    i > label,
+                ),
+            ),
         )
         for i in range(outputs)
         if i != label
@@ -153,33 +176,45 @@ def label_query(
 
 
 def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> LinearConstraint | bool:
-    """An integer constraint with the same integer solutions; ``True``/``False`` if it mentions no output.
+    """An integer constraint with the same integer solutions; ``True``/``False`` if it mentions no
+    output.
 
-    All coefficients are multiplied by their common denominator and divided by their common factor; the left side is
-    then an integer, so the bound is rounded down, or lowered to the next integer below if strict.
+    All coefficients are multiplied by their common denominator and divided by their common factor;
+    the left side is then an integer, so the bound is rounded down, or lowered to the next integer
+    below if strict.
     """
     kept = {i: c for i, c in sorted(terms.items()) if c}
     if not kept:
         return bound > 0 if strict else bound >= 0
     scale = lcm(*(c.denominator for c in kept.values()))
     whole = {i: int(c * scale) for i, c in kept.items()}
-    common = int(np.gcd.reduce([abs(c) for c in whole.values()])) if max(map(abs, whole.values())) < 2**62 else 1
+    common = (
+        int(np.gcd.reduce([abs(c) for c in whole.values()]))
+        if max(map(abs, whole.values())) < 2**62
+        else 1
+    )
     limit = bound * scale / common
     top = ceil(limit) - 1 if strict else floor(limit)
     constraint = LinearConstraint(tuple((i, c // common) for i, c in whole.items()), top)
     if sum(abs(c) for _, c in constraint.terms) >= 2**40:
-        raise QuantError("an output constraint needs integers above 40 bits; write it with fewer digits")
+        raise QuantError(
+            "an output constraint needs integers above 40 bits; write it with fewer digits"
+        )
     return LinearConstraint(constraint.terms, max(min(top, WIDTH_LIMIT), -WIDTH_LIMIT))
 
 
 def from_problem(problem: Problem, network: IntegerNetwork) -> IntegerQuery:
-    """The integer form of a VNN-LIB problem over one network; mixed or nonlinear constraints are refused.
+    """The integer form of a VNN-LIB problem over one network; mixed or nonlinear constraints are
+    refused.
 
-    All cases must share one box (cases with different boxes are separate queries: ``split_by_box``).
+    All cases must share one box (cases with different boxes are separate queries:
+    ``split_by_box``).
     """
     boxes = {(case.lower, case.upper) for case in problem.cases}
     if len(boxes) > 1:
-        raise QuantError("the cases have different input boxes; decide them one box at a time (split_by_box)")
+        raise QuantError(
+            "the cases have different input boxes; decide them one box at a time (split_by_box)"
+        )
     if not problem.cases:
         node = network.nodes[0]
         assert isinstance(node, Input)
@@ -198,7 +233,9 @@ def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery
     return queries
 
 
-def _query_of_box(n_inputs: int, notes: tuple[str, ...], network: IntegerNetwork, cases: list[Case]) -> IntegerQuery:
+def _query_of_box(
+    n_inputs: int, notes: tuple[str, ...], network: IntegerNetwork, cases: list[Case]
+) -> IntegerQuery:
     """``cases`` share one box."""
     box = cases[0].lower, cases[0].upper
     low, high = network.entry.box(*box)
@@ -211,7 +248,9 @@ def _query_of_box(n_inputs: int, notes: tuple[str, ...], network: IntegerNetwork
             proof.append(relaxed)
             exact.append(tuple(_shifted(c, n_inputs) for c in case.constraints))
     same = all(step is not None for step in steps)
-    return IntegerQuery(network, low, high, tuple(proof), None if same else tuple(exact), notes, box)
+    return IntegerQuery(
+        network, low, high, tuple(proof), None if same else tuple(exact), notes, box
+    )
 
 
 def _affine_exit(values: Sequence[Fraction]) -> tuple[Fraction, Fraction] | None:
@@ -219,7 +258,11 @@ def _affine_exit(values: Sequence[Fraction]) -> tuple[Fraction, Fraction] | None
     if isinstance(values, EvenlySpaced):
         return values.step, values.first
     step = values[1] - values[0] if len(values) > 1 else Fraction(0)
-    return (step, values[0]) if all(b - a == step for a, b in zip(values, values[1:], strict=False)) else None
+    return (
+        (step, values[0])
+        if all(b - a == step for a, b in zip(values, values[1:], strict=False))
+        else None
+    )
 
 
 def _shifted(constraint: Constraint, n_inputs: int) -> Constraint:
@@ -228,13 +271,19 @@ def _shifted(constraint: Constraint, n_inputs: int) -> Constraint:
 
 
 def _integer_case(
-    case: Case, n_inputs: int, network: IntegerNetwork, steps: list[tuple[Fraction, Fraction] | None]
+    case: Case,
+    n_inputs: int,
+    network: IntegerNetwork,
+    steps: list[tuple[Fraction, Fraction] | None],
 ) -> ConstraintCase | None:
-    """The case over output integers (implied by it where an output is not affine); ``None`` if it cannot hold."""
+    """The case over output integers (implied by it where an output is not affine); ``None`` if it
+    cannot hold."""
     found: list[LinearConstraint] = []
     for constraint in case.constraints:
         if not constraint.is_linear() or any(m[0] < n_inputs for m, _ in constraint.terms):
-            raise QuantError("constraints on outputs of an integer network must be linear and free of inputs")
+            raise QuantError(
+                "constraints on outputs of an integer network must be linear and free of inputs"
+            )
         result = _integer_constraint(constraint, n_inputs, network, steps)
         if result is False:
             return None
@@ -244,9 +293,13 @@ def _integer_case(
 
 
 def _integer_constraint(
-    constraint: Constraint, n_inputs: int, network: IntegerNetwork, steps: list[tuple[Fraction, Fraction] | None]
+    constraint: Constraint,
+    n_inputs: int,
+    network: IntegerNetwork,
+    steps: list[tuple[Fraction, Fraction] | None],
 ) -> LinearConstraint | bool:
-    """A value that is not affine in its integer is replaced by the largest affine function of one slope below it."""
+    """A value that is not affine in its integer is replaced by the largest affine function of one
+    slope below it."""
     terms: dict[int, Fraction] = {}
     bound = constraint.bound
     for (variable,), factor in constraint.terms:

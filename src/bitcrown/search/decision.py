@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
 
 SMALL_NETWORK = 2000
-"""Networks with fewer tensor entries are bounded in float64 throughout: there float32 saves nothing."""
+"""Networks with fewer tensor entries are bounded in float64 throughout: there float32 saves
+nothing."""
 LAYER_SHARE = 0.15
 """Share of the time left that optimising the bounds of inner layers may take."""
 SMOOTH_SHARE = 0.6
@@ -40,9 +41,11 @@ STEP_COST = 0.4
 """Seconds of one such step, as a share of the plain root bounds (measured: 0.15 to 0.4)."""
 ATTACK_SHARE = 0.1
 GLANCE_SHARE = 0.05
-"""Share of the time left for the attack before any bound; where ten steps take less, the glance ends with them."""
+"""Share of the time left for the attack before any bound; where ten steps take less, the glance
+ends with them."""
 ROOT_SHARE = 0.9
-"""Share of the time left that plain root bounds may take; what they cannot finish, only an attack can decide."""
+"""Share of the time left that plain root bounds may take; what they cannot finish, only an attack
+can decide."""
 MANY_CASES = 1000
 """With more cases than this, descent on all of them at once costs more than it finds."""
 FEW_INPUTS = 16
@@ -88,8 +91,15 @@ def _split_inputs(run: Run, proof: Network, objective: Objective, cases: np.ndar
     seconds, restarts = 0.3, max(2, 64 // len(cases))
     while True:
         with run.phase("input split"):
-            outcome = search.run(seconds, lambda done, left: run.report("input split", {"boxes": done, "left": left}))
-        if outcome.proved or outcome.witness is not None or run.budget.is_expired() or not outcome.left:
+            outcome = search.run(
+                seconds, lambda done, left: run.report("input split", {"boxes": done, "left": left})
+            )
+        if (
+            outcome.proved
+            or outcome.witness is not None
+            or run.budget.is_expired()
+            or not outcome.left
+        ):
             break
         if len(cases) <= MANY_CASES:
             with run.phase("attack"):
@@ -99,22 +109,35 @@ def _split_inputs(run: Run, proof: Network, objective: Objective, cases: np.ndar
                 return run.sat(witness, "attack")
             restarts = min(2 * restarts, 1024)
         seconds *= 2
-    run.counters.update(boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left)
+    run.counters.update(
+        boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left
+    )
     if isinstance(outcome.witness, Witness):
         return run.sat(outcome.witness, "input split")
     if outcome.proved:
         return run.verdict(Status.UNSAT, "input split" if outcome.rounds > 1 else "root bounds")
     if run.budget.is_expired():
         return run.timeout()
-    return run.unknown(Reason.INCOMPLETE, f"{outcome.stuck} boxes are too small for floats to split")
+    return run.unknown(
+        Reason.INCOMPLETE, f"{outcome.stuck} boxes are too small for floats to split"
+    )
 
 
 def attack(
-    run: Run, network: Network, objective: Objective, cases: np.ndarray, budget: Budget, steps: int, restarts: int
+    run: Run,
+    network: Network,
+    objective: Objective,
+    cases: np.ndarray,
+    budget: Budget,
+    steps: int,
+    restarts: int,
 ) -> Witness | None:
-    """Projected gradient descent on all ``cases`` at once; what violates in the network here is replayed."""
+    """Projected gradient descent on all ``cases`` at once; what violates in the network here is
+    replayed."""
     run.counters["attacks"] = run.counters.get("attacks", 0) + 1
-    generator = torch.Generator(device=network.device).manual_seed(run.settings.seed + run.counters["attacks"])
+    generator = torch.Generator(device=network.device).manual_seed(
+        run.settings.seed + run.counters["attacks"]
+    )
     box = objective.box[cases]
     d = None if objective.D is None else network.tensor(objective.D[cases])
     target = Target(network.tensor(objective.C[cases]), d, network.tensor(objective.rhs[cases]))
@@ -131,7 +154,9 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     """A glance of attack, root bounds, a longer attack, and ``search_neurons`` for what is left."""
     small = sum(node.size for node in proof.graph.nodes.values()) <= SMALL_NETWORK
     guide = proof if small else Network(proof.graph, torch.float32, proof.device)
-    with run.phase("attack"):  # a glance only: many violations are found in a fraction of what bounds cost
+    with run.phase(
+        "attack"
+    ):  # a glance only: many violations are found in a fraction of what bounds cost
         glance = run.budget.capped(max(0.5, GLANCE_SHARE * run.budget.remaining()))
         witness = attack(run, guide, objective, cases, glance, 10, 2)
     if witness is not None:
@@ -149,7 +174,10 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
     if any(bool(torch.isinf(radius).any()) for radius in enclosure.scales.radii.values()):
-        return run.unknown(Reason.NUMERICS, "a value may leave the range of its number type, or be lost in rounding")
+        return run.unknown(
+            Reason.NUMERICS,
+            "a value may leave the range of its number type, or be lost in rounding",
+        )
     open_cases = cases[left.cpu().numpy()]
     if share.is_expired():
         run.counters["root_bounds_cut_short"] = 1
@@ -162,7 +190,9 @@ def _split_neurons(run: Run, proof: Network, objective: Objective, cases: np.nda
     return search_neurons(run, search, left, objective, cases, root_seconds)
 
 
-def _attack_to_the_end(run: Run, network: Network, objective: Objective, cases: np.ndarray) -> Witness | None:
+def _attack_to_the_end(
+    run: Run, network: Network, objective: Objective, cases: np.ndarray
+) -> Witness | None:
     """Descent until a witness is found or time is up: bounds can do no more."""
     with run.phase("attack"):
         while not run.budget.is_expired():
@@ -173,11 +203,18 @@ def _attack_to_the_end(run: Run, network: Network, objective: Objective, cases: 
 
 
 def search_neurons(
-    run: Run, search: NeuronSplit, left: torch.Tensor, objective: Objective, cases: np.ndarray, root_seconds: float
+    run: Run,
+    search: NeuronSplit,
+    left: torch.Tensor,
+    objective: Objective,
+    cases: np.ndarray,
+    root_seconds: float,
 ) -> Verdict:
-    """Decide the cases ``left`` open by ``search.root``: alpha-CROWN, sharper layers where affordable, then splits.
+    """Decide the cases ``left`` open by ``search.root``: alpha-CROWN, sharper layers where
+    affordable, then splits.
 
-    ``root_seconds`` is what the root bounds took, from which the cost of sharper layers is foreseen.
+    ``root_seconds`` is what the root bounds took, from which the cost of sharper layers is
+    foreseen.
     """
     with run.phase("alpha"):
         domains = search.root_domains(left, 20)
@@ -190,14 +227,19 @@ def search_neurons(
     return _branch_and_bound(run, search, domains, objective, cases)
 
 
-def _sharpened_layers(run: Run, search: NeuronSplit, domains: Domains, root_seconds: float) -> Domains:
-    """Open domains after ascent over the bounds of inner layers; ``root_seconds`` is what plain root bounds took.
+def _sharpened_layers(
+    run: Run, search: NeuronSplit, domains: Domains, root_seconds: float
+) -> Domains:
+    """Open domains after ascent over the bounds of inner layers; ``root_seconds`` is what plain
+    root bounds took.
 
-    Where no neuron can be split, better layers are all that is left: passes with more and more steps then follow each
-    other until they gain nothing.
+    Where no neuron can be split, better layers are all that is left: passes with more and more
+    steps then follow each other until they gain nothing.
     """
     has_splits = bool(search.layout.n_neurons)
-    share = run.budget.capped((LAYER_SHARE if has_splits else SMOOTH_SHARE) * run.budget.remaining())
+    share = run.budget.capped(
+        (LAYER_SHARE if has_splits else SMOOTH_SHARE) * run.budget.remaining()
+    )
     steps = int(min(LAYER_STEPS, share.remaining() / (STEP_COST * root_seconds + 1e-3)))
     if not len(domains) or steps < 2 or not search.layout.n_alphas:
         return domains
@@ -228,15 +270,27 @@ def _branch_and_bound(
         started = time.monotonic()
         if spent["attack"] > ATTACK_SHARE * (started - spent["start"]) or not len(search.stack):
             return None
-        open_cases = np.unique(torch.cat([chunk.case for chunk in search.stack.chunks]).cpu().numpy())
+        open_cases = np.unique(
+            torch.cat([chunk.case for chunk in search.stack.chunks]).cpu().numpy()
+        )
         budget = run.budget.capped(5.0)
-        witness = attack(run, search.guide, objective, cases[open_cases], budget, 100, max(4, 64 // len(open_cases)))
+        witness = attack(
+            run,
+            search.guide,
+            objective,
+            cases[open_cases],
+            budget,
+            100,
+            max(4, 64 // len(open_cases)),
+        )
         spent["attack"] += time.monotonic() - started
         return witness
 
     with run.phase("neuron split"):
         outcome = search.run(domains, attack_steps)
-    run.counters.update(domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst)
+    run.counters.update(
+        domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
+    )
     run.counters["attack_seconds"] = spent["attack"]
     if isinstance(outcome.witness, Witness):
         return run.sat(outcome.witness, "neuron split")

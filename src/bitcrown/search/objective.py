@@ -1,15 +1,17 @@
 """The cases of a Problem as arrays of rows.
 
-Legend: ``P`` cases, ``S`` rows per case (padded), ``m`` outputs, ``n`` inputs. A case is violated by ``x`` iff for all
-of its rows ``C y + D x <= rhs``; it is excluded on a box as soon as one row has a lower bound above ``rhs`` there.
+Legend: ``P`` cases, ``S`` rows per case (padded), ``m`` outputs, ``n`` inputs. A case is violated
+by ``x`` iff for all of its rows ``C y + D x <= rhs``; it is excluded on a box as soon as one row
+has a lower bound above ``rhs`` there.
 
-Exactness: a row is scaled to integer coefficients, which float64 holds exactly (a row where it cannot is refused), and
-``rhs`` is rounded upward, so that the violation set never shrinks. A strict ``<`` is treated as ``<=``: proving the
-larger set empty is a proof. Boxes are rounded outward, and further where the nearest number of the input's own type
-lies outside: the network, and the competition's scorer, read the bound as that number, so the proof covers both
-readings. An input of whole numbers between two of which no whole number lies is read as either of them. Numbers beyond
-the range of float64 become its ends, or infinite, on the side where that is sound. Padding rows have ``C = D = 0`` and
-``rhs = inf``: they never exclude anything.
+Exactness: a row is scaled to integer coefficients, which float64 holds exactly (a row where it
+cannot is refused), and ``rhs`` is rounded upward, so that the violation set never shrinks. A strict
+``<`` is treated as ``<=``: proving the larger set empty is a proof. Boxes are rounded outward, and
+further where the nearest number of the input's own type lies outside: the network, and the
+competition's scorer, read the bound as that number, so the proof covers both readings. An input of
+whole numbers between two of which no whole number lies is read as either of them. Numbers beyond
+the range of float64 become its ends, or infinite, on the side where that is sound. Padding rows
+have ``C = D = 0`` and ``rhs = inf``: they never exclude anything.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ BFLOAT16_MAX = (2.0 - 2.0**-7) * 2.0**127
 
 
 def round_up(value: Fraction) -> float:
-    """The least float64 not below ``value``: infinite above all numbers, the least number below all numbers."""
+    """The least float64 not below ``value``: infinite above all numbers, the least number below all
+    numbers."""
     if abs(value) > LARGEST:
         return math.inf if value > 0 else -float(LARGEST)
     nearest = float(value)
@@ -54,17 +57,21 @@ def box_upper(value: Fraction, dtype: str = "float32") -> float:
 
 
 def _read_as(value: float, dtype: str) -> float:
-    """The nearest number of a float type (in bfloat16 the one towards ``-inf``), within its range."""
+    """The nearest number of a float type (in bfloat16 the one towards ``-inf``), within its
+    range."""
     if dtype == "bfloat16":
         value = max(-BFLOAT16_MAX, min(value, BFLOAT16_MAX))
         significand, exponent = math.frexp(value)
-        return math.ldexp(math.floor(math.ldexp(significand, BFLOAT16_BITS)), exponent - BFLOAT16_BITS)
+        return math.ldexp(
+            math.floor(math.ldexp(significand, BFLOAT16_BITS)), exponent - BFLOAT16_BITS
+        )
     largest = float(np.finfo(dtype).max)
     return float(np.clip(value, -largest, largest).astype(dtype))
 
 
 def box_of(lower: Fraction, upper: Fraction, kind: Kind) -> tuple[float, float]:
-    """Ends of an input of type ``kind`` in both readings; see above. What is no number type is read as float32."""
+    """Ends of an input of type ``kind`` in both readings; see above. What is no number type is read
+    as float32."""
     dtype = kind if isinstance(kind, str) else np.dtype(kind).name
     is_number = dtype in np.sctypeDict
     if is_number and np.issubdtype(dtype, np.integer):
@@ -79,7 +86,8 @@ def box_of(lower: Fraction, upper: Fraction, kind: Kind) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Objective:
-    """``box [P]`` indexes ``lower``/``upper [boxes, n]``; arrays are float64. ``D`` is None when no row needs it."""
+    """``box [P]`` indexes ``lower``/``upper [boxes, n]``; arrays are float64. ``D`` is None when no
+    row needs it."""
 
     C: np.ndarray
     D: np.ndarray | None
@@ -104,7 +112,9 @@ def _integer_row(constraint: Constraint) -> tuple[list[tuple[int, float]], float
     for monomial, coefficient in constraint.terms:
         value = coefficient * scale
         if abs(value) >= 1 << 53:
-            raise UnsupportedError("a constraint has coefficients that no float64 row can hold exactly")
+            raise UnsupportedError(
+                "a constraint has coefficients that no float64 row can hold exactly"
+            )
         row.append((monomial[0], float(value)))
     return row, round_up(constraint.bound * scale)
 
@@ -135,7 +145,9 @@ def objective_of(problem: Problem, kinds: Iterable[Kind] | None = None) -> Objec
         key = (id(case.lower), id(case.upper))
         if key not in boxes:
             boxes[key] = len(lower)
-            ends = [box_of(*interval) for interval in zip(case.lower, case.upper, kinds, strict=True)]
+            ends = [
+                box_of(*interval) for interval in zip(case.lower, case.upper, kinds, strict=True)
+            ]
             lower.append([low for low, _ in ends])
             upper.append([high for _, high in ends])
         box[p] = boxes[key]
@@ -146,5 +158,8 @@ def objective_of(problem: Problem, kinds: Iterable[Kind] | None = None) -> Objec
                     matrix_c[p, s, variable - n] = value
                 elif matrix_d is not None:
                     matrix_d[p, s, variable] = value
-    arrays = np.array(lower, dtype=np.float64).reshape(-1, n), np.array(upper, dtype=np.float64).reshape(-1, n)
+    arrays = (
+        np.array(lower, dtype=np.float64).reshape(-1, n),
+        np.array(upper, dtype=np.float64).reshape(-1, n),
+    )
     return Objective(matrix_c, matrix_d, rhs, *arrays, box)

@@ -1,12 +1,13 @@
 """Networks with quantized operators: decided in integers, exactly as onnxruntime computes them.
 
-A network that ``looks_quantized`` is read as an ``IntegerNetwork``; the property's boxes become boxes of integers, its
-cases integer constraints, and ``quant.decide`` searches. A counterexample is a lattice point; the input that represents
-it inside the property's box is replayed on the original file like every other witness.
+A network that ``looks_quantized`` is read as an ``IntegerNetwork``; the property's boxes become
+boxes of integers, its cases integer constraints, and ``quant.decide`` searches. A counterexample is
+a lattice point; the input that represents it inside the property's box is replayed on the original
+file like every other witness.
 
-An input box counts as what a scorer reads from it: where a bound is no number of the input's type, the nearest one
-belongs to the box as well, so proofs cover it. Where the network cannot be read as integers the float engine has its
-turn; the counters then hold the reason.
+An input box counts as what a scorer reads from it: where a bound is no number of the input's type,
+the nearest one belongs to the box as well, so proofs cover it. Where the network cannot be read as
+integers the float engine has its turn; the counters then hold the reason.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def decide_in_integers(run: Run) -> Verdict | None:
 
 
 def covering(problem: Problem, kinds: Iterable[Kind]) -> Problem:
-    """The problem with every box widened to the reading of its bounds in the types ``kinds [n]`` of the inputs.
+    """The problem with every box widened to the reading of its bounds in the types ``kinds [n]`` of
+    the inputs.
 
     An end beyond all numbers of float64 stays as it is.
     """
@@ -62,8 +64,14 @@ def covering(problem: Problem, kinds: Iterable[Kind]) -> Problem:
 
     def widened(case: Case) -> Case:
         ends = [box_of(*interval) for interval in zip(case.lower, case.upper, types, strict=True)]
-        lower = [exact if math.isinf(end) else Fraction(end) for (end, _), exact in zip(ends, case.lower, strict=True)]
-        upper = [exact if math.isinf(end) else Fraction(end) for (_, end), exact in zip(ends, case.upper, strict=True)]
+        lower = [
+            exact if math.isinf(end) else Fraction(end)
+            for (end, _), exact in zip(ends, case.lower, strict=True)
+        ]
+        upper = [
+            exact if math.isinf(end) else Fraction(end)
+            for (_, end), exact in zip(ends, case.upper, strict=True)
+        ]
         return replace(case, lower=tuple(lower), upper=tuple(upper))
 
     return replace(problem, cases=tuple(widened(case) for case in problem.cases))
@@ -77,17 +85,31 @@ def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuer
     for query in queries:
         decision = decide(query, run.budget, run.settings.seed, keeps_proof, program)
         for name, value in decision.counters.items():
-            run.counters[name] = run.counters.get(name, 0) + value if isinstance(value, int) else value
+            run.counters[name] = (
+                run.counters.get(name, 0) + value if isinstance(value, int) else value
+            )
         if decision.status is Status.SAT:
             assert decision.witness is not None and query.real_box is not None
             x = network.entry.representative(decision.witness, *query.real_box)
             witness = run.confirm(np.asarray(x, dtype=np.float64))
             if witness is not None:
                 return run.sat(witness, f"integers: {decision.decided_by}")
-            open_.append(run.unknown(Reason.REPLAY, "the lattice point found has no representative in the box"))
+            open_.append(
+                run.unknown(
+                    Reason.REPLAY, "the lattice point found has no representative in the box"
+                )
+            )
         elif decision.status is Status.UNSAT:
             if keeps_proof and decision.proof is not None:
-                certificate = certificate_form(query, decision.proof, decision.roots, with_forms=True)
+                certificate = certificate_form(
+                    query, decision.proof, decision.roots, with_forms=True
+                )
         else:
-            open_.append(run.verdict(decision.status, reason=decision.reason, detail=decision.detail))
-    return open_[0] if open_ else run.verdict(Status.UNSAT, "integers: staircase bounds", certificate=certificate)
+            open_.append(
+                run.verdict(decision.status, reason=decision.reason, detail=decision.detail)
+            )
+    return (
+        open_[0]
+        if open_
+        else run.verdict(Status.UNSAT, "integers: staircase bounds", certificate=certificate)
+    )

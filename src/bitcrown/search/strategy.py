@@ -1,11 +1,13 @@
-"""From a Problem to a Verdict: what is tried, in which order, for how long. Nothing here knows a benchmark's name.
+"""From a Problem to a Verdict: what is tried, in which order, for how long. Nothing here knows a
+benchmark's name.
 
 1. *Probes* through onnxruntime, before torch is even imported: midpoint, corners, random points.
 2. *Integers*: a quantized network is decided in integer arithmetic, nothing below applies to it.
 3. *Read* the networks, check the reading against onnxruntime, turn the cases into rows.
 4. *Root*: interval and CROWN bounds of every layer; cases that these exclude are dropped at once.
 5. *Attack*: a short projected gradient descent on the cases left.
-6. *Search*: splitting the input where few inputs vary, splitting ReLUs otherwise, with attack steps inside.
+6. *Search*: splitting the input where few inputs vary, splitting ReLUs otherwise, with attack steps
+   inside.
 
 Every candidate is replayed on the original file (``check``); only a finished search says ``unsat``.
 """
@@ -55,7 +57,8 @@ class Run:
         self.confirmer = Confirmer(problem, self.replay)
 
     def report(self, phase: str, facts: dict[str, Any]) -> None:
-        """Tell how far the run is; with the counters, because a run that is killed cannot tell them any more."""
+        """Tell how far the run is; with the counters, because a run that is killed cannot tell them
+        any more."""
         self._report(phase, {**facts, "counters": dict(self.counters)})
 
     @contextmanager
@@ -73,9 +76,16 @@ class Run:
         self.counters["replayed"] = self.counters.get("replayed", 0) + 1
         return self.confirmer.confirm(x, None if case is None else self.problem.cases[case])
 
-    def verdict(self, status: Status, decided_by: str = "", witness: Witness | None = None, **more: Any) -> Verdict:
+    def verdict(
+        self, status: Status, decided_by: str = "", witness: Witness | None = None, **more: Any
+    ) -> Verdict:
         return Verdict(
-            status, witness=witness, decided_by=decided_by, phases=self.phases, counters=self.counters, **more
+            status,
+            witness=witness,
+            decided_by=decided_by,
+            phases=self.phases,
+            counters=self.counters,
+            **more,
         )
 
     def sat(self, witness: Witness, decided_by: str) -> Verdict:

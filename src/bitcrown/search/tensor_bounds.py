@@ -23,7 +23,8 @@ MEMORY = 1 << 30
 
 
 def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.ndarray, np.ndarray]:
-    """CROWN bounds of ``tensor`` (the first output if None) over the box of ``problem.cases[case]``, float64, outward.
+    """CROWN bounds of ``tensor`` (the first output if None) over the box of
+    ``problem.cases[case]``, float64, outward.
 
     Raises ``PropertyError`` for a name the network does not have.
     """
@@ -31,7 +32,9 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     graph = next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
     name = graph.outputs[0] if tensor is None else tensor
     if name not in graph.nodes:
-        raise PropertyError(f"the network has no tensor {name!r}; bitcrown inspect lists their names")
+        raise PropertyError(
+            f"the network has no tensor {name!r}; bitcrown inspect lists their names"
+        )
     network = Network(graph, torch.float64)
     box = problem.cases[case]
     lower = network.tensor([[round_down(value) for value in box.lower]])

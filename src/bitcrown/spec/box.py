@@ -1,4 +1,5 @@
-"""Boxes of inputs under construction: shared base bounds plus what one case tightens, and bounds through ties."""
+"""Boxes of inputs under construction: shared base bounds plus what one case tightens, and bounds
+through ties."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def is_less(left: Fraction, right: Fraction) -> bool:
 
 @dataclass(slots=True)
 class Box:
-    """Bounds by input number; a missing number is unbounded on that side. ``parent`` holds what is not tightened."""
+    """Bounds by input number; a missing number is unbounded on that side. ``parent`` holds what is
+    not tightened."""
 
     lower: dict[int, Fraction] = field(default_factory=dict)
     upper: dict[int, Fraction] = field(default_factory=dict)
@@ -72,19 +74,24 @@ class Box:
 def is_tie(constraint: Constraint, n_inputs: int) -> bool:
     """Whether this is a linear constraint over at least two inputs and nothing else."""
     terms = constraint.terms
-    return len(terms) > 1 and all(len(monomial) == 1 and monomial[0] < n_inputs for monomial, _ in terms)
+    return len(terms) > 1 and all(
+        len(monomial) == 1 and monomial[0] < n_inputs for monomial, _ in terms
+    )
 
 
 def propagate(box: Box, ties: list[Constraint]) -> int | None:
-    """Tighten the box through linear constraints over inputs; the number of an input that became empty, or ``None``.
+    """Tighten the box through linear constraints over inputs; the number of an input that became
+    empty, or ``None``.
 
-    Only implied bounds are added, so no point that satisfies the ties is lost. Differences such as ``x <= z`` may
-    tighten repeatedly (a chain of equalities passes its bounds on to the end); any other constraint only fills in
-    bounds that are missing, because repeated tightening could go on for ever in ever smaller steps.
+    Only implied bounds are added, so no point that satisfies the ties is lost. Differences such as
+    ``x <= z`` may tighten repeatedly (a chain of equalities passes its bounds on to the end); any
+    other constraint only fills in bounds that are missing, because repeated tightening could go on
+    for ever in ever smaller steps.
 
-    A bound may be read as the number of the input's type that is nearest to it (``slack``), and what holds of the
-    decimals need not hold of those. So implied bounds are looser by that much, except of ``x <= z``, where both are
-    read alike; and bounds that cross by less are left as they were: ties are constraints of the case in any event.
+    A bound may be read as the number of the input's type that is nearest to it (``slack``), and
+    what holds of the decimals need not hold of those. So implied bounds are looser by that much,
+    except of ``x <= z``, where both are read alike; and bounds that cross by less are left as they
+    were: ties are constraints of the case in any event.
     """
     users: dict[int, list[int]] = {}
     for place, tie in enumerate(ties):
@@ -140,8 +147,9 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
 
 
 def slack(bound: Fraction) -> Fraction:
-    """At least the distance of a bound from the nearest number of any float type: half a step of bfloat16, or of the
-    smallest float16. Numbers of eight digits in base two, neither large nor small, are numbers of all types."""
+    """At least the distance of a bound from the nearest number of any float type: half a step of
+    bfloat16, or of the smallest float16. Numbers of eight digits in base two, neither large nor
+    small, are numbers of all types."""
     top, bottom = abs(bound.numerator), bound.denominator
     is_dyadic = bottom & (bottom - 1) == 0 and bottom <= 1 << 14
     if is_dyadic and top <= 1 << 15 and (top == 0 or top // (top & -top) < 1 << 8):
@@ -150,7 +158,8 @@ def slack(bound: Fraction) -> Fraction:
 
 
 def reduced(constraints: list[Constraint]) -> list[Constraint]:
-    """Without duplicates and, among constraints on the same expression, without all but the tightest."""
+    """Without duplicates and, among constraints on the same expression, without all but the
+    tightest."""
     if len(constraints) < 2:
         return constraints
     tightest: dict[Terms, Constraint] = {}
@@ -174,11 +183,14 @@ def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
     end = box.get_upper(number) if coefficient > 0 else box.get_lower(number)
     if end is None:
         return False
-    return coefficient * end < constraint.bound or (not constraint.strict and coefficient * end == constraint.bound)
+    return coefficient * end < constraint.bound or (
+        not constraint.strict and coefficient * end == constraint.bound
+    )
 
 
 def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tuple[Constraint, ...]:
-    """One constraint that no point of the box meets, or two that contradict each other; empty if neither is seen."""
+    """One constraint that no point of the box meets, or two that contradict each other; empty if
+    neither is seen."""
     seen: dict[Terms, Constraint] = {}
     several = len(constraints) > 1
     for constraint in constraints:
@@ -193,14 +205,17 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
         if several:
             opposite = tuple((monomial, -coefficient) for monomial, coefficient in constraint.terms)
             other = seen.get(opposite)
-            if other is not None and _misses(-other.bound, constraint.bound, constraint.strict or other.strict):
+            if other is not None and _misses(
+                -other.bound, constraint.bound, constraint.strict or other.strict
+            ):
                 return (other, constraint)
             seen[constraint.terms] = constraint
     return ()
 
 
 def _misses(least: Fraction, bound: Fraction, strict: bool) -> bool:
-    """Whether a value that is at least ``least`` can never meet ``<= bound`` (``< bound`` if strict)."""
+    """Whether a value that is at least ``least`` can never meet ``<= bound`` (``< bound`` if
+    strict)."""
     return least >= bound if strict else least > bound
 
 

@@ -6,30 +6,43 @@ import re
 from fractions import Fraction
 
 MAX_DIGITS = 2000
-"""Most digits, and largest exponent, of one number. A float64 needs less than 1100; more would only be an attack."""
+"""Most digits, and largest exponent, of one number. A float64 needs less than 1100; more would only
+be an attack."""
 
 _NUMBER = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,9}))?")
 _PLAIN = re.compile(r"-?[0-9]{1,300}(?:\.[0-9]{1,300})?")
 
 
 def parse_decimal(text: str) -> Fraction | None:
-    """The value of a number such as ``-0.5``, ``1e-05``, ``.5``, ``+3`` or ``7.``; ``None`` if it is no number.
+    """The value of a number such as ``-0.5``, ``1e-05``, ``.5``, ``+3`` or ``7.``; ``None`` if it
+    is no number.
 
-    Raises:
-        ValueError: it is a number, but has more than ``MAX_DIGITS`` digits or too large an exponent.
+    Raises: ValueError: it is a number, but has more than ``MAX_DIGITS`` digits or too large an
+        exponent.
     """
     if _PLAIN.fullmatch(text):
         whole, _, decimals = text.partition(".")
-        return Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else Fraction(int(whole))
+        return (
+            Fraction(int(whole + decimals), 10 ** len(decimals))
+            if decimals
+            else Fraction(int(whole))
+        )
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
-    sign, whole, decimals, power = match.group(1), match.group(2), match.group(3) or "", int(match.group(4) or 0)
+    sign, whole, decimals, power = (
+        match.group(1),
+        match.group(2),
+        match.group(3) or "",
+        int(match.group(4) or 0),
+    )
     digits = whole + decimals
     if not digits:
         return None
     if len(digits) > MAX_DIGITS or abs(power) > MAX_DIGITS:
-        raise ValueError(f"a number may have at most {MAX_DIGITS} digits and an exponent up to {MAX_DIGITS}")
+        raise ValueError(
+            f"a number may have at most {MAX_DIGITS} digits and an exponent up to {MAX_DIGITS}"
+        )
     value = Fraction(int(sign + digits))
     scale = power - len(decimals)
     factor: int = 10 ** abs(scale)
@@ -58,7 +71,8 @@ def decimal_text(value: Fraction) -> str:
 
 
 def short_text(value: Fraction) -> str:
-    """A number for messages: exact if that is short, else rounded to 12 digits and marked with ``~``."""
+    """A number for messages: exact if that is short, else rounded to 12 digits and marked with
+    ``~``."""
     if value.denominator.bit_length() <= 100 and value.numerator.bit_length() <= 100:
         try:
             text = decimal_text(value)

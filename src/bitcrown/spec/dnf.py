@@ -1,7 +1,8 @@
 """A formula to a compact OR/AND tree of bounds and constraints, ready to be multiplied out.
 
-Everything that is a conjunction is already merged: a ``Clause`` holds all its bounds and constraints flat, and one list
-of alternatives for each ``or`` inside it. Nothing is dropped but what is constantly true or false.
+Everything that is a conjunction is already merged: a ``Clause`` holds all its bounds and
+constraints flat, and one list of alternatives for each ``or`` inside it. Nothing is dropped but
+what is constantly true or false.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _MINUS_ONE = Fraction(-1)
 
 @dataclass(slots=True)
 class Clause:
-    """A conjunction. ``choices`` has one entry for each ``or``: its alternatives. ``is_false``: never satisfied."""
+    """A conjunction. ``choices`` has one entry for each ``or``: its alternatives. ``is_false``:
+    never satisfied."""
 
     bounds: list[Bound] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
@@ -58,8 +60,8 @@ def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
     if isinstance(formula, Compare):
         _compare(formula, numbering, root)
         return root
-    # One entry per open connective: its arguments, the next one, and, for an And, the clause it conjoins to, for an
-    # Or, the alternatives so far.
+    # One entry per open connective: its arguments, the next one, and, for an And, the clause it
+    # conjoins to, for an Or, the alternatives so far.
     stack: list[tuple[And | Or, int, Clause, list[Clause]]] = []
     node, position, clause, alternatives = formula, 0, root, list[Clause]()
     while True:
@@ -91,7 +93,9 @@ def _flattened(alternatives: list[Clause]) -> list[Clause]:
     """``or(a, or(b, c))`` is ``or(a, b, c)``."""
     result: list[Clause] = []
     for clause in alternatives:
-        only_a_choice = len(clause.choices) == 1 and not (clause.bounds or clause.constraints or clause.is_false)
+        only_a_choice = len(clause.choices) == 1 and not (
+            clause.bounds or clause.constraints or clause.is_false
+        )
         if only_a_choice:
             result += clause.choices[0]
         else:
@@ -124,7 +128,9 @@ def _compare(atom: Compare, numbering: Numbering, clause: Clause) -> None:
         clause.choose([below, above])
 
 
-def _simple(number: int, is_pin: bool, is_upper: bool, value: Fraction, numbering: Numbering, clause: Clause) -> None:
+def _simple(
+    number: int, is_pin: bool, is_upper: bool, value: Fraction, numbering: Numbering, clause: Clause
+) -> None:
     """Conjoin ``variable <= value``, ``variable >= value`` or, for a pin, both."""
     for upper in (True, False) if is_pin else (is_upper,):
         if number < numbering.n_inputs:
@@ -135,7 +141,9 @@ def _simple(number: int, is_pin: bool, is_upper: bool, value: Fraction, numberin
             clause.constraints.append(Constraint((((number,), _MINUS_ONE),), -value))
 
 
-def _at_most_zero(polynomial: Polynomial, strict: bool, numbering: Numbering, clause: Clause) -> None:
+def _at_most_zero(
+    polynomial: Polynomial, strict: bool, numbering: Numbering, clause: Clause
+) -> None:
     """Conjoin ``polynomial <= 0`` (``< 0`` if strict)."""
     terms = tuple(sorted((monomial, value) for monomial, value in polynomial.items() if monomial))
     limit = -polynomial.get((), Fraction(0))
@@ -149,5 +157,8 @@ def _at_most_zero(polynomial: Polynomial, strict: bool, numbering: Numbering, cl
         if not strict:
             return
         # The box is closed, so what makes the bound strict is kept next to it.
-        terms, limit = ((monomial, Fraction(1 if coefficient > 0 else -1)),), limit / abs(coefficient)
+        terms, limit = (
+            ((monomial, Fraction(1 if coefficient > 0 else -1)),),
+            limit / abs(coefficient),
+        )
     clause.constraints.append(Constraint(terms, limit, strict))

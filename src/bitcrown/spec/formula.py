@@ -1,4 +1,5 @@
-"""Forms to formulas: what VNN-LIB 1.0 and 2.0 have in common. Written with explicit stacks, never by recursion."""
+"""Forms to formulas: what VNN-LIB 1.0 and 2.0 have in common. Written with explicit stacks, never
+by recursion."""
 
 from __future__ import annotations
 
@@ -21,18 +22,35 @@ _COMPARE = {  # word -> (stored operator, sides exchanged)
     "!=": ("!=", False),
 }
 _ARITHMETIC = ("+", "-", "*", "/")
-_KNOWN_BUT_UNSUPPORTED = ("not", "=>", "xor", "ite", "let", "distinct", "forall", "exists", "abs", "^", "div", "mod")
+_KNOWN_BUT_UNSUPPORTED = (
+    "not",
+    "=>",
+    "xor",
+    "ite",
+    "let",
+    "distinct",
+    "forall",
+    "exists",
+    "abs",
+    "^",
+    "div",
+    "mod",
+)
 _MINUS_ONE = Const(Fraction(-1))
 _MAX_CACHE = 1 << 19
 
 
 class FormulaReader:
-    """Reads the formulas of one file. ``variable(word)`` gives a declared variable, ``None``, or raises ``ValueError``.
+    """Reads the formulas of one file. ``variable(word)`` gives a declared variable, ``None``, or
+    raises ``ValueError``.
 
-    Equal words give the same ``Const`` and ``Var`` objects, which saves time and memory in large files.
+    Equal words give the same ``Const`` and ``Var`` objects, which saves time and memory in large
+    files.
     """
 
-    def __init__(self, source: Source, variable: Callable[[str], Var | None], division: bool) -> None:
+    def __init__(
+        self, source: Source, variable: Callable[[str], Var | None], division: bool
+    ) -> None:
         self._source = source
         self._variable = variable
         self._division = division
@@ -59,7 +77,9 @@ class FormulaReader:
                 else:
                     done.append(self._comparison(child, form))
             if not done:
-                raise self._source.error(form.offset, f"({form[0]}) has no arguments", "write at least one inside it")
+                raise self._source.error(
+                    form.offset, f"({form[0]}) has no arguments", "write at least one inside it"
+                )
             result: Formula = And(tuple(done)) if form[0] == "and" else Or(tuple(done))
             if not stack:
                 return result
@@ -79,12 +99,16 @@ class FormulaReader:
                     left = self._term(first, node)
                 if right is None:
                     right = self._term(second, node)
-                return Compare(known[0], right, left) if known[1] else Compare(known[0], left, right)
+                return (
+                    Compare(known[0], right, left) if known[1] else Compare(known[0], left, right)
+                )
         raise self._no_comparison(node, parent)
 
     def _no_comparison(self, node: Form | str, parent: Form) -> PropertyError | UnsupportedError:
         if isinstance(node, str):
-            return self._source.error(parent.offset, f"{shown(node)!r} stands where a comparison belongs", _EXAMPLE)
+            return self._source.error(
+                parent.offset, f"{shown(node)!r} stands where a comparison belongs", _EXAMPLE
+            )
         head = node.head()
         if head in _COMPARE:
             what = f"{shown(node)} has {len(node) - 1} sides"
@@ -94,7 +118,9 @@ class FormulaReader:
     def _unknown(self, form: Form, wanted: str) -> PropertyError | UnsupportedError:
         if form.head() in _KNOWN_BUT_UNSUPPORTED:
             place = f"{self._source.name}, line {self._source.line(form.offset)}"
-            return UnsupportedError(f"{place}: {form.head()!r} is not supported; rewrite it with and, or, + - *.")
+            return UnsupportedError(
+                f"{place}: {form.head()!r} is not supported; rewrite it with and, or, + - *."
+            )
         return self._source.error(form.offset, f"{shown(form)} is not {wanted}", _EXAMPLE)
 
     def _atom(self, word: str, parent: Form) -> Term:
@@ -105,10 +131,14 @@ class FormulaReader:
             value = parse_decimal(word)
             term: Term | None = Const(value) if value is not None else self._variable(word)
         except ValueError as problem:
-            raise self._source.error(parent.offset, f"{shown(word)!r}: {problem}", "correct it") from None
+            raise self._source.error(
+                parent.offset, f"{shown(word)!r}: {problem}", "correct it"
+            ) from None
         if term is None:
             raise self._source.error(
-                parent.offset, f"{shown(word)!r} is neither a number nor a declared variable", "declare it first"
+                parent.offset,
+                f"{shown(word)!r} is neither a number nor a declared variable",
+                "declare it first",
             )
         if len(self._atoms) < _MAX_CACHE:
             self._atoms[word] = term
@@ -121,7 +151,9 @@ class FormulaReader:
         form, position, done = node, 1, list[Term]()
         while True:
             if position == 1 and form.head() not in _ARITHMETIC:
-                raise self._unknown(form, "a number, a variable or a sum, difference or product of these")
+                raise self._unknown(
+                    form, "a number, a variable or a sum, difference or product of these"
+                )
             while position < len(form):
                 child = form[position]
                 position += 1
@@ -141,7 +173,9 @@ class FormulaReader:
     def _combine(self, form: Form, args: list[Term]) -> Term:
         head = form.head()
         if not args:
-            raise self._source.error(form.offset, f"({head}) has no arguments", "write at least one inside it")
+            raise self._source.error(
+                form.offset, f"({head}) has no arguments", "write at least one inside it"
+            )
         if head == "+":
             return Sum(tuple(args))
         if head == "*":
@@ -154,15 +188,26 @@ class FormulaReader:
 
     def _quotient(self, form: Form, args: list[Term]) -> Term:
         divisors = [arg.value for arg in args[1:] if isinstance(arg, Const)]
-        if not self._division or len(args) < 2 or len(divisors) != len(args) - 1 or not all(divisors):
+        if (
+            not self._division
+            or len(args) < 2
+            or len(divisors) != len(args) - 1
+            or not all(divisors)
+        ):
             where = f"{self._source.name}, line {self._source.line(form.offset)}"
-            advice = "multiply both sides instead" if self._division else "VNN-LIB 2.0 has no division"
+            advice = (
+                "multiply both sides instead" if self._division else "VNN-LIB 2.0 has no division"
+            )
             raise UnsupportedError(f"{where}: cannot divide in {shown(form)}; {advice}.")
         factor = Fraction(1)
         for divisor in divisors:
             factor /= divisor
         first = args[0]
-        return Const(first.value * factor) if isinstance(first, Const) else Product((Const(factor), first))
+        return (
+            Const(first.value * factor)
+            if isinstance(first, Const)
+            else Product((Const(factor), first))
+        )
 
 
 _EXAMPLE = "write for example (<= X_0 0.5)"

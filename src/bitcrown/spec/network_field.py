@@ -1,4 +1,5 @@
-"""The network field of an instance: a path, or VNN-COMP 2026's list ``[('f', 'a.onnx'), ('g', 'b.onnx')]``."""
+"""The network field of an instance: a path, or VNN-COMP 2026's list
+``[('f', 'a.onnx'), ('g', 'b.onnx')]``."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def parse_network(field: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, list) or not value:
         raise PropertyError(wrong)
     for pair in value:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) and part for part in pair)):
+        if not (
+            isinstance(pair, tuple)
+            and len(pair) == 2
+            and all(isinstance(part, str) and part for part in pair)
+        ):
             raise PropertyError(wrong)
     names = [name for name, _ in value]
     if len(set(names)) != len(names):

@@ -1,4 +1,5 @@
-"""A ``Query`` and its network files to a ``Problem``: the boolean tree multiplied out into boxes and constraints."""
+"""A ``Query`` and its network files to a ``Problem``: the boolean tree multiplied out into boxes
+and constraints."""
 
 from __future__ import annotations
 
@@ -25,21 +26,29 @@ MAX_INPUTS = 1 << 26
 def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     """Bring a query into the normal form that the search works on.
 
-    ``networks`` maps declared names to files. A network declared ``equal-to`` another needs no entry, and a VNN-LIB
-    1.0 query, whose file names no network, accepts its one entry under any name.
+    ``networks`` maps declared names to files. A network declared ``equal-to`` another needs no
+    entry, and a VNN-LIB 1.0 query, whose file names no network, accepts its one entry under any
+    name.
 
-    Raises:
-        PropertyError: a network without a file or a file without a network, or an input without finite bounds.
-        UnsupportedError: a hidden variable in a constraint, more than ``MAX_CASES`` cases, or a polynomial too large.
+    Raises: PropertyError: a network without a file or a file without a network, or an input without
+        finite bounds. UnsupportedError: a hidden variable in a constraint, more than ``MAX_CASES``
+        cases, or a polynomial too large.
     """
     files = _files(query, networks)
     numbering = number_variables(query)
     if numbering.n_inputs > MAX_INPUTS:
-        raise UnsupportedError(f"the networks have {numbering.n_inputs} inputs in total; {MAX_INPUTS} is the limit.")
+        raise UnsupportedError(
+            f"the networks have {numbering.n_inputs} inputs in total; {MAX_INPUTS} is the limit."
+        )
     builder = _Builder(query, numbering)
     builder.build(compile_formula(query.assertion, numbering))
     return Problem(
-        query, files, numbering.n_inputs, numbering.n_outputs, tuple(builder.cases), tuple(builder.final_notes())
+        query,
+        files,
+        numbering.n_inputs,
+        numbering.n_outputs,
+        tuple(builder.cases),
+        tuple(builder.final_notes()),
     )
 
 
@@ -50,16 +59,22 @@ def _files(query: Query, networks: Mapping[str, Path]) -> dict[str, Path]:
     extra = [name for name in networks if name not in names]
     if extra:
         known = ", ".join(names)
-        raise PropertyError(f"network {extra[0]!r} is given but not declared; the property declares {known}.")
+        raise PropertyError(
+            f"network {extra[0]!r} is given but not declared; the property declares {known}."
+        )
     files: dict[str, Path] = {}
     for network in query.networks:
         given = networks.get(network.name)
         base = files.get(network.equal_to) if network.equal_to else None
         if given is None and base is None:
-            raise PropertyError(f"no file is given for network {network.name}; pass one as {network.name}=model.onnx.")
+            raise PropertyError(
+                f"no file is given for network {network.name}; pass one as "
+                f"{network.name}=model.onnx."
+            )
         if given is not None and base is not None and given.resolve() != base.resolve():
             raise PropertyError(
-                f"network {network.name} is equal-to {network.equal_to} but has another file ({given} and {base}); "
+                f"network {network.name} is equal-to {network.equal_to} but has another file "
+                f"({given} and {base}); "
                 "pass the same file or leave it out."
             )
         files[network.name] = base if given is None and base is not None else networks[network.name]
@@ -89,13 +104,16 @@ class _Builder:
     tuples: dict[tuple[object, ...], tuple[Fraction, ...]] = field(default_factory=dict)
 
     def build(self, root: Clause) -> None:
-        """Multiply out, depth first and in file order, dropping a branch as soon as its box is empty."""
+        """Multiply out, depth first and in file order, dropping a branch as soon as its box is
+        empty."""
         if root.is_false:
             self.notes.append("an assertion is false whatever the inputs and outputs are")
             return
         _apply(self.base, root)
         self.base_constraints = reduced(root.constraints)
-        self.base_ties = [tie for tie in self.base_constraints if is_tie(tie, self.numbering.n_inputs)]
+        self.base_ties = [
+            tie for tie in self.base_constraints if is_tie(tie, self.numbering.n_inputs)
+        ]
         empty = self.base.first_empty(self.base.upper)
         if empty is None:
             empty = propagate(self.base, self.base_ties)
@@ -109,12 +127,15 @@ class _Builder:
             steps += 1
             if steps > MAX_STEPS or len(self.cases) > MAX_CASES:
                 raise UnsupportedError(
-                    f"the property multiplies out to more than {MAX_CASES} cases; split it into several properties."
+                    f"the property multiplies out to more than {MAX_CASES} cases; split it into "
+                    "several properties."
                 )
             state, clause = open_clauses.pop()
             self._branch(state, clause, open_clauses)
 
-    def _branch(self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Clause]]) -> None:
+    def _branch(
+        self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Clause]]
+    ) -> None:
         box = state.box.child()
         empty = box.first_empty(_apply(box, clause))
         if empty is not None:
@@ -142,7 +163,9 @@ class _Builder:
             if empty is not None:
                 self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
                 return
-        kept = [constraint for constraint in constraints if not is_implied(constraint, box, n_inputs)]
+        kept = [
+            constraint for constraint in constraints if not is_implied(constraint, box, n_inputs)
+        ]
         conflict = contradiction(kept, box, n_inputs)
         if conflict:
             texts = [constraint_text(constraint, self._name) for constraint in conflict]
@@ -151,12 +174,17 @@ class _Builder:
             self._drop(f"{{}} contradicts itself: {' and '.join(texts)}")
             return
         self._check_bounded(box)
-        self.cases.append(Case(self._side(box.lower, False), self._side(box.upper, True), tuple(kept)))
+        self.cases.append(
+            Case(self._side(box.lower, False), self._side(box.upper, True), tuple(kept))
+        )
 
     def _side(self, own: Mapping[int, Fraction], is_upper: bool) -> tuple[Fraction, ...]:
         """The bounds of one side as a tuple, the same object for equal contents."""
         # Integers, because hashing a Fraction costs a modular inverse.
-        key = (is_upper, *sorted((number, value.as_integer_ratio()) for number, value in own.items()))
+        key = (
+            is_upper,
+            *sorted((number, value.as_integer_ratio()) for number, value in own.items()),
+        )
         found = self.tuples.get(key)
         if found is None:
             values = list(self._base_side(is_upper))
@@ -169,20 +197,28 @@ class _Builder:
         side = self.sides.get(is_upper)
         if side is None:
             bounds = self.base.upper if is_upper else self.base.lower
-            side = self.sides[is_upper] = [bounds.get(number) for number in range(self.numbering.n_inputs)]
+            side = self.sides[is_upper] = [
+                bounds.get(number) for number in range(self.numbering.n_inputs)
+            ]
         return side
 
     def _check_bounded(self, box: Box) -> None:
-        counts = [len(self.base.lower.keys() | box.lower.keys()), len(self.base.upper.keys() | box.upper.keys())]
+        counts = [
+            len(self.base.lower.keys() | box.lower.keys()),
+            len(self.base.upper.keys() | box.upper.keys()),
+        ]
         if min(counts) == self.numbering.n_inputs:
             return
         for number in range(self.numbering.n_inputs):
             no_lower, no_upper = box.get_lower(number) is None, box.get_upper(number) is None
             if no_lower or no_upper:
-                side = "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
+                side = (
+                    "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
+                )
                 raise PropertyError(
                     f"input {self._name(number)} has no {side} bound in {self._this_case()}; "
-                    f"add an assert that bounds it, such as ({'>=' if no_lower else '<='} {self._name(number)} 0)."
+                    f"add an assert that bounds it, such as ({'>=' if no_lower else '<='} "
+                    f"{self._name(number)} 0)."
                 )
 
     def _name(self, number: int) -> str:
@@ -207,10 +243,14 @@ class _Builder:
         if self.dropped > MAX_NOTES:
             notes.append(f"{self.dropped - MAX_NOTES} more cases were left out for such reasons")
         if not self.cases:
-            notes.append("no case is left, so there is no counterexample whatever the network computes")
+            notes.append(
+                "no case is left, so there is no counterexample whatever the network computes"
+            )
         return notes
 
 
 def _apply(box: Box, clause: Clause) -> list[int]:
     """Intersect a box with the bounds of a clause; the inputs it tightened."""
-    return [number for number, is_upper, value in clause.bounds if box.tighten(number, is_upper, value)]
+    return [
+        number for number, is_upper, value in clause.bounds if box.tighten(number, is_upper, value)
+    ]

@@ -15,7 +15,8 @@ MAX_DEGREE = 32
 MAX_BITS = 1 << 17
 
 Polynomial = dict[Monomial, Fraction]
-"""Monomial to coefficient, the empty monomial being the constant. Zero coefficients are left out."""
+"""Monomial to coefficient, the empty monomial being the constant. Zero coefficients are left
+out."""
 
 _ONE = Fraction(1)
 _ZERO = Fraction(0)
@@ -23,7 +24,8 @@ _ZERO = Fraction(0)
 
 @dataclass(frozen=True)
 class Numbering:
-    """Where each tensor starts: inputs ``0 .. n_inputs-1`` in declaration order, then the outputs."""
+    """Where each tensor starts: inputs ``0 .. n_inputs-1`` in declaration order, then the
+    outputs."""
 
     n_inputs: int
     n_outputs: int
@@ -42,20 +44,26 @@ class Numbering:
         if offset is None:
             if var.tensor in self.hidden:
                 raise UnsupportedError(
-                    f"the property constrains the hidden tensor {var.tensor}, which bitcrown cannot bound; "
+                    f"the property constrains the hidden tensor {var.tensor}, which bitcrown "
+                    "cannot bound; "
                     "state it over inputs and outputs."
                 )
-            raise PropertyError(f"{var.tensor} is used but not declared; declare it as an input or output.")
+            raise PropertyError(
+                f"{var.tensor} is used but not declared; declare it as an input or output."
+            )
         return offset + var.index
 
     def name(self, number: int, version: tuple[int, int]) -> str:
         """The variable as its file writes it: ``X_3`` in VNN-LIB 1.0, ``X[0,3]`` in 2.0."""
-        tensor, index = next((t, number - o) for t, o in reversed(self.offsets.items()) if o <= number)
+        tensor, index = next(
+            (t, number - o) for t, o in reversed(self.offsets.items()) if o <= number
+        )
         return f"{tensor}_{index}" if version[0] == 1 else element_name(self.tensors[tensor], index)
 
 
 def element_name(tensor: TensorDecl, index: int) -> str:
-    """Element ``index`` (flat, C order) as VNN-LIB 2.0 writes it: ``X[0,3]``; a scalar has no brackets."""
+    """Element ``index`` (flat, C order) as VNN-LIB 2.0 writes it: ``X[0,3]``; a scalar has no
+    brackets."""
     indices: list[str] = []
     for extent in reversed(tensor.shape):
         indices.append(str(index % extent))
@@ -74,15 +82,16 @@ def number_variables(query: Query) -> Numbering:
         start += prod(tensor.shape)
     n_inputs = sum(prod(tensor.shape) for tensor in inputs)
     hidden = frozenset(tensor.name for network in query.networks for tensor in network.hidden)
-    return Numbering(n_inputs, start - n_inputs, offsets, {t.name: t for t in inputs + outputs}, hidden)
+    return Numbering(
+        n_inputs, start - n_inputs, offsets, {t.name: t for t in inputs + outputs}, hidden
+    )
 
 
 def difference(left: Term, right: Term, numbering: Numbering) -> Polynomial:
     """``left - right`` as a polynomial.
 
-    Raises:
-        UnsupportedError: too many monomials, too high a degree, numbers of absurd length, or a hidden variable.
-        PropertyError: an undeclared variable.
+    Raises: UnsupportedError: too many monomials, too high a degree, numbers of absurd length, or a
+        hidden variable. PropertyError: an undeclared variable.
     """
     result = _expand(left, numbering)
     add_scaled(result, _expand(right, numbering), -_ONE)
@@ -152,4 +161,6 @@ def _accumulate(node: Sum | Product, value: Polynomial, child: Polynomial) -> Po
 
 
 def _too_large(what: str) -> UnsupportedError:
-    return UnsupportedError(f"a constraint of the property expands to {what}; write it in a simpler form.")
+    return UnsupportedError(
+        f"a constraint of the property expands to {what}; write it in a simpler form."
+    )

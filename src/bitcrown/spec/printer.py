@@ -1,4 +1,5 @@
-"""A ``Query`` back to text. Reading the text again gives an equal query; every number is printed exactly."""
+"""A ``Query`` back to text. Reading the text again gives an equal query; every number is printed
+exactly."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ def print_query(query: Query) -> str:
     """Write a query in the VNN-LIB version it says.
 
     Raises:
-        ValueError: something the language cannot write: a number that is no finite decimal (1/3), an empty ``and``,
-            ``or``, sum, product or assertion, or a 1.0 query with more than one flat input and output.
+        ValueError: something the language cannot write: a number that is no finite decimal (1/3),
+            an empty ``and``, ``or``, sum, product or assertion, or a 1.0 query with more than one
+            flat input and output.
     """
     if not query.assertion.args:
         raise ValueError("a property needs at least one assertion")
@@ -41,11 +43,22 @@ def print_query(query: Query) -> str:
 
 def _declarations1(query: Query) -> list[str]:
     first = query.networks[0] if len(query.networks) == 1 else None
-    if first is None or len(first.inputs) != 1 or len(first.outputs) != 1 or first.hidden or first.name != "N":
+    if (
+        first is None
+        or len(first.inputs) != 1
+        or len(first.outputs) != 1
+        or first.hidden
+        or first.name != "N"
+    ):
         raise ValueError("VNN-LIB 1.0 has one network N with one input and one output")
     lines: list[str] = []
     for tensor, name in ((first.inputs[0], "X"), (first.outputs[0], "Y")):
-        if len(tensor.shape) != 1 or tensor.shape[0] < 1 or tensor.name != name or tensor.dtype != "real":
+        if (
+            len(tensor.shape) != 1
+            or tensor.shape[0] < 1
+            or tensor.name != name
+            or tensor.dtype != "real"
+        ):
             raise ValueError(f"VNN-LIB 1.0 has real tensors X and Y of rank 1, not {tensor}")
         lines += [f"(declare-const {name}_{index} Real)" for index in range(tensor.shape[0])]
     return lines
@@ -65,12 +78,25 @@ def _network_body(network: NetworkDecl) -> list[str]:
         raise ValueError(f"network {network.name} lacks inputs or outputs, or has two equivalences")
     lines = [f"    (equal-to {network.equal_to})"] if network.equal_to else []
     lines += [f"    (isomorphic-to {network.isomorphic_to})"] if network.isomorphic_to else []
-    for word, tensors in (("input", network.inputs), ("hidden", network.hidden), ("output", network.outputs)):
+    for word, tensors in (
+        ("input", network.inputs),
+        ("hidden", network.hidden),
+        ("output", network.outputs),
+    ):
         for tensor in tensors:
             name = f' "{tensor.onnx_name}"' if word == "hidden" else ""
-            if '"' in tensor.onnx_name or "\n" in tensor.onnx_name or bool(tensor.onnx_name) > (word == "hidden"):
-                raise ValueError(f"the ONNX name {tensor.onnx_name!r} of {tensor.name} cannot be written")
-            lines.append(f"    (declare-{word} {tensor.name} {tensor.dtype} {_bracketed(tensor.shape)}{name})")
+            if (
+                '"' in tensor.onnx_name
+                or "\n" in tensor.onnx_name
+                or bool(tensor.onnx_name) > (word == "hidden")
+            ):
+                raise ValueError(
+                    f"the ONNX name {tensor.onnx_name!r} of {tensor.name} cannot be written"
+                )
+            lines.append(
+                f"    (declare-{word} {tensor.name} {tensor.dtype} "
+                f"{_bracketed(tensor.shape)}{name})"
+            )
     return lines
 
 
@@ -102,7 +128,8 @@ def _compare(atom: Compare, query: Query, numbering: Numbering) -> str:
         raise ValueError(f"unknown comparison {atom.op!r}")
     op = "=" if atom.op == "==" and query.version[0] == 1 else atom.op
     whole = _is_integer(atom, numbering)
-    return f" ({op}{_term(atom.left, query, numbering, whole)}{_term(atom.right, query, numbering, whole)})"
+    left, right = (_term(side, query, numbering, whole) for side in (atom.left, atom.right))
+    return f" ({op}{left}{right})"
 
 
 def _is_integer(atom: Compare, numbering: Numbering) -> bool:
@@ -142,7 +169,9 @@ def _term(term: Term, query: Query, numbering: Numbering, whole: bool) -> str:
 def _variable(var: Var, query: Query, numbering: Numbering) -> str:
     tensor = numbering.tensors.get(var.tensor) or _hidden(var, query)
     if not 0 <= var.index < prod(tensor.shape):
-        raise ValueError(f"index {var.index} is out of range for {tensor.name} of shape {list(tensor.shape)}")
+        raise ValueError(
+            f"index {var.index} is out of range for {tensor.name} of shape {list(tensor.shape)}"
+        )
     if query.version[0] == 1:
         return f"{tensor.name}_{var.index}"
     return element_name(tensor, var.index)

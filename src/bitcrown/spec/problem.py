@@ -1,8 +1,10 @@
-"""The normal form that the search works on: an OR over cases, each a box of inputs AND polynomial constraints.
+"""The normal form that the search works on: an OR over cases, each a box of inputs AND polynomial
+constraints.
 
-Variables are numbered over all networks: ``x`` is the concatenation of every declared input tensor (network by
-network, declaration order, C order), ``y`` likewise for the outputs. A case is violated by ``x`` iff ``x`` lies in its
-box and every constraint holds with ``y = f(x)``. The problem is ``unsat`` iff no case can be violated.
+Variables are numbered over all networks: ``x`` is the concatenation of every declared input tensor
+(network by network, declaration order, C order), ``y`` likewise for the outputs. A case is violated
+by ``x`` iff ``x`` lies in its box and every constraint holds with ``y = f(x)``. The problem is
+``unsat`` iff no case can be violated.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from pathlib import Path
 from bitcrown.spec.query import Query
 
 Monomial = tuple[int, ...]
-"""Sorted variable numbers; ``x_i`` is ``i``, ``y_j`` is ``n_inputs + j``; ``(3, 3)`` is ``x_3 * x_3``."""
+"""Sorted variable numbers; ``x_i`` is ``i``, ``y_j`` is ``n_inputs + j``; ``(3, 3)`` is
+``x_3 * x_3``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """``sum(coefficient * monomial) <= bound`` (``<`` if ``strict``). The empty monomial does not occur."""
+    """``sum(coefficient * monomial) <= bound`` (``<`` if ``strict``). The empty monomial does not
+    occur."""
 
     terms: tuple[tuple[Monomial, Fraction], ...]
     bound: Fraction
@@ -32,9 +36,11 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One disjunct. ``lower``/``upper`` have one exact entry per input; cases with one box share the tuples.
+    """One disjunct. ``lower``/``upper`` have one exact entry per input; cases with one box share
+    the tuples.
 
-    ``constraints`` may be empty (then any point of the box violates) and may mention inputs, outputs or both.
+    ``constraints`` may be empty (then any point of the box violates) and may mention inputs,
+    outputs or both.
     """
 
     lower: tuple[Fraction, ...]
@@ -44,10 +50,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """What to decide. ``networks`` maps each declared network name to its original file (plain or ``.gz``).
+    """What to decide. ``networks`` maps each declared network name to its original file (plain or
+    ``.gz``).
 
-    ``cases`` leaves out disjuncts whose box is empty or whose input-free constraints contradict each other; no cases
-    at all means the property is vacuously ``unsat`` (``notes`` then says so in words).
+    ``cases`` leaves out disjuncts whose box is empty or whose input-free constraints contradict
+    each other; no cases at all means the property is vacuously ``unsat`` (``notes`` then says so in
+    words).
     """
 
     query: Query

@@ -1,9 +1,10 @@
 """The property as parsed: declarations and a boolean tree over exact rational arithmetic.
 
-Both VNN-LIB 1.0 and 2.0 parse to a ``Query``. It says what a counterexample is: input tensors for all networks such
-that ``assertion`` holds (``unsat`` means that none exist). Numbers are ``Fraction``: exact decimals, never floats.
-VNN-LIB 1.0 has one network named ``N`` with one flat input tensor ``X`` and one flat output tensor ``Y`` whose shapes
-are ``(count,)``; ``X_k`` is element ``k``.
+Both VNN-LIB 1.0 and 2.0 parse to a ``Query``. It says what a counterexample is: input tensors for
+all networks such that ``assertion`` holds (``unsat`` means that none exist). Numbers are
+``Fraction``: exact decimals, never floats. VNN-LIB 1.0 has one network named ``N`` with one flat
+input tensor ``X`` and one flat output tensor ``Y`` whose shapes are ``(count,)``; ``X_k`` is
+element ``k``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class TensorDecl:
-    """One declared tensor. ``dtype`` is the word of the file (``real``, ``float32`` ...), lower case."""
+    """One declared tensor. ``dtype`` is the word of the file (``real``, ``float32`` ...), lower
+    case."""
 
     name: str
     dtype: str
@@ -60,7 +62,8 @@ Term = Const | Var | Sum | Product  # a - b parses to Sum(a, Product(-1, b))
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """``left op right`` with ``op`` one of ``<= < == !=`` (``>=`` and ``>`` are stored with sides exchanged)."""
+    """``left op right`` with ``op`` one of ``<= < == !=`` (``>=`` and ``>`` are stored with sides
+    exchanged)."""
 
     op: str
     left: Term

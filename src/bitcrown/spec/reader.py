@@ -20,11 +20,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_query(path: Path) -> Query:
-    """Read ``path`` or, if that does not exist, ``path.gz``; either may be gzipped, whatever its name.
+    """Read ``path`` or, if that does not exist, ``path.gz``; either may be gzipped, whatever its
+    name.
 
     Raises:
-        PropertyError: the file is missing, unreadable, too large, or not a well-formed property; the message names
-            the file, the line, what is wrong and what to do.
+        PropertyError: the file is missing, unreadable, too large, or not a well-formed property;
+            the message names the file, the line, what is wrong and what to do.
         UnsupportedError: well formed, but outside what bitcrown can read.
     """
     found = path
@@ -32,12 +33,18 @@ def read_query(path: Path) -> Query:
         if not path.exists() and path.name:
             found = path.with_name(path.name + ".gz")
         if not found.exists():
-            raise PropertyError(f"{path}: no such file, nor {found.name}; check the path of the property.")
+            raise PropertyError(
+                f"{path}: no such file, nor {found.name}; check the path of the property."
+            )
         data = _read_bytes(found)
     except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
-        raise PropertyError(f"{found}: damaged gzip data ({problem}); fetch the file again.") from problem
+        raise PropertyError(
+            f"{found}: damaged gzip data ({problem}); fetch the file again."
+        ) from problem
     except OSError as problem:
-        raise PropertyError(f"{found}: cannot be read ({problem.strerror}); check that it is a file.") from None
+        raise PropertyError(
+            f"{found}: cannot be read ({problem.strerror}); check that it is a file."
+        ) from None
     return parse_query(data.decode("utf-8-sig", errors="replace"), str(found))
 
 
@@ -52,7 +59,9 @@ def parse_query(text: str, name: str = "property") -> Query:
     forms = read_forms(source)
     first = next(forms, None)
     if first is None:
-        raise PropertyError(f"{name}: the file holds no property; it is empty or has only comments.")
+        raise PropertyError(
+            f"{name}: the file holds no property; it is empty or has only comments."
+        )
     is_version2 = first.head() in ("vnnlib-version", "declare-network")
     parse = parse_vnnlib2 if is_version2 else parse_vnnlib1
     return parse(source, chain((first,), forms))
@@ -69,10 +78,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _limited(read: Callable[[int], bytes], path: Path) -> bytes:
-    # In chunks, so that a small file that unpacks to something enormous is noticed before it fills the memory.
+    # In chunks, so that a small file that unpacks to something enormous is noticed before it fills
+    # the memory.
     data = bytearray()
     while chunk := read(_CHUNK):
         data += chunk
         if len(data) > MAX_BYTES:
-            raise PropertyError(f"{path}: holds more than {MAX_BYTES} bytes of text; split the property.")
+            raise PropertyError(
+                f"{path}: holds more than {MAX_BYTES} bytes of text; split the property."
+            )
     return bytes(data)

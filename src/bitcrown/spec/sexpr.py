@@ -1,7 +1,8 @@
 """S-expressions: text to nested lists, one top-level form at a time, never by recursion.
 
-A list becomes a ``Form`` (a ``list`` that knows where it starts), a word becomes a ``str``. A bracket belongs to the
-word before it, so ``X[0, 1]``, ``X [0,1]`` and ``float32 [1,5]`` are one word each. ``;`` starts a comment.
+A list becomes a ``Form`` (a ``list`` that knows where it starts), a word becomes a ``str``. A
+bracket belongs to the word before it, so ``X[0, 1]``, ``X [0,1]`` and ``float32 [1,5]`` are one
+word each. ``;`` starts a comment.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ MAX_DEPTH = 1000
 MAX_WORDS_PER_FORM = 20_000_000
 
 _WORD = r'[^\s()\[\];"]++(?:\s*+\[[^\[\]();"]*+\])?+'
-# The first alternative takes a whole list of three plain words at once: nearly all of a property file is
-# ``(<= X_0 0.5)``, and one match instead of five makes reading three times faster. Every quantifier is possessive, so
-# no text can make the match backtrack.
+# The first alternative takes a whole list of three plain words at once: nearly all of a property
+# file is ``(<= X_0 0.5)``, and one match instead of five makes reading three times faster. Every
+# quantifier is possessive, so no text can make the match backtrack.
 _TOKEN = re.compile(
     rf'\s*+(?:\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n]*+|(\S))'
 )
@@ -26,7 +27,8 @@ _LEAF, _OPEN, _CLOSE, _ATOM, _STRING = 3, 4, 5, 6, 7
 
 
 class Form(list["Form | str"]):
-    """A parenthesised list; ``offset`` is the place of its first character, or of its first word, in the text."""
+    """A parenthesised list; ``offset`` is the place of its first character, or of its first word,
+    in the text."""
 
     __slots__ = ("offset",)
     offset: int
@@ -67,8 +69,9 @@ def read_forms(source: Source) -> Iterator[Form]:
     """Yield the top-level forms of a text one after the other.
 
     Raises:
-        PropertyError: unbalanced parentheses, a word outside any form, nesting deeper than ``MAX_DEPTH``, a form with
-            more than ``MAX_WORDS_PER_FORM`` words, or a character that has no place here.
+        PropertyError: unbalanced parentheses, a word outside any form, nesting deeper than
+            ``MAX_DEPTH``, a form with more than ``MAX_WORDS_PER_FORM`` words, or a character that
+            has no place here.
     """
     outer: list[Form] = []
     current: Form | None = None
@@ -97,7 +100,9 @@ def read_forms(source: Source) -> Iterator[Form]:
                 raise source.error(opened.offset, what, "flatten the formula")
         elif kind == _CLOSE:
             if current is None:
-                raise source.error(match.start(_CLOSE), "a ')' closes nothing", "remove it or add the missing '('")
+                raise source.error(
+                    match.start(_CLOSE), "a ')' closes nothing", "remove it or add the missing '('"
+                )
             closed, current = current, outer.pop() if outer else None
             if current is None:
                 yield closed
@@ -113,10 +118,14 @@ def read_forms(source: Source) -> Iterator[Form]:
             what = f"one form has more than {MAX_WORDS_PER_FORM} words"
             raise source.error(match.start(), what, "split it into several asserts")
     if current is not None:
-        raise source.error(current.offset, "a '(' is never closed", "add the missing ')' (is the file complete?)")
+        raise source.error(
+            current.offset, "a '(' is never closed", "add the missing ')' (is the file complete?)"
+        )
 
 
 def _stray(source: Source, match: re.Match[str]) -> PropertyError:
     kind = match.lastindex or 0
     word = shown(match.group(kind))
-    return source.error(match.start(kind), f"unexpected {word!r}", "expected a form such as (assert (<= X_0 0.5))")
+    return source.error(
+        match.start(kind), f"unexpected {word!r}", "expected a form such as (assert (<= X_0 0.5))"
+    )

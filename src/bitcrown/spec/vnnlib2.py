@@ -1,4 +1,5 @@
-"""VNN-LIB 2.0: declared networks and shaped tensors, relations between networks, ``==`` and ``!=``."""
+"""VNN-LIB 2.0: declared networks and shaped tensors, relations between networks, ``==`` and
+``!=``."""
 
 from __future__ import annotations
 
@@ -17,21 +18,52 @@ MAX_RANK = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _VERSION = re.compile(r"<?\s*([0-9]{1,4})\.([0-9]{1,4})\s*>?")
 _INDICES = re.compile(r"\s*[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*")
-_FLOATS = ("real", "float", "double", "float16", "float32", "float64", "bfloat16", "f16", "f32", "f64", "bf16")
+_FLOATS = (
+    "real",
+    "float",
+    "double",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "f16",
+    "f32",
+    "f64",
+    "bf16",
+)
 _SMALL_FLOATS = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float4e2m1")
-_INTEGERS = ("int4", "int8", "int16", "int32", "int64", "uint4", "uint8", "uint16", "uint32", "uint64", "bool")
+_INTEGERS = (
+    "int4",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint4",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+)
 _DTYPES = frozenset(_FLOATS + _SMALL_FLOATS + _INTEGERS)
 _NO_ARITHMETIC = frozenset({"string", "complex64", "complex128", "c64", "c128"})
-_ORDER = {"equal-to": 0, "isomorphic-to": 0, "declare-input": 1, "declare-hidden": 2, "declare-output": 3}
+_ORDER = {
+    "equal-to": 0,
+    "isomorphic-to": 0,
+    "declare-input": 1,
+    "declare-hidden": 2,
+    "declare-output": 3,
+}
 
 
 def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
     """Read the forms of a VNN-LIB 2.0 file, the version form included.
 
     Raises:
-        PropertyError: another major version, no network or assertion, a name that is declared twice or not at all, a
-            bad shape or index, an equivalence with a network that does not fit.
-        UnsupportedError: an element type without arithmetic, a tensor too large, division, ``not`` and the like.
+        PropertyError: another major version, no network or assertion, a name that is declared twice
+            or not at all, a bad shape or index, an equivalence with a network that does not fit.
+        UnsupportedError: an element type without arithmetic, a tensor too large, division, ``not``
+        and the like.
     """
     version: tuple[int, int] | None = None
     declarations = _Declarations(source)
@@ -41,7 +73,9 @@ def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
         head = form.head()
         if head == "assert":
             if len(form) != 2:
-                raise source.error(form.offset, f"assert has {len(form) - 1} formulas", "write exactly one")
+                raise source.error(
+                    form.offset, f"assert has {len(form) - 1} formulas", "write exactly one"
+                )
             formulas.append(reader.read(form[1], form))
         elif head == "declare-network":
             declarations.network(form)
@@ -49,22 +83,34 @@ def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
             version = _version(source, form)
         else:
             what = f"{shown(form)} has no place here"
-            raise source.error(form.offset, what, "use one vnnlib-version, then declare-network, then assert")
+            raise source.error(
+                form.offset, what, "use one vnnlib-version, then declare-network, then assert"
+            )
     if version is None:
-        raise PropertyError(f"{source.name}: the version is missing; add (vnnlib-version <2.0>) as the first form.")
+        raise PropertyError(
+            f"{source.name}: the version is missing; add (vnnlib-version <2.0>) as the first form."
+        )
     if not declarations.networks:
         raise PropertyError(f"{source.name}: no network is declared; add (declare-network f ...).")
     if not formulas:
-        raise PropertyError(f"{source.name}: there is no assert, so nothing is asked; add the property.")
+        raise PropertyError(
+            f"{source.name}: there is no assert, so nothing is asked; add the property."
+        )
     return Query(version, tuple(declarations.networks.values()), And(tuple(formulas)))
 
 
 def _version(source: Source, form: Form) -> tuple[int, int]:
     match = _VERSION.fullmatch(" ".join(shown(word) for word in form[1:]))
     if match is None:
-        raise source.error(form.offset, f"{shown(form)} names no version", "write (vnnlib-version <2.0>)")
+        raise source.error(
+            form.offset, f"{shown(form)} names no version", "write (vnnlib-version <2.0>)"
+        )
     if match[1] != "2":
-        raise source.error(form.offset, f"version {match[1]}.{match[2]} is not 2.x", "convert the file to version 2.0")
+        raise source.error(
+            form.offset,
+            f"version {match[1]}.{match[2]} is not 2.x",
+            "convert the file to version 2.0",
+        )
     return 2, int(match[2])
 
 
@@ -77,7 +123,8 @@ class _Declarations:
     tensors: dict[str, TensorDecl] = field(default_factory=dict)
 
     def variable(self, word: str) -> Var | None:
-        """``X[0,3]`` as a ``Var``; ``ValueError`` for a bad index, ``None`` for an undeclared name."""
+        """``X[0,3]`` as a ``Var``; ``ValueError`` for a bad index, ``None`` for an undeclared
+        name."""
         name, bracket, rest = word.partition("[")
         tensor = self.tensors.get(name.rstrip())
         if tensor is None:
@@ -89,13 +136,18 @@ class _Declarations:
             indices = [int(part) for part in rest[:-1].split(",")]
         shape = tensor.shape
         given = len(indices)
-        # Generators write Y[0] for an output of shape [1,1]: trailing indices that can only be 0 may be left out.
+        # Generators write Y[0] for an output of shape [1,1]: trailing indices that can only be 0
+        # may be left out.
         if given > len(shape) or any(extent != 1 for extent in shape[given:]):
-            raise ValueError(f"{tensor.name} of shape {list(shape)} needs {len(shape)} indices, not {given}")
+            raise ValueError(
+                f"{tensor.name} of shape {list(shape)} needs {len(shape)} indices, not {given}"
+            )
         flat = 0
         for index, extent in zip(indices, shape, strict=False):
             if index >= extent:
-                raise ValueError(f"index {index} is out of range for {tensor.name} of shape {list(shape)}")
+                raise ValueError(
+                    f"index {index} is out of range for {tensor.name} of shape {list(shape)}"
+                )
             flat = flat * extent + index
         return Var(tensor.name, flat)
 
@@ -111,20 +163,30 @@ class _Declarations:
             head = part.head() if isinstance(part, Form) else ""
             if not isinstance(part, Form) or head not in _ORDER:
                 what = f"{shown(part)} has no place in declare-network"
-                raise self.source.error(form.offset, what, "use declare-input, declare-hidden and declare-output")
+                raise self.source.error(
+                    form.offset, what, "use declare-input, declare-hidden and declare-output"
+                )
             if _ORDER[head] < stage:
                 what = f"{head} comes too late in network {name}"
-                raise self.source.error(part.offset, what, "the order is equivalence, inputs, hidden, outputs")
+                raise self.source.error(
+                    part.offset, what, "the order is equivalence, inputs, hidden, outputs"
+                )
             stage = _ORDER[head]
             if stage == 0:
                 if relation:
-                    raise self.source.error(part.offset, f"network {name} has two equivalences", "keep one")
+                    raise self.source.error(
+                        part.offset, f"network {name} has two equivalences", "keep one"
+                    )
                 relation[head] = self._base(part)
             else:
-                (inputs, hidden, outputs)[stage - 1].append(self._tensor(part, head == "declare-hidden"))
+                (inputs, hidden, outputs)[stage - 1].append(
+                    self._tensor(part, head == "declare-hidden")
+                )
         if not inputs or not outputs:
             what = f"network {name} has no {'outputs' if inputs else 'inputs'}"
-            raise self.source.error(form.offset, what, "declare every input and output of the model")
+            raise self.source.error(
+                form.offset, what, "declare every input and output of the model"
+            )
         decl = NetworkDecl(
             name,
             tuple(inputs),
@@ -138,9 +200,13 @@ class _Declarations:
 
     def _new_name(self, form: Form, name: Form | str) -> str:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise self.source.error(form.offset, f"{shown(name)!r} is no name", "use letters, digits and _")
+            raise self.source.error(
+                form.offset, f"{shown(name)!r} is no name", "use letters, digits and _"
+            )
         if name in self.networks or name in self.tensors:
-            raise self.source.error(form.offset, f"{name} is declared twice", "names are unique over the whole file")
+            raise self.source.error(
+                form.offset, f"{name} is declared twice", "names are unique over the whole file"
+            )
         return name
 
     def _base(self, form: Form) -> str:
@@ -150,26 +216,42 @@ class _Declarations:
             what = f"{shown(form)} names no network declared before"
             raise self.source.error(form.offset, what, "declare that network first")
         if base.equal_to or base.isomorphic_to:
-            what = f"{base.name} is itself {'equal' if base.equal_to else 'isomorphic'} to another network"
+            what = (
+                f"{base.name} is itself {'equal' if base.equal_to else 'isomorphic'} to "
+                "another network"
+            )
             raise self.source.error(form.offset, what, "refer to the first network of the chain")
         return base.name
 
     def _tensor(self, form: Form, is_hidden: bool) -> TensorDecl:
-        usage = f"({form[0]} NAME TYPE [1,5]{' ' + chr(34) + 'onnx name' + chr(34) if is_hidden else ''})"
+        usage = (
+            f"({form[0]} NAME TYPE "
+            f"[1,5]{' ' + chr(34) + 'onnx name' + chr(34) if is_hidden else ''})"
+        )
         if "initialized" in form:
-            raise UnsupportedError(f"{self.source.name}: initialized inputs are not supported; declare {usage}.")
+            raise UnsupportedError(
+                f"{self.source.name}: initialized inputs are not supported; declare {usage}."
+            )
         if len(form) != 3 + is_hidden or not isinstance(form[2], str) or "[" not in form[2]:
-            raise self.source.error(form.offset, f"{shown(form)} declares no tensor", f"write {usage}")
+            raise self.source.error(
+                form.offset, f"{shown(form)} declares no tensor", f"write {usage}"
+            )
         name = self._new_name(form, form[1])
         word, _, extents = form[2].partition("[")
         dtype = word.strip().lower()
         if dtype in _NO_ARITHMETIC:
-            raise UnsupportedError(f"{self.source.name}: {name} has the type {dtype}, on which no bound exists.")
+            raise UnsupportedError(
+                f"{self.source.name}: {name} has the type {dtype}, on which no bound exists."
+            )
         if dtype not in _DTYPES:
-            raise self.source.error(form.offset, f"{shown(word.strip())!r} is no element type", "use real or float32")
+            raise self.source.error(
+                form.offset, f"{shown(word.strip())!r} is no element type", "use real or float32"
+            )
         onnx_name = form[3] if is_hidden else ""
         if not isinstance(onnx_name, str) or (is_hidden and not onnx_name.startswith('"')):
-            raise self.source.error(form.offset, f"hidden tensor {name} has no ONNX name", f"write {usage}")
+            raise self.source.error(
+                form.offset, f"hidden tensor {name} has no ONNX name", f"write {usage}"
+            )
         decl = TensorDecl(name, dtype, self._shape(form, extents[:-1]), onnx_name.strip('"'))
         self.tensors[name] = decl
         return decl
@@ -178,15 +260,22 @@ class _Declarations:
         if not text.strip():
             return ()
         if not _INDICES.fullmatch(text):
-            raise self.source.error(form.offset, f"[{shown(text)}] is no shape", "write whole numbers such as [1,5]")
+            raise self.source.error(
+                form.offset, f"[{shown(text)}] is no shape", "write whole numbers such as [1,5]"
+            )
         shape = tuple(int(part) for part in text.split(","))
         if len(shape) > MAX_RANK:
-            raise self.source.error(form.offset, f"a shape has {len(shape)} extents", f"use at most {MAX_RANK}")
+            raise self.source.error(
+                form.offset, f"a shape has {len(shape)} extents", f"use at most {MAX_RANK}"
+            )
         if 0 in shape:
-            raise self.source.error(form.offset, f"the shape {list(shape)} has no elements", "use extents from 1 on")
+            raise self.source.error(
+                form.offset, f"the shape {list(shape)} has no elements", "use extents from 1 on"
+            )
         if prod(shape) > MAX_ELEMENTS:
             raise UnsupportedError(
-                f"{self.source.name}: the shape {list(shape)} has more than {MAX_ELEMENTS} elements; use a smaller one."
+                f"{self.source.name}: the shape {list(shape)} has more than {MAX_ELEMENTS} "
+                "elements; use a smaller one."
             )
         return shape
 
@@ -199,6 +288,11 @@ class _Declarations:
         def signature(tensors: tuple[TensorDecl, ...]) -> list[tuple[object, ...]]:
             return [(t.shape, t.dtype) if decl.equal_to else (t.shape,) for t in tensors]
 
-        if signature(decl.inputs) != signature(base.inputs) or signature(decl.outputs) != signature(base.outputs):
-            what = f"{decl.name} differs from {base.name} in its shapes{' or types' if decl.equal_to else ''}"
+        if signature(decl.inputs) != signature(base.inputs) or signature(decl.outputs) != signature(
+            base.outputs
+        ):
+            what = (
+                f"{decl.name} differs from {base.name} in its "
+                f"shapes{' or types' if decl.equal_to else ''}"
+            )
             raise self.source.error(form.offset, what, "declare the same tensors in both")

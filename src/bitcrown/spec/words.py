@@ -22,7 +22,9 @@ def constraint_text(constraint: Constraint, name: Callable[[int], str]) -> str:
     for monomial, coefficient in constraint.terms[:MAX_TERMS_SHOWN]:
         factors = "*".join(name(number) for number in monomial)
         size = abs(coefficient)
-        (left if coefficient > 0 else right).append(factors if size == 1 else f"{short_text(size)}*{factors}")
+        (left if coefficient > 0 else right).append(
+            factors if size == 1 else f"{short_text(size)}*{factors}"
+        )
     if len(constraint.terms) > MAX_TERMS_SHOWN:
         left.append("...")
     bound, sign = constraint.bound, "<" if constraint.strict else "<="
@@ -51,7 +53,10 @@ def property_in_words(problem: Problem) -> str:
     if problem.cases:
         several = len(problem.cases) > 1
         which = f"at least one of the {len(problem.cases)} cases" if several else "the one case"
-        lines.append(f"A counterexample (sat) is an input inside the box for which all constraints of {which} hold.")
+        lines.append(
+            "A counterexample (sat) is an input inside the box for which all constraints of "
+            f"{which} hold."
+        )
         lines.append("unsat means that no such input exists: the property holds for the whole box.")
         lines += _boxes(problem, name)
         for place, case in enumerate(problem.cases[:MAX_CASES_SHOWN]):
@@ -59,7 +64,9 @@ def property_in_words(problem: Problem) -> str:
         if len(problem.cases) > MAX_CASES_SHOWN:
             lines.append(f"... and {len(problem.cases) - MAX_CASES_SHOWN} more cases.")
     else:
-        lines.append("There is nothing to find: the property is unsat whatever the network computes.")
+        lines.append(
+            "There is nothing to find: the property is unsat whatever the network computes."
+        )
     lines += [f"Note: {note}." for note in problem.notes]
     return "\n".join(lines)
 
@@ -72,13 +79,18 @@ def _boxes(problem: Problem, name: Callable[[int], str]) -> list[str]:
     fixed = sum(width == 0 for width in widths)
     text = f"Box: {_count(len(widths), 'input')}, {fixed} of them fixed to one value"
     if len(boxes) > 1:
-        text = f"The cases use {len(boxes)} different boxes. The first one: {text.removeprefix('Box: ')}"
+        text = (
+            f"The cases use {len(boxes)} different boxes. The first one: "
+            f"{text.removeprefix('Box: ')}"
+        )
     moving = [width for width in widths if width]
     if moving:
         text += f"; widths from {short_text(min(moving))} to {short_text(max(moving))}"
     lines = [text + "."]
     if len(widths) <= MAX_INPUTS_SHOWN:
-        lines += [f"  {_interval(name(i), first.lower[i], first.upper[i])}" for i in range(len(widths))]
+        lines += [
+            f"  {_interval(name(i), first.lower[i], first.upper[i])}" for i in range(len(widths))
+        ]
     else:
         low, high = min(first.lower), max(first.upper)
         lines.append(f"  all inputs lie between {short_text(low)} and {short_text(high)}")
@@ -86,13 +98,19 @@ def _boxes(problem: Problem, name: Callable[[int], str]) -> list[str]:
 
 
 def _interval(name: str, low: Fraction, high: Fraction) -> str:
-    return f"{name} = {short_text(low)}" if low == high else f"{short_text(low)} <= {name} <= {short_text(high)}"
+    return (
+        f"{name} = {short_text(low)}"
+        if low == high
+        else f"{short_text(low)} <= {name} <= {short_text(high)}"
+    )
 
 
 def _case(case: Case, name: Callable[[int], str]) -> str:
     if not case.constraints:
         return "any input of the box will do, whatever the outputs are"
-    shown = [constraint_text(constraint, name) for constraint in case.constraints[:MAX_CONSTRAINTS_SHOWN]]
+    shown = [
+        constraint_text(constraint, name) for constraint in case.constraints[:MAX_CONSTRAINTS_SHOWN]
+    ]
     more = len(case.constraints) - len(shown)
     return " and ".join(shown) + (f" and {more} more constraints" if more else "")
 

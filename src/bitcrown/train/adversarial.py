@@ -1,7 +1,9 @@
-"""Adversarial images for training: projected gradient ascent of the cross entropy (Madry et al. 2018).
+"""Adversarial images for training: projected gradient ascent of the cross entropy (Madry et al.
+2018).
 
-Unlike an attack that is to be reported, it needs no restarts and returns the last point whether or not it fools the
-network: what matters is a large loss. Steps of ``2.5 eps / steps`` reach every corner of the box from any start.
+Unlike an attack that is to be reported, it needs no restarts and returns the last point whether or
+not it fools the network: what matters is a large loss. Steps of ``2.5 eps / steps`` reach every
+corner of the box from any start.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor
 def ascended(
     loss: Callable[[Tensor], Tensor], images: Tensor, eps: Tensor | float, steps: int, start: Tensor
 ) -> Tensor:
-    """Points ``[B, C, H, W]`` in [0, 1] within ``eps`` of ``images`` that have a large ``loss(points) [B]``.
+    """Points ``[B, C, H, W]`` in [0, 1] within ``eps`` of ``images`` that have a large
+    ``loss(points) [B]``.
 
     ``start`` in [0, 1] says where in its range each value begins.
     """

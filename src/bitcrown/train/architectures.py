@@ -1,13 +1,16 @@
-"""Residual networks as lists of layers: one description from which torch modules, ONNX files and graphs are made.
+"""Residual networks as lists of layers: one description from which torch modules, ONNX files and
+graphs are made.
 
-A network is a stem (3x3 convolution, batch norm, ReLU), stages of residual blocks and two linear layers. A block is
+A network is a stem (3x3 convolution, batch norm, ReLU), stages of residual blocks and two linear
+layers. A block is
 
     y = BN(conv3x3(ReLU(BN(conv3x3(x))))) + shortcut(x),
 
-where the shortcut is the identity, or a strided 1x1 convolution with batch norm where the shape changes. No ReLU
-follows the addition: the next block's convolution reads the sum itself. Convolutions have no bias, batch norm has one.
-The five published benchmark networks (CIFAR-100 small, medium, large, super; TinyImageNet medium) are rows of
-``ARCHITECTURES``, and so is a small one that a CPU can train. Normalisation of images is outside the network.
+where the shortcut is the identity, or a strided 1x1 convolution with batch norm where the shape
+changes. No ReLU follows the addition: the next block's convolution reads the sum itself.
+Convolutions have no bias, batch norm has one. The five published benchmark networks (CIFAR-100
+small, medium, large, super; TinyImageNet medium) are rows of ``ARCHITECTURES``, and so is a small
+one that a CPU can train. Normalisation of images is outside the network.
 
 Legend: ``C`` channels, ``H``/``W`` height and width; shapes here are without the batch axis.
 """
@@ -21,7 +24,8 @@ from bitcrown.errors import SettingsError
 
 @dataclass(frozen=True)
 class Layer:
-    """One tensor: ``op`` is Input, Conv, BatchNorm, Relu, Add, Flatten or Linear; ``shape`` that of the result.
+    """One tensor: ``op`` is Input, Conv, BatchNorm, Relu, Add, Flatten or Linear; ``shape`` that of
+    the result.
 
     ``kernel``, ``stride`` and ``padding`` belong to Conv and are the same on both axes.
     """
@@ -37,7 +41,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stage:
-    """``blocks`` residual blocks with ``channels`` outputs; the first one has ``stride``, the others 1."""
+    """``blocks`` residual blocks with ``channels`` outputs; the first one has ``stride``, the
+    others 1."""
 
     channels: int
     blocks: int
@@ -46,7 +51,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """``input_shape`` is ``(C, H, W)``; the stem's convolution is 3x3; ``hidden`` neurons between the linear layers."""
+    """``input_shape`` is ``(C, H, W)``; the stem's convolution is 3x3; ``hidden`` neurons between
+    the linear layers."""
 
     name: str
     input_shape: tuple[int, int, int]
@@ -65,8 +71,12 @@ ARCHITECTURES = {
     row.name: row
     for row in (
         Architecture("resnet_mini", IMAGE, 16, 2, 0, (Stage(32, 1, 2), Stage(64, 1, 2)), 100, 100),
-        Architecture("resnet_small", IMAGE, 64, 2, 0, (Stage(128, 2, 2), Stage(128, 2, 2)), 100, 100),
-        Architecture("resnet_medium", IMAGE, 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 100, 100),
+        Architecture(
+            "resnet_small", IMAGE, 64, 2, 0, (Stage(128, 2, 2), Stage(128, 2, 2)), 100, 100
+        ),
+        Architecture(
+            "resnet_medium", IMAGE, 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 100, 100
+        ),
         Architecture(
             "resnet_large",
             IMAGE,
@@ -78,9 +88,25 @@ ARCHITECTURES = {
             100,
         ),
         Architecture(
-            "resnet_super", IMAGE, 128, 2, 0, (Stage(128, 3, 2), Stage(256, 3, 2), Stage(256, 3, 2)), 100, 100
+            "resnet_super",
+            IMAGE,
+            128,
+            2,
+            0,
+            (Stage(128, 3, 2), Stage(256, 3, 2), Stage(256, 3, 2)),
+            100,
+            100,
         ),
-        Architecture("tiny_resnet_medium", (3, 56, 56), 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 200, 200),
+        Architecture(
+            "tiny_resnet_medium",
+            (3, 56, 56),
+            64,
+            2,
+            0,
+            (Stage(128, 4, 2), Stage(128, 4, 2)),
+            200,
+            200,
+        ),
     )
 }
 
@@ -88,13 +114,20 @@ ARCHITECTURES = {
 def architecture(
     name: str, classes: int | None = None, input_shape: tuple[int, int, int] | None = None
 ) -> Architecture:
-    """The named architecture, with other classes or images if asked. Raises ``SettingsError`` where that is nothing."""
+    """The named architecture, with other classes or images if asked. Raises ``SettingsError`` where
+    that is nothing."""
     if name not in ARCHITECTURES:
-        raise SettingsError(f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+        raise SettingsError(
+            f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}"
+        )
     found = ARCHITECTURES[name]
-    found = replace(found, classes=classes or found.classes, input_shape=input_shape or found.input_shape)
+    found = replace(
+        found, classes=classes or found.classes, input_shape=input_shape or found.input_shape
+    )
     if found.classes < 2 or min(min(layer.shape) for layer in layers(found)) < 1:
-        raise SettingsError(f"{name} needs larger images or more classes than {found.input_shape}, {found.classes}")
+        raise SettingsError(
+            f"{name} needs larger images or more classes than {found.input_shape}, {found.classes}"
+        )
     return found
 
 
@@ -105,7 +138,9 @@ def layers(of: Architecture) -> tuple[Layer, ...]:
     last = writer.add("stem_relu", "Relu", last)
     for s, stage in enumerate(of.stages, 1):
         for b in range(1, stage.blocks + 1):
-            last = writer.block(f"stage{s}_block{b}", last, stage.channels, stage.stride if b == 1 else 1)
+            last = writer.block(
+                f"stage{s}_block{b}", last, stage.channels, stage.stride if b == 1 else 1
+            )
     last = writer.flattened(last)
     last = writer.linear("hidden", last, of.hidden)
     last = writer.add("hidden_relu", "Relu", last)
@@ -126,9 +161,13 @@ class _Writer:
         self.layers.append(Layer(name, op, inputs, self.shape(inputs[0])))
         return name
 
-    def convolved(self, name: str, source: str, channels: int, kernel: int, stride: int, padding: int) -> str:
+    def convolved(
+        self, name: str, source: str, channels: int, kernel: int, stride: int, padding: int
+    ) -> str:
         """Convolution and batch norm."""
-        extents = [(extent + 2 * padding - kernel) // stride + 1 for extent in self.shape(source)[1:]]
+        extents = [
+            (extent + 2 * padding - kernel) // stride + 1 for extent in self.shape(source)[1:]
+        ]
         shape = (channels, *extents)
         self.layers.append(Layer(f"{name}_conv", "Conv", (source,), shape, kernel, stride, padding))
         return self.add(f"{name}_bn", "BatchNorm", f"{name}_conv")

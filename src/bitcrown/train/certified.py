@@ -1,15 +1,17 @@
-"""Certified losses: upper bounds of the cross entropy over a box of images, differentiable in the weights.
+"""Certified losses: upper bounds of the cross entropy over a box of images, differentiable in the
+weights.
 
-With margins ``m_j = z_j - z_y`` of the logits the cross entropy is ``log sum_j exp(m_j)``, increasing in every margin.
-*Interval* (IBP, Gowal et al. 2018): put upper bounds of the margins in; the last linear layer is merged with the
-difference of two logits, so its interval is that of the margin itself.
-*CROWN-IBP* (Zhang et al. 2020): intervals for the layers inside, one backward pass of the CROWN engine for the last
-bound. With K classes that is K rows an image. *Loss fusion* (Xu et al. 2020) needs one: ``exp`` is convex, so on
-``l_j <= m_j <= u_j`` it is below its chord ``s_j m_j + t_j``; ``sum_j s_j m_j`` is one linear function of the logits,
-bounded from above as one row, and the logarithm of a bound is a bound of the logarithm.
+With margins ``m_j = z_j - z_y`` of the logits the cross entropy is ``log sum_j exp(m_j)``,
+increasing in every margin. *Interval* (IBP, Gowal et al. 2018): put upper bounds of the margins in;
+the last linear layer is merged with the difference of two logits, so its interval is that of the
+margin itself. *CROWN-IBP* (Zhang et al. 2020): intervals for the layers inside, one backward pass
+of the CROWN engine for the last bound. With K classes that is K rows an image. *Loss fusion* (Xu et
+al. 2020) needs one: ``exp`` is convex, so on ``l_j <= m_j <= u_j`` it is below its chord
+``s_j m_j + t_j``; ``sum_j s_j m_j`` is one linear function of the logits, bounded from above as one
+row, and the logarithm of a bound is a bound of the logarithm.
 
-The engine is the verifier's own (``bounds.interval``, ``bounds.crown``) with rounding left out: a guide that trains,
-not a proof. Legend: ``B`` images, ``K`` classes, ``S`` rows, ``n`` flat inputs.
+The engine is the verifier's own (``bounds.interval``, ``bounds.crown``) with rounding left out: a
+guide that trains, not a proof. Legend: ``B`` images, ``K`` classes, ``S`` rows, ``n`` flat inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from bitcrown.bounds.interval import Bounds, interval_bounds
 from bitcrown.model.execute import Network
 
 FUSED_FROM = 20
-"""Classes from which one fused row is taken instead of one a margin, unless the settings say otherwise."""
+"""Classes from which one fused row is taken instead of one a margin, unless the settings say
+otherwise."""
 
 
 class Box(NamedTuple):
@@ -41,7 +44,8 @@ def margin_rows(network: Network, labels: Tensor) -> Tensor:
 
 
 def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval ``[B, K]`` of the margins ``z_j - z_y`` over the *intervals* before the last layer (affine)."""
+    """Interval ``[B, K]`` of the margins ``z_j - z_y`` over the *intervals* before the last layer
+    (affine)."""
     last = network.graph.nodes[network.graph.outputs[0]]
     (source,) = last.inputs
     low, up = bounds[source]
@@ -49,22 +53,28 @@ def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[
     (rows,) = network.adjoint(last, units.reshape(-1, *last.shape))
     rows, offset = rows.flatten(1), network.offset(last).flatten()
     a = rows - rows[labels].unsqueeze(1)
-    centre, radius = (low + up).flatten(1).unsqueeze(2) * 0.5, (up - low).flatten(1).unsqueeze(2) * 0.5
+    centre, radius = (
+        (low + up).flatten(1).unsqueeze(2) * 0.5,
+        (up - low).flatten(1).unsqueeze(2) * 0.5,
+    )
     middle = torch.bmm(a, centre).squeeze(2) + (offset - offset[labels].unsqueeze(1))
     reach = torch.bmm(a.abs(), radius).squeeze(2)
     return middle - reach, middle + reach
 
 
 def crown_bound(network: Network, bounds: Bounds, box: Box, rows: Tensor) -> Tensor:
-    """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` with relaxations over the given intervals (CROWN-IBP)."""
+    """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` with relaxations over the given intervals
+    (CROWN-IBP)."""
     backward = Backward(network, relaxations_of(network, bounds))
     return minimum(backward.run(output_seeds(network, rows)), box.lower, box.upper)
 
 
 def chord(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and intercept of the line through ``exp`` at both ends: an upper bound of it in between.
+    """Slope and intercept of the line through ``exp`` at both ends: an upper bound of it in
+    between.
 
-    Narrow intervals use the series of ``(exp(w) - 1) / w``: the quotient would have gradients of the size ``1 / w``.
+    Narrow intervals use the series of ``(exp(w) - 1) / w``: the quotient would have gradients of
+    the size ``1 / w``.
     """
     width = up - low
     is_wide = width > 0.05
@@ -74,8 +84,11 @@ def chord(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return slope, torch.maximum(low.exp() - slope * low, up.exp() - slope * up)
 
 
-def fused_bound(network: Network, bounds: Bounds, box: Box, labels: Tensor, margins: tuple[Tensor, Tensor]) -> Tensor:
-    """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image; ``margins`` is ``interval_margins``."""
+def fused_bound(
+    network: Network, bounds: Bounds, box: Box, labels: Tensor, margins: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image; ``margins`` is
+    ``interval_margins``."""
     low, up = margins
     top = up.detach().amax(dim=1, keepdim=True)
     slope, intercept = chord(low - top, up - top)
@@ -87,10 +100,14 @@ def fused_bound(network: Network, bounds: Bounds, box: Box, labels: Tensor, marg
     return total.clamp(min=torch.finfo(total.dtype).tiny).log() + top.squeeze(1)
 
 
-def certified_loss(network: Network, box: Box, labels: Tensor, beta: float | Tensor, is_fused: bool) -> Tensor:
-    """Upper bounds ``[B]`` of the cross entropy over the boxes: ``beta`` CROWN-IBP and ``1 - beta`` interval.
+def certified_loss(
+    network: Network, box: Box, labels: Tensor, beta: float | Tensor, is_fused: bool
+) -> Tensor:
+    """Upper bounds ``[B]`` of the cross entropy over the boxes: ``beta`` CROWN-IBP and ``1 - beta``
+    interval.
 
-    Each mixture of valid bounds is valid. Without fusion the margins are mixed, with it the two bounds of the loss.
+    Each mixture of valid bounds is valid. Without fusion the margins are mixed, with it the two
+    bounds of the loss.
     """
     bounds = interval_bounds(network, box.lower, box.upper, gamma=0.0)
     margins = interval_margins(network, bounds, labels)
@@ -110,11 +127,13 @@ def certified_loss(network: Network, box: Box, labels: Tensor, beta: float | Ten
 def certified_margins(network: Network, box: Box, labels: Tensor, entries: int = 1 << 26) -> Tensor:
     """``[B]``: a lower bound of the least margin ``z_y - z_j`` over ``j != y``; a guide, no proof.
 
-    Each margin has the better of its two bounds; CROWN bounds only those whose interval does not decide. ``entries``
-    limits the size of one tensor.
+    Each margin has the better of its two bounds; CROWN bounds only those whose interval does not
+    decide. ``entries`` limits the size of one tensor.
     """
     bounds = interval_bounds(network, box.lower, box.upper, gamma=0.0)
-    found = -interval_margins(network, bounds, labels)[1].scatter(1, labels.unsqueeze(1), -torch.inf)
+    found = -interval_margins(network, bounds, labels)[1].scatter(
+        1, labels.unsqueeze(1), -torch.inf
+    )
     rows = margin_rows(network, labels)
     count = int((found <= 0).sum(1).amax())
     hardest = found.argsort(dim=1)[:, :count]

@@ -1,7 +1,8 @@
-"""Checkpoints: weights, optimiser, settings and history after a finished epoch, as plain tensors and numbers.
+"""Checkpoints: weights, optimiser, settings and history after a finished epoch, as plain tensors
+and numbers.
 
-They are read with ``weights_only``: a file that holds anything but tensors, numbers, words, lists and dictionaries is
-refused, so a checkpoint from elsewhere cannot run code.
+They are read with ``weights_only``: a file that holds anything but tensors, numbers, words, lists
+and dictionaries is refused, so a checkpoint from elsewhere cannot run code.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _DAMAGE = (
     struct.error,
     pickle.UnpicklingError,
 )
-"""What a damaged stream of pickled instructions makes torch's reader raise: it trusts the order of things."""
+"""What a damaged stream of pickled instructions makes torch's reader raise: it trusts the order of
+things."""
 
 
 def save_checkpoint(run: Run, path: Path) -> None:
@@ -62,13 +64,16 @@ def save_checkpoint(run: Run, path: Path) -> None:
 
 
 def load_checkpoint(path: Path, device: str | None = None) -> Run:
-    """The run that ``path`` holds, on ``device`` or where its settings say. Raises ``ModelError`` for a bad file."""
+    """The run that ``path`` holds, on ``device`` or where its settings say. Raises ``ModelError``
+    for a bad file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"there is no checkpoint {path}") from error
     except _DAMAGE as error:
-        raise ModelError(f"{path} is not a checkpoint of bitcrown train, or it is damaged") from error
+        raise ModelError(
+            f"{path} is not a checkpoint of bitcrown train, or it is damaged"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {FORMAT})")
     try:
@@ -83,12 +88,22 @@ def _restored(content: dict[str, Any], device: str | None) -> Run:
     fields = dict(content["architecture"])
     fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
     fields["input_shape"] = tuple(fields["input_shape"])
-    normalisation = Normalisation(*(tuple(content["normalisation"][key]) for key in ("mean", "std")))
+    normalisation = Normalisation(
+        *(tuple(content["normalisation"][key]) for key in ("mean", "std"))
+    )
     network = TrainableNetwork(Architecture(**fields)).to(device_of(settings))
     network.load_state_dict(content["network"])
     optimiser = optimiser_of(network, settings)
-    groups = optimiser.state_dict()["param_groups"]  # those of this device: which kernels, and where the rate lives
+    groups = optimiser.state_dict()[
+        "param_groups"
+    ]  # those of this device: which kernels, and where the rate lives
     optimiser.load_state_dict({"state": content["optimiser"]["state"], "param_groups": groups})
     return Run(
-        network, optimiser, settings, normalisation, content["epoch"], content["seconds"], list(content["history"])
+        network,
+        optimiser,
+        settings,
+        normalisation,
+        content["epoch"],
+        content["seconds"],
+        list(content["history"]),
     )

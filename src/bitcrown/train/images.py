@@ -1,7 +1,8 @@
 """Images on their way into a network: augmentation, crops, boxes around them, normalisation.
 
 Boxes are clipped to [0, 1] *before* normalisation, because that is where images live:
-``lower = (max(x - eps, 0) - mean) / std``. Legend: ``B`` images, ``C`` channels, ``H``/``W`` height and width.
+``lower = (max(x - eps, 0) - mean) / std``. Legend: ``B`` images, ``C`` channels, ``H``/``W`` height
+and width.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Normalisation:
         return (images - mean) / std
 
     def box(self, images: Tensor, eps: float | Tensor) -> Box:
-        """Boxes ``[B, n]`` of radius ``eps`` around ``images [B, C, H, W]`` in [0, 1], normalised."""
+        """Boxes ``[B, n]`` of radius ``eps`` around ``images [B, C, H, W]`` in [0, 1],
+        normalised."""
         lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
         return Box(self(lower).flatten(1), self(upper).flatten(1))
 
@@ -50,7 +52,10 @@ def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Moved to the device once: a copy from the host in every step would wait for it."""
-    values = (torch.tensor(value, dtype=dtype, device=device).reshape(1, -1, 1, 1) for value in (mean, std))
+    values = (
+        torch.tensor(value, dtype=dtype, device=device).reshape(1, -1, 1, 1)
+        for value in (mean, std)
+    )
     return next(values), next(values)
 
 
@@ -58,13 +63,16 @@ def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
     """The middle ``[B, C, height, width]``. Raises ``DataError`` where images are smaller."""
     rows, columns = images.shape[2:]
     if rows < height or columns < width:
-        raise DataError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
+        raise DataError(
+            f"the network takes {height}x{width} images, but the data has {rows}x{columns}"
+        )
     top, left = (rows - height) // 2, (columns - width) // 2
     return images[:, :, top : top + height, left : left + width]
 
 
 class Crops(NamedTuple):
-    """Where each of ``B`` images is cut from its padded self, and whether it is mirrored: ``[B]`` each."""
+    """Where each of ``B`` images is cut from its padded self, and whether it is mirrored: ``[B]``
+    each."""
 
     top: Tensor
     left: Tensor
@@ -75,14 +83,16 @@ class Crops(NamedTuple):
 
 
 def drawn_crops(count: int, room: tuple[int, int], flip: bool, generator: torch.Generator) -> Crops:
-    """Random crops, on the generator's device; ``room``: rows and columns that the padded images have to spare."""
+    """Random crops, on the generator's device; ``room``: rows and columns that the padded images
+    have to spare."""
     top, left = (torch.randint(0, spare + 1, (count,), generator=generator) for spare in room)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
     return Crops(top, left, mirrored)
 
 
 def cropped(images: Tensor, crops: Crops, height: int, width: int, padding: int) -> Tensor:
-    """``images [B, C, H, W]`` padded with zeros and cut; on any device, which is asked for nothing."""
+    """``images [B, C, H, W]`` padded with zeros and cut; on any device, which is asked for
+    nothing."""
     padded = torch.nn.functional.pad(images, [padding] * 4) if padding else images
     count, channels, _, columns = padded.shape
     row = crops.top.unsqueeze(1) + torch.arange(height, device=images.device)

@@ -1,14 +1,16 @@
-"""A network that is trained: torch modules for the weights, and views of them as ``execute.Network`` for the bounds.
+"""A network that is trained: torch modules for the weights, and views of them as
+``execute.Network`` for the bounds.
 
-The bound engine sees no batch norm. With statistics ``mu, v`` it is one affine map, so that convolution and batch norm
-together are a convolution with
+The bound engine sees no batch norm. With statistics ``mu, v`` it is one affine map, so that
+convolution and batch norm together are a convolution with
 
     weight' = weight * g,   bias' = shift - mu * g,   g = scale / sqrt(v + 1e-5).
 
-``folded`` computes these differentiably. In training, ``mu`` and ``v`` are the moments of the *clean* batch (as in
-CROWN-IBP, Zhang et al. 2020): one forward pass over the clean images measures them and updates the running averages,
-and all three losses (natural, adversarial, certified) are about the one function they give. The gradient goes through
-the moments too. Outside training the running averages are used; then the view is the function that the ONNX file has.
+``folded`` computes these differentiably. In training, ``mu`` and ``v`` are the moments of the
+*clean* batch (as in CROWN-IBP, Zhang et al. 2020): one forward pass over the clean images measures
+them and updates the running averages, and all three losses (natural, adversarial, certified) are
+about the one function they give. The gradient goes through the moments too. Outside training the
+running averages are used; then the view is the function that the ONNX file has.
 
 Legend: ``B`` images, ``K`` classes.
 """
@@ -32,8 +34,11 @@ Moments = Mapping[str, tuple[Tensor, Tensor]]
 class TrainableNetwork(nn.Module):
     """Weights of ``architecture``; ``forward`` runs normalised images with the running averages."""
 
-    def __init__(self, architecture: Architecture, generator: torch.Generator | None = None) -> None:
-        """Blocks begin as their shortcuts (Goyal et al. 2017): intervals, which grow with every layer, stay small."""
+    def __init__(
+        self, architecture: Architecture, generator: torch.Generator | None = None
+    ) -> None:
+        """Blocks begin as their shortcuts (Goyal et al. 2017): intervals, which grow with every
+        layer, stay small."""
         super().__init__()
         self.architecture = architecture
         self.layers = layers(architecture)
@@ -58,19 +63,25 @@ class TrainableNetwork(nn.Module):
 
     def size(self) -> int:
         """Entries of all weights as the ONNX file has them: batch norm counts four a channel."""
-        return sum(value.numel() for key, value in self.state_dict().items() if not key.endswith("batches_tracked"))
+        return sum(
+            value.numel()
+            for key, value in self.state_dict().items()
+            if not key.endswith("batches_tracked")
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[B, C, H, W]`` to logits ``[B, K]``, with the running averages."""
         return self._run(x, self.running_moments())
 
     def clean_pass(self, x: Tensor, low: torch.dtype | None = None) -> tuple[Tensor, Moments]:
-        """Logits ``[B, K]`` and the moments of this batch, values in ``low``; updates the running averages."""
+        """Logits ``[B, K]`` and the moments of this batch, values in ``low``; updates the running
+        averages."""
         moments: dict[str, tuple[Tensor, Tensor]] = {}
         return self._run(x.to(low), moments).to(x.dtype), moments
 
     def _run(self, x: Tensor, moments: Moments) -> Tensor:
-        """Layer by layer, in the type of ``x``; moments that are missing are measured and put into ``moments``."""
+        """Layer by layer, in the type of ``x``; moments that are missing are measured and put into
+        ``moments``."""
         values = {self.layers[0].name: x}
         for layer in self.layers[1:]:
             inputs = [values[name] for name in layer.inputs]
@@ -93,11 +104,15 @@ class TrainableNetwork(nn.Module):
                 part = self.parts[layer.name]
                 assert isinstance(part, nn.Conv2d)
                 weight = part.weight.to(x.dtype)
-                values[layer.name] = nn.functional.conv2d(inputs[0], weight, None, layer.stride, layer.padding)
+                values[layer.name] = nn.functional.conv2d(
+                    inputs[0], weight, None, layer.stride, layer.padding
+                )
             else:
                 part = self.parts[layer.name]
                 assert isinstance(part, nn.Linear)
-                values[layer.name] = nn.functional.linear(inputs[0], part.weight.to(x.dtype), part.bias.to(x.dtype))
+                values[layer.name] = nn.functional.linear(
+                    inputs[0], part.weight.to(x.dtype), part.bias.to(x.dtype)
+                )
         return values[self.layers[-1].name]
 
     def running_moments(self) -> Moments:
@@ -109,7 +124,8 @@ class TrainableNetwork(nn.Module):
         return result
 
     def folded(self, moments: Moments | None = None) -> Network:
-        """The network that the bound engine sees, differentiable in the weights; running averages by default."""
+        """The network that the bound engine sees, differentiable in the weights; running averages
+        by default."""
         moments = self.running_moments() if moments is None else moments
         params: dict[str, Params] = {}
         for layer in self.layers:
@@ -118,7 +134,10 @@ class TrainableNetwork(nn.Module):
                 convolution = self.parts[layer.inputs[0]]
                 assert isinstance(convolution, nn.Conv2d)
                 gain, shift = _gain_and_shift(part, *moments[layer.name])
-                params[layer.name] = {"weight": convolution.weight * gain.reshape(-1, 1, 1, 1), "bias": shift}
+                params[layer.name] = {
+                    "weight": convolution.weight * gain.reshape(-1, 1, 1, 1),
+                    "bias": shift,
+                }
             elif isinstance(part, nn.Linear):
                 params[layer.name] = {"weight": part.weight, "bias": part.bias}
         return self.template.with_params(params)
@@ -145,7 +164,8 @@ def _with_each(network: Network, change: Callable[[Tensor], Tensor]) -> Network:
 
 
 def template_graph(of: tuple[Layer, ...]) -> Graph:
-    """The engine's graph: convolution and batch norm are one node, named after the latter; weights are zeros."""
+    """The engine's graph: convolution and batch norm are one node, named after the latter; weights
+    are zeros."""
     by_name = {layer.name: layer for layer in of}
     nodes: dict[str, Node] = {}
     for layer in of:
@@ -155,11 +175,17 @@ def template_graph(of: tuple[Layer, ...]) -> Graph:
             weight = (conv.shape[0], by_name[conv.inputs[0]].shape[0], conv.kernel, conv.kernel)
             two = [conv.stride] * 2, [conv.padding] * 2
             attrs = {"strides": two[0], "pads": two[1], "dilations": [1, 1], "group": 1}
-            params = {"weight": np.zeros(weight, np.float32), "bias": np.zeros(conv.shape[0], np.float32)}
+            params = {
+                "weight": np.zeros(weight, np.float32),
+                "bias": np.zeros(conv.shape[0], np.float32),
+            }
             nodes[layer.name] = Node(layer.name, "Conv", conv.inputs, shape, attrs, params)
         elif layer.op == "Linear":
             wide = by_name[layer.inputs[0]].shape[0]
-            params = {"weight": np.zeros((layer.shape[0], wide), np.float32), "bias": np.zeros(layer.shape, np.float32)}
+            params = {
+                "weight": np.zeros((layer.shape[0], wide), np.float32),
+                "bias": np.zeros(layer.shape, np.float32),
+            }
             nodes[layer.name] = Node(layer.name, "Linear", layer.inputs, shape, {}, params)
         elif layer.op == "Flatten":
             nodes[layer.name] = Node(layer.name, "Reshape", layer.inputs, shape, {"shape": shape})
@@ -171,7 +197,9 @@ def template_graph(of: tuple[Layer, ...]) -> Graph:
 def _module(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
     if layer.op == "Conv":
         wide = shapes[layer.inputs[0]][0]
-        return nn.Conv2d(wide, layer.shape[0], layer.kernel, layer.stride, layer.padding, bias=False)
+        return nn.Conv2d(
+            wide, layer.shape[0], layer.kernel, layer.stride, layer.padding, bias=False
+        )
     if layer.op == "BatchNorm":
         return nn.BatchNorm2d(layer.shape[0])
     if layer.op == "Linear":
@@ -180,7 +208,8 @@ def _module(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | 
 
 
 def _initialise(part: nn.Module, generator: torch.Generator | None) -> None:
-    """He et al. (2015): variance 2 / fan-in, from ``generator`` so that a seed determines the weights."""
+    """He et al. (2015): variance 2 / fan-in, from ``generator`` so that a seed determines the
+    weights."""
     if isinstance(part, nn.Conv2d | nn.Linear):
         fan_in = part.weight[0].numel()
         part.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
@@ -198,10 +227,13 @@ def _gain_and_shift(part: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tup
 
 
 def _measured(part: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments of ``x [B, C, H, W]``; the running averages move towards them (variance unbiased, as torch has it)."""
+    """Moments of ``x [B, C, H, W]``; the running averages move towards them (variance unbiased, as
+    torch has it)."""
     variance, mean = torch.var_mean(x.to(part.weight.dtype), dim=(0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
-    assert part.running_mean is not None and part.running_var is not None and part.momentum is not None
+    assert (
+        part.running_mean is not None and part.running_var is not None and part.momentum is not None
+    )
     with torch.no_grad():
         part.running_mean.lerp_(mean, part.momentum)
         part.running_var.lerp_(variance * (count / max(1, count - 1)), part.momentum)

@@ -1,7 +1,8 @@
 """A trained network as an ONNX file: batch norm unfused, evaluation mode, no normalisation inside.
 
-The nodes are those of the layer list: Conv, BatchNormalization (its four arrays a channel as initializers), Relu, Add,
-Flatten, Gemm. Input and output have a batch axis of extent 1. Nothing but ``onnx.helper`` is needed.
+The nodes are those of the layer list: Conv, BatchNormalization (its four arrays a channel as
+initializers), Relu, Add, Flatten, Gemm. Input and output have a batch axis of extent 1. Nothing but
+``onnx.helper`` is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ OPSET = 13
 
 
 def write_onnx(network: TrainableNetwork, path: Path) -> None:
-    """Write ``network`` to ``path`` (whole or not at all). Raises ``ResourceError`` if it cannot."""
+    """Write ``network`` to ``path`` (whole or not at all). Raises ``ResourceError`` if it
+    cannot."""
     first, last = network.layers[0], network.layers[-1]
     weights: list[onnx.TensorProto] = []
     nodes = [_node(network, layer, weights) for layer in network.layers[1:]]
@@ -32,13 +34,17 @@ def write_onnx(network: TrainableNetwork, path: Path) -> None:
         [helper.make_tensor_value_info(last.name, TensorProto.FLOAT, [1, *last.shape])],
         weights,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bitcrown")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bitcrown"
+    )
     model.ir_version = 8
     onnx.checker.check_model(model)
     write_whole(path, model.SerializeToString())
 
 
-def _node(network: TrainableNetwork, layer: Layer, weights: list[onnx.TensorProto]) -> onnx.NodeProto:
+def _node(
+    network: TrainableNetwork, layer: Layer, weights: list[onnx.TensorProto]
+) -> onnx.NodeProto:
     """The ONNX node of one layer; its arrays go into ``weights``."""
     part = network.part(layer)
 
@@ -63,7 +69,9 @@ def _node(network: TrainableNetwork, layer: Layer, weights: list[onnx.TensorProt
         arrays = (part.weight, part.bias, part.running_mean, part.running_var)
         named = zip(("weight", "bias", "running_mean", "running_var"), arrays, strict=True)
         inputs = [*layer.inputs, *(stored(suffix, value) for suffix, value in named)]
-        return helper.make_node("BatchNormalization", inputs, [layer.name], name=layer.name, epsilon=part.eps)
+        return helper.make_node(
+            "BatchNormalization", inputs, [layer.name], name=layer.name, epsilon=part.eps
+        )
     if isinstance(part, nn.Linear):
         inputs = [*layer.inputs, stored("weight", part.weight), stored("bias", part.bias)]
         return helper.make_node("Gemm", inputs, [layer.name], name=layer.name, transB=1)

@@ -1,11 +1,11 @@
 """What changes during training, as functions of the share ``t`` of the run that is done (0 to 1).
 
-*Radius*: zero until ``start``, full from ``end`` on; in between linear, or smooth: first a power of 4, whose derivative
-is small where the network is not ready for boxes yet, then from a quarter of the way the tangent line, which arrives
-exactly (as in auto_LiRPA's schedules).
-*beta* is the share of CROWN in the last bound (Zhang et al., CROWN-IBP, 2020): interval bounds train well at large
-radii, linear ones at small ones, so with ``beta_end < 1`` it falls from 1 with the radius. *kappa* is the share of the
-natural loss and moves with the radius too.
+*Radius*: zero until ``start``, full from ``end`` on; in between linear, or smooth: first a power of
+4, whose derivative is small where the network is not ready for boxes yet, then from a quarter of
+the way the tangent line, which arrives exactly (as in auto_LiRPA's schedules). *beta* is the share
+of CROWN in the last bound (Zhang et al., CROWN-IBP, 2020): interval bounds train well at large
+radii, linear ones at small ones, so with ``beta_end < 1`` it falls from 1 with the radius. *kappa*
+is the share of the natural loss and moves with the radius too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def stage(settings: TrainSettings, t: float) -> Stage:
     full = settings.eps * settings.train_eps_factor
     kappa = settings.kappa_start + (settings.kappa_end - settings.kappa_start) * share
     beta = 1.0 - share * (1.0 - settings.beta_end)
-    return Stage(full * share, beta, 1.0 if settings.method == "natural" else kappa, learning_rate(settings, t))
+    return Stage(
+        full * share,
+        beta,
+        1.0 if settings.method == "natural" else kappa,
+        learning_rate(settings, t),
+    )
 
 
 def eps_share(settings: TrainSettings, t: float) -> float:

@@ -1,20 +1,24 @@
 """One step of training as a function of tensors alone, so that a GPU can replay it.
 
-The loss (see ``settings``): one forward pass over the augmented clean images measures the batch moments; with them the
-network is one affine-and-ReLU function, which the attack, the bounds and all losses share.
+The loss (see ``settings``): one forward pass over the augmented clean images measures the batch
+moments; with them the network is one affine-and-ReLU function, which the attack, the bounds and all
+losses share.
 
-Nothing here asks the device for a number: the radius, the shares and the learning rate are tensors of no dimension,
-random numbers come in as a tensor. A residual network of eleven layers takes some 5,000 kernels a step, most of them
-too short to hide their launch. On CUDA the step (losses, gradients, clipping, optimiser) is therefore recorded once and
-replayed as a graph; the first ``WARM_UP`` steps of a kind run as they are, as torch asks for before a recording.
+Nothing here asks the device for a number: the radius, the shares and the learning rate are tensors
+of no dimension, random numbers come in as a tensor. A residual network of eleven layers takes some
+5,000 kernels a step, most of them too short to hide their launch. On CUDA the step (losses,
+gradients, clipping, optimiser) is therefore recorded once and replayed as a graph; the first
+``WARM_UP`` steps of a kind run as they are, as torch asks for before a recording.
 
-Precision: bounds are float32 (on CUDA with ``precision=mixed`` products are TF32). A box of radius 1/255 is one part in
-60 of the range of a normalised image. Intervals are computed as centre and radius, never as differences of two large
-numbers, so 11 bits of a product suffice for training; bfloat16's 8 would move centres by a third of a radius. Values at
-points (clean and adversarial images, the attack's steps) may be bfloat16 (``precision=mixed``). Nothing of this is a
-proof: what was trained is verified in float64, by another pass.
+Precision: bounds are float32 (on CUDA with ``precision=mixed`` products are TF32). A box of radius
+1/255 is one part in 60 of the range of a normalised image. Intervals are computed as centre and
+radius, never as differences of two large numbers, so 11 bits of a product suffice for training;
+bfloat16's 8 would move centres by a third of a radius. Values at points (clean and adversarial
+images, the attack's steps) may be bfloat16 (``precision=mixed``). Nothing of this is a proof: what
+was trained is verified in float64, by another pass.
 
-Convolutions see channels last: measured, 2.9 times as fast forward and backward on one core of a CPU.
+Convolutions see channels last: measured, 2.9 times as fast forward and backward on one core of a
+CPU.
 
 Legend: ``B`` images, ``K`` classes.
 """
@@ -45,7 +49,9 @@ def parts_of(settings: TrainSettings, now: Stage) -> tuple[str, ...]:
     """Which of ``PARTS`` a step at this stage has."""
     share = settings.weights()[1]
     has = {"certified": share > 0, "adversarial": share < 1}
-    return tuple(name for name in PARTS if name not in has or (has[name] and _is_robust(settings, now)))
+    return tuple(
+        name for name in PARTS if name not in has or (has[name] and _is_robust(settings, now))
+    )
 
 
 def _is_robust(settings: TrainSettings, now: Stage) -> bool:
@@ -53,7 +59,8 @@ def _is_robust(settings: TrainSettings, now: Stage) -> bool:
 
 
 class Batch(NamedTuple):
-    """``images`` and ``noise`` (uniform in [0, 1], the attack's start) ``[B, C, H, W]``, ``labels [B]``."""
+    """``images`` and ``noise`` (uniform in [0, 1], the attack's start) ``[B, C, H, W]``,
+    ``labels [B]``."""
 
     images: Tensor
     labels: Tensor
@@ -61,9 +68,11 @@ class Batch(NamedTuple):
 
 
 class Step:
-    """``step(batch, stage)`` moves the weights once and gives the means of ``PARTS``, ``[len(PARTS)]``.
+    """``step(batch, stage)`` moves the weights once and gives the means of ``PARTS``,
+    ``[len(PARTS)]``.
 
-    A part that is not in ``parts_of`` is zero. The result belongs to the caller until the next step.
+    A part that is not in ``parts_of`` is zero. The result belongs to the caller until the next
+    step.
     """
 
     def __init__(
@@ -130,10 +139,14 @@ class Step:
         view = self.network.folded(moments)
         robust = torch.zeros((), device=self.device)
         if share > 0:
-            is_fused = settings.fusion == "on" or (settings.fusion == "auto" and logits.shape[1] >= FUSED_FROM)
+            is_fused = settings.fusion == "on" or (
+                settings.fusion == "auto" and logits.shape[1] >= FUSED_FROM
+            )
             box = self.normalisation.box(batch.images, eps)
             crown_share = 1.0 if settings.beta_end == 1.0 else beta
-            parts["certified"] = certified_loss(view, box, batch.labels, crown_share, is_fused).mean()
+            parts["certified"] = certified_loss(
+                view, box, batch.labels, crown_share, is_fused
+            ).mean()
             robust = robust + share * parts["certified"]
         if share < 1:
             view = rounded(view, low)
@@ -157,7 +170,8 @@ class Step:
 
 
 class _Recording:
-    """``function`` of a batch as a CUDA graph with tensors of its own for what goes in and comes out."""
+    """``function`` of a batch as a CUDA graph with tensors of its own for what goes in and comes
+    out."""
 
     def __init__(self, function: Callable[[Batch], Tensor], batch: Batch) -> None:
         self.inputs = Batch(*(torch.empty_like(value).copy_(value) for value in batch))
@@ -174,7 +188,8 @@ class _Recording:
 
 @contextmanager
 def fast_products(settings: TrainSettings) -> Iterator[None]:
-    """TF32 products (``precision=mixed``) and the fastest convolutions for training only: proofs know neither."""
+    """TF32 products (``precision=mixed``) and the fastest convolutions for training only: proofs
+    know neither."""
     cudnn, is_mixed = torch.backends.cudnn, settings.precision == "mixed"
     before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if is_mixed else "highest")
@@ -187,10 +202,17 @@ def fast_products(settings: TrainSettings) -> Iterator[None]:
 
 
 def optimiser_of(network: TrainableNetwork, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; on CUDA one kernel for all weights, with a learning rate that a recorded step can be given."""
+    """AdamW; on CUDA one kernel for all weights, with a learning rate that a recorded step can be
+    given."""
     device = next(network.parameters()).device
     on_cuda = device.type == "cuda"
-    rate = torch.tensor(settings.learning_rate, device=device) if on_cuda else settings.learning_rate
+    rate = (
+        torch.tensor(settings.learning_rate, device=device) if on_cuda else settings.learning_rate
+    )
     return torch.optim.AdamW(
-        network.parameters(), rate, weight_decay=settings.weight_decay, fused=on_cuda, capturable=on_cuda
+        network.parameters(),
+        rate,
+        weight_decay=settings.weight_decay,
+        fused=on_cuda,
+        capturable=on_cuda,
     )

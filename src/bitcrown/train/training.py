@@ -1,8 +1,8 @@
 """The training loop: one epoch after the other, each determined by the seed and its number alone.
 
-What a step does is in ``step``. Random numbers of epoch ``e`` come from a generator seeded with ``(seed, e)``, so a run
-that was interrupted and resumed from its checkpoint ends with the weights of an uninterrupted one: bit for bit on the
-same CPU; on CUDA sums of gradients have no fixed order.
+What a step does is in ``step``. Random numbers of epoch ``e`` come from a generator seeded with
+``(seed, e)``, so a run that was interrupted and resumed from its checkpoint ends with the weights
+of an uninterrupted one: bit for bit on the same CPU; on CUDA sums of gradients have no fixed order.
 """
 
 from __future__ import annotations
@@ -38,12 +38,19 @@ class Images:
     labels: Tensor
 
     @classmethod
-    def of(cls, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], device: torch.device) -> Images:
-        """From arrays. Raises ``DataError`` where they are not images in [0, 1] with a label each."""
+    def of(
+        cls, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], device: torch.device
+    ) -> Images:
+        """From arrays. Raises ``DataError`` where they are not images in [0, 1] with a label
+        each."""
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
-            raise DataError(f"training needs images [B, C, H, W] with labels [B], but got {images.shape}")
+            raise DataError(
+                f"training needs images [B, C, H, W] with labels [B], but got {images.shape}"
+            )
         if images.min() < 0 or images.max() > 1:
-            raise DataError("training needs images with values in [0, 1]; normalise with mean and std instead")
+            raise DataError(
+                "training needs images with values in [0, 1]; normalise with mean and std instead"
+            )
         values = torch.as_tensor(np.ascontiguousarray(images, dtype=np.float32), device=device)
         return cls(values, torch.as_tensor(labels.astype(np.int64), device=device))
 
@@ -69,19 +76,27 @@ def device_of(settings: TrainSettings) -> torch.device:
     return torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
 
 
-def new_run(architecture: Architecture, settings: TrainSettings, normalisation: Normalisation) -> Run:
+def new_run(
+    architecture: Architecture, settings: TrainSettings, normalisation: Normalisation
+) -> Run:
     generator = torch.Generator().manual_seed(settings.seed)
     network = TrainableNetwork(architecture, generator).to(device_of(settings))
     return Run(network, optimiser_of(network, settings), settings, normalisation)
 
 
 def train(
-    run: Run, data: Images, held_out: Images | None = None, report: Report | None = None, until: int | None = None
+    run: Run,
+    data: Images,
+    held_out: Images | None = None,
+    report: Report | None = None,
+    until: int | None = None,
 ) -> Iterator[Run]:
-    """Train up to epoch ``until`` (all by default); yields ``run`` after each epoch, when it may be saved.
+    """Train up to epoch ``until`` (all by default); yields ``run`` after each epoch, when it may be
+    saved.
 
-    ``report`` receives facts several times an epoch; ``held_out`` is measured after each. Raises ``DataError`` for
-    data that does not fit the network, and ``SettingsError`` when the loss is no longer a number.
+    ``report`` receives facts several times an epoch; ``held_out`` is measured after each. Raises
+    ``DataError`` for data that does not fit the network, and ``SettingsError`` when the loss is no
+    longer a number.
     """
     _check_fit(run, data)
     step = Step(run.network, run.optimiser, run.settings, run.normalisation)
@@ -102,15 +117,20 @@ def train(
 def _check_fit(run: Run, data: Images) -> None:
     channels, classes = run.network.architecture.input_shape[0], run.network.architecture.classes
     if data.images.shape[1] != channels:
-        raise DataError(f"the network takes {channels} channels, but the images have {data.images.shape[1]}")
+        raise DataError(
+            f"the network takes {channels} channels, but the images have {data.images.shape[1]}"
+        )
     if int(data.labels.min()) < 0 or int(data.labels.max()) >= classes:
-        raise DataError(f"the network has {classes} classes, but the labels go up to {int(data.labels.max())}")
+        raise DataError(
+            f"the network has {classes} classes, but the labels go up to {int(data.labels.max())}"
+        )
 
 
 def _epoch(run: Run, data: Images, step: Step, report: Report | None) -> dict[str, Any]:
     """One pass over the data; returns mean losses and the stage at its end.
 
-    The device is asked for the losses ``LOOKS`` times, not after each step: it must never wait for the host.
+    The device is asked for the losses ``LOOKS`` times, not after each step: it must never wait for
+    the host.
     """
     settings = run.settings
     steps = max(1, len(data.labels) // settings.batch)
@@ -128,14 +148,25 @@ def _epoch(run: Run, data: Images, step: Step, report: Report | None) -> dict[st
         sums = zip(PARTS, totals.tolist(), strict=True)
         means = {name: value / counts[name] for name, value in sums if counts[name]}
         if not all(np.isfinite(value) for value in means.values()):
-            raise SettingsError(f"the loss is not a number in epoch {run.epoch + 1}; take a smaller learning_rate")
+            raise SettingsError(
+                f"the loss is not a number in epoch {run.epoch + 1}; take a smaller learning_rate"
+            )
         if report is not None:
-            report({"finished": False, "epoch": run.epoch + 1, "step": number, "steps": steps, **means})
-    return {**means, "eps": now.eps, "beta": now.beta, "kappa": now.kappa, "learning_rate": now.learning_rate}
+            report(
+                {"finished": False, "epoch": run.epoch + 1, "step": number, "steps": steps, **means}
+            )
+    return {
+        **means,
+        "eps": now.eps,
+        "beta": now.beta,
+        "kappa": now.kappa,
+        "learning_rate": now.learning_rate,
+    }
 
 
 def _batches(run: Run, data: Images) -> Iterator[Batch]:
-    """The images in the epoch's own order, augmented; draws are made once an epoch, so nothing waits for the host."""
+    """The images in the epoch's own order, augmented; draws are made once an epoch, so nothing
+    waits for the host."""
     settings, device = run.settings, data.images.device
     _, height, width = run.network.architecture.input_shape
     mixed_seed = settings.seed * 1_000_003 + run.epoch + 1
@@ -145,7 +176,9 @@ def _batches(run: Run, data: Images) -> Iterator[Batch]:
     order = torch.randperm(count, generator=generator).to(device)
     rows, columns = (extent + 2 * settings.padding for extent in data.images.shape[2:])
     if rows < height or columns < width:
-        raise DataError(f"the network takes {height}x{width} images, but the data has {rows}x{columns}")
+        raise DataError(
+            f"the network takes {height}x{width} images, but the data has {rows}x{columns}"
+        )
     drawn = drawn_crops(count, (rows - height, columns - width), settings.flip == "on", generator)
     crops = Crops(*(part.to(device) for part in drawn))
     for start in range(0, count - size + 1, size):
@@ -156,7 +189,8 @@ def _batches(run: Run, data: Images) -> Iterator[Batch]:
 
 
 def accuracy(run: Run, data: Images, batch: int = 100) -> dict[str, float]:
-    """Share of images that are correct, and that the training bounds (no proof) call robust at the target radius."""
+    """Share of images that are correct, and that the training bounds (no proof) call robust at the
+    target radius."""
     network = run.network
     _, height, width = network.architecture.input_shape
     network.eval()

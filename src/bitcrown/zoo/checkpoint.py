@@ -1,13 +1,14 @@
 """TensorFlow checkpoints of version 2 ("tensor bundles"), read without TensorFlow.
 
-``NAME.index`` is a sorted string table. The empty key holds a ``BundleHeaderProto``, every other key is a variable's
-name with a ``BundleEntryProto``: type, shape, shard, offset, size, masked CRC-32C. The numbers themselves lie raw, row
-by row, in ``NAME.data-SSSSS-of-NNNNN``. Field numbers are those of ``tensor_bundle.proto`` and ``tensor_shape.proto``
-in TensorFlow. ``tf.compat.v1.train.Saver`` has written this form since TensorFlow 1.0; the single file of version 1 is
-recognised and refused.
+``NAME.index`` is a sorted string table. The empty key holds a ``BundleHeaderProto``, every other
+key is a variable's name with a ``BundleEntryProto``: type, shape, shard, offset, size, masked
+CRC-32C. The numbers themselves lie raw, row by row, in ``NAME.data-SSSSS-of-NNNNN``. Field numbers
+are those of ``tensor_bundle.proto`` and ``tensor_shape.proto`` in TensorFlow.
+``tf.compat.v1.train.Saver`` has written this form since TensorFlow 1.0; the single file of version
+1 is recognised and refused.
 
-Nothing in a file is trusted: sizes are held against the file's and the shape's before memory is asked for, and a
-tensor whose checksum is wrong is an error.
+Nothing in a file is trusted: sizes are held against the file's and the shape's before memory is
+asked for, and a tensor whose checksum is wrong is an error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MAX_INDEX_BYTES = 1 << 28
 MAX_RANK = 254
 MAX_SHARDS = 99_999
 DTYPES: Mapping[int, str] = {
-    1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 10: "|b1", 17: "<u2", 19: "<f2", 22: "<u4",
+    1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 10: "|b1", 17: "<u2",
+    19: "<f2", 22: "<u4",
     23: "<u8",
 }  # fmt: skip
 """TensorFlow's ``DataType`` numbers of plain numbers, as numpy types."""
@@ -36,7 +38,8 @@ DTYPES: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one variable lies. ``dtype`` is TensorFlow's number; ``is_sliced``: in pieces under other keys."""
+    """Where one variable lies. ``dtype`` is TensorFlow's number; ``is_sliced``: in pieces under
+    other keys."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -56,50 +59,75 @@ class Checkpoint:
     entries: Mapping[str, Entry]
 
     def read(self, name: str) -> NDArray[np.generic]:
-        """The variable ``name``, checked. Raises ``ModelError`` if it is absent, damaged or of a kind not read."""
+        """The variable ``name``, checked. Raises ``ModelError`` if it is absent, damaged or of a
+        kind not read."""
         if name not in self.entries:
-            raise ModelError(f"{self.prefix.name}: the checkpoint has no variable {name!r}; is it of another network?")
+            raise ModelError(
+                f"{self.prefix.name}: the checkpoint has no variable {name!r}; is it of another "
+                "network?"
+            )
         entry = self.entries[name]
         if entry.is_sliced or entry.dtype not in DTYPES:
-            what = "is stored in slices" if entry.is_sliced else f"has TensorFlow's type number {entry.dtype}"
-            raise UnsupportedError(f"{self.prefix.name}: the variable {name!r} {what}, which bitcrown does not read")
+            what = (
+                "is stored in slices"
+                if entry.is_sliced
+                else f"has TensorFlow's type number {entry.dtype}"
+            )
+            raise UnsupportedError(
+                f"{self.prefix.name}: the variable {name!r} {what}, which bitcrown does not read"
+            )
         dtype = np.dtype(DTYPES[entry.dtype])
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise ModelError(
-                f"{self.prefix.name}: {name!r} has {entry.size} bytes, which do not fill its shape {entry.shape}; "
+                f"{self.prefix.name}: {name!r} has {entry.size} bytes, which do not fill its "
+                f"shape {entry.shape}; "
                 "copy the checkpoint again"
             )
         raw = self._bytes_of(name, entry)
         if masked_crc32c(raw) != entry.crc:
-            raise ModelError(f"{self.prefix.name}: the checksum of {name!r} is wrong; copy the data file again")
+            raise ModelError(
+                f"{self.prefix.name}: the checksum of {name!r} is wrong; copy the data file again"
+            )
         return np.frombuffer(raw, dtype=dtype).reshape(entry.shape)
 
     def _bytes_of(self, name: str, entry: Entry) -> bytes:
-        file = self.prefix.with_name(f"{self.prefix.name}.data-{entry.shard:05d}-of-{self.shards:05d}")
+        file = self.prefix.with_name(
+            f"{self.prefix.name}.data-{entry.shard:05d}-of-{self.shards:05d}"
+        )
         try:
             with file.open("rb") as stream:
                 length = stream.seek(0, 2)
                 if entry.offset + entry.size > length:
-                    raise ModelError(f"{file.name}: {name!r} passes the end of the file; copy the file again")
+                    raise ModelError(
+                        f"{file.name}: {name!r} passes the end of the file; copy the file again"
+                    )
                 stream.seek(entry.offset)
                 return stream.read(entry.size)
         except OSError as error:
-            raise ModelError(f"{file.name}: cannot be read ({error.strerror}); it belongs beside the .index") from error
+            raise ModelError(
+                f"{file.name}: cannot be read ({error.strerror}); it belongs beside the .index"
+            ) from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint called ``path``: its prefix, its ``.index`` file, or a folder with exactly one of them."""
+    """The checkpoint called ``path``: its prefix, its ``.index`` file, or a folder with exactly one
+    of them."""
     index = _index_file(path)
     try:
         if index.stat().st_size > MAX_INDEX_BYTES:
-            raise ModelError(f"{index.name}: an index above {MAX_INDEX_BYTES} bytes is not one; check the path")
+            raise ModelError(
+                f"{index.name}: an index above {MAX_INDEX_BYTES} bytes is not one; check the path"
+            )
         data = index.read_bytes()
     except OSError as error:
-        raise ModelError(f"{index.name}: cannot be read ({error.strerror}); check the path") from error
+        raise ModelError(
+            f"{index.name}: cannot be read ({error.strerror}); check the path"
+        ) from error
     table = read_table(data)
     if b"" not in table:
         raise UnsupportedError(
-            f"{index.name}: a table without the header of a version 2 checkpoint; save it again with "
+            f"{index.name}: a table without the header of a version 2 checkpoint; save it again "
+            "with "
             "tf.compat.v1.train.Saver(write_version=2)"
         )
     shards = _shard_count(table.pop(b""), index)
@@ -108,7 +136,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         try:
             name = key.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ModelError(f"{index.name}: the name {key!r} is not UTF-8; copy the file again") from error
+            raise ModelError(
+                f"{index.name}: the name {key!r} is not UTF-8; copy the file again"
+            ) from error
         entries[name] = _entry(value, name, shards)
     return Checkpoint(index.with_suffix(""), shards, entries)
 
@@ -117,14 +147,17 @@ def _index_file(path: Path) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.index"))
         if len(found) != 1:
-            raise ModelError(f"{path.name}: {len(found)} .index files in the folder; name the one to read")
+            raise ModelError(
+                f"{path.name}: {len(found)} .index files in the folder; name the one to read"
+            )
         return found[0]
     if path.suffix == ".index":
         return path
     index = path.with_name(path.name + ".index")
     if path.is_file() and not index.is_file():
         raise UnsupportedError(
-            f"{path.name}: no {index.name} beside it; a single-file checkpoint of version 1 must be saved again with "
+            f"{path.name}: no {index.name} beside it; a single-file checkpoint of version 1 must "
+            "be saved again with "
             "tf.compat.v1.train.Saver(write_version=2)"
         )
     return index
@@ -148,9 +181,13 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
-            raise ModelError(f"checkpoint index: a message has a field of kind {kind}; the file is damaged")
+            raise ModelError(
+                f"checkpoint index: a message has a field of kind {kind}; the file is damaged"
+            )
         if at + length > len(data):
-            raise ModelError("checkpoint index: a field passes the end of its message; the file is damaged")
+            raise ModelError(
+                "checkpoint index: a field passes the end of its message; the file is damaged"
+            )
         part = data[at : at + length]
         at += length
         yield tag >> 3, part if kind == 2 else int.from_bytes(part, "little")
@@ -159,14 +196,18 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _number(value: int | bytes) -> int:
     """A whole number that must not be negative (negative ones have bit 63 set)."""
     if isinstance(value, bytes) or value >= 1 << 63:
-        raise ModelError("checkpoint index: a size or count is not a whole number; the file is damaged")
+        raise ModelError(
+            "checkpoint index: a size or count is not a whole number; the file is damaged"
+        )
     return value
 
 
 def _shard_count(header: bytes, index: Path) -> int:
     fields = dict(_fields(header))
     if _number(fields.get(2, 0)):
-        raise UnsupportedError(f"{index.name}: written on a big-endian machine, which bitcrown does not read")
+        raise UnsupportedError(
+            f"{index.name}: written on a big-endian machine, which bitcrown does not read"
+        )
     shards = _number(fields.get(1, 0))
     if not 1 <= shards <= MAX_SHARDS:
         raise ModelError(f"{index.name}: {shards} data files are not possible; the file is damaged")
@@ -182,7 +223,9 @@ def _entry(data: bytes, name: str, shards: int) -> Entry:
             shape = _shape(value, name)
     shard = _number(plain.get(3, 0))
     if shard >= shards:
-        raise ModelError(f"checkpoint index: {name!r} lies in data file {shard} of {shards}; the file is damaged")
+        raise ModelError(
+            f"checkpoint index: {name!r} lies in data file {shard} of {shards}; the file is damaged"
+        )
     return Entry(
         dtype=_number(plain.get(1, 0)),
         shape=shape,
@@ -196,7 +239,9 @@ def _entry(data: bytes, name: str, shards: int) -> Entry:
 
 def _shape(message: int | bytes, name: str) -> tuple[int, ...]:
     if isinstance(message, int):
-        raise ModelError(f"checkpoint index: the shape of {name!r} is not a message; the file is damaged")
+        raise ModelError(
+            f"checkpoint index: the shape of {name!r} is not a message; the file is damaged"
+        )
     sizes = []
     for number, value in _fields(message):
         if number == 2 and isinstance(value, bytes):

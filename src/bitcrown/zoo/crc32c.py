@@ -1,10 +1,12 @@
 """CRC-32C (Castagnoli), the checksum of TensorFlow's files, fast enough for hundreds of megabytes.
 
-A CRC is linear over GF(2): ``crc(a || b) = Z_n(crc(a)) xor crc(b)`` for ``n = len(b)``, where ``Z_n`` appends ``n``
-zero bytes (registers without the customary inversions). So the data is cut into equal lanes that advance together, one
-byte of each in a numpy step, and neighbours are then joined in pairs with ``Z_n`` as a 32x32 bit matrix.
+A CRC is linear over GF(2): ``crc(a || b) = Z_n(crc(a)) xor crc(b)`` for ``n = len(b)``, where
+``Z_n`` appends ``n`` zero bytes (registers without the customary inversions). So the data is cut
+into equal lanes that advance together, one byte of each in a numpy step, and neighbours are then
+joined in pairs with ``Z_n`` as a 32x32 bit matrix.
 
-TensorFlow stores a *masked* checksum, rotated by 15 bits plus a constant, so that checksums of checksums are safe.
+TensorFlow stores a *masked* checksum, rotated by 15 bits plus a constant, so that checksums of
+checksums are safe.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Words = NDArray[np.uint32]
 def _byte_table() -> Words:
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(POLYNOMIAL), table >> np.uint32(1))
+        table = np.where(
+            table & 1, (table >> np.uint32(1)) ^ np.uint32(POLYNOMIAL), table >> np.uint32(1)
+        )
     return table.astype(np.uint32)
 
 

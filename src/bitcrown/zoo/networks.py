@@ -1,18 +1,22 @@
-"""The CIFAR-10 networks of the Robust-Model-Zoo: residual units, bottlenecks and quantization blocks.
+"""The CIFAR-10 networks of the Robust-Model-Zoo: residual units, bottlenecks and quantization
+blocks.
 
-Pixels ``[B, 3, 32, 32]`` in [0, 1] go in without normalisation. With ``N`` the normalisation by moments, ``swish(x) =
-x sigmoid(x)``, ``Q`` the block of ``quantizer.py`` and all convolutions 3x3, padded as TensorFlow's ``SAME``, no bias::
+Pixels ``[B, 3, 32, 32]`` in [0, 1] go in without normalisation. With ``N`` the normalisation by
+moments, ``swish(x) = x sigmoid(x)``, ``Q`` the block of ``quantizer.py`` and all convolutions 3x3,
+padded as TensorFlow's ``SAME``, no bias::
 
-    residual    R(x) = skip(x) + conv(swish(N(conv_stride(swish(N(x))))))      skip: average pool, 1x1 convolution
-    bottleneck  B(x) = conv(swish(conv(swish(conv(swish(conv(Q(x))))))))       c -> 2c -> 2c -> c -> out
-    group       G(x) = Q(R(B(R(x))))
+    residual    R(x) = skip(x) + conv(swish(N(conv_stride(swish(N(x))))))      skip: average pool,
+    1x1 convolution bottleneck  B(x) = conv(swish(conv(swish(conv(swish(conv(Q(x))))))))       c ->
+    2c -> 2c -> c -> out group       G(x) = Q(R(B(R(x))))
 
-A stage is a residual unit that changes width and size, then groups (or single residual units). The first stage has no
-such unit: its group goes 3 -> 48 -> 3 -> 48. At the end ``N``, swish, mean over the image and one affine layer.
+A stage is a residual unit that changes width and size, then groups (or single residual units). The
+first stage has no such unit: its group goes 3 -> 48 -> 3 -> 48. At the end ``N``, swish, mean over
+the image and one affine layer.
 
-``N`` uses the mean and variance of the batch it is given (variance + 1e-9), in evaluation too: no running averages
-exist, so the logits of an image depend on its batch mates. ``per_image`` takes moments (and the scale of ``Q``) over
-each image alone, which is the published network on batches of one.
+``N`` uses the mean and variance of the batch it is given (variance + 1e-9), in evaluation too: no
+running averages exist, so the logits of an image depend on its batch mates. ``per_image`` takes
+moments (and the scale of ``Q``) over each image alone, which is the published network on batches of
+one.
 
 Legend: ``B`` images, ``C`` channels, ``K`` classes.
 """
@@ -34,7 +38,8 @@ COLOURS = 3
 
 @dataclass(frozen=True)
 class Stage:
-    """``groups`` are the suffixes of the checkpoint's names, one each; ``plain`` stages are residual units only."""
+    """``groups`` are the suffixes of the checkpoint's names, one each; ``plain`` stages are
+    residual units only."""
 
     width: int
     groups: tuple[str, ...]
@@ -52,7 +57,9 @@ class ZooPlan:
     per_image: bool = False
 
 
-MODEL_1 = ZooPlan((Stage(48, ("",)), Stage(96, ("_0", "_1")), Stage(192, ("_1",)), Stage(384, ("_0", "_1"))))
+MODEL_1 = ZooPlan(
+    (Stage(48, ("",)), Stage(96, ("_0", "_1")), Stage(192, ("_1",)), Stage(384, ("_0", "_1")))
+)
 MODEL_2 = ZooPlan(
     (
         Stage(48, ("",)),
@@ -67,7 +74,8 @@ PLANS = {"model_1": MODEL_1, "model_2": MODEL_2, "small": SMALL}
 
 
 class Moments(nn.Module):
-    """``N``: subtract the mean, divide by the standard deviation over ``[B, H, W]`` or ``[H, W]``; scale and shift."""
+    """``N``: subtract the mean, divide by the standard deviation over ``[B, H, W]`` or ``[H, W]``;
+    scale and shift."""
 
     def __init__(self, channels: int, scope: str, per_image: bool) -> None:
         super().__init__()
@@ -79,13 +87,18 @@ class Moments(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.per_image:
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=VARIANCE_FLOOR)
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=VARIANCE_FLOOR)
+        return F.batch_norm(
+            x, None, None, self.weight, self.bias, training=True, eps=VARIANCE_FLOOR
+        )
 
 
 class SameConv(nn.Module):
-    """Convolution with TensorFlow's SAME padding: an odd amount goes to the end, so stride 2 pads unevenly."""
+    """Convolution with TensorFlow's SAME padding: an odd amount goes to the end, so stride 2 pads
+    unevenly."""
 
-    def __init__(self, inputs: int, outputs: int, scope: str, size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, scope: str, size: int = 3, stride: int = 1
+    ) -> None:
         super().__init__()
         self.scope = scope
         self.stride = stride
@@ -95,7 +108,9 @@ class SameConv(nn.Module):
         size = self.weight.shape[2]
         if self.stride == 1:
             return F.conv2d(x, self.weight, padding=size // 2)
-        high, wide = (max(0, (-(-n // self.stride) - 1) * self.stride + size - n) for n in x.shape[2:])
+        high, wide = (
+            max(0, (-(-n // self.stride) - 1) * self.stride + size - n) for n in x.shape[2:]
+        )
         padded = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         return F.conv2d(padded, self.weight, stride=self.stride)
 
@@ -103,7 +118,9 @@ class SameConv(nn.Module):
 class Residual(nn.Module):
     """``R``: pre-activation residual unit."""
 
-    def __init__(self, inputs: int, outputs: int, scope: str, per_image: bool, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, scope: str, per_image: bool, stride: int = 1
+    ) -> None:
         super().__init__()
         self.norm1 = Moments(inputs, f"{scope}/residual_only_activation", per_image)
         self.conv1 = SameConv(inputs, outputs, f"{scope}/sub1/conv1", stride=stride)
@@ -142,7 +159,9 @@ class ZooNetwork(nn.Module):
     def __init__(self, plan: ZooPlan, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.plan = plan
-        self.units = nn.Sequential(*(unit for index in range(len(plan.stages)) for unit in _stage(plan, index)))
+        self.units = nn.Sequential(
+            *(unit for index in range(len(plan.stages)) for unit in _stage(plan, index))
+        )
         width = plan.stages[-1].width
         self.norm = Moments(width, "unit_last", plan.per_image)
         self.logits = nn.Linear(width, plan.classes)
@@ -152,7 +171,9 @@ class ZooNetwork(nn.Module):
         features = F.silu(self.norm(self.units(x))).mean(dim=(2, 3))
         return self.logits(features)  # type: ignore[no-any-return]
 
-    def with_plan(self, *, quantized: bool | None = None, per_image: bool | None = None) -> ZooNetwork:
+    def with_plan(
+        self, *, quantized: bool | None = None, per_image: bool | None = None
+    ) -> ZooNetwork:
         """The network with blocks or moments switched; the weights are the same tensors."""
         changed = replace(
             self.plan,
@@ -174,14 +195,17 @@ class ZooNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, SameConv):
                 outputs, _, high, wide = module.weight.shape
-                module.weight.normal_(0.0, math.sqrt(2.0 / (outputs * high * wide)), generator=generator)
+                module.weight.normal_(
+                    0.0, math.sqrt(2.0 / (outputs * high * wide)), generator=generator
+                )
         limit = math.sqrt(3.0 / self.logits.in_features)
         self.logits.weight.uniform_(-limit, limit, generator=generator)
         self.logits.bias.zero_()
 
 
 def _stage(plan: ZooPlan, index: int) -> list[nn.Module]:
-    """Units of one stage; names follow the published checkpoints (``block_1_layer_2_0_sub_0``, ``stride_1``)."""
+    """Units of one stage; names follow the published checkpoints (``block_1_layer_2_0_sub_0``,
+    ``stride_1``)."""
     stage, per_image = plan.stages[index], plan.per_image
     width = stage.width
     units: list[nn.Module] = []
@@ -189,7 +213,9 @@ def _stage(plan: ZooPlan, index: int) -> list[nn.Module]:
     if index == 0:
         entry = narrow = COLOURS
     else:
-        units.append(Residual(plan.stages[index - 1].width, width, f"stride_{index}", per_image, stride=2))
+        units.append(
+            Residual(plan.stages[index - 1].width, width, f"stride_{index}", per_image, stride=2)
+        )
     for suffix in stage.groups:
         name = f"layer_{index + 1}{suffix}"
         units.append(Residual(entry, width, f"block_1_{name}_sub_0", per_image))
@@ -207,7 +233,9 @@ def _quantizer(plan: ZooPlan) -> nn.Module:
     return Quantizer(plan.steps, per_image=plan.per_image) if plan.quantized else nn.Identity()
 
 
-def build_network(name: str, *, quantized: bool = True, per_image: bool = False, seed: int = 0) -> ZooNetwork:
+def build_network(
+    name: str, *, quantized: bool = True, per_image: bool = False, seed: int = 0
+) -> ZooNetwork:
     """The network called ``name`` (of ``PLANS``) with weights drawn from ``seed``."""
     plan = replace(PLANS[name], quantized=quantized, per_image=per_image)
     return ZooNetwork(plan, torch.Generator().manual_seed(seed))

@@ -1,18 +1,21 @@
-"""The quantization block of the Robust-Model-Zoo: a staircase on activations scaled by their largest magnitude.
+"""The quantization block of the Robust-Model-Zoo: a staircase on activations scaled by their
+largest magnitude.
 
-With ``M = max|x|``, ``s = clip(x / (M + 1e-9), -1, 1)``, step ``d = 1 / steps``, ``b`` the multiple of ``d`` nearest
-to ``s``::
+With ``M = max|x|``, ``s = clip(x / (M + 1e-9), -1, 1)``, step ``d = 1 / steps``, ``b`` the multiple
+of ``d`` nearest to ``s``::
 
     Q(x) = M * (b + d * sigmoid(alpha * (s - b)))            alpha = 1e8
 
-``alpha`` is so large that the sigmoid is a step: just above a grid point the value is the next grid point, just below
-it the grid point itself, on it the middle. So ``Q`` rounds up, and the largest element maps to ``1.05 M``. Its
-derivative is 0 above ``b``; below, ``exp`` overflows and the chain rule multiplies infinity by zero: NaN, which
-reaches every other element through ``M``. That is kept as published.
+``alpha`` is so large that the sigmoid is a step: just above a grid point the value is the next grid
+point, just below it the grid point itself, on it the middle. So ``Q`` rounds up, and the largest
+element maps to ``1.05 M``. Its derivative is 0 above ``b``; below, ``exp`` overflows and the chain
+rule multiplies infinity by zero: NaN, which reaches every other element through ``M``. That is kept
+as published.
 
-``M`` is taken over the whole tensor, so each image's values depend on its batch mates; ``per_image`` takes it over
-each image instead, which equals the published block on a batch of one. A staircase also turns differences of rounding
-into whole steps: in float32 two correct implementations of a deep network with this block disagree visibly.
+``M`` is taken over the whole tensor, so each image's values depend on its batch mates;
+``per_image`` takes it over each image instead, which equals the published block on a batch of one.
+A staircase also turns differences of rounding into whole steps: in float32 two correct
+implementations of a deep network with this block disagree visibly.
 
 Legend: ``B`` images, ``C`` channels.
 """
@@ -24,7 +27,8 @@ from torch import Tensor, nn
 
 SCALE_FLOOR = 1e-9
 SMOOTH_STEEPNESS = 4.0
-"""``alpha * step`` of the ramp that the rule "smooth" differentiates: its slopes lie between 0.4 and 1."""
+"""``alpha * step`` of the ramp that the rule "smooth" differentiates: its slopes lie between 0.4
+and 1."""
 
 
 class Quantizer(nn.Module):
@@ -42,7 +46,8 @@ class Quantizer(nn.Module):
         return peak * (b + step * (1.0 / (1.0 + torch.exp(-self.alpha * (s - b)))))
 
     def surrogate(self, x: Tensor, rule: str) -> Tensor:
-        """What BPDA differentiates: the scale ``M`` as it is, the staircase as a line or as a gentler sigmoid."""
+        """What BPDA differentiates: the scale ``M`` as it is, the staircase as a line or as a
+        gentler sigmoid."""
         peak, s, step = self._scaled(x)
         with torch.no_grad():
             b = torch.round(s / step) * step
@@ -52,7 +57,8 @@ class Quantizer(nn.Module):
         return peak * (level + (ramp - ramp.detach()))
 
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``M`` (broadcastable to ``x``), ``s`` and the step, which is the quotient of two float32 as published."""
+        """``M`` (broadcastable to ``x``), ``s`` and the step, which is the quotient of two float32
+        as published."""
         peak = x.abs().amax(dim=(1, 2, 3), keepdim=True) if self.per_image else x.abs().amax()
         step = torch.ones((), dtype=x.dtype, device=x.device) / self.steps
         return peak, (x / (peak + SCALE_FLOOR)).clamp(-1.0, 1.0), step

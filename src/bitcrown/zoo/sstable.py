@@ -1,14 +1,17 @@
-"""Sorted string tables: the file of keys and values in which TensorFlow keeps the index of a checkpoint.
+"""Sorted string tables: the file of keys and values in which TensorFlow keeps the index of a
+checkpoint.
 
-The format is LevelDB's (its document ``table_format.md``). The last 48 bytes point at an index block, whose values
-point at data blocks. In a block each key repeats only what it does not share with its predecessor::
+The format is LevelDB's (its document ``table_format.md``). The last 48 bytes point at an index
+block, whose values point at data blocks. In a block each key repeats only what it does not share
+with its predecessor::
 
-    entry   := shared:varint  unshared:varint  length:varint  key[unshared]  value[length]
-    block   := entry*  restart:uint32*  restarts:uint32      followed by  type:byte  masked_crc32c:uint32
-    footer  := metaindex:handle  index:handle  padding       handle := offset:varint  size:varint     8 bytes of magic
+    entry   := shared:varint  unshared:varint  length:varint  key[unshared]  value[length] block
+    := entry*  restart:uint32*  restarts:uint32      followed by  type:byte  masked_crc32c:uint32
+    footer  := metaindex:handle  index:handle  padding       handle := offset:varint  size:varint
+    8 bytes of magic
 
-Files come from anywhere: every length is held against what is left before anything is taken, and every block's
-checksum is verified.
+Files come from anywhere: every length is held against what is left before anything is taken, and
+every block's checksum is verified.
 """
 
 from __future__ import annotations
@@ -24,21 +27,26 @@ MAGIC = 0xDB4775248B80FB57
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The base-128 number at ``at`` and where it ends. Raises ``ModelError`` if it does not end in 10 bytes."""
+    """The base-128 number at ``at`` and where it ends. Raises ``ModelError`` if it does not end in
+    10 bytes."""
     value = 0
     for position in range(at, min(at + 10, len(data))):
         byte = data[position]
         value |= (byte & 0x7F) << (7 * (position - at))
         if byte < 0x80:
             return value, position + 1
-    raise ModelError(f"checkpoint index: the number at byte {at} has no end; the file is damaged, copy it again")
+    raise ModelError(
+        f"checkpoint index: the number at byte {at} has no end; the file is damaged, copy it again"
+    )
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Every key with its value, in order. Raises ``ModelError`` where ``data`` is no whole table."""
+    """Every key with its value, in order. Raises ``ModelError`` where ``data`` is no whole
+    table."""
     if len(data) < FOOTER_BYTES or int.from_bytes(data[-8:], "little") != MAGIC:
         raise ModelError(
-            "checkpoint index: the file does not end as a sorted string table; give the .index file of a checkpoint"
+            "checkpoint index: the file does not end as a sorted string table; give the .index "
+            "file of a checkpoint"
         )
     footer = data[-FOOTER_BYTES:]
     at = 0
@@ -52,7 +60,10 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
         size, _ = read_varint(pointer, at)
         for key, value_bytes in _entries(_block(data, offset, size)):
             if key in found:
-                raise ModelError(f"checkpoint index: the key {key!r} occurs twice; the file is damaged, copy it again")
+                raise ModelError(
+                    f"checkpoint index: the key {key!r} occurs twice; the file is damaged, copy "
+                    "it again"
+                )
             found[key] = value_bytes
     return found
 
@@ -61,14 +72,22 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
     end = offset + size
     if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
         raise ModelError(
-            f"checkpoint index: a block of {size} bytes at {offset} passes the end of the file; copy the file again"
+            f"checkpoint index: a block of {size} bytes at {offset} passes the end of the file; "
+            "copy the file again"
         )
-    if int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little") != masked_crc32c(data[offset : end + 1]):
-        raise ModelError(f"checkpoint index: the checksum of the block at byte {offset} is wrong; copy the file again")
+    if int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little") != masked_crc32c(
+        data[offset : end + 1]
+    ):
+        raise ModelError(
+            f"checkpoint index: the checksum of the block at byte {offset} is wrong; copy the "
+            "file again"
+        )
     if data[end]:
         raise UnsupportedError(
-            f"checkpoint index: the block at byte {offset} is compressed (kind {data[end]}), which TensorFlow's "
-            "checkpoints of version 2 are not; save the checkpoint again with tf.compat.v1.train.Saver"
+            f"checkpoint index: the block at byte {offset} is compressed (kind {data[end]}), "
+            "which TensorFlow's "
+            "checkpoints of version 2 are not; save the checkpoint again with "
+            "tf.compat.v1.train.Saver"
         )
     return data[offset:end]
 
@@ -77,14 +96,18 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
     if len(block) < 4 or end < 0:
-        raise ModelError("checkpoint index: a block is shorter than its restart points; copy the file again")
+        raise ModelError(
+            "checkpoint index: a block is shorter than its restart points; copy the file again"
+        )
     at, key = 0, b""
     while at < end:
         shared, at = read_varint(block, at)
         unshared, at = read_varint(block, at)
         length, at = read_varint(block, at)
         if shared > len(key) or at + unshared + length > end:
-            raise ModelError("checkpoint index: an entry passes the end of its block; copy the file again")
+            raise ModelError(
+                "checkpoint index: an entry passes the end of its block; copy the file again"
+            )
         key = key[:shared] + block[at : at + unshared]
         at += unshared
         yield key, block[at : at + length]

@@ -1,9 +1,10 @@
 """The weights of a zoo network under the names, and in the layout, of its TensorFlow checkpoints.
 
-TensorFlow keeps convolution kernels as ``[height, width, in, out]`` and the affine layer as ``[in, out]``; torch wants
-``[out, in, height, width]`` and ``[out, in]``. Shift and scale of the normalisation are called ``DN_Mean`` and
-``DN_Variance`` and have shape ``[1, 1, 1, C]``. A compressed numpy archive with the same names and layout is the form
-in which bitcrown itself saves weights.
+TensorFlow keeps convolution kernels as ``[height, width, in, out]`` and the affine layer as
+``[in, out]``; torch wants ``[out, in, height, width]`` and ``[out, in]``. Shift and scale of the
+normalisation are called ``DN_Mean`` and ``DN_Variance`` and have shape ``[1, 1, 1, C]``. A
+compressed numpy archive with the same names and layout is the form in which bitcrown itself saves
+weights.
 
 Legend: ``C`` channels.
 """
@@ -29,7 +30,8 @@ from bitcrown.zoo.networks import Moments, SameConv, ZooNetwork
 
 @dataclass(frozen=True)
 class Variable:
-    """A parameter and the axes of torch in the order of TensorFlow; ``leading`` axes of size one come first there."""
+    """A parameter and the axes of torch in the order of TensorFlow; ``leading`` axes of size one
+    come first there."""
 
     parameter: Tensor
     axes: tuple[int, ...]
@@ -47,7 +49,9 @@ class Variable:
 
     def imported(self, values: NDArray[np.generic]) -> Tensor:
         """``values`` of TensorFlow's layout in torch's."""
-        plain = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(values.shape[self.leading :])
+        plain = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(
+            values.shape[self.leading :]
+        )
         back = [self.axes.index(axis) for axis in range(len(self.axes))]
         return plain.permute(back).contiguous()
 
@@ -68,10 +72,11 @@ def variables(network: ZooNetwork) -> dict[str, Variable]:
 
 
 def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
-    """Fill ``network`` from a checkpoint or from an archive of ``save_weights``; returns the names it has no use for.
+    """Fill ``network`` from a checkpoint or from an archive of ``save_weights``; returns the names
+    it has no use for.
 
-    All of them are read and checked before the first weight changes. Raises ``ModelError`` if one is missing, has
-    another shape or holds NaN or infinity.
+    All of them are read and checked before the first weight changes. Raises ``ModelError`` if one
+    is missing, has another shape or holds NaN or infinity.
     """
     if path.suffix == ".npz":
         names, read = _archive(path)
@@ -79,7 +84,9 @@ def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
         checkpoint = open_checkpoint(path)
         names, read = tuple(checkpoint.entries), checkpoint.read
     wanted = variables(network)
-    values = {name: _checked(path, name, variable, names, read) for name, variable in wanted.items()}
+    values = {
+        name: _checked(path, name, variable, names, read) for name, variable in wanted.items()
+    }
     with torch.no_grad():
         for name, variable in wanted.items():
             variable.parameter.copy_(values[name])
@@ -88,7 +95,9 @@ def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
 
 def save_weights(network: ZooNetwork, path: Path) -> None:
     """Write all weights to ``path`` (``.npz``)."""
-    values: dict[str, Any] = {name: variable.exported() for name, variable in variables(network).items()}
+    values: dict[str, Any] = {
+        name: variable.exported() for name, variable in variables(network).items()
+    }
     with replacing(path) as file:
         np.savez_compressed(file, **values)
 
@@ -96,18 +105,25 @@ def save_weights(network: ZooNetwork, path: Path) -> None:
 Reader = Callable[[str], NDArray[np.generic]]
 
 
-def _checked(path: Path, name: str, variable: Variable, names: tuple[str, ...], read: Reader) -> Tensor:
+def _checked(
+    path: Path, name: str, variable: Variable, names: tuple[str, ...], read: Reader
+) -> Tensor:
     if name not in names:
-        raise ModelError(f"{path.name}: the weights of {name!r} are missing; is the file of another network?")
+        raise ModelError(
+            f"{path.name}: the weights of {name!r} are missing; is the file of another network?"
+        )
     values = read(name)
     if values.shape != variable.shape or values.dtype.kind != "f":
         raise ModelError(
-            f"{path.name}: {name!r} is {values.dtype} {values.shape}, but the network wants floats {variable.shape}; "
+            f"{path.name}: {name!r} is {values.dtype} {values.shape}, but the network wants "
+            f"floats {variable.shape}; "
             "is the file of another network?"
         )
     found = variable.imported(values)
     if not bool(torch.isfinite(found).all()):
-        raise ModelError(f"{path.name}: {name!r} holds NaN or infinity; the training of this network has failed")
+        raise ModelError(
+            f"{path.name}: {name!r} holds NaN or infinity; the training of this network has failed"
+        )
     return found
 
 
@@ -115,5 +131,7 @@ def _archive(path: Path) -> tuple[tuple[str, ...], Reader]:
     try:
         arrays = read_arrays(path)
     except DataError as error:
-        raise ModelError(f"{path.name}: cannot be read as a numpy archive ({error}); copy the file again") from error
+        raise ModelError(
+            f"{path.name}: cannot be read as a numpy archive ({error}); copy the file again"
+        ) from error
     return tuple(arrays), arrays.__getitem__

@@ -16,7 +16,9 @@ def short_suites(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(victim, "ROWS", 6)
     for name in SUITES:
         monkeypatch.setitem(SUITES, name, tuple(_short(component) for component in SUITES[name]))
-    monkeypatch.setattr(components, "_STANDARD_L1", tuple(_short(part) for part in components._STANDARD_L1))
+    monkeypatch.setattr(
+        components, "_STANDARD_L1", tuple(_short(part) for part in components._STANDARD_L1)
+    )
 
 
 def _short(component: Component) -> Component:

@@ -1,4 +1,5 @@
-"""Classifiers small enough to know the answer: linear ones and a small convolution, on 3x4x4 images."""
+"""Classifiers small enough to know the answer: linear ones and a small convolution, on 3x4x4
+images."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ class Linear:
 
 
 def conv_net(seed: int, classes: int = 5) -> nn.Module:
-    """Two convolutions and a dense layer, scaled so that all classes occur and the margins differ."""
+    """Two convolutions and a dense layer, scaled so that all classes occur and the margins
+    differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
+            nn.Flatten(),
             nn.Linear(8, classes),
         )  # fmt: skip
     net.requires_grad_(False)

@@ -1,4 +1,5 @@
-"""Probes and gradient descent find planted violations, repeatably, and hand out nothing that is not confirmed."""
+"""Probes and gradient descent find planted violations, repeatably, and hand out nothing that is not
+confirmed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ N = 4
 
 
 def bump_network(path: Path, centre: list[float], batch: int | str = "batch") -> Path:
-    """``y = 1 - 4 * max_i |x_i - centre_i|`` by sums of ReLUs over each input: positive only near ``centre``."""
+    """``y = 1 - 4 * max_i |x_i - centre_i|`` by sums of ReLUs over each input: positive only near
+    ``centre``."""
     n = len(centre)
     first = np.concatenate([np.eye(n), -np.eye(n)], axis=1).astype(np.float32)
     bias = np.concatenate([-np.float32(centre), np.float32(centre)])
@@ -56,7 +58,9 @@ def bump_network(path: Path, centre: list[float], batch: int | str = "batch") ->
 
 def opened(path: Path, *asserts: str, n: int = N) -> tuple[Problem, Replay, Confirmer]:
     lines = [f"(declare-const X_{i} Real)" for i in range(n)] + ["(declare-const Y_0 Real)"]
-    lines += [f"(assert (and (>= X_{i} -1) (<= X_{i} 1)))" for i in range(n)] + [f"(assert {a})" for a in asserts]
+    lines += [f"(assert (and (>= X_{i} -1) (<= X_{i} 1)))" for i in range(n)] + [
+        f"(assert {a})" for a in asserts
+    ]
     problem = problem_from_query(parse_query("\n".join(lines)), {"N": path})
     replay = Replay(problem.query, problem.networks)
     return problem, replay, Confirmer(problem, replay)
@@ -70,10 +74,19 @@ def holds(problem: Problem, replay: Replay, witness: Witness) -> bool:
 
 
 @pytest.mark.parametrize("batch", ["batch", 1])
-@pytest.mark.parametrize("asserts", [("(>= Y_0 -0.5)",), ("(>= (* Y_0 Y_0) 300)",), ("(or (>= Y_0 -0.5) (>= Y_0 5))",)])
-def test_probes_find_what_is_planted(tmp_path: Path, batch: int | str, asserts: tuple[str, ...]) -> None:
-    problem, replay, confirmer = opened(bump_network(tmp_path / "net.onnx", [0.3, -0.4, 0.6, 0.1], batch), *asserts)
-    found = [probe(problem, replay, confirmer, Budget.of_cpu_seconds(60), seed, 10.0) for seed in (0, 0, 1)]
+@pytest.mark.parametrize(
+    "asserts", [("(>= Y_0 -0.5)",), ("(>= (* Y_0 Y_0) 300)",), ("(or (>= Y_0 -0.5) (>= Y_0 5))",)]
+)
+def test_probes_find_what_is_planted(
+    tmp_path: Path, batch: int | str, asserts: tuple[str, ...]
+) -> None:
+    problem, replay, confirmer = opened(
+        bump_network(tmp_path / "net.onnx", [0.3, -0.4, 0.6, 0.1], batch), *asserts
+    )
+    found = [
+        probe(problem, replay, confirmer, Budget.of_cpu_seconds(60), seed, 10.0)
+        for seed in (0, 0, 1)
+    ]
     points = [witness.inputs["X"].tolist() for witness in found if witness is not None]
     assert len(points) == 3 and points[0] == points[1]
     assert all(holds(problem, replay, witness) for witness in found if witness is not None)
@@ -90,19 +103,30 @@ def test_probes_with_a_strict_bound_that_is_only_touched(tmp_path: Path) -> None
 
 
 def test_probes_end_with_the_budget(tmp_path: Path) -> None:
-    problem, replay, confirmer = opened(bump_network(tmp_path / "net.onnx", [0.0] * N), "(>= Y_0 0)")
+    problem, replay, confirmer = opened(
+        bump_network(tmp_path / "net.onnx", [0.0] * N), "(>= Y_0 0)"
+    )
     assert probe(problem, replay, confirmer, Budget.of_seconds(-1), 0) is None
     problem, replay, confirmer = opened(tmp_path / "net.onnx", "(>= Y_0 0)", "(<= X_0 -3)")
-    assert not problem.cases and probe(problem, replay, confirmer, Budget.of_cpu_seconds(9), 0) is None
+    assert (
+        not problem.cases and probe(problem, replay, confirmer, Budget.of_cpu_seconds(9), 0) is None
+    )
 
 
 def test_probes_need_no_torch() -> None:
-    script = "import sys, bitcrown.attacks.property.probes; print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, bitcrown.attacks.property.probes; print('torch' in sys.modules, "
+        "'onnxruntime' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["False", "False"]
 
 
-def descend(path: Path, rhs: list[float], seed: int, budget: Budget, steps: int = 60) -> tuple[np.ndarray, list[int]]:
+def descend(
+    path: Path, rhs: list[float], seed: int, budget: Budget, steps: int = 60
+) -> tuple[np.ndarray, list[int]]:
     """One case for each of ``rhs``: violated where ``-y <= rhs``."""
     network = Network(read_graph(path), torch.float32)
     b = len(rhs)
@@ -144,7 +168,16 @@ def test_descent_where_no_output_depends_on_the_input(tmp_path: Path) -> None:
     network = Flat(read_graph(bump_network(tmp_path / "net.onnx", [0.0] * N)), torch.float32)
     target = Target(torch.ones(1, 1, 1), None, torch.zeros(1, 1))
     generator = torch.Generator().manual_seed(0)
-    points, _, _ = pgd(network, torch.zeros(1, N), torch.ones(1, N), target, generator, 20, 4, Budget.of_cpu_seconds(9))
+    points, _, _ = pgd(
+        network,
+        torch.zeros(1, N),
+        torch.ones(1, N),
+        target,
+        generator,
+        20,
+        4,
+        Budget.of_cpu_seconds(9),
+    )
     assert points.shape == (4, N) and bool(torch.isfinite(points).all())
 
 

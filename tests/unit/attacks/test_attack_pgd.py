@@ -1,4 +1,5 @@
-"""Descent on conjunctions: boxes, rows over outputs and inputs, chunks, networks without slope, seeds."""
+"""Descent on conjunctions: boxes, rows over outputs and inputs, chunks, networks without slope,
+seeds."""
 
 from __future__ import annotations
 
@@ -18,9 +19,15 @@ from bitcrown.model.registry import Op
 
 
 class Formula:
-    """Stands for a Network: a formula over ``[B, n]`` and the little of a graph that the attack asks for."""
+    """Stands for a Network: a formula over ``[B, n]`` and the little of a graph that the attack
+    asks for."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float64, size: int = 10):
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        dtype: torch.dtype = torch.float64,
+        size: int = 10,
+    ):
         self.function, self.dtype = function, dtype
         self.graph = self
         self.nodes = {"all": self}
@@ -37,7 +44,9 @@ def row(*numbers: float, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.tensor(numbers, dtype=dtype)
 
 
-def attack(network: Formula, lower: Tensor, upper: Tensor, target: Target, **more: object) -> tuple[Tensor, ...]:
+def attack(
+    network: Formula, lower: Tensor, upper: Tensor, target: Target, **more: object
+) -> tuple[Tensor, ...]:
     options = {"steps": 40, "restarts": 8, "budget": Budget.of_cpu_seconds(60), "seed": 0} | more
     generator = torch.Generator().manual_seed(int(options.pop("seed")))  # type: ignore[call-overload]
     found = pgd(network, lower, upper, target, generator, **options)  # type: ignore[arg-type]
@@ -64,7 +73,9 @@ def test_finds_a_minimum_inside(dtype: torch.dtype) -> None:
 def test_points_stay_in_the_box_even_where_it_has_no_width() -> None:
     lower, upper = row(0.1, -0.3, 0.7).repeat(2, 1).float(), row(0.1, 0.3, 0.9).repeat(2, 1).float()
     target = Target(torch.ones(2, 1, 1), None, torch.full((2, 1), -100.0))
-    x, case, _ = attack(Formula(lambda x: x.sum(dim=1, keepdim=True), torch.float32), lower, upper, target)
+    x, case, _ = attack(
+        Formula(lambda x: x.sum(dim=1, keepdim=True), torch.float32), lower, upper, target
+    )
     assert ((x >= lower[0]) & (x <= upper[0])).all()
     assert sorted(case.tolist()) == [0] * 8 + [1] * 8
 
@@ -78,7 +89,10 @@ def test_all_rows_must_hold_and_rows_over_inputs_count() -> None:
         torch.tensor([[0.6, -0.5]], dtype=torch.float64),
     )
     x, _, excess = attack(
-        network, torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64), target
+        network,
+        torch.zeros(1, 2, dtype=torch.float64),
+        torch.ones(1, 2, dtype=torch.float64),
+        target,
     )
     assert excess[0] <= 0 and x[0].sum() <= 0.6 and x[0, 1] - x[0, 0] <= -0.5
 
@@ -93,12 +107,17 @@ def test_padding_rows_always_hold() -> None:
 def test_what_is_no_number_is_never_a_violation() -> None:
     network = Formula(lambda x: torch.where(x > 0, x * torch.nan, x - 1))
     x, _, excess = attack(
-        network, -torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), at_most(-1.5)
+        network,
+        -torch.ones(1, 1, dtype=torch.float64),
+        torch.ones(1, 1, dtype=torch.float64),
+        at_most(-1.5),
     )
     assert excess[0] <= 0 and x[0] <= -0.5 and not torch.isnan(excess).any()
 
 
-@pytest.mark.parametrize("step", [torch.sign, lambda x: (x > 0.97).to(x.dtype), lambda x: x.detach().round()])
+@pytest.mark.parametrize(
+    "step", [torch.sign, lambda x: (x > 0.97).to(x.dtype), lambda x: x.detach().round()]
+)
 def test_without_a_slope_it_searches_at_random(step: Callable[[Tensor], Tensor]) -> None:
     network = Formula(lambda x: -step(x))
     lower, upper = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
@@ -130,7 +149,9 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
 def test_an_expired_budget_still_gives_the_starting_points() -> None:
     network = Formula(lambda x: x.sum(dim=1, keepdim=True))
     lower, upper = torch.zeros(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
-    target = Target(torch.ones(3, 1, 1, dtype=torch.float64), None, torch.zeros(3, 1, dtype=torch.float64))
+    target = Target(
+        torch.ones(3, 1, 1, dtype=torch.float64), None, torch.zeros(3, 1, dtype=torch.float64)
+    )
     x, _, excess = attack(network, lower, upper, target, budget=Budget.of_seconds(-1.0))
     assert len(network.points) == 1 and len(x) == len(excess) == 24
 
@@ -148,7 +169,16 @@ def test_staircases_are_descended_like_the_lines_through_them() -> None:
     lower, upper = -torch.ones(1, 40, dtype=torch.float64), torch.ones(1, 40, dtype=torch.float64)
     least = -8 * float(weight.abs().sum())
     assert (
-        pgd(network, lower, upper, at_most(0.95 * least), torch.Generator(), 40, 8, Budget.of_cpu_seconds(60)).excess[0]
+        pgd(
+            network,
+            lower,
+            upper,
+            at_most(0.95 * least),
+            torch.Generator(),
+            40,
+            8,
+            Budget.of_cpu_seconds(60),
+        ).excess[0]
         <= 0
     )
 
@@ -157,5 +187,14 @@ def test_pgd_works_without_gradients_enabled() -> None:
     network = Formula(lambda x: x.square().sum(dim=1, keepdim=True))
     lower, upper = -torch.ones(1, 2, dtype=torch.float64), 2 * torch.ones(1, 2, dtype=torch.float64)
     with torch.no_grad():
-        x, case, _ = pgd(network, lower, upper, at_most(0.01), torch.Generator(), 60, 4, Budget.of_cpu_seconds(60))  # type: ignore[arg-type]
+        x, case, _ = pgd(
+            network,
+            lower,
+            upper,
+            at_most(0.01),
+            torch.Generator(),
+            60,
+            4,
+            Budget.of_cpu_seconds(60),
+        )  # type: ignore[arg-type]
     assert float(x[0].square().sum()) <= 0.01 and case[0] == 0

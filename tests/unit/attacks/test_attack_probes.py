@@ -1,4 +1,5 @@
-"""Probes: hundreds of boxes, cases of one box judged together, directed corners, ties between inputs."""
+"""Probes: hundreds of boxes, cases of one box judged together, directed corners, ties between
+inputs."""
 
 from __future__ import annotations
 
@@ -30,18 +31,26 @@ def linear_network(path: Path, weight: np.ndarray) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, m])],
         [numpy_helper.from_array(weight.astype(np.float32), "w")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path
+    )
     return path
 
 
 def problem_of(path: Path, n: int, m: int, *asserts: str) -> Problem:
-    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [f"(declare-const Y_{i} Real)" for i in range(m)]
-    return problem_from_query(parse_query("\n".join([*lines, *(f"(assert {a})" for a in asserts)])), {"N": path})
+    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [
+        f"(declare-const Y_{i} Real)" for i in range(m)
+    ]
+    return problem_from_query(
+        parse_query("\n".join([*lines, *(f"(assert {a})" for a in asserts)])), {"N": path}
+    )
 
 
 def probed(problem: Problem, seconds: float = 20.0) -> Witness | None:
     replay = Replay(problem.query, problem.networks)
-    return probe(problem, replay, Confirmer(problem, replay), Budget.of_cpu_seconds(10 * seconds), 0, seconds)
+    return probe(
+        problem, replay, Confirmer(problem, replay), Budget.of_cpu_seconds(10 * seconds), 0, seconds
+    )
 
 
 def cube(n: int, low: float, high: float) -> list[str]:
@@ -64,7 +73,9 @@ def test_a_corner_of_many_dimensions_that_no_random_corner_meets(tmp_path: Path)
     weight = random.normal(size=(n, 3))
     path = linear_network(tmp_path / "n.onnx", weight)
     reach = [0.97 * float(np.abs(weight[:, j] - weight[:, 0]).sum()) for j in (1, 2)]
-    cases = " ".join(f"(and (>= Y_{j} (+ Y_0 {reach[j - 1] * scale})))" for j, scale in ((1, 2.0), (2, 1.0)))
+    cases = " ".join(
+        f"(and (>= Y_{j} (+ Y_0 {reach[j - 1] * scale})))" for j, scale in ((1, 2.0), (2, 1.0))
+    )
     problem = problem_of(path, n, 3, *cube(n, -1, 1), f"(or {cases})")
     assert len(problem.cases) == 2 and problem.cases[0].lower is problem.cases[1].lower
     witness = probed(problem)
@@ -103,7 +114,9 @@ def test_tied_inputs_are_probed_on_the_tie(tmp_path: Path) -> None:
 def test_margins_of_mixed_constraints(
     tmp_path: Path, constraint: str, expected: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> None:
-    problem = problem_of(linear_network(tmp_path / "n.onnx", np.ones((2, 1))), 2, 1, *cube(2, -5, 5), constraint)
+    problem = problem_of(
+        linear_network(tmp_path / "n.onnx", np.ones((2, 1))), 2, 1, *cube(2, -5, 5), constraint
+    )
     replay = Replay(problem.query, problem.networks)
     rows = BoxRows(Confirmer(problem, replay).box(problem.cases[0]), [CaseRows(problem.cases[0])])
     random = np.random.default_rng(1)

@@ -35,7 +35,9 @@ def gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 @pytest.mark.parametrize("rule", RULES)
 @settings(deadline=None, max_examples=5)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 4))
-def test_values_are_those_of_the_plain_network_bit_for_bit(rule: str, seed: int, count: int) -> None:
+def test_values_are_those_of_the_plain_network_bit_for_bit(
+    rule: str, seed: int, count: int
+) -> None:
     network, x = tiny(seed), pixels(seed + 1, count)
     model = bpda(network, rule)
     plain = network(x).detach()
@@ -71,7 +73,9 @@ class Halves(nn.Module):
         return {"straight-through": 3.0, "smooth": 5.0}[rule] * x
 
 
-@pytest.mark.parametrize(("rule", "slope"), [("identity", 1), ("straight-through", 3), ("smooth", 5)])
+@pytest.mark.parametrize(
+    ("rule", "slope"), [("identity", 1), ("straight-through", 3), ("smooth", 5)]
+)
 def test_slope_of_a_block_is_taken_at_its_real_input_and_output(rule: str, slope: float) -> None:
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

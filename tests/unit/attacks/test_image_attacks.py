@@ -1,4 +1,5 @@
-"""The attacks of a suite where the exact answer is known: linear classifiers, and networks that count their calls."""
+"""The attacks of a suite where the exact answer is known: linear classifiers, and networks that
+count their calls."""
 
 from __future__ import annotations
 
@@ -34,15 +35,21 @@ def keys(count: int) -> np.ndarray:
 
 
 def boundary_distance(model: Linear, images: Tensor, labels: Tensor, norm: str) -> Tensor:
-    """``[B]``: distance to the nearest decision boundary of a linear classifier, pixel range aside."""
+    """``[B]``: distance to the nearest decision boundary of a linear classifier, pixel range
+    aside."""
     logits = model(images)
     gap = logits.gather(1, labels[:, None]) - logits
-    length = torch.linalg.vector_norm(model.weight[labels][:, None] - model.weight[None], ord=DUAL[norm], dim=2)
+    length = torch.linalg.vector_norm(
+        model.weight[labels][:, None] - model.weight[None], ord=DUAL[norm], dim=2
+    )
     return torch.where(length > 0, gap / length.clamp(min=1e-9), torch.inf).amin(dim=1)
 
 
-def judge(norm: str, attack: Callable[[Linear, Tensor, Tensor, Ball], Trace], nearly: float, model: Linear) -> None:
-    """Breaks all images that are ``nearly`` within reach, none that are beyond, and keeps to the ball."""
+def judge(
+    norm: str, attack: Callable[[Linear, Tensor, Tensor, Ball], Trace], nearly: float, model: Linear
+) -> None:
+    """Breaks all images that are ``nearly`` within reach, none that are beyond, and keeps to the
+    ball."""
     images = 0.45 + 0.1 * some_images(40)
     labels = model(images).argmax(dim=1)
     radius = boundary_distance(model, images, labels, norm)
@@ -74,9 +81,18 @@ def test_targeted_fab_over_all_targets_finds_it_too(norm: str) -> None:
     judge(norm, attack, 0.99, Linear(2))
 
 
-@pytest.mark.parametrize("norm,loss", [("Linf", cross_entropy), ("L2", cross_entropy), ("Linf", dlr)])
-def test_apgd_reaches_the_optimum_of_a_linear_model(norm: str, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-    judge(norm, lambda m, x, y, ball: apgd(Victim(m), x, y, ball, keys(40), 60, loss, y), 0.99, Linear(4, classes=2))
+@pytest.mark.parametrize(
+    "norm,loss", [("Linf", cross_entropy), ("L2", cross_entropy), ("Linf", dlr)]
+)
+def test_apgd_reaches_the_optimum_of_a_linear_model(
+    norm: str, loss: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    judge(
+        norm,
+        lambda m, x, y, ball: apgd(Victim(m), x, y, ball, keys(40), 60, loss, y),
+        0.99,
+        Linear(4, classes=2),
+    )
 
 
 def test_l1_apgd_comes_close_to_the_optimum_of_a_linear_model() -> None:
@@ -84,7 +100,8 @@ def test_l1_apgd_comes_close_to_the_optimum_of_a_linear_model() -> None:
         return apgd_l1(Victim(model), x, y, ball, keys(40), 60, cross_entropy, y)
 
     model = Linear(5, classes=2)
-    # The optimum moves the steepest pixel alone; with three pixels near it the radius is used as well.
+    # The optimum moves the steepest pixel alone; with three pixels near it the radius is used as
+    # well.
     judge("L1", attack, 0.9, model)
 
 
@@ -98,7 +115,9 @@ def test_square_breaks_linear_models_within_its_budget(norm: str) -> None:
         model.calls = 0
         trace = square(Victim(model, rows=None), images, labels, ball, keys(30), queries)
         assert model.calls <= 30 * queries
-        assert not bool(trace.found[radius > ball.eps].any()) and bool(ball.contains(trace.x, images).all())
+        assert not bool(trace.found[radius > ball.eps].any()) and bool(
+            ball.contains(trace.x, images).all()
+        )
     assert bool(trace.found[radius < (0.6 if norm == "Linf" else 0.45) * ball.eps].all())
 
 
@@ -129,8 +148,14 @@ def test_random_points_find_what_is_everywhere_and_nothing_that_is_not() -> None
 
 
 @settings(max_examples=60, deadline=None)
-@given(norm=st.sampled_from(["Linf", "L2", "L1"]), seed=st.integers(0, 10_000), size=st.floats(0.0, 3.0))
-def test_shortest_moves_reach_the_hyperplane_and_no_sampled_move_is_shorter(norm: str, seed: int, size: float) -> None:
+@given(
+    norm=st.sampled_from(["Linf", "L2", "L1"]),
+    seed=st.integers(0, 10_000),
+    size=st.floats(0.0, 3.0),
+)
+def test_shortest_moves_reach_the_hyperplane_and_no_sampled_move_is_shorter(
+    norm: str, seed: int, size: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, w = torch.rand(4, 6, generator=generator), torch.randn(4, 6, generator=generator)
     corner = torch.where(w > 0, 1.0 - x, -x)
@@ -158,7 +183,9 @@ def test_losses_by_hand() -> None:
     assert float(targeted_dlr(logits[:, :3], labels, torch.tensor([1]))) == pytest.approx(-1.0)
     assert float(targeted_dlr(logits[:, :2], labels, torch.tensor([1]))) == -3.0
     assert float(dlr(logits[:, :2], labels)) == -3.0
-    assert float(cross_entropy(logits, labels)) == pytest.approx(float(-logits.log_softmax(1)[0, 0]))
+    assert float(cross_entropy(logits, labels)) == pytest.approx(
+        float(-logits.log_softmax(1)[0, 0])
+    )
     assert torch.allclose(dlr(7.0 * logits + 5.0, labels), dlr(logits, labels))
 
 
@@ -172,7 +199,11 @@ def test_what_gradients_were_like_is_noticed() -> None:
         return torch.cat([1.0 + 0.0 * flat[:, :1], torch.floor(flat[:, :1])], dim=1)
 
     trace = apgd(Victim(stepped), images, labels, ball, keys(6), 10, cross_entropy, labels)
-    assert bool(trace.zero_gradient.all()) and bool(trace.flat.all()) and not bool(trace.broken_gradient.any())
+    assert (
+        bool(trace.zero_gradient.all())
+        and bool(trace.flat.all())
+        and not bool(trace.broken_gradient.any())
+    )
 
     def undefined(x: Tensor) -> Tensor:
         root = (0.0 * x.flatten(1)[:, :1]).sqrt()
@@ -185,7 +216,9 @@ def test_what_gradients_were_like_is_noticed() -> None:
     net = Linear(0)
     labels = net(images).argmax(dim=1)
     trace = apgd(Victim(net), images, labels, ball, keys(6), 10, dlr, labels)
-    assert not bool((trace.broken_gradient | trace.zero_gradient | (trace.flat & ~trace.found)).any())
+    assert not bool(
+        (trace.broken_gradient | trace.zero_gradient | (trace.flat & ~trace.found)).any()
+    )
 
 
 def one_by_one(x: Tensor) -> Tensor:
@@ -205,7 +238,8 @@ def test_queries_asked_at_once_are_those_asked_one_after_the_other(norm: str, ep
 
 
 @pytest.mark.parametrize("component", [
-    Component("apgd-t", 8, targets=4), Component("fab-t", 4, targets=4), Component("apgd-ce", 3, restarts=4),
+    Component("apgd-t", 8, targets=4), Component("fab-t", 4, targets=4), Component("apgd-ce", 3,
+    restarts=4),
     Component("fab", 3, restarts=3),
 ])  # fmt: skip
 def test_runs_beside_each_other_are_those_one_after_the_other(component: Component) -> None:

@@ -1,4 +1,5 @@
-"""Balls: nothing that a projection or a start returns is outside, and what is nearest is known for simple cases."""
+"""Balls: nothing that a projection or a start returns is outside, and what is nearest is known for
+simple cases."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from bitcrown.errors import SettingsError
 
 
 def exact_distance(norm: str, x: torch.Tensor, clean: torch.Tensor) -> np.ndarray:
-    move = np.abs(x.numpy().astype(np.float64) - clean.numpy().astype(np.float64)).reshape(len(x), -1)
+    move = np.abs(x.numpy().astype(np.float64) - clean.numpy().astype(np.float64)).reshape(
+        len(x), -1
+    )
     if norm == "Linf":
         return move.max(axis=1)
     return move.sum(axis=1) if norm == "L1" else np.sqrt((move * move).sum(axis=1))
@@ -45,7 +48,9 @@ def test_points_inside_are_left_alone_and_far_ones_reach_the_sphere(norm: str) -
     near = clean.clone()
     near[0, 0, 0, 0] += 0.2
     assert torch.allclose(ball.project(near, clean), near, atol=1e-7)
-    assert np.allclose(exact_distance(norm, ball.project(clean + 1.0, clean), clean), 0.3, rtol=1e-4)
+    assert np.allclose(
+        exact_distance(norm, ball.project(clean + 1.0, clean), clean), 0.3, rtol=1e-4
+    )
 
 
 def test_l1_projection_is_the_nearest_point() -> None:

@@ -1,4 +1,5 @@
-"""Warnings: each fires on a network made to deserve it, with its measurement, and none on an honest one."""
+"""Warnings: each fires on a network made to deserve it, with its measurement, and none on an honest
+one."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def staircase(x: Tensor) -> Tensor:
 
 
 def steep_staircase(x: Tensor) -> Tensor:
-    # The published quantisation block: a sigmoid of slope 1e8 whose exponential overflows below the step.
+    # The published quantisation block: a sigmoid of slope 1e8 whose exponential overflows below the
+    # step.
     base = (torch.round(x * 10) / 10).detach()
     return NET(base + 0.1 / (1.0 + torch.exp(-1e8 * (x - base))))
 
@@ -89,10 +91,16 @@ def test_measurements_are_those_of_the_network() -> None:
 
 
 def test_the_suite_says_when_random_search_beats_gradients() -> None:
-    result = run_suite(staircase, IMAGES, staircase(IMAGES).argmax(dim=1), Ball("Linf", 0.2), suite="standard",
+    result = run_suite(staircase, IMAGES, staircase(IMAGES).argmax(dim=1), Ball("Linf", 0.2),
+    suite="standard",
                        seed=0, batch=12)  # fmt: skip
     found = {finding.name: finding for finding in result.warnings}
-    assert {"zero-gradient", "zero-gradient:apgd-ce", "flat-loss:apgd-ce", "black-box-ahead"} <= found.keys()
+    assert {
+        "zero-gradient",
+        "zero-gradient:apgd-ce",
+        "flat-loss:apgd-ce",
+        "black-box-ahead",
+    } <= found.keys()
     square = next(row for row in result.per_attack if row.name == "square")
     assert found["black-box-ahead"].measured["broken"] == square.broken > 0
 
@@ -105,7 +113,9 @@ def test_batch_dependent_networks_keep_their_batches_and_are_reported() -> None:
         return batch_moments(x)
 
     labels = batch_moments(IMAGES).argmax(dim=1)
-    result = run_suite(model, IMAGES, labels, Ball("Linf", 0.1), suite="black-box", seed=0, batch=12)
+    result = run_suite(
+        model, IMAGES, labels, Ball("Linf", 0.1), suite="black-box", seed=0, batch=12
+    )
     assert result.is_batch_dependent and result.clean_accuracy() == 1.0
     assert max(shapes) == 12 and len(shapes) > 2
     assert result.warnings[0].name == "batch-dependent"
@@ -116,8 +126,12 @@ def test_batch_dependent_networks_keep_their_batches_and_are_reported() -> None:
 
 def test_randomised_networks_are_reproducible_for_a_seed() -> None:
     before = torch.get_rng_state()
-    results = [run_suite(noisy, IMAGES, LABELS, BALL, suite="rand", seed=4, batch=12) for _ in range(2)]
-    assert results[0].broken_by == results[1].broken_by and torch.equal(*(r.adversarial for r in results))
+    results = [
+        run_suite(noisy, IMAGES, LABELS, BALL, suite="rand", seed=4, batch=12) for _ in range(2)
+    ]
+    assert results[0].broken_by == results[1].broken_by and torch.equal(
+        *(r.adversarial for r in results)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -127,7 +141,9 @@ def test_gap_and_sample_size() -> None:
     assert gap is not None and "53.3 %" in gap.sentence and gap.measured["without"] == 0.622
     lower, upper = confidence_interval(533, 1000)
     assert lower == pytest.approx(0.502, abs=1e-3) and upper == pytest.approx(0.564, abs=1e-3)
-    assert confidence_interval(0, 10)[0] == 0.0 and confidence_interval(10, 10)[1] == pytest.approx(1.0)
+    assert confidence_interval(0, 10)[0] == 0.0 and confidence_interval(10, 10)[1] == pytest.approx(
+        1.0
+    )
     small = hygiene.small_sample(533, 1000)
     assert small is not None and small.measured["images"] == 1000.0
     assert hygiene.small_sample(533_000, 1_000_000) is None

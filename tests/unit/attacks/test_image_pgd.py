@@ -1,4 +1,5 @@
-"""Gradient descent on images: it reaches the closed-form optimum of a linear model and does not look at the batch."""
+"""Gradient descent on images: it reaches the closed-form optimum of a linear model and does not
+look at the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from bitcrown.attacks.images.victim import Victim
 
 
 def weakest_radius(model: Linear, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """``[B]``: the least L-infinity radius (pixel range aside) at which each image can be misclassified."""
+    """``[B]``: the least L-infinity radius (pixel range aside) at which each image can be
+    misclassified."""
     logits = model(images)
     gap = logits.gather(1, labels[:, None]) - logits
     slope = (model.weight[labels][:, None] - model.weight[None]).abs().sum(dim=2)

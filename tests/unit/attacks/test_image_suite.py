@@ -1,4 +1,5 @@
-"""Suites: the same result for any batch size, order and interruption, and a state file that fits one question only."""
+"""Suites: the same result for any batch size, order and interruption, and a state file that fits
+one question only."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ class Interrupted(Exception):
 
 
 def attack(
-    batch: int = 40, ball: Ball = BALL, suite: str = "standard", resume: Path | None = None, stop_after: int = -1
+    batch: int = 40,
+    ball: Ball = BALL,
+    suite: str = "standard",
+    resume: Path | None = None,
+    stop_after: int = -1,
 ) -> SuiteResult:
     calls = []
 
@@ -36,18 +41,33 @@ def attack(
         if len(calls) == stop_after:
             raise Interrupted
 
-    return run_suite(NET, IMAGES, LABELS, ball, suite=suite, seed=3, batch=batch, resume=resume, on_progress=progress)
+    return run_suite(
+        NET,
+        IMAGES,
+        LABELS,
+        ball,
+        suite=suite,
+        seed=3,
+        batch=batch,
+        resume=resume,
+        on_progress=progress,
+    )
 
 
 def same(first: SuiteResult, second: SuiteResult) -> bool:
-    return first.broken_by == second.broken_by and torch.equal(first.adversarial, second.adversarial)
+    return first.broken_by == second.broken_by and torch.equal(
+        first.adversarial, second.adversarial
+    )
 
 
 @pytest.mark.parametrize("norm,eps,suite", [
-    ("Linf", 0.06, "standard"), ("L2", 0.3, "standard"), ("L1", 0.4, "standard"), ("Linf", 0.05, "plus"),
+    ("Linf", 0.06, "standard"), ("L2", 0.3, "standard"), ("L1", 0.4, "standard"), ("Linf", 0.05,
+    "plus"),
     ("Linf", 0.06, "black-box"), ("L2", 0.3, "rand"),
 ])  # fmt: skip
-def test_results_do_not_depend_on_the_batch_and_hold_when_replayed(norm: str, eps: float, suite: str) -> None:
+def test_results_do_not_depend_on_the_batch_and_hold_when_replayed(
+    norm: str, eps: float, suite: str
+) -> None:
     ball = Ball(norm, eps)
     whole, parts = attack(40, ball, suite), attack(7, ball, suite)
     assert same(whole, parts)
@@ -105,7 +125,9 @@ def test_a_state_of_another_question_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="another attack"):
         attack(ball=Ball("Linf", 0.07), resume=state)
     with pytest.raises(SettingsError, match="another network"):
-        run_suite(conv_net(9), IMAGES, LABELS, BALL, suite="standard", seed=3, batch=40, resume=state)
+        run_suite(
+            conv_net(9), IMAGES, LABELS, BALL, suite="standard", seed=3, batch=40, resume=state
+        )
     state.write_bytes(state.read_bytes()[:500])
     with pytest.raises(SettingsError, match="not the state"):
         attack(resume=state)
@@ -114,7 +136,9 @@ def test_a_state_of_another_question_is_refused(tmp_path: Path) -> None:
         attack(resume=state)
 
 
-@pytest.mark.parametrize("classes,word", [(2, "DLR needs 3 classes"), (3, "targeted DLR needs 4 classes")])
+@pytest.mark.parametrize(
+    "classes,word", [(2, "DLR needs 3 classes"), (3, "targeted DLR needs 4 classes")]
+)
 def test_few_classes_are_handled_and_stated(classes: int, word: str) -> None:
     net = conv_net(5, classes)
     labels = net(IMAGES).argmax(dim=1)
@@ -130,11 +154,15 @@ def test_networks_without_gradients_are_searched_at_random() -> None:
             return (NET(x) * 64).round()
 
     labels = rounded(IMAGES).argmax(dim=1)
-    result = run_suite(rounded, IMAGES, labels, Ball("Linf", 0.15), suite="standard", seed=0, batch=40)
+    result = run_suite(
+        rounded, IMAGES, labels, Ball("Linf", 0.15), suite="standard", seed=0, batch=40
+    )
     assert [row.name for row in result.per_attack] == ["random", "square"]
     assert "no gradients: apgd-ce, apgd-t, fab-t did not run" in result.statements[0]
     broken = torch.tensor([name is not None for name in result.broken_by])
-    assert bool(broken.any()) and bool((rounded(result.adversarial).argmax(dim=1) != labels)[broken].all())
+    assert bool(broken.any()) and bool(
+        (rounded(result.adversarial).argmax(dim=1) != labels)[broken].all()
+    )
 
 
 def test_images_already_wrong_and_radius_zero() -> None:
@@ -148,7 +176,8 @@ def test_images_already_wrong_and_radius_zero() -> None:
 @pytest.mark.parametrize("change,word", [
     ({"images": IMAGES * 255}, "scale the images"), ({"images": IMAGES.double()}, "float32"),
     ({"images": IMAGES[0]}, "images must be"), ({"labels": LABELS[:4]}, "labels must be"),
-    ({"labels": LABELS + 5}, "last class"), ({"batch": 0}, "at least one image"), ({"suite": "best"}, "not known"),
+    ({"labels": LABELS + 5}, "last class"), ({"batch": 0}, "at least one image"),
+    ({"suite": "best"}, "not known"),
 ])  # fmt: skip
 def test_impossible_input_is_refused(change: dict[str, object], word: str) -> None:
     question = {"images": IMAGES, "labels": LABELS, "suite": "standard", "batch": 4} | change

@@ -1,4 +1,5 @@
-"""Claims are true of the rational numbers that their arguments are, and what is no number claims nothing."""
+"""Claims are true of the rational numbers that their arguments are, and what is no number claims
+nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,19 @@ def numbers(dtype: torch.dtype, special: bool = True) -> st.SearchStrategy[float
     """Numbers of ``dtype`` of every size, subnormal ones included, and those that are none."""
     info = torch.finfo(dtype)
     least = info.tiny * info.eps
-    found = [0.0, -0.0, 1.0, info.eps, 1 + info.eps, least, 3 * least, info.tiny, info.tiny * 3, info.max, info.max / 2]
+    found = [
+        0.0,
+        -0.0,
+        1.0,
+        info.eps,
+        1 + info.eps,
+        least,
+        3 * least,
+        info.tiny,
+        info.tiny * 3,
+        info.max,
+        info.max / 2,
+    ]
     found += [-value for value in found] + ([math.nan, math.inf, -math.inf] if special else [])
     wide = st.floats(-2, 2, allow_nan=False).map(lambda value: float(torch.tensor(value).to(dtype)))
     power = st.tuples(wide, st.integers(math.frexp(least)[1], math.frexp(info.max)[1] - 2)).map(
@@ -53,7 +66,11 @@ def test_scalars(dtype: torch.dtype, data: st.DataObject) -> None:
     else:
         assert margin is None or margin <= p - q
         assert bool(claims.crossed(one, two)[2]) == (p > q)
-        assert Fraction(float(claims.room(one, two))) >= max(p - q, 0) if exact(claims.room(one, two)) else True
+        assert (
+            Fraction(float(claims.room(one, two))) >= max(p - q, 0)
+            if exact(claims.room(one, two))
+            else True
+        )
     assert float(claims.room(one, two)) > 0
     assert bool(claims.excluded(one)) == (p is not None and p > 0)
     low, up = claims.enclosure(one, two)
@@ -66,7 +83,9 @@ def test_scalars(dtype: torch.dtype, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 def test_intersections_keep_what_both_hold(dtype: torch.dtype, data: st.DataObject) -> None:
-    low, up, new_low, new_up = (torch.tensor([data.draw(numbers(dtype))], dtype=dtype) for _ in range(4))
+    low, up, new_low, new_up = (
+        torch.tensor([data.draw(numbers(dtype))], dtype=dtype) for _ in range(4)
+    )
     found_low, found_up = claims.tightened(low, up, new_low, new_up)
     for old, new, found, better in ((low, new_low, found_low, max), (up, new_up, found_up, min)):
         if math.isnan(float(old)):
@@ -96,7 +115,13 @@ def test_chords_lie_above_relu(dtype: torch.dtype, data: st.DataObject) -> None:
     below, above = min(Fraction(ends[0]), Fraction(0)), max(Fraction(ends[1]), Fraction(0))
     assert slope * (above - below) >= above
     for bad in (math.nan, math.inf):
-        assert 0 <= float(claims.chord_slope(torch.tensor([-bad], dtype=dtype), torch.ones(1, dtype=dtype))) <= 1
+        assert (
+            0
+            <= float(
+                claims.chord_slope(torch.tensor([-bad], dtype=dtype), torch.ones(1, dtype=dtype))
+            )
+            <= 1
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,7 +138,9 @@ def test_reciprocals_bound_the_quotient(dtype: torch.dtype, data: st.DataObject)
                 assert found == math.inf
 
 
-def least_on(a: list[float], constant: Fraction, lower: list[float], upper: list[float]) -> Fraction:
+def least_on(
+    a: list[float], constant: Fraction, lower: list[float], upper: list[float]
+) -> Fraction:
     ends = zip(a, lower, upper, strict=True)
     return constant + sum(Fraction(c) * Fraction(low if c > 0 else up) for c, low, up in ends)
 
@@ -133,7 +160,12 @@ def rounded_down(value: Fraction, dtype: torch.dtype) -> float:
 def points_of(lower: list[float], upper: list[float]) -> list[list[Fraction]]:
     ends = [
         sorted(
-            {Fraction(low), Fraction(up), (Fraction(low) + Fraction(up)) / 2, (3 * Fraction(low) + Fraction(up)) / 4}
+            {
+                Fraction(low),
+                Fraction(up),
+                (Fraction(low) + Fraction(up)) / 2,
+                (3 * Fraction(low) + Fraction(up)) / 4,
+            }
         )
         for low, up in zip(lower, upper, strict=True)
     ]
@@ -143,7 +175,9 @@ def points_of(lower: list[float], upper: list[float]) -> list[list[Fraction]]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_point_that_satisfies_all_rows_is_cut_off(dtype: torch.dtype, data: st.DataObject) -> None:
+def test_no_point_that_satisfies_all_rows_is_cut_off(
+    dtype: torch.dtype, data: st.DataObject
+) -> None:
     """Rows whose least value or coefficients are no numbers are rows of which nothing is known."""
     pairs = [sorted(data.draw(lists(dtype, 2, special=False))) for _ in range(3)]
     lower, upper = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -154,7 +188,9 @@ def test_no_point_that_satisfies_all_rows_is_cut_off(dtype: torch.dtype, data: s
         is_known = all(map(math.isfinite, row)) and data.draw(st.booleans() | st.just(True))
         true = least_on(row, constant, lower, upper) if is_known else None
         least.append(
-            data.draw(st.sampled_from([math.nan, math.inf, -math.inf])) if true is None else rounded_down(true, dtype)
+            data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+            if true is None
+            else rounded_down(true, dtype)
         )
     survivors = [
         point
@@ -186,11 +222,14 @@ def assert_kept(points: list[list[Fraction]], low: Tensor, up: Tensor) -> None:
 
 
 def test_cuts_cut_and_exclude() -> None:
-    """The functions are not merely cautious: ``x + y <= 1`` on the unit square of side 2, and ``x + y <= -1``."""
+    """The functions are not merely cautious: ``x + y <= 1`` on the unit square of side 2, and
+    ``x + y <= -1``."""
     zero, two = torch.zeros(1, 2).double(), torch.full((1, 2), 2.0).double()
     a = torch.ones(1, 1, 2).double()
     low, up, feasible = claims.clipped(zero, two, a, torch.tensor([[-1.0]]).double())
-    assert bool(feasible) and torch.allclose(up, torch.ones(1, 2).double()) and torch.equal(low, zero)
+    assert (
+        bool(feasible) and torch.allclose(up, torch.ones(1, 2).double()) and torch.equal(low, zero)
+    )
     assert not bool(claims.clipped(zero, two, a, torch.tensor([[1.0]]).double())[2])
     assert float(claims.least_margin(torch.tensor([2.0]), torch.tensor([1.0]))) > 0.9
 
@@ -198,7 +237,9 @@ def test_cuts_cut_and_exclude() -> None:
 def test_coordinates_that_a_row_does_not_see_stay_as_they_are() -> None:
     """A row met with equality on a face says nothing about the coordinates along that face."""
     zero, wide = torch.zeros(1, 2).double(), torch.tensor([[1.0, 1e6]]).double()
-    low, up, feasible = claims.clipped(zero, wide, torch.tensor([[[1.0, 0.0]]]).double(), torch.zeros(1, 1).double())
+    low, up, feasible = claims.clipped(
+        zero, wide, torch.tensor([[[1.0, 0.0]]]).double(), torch.zeros(1, 1).double()
+    )
     assert bool(feasible) and float(up[0, 1]) == 1e6 and float(up[0, 0]) < 1e-300
 
 

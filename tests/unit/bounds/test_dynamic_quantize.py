@@ -1,4 +1,5 @@
-"""``DynamicQuantize``: its lines and intervals hold for the float32 numbers that onnxruntime makes of a tensor.
+"""``DynamicQuantize``: its lines and intervals hold for the float32 numbers that onnxruntime makes
+of a tensor.
 
 Legend: ``B`` boxes, ``P`` points of a box, ``N`` elements of the tensor.
 """
@@ -29,11 +30,14 @@ SHAPES = ((5,), (1, 2, 3), ())
 
 
 def boxes(count: int, shape: tuple[int, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``[B, *shape]``: of all sizes and distances from zero, of one sign and of both, some elements fixed."""
+    """``[B, *shape]``: of all sizes and distances from zero, of one sign and of both, some elements
+    fixed."""
     rng = np.random.default_rng(seed)
     size = (count, *shape)
     each = (count, *[1] * len(shape))
-    centre = rng.normal(size=size) * 10.0 ** rng.integers(-3, 3, size=each) + rng.choice([-4, 0, 4], size=each)
+    centre = rng.normal(size=size) * 10.0 ** rng.integers(-3, 3, size=each) + rng.choice(
+        [-4, 0, 4], size=each
+    )
     radius = rng.random(size) * (rng.random(size) < 0.8) * 10.0 ** rng.integers(-6, 2, size=each)
     centre = np.where(rng.random(each) < 0.3, np.abs(centre) + radius, centre)
     low, up = centre - radius, centre + radius
@@ -41,7 +45,8 @@ def boxes(count: int, shape: tuple[int, ...], seed: int) -> tuple[torch.Tensor, 
 
 
 def points_of(low: np.ndarray, up: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``[P, N]`` float32: random points, corners, and points half a step from where the rounding turns."""
+    """``[P, N]`` float32: random points, corners, and points half a step from where the rounding
+    turns."""
     share = rng.random((40, *low.shape))
     share[:15] = share[:15] > 0.5
     points = (low + share.astype(np.float32) * (up - low)).clip(low, up)
@@ -63,7 +68,9 @@ def test_what_onnxruntime_computes_is_enclosed(shape: tuple[int, ...], dtype: to
     runtime, node = session(), Node("y", "DynamicQuantize", ("x",), shape)
     low, up = boxes(150, shape, 1)
     ends = [low.to(dtype)], [up.to(dtype)]
-    least, greatest = (end.flatten(1) if shape else end[:, None] for end in ROW.interval(node, *ends))
+    least, greatest = (
+        end.flatten(1) if shape else end[:, None] for end in ROW.interval(node, *ends)
+    )
     alpha = torch.rand(2, len(low), 4, *shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     alpha[:, :, 0], alpha[:, :, 1] = 0.0, 1.0
     alpha[:, :, 2] = ROW.default_alpha(node, *ends)  # type: ignore[misc]
@@ -86,7 +93,9 @@ def test_what_onnxruntime_computes_is_enclosed(shape: tuple[int, ...], dtype: to
         width = x.clip(min=0).max() - x.clip(max=0).min()
         if width > 0:
             closest = min(closest, float((width / 510 - np.abs(y - x)).min() / width))
-    assert closest < 1e-4 or shape == ()  # elements that are moved by nearly half a step were among them
+    assert (
+        closest < 1e-4 or shape == ()
+    )  # elements that are moved by nearly half a step were among them
 
 
 def test_the_plain_alpha_is_the_default_and_gradients_are_finite() -> None:
@@ -101,7 +110,9 @@ def test_the_plain_alpha_is_the_default_and_gradients_are_finite() -> None:
         torch.testing.assert_close(one, other)
     free = torch.rand(2, 50, 3, 5).requires_grad_(True)
     chosen = ROW.relax(node, *spread, free)
-    (gradient,) = torch.autograd.grad(chosen.lower_intercept.sum() + chosen.upper_slopes[0].sum(), [free])
+    (gradient,) = torch.autograd.grad(
+        chosen.lower_intercept.sum() + chosen.upper_slopes[0].sum(), [free]
+    )
     assert torch.isfinite(gradient).all() and (gradient != 0).any()
 
 
@@ -116,13 +127,18 @@ def image_network(folder: Path) -> Graph:
         weight = w.constant(rng.integers(-128, 128, (outputs, inputs, 3, 3)), np.int8)
         sums = w.add("ConvInteger", q, weight, z, pads=[1, 1, 1, 1])
         floats = w.add("Mul", w.add("Cast", sums, to=1), w.add("Mul", s, w.constant(0.01 / inputs)))
-        value = w.add("Relu", w.add("Add", floats, w.constant(rng.normal(size=(1, outputs, 1, 1)) * 0.1)))
+        value = w.add(
+            "Relu", w.add("Add", floats, w.constant(rng.normal(size=(1, outputs, 1, 1)) * 0.1))
+        )
     flat = w.add("Flatten", value)
-    return read_graph(w.save(folder, w.add("MatMul", flat, w.constant(rng.normal(size=(512, 3)) / 20))))
+    return read_graph(
+        w.save(folder, w.add("MatMul", flat, w.constant(rng.normal(size=(512, 3)) / 20)))
+    )
 
 
 def test_bounds_of_a_network_hold_and_no_tile_is_taken_alone(tmp_path: Path) -> None:
-    """The scale depends on the whole image: bounds from the part of it that an element sees would be too tight."""
+    """The scale depends on the whole image: bounds from the part of it that an element sees would
+    be too tight."""
     graph = image_network(tmp_path)
     network = Network(graph, torch.float64)
     convolutions = [node for node in graph.nodes.values() if node.op == "Conv"]
@@ -137,4 +153,6 @@ def test_bounds_of_a_network_hold_and_no_tile_is_taken_alone(tmp_path: Path) -> 
     values = network.activations(low + share * (up - low))
     for bounder in (LayerBounder(network, 1 << 26), LayerBounder(network, 1 << 26, ascent)):
         for name, (least, greatest) in bounder.run(low, up).bounds.items():
-            assert (values[name] >= least - 1e-12).all() and (values[name] <= greatest + 1e-12).all(), name
+            assert (values[name] >= least - 1e-12).all() and (
+                values[name] <= greatest + 1e-12
+            ).all(), name

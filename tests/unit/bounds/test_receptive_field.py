@@ -22,11 +22,20 @@ SHAPES = {"c1": (9, 7), "c2": (5, 4), "sum": (5, 4), "c4": (3, 2)}
 
 
 def image_graph(seed: int, flat_input: bool = False) -> Graph:
-    """Normalisation, dilated, strided and 1x1 convolutions, a residual sum of two depths, a product, a dense output."""
+    """Normalisation, dilated, strided and 1x1 convolutions, a residual sum of two depths, a
+    product, a dense output."""
     random = np.random.default_rng(seed)
 
-    def conv(name: str, source: str, shape: tuple[int, ...], inputs: int, kernel: int, **attrs: list[int]) -> Node:
-        given = {"strides": [1, 1], "pads": [kernel // 2] * 2, "dilations": [1, 1], "group": 1, **attrs}
+    def conv(
+        name: str, source: str, shape: tuple[int, ...], inputs: int, kernel: int, **attrs: list[int]
+    ) -> Node:
+        given = {
+            "strides": [1, 1],
+            "pads": [kernel // 2] * 2,
+            "dilations": [1, 1],
+            "group": 1,
+            **attrs,
+        }
         inner = inputs // given["group"]
         params = {
             "weight": random.normal(size=(shape[1], inner, kernel, kernel)) / kernel,
@@ -34,7 +43,9 @@ def image_graph(seed: int, flat_input: bool = False) -> Graph:
         }
         return Node(name, "Conv", (source,), shape, given, params)
 
-    def same(name: str, op: str, *sources: str, shape: tuple[int, ...], **params: np.ndarray) -> Node:
+    def same(
+        name: str, op: str, *sources: str, shape: tuple[int, ...], **params: np.ndarray
+    ) -> Node:
         return Node(name, op, sources, shape, {}, params)
 
     image, middle = (1, 2, 9, 7), (1, 4, 5, 4)
@@ -59,7 +70,8 @@ def image_graph(seed: int, flat_input: bool = False) -> Graph:
         conv("c4", "product", (1, 3, 3, 2), 4, 2, strides=[2, 2], pads=[1, 0]),
         same("r4", "Relu", "c4", shape=(1, 3, 3, 2)),
         Node("f", "Reshape", ("r4",), (1, 18), {"shape": (1, 18)}),
-        Node("y", "Linear", ("f",), (1, 2), {}, {"weight": random.normal(size=(2, 18)), "bias": random.normal(size=2)}),
+        Node("y", "Linear", ("f",), (1, 2), {}, {"weight": random.normal(size=(2, 18)),
+        "bias": random.normal(size=2)}),
     ]  # fmt: skip
     return Graph({node.name: node for node in nodes}, ("x",), ("y",), ("float32",))
 
@@ -70,7 +82,9 @@ def spans(extent: int) -> list[tuple[int, int]]:
 
 def network_and_points(seed: int, flat_input: bool) -> tuple[Network, torch.Tensor]:
     network = Network(image_graph(seed, flat_input), torch.float64)
-    return network, torch.randn(3, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return network, torch.randn(
+        3, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("flat_input", [False, True])
@@ -78,7 +92,9 @@ def network_and_points(seed: int, flat_input: bool) -> tuple[Network, torch.Tens
 def test_a_view_computes_what_the_whole_network_computes(source: str, flat_input: bool) -> None:
     network, x = network_and_points(1, flat_input)
     whole = network.activations(x)
-    for rows, columns in list(itertools.product(*(spans(extent) for extent in SHAPES[source])))[::7]:
+    for rows, columns in list(itertools.product(*(spans(extent) for extent in SHAPES[source])))[
+        ::7
+    ]:
         view = view_of(network.graph, source, (rows, columns))
         assert view is not None
         part = view.network(network).activations(view.box(network, x))
@@ -90,7 +106,10 @@ def test_a_view_computes_what_the_whole_network_computes(source: str, flat_input
 def test_a_view_of_a_corner_sees_a_corner() -> None:
     view = view_of(image_graph(1), "c2", ((0, 1), (0, 1)))
     assert view is not None
-    assert view.fields["x"] == ((0, 4), (0, 4))  # stride 2 and 3x3 read rows 0-1 of c1, dilated 3x3 rows 0-3 of x
+    assert view.fields["x"] == (
+        (0, 4),
+        (0, 4),
+    )  # stride 2 and 3x3 read rows 0-1 of c1, dilated 3x3 rows 0-3 of x
     assert view.graph.n_inputs == 2 * 4 * 4
 
 
@@ -126,7 +145,9 @@ def test_bounds_in_views_are_those_of_the_whole_network(
 
     def run(chosen: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         monkeypatch.setattr(
-            receptive_field, "_cheapest", lambda g, s, i: (chosen if len(g.nodes[s].shape) == 4 else 0, 1)
+            receptive_field,
+            "_cheapest",
+            lambda g, s, i: (chosen if len(g.nodes[s].shape) == 4 else 0, 1),
         )
         ascent = LayerAscent(network, 5, Budget.of_cpu_seconds(60, 1 << 30)) if ascends else None
         with torch.no_grad():
@@ -148,7 +169,9 @@ def test_small_maps_are_bounded_whole_and_large_ones_in_tiles() -> None:
         nodes = {"x": Node("x", "Input", (), shape)}
         for k in range(1, 5):
             params = {"weight": np.ones((16, 16, 3, 3))}
-            nodes[f"c{k}"] = Node(f"c{k}", "Conv", (f"r{k - 1}" if k > 1 else "x",), shape, conv, params)
+            nodes[f"c{k}"] = Node(
+                f"c{k}", "Conv", (f"r{k - 1}" if k > 1 else "x",), shape, conv, params
+            )
             nodes[f"r{k}"] = Node(f"r{k}", "Relu", (f"c{k}",), shape)
         graph = Graph(nodes, ("x",), ("r4",), ("float32",))
         served = list(tiles(graph, "c4", torch.arange(16 * extent * extent)))
@@ -187,7 +210,9 @@ def test_bounds_that_ran_out_of_time_hold_and_are_intervals_where_nothing_was_do
 ) -> None:
     network, x = network_and_points(4, False)
     lower, upper = x[:1] - 0.05, x[:1] + 0.05
-    monkeypatch.setattr(receptive_field, "_cheapest", lambda g, s, i: (side if len(g.nodes[s].shape) == 4 else 0, 1))
+    monkeypatch.setattr(
+        receptive_field, "_cheapest", lambda g, s, i: (side if len(g.nodes[s].shape) == 4 else 0, 1)
+    )
     random = torch.rand(200, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values = network.activations(lower + random * (upper - lower))
     intervals = interval_bounds(network, lower, upper)
@@ -196,7 +221,9 @@ def test_bounds_that_ran_out_of_time_hold_and_are_intervals_where_nothing_was_do
         for count in (1, 20, 30, 40, 50, 60, 10**9):
             bounds = LayerBounder(network, 1 << 14, budget=Polls(count)).run(lower, upper).bounds  # type: ignore[arg-type]
             for name, value in values.items():
-                assert bool((bounds[name][0] <= value).all() and (value <= bounds[name][1]).all()), (count, name)
+                assert bool(
+                    (bounds[name][0] <= value).all() and (value <= bounds[name][1]).all()
+                ), (count, name)
             widths.append(sum(float((up - low).sum()) for low, up in bounds.values()))
             if count == 1:
                 for name, (low, up) in intervals.items():
@@ -208,7 +235,9 @@ def test_bounds_that_ran_out_of_time_hold_and_are_intervals_where_nothing_was_do
 def test_bounds_in_views_hold_all_over_the_box(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
     network, x = network_and_points(3, True)
     lower, upper = x[:1] - 0.1, x[:1] + 0.1
-    monkeypatch.setattr(receptive_field, "_cheapest", lambda g, s, i: (side if len(g.nodes[s].shape) == 4 else 0, 1))
+    monkeypatch.setattr(
+        receptive_field, "_cheapest", lambda g, s, i: (side if len(g.nodes[s].shape) == 4 else 0, 1)
+    )
     with torch.no_grad():
         bounds = LayerBounder(network, 1 << 24).run(lower, upper).bounds
     random = torch.rand(300, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,5 @@
-"""The network that is left on a box: same function there, same bounds, and proofs that stand on the original."""
+"""The network that is left on a box: same function there, same bounds, and proofs that stand on the
+original."""
 
 from __future__ import annotations
 
@@ -39,16 +40,22 @@ def test_it_is_the_same_function_on_the_box(kind: str, width: float) -> None:
         bounds = LayerBounder(network, 1 << 22).run(lower, upper).bounds
         reduced = reduced_network(network, layout, bounds, 1 << 24)
         if reduced is None:
-            assert all(((bounds[name][0] >= 0) | (bounds[name][1] <= 0)).all() for name in layout.neuron_at)
+            assert all(
+                ((bounds[name][0] >= 0) | (bounds[name][1] <= 0)).all() for name in layout.neuron_at
+            )
             continue
         met += 1
         low, up = layout.flat_bounds(bounds)
         assert reduced.neurons.tolist() == ((low < 0) & (up > 0))[0].nonzero().flatten().tolist()
-        share = torch.rand(200, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        share = torch.rand(
+            200, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
         points = lower + share * (upper - lower)
         assert torch.allclose(reduced.network(points), network(points), rtol=1e-10, atol=1e-10)
         values, found = network.activations(points), reduced.network.activations(points)
-        flat = torch.cat([values[name].flatten(1) for name in layout.neuron_at], dim=1)[:, reduced.neurons]
+        flat = torch.cat([values[name].flatten(1) for name in layout.neuron_at], dim=1)[
+            :, reduced.neurons
+        ]
         mine = torch.cat([found[name] for name in reduced.layout.neuron_at], dim=1)
         assert torch.allclose(mine, flat, rtol=1e-10, atol=1e-10)
     assert met >= 3
@@ -76,7 +83,9 @@ def test_parameters_prove_on_the_original_what_they_promise_here(kind: str) -> N
     )
     small = LayerBounder(reduced.network, 1 << 22).run(lower, upper)
     bounds = {**small.bounds, **reduced.bounds}
-    here = proved_minimum(reduced.network, rows, bounds, small.scales, Parameters(reduced.layout, alpha, beta, split))
+    here = proved_minimum(
+        reduced.network, rows, bounds, small.scales, Parameters(reduced.layout, alpha, beta, split)
+    )
     whole = Parameters(layout, *(reduced.expand(part) for part in (alpha, beta, split)))
     there = proved_minimum(network, rows, enclosure.bounds, enclosure.scales, whole)
     assert torch.allclose(here, there, rtol=1e-8, atol=1e-8)
@@ -93,7 +102,9 @@ def test_other_nonlinear_operators_and_large_matrices_are_left_alone() -> None:
 def objective(lower: torch.Tensor, upper: torch.Tensor, threshold: float) -> Objective:
     """Is there an ``x`` in the box with ``y_0 <= threshold``?"""
     rhs, box_of_case = np.array([[threshold]]), np.array([0])
-    return Objective(np.array([[[1.0, 0.0, 0.0]]]), None, rhs, lower.numpy(), upper.numpy(), box_of_case)
+    return Objective(
+        np.array([[[1.0, 0.0, 0.0]]]), None, rhs, lower.numpy(), upper.numpy(), box_of_case
+    )
 
 
 @pytest.mark.parametrize("form", ["whole", "reduced", "rough"])
@@ -111,18 +122,29 @@ def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
         graph = conv_graph(seed)
         proof, guide = Network(graph, torch.float64), Network(graph, torch.float32)
         lower, upper = box(graph, seed, 0.2)
-        share = torch.rand(20000, lower.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        share = torch.rand(
+            20000,
+            lower.shape[1],
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(seed),
+        )
         least = float(proof(lower + share.round() * (upper - lower))[:, 0].min())
         goal = objective(lower, upper, 0.0)
-        whole = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: None, Budget.of_cpu_seconds(60))
+        whole = NeuronSplit(
+            proof, guide, goal, np.array([0]), lambda x: None, Budget.of_cpu_seconds(60)
+        )
         whole.root()
         crown = float(whole.root_value)
         for threshold, holds in ((crown + 0.25 * (least - crown), True), (least + 1e-3, False)):
             goal = objective(lower, upper, threshold)
-            search = NeuronSplit(proof, guide, goal, np.array([0]), lambda x: x.tolist(), Budget.of_cpu_seconds(60))
+            search = NeuronSplit(
+                proof, guide, goal, np.array([0]), lambda x: x.tolist(), Budget.of_cpu_seconds(60)
+            )
             domains = search.root_domains(search.root(), 3)
             outcome = search.run(domains)
             assert outcome.proved == holds and (outcome.witness is None) == holds
             if len(domains):
                 assert (search.reduced is not None) == (form != "whole")
-                assert search.reduced is None or (search.climber is search.reduced.rough) == (form == "rough")
+                assert search.reduced is None or (search.climber is search.reduced.rough) == (
+                    form == "rough"
+                )

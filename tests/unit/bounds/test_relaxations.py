@@ -1,4 +1,5 @@
-"""What each relaxation looks like where the answer is known by hand, and how good it is compared with a brute force."""
+"""What each relaxation looks like where the answer is known by hand, and how good it is compared
+with a brute force."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node
 
 
-def relax(op: str, low: float, up: float, alpha: list[float] | None = None, **attrs: Any) -> Relaxation:
+def relax(
+    op: str, low: float, up: float, alpha: list[float] | None = None, **attrs: Any
+) -> Relaxation:
     node = Node("y", op, ("x",), (1,), attrs)
     ends = [torch.tensor([[value]], dtype=torch.float64) for value in (low, up)]
-    chosen = None if alpha is None else torch.tensor(alpha, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    chosen = (
+        None if alpha is None else torch.tensor(alpha, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    )
     if chosen is not None:
         ends = [end.unsqueeze(1) for end in ends]
     return nonlinear_row(op).relax(node, [ends[0]], [ends[1]], chosen)
@@ -52,7 +57,9 @@ def test_relu() -> None:
 @pytest.mark.parametrize(
     ("low", "up", "slope"), [(0.0, 2.0, 1.0), (-2.0, 0.0, 0.0), (1.0, 2.0, 1.0), (-2.0, -1.0, 0.0)]
 )
-def test_a_stable_or_split_relu_is_exact_for_every_alpha(low: float, up: float, slope: float) -> None:
+def test_a_stable_or_split_relu_is_exact_for_every_alpha(
+    low: float, up: float, slope: float
+) -> None:
     for alpha in (None, [0.0], [0.5], [1.0]):
         assert numbers(relax("Relu", low, up, alpha)) == (slope, 0.0, slope, 0.0)
 
@@ -72,18 +79,30 @@ def test_a_shared_box_broadcasts_against_many_alphas() -> None:
         row = nonlinear_row(op)
         node = Node("y", op, ("x",), (4,), {"min": -1.0, "max": 0.5} if op == "Clip" else {})
         found = row.relax(
-            node, [torch.full((1, 1, 4), -0.7)], [torch.full((1, 1, 4), 1.3)], torch.rand(row.alphas, 6, 2, 4)
+            node,
+            [torch.full((1, 1, 4), -0.7)],
+            [torch.full((1, 1, 4), 1.3)],
+            torch.rand(row.alphas, 6, 2, 4),
         )
-        for part in (found.lower_slopes[0], found.lower_intercept, found.upper_slopes[0], found.upper_intercept):
+        for part in (
+            found.lower_slopes[0],
+            found.lower_intercept,
+            found.upper_slopes[0],
+            found.upper_intercept,
+        ):
             assert part.expand(6, 2, 4).shape == (6, 2, 4)
 
 
 def test_clip_is_a_relu_while_it_does_not_saturate_above() -> None:
-    assert numbers(relax("Clip", -1.0, 3.0, min=0.0, max=6.0)) == pytest.approx((1.0, 0.0, 0.75, 0.75))
+    assert numbers(relax("Clip", -1.0, 3.0, min=0.0, max=6.0)) == pytest.approx(
+        (1.0, 0.0, 0.75, 0.75)
+    )
 
 
 def test_clip_with_both_kinks() -> None:
-    lower_slope, lower_cut, upper_slope, upper_cut = numbers(relax("Clip", -2.0, 2.0, min=-1.0, max=1.0))
+    lower_slope, lower_cut, upper_slope, upper_cut = numbers(
+        relax("Clip", -2.0, 2.0, min=-1.0, max=1.0)
+    )
     assert (lower_slope, lower_cut) == pytest.approx((2 / 3, -1 / 3))
     assert (upper_slope, upper_cut) == pytest.approx((2 / 3, 1 / 3))
 
@@ -92,11 +111,19 @@ def test_mccormick_planes_are_the_ends_of_alpha() -> None:
     node = Node("y", "Mul", ("x", "z"), (1,))
     a, b, c, d = (torch.tensor([[[value]]], dtype=torch.float64) for value in (-1.0, 2.0, 0.5, 3.0))
     for first, (s, t, cut) in ((0.0, (0.5, -1.0, 0.5)), (1.0, (3.0, 2.0, -6.0))):
-        found = nonlinear_row("Mul").relax(node, [a, c], [b, d], torch.full((2, 1, 1, 1), first, dtype=torch.float64))
-        assert [part.item() for part in (*found.lower_slopes, found.lower_intercept)] == pytest.approx([s, t, cut])
+        found = nonlinear_row("Mul").relax(
+            node, [a, c], [b, d], torch.full((2, 1, 1, 1), first, dtype=torch.float64)
+        )
+        assert [
+            part.item() for part in (*found.lower_slopes, found.lower_intercept)
+        ] == pytest.approx([s, t, cut])
     for second, (s, t, cut) in ((0.0, (3.0, -1.0, 3.0)), (1.0, (0.5, 2.0, -1.0))):
-        found = nonlinear_row("Mul").relax(node, [a, c], [b, d], torch.full((2, 1, 1, 1), second, dtype=torch.float64))
-        assert [part.item() for part in (*found.upper_slopes, found.upper_intercept)] == pytest.approx([s, t, cut])
+        found = nonlinear_row("Mul").relax(
+            node, [a, c], [b, d], torch.full((2, 1, 1, 1), second, dtype=torch.float64)
+        )
+        assert [
+            part.item() for part in (*found.upper_slopes, found.upper_intercept)
+        ] == pytest.approx([s, t, cut])
 
 
 def test_a_product_keeps_the_sign_of_its_operands() -> None:
@@ -143,7 +170,8 @@ def test_elu_with_a_negative_scale_is_refused() -> None:
 
 
 def envelope_at_middle(function: Callable[[Tensor], Tensor], low: float, up: float) -> float:
-    """Value at the midpoint of the convex envelope of ``function`` on ``[low, up]``, by brute force."""
+    """Value at the midpoint of the convex envelope of ``function`` on ``[low, up]``, by brute
+    force."""
     x = torch.linspace(low, up, 2001, dtype=torch.float64)
     y = function(x)
     middle = (low + up) / 2
@@ -169,10 +197,12 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("op", FUNCTIONS)
 @pytest.mark.parametrize(
-    ("low", "up"), [(-1.0, 2.0), (-3.0, 0.5), (-0.2, 0.1), (0.3, 2.5), (-2.5, -1.0), (-4.0, 4.5), (2.0, 8.0)]
+    ("low", "up"),
+    [(-1.0, 2.0), (-3.0, 0.5), (-0.2, 0.1), (0.3, 2.5), (-2.5, -1.0), (-4.0, 4.5), (2.0, 8.0)],
 )
 def test_the_default_lines_have_the_least_area(op: str, low: float, up: float) -> None:
-    """A line's area depends on its value at the midpoint only, where the envelope is the best there is."""
+    """A line's area depends on its value at the midpoint only, where the envelope is the best there
+    is."""
     function = FUNCTIONS[op]
     lower_slope, lower_cut, upper_slope, upper_cut = numbers(relax(op, low, up))
     middle = (low + up) / 2

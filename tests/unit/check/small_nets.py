@@ -16,7 +16,11 @@ from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.reader import parse_query
 
-TYPES = {np.float32: TensorProto.FLOAT, np.float64: TensorProto.DOUBLE, np.float16: TensorProto.FLOAT16}
+TYPES = {
+    np.float32: TensorProto.FLOAT,
+    np.float64: TensorProto.DOUBLE,
+    np.float16: TensorProto.FLOAT16,
+}
 
 
 def affine(
@@ -27,7 +31,8 @@ def affine(
     dtype: Any = np.float32,
     activation: str = "",
 ) -> Path:
-    """``y = activation(W x + b)`` for ``weight [m, n]``; input ``shape`` is ``["batch", n]`` unless given."""
+    """``y = activation(W x + b)`` for ``weight [m, n]``; input ``shape`` is ``["batch", n]`` unless
+    given."""
     matrix = np.asarray(weight, dtype=dtype)
     nodes = [
         helper.make_node("Flatten", ["x"], ["flat"]),
@@ -44,7 +49,9 @@ def affine(
         [helper.make_tensor_value_info("y", TYPES[dtype], [shape[0], len(matrix)])],
         [
             numpy_helper.from_array(np.ascontiguousarray(matrix.T), "w"),
-            numpy_helper.from_array(np.broadcast_to(np.asarray(bias, dtype=dtype), len(matrix)).copy(), "b"),
+            numpy_helper.from_array(
+                np.broadcast_to(np.asarray(bias, dtype=dtype), len(matrix)).copy(), "b"
+            ),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

@@ -23,7 +23,9 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     net = affine(tmp_path / "net.onnx", [[1.0, -1.0, 1.0]])
     problem, replay, confirmer = opened(property_1(3, 1, *unit_box(3), "(> Y_0 2)"), net)
     assert audit(problem, replay, confirmer, 200, 0) is None
-    problem, replay, confirmer = opened(property_1(3, 1, *unit_box(3), "(<= X_0 -1)", "(> Y_0 2)"), net)
+    problem, replay, confirmer = opened(
+        property_1(3, 1, *unit_box(3), "(<= X_0 -1)", "(> Y_0 2)"), net
+    )
     assert not problem.cases and audit(problem, replay, confirmer, 200, 0) is None
 
 

@@ -1,4 +1,5 @@
-"""Exact evaluation: strictness, equality, products, misses of one ulp, and the scorer's reading beside it."""
+"""Exact evaluation: strictness, equality, products, misses of one ulp, and the scorer's reading
+beside it."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ def up(x: float) -> float:
 
 @pytest.mark.parametrize(
     ("op", "below", "equal", "above"),
-    [("<=", True, True, False), ("<", True, False, False), ("==", False, True, False), ("!=", True, False, True)],
+    [
+        ("<=", True, True, False),
+        ("<", True, False, False),
+        ("==", False, True, False),
+        ("!=", True, False, True),
+    ],
 )
 def test_one_ulp_decides(op: str, below: bool, equal: bool, above: bool) -> None:
     atom = Compare(op, X, number("0.5"))
@@ -59,7 +65,8 @@ def test_a_decimal_is_not_its_nearest_float() -> None:
 
 
 def test_the_scorers_rounding_must_hold_too() -> None:
-    # Exactly 0.1 < 0.100000001, but in float32 the constant rounds to a number below the nearest float of 0.1 + 1 ulp.
+    # Exactly 0.1 < 0.100000001, but in float32 the constant rounds to a number below the nearest
+    # float of 0.1 + 1 ulp.
     value = float(np.float32(0.1))
     atom = Compare("<", X, number("0.100000002"))
     assert exact_value(atom.left, at(value)) < Fraction("0.100000002")
@@ -70,7 +77,9 @@ def test_products_are_exact() -> None:
     square = Product((X, X))
     x = 1 + 2.0**-23
     assert exact_value(square, at(x)) == Fraction(x) ** 2
-    assert not atom_holds(Compare("<=", square, Const(Fraction(x) ** 2 - Fraction(1, 2**60))), at(x))
+    assert not atom_holds(
+        Compare("<=", square, Const(Fraction(x) ** 2 - Fraction(1, 2**60))), at(x)
+    )
     assert atom_holds(Compare("<=", square, number("4")), at(-2.0))
     assert not atom_holds(Compare("<", square, number("4")), at(-2.0))
     mixed = Sum((Product((number("-1"), X, Y)), number("3")))
@@ -87,7 +96,9 @@ def test_numbers_beyond_float64() -> None:
 def test_large_integers_are_not_rounded() -> None:
     values = {"X": np.array([2**53 + 1], dtype=np.int64)}
     assert exact_value(X, values) == 2**53 + 1
-    query = parse_query("(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 9007199254740992))")
+    query = parse_query(
+        "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 9007199254740992))"
+    )
     assert not Checker(query).holds(values | {"Y": np.zeros(1)})
 
 
@@ -101,7 +112,12 @@ def test_what_is_not_finite_never_holds(bad: float) -> None:
 
 def test_trees_and_what_they_report() -> None:
     near: Term = number("1.25")
-    tree: Formula = Or((And((Compare("<=", X, number("-7")), Compare("<=", Y, number("0")))), Compare("<=", near, X)))
+    tree: Formula = Or(
+        (
+            And((Compare("<=", X, number("-7")), Compare("<=", Y, number("0")))),
+            Compare("<=", near, X),
+        )
+    )
     values = at(1.0, 0.5)
     assert worst_atom(tree, values) == (Compare("<=", near, X), Fraction(1, 4))
     assert mentions(tree) == {"X", "Y"}
@@ -110,11 +126,20 @@ def test_trees_and_what_they_report() -> None:
 
 
 def test_checker_agrees_with_plain_evaluation() -> None:
-    text = property_1(2, 1, "(>= X_0 0.1)", "(< X_0 0.3)", "(and (> X_1 -0.7) (<= X_1 0.1))", "(>= Y_0 (* X_0 X_1))")
+    text = property_1(
+        2,
+        1,
+        "(>= X_0 0.1)",
+        "(< X_0 0.3)",
+        "(and (> X_1 -0.7) (<= X_1 0.1))",
+        "(>= Y_0 (* X_0 X_1))",
+    )
     query, random = parse_query(text), np.random.default_rng(0)
     checker, seen = Checker(query), set()
     edges = np.float32([0.1, 0.3, -0.7, 0.0])
-    edges = np.concatenate([edges, np.nextafter(edges, np.float32(9)), np.nextafter(edges, np.float32(-9))])
+    edges = np.concatenate(
+        [edges, np.nextafter(edges, np.float32(9)), np.nextafter(edges, np.float32(-9))]
+    )
     for _ in range(600):
         x, y = random.choice(edges, 2), random.choice(edges, 1)
         values = {"X": x, "Y": y}

@@ -1,4 +1,5 @@
-"""Replay on the original files: free batch axes, gzip, several networks, misfits, damaged and failing files."""
+"""Replay on the original files: free batch axes, gzip, several networks, misfits, damaged and
+failing files."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def test_two_networks_and_equal_to(tmp_path: Path) -> None:
 
 def test_a_misfit_names_both_sizes(tmp_path: Path) -> None:
     net = affine(tmp_path / "net.onnx", [[1, 2, 3], [1, 0, 0]])
-    with pytest.raises(PropertyError, match=r"inputs X \[2\] \(2 numbers\)|X \[2\].*net\.onnx.*\[1, 3\]"):
+    with pytest.raises(
+        PropertyError, match=r"inputs X \[2\] \(2 numbers\)|X \[2\].*net\.onnx.*\[1, 3\]"
+    ):
         opened(TEXT, net)
     net = affine(tmp_path / "other.onnx", [[1, 2]])
     with pytest.raises(PropertyError, match=r"Y \[2\].*2 numbers.*other\.onnx.*1 numbers"):
@@ -89,7 +92,9 @@ def test_shapes_of_version_2_must_correspond(tmp_path: Path) -> None:
 (declare-network f (declare-input X float32 {shape}) (declare-output Y float32 [1]))
 (assert (and (>= {one} 0) (<= {one} 1)))"""
     for shape in ("[2,3]", "[1,2,1,3]", "[6]", "[1,6]"):
-        query = parse_query(text.format(shape=shape, one="X[" + ",".join("0" * shape.count(",") + "0") + "]"))
+        query = parse_query(
+            text.format(shape=shape, one="X[" + ",".join("0" * shape.count(",") + "0") + "]")
+        )
         assert Replay(query, {"f": net}).n_inputs == 6
     with pytest.raises(PropertyError, match=r"X \[3, 2\].*\[1, 2, 3\]"):
         Replay(parse_query(text.format(shape="[3,2]", one="X[0,0]")), {"f": net})
@@ -142,5 +147,7 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     query = parse_query(property_1(2, 1, *unit_box(2), "(<= Y_0 1)"))
     replay = Replay(query, {query.networks[0].name: path})
-    with pytest.raises(ModelError, match=r"zip.onnx computes outputs that are no tensors of numbers"):
+    with pytest.raises(
+        ModelError, match=r"zip.onnx computes outputs that are no tensors of numbers"
+    ):
         replay.run(np.zeros(2))

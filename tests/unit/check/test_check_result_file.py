@@ -1,4 +1,5 @@
-"""Results files: what is written is accepted when read, and every kind of tampering gets the right sentence."""
+"""Results files: what is written is accepted when read, and every kind of tampering gets the right
+sentence."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def test_round_trip(tmp_path: Path, check: Check, text: str) -> None:
     assert found
     for witness in found:
         outcome = check(format_witness(confirmer.problem.query, witness), text)
-        assert outcome == CheckOutcome("sat", True, "accepted: every assertion holds exactly on replay")
+        assert outcome == CheckOutcome(
+            "sat", True, "accepted: every assertion holds exactly on replay"
+        )
 
 
 @pytest.mark.parametrize(
@@ -97,13 +100,29 @@ def test_lenient_reading_of_version_2(check: Check, result: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("(X_0 1.0)", "(X_0 1.0000001)", "rejected: the inputs lie outside the box: X_0 <= 1 fails by 1.19209e-07"),
-        ("(X_1 0.75)", "(X_1 0.25)", "rejected: the inputs satisfy their part, but 1.5 <= Y_0 fails by 0.25"),
-        ("(Y_0 1.75)", "(Y_0 1.5)", "holds exactly on replay; the outputs in the file differ from the replay by 0.25"),
+        (
+            "(X_0 1.0)",
+            "(X_0 1.0000001)",
+            "rejected: the inputs lie outside the box: X_0 <= 1 fails by 1.19209e-07",
+        ),
+        (
+            "(X_1 0.75)",
+            "(X_1 0.25)",
+            "rejected: the inputs satisfy their part, but 1.5 <= Y_0 fails by 0.25",
+        ),
+        (
+            "(Y_0 1.75)",
+            "(Y_0 1.5)",
+            "holds exactly on replay; the outputs in the file differ from the replay by 0.25",
+        ),
         ("(Y_0 1.75)", "", "malformed: there are 0 values of Y, but the property declares 1"),
         ("(X_1 0.75)", "(X_2 0.75)", "malformed: X_2 comes where X_1 is due"),
         ("(X_0 1.0)\n(X_1 0.75)", "(X_1 0.75)\n(X_0 1.0)", "malformed: X_1 comes where X_0 is due"),
-        ("(X_1 0.75)", "(X_1 0.75)\n(X_2 0.5)", "malformed: there are 3 values of X, but the property declares 2"),
+        (
+            "(X_1 0.75)",
+            "(X_1 0.75)\n(X_2 0.5)",
+            "malformed: there are 3 values of X, but the property declares 2",
+        ),
         ("(X_1 0.75)", "(X_1 nan)", "malformed: X_1 is nan, which is not finite"),
         ("(X_1 0.75)", "(X_1 -inf)", "malformed: X_1 is -inf, which is not finite"),
         ("(X_1 0.75)", "(X_1 3/4)", "malformed: X_1 has the value '3/4', which is no number"),
@@ -125,14 +144,34 @@ def test_tampering_with_version_1(check: Check, old: str, new: str, sentence: st
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("X_f real", "X_f float32", "malformed: X_f has the type float32, but the property declares real"),
-        ("Y_f float32", "Y_f float64", "malformed: Y_f has the type float64, but the property declares float32"),
-        ("X_f real [1,2]", "X_f real [2]", "malformed: X_f has the shape [2], but the property declares [1, 2]"),
+        (
+            "X_f real",
+            "X_f float32",
+            "malformed: X_f has the type float32, but the property declares real",
+        ),
+        (
+            "Y_f float32",
+            "Y_f float64",
+            "malformed: Y_f has the type float64, but the property declares float32",
+        ),
+        (
+            "X_f real [1,2]",
+            "X_f real [2]",
+            "malformed: X_f has the shape [2], but the property declares [1, 2]",
+        ),
         ("X_f real [1,2]", "X_h real [1,2]", "stands where tensor 'X_f real [1,2]' is due"),
         ("X_f real [1,2]\n", "", "stands where tensor 'X_f real [1,2]' is due"),
         ("0.25\n", "", "malformed: there are 1 values of X_f, but the property declares 2"),
-        ("0.25\n", "0.25\n0.25\n", "malformed: '0.5' stands where tensor 'Y_f float32 [1,1]' is due"),
-        ("Y_g float32 [1,1]\n1.0\n", "", "malformed: the file ends where tensor 'Y_g float32 [1,1]' is due"),
+        (
+            "0.25\n",
+            "0.25\n0.25\n",
+            "malformed: '0.5' stands where tensor 'Y_f float32 [1,1]' is due",
+        ),
+        (
+            "Y_g float32 [1,1]\n1.0\n",
+            "",
+            "malformed: the file ends where tensor 'Y_g float32 [1,1]' is due",
+        ),
         ("1.0\n", "1.0\nbye\n", "malformed: 'bye' follows after the last tensor"),
         ("0.25\n", "nan\n", "malformed: X_f[0,0] is nan, which is not finite"),
         ("0.25\n", "x\n", "malformed: X_f[0,0] has the value 'x', which is no number"),
@@ -140,7 +179,8 @@ def test_tampering_with_version_1(check: Check, old: str, new: str, sentence: st
         (
             "0.25\n",
             "0.5\n",
-            "the inputs satisfy their part, but Y_f[0,0] < Y_g[0,0] fails because both sides are equal",
+            "the inputs satisfy their part, but Y_f[0,0] < Y_g[0,0] fails because both sides are "
+            "equal",
         ),
     ],
 )
@@ -152,7 +192,9 @@ def test_tampering_with_version_2(check: Check, old: str, new: str, sentence: st
 
 
 def test_inputs_of_two_networks_that_must_agree(check: Check) -> None:
-    outcome = check(GOOD_2.replace("X_g real [1,2]\n0.5\n0.5\n", "X_g real [1,2]\n0.5\n0.25\n"), TWO)
+    outcome = check(
+        GOOD_2.replace("X_g real [1,2]\n0.5\n0.5\n", "X_g real [1,2]\n0.5\n0.25\n"), TWO
+    )
     assert not outcome.accepted
     assert "outside the box: X_g[0,1] == X_f[0,1] fails by 0.25" in outcome.sentence
 
@@ -160,9 +202,14 @@ def test_inputs_of_two_networks_that_must_agree(check: Check) -> None:
 def test_bounds_that_hold_only_in_the_networks_type(check: Check) -> None:
     text = property_1(2, 1, *unit_box(2, "0", "0.1"), "(>= Y_0 0.1)")
     result = "sat\n((X_0 0.1)\n(X_1 0.1)\n(Y_0 0.2))\n"
-    assert check(result, text).sentence.startswith("accepted: every assertion holds on replay, once input bounds are")
+    assert check(result, text).sentence.startswith(
+        "accepted: every assertion holds on replay, once input bounds are"
+    )
     outcome = check(result.replace("X_0 0.1", "X_0 0.10000001"), text)
-    assert not outcome.accepted and "outside the box: X_0 <= 0.1 fails by 8.9407e-09" in outcome.sentence
+    assert (
+        not outcome.accepted
+        and "outside the box: X_0 <= 0.1 fails by 8.9407e-09" in outcome.sentence
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +226,9 @@ def test_bounds_that_hold_only_in_the_networks_type(check: Check) -> None:
 )
 def test_other_words_have_nothing_to_replay(check: Check, text: str, word: str) -> None:
     assert split_word(text) == (word, "")
-    assert check(text, ONE) == CheckOutcome(word, True, f"the answer is {word}, so there is no witness to replay")
+    assert check(text, ONE) == CheckOutcome(
+        word, True, f"the answer is {word}, so there is no witness to replay"
+    )
 
 
 def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
@@ -200,7 +249,9 @@ def test_gzipped_results_and_lists_of_networks(tmp_path: Path) -> None:
     (tmp_path / "p.vnnlib").write_text(TWO)
     (tmp_path / "r.counterexample.gz").write_bytes(gzip.compress(GOOD_2.encode()))
     for argument in (str(net), f"[('f', '{net}')]", f"[('f', '{net}'), ('g', '{net}')]"):
-        assert check_result(tmp_path / "r.counterexample.gz", argument, tmp_path / "p.vnnlib").accepted
+        assert check_result(
+            tmp_path / "r.counterexample.gz", argument, tmp_path / "p.vnnlib"
+        ).accepted
     (tmp_path / "r.counterexample.gz").write_bytes(gzip.compress(GOOD_2.encode())[:-9])
     with pytest.raises(PropertyError, match="cannot be read"):
         check_result(tmp_path / "r.counterexample.gz", str(net), tmp_path / "p.vnnlib")
@@ -208,7 +259,17 @@ def test_gzipped_results_and_lists_of_networks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "argument",
-    ["", "[", "[]", "[1]", "[('f',)]", "[('f', 1)]", "[('f', 'a'), ('f', 'b')]", "[('g', 'a')]", "[__import__('os')]"],
+    [
+        "",
+        "[",
+        "[]",
+        "[1]",
+        "[('f',)]",
+        "[('f', 1)]",
+        "[('f', 'a'), ('f', 'b')]",
+        "[('g', 'a')]",
+        "[__import__('os')]",
+    ],
 )
 def test_lists_that_are_none(argument: str) -> None:
     with pytest.raises(PropertyError):
@@ -230,12 +291,16 @@ def test_missing_files(tmp_path: Path, check: Check) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "code"), [(GOOD_1, 0), (GOOD_1.replace("X_0 1.0", "X_0 2"), 1), ("unsat", 0), ("unknown", 3), ("x", 1)]
+    ("result", "code"),
+    [(GOOD_1, 0), (GOOD_1.replace("X_0 1.0", "X_0 2"), 1), ("unsat", 0), ("unknown", 3), ("x", 1)],
 )
 def test_the_command(tmp_path: Path, check: Check, result: str, code: int) -> None:
     sentence = check(result, ONE).sentence
     files = [str(tmp_path / name) for name in ("result.txt", "net.onnx", "property.vnnlib")]
     done = subprocess.run(
-        [sys.executable, "-m", "bitcrown.cli", "check", *files], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "bitcrown.cli", "check", *files],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (code, sentence + "\n")

@@ -1,4 +1,5 @@
-"""From candidates to witnesses: inward boxes, ties, strict confirmation, and the text of both versions."""
+"""From candidates to witnesses: inward boxes, ties, strict confirmation, and the text of both
+versions."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ TENTH = Fraction(1, 10)
 
 def summing(path: Path, inputs: int = 2, kind: int = TensorProto.FLOAT) -> Path:
     """``y = (sum of x, -sum of x)``."""
-    weight = np.stack([np.ones(inputs), -np.ones(inputs)], axis=1).astype(helper.tensor_dtype_to_np_dtype(kind))
+    weight = np.stack([np.ones(inputs), -np.ones(inputs)], axis=1).astype(
+        helper.tensor_dtype_to_np_dtype(kind)
+    )
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "g",
@@ -30,12 +33,17 @@ def summing(path: Path, inputs: int = 2, kind: int = TensorProto.FLOAT) -> Path:
         [helper.make_tensor_value_info("y", kind, [1, 2])],
         [numpy_helper.from_array(weight, "w")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path
+    )
     return path
 
 
 def problem_1(path: Path, box: str, output: str) -> Problem:
-    text = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
+    text = (
+        "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 "
+        "Real)(declare-const Y_1 Real)"
+    )
     return problem_from_query(parse_query(f"{text}\n{box}\n{output}"), {"N": path})
 
 
@@ -53,12 +61,18 @@ def test_bounds_are_rounded_inward_for_every_type() -> None:
     assert not is_off.any()
     for i, kind in enumerate(kinds[:3]):
         assert Fraction(low[i]) >= TENTH > Fraction(float(np.nextafter(kind(low[i]), kind(0))))
-        assert Fraction(high[i]) <= Fraction(7, 10) < Fraction(float(np.nextafter(kind(high[i]), kind(1))))
+        assert (
+            Fraction(high[i])
+            <= Fraction(7, 10)
+            < Fraction(float(np.nextafter(kind(high[i]), kind(1))))
+        )
     assert (low[3], high[3]) == (1.0, 3.0)
 
 
 def test_a_pinned_decimal_is_marked_and_taken_to_the_nearest() -> None:
-    low, high, is_off = inward_box([TENTH, Fraction(1, 2)], [TENTH, Fraction(1, 2)], [np.float32, np.float32])
+    low, high, is_off = inward_box(
+        [TENTH, Fraction(1, 2)], [TENTH, Fraction(1, 2)], [np.float32, np.float32]
+    )
     assert is_off.tolist() == [True, False]
     assert low.tolist() == high.tolist() == [float(np.float32(0.1)), 0.5]
 
@@ -87,7 +101,10 @@ def test_candidates_that_are_not_finite_are_dropped(tmp_path: Path, bad: float) 
 def test_a_point_that_misses_by_an_ulp_is_refused(tmp_path: Path) -> None:
     path = summing(tmp_path / "n.onnx")
     box = "(assert (>= X_0 0.0))(assert (<= X_0 0.5))(assert (>= X_1 0.0))(assert (<= X_1 0.25))"
-    assert confirmer_of(problem_1(path, box, "(assert (>= Y_0 0.75))")).confirm(np.array([1.0, 1.0])) is not None
+    assert (
+        confirmer_of(problem_1(path, box, "(assert (>= Y_0 0.75))")).confirm(np.array([1.0, 1.0]))
+        is not None
+    )
     problem = problem_1(path, box, "(assert (>= Y_0 0.7500000000000001))")
     assert confirmer_of(problem).confirm(np.array([1.0, 1.0])) is None
 
@@ -116,7 +133,15 @@ def test_tied_inputs_are_found_and_made_equal() -> None:
     def less(i: int, j: int, bound: int = 0) -> Constraint:
         return Constraint((((i,), Fraction(1)), ((j,), Fraction(-1))), Fraction(bound))
 
-    constraints = [less(0, 3), less(3, 0), less(3, 5), less(5, 3), less(1, 2), less(4, 2, 1), less(2, 4, -1)]
+    constraints = [
+        less(0, 3),
+        less(3, 0),
+        less(3, 5),
+        less(5, 3),
+        less(1, 2),
+        less(4, 2, 1),
+        less(2, 4, -1),
+    ]
     assert [group.tolist() for group in tied_inputs(constraints, 6)] == [[0, 3, 5]]
     assert tied_inputs([less(0, 9), less(9, 0)], 6) == []
 
@@ -142,10 +167,15 @@ def test_the_text_of_version_1(tmp_path: Path) -> None:
     problem = problem_1(summing(tmp_path / "n.onnx"), UNIT, "(assert (>= Y_0 0.0))")
     witness = confirmer_of(problem).confirm(np.array([0.5, 0.25]))
     assert witness is not None
-    assert format_witness(problem.query, witness) == "sat\n((X_0 0.5)\n(X_1 0.25)\n(Y_0 0.75)\n(Y_1 -0.75))\n"
+    assert (
+        format_witness(problem.query, witness)
+        == "sat\n((X_0 0.5)\n(X_1 0.25)\n(Y_0 0.75)\n(Y_1 -0.75))\n"
+    )
 
 
-@pytest.mark.parametrize("value", [np.float32(0.1), np.float64(0.1), np.float16(0.1), np.float32(1e-40), np.int32(-3)])
+@pytest.mark.parametrize(
+    "value", [np.float32(0.1), np.float64(0.1), np.float16(0.1), np.float32(1e-40), np.int32(-3)]
+)
 def test_numbers_are_written_so_that_they_come_back(value: np.generic) -> None:
     assert value.dtype.type(float(number_text(value))) == value
     assert float(number_text(value)) == float(value)  # type: ignore[arg-type]
@@ -155,13 +185,18 @@ def test_a_written_witness_passes_the_check_and_a_moved_one_does_not(tmp_path: P
     path = summing(tmp_path / "n.onnx")
     problem = problem_1(path, UNIT, "(assert (>= Y_0 0.9))")
     (tmp_path / "p.vnnlib").write_text(
-        "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
-        + UNIT
-        + "(assert (>= Y_0 0.9))"
+        "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const "
+        "Y_1 Real)" + UNIT + "(assert (>= Y_0 0.9))"
     )
     witness = confirmer_of(problem).confirm(np.array([0.69, 0.29]))
     assert witness is not None
     text = format_witness(problem.query, witness)
-    for written, accepted in ((text, True), (text.replace("(X_0 0.", "(X_0 1."), False), ("sat\n", False)):
+    for written, accepted in (
+        (text, True),
+        (text.replace("(X_0 0.", "(X_0 1."), False),
+        ("sat\n", False),
+    ):
         (tmp_path / "r.txt").write_text(written)
-        assert check_result(tmp_path / "r.txt", str(path), tmp_path / "p.vnnlib").accepted is accepted
+        assert (
+            check_result(tmp_path / "r.txt", str(path), tmp_path / "p.vnnlib").accepted is accepted
+        )

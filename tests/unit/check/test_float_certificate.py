@@ -1,4 +1,5 @@
-"""Certificates of float networks end to end: every kind of part and piecewise-linear operator, and what is refused."""
+"""Certificates of float networks end to end: every kind of part and piecewise-linear operator, and
+what is refused."""
 
 from __future__ import annotations
 
@@ -33,8 +34,11 @@ def kinds(data: bytes) -> set[str]:
     return {part["kind"] for part in decode(data)["parts"]}
 
 
-def activated(path: Path, middle: list[Any], width: int, constants: dict[str, Any] | None = None) -> Path:
-    """``W2 f(W1 x + b)`` with the nodes ``middle`` from ``z`` to ``h``; ``width`` elements of ``h``."""
+def activated(
+    path: Path, middle: list[Any], width: int, constants: dict[str, Any] | None = None
+) -> Path:
+    """``W2 f(W1 x + b)`` with the nodes ``middle`` from ``z`` to ``h``; ``width`` elements of
+    ``h``."""
     random = np.random.default_rng(5)
     weights = {
         "w1": random.normal(size=(3, 8)).astype(np.float32),
@@ -54,7 +58,10 @@ def activated(path: Path, middle: list[Any], width: int, constants: dict[str, An
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+        str(path),
+    )
     return path
 
 
@@ -79,7 +86,10 @@ ACTIVATIONS: dict[str, tuple[list[Any], int, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_piecewise_linear_operator_is_covered(tmp_path: Path, name: str) -> None:
     middle, width, constants = ACTIVATIONS[name]
-    onnx_path, prop = activated(tmp_path / "net.onnx", middle, width, constants), tmp_path / "prop.vnnlib"
+    onnx_path, prop = (
+        activated(tmp_path / "net.onnx", middle, width, constants),
+        tmp_path / "prop.vnnlib",
+    )
     box = np.ones(3)
     prop.write_text(box_property(-box, box, 1, "(<= Y_0 -1000.0)"))
     points = np.random.default_rng(0).uniform(-1, 1, (5000, 3))
@@ -122,7 +132,9 @@ def test_rows_that_must_hold_together_and_several_boxes(tmp_path: Path) -> None:
 
 
 def test_rows_over_an_affine_network_of_many_inputs(tmp_path: Path) -> None:
-    subject = dense_subject(tmp_path, 3, [20, 2], 0.5, "(and (<= Y_0 -0.5) (<= Y_1 -0.5) (>= (+ Y_0 Y_1) -0.9))")
+    subject = dense_subject(
+        tmp_path, 3, [20, 2], 0.5, "(and (<= Y_0 -0.5) (<= Y_1 -0.5) (>= (+ Y_0 Y_1) -0.9))"
+    )
     data = written(subject)
     assert kinds(data) == {"neurons"} and check(data, subject).accepted
 
@@ -178,7 +190,9 @@ def test_time_that_is_up_costs_the_certificate_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("text", ["0.1", "-0.1", "16777217", "0.30000001", "65519.99", "1e-46", "3.5e38", "0"])
+@pytest.mark.parametrize(
+    "text", ["0.1", "-0.1", "16777217", "0.30000001", "65519.99", "1e-46", "3.5e38", "0"]
+)
 def test_boxes_contain_every_reading_of_a_bound(dtype: Any, text: str) -> None:
     value = Fraction(text)
     high, low = outward(value, np.dtype(dtype)), -outward(-value, np.dtype(dtype))

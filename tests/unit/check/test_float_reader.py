@@ -26,7 +26,9 @@ def values(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def saved(path: Path, nodes: list[Any], shape: list[int], constants: dict[str, Any], opset: int = 13) -> Problem:
+def saved(
+    path: Path, nodes: list[Any], shape: list[int], constants: dict[str, Any], opset: int = 13
+) -> Problem:
     """A network from ``x`` to ``y`` and a property that says nothing about its outputs."""
     graph = helper.make_graph(
         nodes,
@@ -41,10 +43,14 @@ def saved(path: Path, nodes: list[Any], shape: list[int], constants: dict[str, A
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path / "net.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path / "net.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     n = int(np.prod(shape))
     m = session.run(None, {"x": np.zeros(shape, np.float32)})[0].size
-    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [f"(declare-const Y_{j} Real)" for j in range(m)]
+    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [
+        f"(declare-const Y_{j} Real)" for j in range(m)
+    ]
     lines += [f"(assert (>= X_{i} -1.0))\n(assert (<= X_{i} 1.0))" for i in range(n)]
     (path / "prop.vnnlib").write_text("\n".join([*lines, "(assert (<= Y_0 0.0))"]))
     return load(path / "net.onnx", path / "prop.vnnlib")
@@ -63,7 +69,11 @@ OPERATORS: dict[str, tuple[list[int], Callable[[], Any], dict[str, Any]]] = {
     ),
     "gemm plain": (MATRIX, lambda: node("Gemm", "w"), {"w": values(12, 5)}),
     "matmul stacked": ([1, 3, 4], lambda: node("MatMul", "w"), {"w": values(4, 2)}),
-    "matmul left": ([4, 3], lambda: helper.make_node("MatMul", ["w", "x"], ["y"]), {"w": values(5, 4)}),
+    "matmul left": (
+        [4, 3],
+        lambda: helper.make_node("MatMul", ["w", "x"], ["y"]),
+        {"w": values(5, 4)},
+    ),
     "add": (MATRIX, lambda: node("Add", "w"), {"w": values(1, 12)}),
     "sub from": (MATRIX, lambda: helper.make_node("Sub", ["w", "x"], ["y"]), {"w": values(1)}),
     "add twice": (MATRIX, lambda: helper.make_node("Add", ["x", "x"], ["y"]), {}),
@@ -81,9 +91,17 @@ OPERATORS: dict[str, tuple[list[int], Callable[[], Any], dict[str, Any]]] = {
     "clip above": (MATRIX, lambda: node("Clip", "", "h"), {"h": np.float32(0.2)}),
     "max": (MATRIX, lambda: node("Max", "w"), {"w": values(1, 12)}),
     "max pool": (IMAGE, lambda: node("MaxPool", kernel_shape=[2, 2], strides=[2, 1]), {}),
-    "max pool padded": (IMAGE, lambda: node("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]), {}),
+    "max pool padded": (
+        IMAGE,
+        lambda: node("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
+        {},
+    ),
     "average pool": (IMAGE, lambda: node("AveragePool", kernel_shape=[2, 3], strides=[2, 2]), {}),
-    "average padded": (IMAGE, lambda: node("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), {}),
+    "average padded": (
+        IMAGE,
+        lambda: node("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        {},
+    ),
     "average included": (
         IMAGE,
         lambda: node("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 0], count_include_pad=1),
@@ -97,17 +115,30 @@ OPERATORS: dict[str, tuple[list[int], Callable[[], Any], dict[str, Any]]] = {
         lambda: node("Conv", "w", "b", pads=[1, 0, 2, 1], strides=[2, 1]),
         {"w": values(3, 4, 3, 2), "b": values(3)},
     ),
-    "conv groups": (IMAGE, lambda: node("Conv", "w", group=2, dilations=[2, 1]), {"w": values(6, 2, 2, 2)}),
+    "conv groups": (
+        IMAGE,
+        lambda: node("Conv", "w", group=2, dilations=[2, 1]),
+        {"w": values(6, 2, 2, 2)},
+    ),
     "conv depth": (
         IMAGE,
         lambda: node("Conv", "w", group=4, auto_pad="SAME_UPPER", strides=[2, 2]),
         {"w": values(4, 1, 3, 3)},
     ),
-    "conv 1d": ([1, 2, 9], lambda: node("Conv", "w", "b", pads=[1, 1]), {"w": values(3, 2, 3), "b": values(3)}),
+    "conv 1d": (
+        [1, 2, 9],
+        lambda: node("Conv", "w", "b", pads=[1, 1]),
+        {"w": values(3, 2, 3), "b": values(3)},
+    ),
     "batch norm": (
         IMAGE,
         lambda: node("BatchNormalization", "s", "b", "m", "v"),
-        {"s": values(4), "b": values(4, seed=1), "m": values(4, seed=2), "v": np.abs(values(4, seed=3))},
+        {
+            "s": values(4),
+            "b": values(4, seed=1),
+            "m": values(4, seed=2),
+            "v": np.abs(values(4, seed=3)),
+        },
     ),
     "transpose": (IMAGE, lambda: node("Transpose", perm=[0, 3, 1, 2]), {}),
     "flatten": (IMAGE, lambda: node("Flatten", axis=2), {}),
@@ -120,7 +151,11 @@ OPERATORS: dict[str, tuple[list[int], Callable[[], Any], dict[str, Any]]] = {
         lambda: node("Slice", "s", "e", "a", "t"),
         {"s": ints(1, -1), "e": ints(9, -9), "a": ints(2, 3), "t": ints(2, -1)},
     ),
-    "pad": (IMAGE, lambda: node("Pad", "p", "v"), {"p": ints(0, 0, 1, 0, 0, 0, 2, 1), "v": np.float32(0.7)}),
+    "pad": (
+        IMAGE,
+        lambda: node("Pad", "p", "v"),
+        {"p": ints(0, 0, 1, 0, 0, 0, 2, 1), "v": np.float32(0.7)},
+    ),
     "concat": (MATRIX, lambda: helper.make_node("Concat", ["x", "x"], ["y"], axis=1), {}),
     "identity": (MATRIX, lambda: node("Identity"), {}),
     "dropout": (MATRIX, lambda: node("Dropout"), {}),
@@ -134,20 +169,33 @@ def test_operator_computes_what_onnxruntime_does(tmp_path: Path, name: str) -> N
     problem = saved(tmp_path, [make()], shape, constants)
     network, dtypes = read_networks(problem.query, problem.networks)
     assert set(dtypes) == {np.dtype(np.float32)}
-    points = np.random.default_rng(1).uniform(-1, 1, (8, problem.n_inputs)).astype(np.float32).astype(np.float64)
+    points = (
+        np.random.default_rng(1)
+        .uniform(-1, 1, (8, problem.n_inputs))
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     wanted = np.stack([Replay(problem.query, problem.networks).run(x)[1][0] for x in points])
     found = network.values(points)[network.output]
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
-    for number, item in enumerate(network.nodes[1:], 1):  # transposes and magnitudes agree with the map itself
+    for number, item in enumerate(
+        network.nodes[1:], 1
+    ):  # transposes and magnitudes agree with the map itself
         if isinstance(item, Relu):
             continue
         sources = [network.values(points)[s] for s in item.sources]
         linear = item.forward(sources)
         a = np.random.default_rng(2).normal(size=(8, item.size))
         pulled = item.adjoint(a)
-        both = sum((part * source).sum(axis=1) for part, source in zip(pulled, sources, strict=True))
-        np.testing.assert_allclose(both, (a * linear).sum(axis=1), rtol=1e-9, atol=1e-9, err_msg=str(number))
-        assert (item.forward([np.abs(s) for s in sources], is_absolute=True) >= np.abs(linear) - 1e-12).all()
+        both = sum(
+            (part * source).sum(axis=1) for part, source in zip(pulled, sources, strict=True)
+        )
+        np.testing.assert_allclose(
+            both, (a * linear).sum(axis=1), rtol=1e-9, atol=1e-9, err_msg=str(number)
+        )
+        assert (
+            item.forward([np.abs(s) for s in sources], is_absolute=True) >= np.abs(linear) - 1e-12
+        ).all()
         assert item.terms >= 1
 
 
@@ -163,7 +211,9 @@ def test_a_bias_is_not_added_to_what_others_read(tmp_path: Path) -> None:
     network, _ = read_networks(problem.query, problem.networks)
     x = np.linspace(-1, 1, 12)[None]
     z = x @ constants["w"].astype(np.float64)
-    np.testing.assert_allclose(network.values(x)[network.output], 3 * z + 2 * constants["b"], rtol=1e-12)
+    np.testing.assert_allclose(
+        network.values(x)[network.output], 3 * z + 2 * constants["b"], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("op", ["Sigmoid", "Tanh", "Exp", "Sign", "Softmax"])

@@ -1,4 +1,5 @@
-"""A small convolutional classifier, trained for a moment, as an ONNX file made of onnx nodes alone."""
+"""A small convolutional classifier, trained for a moment, as an ONNX file made of onnx nodes
+alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MEAN, STD = 0.25, 0.5
 
 
 def blobs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """8-bit images ``[B, 1, 6, 6]`` of three kinds: a faint spot at one of three places, in noise."""
+    """8-bit images ``[B, 1, 6, 6]`` of three kinds: a faint spot at one of three places, in
+    noise."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, CLASSES, count)
     centre = np.array([[1, 1], [4, 4], [1, 4]])[labels]
@@ -49,7 +51,9 @@ def train(images: np.ndarray, labels: np.ndarray, steps: int) -> list[np.ndarray
 def write_classifier(path: Path, weights: list[np.ndarray]) -> Path:
     names = ("kernel", "kernel_bias", "matrix", "matrix_bias", "last", "last_bias")
     nodes = [
-        helper.make_node("Conv", ["x", "kernel", "kernel_bias"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "Conv", ["x", "kernel", "kernel_bias"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]
+        ),
         helper.make_node("Relu", ["c"], ["r"]),
         helper.make_node("Flatten", ["r"], ["f"]),
         helper.make_node("Gemm", ["f", "matrix", "matrix_bias"], ["g"], transB=1),
@@ -63,5 +67,7 @@ def write_classifier(path: Path, weights: list[np.ndarray]) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, CLASSES])],
         [numpy_helper.from_array(value, name) for name, value in zip(names, weights, strict=True)],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path

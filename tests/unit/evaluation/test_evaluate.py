@@ -1,4 +1,5 @@
-"""Evaluation end to end on a small trained network: columns agree image by image, runs resume, errors are loud."""
+"""Evaluation end to end on a small trained network: columns agree image by image, runs resume,
+errors are loud."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def logits_of(network: Path, image: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A briefly trained network; it is right on most images of ``blobs``."""
-    return write_classifier(tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 150))
+    return write_classifier(
+        tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 150)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,9 @@ def finished(
 Finished = tuple[Evaluator, list[Outcome], Path]
 
 
-def test_every_status_is_what_onnxruntime_and_sampling_say(finished: Finished, classifier: Path, data: Path) -> None:
+def test_every_status_is_what_onnxruntime_and_sampling_say(
+    finished: Finished, classifier: Path, data: Path
+) -> None:
     evaluator, outcomes, _ = finished
     images = read_images(data)
     generator = np.random.default_rng(0)
@@ -105,13 +110,23 @@ def test_every_status_is_what_onnxruntime_and_sampling_say(finished: Finished, c
         if one.status == "proved":
             for _ in range(20):
                 move = generator.choice([-1.0, 1.0], image.shape) * float(EPS)
-                assert logits_of(classifier, np.clip(image + move, 0, 1).astype(np.float32)).argmax() == label
+                assert (
+                    logits_of(classifier, np.clip(image + move, 0, 1).astype(np.float32)).argmax()
+                    == label
+                )
 
 
 def test_columns_decrease_and_match_the_images(finished: Finished) -> None:
     _, outcomes, _ = finished
     rows = {row.name: row.count for row in shares(outcomes, LEVELS, True)}
-    assert rows["crown"] <= rows["alpha"] <= rows["bab"] <= rows["attack"] <= rows["clean"] < len(outcomes)
+    assert (
+        rows["crown"]
+        <= rows["alpha"]
+        <= rows["bab"]
+        <= rows["attack"]
+        <= rows["clean"]
+        < len(outcomes)
+    )
     assert rows["crown"] < rows["alpha"] < rows["bab"] < rows["clean"]
     assert not any(one.is_contradiction for one in outcomes)
     assert rows["clean"] == sum(one.status != "wrong" for one in outcomes)
@@ -148,23 +163,31 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     (tmp_path / "images.jsonl").write_bytes(b"".join([*clean[:10], clean[10][:20]]))
     evaluator, again = evaluate(plan_for(classifier), data, tmp_path)
     strip = [(one.image, one.status, one.broken_by, one.proved_by, one.bound) for one in outcomes]
-    assert [(one.image, one.status, one.broken_by, one.proved_by, one.bound) for one in again] == strip
+    assert [
+        (one.image, one.status, one.broken_by, one.proved_by, one.bound) for one in again
+    ] == strip
     kept = (tmp_path / "images.jsonl").read_bytes().splitlines(keepends=True)
     assert kept[:10] == clean[:10] and len(evaluator.journal.findings[ATTACK]) == len(attacked)
 
 
-def test_a_finished_run_does_nothing_again(finished: Finished, classifier: Path, data: Path) -> None:
+def test_a_finished_run_does_nothing_again(
+    finished: Finished, classifier: Path, data: Path
+) -> None:
     _, outcomes, folder = finished
     before = (folder / "images.jsonl").read_bytes()
     _, again = evaluate(plan_for(classifier), data, folder)
     assert (folder / "images.jsonl").read_bytes() == before and again == outcomes
 
 
-def test_more_levels_may_follow_in_the_same_folder(classifier: Path, data: Path, tmp_path: Path) -> None:
+def test_more_levels_may_follow_in_the_same_folder(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
     _, few = evaluate(plan_for(classifier, levels=LEVELS[:1]), data, tmp_path)
     _, more = evaluate(plan_for(classifier), data, tmp_path)
     assert {one.proved_by for one in few} == {"", "crown"}
-    assert [one.image for one in few if one.proved_by] == [one.image for one in more if one.proved_by == "crown"]
+    assert [one.image for one in few if one.proved_by] == [
+        one.image for one in more if one.proved_by == "crown"
+    ]
     assert sum(bool(one.proved_by) for one in more) > sum(bool(one.proved_by) for one in few)
 
 
@@ -196,12 +219,17 @@ class Dying:
 
 @pytest.mark.parametrize(("code", "message"), [(7, "ended with code 7"), (0, "no such layer")])
 def test_a_lost_worker_proves_nothing(code: int, message: str) -> None:
-    blocks = [([k], np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.int64), np.zeros(1, bool)) for k in range(2)]
+    blocks = [
+        ([k], np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.int64), np.zeros(1, bool))
+        for k in range(2)
+    ]
     with pytest.raises(BitcrownError, match=message):
         list(prove_blocks(Dying(code), Settings(device="cpu", memory_gib=1.0), blocks, 2))
 
 
-def test_another_evaluation_in_the_folder_is_refused(finished: Finished, classifier: Path, data: Path) -> None:
+def test_another_evaluation_in_the_folder_is_refused(
+    finished: Finished, classifier: Path, data: Path
+) -> None:
     folder = finished[2]
     with pytest.raises(SettingsError, match="eps"):
         Journal(folder, plan_for(classifier, eps=Fraction(1, 255)).identity())
@@ -212,7 +240,9 @@ def test_another_evaluation_in_the_folder_is_refused(finished: Finished, classif
         Evaluator(plan, other, Journal(folder, plan.identity())).run()
 
 
-def test_a_damaged_adversarial_image_is_noticed(classifier: Path, data: Path, tmp_path: Path) -> None:
+def test_a_damaged_adversarial_image_is_noticed(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
     plan = plan_for(classifier, levels=LEVELS[:1])
     _, outcomes = evaluate(plan, data, tmp_path)
     broken = next(one.image for one in outcomes if one.broken_by)
@@ -231,33 +261,95 @@ def test_broken_and_proved_is_reported_as_wrong(
     found = evaluator.journal.get(BOUNDS, broken)
     assert found is not None
     evaluator.journal.add(BOUNDS, broken, {**found, "proved_by": "crown"})
-    arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
-    arguments += ["--steps", "10", "--restarts", "2", "--cpu-seconds-per-image", "60", "--out", str(tmp_path)]
+    arguments = [
+        "evaluate",
+        str(classifier),
+        "--data",
+        str(data),
+        "--eps",
+        "8/255",
+        "--mean",
+        "0.25",
+        "--std",
+        "0.5",
+    ]
+    arguments += [
+        "--steps",
+        "10",
+        "--restarts",
+        "2",
+        "--cpu-seconds-per-image",
+        "60",
+        "--out",
+        str(tmp_path),
+    ]
     arguments += ["--bounds", "crown"]
-    assert main([*arguments, "--html", str(tmp_path / "page.html"), "--device", "cpu", "--memory-gib", "1"]) == 1
+    assert (
+        main(
+            [
+                *arguments,
+                "--html",
+                str(tmp_path / "page.html"),
+                "--device",
+                "cpu",
+                "--memory-gib",
+                "1",
+            ]
+        )
+        == 1
+    )
     assert not (tmp_path / "page.html").exists()
     assert f"[{broken}]" in capsys.readouterr().err
 
 
 def test_command_writes_table_record_and_list(
-    finished: Finished, classifier: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished,
+    classifier: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, outcomes, _ = finished
-    arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "8/255", "--mean", "0.25", "--std", "0.5"]
+    arguments = [
+        "evaluate",
+        str(classifier),
+        "--data",
+        str(data),
+        "--eps",
+        "8/255",
+        "--mean",
+        "0.25",
+        "--std",
+        "0.5",
+    ]
     arguments += ["--steps", "10", "--restarts", "2", "--first", "20", "--out", str(tmp_path)]
-    code = main([*arguments, "--select", str(tmp_path / "list.txt"), "--device", "cpu", "--memory-gib", "1"])
+    code = main(
+        [*arguments, "--select", str(tmp_path / "list.txt"), "--device", "cpu", "--memory-gib", "1"]
+    )
     assert code == 0
     whole = json.loads((tmp_path / "record.json").read_text())
     (record,) = whole["runs"]
     printed = capsys.readouterr().out
     first = outcomes[:20]
-    assert record["accuracy"]["clean"]["count"] == sum(one.is_right for one in first) and record["images"] == 20
+    assert (
+        record["accuracy"]["clean"]["count"] == sum(one.is_right for one in first)
+        and record["images"] == 20
+    )
     assert f"{100 * record['accuracy']['clean']['share']:.2f} %" in printed
-    assert sum(record["proved_by"].values()) + sum(record["broken_by"].values()) <= record["accuracy"]["clean"]["count"]
-    assert record["eps"] == "8/255" and record["contradictions"] == [] and len(record["per_image"]) == 20
+    assert (
+        sum(record["proved_by"].values()) + sum(record["broken_by"].values())
+        <= record["accuracy"]["clean"]["count"]
+    )
+    assert (
+        record["eps"] == "8/255"
+        and record["contradictions"] == []
+        and len(record["per_image"]) == 20
+    )
     numbers = [int(line) for line in (tmp_path / "list.txt").read_text().split()]
     assert numbers == [
-        one.image for one in first if one.is_right and one.broken_by != "pgd" and one.proved_by != "crown"
+        one.image
+        for one in first
+        if one.is_right and one.broken_by != "pgd" and one.proved_by != "crown"
     ]
 
 
@@ -294,7 +386,10 @@ def test_box_holds_both_readings_and_little_more(classifier: Path, data: Path) -
         exact_lower, exact_upper = boxes.exact(images[k])
         for i in range(36):
             pixel = Fraction(float(images[k].ravel()[i]))
-            ends = [(min(max(pixel + move, Fraction(0)), Fraction(1)) - MEAN[0]) / STD[0] for move in (-EPS, EPS)]
+            ends = [
+                (min(max(pixel + move, Fraction(0)), Fraction(1)) - MEAN[0]) / STD[0]
+                for move in (-EPS, EPS)
+            ]
             assert Fraction(lower[k, i]) <= exact_lower[i] <= ends[0]
             assert Fraction(upper[k, i]) >= exact_upper[i] >= ends[1]
             assert upper[k, i] - lower[k, i] <= float(ends[1] - ends[0]) + 1e-6
@@ -320,7 +415,9 @@ def test_wilson_interval_and_levels() -> None:
         low, high = Share("clean", count, 10).interval()
         assert 0.0 <= low <= count / 10 <= high <= 1.0 and low < high
     for few, many in pairwise((10, 100, 1000)):
-        width = [high - low for low, high in (Share("c", n // 2, n).interval() for n in (few, many))]
+        width = [
+            high - low for low, high in (Share("c", n // 2, n).interval() for n in (few, many))
+        ]
         assert width[1] < width[0]
     assert parse_levels("bab") == LEVELS and parse_levels("crown") == ("crown",)
     assert parse_levels("crown, alpha") == ("crown", "alpha")

@@ -1,4 +1,5 @@
-"""Every layout of labelled images reads back what was written; a CIFAR pickle that is a program is refused unread."""
+"""Every layout of labelled images reads back what was written; a CIFAR pickle that is a program is
+refused unread."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 def check(found: ImageSet, images: np.ndarray, labels: np.ndarray) -> None:
     assert found.images.dtype == np.float32 and found.labels.dtype == np.int64
-    np.testing.assert_array_equal(found.images, (images.astype(np.float64) / 255).astype(np.float32))
+    np.testing.assert_array_equal(
+        found.images, (images.astype(np.float64) / 255).astype(np.float32)
+    )
     np.testing.assert_array_equal(found.labels, labels)
 
 
@@ -39,7 +42,9 @@ def test_idx(tmp_path: Path, packed: bool) -> None:
     images, labels = levels(5, (4, 3)), np.array([3, 1, 4, 1, 5], dtype=np.uint8)
     for name, array in (("t10k-images-idx3-ubyte", images), ("t10k-labels-idx1-ubyte", labels)):
         data = idx_bytes(array)
-        (tmp_path / (name + ".gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
+        (tmp_path / (name + ".gz" if packed else name)).write_bytes(
+            gzip.compress(data) if packed else data
+        )
     check(read_images(tmp_path, first=3), images[:3, None], labels[:3])
     file = next(tmp_path.glob("t10k-images*"))
     check(read_images(file), images[:, None], labels)
@@ -56,7 +61,13 @@ def test_idx_that_ends_early(tmp_path: Path) -> None:
 def test_npz(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images, labels = levels(4, shape), np.arange(4)
     np.savez(tmp_path / "a.npz", x=images, y=labels)
-    expected = images[:, None] if len(shape) == 2 else images.transpose(0, 3, 1, 2) if shape[2] == 3 else images
+    expected = (
+        images[:, None]
+        if len(shape) == 2
+        else images.transpose(0, 3, 1, 2)
+        if shape[2] == 3
+        else images
+    )
     check(read_images(tmp_path / "a.npz"), expected, labels)
 
 
@@ -89,7 +100,9 @@ def test_class_folders_are_read_in_sorted_order(tmp_path: Path) -> None:
 
 def test_cifar_binary_and_its_fine_labels(tmp_path: Path) -> None:
     images, labels = levels(3, (3, 32, 32)), np.array([7, 99, 0], dtype=np.uint8)
-    record = np.concatenate([np.full((3, 1), 5, np.uint8), labels[:, None], images.reshape(3, -1)], axis=1)
+    record = np.concatenate(
+        [np.full((3, 1), 5, np.uint8), labels[:, None], images.reshape(3, -1)], axis=1
+    )
     (tmp_path / "test.bin").write_bytes(record.tobytes())
     check(read_images(tmp_path, first=2), images[:2], labels[:2])
     (tmp_path / "test_batch.bin").write_bytes(record[:, 1:].tobytes())
@@ -99,7 +112,12 @@ def test_cifar_binary_and_its_fine_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_cifar_python(tmp_path: Path, protocol: int) -> None:
     images, labels = levels(3, (3, 32, 32)), [7, 9, 0]
-    batch = {"data": images.reshape(3, -1), "labels": labels, "filenames": ["a", "b", "c"], "batch_label": "x"}
+    batch = {
+        "data": images.reshape(3, -1),
+        "labels": labels,
+        "filenames": ["a", "b", "c"],
+        "batch_label": "x",
+    }
     (tmp_path / "test_batch").write_bytes(pickle.dumps(batch, protocol=protocol))
     check(read_images(tmp_path), images, np.array(labels))
 

@@ -1,4 +1,5 @@
-"""Suites through ``evaluate``: on files, integers and torch networks; interruption, batch size, contradictions."""
+"""Suites through ``evaluate``: on files, integers and torch networks; interruption, batch size,
+contradictions."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def short_suites(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classifier(tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 150))
+    return write_classifier(
+        tmp_path_factory.mktemp("small") / "small.onnx", train(*blobs(200), 150)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_for(network: Path | str, **changes: Any) -> Plan:
-    return Plan(network, **{"eps": EPS, "attack": "standard", "settings": CPU, **NORMALISED, **changes})
+    return Plan(
+        network, **{"eps": EPS, "attack": "standard", "settings": CPU, **NORMALISED, **changes}
+    )
 
 
 def evaluate(plan: Plan, images: ImageSet, out: Path | None = None) -> Evaluation:
@@ -97,7 +102,9 @@ def test_the_sandwich_holds_for_every_image(classifier: Path, data: Path) -> Non
     for run in found.record["runs"]:
         status = {one["image"]: one["status"] for one in run["per_image"]}
         assert run["contradictions"] == [] and len(status) == 60
-        verified, attacked, clean = (run["accuracy"][name]["count"] for name in ("bab", "attack", "clean"))
+        verified, attacked, clean = (
+            run["accuracy"][name]["count"] for name in ("bab", "attack", "clean")
+        )
         assert 0 < verified <= attacked < clean
         assert run["open_gap"] == list(status.values()).count("open") / 60
         assert {one["broken_by"] for one in run["per_image"] if one["status"] == "broken"} <= {
@@ -119,7 +126,8 @@ def test_batch_size_changes_no_record(finished: Evaluation, classifier: Path, da
 def test_an_interrupted_suite_goes_on_and_ends_the_same(
     finished: Evaluation, classifier: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Stopped after every batch, again and again: the same record as in one go, and as once more afterwards."""
+    """Stopped after every batch, again and again: the same record as in one go, and as once more
+    afterwards."""
 
     class Stopped(Exception):
         pass
@@ -146,10 +154,13 @@ def test_an_interrupted_suite_goes_on_and_ends_the_same(
 def test_what_the_judge_does_not_confirm_does_not_count(
     classifier: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A suite that claims to have broken every image with a point of the ball: only real ones count."""
+    """A suite that claims to have broken every image with a point of the ball: only real ones
+    count."""
     images = read_images(data)
 
-    def boastful(model: Callable[..., Any], x: torch.Tensor, labels: torch.Tensor, ball: Any, **rest: Any) -> Any:
+    def boastful(
+        model: Callable[..., Any], x: torch.Tensor, labels: torch.Tensor, ball: Any, **rest: Any
+    ) -> Any:
         honest = real(model, x, labels, ball, **rest)
         moved = ball.project(x + 1e-3, x)
         return replace(honest, adversarial=moved, broken_by=("apgd-ce",) * len(x))
@@ -171,40 +182,95 @@ def test_a_proof_of_a_broken_image_is_loud(
     folder = tmp_path / folder_name(plan)
     evaluator = Evaluator(plan, images, Journal(folder, plan.identity()))
     broken = next(one.image for one in evaluator.run() if one.broken_by)
-    evaluator.journal.add(BOUNDS, broken, {**evaluator.journal.findings[BOUNDS][broken], "proved_by": "crown"})
+    evaluator.journal.add(
+        BOUNDS, broken, {**evaluator.journal.findings[BOUNDS][broken], "proved_by": "crown"}
+    )
     found = evaluate(plan, images, tmp_path)
     assert found.record["contradictions"] == [broken]
     with pytest.raises(RecordError):
         found.html()
-    arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "16/255", "--mean", "0.25", "--std", "0.5"]
-    arguments += ["--attack", "standard", "--bounds", "crown", "--out", str(tmp_path), "--device", "cpu"]
+    arguments = [
+        "evaluate",
+        str(classifier),
+        "--data",
+        str(data),
+        "--eps",
+        "16/255",
+        "--mean",
+        "0.25",
+        "--std",
+        "0.5",
+    ]
+    arguments += [
+        "--attack",
+        "standard",
+        "--bounds",
+        "crown",
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     page = tmp_path / "page.html"
     assert main([*arguments, "--html", str(page), "--memory-gib", "1", "--threads", "1"]) == 1
     assert f"[{broken}]" in capsys.readouterr().err and not page.exists()
 
 
-def test_command_end_to_end(classifier: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_end_to_end(
+    classifier: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "page.html"
-    arguments = ["evaluate", str(classifier), "--data", str(data), "--eps", "4/255,16/255", "--mean", "0.25"]
-    arguments += ["--std", "0.5", "--attack", "standard", "--verify", "--first", "20", "--out", str(tmp_path)]
+    arguments = [
+        "evaluate",
+        str(classifier),
+        "--data",
+        str(data),
+        "--eps",
+        "4/255,16/255",
+        "--mean",
+        "0.25",
+    ]
+    arguments += [
+        "--std",
+        "0.5",
+        "--attack",
+        "standard",
+        "--verify",
+        "--first",
+        "20",
+        "--out",
+        str(tmp_path),
+    ]
     arguments += ["--html", str(page), "--device", "cpu", "--memory-gib", "1", "--threads", "1"]
     assert main(arguments) == 0
     printed = capsys.readouterr()
     record = json.loads((tmp_path / "record.json").read_text())
     assert [run["eps"] for run in record["runs"]] == ["4/255", "16/255"]
     for run in record["runs"]:
-        assert {row["name"] for row in run["per_attack"]} == {"apgd-ce", "apgd-t", "fab-t", "square"}
+        assert {row["name"] for row in run["per_attack"]} == {
+            "apgd-ce",
+            "apgd-t",
+            "fab-t",
+            "square",
+        }
         standing = run["accuracy"].get("standing", run["accuracy"]["attack"])
         assert f"{100 * standing['share']:.2f} %" in printed.out
         assert any(found["name"] == "sample-size" for found in run["warnings"])
     for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
         assert f"{name} [" in printed.err
     text = page.read_text()
-    assert "data:image/png" in text and "<svg" in text and "sample-size" in text and "<script" not in text
+    assert (
+        "data:image/png" in text
+        and "<svg" in text
+        and "sample-size" in text
+        and "<script" not in text
+    )
     assert (tmp_path / "Linf-4_255" / "images.jsonl").is_file()
 
 
-def test_impossible_wishes_are_one_sentence(classifier: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_wishes_are_one_sentence(
+    classifier: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = ["evaluate", str(classifier), "--data", str(data), "--eps", "1/255", "--device", "cpu"]
     for extra in (
         ["--attack", "magic"],
@@ -219,7 +285,10 @@ def test_impossible_wishes_are_one_sentence(classifier: Path, data: Path, capsys
         assert main([*plain, *extra]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     for model in ("zoo:none", "zoo:small", "zoo:small:none"):
-        assert main(["evaluate", model, "--data", str(data), "--eps", "1/255", "--attack", "plus"]) == 2
+        assert (
+            main(["evaluate", model, "--data", str(data), "--eps", "1/255", "--attack", "plus"])
+            == 2
+        )
         assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -229,7 +298,10 @@ def test_other_norms_attack_and_do_not_prove(classifier: Path, data: Path, norm:
     plan = plan_for(classifier, norm=norm, eps=radius, attack="plus")
     found = evaluate(plan, read_images(data, first=20))
     (run,) = found.record["runs"]
-    assert run["norm"] == norm and 0 < run["accuracy"]["attack"]["count"] < run["accuracy"]["clean"]["count"]
+    assert (
+        run["norm"] == norm
+        and 0 < run["accuracy"]["attack"]["count"] < run["accuracy"]["clean"]["count"]
+    )
     move = (found.adversarial[0].astype(np.float64) - found.images.images).reshape(20, -1)
     assert (np.linalg.norm(move, 2 if norm == "L2" else 1, axis=1) <= float(radius)).all()
     assert norm in found.html()
@@ -237,12 +309,13 @@ def test_other_norms_attack_and_do_not_prove(classifier: Path, data: Path, norm:
         plan_for(classifier, norm=norm, levels=("crown",))
 
 
-# -- exact integer networks -------------------------------------------------------------------------------------------
+# -- exact integer networks ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def integer_file(tmp_path: Path) -> Path:
-    """36 inputs, 12 hidden, 3 outputs in the format of the AAAI 2021 benchmark, trained on ``blobs`` for a moment."""
+    """36 inputs, 12 hidden, 3 outputs in the format of the AAAI 2021 benchmark, trained on
+    ``blobs`` for a moment."""
     import h5py
 
     images, labels = blobs(300)
@@ -267,7 +340,9 @@ def integer_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_integer_network_is_attacked_on_the_lattice_and_decided(integer_file: Path, data: Path) -> None:
+def test_integer_network_is_attacked_on_the_lattice_and_decided(
+    integer_file: Path, data: Path
+) -> None:
     images = read_images(data)
     plan = Plan(
         integer_file,
@@ -291,7 +366,11 @@ def test_integer_network_is_attacked_on_the_lattice_and_decided(integer_file: Pa
     statuses = np.array([one.status for one in found.outcomes[0]])
     broken_by = {one.broken_by for one in found.outcomes[0]}
     assert (predicted[statuses == "broken"] != images.labels[statuses == "broken"]).all()
-    assert {"broken", "proved", "wrong"} <= set(statuses) and "open" not in statuses and "square" in broken_by
+    assert (
+        {"broken", "proved", "wrong"} <= set(statuses)
+        and "open" not in statuses
+        and "square" in broken_by
+    )
     right = network.evaluate(clean.reshape(60, -1)).argmax(axis=1) == images.labels
     np.testing.assert_array_equal(right, statuses != "wrong")
     generator = np.random.default_rng(0)
@@ -300,7 +379,9 @@ def test_integer_network_is_attacked_on_the_lattice_and_decided(integer_file: Pa
         assert (network.evaluate(near.clip(0, 255)).argmax(axis=1) == images.labels[image]).all()
 
 
-def test_network_that_quantizes_its_own_input_is_attacked_on_pixels_and_judged_by_onnxruntime() -> None:
+def test_network_that_quantizes_its_own_input_is_attacked_on_pixels_and_judged_by_onnxruntime() -> (
+    None
+):
     """An int8 convolution for pixels 0 to 255; the judge runs the file, the attack the integers."""
     with np.load(ROOT / "benchmarks" / "qnn_robustness" / "mnist_20.npz") as file:
         levels, labels = file["images"][:3, None], file["labels"][:3].astype(np.int64)
@@ -310,12 +391,16 @@ def test_network_that_quantizes_its_own_input_is_attacked_on_pixels_and_judged_b
     found = evaluate(plan, images)
     (run,) = found.record["runs"]
     assert run["accuracy"]["clean"]["count"] == 3 > run["accuracy"]["attack"]["count"]
-    assert not {"clean-disagreement", "unconfirmed"} & {warning["name"] for warning in run["warnings"]}
+    assert not {"clean-disagreement", "unconfirmed"} & {
+        warning["name"] for warning in run["warnings"]
+    }
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     for one in found.outcomes[0]:
         pixels = found.adversarial[0][one.image]
-        logits = session.run(None, {name: (pixels / np.float32(1 / 255))[None].astype(np.float32)})[0][0]
+        logits = session.run(None, {name: (pixels / np.float32(1 / 255))[None].astype(np.float32)})[
+            0
+        ][0]
         assert (logits.argmax() == one.label) == (one.status != "broken")
     with pytest.raises(SettingsError, match="input is integers"):
         evaluate(replace(plan, levels=("crown", "alpha", "bab")), images)
@@ -336,9 +421,17 @@ def test_integer_network_refuses_what_is_off_the_lattice(integer_file: Path, dat
     other = ImageSet("half", (images.images / np.float32(2)), images.labels)
     with pytest.raises(DataError, match="1/255"):
         evaluate(Plan(integer_file, EPS, attack="standard", settings=CPU), other)
-    for changes in ({"norm": "L2"}, {"mean": (Fraction(1, 2),)}, {"bpda": "identity"}, {"levels": ("crown",)}):
+    for changes in (
+        {"norm": "L2"},
+        {"mean": (Fraction(1, 2),)},
+        {"bpda": "identity"},
+        {"levels": ("crown",)},
+    ):
         with pytest.raises(SettingsError):
-            evaluate(Plan(integer_file, EPS, **{"attack": "standard", "settings": CPU, **changes}), images)
+            evaluate(
+                Plan(integer_file, EPS, **{"attack": "standard", "settings": CPU, **changes}),
+                images,
+            )
     with pytest.raises(SettingsError, match="suite"):
         evaluate(Plan(integer_file, EPS, settings=CPU), images)
 
@@ -348,15 +441,20 @@ def test_a_radius_between_levels_is_rounded_down() -> None:
     assert space.ball("Linf", Fraction(1, 255)).eps == 1.0
     assert space.ball("Linf", Fraction(199, 25500)).eps == 1.0
     assert space.ball("Linf", Fraction(1, 256)).eps == 0.0
-    points = space.points((np.arange(256, dtype=np.float32) / np.float32(255)).reshape(1, 1, 16, 16))
+    points = space.points(
+        (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(1, 1, 16, 16)
+    )
     assert points.flatten().tolist() == list(range(256))
 
 
-# -- torch networks and the zoo ---------------------------------------------------------------------------------------
+# -- torch networks and the zoo --------------------------------------------------------------------
 
 
-def test_zoo_network_with_and_without_bpda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Labels are what the network says in the groups given, so it is right at first; both columns are printed."""
+def test_zoo_network_with_and_without_bpda(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels are what the network says in the groups given, so it is right at first; both columns
+    are printed."""
     network = build_network("small", seed=3)
     weights, data = tmp_path / "weights.npz", tmp_path / "data.npz"
     save_weights(network, weights)
@@ -365,9 +463,32 @@ def test_zoo_network_with_and_without_bpda(tmp_path: Path, capsys: pytest.Captur
         pixels = torch.from_numpy(levels.astype(np.float32) / np.float32(255))
         labels = torch.cat([network(pixels[:2]), network(pixels[2:])]).argmax(dim=1).numpy()
     np.savez(data, x=levels, y=labels)
-    arguments = ["evaluate", "zoo:small", "--weights", str(weights), "--data", str(data), "--eps", "8/255"]
-    arguments += ["--attack", "plus", "--batch", "2", "--bpda", "none,removed", "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--device", "cpu", "--threads", "1", "--html", str(tmp_path / "page.html")]) == 0
+    arguments = [
+        "evaluate",
+        "zoo:small",
+        "--weights",
+        str(weights),
+        "--data",
+        str(data),
+        "--eps",
+        "8/255",
+    ]
+    arguments += [
+        "--attack",
+        "plus",
+        "--batch",
+        "2",
+        "--bpda",
+        "none,removed",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert (
+        main(
+            [*arguments, "--device", "cpu", "--threads", "1", "--html", str(tmp_path / "page.html")]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "Robust Accuracy without BPDA" in out and "Robust Accuracy with BPDA (removed)" in out
     record = json.loads((tmp_path / "out" / "record.json").read_text())
@@ -383,7 +504,8 @@ def test_zoo_network_with_and_without_bpda(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_large_gap_between_rules_is_a_warning(data: Path) -> None:
-    """A network whose rounding hides its gradient: straight-through finds what its own gradients cannot."""
+    """A network whose rounding hides its gradient: straight-through finds what its own gradients
+    cannot."""
     images = read_images(data, first=40)
     weight = torch.linspace(-1, 1, 36)
 
@@ -393,16 +515,30 @@ def test_a_large_gap_between_rules_is_a_warning(data: Path) -> None:
 
     labels = rounded(torch.from_numpy(images.images)).argmax(dim=1).numpy()
     found = bitcrown.evaluate(
-        rounded, images.images, labels, "12/255", attack="plus", bpda=("", "straight-through"), settings=CPU
+        rounded,
+        images.images,
+        labels,
+        "12/255",
+        attack="plus",
+        bpda=("", "straight-through"),
+        settings=CPU,
     )
     plain, substituted = found.record["runs"]
-    gap = next(warning for warning in substituted["warnings"] if warning["name"] == "substitute-gradient-gap")
+    gap = next(
+        warning
+        for warning in substituted["warnings"]
+        if warning["name"] == "substitute-gradient-gap"
+    )
     assert gap["measurement"]["without"] == plain["accuracy"]["attack"]["share"]
-    assert gap["measurement"]["with"] == substituted["accuracy"]["attack"]["share"] < gap["measurement"]["without"]
+    assert (
+        gap["measurement"]["with"]
+        == substituted["accuracy"]["attack"]["share"]
+        < gap["measurement"]["without"]
+    )
     assert "substitute-gradient-gap" in found.table()
 
 
-# -- the library ------------------------------------------------------------------------------------------------------
+# -- the library -----------------------------------------------------------------------------------
 
 
 def test_library_and_command_agree(classifier: Path, data: Path, finished: Evaluation) -> None:
@@ -410,9 +546,14 @@ def test_library_and_command_agree(classifier: Path, data: Path, finished: Evalu
     given = {"mean": ["0.25"], "std": [0.5], "settings": CPU}
     found = bitcrown.evaluate(str(classifier), images.images, images.labels, 16 / 255, **given)
     ignored = ("data", "model")
-    strip = [{k: v for k, v in timeless(one.record).items() if k not in ignored} for one in (found, finished)]
+    strip = [
+        {k: v for k, v in timeless(one.record).items() if k not in ignored}
+        for one in (found, finished)
+    ]
     assert strip[0] == strip[1]
-    suite = bitcrown.attack(classifier, np.rint(images.images * 255).astype(np.uint8), images.labels, "16/255", **given)
+    suite = bitcrown.attack(
+        classifier, np.rint(images.images * 255).astype(np.uint8), images.labels, "16/255", **given
+    )
     np.testing.assert_array_equal(suite.adversarial.numpy(), finished.adversarial[0])
     assert suite.broken_by == tuple(one.broken_by or None for one in finished.outcomes[0])
 

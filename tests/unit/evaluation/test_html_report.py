@@ -19,7 +19,9 @@ from bitcrown.evaluation.report.page import Picture, html_report
 from bitcrown.evaluation.report.png import SIGNATURE, levels, png
 
 
-def record(eps: float = 2 / 255, attacked: int = 3, verified: int | None = 2, **changes: Any) -> dict[str, Any]:
+def record(
+    eps: float = 2 / 255, attacked: int = 3, verified: int | None = 2, **changes: Any
+) -> dict[str, Any]:
     results = ["wrong"] * 2 + ["broken"] * (8 - attacked) + ["proved"] * (verified or 0)
     results += ["open"] * (10 - len(results))
     found: dict[str, Any] = {
@@ -32,7 +34,9 @@ def record(eps: float = 2 / 255, attacked: int = 3, verified: int | None = 2, **
             {"name": "apgd-ce", "attempted": 8, "broken": 8 - attacked, "seconds": 1.25},
             {"name": "square", "attempted": attacked, "broken": 0, "seconds": None},
         ],
-        "per_image": [{"index": i, "label": 3, "result": word, "by": None} for i, word in enumerate(results)],
+        "per_image": [
+            {"index": i, "label": 3, "result": word, "by": None} for i, word in enumerate(results)
+        ],
         "warnings": [],
     }
     return found | changes
@@ -70,7 +74,16 @@ class Tags(HTMLParser):
 def test_the_page_nests_and_says_the_numbers() -> None:
     page = Tags(html_report([record(), record(eps=8 / 255, attacked=1, verified=0)]))
     text = " ".join(page.text)
-    for word in ("80.00%", "30.00%", "20.00%", "10.00%", "Linf 2/255", "Linf 8/255", "0 (added nothing)", "1.2"):
+    for word in (
+        "80.00%",
+        "30.00%",
+        "20.00%",
+        "10.00%",
+        "Linf 2/255",
+        "Linf 8/255",
+        "0 (added nothing)",
+        "1.2",
+    ):
         assert word in text, word
     assert [tag for tag, _ in page.seen].count("svg") == 1
     assert "None: every check that ran found nothing." in text
@@ -106,11 +119,16 @@ def test_names_are_text_and_never_markup() -> None:
         ({"counts": {"images": 10, "clean": "many", "attacked": 3}}, "needs model"),
         ({"eps": float("nan")}, "must be a radius"),
         ({"counts": {"images": 10, "clean": 8, "attacked": 2, "verified": 2}}, "disagree"),
-        ({"counts": {"images": 10, "clean": 8, "attacked": 3, "verified": 1}}, "1 verified images, but 2"),
+        (
+            {"counts": {"images": 10, "clean": 8, "attacked": 3, "verified": 1}},
+            "1 verified images, but 2",
+        ),
         ({"per_image": [{"index": 0, "result": "safe"}]}, "safe"),
     ],
 )
-def test_numbers_that_contradict_each_other_make_no_page(change: dict[str, Any], message: str) -> None:
+def test_numbers_that_contradict_each_other_make_no_page(
+    change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecordError, match=message):
         html_report([record(**change)])
 
@@ -118,7 +136,11 @@ def test_numbers_that_contradict_each_other_make_no_page(change: dict[str, Any],
 def test_warnings_come_with_their_measurements() -> None:
     warned = record()
     warned["warnings"] = [
-        {"name": "nan-gradients", "sentence": "Gradients are NaN.", "measurement": {"with_nan": 7, "share": 0.123456}}
+        {
+            "name": "nan-gradients",
+            "sentence": "Gradients are NaN.",
+            "measurement": {"with_nan": 7, "share": 0.123456},
+        }
     ]
     text = " ".join(Tags(html_report([warned])).text)
     assert "Gradients are NaN." in text and "with_nan = 7, share = 0.1235" in text
@@ -140,19 +162,27 @@ def points_of(element: str) -> list[tuple[float, float]]:
 
 
 def test_curves_are_at_the_shares_they_stand_for() -> None:
-    drawn = accuracy_curves([Curve("net", (0.0, 0.01, 0.02), (1.0, 0.5, 0.0), (1.0, 0.25, None))], "Linf")
+    drawn = accuracy_curves(
+        [Curve("net", (0.0, 0.01, 0.02), (1.0, 0.5, 0.0), (1.0, 0.25, None))], "Linf"
+    )
     band, proved, attacked = (line for line in drawn.splitlines() if "<pol" in line)
     ys = [y for _, y in points_of(attacked)]
     assert ys[1] == pytest.approx((ys[0] + ys[2]) / 2)
     low = [y for _, y in points_of(proved)]
-    assert len(low) == 2 and low[0] == ys[0] and low[1] == pytest.approx(0.25 * ys[0] + 0.75 * ys[2], abs=0.1)
+    assert (
+        len(low) == 2
+        and low[0] == ys[0]
+        and low[1] == pytest.approx(0.25 * ys[0] + 0.75 * ys[2], abs=0.1)
+    )
     xs = [x for x, _ in points_of(attacked)]
     assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2)
     assert len(points_of(band)) == 4
 
 
 def test_many_curves_keep_their_names_apart() -> None:
-    drawn = accuracy_curves([Curve(f"net {i}", (0.0, 1.0), (0.9, 0.3), (None, None)) for i in range(8)], "L2")
+    drawn = accuracy_curves(
+        [Curve(f"net {i}", (0.0, 1.0), (0.9, 0.3), (None, None)) for i in range(8)], "L2"
+    )
     heights = [float(y) for y in re.findall(r'class="name" x="[0-9.]+" y="([0-9.]+)"', drawn)]
     assert len(heights) == 8 and min(abs(a - b) for a in heights for b in heights if a != b) >= 14
 
@@ -185,7 +215,9 @@ def decoded(data: bytes) -> np.ndarray:
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        assert zlib.crc32(kind + body) == int.from_bytes(data[at + 8 + length : at + 12 + length], "big")
+        assert zlib.crc32(kind + body) == int.from_bytes(
+            data[at + 8 + length : at + 12 + length], "big"
+        )
         chunks[kind] = body
         at += 12 + length
     assert kind == b"IEND"
@@ -214,8 +246,11 @@ def test_the_difference_is_grey_where_nothing_changed_and_full_at_the_radius() -
     clean = np.full((1, 1, 3), 0.5)
     changed = clean + np.array([[[0.0, 0.1, -0.1]]])
     page = Tags(html_report([record()], [Picture("0", clean, changed, eps=0.1)]))
-    shown = {attributes["alt"]: str(attributes["src"]) for tag, attributes in page.seen if tag == "img"}
+    shown = {
+        attributes["alt"]: str(attributes["src"]) for tag, attributes in page.seen if tag == "img"
+    }
     pixels = decoded(base64.b64decode(shown["difference"].partition(",")[2]))[0, :, 0]
     assert pixels.tolist() == [128, 255, 0]
-    # Values outside the range and NaN are drawn, not refused: the page is where one looks for what went wrong.
+    # Values outside the range and NaN are drawn, not refused: the page is where one looks for what
+    # went wrong.
     assert levels(np.array([[[np.nan, 2.0, -1.0]]]))[0, :, 0].tolist() == [0, 255, 0]

@@ -44,11 +44,15 @@ def written(folder: Path, content: str | bytes, name: str = "instances.csv") -> 
     ],
 )
 def test_one_row_in_every_dress(tmp_path: Path, content: str) -> None:
-    assert read_instances(written(tmp_path, content)) == (Instance("onnx/a.onnx", "vnnlib/p.vnnlib", 116.0),)
+    assert read_instances(written(tmp_path, content)) == (
+        Instance("onnx/a.onnx", "vnnlib/p.vnnlib", 116.0),
+    )
 
 
 def test_list_of_networks(tmp_path: Path) -> None:
-    file = written(tmp_path, "\"[('f', './onnx/a.onnx'), ('g', 'onnx/b.onnx')]\",./v/i.vnnlib,100\r\n")
+    file = written(
+        tmp_path, "\"[('f', './onnx/a.onnx'), ('g', 'onnx/b.onnx')]\",./v/i.vnnlib,100\r\n"
+    )
     (instance,) = read_instances(file)
     assert instance == Instance(PAIR, "v/i.vnnlib", 100.0)
     assert parse_network(resolve(instance.network, Path("base"))) == (
@@ -63,13 +67,16 @@ def test_network_field_is_what_the_harness_passes() -> None:
 
 
 def test_one_property_for_several_networks_has_several_keys(tmp_path: Path) -> None:
-    rows = read_instances(written(tmp_path, "a.onnx,p.vnnlib,1\nb.onnx,p.vnnlib,1\nb.onnx,x/p.vnnlib,1\n"))
+    rows = read_instances(
+        written(tmp_path, "a.onnx,p.vnnlib,1\nb.onnx,p.vnnlib,1\nb.onnx,x/p.vnnlib,1\n")
+    )
     assert len({row.key() for row in rows}) == 3
 
 
 @pytest.mark.parametrize(
     "field",
-    ["", "[]", "[", "[('f',)]", "[('f', 'a', 'b')]", "[['f', 'a']]", "[('f', 3)]", "[('f', '')]", "[('', 'a')]",
+    ["", "[]", "[", "[('f',)]", "[('f', 'a', 'b')]", "[['f', 'a']]", "[('f', 3)]", "[('f', '')]",
+    "[('', 'a')]",
      "['a']", "[('f', 'a'), ('f', 'b')]", "[__import__('os')]", "[('f', open('x'))]", "[" * 5000],
 )  # fmt: skip
 def test_network_field_is_refused(field: str) -> None:

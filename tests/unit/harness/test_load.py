@@ -1,4 +1,5 @@
-"""Margins follow the machine: what the kernel counts, what a sleep overshoots, and for how long it is remembered."""
+"""Margins follow the machine: what the kernel counts, what a sleep overshoots, and for how long it
+is remembered."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ class Machine:
         self.compute(0.05, 0.0)
 
     def compute(self, running: float, waiting: float) -> None:
-        self.running, self.waiting = self.running + round(running * 1e9), self.waiting + round(waiting * 1e9)
+        self.running, self.waiting = (
+            self.running + round(running * 1e9),
+            self.waiting + round(waiting * 1e9),
+        )
         self.file.write_text(f"{self.running} {self.waiting} 7\n")
 
 
@@ -79,7 +83,9 @@ def test_a_kernel_that_does_not_count(tmp_path: Path, monkeypatch: pytest.Monkey
         assert Load().slow == 1.0
 
 
-def test_threads_sleep_where_cores_are_not_free(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_sleep_where_cores_are_not_free(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(WAIT_VARIABLE, raising=False)
     request = Request("", "n.onnx", "p.vnnlib", 60.0, 0.0, Settings(threads=3))
     free, taken = Load(), Load()

@@ -29,14 +29,21 @@ def test_time_counts_from_the_start_of_the_process() -> None:
         "import time; time.sleep(0.3); from bitcrown.harness.processes import process_started; "
         "print(time.monotonic() - process_started())"
     )
-    age = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    age = float(
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert 0.29 <= age <= 60.0
 
 
 def test_an_age_that_cannot_be_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     for fields in ([], ["S"] * 30, ["S"] * 19 + ["0"], ["S"] * 19 + ["1"]):
         monkeypatch.setattr("bitcrown.harness.processes._stat", lambda pid, fields=fields: fields)
-        assert abs(process_started() - time.monotonic()) < 1.0 or time.clock_gettime(time.CLOCK_BOOTTIME) < 60.0
+        assert (
+            abs(process_started() - time.monotonic()) < 1.0
+            or time.clock_gettime(time.CLOCK_BOOTTIME) < 60.0
+        )
 
 
 def test_memory_and_group_of_a_process() -> None:
@@ -73,7 +80,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_notes_of_the_living_and_the_broken(folder: Path) -> None:
     note = leftovers.note_run("abc")
     assert note is not None
-    for number, text in enumerate(["", "{", "[]", '{"parent": "x"}', '{"parent": 1, "started": 5, "token": ""}']):
+    for number, text in enumerate(
+        ["", "{", "[]", '{"parent": "x"}', '{"parent": 1, "started": 5, "token": ""}']
+    ):
         (folder / f"broken{number}.json").write_text(text)
     assert leftovers.end_leftovers() == 0
     assert list(folder.iterdir()) == [note], "a living run's note stays, broken ones go"
@@ -81,7 +90,9 @@ def test_notes_of_the_living_and_the_broken(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     shared = tmp_path / f"bitcrown-{os.getuid()}"
     shared.mkdir()

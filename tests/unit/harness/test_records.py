@@ -30,7 +30,8 @@ def test_what_is_no_message(line: bytes) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [{}, {"status": "SAT"}, {"status": "sat"}, {"status": "sat", "witness": " \n"}, {"status": "sat", "witness": 3},
+    [{}, {"status": "SAT"}, {"status": "sat"}, {"status": "sat", "witness": " \n"},
+    {"status": "sat", "witness": 3},
      {"status": ["unsat"]}, {"status": None}],
 )  # fmt: skip
 def test_no_verdict_without_its_evidence(message: dict[str, Any]) -> None:
@@ -62,7 +63,9 @@ def test_folder_in_place_of_a_file_is_said(tmp_path: Path) -> None:
         write_whole(tmp_path, "text")
 
 
-@pytest.mark.parametrize(("timeout", "margin"), [(0.2, 0.1), (1.0, 0.3), (20.0, 0.3), (60.0, 0.9), (3600.0, 1.5)])
+@pytest.mark.parametrize(
+    ("timeout", "margin"), [(0.2, 0.1), (1.0, 0.3), (20.0, 0.3), (60.0, 0.9), (3600.0, 1.5)]
+)
 def test_margin_grows_and_stays_below_the_limit(timeout: float, margin: float) -> None:
     assert safety_margin(timeout) == pytest.approx(margin)
 
@@ -77,12 +80,24 @@ def test_record_after_a_killed_writer(tmp_path: Path) -> None:
 
 
 def row(result: str, expected: str = "", wall: float = 1.0, **more: Any) -> dict[str, Any]:
-    facts = {"category": "acas", "network": "n.onnx", "vnnlib": "p.vnnlib", "wall_s": wall, "peak_mib": 100}
+    facts = {
+        "category": "acas",
+        "network": "n.onnx",
+        "vnnlib": "p.vnnlib",
+        "wall_s": wall,
+        "peak_mib": 100,
+    }
     return facts | {"result": result, "expected": expected} | more
 
 
 def test_wrong_answers_are_loud() -> None:
-    rows = [row("sat", "sat"), row("unsat", "sat"), row("unknown", "sat"), row("unsat", "unknown"), row("sat")]
+    rows = [
+        row("sat", "sat"),
+        row("unsat", "sat"),
+        row("unknown", "sat"),
+        row("unsat", "unknown"),
+        row("sat"),
+    ]
     assert wrong_rows(rows) == [rows[1]]
     text = markdown(rows)
     assert "n.onnx with p.vnnlib is sat, but the answer was unsat" in text
@@ -90,14 +105,32 @@ def test_wrong_answers_are_loud() -> None:
 
 
 def test_record_names_what_it_ran_on() -> None:
-    facts = {"machine": {"cpu": "Z80", "cores": 1, "gpu": []}, "commit": "c0ffee", "seed": 7, "settings": {"seed": 7}}
+    facts = {
+        "machine": {"cpu": "Z80", "cores": 1, "gpu": []},
+        "commit": "c0ffee",
+        "seed": 7,
+        "settings": {"seed": 7},
+    }
     text = markdown([row("sat", **facts), row("unsat", **facts)])
     assert "Machine: cpu Z80, cores 1" in text and "Commit: c0ffee" in text and "Seed: 7" in text
 
 
 def test_table_counts_foreign_words_as_errors() -> None:
     lines = plain_table([row("error_exit_code_3"), row("timeout", wall=9.0)]).splitlines()
-    assert lines[1].split() == ["acas", "2", "0", "0", "0", "1", "1", "0/0", "0", "5.00", "9.00", "100"]
+    assert lines[1].split() == [
+        "acas",
+        "2",
+        "0",
+        "0",
+        "0",
+        "1",
+        "1",
+        "0/0",
+        "0",
+        "5.00",
+        "9.00",
+        "100",
+    ]
 
 
 def test_percentile_is_a_value() -> None:
@@ -107,7 +140,14 @@ def test_percentile_is_a_value() -> None:
 
 def test_results_csv_is_the_harness_format(tmp_path: Path) -> None:
     network = "[('f', 'a.onnx'), ('g', 'b.onnx')]"
-    facts = {"category": "c", "network": network, "property": "p", "prepare_time": 1, "result": "sat", "run_time": 2}
+    facts = {
+        "category": "c",
+        "network": network,
+        "property": "p",
+        "prepare_time": 1,
+        "result": "sat",
+        "run_time": 2,
+    }
     write_results_csv(tmp_path / "results.csv", [facts])
     with (tmp_path / "results.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["c", network, "p", "1", "sat", "2"]]
@@ -115,7 +155,8 @@ def test_results_csv_is_the_harness_format(tmp_path: Path) -> None:
 
 def test_expected_may_have_commas_in_later_columns(tmp_path: Path) -> None:
     (tmp_path / "expected.csv").write_text(
-        "onnx,vnnlib,expected,evidence\n./a.onnx,./p.vnnlib,SAT,claimed by 5, witness not checkable,1.0\n"
+        "onnx,vnnlib,expected,evidence\n./a.onnx,./p.vnnlib,SAT,claimed by 5, witness not "
+        "checkable,1.0\n"
     )
     assert read_expected(tmp_path / "expected.csv") == {("a.onnx", "p.vnnlib"): "sat"}
     assert read_expected(tmp_path / "none.csv") == {}
@@ -141,7 +182,9 @@ def test_machine_and_version_are_plain_data() -> None:
 
 
 def test_settings_refuse_what_they_do_not_know() -> None:
-    assert Settings.from_environment({"BITCROWN_SEED": "7", "BITCROWN_THREADS": ""}) == Settings(seed=7)
+    assert Settings.from_environment({"BITCROWN_SEED": "7", "BITCROWN_THREADS": ""}) == Settings(
+        seed=7
+    )
     assert Settings.from_mapping(Settings(threads=2).as_dict()) == Settings(threads=2)
     with pytest.raises(SettingsError, match="no option 'speed'"):
         Settings.from_mapping({"speed": 9})

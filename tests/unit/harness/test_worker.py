@@ -1,4 +1,5 @@
-"""The worker's boundary: whatever the library does becomes one message, and only a Verdict becomes a verdict."""
+"""The worker's boundary: whatever the library does becomes one message, and only a Verdict becomes
+a verdict."""
 
 from __future__ import annotations
 
@@ -25,10 +26,15 @@ from bitcrown.verdict import Reason, Status, Verdict
 REQUEST = {"network": "n.onnx", "vnnlib": "p.vnnlib", "settings": Settings().as_dict(), "parent": 0}
 
 
-def final_message(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The final message where ``decide`` returns or raises ``outcome``, and the messages sent before it."""
+def final_message(
+    monkeypatch: pytest.MonkeyPatch, outcome: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The final message where ``decide`` returns or raises ``outcome``, and the messages sent
+    before it."""
 
-    def decide(network: str, vnnlib: str, seconds: float, settings: Settings, report: Any, proof: bool) -> Any:
+    def decide(
+        network: str, vnnlib: str, seconds: float, settings: Settings, report: Any, proof: bool
+    ) -> Any:
         assert (network, vnnlib) == ("n.onnx", "p.vnnlib") and 0 < seconds <= 30
         assert proof == ("certificate" in REQUEST)
         report("root", {"cases": 2})
@@ -66,10 +72,13 @@ def test_no_exception_becomes_a_verdict(
 
 
 def test_a_verdict_is_passed_on_with_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = Verdict(Status.UNSAT, decided_by="root", phases={"root": 0.5}, counters={"domains": 3})
+    verdict = Verdict(
+        Status.UNSAT, decided_by="root", phases={"root": 0.5}, counters={"domains": 3}
+    )
     message, before = final_message(monkeypatch, verdict)
     assert message == {
-        "status": "unsat", "reason": "", "detail": "", "decided_by": "root", "phases": {"root": 0.5},
+        "status": "unsat", "reason": "", "detail": "", "decided_by": "root",
+        "phases": {"root": 0.5},
         "counters": {"domains": 3},
     }  # fmt: skip
     assert before == [{"kind": "phase", "name": "root", "facts": {"cases": 2}}]

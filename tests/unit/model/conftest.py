@@ -19,7 +19,8 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """``save(nodes, inputs, weights, outputs=["y"], opset=17)`` writes a model and gives its path."""
+    """``save(nodes, inputs, weights, outputs=["y"], opset=17)`` writes a model and gives its
+    path."""
 
     def write(
         nodes: Sequence[onnx.NodeProto],
@@ -32,11 +33,19 @@ def save(tmp_path: Path) -> Save:
         graph = helper.make_graph(
             list(nodes),
             "net",
-            [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in inputs.items()],
+            [
+                helper.make_tensor_value_info(key, TensorProto.FLOAT, shape)
+                for key, shape in inputs.items()
+            ],
             [helper.make_tensor_value_info(key, TensorProto.FLOAT, None) for key in outputs],
-            [numpy_helper.from_array(np.asarray(value), key) for key, value in (weights or {}).items()],
+            [
+                numpy_helper.from_array(np.asarray(value), key)
+                for key, value in (weights or {}).items()
+            ],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+        )
         path = tmp_path / name
         path.write_bytes(model.SerializeToString())
         return path

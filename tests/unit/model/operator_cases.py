@@ -26,7 +26,8 @@ def ints(*values: int) -> Array:
 
 @dataclass(frozen=True)
 class Case:
-    """``operands``: a tuple is a network input of that shape, an array a constant, None an omitted operand."""
+    """``operands``: a tuple is a network input of that shape, an array a constant, None an omitted
+    operand."""
 
     op: str
     operands: tuple[Any, ...]
@@ -37,7 +38,10 @@ class Case:
     high: float = 2.0
 
     def __str__(self) -> str:
-        shapes = [list(x) if isinstance(x, tuple) else "-" if x is None else f"c{list(x.shape)}" for x in self.operands]
+        shapes = [
+            list(x) if isinstance(x, tuple) else "-" if x is None else f"c{list(x.shape)}"
+            for x in self.operands
+        ]
         attrs = [f"{key}={value}" for key, value in self.attrs.items()]
         return f"{self.op}{self.opset}({','.join(map(str, [*shapes, *attrs]))})".replace(" ", "")
 
@@ -46,14 +50,20 @@ def check(case: Case, folder: Path) -> None:
     names = ["" if operand is None else f"x{i}" for i, operand in enumerate(case.operands)]
     given = dict(zip(names, case.operands, strict=True))
     inputs = {name: operand for name, operand in given.items() if isinstance(operand, tuple)}
-    constants = {name: operand for name, operand in given.items() if isinstance(operand, np.ndarray | np.generic)}
+    constants = {
+        name: operand
+        for name, operand in given.items()
+        if isinstance(operand, np.ndarray | np.generic)
+    }
     outputs = [f"y{i}" for i in range(case.outputs)]
     node = helper.make_node(case.op, names, outputs, name="node", **case.attrs)
     path = saved(model_of([node], inputs, outputs, constants, case.opset), folder)
     graph = read_graph(path)
     for seed in range(2):
         feed = random_feed(graph, case.low, case.high, seed)
-        for found, expected in zip(run_graph(graph, feed), run_onnxruntime(path, feed), strict=True):
+        for found, expected in zip(
+            run_graph(graph, feed), run_onnxruntime(path, feed), strict=True
+        ):
             assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 

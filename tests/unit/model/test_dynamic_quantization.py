@@ -1,4 +1,5 @@
-"""Integers with a scale that depends on the input: the numbers of onnxruntime; a misuse of a scale is not read."""
+"""Integers with a scale that depends on the input: the numbers of onnxruntime; a misuse of a scale
+is not read."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ RNG = np.random.default_rng(3)
 def quantized(w: Writer, x: str) -> tuple[str, str, str]:
     """DynamicQuantizeLinear: integers, scale, zero point."""
     names = tuple(f"{x}_{part}" for part in ("q", "s", "z"))
-    w.nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", [x], list(names), name=f"quantize_{x}"))
+    w.nodes.append(
+        onnx.helper.make_node("DynamicQuantizeLinear", [x], list(names), name=f"quantize_{x}")
+    )
     return names[0], names[1], names[2]
 
 
@@ -33,7 +36,9 @@ def floats(w: Writer, sums: str, scale: str, weight_scale: np.ndarray) -> str:
     return w.add("Mul", cast, w.add("Mul", scale, w.constant(weight_scale)))
 
 
-def weights(w: Writer, shape: tuple[int, ...], dtype: type = np.int8, zero: int | np.ndarray = 0) -> tuple[str, str]:
+def weights(
+    w: Writer, shape: tuple[int, ...], dtype: type = np.int8, zero: int | np.ndarray = 0
+) -> tuple[str, str]:
     limits = np.iinfo(dtype)
     ints = RNG.integers(limits.min, limits.max + 1, shape)
     return w.constant(ints, dtype), w.constant(zero, dtype)
@@ -41,13 +46,20 @@ def weights(w: Writer, shape: tuple[int, ...], dtype: type = np.int8, zero: int 
 
 def dense(w: Writer, x: str) -> str:
     q, s, z = quantized(w, x)
-    return floats(w, w.add("MatMulInteger", q, weights(w, (3, 4), np.uint8, 130)[0], z, w.tensors[-1].name), s, 0.01)
+    return floats(
+        w,
+        w.add("MatMulInteger", q, weights(w, (3, 4), np.uint8, 130)[0], z, w.tensors[-1].name),
+        s,
+        0.01,
+    )
 
 
 def dense_by_column(w: Writer, x: str) -> str:
     q, s, z = quantized(w, x)
     weight, zero = weights(w, (3, 4), np.int8, np.array([3, -5, 0, 100]))
-    return floats(w, w.add("MatMulInteger", q, weight, z, zero), s, np.array([0.01, 0.02, 0.005, 0.03]))
+    return floats(
+        w, w.add("MatMulInteger", q, weight, z, zero), s, np.array([0.01, 0.02, 0.005, 0.03])
+    )
 
 
 def dense_from_the_left(w: Writer, x: str) -> str:
@@ -72,7 +84,8 @@ def two_layers(w: Writer, x: str) -> str:
 
 
 def two_readers(w: Writer, x: str) -> str:
-    """As query and key of an attention: the product of two layers of the same integers, quantized each."""
+    """As query and key of an attention: the product of two layers of the same integers, quantized
+    each."""
     q, s, z = quantized(w, x)
     sides = []
     for shape in ((3, 4), (3, 4)):
@@ -86,7 +99,9 @@ def two_readers(w: Writer, x: str) -> str:
 
 def convolution(w: Writer, x: str) -> str:
     image = w.add(
-        "Reshape", w.add("MatMul", x, w.constant(RNG.normal(size=(3, 50)))), w.constant([1, 2, 5, 5], np.int64)
+        "Reshape",
+        w.add("MatMul", x, w.constant(RNG.normal(size=(3, 50)))),
+        w.constant([1, 2, 5, 5], np.int64),
     )
     q, s, z = quantized(w, image)
     weight, zero = weights(w, (4, 1, 3, 3), np.uint8, 100)
@@ -94,11 +109,21 @@ def convolution(w: Writer, x: str) -> str:
     return floats(w, sums, s, RNG.uniform(0.01, 0.02, (1, 4, 1, 1)))
 
 
-BUILDERS = (dense, dense_by_column, dense_from_the_left, reshaped, two_layers, two_readers, convolution)
+BUILDERS = (
+    dense,
+    dense_by_column,
+    dense_from_the_left,
+    reshaped,
+    two_layers,
+    two_readers,
+    convolution,
+)
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda f: f.__name__)
-def test_values_are_those_of_onnxruntime(build: Callable[[Writer, str], str], tmp_path: Path) -> None:
+def test_values_are_those_of_onnxruntime(
+    build: Callable[[Writer, str], str], tmp_path: Path
+) -> None:
     w = Writer([1, 3])
     path = w.save(tmp_path, build(w, "x"))
     graph = read_graph(path)
@@ -183,7 +208,12 @@ def scale_of_another(w: Writer) -> str:
 def zero_point_of_another(w: Writer) -> str:
     q, s, _ = quantized(w, "x")
     weight, zero = weights(w, (3, 4))
-    return floats(w, w.add("MatMulInteger", q, weight, quantized(w, w.add("Relu", "x"))[2], zero), s, np.array(0.1))
+    return floats(
+        w,
+        w.add("MatMulInteger", q, weight, quantized(w, w.add("Relu", "x"))[2], zero),
+        s,
+        np.array(0.1),
+    )
 
 
 def no_zero_point(w: Writer) -> str:
@@ -194,7 +224,9 @@ def no_zero_point(w: Writer) -> str:
 def a_zero_point_of_its_own(w: Writer) -> str:
     q, s, _ = quantized(w, "x")
     weight, zero = weights(w, (3, 4))
-    return floats(w, w.add("MatMulInteger", q, weight, w.constant(0, np.uint8), zero), s, np.array(0.1))
+    return floats(
+        w, w.add("MatMulInteger", q, weight, w.constant(0, np.uint8), zero), s, np.array(0.1)
+    )
 
 
 def zero_point_as_weight(w: Writer) -> str:
@@ -251,7 +283,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("build", REFUSED, ids=lambda f: f.__name__)
-def test_what_is_no_layer_of_real_numbers_is_refused(build: Callable[[Writer], str], tmp_path: Path) -> None:
+def test_what_is_no_layer_of_real_numbers_is_refused(
+    build: Callable[[Writer], str], tmp_path: Path
+) -> None:
     """Read without units, some of these would be another function of the input than the file's."""
     w = Writer([1, 3])
     with pytest.raises(UnsupportedError, match=REFUSED[build]):

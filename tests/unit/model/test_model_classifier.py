@@ -1,4 +1,5 @@
-"""A classifier on pixels equals the network on normalised, reordered inputs, and its gradient is that of pixels."""
+"""A classifier on pixels equals the network on normalised, reordered inputs, and its gradient is
+that of pixels."""
 
 from __future__ import annotations
 
@@ -27,14 +28,18 @@ def identity_graph(shape: tuple[int, ...]) -> Graph:
     return Graph(nodes, ("x",), ("y",), ("float32",))
 
 
-@pytest.mark.parametrize(("shape", "order"), [((1, 3, 4, 5), "chw"), ((1, 4, 5, 3), "hwc"), ((1, 60), "chw")])
+@pytest.mark.parametrize(
+    ("shape", "order"), [((1, 3, 4, 5), "chw"), ((1, 4, 5, 3), "hwc"), ((1, 60), "chw")]
+)
 def test_layout_is_read_off_the_input_shape(shape: tuple[int, ...], order: str) -> None:
     graph = identity_graph(shape)
     layout = layout_of(graph, (3, 4, 5), MEAN, STD)
     assert layout.order == order
     images = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     logits = GraphClassifier(Network(graph, torch.float64), layout)(images)
-    mean, std = (torch.tensor([float(v) for v in values])[:, None, None].double() for values in (MEAN, STD))
+    mean, std = (
+        torch.tensor([float(v) for v in values])[:, None, None].double() for values in (MEAN, STD)
+    )
     expected = (images - mean) / std
     expected = expected.permute(0, 2, 3, 1) if order == "hwc" else expected
     torch.testing.assert_close(logits, expected.reshape(2, -1))
@@ -43,7 +48,8 @@ def test_layout_is_read_off_the_input_shape(shape: tuple[int, ...], order: str) 
 
 def test_gradient_reaches_the_pixels() -> None:
     model = GraphClassifier(
-        Network(identity_graph((1, 12)), torch.float32), layout_of(identity_graph((1, 12)), (3, 2, 2), MEAN, STD)
+        Network(identity_graph((1, 12)), torch.float32),
+        layout_of(identity_graph((1, 12)), (3, 2, 2), MEAN, STD),
     )
     images = torch.rand(1, 3, 2, 2, requires_grad=True)
     model(images).sum().backward()

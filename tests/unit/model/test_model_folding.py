@@ -1,4 +1,5 @@
-"""What exporters compute from shapes and constants is folded while reading, with the results of onnxruntime."""
+"""What exporters compute from shapes and constants is folded while reading, with the results of
+onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ MOVES = {"Input", "Reshape", "Expand", "Slice", "Gather", "Concat", "Constant"}
 
 def node(op: str, inputs: str, outputs: str, **attrs: Any) -> onnx.NodeProto:
     """Operand names separated by blanks; ``-`` is an omitted one."""
-    return helper.make_node(op, [name.replace("-", "") for name in inputs.split()], outputs.split(), **attrs)
+    return helper.make_node(
+        op, [name.replace("-", "") for name in inputs.split()], outputs.split(), **attrs
+    )
 
 
 def floats(*values: float) -> Array:
@@ -50,10 +53,14 @@ CASES = {
         MOVES,
     ),
     "part of a shape": Case(
-        [node("Shape", "x", "s", start=-1), node("Cast", "s", "c", to=1), node("Mul", "x c", "y")], {}, ARITHMETIC
+        [node("Shape", "x", "s", start=-1), node("Cast", "s", "c", to=1), node("Mul", "x c", "y")],
+        {},
+        ARITHMETIC,
     ),
     "part of the shape of a constant": Case(
-        [node("Shape", "w", "s", start=1, end=3), node("Expand", "x s", "y")], {"w": np.zeros((5, 2, 3))}, MOVES
+        [node("Shape", "w", "s", start=1, end=3), node("Expand", "x s", "y")],
+        {"w": np.zeros((5, 2, 3))},
+        MOVES,
     ),
     "shape in a division": Case(
         [
@@ -85,7 +92,13 @@ CASES = {
     ),
     "slice backwards": Case(
         [node("Slice", "w from to axis step", "s"), node("Add", "x s", "y")],
-        {"w": TABLE[:2], "from": ints(-1), "to": ints(-(2**62)), "axis": ints(-1), "step": ints(-2)},
+        {
+            "w": TABLE[:2],
+            "from": ints(-1),
+            "to": ints(-(2**62)),
+            "axis": ints(-1),
+            "step": ints(-2),
+        },
         ARITHMETIC,
     ),
     "slice by attributes": Case(
@@ -126,22 +139,35 @@ CASES = {
         ARITHMETIC,
     ),
     "gemm of constants plus the input": Case(
-        [node("Gemm", "w v x", "y", alpha=0.5, beta=2.0)], {"w": TABLE[:2, :2], "v": TABLE[:2, :3]}, ARITHMETIC
+        [node("Gemm", "w v x", "y", alpha=0.5, beta=2.0)],
+        {"w": TABLE[:2, :2], "v": TABLE[:2, :3]},
+        ARITHMETIC,
     ),
     "split integers": Case(
-        [node("Split", "w", "a b", axis=0), node("Reshape", "x a", "t"), node("Reshape", "t b", "y")],
+        [
+            node("Split", "w", "a b", axis=0),
+            node("Reshape", "x a", "t"),
+            node("Reshape", "t b", "y"),
+        ],
         {"w": ints(3, 2, 6, 1)},
         MOVES,
         opset=13,
     ),
     "second half of a constant": Case(
-        [node("Split", "w", "- b", axis=0), node("Add", "x b", "y")], {"w": TABLE[:2, :3]}, ARITHMETIC, opset=13
+        [node("Split", "w", "- b", axis=0), node("Add", "x b", "y")],
+        {"w": TABLE[:2, :3]},
+        ARITHMETIC,
+        opset=13,
     ),
     "larger integer": Case(
-        [node("Max", "a b", "m"), node("Reshape", "x m", "y")], {"a": ints(1, 6), "b": ints(0, 2)}, MOVES
+        [node("Max", "a b", "m"), node("Reshape", "x m", "y")],
+        {"a": ints(1, 6), "b": ints(0, 2)},
+        MOVES,
     ),
     "sum of integers": Case(
-        [node("ReduceSum", "w axes", "s"), node("Reshape", "x s", "y")], {"w": ints(2, 4), "axes": ints(0)}, MOVES
+        [node("ReduceSum", "w axes", "s"), node("Reshape", "x s", "y")],
+        {"w": ints(2, 4), "axes": ints(0)},
+        MOVES,
     ),
     "range": Case(
         [node("Range", "a b c", "r"), node("Gather", "x r", "y", axis=1)],
@@ -149,13 +175,22 @@ CASES = {
         MOVES,
     ),
     "mask": Case(
-        [node("Greater", "w v", "g"), node("Not", "g", "n"), node("Cast", "n", "c", to=1), node("Mul", "x c", "y")],
+        [
+            node("Greater", "w v", "g"),
+            node("Not", "g", "n"),
+            node("Cast", "n", "c", to=1),
+            node("Mul", "x c", "y"),
+        ],
         {"w": floats(1, 2, 3), "v": floats(2)},
         ARITHMETIC,
     ),
     "quantized weight": Case(
         [node("DequantizeLinear", "w s z", "d", axis=0), node("Mul", "x d", "y")],
-        {"w": np.arange(6, dtype=np.uint8).reshape(2, 3), "s": floats(0.5, 2), "z": np.array([1, 4], np.uint8)},
+        {
+            "w": np.arange(6, dtype=np.uint8).reshape(2, 3),
+            "s": floats(0.5, 2),
+            "z": np.array([1, 4], np.uint8),
+        },
         ARITHMETIC,
     ),
     "clip and transpose": Case(
@@ -167,8 +202,14 @@ CASES = {
         {"w": TABLE[:, :3], "low": np.float32(2), "high": np.float32(9)},
         {"Input", "Linear"},
     ),
-    "tile": Case([node("Tile", "w n", "t"), node("Add", "x t", "y")], {"w": floats(1, 2, 3), "n": ints(1)}, ARITHMETIC),
-    "wide exponent": Case([node("Pow", "x e", "y")], {"e": np.full((4, 1, 3), 2, np.float32)}, {"Square", *MOVES}),
+    "tile": Case(
+        [node("Tile", "w n", "t"), node("Add", "x t", "y")],
+        {"w": floats(1, 2, 3), "n": ints(1)},
+        ARITHMETIC,
+    ),
+    "wide exponent": Case(
+        [node("Pow", "x e", "y")], {"e": np.full((4, 1, 3), 2, np.float32)}, {"Square", *MOVES}
+    ),
 }
 
 
@@ -185,14 +226,24 @@ def test_folding(name: str, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "integer division by zero": Case([node("Div", "w z", "s"), node("Reshape", "x s", "y")], {"z": ints(0)}, set()),
-    "negative variance": Case([node("BatchNormalization", "x v v v v", "y")], {"v": floats(1, -1, 1)}, set()),
-    "integers beyond float64": Case(
-        [node("Max", "huge one", "s"), node("Reshape", "x s", "y")], {"huge": ints(2**60 + 1)}, set()
+    "integer division by zero": Case(
+        [node("Div", "w z", "s"), node("Reshape", "x s", "y")], {"z": ints(0)}, set()
     ),
-    "resize beyond memory": Case([node("Resize", "x - - huge", "y")], {"huge": ints(1 << 40, 3)}, set()),
+    "negative variance": Case(
+        [node("BatchNormalization", "x v v v v", "y")], {"v": floats(1, -1, 1)}, set()
+    ),
+    "integers beyond float64": Case(
+        [node("Max", "huge one", "s"), node("Reshape", "x s", "y")],
+        {"huge": ints(2**60 + 1)},
+        set(),
+    ),
+    "resize beyond memory": Case(
+        [node("Resize", "x - - huge", "y")], {"huge": ints(1 << 40, 3)}, set()
+    ),
     "resize to nothing": Case([node("Resize", "x - - none", "y")], {"none": ints(0, 3)}, set()),
-    "range with step zero": Case([node("Range", "one one z0", "s"), node("Add", "x s", "y")], {}, set()),
+    "range with step zero": Case(
+        [node("Range", "one one z0", "s"), node("Add", "x s", "y")], {}, set()
+    ),
 }
 
 

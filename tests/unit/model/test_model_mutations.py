@@ -25,7 +25,10 @@ def mutants(model: onnx.ModelProto, generator: np.random.Generator) -> Iterator[
         for index in range(len(node.attribute)):
             copy = onnx.ModelProto.FromString(model.SerializeToString())
             attribute = copy.graph.node[place].attribute[index]
-            attribute.i, attribute.f = int(generator.choice(INTEGERS)), float(generator.choice(FLOATS))
+            attribute.i, attribute.f = (
+                int(generator.choice(INTEGERS)),
+                float(generator.choice(FLOATS)),
+            )
             if attribute.ints:
                 attribute.ints[int(generator.integers(len(attribute.ints)))] = attribute.i
             yield copy
@@ -37,7 +40,9 @@ def mutants(model: onnx.ModelProto, generator: np.random.Generator) -> Iterator[
         value = numpy_helper.to_array(tensor).copy()
         if value.size and value.dtype in (np.dtype(np.int64), np.dtype(np.float32)):
             kind = INTEGERS if value.dtype.kind == "i" else FLOATS
-            value.reshape(-1)[int(generator.integers(value.size))] = kind[int(generator.integers(len(kind)))]
+            value.reshape(-1)[int(generator.integers(value.size))] = kind[
+                int(generator.integers(len(kind)))
+            ]
         copy = onnx.ModelProto.FromString(model.SerializeToString())
         copy.graph.initializer[index].CopyFrom(numpy_helper.from_array(value, tensor.name))
         yield copy

@@ -54,10 +54,18 @@ def test_matrix_products(case: Case, tmp_path: Path) -> None:
     Case("Conv", ((2, 2, 7), weight(3, 2, 3), weight(3)), {"strides": [2], "pads": [1, 1]}),
     Case("Conv", ((1, 2, 7), weight(3, 2, 3), weight(3)), {"pads": [2, 0], "dilations": [2]}),
     Case("Conv", ((1, 2, 5, 6), weight(3, 2, 3, 2), weight(3))),
-    Case("Conv", ((2, 2, 5, 6), weight(3, 2, 3, 3), weight(3)), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    Case(
+        "Conv",
+        ((2, 2, 5, 6), weight(3, 2, 3, 3), weight(3)),
+        {"pads": [1, 1, 1, 1], "strides": [2, 2]},
+    ),
     Case("Conv", ((1, 2, 6, 6), weight(3, 2, 3, 3)), {"pads": [0, 1, 2, 1], "strides": [2, 1]}),
     Case("Conv", ((1, 2, 7, 7), weight(3, 2, 2, 3)), {"dilations": [2, 3], "pads": [1, 2, 1, 2]}),
-    Case("Conv", ((1, 4, 5, 5), weight(6, 2, 3, 3), weight(6)), {"group": 2, "strides": [3, 2], "pads": [1, 1, 1, 1]}),
+    Case(
+        "Conv",
+        ((1, 4, 5, 5), weight(6, 2, 3, 3), weight(6)),
+        {"group": 2, "strides": [3, 2], "pads": [1, 1, 1, 1]},
+    ),
     Case("Conv", ((1, 3, 5, 5), weight(3, 1, 3, 3)), {"group": 3}),
     Case("Conv", ((1, 2, 6, 5), weight(3, 2, 3, 2)), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     Case("Conv", ((1, 2, 6, 5), weight(3, 2, 4, 2)), {"auto_pad": "SAME_LOWER", "strides": [1, 2]}),
@@ -65,18 +73,42 @@ def test_matrix_products(case: Case, tmp_path: Path) -> None:
     Case("Conv", ((1, 1, 3, 4, 4), weight(2, 1, 2, 2, 2), weight(2)), {"strides": [1, 2, 2]}),
     Case("ConvTranspose", ((1, 2, 4), weight(2, 3, 3), weight(3)), {"strides": [2]}),
     Case("ConvTranspose", ((1, 2, 4, 3), weight(2, 3, 3, 3), weight(3))),
-    Case("ConvTranspose", ((2, 2, 4, 3), weight(2, 3, 3, 3)), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
-    Case("ConvTranspose", ((1, 2, 4, 3), weight(2, 3, 3, 3)), {"strides": [2, 3], "output_padding": [1, 2]}),
+    Case(
+        "ConvTranspose",
+        ((2, 2, 4, 3), weight(2, 3, 3, 3)),
+        {"strides": [2, 2], "pads": [1, 1, 1, 1]},
+    ),
+    Case(
+        "ConvTranspose",
+        ((1, 2, 4, 3), weight(2, 3, 3, 3)),
+        {"strides": [2, 3], "output_padding": [1, 2]},
+    ),
     Case(
         "ConvTranspose",
         ((1, 2, 4, 3), weight(2, 3, 3, 3), weight(3)),
         {"strides": [2, 2], "pads": [1, 0, 0, 2], "output_padding": [1, 1]},
     ),
     Case("ConvTranspose", ((1, 4, 3, 3), weight(4, 2, 3, 3)), {"group": 2, "dilations": [2, 1]}),
-    Case("ConvTranspose", ((1, 2, 3, 3), weight(2, 1, 3, 3)), {"strides": [2, 2], "output_shape": [6, 6]}),
-    Case("ConvTranspose", ((1, 2, 3, 3), weight(2, 1, 4, 3)), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
-    Case("ConvTranspose", ((1, 2, 3, 3), weight(2, 1, 4, 3)), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
-    Case("ConvTranspose", ((1, 2, 3, 3), weight(2, 1, 4, 3)), {"strides": [2, 2], "auto_pad": "VALID"}),
+    Case(
+        "ConvTranspose",
+        ((1, 2, 3, 3), weight(2, 1, 3, 3)),
+        {"strides": [2, 2], "output_shape": [6, 6]},
+    ),
+    Case(
+        "ConvTranspose",
+        ((1, 2, 3, 3), weight(2, 1, 4, 3)),
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    ),
+    Case(
+        "ConvTranspose",
+        ((1, 2, 3, 3), weight(2, 1, 4, 3)),
+        {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
+    ),
+    Case(
+        "ConvTranspose",
+        ((1, 2, 3, 3), weight(2, 1, 4, 3)),
+        {"strides": [2, 2], "auto_pad": "VALID"},
+    ),
 )
 def test_convolutions(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
@@ -87,9 +119,15 @@ def test_convolutions(case: Case, tmp_path: Path) -> None:
     *(Case(op, ((2, 3), (3,)), low=0.5) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
     *(Case(op, ((2, 1), (4, 1, 3)), low=0.5) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
     *(Case(op, ((2, 3), weight(2, 3) + 2)) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
-    *(Case(op, (weight(2, 3) + 2, (2, 3)), low=0.5) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
+    *(
+        Case(op, (weight(2, 3) + 2, (2, 3)), low=0.5)
+        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")
+    ),
     *(Case(op, ((3,), weight(4, 1, 3) + 2)) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
-    *(Case(op, (weight(4, 1, 3), (2, 1)), low=0.5) for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")),
+    *(
+        Case(op, (weight(4, 1, 3), (2, 1)), low=0.5)
+        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")
+    ),
     *(Case(op, ((2, 3), (3,), weight(2, 1))) for op in ("Sum", "Mean", "Max", "Min")),
     *(Case(op, ((2, 3),)) for op in ("Sum", "Mean", "Max", "Min")),
     *(Case(op, (weight(2, 3), weight(3), (2, 3))) for op in ("Sum", "Mean", "Max", "Min")),
@@ -99,16 +137,27 @@ def test_convolutions(case: Case, tmp_path: Path) -> None:
     *(Case(op, ((2, 3), np.float32(v))) for op in ("Max", "Min") for v in (-1e38, 1e38, -np.inf)),
     *(Case(op, (np.array([-1e38, 0.5, 1e38], np.float32), (2, 3))) for op in ("Max", "Min")),
     Case("Neg", ((2, 3),)),
-    Case("BatchNormalization", ((2, 3, 2), weight(3), weight(3), weight(3), weight(3) + 2), {"epsilon": 0.01}),
+    Case(
+        "BatchNormalization",
+        ((2, 3, 2), weight(3), weight(3), weight(3), weight(3) + 2),
+        {"epsilon": 0.01},
+    ),
     Case("BatchNormalization", ((2, 3), weight(3), weight(3), weight(3), weight(3) + 2)),
-    Case("BatchNormalization", ((1, 3, 2, 2), weight(3), weight(3), weight(3), weight(3) + 2), opset=9),
+    Case(
+        "BatchNormalization",
+        ((1, 3, 2, 2), weight(3), weight(3), weight(3), weight(3) + 2),
+        opset=9,
+    ),
 )
 def test_arithmetic(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
 
 
 @cases(
-    *(Case(op, ((2, 3),)) for op in ("Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Abs", "Sign", "Floor", "Ceil")),
+    *(
+        Case(op, ((2, 3),))
+        for op in ("Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Abs", "Sign", "Floor", "Ceil")
+    ),
     *(Case(op, ((2, 3),)) for op in ("Round", "Erf", "Sin", "Cos", "Identity", "Softsign")),
     *(Case(op, ((2, 3),), low=0.3) for op in ("Log", "Sqrt", "Reciprocal")),
     Case("LeakyRelu", ((2, 3),)),

@@ -20,7 +20,9 @@ def array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def graph_of(shape: tuple[int, ...], steps: Mapping[str, Step], outputs: Sequence[str] = ("y",)) -> Graph:
+def graph_of(
+    shape: tuple[int, ...], steps: Mapping[str, Step], outputs: Sequence[str] = ("y",)
+) -> Graph:
     builder = Builder()
     builder.nodes["x"] = Node("x", "Input", (), shape)
     for name, (op, inputs, attrs, params) in steps.items():
@@ -28,11 +30,15 @@ def graph_of(shape: tuple[int, ...], steps: Mapping[str, Step], outputs: Sequenc
     return Graph(builder.nodes, ("x",), tuple(outputs), ("float32",))
 
 
-def simple(shape: tuple[int, ...], steps: Mapping[str, Step], outputs: Sequence[str] = ("y",)) -> list[str]:
+def simple(
+    shape: tuple[int, ...], steps: Mapping[str, Step], outputs: Sequence[str] = ("y",)
+) -> list[str]:
     """Operators left after all passes, which must not change the outputs."""
     before = graph_of(shape, steps, outputs)
     after = simplified(before)
-    x = torch.randn(4, before.n_inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        4, before.n_inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(Network(after, torch.float64)(x), Network(before, torch.float64)(x))
     return [node.op for node in after.nodes.values() if node.op != "Input"]
 
@@ -55,11 +61,17 @@ def test_scales_join_the_weights_around_them() -> None:
     assert simple((1, 3), {"a": scale("x", 3), "y": linear("a", 4, 3)}) == ["Linear"]
     assert simple((1, 2, 4, 4), {"a": conv("x", 1), "y": scale("a", 3, 1, 1)}) == ["Conv"]
     assert simple((1, 2, 4, 4), {"a": scale("x", 2, 1, 1), "y": conv("a")}) == ["Conv"]
-    assert simple((2, 3), {"a": scale("x", 3), "b": scale("a", 2, 1), "y": scale("b", 2, 3)}) == ["Scale"]
+    assert simple((2, 3), {"a": scale("x", 3), "b": scale("a", 2, 1), "y": scale("b", 2, 3)}) == [
+        "Scale"
+    ]
 
 
 def test_a_scale_of_an_image_passes_its_flattening() -> None:
-    steps = {"a": scale("x", 2, 1, 1), "b": ("Reshape", ["a"], {"shape": (1, 8)}, {}), "y": linear("b", 4, 8)}
+    steps = {
+        "a": scale("x", 2, 1, 1),
+        "b": ("Reshape", ["a"], {"shape": (1, 8)}, {}),
+        "y": linear("b", 4, 8),
+    }
     assert simple((1, 2, 2, 2), steps) == ["Reshape", "Linear"]
 
 
@@ -67,7 +79,10 @@ def test_scales_stay_where_they_do_not_fit() -> None:
     """A shift under zero padding; a scale that differs from row to row; one that others read."""
     assert simple((1, 2, 4, 4), {"a": scale("x", 2, 1, 1), "y": conv("a", 1)}) == ["Scale", "Conv"]
     assert simple((2, 3), {"a": scale("x", 2, 1), "y": linear("a", 4, 3)}) == ["Scale", "Linear"]
-    assert simple((1, 3), {"a": linear("x", 4, 3), "y": scale("a", 4)}, ["a", "y"]) == ["Linear", "Scale"]
+    assert simple((1, 3), {"a": linear("x", 4, 3), "y": scale("a", 4)}, ["a", "y"]) == [
+        "Linear",
+        "Scale",
+    ]
 
 
 def test_matrices_join_where_that_is_not_larger() -> None:
@@ -78,7 +93,8 @@ def test_matrices_join_where_that_is_not_larger() -> None:
 
 
 def test_readers_are_counted_through_what_vanishes() -> None:
-    """``b`` is ``a``; so ``a`` has the two readers of ``b`` and must not be multiplied into both."""
+    """``b`` is ``a``; so ``a`` has the two readers of ``b`` and must not be multiplied into
+    both."""
     same = ("Reshape", ["a"], {"shape": (1, 4)}, {})
     steps = {"a": linear("x", 4, 3), "b": same, "y": linear("b", 2, 4), "z": linear("b", 5, 4)}
     assert simple((1, 3), steps, ["y", "z"]) == ["Linear"] * 3
@@ -86,7 +102,10 @@ def test_readers_are_counted_through_what_vanishes() -> None:
 
 def test_movements_compose() -> None:
     turn = {"perm": (1, 2, 0)}
-    twice = {"a": ("Transpose", ["x"], turn, {}), "y": ("Transpose", ["a"], {"perm": (0, 2, 1)}, {})}
+    twice = {
+        "a": ("Transpose", ["x"], turn, {}),
+        "y": ("Transpose", ["a"], {"perm": (0, 2, 1)}, {}),
+    }
     assert simple((2, 3, 4), twice) == ["Transpose"]
     thrice = {
         "a": ("Transpose", ["x"], turn, {}),
@@ -95,14 +114,26 @@ def test_movements_compose() -> None:
     }
     assert simple((2, 3, 4), thrice) == []
     assert simple((1, 3, 4), {"y": ("Transpose", ["x"], turn, {})}) == ["Reshape"]
-    steps = {"a": ("Reshape", ["x"], {"shape": (6,)}, {}), "y": ("Reshape", ["a"], {"shape": (3, 2)}, {})}
+    steps = {
+        "a": ("Reshape", ["x"], {"shape": (6,)}, {}),
+        "y": ("Reshape", ["a"], {"shape": (3, 2)}, {}),
+    }
     assert simple((2, 3), steps) == ["Reshape"]
     cut = {"slices": ((1, 2, 1), (1, 8, 3))}
-    cuts = {"a": ("Slice", ["x"], {"slices": ((1, 4, 1), (0, 9, 1))}, {}), "y": ("Slice", ["a"], cut, {})}
+    cuts = {
+        "a": ("Slice", ["x"], {"slices": ((1, 4, 1), (0, 9, 1))}, {}),
+        "y": ("Slice", ["a"], cut, {}),
+    }
     assert simple((4, 9), cuts) == ["Slice"]
-    strided = {"a": ("Slice", ["x"], {"slices": ((1, 9, 2),)}, {}), "y": ("Slice", ["a"], {"slices": ((1, 4, 2),)}, {})}
+    strided = {
+        "a": ("Slice", ["x"], {"slices": ((1, 9, 2),)}, {}),
+        "y": ("Slice", ["a"], {"slices": ((1, 4, 2),)}, {}),
+    }
     assert simple((9,), strided) == ["Slice"]
-    grown = {"a": ("Expand", ["x"], {"shape": (2, 1)}, {}), "y": ("Expand", ["a"], {"shape": (2, 3)}, {})}
+    grown = {
+        "a": ("Expand", ["x"], {"shape": (2, 1)}, {}),
+        "y": ("Expand", ["a"], {"shape": (2, 3)}, {}),
+    }
     assert simple((1, 1), grown) == ["Expand"]
 
 
@@ -128,5 +159,7 @@ def test_equal_operators_with_unequal_weights_stay_apart() -> None:
 
 
 def test_an_output_that_vanishes_is_the_tensor_it_equals() -> None:
-    graph = simplified(graph_of((2, 3), {"y": ("Reshape", ["x"], {"shape": (2, 3)}, {})}, ["y", "x"]))
+    graph = simplified(
+        graph_of((2, 3), {"y": ("Reshape", ["x"], {"shape": (2, 3)}, {})}, ["y", "x"])
+    )
     assert graph.outputs == ("x", "x")

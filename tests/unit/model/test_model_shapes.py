@@ -78,7 +78,15 @@ def test_moves(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
 
 
-REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+REDUCTIONS = (
+    "ReduceSum",
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceSumSquare",
+    "ReduceL1",
+    "ReduceL2",
+)
 
 
 @cases(
@@ -126,10 +134,19 @@ WINDOWS = (
     *(Case("AveragePool", ((1, 2, 5, 6),), attrs) for attrs in WINDOWS),
     *(Case("AveragePool", ((1, 2, 5, 6),), {**attrs, "count_include_pad": 1}) for attrs in WINDOWS),
     Case("AveragePool", ((2, 2, 7),), {"kernel_shape": [3], "pads": [0, 2], "strides": [2]}),
-    Case("AveragePool", ((1, 2, 7, 7),), {"kernel_shape": [2, 2], "dilations": [2, 3], "pads": [1, 1, 0, 1]}, opset=19),
+    Case(
+        "AveragePool",
+        ((1, 2, 7, 7),),
+        {"kernel_shape": [2, 2], "dilations": [2, 3], "pads": [1, 1, 0, 1]},
+        opset=19,
+    ),
     Case("AveragePool", ((1, 1, 3, 4, 4),), {"kernel_shape": [2, 2, 2], "strides": [1, 2, 2]}),
     Case("MaxPool", ((2, 2, 7),), {"kernel_shape": [3], "pads": [2, 1], "strides": [2]}),
-    Case("MaxPool", ((1, 1, 7, 7),), {"kernel_shape": [2, 3], "dilations": [3, 2], "pads": [1, 2, 1, 0]}),
+    Case(
+        "MaxPool",
+        ((1, 1, 7, 7),),
+        {"kernel_shape": [2, 3], "dilations": [3, 2], "pads": [1, 2, 1, 0]},
+    ),
     Case(
         "MaxPool",
         ((1, 1, 7, 8),),
@@ -147,7 +164,9 @@ def test_max_pool_is_exact_for_tiny_and_huge_values(tmp_path: Path) -> None:
     path = saved(model_of([node], {"x": (1, 1, 4, 4)}, ["y"]), tmp_path)
     graph = read_graph(path)
     for scale in (1e-12, 1e12, -1e-12, -1e12):
-        feed = {"x": (np.random.default_rng(0).uniform(0.5, 1, (1, 1, 4, 4)) * scale).astype(np.float32)}
+        feed = {
+            "x": (np.random.default_rng(0).uniform(0.5, 1, (1, 1, 4, 4)) * scale).astype(np.float32)
+        }
         found, expected = run_graph(graph, feed)[0], run_onnxruntime(path, feed)[0]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -158,7 +177,9 @@ HALF = "half_pixel"
 @cases(
     Case("Upsample", ((1, 2, 3, 2), np.array([1, 1, 2, 3], np.float32)), opset=9),
     Case("Upsample", ((1, 2, 3, 2),), {"scales": [1.0, 1.0, 2.0, 2.0]}, opset=7),
-    Case("Resize", ((1, 2, 3, 2), np.array([1, 1, 2, 2], np.float32)), {"mode": "nearest"}, opset=10),
+    Case(
+        "Resize", ((1, 2, 3, 2), np.array([1, 1, 2, 2], np.float32)), {"mode": "nearest"}, opset=10
+    ),
     Case("Resize", ((1, 2, 3, 4), None, np.array([1, 1, 2, 2], np.float32)), {"mode": "nearest"}),
     *(
         Case(

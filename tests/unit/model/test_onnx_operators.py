@@ -1,4 +1,5 @@
-"""Every ONNX operator with a lowering, in its variants, against onnxruntime on a model of one node."""
+"""Every ONNX operator with a lowering, in its variants, against onnxruntime on a model of one
+node."""
 
 from __future__ import annotations
 
@@ -24,8 +25,12 @@ class Case(NamedTuple):
     outputs: int
 
     def __str__(self) -> str:
-        shapes = ",".join("x".join(map(str, o)) if isinstance(o, tuple) else "c" for o in self.operands)
-        return f"{self.op}-{shapes}-" + ",".join(f"{key}={value}" for key, value in self.attrs.items())
+        shapes = ",".join(
+            "x".join(map(str, o)) if isinstance(o, tuple) else "c" for o in self.operands
+        )
+        return f"{self.op}-{shapes}-" + ",".join(
+            f"{key}={value}" for key, value in self.attrs.items()
+        )
 
 
 def case(op: str, *operands: Any, opset: int = 17, outputs: int = 1, **attrs: Any) -> Case:
@@ -54,9 +59,27 @@ def scalar(value: float) -> np.ndarray:
 
 IMAGE = (1, 2, 5, 6)
 ELEMENTWISE = [
-    *(case(op, (2, 3)) for op in ("Relu", "Sigmoid", "Tanh", "Exp", "Sin", "Cos", "Neg", "Abs", "Softplus", "Erf")),
-    *(case(op, (2, 3)) for op in ("Log", "Sqrt", "Reciprocal", "Identity", "Softsign", "HardSwish", "Sign", "Floor")),
-    *(case(op, (2, 3)) for op in ("Ceil", "Round", "Dropout", "Elu", "Selu", "Celu", "HardSigmoid", "LeakyRelu")),
+    *(
+        case(op, (2, 3))
+        for op in ("Relu", "Sigmoid", "Tanh", "Exp", "Sin", "Cos", "Neg", "Abs", "Softplus", "Erf")
+    ),
+    *(
+        case(op, (2, 3))
+        for op in (
+            "Log",
+            "Sqrt",
+            "Reciprocal",
+            "Identity",
+            "Softsign",
+            "HardSwish",
+            "Sign",
+            "Floor",
+        )
+    ),
+    *(
+        case(op, (2, 3))
+        for op in ("Ceil", "Round", "Dropout", "Elu", "Selu", "Celu", "HardSigmoid", "LeakyRelu")
+    ),
     case("Mish", (2, 3), opset=18),
     case("Gelu", (2, 3), opset=20),
     case("Gelu", (2, 3), opset=20, approximate="tanh"),
@@ -130,7 +153,14 @@ SHAPES = [
 REDUCTIONS = [
     *(
         case(op, (2, 3, 5), opset=13, axes=axes, keepdims=keep)
-        for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+        for op in (
+            "ReduceMean",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceSumSquare",
+            "ReduceL1",
+            "ReduceL2",
+        )
         for axes, keep in (([1], 0), ([-1, 0], 1))
     ),
     case("ReduceSum", (2, 3), ints(1), keepdims=0),
@@ -195,7 +225,14 @@ WINDOWS = [
     case("Conv", (3, 2, 7), weight(4, 2, 3), strides=[2]),
     case("Conv", (1, 2, 3, 4, 5), weight(3, 2, 2, 2, 2), pads=[1] * 6),
     case("ConvTranspose", IMAGE, weight(2, 3, 3, 3), weight(3)),
-    case("ConvTranspose", IMAGE, weight(2, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+    case(
+        "ConvTranspose",
+        IMAGE,
+        weight(2, 3, 3, 3),
+        strides=[2, 2],
+        pads=[1, 1, 1, 1],
+        output_padding=[1, 1],
+    ),
     case("ConvTranspose", IMAGE, weight(2, 3, 3, 3), strides=[2, 1], pads=[1, 0, 0, 2]),
     case("ConvTranspose", IMAGE, weight(2, 2, 2, 3), group=2, dilations=[2, 1]),
     case("ConvTranspose", IMAGE, weight(2, 3, 3, 3), strides=[2, 2], output_shape=[10, 12]),
@@ -229,7 +266,15 @@ WINDOWS = [
         case("Resize", IMAGE, "", f32(1, 1, 0.6, 1.5), nearest_mode=rounding)
         for rounding in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
     ),
-    case("Resize", IMAGE, "", "", ints(1, 2, 8, 9), mode="nearest", coordinate_transformation_mode="asymmetric"),
+    case(
+        "Resize",
+        IMAGE,
+        "",
+        "",
+        ints(1, 2, 8, 9),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+    ),
     case("Resize", IMAGE, f32(1, 1, 2, 2), opset=10),
 ]
 CASES = [*ELEMENTWISE, *ARITHMETIC, *SHAPES, *REDUCTIONS, *PRODUCTS, *WINDOWS]

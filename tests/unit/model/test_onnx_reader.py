@@ -1,4 +1,5 @@
-"""What a file may look like around its operators, and what happens when it is not what it claims to be."""
+"""What a file may look like around its operators, and what happens when it is not what it claims to
+be."""
 
 from __future__ import annotations
 
@@ -75,24 +76,33 @@ def test_several_inputs_and_outputs_keep_their_order(save: Save) -> None:
     path = save(nodes, {"b": (2,), "a": (2,)}, outputs=["r", "s"])
     graph = read_graph(path)
     assert graph.inputs == ("b", "a")
-    found = Network(graph, torch.float64)(torch.tensor([[5.0, 6.0, -1.0, 2.0]], dtype=torch.float64))
+    found = Network(graph, torch.float64)(
+        torch.tensor([[5.0, 6.0, -1.0, 2.0]], dtype=torch.float64)
+    )
     assert found.tolist() == [[0.0, 2.0, 6.0, 4.0]]
 
 
 def test_weights_listed_among_the_inputs_are_weights(save: Save) -> None:
-    path = save([helper.make_node("Add", ["x", "w"], ["y"])], {"x": (3,), "w": (3,)}, {"w": np.float32([1, 2, 3])})
+    path = save(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        {"x": (3,), "w": (3,)},
+        {"w": np.float32([1, 2, 3])},
+    )
     assert read_graph(path).inputs == ("x",)
     assert crosscheck(read_graph(path), path, seed=0) < 1e-6
 
 
 def test_output_may_be_an_input_or_a_constant(save: Save) -> None:
     path = save([relu("x", "r")], {"x": (2,)}, {"w": np.float32([1, 2])}, outputs=["x", "w", "r"])
-    found = Network(read_graph(path), torch.float64)(torch.tensor([[-1.0, 3.0]], dtype=torch.float64))
+    found = Network(read_graph(path), torch.float64)(
+        torch.tensor([[-1.0, 3.0]], dtype=torch.float64)
+    )
     assert found.tolist() == [[-1.0, 3.0, 1.0, 2.0, 0.0, 3.0]]
 
 
 def test_shape_arithmetic_is_folded(save: Save) -> None:
-    """What exporters write for ``x.view(x.shape[0], -1)`` and for ``torch.where`` over constant masks."""
+    """What exporters write for ``x.view(x.shape[0], -1)`` and for ``torch.where`` over constant
+    masks."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Gather", ["shape", "zero"], ["batch"], axis=0),
@@ -100,7 +110,9 @@ def test_shape_arithmetic_is_folded(save: Save) -> None:
         helper.make_node("Mul", ["rows", "one"], ["rows1"]),
         helper.make_node("Concat", ["rows1", "rest"], ["target"], axis=0),
         helper.make_node("Reshape", ["x", "target"], ["flat"]),
-        helper.make_node("ConstantOfShape", ["axis1"], ["filled"], value=helper.make_tensor("v", 7, [1], [6])),
+        helper.make_node(
+            "ConstantOfShape", ["axis1"], ["filled"], value=helper.make_tensor("v", 7, [1], [6])
+        ),
         helper.make_node("Range", ["zero", "limit", "step"], ["range"]),
         helper.make_node("Equal", ["range", "two"], ["mask"]),
         helper.make_node("Cast", ["mask"], ["float"], to=TensorProto.FLOAT),
@@ -145,7 +157,12 @@ def test_missing_rules_are_reported_together(save: Save) -> None:
         helper.make_node("Pow", ["x", "e"], ["d"], name="fourth"),
     ]
     path = save(nodes, {"x": (2, 2)}, {"e": np.float32(2.5)}, outputs=["b", "c", "d"])
-    assert unsupported_operators(path) == [("Det", "first"), ("Tan", "second"), ("Tan", "third"), ("Pow", "fourth")]
+    assert unsupported_operators(path) == [
+        ("Det", "first"),
+        ("Tan", "second"),
+        ("Tan", "third"),
+        ("Pow", "fourth"),
+    ]
     with pytest.raises(UnsupportedError, match=r"Det: first; Tan: second, third; .*'fourth'.*2\.5"):
         read_graph(path)
 
@@ -176,7 +193,9 @@ def test_truncated_gzip_and_missing_file(tmp_path: Path) -> None:
 def test_weights_in_other_files_are_refused(save: Save, tmp_path: Path) -> None:
     """As an initializer and as the value of a Constant: the named file is never opened."""
     (tmp_path / "secret").write_bytes(b"\0" * 12)
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL
+    )
     tensor.external_data.add(key="location", value="../secret")
     path = save([helper.make_node("Add", ["x", "w"], ["y"])], {"x": (3,)})
     with pytest.raises(ModelError, match="another file"):
@@ -199,15 +218,24 @@ HUGE = {
     "tile": (helper.make_node("Tile", ["x", "n"], ["y"]), int64(1 << 20, 1 << 20)),
     "resize": (helper.make_node("Resize", ["x", "", "", "n"], ["y"]), int64(1 << 20, 1 << 20)),
     "resize by": (helper.make_node("Resize", ["x", "", "f"], ["y"]), int64()),
-    "pool": (helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[1 << 40], pads=[0, 1 << 41]), int64()),
-    "average": (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2], pads=[1, 1 << 41]), int64()),
+    "pool": (
+        helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[1 << 40], pads=[0, 1 << 41]),
+        int64(),
+    ),
+    "average": (
+        helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[2], pads=[1, 1 << 41]),
+        int64(),
+    ),
     "negative": (helper.make_node("ConstantOfShape", ["n"], ["y"]), int64(-1)),
 }
 
 
 def test_weights_that_are_not_finite_raise_no_warning(save: Save) -> None:
     weights = {"w": np.float32([[np.inf, np.nan], [0, 1]])}
-    nodes = [helper.make_node("Gemm", ["x", "w"], ["m"], alpha=0.0), helper.make_node("MatMul", ["m", "w"], ["y"])]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["m"], alpha=0.0),
+        helper.make_node("MatMul", ["m", "w"], ["y"]),
+    ]
     assert read_graph(save(nodes, {"x": (1, 2)}, weights)).n_outputs == 2
 
 
@@ -232,7 +260,9 @@ BAD = {
     "lacks an input": [helper.make_node("Add", ["x"], ["y"])],
     "has shapes that do not fit": [helper.make_node("MatMul", ["x", "w"], ["y"])],
     "gathers outside": [helper.make_node("Gather", ["x", "i"], ["y"], axis=1)],
-    "has negative strides": [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[1], strides=[-1])],
+    "has negative strides": [
+        helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[1], strides=[-1])
+    ],
     "never writes its output": [relu("x", "z")],
 }
 
@@ -245,16 +275,23 @@ def test_inconsistent_model(what: str, save: Save) -> None:
 
 
 def test_damaged_weight_and_unknown_opset(save: Save) -> None:
-    path = save([helper.make_node("Add", ["x", "w"], ["y"])], {"x": (3,)}, {"w": np.float32([1, 2, 3])})
+    path = save(
+        [helper.make_node("Add", ["x", "w"], ["y"])], {"x": (3,)}, {"w": np.float32([1, 2, 3])}
+    )
     with pytest.raises(ModelError, match="damaged"):
-        read_graph(changed(path, lambda model: setattr(model.graph.initializer[0], "raw_data", b"\0")))
+        read_graph(
+            changed(path, lambda model: setattr(model.graph.initializer[0], "raw_data", b"\0"))
+        )
     path = save([relu()], {"x": (3,)})
     with pytest.raises(UnsupportedError, match="opset 4"):
         read_graph(changed(path, lambda model: setattr(model.opset_import[0], "version", 4)))
 
 
 def test_names_that_are_not_utf8(save: Save) -> None:
-    path = save([helper.make_node("Tan", ["x"], ["y"]), helper.make_node("Det", ["x"], ["z"])], {"x": (3, 3)})
+    path = save(
+        [helper.make_node("Tan", ["x"], ["y"]), helper.make_node("Det", ["x"], ["z"])],
+        {"x": (3, 3)},
+    )
     path.write_bytes(path.read_bytes().replace(b"Tan", b"\xff\xfe\xfd"))
     with pytest.raises(ModelError, match="not UTF-8"):
         read_graph(path)
@@ -266,7 +303,9 @@ def test_bytes_flipped_at_random_never_escape_as_other_errors(save: Save) -> Non
         relu("c", "r"),
         helper.make_node("Reshape", ["r", "s"], ["y"]),
     ]
-    path = save(nodes, {"x": (1, 2, 4)}, {"w": np.ones((2, 2, 3), np.float32), "s": np.int64([1, -1])})
+    path = save(
+        nodes, {"x": (1, 2, 4)}, {"w": np.ones((2, 2, 3), np.float32), "s": np.int64([1, -1])}
+    )
     original = path.read_bytes()
     generator = np.random.default_rng(0)
     for _ in range(300):
@@ -281,8 +320,12 @@ def test_bytes_flipped_at_random_never_escape_as_other_errors(save: Save) -> Non
 
 
 def test_crosscheck_finds_a_misread_network(save: Save) -> None:
-    right = save([helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.1)], {"x": (3,)}, name="right.onnx")
-    wrong = save([helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.11)], {"x": (3,)}, name="wrong.onnx")
+    right = save(
+        [helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.1)], {"x": (3,)}, name="right.onnx"
+    )
+    wrong = save(
+        [helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.11)], {"x": (3,)}, name="wrong.onnx"
+    )
     assert crosscheck(read_graph(right), right, seed=0) < 1e-6
     with pytest.raises(ModelError, match="differs from onnxruntime"):
         crosscheck(read_graph(wrong), right, seed=0)
@@ -300,13 +343,17 @@ def test_join_keeps_networks_apart(save: Save) -> None:
     both = join({"f": graph, "g": graph})
     assert both.inputs == ("f:x", "g:x")
     assert both.input_dtypes == ("float32", "float32")
-    found = Network(both, torch.float64)(torch.tensor([[-1.0, 1.0, 2.0, -2.0]], dtype=torch.float64))
+    found = Network(both, torch.float64)(
+        torch.tensor([[-1.0, 1.0, 2.0, -2.0]], dtype=torch.float64)
+    )
     assert found.tolist() == [[0.0, 1.0, 2.0, 0.0]]
 
 
 def test_describe_names_every_tensor(save: Save) -> None:
     weights = {"w": numpy_helper.to_array(helper.make_tensor("w", 1, [2, 2], [1.0, 2, 3, 4]))}
-    graph = read_graph(save([helper.make_node("MatMul", ["x", "w"], ["m"]), relu("m")], {"x": (1, 2)}, weights))
+    graph = read_graph(
+        save([helper.make_node("MatMul", ["x", "w"], ["m"]), relu("m")], {"x": (1, 2)}, weights)
+    )
     text = describe(graph)
     assert "input x [1, 2]" in text
     assert "3 tensors, 4 weights; 1 Linear, 1 Relu" in text

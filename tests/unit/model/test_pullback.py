@@ -1,4 +1,5 @@
-"""A network as one differentiable step has the values of the network and the gradient that autograd derives."""
+"""A network as one differentiable step has the values of the network and the gradient that autograd
+derives."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.random_networks import conv_graph, dense_graph
 
 
 def with_constant(operator: str) -> Graph:
-    """``Relu(constant) op Relu(x + x)``, a ReLU behind it, and the last of its values read twice."""
+    """``Relu(constant) op Relu(x + x)``, a ReLU behind it, and the last of its values read
+    twice."""
     nodes = [
         Node("x", "Input", (), (1, 6)),
         Node("k", "Constant", (), (1, 6), {}, {"value": np.linspace(-1.0, 1.0, 6)[None]}),
@@ -44,7 +46,12 @@ def test_values_and_gradients_are_those_of_the_network(name: str, count: int) ->
     network = Network(GRAPHS[name], torch.float64)
     pullback = Pullback.of(network)
     assert pullback is not None
-    x = torch.randn(count, network.graph.n_inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    x = torch.randn(
+        count,
+        network.graph.n_inputs,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(4),
+    )
     weights = torch.randn(count, network.graph.n_outputs, dtype=torch.float64)
     point, other = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
     value, expected = pullback(point), network(other)
@@ -63,12 +70,17 @@ def test_other_nonlinear_operators_are_left_to_autograd() -> None:
 
 def test_not_a_number_passes_and_zero_has_no_slope() -> None:
     nodes = [Node("x", "Input", (), (1, 3)), Node("y", "Relu", ("x",), (1, 3))]
-    pullback = Pullback.of(Network(Graph({n.name: n for n in nodes}, ("x",), ("y",), ("float32",)), torch.float32))
+    pullback = Pullback.of(
+        Network(Graph({n.name: n for n in nodes}, ("x",), ("y",), ("float32",)), torch.float32)
+    )
     assert pullback is not None
     x = torch.tensor([[0.0, torch.nan, torch.inf]], requires_grad=True)
     value = pullback(x)
     assert torch.equal(value.isnan(), torch.tensor([[False, True, False]]))
-    assert torch.autograd.grad(value.sum(), x)[0].tolist() == torch.autograd.grad(torch.relu(x).sum(), x)[0].tolist()
+    assert (
+        torch.autograd.grad(value.sum(), x)[0].tolist()
+        == torch.autograd.grad(torch.relu(x).sum(), x)[0].tolist()
+    )
 
 
 def test_second_derivatives_are_refused() -> None:
@@ -84,16 +96,25 @@ def test_second_derivatives_are_refused() -> None:
 @pytest.mark.parametrize("stride", [2, 3])
 @pytest.mark.parametrize("padding", [0, 1, 3])
 @pytest.mark.parametrize("extent", [7, 8, 9])
-def test_phases_are_the_adjoint_of_a_strided_convolution(kernel: int, stride: int, padding: int, extent: int) -> None:
+def test_phases_are_the_adjoint_of_a_strided_convolution(
+    kernel: int, stride: int, padding: int, extent: int
+) -> None:
     generator = torch.Generator().manual_seed(kernel)
     weight = torch.randn(2, 3, kernel, kernel, dtype=torch.float64, generator=generator)
-    attrs = {"strides": [stride, stride], "pads": [padding, padding], "group": 1, "dilations": [1, 1]}
+    attrs = {
+        "strides": [stride, stride],
+        "pads": [padding, padding],
+        "group": 1,
+        "dilations": [1, 1],
+    }
     adjoint = PhasedAdjoint.of(weight, attrs, (extent, extent + 1))
     if kernel < stride:
         assert adjoint is None
         return
     assert adjoint is not None
-    x = torch.randn(2, 3, extent, extent + 1, dtype=torch.float64, generator=generator, requires_grad=True)
+    x = torch.randn(
+        2, 3, extent, extent + 1, dtype=torch.float64, generator=generator, requires_grad=True
+    )
     y = F.conv2d(x, weight, None, stride, padding)
     slope = torch.randn(y.shape, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(adjoint(slope), torch.autograd.grad(y, x, slope)[0])

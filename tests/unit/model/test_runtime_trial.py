@@ -1,4 +1,5 @@
-"""Files that onnxruntime refuses, or dies of, are told apart from those that it runs, without harm to this process."""
+"""Files that onnxruntime refuses, or dies of, are told apart from those that it runs, without harm
+to this process."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import Save
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.cli.main import main as cli
+from bitcrown.cli import main as cli
 from bitcrown.errors import BitcrownError
 from bitcrown.model import runtime_trial
 from bitcrown.model.runtime_trial import require_runtime
@@ -19,7 +20,9 @@ from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network import agreement
 
 DATA = Path(__file__).parents[2] / "data"
-SENTENCE = "onnxruntime cannot load .*: .*Type parameter .T. of Optype .Gemm. bound to different types"
+SENTENCE = (
+    "onnxruntime cannot load .*: .*Type parameter .T. of Optype .Gemm. bound to different types"
+)
 
 
 def gemm(save: Save, dtype: type[np.generic]) -> Path:
@@ -40,17 +43,24 @@ def test_types_that_do_not_match_are_said(save: Save, capsys: pytest.CaptureFixt
         require_runtime(path)
     assert cli.main(["inspect", str(path)]) == 2
     shown = capsys.readouterr()
-    assert "output y" in shown.out and len(shown.err.splitlines()) == 1 and "cannot load" in shown.err
+    assert (
+        "output y" in shown.out and len(shown.err.splitlines()) == 1 and "cannot load" in shown.err
+    )
 
 
 def test_what_fails_only_when_it_runs_is_said(save: Save) -> None:
-    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Reshape", ["w", "s"], ["y"])]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Reshape", ["w", "s"], ["y"]),
+    ]
     path = save(nodes, {"x": ("batch", 2)}, {"w": np.ones(5, np.float32)})
     with pytest.raises(BitcrownError, match="onnxruntime cannot run"):
         require_runtime(path)
 
 
-def test_a_crash_is_a_sentence(save: Save, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_crash_is_a_sentence(
+    save: Save, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = gemm(save, np.float32)
     monkeypatch.setattr(runtime_trial, "_trial", lambda content, name: os.abort())
     assert cli.main(["inspect", str(path)]) == 2
@@ -68,14 +78,30 @@ def test_the_optimiser_may_abort(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(agreement, "session", session)
     notes = read_onnx(DATA / "quant" / "made_mnist_conv_int8_qop.onnx").notes
-    assert [note for note in notes if "does not run this file with graph optimisations" in note and "crashed" in note]
+    assert [
+        note
+        for note in notes
+        if "does not run this file with graph optimisations" in note and "crashed" in note
+    ]
 
 
-@pytest.mark.parametrize("extents", [(2**62, 2), (2**63 - 1, 2**63 - 1), (2**32, 2**32), (2**20, 2**20)])
-@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.INT64, TensorProto.UINT64, TensorProto.FLOAT])
-def test_extents_beyond_64_bits_are_refused(tmp_path: Path, extents: tuple[int, int], kind: int) -> None:
-    scale = [numpy_helper.from_array(np.float32(0.5), "s"), numpy_helper.from_array(np.uint8(1), "z")]
-    nodes = [helper.make_node("Cast", ["x"], ["f"], to=1), helper.make_node("QuantizeLinear", ["f", "s", "z"], ["y"])]
+@pytest.mark.parametrize(
+    "extents", [(2**62, 2), (2**63 - 1, 2**63 - 1), (2**32, 2**32), (2**20, 2**20)]
+)
+@pytest.mark.parametrize(
+    "kind", [TensorProto.UINT8, TensorProto.INT64, TensorProto.UINT64, TensorProto.FLOAT]
+)
+def test_extents_beyond_64_bits_are_refused(
+    tmp_path: Path, extents: tuple[int, int], kind: int
+) -> None:
+    scale = [
+        numpy_helper.from_array(np.float32(0.5), "s"),
+        numpy_helper.from_array(np.uint8(1), "z"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=1),
+        helper.make_node("QuantizeLinear", ["f", "s", "z"], ["y"]),
+    ]
     inputs = [helper.make_tensor_value_info("x", kind, extents)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
     model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, scale))

@@ -1,4 +1,5 @@
-"""Tiny ONNX models made on the spot, and the comparison of what is read from them with onnxruntime."""
+"""Tiny ONNX models made on the spot, and the comparison of what is read from them with
+onnxruntime."""
 
 from __future__ import annotations
 
@@ -29,9 +30,15 @@ def model_of(
     graph = helper.make_graph(
         list(nodes),
         "tiny",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in inputs.items()
+        ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
+        [
+            numpy_helper.from_array(np.asarray(value), name)
+            for name, value in (constants or {}).items()
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
@@ -52,7 +59,8 @@ def run_onnxruntime(path: Path, feed: Mapping[str, Array]) -> list[Array]:
 
 
 def run_graph(graph: Graph, feed: Mapping[str, Array]) -> list[Array]:
-    """Outputs in float64; the point is run in a batch of two with another one, which must not disturb it."""
+    """Outputs in float64; the point is run in a batch of two with another one, which must not
+    disturb it."""
     flat = np.concatenate([feed[name].reshape(-1) for name in graph.inputs]).astype(np.float64)
     batch = torch.from_numpy(np.stack([flat[::-1].copy(), flat]))
     with torch.no_grad():
@@ -60,6 +68,11 @@ def run_graph(graph: Graph, feed: Mapping[str, Array]) -> list[Array]:
     return [values[name][1].numpy() for name in graph.outputs]
 
 
-def random_feed(graph: Graph, low: float = -2.0, high: float = 2.0, seed: int = 0) -> dict[str, Array]:
+def random_feed(
+    graph: Graph, low: float = -2.0, high: float = 2.0, seed: int = 0
+) -> dict[str, Array]:
     generator = np.random.default_rng(seed)
-    return {name: generator.uniform(low, high, graph.nodes[name].shape).astype(np.float32) for name in graph.inputs}
+    return {
+        name: generator.uniform(low, high, graph.nodes[name].shape).astype(np.float32)
+        for name in graph.inputs
+    }

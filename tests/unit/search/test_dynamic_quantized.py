@@ -24,12 +24,16 @@ def quantized_network(folder: Path, n_inputs: int, seed: int) -> Path:
     value = "x"
     for inputs, outputs in ((n_inputs, 12), (12, 12), (12, OUTPUTS)):
         weight = w.constant(rng.normal(size=(inputs, outputs)) / np.sqrt(inputs))
-        value = w.add("Add", w.add("MatMul", value, weight), w.constant(rng.normal(size=outputs) * 0.2))
+        value = w.add(
+            "Add", w.add("MatMul", value, weight), w.constant(rng.normal(size=outputs) * 0.2)
+        )
         value = w.add("Relu", value) if outputs != OUTPUTS else value
     path = folder / "dynamic.onnx"
     onnx.save(w.model(value), folder / "float.onnx")
     quantize_dynamic(folder / "float.onnx", path, weight_type=QuantType.QInt8, per_channel=True)
-    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= {node.op_type for node in onnx.load(path).graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= {
+        node.op_type for node in onnx.load(path).graph.node
+    }
     return path
 
 
@@ -46,7 +50,9 @@ def robustness(path: Path, low: np.ndarray, up: np.ndarray, label: int) -> Path:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("n_inputs", (4, 24), ids=("inputs are split", "neurons are split"))
-def test_no_point_contradicts_a_proof_and_witnesses_replay(n_inputs: int, seed: int, tmp_path: Path) -> None:
+def test_no_point_contradicts_a_proof_and_witnesses_replay(
+    n_inputs: int, seed: int, tmp_path: Path
+) -> None:
     path = quantized_network(tmp_path, n_inputs, seed)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

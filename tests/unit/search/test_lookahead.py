@@ -1,4 +1,5 @@
-"""Rows that must hold together decide formulas: inputs forced to 0 or 1, clauses as ReLUs (as sat_relu does it)."""
+"""Rows that must hold together decide formulas: inputs forced to 0 or 1, clauses as ReLUs (as
+sat_relu does it)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from bitcrown.verdict import Status
 
 
 def formula_network(path: Path, clauses: list[list[int]], n: int) -> Path:
-    """``y0 = 1 - sum of unsatisfied clauses``, ``y1 = sum min(x, 1 - x)``: formula true iff y0 >= 1 and y1 <= 0."""
+    """``y0 = 1 - sum of unsatisfied clauses``, ``y1 = sum min(x, 1 - x)``: formula true iff y0 >= 1
+    and y1 <= 0."""
     rows, biases, out = [], [], []
     for clause in clauses:  # relu(1 - sum of literals)
         row, bias = np.zeros(n), 1.0
@@ -30,14 +32,24 @@ def formula_network(path: Path, clauses: list[list[int]], n: int) -> Path:
             rows.append(slope * np.eye(n)[i])
             biases.append(bias)
             out.append((0.0, weight))
-    arrays = {"W": np.array(rows), "b": np.array(biases), "V": np.array(out).T, "c": np.array([1.0, 0.0])}
-    initialisers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in arrays.items()]
+    arrays = {
+        "W": np.array(rows),
+        "b": np.array(biases),
+        "V": np.array(out).T,
+        "c": np.array([1.0, 0.0]),
+    }
+    initialisers = [
+        numpy_helper.from_array(value.astype(np.float32), name) for name, value in arrays.items()
+    ]
     nodes = [
         helper.make_node("Gemm", ["x", "W", "b"], ["h"], transB=1),
         helper.make_node("Relu", ["h"], ["z"]),
         helper.make_node("Gemm", ["z", "V", "c"], ["y"], transB=1),
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", n), ("y", 2))]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size])
+        for name, size in (("x", n), ("y", 2))
+    ]
     graph = helper.make_graph(nodes, "formula", ends[:1], ends[1:], initialisers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, path)
@@ -46,7 +58,10 @@ def formula_network(path: Path, clauses: list[list[int]], n: int) -> Path:
 
 def random_clauses(seed: int, n: int, count: int) -> list[list[int]]:
     rng = np.random.default_rng(seed)
-    return [[int(v) * int(rng.choice([-1, 1])) for v in rng.choice(n, 3, replace=False) + 1] for _ in range(count)]
+    return [
+        [int(v) * int(rng.choice([-1, 1])) for v in rng.choice(n, 3, replace=False) + 1]
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -58,7 +73,9 @@ def test_verdict_equals_truth_table(seed: int, tmp_path: Path) -> None:
         for x in itertools.product([0, 1], repeat=n)
     )
     network = formula_network(tmp_path / "formula.onnx", clauses, n)
-    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [f"(declare-const Y_{j} Real)" for j in range(2)]
+    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [
+        f"(declare-const Y_{j} Real)" for j in range(2)
+    ]
     lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 1.0))" for i in range(n)]
     prop = tmp_path / "formula.vnnlib"
     prop.write_text("\n".join([*lines, "(assert (>= Y_0 1.0))", "(assert (<= Y_1 0.0))"]))

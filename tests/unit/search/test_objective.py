@@ -32,14 +32,19 @@ def test_boxes_cover_the_exact_and_the_float32_reading(value: Fraction) -> None:
 
 
 def problem(assertion: str):  # type: ignore[no-untyped-def]
-    text = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
+    text = (
+        "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 "
+        "Real)(declare-const Y_1 Real)"
+    )
     text += "(assert (>= X_0 0.1))(assert (<= X_0 0.1))(assert (>= X_1 -1))(assert (<= X_1 1))"
     query = parse_query(f"{text}(assert {assertion})")
     return problem_from_query(query, {query.networks[0].name: Path("net.onnx")})
 
 
 def test_rows_of_a_disjunction() -> None:
-    found = objective_of(problem("(or (and (<= Y_0 Y_1) (>= Y_0 0.5)) (>= (* 2 Y_1) (+ X_1 0.25)))"))
+    found = objective_of(
+        problem("(or (and (<= Y_0 Y_1) (>= Y_0 0.5)) (>= (* 2 Y_1) (+ X_1 0.25)))")
+    )
     assert found.n_cases == 2 and found.D is not None
     y, x = np.array([0.6, 0.7]), np.array([0.1, 0.9])
     excess = found.C @ y + found.D @ x - found.rhs

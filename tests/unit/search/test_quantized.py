@@ -1,4 +1,5 @@
-"""A quantized ONNX file and a VNN-LIB property through the public API: equal to enumeration of the lattice."""
+"""A quantized ONNX file and a VNN-LIB property through the public API: equal to enumeration of the
+lattice."""
 
 from __future__ import annotations
 
@@ -33,11 +34,15 @@ def small_network(seed: int) -> IntegerNetwork:
         Staircase((3,), 3, output[0], output[1], output[1], "shift"),
     )
     values = (tuple(Fraction(k) for k in range(-8, 8)),) * 3
-    return IntegerNetwork(nodes, 4, WholeEntry(np.dtype(np.uint8), low, high), Exit(np.full(3, -8), values))
+    return IntegerNetwork(
+        nodes, 4, WholeEntry(np.dtype(np.uint8), low, high), Exit(np.full(3, -8), values)
+    )
 
 
 def robustness(path: Path, centre: np.ndarray, eps: int, label: int) -> Path:
-    lines = [f"(declare-const X_{i} Real)" for i in range(3)] + [f"(declare-const Y_{j} Real)" for j in range(3)]
+    lines = [f"(declare-const X_{i} Real)" for i in range(3)] + [
+        f"(declare-const Y_{j} Real)" for j in range(3)
+    ]
     for i, value in enumerate(centre.tolist()):
         lines += [f"(assert (>= X_{i} {value - eps}))", f"(assert (<= X_{i} {value + eps}))"]
     others = " ".join(f"(and (>= Y_{j} Y_{label}))" for j in range(3) if j != label)
@@ -46,7 +51,9 @@ def robustness(path: Path, centre: np.ndarray, eps: int, label: int) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_verdict_equals_enumeration_and_the_witness_is_a_lattice_point(seed: int, tmp_path: Path) -> None:
+def test_verdict_equals_enumeration_and_the_witness_is_a_lattice_point(
+    seed: int, tmp_path: Path
+) -> None:
     network, path = small_network(seed), tmp_path / "net.onnx"
     onnx.save(export_onnx(network), path)
     random = np.random.default_rng(seed + 100)

@@ -34,13 +34,16 @@ def test_numbers_are_read_exactly(text: str, value: Fraction) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".", "-", "e5", "1e", "1e5.5", "X_0", "1_000", "0x10", "nan", "inf", "1/3", "--1", "１"]
+    "text",
+    ["", ".", "-", "e5", "1e", "1e5.5", "X_0", "1_000", "0x10", "nan", "inf", "1/3", "--1", "１"],
 )
 def test_other_words_are_no_numbers(text: str) -> None:
     assert parse_decimal(text) is None
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "1e-2001", "1" * (MAX_DIGITS + 1), "0." + "1" * (MAX_DIGITS + 1)])
+@pytest.mark.parametrize(
+    "text", ["1e999999999", "1e-2001", "1" * (MAX_DIGITS + 1), "0." + "1" * (MAX_DIGITS + 1)]
+)
 def test_absurd_numbers_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="at most 2000 digits"):
         parse_decimal(text)

@@ -22,7 +22,9 @@ def problem(asserts: str, box: str = BOX) -> Problem:
 
 
 def limits(asserts: str, box: str = BOX) -> list[tuple[list[str], list[str]]]:
-    return [([str(v) for v in c.lower], [str(v) for v in c.upper]) for c in problem(asserts, box).cases]
+    return [
+        ([str(v) for v in c.lower], [str(v) for v in c.upper]) for c in problem(asserts, box).cases
+    ]
 
 
 def at_most(bound: str, *terms: tuple[int, str], strict: bool = False) -> Constraint:
@@ -31,7 +33,12 @@ def at_most(bound: str, *terms: tuple[int, str], strict: bool = False) -> Constr
 
 def test_one_case_with_box_and_output_constraint() -> None:
     result = problem("(assert (>= Y_0 Y_1))")
-    assert (result.n_inputs, result.n_outputs, result.networks, result.notes) == (2, 2, {"N": NETWORK}, ())
+    assert (result.n_inputs, result.n_outputs, result.networks, result.notes) == (
+        2,
+        2,
+        {"N": NETWORK},
+        (),
+    )
     (case,) = result.cases
     assert case.lower == (0, 0) and case.upper == (1, 1)
     assert case.constraints == (at_most("0", (2, "-1"), (3, "1")),)
@@ -48,11 +55,16 @@ def test_one_case_with_box_and_output_constraint() -> None:
         ("(assert (= (* 3 X_1) 1))", (["0", "1/3"], ["1", "1/3"])),
         ("(assert (<= X_0 5))", (["0", "0"], ["1", "1"])),
         ("(assert (= X_0 X_1)) (assert (<= X_1 0.5))", (["0", "0"], ["1/2", "1/2"])),
-        ("(assert (<= X_0 X_1)) (assert (<= X_1 0.5)) (assert (>= X_0 0.1))", (["1/10", "1/10"], ["1/2", "1/2"])),
+        (
+            "(assert (<= X_0 X_1)) (assert (<= X_1 0.5)) (assert (>= X_0 0.1))",
+            (["1/10", "1/10"], ["1/2", "1/2"]),
+        ),
         ("(assert (>= X_0 (+ X_1 0.25)))", (["1/4", "0"], ["1", "3/4"])),
     ],
 )
-def test_input_bounds_in_any_linear_form_go_to_the_box(text: str, expected: tuple[list[str], list[str]]) -> None:
+def test_input_bounds_in_any_linear_form_go_to_the_box(
+    text: str, expected: tuple[list[str], list[str]]
+) -> None:
     assert limits(text) == [expected]
 
 
@@ -87,15 +99,22 @@ def test_a_strict_bound_on_a_pinned_input_is_a_contradiction() -> None:
 
 def test_not_equal_splits_into_two_strict_cases() -> None:
     first, second = problem("(assert (!= X_0 0.5))").cases
-    assert first.upper[0] == Fraction(1, 2) and first.constraints == (at_most("1/2", (0, "1"), strict=True),)
-    assert second.lower[0] == Fraction(1, 2) and second.constraints == (at_most("-1/2", (0, "-1"), strict=True),)
+    assert first.upper[0] == Fraction(1, 2) and first.constraints == (
+        at_most("1/2", (0, "1"), strict=True),
+    )
+    assert second.lower[0] == Fraction(1, 2) and second.constraints == (
+        at_most("-1/2", (0, "-1"), strict=True),
+    )
     outputs = problem("(assert (!= Y_0 Y_1))").cases
     assert [case.constraints[0].strict for case in outputs] == [True, True]
 
 
 def test_equal_expressions_become_two_constraints() -> None:
     (case,) = problem("(assert (= Y_0 (+ Y_1 1)))").cases
-    assert case.constraints == (at_most("1", (2, "1"), (3, "-1")), at_most("-1", (2, "-1"), (3, "1")))
+    assert case.constraints == (
+        at_most("1", (2, "1"), (3, "-1")),
+        at_most("-1", (2, "-1"), (3, "1")),
+    )
 
 
 def test_polynomials_are_expanded_exactly() -> None:
@@ -107,11 +126,14 @@ def test_polynomials_are_expanded_exactly() -> None:
 
 
 def test_a_product_that_cancels_is_linear_again() -> None:
-    assert limits("(assert (<= (- (* X_0 X_1) (* X_1 X_0) X_0) -0.5))") == [(["1/2", "0"], ["1", "1"])]
+    assert limits("(assert (<= (- (* X_0 X_1) (* X_1 X_0) X_0) -0.5))") == [
+        (["1/2", "0"], ["1", "1"])
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("(<= 0 1)", 1), ("(< 0 0)", 0), ("(!= 1 1)", 0), ("(= (* 2 3) 6)", 1), ("(<= Y_0 Y_0)", 1)]
+    ("text", "count"),
+    [("(<= 0 1)", 1), ("(< 0 0)", 0), ("(!= 1 1)", 0), ("(= (* 2 3) 6)", 1), ("(<= Y_0 Y_0)", 1)],
 )
 def test_constant_comparisons_are_folded(text: str, count: int) -> None:
     result = problem(f"(assert {text})")
@@ -121,7 +143,9 @@ def test_constant_comparisons_are_folded(text: str, count: int) -> None:
 
 
 def test_several_ors_are_conjoined() -> None:
-    result = problem("(assert (or (<= Y_0 0) (<= Y_0 1))) (assert (or (>= Y_1 0) (>= Y_1 1) (<= X_0 0.5)))")
+    result = problem(
+        "(assert (or (<= Y_0 0) (<= Y_0 1))) (assert (or (>= Y_1 0) (>= Y_1 1) (<= X_0 0.5)))"
+    )
     assert len(result.cases) == 6
     assert result.cases[1].constraints == (at_most("0", (2, "1")), at_most("-1", (3, "-1")))
     assert result.cases[2].upper == (Fraction(1, 2), 1)
@@ -140,14 +164,19 @@ def test_nested_ors_and_ands_keep_the_order_of_the_file() -> None:
 
 
 def test_cases_that_share_a_box_share_its_tuples() -> None:
-    text = "(assert (or (<= Y_0 0) (<= Y_1 0) (and (<= X_0 0.5) (<= Y_0 0)) (and (<= X_0 0.50) (<= Y_1 0))))"
+    text = (
+        "(assert (or (<= Y_0 0) (<= Y_1 0) (and (<= X_0 0.5) (<= Y_0 0)) (and (<= X_0 0.50) "
+        "(<= Y_1 0))))"
+    )
     first, second, third, fourth = problem(text).cases
     assert first.lower is second.lower is third.lower and first.upper is second.upper
     assert third.upper is fourth.upper and third.upper is not first.upper
 
 
 def test_duplicates_and_dominated_constraints_are_removed() -> None:
-    (case,) = problem("(assert (<= Y_0 2)) (assert (<= Y_0 1)) (assert (< Y_0 1)) (assert (<= Y_0 1))").cases
+    (case,) = problem(
+        "(assert (<= Y_0 2)) (assert (<= Y_0 1)) (assert (< Y_0 1)) (assert (<= Y_0 1))"
+    ).cases
     assert case.constraints == (at_most("1", (2, "1"), strict=True),)
 
 
@@ -168,7 +197,9 @@ def test_an_empty_box_for_all_cases() -> None:
 
 
 def test_ties_can_empty_a_box() -> None:
-    result = problem("(assert (<= X_0 0.2)) (assert (or (and (= X_0 X_1) (>= X_1 0.5)) (<= Y_0 0)))")
+    result = problem(
+        "(assert (<= X_0 0.2)) (assert (or (and (= X_0 X_1) (>= X_1 0.5)) (<= Y_0 0)))"
+    )
     assert len(result.cases) == 1
     assert result.notes == ("the box of case 1 is empty: X_0 >= 0.5 and X_0 <= 0.2",)
 
@@ -179,7 +210,10 @@ def test_a_tie_inside_an_or_bounds_only_its_case() -> None:
 
 
 def test_contradicting_constraints_drop_their_case() -> None:
-    result = problem("(assert (or (and (<= Y_0 1) (>= Y_0 2)) (and (<= Y_0 1) (> Y_0 1)) (and (<= Y_0 1) (>= Y_0 1))))")
+    result = problem(
+        "(assert (or (and (<= Y_0 1) (>= Y_0 2)) (and (<= Y_0 1) (> Y_0 1)) (and (<= Y_0 1) (>= "
+        "Y_0 1))))"
+    )
     assert len(result.cases) == 1
     assert result.notes == (
         "case 1 contradicts itself: Y_0 <= 1 and Y_0 >= 2",
@@ -190,15 +224,26 @@ def test_contradicting_constraints_drop_their_case() -> None:
 def test_many_notes_are_counted_not_listed() -> None:
     dropped = " ".join("(>= X_0 2)" for _ in range(50))
     result = problem(f"(assert (or (<= Y_0 0) {dropped}))")
-    assert len(result.notes) == 21 and result.notes[-1] == "30 more cases were left out for such reasons"
+    assert (
+        len(result.notes) == 21
+        and result.notes[-1] == "30 more cases were left out for such reasons"
+    )
 
 
 @pytest.mark.parametrize(
     ("box", "asserts", "what"),
     [
         ("(assert (<= X_0 1))", "", "input X_0 has no lower bound in case 1"),
-        ("(assert (and (>= X_0 1) (<= X_1 1) (>= X_1 0)))", "", "input X_0 has no upper bound in case 1"),
-        ("(assert (and (>= X_0 0) (<= X_0 1)))", "", "input X_1 has no lower or upper bound in case 1"),
+        (
+            "(assert (and (>= X_0 1) (<= X_1 1) (>= X_1 0)))",
+            "",
+            "input X_0 has no upper bound in case 1",
+        ),
+        (
+            "(assert (and (>= X_0 0) (<= X_0 1)))",
+            "",
+            "input X_1 has no lower or upper bound in case 1",
+        ),
         (
             "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0)))",
             "(assert (or (<= X_1 1) (<= Y_0 0)))",
@@ -251,15 +296,18 @@ def test_deep_formulas_and_terms_need_no_recursion() -> None:
 
 
 PAIR = """(vnnlib-version <2.0>)
-(declare-network f (declare-input X real [2]) (declare-hidden H real [1] "h") (declare-output Y real [1,2]))
-(declare-network g ({relation} f) (declare-input U real [2]) (declare-output V real [1,2]))
-(assert (and (<= X[0] 1.0) (>= X[0] 0.0) (== X[1] 0.5) (== X[1] U[1]) (<= X[0] U[0]) (<= U[0] 0.75)))
+(declare-network f (declare-input X real [2]) (declare-hidden H real [1] "h") (declare-output Y real
+[1,2])) (declare-network g ({relation} f) (declare-input U real [2]) (declare-output V real [1,2]))
+(assert (and (<= X[0] 1.0) (>= X[0] 0.0) (== X[1] 0.5) (== X[1] U[1]) (<= X[0] U[0]) (<= U[0]
+0.75)))
 """
 
 
 def pair(asserts: str, relation: str = "equal-to", **files: str) -> Problem:
     query = parse_query(PAIR.format(relation=relation) + asserts)
-    return problem_from_query(query, {name: Path(path) for name, path in (files or {"f": "a.onnx"}).items()})
+    return problem_from_query(
+        query, {name: Path(path) for name, path in (files or {"f": "a.onnx"}).items()}
+    )
 
 
 def test_networks_are_numbered_one_after_the_other_and_ties_bound_them() -> None:
@@ -276,8 +324,13 @@ def test_networks_are_numbered_one_after_the_other_and_ties_bound_them() -> None
 def test_a_chain_of_ties_in_the_worst_order() -> None:
     size = 300
     ties = "".join(f"(assert (== X[{i}] X[{i + 1}]))" for i in reversed(range(size - 1)))
-    text = f"(vnnlib-version <2.0>)(declare-network f (declare-input X real [{size}]) (declare-output Y real []))"
-    query = parse_query(text + "(assert (and (<= X[0] 1.0) (>= X[0] -1.0)))" + ties + "(assert (<= Y 0.0))")
+    text = (
+        f"(vnnlib-version <2.0>)(declare-network f (declare-input X real [{size}]) "
+        "(declare-output Y real []))"
+    )
+    query = parse_query(
+        text + "(assert (and (<= X[0] 1.0) (>= X[0] -1.0)))" + ties + "(assert (<= Y 0.0))"
+    )
     (case,) = problem_from_query(query, {"f": NETWORK}).cases
     assert set(case.upper) == {1} and set(case.lower) == {-1}
 
@@ -288,7 +341,11 @@ def test_a_chain_of_ties_in_the_worst_order() -> None:
         ("isomorphic-to", {"f": "a.onnx"}, "no file is given for network g"),
         ("equal-to", {"g": "a.onnx"}, "no file is given for network f"),
         ("equal-to", {"f": "a.onnx", "h": "b.onnx"}, "network 'h' is given but not declared"),
-        ("equal-to", {"f": "a.onnx", "g": "b.onnx"}, "network g is equal-to f but has another file"),
+        (
+            "equal-to",
+            {"f": "a.onnx", "g": "b.onnx"},
+            "network g is equal-to f but has another file",
+        ),
     ],
 )
 def test_networks_and_files_must_match(relation: str, files: dict[str, str], what: str) -> None:
@@ -303,7 +360,9 @@ def test_equal_networks_may_both_be_listed() -> None:
 
 
 def test_a_version_1_query_takes_its_one_file_under_any_name() -> None:
-    assert problem_from_query(parse_query(HEADER + BOX), {"whatever": NETWORK}).networks == {"N": NETWORK}
+    assert problem_from_query(parse_query(HEADER + BOX), {"whatever": NETWORK}).networks == {
+        "N": NETWORK
+    }
 
 
 def test_hidden_variables_parse_but_cannot_be_decided() -> None:
@@ -313,9 +372,12 @@ def test_hidden_variables_parse_but_cannot_be_decided() -> None:
 
 
 def test_decimals_that_are_read_as_other_numbers_empty_no_box() -> None:
-    """In float16, 0.06 is 0.05999 and 0.2 is 0.19995: the difference of what is read is not that of the decimals."""
+    """In float16, 0.06 is 0.05999 and 0.2 is 0.19995: the difference of what is read is not that of
+    the decimals."""
     pins = "(assert (= X_0 0.06)) (assert (= X_1 0.2))"
     asked = problem(f"{pins} (assert (<= (- X_1 X_0) 0.13998))")
     assert [len(case.constraints) for case in asked.cases] == [1]
-    assert asked.cases[0].lower[:2] == asked.cases[0].upper[:2] == (Fraction("0.06"), Fraction("0.2"))
+    assert (
+        asked.cases[0].lower[:2] == asked.cases[0].upper[:2] == (Fraction("0.06"), Fraction("0.2"))
+    )
     assert problem(f"{pins} (assert (<= (- X_1 X_0) 0.1))").cases == ()

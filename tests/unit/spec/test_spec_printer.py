@@ -47,7 +47,9 @@ def test_printed_form_is_stable(text: str) -> None:
 
 
 def query1(*formulas: Compare | And | Or, inputs: int = 1, name: str = "X") -> Query:
-    network = NetworkDecl("N", (TensorDecl(name, "real", (inputs,)),), (TensorDecl("Y", "real", (1,)),))
+    network = NetworkDecl(
+        "N", (TensorDecl(name, "real", (inputs,)),), (TensorDecl("Y", "real", (1,)),)
+    )
     return Query((1, 0), (network,), And(formulas))
 
 

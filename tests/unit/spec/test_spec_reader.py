@@ -1,4 +1,5 @@
-"""Files: plain or gzipped, by path or path.gz, damaged, missing, too large; and that reading imports nothing heavy."""
+"""Files: plain or gzipped, by path or path.gz, damaged, missing, too large; and that reading
+imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def test_byte_order_mark_line_ends_and_odd_comments(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_names_both_paths(tmp_path: Path) -> None:
-    with pytest.raises(PropertyError, match=r"p\.vnnlib: no such file, nor p\.vnnlib\.gz; check the path"):
+    with pytest.raises(
+        PropertyError, match=r"p\.vnnlib: no such file, nor p\.vnnlib\.gz; check the path"
+    ):
         read_query(tmp_path / "p.vnnlib")
 
 
@@ -83,7 +86,8 @@ def test_errors_name_the_file_and_line(tmp_path: Path) -> None:
 
 def test_reading_imports_only_the_standard_library() -> None:
     code = (
-        "import sys; import bitcrown.spec.reader, bitcrown.spec.normalise, bitcrown.spec.words, bitcrown.spec.printer;"
+        "import sys; import bitcrown.spec.reader, bitcrown.spec.normalise, bitcrown.spec.words, "
+        "bitcrown.spec.printer;"
         "print(sorted({'torch', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -32,7 +32,10 @@ def test_a_comment_inside_a_short_list_is_no_word() -> None:
 
 
 def test_brackets_belong_to_the_word_before_them() -> None:
-    assert forms("(<= X[0, 1] Y [2])(t float32 [1, 5])") == [["<=", "X[0, 1]", "Y [2]"], ["t", "float32 [1, 5]"]]
+    assert forms("(<= X[0, 1] Y [2])(t float32 [1, 5])") == [
+        ["<=", "X[0, 1]", "Y [2]"],
+        ["t", "float32 [1, 5]"],
+    ]
 
 
 def test_strings_keep_their_quotes_and_spaces() -> None:

@@ -10,7 +10,10 @@ from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.query import And, Compare, Const, Formula, Or, Product, Sum, TensorDecl, Var
 from bitcrown.spec.reader import parse_query
 
-HEADER = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
+HEADER = (
+    "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 "
+    "Real)\n(declare-const Y_1 Real)\n"
+)
 X0, X1, Y0, Y1 = Var("X", 0), Var("X", 1), Var("Y", 0), Var("Y", 1)
 
 
@@ -33,7 +36,10 @@ def test_declarations_become_one_network_with_flat_tensors() -> None:
 
 
 def test_declarations_may_come_in_any_order_and_after_asserts() -> None:
-    declarations = "(declare-const X_1 Real)(declare-fun X_0 () Real)(assert (<= X_1 1))(declare-const Y_0 Real)"
+    declarations = (
+        "(declare-const X_1 Real)(declare-fun X_0 () Real)(assert (<= X_1 "
+        "1))(declare-const Y_0 Real)"
+    )
     query = parse_query("(set-logic QF_LRA)" + declarations + "(assert (<= Y_0 1))(check-sat)")
     assert query.networks[0].inputs[0].shape == (2,)
     assert len(query.assertion.args) == 2
@@ -52,7 +58,10 @@ def test_declarations_may_come_in_any_order_and_after_asserts() -> None:
         ("(X_0 <= -3)", Compare("<=", X0, num("-3"))),
         ("(<= 0.5 X_0)", Compare("<=", num("0.5"), X0)),
         ("(<= (+ X_0 X_1 1) Y_0)", Compare("<=", Sum((X0, X1, num("1"))), Y0)),
-        ("(<= (- X_0 X_1 1) 0)", Compare("<=", Sum((X0, Product((num("-1"), X1)), num("-1"))), num("0"))),
+        (
+            "(<= (- X_0 X_1 1) 0)",
+            Compare("<=", Sum((X0, Product((num("-1"), X1)), num("-1"))), num("0")),
+        ),
         ("(<= (- X_0) (- 2))", Compare("<=", Product((num("-1"), X0)), num("-2"))),
         ("(<= (* 2 X_0) 1)", Compare("<=", Product((num("2"), X0)), num("1"))),
         ("(<= (* X_0 Y_0 Y_0) 1)", Compare("<=", Product((X0, Y0, Y0)), num("1"))),
@@ -63,7 +72,12 @@ def test_declarations_may_come_in_any_order_and_after_asserts() -> None:
             "(or (and (<= X_0 1) (or (< Y_0 0) (< Y_1 0))) (<= Y_0 Y_1))",
             Or(
                 (
-                    And((Compare("<=", X0, num("1")), Or((Compare("<", Y0, num("0")), Compare("<", Y1, num("0")))))),
+                    And(
+                        (
+                            Compare("<=", X0, num("1")),
+                            Or((Compare("<", Y0, num("0")), Compare("<", Y1, num("0")))),
+                        )
+                    ),
                     Compare("<=", Y0, Y1),
                 )
             ),
@@ -108,7 +122,9 @@ def test_bad_formulas_are_explained(text: str, what: str) -> None:
     assert what in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["(not (<= X_0 1))", "(=> (<= X_0 1) (<= Y_0 1))", "(<= (ite X_0 1 2) 1)"])
+@pytest.mark.parametrize(
+    "text", ["(not (<= X_0 1))", "(=> (<= X_0 1) (<= Y_0 1))", "(<= (ite X_0 1 2) 1)"]
+)
 def test_known_but_unsupported_words(text: str) -> None:
     with pytest.raises(UnsupportedError, match="line 5: .* is not supported"):
         formula(text)
@@ -135,7 +151,8 @@ def test_only_division_by_a_constant(text: str) -> None:
         ("(declare-const X_0 Real)(assert (<= X_0 1))", "no output is declared"),
         ("(declare-const Y_0 Real)(assert (<= Y_0 1))", "no input is declared"),
         (
-            "(declare-const X_0 Real)(declare-const X_2 Real)(declare-const Y_0 Real)(assert (<= Y_0 1))",
+            "(declare-const X_0 Real)(declare-const X_2 Real)(declare-const Y_0 Real)(assert (<= "
+            "Y_0 1))",
             "X_1 is not declared",
         ),
     ],

@@ -10,7 +10,10 @@ from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.query import Compare, Const, Formula, Sum, TensorDecl, Var
 from bitcrown.spec.reader import parse_query
 
-ONE = "(vnnlib-version <2.0>)\n(declare-network f (declare-input X float32 [2,3]) (declare-output Y float32 [1,1]))\n"
+ONE = (
+    "(vnnlib-version <2.0>)\n(declare-network f (declare-input X float32 [2,3]) (declare-output "
+    "Y float32 [1,1]))\n"
+)
 PAIR = """(vnnlib-version <2.0>)
 (declare-network f (declare-input X real [2]) (declare-output Y real [2]))
 (declare-network g ({relation} f) (declare-input U {dtype} [{extent}]) (declare-output V real [2]))
@@ -24,8 +27,10 @@ def compare(text: str) -> Formula:
 
 def test_declarations() -> None:
     query = parse_query(
-        "(vnnlib-version <2.1>)(declare-network f (declare-input A real [2,3]) (declare-input B Real [])"
-        '(declare-hidden H float32 [1, 4] "relu 3") (declare-output Y float32 [1,5]))(assert (<= A[0,0] 1.0))'
+        "(vnnlib-version <2.1>)(declare-network f (declare-input A real [2,3]) (declare-input B "
+        "Real [])"
+        '(declare-hidden H float32 [1, 4] "relu 3") (declare-output Y float32 [1,5]))(assert (<= '
+        "A[0,0] 1.0))"
     )
     assert query.version == (2, 1)
     (network,) = query.networks
@@ -44,7 +49,10 @@ def test_declarations() -> None:
         ("(= Y[0] +.5)", Compare("==", Var("Y", 0), Const(Fraction(1, 2)))),
         ("(Y[0,0] < X[0,0])", Compare("<", Var("Y", 0), Var("X", 0))),
         ("(> Y X[0,0])", Compare("<", Var("X", 0), Var("Y", 0))),
-        ("(<= (- X[0,0] 0.5) 0.0)", Compare("<=", Sum((Var("X", 0), Const(Fraction(-1, 2)))), Const(Fraction(0)))),
+        (
+            "(<= (- X[0,0] 0.5) 0.0)",
+            Compare("<=", Sum((Var("X", 0), Const(Fraction(-1, 2)))), Const(Fraction(0))),
+        ),
     ],
 )
 def test_elements_and_comparisons(text: str, expected: Formula) -> None:
@@ -62,7 +70,11 @@ def test_equivalences() -> None:
         assert (query.networks[1].equal_to, query.networks[1].isomorphic_to) == (
             ("f", "") if relation == "equal-to" else ("", "f")
         )
-    assert parse_query(PAIR.format(relation="isomorphic-to", dtype="float32", extent=2)).networks[1].isomorphic_to
+    assert (
+        parse_query(PAIR.format(relation="isomorphic-to", dtype="float32", extent=2))
+        .networks[1]
+        .isomorphic_to
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,8 +114,14 @@ XY = "(declare-input X real [1]) (declare-output Y real [1])"
         (ONE + "(declare-const X_0 Real)", "has no place here"),
         (NET.format("(declare-input X real [1])"), "network f has no outputs"),
         (NET.format("(declare-output Y real [1])"), "network f has no inputs"),
-        (NET.format("(declare-output Y real [1])(declare-input X real [1])"), "declare-input comes too late"),
-        (NET.format("(declare-input X real [1])(declare-output X real [1])"), "X is declared twice"),
+        (
+            NET.format("(declare-output Y real [1])(declare-input X real [1])"),
+            "declare-input comes too late",
+        ),
+        (
+            NET.format("(declare-input X real [1])(declare-output X real [1])"),
+            "X is declared twice",
+        ),
         (NET.format("(declare-input f-1 real [1])"), "'f-1' is no name"),
         (NET.format("(declare-input X real)"), "declares no tensor"),
         (NET.format("(declare-input X [1])"), "declares no tensor"),
@@ -111,20 +129,42 @@ XY = "(declare-input X real [1]) (declare-output Y real [1])"
         (NET.format("(declare-input X real [1 2])"), "[1 2] is no shape"),
         (NET.format("(declare-input X real [-1])"), "[-1] is no shape"),
         (NET.format("(declare-input X real [0,2])"), "the shape [0, 2] has no elements"),
-        (NET.format("(declare-input X real [" + ",".join("1" * 40) + "])"), "a shape has 40 extents"),
+        (
+            NET.format("(declare-input X real [" + ",".join("1" * 40) + "])"),
+            "a shape has 40 extents",
+        ),
         (NET.format(XY + "(weights W)"), "(weights W) has no place in declare-network"),
         (NET.format(XY + " word"), "word has no place in declare-network"),
-        (NET.format("(declare-input X real [1])(declare-hidden H real [1] name)"), "hidden tensor H has no ONNX name"),
+        (
+            NET.format("(declare-input X real [1])(declare-hidden H real [1] name)"),
+            "hidden tensor H has no ONNX name",
+        ),
         (NET.format("(declare-input X real [1])(declare-hidden H real [1])"), "declares no tensor"),
         (NET.format(f"(equal-to f) {XY}"), "names no network declared before"),
-        (PAIR.format(relation="equal-to h", dtype="real", extent=2), "names no network declared before"),
-        (PAIR.format(relation="equal-to", dtype="real", extent=3), "g differs from f in its shapes or types"),
-        (PAIR.format(relation="equal-to", dtype="float32", extent=2), "g differs from f in its shapes or types"),
-        (PAIR.format(relation="isomorphic-to", dtype="real", extent=3), "g differs from f in its shapes;"),
-        (PAIR.format(relation="equal-to f)(isomorphic-to", dtype="real", extent=2), "network g has two equivalences"),
+        (
+            PAIR.format(relation="equal-to h", dtype="real", extent=2),
+            "names no network declared before",
+        ),
+        (
+            PAIR.format(relation="equal-to", dtype="real", extent=3),
+            "g differs from f in its shapes or types",
+        ),
+        (
+            PAIR.format(relation="equal-to", dtype="float32", extent=2),
+            "g differs from f in its shapes or types",
+        ),
+        (
+            PAIR.format(relation="isomorphic-to", dtype="real", extent=3),
+            "g differs from f in its shapes;",
+        ),
+        (
+            PAIR.format(relation="equal-to f)(isomorphic-to", dtype="real", extent=2),
+            "network g has two equivalences",
+        ),
         (
             PAIR.format(relation="equal-to", dtype="real", extent=2)
-            + "(declare-network h (equal-to g) (declare-input A real [2]) (declare-output B real [2]))",
+            + "(declare-network h (equal-to g) (declare-input A real [2]) (declare-output B real "
+            "[2]))",
             "g is itself equal to another network",
         ),
     ],
@@ -141,7 +181,10 @@ def test_bad_files_are_explained(text: str, what: str) -> None:
     [
         (NET.format("(declare-input X string [1])"), "type string"),
         (NET.format("(declare-input X real [99999,99999])"), "more than 67108864 elements"),
-        (NET.format("(declare-input X real [1] initialized)"), "initialized inputs are not supported"),
+        (
+            NET.format("(declare-input X real [1] initialized)"),
+            "initialized inputs are not supported",
+        ),
         (ONE + "(assert (<= (/ X[0,0] 2.0) 1.0))", "VNN-LIB 2.0 has no division"),
         (ONE + "(assert (not (<= X[0,0] 1.0)))", "'not' is not supported"),
     ],

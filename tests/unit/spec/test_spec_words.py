@@ -12,14 +12,17 @@ from bitcrown.spec.problem import Constraint
 from bitcrown.spec.reader import parse_query
 from bitcrown.spec.words import constraint_text, property_in_words
 
-HEADER = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
+HEADER = (
+    "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const "
+    "Y_1 Real)"
+)
 BOX = "(assert (and (<= X_0 1) (>= X_0 0) (= X_1 0.25)))"
 
 
 def words(asserts: str) -> list[str]:
-    return property_in_words(problem_from_query(parse_query(HEADER + BOX + asserts), {"N": Path("a/net.onnx")})).split(
-        "\n"
-    )
+    return property_in_words(
+        problem_from_query(parse_query(HEADER + BOX + asserts), {"N": Path("a/net.onnx")})
+    ).split("\n")
 
 
 @pytest.mark.parametrize(
@@ -36,13 +39,17 @@ def test_constraints_read_like_mathematics(
     terms: dict[tuple[int, ...], int], bound: str, strict: bool, text: str
 ) -> None:
     exact = tuple((monomial, Fraction(value)) for monomial, value in terms.items())
-    assert constraint_text(Constraint(exact, Fraction(bound), strict), lambda number: f"v{number}") == text
+    assert (
+        constraint_text(Constraint(exact, Fraction(bound), strict), lambda number: f"v{number}")
+        == text
+    )
 
 
 def test_one_case() -> None:
     assert words("(assert (<= Y_0 Y_1))") == [
         "Network: N (net.onnx); 2 inputs, 2 outputs.",
-        "A counterexample (sat) is an input inside the box for which all constraints of the one case hold.",
+        "A counterexample (sat) is an input inside the box for which all constraints of the one "
+        "case hold.",
         "unsat means that no such input exists: the property holds for the whole box.",
         "Box: 2 inputs, 1 of them fixed to one value; widths from 1 to 1.",
         "  0 <= X_0 <= 1",
@@ -67,7 +74,8 @@ def test_nothing_to_find() -> None:
 
 def test_large_boxes_are_summed_up() -> None:
     declarations = "".join(
-        f"(declare-const X_{i} Real)(assert (<= X_{i} {i}.5))(assert (>= X_{i} 0))" for i in range(20)
+        f"(declare-const X_{i} Real)(assert (<= X_{i} {i}.5))(assert (>= X_{i} 0))"
+        for i in range(20)
     )
     query = parse_query(declarations + "(declare-const Y_0 Real)(assert (<= Y_0 0))")
     text = property_in_words(problem_from_query(query, {"N": Path("net.onnx")}))

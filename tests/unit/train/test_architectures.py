@@ -1,4 +1,5 @@
-"""The five benchmark networks: their size, and the same function as torch, as ONNX and in our reader."""
+"""The five benchmark networks: their size, and the same function as torch, as ONNX and in our
+reader."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ PUBLISHED = {
 
 
 def used(name: str) -> TrainableNetwork:
-    """A network whose batch norms have seen images, so that none of their four arrays is trivial."""
+    """A network whose batch norms have seen images, so that none of their four arrays is
+    trivial."""
     generator = torch.Generator().manual_seed(1)
     network = TrainableNetwork(ARCHITECTURES[name], generator)
     with torch.no_grad():
@@ -61,7 +63,9 @@ def test_onnx_round_trip(name: str, tmp_path: Path) -> None:
     assert set(nodes) == {"Conv", "BatchNormalization", "Relu", "Add", "Flatten", "Gemm"}
     assert nodes["Conv"] == nodes["BatchNormalization"]
 
-    x = torch.randn(1, *network.architecture.input_shape, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(
+        1, *network.architecture.input_shape, generator=torch.Generator().manual_seed(2)
+    )
     with torch.no_grad():
         expected = network(x).numpy()
         folded = network.folded()(x.flatten(1)).numpy()

@@ -1,4 +1,5 @@
-"""The bounds that training differentiates are the verifier's, sound, and have the right derivatives."""
+"""The bounds that training differentiates are the verifier's, sound, and have the right
+derivatives."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def network() -> TrainableNetwork:
     return made.double()
 
 
-def test_training_bounds_are_the_engines_on_the_exported_file(network: TrainableNetwork, tmp_path: Path) -> None:
+def test_training_bounds_are_the_engines_on_the_exported_file(
+    network: TrainableNetwork, tmp_path: Path
+) -> None:
     write_onnx(network, tmp_path / "net.onnx")
     engine = Network(read_graph(tmp_path / "net.onnx"), torch.float64)
     data = tiny_data(4, 12)
@@ -76,7 +79,13 @@ def test_certified_loss_bounds_the_loss_of_attacked_images(
         return cross_entropy(view(NORMALISATION(points).flatten(1)), data.labels, reduction="none")
 
     bound = certified_loss(view, box, data.labels, beta, is_fused)
-    points = ascended(loss, images, SMALL, 10, torch.rand(images.shape, generator=torch.Generator().manual_seed(0)))
+    points = ascended(
+        loss,
+        images,
+        SMALL,
+        10,
+        torch.rand(images.shape, generator=torch.Generator().manual_seed(0)),
+    )
     assert (points - images).abs().max() <= SMALL + 1e-12
     assert (bound >= loss(points) - 1e-9).all()
     exact = certified_loss(view, NORMALISATION.box(images, 0.0), data.labels, beta, is_fused)
@@ -91,7 +100,9 @@ def test_fusion_is_between_the_truth_and_a_bound_of_every_margin(network: Traina
     bounds = interval_bounds(view, *box, gamma=0.0)
     margins = interval_margins(view, bounds, data.labels)
     fused = fused_bound(view, bounds, box, data.labels, margins)
-    clean = cross_entropy(view(NORMALISATION(data.images.double()).flatten(1)), data.labels, reduction="none")
+    clean = cross_entropy(
+        view(NORMALISATION(data.images.double()).flatten(1)), data.labels, reduction="none"
+    )
     assert torch.isfinite(fused).all() and (fused >= clean).all()
 
 
@@ -102,7 +113,10 @@ def test_chord_is_the_engines_relaxation_of_exp() -> None:
     row = relaxation_of(Node("e", "Exp", ("m",), (5,)), {"m": (low, up)})
     middle = low + (up - low) * torch.linspace(0, 1, 11, dtype=torch.float64).reshape(-1, 1)
     assert torch.allclose(
-        slope * middle + intercept, row.upper_slopes[0][0] * middle + row.upper_intercept[0], rtol=1e-7, atol=1e-9
+        slope * middle + intercept,
+        row.upper_slopes[0][0] * middle + row.upper_intercept[0],
+        rtol=1e-7,
+        atol=1e-9,
     )
     assert (slope * middle + intercept >= middle.exp() - 1e-12).all()
 
@@ -116,14 +130,17 @@ def test_intervals_of_margins_use_the_merged_last_layer(network: TrainableNetwor
     logits = view(NORMALISATION(data.images.double()).flatten(1))
     margins = logits - logits.gather(1, data.labels.unsqueeze(1))
     assert ((low <= margins) & (margins <= up)).all()
-    separate = bounds["logits"][1].flatten(1) - bounds["logits"][0].flatten(1).gather(1, data.labels.unsqueeze(1))
+    separate = bounds["logits"][1].flatten(1) - bounds["logits"][0].flatten(1).gather(
+        1, data.labels.unsqueeze(1)
+    )
     is_other = torch.arange(4) != data.labels.unsqueeze(1)
     assert (up <= separate + 1e-9)[is_other].all() and (up < separate - 1e-6)[is_other].any()
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_derivatives_are_those_of_the_loss(network: TrainableNetwork, is_fused: bool) -> None:
-    """Finite differences in random directions of all weights, through moments, folding, intervals and CROWN."""
+    """Finite differences in random directions of all weights, through moments, folding, intervals
+    and CROWN."""
     data = tiny_data(8, 6)
     images = data.images.double()
     box = NORMALISATION.box(images, SMALL / 4)
@@ -149,7 +166,9 @@ def test_derivatives_are_those_of_the_loss(network: TrainableNetwork, is_fused: 
         assert torch.isclose((gradient * direction).sum(), expected, rtol=2e-3, atol=1e-5)
 
 
-def test_margins_are_the_better_of_both_bounds_and_chunks_change_nothing(network: TrainableNetwork) -> None:
+def test_margins_are_the_better_of_both_bounds_and_chunks_change_nothing(
+    network: TrainableNetwork,
+) -> None:
     data = tiny_data(9, 8)
     box = NORMALISATION.box(data.images.double(), SMALL / 4)
     with torch.no_grad():

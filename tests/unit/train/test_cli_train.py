@@ -1,4 +1,5 @@
-"""The train command: a folder with checkpoint, network and record; resumable; one sentence for what is wrong."""
+"""The train command: a folder with checkpoint, network and record; resumable; one sentence for what
+is wrong."""
 
 from __future__ import annotations
 
@@ -22,12 +23,46 @@ def images(tmp_path: Path) -> Path:
 
 
 def command(images: Path, out: Path, *more: str) -> list[str]:
-    words = ["train", "--model", "resnet_mini", "--data", str(images), "--held-out", str(images), "--out", str(out)]
-    words += ["--eps", "1/255", "--classes", "4", "--input", "3,16,16", "--epochs", "2", "--batch", "30"]
-    return [*words, "--mean", "0.4,0.4,0.4", "--std", "0.2,0.2,0.2", "--padding", "0", "--threads", "1", *more]
+    words = [
+        "train",
+        "--model",
+        "resnet_mini",
+        "--data",
+        str(images),
+        "--held-out",
+        str(images),
+        "--out",
+        str(out),
+    ]
+    words += [
+        "--eps",
+        "1/255",
+        "--classes",
+        "4",
+        "--input",
+        "3,16,16",
+        "--epochs",
+        "2",
+        "--batch",
+        "30",
+    ]
+    return [
+        *words,
+        "--mean",
+        "0.4,0.4,0.4",
+        "--std",
+        "0.2,0.2,0.2",
+        "--padding",
+        "0",
+        "--threads",
+        "1",
+        *more,
+    ]
 
 
-def test_a_run_can_stop_and_go_on(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_stop_and_go_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(command(images, whole)) == 0
     assert main(command(images, parts, "--minutes", "0")) == 0
@@ -38,10 +73,21 @@ def test_a_run_can_stop_and_go_on(images: Path, tmp_path: Path, capsys: pytest.C
 
     record = json.loads((parts / "record.json").read_text())
     assert record["epochs_done"] == 2 and len(record["history"]) == 2 and record["images"] == 60
-    assert record["settings"]["eps"] == 1 / 255 and record["normalisation"]["std"] == [0.2, 0.2, 0.2]
-    assert 0 <= record["history"][-1]["held_out_crown_ibp"] <= record["history"][-1]["held_out_accuracy"] <= 1
+    assert record["settings"]["eps"] == 1 / 255 and record["normalisation"]["std"] == [
+        0.2,
+        0.2,
+        0.2,
+    ]
+    assert (
+        0
+        <= record["history"][-1]["held_out_crown_ibp"]
+        <= record["history"][-1]["held_out_accuracy"]
+        <= 1
+    )
     assert (whole / "resnet_mini.onnx").read_bytes() == (parts / "resnet_mini.onnx").read_bytes()
-    session = onnxruntime.InferenceSession(str(parts / "resnet_mini.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(parts / "resnet_mini.onnx"), providers=["CPUExecutionProvider"]
+    )
     (logits,) = session.run(None, {"x": np.zeros((1, 3, 16, 16), np.float32)})
     assert logits.shape == (1, 4)
 
@@ -60,7 +106,11 @@ def test_a_run_can_stop_and_go_on(images: Path, tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_bad_input_is_one_sentence(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], sentence: str
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    sentence: str,
 ) -> None:
     import torch
 
@@ -71,7 +121,9 @@ def test_bad_input_is_one_sentence(
     assert sentence in error and "Traceback" not in error
 
 
-def test_a_folder_is_not_written_over(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_not_written_over(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(images, tmp_path / "out", "--minutes", "0")) == 0
     assert main(command(images, tmp_path / "out")) == 2
     assert "--resume" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Training does what it is for: certified networks verify, and an interrupted run ends like an uninterrupted one."""
+"""Training does what it is for: certified networks verify, and an interrupted run ends like an
+uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def trained(images: int = 1000, **changed: object) -> Run:
 
 
 def proved(run: Run, data: Images, path: Path) -> float:
-    """Share of ``data`` that plain CROWN proves robust on the exported file, in float64 with rounding."""
+    """Share of ``data`` that plain CROWN proves robust on the exported file, in float64 with
+    rounding."""
     write_onnx(run.network, path)
     network = Network(read_graph(path), torch.float64)
     count = 0
@@ -63,7 +65,9 @@ def test_certified_training_verifies_and_natural_training_does_not(tmp_path: Pat
 @pytest.mark.parametrize("method", ["adversarial", "mixed"])
 def test_attacks_take_part(method: str) -> None:
     run = trained(images=400, method=method)
-    assert 0 < run.history[-1]["natural"] < run.history[-1]["adversarial"] < 1.38  # log 4 is a guess
+    assert (
+        0 < run.history[-1]["natural"] < run.history[-1]["adversarial"] < 1.38
+    )  # log 4 is a guess
     assert ("certified" in run.history[-1]) == (method == "mixed")
 
 
@@ -82,7 +86,10 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert resumed.epoch == 3
     for key, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[key]), key
-    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in (whole, resumed)]
+    without_time = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in r.history]
+        for r in (whole, resumed)
+    ]
     assert without_time[0] == without_time[1]
 
 
@@ -124,12 +131,16 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
 
 @pytest.mark.parametrize("schedule", ["smooth", "linear", "constant"])
 def test_radius_rises_to_its_full_value_without_jumps(schedule: str) -> None:
-    settings = tiny_settings(eps_schedule=schedule, eps_start=0.2, eps_end=0.7, train_eps_factor=1.1, beta_end=0.0)
+    settings = tiny_settings(
+        eps_schedule=schedule, eps_start=0.2, eps_end=0.7, train_eps_factor=1.1, beta_end=0.0
+    )
     values = [stage(settings, t / 1000) for t in range(1001)]
     eps = [value.eps for value in values]
     assert eps == sorted(eps) and eps[-1] == pytest.approx(1.1 * EPS) == pytest.approx(eps[700])
     if schedule != "constant":
-        assert eps[200] == 0 and max(b - a for a, b in zip(eps, eps[1:], strict=False)) < 0.005 * EPS
+        assert (
+            eps[200] == 0 and max(b - a for a, b in zip(eps, eps[1:], strict=False)) < 0.005 * EPS
+        )
     assert values[-1].beta == pytest.approx(0) and values[-1].kappa == settings.kappa_end
     assert all(0 <= value.kappa <= 1 and 0 <= value.beta <= 1 for value in values)
 
@@ -174,4 +185,9 @@ def test_boxes_are_clipped_before_normalisation() -> None:
     box = normalise.box(torch.tensor([[[[0.0, 0.5, 1.0]]]]), 0.1)
     assert torch.allclose(box.lower, torch.tensor([[-2.0, -0.4, 1.6]]), atol=1e-6)
     assert torch.allclose(box.upper, torch.tensor([[-1.6, 0.4, 2.0]]), atol=1e-6)
-    assert centre_crop(torch.arange(64.0).reshape(1, 1, 8, 8), 2, 2).flatten().tolist() == [27, 28, 35, 36]
+    assert centre_crop(torch.arange(64.0).reshape(1, 1, 8, 8), 2, 2).flatten().tolist() == [
+        27,
+        28,
+        35,
+        36,
+    ]

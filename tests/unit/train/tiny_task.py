@@ -1,7 +1,7 @@
 """A task that can be solved robustly or not: four classes of 8x8 images with two features.
 
-The bright quadrant tells the class to 95 % and survives noise of 0.05. A faint checkerboard (amplitude 0.02) tells it
-always and does not. A natural network uses both.
+The bright quadrant tells the class to 95 % and survives noise of 0.05. A faint checkerboard
+(amplitude 0.02) tells it always and does not. A natural network uses both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,15 @@ def tiny_data(seed: int, count: int) -> Images:
 
 
 def tiny_settings(**changed: object) -> TrainSettings:
-    values = {"eps": EPS, "epochs": 6, "batch": 50, "learning_rate": 5e-3, "padding": 0, "flip": "off", "device": "cpu"}
+    values = {
+        "eps": EPS,
+        "epochs": 6,
+        "batch": 50,
+        "learning_rate": 5e-3,
+        "padding": 0,
+        "flip": "off",
+        "device": "cpu",
+    }
     return TrainSettings.from_mapping({**values, "eps_end": 0.6, **changed})
 
 

@@ -1,4 +1,5 @@
-"""A writer of sorted string tables and bundle entries, for files that TensorFlow would never write."""
+"""A writer of sorted string tables and bundle entries, for files that TensorFlow would never
+write."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def varint(value: int) -> bytes:
 
 def block(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
     """Entries without shared prefixes and one restart point."""
-    body = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in entries)
+    body = b"".join(
+        varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in entries
+    )
     return body + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
 
 
@@ -46,7 +49,12 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def entry(
-    dtype: int = 1, shape: Sequence[int] = (2,), offset: int = 0, size: int = 8, crc: int = 0, shard: int = 0
+    dtype: int = 1,
+    shape: Sequence[int] = (2,),
+    offset: int = 0,
+    size: int = 8,
+    crc: int = 0,
+    shard: int = 0,
 ) -> bytes:
     dims = b"".join(field(2, field(1, extent)) for extent in shape)
     parts = {1: dtype, 2: dims, 3: shard, 4: offset, 5: size, 6: crc}
@@ -55,4 +63,6 @@ def entry(
 
 def index_of(entries: Mapping[str, bytes], shards: int = 1) -> bytes:
     header = field(1, shards) + field(2, 0)
-    return table(block([(b"", header), *((name.encode(), value) for name, value in sorted(entries.items()))]))
+    return table(
+        block([(b"", header), *((name.encode(), value) for name, value in sorted(entries.items()))])
+    )

@@ -41,7 +41,11 @@ def test_checksums_of_the_standard() -> None:
 @pytest.mark.parametrize("lanes", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("rest", [0, 1, 77])
 def test_checksum_in_lanes_is_the_checksum(lanes: int, rest: int) -> None:
-    data = np.random.default_rng(lanes).integers(0, 256, lanes * LANE_BYTES + rest, dtype=np.uint8).tobytes()
+    data = (
+        np.random.default_rng(lanes)
+        .integers(0, 256, lanes * LANE_BYTES + rest, dtype=np.uint8)
+        .tobytes()
+    )
     assert crc32c(data) == plain_crc32c(data)
 
 
@@ -52,7 +56,10 @@ def test_a_checkpoint_of_tensorflow_is_read_whole() -> None:
     assert checkpoint.entries["stride_1/sub1/conv1/DW"].shape == (3, 3, 2, 4)
     values = {name: checkpoint.read(name) for name in checkpoint.entries}
     assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in values.values())
-    assert sum(value.nbytes for value in values.values()) == REAL.with_name("tiny.data-00000-of-00001").stat().st_size
+    assert (
+        sum(value.nbytes for value in values.values())
+        == REAL.with_name("tiny.data-00000-of-00001").stat().st_size
+    )
     scale = values["unit_last/BN/DN_Variance"]
     assert scale.shape == (1, 1, 1, 4) and (scale >= 0.5).all() and (scale < 1.5).all()
 
@@ -144,7 +151,11 @@ def test_types_and_shapes_as_tensorflow_lays_them_out(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(written(tmp_path, entries, data))
     for name, (_, value) in values.items():
         found = checkpoint.read(name)
-        assert found.dtype == value.dtype and np.array_equal(found, value) and found.shape == value.shape
+        assert (
+            found.dtype == value.dtype
+            and np.array_equal(found, value)
+            and found.shape == value.shape
+        )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +169,9 @@ def test_types_and_shapes_as_tensorflow_lays_them_out(tmp_path: Path) -> None:
         (entry() + field(7, b""), "slices"),
     ],
 )
-def test_sizes_that_lie_are_refused_before_memory_is_taken(tmp_path: Path, hostile: bytes, message: str) -> None:
+def test_sizes_that_lie_are_refused_before_memory_is_taken(
+    tmp_path: Path, hostile: bytes, message: str
+) -> None:
     checkpoint = open_checkpoint(written(tmp_path, {"v": hostile}, bytes(8)))
     with pytest.raises(ModelError, match=message):
         checkpoint.read("v")
@@ -199,7 +212,11 @@ def test_any_block_is_read_or_refused(body: bytes) -> None:
 
 @given(st.binary(max_size=40))
 def test_any_footer_is_read_or_refused(handles: bytes) -> None:
-    data = signed(block([])) + handles.ljust(FOOTER_BYTES - 8, b"\0")[: FOOTER_BYTES - 8] + MAGIC.to_bytes(8, "little")
+    data = (
+        signed(block([]))
+        + handles.ljust(FOOTER_BYTES - 8, b"\0")[: FOOTER_BYTES - 8]
+        + MAGIC.to_bytes(8, "little")
+    )
     try:
         assert read_table(data) == {}
     except BitcrownError:

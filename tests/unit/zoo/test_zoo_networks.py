@@ -1,4 +1,5 @@
-"""The zoo's networks: published sizes, the published block, batch dependence, weights of TensorFlow."""
+"""The zoo's networks: published sizes, the published block, batch dependence, weights of
+TensorFlow."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def test_a_checkpoint_of_tensorflow_gives_tensorflows_logits(quantized: bool) ->
     with torch.no_grad():
         single, double = network(x), copy.deepcopy(network).double()(x.double())
     torch.testing.assert_close(single, torch.from_numpy(kept[f"{kind}_float32"]), rtol=0, atol=5e-6)
-    torch.testing.assert_close(double, torch.from_numpy(kept[f"{kind}_float64"]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        double, torch.from_numpy(kept[f"{kind}_float64"]), rtol=0, atol=1e-12
+    )
 
 
 def test_the_blocks_change_the_logits_and_share_the_weights() -> None:
@@ -80,9 +83,13 @@ def test_logits_depend_on_batch_mates_as_published_but_not_per_image() -> None:
     assert (alone - network(x)).abs().max() > 1e-3
     single = network.with_plan(per_image=True)
     torch.testing.assert_close(single(x), alone, rtol=0, atol=1e-5)
-    gradient = torch.autograd.functional.jacobian(lambda z: network.with_plan(quantized=False)(z)[0, 0], x)
+    gradient = torch.autograd.functional.jacobian(
+        lambda z: network.with_plan(quantized=False)(z)[0, 0], x
+    )
     assert gradient[1:].abs().max() > 0
-    gradient = torch.autograd.functional.jacobian(lambda z: single.with_plan(quantized=False)(z)[0, 0], x)
+    gradient = torch.autograd.functional.jacobian(
+        lambda z: single.with_plan(quantized=False)(z)[0, 0], x
+    )
     assert not gradient[1:].any() and gradient[0].any()
 
 
@@ -92,18 +99,24 @@ def test_logits_depend_on_batch_mates_as_published_but_not_per_image() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.01, 100.0))
 def test_the_block_rounds_up_to_tenths_of_the_largest_magnitude(seed: int, scale: float) -> None:
-    x = scale * torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = scale * torch.randn(
+        1, 2, 5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     peak = x.abs().max()
     tenths = 10 * x / peak
     away = (tenths - tenths.round()).abs() > 1e-4
     found = Quantizer()(x)
-    torch.testing.assert_close(found[away], (tenths.ceil() / 10 * peak)[away], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        found[away], (tenths.ceil() / 10 * peak)[away], rtol=1e-9, atol=1e-12
+    )
     assert found.min() >= -0.95 * peak * (1 + 1e-9) and found.max() <= 1.05 * peak * (1 + 1e-9)
 
 
 def test_on_the_grid_the_block_is_half_a_step_above() -> None:
     x = torch.tensor([[[[0.0, 1.0, -1.0, 0.5]]]])
-    torch.testing.assert_close(Quantizer()(x), torch.tensor([[[[0.05, 1.05, -0.95, 0.55]]]]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        Quantizer()(x), torch.tensor([[[[0.05, 1.05, -0.95, 0.55]]]]), rtol=0, atol=1e-6
+    )
 
 
 def test_slopes_of_the_published_block() -> None:
@@ -144,7 +157,9 @@ def test_the_scale_is_the_batchs_or_the_images() -> None:
 def test_same_padding_is_tensorflows(size: int, stride: int, extent: int) -> None:
     layer = SameConv(1, 1, "", size=size, stride=stride).double()
     layer.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    x = torch.randn(1, 1, extent, extent, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(
+        1, 1, extent, extent, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     outputs = -(-extent // stride)
     before = max(0, (outputs - 1) * stride + size - extent) // 2
     found = layer(x)
@@ -183,13 +198,18 @@ def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     assert load_weights(again, tmp_path / "w.npz") == ()
     for own, theirs in zip(network.parameters(), again.parameters(), strict=True):
         assert torch.equal(own, theirs)
-    assert all(variable.exported().shape == variable.shape for variable in variables(network).values())
+    assert all(
+        variable.exported().shape == variable.shape for variable in variables(network).values()
+    )
 
 
 def test_wrong_weights_change_nothing(tmp_path: Path) -> None:
     network = build_network("small")
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    good = {name: variable.exported() for name, variable in variables(build_network("small", seed=9)).items()}
+    good = {
+        name: variable.exported()
+        for name, variable in variables(build_network("small", seed=9)).items()
+    }
     name = "logit/FC/biases"
     cases = {
         "missing": {key: value for key, value in good.items() if key != name},

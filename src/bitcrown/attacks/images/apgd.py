@@ -1,13 +1,16 @@
 """Auto-PGD: gradient ascent with momentum whose step size needs no tuning.
 
-Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks", 2020,
-algorithm 1. With ``P`` the projection onto the ball and ``d`` the steepest direction of its norm,
+Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", 2020, algorithm 1. With ``P`` the projection onto the ball and ``d`` the
+steepest direction of its norm,
 
-``z = P(x_k + eta d_k)``,  ``x_{k+1} = P(x_k + a (z - x_k) + (1 - a) (x_k - x_{k-1}))``,  a = 0.75 (1 at first).
+``z = P(x_k + eta d_k)``,  ``x_{k+1} = P(x_k + a (z - x_k) + (1 - a) (x_k - x_{k-1}))``,  a = 0.75
+(1 at first).
 
-``eta`` begins at ``2 eps``. At check points (after 22 % of the steps, then at intervals that shrink by 3 % down to 6 %)
-it is halved, and the ascent goes on from the best point so far, if fewer than 75 % of the steps since the last check
-point raised the loss, or if the best loss has not moved since then although ``eta`` was not halved there.
+``eta`` begins at ``2 eps``. At check points (after 22 % of the steps, then at intervals that shrink
+by 3 % down to 6 %) it is halved, and the ascent goes on from the best point so far, if fewer than
+75 % of the steps since the last check point raised the loss, or if the best loss has not moved
+since then although ``eta`` was not halved there.
 
 For L1 see ``apgd_l1``. Images leave as soon as they are broken, so a step costs what still stands.
 
@@ -70,7 +73,8 @@ def apgd(
     loss: ImageLoss,
     classes: Tensor,
 ) -> Trace:
-    """One run for ``clean [B, C, H, W]`` (``keys [B]``: the random start); ``classes [B, ...]`` is what ``loss`` takes.
+    """One run for ``clean [B, C, H, W]`` (``keys [B]``: the random start); ``classes [B, ...]`` is
+    what ``loss`` takes.
 
     Any class other than the label breaks an image, also when ``loss`` aims at one of them.
     """
@@ -82,7 +86,9 @@ def apgd(
         if not len(climb.place):
             break
         x = _moved(climb, ball, MOMENTUM if step > 1 else 1.0)
-        climb = _look(victim, climb._replace(before=climb.x, x=x), labels, loss, trace, is_last=step == steps)
+        climb = _look(
+            victim, climb._replace(before=climb.x, x=x), labels, loss, trace, is_last=step == steps
+        )
         if step == next_check:
             climb = _check(climb, next_check - last_check)
             interval = max(interval - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
@@ -92,7 +98,8 @@ def apgd(
 
 
 def _moved(climb: _Climb, ball: Ball, share: float) -> Tensor:
-    """``x_{k+1}`` where ``a`` is ``share``; in place, since a step of a small network costs no more than its passes."""
+    """``x_{k+1}`` where ``a`` is ``share``; in place, since a step of a small network costs no more
+    than its passes."""
     region = climb.region(ball)
     z = region.project(steepest(climb.slope, ball.norm).mul_(climb.step).add_(climb.x))
     inertia = (climb.x - climb.before).mul_(1.0 - share)
@@ -118,14 +125,18 @@ def _begin(
     none = torch.zeros_like(value)
     region = ball.around(clean)
     climb = _Climb(
-        place, classes, clean, region.lower, region.upper, x, x, slope, value, x.clone(), value, slope.clone(), step,
+        place, classes, clean, region.lower, region.upper, x, x, slope, value, x.clone(), value,
+        slope.clone(), step,
         none, none > 0, value, value,
     )  # fmt: skip
     return _retire(victim, climb, logits, labels, trace)
 
 
-def _look(victim: Victim, climb: _Climb, labels: Tensor, loss: ImageLoss, trace: Trace, is_last: bool) -> _Climb:
-    """Evaluate the new points; note rises and the best; let go of what is broken. The last look needs no gradient."""
+def _look(
+    victim: Victim, climb: _Climb, labels: Tensor, loss: ImageLoss, trace: Trace, is_last: bool
+) -> _Climb:
+    """Evaluate the new points; note rises and the best; let go of what is broken. The last look
+    needs no gradient."""
     if is_last:
         logits, value, slope = victim.logits(climb.x), None, climb.slope
         value = loss(logits, climb.classes)
@@ -133,7 +144,8 @@ def _look(victim: Victim, climb: _Climb, labels: Tensor, loss: ImageLoss, trace:
         logits, value, slope = victim.gradient(climb.x, loss, climb.classes)
         trace.note_gradient(climb.place, slope, is_first=False)
     better = value > climb.best_value
-    # The two fields of the best point belong to the climb alone, so the rows that rose are written into them.
+    # The two fields of the best point belong to the climb alone, so the rows that rose are written
+    # into them.
     rose = better.nonzero().flatten()
     climb.best.index_copy_(0, rose, climb.x.index_select(0, rose))
     climb.best_slope.index_copy_(0, rose, slope.index_select(0, rose))

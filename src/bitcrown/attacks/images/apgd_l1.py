@@ -1,14 +1,16 @@
 """Auto-PGD for the L1 ball: sparse steps.
 
-Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021. The steepest direction
-of the L1 ball moves a single pixel, which is far too slow, a dense one wastes the radius. So a step moves the largest
-``k`` entries of the gradient, ``x <- P(x + eta sign(g_k) / k)``, with the exact projection ``P`` onto ball and pixel
-range. ``k`` follows the sparsity of the best point so far, two thirds of its changed pixels, and the step size ``eta``
-returns to ``eps`` when that sparsity has fallen by 5 %, otherwise shrinks by 1.5 (down to ``eps / 10``), at check
-points every 4 % of the steps.
+Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021. The
+steepest direction of the L1 ball moves a single pixel, which is far too slow, a dense one wastes
+the radius. So a step moves the largest ``k`` entries of the gradient,
+``x <- P(x + eta sign(g_k) / k)``, with the exact projection ``P`` onto ball and pixel range. ``k``
+follows the sparsity of the best point so far, two thirds of its changed pixels, and the step size
+``eta`` returns to ``eps`` when that sparsity has fallen by 5 %, otherwise shrinks by 1.5 (down to
+``eps / 10``), at check points every 4 % of the steps.
 
-The steps are spent on radii 3 eps, 2 eps and eps (30, 30 and 40 %), each run beginning at the projection of where the
-last one ended: the larger balls show the way. Only points of the smallest ball count.
+The steps are spent on radii 3 eps, 2 eps and eps (30, 30 and 40 %), each run beginning at the
+projection of where the last one ended: the larger balls show the way. Only points of the smallest
+ball count.
 
 Legend: ``B`` images, ``R`` of them still standing, ``C`` channels, ``H x W`` pixels, ``n = C H W``.
 """
@@ -95,7 +97,8 @@ def apgd_l1(
 
 
 def sparse_direction(slope: Tensor, share: Tensor) -> Tensor:
-    """Signs of the largest entries of ``slope [R, C, H, W]``, a ``share [R]`` of them, of sum 1 in absolute value."""
+    """Signs of the largest entries of ``slope [R, C, H, W]``, a ``share [R]`` of them, of sum 1 in
+    absolute value."""
     flat = slope.nan_to_num(0.0, 0.0, 0.0).flatten(1)
     count = (share * flat.shape[1]).long().clamp(1, flat.shape[1])
     ranked = flat.abs().sort(dim=1, descending=True).values
@@ -137,13 +140,16 @@ def _retire(task: _Task, climb: _Climb, logits: Tensor) -> _Climb:
     """Let go of what is broken within the ball asked about, however large the present one is."""
     inside = task.ball.contains(climb.x, task.clean[climb.place])
     broken = torch.zeros_like(inside)
-    broken[inside] = task.victim.breaks(climb.x[inside], logits[inside], task.labels[climb.place[inside]])
+    broken[inside] = task.victim.breaks(
+        climb.x[inside], logits[inside], task.labels[climb.place[inside]]
+    )
     task.trace.record(climb.place[broken], climb.x[broken])
     return climb.keep(~broken)
 
 
 def _check(climb: _Climb, clean: Tensor, eps: float) -> _Climb:
-    """Adapt how many pixels a step moves and how far; where the best point became sparser, go back to it."""
+    """Adapt how many pixels a step moves and how far; where the best point became sparser, go back
+    to it."""
     changed = _changed_share(climb.best, clean)
     sparser = changed < 0.95 * climb.changed
     chosen = sparser.reshape(-1, 1, 1, 1)

@@ -1,12 +1,14 @@
-"""The set an attacked image may move in: a norm ball around the clean image, cut with the range of pixel values.
+"""The set an attacked image may move in: a norm ball around the clean image, cut with the range of
+pixel values.
 
-``{x' : ||x' - x||_p <= eps, low <= x' <= high}`` for p = infinity, 2 or 1. Images are float32, so a projection done in
-real numbers may leave the ball by a rounding. Here it never does: every point that ``project`` and ``start`` return
-lies inside when the distance is computed in float64 from the rounded pixels, with ``eps`` as given.
+``{x' : ||x' - x||_p <= eps, low <= x' <= high}`` for p = infinity, 2 or 1. Images are float32, so a
+projection done in real numbers may leave the ball by a rounding. Here it never does: every point
+that ``project`` and ``start`` return lies inside when the distance is computed in float64 from the
+rounded pixels, with ``eps`` as given.
 
 * L-infinity: the ball is a box; its float32 limits are rounded inward once, then clamping is exact.
-* L2: ``x + d min(1, eps / ||d||)``, then clamped to the pixel range (which only brings it nearer to ``x``), shrunk by
-  one part in 10^7 or more where rounding would lead outside.
+* L2: ``x + d min(1, eps / ||d||)``, then clamped to the pixel range (which only brings it nearer to
+  ``x``), shrunk by one part in 10^7 or more where rounding would lead outside.
 * L1: the point of ball and box nearest to ``x + d`` (Croce & Hein, "Mind the box", 2021):
   ``sign(d) min(max(|d| - t, 0), room)`` with the least ``t >= 0`` for which the sum is at most eps.
 
@@ -27,7 +29,8 @@ from bitcrown.errors import SettingsError
 
 NORMS = ("Linf", "L2", "L1")
 SHRINKS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
-"""Shares of the radius given up, one after the other, until the rounded point lies inside; the last is the image."""
+"""Shares of the radius given up, one after the other, until the rounded point lies inside; the last
+is the image."""
 ROUGH = 0.01
 """Share by which a distance computed in float32 may be off, and more: it is below a thousandth."""
 
@@ -45,12 +48,15 @@ class Ball:
         if self.norm not in NORMS:
             raise SettingsError(f"norm {self.norm!r} is not known; use one of {', '.join(NORMS)}")
         if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise SettingsError(f"the radius must be a finite number not below 0, but is {self.eps!r}")
+            raise SettingsError(
+                f"the radius must be a finite number not below 0, but is {self.eps!r}"
+            )
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise SettingsError(f"pixel range {self.low!r} to {self.high!r} is empty or not finite")
 
     def limits(self, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and greatest value of each pixel, rounded inward to the dtype of ``clean [B, C, H, W]``.
+        """Least and greatest value of each pixel, rounded inward to the dtype of
+        ``clean [B, C, H, W]``.
 
         For L2 and L1 this is the smallest box around the ball.
         """
@@ -65,7 +71,8 @@ class Ball:
         return lower, upper
 
     def project(self, x: Tensor, clean: Tensor) -> Tensor:
-        """A point of the ball around ``clean`` near (L-infinity, L1: nearest to) ``x``, both ``[B, C, H, W]``."""
+        """A point of the ball around ``clean`` near (L-infinity, L1: nearest to) ``x``, both
+        ``[B, C, H, W]``."""
         return self.around(clean).project(x)
 
     def around(self, clean: Tensor) -> Region:
@@ -112,7 +119,8 @@ class Ball:
         return self._length((x.double() - clean.double()).flatten(1))
 
     def _length(self, move: Tensor) -> Tensor:
-        """``[B]`` of ``move [B, n]``; torch's own norms of order 1 and infinity take many times as long."""
+        """``[B]`` of ``move [B, n]``; torch's own norms of order 1 and infinity take many times as
+        long."""
         if self.norm == "L2":
             length: Tensor = torch.linalg.vector_norm(move, dim=1)
             return length
@@ -122,18 +130,26 @@ class Ball:
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """``[B]`` bool: inside, computed in float64 from the pixels as they are; NaN is outside."""
         pixels = x.flatten(1)
-        inside = (pixels.amin(dim=1).double() >= self.low) & (pixels.amax(dim=1).double() <= self.high)
-        # Most points that are asked about are far outside, and a distance in double precision costs as much as a step.
+        inside = (pixels.amin(dim=1).double() >= self.low) & (
+            pixels.amax(dim=1).double() <= self.high
+        )
+        # Most points that are asked about are far outside, and a distance in double precision costs
+        # as much as a step.
         inside &= self._length((x - clean).flatten(1)) <= self.eps * (1.0 + ROUGH)
         near = inside.nonzero().flatten()
-        inside[near] = self.distance(x.index_select(0, near), clean.index_select(0, near)) <= self.eps
+        inside[near] = (
+            self.distance(x.index_select(0, near), clean.index_select(0, near)) <= self.eps
+        )
         return inside
 
     def start(self, clean: Tensor, keys: Keys) -> Tensor:
-        """A random point on the sphere, then clamped to the pixel range (``keys [B]``: one stream per image)."""
+        """A random point on the sphere, then clamped to the pixel range (``keys [B]``: one stream
+        per image)."""
         if self.norm == "Linf":
             noise = uniform_like(clean, keys)
-            return self.project(clean + self.eps * noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True), clean)
+            return self.project(
+                clean + self.eps * noise / noise.abs().amax(dim=(1, 2, 3), keepdim=True), clean
+            )
         noise = normal_like(clean, keys)
         if self.norm == "L2":
             noise = noise * (self.eps / noise.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1))
@@ -147,7 +163,8 @@ class Ball:
 
 
 class Region(NamedTuple):
-    """One ball per image; ``lower``/``upper`` are its limits in the dtype of ``clean``, all ``[B, C, H, W]``."""
+    """One ball per image; ``lower``/``upper`` are its limits in the dtype of ``clean``, all
+    ``[B, C, H, W]``."""
 
     ball: Ball
     clean: Tensor
@@ -162,4 +179,7 @@ class Region(NamedTuple):
 
     def at(self, index: Tensor) -> Region:
         """The regions of some of the images."""
-        return Region(self.ball, *(field.index_select(0, index) for field in (self.clean, self.lower, self.upper)))
+        return Region(
+            self.ball,
+            *(field.index_select(0, index) for field in (self.clean, self.lower, self.upper)),
+        )

@@ -1,19 +1,24 @@
-"""Backward pass differentiable approximation (BPDA): the values of one network, the slopes of another.
+"""Backward pass differentiable approximation (BPDA): the values of one network, the slopes of
+another.
 
-Athalye, Carlini & Wagner (2018): a block ``g`` whose derivative is zero, infinite or undefined (rounding, quantization)
-hides no attack, it only hides the direction. The attack runs ``f(x)`` as it is and differentiates a smooth stand-in
-``h`` with ``h(x) ~ f(x)``. Here that is a property of the network, not of the attack: what ``bpda`` returns has
-bit for bit the values of the plain network, so every attack can use it and every success is one on the real network.
+Athalye, Carlini & Wagner (2018): a block ``g`` whose derivative is zero, infinite or undefined
+(rounding, quantization) hides no attack, it only hides the direction. The attack runs ``f(x)`` as
+it is and differentiates a smooth stand-in ``h`` with ``h(x) ~ f(x)``. Here that is a property of
+the network, not of the attack: what ``bpda`` returns has bit for bit the values of the plain
+network, so every attack can use it and every success is one on the real network.
 
 Which stand-in, ``rule``:
 
-* ``identity``: the block as it is forward, derivative one backward, so the rest is differentiated at its real inputs;
-* ``removed``: a second pass through the network without its blocks (sharing the weights), as the Robust-Model-Zoo does;
-* ``straight-through``: only the staircase inside has derivative one; scales and clipping around it keep their own;
+* ``identity``: the block as it is forward, derivative one backward, so the rest is differentiated
+  at its real inputs;
+* ``removed``: a second pass through the network without its blocks (sharing the weights), as the
+  Robust-Model-Zoo does;
+* ``straight-through``: only the staircase inside has derivative one; scales and clipping around it
+  keep their own;
 * ``smooth``: the staircase's derivative is that of a smooth ramp between its steps.
 
-The last two reach inside: a block says how (``Block.surrogate``), and rounding functions of torch called anywhere in
-the network (also by networks read from ONNX) follow ``ROUNDING_SLOPES``.
+The last two reach inside: a block says how (``Block.surrogate``), and rounding functions of torch
+called anywhere in the network (also by networks read from ONNX) follow ``ROUNDING_SLOPES``.
 
 Legend: ``B`` images, ``K`` classes, ``...`` any further axes.
 """
@@ -43,7 +48,8 @@ class Block(Protocol):
     """A module that attacks should not differentiate as it is written."""
 
     def surrogate(self, x: Tensor, rule: str) -> Tensor:
-        """What to differentiate in its place, near the block's own value; ``rule`` reaches inside a block."""
+        """What to differentiate in its place, near the block's own value; ``rule`` reaches inside a
+        block."""
 
 
 class _ValueAndStandIn(torch.autograd.Function):
@@ -60,7 +66,8 @@ class _ValueAndStandIn(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class SubstituteGradient:
-    """A classifier or part of one with the values of ``model`` and the derivatives of ``substitute``."""
+    """A classifier or part of one with the values of ``model`` and the derivatives of
+    ``substitute``."""
 
     model: Classifier
     substitute: Classifier
@@ -73,19 +80,24 @@ class SubstituteGradient:
         stand_in = self.substitute(x)
         if stand_in.shape != value.shape:
             raise SettingsError(
-                f"a substitute must have the shape of what it stands for, but {tuple(stand_in.shape)} is not "
+                "a substitute must have the shape of what it stands for, but "
+                f"{tuple(stand_in.shape)} is not "
                 f"{tuple(value.shape)}; choose another substitute"
             )
         return _as_tensor(_ValueAndStandIn.apply(value, stand_in))  # type: ignore[no-untyped-call]
 
 
 def with_substitute_gradient(model: Classifier, substitute: Classifier) -> Classifier:
-    """``model``'s values, bit for bit, with the gradient of ``substitute``, both ``[B, ...]`` to ``[B, K]``."""
+    """``model``'s values, bit for bit, with the gradient of ``substitute``, both ``[B, ...]`` to
+    ``[B, K]``."""
     return SubstituteGradient(model, substitute)
 
 
-def block_names(model: nn.Module, is_block: Callable[[nn.Module], bool] | None = None) -> tuple[str, ...]:
-    """Names of the outermost modules in ``model`` that ``is_block`` (by default: that are a ``Block``)."""
+def block_names(
+    model: nn.Module, is_block: Callable[[nn.Module], bool] | None = None
+) -> tuple[str, ...]:
+    """Names of the outermost modules in ``model`` that ``is_block`` (by default: that are a
+    ``Block``)."""
     chosen = is_block or (lambda module: isinstance(module, Block))
     found: list[str] = []
     for name, module in model.named_modules():
@@ -95,18 +107,22 @@ def block_names(model: nn.Module, is_block: Callable[[nn.Module], bool] | None =
     return tuple(found)
 
 
-def bpda(model: Classifier, rule: str, is_block: Callable[[nn.Module], bool] | None = None) -> Classifier:
-    """``model`` with its values unchanged, bit for bit, and the gradient that ``rule`` (of ``RULES``) says.
+def bpda(
+    model: Classifier, rule: str, is_block: Callable[[nn.Module], bool] | None = None
+) -> Classifier:
+    """``model`` with its values unchanged, bit for bit, and the gradient that ``rule`` (of
+    ``RULES``) says.
 
-    Weights are shared, not copied; switch ``model`` to evaluation mode first. Raises ``SettingsError`` where there is
-    nothing the rule could apply to.
+    Weights are shared, not copied; switch ``model`` to evaluation mode first. Raises
+    ``SettingsError`` where there is nothing the rule could apply to.
     """
     if rule not in RULES:
         raise SettingsError(f"there is no BPDA rule {rule!r}; choose one of {', '.join(RULES)}")
     names = block_names(model, is_block) if isinstance(model, nn.Module) else ()
     if not names and rule not in _INSIDE:
         raise SettingsError(
-            f"BPDA rule {rule!r} needs blocks to replace, but the network has none: name them with is_block, "
+            f"BPDA rule {rule!r} needs blocks to replace, but the network has none: name them "
+            "with is_block, "
             f"or use {' or '.join(_INSIDE)} for rounding anywhere in the network"
         )
     substitute: Classifier = model
@@ -139,14 +155,16 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
-    """A copy that shares every parameter and buffer, with stand-ins for the blocks called ``names``."""
+    """A copy that shares every parameter and buffer, with stand-ins for the blocks called
+    ``names``."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     for name in names:
         block = twin.get_submodule(name)
         if rule in _INSIDE and not isinstance(block, Block):
             raise SettingsError(
-                f"BPDA rule {rule!r} reaches inside a block, but {name or 'the network'} ({type(block).__name__}) has "
+                f"BPDA rule {rule!r} reaches inside a block, but {name or 'the network'} "
+                f"({type(block).__name__}) has "
                 "no surrogate(x, rule); add it, or use identity or removed"
             )
         stand_in = nn.Identity() if rule == "removed" else _Part(block, rule)
@@ -181,7 +199,13 @@ def _tanh_slope(x: Tensor) -> Tensor:
 
 
 ROUNDING_SLOPES: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
-    "straight-through": {"round": _one, "floor": _one, "ceil": _one, "trunc": _one, "sign": _hard_tanh_slope},
+    "straight-through": {
+        "round": _one,
+        "floor": _one,
+        "ceil": _one,
+        "trunc": _one,
+        "sign": _hard_tanh_slope,
+    },
     "smooth": {
         "round": _wave_at_halves,
         "floor": _wave_at_wholes,
@@ -190,7 +214,8 @@ ROUNDING_SLOPES: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
         "sign": _tanh_slope,
     },
 }
-"""Slope given to each rounding function at its input; the waves are one on average and largest at the jumps."""
+"""Slope given to each rounding function at its input; the waves are one on average and largest at
+the jumps."""
 
 
 class _Sloped(torch.autograd.Function):
@@ -217,11 +242,20 @@ class RoundingSlopes(TorchFunctionMode):
             self.slopes[getattr(torch, name)] = self.slopes[getattr(Tensor, name)] = slope
 
     def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         slope = self.slopes.get(function)
         x = args[0] if args else None
-        if slope is None or not isinstance(x, Tensor) or not x.requires_grad or not torch.is_grad_enabled():
+        if (
+            slope is None
+            or not isinstance(x, Tensor)
+            or not x.requires_grad
+            or not torch.is_grad_enabled()
+        ):
             return function(*args, **(kwargs or {}))
         with torch.no_grad():
             value, at_x = function(*args, **(kwargs or {})), slope(x)

@@ -1,11 +1,13 @@
-"""The attacks of a suite by name, with AutoAttack's budgets (Croce & Hein 2020), and how each is run on some images.
+"""The attacks of a suite by name, with AutoAttack's budgets (Croce & Hein 2020), and how each is
+run on some images.
 
-A component is a sequence of runs: one per restart, or one per restart and target class. Targets are the classes with
-the largest logits at the clean image, next to the label. What counts for an image is the first run that breaks it;
-later ones are left out, or forgotten where they ran beside it: the runs of few images share the calls of the network,
-which cost as much for five images as for fifty.
+A component is a sequence of runs: one per restart, or one per restart and target class. Targets are
+the classes with the largest logits at the clean image, next to the label. What counts for an image
+is the first run that breaks it; later ones are left out, or forgotten where they ran beside it: the
+runs of few images share the calls of the network, which cost as much for five images as for fifty.
 
-Where a network has few classes, a component does less than its name promises, and a sentence says so.
+Where a network has few classes, a component does less than its name promises, and a sentence says
+so.
 
 Legend: ``B`` images, ``K`` classes.
 """
@@ -36,7 +38,8 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Component:
-    """``budget``: steps or queries of a run; ``targets``: classes aimed at (0: none); ``repeats``: see ``Victim``."""
+    """``budget``: steps or queries of a run; ``targets``: classes aimed at (0: none); ``repeats``:
+    see ``Victim``."""
 
     name: str
     budget: int
@@ -50,7 +53,8 @@ class Component:
     def series(self, others: int) -> list[list[tuple[int, int]]]:
         """Runs in their order, as restart and rank of the target class of ``others`` (-1: none).
 
-        Those of one series may run beside each other; FAB's first restart begins elsewhere than the others.
+        Those of one series may run beside each other; FAB's first restart begins elsewhere than the
+        others.
         """
         aims = range(min(self.targets, others)) if self.targets else (-1,)
         series = [[(restart, aim) for aim in aims] for restart in range(self.restarts)]
@@ -90,24 +94,35 @@ SUITES = {"standard": _STANDARD, "plus": _PLUS, "rand": _RAND, "black-box": _BLA
 
 
 def components(suite: str, norm: str) -> tuple[Component, ...]:
-    """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for a name that is no suite."""
+    """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for a name that is no
+    suite."""
     if suite not in SUITES:
         raise SettingsError(f"attack suite {suite!r} is not known; use one of {', '.join(SUITES)}")
     return _STANDARD_L1 if suite == "standard" and norm == "L1" else SUITES[suite]
 
 
-def statements(chosen: tuple[Component, ...], classes: int, is_differentiable: bool) -> tuple[str, ...]:
+def statements(
+    chosen: tuple[Component, ...], classes: int, is_differentiable: bool
+) -> tuple[str, ...]:
     """What a reader must know: where components do less than their names promise."""
     said = []
     names = {component.name for component in chosen}
     if not is_differentiable:
         gone = ", ".join(component.name for component in chosen if component.needs_gradients())
         if gone:
-            said.append(f"the network has no gradients: {gone} did not run, random search stands in for them")
+            said.append(
+                f"the network has no gradients: {gone} did not run, random search stands in for "
+                "them"
+            )
     elif classes < 3 and names & {"apgd-dlr", "apgd-t"}:
-        said.append(f"DLR needs 3 classes, the network has {classes}: the difference of logits was used instead")
+        said.append(
+            f"DLR needs 3 classes, the network has {classes}: the difference of logits was used "
+            "instead"
+        )
     elif classes < 4 and "apgd-t" in names:
-        said.append("targeted DLR needs 4 classes, the network has 3: its denominator is z(1) - z(3)")
+        said.append(
+            "targeted DLR needs 4 classes, the network has 3: its denominator is z(1) - z(3)"
+        )
     wanted = max(component.targets for component in chosen)
     if is_differentiable and wanted > classes - 1:
         said.append(f"only {classes - 1} of {wanted} target classes exist")
@@ -123,21 +138,27 @@ def run_component(
     ball: Ball,
     seed: int,
 ) -> Trace:
-    """All runs of one component on ``clean [B, C, H, W]``, whose numbers in the data set are ``number [B]``."""
+    """All runs of one component on ``clean [B, C, H, W]``, whose numbers in the data set are
+    ``number [B]``."""
     victim = replace(victim, repeats=component.repeats)
     whole = Trace.empty(clean)
     whole.flat.fill_(True)
     ranking = _ranking(victim.logits(clean), labels)
     job = _Job(component, victim, ball, clean, labels, number, seed, ranking)
     for runs in component.series(ranking.shape[1]):
-        run, place = np.repeat(np.arange(len(runs)), len(clean)), np.tile(np.arange(len(clean)), len(runs))
+        run, place = (
+            np.repeat(np.arange(len(runs)), len(clean)),
+            np.tile(np.arange(len(clean)), len(runs)),
+        )
         while True:
             stands = ~whole.found.cpu().numpy()[place]
             run, place = run[stands], place[stands]
             if not len(run):
                 break
             # (A network whose logits depend on the batch gets the images of one run at a time.)
-            count = int((run == run[0]).sum()) if victim.rows is None else max(len(clean), victim.rows)
+            count = (
+                int((run == run[0]).sum()) if victim.rows is None else max(len(clean), victim.rows)
+            )
             job.merge(whole, runs, run[:count], place[:count])
             run, place = run[count:], place[count:]
     return whole
@@ -162,12 +183,15 @@ class _Job:
     seed: int
     ranking: Tensor
 
-    def merge(self, whole: Trace, runs: Sequence[tuple[int, int]], run: Places, place: Places) -> None:
-        """Do run ``runs[run[k]]`` on image ``place[k]`` for all ``k``, which are sorted by run; add to ``whole``."""
+    def merge(
+        self, whole: Trace, runs: Sequence[tuple[int, int]], run: Places, place: Places
+    ) -> None:
+        """Do run ``runs[run[k]]`` on image ``place[k]`` for all ``k``, which are sorted by run; add
+        to ``whole``."""
         parts = [(number, np.flatnonzero(run == number)) for number in np.unique(run).tolist()]
         keys = np.concatenate([
-            stream_keys(self.seed, self.number[place[part]], self.component.name, runs[number][0], runs[number][1] + 1)
-            for number, part in parts
+            stream_keys(self.seed, self.number[place[part]], self.component.name, first, second + 1)
+            for (first, second), part in ((runs[number], part) for number, part in parts)
         ])  # fmt: skip
         aims = np.array(runs)[run, 1]
         at = torch.from_numpy(place).to(self.clean.device)
@@ -178,8 +202,15 @@ class _Job:
             index = index[~whole.found[at[index]]]
             whole.merge(at[index], Trace(*(field[index] for field in trace)))
 
-    def _trace(self, clean: Tensor, labels: Tensor, keys: Keys, restart: int, targets: Tensor | None) -> Trace:
-        name, budget, victim, ball = self.component.name, self.component.budget, self.victim, self.ball
+    def _trace(
+        self, clean: Tensor, labels: Tensor, keys: Keys, restart: int, targets: Tensor | None
+    ) -> Trace:
+        name, budget, victim, ball = (
+            self.component.name,
+            self.component.budget,
+            self.victim,
+            self.ball,
+        )
         if name in ("square", "random"):
             search = square if name == "square" else random_points
             return search(victim, clean, labels, ball, keys, budget)

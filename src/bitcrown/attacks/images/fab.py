@@ -1,15 +1,18 @@
 """FAB: walk along the decision boundary, ever nearer to the clean image.
 
-Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020, algorithm 1. Unlike
-gradient ascent it does not follow the loss inside the ball but looks for the nearest misclassified point; the radius
-only says which find counts. At ``x_k``, with ``f = z_l - z_y`` for the class ``l`` whose linearised boundary is
-nearest (targeted: the class aimed at), ``d_1`` and ``d_3`` are the shortest moves from ``x_k`` and from the clean image
-onto the hyperplane ``f(x_k) + grad f . (x - x_k) = 0`` (``hyperplane``), and
+Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020,
+algorithm 1. Unlike gradient ascent it does not follow the loss inside the ball but looks for the
+nearest misclassified point; the radius only says which find counts. At ``x_k``, with
+``f = z_l - z_y`` for the class ``l`` whose linearised boundary is nearest (targeted: the class
+aimed at), ``d_1`` and ``d_3`` are the shortest moves from ``x_k`` and from the clean image onto the
+hyperplane ``f(x_k) + grad f . (x - x_k) = 0`` (``hyperplane``), and
 
-``x_{k+1} = P((1 - a) (x_k + 1.05 d_1) + a (x_clean + 1.05 d_3))``, ``a = min(||d_1|| / (||d_1|| + ||d_3||), 0.1)``.
+``x_{k+1} = P((1 - a) (x_k + 1.05 d_1) + a (x_clean + 1.05 d_3))``, ``a = min(||d_1|| / (||d_1|| +
+||d_3||), 0.1)``.
 
-After every misclassified point the walk goes back towards the clean image, ``x <- 0.1 x_clean + 0.9 x``. It begins at
-the clean image; further restarts begin at a random point of the sphere of radius eps / 2.
+After every misclassified point the walk goes back towards the clean image,
+``x <- 0.1 x_clean + 0.9 x``. It begins at the clean image; further restarts begin at a random point
+of the sphere of radius eps / 2.
 
 Legend: ``B`` images, ``R`` of them still standing, ``n`` pixels, ``K`` classes.
 """
@@ -42,7 +45,8 @@ class _Boundary(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """The images still standing; every field ``[R, ...]``. ``targets``: absent for all boundaries."""
+    """The images still standing; every field ``[R, ...]``. ``targets``: absent for all
+    boundaries."""
 
     place: Tensor
     clean: Tensor
@@ -51,7 +55,9 @@ class _Walk(NamedTuple):
 
     def keep(self, index: Tensor) -> _Walk:
         targets = None if self.targets is None else self.targets[index]
-        return _Walk(self.place[index], self.clean.index_select(0, index), self.labels[index], targets)
+        return _Walk(
+            self.place[index], self.clean.index_select(0, index), self.labels[index], targets
+        )
 
 
 def fab(
@@ -65,7 +71,8 @@ def fab(
 ) -> Trace:
     """One run for ``clean [B, C, H, W]``; ``keys [B]``: random start (None: the clean image).
 
-    ``targets [B]``: aim at the boundary to that class only. Any class other than the label breaks an image.
+    ``targets [B]``: aim at the boundary to that class only. Any class other than the label breaks
+    an image.
     """
     trace = Trace.empty(clean)
     walk = _Walk(torch.arange(len(clean), device=clean.device), clean, labels, targets)
@@ -81,7 +88,8 @@ def fab(
 
 
 def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
-    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, no gradient) stays."""
+    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, no gradient)
+    stays."""
     both = torch.stack([x.flatten(1), clean.flatten(1)])
     now, origin = both
     w, offset = boundary.normal, -boundary.value
@@ -110,8 +118,11 @@ def _length(move: Tensor, norm: str) -> Tensor:
     return size.amax(dim=-1) if norm == "Linf" else size.sum(dim=-1)
 
 
-def _judge(victim: Victim, x: Tensor, walk: _Walk, ball: Ball, trace: Trace) -> tuple[Tensor, _Walk]:
-    """What is left: broken images inside the ball are recorded and leave, those broken outside turn back."""
+def _judge(
+    victim: Victim, x: Tensor, walk: _Walk, ball: Ball, trace: Trace
+) -> tuple[Tensor, _Walk]:
+    """What is left: broken images inside the ball are recorded and leave, those broken outside turn
+    back."""
     logits = victim.logits(x)
     beyond = (logits.argmax(dim=1) != walk.labels).nonzero().flatten()
     if not len(beyond):
@@ -131,7 +142,8 @@ def _judge(victim: Victim, x: Tensor, walk: _Walk, ball: Ball, trace: Trace) -> 
 
 
 def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
-    """The boundary aimed at, or among those of all classes the one that is nearest by its linearisation."""
+    """The boundary aimed at, or among those of all classes the one that is nearest by its
+    linearisation."""
     if walk.targets is not None:
         _, value, slope = victim.gradient(x, _rise, torch.stack([walk.labels, walk.targets], dim=1))
         return _Boundary(value, slope.flatten(1))
@@ -139,7 +151,9 @@ def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
     own = walk.labels.reshape(-1, 1)
     value = logits - logits.gather(1, own)
     normal = slopes - slopes.gather(1, own.unsqueeze(2).expand(-1, 1, slopes.shape[2]))
-    distance = value.abs() / torch.linalg.vector_norm(normal, ord=DUAL[norm], dim=2).clamp(min=1e-30)
+    distance = value.abs() / torch.linalg.vector_norm(normal, ord=DUAL[norm], dim=2).clamp(
+        min=1e-30
+    )
     nearest = distance.nan_to_num(torch.inf).scatter(1, own, torch.inf).argmin(dim=1)
     row = torch.arange(len(x), device=x.device)
     return _Boundary(value[row, nearest], normal[row, nearest])

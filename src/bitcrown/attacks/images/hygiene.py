@@ -1,13 +1,15 @@
-"""What a robust accuracy is worth: measurements that tell a robust network from one that only hides its gradients.
+"""What a robust accuracy is worth: measurements that tell a robust network from one that only hides
+its gradients.
 
-After Carlini et al., "On evaluating adversarial robustness" (2019), Athalye et al., "Obfuscated gradients give a false
-sense of security" (2018), and the flags of Croce & Hein (2020). Each check measures something on a few images or on
-what the attacks met, and speaks only where a threshold is passed; the measurement goes with the sentence.
+After Carlini et al., "On evaluating adversarial robustness" (2019), Athalye et al., "Obfuscated
+gradients give a false sense of security" (2018), and the flags of Croce & Hein (2020). Each check
+measures something on a few images or on what the attacks met, and speaks only where a threshold is
+passed; the measurement goes with the sentence.
 
-The checks before the attack (``inspect``) ask: do logits depend on the other images of a batch, does the loss of one
-image have a gradient in another, does the same input give the same logits twice, does the forward pass differentiate
-by itself, are the outputs probabilities, are gradients zero, NaN or absurdly steep. Those afterwards (``afterwards``)
-compare the attacks with each other.
+The checks before the attack (``inspect``) ask: do logits depend on the other images of a batch,
+does the loss of one image have a gradient in another, does the same input give the same logits
+twice, does the forward pass differentiate by itself, are the outputs probabilities, are gradients
+zero, NaN or absurdly steep. Those afterwards (``afterwards``) compare the attacks with each other.
 
 Legend: ``B`` images, ``K`` classes.
 """
@@ -32,14 +34,16 @@ SAMPLE = 16
 DIFFERENCE = 1e-4
 """Logits that differ by more than this share of the largest one do not differ by rounding."""
 STEEP = 1e3
-"""A first-order change over the ball this many times the spread of the logits describes no function."""
+"""A first-order change over the ball this many times the spread of the logits describes no
+function."""
 FLAT_SHARE, ZERO_SHARE, SQUARE_SHARE, GAP_SHARE = 0.1, 0.01, 0.002, 0.01
 Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to doubt the number: ``name`` for programs, ``sentence`` for readers, ``measured`` behind both."""
+    """One reason to doubt the number: ``name`` for programs, ``sentence`` for readers, ``measured``
+    behind both."""
 
     name: str
     sentence: str
@@ -48,7 +52,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What ``inspect`` learned. ``is_batch_dependent`` and ``is_differentiable`` decide how the attacks run."""
+    """What ``inspect`` learned. ``is_batch_dependent`` and ``is_differentiable`` decide how the
+    attacks run."""
 
     findings: tuple[Finding, ...]
     is_batch_dependent: bool
@@ -65,8 +70,14 @@ def inspect(model: Classifier, images: Tensor, labels: Tensor, ball: Ball) -> In
     is_differentiable = _has_gradient(model, x)
     findings = [randomness, dependence, softmax_output(logits)]
     if is_differentiable:
-        findings += [dynamic_forward(model, x), cross_gradient(model, x, y), *gradient_size(model, x, y, ball)]
-    return Inspection(tuple(f for f in findings if f is not None), dependence is not None, is_differentiable)
+        findings += [
+            dynamic_forward(model, x),
+            cross_gradient(model, x, y),
+            *gradient_size(model, x, y, ball),
+        ]
+    return Inspection(
+        tuple(f for f in findings if f is not None), dependence is not None, is_differentiable
+    )
 
 
 def _has_gradient(model: Classifier, x: Tensor) -> bool:
@@ -75,7 +86,8 @@ def _has_gradient(model: Classifier, x: Tensor) -> bool:
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two lots of logits, as a share of the largest logit; NaN against a number is infinite."""
+    """Largest difference of two lots of logits, as a share of the largest logit; NaN against a
+    number is infinite."""
     gap = torch.where(torch.isnan(first) & torch.isnan(second), 0.0, (first - second).abs())
     scale = first.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12)
     return float((gap / scale).nan_to_num(torch.inf).max())
@@ -89,27 +101,37 @@ def randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding 
         return None
     return Finding(
         "randomised",
-        f"the same images give logits that differ by {worst:.2g} of the largest one: gradients and decisions are "
+        f"the same images give logits that differ by {worst:.2g} of the largest one: gradients "
+        "and decisions are "
         "random; use the suite rand, which averages gradients",
         {"difference": worst},
     )
 
 
 def batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
-    """Each image alone, with half of its batch, and with other companions (all black, all white)."""
+    """Each image alone, with half of its batch, and with other companions (all black, all
+    white)."""
     half = max(1, len(x) // 2)
     with torch.no_grad():
         alone = torch.cat([model(x[k : k + 1]) for k in range(len(x))])
-        others = [model(torch.cat([x[:half], torch.full_like(x[:half], value)]))[:half] for value in (0.0, 1.0)]
+        others = [
+            model(torch.cat([x[:half], torch.full_like(x[:half], value)]))[:half]
+            for value in (0.0, 1.0)
+        ]
         halved = model(x[:half])
-    worst = max(_difference(logits, alone), *(_difference(logits[:half], other) for other in (*others, halved)))
+    worst = max(
+        _difference(logits, alone),
+        *(_difference(logits[:half], other) for other in (*others, halved)),
+    )
     if worst <= DIFFERENCE:
         return None
     changed = int((alone.argmax(dim=1) != logits.argmax(dim=1)).sum())
     return Finding(
         "batch-dependent",
-        f"logits of an image change by {worst:.2g} of the largest one with the images beside it; {changed} of "
-        f"{len(x)} decisions differ when alone: robustness of a single image has no meaning here, and every number "
+        f"logits of an image change by {worst:.2g} of the largest one with the images beside it; "
+        f"{changed} of "
+        f"{len(x)} decisions differ when alone: robustness of a single image has no meaning here, "
+        "and every number "
         "depends on batch size and order",
         {"difference": worst, "decisions_changed": float(changed), "images": float(len(x))},
     )
@@ -121,12 +143,15 @@ def cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | No
     if not half:
         return None
     slope = _slope(model, x, labels, half)
-    own, other = (float(part.abs().nan_to_num(0.0, 0.0, 0.0).max()) for part in (slope[:half], slope[half:]))
+    own, other = (
+        float(part.abs().nan_to_num(0.0, 0.0, 0.0).max()) for part in (slope[:half], slope[half:])
+    )
     if other <= 1e-6 * own:
         return None
     return Finding(
         "cross-sample-gradient",
-        f"the loss of one image has a gradient of {other:.2g} in the pixels of others (own pixels: {own:.2g})",
+        f"the loss of one image has a gradient of {other:.2g} in the pixels of others (own "
+        f"pixels: {own:.2g})",
         {"other": other, "own": own},
     )
 
@@ -144,14 +169,17 @@ def gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> l
     steepest = float(steep.nan_to_num(0.0, 0.0, 0.0).max())
     found = []
     if broken:
-        found.append(_share("nan-gradient", broken, len(x), "have gradients that are NaN or infinite"))
+        found.append(
+            _share("nan-gradient", broken, len(x), "have gradients that are NaN or infinite")
+        )
     if zero:
         found.append(_share("zero-gradient", zero, len(x), "have gradients that are exactly zero"))
     if steepest > STEEP:
         found.append(
             Finding(
                 "exploding-gradient",
-                f"by its gradient the lead would change by {steepest:.2g} times the spread of the logits within the "
+                f"by its gradient the lead would change by {steepest:.2g} times the spread of the "
+                "logits within the "
                 "ball: the gradient does not describe the network",
                 {"ratio": steepest},
             )
@@ -192,7 +220,8 @@ def dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
         return None
     return Finding(
         "dynamic",
-        f"the forward pass calls autograd {calls.count} times: the network optimises at test time, which these "
+        f"the forward pass calls autograd {calls.count} times: the network optimises at test "
+        "time, which these "
         "attacks do not see through",
         {"calls": float(calls.count)},
     )
@@ -205,46 +234,71 @@ def softmax_output(logits: Tensor) -> Finding | None:
         return None
     return Finding(
         "softmax-output",
-        f"the outputs lie between 0 and 1 and sum to 1 within {off:.1g}: they look like probabilities, whose gradients "
+        f"the outputs lie between 0 and 1 and sum to 1 within {off:.1g}: they look like "
+        "probabilities, whose gradients "
         "vanish; attack the logits before the softmax",
         {"sum_off": off},
     )
 
 
 def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) -> list[Finding]:
-    """What one gradient attack met on ``attempted`` images: broken gradients, zero ones, a loss that never rose."""
+    """What one gradient attack met on ``attempted`` images: broken gradients, zero ones, a loss
+    that never rose."""
     found = []
     if broken:
-        found.append(_share(f"nan-gradient:{name}", broken, attempted, f"met NaN or infinite gradients under {name}"))
+        found.append(
+            _share(
+                f"nan-gradient:{name}",
+                broken,
+                attempted,
+                f"met NaN or infinite gradients under {name}",
+            )
+        )
     if zero > ZERO_SHARE * attempted:
-        found.append(_share(f"zero-gradient:{name}", zero, attempted, f"began {name} with a gradient of exactly zero"))
+        found.append(
+            _share(
+                f"zero-gradient:{name}",
+                zero,
+                attempted,
+                f"began {name} with a gradient of exactly zero",
+            )
+        )
     if name.startswith("apgd") and flat > FLAT_SHARE * attempted:
         sentence = f"the loss of {flat} of {attempted} images never rose above where {name} began"
-        found.append(Finding(f"flat-loss:{name}", sentence, {"count": float(flat), "images": float(attempted)}))
+        found.append(
+            Finding(
+                f"flat-loss:{name}", sentence, {"count": float(flat), "images": float(attempted)}
+            )
+        )
     return found
 
 
 def black_box_ahead(images: int, before: int, name: str, broken: int) -> Finding | None:
-    """Random search broke ``broken`` of ``images`` that the gradient attacks ``before`` it had left standing."""
+    """Random search broke ``broken`` of ``images`` that the gradient attacks ``before`` it had left
+    standing."""
     if not before or broken <= SQUARE_SHARE * images:
         return None
     return Finding(
         "black-box-ahead",
-        f"{name} broke {broken} images ({100 * broken / images:.1f} % of all) that the {before} attacks with gradients "
+        f"{name} broke {broken} images ({100 * broken / images:.1f} % of all) that the {before} "
+        "attacks with gradients "
         "before it could not: their gradients mislead",
         {"broken": float(broken), "images": float(images)},
     )
 
 
 def substitute_gap(images: int, without: int, with_substitute: int) -> Finding | None:
-    """Standing images ``without`` and ``with_substitute`` gradients (BPDA): a large gap means gradients were hidden."""
+    """Standing images ``without`` and ``with_substitute`` gradients (BPDA): a large gap means
+    gradients were hidden."""
     gap = without - with_substitute
     if gap <= GAP_SHARE * images:
         return None
     return Finding(
         "substitute-gradient-gap",
-        f"with substitute gradients {100 * with_substitute / images:.1f} % stand, with the network's own "
-        f"{100 * without / images:.1f} %: it hides its gradients; only the smaller number means anything",
+        f"with substitute gradients {100 * with_substitute / images:.1f} % stand, with the "
+        "network's own "
+        f"{100 * without / images:.1f} %: it hides its gradients; only the smaller number means "
+        "anything",
         {"without": without / images, "with": with_substitute / images, "images": float(images)},
     )
 
@@ -255,7 +309,11 @@ def confidence_interval(successes: int, images: int) -> tuple[float, float]:
         return 0.0, 1.0
     share, z2 = successes / images, Z95 * Z95
     middle = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images * images))
+    half = (
+        Z95
+        / (1 + z2 / images)
+        * math.sqrt(share * (1 - share) / images + z2 / (4 * images * images))
+    )
     # (The share lies inside; at 0 and 1 rounding would put an end of the interval beside it.)
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
@@ -267,12 +325,18 @@ def small_sample(successes: int, images: int) -> Finding | None:
         return None
     return Finding(
         "sample-size",
-        f"{images} images: the 95 % interval is {100 * lower:.1f} to {100 * upper:.1f} %; differences within it mean "
+        f"{images} images: the 95 % interval is {100 * lower:.1f} to {100 * upper:.1f} %; "
+        "differences within it mean "
         "nothing",
         {"lower": lower, "upper": upper, "images": float(images)},
     )
 
 
 def notice(trace: Trace) -> tuple[int, int, int]:
-    """Images with broken gradients, with zero ones, and with a loss that never rose (broken images aside)."""
-    return int(trace.broken_gradient.sum()), int(trace.zero_gradient.sum()), int((trace.flat & ~trace.found).sum())
+    """Images with broken gradients, with zero ones, and with a loss that never rose (broken images
+    aside)."""
+    return (
+        int(trace.broken_gradient.sum()),
+        int(trace.zero_gradient.sum()),
+        int((trace.flat & ~trace.found).sum()),
+    )

@@ -1,20 +1,24 @@
-"""The shortest way from a point to a hyperplane without leaving the pixel range, for L-infinity, L2 and L1.
+"""The shortest way from a point to a hyperplane without leaving the pixel range, for L-infinity, L2
+and L1.
 
-FAB (``fab``) walks along linearisations: at ``x`` it needs the shortest ``d`` with ``w . d = c`` and
-``low <= x + d <= high`` (Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-2020, eq. 5). Each pixel moves in the direction that helps, ``sign(c w)``, by at most its ``room``. With ``a = |w|`` and
-one number ``t >= 0`` that says how far everybody goes,
+FAB (``fab``) walks along linearisations: at ``x`` it needs the shortest ``d`` with ``w . d = c``
+and ``low <= x + d <= high`` (Croce & Hein, "Minimally distorted adversarial examples with a fast
+adaptive boundary attack", 2020, eq. 5). Each pixel moves in the direction that helps,
+``sign(c w)``, by at most its ``room``. With ``a = |w|`` and one number ``t >= 0`` that says how far
+everybody goes,
 
 * L-infinity: pixel i moves ``min(t, room_i)``;
 * L2: it moves ``min(t a_i, room_i)`` (stationary point of the Lagrangian);
 * L1: pixels are used up in the order of falling ``a_i``.
 
-The gain ``sum a_i move_i`` is concave and piecewise linear in ``t``, so Newton's method from ``t = 0`` climbs to the
-solution from below without ever passing it, in a handful of steps: much cheaper than sorting the pixels. Where even the
-corner of the pixel range is not enough, the corner is the answer.
+The gain ``sum a_i move_i`` is concave and piecewise linear in ``t``, so Newton's method from
+``t = 0`` climbs to the solution from below without ever passing it, in a handful of steps: much
+cheaper than sorting the pixels. Where even the corner of the pixel range is not enough, the corner
+is the answer.
 
-Signs are kept in ``span_i``, the move to the end of the range that helps (its size is the room), so that a move is
-``span`` clamped to what ``t`` allows. (Comparisons, ``where`` and norms of whole tensors cost several times a product.)
+Signs are kept in ``span_i``, the move to the end of the range that helps (its size is the room), so
+that a move is ``span`` clamped to what ``t`` allows. (Comparisons, ``where`` and norms of whole
+tensors cost several times a product.)
 
 Legend: ``R`` points, ``n`` pixels, ``*`` any further axes.
 """
@@ -28,7 +32,8 @@ NEWTON_STEPS = 40
 
 
 def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: float) -> Tensor:
-    """``d [*, R, n]`` for points ``x [*, R, n]`` of the range, normals ``w [R, n]`` and values ``c [*, R]``."""
+    """``d [*, R, n]`` for points ``x [*, R, n]`` of the range, normals ``w [R, n]`` and values
+    ``c [*, R]``."""
     beyond = 2.0 * (high - low)
     ways = torch.where(c >= 0, beyond, -beyond).to(x.dtype).unsqueeze(-1)
     span = (x + w.sign() * ways).clamp_(low, high).sub_(x)
@@ -36,7 +41,8 @@ def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: 
     if norm == "L1":
         room = span.abs()
         return span.sign() * _greedy(size, room, c.abs())
-    # L-infinity: pixel i is spent at t = room_i and gains a_i per unit; L2: at t = room_i / a_i, and gains a_i^2.
+    # L-infinity: pixel i is spent at t = room_i and gains a_i per unit; L2: at t = room_i / a_i,
+    # and gains a_i^2.
     if norm == "Linf":
         reach = _newton(span.abs(), size, c.abs()).unsqueeze(-1)
     else:
@@ -46,13 +52,15 @@ def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: 
 
 
 def _newton(until: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
-    """Least ``t [*, R]`` with ``sum rate_i min(t, until_i) >= gain``; the largest ``until`` where there is none."""
+    """Least ``t [*, R]`` with ``sum rate_i min(t, until_i) >= gain``; the largest ``until`` where
+    there is none."""
     t = torch.zeros_like(gain)
     active = torch.ones_like(gain, dtype=torch.bool)
     work = torch.empty_like(until)
     missing = gain
     for _ in range(NEWTON_STEPS):
-        # A row that has arrived is never touched again: how long the others take must not change its last bits.
+        # A row that has arrived is never touched again: how long the others take must not change
+        # its last bits.
         active = active & (missing > 1e-6 * gain)
         if not bool(active.any()):
             break

@@ -1,10 +1,12 @@
-"""Random numbers that belong to an image: the same whatever else is in the batch, in which order, on which machine.
+"""Random numbers that belong to an image: the same whatever else is in the batch, in which order,
+on which machine.
 
-A counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): number ``j`` of a
-stream is a hash of the stream's key and ``j``, so nothing is drawn "after" anything else and an interrupted attack
-goes on exactly where it stopped. The hash is the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable
-pseudorandom number generators", 2014): two rounds of xor-shift and multiplication on 64 bits. A key is the hash of
-everything that names the stream: seed, number of the image, attack, restart.
+A counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011):
+number ``j`` of a stream is a hash of the stream's key and ``j``, so nothing is drawn "after"
+anything else and an interrupted attack goes on exactly where it stopped. The hash is the finaliser
+of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014): two
+rounds of xor-shift and multiplication on 64 bits. A key is the hash of everything that names the
+stream: seed, number of the image, attack, restart.
 
 Legend: ``B`` images, ``J`` numbers of each.
 """
@@ -32,7 +34,8 @@ def _mix(z: Keys) -> Keys:
 
 
 def stream_keys(seed: int, image: npt.NDArray[np.int64], *names: str | int) -> Keys:
-    """``[B]``: one key per image number in ``image [B]``; ``names`` say which attack, restart, target ... it is for."""
+    """``[B]``: one key per image number in ``image [B]``; ``names`` say which attack, restart,
+    target ... it is for."""
     keys = _mix(np.full(len(image), seed % (1 << 64), dtype=np.uint64) + _GOLDEN)
     keys = _mix((keys ^ image.astype(np.uint64)) + _GOLDEN)
     for name in names:
@@ -41,8 +44,11 @@ def stream_keys(seed: int, image: npt.NDArray[np.int64], *names: str | int) -> K
     return keys
 
 
-def uniforms(keys: Keys, count: int, first: int | npt.NDArray[np.int64] = 0) -> npt.NDArray[np.float64]:
-    """``[B, count]``: numbers ``first .. first + count - 1`` of each stream, strictly between 0 and 1.
+def uniforms(
+    keys: Keys, count: int, first: int | npt.NDArray[np.int64] = 0
+) -> npt.NDArray[np.float64]:
+    """``[B, count]``: numbers ``first .. first + count - 1`` of each stream, strictly between 0 and
+    1.
 
     ``first`` may be one for all or ``[B]``.
     """
@@ -59,12 +65,16 @@ def uniform_like(x: Tensor, keys: Keys) -> Tensor:
 
 
 def normal_like(x: Tensor, keys: Keys) -> Tensor:
-    """Standard normal (Box & Muller 1958), in the shape, dtype and on the device of ``x [B, C, H, W]``."""
+    """Standard normal (Box & Muller 1958), in the shape, dtype and on the device of
+    ``x [B, C, H, W]``."""
     half = (x[0].numel() + 1) // 2
     rows = []
     for key in keys:
-        # One row at a time: a vector library may round the last numbers of an array differently from the first.
+        # One row at a time: a vector library may round the last numbers of an array differently
+        # from the first.
         share = uniforms(np.array([key]), 2 * half)[0]
         radius, angle = np.sqrt(-2.0 * np.log(share[:half])), 2.0 * np.pi * share[half:]
-        rows.append(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: x[0].numel()])
+        rows.append(
+            np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: x[0].numel()]
+        )
     return torch.from_numpy(np.stack(rows)).reshape(x.shape).to(device=x.device, dtype=x.dtype)

@@ -1,9 +1,11 @@
-"""Projected gradient descent on images (Madry et al., "Towards deep learning models resistant to attacks", 2018).
+"""Projected gradient descent on images (Madry et al., "Towards deep learning models resistant to
+attacks", 2018).
 
-From a random point of the ball: ``x <- P(x + a d)`` where ``d`` is the direction of steepest ascent of the cross
-entropy in the ball's norm (the sign of the gradient for L-infinity, the normalised gradient for L2, its largest entries
-for L1), ``P`` the projection and ``a = 2.5 eps / steps``, so that any point of the ball can be reached. An image is
-done as soon as it is misclassified; the first restart begins at the clean image.
+From a random point of the ball: ``x <- P(x + a d)`` where ``d`` is the direction of steepest ascent
+of the cross entropy in the ball's norm (the sign of the gradient for L-infinity, the normalised
+gradient for L2, its largest entries for L1), ``P`` the projection and ``a = 2.5 eps / steps``, so
+that any point of the ball can be reached. An image is done as soon as it is misclassified; the
+first restart begins at the clean image.
 
 Legend: ``B`` images, ``C`` channels, ``H x W`` pixels, ``K`` classes.
 """
@@ -34,9 +36,11 @@ def pgd_images(
     seed: int,
     batch: int = 100,
 ) -> Tensor:
-    """``[B, C, H, W]``: a misclassified point of the ball for each image, the clean image where none was found.
+    """``[B, C, H, W]``: a misclassified point of the ball for each image, the clean image where
+    none was found.
 
-    Images that are misclassified as they are stay as they are. ``batch`` bounds memory and changes no result.
+    Images that are misclassified as they are stay as they are. ``batch`` bounds memory and changes
+    no result.
     """
     victim = Victim(model, rows_for(len(images), images.device))
     result = images.clone()
@@ -49,14 +53,22 @@ def pgd_images(
             if not len(open_ones):
                 break
             keys = stream_keys(seed, number[open_ones.cpu().numpy()], "pgd", restart)
-            found, x = _ascend(victim, clean[open_ones], classes[open_ones], ball, steps, keys, restart > 0)
+            found, x = _ascend(
+                victim, clean[open_ones], classes[open_ones], ball, steps, keys, restart > 0
+            )
             result[first + open_ones[found]] = x[found]
             open_ones = open_ones[~found]
     return result
 
 
 def _ascend(
-    victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, steps: int, keys: Keys, is_random: bool
+    victim: Victim,
+    clean: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    steps: int,
+    keys: Keys,
+    is_random: bool,
 ) -> tuple[Tensor, Tensor]:
     """Which images were broken ``[B]`` and the points ``[B, C, H, W]``."""
     result, found = clean.clone(), torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
@@ -77,9 +89,11 @@ def _ascend(
 
 
 def steepest(slope: Tensor, norm: str) -> Tensor:
-    """Direction of unit length in ``norm`` along which a function of gradient ``slope [B, C, H, W]`` grows fastest.
+    """Direction of unit length in ``norm`` along which a function of gradient
+    ``slope [B, C, H, W]`` grows fastest.
 
-    For L1 that would be one pixel: the largest ``L1_SHARE`` of them share the step. NaN moves nothing.
+    For L1 that would be one pixel: the largest ``L1_SHARE`` of them share the step. NaN moves
+    nothing.
     """
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
     if norm == "Linf":

@@ -1,10 +1,13 @@
-"""How far a suite has come: kept in one file that is replaced as a whole, so an interruption loses one batch at most.
+"""How far a suite has come: kept in one file that is replaced as a whole, so an interruption loses
+one batch at most.
 
-What is stored is per image: which components have dealt with it, what broke it, and the image that did. Random numbers
-belong to images (``noise``), so going on from here gives what an uninterrupted run would have given.
+What is stored is per image: which components have dealt with it, what broke it, and the image that
+did. Random numbers belong to images (``noise``), so going on from here gives what an uninterrupted
+run would have given.
 
-The file is a NumPy archive without pickled objects. It belongs to one question (network, images, ball, suite, seed) and
-is refused for any other: the first logits are part of the question, so a changed network is noticed too.
+The file is a NumPy archive without pickled objects. It belongs to one question (network, images,
+ball, suite, seed) and is refused for any other: the first logits are part of the question, so a
+changed network is noticed too.
 
 Legend: ``B`` images, ``A`` components, ``K`` classes.
 """
@@ -61,7 +64,8 @@ def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
 
 
 def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
-    """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks apart."""
+    """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks
+    apart."""
     try:
         with replacing(path) as file:
             np.savez(
@@ -75,16 +79,22 @@ def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
                 noticed=standing.noticed,
             )
     except OSError as error:
-        raise ResourceError(f"the state of the attack cannot be written to {path}: {error}") from error
+        raise ResourceError(
+            f"the state of the attack cannot be written to {path}: {error}"
+        ) from error
 
 
 def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
-    """The state in ``path``, or ``fresh`` without such a file. Raises ``SettingsError`` if it is of another run."""
+    """The state in ``path``, or ``fresh`` without such a file. Raises ``SettingsError`` if it is of
+    another run."""
     if not path.exists():
         return fresh
     stored = _arrays(path)
     if str(stored.get("question")) != question:
-        raise SettingsError(f"{path} belongs to another attack (other images, ball, suite or seed); name another file")
+        raise SettingsError(
+            f"{path} belongs to another attack (other images, ball, suite or seed); name another "
+            "file"
+        )
     known = stored["logits"]
     now = logits.cpu().numpy()
     if (
@@ -95,13 +105,20 @@ def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing
         raise SettingsError(f"{path} belongs to an attack on another network; name another file")
     images = stored["adversarial"]
     if images.shape != tuple(fresh.adversarial.shape) or images.dtype != np.float32:
-        raise SettingsError(f"{path} is damaged: its images have shape {images.shape}; delete it and begin again")
+        raise SettingsError(
+            f"{path} is damaged: its images have shape {images.shape}; delete it and begin again"
+        )
     adversarial = torch.from_numpy(images).to(fresh.adversarial.device)
     for name in ("broken_by", "done", "seconds", "noticed"):
         expected = getattr(fresh, name)
         if stored[name].shape != expected.shape or stored[name].dtype != expected.dtype:
-            raise SettingsError(f"{path} is damaged: {name} has shape {stored[name].shape}; delete it and begin again")
-    return Standing(adversarial, stored["broken_by"], stored["done"], stored["seconds"], stored["noticed"])
+            raise SettingsError(
+                f"{path} is damaged: {name} has shape {stored[name].shape}; delete it and begin "
+                "again"
+            )
+    return Standing(
+        adversarial, stored["broken_by"], stored["done"], stored["seconds"], stored["noticed"]
+    )
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -111,7 +128,17 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise SettingsError(
             f"{path} is not the state of an attack ({error}); delete it or name another file"
         ) from error
-    missing = {"question", "logits", "adversarial", "broken_by", "done", "seconds", "noticed"} - found.keys()
+    missing = {
+        "question",
+        "logits",
+        "adversarial",
+        "broken_by",
+        "done",
+        "seconds",
+        "noticed",
+    } - found.keys()
     if missing:
-        raise SettingsError(f"{path} is not the state of an attack: {', '.join(sorted(missing))} missing")
+        raise SettingsError(
+            f"{path} is not the state of an attack: {', '.join(sorted(missing))} missing"
+        )
     return found

@@ -1,20 +1,22 @@
 """Square attack: random search that needs no gradient, so nothing that hides gradients stops it.
 
-Andriushchenko, Croce, Flammarion & Hein, "Square attack: a query-efficient black-box adversarial attack via random
-search", 2020. Every query changes a random square window of the best point so far and keeps the change if the lead of
-another class over the label grew. The window's area is a share ``p`` of the image, from 0.8 halved after 10, 50, 200,
-500, 1000, 2000, 4000, 6000 and 8000 queries.
+Andriushchenko, Croce, Flammarion & Hein, "Square attack: a query-efficient black-box adversarial
+attack via random search", 2020. Every query changes a random square window of the best point so far
+and keeps the change if the lead of another class over the label grew. The window's area is a share
+``p`` of the image, from 0.8 halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries.
 
-Late in the search few queries succeed, and one that fails changes nothing. So where a call of the network has room,
-an image asks several of its queries at once, all from the point it is at: up to the first that succeeds they are what
-they would have been one after the other, the rest is forgotten. Every image goes on at its own pace.
+Late in the search few queries succeed, and one that fails changes nothing. So where a call of the
+network has room, an image asks several of its queries at once, all from the point it is at: up to
+the first that succeeds they are what they would have been one after the other, the rest is
+forgotten. Every image goes on at its own pace.
 
-* L-infinity (algorithm 2): the start is vertical stripes; each colour channel of the window goes to ``x - eps`` or
-  ``x + eps`` as a whole, whichever a coin says.
-* L2 (algorithm 3) and L1: the budget is a sum, so what one window gets another must give up: see ``square_mass``.
+* L-infinity (algorithm 2): the start is vertical stripes; each colour channel of the window goes to
+  ``x - eps`` or ``x + eps`` as a whole, whichever a coin says.
+* L2 (algorithm 3) and L1: the budget is a sum, so what one window gets another must give up: see
+  ``square_mass``.
 
-Legend: ``B`` images, ``R`` of them still standing, ``Q`` queries asked at once (sorted by image), ``C`` channels,
-``H x W`` pixels, ``J`` random numbers of a query.
+Legend: ``B`` images, ``R`` of them still standing, ``Q`` queries asked at once (sorted by image),
+``C`` channels, ``H x W`` pixels, ``J`` random numbers of a query.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass
 class _Search:
-    """The images still standing; every field ``[R, ...]``. ``asked``: queries answered, also the next one's number."""
+    """The images still standing; every field ``[R, ...]``. ``asked``: queries answered, also the
+    next one's number."""
 
     place: Tensor
     x: Tensor
@@ -60,7 +63,8 @@ class _Search:
         self.draws, self.asked = self.draws.keep(kept), self.asked[kept]
 
     def questions(self, rows: int | None, queries: int) -> tuple[Places, Places]:
-        """Images and numbers of the next queries, both ``[Q]``: as many as a call has ``rows``, those behind first."""
+        """Images and numbers of the next queries, both ``[Q]``: as many as a call has ``rows``,
+        those behind first."""
         count = len(self.asked)
         image = np.arange(count)
         if rows is None or rows == count:
@@ -77,15 +81,18 @@ class _Search:
         return image, self.asked[image] + offset
 
 
-def square(victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int) -> Trace:
+def square(
+    victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int
+) -> Trace:
     """At most ``queries`` evaluations of each image of ``clean [B, C, H, W]``."""
     trace = Trace.empty(clean)
     region = ball.around(clean)
     tried = _striped_start(region, keys) if ball.norm == "Linf" else tiled_start(region, keys)
     asked = np.zeros(len(clean), dtype=np.int64)
     search = _Search(
-        torch.arange(len(clean), device=clean.device), tried.clone(), torch.full((len(clean),), -torch.inf,
-        device=clean.device), region, labels, Draws.of(keys, asked, clean), asked,
+        torch.arange(len(clean), device=clean.device), tried.clone(),
+        torch.full((len(clean),), -torch.inf, device=clean.device), region, labels,
+        Draws.of(keys, asked, clean), asked,
     )  # fmt: skip
     image, query = np.arange(len(clean)), asked
     while True:
@@ -103,8 +110,11 @@ def square(victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys
         tried = change(search.region, index, search.x.index_select(0, index), random, halvings)
 
 
-def _judge(victim: Victim, search: _Search, image: Places, query: Places, tried: Tensor, trace: Trace) -> None:
-    """Take over the first success of each image among the points ``tried [Q, C, H, W]``; what breaks leaves."""
+def _judge(
+    victim: Victim, search: _Search, image: Places, query: Places, tried: Tensor, trace: Trace
+) -> None:
+    """Take over the first success of each image among the points ``tried [Q, C, H, W]``; what
+    breaks leaves."""
     logits = victim.logits(tried)
     index = torch.from_numpy(image).to(tried.device)
     labels = search.labels[index]
@@ -128,8 +138,11 @@ def _judge(victim: Victim, search: _Search, image: Places, query: Places, tried:
         search.keep(stands)
 
 
-def random_points(victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int) -> Trace:
-    """``queries`` independent points of each image's sphere: what chance alone achieves, and a floor for the others."""
+def random_points(
+    victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int
+) -> Trace:
+    """``queries`` independent points of each image's sphere: what chance alone achieves, and a
+    floor for the others."""
     trace = Trace.empty(clean)
     place = torch.arange(len(clean), device=clean.device)
     for query in range(queries):
@@ -149,17 +162,23 @@ def _striped_start(region: Region, keys: Keys) -> Tensor:
 
 
 def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
-    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range; ``random [Q, J]``."""
+    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range;
+    ``random [Q, J]``."""
     _, channels, height, width = x.shape
-    sides = [round((FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(HALVED_AFTER) + 1)]
+    sides = [
+        round((FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(HALVED_AFTER) + 1)
+    ]
     side = torch.from_numpy(np.array(sides).clip(1, min(height, width))[halvings]).to(x.device)
     rows, columns = edges(places(random[:, :2], side, height, width), side, height, width)
-    # Inside the window far beyond the end that the coin says, outside nothing; then back into the range.
+    # Inside the window far beyond the end that the coin says, outside nothing; then back into the
+    # range.
     far = 4.0 * (region.ball.high - region.ball.low + region.ball.eps)
     ways = torch.where(random[:, 2 : 2 + channels] > 0.5, far, -far).to(x.dtype)
     ways = ways.unsqueeze(2) * rows.to(x.dtype).unsqueeze(1)
     tried = ways.unsqueeze(3) * columns.to(x.dtype)[:, None, None, :]
-    return tried.add_(x).clamp_(region.lower.index_select(0, index), region.upper.index_select(0, index))
+    return tried.add_(x).clamp_(
+        region.lower.index_select(0, index), region.upper.index_select(0, index)
+    )
 
 
 def _moved(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
@@ -167,6 +186,8 @@ def _moved(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: P
     parts, order = [], []
     for number in np.unique(halvings).tolist():
         part = torch.from_numpy(np.flatnonzero(halvings == number)).to(x.device)
-        parts.append(moved_mass(region.at(index[part]), x[part], random[part], FIRST_SHARE / 2**number))
+        parts.append(
+            moved_mass(region.at(index[part]), x[part], random[part], FIRST_SHARE / 2**number)
+        )
         order.append(part)
     return torch.cat(parts) if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]

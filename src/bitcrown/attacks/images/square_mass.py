@@ -1,12 +1,14 @@
-"""The moves of the Square attack for L2 and L1: mass is taken from one window and piled up in another.
+"""The moves of the Square attack for L2 and L1: mass is taken from one window and piled up in
+another.
 
-Andriushchenko et al. (2020), algorithm 3 and section 3.3, with ``p`` = 2; for L1 the same with ``p`` = 1, as AutoAttack
-has it. ``nu`` is the perturbation so far. In every channel the content of window ``W1`` becomes
-``nu_W1 / ||nu_W1||_p +- bump`` (normalised), of length ``(||nu_(W1 u W2)||^p + (eps^p - ||nu||^p) / C)^(1/p)``: all
-that the two windows held and the channel's part of what the ball still leaves; ``W2`` becomes zero. The bump has two
-halves of opposite sign, each highest in its middle and falling off in nested rectangles, ``sum_{k >= d} 1 / (k + 1)^q``
-at Chebyshev distance ``d`` from the middle, ``q`` = 2 for L2 and 4 for L1. The start tiles the image with such bumps,
-five by five.
+Andriushchenko et al. (2020), algorithm 3 and section 3.3, with ``p`` = 2; for L1 the same with
+``p`` = 1, as AutoAttack has it. ``nu`` is the perturbation so far. In every channel the content of
+window ``W1`` becomes ``nu_W1 / ||nu_W1||_p +- bump`` (normalised), of length ``(||nu_(W1 u W2)||^p
++ (eps^p - ||nu||^p) / C)^(1/p)``: all that the two windows held and the channel's part of what the
+ball still leaves; ``W2`` becomes zero. The bump has two halves of opposite sign, each highest in
+its middle and falling off in nested rectangles, ``sum_{k >= d} 1 / (k + 1)^q`` at Chebyshev
+distance ``d`` from the middle, ``q`` = 2 for L2 and 4 for L1. The start tiles the image with such
+bumps, five by five.
 
 Legend: ``R`` images, ``C`` channels, ``H x W`` pixels.
 """
@@ -24,7 +26,8 @@ TINY = 1e-12
 POWER = {"L2": 2, "L1": 1}
 FALL = {"L2": 2, "L1": 4}
 INSIDE = 1.0 - 1e-6
-"""Share of the radius that is used: less than rounding adds up to, or every point would have to be projected anew."""
+"""Share of the radius that is used: less than rounding adds up to, or every point would have to be
+projected anew."""
 
 
 def tiled_start(region: Region, keys: Keys) -> Tensor:
@@ -36,8 +39,12 @@ def tiled_start(region: Region, keys: Keys) -> Tensor:
     coin = torch.from_numpy(uniforms(keys, (channels + 1) * rows * columns) > 0.5).to(clean.device)
     coin = coin.reshape(count, channels + 1, rows, 1, columns, 1)
     bump = two_bumps(side, clean, region.ball.norm)
-    tile = torch.where(coin[:, -1:], bump.reshape(1, 1, 1, side, 1, side), bump.T.reshape(1, 1, 1, side, 1, side))
-    tiles = torch.where(coin[:, :-1], tile, -tile).reshape(count, channels, rows * side, columns * side)
+    tile = torch.where(
+        coin[:, -1:], bump.reshape(1, 1, 1, side, 1, side), bump.T.reshape(1, 1, 1, side, 1, side)
+    )
+    tiles = torch.where(coin[:, :-1], tile, -tile).reshape(
+        count, channels, rows * side, columns * side
+    )
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     noise = torch.zeros_like(clean)
     noise[:, :, top : top + rows * side, left : left + columns * side] = tiles
@@ -54,16 +61,24 @@ def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tenso
     mask = _window(corner, sides, height, width)
     emptied = _window(places(random[:, 2:4], sides, height, width), sides, height, width)
     nu = x - region.clean
-    sign = torch.where(random[:, PLACES : PLACES + channels] > 0.5, 1.0, -1.0).to(x.dtype).reshape(-1, channels, 1, 1)
+    sign = (
+        torch.where(random[:, PLACES : PLACES + channels] > 0.5, 1.0, -1.0)
+        .to(x.dtype)
+        .reshape(-1, channels, 1, 1)
+    )
     norm, eps = region.ball.norm, region.ball.eps
     power = POWER[norm]
     bump = _placed(two_bumps(side, x, norm), corner, random[:, 4] > 0.5, height, width)
     inside = torch.where(mask, nu, torch.zeros_like(nu))
-    pile = torch.where(mask, inside / (_length(inside, norm) + TINY) + sign * bump, torch.zeros_like(nu))
+    pile = torch.where(
+        mask, inside / (_length(inside, norm) + TINY) + sign * bump, torch.zeros_like(nu)
+    )
     held = _mass(torch.where(mask | emptied, nu, torch.zeros_like(nu)), norm)
     unused = (eps**power - _mass(nu, norm).sum(dim=1, keepdim=True)).clamp(min=0.0)
     pile = pile / (_length(pile, norm) + TINY) * (held + unused / channels) ** (1 / power)
-    return _on_sphere(region, torch.where(mask, pile, torch.where(emptied, torch.zeros_like(nu), nu)))
+    return _on_sphere(
+        region, torch.where(mask, pile, torch.where(emptied, torch.zeros_like(nu), nu))
+    )
 
 
 def _window(corner: Tensor, side: Tensor, height: int, width: int) -> Tensor:
@@ -73,9 +88,14 @@ def _window(corner: Tensor, side: Tensor, height: int, width: int) -> Tensor:
 
 
 def two_bumps(side: int, like: Tensor, norm: str) -> Tensor:
-    """``[side, side]`` of length 1: the upper half one bump, the lower the other, of opposite sign."""
+    """``[side, side]`` of length 1: the upper half one bump, the lower the other, of opposite
+    sign."""
     upper = side // 2
-    halves = [_bump(upper, side, norm), -_bump(side - upper, side, norm)] if upper else [_bump(1, side, norm)]
+    halves = (
+        [_bump(upper, side, norm), -_bump(side - upper, side, norm)]
+        if upper
+        else [_bump(1, side, norm)]
+    )
     whole = torch.cat(halves)
     return (whole / _length(whole, norm)).to(device=like.device, dtype=like.dtype)
 
@@ -83,18 +103,25 @@ def two_bumps(side: int, like: Tensor, norm: str) -> Tensor:
 def _bump(height: int, width: int, norm: str) -> Tensor:
     row = (torch.arange(height) - height // 2).abs().unsqueeze(1)
     column = (torch.arange(width) - width // 2).abs().unsqueeze(0)
-    terms = 1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** FALL[norm]
+    terms = (
+        1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** FALL[norm]
+    )
     tails = terms.flip(0).cumsum(0).flip(0)
     bump = tails[torch.maximum(row, column)]
     return bump / _length(bump, norm)
 
 
 def _placed(bump: Tensor, corner: Tensor, is_turned: Tensor, height: int, width: int) -> Tensor:
-    """``[R, 1, H, W]``: the bump (or its transpose) with its corner at ``corner [R, 2]``; outside, anything."""
+    """``[R, 1, H, W]``: the bump (or its transpose) with its corner at ``corner [R, 2]``; outside,
+    anything."""
     side = len(bump)
     row = (torch.arange(height, device=bump.device) - corner[:, :1]).clamp(0, side - 1).unsqueeze(2)
-    column = (torch.arange(width, device=bump.device) - corner[:, 1:]).clamp(0, side - 1).unsqueeze(1)
-    return torch.where(is_turned.reshape(-1, 1, 1), bump[column, row], bump[row, column]).unsqueeze(1)
+    column = (
+        (torch.arange(width, device=bump.device) - corner[:, 1:]).clamp(0, side - 1).unsqueeze(1)
+    )
+    return torch.where(is_turned.reshape(-1, 1, 1), bump[column, row], bump[row, column]).unsqueeze(
+        1
+    )
 
 
 def _mass(nu: Tensor, norm: str) -> Tensor:

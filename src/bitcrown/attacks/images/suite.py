@@ -1,12 +1,14 @@
 """Several attacks one after the other; an image counts as robust only if all of them fail on it.
 
-The cascade of AutoAttack (Croce & Hein 2020): every component sees only the images that are classified correctly and
-still stand, so the result is the worst case per image and the order only decides who gets the credit. The number that
-is reported is not what the attacks said of themselves: at the end the stored images are given to the network again,
-together and one by one, and only what is misclassified then counts as broken.
+The cascade of AutoAttack (Croce & Hein 2020): every component sees only the images that are
+classified correctly and still stand, so the result is the worst case per image and the order only
+decides who gets the credit. The number that is reported is not what the attacks said of themselves:
+at the end the stored images are given to the network again, together and one by one, and only what
+is misclassified then counts as broken.
 
-An image's fate does not depend on batch size, order or interruptions: see ``victim`` (arithmetic), ``noise`` (random
-numbers) and ``progress`` (resuming). Networks whose logits depend on the batch are the exception, and are reported.
+An image's fate does not depend on batch size, order or interruptions: see ``victim`` (arithmetic),
+``noise`` (random numbers) and ``progress`` (resuming). Networks whose logits depend on the batch
+are the exception, and are reported.
 
 Legend: ``B`` images, ``C`` channels, ``H x W`` pixels, ``K`` classes, ``A`` components.
 """
@@ -42,7 +44,8 @@ class AttackRow(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """After each batch: the component, how many of its images are done, and how many images of all still stand."""
+    """After each batch: the component, how many of its images are done, and how many images of all
+    still stand."""
 
     name: str
     done: int
@@ -52,9 +55,11 @@ class Progress(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """The images that broke the network, given to it again: how many of ``stored`` fool it together, how many alone.
+    """The images that broke the network, given to it again: how many of ``stored`` fool it
+    together, how many alone.
 
-    ``correct``: images of all, unbroken ones included, that are classified correctly when given together.
+    ``correct``: images of all, unbroken ones included, that are classified correctly when given
+    together.
     """
 
     stored: int
@@ -65,7 +70,8 @@ class Replay(NamedTuple):
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """``adversarial [B, C, H, W]``: the clean image where nothing was found; ``clean_correct [B]`` bool."""
+    """``adversarial [B, C, H, W]``: the clean image where nothing was found; ``clean_correct [B]``
+    bool."""
 
     suite: str
     ball: Ball
@@ -109,18 +115,21 @@ def run_suite(
 ) -> SuiteResult:
     """Attack ``images [B, C, H, W]`` (float32 in the ball's pixel range) of classes ``labels [B]``.
 
-    ``suite``: see ``components.SUITES``. ``batch``: images attacked together; bounds memory and changes no result,
-    unless the network itself depends on the batch. ``resume``: file the state is kept in after every batch.
-    Raises ``SettingsError`` for impossible input.
+    ``suite``: see ``components.SUITES``. ``batch``: images attacked together; bounds memory and
+    changes no result, unless the network itself depends on the batch. ``resume``: file the state is
+    kept in after every batch. Raises ``SettingsError`` for impossible input.
     """
     chosen = components(suite, ball.norm)
     _check_input(images, labels, ball, batch)
-    # Only a randomised network draws from torch's own generator; fixed for it, and given back as it was.
+    # Only a randomised network draws from torch's own generator; fixed for it, and given back as it
+    # was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _check_classes(Victim(model, rows=None).logits(images[:1]), labels)
         found = hygiene.inspect(model, images, labels, ball)
-        victim = Victim(model, None if found.is_batch_dependent else rows_for(len(images), images.device))
+        victim = Victim(
+            model, None if found.is_batch_dependent else rows_for(len(images), images.device)
+        )
         logits = grouped_logits(victim, images, batch)
         said = statements(chosen, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
@@ -158,7 +167,13 @@ class _Cascade:
         suite: str,
     ) -> None:
         self.victim, self.images, self.labels, self.ball = victim, images, labels, ball
-        self.components, self.seed, self.batch, self.logits, self.file = chosen, seed, batch, logits, resume
+        self.components, self.seed, self.batch, self.logits, self.file = (
+            chosen,
+            seed,
+            batch,
+            logits,
+            resume,
+        )
         self.correct = logits.argmax(dim=1) == labels
         self.standing = progress.Standing.fresh(images, len(chosen))
         own_batch = batch if victim.rows is None else 0
@@ -188,7 +203,8 @@ class _Cascade:
     def _victim(self, index: int) -> tuple[Victim, int]:
         """The network for a component, and how many images it gets at a time.
 
-        The size of a call follows from how many images stood when the component began, also after an interruption.
+        The size of a call follows from how many images stood when the component began, also after
+        an interruption.
         """
         if self.victim.rows is None:
             return self.victim, self.batch
@@ -208,11 +224,17 @@ class _Cascade:
         return Progress(component.name, done, total, standing, float(self.standing.seconds[index]))
 
     def _run_batch(
-        self, index: int, component: Component, victim: Victim, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+        self,
+        index: int,
+        component: Component,
+        victim: Victim,
+        rows: np.ndarray[tuple[int], np.dtype[np.int64]],
     ) -> None:
         torch.manual_seed(int(stream_keys(self.seed, rows[:1], component.name, "network")[0]))
         place = torch.from_numpy(rows).to(self.images.device)
-        trace = run_component(component, victim, self.images[place], self.labels[place], rows, self.ball, self.seed)
+        trace = run_component(
+            component, victim, self.images[place], self.labels[place], rows, self.ball, self.seed
+        )
         self.standing.adversarial[place[trace.found]] = trace.x[trace.found]
         self.standing.broken_by[rows[trace.found.cpu().numpy()]] = index
         if component.needs_gradients():
@@ -234,7 +256,11 @@ class _Cascade:
         failed = stored[~(together & inside)]
         warnings = [*found.findings, *self._comparisons()]
         if len(failed) or not bool(alone.all()):
-            warnings.append(_replay_finding(len(stored), int(together.sum()), int(alone.sum()), int(inside.sum())))
+            warnings.append(
+                _replay_finding(
+                    len(stored), int(together.sum()), int(alone.sum()), int(inside.sum())
+                )
+            )
         broken_by[failed.cpu().numpy()] = -1
         if self.victim.rows is not None:
             # (In a batch-dependent network taking one image back would change what the others do.)
@@ -249,7 +275,8 @@ class _Cascade:
         replay = Replay(len(stored), int(together.sum()), int(alone.sum()), correct)
         return SuiteResult(
             suite, self.ball, self.seed, adversarial, names, self.correct, self._rows(),
-            tuple(warning for warning in warnings if warning is not None), said, replay, found.is_batch_dependent,
+            tuple(warning for warning in warnings if warning is not None), said, replay,
+            found.is_batch_dependent,
         )  # fmt: skip
 
     def _rows(self) -> tuple[AttackRow, ...]:
@@ -270,36 +297,59 @@ class _Cascade:
         for k, (component, row) in enumerate(zip(self.components, self._rows(), strict=True)):
             if component.needs_gradients():
                 white_box += 1
-                found += hygiene.gradients_met(row.name, row.attempted, *self.standing.noticed[k].tolist())
+                found += hygiene.gradients_met(
+                    row.name, row.attempted, *self.standing.noticed[k].tolist()
+                )
             else:
-                found.append(hygiene.black_box_ahead(len(self.images), white_box, row.name, row.broken))
+                found.append(
+                    hygiene.black_box_ahead(len(self.images), white_box, row.name, row.broken)
+                )
         return found
 
 
 def _replay_finding(stored: int, together: int, alone: int, inside: int) -> Finding:
     return Finding(
         "replay",
-        f"of {stored} stored images {together} fool the network together, {alone} alone, {inside} lie inside the ball; "
+        f"of {stored} stored images {together} fool the network together, {alone} alone, {inside} "
+        "lie inside the ball; "
         "only those that fool it together and lie inside count as broken",
-        {"stored": float(stored), "together": float(together), "alone": float(alone), "inside": float(inside)},
+        {
+            "stored": float(stored),
+            "together": float(together),
+            "alone": float(alone),
+            "inside": float(inside),
+        },
     )
 
 
 def _check_input(images: Tensor, labels: Tensor, ball: Ball, batch: int) -> None:
     if images.dim() != 4 or not len(images):
-        raise SettingsError(f"images must be [B, C, H, W] with at least one image, but have shape {list(images.shape)}")
+        raise SettingsError(
+            "images must be [B, C, H, W] with at least one image, but have shape "
+            f"{list(images.shape)}"
+        )
     if images.dtype != torch.float32:
         raise SettingsError(f"images must be float32, but are {images.dtype}")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise SettingsError(f"labels must be {len(images)} int64 numbers, but are {list(labels.shape)} {labels.dtype}")
+        raise SettingsError(
+            f"labels must be {len(images)} int64 numbers, but are {list(labels.shape)} "
+            f"{labels.dtype}"
+        )
     if not bool(((images >= ball.low) & (images <= ball.high)).all()):
-        raise SettingsError(f"pixels must lie between {ball.low} and {ball.high}; scale the images first")
+        raise SettingsError(
+            f"pixels must lie between {ball.low} and {ball.high}; scale the images first"
+        )
     if batch < 1:
         raise SettingsError(f"the batch must have at least one image, but {batch} was asked for")
 
 
 def _check_classes(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 2 or len(logits) != 1 or logits.shape[1] < 2:
-        raise SettingsError(f"the network must give one row of at least 2 logits per image, not {list(logits.shape)}")
+        raise SettingsError(
+            "the network must give one row of at least 2 logits per image, not "
+            f"{list(logits.shape)}"
+        )
     if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
-        raise SettingsError(f"labels must lie between 0 and {logits.shape[1] - 1}, the last class of the network")
+        raise SettingsError(
+            f"labels must lie between 0 and {logits.shape[1] - 1}, the last class of the network"
+        )

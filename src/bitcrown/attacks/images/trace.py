@@ -1,7 +1,7 @@
 """What one run of an attack leaves behind: the images it broke, and what its gradients were like.
 
-The second half is for the warnings (``hygiene``): an attack that stands still because its gradients are zero or NaN
-looks, from outside, exactly like a robust network.
+The second half is for the warnings (``hygiene``): an attack that stands still because its gradients
+are zero or NaN looks, from outside, exactly like a robust network.
 
 Legend: ``B`` images.
 """
@@ -15,10 +15,11 @@ from torch import Tensor
 
 
 class Trace(NamedTuple):
-    """``found [B]`` bool, ``x [B, C, H, W]`` (the clean image where nothing was found); the rest ``[B]`` bool.
+    """``found [B]`` bool, ``x [B, C, H, W]`` (the clean image where nothing was found); the rest
+    ``[B]`` bool.
 
-    ``broken_gradient``: NaN or infinite somewhere on the way; ``zero_gradient``: all zero at the start;
-    ``flat``: a whole run in which the loss never rose above where it began.
+    ``broken_gradient``: NaN or infinite somewhere on the way; ``zero_gradient``: all zero at the
+    start; ``flat``: a whole run in which the loss never rose above where it began.
     """
 
     found: Tensor
@@ -39,14 +40,16 @@ class Trace(NamedTuple):
         self.x[place] = x
 
     def note_gradient(self, place: Tensor, slope: Tensor, is_first: bool) -> None:
-        """Look at the gradients ``slope`` of images ``place``; their largest entry tells zero, NaN and infinity."""
+        """Look at the gradients ``slope`` of images ``place``; their largest entry tells zero, NaN
+        and infinity."""
         largest = slope.abs().amax(dim=(1, 2, 3))
         self.broken_gradient[place] |= ~torch.isfinite(largest)
         if is_first:
             self.zero_gradient[place] |= largest == 0
 
     def merge(self, place: Tensor, other: Trace) -> None:
-        """Take over what a further run on the images ``place`` found and noticed (flat: only if all runs were)."""
+        """Take over what a further run on the images ``place`` found and noticed (flat: only if all
+        runs were)."""
         self.record(place[other.found], other.x[other.found])
         self.broken_gradient[place] |= other.broken_gradient
         self.zero_gradient[place] |= other.zero_gradient

@@ -1,16 +1,19 @@
-"""The classifier under attack: any function from images in [0, 1] to logits, evaluated so that batches do not matter.
+"""The classifier under attack: any function from images in [0, 1] to logits, evaluated so that
+batches do not matter.
 
-Two things would let the outcome for one image depend on its batch. Losses averaged over the batch: here every loss is
-per image, and the gradient that of the sum. And floating point: kernels choose their order of summation by the shape
-they are given, so the same image may get other last bits in a batch of 50 than in one of 200. Therefore every call of
-the network has the same shape: ``rows`` images, the last group filled up with copies. What an attack does to an image
-is then a function of the image, the seed, the network and ``rows`` alone.
+Two things would let the outcome for one image depend on its batch. Losses averaged over the batch:
+here every loss is per image, and the gradient that of the sum. And floating point: kernels choose
+their order of summation by the shape they are given, so the same image may get other last bits in a
+batch of 50 than in one of 200. Therefore every call of the network has the same shape: ``rows``
+images, the last group filled up with copies. What an attack does to an image is then a function of
+the image, the seed, the network and ``rows`` alone.
 
-A network whose logits really depend on the batch (normalisation by batch moments) is not helped by that: it gets its
-images in the groups as they come (``rows=None``), and the record says so.
+A network whose logits really depend on the batch (normalisation by batch moments) is not helped by
+that: it gets its images in the groups as they come (``rows=None``), and the record says so.
 
-An image counts as misclassified only if another logit is greater by more than ``THIN`` of the largest logit: what
-rounding could turn round in another batch is no success. It is also confirmed alone, in a batch of one.
+An image counts as misclassified only if another logit is greater by more than ``THIN`` of the
+largest logit: what rounding could turn round in another batch is no success. It is also confirmed
+alone, in a batch of one.
 
 Legend: ``B`` images, ``K`` classes.
 """
@@ -32,14 +35,16 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``[B, K]`` and classes ``[B]`` (labels, or targets) to one number per image ``[B]``."""
 
 ROWS = 96
-"""Measured for a small residual network: calls of 48, 64 and 128 cost 1.25, 1.1 and 1.05 times as much an image."""
+"""Measured for a small residual network: calls of 48, 64 and 128 cost 1.25, 1.1 and 1.05 times as
+much an image."""
 CUDA_ROWS = 500
 THIN = 1e-5
 
 
 @dataclass(frozen=True)
 class Victim:
-    """``rows``: images in every call (None: as they come). ``repeats``: gradients averaged (randomised networks)."""
+    """``rows``: images in every call (None: as they come). ``repeats``: gradients averaged
+    (randomised networks)."""
 
     model: Classifier
     rows: int | None = ROWS
@@ -50,22 +55,30 @@ class Victim:
         with torch.no_grad():
             return _joined([self.model(group)[:kept] for kept, group in self._groups(x)])
 
-    def gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[B, K]``, loss ``[B]`` and its gradient in each image ``[B, C, H, W]``; one forward, one backward.
+    def gradient(
+        self, x: Tensor, loss: ImageLoss, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[B, K]``, loss ``[B]`` and its gradient in each image ``[B, C, H, W]``; one
+        forward, one backward.
 
-        NaN and infinity in the gradient are passed on: who uses it decides what to do and what to report.
+        NaN and infinity in the gradient are passed on: who uses it decides what to do and what to
+        report.
         """
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for kept, group, group_classes in self._groups(x, classes):
             found = [self._group_gradient(group, loss, group_classes) for _ in range(self.repeats)]
             logits, value, slope = found[0]
             if self.repeats > 1:
-                value, slope = (torch.stack([part[k] for part in found]).mean(dim=0) for k in (1, 2))
+                value, slope = (
+                    torch.stack([part[k] for part in found]).mean(dim=0) for k in (1, 2)
+                )
             parts.append((logits[:kept], value[:kept], slope[:kept]))
         logits, value, slope = (_joined(column) for column in zip(*parts, strict=True))
         return logits, value, slope
 
-    def _group_gradient(self, x: Tensor, loss: ImageLoss, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _group_gradient(
+        self, x: Tensor, loss: ImageLoss, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model(x)
@@ -74,31 +87,42 @@ class Victim:
         return logits.detach(), value.detach(), slope
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, K]`` and the gradients of all of them ``[B, K, n]``: one forward, ``K`` backward passes."""
+        """Logits ``[B, K]`` and the gradients of all of them ``[B, K, n]``: one forward, ``K``
+        backward passes."""
         parts = []
         for kept, group in self._groups(x):
             group = group.detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = self.model(group)
                 sums = logits.sum(dim=0)
-                slopes = [torch.autograd.grad(total, group, retain_graph=True)[0].flatten(1) for total in sums]
+                slopes = [
+                    torch.autograd.grad(total, group, retain_graph=True)[0].flatten(1)
+                    for total in sums
+                ]
             parts.append((logits.detach()[:kept], torch.stack(slopes, dim=1)[:kept]))
         logits, slope = (_joined(column) for column in zip(*parts, strict=True))
         return logits, slope
 
     def _groups(self, *tensors: Tensor) -> Iterator[Any]:
-        """What each call gets: how many rows of it are images that were asked about, and the rows of each tensor."""
+        """What each call gets: how many rows of it are images that were asked about, and the rows
+        of each tensor."""
         count = len(tensors[0])
         size = self.rows or max(1, count)
         for first in range(0, count, size):
             if first + size <= count or self.rows is None:
-                yield min(size, count - first), *(tensor[first : first + size] for tensor in tensors)
+                yield (
+                    min(size, count - first),
+                    *(tensor[first : first + size] for tensor in tensors),
+                )
             else:
-                index = torch.arange(first, first + size, device=tensors[0].device).clamp(max=count - 1)
+                index = torch.arange(first, first + size, device=tensors[0].device).clamp(
+                    max=count - 1
+                )
                 yield count - first, *(tensor.index_select(0, index) for tensor in tensors)
 
     def breaks(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not asked again)."""
+        """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not
+        asked again)."""
         found = is_misclassified(logits, labels)
         if self.rows is None:
             return found
@@ -114,13 +138,15 @@ def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 
 def rows_for(count: int, device: torch.device) -> int:
-    """A size of group for ``count`` images that leaves little to fill up, and depends on nothing else."""
+    """A size of group for ``count`` images that leaves little to fill up, and depends on nothing
+    else."""
     most = CUDA_ROWS if device.type == "cuda" else ROWS
     groups = max(1, -(-count // most))
     return max(1, -(-count // groups))
 
 
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: another class leads by more than rounding could make up for; never where a logit is NaN."""
+    """``[B]``: another class leads by more than rounding could make up for; never where a logit is
+    NaN."""
     is_clear: Tensor = lead(logits, labels) > THIN * logits.abs().amax(dim=1)
     return is_clear & torch.isfinite(logits).all(dim=1)

@@ -36,12 +36,17 @@ class Draws:
     def of(cls, keys: Keys, first: Places, like: Tensor) -> Draws:
         """For images ``like [B, C, H, W]``."""
         count = PLACES + like.shape[1]
-        share = uniforms(keys, BLOCK * count, first=START + first * count).reshape(len(keys), BLOCK, count)
+        share = uniforms(keys, BLOCK * count, first=START + first * count).reshape(
+            len(keys), BLOCK, count
+        )
         return cls(keys, first, torch.from_numpy(share).to(like.device))
 
     def at(self, image: Places, query: Places) -> Tensor:
         """``[Q, J]``: of the queries ``query [Q]`` of the images ``image [Q]``."""
-        row, column = (torch.from_numpy(index).to(self.share.device) for index in (image, query - self.first[image]))
+        row, column = (
+            torch.from_numpy(index).to(self.share.device)
+            for index in (image, query - self.first[image])
+        )
         return self.share[row, column]
 
     def keep(self, index: Places) -> Draws:
@@ -50,13 +55,17 @@ class Draws:
 
 
 def places(share: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """``[R, 2]``: row and column of the upper left corner, all equally likely, for ``share [R, 2]`` in (0, 1)."""
-    choices = torch.tensor([height + 1, width + 1], dtype=share.dtype, device=share.device) - side.unsqueeze(1)
+    """``[R, 2]``: row and column of the upper left corner, all equally likely, for ``share [R, 2]``
+    in (0, 1)."""
+    choices = torch.tensor(
+        [height + 1, width + 1], dtype=share.dtype, device=share.device
+    ) - side.unsqueeze(1)
     return (share * choices).floor().long()
 
 
 def edges(corner: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """``[R, H]`` and ``[R, W]`` bool: the rows and columns of the square of ``side [R]`` at ``corner [R, 2]``."""
+    """``[R, H]`` and ``[R, W]`` bool: the rows and columns of the square of ``side [R]`` at
+    ``corner [R, 2]``."""
     row = torch.arange(height, device=corner.device) - corner[:, :1]
     column = torch.arange(width, device=corner.device) - corner[:, 1:]
     side = side.unsqueeze(1)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Target:
-    """``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]``: violated iff ``C y + D x <= rhs`` in all rows.
+    """``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]``: violated iff ``C y + D x <= rhs``
+    in all rows.
 
     Rows with an infinite ``rhs`` are padding and always hold.
     """
@@ -23,7 +24,8 @@ class Target:
         return Target(self.c[cases], None if self.d is None else self.d[cases], self.rhs[cases])
 
     def rows(self, x: Tensor, y: Tensor) -> Tensor:
-        """``C y + D x - rhs`` ``[B, K, S]`` for ``x [B, K, n]`` and ``y [B, K, m]``; NaN counts as never violated."""
+        """``C y + D x - rhs`` ``[B, K, S]`` for ``x [B, K, n]`` and ``y [B, K, m]``; NaN counts as
+        never violated."""
         padding = torch.isinf(self.rhs).unsqueeze(1)
         value = torch.einsum("bsm,bkm->bks", self.c, y)
         if self.d is not None:
@@ -37,14 +39,17 @@ class Target:
         return self.rows(x, y).amax(dim=2)
 
     def loss(self, rows: Tensor, y: Tensor, direction: Tensor | None = None) -> Tensor:
-        """Scalar to descend. Every other point (counted by pairs) descends all its rows that fail, not the worst only.
+        """Scalar to descend. Every other point (counted by pairs) descends all its rows that fail,
+        not the worst only.
 
         ``direction [B, K, m]``: odd points follow it instead of their rows.
         """
         finite = torch.where(torch.isfinite(rows), rows, torch.zeros_like(rows))
         worst = torch.where(torch.isfinite(rows), rows, torch.full_like(rows, -1e30)).amax(dim=2)
         worst = torch.where(worst > -1e30, worst, torch.zeros_like(worst))
-        hinge = finite.clamp(min=0.0).sum(dim=2) + torch.where((rows <= 0).all(dim=2), worst, torch.zeros_like(worst))
+        hinge = finite.clamp(min=0.0).sum(dim=2) + torch.where(
+            (rows <= 0).all(dim=2), worst, torch.zeros_like(worst)
+        )
         number = torch.arange(rows.shape[1], device=rows.device)
         per_point = torch.where((number // 2) % 2 == 1, hinge, worst)
         if direction is not None:
@@ -53,7 +58,8 @@ class Target:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``log sum_k exp z_k - z_y`` per image ``[B]``, for ``logits [B, K]``; an attack makes it large."""
+    """``log sum_k exp z_k - z_y`` per image ``[B]``, for ``logits [B, K]``; an attack makes it
+    large."""
     return torch.logsumexp(logits, dim=1) - _entry(logits, labels)
 
 
@@ -64,10 +70,12 @@ def lead(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))``, ``[B]`` (Croce & Hein 2020, eq. 6).
+    """Difference of logits ratio ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))``, ``[B]`` (Croce &
+    Hein 2020, eq. 6).
 
-    ``z_(1) >= z_(2) >= ...`` are the sorted logits. The quotient does not change when the network's logits are shifted
-    or scaled, which the cross entropy's gradient does not survive. Two classes have no third logit: then ``lead``.
+    ``z_(1) >= z_(2) >= ...`` are the sorted logits. The quotient does not change when the network's
+    logits are shifted or scaled, which the cross entropy's gradient does not survive. Two classes
+    have no third logit: then ``lead``.
     """
     if logits.shape[1] < 3:
         return lead(logits, labels)

@@ -1,9 +1,10 @@
 """Projected gradient descent on conjunctions of linear constraints, many cases at once.
 
-Madry et al. (2018) with Adam steps (as in alpha,beta-CROWN's attack) scaled by the width of the box; restarts begin at
-the middle, at random points and at random corners, half of them pushed apart first in a random output direction
-(Tashiro et al., "Output Diversified Initialization", 2020). Staircases get the slopes of the lines through them
-(``bpda``); where the network has no slope at all, points move at random.
+Madry et al. (2018) with Adam steps (as in alpha,beta-CROWN's attack) scaled by the width of the
+box; restarts begin at the middle, at random points and at random corners, half of them pushed apart
+first in a random output direction (Tashiro et al., "Output Diversified Initialization", 2020).
+Staircases get the slopes of the lines through them (``bpda``); where the network has no slope at
+all, points move at random.
 
 Legend: ``B`` cases, ``K`` restarts, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
 """
@@ -22,13 +23,15 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 
 EXTRA_STEPS = 3
-"""Steps after the first violation: deeper ones survive the replay in another arithmetic more often."""
+"""Steps after the first violation: deeper ones survive the replay in another arithmetic more
+often."""
 MEMORY_SHARE = 8
 """The descent may take one part in this many of the budget's memory."""
 
 
 class Candidates(NamedTuple):
-    """``x [K', n]``, the case of each ``[K']`` and its excess ``[K']``, least (most violated) first."""
+    """``x [K', n]``, the case of each ``[K']`` and its excess ``[K']``, least (most violated)
+    first."""
 
     x: Tensor
     case: Tensor
@@ -45,11 +48,13 @@ def pgd(
     restarts: int,
     budget: Budget,
 ) -> Candidates:
-    """The best point of every restart, sorted. ``lower``/``upper [B, n]``, all of the network's dtype and device.
+    """The best point of every restart, sorted. ``lower``/``upper [B, n]``, all of the network's
+    dtype and device.
 
-    Stops soon after a case is violated (in the network's own dtype) or when time is up, but always looks at the
-    starting points. Cases that do not fit into memory together are taken one chunk after the other, with a fair share
-    of the time each. Nothing of torch's global state changes but the ``generator`` given.
+    Stops soon after a case is violated (in the network's own dtype) or when time is up, but always
+    looks at the starting points. Cases that do not fit into memory together are taken one chunk
+    after the other, with a fair share of the time each. Nothing of torch's global state changes but
+    the ``generator`` given.
     """
     room = max(1, budget.memory // MEMORY_SHARE // _bytes_per_point(network, lower.dtype))
     restarts = max(1, min(restarts, room))
@@ -59,7 +64,9 @@ def pgd(
         left = -(-(len(lower) - start) // size)
         share = budget if left == 1 else budget.capped(max(0.0, budget.remaining()) / left)
         chunk = slice(start, start + size)
-        found = _descend_chunk(network, lower[chunk], upper[chunk], target[chunk], generator, steps, restarts, share)
+        found = _descend_chunk(
+            network, lower[chunk], upper[chunk], target[chunk], generator, steps, restarts, share
+        )
         parts.append(Candidates(found.x, found.case + start, found.excess))
         if bool((found.excess <= 0).any()) or budget.is_expired():
             break
@@ -69,7 +76,8 @@ def pgd(
 
 
 def _bytes_per_point(network: Network, dtype: torch.dtype) -> int:
-    # Every activation is kept for the backward pass, and about as much again is in use by the operators.
+    # Every activation is kept for the backward pass, and about as much again is in use by the
+    # operators.
     numbers = sum(node.size for node in network.graph.nodes.values())
     return max(1, 2 * numbers * torch.finfo(dtype).bits // 8)
 
@@ -82,7 +90,14 @@ def _starts(lower: Tensor, upper: Tensor, restarts: int, generator: torch.Genera
 
 
 def _random(like: Tensor, restarts: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(len(like), restarts, like.shape[1], generator=generator, dtype=like.dtype, device=like.device)
+    return torch.rand(
+        len(like),
+        restarts,
+        like.shape[1],
+        generator=generator,
+        dtype=like.dtype,
+        device=like.device,
+    )
 
 
 def _clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -102,13 +117,21 @@ def _descend_chunk(
 ) -> Candidates:
     width = (upper - lower).unsqueeze(1)
     x = _starts(lower, upper, restarts, generator)
-    direction = torch.randn(len(x), restarts, target.c.shape[2], generator=generator, dtype=x.dtype, device=x.device)
-    best, best_excess = x.clone(), torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
+    direction = torch.randn(
+        len(x), restarts, target.c.shape[2], generator=generator, dtype=x.dtype, device=x.device
+    )
+    best, best_excess = (
+        x.clone(),
+        torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device),
+    )
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     warm = min(5, steps // 4)
     has_jumps = any(row.has_jumps for row in network.rows.values())
     for step in range(steps + 1):
-        with torch.enable_grad(), RoundingSlopes("straight-through") if has_jumps else nullcontext():
+        with (
+            torch.enable_grad(),
+            RoundingSlopes("straight-through") if has_jumps else nullcontext(),
+        ):
             x.requires_grad_(True)
             y = network(x.flatten(0, 1)).reshape(*x.shape[:2], -1)
             rows = target.rows(x, y)
@@ -126,7 +149,11 @@ def _descend_chunk(
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0) * width
             mean.lerp_(gradient, 0.1)
             square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-            move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-30)
+            move = (
+                mean
+                / (1 - 0.9 ** (step + 1))
+                / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-30)
+            )
             is_flat = (move == 0).all(dim=2, keepdim=True)
             if bool(is_flat.any()):
                 jump = best - (2 * _random(lower, restarts, generator) - 1) * 2 * width

@@ -1,10 +1,11 @@
 """Looking for a counterexample with onnxruntime alone, while torch is not even imported.
 
-Midpoints and two corners first, then random points and corners, the corners that a linear fit to these suggests, and a
-local search around the best: each a batch of points of one box, judged for all cases of that box by ``margin``: the
-least slack over a case's constraints, not negative where all are satisfied. How many
-points a batch has depends on its turn and on the sizes of the network, never on the clock: the deadline decides when
-the search ends, the seed alone decides what it looks at.
+Midpoints and two corners first, then random points and corners, the corners that a linear fit to
+these suggests, and a local search around the best: each a batch of points of one box, judged for
+all cases of that box by ``margin``: the least slack over a case's constraints, not negative where
+all are satisfied. How many points a batch has depends on its turn and on the sizes of the network,
+never on the clock: the deadline decides when the search ends, the seed alone decides what it looks
+at.
 
 Legend: ``K`` points, ``n`` inputs, ``m`` outputs.
 """
@@ -33,7 +34,8 @@ MAX_NUMBERS = 1 << 22
 """Most numbers in one batch of points (32 MiB)."""
 CONFIRMED = 3
 CLOSE = 1e-6
-"""A margin above ``-CLOSE`` is worth a replay: the margins here are rounded, the replay is exact."""
+"""A margin above ``-CLOSE`` is worth a replay: the margins here are rounded, the replay is
+exact."""
 
 
 class CaseRows:
@@ -52,7 +54,8 @@ class CaseRows:
         self.nonlinear = [_Polynomial(c) for c in case.constraints if not c.is_linear()]
 
     def margin(self, v: np.ndarray) -> np.ndarray:
-        """``[K]`` for points and their outputs side by side, ``v [K, n + m]``; NaN where that is undefined."""
+        """``[K]`` for points and their outputs side by side, ``v [K, n + m]``; NaN where that is
+        undefined."""
         slack = [self.bound - v[:, self.columns] @ self.matrix.T] if len(self.matrix) else []
         slack += [polynomial.slack(v)[:, None] for polynomial in self.nonlinear]
         least: np.ndarray = np.concatenate(slack, axis=1).min(axis=1) if slack else np.zeros(len(v))
@@ -63,7 +66,10 @@ class _Polynomial:
     """A constraint with products, term by term."""
 
     def __init__(self, constraint: Constraint) -> None:
-        self.terms = [(list(monomial), nearest_double(coefficient)) for monomial, coefficient in constraint.terms]
+        self.terms = [
+            (list(monomial), nearest_double(coefficient))
+            for monomial, coefficient in constraint.terms
+        ]
         self.bound = nearest_double(constraint.bound)
 
     def slack(self, v: np.ndarray) -> np.ndarray:
@@ -95,10 +101,12 @@ class BoxRows:
 
 
 class Slope:
-    """How the outputs change with each input over the whole box, fitted to random points as they come.
+    """How the outputs change with each input over the whole box, fitted to random points as they
+    come.
 
-    For independent symmetric shares ``s`` the sum of ``(s - 1/2) (y - mean y)`` estimates the best linear fit, up to a
-    factor; its sign says in which corner a linear function of the outputs is greatest.
+    For independent symmetric shares ``s`` the sum of ``(s - 1/2) (y - mean y)`` estimates the best
+    linear fit, up to a factor; its sign says in which corner a linear function of the outputs is
+    greatest.
     """
 
     def __init__(self, n: int, m: int) -> None:
@@ -115,14 +123,17 @@ class Slope:
         self.outputs += y.sum(axis=0)
 
     def corners(self, rows: BoxRows, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """For each case the corner where the constraint that is worst at ``x [n]``, ``y [m]`` should be best."""
+        """For each case the corner where the constraint that is worst at ``x [n]``, ``y [m]``
+        should be best."""
         slope = self.products - np.outer(self.shares, self.outputs / max(1, self.count))
         n, width = len(x), rows.upper - rows.lower
         points = []
         for case in rows.cases:
             if not len(case.matrix):
                 continue
-            row = case.matrix[int((case.bound - case.matrix @ np.concatenate([x, y])[case.columns]).argmin())]
+            row = case.matrix[
+                int((case.bound - case.matrix @ np.concatenate([x, y])[case.columns]).argmin())
+            ]
             gain = np.zeros(n)
             for column, coefficient in zip(case.columns, row.tolist(), strict=True):
                 if column < n:
@@ -134,18 +145,31 @@ class Slope:
 
 
 class _Search:
-    """The state that all boxes share: the clock, the random numbers, and how large a batch may be."""
+    """The state that all boxes share: the clock, the random numbers, and how large a batch may
+    be."""
 
-    def __init__(self, problem: Problem, replay: Replay, confirmer: Confirmer, deadline: float, seed: int) -> None:
-        self.problem, self.replay, self.confirmer, self.deadline = problem, replay, confirmer, deadline
+    def __init__(
+        self, problem: Problem, replay: Replay, confirmer: Confirmer, deadline: float, seed: int
+    ) -> None:
+        self.problem, self.replay, self.confirmer, self.deadline = (
+            problem,
+            replay,
+            confirmer,
+            deadline,
+        )
         self.random = np.random.default_rng(seed)
-        self.largest = max(1, min(LARGEST_CHUNK, MAX_NUMBERS // max(1, problem.n_inputs + problem.n_outputs)))
+        self.largest = max(
+            1, min(LARGEST_CHUNK, MAX_NUMBERS // max(1, problem.n_inputs + problem.n_outputs))
+        )
 
     def is_over(self) -> bool:
         return time.monotonic() >= self.deadline
 
-    def judge(self, rows: BoxRows, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, Witness | None]:
-        """Margins and outputs of ``points [K, n]`` (of the first, if time is up) and a witness if one is confirmed."""
+    def judge(
+        self, rows: BoxRows, points: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Witness | None]:
+        """Margins and outputs of ``points [K, n]`` (of the first, if time is up) and a witness if
+        one is confirmed."""
         size = len(points) if self.replay.takes_batches() else SLICE
         margins: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
@@ -161,12 +185,14 @@ class _Search:
         return np.concatenate(margins), np.concatenate(outputs), witness
 
     def first_look(self) -> tuple[list[BoxRows], Witness | None]:
-        """The middle and two corners of every box; the boxes ordered by how close they come to a violation."""
+        """The middle and two corners of every box; the boxes ordered by how close they come to a
+        violation."""
         found: list[tuple[float, int, BoxRows]] = []
         boxes = self.boxes()
         while not self.is_over() and (chunk := list(islice(boxes, SLICE))):
             ends = [
-                rows.box.project(np.stack([(rows.lower + rows.upper) / 2, rows.lower, rows.upper])) for rows in chunk
+                rows.box.project(np.stack([(rows.lower + rows.upper) / 2, rows.lower, rows.upper]))
+                for rows in chunk
             ]
             outputs = self.replay.run_batch(np.concatenate(ends))
             for place, (rows, x) in enumerate(zip(chunk, ends, strict=True)):
@@ -178,7 +204,8 @@ class _Search:
         return [rows for _, _, rows in sorted(found)[:MANY_BOXES]], None
 
     def boxes(self) -> Iterator[BoxRows]:
-        """The cases by box, made one after the other: a property may have tens of thousands of boxes."""
+        """The cases by box, made one after the other: a property may have tens of thousands of
+        boxes."""
         shared: dict[tuple[int, int], list[Case]] = {}
         for case in self.problem.cases:
             shared.setdefault((id(case.lower), id(case.upper)), []).append(case)
@@ -191,7 +218,9 @@ class _Search:
             for box, rows in by_box.values():
                 yield BoxRows(box, rows)
 
-    def confirm_best(self, rows: BoxRows, x: np.ndarray, margin: np.ndarray, which: np.ndarray) -> Witness | None:
+    def confirm_best(
+        self, rows: BoxRows, x: np.ndarray, margin: np.ndarray, which: np.ndarray
+    ) -> Witness | None:
         """A witness among the points ``x [K, n]`` with the largest margins."""
         for k in np.argsort(-margin, kind="stable")[:CONFIRMED]:
             if margin[k] < -CLOSE:
@@ -202,7 +231,8 @@ class _Search:
         return None
 
     def run_box(self, rows: BoxRows, rounds: int) -> Witness | None:
-        """``rounds`` batches of one box, ever larger ones: points, corners, directed corners, around the best."""
+        """``rounds`` batches of one box, ever larger ones: points, corners, directed corners,
+        around the best."""
         n, m = self.problem.n_inputs, self.problem.n_outputs
         slope = Slope(n, m) if n * m <= MAX_SLOPE else None
         best_x, best_y, best = None, None, -np.inf
@@ -232,7 +262,8 @@ class _Search:
         return None
 
     def around(self, centre: np.ndarray, rows: BoxRows, count: int) -> np.ndarray:
-        """Points near the best one: coordinates redrawn, jittered or both, on every scale at once."""
+        """Points near the best one: coordinates redrawn, jittered or both, on every scale at
+        once."""
         width = rows.upper - rows.lower
         varied = max(1, int((width > 0).sum()))
         scale = 0.3 * 10.0 ** (-3.0 * self.random.random((count, 1)))
@@ -241,16 +272,24 @@ class _Search:
         mask = self.random.random((count, len(centre))) < max(0.05, 1.5 / varied)
         mask[1::3] = False
         redrawn = rows.lower + self.random.random((count, len(centre))) * width
-        result: np.ndarray = np.clip(np.where(mask, redrawn, centre + noise), rows.lower, rows.upper)
+        result: np.ndarray = np.clip(
+            np.where(mask, redrawn, centre + noise), rows.lower, rows.upper
+        )
         return result
 
 
 def probe(
-    problem: Problem, replay: Replay, confirmer: Confirmer, budget: Budget, seed: int, seconds: float = SECONDS
+    problem: Problem,
+    replay: Replay,
+    confirmer: Confirmer,
+    budget: Budget,
+    seed: int,
+    seconds: float = SECONDS,
 ) -> Witness | None:
     """A confirmed witness found within ``seconds``, or None.
 
-    Every box gets its middle and two corners first, as far as time allows; the most promising ones are searched.
+    Every box gets its middle and two corners first, as far as time allows; the most promising ones
+    are searched.
     """
     deadline = time.monotonic() + max(0.0, min(seconds, 0.2 * budget.remaining()))
     search = _Search(problem, replay, confirmer, deadline, seed)

@@ -1,13 +1,15 @@
 """``Clip``: ``min(max(x, a), b)``, attributes ``min`` and ``max`` (one may be absent or infinite).
 
-Convex at the kink ``a``, concave at the kink ``b``. Lower line on ``[l, u]``: let ``q = clip(l)``, a point where the
-function is still the identity, and ``r = (clip(u) - q) / (u - q)`` (which is 1 for ``u <= b``). The line through
-``(q, q)`` with slope ``s`` is below the function for every ``0 <= s <= r`` if ``l < a`` (alpha chooses ``s``); for
-``l >= a`` the function is concave on the interval and ``s = r``, the chord, is best. Its intercept ``q (1 - s)`` is
-exact for ``s`` in ``{0, 1}``, so that the linear pieces are; otherwise it is moved outward. By default the slope is
+Convex at the kink ``a``, concave at the kink ``b``. Lower line on ``[l, u]``: let ``q = clip(l)``,
+a point where the function is still the identity, and ``r = (clip(u) - q) / (u - q)`` (which is 1
+for ``u <= b``). The line through ``(q, q)`` with slope ``s`` is below the function for every
+``0 <= s <= r`` if ``l < a`` (alpha chooses ``s``); for ``l >= a`` the function is concave on the
+interval and ``s = r``, the chord, is best. Its intercept ``q (1 - s)`` is exact for ``s`` in
+``{0, 1}``, so that the linear pieces are; otherwise it is moved outward. By default the slope is
 ``r`` where the midpoint is right of ``q``, else 0 (the smaller area), which is the rule of ReLU.
 
-Upper line: ``clip(x) = -clip'(-x)`` with ``a' = -b, b' = -a``; both are computed together, on a leading axis.
+Upper line: ``clip(x) = -clip'(-x)`` with ``a' = -b, b' = -a``; both are computed together, on a
+leading axis.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def _limits(node: Node) -> tuple[float, float]:
     return -math.inf if low is None else float(low), math.inf if up is None else float(up)
 
 
-def _interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _interval(
+    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     least, largest = _limits(node)
     return lowers[0].clamp(least, largest), uppers[0].clamp(least, largest)
 
@@ -54,7 +58,9 @@ class Problem:
         chosen = self.default() if fraction is None else fraction
         slope = torch.where(self.low >= self.least, ratio, ratio * chosen)
         rest = 1 - slope
-        error = torch.where((slope > 0) & (rest > 0), 4 * info.eps * self.pivot.abs() * rest + info.tiny, 0.0)
+        error = torch.where(
+            (slope > 0) & (rest > 0), 4 * info.eps * self.pivot.abs() * rest + info.tiny, 0.0
+        )
         return slope, self.pivot * rest - error
 
 
@@ -62,9 +68,15 @@ def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor
     return Problem(node, lowers, uppers).default()
 
 
-def _relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+def _relax(
+    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+) -> Relaxation:
     slopes, intercepts = Problem(node, lowers, uppers).lines(alpha)
     return Relaxation((slopes[0],), intercepts[0], (slopes[1],), -intercepts[1])
 
 
-register(Nonlinear("Clip", _interval, _relax, alphas=2, default_alpha=_default_alpha, is_piecewise_linear=True))
+register(
+    Nonlinear(
+        "Clip", _interval, _relax, alphas=2, default_alpha=_default_alpha, is_piecewise_linear=True
+    )
+)

@@ -1,13 +1,15 @@
 """Convex and concave functions: chord on one side, tangent on the other.
 
-For convex ``f`` on ``[l, u]``: ``f(x) - m x`` is largest at an end whatever ``m`` is, so the chord's slope with the
-larger of the two gaps is a sound upper line. Below, the tangent at ``p`` is a lower line *wherever f is convex*, so
-``p`` may be moved to where ``f`` and its first two derivatives are finite (``reachable``), even out of ``[l, u]``.
-``p = l + alpha (u - l)``; the area below the tangent is largest for the midpoint, the default.
+For convex ``f`` on ``[l, u]``: ``f(x) - m x`` is largest at an end whatever ``m`` is, so the
+chord's slope with the larger of the two gaps is a sound upper line. Below, the tangent at ``p`` is
+a lower line *wherever f is convex*, so ``p`` may be moved to where ``f`` and its first two
+derivatives are finite (``reachable``), even out of ``[l, u]``. ``p = l + alpha (u - l)``; the area
+below the tangent is largest for the midpoint, the default.
 
-Concave functions are the negated convex ones. Domains: ``Log`` and ``Sqrt`` say nothing about points where they are
-not defined; where ``l <= 0`` (``Log``) or 0 lies in the interval (``Reciprocal``) the unbounded side is infinite, "no
-bound", and nothing is raised. The interval of ``Sqrt`` starts at ``sqrt(max(l, 0))``.
+Concave functions are the negated convex ones. Domains: ``Log`` and ``Sqrt`` say nothing about
+points where they are not defined; where ``l <= 0`` (``Log``) or 0 lies in the interval
+(``Reciprocal``) the unbounded side is infinite, "no bound", and nothing is raised. The interval of
+``Sqrt`` starts at ``sqrt(max(l, 0))``.
 """
 
 from __future__ import annotations
@@ -38,15 +40,19 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Convex:
-    """``value`` is convex with derivative ``slope``; ``reachable(dtype)`` bounds the tangent points."""
+    """``value`` is convex with derivative ``slope``; ``reachable(dtype)`` bounds the tangent
+    points."""
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     reachable: Callable[[torch.dtype], tuple[float, float]]
 
 
-def convex_lines(curve: Convex, low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair) -> tuple[Pair, Pair]:
-    """``(slope, intercept)`` below and above; ``ranges`` are constant bounds, used where a line is nowhere better."""
+def convex_lines(
+    curve: Convex, low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair
+) -> tuple[Pair, Pair]:
+    """``(slope, intercept)`` below and above; ``ranges`` are constant bounds, used where a line is
+    nowhere better."""
     p = mix(low, up, low.new_tensor(0.5) if fraction is None else fraction)
     p = p.clamp(*curve.reachable(low.dtype))
     slope = curve.slope(p)
@@ -79,7 +85,9 @@ def _no_limit(dtype: torch.dtype) -> tuple[float, float]:
 
 def _exp_limit(dtype: torch.dtype) -> tuple[float, float]:
     """``exp(p)`` and ``p exp(p)`` do not overflow."""
-    return -torch.finfo(dtype).max, 0.75 * float(torch.log(torch.tensor(torch.finfo(dtype).max, dtype=torch.float64)))
+    return -torch.finfo(dtype).max, 0.75 * float(
+        torch.log(torch.tensor(torch.finfo(dtype).max, dtype=torch.float64))
+    )
 
 
 def _positive(power: float) -> Callable[[torch.dtype], tuple[float, float]]:
@@ -130,10 +138,14 @@ def _reciprocal_range(low: Tensor, up: Tensor) -> Pair:
     defined = (low > 0) | (up < 0)
     lower = torch.where(defined, below(torch.reciprocal(up)), -torch.inf)
     upper = torch.where(defined, above(torch.reciprocal(low)), torch.inf)
-    return torch.where(low > 0, lower.clamp(min=0), lower), torch.where(up < 0, upper.clamp(max=0), upper)
+    return torch.where(low > 0, lower.clamp(min=0), lower), torch.where(
+        up < 0, upper.clamp(max=0), upper
+    )
 
 
-def _sqrt_lines(low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair) -> tuple[Pair, Pair]:
+def _sqrt_lines(
+    low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair
+) -> tuple[Pair, Pair]:
     flipped = (-ranges[1], -ranges[0])
     return negated(convex_lines(MINUS_SQRT, low.clamp(min=0), up.clamp(min=0), fraction, flipped))
 
@@ -142,12 +154,18 @@ def _log_lines(low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair) -
     return negated(convex_lines(MINUS_LOG, low, up, fraction, (-ranges[1], -ranges[0])))
 
 
-def _reciprocal_lines(low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair) -> tuple[Pair, Pair]:
-    """``1/x = -(1/(-x))``: negative intervals are mirrored to positive ones, then slopes keep their signs."""
+def _reciprocal_lines(
+    low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair
+) -> tuple[Pair, Pair]:
+    """``1/x = -(1/(-x))``: negative intervals are mirrored to positive ones, then slopes keep their
+    signs."""
     mirrored = up < 0
     defined = (low > 0) | mirrored
     near, far = torch.where(mirrored, -up, low), torch.where(mirrored, -low, up)
-    bounds = torch.where(mirrored, -ranges[1], ranges[0]), torch.where(mirrored, -ranges[0], ranges[1])
+    bounds = (
+        torch.where(mirrored, -ranges[1], ranges[0]),
+        torch.where(mirrored, -ranges[0], ranges[1]),
+    )
     (low_slope, low_cut), (up_slope, up_cut) = convex_lines(RECIPROCAL, near, far, fraction, bounds)
     lower = torch.where(mirrored, up_slope, low_slope), torch.where(mirrored, -up_cut, low_cut)
     upper = torch.where(mirrored, low_slope, up_slope), torch.where(mirrored, -low_cut, up_cut)
@@ -162,11 +180,17 @@ def middle_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor])
     return torch.full_like(lowers[0], 0.5).unsqueeze(0)
 
 
-def _row(op: str, ranges: Ranges, lines: Callable[[Tensor, Tensor, Tensor | None, Pair], tuple[Pair, Pair]]) -> None:
+def _row(
+    op: str,
+    ranges: Ranges,
+    lines: Callable[[Tensor, Tensor, Tensor | None, Pair], tuple[Pair, Pair]],
+) -> None:
     def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Pair:
         return ranges(lowers[0], uppers[0])
 
-    def relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+    def relax(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+    ) -> Relaxation:
         low, up = lowers[0], uppers[0]
         return relaxation(lines(low, up, None if alpha is None else alpha[0], ranges(low, up)))
 

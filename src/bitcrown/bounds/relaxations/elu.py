@@ -1,11 +1,11 @@
-"""``Elu``: ``x`` for ``x >= 0`` and ``a (exp(x) - 1)`` below, attribute ``alpha`` (``a >= 0``, default 1).
+"""``Elu``: ``x`` for ``x >= 0`` and ``a (exp(x) - 1)`` below, attribute ``alpha`` (``a >= 0``,
+default 1).
 
-For ``a <= 1`` it is convex and an ordinary row of ``convex``. For ``a > 1`` it is convex on both sides of zero with a
-concave kink there, so
-*lower*: the tangent at a point ``p <= 0`` is below it left of zero; right of zero it is linear and ``f(x) - m x`` is
-smallest at 0, which belongs to the left part, or at ``u``: the intercept is the smaller of the two;
-*upper*: ``f(x) - m x`` is largest at ``l``, at 0 or at ``u``, whatever the slope.
-For ``l >= 0`` it is the identity, exactly.
+For ``a <= 1`` it is convex and an ordinary row of ``convex``. For ``a > 1`` it is convex on both
+sides of zero with a concave kink there, so *lower*: the tangent at a point ``p <= 0`` is below it
+left of zero; right of zero it is linear and ``f(x) - m x`` is smallest at 0, which belongs to the
+left part, or at ``u``: the intercept is the smaller of the two; *upper*: ``f(x) - m x`` is largest
+at ``l``, at 0 or at ``u``, whatever the slope. For ``l >= 0`` it is the identity, exactly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from bitcrown.model.graph import Node
 def _scale(node: Node) -> float:
     scale = float(node.attrs.get("alpha", 1.0))
     if not scale >= 0:
-        raise UnsupportedError(f"Elu node {node.name} has alpha {scale}; only alpha >= 0 has a relaxation")
+        raise UnsupportedError(
+            f"Elu node {node.name} has alpha {scale}; only alpha >= 0 has a relaxation"
+        )
     return scale
 
 
@@ -52,10 +54,14 @@ def _curve(scale: float) -> Convex:
     return Convex(value, slope, lambda dtype: (-torch.finfo(dtype).max, torch.finfo(dtype).max))
 
 
-def _interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _interval(
+    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     scale, low, up = _scale(node), lowers[0], uppers[0]
     value = _curve(scale).value
-    return torch.where(low >= 0, low, below(value(low)).clamp(min=-scale)), torch.where(up >= 0, up, above(value(up)))
+    return torch.where(low >= 0, low, below(value(low)).clamp(min=-scale)), torch.where(
+        up >= 0, up, above(value(up))
+    )
 
 
 def _kinked_lines(
@@ -76,14 +82,23 @@ def _kinked_lines(
     return lower, upper_or_constant(chord, intercept, ranges[1], low, up)
 
 
-def _relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+def _relax(
+    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+) -> Relaxation:
     scale, low, up = _scale(node), lowers[0], uppers[0]
     fraction = None if alpha is None else alpha[0]
     lines = convex_lines if scale <= 1 else _kinked_lines
-    (slope, cut), (upper_slope, upper_cut) = lines(_curve(scale), low, up, fraction, _interval(node, lowers, uppers))
+    (slope, cut), (upper_slope, upper_cut) = lines(
+        _curve(scale), low, up, fraction, _interval(node, lowers, uppers)
+    )
     is_identity = low >= 0
     lower = torch.where(is_identity, 1.0, slope), torch.where(is_identity, 0.0, cut)
-    return relaxation((lower, (torch.where(is_identity, 1.0, upper_slope), torch.where(is_identity, 0.0, upper_cut))))
+    return relaxation(
+        (
+            lower,
+            (torch.where(is_identity, 1.0, upper_slope), torch.where(is_identity, 0.0, upper_cut)),
+        )
+    )
 
 
 register(Nonlinear("Elu", _interval, _relax, alphas=1, default_alpha=middle_alpha))

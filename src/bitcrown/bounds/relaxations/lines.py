@@ -1,18 +1,20 @@
 """From a slope chosen in floating point to a line that is sound as stored.
 
-A slope may be anything; soundness rests on the intercept alone. For a line below ``f`` with slope ``m`` it must not
-exceed ``min over [l, u] of f(x) - m x``. That minimum is attained at finitely many known points (ends, kinks) or
-bounded by a tangent inequality; each value ``f(x) - m x`` is computed and moved outward by a bound on its error.
+A slope may be anything; soundness rests on the intercept alone. For a line below ``f`` with slope
+``m`` it must not exceed ``min over [l, u] of f(x) - m x``. That minimum is attained at finitely
+many known points (ends, kinks) or bounded by a tangent inequality; each value ``f(x) - m x`` is
+computed and moved outward by a bound on its error.
 
-*Values.* torch evaluates exp, log, tanh, sigmoid, erf, sin, ... to about one ulp (measured on the CPU against extended
-precision; the CUDA manual states two); ``ULPS`` epsilons, each one or two ulps, are allowed for.
-*Products and sums* are correctly rounded: half an epsilon each. Anything below the smallest normal number is covered by
-adding that number.
-*Tangents.* If ``g`` is a subgradient of a convex ``f`` at ``p`` and ``|m - g| <= d``, then for all ``x``
+*Values.* torch evaluates exp, log, tanh, sigmoid, erf, sin, ... to about one ulp (measured on the
+CPU against extended precision; the CUDA manual states two); ``ULPS`` epsilons, each one or two
+ulps, are allowed for. *Products and sums* are correctly rounded: half an epsilon each. Anything
+below the smallest normal number is covered by adding that number. *Tangents.* If ``g`` is a
+subgradient of a convex ``f`` at ``p`` and ``|m - g| <= d``, then for all ``x``
 ``f(x) - m x >= f(p) - m p - d |x - p|``.
 
-Where a line is nowhere in the interval better than the constant range (a huge, tiny or overflowing interval; NaN), the
-constant replaces it, so that results are free of NaN; an infinite constant means "no bound".
+Where a line is nowhere in the interval better than the constant range (a huge, tiny or overflowing
+interval; NaN), the constant replaces it, so that results are free of NaN; an infinite constant
+means "no bound".
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ def padding(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def below(value: Tensor) -> Tensor:
-    """A lower bound of the real number that ``value`` approximates to a few ulps (finite where it overflowed)."""
+    """A lower bound of the real number that ``value`` approximates to a few ulps (finite where it
+    overflowed)."""
     relative, absolute = padding(value.dtype)
     value = value.clamp(max=torch.finfo(value.dtype).max)
     return value - (value.abs() * relative + absolute)
 
 
 def above(value: Tensor) -> Tensor:
-    """An upper bound of the real number that ``value`` approximates to a few ulps (finite where it overflowed)."""
+    """An upper bound of the real number that ``value`` approximates to a few ulps (finite where it
+    overflowed)."""
     relative, absolute = padding(value.dtype)
     value = value.clamp(min=-torch.finfo(value.dtype).max)
     return value + (value.abs() * relative + absolute)
@@ -58,7 +62,8 @@ def gap_above(value: Tensor, slope: Tensor, x: Tensor) -> Tensor:
 
 
 def reach(p: Tensor, low: Tensor, up: Tensor) -> Tensor:
-    """Largest ``|x - p|`` on ``[low, up]`` (a few ulps short of it at worst, which ``ULPS`` covers)."""
+    """Largest ``|x - p|`` on ``[low, up]`` (a few ulps short of it at worst, which ``ULPS``
+    covers)."""
     return torch.maximum((p - low).abs(), (up - p).abs())
 
 

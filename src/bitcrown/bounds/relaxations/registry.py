@@ -1,11 +1,13 @@
-"""One row per nonlinear operator: its range over an interval, and linear functions that enclose it there.
+"""One row per nonlinear operator: its range over an interval, and linear functions that enclose it
+there.
 
-Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. All operators here
-are elementwise (but for a scale common to all elements, of ``DynamicQuantize``); operators with two operands have
-operands of equal shape (the reader inserts ``Expand`` nodes).
+Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. All
+operators here are elementwise (but for a scale common to all elements, of ``DynamicQuantize``);
+operators with two operands have operands of equal shape (the reader inserts ``Expand`` nodes).
 
-Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and the intercept is
-then chosen from the slope *as rounded* and moved outward by a bound on its own rounding error.
+Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and
+the intercept is then chosen from the slope *as rounded* and moved outward by a bound on its own
+rounding error.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
 
 class Relaxation(NamedTuple):
-    """``sum_i lower_slopes[i] x_i + lower_intercept <= f(x) <= sum_i upper_slopes[i] x_i + upper_intercept``.
+    """``sum_i lower_slopes[i] x_i + lower_intercept <= f(x) <= sum_i upper_slopes[i] x_i +
+    upper_intercept``.
 
-    All tensors are ``[B, *]``, or ``[B, S, *]`` where they depend on ``alpha`` given per specification.
+    All tensors are ``[B, *]``, or ``[B, S, *]`` where they depend on ``alpha`` given per
+    specification.
     """
 
     lower_slopes: tuple[Tensor, ...]
@@ -37,13 +41,15 @@ class Relaxation(NamedTuple):
 
 @dataclass(frozen=True)
 class Nonlinear:
-    """``interval(node, lowers, uppers) -> (lower, upper)`` and ``relax(node, lowers, uppers, alpha)``.
+    """``interval(node, lowers, uppers) -> (lower, upper)`` and
+    ``relax(node, lowers, uppers, alpha)``.
 
-    ``lowers``/``uppers`` hold one ``[B, *]`` (or, with alpha, ``[B, 1, *]``) tensor per operand with lower <= upper,
-    all finite. ``alphas`` is the number of free parameters per element: ``alpha`` is ``None`` (choose the best fixed
-    relaxation) or ``[alphas, B, S, *]`` with entries in ``[0, 1]``, every value of which must give a sound relaxation.
-    ``default_alpha(node, lowers, uppers) -> [alphas, B, *]`` is the start of the optimisation and reproduces what
-    ``alpha=None`` gives. The relaxation is differentiable in alpha wherever alpha matters.
+    ``lowers``/``uppers`` hold one ``[B, *]`` (or, with alpha, ``[B, 1, *]``) tensor per operand
+    with lower <= upper, all finite. ``alphas`` is the number of free parameters per element:
+    ``alpha`` is ``None`` (choose the best fixed relaxation) or ``[alphas, B, S, *]`` with entries
+    in ``[0, 1]``, every value of which must give a sound relaxation. ``default_alpha(node, lowers,
+    uppers) -> [alphas, B, *]`` is the start of the optimisation and reproduces what ``alpha=None``
+    gives. The relaxation is differentiable in alpha wherever alpha matters.
     """
 
     op: str

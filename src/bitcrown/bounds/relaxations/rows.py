@@ -1,4 +1,5 @@
-"""Imports every module that registers relaxation rows. A new operator is one line here and one in the laws."""
+"""Imports every module that registers relaxation rows. A new operator is one line here and one in
+the laws."""
 
 from bitcrown.bounds.relaxations import (
     clip,
@@ -12,4 +13,14 @@ from bitcrown.bounds.relaxations import (
     trigonometric,
 )
 
-__all__ = ["clip", "convex", "dynamic_quantize", "elu", "product", "relu", "s_shaped", "steps", "trigonometric"]
+__all__ = [
+    "clip",
+    "convex",
+    "dynamic_quantize",
+    "elu",
+    "product",
+    "relu",
+    "s_shaped",
+    "steps",
+    "trigonometric",
+]

@@ -1,17 +1,20 @@
-"""S-shaped functions: convex left of zero, concave right of it, increasing, bounded (sigmoid, tanh, erf).
+"""S-shaped functions: convex left of zero, concave right of it, increasing, bounded (sigmoid, tanh,
+erf).
 
-Lower line on ``[l, u]``. Let ``t(u)`` be the point left of zero whose tangent passes through ``(u, f(u))``, and
-``t(u) = u`` for ``u <= 0``. If ``l < t(u)``, the tangent at any ``p`` in ``[l, t(u)]`` lies below ``f`` (alpha chooses
-``p``); otherwise the chord does. The line that maximises the area below it touches at ``min((l+u)/2, t(u))``, as the
-tangent's value at the midpoint grows until ``p`` reaches it.
+Lower line on ``[l, u]``. Let ``t(u)`` be the point left of zero whose tangent passes through
+``(u, f(u))``, and ``t(u) = u`` for ``u <= 0``. If ``l < t(u)``, the tangent at any ``p`` in
+``[l, t(u)]`` lies below ``f`` (alpha chooses ``p``); otherwise the chord does. The line that
+maximises the area below it touches at ``min((l+u)/2, t(u))``, as the tangent's value at the
+midpoint grows until ``p`` reaches it.
 
-Soundness does not depend on ``t``, which comes from a table: on ``[l, min(u,0)]`` the function is convex and the slope
-``m`` is the derivative at ``p``, or ``p = l`` and ``m`` is at most the derivative there, so ``f(x) - m x`` is at least
-``f(p) - m p`` (up to the tangent error of ``lines``); on ``[max(l,0), u]`` the function is concave, so it is
-smallest at an end. The intercept is therefore ``min(f(p) - m p, f(u) - m u)``; for ``l >= 0`` again ``p = l``.
+Soundness does not depend on ``t``, which comes from a table: on ``[l, min(u,0)]`` the function is
+convex and the slope ``m`` is the derivative at ``p``, or ``p = l`` and ``m`` is at most the
+derivative there, so ``f(x) - m x`` is at least ``f(p) - m p`` (up to the tangent error of
+``lines``); on ``[max(l,0), u]`` the function is concave, so it is smallest at an end. The intercept
+is therefore ``min(f(p) - m p, f(u) - m u)``; for ``l >= 0`` again ``p = l``.
 
-Upper line: all three satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lower line on ``[-u, -l]``. Both are
-computed together, on a leading axis of extent 2.
+Upper line: all three satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lower line on
+``[-u, -l]``. Both are computed together, on a leading axis of extent 2.
 """
 
 from __future__ import annotations
@@ -43,8 +46,9 @@ TABLE_END = 24.0
 
 @dataclass(frozen=True)
 class Curve:
-    """``value`` takes values in ``[floor, 1]`` and ``f(x) = shift - f(-x)``; ``slope`` is the derivative, computed with
-    relative error ``slope_ulps`` epsilons plus ``slope_loss`` epsilons absolutely."""
+    """``value`` takes values in ``[floor, 1]`` and ``f(x) = shift - f(-x)``; ``slope`` is the
+    derivative, computed with relative error ``slope_ulps`` epsilons plus ``slope_loss`` epsilons
+    absolutely."""
 
     op: str
     value: Callable[[Tensor], Tensor]
@@ -67,8 +71,8 @@ def _erf_slope(x: Tensor) -> Tensor:
     return torch.exp(-x * x) * 1.1283791670955126
 
 
-# The rounding of x^2 makes the relative error of exp(-x^2) about x^2 epsilons: below 40 for x^2 <= 32, and beyond that
-# below 1e3 * exp(-32) < 1e-10 epsilons absolutely.
+# The rounding of x^2 makes the relative error of exp(-x^2) about x^2 epsilons: below 40 for x^2 <=
+# 32, and beyond that below 1e3 * exp(-32) < 1e-10 epsilons absolutely.
 SIGMOID = Curve("Sigmoid", torch.sigmoid, _sigmoid_slope, floor=0.0, shift=1.0)
 TANH = Curve("Tanh", torch.tanh, _tanh_slope, floor=-1.0, shift=0.0)
 ERF = Curve("Erf", torch.erf, _erf_slope, floor=-1.0, shift=0.0, slope_ulps=48.0, slope_loss=1e-10)
@@ -84,7 +88,10 @@ def _tangent_table(curve: Curve, dtype: torch.dtype, device: torch.device) -> Te
         middle = (left + right) * 0.5
         # Left of t(u) the tangent passes below (u, f(u)).
         passes_below = value - curve.value(middle) > curve.slope(middle) * (u - middle)
-        left, right = torch.where(passes_below, middle, left), torch.where(passes_below, right, middle)
+        left, right = (
+            torch.where(passes_below, middle, left),
+            torch.where(passes_below, right, middle),
+        )
     return left.to(device=device, dtype=dtype)
 
 
@@ -108,8 +115,11 @@ def _mirrored(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([low, -up]), torch.stack([up, -low])
 
 
-def _lower_lines(curve: Curve, low: Tensor, up: Tensor, fraction: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Slope and intercept of the line below ``curve`` on ``[low, up]``; ``fraction`` in ``[0, 1]`` chooses ``p``."""
+def _lower_lines(
+    curve: Curve, low: Tensor, up: Tensor, fraction: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Slope and intercept of the line below ``curve`` on ``[low, up]``; ``fraction`` in ``[0, 1]``
+    chooses ``p``."""
     value_low, value_up = curve.value(low), curve.value(up)
     tangent = _tangent_point(curve, up)
     has_tangent = tangent > low
@@ -121,14 +131,18 @@ def _lower_lines(curve: Curve, low: Tensor, up: Tensor, fraction: Tensor | None)
     chord = torch.minimum(torch.maximum(chord, curve.slope(up)), curve.slope(low))
     slope = torch.where(has_tangent, curve.slope(p), chord)
     epsilon = torch.finfo(low.dtype).eps
-    slope_error = slope * (curve.slope_ulps * epsilon) + (curve.slope_loss * epsilon + padding(low.dtype)[1])
+    slope_error = slope * (curve.slope_ulps * epsilon) + (
+        curve.slope_loss * epsilon + padding(low.dtype)[1]
+    )
     at_p = gap_below(curve.value(p), slope, p) - slope_error * reach(p, low, up)
     intercept = torch.minimum(at_p, gap_below(value_up, slope, up))
     return lower_or_constant(slope, intercept, below(value_low).clamp(min=curve.floor), low, up)
 
 
 def _row(curve: Curve) -> Nonlinear:
-    def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def interval(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         low, up = below(curve.value(lowers[0])), above(curve.value(uppers[0]))
         return low.clamp(min=curve.floor), up.clamp(max=1.0)
 
@@ -136,7 +150,9 @@ def _row(curve: Curve) -> Nonlinear:
         low, up = _mirrored(lowers[0], uppers[0])
         return _fractions(low, up, torch.maximum(_tangent_point(curve, up), low))
 
-    def relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+    def relax(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+    ) -> Relaxation:
         low, up = _mirrored(lowers[0], uppers[0])
         slopes, intercepts = _lower_lines(curve, low, up, alpha)
         upper_intercept = -intercepts[1]

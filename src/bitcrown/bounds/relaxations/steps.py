@@ -1,19 +1,21 @@
 """Staircases: ``Sign`` (-1, 0, 1), ``Floor``, ``Ceil`` and ``Round`` (halves to even).
 
-All four are constant between jumps and rise by ``h`` at each (``Sign`` by two at 0, the others by one). Let the values
-at the ends of ``[l, u]`` be ``b < t``, and let the first and last jump of the interval be at ``j`` and ``k``. Then
+All four are constant between jumps and rise by ``h`` at each (``Sign`` by two at 0, the others by
+one). Let the values at the ends of ``[l, u]`` be ``b < t``, and let the first and last jump of the
+interval be at ``j`` and ``k``. Then
 
     b + m (x - j) <= f(x),    f(x) <= t + m (x - k)      for all 0 <= m <= M:
 
-the upper line is ``t`` or more from ``k`` on; left of ``k`` it stays above a staircase with one jump as long as it is
-above ``b`` at ``l``, ``M = (t - b) / (k - l)``, and above one with several as long as ``M = 1``. Likewise below. Alpha
-chooses ``m = alpha M``. With several jumps ``M`` is the default (``x - 1 <= floor(x) <= x``: never more than one step
-apart); with one it is the default if the midpoint is left of ``k`` (right of ``j``), else 0: the smaller area. Where
-``b = t`` the function is constant, exactly. Jumps count as attained from both sides, so that the conventions at the
-jump itself (halves to even, sign of zero) only matter at the ends.
+the upper line is ``t`` or more from ``k`` on; left of ``k`` it stays above a staircase with one
+jump as long as it is above ``b`` at ``l``, ``M = (t - b) / (k - l)``, and above one with several as
+long as ``M = 1``. Likewise below. Alpha chooses ``m = alpha M``. With several jumps ``M`` is the
+default (``x - 1 <= floor(x) <= x``: never more than one step apart); with one it is the default if
+the midpoint is left of ``k`` (right of ``j``), else 0: the smaller area. Where ``b = t`` the
+function is constant, exactly. Jumps count as attained from both sides, so that the conventions at
+the jump itself (halves to even, sign of zero) only matter at the ends.
 
-The intercept ``t - m k`` with ``k = t - o`` (``o`` = 0, 1/2, 1 for floor, round, ceil) is computed as
-``t (1 - m) + m o``, which is exactly ``o`` for ``m = 1`` however large ``t`` is.
+The intercept ``t - m k`` with ``k = t - o`` (``o`` = 0, 1/2, 1 for floor, round, ceil) is computed
+as ``t (1 - m) + m o``, which is exactly ``o`` for ``m = 1`` however large ``t`` is.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from bitcrown.model.graph import Node
 
 @dataclass(frozen=True)
 class Staircase:
-    """``value`` with jumps of 1 at ``integer - offset``, the integer being the value reached; ``Sign`` has none."""
+    """``value`` with jumps of 1 at ``integer - offset``, the integer being the value reached;
+    ``Sign`` has none."""
 
     op: str
     value: Callable[[Tensor], Tensor]
@@ -48,7 +51,9 @@ def _slope_limits(low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: S
     return torch.where(is_single, steep, (top > bottom).to(low.dtype))
 
 
-def _stair_default(low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: Staircase) -> Tensor:
+def _stair_default(
+    low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: Staircase
+) -> Tensor:
     middle = low * 0.5 + up * 0.5
     gains = torch.stack([middle > bottom + (1 - stair.offset), middle < top - stair.offset])
     return (gains | (top - bottom > 1)).to(low.dtype)
@@ -70,20 +75,26 @@ def _stair_relax(stair: Staircase, low: Tensor, up: Tensor, alpha: Tensor | None
 
 
 def _stair_row(stair: Staircase) -> None:
-    def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def interval(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         return stair.value(lowers[0]), stair.value(uppers[0])
 
     def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
         low, up = lowers[0], uppers[0]
         return _stair_default(low, up, stair.value(low), stair.value(up), stair)
 
-    def relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+    def relax(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+    ) -> Relaxation:
         return _stair_relax(stair, lowers[0], uppers[0], alpha)
 
     register(Nonlinear(stair.op, interval, relax, alphas=2, default_alpha=default_alpha))
 
 
-def _sign_interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _sign_interval(
+    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     return torch.sign(lowers[0]), torch.sign(uppers[0])
 
 
@@ -92,7 +103,9 @@ def _sign_default(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
     return torch.stack([up > -low, up < -low]).to(low.dtype)
 
 
-def _sign_relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+def _sign_relax(
+    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+) -> Relaxation:
     """The jump is at 0, so the intercepts are the values at the ends, exactly."""
     low, up = lowers[0], uppers[0]
     info = torch.finfo(low.dtype)
@@ -102,7 +115,9 @@ def _sign_relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], 
     slopes = fraction * ((top - bottom) * (1 - 4 * info.eps) / room)
     # No room at all means that the jump is at the very end and needs a constant.
     slopes = torch.where(torch.stack([up > 0, low < 0]), slopes, 0.0)
-    return Relaxation((slopes[0],), bottom.expand_as(slopes[0]), (slopes[1],), top.expand_as(slopes[1]))
+    return Relaxation(
+        (slopes[0],), bottom.expand_as(slopes[0]), (slopes[1],), top.expand_as(slopes[1])
+    )
 
 
 register(Nonlinear("Sign", _sign_interval, _sign_relax, alphas=2, default_alpha=_sign_default))

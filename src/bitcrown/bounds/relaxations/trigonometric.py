@@ -1,20 +1,22 @@
 """Sine and cosine, on intervals of any width, through the best intercept of every slope.
 
-For a slope ``m`` in ``[-1, 1]`` the function ``f(x) - m x`` has its local minima where ``f' = m`` and ``f < 0``: at
-``v + asin(m) + 2 pi k`` with ``v`` the place of a minimum of ``f`` (``-pi/2`` for sine, ``pi`` for cosine). Their
-values fall with ``k`` where ``m > 0`` and rise where ``m < 0``, so the least over ``[l, u]`` is at an end or at the
-last (first) local minimum inside. That is the exact intercept of the lower line with slope ``m``; clamping the local
-minimum into ``[l, u]`` makes it an end where there is none inside. Upper lines: the same for ``-f``, whose minima are
-half a period away.
+For a slope ``m`` in ``[-1, 1]`` the function ``f(x) - m x`` has its local minima where ``f' = m``
+and ``f < 0``: at ``v + asin(m) + 2 pi k`` with ``v`` the place of a minimum of ``f`` (``-pi/2`` for
+sine, ``pi`` for cosine). Their values fall with ``k`` where ``m > 0`` and rise where ``m < 0``, so
+the least over ``[l, u]`` is at an end or at the last (first) local minimum inside. That is the
+exact intercept of the lower line with slope ``m``; clamping the local minimum into ``[l, u]`` makes
+it an end where there is none inside. Upper lines: the same for ``-f``, whose minima are half a
+period away.
 
-Alpha is the slope, from the least to the largest derivative on the interval. The default is the line that is highest
-at the midpoint (the least area), found by bisection: the line's value there is concave in ``m`` with derivative
-``midpoint - minimiser(m)``.
+Alpha is the slope, from the least to the largest derivative on the interval. The default is the
+line that is highest at the midpoint (the least area), found by bisection: the line's value there is
+concave in ``m`` with derivative ``midpoint - minimiser(m)``.
 
-Rounding: if the computed minimiser is ``e`` away from the true one, the value is too large by at most ``e^2 / 2``, as
-``|f''| <= 1`` and the derivative vanishes there; ``e`` is a few epsilons times ``|x| + 8``. The derivative of the
-intercept in ``m`` is minus the minimiser (envelope theorem), so the minimiser itself needs no derivative. Beyond
-``LARGEST_ANGLE`` periods are not told apart safely and the constants -1 and 1 serve.
+Rounding: if the computed minimiser is ``e`` away from the true one, the value is too large by at
+most ``e^2 / 2``, as ``|f''| <= 1`` and the derivative vanishes there; ``e`` is a few epsilons times
+``|x| + 8``. The derivative of the intercept in ``m`` is minus the minimiser (envelope theorem), so
+the minimiser itself needs no derivative. Beyond ``LARGEST_ANGLE`` periods are not told apart safely
+and the constants -1 and 1 serve.
 """
 
 from __future__ import annotations
@@ -35,12 +37,15 @@ BISECTIONS = 14
 
 
 class Lines:
-    """Lower lines of ``f`` and of ``-f`` on ``[low, up] [B, *]``, computed together: everything else is ``[2, B, *]``.
+    """Lower lines of ``f`` and of ``-f`` on ``[low, up] [B, *]``, computed together: everything
+    else is ``[2, B, *]``.
 
     ``valley`` is the place of a minimum of ``f``, which has period 2 pi.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], valley: float, low: Tensor, up: Tensor) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], valley: float, low: Tensor, up: Tensor
+    ) -> None:
         self.function, self.low, self.up = function, low, up
         axes = [1] * low.dim()
         self.sign = low.new_tensor([1.0, -1.0]).reshape(2, *axes)
@@ -76,7 +81,9 @@ class Lines:
             x = self.inner_minimum(slope)
             value = self.value(x)
             slack = (4 * torch.finfo(x.dtype).eps * (x.abs() + 8)).square()
-        ends = torch.minimum(gap_below(self.value_low, slope, self.low), gap_below(self.value_up, slope, self.up))
+        ends = torch.minimum(
+            gap_below(self.value_low, slope, self.low), gap_below(self.value_up, slope, self.up)
+        )
         return torch.minimum(ends, gap_below(value, slope, x) - slack)
 
     def least(self) -> Tensor:
@@ -85,9 +92,12 @@ class Lines:
         return torch.where(self.is_far, -1.0, constant)
 
     def slope_range(self) -> tuple[Tensor, Tensor]:
-        """Least and largest derivative, approximately: ``f'(x) = f(x + pi/2)`` has its valley a quarter earlier."""
+        """Least and largest derivative, approximately: ``f'(x) = f(x + pi/2)`` has its valley a
+        quarter earlier."""
         quarter = math.pi / 2
-        derivative = Lines(lambda x: self.function(x + quarter), self.valley_of_f - quarter, self.low, self.up)
+        derivative = Lines(
+            lambda x: self.function(x + quarter), self.valley_of_f - quarter, self.low, self.up
+        )
         least = derivative.least()
         return least, -least.flip(0)
 
@@ -98,7 +108,10 @@ class Lines:
         for _ in range(BISECTIONS):
             fraction = (left + right) * 0.5
             should_rise = self.minimiser(flattest + fraction * (steepest - flattest)) < middle
-            left, right = torch.where(should_rise, fraction, left), torch.where(should_rise, right, fraction)
+            left, right = (
+                torch.where(should_rise, fraction, left),
+                torch.where(should_rise, right, fraction),
+            )
         return (left + right) * 0.5
 
     def lines(self, fraction: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -112,7 +125,9 @@ class Lines:
 
 
 def _row(op: str, function: Callable[[Tensor], Tensor], valley: float) -> None:
-    def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def interval(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         low, negated_up = Lines(function, valley, lowers[0], uppers[0]).least()
         return low, -negated_up
 
@@ -120,7 +135,9 @@ def _row(op: str, function: Callable[[Tensor], Tensor], valley: float) -> None:
         problem = Lines(function, valley, lowers[0], uppers[0])
         return problem.best_fraction(*problem.slope_range())
 
-    def relax(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None) -> Relaxation:
+    def relax(
+        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
+    ) -> Relaxation:
         slopes, intercepts = Lines(function, valley, lowers[0], uppers[0]).lines(alpha)
         return Relaxation((slopes[0],), intercepts[0], (-slopes[1],), -intercepts[1])
 

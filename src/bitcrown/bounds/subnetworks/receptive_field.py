@@ -1,17 +1,20 @@
 """Elements of a convolutional layer see a part of the image: backward passes over that part alone.
 
-An element at row ``h``, column ``w`` depends only on a rectangle of every earlier layer, its receptive field (Araujo et
-al., "Computing Receptive Fields of Convolutional Neural Networks", 2019). So the elements of one layer are taken tile
-by tile, and the pass for a tile runs in a smaller network: the same nodes, each cut to the rectangle that the tile can
-see, with zero padding where a rectangle reaches over the edge. It computes the same bound from a part of the
-entries: of a map of 64 x 64, a tile of 4 x 4 sees at most 12 x 12, which are 4 %, four 3 x 3 convolutions deep.
+An element at row ``h``, column ``w`` depends only on a rectangle of every earlier layer, its
+receptive field (Araujo et al., "Computing Receptive Fields of Convolutional Neural Networks",
+2019). So the elements of one layer are taken tile by tile, and the pass for a tile runs in a
+smaller network: the same nodes, each cut to the rectangle that the tile can see, with zero padding
+where a rectangle reaches over the edge. It computes the same bound from a part of the entries: of a
+map of 64 x 64, a tile of 4 x 4 sees at most 12 x 12, which are 4 %, four 3 x 3 convolutions deep.
 
-A ``View`` is that smaller network and the rectangles. Bounds, relaxations and magnitudes of the whole network, cut to
-the rectangles, are those of the smaller one: every kept element is computed from the same numbers, so all enclosures
-stay valid, and ``rounding``'s constant for the whole network covers it. What is not a convolution or elementwise (a
-flattened layer, say) has no smaller view; its elements are bounded in the whole network.
+A ``View`` is that smaller network and the rectangles. Bounds, relaxations and magnitudes of the
+whole network, cut to the rectangles, are those of the smaller one: every kept element is computed
+from the same numbers, so all enclosures stay valid, and ``rounding``'s constant for the whole
+network covers it. What is not a convolution or elementwise (a flattened layer, say) has no smaller
+view; its elements are bounded in the whole network.
 
-Legend: ``K`` elements, ``n`` flat inputs, ``*`` a node's shape. A ``Span`` is a half-open range of rows or columns.
+Legend: ``K`` elements, ``n`` flat inputs, ``*`` a node's shape. A ``Span`` is a half-open range of
+rows or columns.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
 
 @dataclass(frozen=True)
 class View:
-    """``graph`` is the smaller network; ``fields`` and ``origins`` say of its nodes which part of which node they are.
+    """``graph`` is the smaller network; ``fields`` and ``origins`` say of its nodes which part of
+    which node they are.
 
     Nodes that are not in ``origins`` pad another one and are nobody's operand but a convolution's.
     """
@@ -57,23 +61,33 @@ class View:
         for name, node in self.graph.nodes.items():
             given = network.params[name] if name in network.params and node.op != "Input" else {}
             is_whole = node.op == "Conv"
-            params[name] = {key: value if is_whole else self._part(name, value) for key, value in given.items()}
+            params[name] = {
+                key: value if is_whole else self._part(name, value) for key, value in given.items()
+            }
         return network.on(self.graph, params)
 
     def cut(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of ``values`` (``[.., *]`` per node of the whole network) that belong to the view."""
+        """Those of ``values`` (``[.., *]`` per node of the whole network) that belong to the
+        view."""
         result = {}
         for name, node in self.graph.nodes.items():
             if name in self.origins:
                 if self.origins[name] in values:
                     result[name] = self._part(name, values[self.origins[name]])
             elif node.inputs[0] in result:  # zeros around it
-                result[name] = torch.nn.functional.pad(result[node.inputs[0]], [*_sides(node, 3), *_sides(node, 2)])
+                result[name] = torch.nn.functional.pad(
+                    result[node.inputs[0]], [*_sides(node, 3), *_sides(node, 2)]
+                )
         return result
 
     def scales(self, given: Scales) -> Scales:
-        """Those of the view's nodes; what pads or cuts another node is exact, whatever that node is."""
-        radii = {name: value for name, value in self.cut(given.radii).items() if self.graph.nodes[name].rounding}
+        """Those of the view's nodes; what pads or cuts another node is exact, whatever that node
+        is."""
+        radii = {
+            name: value
+            for name, value in self.cut(given.radii).items()
+            if self.graph.nodes[name].rounding
+        }
         return Scales(given.gamma, self.cut(given), radii)
 
     def _part(self, name: str, value: Tensor) -> Tensor:
@@ -94,12 +108,17 @@ class View:
             if name in given:
                 low, low_at, up, up_at = given[name]
                 result[name] = Relaxation(
-                    parts(name, low), self._part(name, low_at), parts(name, up), self._part(name, up_at)
+                    parts(name, low),
+                    self._part(name, low_at),
+                    parts(name, up),
+                    self._part(name, up_at),
                 )
         return result
 
     def bounds(self, given: Bounds) -> Bounds:
-        lowers, uppers = (self.cut({name: pair[side] for name, pair in given.items()}) for side in (0, 1))
+        lowers, uppers = (
+            self.cut({name: pair[side] for name, pair in given.items()}) for side in (0, 1)
+        )
         return {name: (lower, uppers[name]) for name, lower in lowers.items()}
 
     def box(self, network: Network, x: Tensor) -> Tensor:
@@ -107,12 +126,17 @@ class View:
         inputs, parts = network.split_inputs(x), []
         for name in self.graph.inputs:
             node = network.graph.nodes[name]
-            whole = inputs[name] if name in inputs else inputs[node.inputs[0]].reshape(x.shape[0], *node.shape)
+            whole = (
+                inputs[name]
+                if name in inputs
+                else inputs[node.inputs[0]].reshape(x.shape[0], *node.shape)
+            )
             parts.append(elements(self._part(name, whole), 1))
         return torch.cat(parts, dim=1)
 
     def indices(self, shape: tuple[int, ...], indices: Tensor) -> Tensor:
-        """Flat indices ``[K]`` into the source of ``shape`` as flat indices into its part of the view."""
+        """Flat indices ``[K]`` into the source of ``shape`` as flat indices into its part of the
+        view."""
         (top, bottom), (left, right) = self.fields[self.source]
         width, size = shape[3], shape[2] * shape[3]
         channel, row, column = indices // size, indices % size // width, indices % width
@@ -125,9 +149,11 @@ def _sides(node: Node, axis: int) -> tuple[int, int]:
 
 
 def tiles(graph: Graph, source: str, indices: Tensor) -> Iterator[tuple[View | None, Tensor]]:
-    """A view and the places in ``indices [K]`` of the elements of ``source`` that it serves, until all are served.
+    """A view and the places in ``indices [K]`` of the elements of ``source`` that it serves, until
+    all are served.
 
-    The side of the tiles is the one that makes passes cheapest; the view is None where that is the whole network.
+    The side of the tiles is the one that makes passes cheapest; the view is None where that is the
+    whole network.
     """
     side, _ = _cheapest(graph, source, indices)
     if side == 0:
@@ -147,14 +173,18 @@ def _tile_of(indices: Tensor, height: int, width: int, side: int) -> Tensor:
 
 
 def entries_of_row(graph: Graph, source: str, indices: Tensor) -> int:
-    """How many entries a backward pass touches for one of the elements ``indices [K]`` of ``source``."""
+    """How many entries a backward pass touches for one of the elements ``indices [K]`` of
+    ``source``."""
     return _cheapest(graph, source, indices)[1]
 
 
 def _cheapest(graph: Graph, source: str, indices: Tensor) -> tuple[int, int]:
-    """Side of the tiles, 0 for the whole network, and the entries that a row then has in all nodes."""
+    """Side of the tiles, 0 for the whole network, and the entries that a row then has in all
+    nodes."""
     best, best_size = 0, sum(graph.nodes[name].size for name in _ancestors(graph, source))
-    height, width = graph.nodes[source].shape[2:] if len(graph.nodes[source].shape) == IMAGE_RANK else (0, 0)
+    height, width = (
+        graph.nodes[source].shape[2:] if len(graph.nodes[source].shape) == IMAGE_RANK else (0, 0)
+    )
     whole = _wanted(graph, source, ((0, height), (0, width)))
     call = CALL_COST[indices.device.type] * len(whole or ())
     best_cost, side = len(indices) * best_size + call, 1
@@ -165,7 +195,9 @@ def _cheapest(graph: Graph, source: str, indices: Tensor) -> tuple[int, int]:
         if wanted is None:  # it would read nothing but padding
             break
         size = sum(graph.nodes[name].shape[1] * _area(field) for name, field in wanted.items())
-        cost = len(indices) * size + len(torch.unique(_tile_of(indices, height, width, side))) * call
+        cost = (
+            len(indices) * size + len(torch.unique(_tile_of(indices, height, width, side))) * call
+        )
         if cost < best_cost:
             best, best_size, best_cost = side, size, cost
         side *= 2
@@ -191,7 +223,8 @@ def _is_input(graph: Graph, node: Node) -> bool:
 
 
 def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
-    """Smallest rectangle of every node that ``field`` of ``source`` depends on; None where that is not defined."""
+    """Smallest rectangle of every node that ``field`` of ``source`` depends on; None where that is
+    not defined."""
     wanted = {source: field}
     for node in reversed(list(graph.nodes.values())):
         if node.name not in wanted:
@@ -205,7 +238,8 @@ def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
             return None
         for name in node.inputs:
             rows, columns = (
-                (min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(wanted.get(name, seen), seen, strict=True)
+                (min(a[0], b[0]), max(a[1], b[1]))
+                for a, b in zip(wanted.get(name, seen), seen, strict=True)
             )
             wanted[name] = rows, columns
     return wanted
@@ -218,7 +252,10 @@ def _operand_field(graph: Graph, node: Node, field: Field) -> Field | None:
             return None
         shape = graph.nodes[node.inputs[0]].shape[2:]
         reach = [_reach(node, axis, field[axis]) for axis in (0, 1)]
-        rows, columns = ((max(first, 0), min(end, extent)) for (first, end), extent in zip(reach, shape, strict=True))
+        rows, columns = (
+            (max(first, 0), min(end, extent))
+            for (first, end), extent in zip(reach, shape, strict=True)
+        )
         return (rows, columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
     row = op_row(node.op)
     is_elementwise = node.op in ELEMENTWISE or (not row.is_affine and row.is_local)
@@ -230,11 +267,14 @@ def _reach(node: Node, axis: int, span: Span) -> Span:
     """Positions that a convolution reads for ``span`` of its result, padding included."""
     attrs, kernel = node.attrs, node.params["weight"].shape[2 + axis]
     stride, pad = attrs["strides"][axis], attrs["pads"][axis]
-    return span[0] * stride - pad, (span[1] - 1) * stride - pad + attrs["dilations"][axis] * (kernel - 1) + 1
+    return span[0] * stride - pad, (span[1] - 1) * stride - pad + attrs["dilations"][axis] * (
+        kernel - 1
+    ) + 1
 
 
 def view_of(graph: Graph, source: str, field: Field) -> View | None:
-    """The view of the rectangle ``field`` of ``source``; None where it depends on more than rectangles of images."""
+    """The view of the rectangle ``field`` of ``source``; None where it depends on more than
+    rectangles of images."""
     wanted = _wanted(graph, source, field)
     return None if wanted is None else _Builder(graph, wanted).view(source)
 
@@ -278,14 +318,19 @@ class _Builder:
         if wanted == seen:
             return name
         part = f"{consumer.name} of {name}"
-        spans = [(first - at[0], end - at[0], 1) for (first, end), at in zip(seen, wanted, strict=True)]
+        spans = [
+            (first - at[0], end - at[0], 1) for (first, end), at in zip(seen, wanted, strict=True)
+        ]
         shape = self.nodes[name].shape
         attrs = {"slices": [(0, shape[0], 1), (0, shape[1], 1), *spans]}
         self._add(Node(part, "Slice", (name,), shape, attrs), seen, name)
         return part
 
-    def _padded(self, name: str, seen: Field, consumer: Node) -> tuple[tuple[str], dict[str, list[int]]]:
-        """The operand of a convolution and its padding: its own where it is the same on both sides."""
+    def _padded(
+        self, name: str, seen: Field, consumer: Node
+    ) -> tuple[tuple[str], dict[str, list[int]]]:
+        """The operand of a convolution and its padding: its own where it is the same on both
+        sides."""
         reach = [_reach(consumer, axis, self.wanted[consumer.name][axis]) for axis in (0, 1)]
         before = [a[0] - r[0] for a, r in zip(seen, reach, strict=True)]
         after = [r[1] - a[1] for a, r in zip(seen, reach, strict=True)]
@@ -294,6 +339,8 @@ class _Builder:
         part = f"{consumer.name} around {name}"
         node = self.nodes[name]
         attrs = {"pads": ([0, 0, *before], [0, 0, *after]), "value": 0.0}
-        grown = [(0, extent + b + a) for extent, b, a in zip(node.shape[2:], before, after, strict=True)]
+        grown = [
+            (0, extent + b + a) for extent, b, a in zip(node.shape[2:], before, after, strict=True)
+        ]
         self._add(Node(part, "Pad", (name,), node.shape, attrs), (grown[0], grown[1]), None)
         return (part,), {"pads": [0, 0]}

@@ -1,16 +1,19 @@
 """The network that is left of a ReLU network on a box: its unstable neurons, densely connected.
 
-A ReLU whose operand keeps its sign on the box is linear there, so whatever lies between the unstable neurons is affine.
-With ``z_k`` the unstable operands of the k-th ReLU and ``r_k = max(z_k, 0)``, on the whole box
+A ReLU whose operand keeps its sign on the box is linear there, so whatever lies between the
+unstable neurons is affine. With ``z_k`` the unstable operands of the k-th ReLU and
+``r_k = max(z_k, 0)``, on the whole box
 
     z_k = A_k x + sum over j < k of B_kj r_j + c_k,        y = A_y x + sum over j of B_yj r_j + c_y.
 
-``A``, ``B`` and ``c`` come from one backward pass per layer that stops at unstable neurons. Of the thousands of neurons
-of a convolutional network a few hundred are unstable on a typical box, and a pass over these dense blocks costs a
-fraction of one over the convolutions (nnenum and the exact MILP encodings prune in the same way; here it serves linear
-bounds). The matrices are products of weights, rounded; the network found is a guide, proofs are made on the original.
+``A``, ``B`` and ``c`` come from one backward pass per layer that stops at unstable neurons. Of the
+thousands of neurons of a convolutional network a few hundred are unstable on a typical box, and a
+pass over these dense blocks costs a fraction of one over the convolutions (nnenum and the exact
+MILP encodings prune in the same way; here it serves linear bounds). The matrices are products of
+weights, rounded; the network found is a guide, proofs are made on the original.
 
-Legend: ``K`` rows, ``n`` flat inputs, ``m`` flat outputs, ``N`` neurons (operands of ReLU), ``U`` unstable ones.
+Legend: ``K`` rows, ``n`` flat inputs, ``m`` flat outputs, ``N`` neurons (operands of ReLU), ``U``
+unstable ones.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ INPUT, AFFINE, OUTPUT = "x", "a", "y"
 
 @dataclass(frozen=True)
 class Reduced:
-    """``network`` over the unstable neurons, their ``bounds`` ``[1, U_k]``, and ``neurons [U]``: where they stand among
-    the ``N`` of the network it was made from. ``rough`` is ``network`` with the product over the inputs, the largest of
-    all, in bfloat16: twice as fast where the machine has it, and good enough for a gradient."""
+    """``network`` over the unstable neurons, their ``bounds`` ``[1, U_k]``, and ``neurons [U]``:
+    where they stand among the ``N`` of the network it was made from. ``rough`` is ``network`` with
+    the product over the inputs, the largest of all, in bfloat16: twice as fast where the machine
+    has it, and good enough for a gradient."""
 
     network: Network
     rough: Network
@@ -49,9 +53,11 @@ class Reduced:
         return flat.new_zeros(*flat.shape[:-1], self.n_neurons).index_copy_(-1, self.neurons, flat)
 
 
-def reduced_network(network: Network, layout: Layout, bounds: Bounds, memory: int) -> Reduced | None:
-    """``network`` on the box of ``bounds`` (``[1, *]``); None where other nonlinear operators occur, where nothing is
-    unstable, or where the matrices would exceed ``memory`` bytes."""
+def reduced_network(
+    network: Network, layout: Layout, bounds: Bounds, memory: int
+) -> Reduced | None:
+    """``network`` on the box of ``bounds`` (``[1, *]``); None where other nonlinear operators
+    occur, where nothing is unstable, or where the matrices would exceed ``memory`` bytes."""
     nodes = layout.nodes
     if any(node.op != "Relu" for node in nodes) or layout.n_alphas != layout.n_neurons:
         return None
@@ -69,7 +75,11 @@ def reduced_network(network: Network, layout: Layout, bounds: Bounds, memory: in
     blocks = []
     for count, node in enumerate(nodes):
         source = graph.nodes[node.inputs[0]]
-        seeds = {source.name: _one_hot(unstable[node.name], source.size, network).reshape(-1, *source.shape)}
+        seeds = {
+            source.name: _one_hot(unstable[node.name], source.size, network).reshape(
+                -1, *source.shape
+            )
+        }
         blocks.append(rows.of(seeds, nodes[:count]))
     outputs, start = {}, 0
     identity = torch.eye(graph.n_outputs, dtype=network.dtype, device=network.device)
@@ -79,7 +89,9 @@ def reduced_network(network: Network, layout: Layout, bounds: Bounds, memory: in
         start += size
     blocks.append(rows.of(outputs, nodes))
     found = Network(_dense_graph(blocks, graph), network.dtype, network.device)
-    kept = {f"z{k}": _part(bounds[node.inputs[0]], unstable[node.name]) for k, node in enumerate(nodes)}
+    kept = {
+        f"z{k}": _part(bounds[node.inputs[0]], unstable[node.name]) for k, node in enumerate(nodes)
+    }
     at = torch.cat([layout.neuron_at[node.inputs[0]].start + unstable[node.name] for node in nodes])
     rough = Network(found.graph, network.dtype, network.device)
     rough.offset(rough.graph.nodes[AFFINE])  # kept from before the weights are cut
@@ -98,8 +110,8 @@ def _one_hot(index: Tensor, size: int, network: Network) -> Tensor:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows as affine functions: ``direct [K, n]`` of the inputs, ``through [K, U_1 + ... + U_k]`` of the unstable
-    neurons before, ``offset [K]``."""
+    """Rows as affine functions: ``direct [K, n]`` of the inputs, ``through [K, U_1 + ... + U_k]``
+    of the unstable neurons before, ``offset [K]``."""
 
     direct: Tensor
     through: Tensor
@@ -110,7 +122,12 @@ class _Rows:
     """Backward passes in which stable neurons are linear and unstable ones the end of the way."""
 
     def __init__(
-        self, network: Network, layout: Layout, bounds: Bounds, unstable: dict[str, Tensor], memory: int
+        self,
+        network: Network,
+        layout: Layout,
+        bounds: Bounds,
+        unstable: dict[str, Tensor],
+        memory: int,
     ) -> None:
         self.network, self.unstable = network, unstable
         self.relaxations = {}
@@ -128,22 +145,29 @@ class _Rows:
         for start in range(0, count, self.step):
             record: dict[str, Tensor] = {}
             backward = Backward(self.network, self.relaxations, record=record)
-            lines = backward.run({name: seed[start : start + self.step].unsqueeze(0) for name, seed in seeds.items()})
+            lines = backward.run(
+                {name: seed[start : start + self.step].unsqueeze(0) for name, seed in seeds.items()}
+            )
             rows = lines.constant.shape[1]
             through = [self._reached(record, node, rows) for node in earlier]
             empty = lines.constant.new_zeros(rows, 0)
-            parts.append((lines.coefficient[0], torch.cat([empty, *through], dim=1), lines.constant[0]))
+            parts.append(
+                (lines.coefficient[0], torch.cat([empty, *through], dim=1), lines.constant[0])
+            )
         return _Block(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def _reached(self, record: dict[str, Tensor], node: Node, rows: int) -> Tensor:
         index = self.unstable[node.name]
         if node.name not in record:
-            return torch.zeros(rows, len(index), dtype=self.network.dtype, device=self.network.device)
+            return torch.zeros(
+                rows, len(index), dtype=self.network.dtype, device=self.network.device
+            )
         return elements(record[node.name][0], 1)[:, index]
 
 
 def _dense_graph(blocks: list[_Block], like: Graph) -> Graph:
-    """All functions of the inputs are one product (``a``); the rest of each block is a product with what is behind."""
+    """All functions of the inputs are one product (``a``); the rest of each block is a product with
+    what is behind."""
 
     def array(tensor: Tensor) -> np.ndarray:
         return tensor.cpu().numpy()
@@ -161,7 +185,13 @@ def _dense_graph(blocks: list[_Block], like: Graph) -> Graph:
     for k, block in enumerate(blocks):
         size = len(block.offset)
         name = OUTPUT if k + 1 == len(blocks) else f"z{k}"
-        part = Node(f"a{k}" if behind else name, "Slice", (AFFINE,), (size,), {"slices": [(start, start + size, 1)]})
+        part = Node(
+            f"a{k}" if behind else name,
+            "Slice",
+            (AFFINE,),
+            (size,),
+            {"slices": [(start, start + size, 1)]},
+        )
         nodes.append(part)
         if behind:
             nodes += _sum_of(name, k, part, block, behind)
@@ -175,5 +205,7 @@ def _dense_graph(blocks: list[_Block], like: Graph) -> Graph:
 def _sum_of(name: str, k: int, part: Node, block: _Block, behind: list[Node]) -> list[Node]:
     width, size = block.through.shape[1], len(block.offset)
     joined = Node(f"c{k}", "Concat", tuple(node.name for node in behind), (width,), {"axis": 0})
-    product = Node(f"b{k}", "Linear", (joined.name,), (size,), params={"weight": block.through.cpu().numpy()})
+    product = Node(
+        f"b{k}", "Linear", (joined.name,), (size,), params={"weight": block.through.cpu().numpy()}
+    )
     return [joined, product, Node(name, "Add", (part.name, product.name), (size,))]

@@ -1,8 +1,10 @@
-"""A certificate against the files that it is about: read by the checker alone, whatever the prover made of them.
+"""A certificate against the files that it is about: read by the checker alone, whatever the prover
+made of them.
 
-The integer network and the integer property that a certificate argues about come with it (or from anywhere else): they
-are an answer's reading of the question, and nobody is believed. The network must enclose what the file computes, and
-the property's own cases must imply the certificate's, both verified by this room's readers; then the steps are checked.
+The integer network and the integer property that a certificate argues about come with it (or from
+anywhere else): they are an answer's reading of the question, and nobody is believed. The network
+must enclose what the file computes, and the property's own cases must imply the certificate's, both
+verified by this room's readers; then the steps are checked.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from bitcrown.check.certificates.integers.property import Claim, Values
 from bitcrown.spec.problem import Problem
 
 
-def check_h5(model: Path, problem: Problem | None, network: Any, prop: Any, certificate: Any) -> Finding:
+def check_h5(
+    model: Path, problem: Problem | None, network: Any, prop: Any, certificate: Any
+) -> Finding:
     """As ``check_onnx``, for a fixed-point perceptron, whose canonical form is rebuilt."""
     import numpy as np
 
@@ -27,20 +31,30 @@ def check_h5(model: Path, problem: Problem | None, network: Any, prop: Any, cert
     from bitcrown.check.certificates.quantized.reading import Reading
 
     def wanted(compiled: Network, hint: Claim) -> Claim:
-        need(network == canonical_form(model), "the certificate is about another network than the file's")
+        need(
+            network == canonical_form(model),
+            "the certificate is about another network than the file's",
+        )
         ends = zip(compiled.low[compiled.output], compiled.high[compiled.output], strict=True)
         outputs: list[Values] = [EvenValues(a, b, Fraction(1), Fraction(a)) for a, b in ends]
         read = Read(Reading(compiled), None, np.dtype(np.uint16), outputs)
-        return claim_of_file(read, problem.cases, problem.n_inputs, hint) if problem is not None else hint
+        return (
+            claim_of_file(read, problem.cases, problem.n_inputs, hint)
+            if problem is not None
+            else hint
+        )
 
     return check(network, prop, certificate, wanted)
 
 
-def check_onnx(model: Path, problem: Problem | None, network: Any, prop: Any, certificate: Any) -> Finding:
-    """Whether ``certificate`` proves ``problem`` unsatisfiable on the quantized ONNX file ``model``.
+def check_onnx(
+    model: Path, problem: Problem | None, network: Any, prop: Any, certificate: Any
+) -> Finding:
+    """Whether ``certificate`` proves ``problem`` unsatisfiable on the quantized ONNX file
+    ``model``.
 
-    ``network``, ``prop``: the JSON forms that the certificate is bound to; without a problem, ``prop`` is what is
-    asked, of the file's integers. Raises ``ModelError`` for a file that cannot
+    ``network``, ``prop``: the JSON forms that the certificate is bound to; without a problem,
+    ``prop`` is what is asked, of the file's integers. Raises ``ModelError`` for a file that cannot
     be read.
     """
     from bitcrown.check.certificates.quantized.agreement import require_agreement
@@ -50,7 +64,11 @@ def check_onnx(model: Path, problem: Problem | None, network: Any, prop: Any, ce
 
     def wanted(compiled: Network, hint: Claim) -> Claim:
         read = read_file(parsed, compiled)
-        claim = claim_of_file(read, problem.cases, problem.n_inputs, hint) if problem is not None else hint
+        claim = (
+            claim_of_file(read, problem.cases, problem.n_inputs, hint)
+            if problem is not None
+            else hint
+        )
         require_agreement(read, claim, certificate["digest"])
         return claim
 

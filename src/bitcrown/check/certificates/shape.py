@@ -1,11 +1,15 @@
-"""The outer form of a certificate and of a property: every list is a list, every field has its place and its type.
+"""The outer form of a certificate and of a property: every list is a list, every field has its
+place and its type.
 
-A string can stand for a list in Python as long as nobody asks, an empty one even for "no steps". So the whole tree is
-held to this grammar before any of it means something (``docs/certificates.md`` says what it means):
+A string can stand for a list in Python as long as nobody asks, an empty one even for "no steps". So
+the whole tree is held to this grammar before any of it means something (``docs/certificates.md``
+says what it means):
 
     part   = [step, ...]
-    step   = ["propagate"] | ["empty"] | ["enumerate"] | ["prove", tau, slopes] | ["split", n, e, k, part, part]
-           | ["tighten", tau, slopes, [[n, e, low, high], ...]] | ["clip", tau, slopes, [[n, e, sign, q, t], ...]]
+    step   = ["propagate"] | ["empty"] | ["enumerate"] | ["prove", tau, slopes]
+           | ["split", n, e, k, part, part]
+           | ["tighten", tau, slopes, [[n, e, low, high], ...]]
+           | ["clip", tau, slopes, [[n, e, sign, q, t], ...]]
            | ["bound", [[n, e, sign, q, tau, slopes], ...]]
     tau    = [integer, ...]
     slopes = [[n, [[e, integer] | [e, place, integer], ...]], ...]
@@ -32,7 +36,9 @@ def _list_of(form: Form) -> Form:
 
 def _row_of(*forms: Form) -> Form:
     return lambda value: (
-        type(value) is list and len(value) == len(forms) and all(f(v) for f, v in zip(forms, value, strict=True))
+        type(value) is list
+        and len(value) == len(forms)
+        and all(f(v) for f, v in zip(forms, value, strict=True))
     )
 
 
@@ -41,7 +47,9 @@ def _numbers(count: int) -> Form:
 
 
 _tau = _list_of(is_integer)
-_slope = _list_of(lambda value: type(value) is list and len(value) in (2, 3) and all(map(is_integer, value)))
+_slope = _list_of(
+    lambda value: type(value) is list and len(value) in (2, 3) and all(map(is_integer, value))
+)
 _slopes = _list_of(_row_of(is_integer, _slope))
 STEPS: dict[str, Form] = {
     "propagate": _row_of(),
@@ -65,19 +73,35 @@ def require_certificate(content: Any) -> None:
         raise Reject("the roots are not a list of integers")
     if type(content["parts"]) is not list:
         raise Reject("the parts are not a list")
-    for name, part in (("the trunk", content["trunk"]), *((f"part {n}", p) for n, p in enumerate(content["parts"]))):
+    for name, part in (
+        ("the trunk", content["trunk"]),
+        *((f"part {n}", p) for n, p in enumerate(content["parts"])),
+    ):
         if type(part) is not list:
             raise Reject(f"{name} is not a list of steps")
         for place, step in enumerate(part):
-            if type(step) is not list or not step or type(step[0]) is not str or step[0] not in STEPS:
+            if (
+                type(step) is not list
+                or not step
+                or type(step[0]) is not str
+                or step[0] not in STEPS
+            ):
                 raise Reject(f"{name} step {place}: unknown step")
             if not STEPS[step[0]](step[1:]):
-                raise Reject(f"{name} step {place}: a field of {step[0]} is missing, or is not an integer or a list")
+                raise Reject(
+                    f"{name} step {place}: a field of {step[0]} is missing, or is not an integer "
+                    "or a list"
+                )
 
 
 def require_property(content: Any) -> None:
     """Raises ``Reject`` for what is no property by its form alone."""
-    if type(content) is not dict or not {"low", "high", "cases"} <= content.keys() <= {"low", "high", "cases", "real"}:
+    if type(content) is not dict or not {"low", "high", "cases"} <= content.keys() <= {
+        "low",
+        "high",
+        "cases",
+        "real",
+    }:
         raise Reject("it is no property with low, high and cases")
     cases = _list_of(_list_of(_is_constraint))
     if not cases(content["cases"]):

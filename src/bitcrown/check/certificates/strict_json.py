@@ -1,12 +1,14 @@
-"""JSON as a checker wants it: integers are integers, keys are given once, and nothing is larger than it has to be.
+"""JSON as a checker wants it: integers are integers, keys are given once, and nothing is larger
+than it has to be.
 
-Python's reader takes ``1.0`` for a number like any other, lets the last one of two equal keys win, knows ``NaN``, and
-calls ``true`` an ``int``. Each of these has let a certificate say one thing to a careful reader and another to the
-checker: a float in place of a sign turns exact arithmetic into rounded one. So documents hold objects, lists, strings
-and integers here, nothing else, and both a text and a tree that somebody parsed before are held to that.
+Python's reader takes ``1.0`` for a number like any other, lets the last one of two equal keys win,
+knows ``NaN``, and calls ``true`` an ``int``. Each of these has let a certificate say one thing to a
+careful reader and another to the checker: a float in place of a sign turns exact arithmetic into
+rounded one. So documents hold objects, lists, strings and integers here, nothing else, and both a
+text and a tree that somebody parsed before are held to that.
 
-Sizes are bounded, so that work on a document is linear in its length: nesting by ``DEEPEST``, an integer by
-``MOST_BITS``, a string by ``LONGEST``.
+Sizes are bounded, so that work on a document is linear in its length: nesting by ``DEEPEST``, an
+integer by ``MOST_BITS``, a string by ``LONGEST``.
 """
 
 from __future__ import annotations
@@ -30,10 +32,15 @@ class NotJson(Malformed):
 
 
 def parsed(text: str) -> Any:
-    """The tree of a JSON document of objects, lists, strings and integers. Raises ``Malformed``, or its ``NotJson``."""
+    """The tree of a JSON document of objects, lists, strings and integers. Raises ``Malformed``, or
+    its ``NotJson``."""
     try:
         content = json.loads(
-            text, object_pairs_hook=_once, parse_float=_no_float, parse_int=_integer, parse_constant=_no_float
+            text,
+            object_pairs_hook=_once,
+            parse_float=_no_float,
+            parse_int=_integer,
+            parse_constant=_no_float,
         )
     except RecursionError:
         raise Malformed(f"it is nested more than {DEEPEST} deep") from None
@@ -44,7 +51,8 @@ def parsed(text: str) -> Any:
 
 
 def require_strict(content: Any) -> None:
-    """Raises ``Malformed`` for a tree that is anything but objects, lists, strings and integers of the sizes above."""
+    """Raises ``Malformed`` for a tree that is anything but objects, lists, strings and integers of
+    the sizes above."""
     level = [content]
     for _ in range(DEEPEST):
         below: list[Any] = []
@@ -74,7 +82,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise Malformed(f"the key {next(key for key in keys if keys.count(key) > 1)[:40]!r} is given twice")
+        raise Malformed(
+            f"the key {next(key for key in keys if keys.count(key) > 1)[:40]!r} is given twice"
+        )
     return found
 
 

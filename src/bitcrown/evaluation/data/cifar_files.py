@@ -1,9 +1,11 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them (Krizhevsky, 2009): binary records, or pickled dictionaries.
+"""CIFAR-10 and CIFAR-100 as their authors publish them (Krizhevsky, 2009): binary records, or
+pickled dictionaries.
 
-A binary record is one label byte (CIFAR-100: coarse label, then fine label) and 3072 bytes, channel by channel. The
-Python version is a pickle; a pickle is a program, and running a stranger's program is how files become attacks. So the
-stream is interpreted here by an inert machine: it knows containers, numbers and strings, writes every "call this" down
-as a plain record without calling anything, and the array is then read from the bytes such a record holds.
+A binary record is one label byte (CIFAR-100: coarse label, then fine label) and 3072 bytes, channel
+by channel. The Python version is a pickle; a pickle is a program, and running a stranger's program
+is how files become attacks. So the stream is interpreted here by an inert machine: it knows
+containers, numbers and strings, writes every "call this" down as a plain record without calling
+anything, and the array is then read from the bytes such a record holds.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ PYTHON_PARTS = (
 
 
 def read(path: Path, first: int | None, train: bool) -> Levels | None:
-    """Levels ``[B, 3, 32, 32]`` uint8 and labels ``[B]``, or None where ``path`` is no CIFAR file or folder."""
+    """Levels ``[B, 3, 32, 32]`` uint8 and labels ``[B]``, or None where ``path`` is no CIFAR file
+    or folder."""
     parts: list[Levels] = []
     for test, batches, label_bytes in BINARY_PARTS:
         for file in _files(path, test, batches, train):
@@ -54,7 +57,9 @@ def _files(path: Path, test: str, batches: tuple[str, ...], train: bool) -> list
     names = batches if train else (test,)
     found = [path / name for name in names if (path / name).is_file()]
     if found and len(found) != len(names):
-        raise DataError(f"{path} lacks {', '.join(name for name in names if not (path / name).is_file())}")
+        raise DataError(
+            f"{path} lacks {', '.join(name for name in names if not (path / name).is_file())}"
+        )
     return found
 
 
@@ -62,7 +67,9 @@ def _binary(file: Path, label_bytes: int) -> Levels:
     size = file.stat().st_size
     record = label_bytes + PIXELS
     if size % record or not size or size > MAX_BYTES:
-        raise DataError(f"{file} has {size} bytes, which is no whole number of CIFAR records of {record} bytes")
+        raise DataError(
+            f"{file} has {size} bytes, which is no whole number of CIFAR records of {record} bytes"
+        )
     rows = np.fromfile(file, dtype=np.uint8).reshape(-1, record)
     return rows[:, label_bytes:].reshape(-1, *SHAPE), rows[:, label_bytes - 1]
 
@@ -74,7 +81,8 @@ def _is_pickle(file: Path) -> bool:
 
 @dataclass
 class Record:
-    """A call that the pickle asks for and nobody makes: what, with which arguments, and the state set afterwards."""
+    """A call that the pickle asks for and nobody makes: what, with which arguments, and the state
+    set afterwards."""
 
     what: Any
     arguments: Any
@@ -90,7 +98,12 @@ def _python(file: Path) -> Levels:
         labels = fields.get("fine_labels", fields.get("labels"))
         rows = fields["data"]
         shape, raw = tuple(rows.state[1]), rows.state[4]
-        if len(shape) != 2 or shape[1] != PIXELS or labels is None or not all(0 <= int(k) < 256 for k in labels):
+        if (
+            len(shape) != 2
+            or shape[1] != PIXELS
+            or labels is None
+            or not all(0 <= int(k) < 256 for k in labels)
+        ):
             raise DataError(f"{file} holds no CIFAR batch")
         levels = np.frombuffer(_raw_bytes(raw), dtype=np.uint8)
         if rows.state[3]:
@@ -101,7 +114,8 @@ def _python(file: Path) -> Levels:
 
 
 def _raw_bytes(raw: Any) -> bytes:
-    """Bytes as Python 2 writes them (text), as Python 3 does, or as it does for readers of Python 2 (``encode``)."""
+    """Bytes as Python 2 writes them (text), as Python 3 does, or as it does for readers of Python 2
+    (``encode``)."""
     if isinstance(raw, Record) and str(raw.what) == "_codecs encode":
         raw = raw.arguments[0]
     return raw.encode("latin-1") if isinstance(raw, str) else bytes(raw)
@@ -111,7 +125,8 @@ MARK = object()
 
 
 def inert_pickle(data: bytes) -> Any:
-    """What ``data`` describes, as containers, numbers, text, and ``Record`` for everything that would be called.
+    """What ``data`` describes, as containers, numbers, text, and ``Record`` for everything that
+    would be called.
 
     Raises ``ValueError`` for an instruction that a batch of arrays and lists does not need.
     """
@@ -206,5 +221,7 @@ _BUILDERS = {
     "REDUCE": _call,
     "NEWOBJ": _call,
     "BUILD": _build,
-    "STACK_GLOBAL": lambda stack: stack.append(".".join(map(str, reversed([stack.pop(), stack.pop()])))),
+    "STACK_GLOBAL": lambda stack: stack.append(
+        ".".join(map(str, reversed([stack.pop(), stack.pop()])))
+    ),
 }

@@ -1,4 +1,5 @@
-"""Images as idx files, npz archives, contact sheets and folders of classes; see ``data`` for what a path may be.
+"""Images as idx files, npz archives, contact sheets and folders of classes; see ``data`` for what a
+path may be.
 
 Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 """
@@ -28,7 +29,8 @@ NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
 def read(path: Path, first: int | None, train: bool) -> Levels | None:
-    """Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is none of the four kinds."""
+    """Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is none of the four
+    kinds."""
     if path.is_dir():
         found = _idx_in(path, train)
         return _class_folders(path, first, train) if found is None else _idx_pair(found, first)
@@ -41,21 +43,28 @@ def read(path: Path, first: int | None, train: bool) -> Levels | None:
     return None
 
 
-# -- idx ---------------------------------------------------------------------------------------------------------
+# -- idx -------------------------------------------------------------------------------------------
 
 
 def _idx_in(folder: Path, train: bool) -> Path | None:
     prefix = "train" if train else "t10k"
-    found = sorted(folder.glob(f"{prefix}-images-idx3-ubyte*")) + sorted(folder.glob(f"{prefix}-images.idx3-ubyte*"))
+    found = sorted(folder.glob(f"{prefix}-images-idx3-ubyte*")) + sorted(
+        folder.glob(f"{prefix}-images.idx3-ubyte*")
+    )
     return found[0] if found else None
 
 
 def _idx_pair(path: Path, first: int | None) -> Levels:
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     plain = name.removesuffix(".gz")
-    labels = next((file for file in (path.with_name(plain), path.with_name(plain + ".gz")) if file.is_file()), None)
+    labels = next(
+        (file for file in (path.with_name(plain), path.with_name(plain + ".gz")) if file.is_file()),
+        None,
+    )
     if labels is None or labels == path:
-        raise DataError(f"the labels of {path} are missing: expected {plain} (or {plain}.gz) beside it")
+        raise DataError(
+            f"the labels of {path} are missing: expected {plain} (or {plain}.gz) beside it"
+        )
     images = read_idx(path, first)
     if images.ndim == 3:
         images = images[:, None]
@@ -63,7 +72,8 @@ def _idx_pair(path: Path, first: int | None) -> Levels:
 
 
 def read_idx(path: Path, first: int | None = None) -> np.ndarray:
-    """An idx array of unsigned bytes, its ``first`` entries: magic ``0 0 8 rank``, extents big-endian, then data."""
+    """An idx array of unsigned bytes, its ``first`` entries: magic ``0 0 8 rank``, extents
+    big-endian, then data."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
@@ -84,7 +94,7 @@ def read_idx(path: Path, first: int | None = None) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8).reshape(extents)
 
 
-# -- npz ---------------------------------------------------------------------------------------------------------
+# -- npz -------------------------------------------------------------------------------------------
 
 
 def _npz(path: Path, first: int | None, train: bool) -> Levels:
@@ -95,12 +105,17 @@ def _npz(path: Path, first: int | None, train: bool) -> Levels:
             images, labels = arrays[keys[0]], arrays[keys[1]]
             if not labels.ndim or labels.size != len(labels):
                 raise DataError(f"{path}: labels of shape {labels.shape} are no list of numbers")
-            return _channels_first(images[:first] if images.ndim else images, path), labels.reshape(-1)[:first]
-    raise DataError(f"{path} needs arrays x and y (or images and labels), but has {', '.join(arrays)}")
+            return _channels_first(images[:first] if images.ndim else images, path), labels.reshape(
+                -1
+            )[:first]
+    raise DataError(
+        f"{path} needs arrays x and y (or images and labels), but has {', '.join(arrays)}"
+    )
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
-    """``[B, H, W]``, ``[B, H, W, C]`` or ``[B, C, H, W]`` to the last; an axis of 1 or 3 is the channels."""
+    """``[B, H, W]``, ``[B, H, W, C]`` or ``[B, C, H, W]`` to the last; an axis of 1 or 3 is the
+    channels."""
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] in (1, 3):
@@ -110,18 +125,26 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
     raise DataError(f"{path}: images of shape {images.shape} have no axis of 1 or 3 channels")
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def _open(path: Path) -> Image:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise ResourceError("reading pictures needs Pillow; install it with: pip install 'bitcrown[images]'") from error
+        raise ResourceError(
+            "reading pictures needs Pillow; install it with: pip install 'bitcrown[images]'"
+        ) from error
     try:
         picture = Image.open(path)
         picture.load()
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        SyntaxError,
+        ValueError,
+    ) as error:
         raise DataError(f"{path} is no picture that can be read: {error}") from error
     return picture
 
@@ -149,14 +172,19 @@ def _contact_sheet(path: Path, first: int | None) -> Levels | None:
 
 
 def _class_folders(folder: Path, first: int | None, train: bool) -> Levels | None:
-    """``CLASS/**/*.png`` in sorted order of class, then of path: class numbers are ranks of the folder names."""
+    """``CLASS/**/*.png`` in sorted order of class, then of path: class numbers are ranks of the
+    folder names."""
     part = folder / ("train" if train else "val")
-    folder = next((place for place in (part, folder / "test") if place.is_dir() and not train), folder)
+    folder = next(
+        (place for place in (part, folder / "test") if place.is_dir() and not train), folder
+    )
     folder = part if part.is_dir() else folder
     classes = sorted(place.name for place in folder.iterdir() if place.is_dir())
     files: list[tuple[Path, int]] = []
     for number, name in enumerate(classes):
-        pictures = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in PICTURES)
+        pictures = sorted(
+            file for file in (folder / name).rglob("*") if file.suffix.lower() in PICTURES
+        )
         files += [(file, number) for file in pictures]
     if not files:
         return None
@@ -170,4 +198,7 @@ def _class_folders(folder: Path, first: int | None, train: bool) -> Levels | Non
 def _same_channels(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Grey pictures among coloured ones are given three equal channels."""
     channels = max(picture.shape[0] for picture in pictures)
-    return [np.repeat(picture, channels, axis=0) if len(picture) < channels else picture for picture in pictures]
+    return [
+        np.repeat(picture, channels, axis=0) if len(picture) < channels else picture
+        for picture in pictures
+    ]

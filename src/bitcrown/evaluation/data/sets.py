@@ -1,11 +1,14 @@
 """Labelled images from the files people have: one reader, many layouts, nothing is downloaded.
 
-Pixels are numbers in [0, 1]: an 8-bit level ``k`` becomes the float32 nearest to ``k / 255``, as every training
-framework has it, so that a property written for an image is the same property everywhere. What a path may be:
+Pixels are numbers in [0, 1]: an 8-bit level ``k`` becomes the float32 nearest to ``k / 255``, as
+every training framework has it, so that a property written for an image is the same property
+everywhere. What a path may be:
 
 * an idx file of images (``.gz`` or not) with its labels beside it, or a folder that holds both;
-* an ``.npz`` with images and labels (``x``/``y``, ``images``/``labels``, ``x_test``/``y_test``, ...);
-* CIFAR-10 or CIFAR-100: the folder or a single file, binary or Python version (which is parsed, never unpickled);
+* an ``.npz`` with images and labels (``x``/``y``, ``images``/``labels``, ``x_test``/``y_test``,
+  ...);
+* CIFAR-10 or CIFAR-100: the folder or a single file, binary or Python version (which is parsed,
+  never unpickled);
 * a contact sheet: one lossless image of equal tiles, 100 a row, with ``NAME.labels.npy`` beside it;
 * a folder with one folder of images a class, classes and files in sorted order.
 
@@ -24,7 +27,8 @@ from bitcrown.errors import DataError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64; raises ``DataError`` where they do not fit."""
+    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64; raises ``DataError`` where
+    they do not fit."""
 
     name: str
     images: np.ndarray
@@ -32,9 +36,14 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.float32:
-            raise DataError(f"{self.name}: images must be float32 [B, C, H, W], not {self.images.shape}")
+            raise DataError(
+                f"{self.name}: images must be float32 [B, C, H, W], not {self.images.shape}"
+            )
         if self.labels.shape != self.images.shape[:1]:
-            raise DataError(f"{self.name} has {len(self.images)} images, but labels of shape {self.labels.shape}")
+            raise DataError(
+                f"{self.name} has {len(self.images)} images, but labels of shape "
+                f"{self.labels.shape}"
+            )
         if not self.images.size:
             raise DataError(f"{self.name} holds no images")
         if not (self.images.min() >= 0 and self.images.max() <= 1):
@@ -56,7 +65,8 @@ class ImageSet:
 
 
 def unit_pixels(levels: np.ndarray) -> np.ndarray:
-    """8-bit levels as float32 in [0, 1]: the float32 nearest to ``k / 255``; floats are only converted."""
+    """8-bit levels as float32 in [0, 1]: the float32 nearest to ``k / 255``; floats are only
+    converted."""
     if levels.dtype == np.uint8:
         return levels.astype(np.float32) / np.float32(255)
     return levels.astype(np.float32)
@@ -74,7 +84,8 @@ def _class_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
-    """The middle ``size x size`` pixels of ``[B, C, H, W]``; an odd margin leaves the larger part behind the crop."""
+    """The middle ``size x size`` pixels of ``[B, C, H, W]``; an odd margin leaves the larger part
+    behind the crop."""
     rows, columns = images.shape[2:]
     if not 0 < size <= min(rows, columns):
         raise DataError(f"images of {rows}x{columns} pixels cannot be cropped to {size}x{size}")
@@ -85,8 +96,8 @@ def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
 def read_images(path: Path, *, first: int | None = None, train: bool = False) -> ImageSet:
     """Images and labels of ``path``, at most the ``first`` ones.
 
-    ``train`` chooses the training part where a folder holds both parts. Raises ``DataError`` for what cannot be read
-    and ``ResourceError`` where an optional library is missing.
+    ``train`` chooses the training part where a folder holds both parts. Raises ``DataError`` for
+    what cannot be read and ``ResourceError`` where an optional library is missing.
     """
     from bitcrown.evaluation.data import cifar_files, image_files
 
@@ -101,8 +112,11 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
             levels, labels = found
             if levels.dtype.kind not in "fiub":
                 raise DataError(f"{path}: images of type {levels.dtype} are no pixels")
-            return ImageSet(path.name.partition(".")[0], unit_pixels(levels), _class_numbers(labels, path))
+            return ImageSet(
+                path.name.partition(".")[0], unit_pixels(levels), _class_numbers(labels, path)
+            )
     raise DataError(
-        f"{path} is no data set that can be read: an idx file or folder, an .npz, a CIFAR folder or file, a contact "
+        f"{path} is no data set that can be read: an idx file or folder, an .npz, a CIFAR folder "
+        "or file, a contact "
         "sheet with its .labels.npy, or a folder with one folder of images a class"
     )

@@ -1,20 +1,24 @@
 """One file to show: what an evaluation found, as a page without scripts or anything from outside.
 
-The sandwich: true robust accuracy lies between the share that no attack broke and the share that is proved,
-``clean >= attacked >= verified``; what lies between is open. Shares come with Wilson's 95 % interval for the sample.
+The sandwich: true robust accuracy lies between the share that no attack broke and the share that is
+proved, ``clean >= attacked >= verified``; what lies between is open. Shares come with Wilson's 95 %
+interval for the sample.
 
-A record is a mapping, one for each network and radius (as JSON has it; absent or None means not measured):
+A record is a mapping, one for each network and radius (as JSON has it; absent or None means not
+measured):
 
-* ``model``, ``data``, ``norm``: names; ``eps``: radius, pixels in [0, 1]; ``suite``, ``bpda``: what attacked;
-* ``counts``: ``images``, ``clean`` (right without attack), ``attacked`` (right after all attacks), ``verified``
-  (proved, or None);
+* ``model``, ``data``, ``norm``: names; ``eps``: radius, pixels in [0, 1]; ``suite``, ``bpda``: what
+  attacked;
+* ``counts``: ``images``, ``clean`` (right without attack), ``attacked`` (right after all attacks),
+  ``verified`` (proved, or None);
 * ``per_attack``: ``name``, ``attempted``, ``broken``, ``seconds`` of each, in their order;
-* ``per_image``: ``index``, ``label``, ``result`` (``wrong``, ``broken``, ``proved`` or ``open``), ``by``;
+* ``per_image``: ``index``, ``label``, ``result`` (``wrong``, ``broken``, ``proved`` or ``open``),
+  ``by``;
 * ``warnings``: ``name``, ``sentence`` and ``measurement`` (a mapping of what was measured) of each;
 * ``statements``: sentences on what the attacks could and could not do.
 
-Everything that comes from a record is text and is escaped. ``html_report`` raises ``RecordError`` where the numbers
-contradict each other: such a page must not exist.
+Everything that comes from a record is text and is escaped. ``html_report`` raises ``RecordError``
+where the numbers contradict each other: such a page must not exist.
 
 Legend: ``C`` channels, ``H`` rows, ``W`` columns.
 """
@@ -38,15 +42,18 @@ from bitcrown.evaluation.report.png import data_address, levels
 Record = Mapping[str, Any]
 RESULTS = ("wrong", "broken", "proved", "open")
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1c1c1c; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #d6d6d6; text-align: right; vertical-align: top; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #d6d6d6; text-align: right;
+  vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
 small, .note { color: #555; } .none { color: #777; }
-.curves { width: 100%; max-width: 44rem; font: 12px system-ui, sans-serif; } .curves .name { font-weight: 600; }
-.grid { stroke: #e2e2e2; } .tick { stroke: #777; }
-.warning { border-left: 4px solid #b5461c; background: #fbf1ec; padding: .5rem .8rem; margin: .6rem 0; }
+.curves { width: 100%; max-width: 44rem; font: 12px system-ui, sans-serif; }
+.curves .name { font-weight: 600; } .grid { stroke: #e2e2e2; } .tick { stroke: #777; }
+.warning { border-left: 4px solid #b5461c; background: #fbf1ec; padding: .5rem .8rem;
+  margin: .6rem 0; }
 .warning code { font-size: 13px; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; }
 figure img { width: 96px; height: 96px; image-rendering: pixelated; margin-right: 4px; }
@@ -56,7 +63,8 @@ figcaption { font-size: 13px; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A row of the grid: ``clean`` and ``adversarial [C, H, W]`` in [0, 1]; ``eps``: radius of a Linf ball, or None."""
+    """A row of the grid: ``clean`` and ``adversarial [C, H, W]`` in [0, 1]; ``eps``: radius of a
+    Linf ball, or None."""
 
     caption: str
     clean: NDArray[np.floating[Any]]
@@ -64,7 +72,9 @@ class Picture:
     eps: float | None = None
 
 
-def html_report(records: Sequence[Record], pictures: Sequence[Picture] = (), title: str = "Robust accuracy") -> str:
+def html_report(
+    records: Sequence[Record], pictures: Sequence[Picture] = (), title: str = "Robust accuracy"
+) -> str:
     """The whole page."""
     for record in records:
         _check(record)
@@ -92,22 +102,31 @@ def _check(record: Record) -> None:
         images, clean, attacked = (int(counts[key]) for key in ("images", "clean", "attacked"))
         verified = None if counts.get("verified") is None else int(counts["verified"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecordError(f"a record needs model, eps and counts of images, clean and attacked: {error!r}") from error
+        raise RecordError(
+            f"a record needs model, eps and counts of images, clean and attacked: {error!r}"
+        ) from error
     if not (math.isfinite(eps) and eps >= 0):
         raise RecordError(f"{name}: eps must be a radius, not {eps}")
     if not images >= clean >= attacked >= (verified or 0) >= 0 or not images:
         raise RecordError(
-            f"{name} at {eps}: images {images} >= clean {clean} >= attacked {attacked} >= verified {verified} does not "
+            f"{name} at {eps}: images {images} >= clean {clean} >= attacked {attacked} >= "
+            f"verified {verified} does not "
             "hold; a count is wrong, or an image is both broken and proved"
         )
     results = [row.get("result") for row in record.get("per_image") or ()]
     if strange := sorted({str(result) for result in results} - set(RESULTS)):
-        raise RecordError(f"{name}: per_image has results {', '.join(strange)}; allowed are {', '.join(RESULTS)}")
+        raise RecordError(
+            f"{name}: per_image has results {', '.join(strange)}; allowed are {', '.join(RESULTS)}"
+        )
     seen = results.count("proved") + results.count("open")
-    if results and (len(results) != images or seen != attacked or results.count("wrong") != images - clean):
+    if results and (
+        len(results) != images or seen != attacked or results.count("wrong") != images - clean
+    ):
         raise RecordError(f"{name} at {eps}: per_image and counts disagree; evaluate again")
     if results and verified is not None and results.count("proved") != verified:
-        raise RecordError(f"{name} at {eps}: {verified} verified images, but {results.count('proved')} marked so")
+        raise RecordError(
+            f"{name} at {eps}: {verified} verified images, but {results.count('proved')} marked so"
+        )
 
 
 # ---- Tables
@@ -132,7 +151,8 @@ def _summary(records: Sequence[Record]) -> str:
             )
         )
     note = (
-        '<p class="note">Attacked: right after every attack, an upper bound of the true robust accuracy. Verified: '
+        '<p class="note">Attacked: right after every attack, an upper bound of the true robust '
+        "accuracy. Verified: "
         "proved, a lower bound. Small numbers: 95 % interval for a sample of this size.</p>"
     )
     return "<h2>Clean &ge; attacked &ge; verified</h2>" + _table(header, rows) + note
@@ -174,7 +194,9 @@ def _attacks(record: Record) -> str:
                 _NONE if seconds is None else f"{float(seconds):.1f}",
             )
         )
-    notes = "".join(f'<p class="note">{escape(str(said))}</p>' for said in record.get("statements") or ())
+    notes = "".join(
+        f'<p class="note">{escape(str(said))}</p>' for said in record.get("statements") or ()
+    )
     table = _table(("attack", "images", "broken", "left", "seconds"), rows)
     return f"<h2>Attacks: {_heading(record)}</h2>{table}{notes}"
 
@@ -209,10 +231,14 @@ def _warnings(records: Sequence[Record]) -> str:
     parts = []
     for record in records:
         for warning in record.get("warnings") or ():
-            measured = ", ".join(f"{key} = {_number(value)}" for key, value in _measurement(warning).items())
+            measured = ", ".join(
+                f"{key} = {_number(value)}" for key, value in _measurement(warning).items()
+            )
             parts.append(
-                f'<div class="warning"><b>{escape(str(warning.get("name", "")))}</b> ({_heading(record)}): '
-                f"{escape(str(warning.get('sentence', '')))}<br><code>{escape(measured)}</code></div>"
+                f'<div class="warning"><b>{escape(str(warning.get("name", "")))}</b> '
+                f"({_heading(record)}): "
+                f"{escape(str(warning.get('sentence', '')))}<br>"
+                f"<code>{escape(measured)}</code></div>"
             )
     body = "\n".join(parts) or '<p class="note">None: every check that ran found nothing.</p>'
     return f"<h2>Warnings</h2>{body}"
@@ -228,7 +254,8 @@ def _number(value: object) -> str:
 
 
 def _curves(records: Sequence[Record]) -> list[str]:
-    """One drawing a norm; records of the same network, suite and rule make a curve that begins at radius 0."""
+    """One drawing a norm; records of the same network, suite and rule make a curve that begins at
+    radius 0."""
     drawings = []
     for norm in dict.fromkeys(str(record.get("norm", "Linf")) for record in records):
         groups: dict[str, list[Record]] = {}
@@ -236,7 +263,9 @@ def _curves(records: Sequence[Record]) -> list[str]:
             if str(record.get("norm", "Linf")) == norm:
                 words = (str(record[key]) for key in ("model", "suite", "bpda") if record.get(key))
                 groups.setdefault(" ".join(words), []).append(record)
-        drawings.append(accuracy_curves([_curve(name, found) for name, found in groups.items()], norm))
+        drawings.append(
+            accuracy_curves([_curve(name, found) for name, found in groups.items()], norm)
+        )
     return drawings
 
 
@@ -262,8 +291,10 @@ def _grid(pictures: Sequence[Picture]) -> str:
         return ""
     figures = "\n".join(_figure(picture) for picture in pictures)
     note = (
-        '<p class="note">Original, adversarial, and their difference: grey is no change, black and white are a change '
-        "by the radius (in other balls than Linf: by the largest change of a pixel). Shown in 8 bits; success is "
+        '<p class="note">Original, adversarial, and their difference: grey is no change, black '
+        "and white are a change "
+        "by the radius (in other balls than Linf: by the largest change of a pixel). Shown in 8 "
+        "bits; success is "
         "judged on the exact float32 pixels.</p>"
     )
     return f'<h2>Images</h2>{note}<div class="pictures">{figures}</div>'

@@ -1,9 +1,10 @@
 """The table of an evaluation: accuracies with confidence intervals, as text and as one record.
 
-An accuracy measured on ``n`` images is an estimate; beside it stands Wilson's 95 % interval for the share ``p`` among
-all images of the distribution (``hygiene.confidence_interval``).
+An accuracy measured on ``n`` images is an estimate; beside it stands Wilson's 95 % interval for the
+share ``p`` among all images of the distribution (``hygiene.confidence_interval``).
 
-A record has what is common to a command, and ``runs``: one for each radius and each rule of gradients.
+A record has what is common to a command, and ``runs``: one for each radius and each rule of
+gradients.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Share:
 def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool) -> list[Share]:
     """Columns of the table: a verified one counts what its level or a cheaper one proved.
 
-    ``attack`` counts what the attack left standing; ``standing`` stands beside it where the search broke more.
+    ``attack`` counts what the attack left standing; ``standing`` stands beside it where the search
+    broke more.
     """
     total = len(outcomes)
     right = [one for one in outcomes if one.is_right]
@@ -77,13 +79,20 @@ def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -
         "images": len(outcomes),
         **evaluator.subject.facts(),
         "bounds": list(levels),
-        "accuracy": {row.name: {"count": row.count, "share": row.share, "interval95": row.interval()} for row in rows},
+        "accuracy": {
+            row.name: {"count": row.count, "share": row.share, "interval95": row.interval()}
+            for row in rows
+        },
         "status": {name: statuses.count(name) for name in sorted(set(statuses))},
         "open_gap": statuses.count(OPEN) / len(outcomes) if plan.levels else None,
         "broken_by": dict(Counter(one.broken_by for one in outcomes if one.broken_by)),
         "proved_by": dict(Counter(one.proved_by for one in outcomes if one.proved_by)),
         "contradictions": [one.image for one in outcomes if one.is_contradiction],
-        **(suite_record(evaluator.suite, outcomes) if evaluator.suite is not None else {"warnings": []}),
+        **(
+            suite_record(evaluator.suite, outcomes)
+            if evaluator.suite is not None
+            else {"warnings": []}
+        ),
         "bound_seconds": {"mean": float(np.mean(seconds)), "max": max(seconds)} if seconds else {},
         "wall_s": round(wall, 2),
         "per_image": [{**asdict(one), "status": one.status} for one in outcomes],
@@ -103,26 +112,40 @@ def suite_record(suite: SuiteResult, outcomes: Sequence[Outcome]) -> dict[str, A
 
 
 def warning_record(finding: Finding) -> dict[str, Any]:
-    return {"name": finding.name, "sentence": finding.sentence, "measurement": dict(finding.measured)}
+    return {
+        "name": finding.name,
+        "sentence": finding.sentence,
+        "measurement": dict(finding.measured),
+    }
 
 
 def _disagreements(suite: SuiteResult, outcomes: Sequence[Outcome]) -> list[Finding]:
     """Where the network that is attacked and the one that judges say different things."""
     found = []
-    clean = sum(one.is_right != bool(correct) for one, correct in zip(outcomes, suite.clean_correct, strict=True))
+    clean = sum(
+        one.is_right != bool(correct)
+        for one, correct in zip(outcomes, suite.clean_correct, strict=True)
+    )
     if clean:
-        sentence = f"{clean} clean images are right for the attacks and wrong for the judge, or the other way round"
+        sentence = (
+            f"{clean} clean images are right for the attacks and wrong for the judge, or "
+            "the other way round"
+        )
         found.append(Finding("clean-disagreement", sentence, {"images": float(clean)}))
     pairs = zip(outcomes, suite.broken_by, strict=True)
     lost = sum(one.is_right and name is not None and one.broken_by != name for one, name in pairs)
     if lost:
-        sentence = f"{lost} adversarial images of the attacks do not break the network that judges; they do not count"
+        sentence = (
+            f"{lost} adversarial images of the attacks do not break the network that "
+            "judges; they do not count"
+        )
         found.append(Finding("unconfirmed", sentence, {"images": float(lost)}))
     return found
 
 
 def document(runs: Sequence[dict[str, Any]], plan: Plan, data: str, wall: float) -> dict[str, Any]:
-    """The record of a command: what is common to its runs, and the runs. Gaps between rules are added as warnings."""
+    """The record of a command: what is common to its runs, and the runs. Gaps between rules are
+    added as warnings."""
     for run in runs:
         add_gap_warning(run, runs)
     return {

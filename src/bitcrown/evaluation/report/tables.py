@@ -1,8 +1,8 @@
 """Records as tables for a terminal: what was measured, attack by attack, and what it is worth.
 
-Two shapes, after the two published ones. PGD and bounds: size, layers, clean accuracy, and one column for each bound
-and the attack. A suite: clean accuracy, then robust accuracy without and with BPDA side by side, then what is proved
-and what is open.
+Two shapes, after the two published ones. PGD and bounds: size, layers, clean accuracy, and one
+column for each bound and the attack. A suite: clean accuracy, then robust accuracy without and with
+BPDA side by side, then what is proved and what is open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from bitcrown.evaluation.proving import ALPHA, CROWN, SEARCH
 from bitcrown.evaluation.report.summary import STANDING
 
 Run = Mapping[str, Any]
-TITLES = {CROWN: "CROWN verified", ALPHA: "alpha-CROWN verified", SEARCH: "branch and bound verified"}
+TITLES = {
+    CROWN: "CROWN verified",
+    ALPHA: "alpha-CROWN verified",
+    SEARCH: "branch and bound verified",
+}
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -84,7 +88,9 @@ def attack_table(run: Run) -> str:
     for row in run["per_attack"]:
         left -= row["broken"]
         share = f"{100 * left / run['images']:.2f}"
-        rows.append([row["name"], str(row["attempted"]), str(row["broken"]), share, f"{row['seconds']:.1f}"])
+        rows.append(
+            [row["name"], str(row["attempted"]), str(row["broken"]), share, f"{row['seconds']:.1f}"]
+        )
     table = aligned(["Attack", "Images", "Broken", "Left %", "Seconds"], rows)
     return f"{_radius(run)}{rule}: {_counts(run)}\n\n{table}"
 
@@ -95,7 +101,9 @@ def remarks(runs: Iterable[Run]) -> str:
     for run in runs:
         rule = f", BPDA {run['bpda']}" if run["bpda"] else ""
         place = f"{_radius(run)}{rule}"
-        lines += [f"warning ({place}): {found['name']}: {found['sentence']}" for found in run["warnings"]]
+        lines += [
+            f"warning ({place}): {found['name']}: {found['sentence']}" for found in run["warnings"]
+        ]
         lines += [f"note ({place}): {sentence}" for sentence in run.get("statements", ())]
     return "".join(f"{line}\n" for line in lines)
 
@@ -105,7 +113,9 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |\n"
         for line in lines
     )
 

@@ -1,4 +1,5 @@
-"""ONNX operators to engine nodes: one function per operator, grouped by family; ``LOWERINGS`` is the table."""
+"""ONNX operators to engine nodes: one function per operator, grouped by family; ``LOWERINGS`` is
+the table."""
 
 from bitcrown.model.lowering import (
     activation,

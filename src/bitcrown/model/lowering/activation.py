@@ -1,4 +1,5 @@
-"""Activations. Piecewise linear ones become ReLU where that is exact, so that there is one kind of split."""
+"""Activations. Piecewise linear ones become ReLU where that is exact, so that there is one kind of
+split."""
 
 from __future__ import annotations
 
@@ -12,7 +13,21 @@ from bitcrown.model.lowering.builder import HUGE, Builder, OnnxNode, lowers
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
-_PLAIN = ("Sigmoid", "Tanh", "Exp", "Log", "Reciprocal", "Sqrt", "Sin", "Cos", "Sign", "Floor", "Ceil", "Round", "Erf")
+_PLAIN = (
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Log",
+    "Reciprocal",
+    "Sqrt",
+    "Sin",
+    "Cos",
+    "Sign",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Erf",
+)
 
 
 @lowers("Relu", "Softplus", *_PLAIN)
@@ -23,10 +38,14 @@ def plain(b: Builder, node: OnnxNode) -> None:
 @lowers("Identity", "Dropout", "Cast")
 def identity(b: Builder, node: OnnxNode) -> None:
     if node.op == "Cast" and node.attrs.get("to") not in FLOATS:
-        raise UnsupportedError(f"node {node.name!r} casts a value that depends on the input to a non-float type")
+        raise UnsupportedError(
+            f"node {node.name!r} casts a value that depends on the input to a non-float type"
+        )
     training = node.inputs[2] if node.op == "Dropout" and len(node.inputs) > 2 else ""
     if training and b.constant(training, "the training mode").any():
-        raise UnsupportedError(f"node {node.name!r} drops at random: export the model for inference")
+        raise UnsupportedError(
+            f"node {node.name!r} drops at random: export the model for inference"
+        )
     b.bind(node, b.node_of(node.inputs[0]))
 
 
@@ -59,7 +78,11 @@ def _clipped(b: Builder, x: str, low: float, high: float) -> str:
     has_low, has_high = low > -b.unlimited(), high < b.unlimited()
     is_huge = (has_low and abs(low) >= HUGE) or (has_high and abs(high) >= HUGE)
     if (has_low and has_high) or is_huge:
-        return b.emit("Clip", (x,), {"min": low if has_low else -math.inf, "max": high if has_high else math.inf})
+        return b.emit(
+            "Clip",
+            (x,),
+            {"min": low if has_low else -math.inf, "max": high if has_high else math.inf},
+        )
     if has_low:
         return b.scaled(b.relu(b.scaled(x, None, -low)), None, low) if low else b.relu(x)
     return b.scaled(b.relu(b.scaled(x, -1.0, high)), -1.0, high) if has_high else x
@@ -78,7 +101,10 @@ def elu(b: Builder, node: OnnxNode) -> None:
     if node.op == "Elu":
         b.bind(node, b.emit("Elu", (x,), {"alpha": alpha}))
         return
-    b.bind(node, b.scaled(b.emit("Elu", (b.scaled(x, 1.0 / alpha, None),), {"alpha": 1.0}), alpha, None))
+    b.bind(
+        node,
+        b.scaled(b.emit("Elu", (b.scaled(x, 1.0 / alpha, None),), {"alpha": 1.0}), alpha, None),
+    )
 
 
 @lowers("HardSigmoid", "HardSwish")
@@ -112,7 +138,9 @@ def gelu(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     if node.attrs.get("approximate", "none") == "tanh":
         cube = product(b, x, b.emit("Square", (x,)))
-        inner = b.scaled(b.binary("Add", x, b.scaled(cube, 0.044715, None)), math.sqrt(2.0 / math.pi), None)
+        inner = b.scaled(
+            b.binary("Add", x, b.scaled(cube, 0.044715, None)), math.sqrt(2.0 / math.pi), None
+        )
         gate = b.scaled(b.emit("Tanh", (inner,)), 0.5, 0.5)
     else:
         gate = b.scaled(b.emit("Erf", (b.scaled(x, 1 / math.sqrt(2.0), None),)), 0.5, 0.5)

@@ -12,7 +12,9 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 def arithmetic(b: Builder, node: OnnxNode) -> None:
     left, right = node.inputs
     if b.is_constant(right):
-        b.bind(node, _with_constant(b, node.op, b.node_of(left), b.constants[right].astype(np.float64)))
+        b.bind(
+            node, _with_constant(b, node.op, b.node_of(left), b.constants[right].astype(np.float64))
+        )
         return
     if b.is_constant(left):
         value = b.constants[left].astype(np.float64)
@@ -20,7 +22,9 @@ def arithmetic(b: Builder, node: OnnxNode) -> None:
         if node.op == "Div":
             other = b.emit("Reciprocal", (other,))
         result = b.scaled(other, -1.0, value) if node.op == "Sub" else None
-        b.bind(node, result or _with_constant(b, "Mul" if node.op == "Div" else node.op, other, value))
+        b.bind(
+            node, result or _with_constant(b, "Mul" if node.op == "Div" else node.op, other, value)
+        )
         return
     x, y = b.node_of(left), b.node_of(right)
     if node.op in ("Add", "Sub"):
@@ -52,7 +56,10 @@ def negate(b: Builder, node: OnnxNode) -> None:
 
 @lowers("Sum", "Mean", "Max", "Min")
 def variadic(b: Builder, node: OnnxNode) -> None:
-    parts = sorted((b.node_of(tensor) for tensor in node.inputs), key=lambda part: b.nodes[part].op == "Constant")
+    parts = sorted(
+        (b.node_of(tensor) for tensor in node.inputs),
+        key=lambda part: b.nodes[part].op == "Constant",
+    )
     result = parts[0]
     for part in parts[1:]:
         if node.op == "Max":
@@ -69,7 +76,9 @@ def power(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     exponents = np.unique(b.constant(node.inputs[1], "the exponent").astype(np.float64))
     exponent = float(exponents[0])
-    if len(exponents) != 1 or (exponent not in (-1.0, 0.5) and not (exponent == int(exponent) and 1 <= exponent <= 8)):
+    if len(exponents) != 1 or (
+        exponent not in (-1.0, 0.5) and not (exponent == int(exponent) and 1 <= exponent <= 8)
+    ):
         raise UnsupportedError(f"node {node.name!r}: Pow with exponent {exponents[:3].tolist()}")
     x = b.expanded(x, np.broadcast_shapes(b.shape(x), b.constants[node.inputs[1]].shape))
     if exponent in (-1.0, 0.5):

@@ -1,13 +1,16 @@
-"""Dynamic quantization: integers whose scale depends on the input, read as the real numbers they stand for.
+"""Dynamic quantization: integers whose scale depends on the input, read as the real numbers they
+stand for.
 
-``DynamicQuantizeLinear`` turns ``x`` into integers ``q``, a scale ``s`` and a zero point ``z``; ``MatMulInteger`` or
-``ConvInteger`` computes with ``q - z``, and a product with ``s`` and the scale of the weights makes floats of the sums.
-As a real function all of that is the usual layer applied to ``(q - z) s``, the engine operator ``DynamicQuantize``. So
-``q`` is lowered to that, ``s`` to 1 and ``z`` to 0, and every later node is lowered as ever.
+``DynamicQuantizeLinear`` turns ``x`` into integers ``q``, a scale ``s`` and a zero point ``z``;
+``MatMulInteger`` or ``ConvInteger`` computes with ``q - z``, and a product with ``s`` and the scale
+of the weights makes floats of the sums. As a real function all of that is the usual layer applied
+to ``(q - z) s``, the engine operator ``DynamicQuantize``. So ``q`` is lowered to that, ``s`` to 1
+and ``z`` to 0, and every later node is lowered as ever.
 
-That is right only if the file multiplies by each scale exactly where it must. So each of these tensors has a ``Unit``,
-its value in the file being the value here times powers of scales (plus a zero point, for ``q`` itself); ``UNIT_RULES``
-says what the operators make of units, an operator that is not there takes none, and outputs must have none.
+That is right only if the file multiplies by each scale exactly where it must. So each of these
+tensors has a ``Unit``, its value in the file being the value here times powers of scales (plus a
+zero point, for ``q`` itself); ``UNIT_RULES`` says what the operators make of units, an operator
+that is not there takes none, and outputs must have none.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ def matmul_integer(b: Builder, node: OnnxNode) -> None:
 def conv_integer(b: Builder, node: OnnxNode) -> None:
     x, weight = _centred(b, node, 0), _centred(b, node, 1)
     if isinstance(x, np.ndarray) or not isinstance(weight, np.ndarray):
-        raise UnsupportedError(f"node {node.name!r}: ConvInteger whose weight depends on the network input")
+        raise UnsupportedError(
+            f"node {node.name!r}: ConvInteger whose weight depends on the network input"
+        )
     _check_sums(node, np.abs(weight).reshape(len(weight), -1).sum(axis=1).max(initial=0.0))
     convolved(b, node, x, weight, None)
 
@@ -64,8 +69,12 @@ def _centred(b: Builder, node: OnnxNode, operand: int) -> str | np.ndarray:
     zero = np.zeros(())
     if len(node.inputs) > operand + 2 and node.inputs[operand + 2]:
         zero = b.constant(node.inputs[operand + 2], "a zero point").astype(np.float64)
-    if zero.size > 1 and (node.op == "ConvInteger" or operand == 0):  # which onnxruntime does not run either
-        raise UnsupportedError(f"node {node.name!r} has several zero points for an operand that may have one")
+    if zero.size > 1 and (
+        node.op == "ConvInteger" or operand == 0
+    ):  # which onnxruntime does not run either
+        raise UnsupportedError(
+            f"node {node.name!r} has several zero points for an operand that may have one"
+        )
     name = node.inputs[operand]
     if b.is_constant(name):
         return b.constants[name].astype(np.float64) - zero
@@ -73,7 +82,8 @@ def _centred(b: Builder, node: OnnxNode, operand: int) -> str | np.ndarray:
 
 
 def _check_sums(node: OnnxNode, size: float) -> None:
-    """``size``: largest sum of absolute weights; integers of eight bits are at most 255 from their zero point."""
+    """``size``: largest sum of absolute weights; integers of eight bits are at most 255 from their
+    zero point."""
     if 255 * size >= LARGEST_SUM:
         raise UnsupportedError(f"node {node.name!r}: sums of {node.op} may not fit into 32 bits")
 
@@ -85,7 +95,9 @@ def _unchanged(b: Builder, node: OnnxNode) -> Unit:
 def _cast(b: Builder, node: OnnxNode) -> Unit:
     unit = b.units[node.inputs[0]]
     if unit.zero_of:
-        raise UnsupportedError(f"node {node.name!r} casts integers whose zero point depends on the input")
+        raise UnsupportedError(
+            f"node {node.name!r} casts integers whose zero point depends on the input"
+        )
     return unit
 
 
@@ -100,14 +112,18 @@ def _multiplied(units: Iterable[Unit]) -> Unit:
 def _product(b: Builder, node: OnnxNode) -> Unit:
     units = [b.units[name] for name in node.inputs if name in b.units]
     if any(unit.zero_of for unit in units):
-        raise UnsupportedError(f"node {node.name!r} multiplies integers whose zero point depends on the input")
+        raise UnsupportedError(
+            f"node {node.name!r} multiplies integers whose zero point depends on the input"
+        )
     return _multiplied(units)
 
 
 def _integer_product(b: Builder, node: OnnxNode) -> Unit:
     """Each operand must have its own zero point subtracted."""
     units = [b.units.get(name, Unit({})) for name in node.inputs[:2]]
-    for name, unit, zero in zip(node.inputs[:2], units, (*node.inputs[2:], "", "")[:2], strict=True):
+    for name, unit, zero in zip(
+        node.inputs[:2], units, (*node.inputs[2:], "", "")[:2], strict=True
+    ):
         given = b.units[zero].zero_of if zero in b.units else ""
         if unit.zero_of != given or (unit.powers and not given):
             raise UnsupportedError(f"node {node.name!r}: the zero point of {name!r} is not its own")
@@ -115,7 +131,9 @@ def _integer_product(b: Builder, node: OnnxNode) -> Unit:
 
 
 UNIT_RULES: Mapping[str, UnitRule] = {
-    **dict.fromkeys(("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _unchanged),
+    **dict.fromkeys(
+        ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _unchanged
+    ),
     "Cast": _cast,
     "Mul": _product,
     "MatMulInteger": _integer_product,
@@ -124,9 +142,12 @@ UNIT_RULES: Mapping[str, UnitRule] = {
 
 
 def unit_of_result(b: Builder, node: OnnxNode) -> Unit | None:
-    """Unit of the node's output; None where no input has one. Raises ``UnsupportedError`` where units do not fit."""
+    """Unit of the node's output; None where no input has one. Raises ``UnsupportedError`` where
+    units do not fit."""
     if not any(name in b.units for name in node.inputs):
         return None
     if node.op not in UNIT_RULES:
-        raise UnsupportedError(f"{node.op} {node.name!r} of integers whose scale depends on the input")
+        raise UnsupportedError(
+            f"{node.op} {node.name!r} of integers whose scale depends on the input"
+        )
     return UNIT_RULES[node.op](b, node)

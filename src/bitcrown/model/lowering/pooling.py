@@ -17,7 +17,8 @@ LARGEST_AXIS = 1 << 16
 
 
 class _Windows:
-    """Where the windows of a pooling lie on each axis: first entry (may be padding), step inside, how many."""
+    """Where the windows of a pooling lie on each axis: first entry (may be padding), step inside,
+    how many."""
 
     def __init__(self, b: Builder, node: OnnxNode, x: str) -> None:
         self.kernel = tuple(int(extent) for extent in node.attrs["kernel_shape"])
@@ -28,10 +29,18 @@ class _Windows:
         self.before, self.after = spatial["pads"][: self.rank], spatial["pads"][self.rank :]
         if min(self.kernel) < 1 or math.prod(self.kernel) > 1 << 16:
             raise ModelError(f"node {node.name!r}: kernel {list(self.kernel)} is out of range")
-        if any(p >= d * (k - 1) + 1 for p, d, k in zip(self.before, self.dilations, self.kernel, strict=True)):
+        if any(
+            p >= d * (k - 1) + 1
+            for p, d, k in zip(self.before, self.dilations, self.kernel, strict=True)
+        ):
             raise ModelError(f"node {node.name!r}: a window of the pooling lies in the padding")
-        self.out = [self._count(axis, node.attrs.get("ceil_mode", 0) == 1) for axis in range(self.rank)]
-        if any(not 0 < out * kernel <= LARGEST for out, kernel in zip(self.out, self.kernel, strict=True)):
+        self.out = [
+            self._count(axis, node.attrs.get("ceil_mode", 0) == 1) for axis in range(self.rank)
+        ]
+        if any(
+            not 0 < out * kernel <= LARGEST
+            for out, kernel in zip(self.out, self.kernel, strict=True)
+        ):
             raise ModelError(f"node {node.name!r} has {self.out} windows")
 
     def span(self, axis: int) -> int:
@@ -45,7 +54,8 @@ class _Windows:
         return count
 
     def entries(self, axis: int, offset: int) -> np.ndarray:
-        """Index on ``axis`` that each window reads at ``offset``; outside the data where it reads padding."""
+        """Index on ``axis`` that each window reads at ``offset``; outside the data where it reads
+        padding."""
         starts = np.arange(self.out[axis]) * self.strides[axis] - self.before[axis]
         return starts + offset * self.dilations[axis]
 
@@ -63,7 +73,8 @@ class _Windows:
 
 @lowers("MaxPool")
 def max_pool(b: Builder, node: OnnxNode) -> None:
-    """One slice per window position, then a tournament: exact ReLUs instead of a special relaxation.
+    """One slice per window position, then a tournament: exact ReLUs instead of a special
+    relaxation.
 
     Padding never wins: where a window reaches over the edge it reads one of its own entries twice.
     """
@@ -75,7 +86,9 @@ def max_pool(b: Builder, node: OnnxNode) -> None:
     for position in itertools.product(*(range(extent) for extent in windows.kernel)):
         part = x
         for axis, offset in enumerate(position):
-            part = _picked(b, part, axis + 2, windows.valid_entries(axis, offset), windows.strides[axis])
+            part = _picked(
+                b, part, axis + 2, windows.valid_entries(axis, offset), windows.strides[axis]
+            )
         parts.append(part)
     while len(parts) > 1:
         winners = [b.maximum(parts[i], parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
@@ -96,11 +109,14 @@ def _picked(b: Builder, x: str, axis: int, indices: np.ndarray, stride: int) -> 
 
 @lowers("AveragePool")
 def average_pool(b: Builder, node: OnnxNode) -> None:
-    """Zero padding and one divisor per position, unless the windows are as plain as torch has them."""
+    """Zero padding and one divisor per position, unless the windows are as plain as torch has
+    them."""
     x = b.node_of(node.inputs[0])
     windows = _Windows(b, node, x)
     include = bool(node.attrs.get("count_include_pad", 0))
-    reach = [(windows.out[i] - 1) * windows.strides[i] + windows.span(i) for i in range(windows.rank)]
+    reach = [
+        (windows.out[i] - 1) * windows.strides[i] + windows.span(i) for i in range(windows.rank)
+    ]
     counts = []
     for axis in range(windows.rank):
         places = np.stack([windows.entries(axis, offset) for offset in range(windows.kernel[axis])])
@@ -110,11 +126,17 @@ def average_pool(b: Builder, node: OnnxNode) -> None:
     x = padded(b, x, windows.before, rest)
     if max(windows.dilations) > 1:
         channels = b.shape(x)[1]
-        attrs = {"strides": windows.strides, "pads": [0] * windows.rank, "dilations": windows.dilations}
+        attrs = {
+            "strides": windows.strides,
+            "pads": [0] * windows.rank,
+            "dilations": windows.dilations,
+        }
         weight = np.full((channels, 1, *windows.kernel), 1.0 / math.prod(windows.kernel))
         x = b.emit("Conv", (x,), {**attrs, "group": channels}, {"weight": weight})
     else:
-        x = b.emit("AveragePool", (x,), {"kernel": list(windows.kernel), "strides": windows.strides})
+        x = b.emit(
+            "AveragePool", (x,), {"kernel": list(windows.kernel), "strides": windows.strides}
+        )
     correction = np.ones(())
     for count, extent in zip(counts, windows.kernel, strict=True):
         correction = correction[..., None] * (extent / count)
@@ -125,23 +147,36 @@ def average_pool(b: Builder, node: OnnxNode) -> None:
 def resize(b: Builder, node: OnnxNode) -> None:
     """Nearest: repeated or gathered entries. Linear: one interpolation matrix per axis."""
     x = b.node_of(node.inputs[0])
-    if node.attrs.get("antialias", 0) or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise UnsupportedError(f"node {node.name!r} resizes with antialiasing or a fixed aspect ratio")
-    axes = [b.axis(axis, len(b.shape(x))) for axis in node.attrs.get("axes", range(len(b.shape(x))))]
+    if (
+        node.attrs.get("antialias", 0)
+        or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    ):
+        raise UnsupportedError(
+            f"node {node.name!r} resizes with antialiasing or a fixed aspect ratio"
+        )
+    axes = [
+        b.axis(axis, len(b.shape(x))) for axis in node.attrs.get("axes", range(len(b.shape(x))))
+    ]
     sizes, scales = _targets(b, node, [b.shape(x)[axis] for axis in axes])
     mode = node.attrs.get("mode", "nearest")
-    rule = node.attrs.get("coordinate_transformation_mode", "asymmetric" if node.opset < 11 else "half_pixel")
+    rule = node.attrs.get(
+        "coordinate_transformation_mode", "asymmetric" if node.opset < 11 else "half_pixel"
+    )
     for axis, size, scale in zip(axes, sizes, scales, strict=True):
         extent = b.shape(x)[axis]
         if size == extent and scale == 1.0:
             continue
         places = _places(node, rule, extent, size, scale).astype(np.float64)
         if mode == "nearest":
-            x = _nearest(b, x, axis, np.clip(_rounded(node, places), 0, extent - 1).astype(np.int64))
+            x = _nearest(
+                b, x, axis, np.clip(_rounded(node, places), 0, extent - 1).astype(np.int64)
+            )
         elif mode in ("linear", "bilinear", "trilinear"):
             left = np.floor(places).astype(np.int64)
             matrix = np.zeros((size, extent))
-            np.add.at(matrix, (np.arange(size), np.clip(left, 0, extent - 1)), 1.0 - (places - left))
+            np.add.at(
+                matrix, (np.arange(size), np.clip(left, 0, extent - 1)), 1.0 - (places - left)
+            )
             np.add.at(matrix, (np.arange(size), np.clip(left + 1, 0, extent - 1)), places - left)
             x = b.along(x, axis, matrix)
         else:
@@ -152,7 +187,9 @@ def resize(b: Builder, node: OnnxNode) -> None:
 def _nearest(b: Builder, x: str, axis: int, indices: np.ndarray) -> str:
     shape = b.shape(x)
     times = indices.size // shape[axis]
-    if times * shape[axis] == indices.size and np.array_equal(indices, np.arange(indices.size) // times):
+    if times * shape[axis] == indices.size and np.array_equal(
+        indices, np.arange(indices.size) // times
+    ):
         wide = b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
         full = b.expanded(wide, (*shape[: axis + 1], times, *shape[axis + 1 :]))
         return b.reshaped(full, (*shape[:axis], indices.size, *shape[axis + 1 :]))
@@ -171,7 +208,10 @@ def _targets(b: Builder, node: OnnxNode, extents: list[int]) -> tuple[list[int],
         scales = [float(scale) for scale in np.asarray(given, dtype=np.float32)]
         if not all(0 < scale < LARGEST for scale in scales):
             raise ModelError(f"node {node.name!r} resizes by {scales}")
-        sizes = [int(np.float32(extent) * np.float32(scale)) for extent, scale in zip(extents, scales, strict=True)]
+        sizes = [
+            int(np.float32(extent) * np.float32(scale))
+            for extent, scale in zip(extents, scales, strict=True)
+        ]
     if min(sizes, default=1) < 1 or math.prod(sizes) * max(extents, default=1) > LARGEST:
         raise ModelError(f"node {node.name!r} resizes to {sizes}")
     return sizes, scales
@@ -180,7 +220,8 @@ def _targets(b: Builder, node: OnnxNode, extents: list[int]) -> tuple[list[int],
 def _places(node: OnnxNode, rule: str, extent: int, size: int, scale: float) -> np.ndarray:
     """Coordinate in the input of every output entry of one axis.
 
-    In float32, as onnxruntime has it: rounding decides which entry is nearest when a coordinate is nearly whole.
+    In float32, as onnxruntime has it: rounding decides which entry is nearest when a coordinate is
+    nearly whole.
     """
     out, half = np.arange(size, dtype=np.float32), np.float32(0.5)
     if rule == "asymmetric":

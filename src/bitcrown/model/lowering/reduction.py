@@ -105,7 +105,9 @@ def instance_normalization(b: Builder, node: OnnxNode) -> None:
     rank = len(b.shape(x))
     value = _normalised(b, x, tuple(range(2, rank)), node.real("epsilon", 1e-5))
     shape = (-1, *([1] * (rank - 2)))
-    gain, shift = (b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3])
+    gain, shift = (
+        b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3]
+    )
     b.bind(node, b.scaled(value, gain, shift))
 
 
@@ -120,7 +122,8 @@ def cumulative(b: Builder, node: OnnxNode) -> None:
 
 @lowers("Softmax", "LogSoftmax")
 def softmax(b: Builder, node: OnnxNode) -> None:
-    """``softmax_i = 1 / sum_j exp(x_j - x_i)``: differences are affine, and nothing overflows where it matters."""
+    """``softmax_i = 1 / sum_j exp(x_j - x_i)``: differences are affine, and nothing overflows where
+    it matters."""
     x = b.node_of(node.inputs[0])
     shape = b.shape(x)
     rank = len(shape)
@@ -142,7 +145,9 @@ def _softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
     row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
     exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
     total = b.summed(exponentials, (axis + 1,), False)
-    return b.scaled(b.emit("Log", (total,)), -1.0, None) if is_log else b.emit("Reciprocal", (total,))
+    return (
+        b.scaled(b.emit("Log", (total,)), -1.0, None) if is_log else b.emit("Reciprocal", (total,))
+    )
 
 
 @lowers("LpNormalization")

@@ -24,7 +24,11 @@ def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
         axis = given if given == rank else b.axis(given, rank)
         return [math.prod(shape[:axis]), math.prod(shape[axis:])]
     if node.op == "Reshape":
-        target = b.integers(node.inputs[1], "the shape") if len(node.inputs) > 1 else list(node.attrs["shape"])
+        target = (
+            b.integers(node.inputs[1], "the shape")
+            if len(node.inputs) > 1
+            else list(node.attrs["shape"])
+        )
         if not node.attrs.get("allowzero", 0):
             target = [shape[i] if extent == 0 else extent for i, extent in enumerate(target)]
         if -1 in target:
@@ -35,7 +39,11 @@ def _new_shape(b: Builder, node: OnnxNode, shape: tuple[int, ...]) -> list[int]:
     if axes is None and len(node.inputs) > 1:
         axes = b.integers(node.inputs[1], "the axes")
     if node.op == "Squeeze":
-        gone = {b.axis(a, rank) for a in axes} if axes is not None else {i for i, e in enumerate(shape) if e == 1}
+        gone = (
+            {b.axis(a, rank) for a in axes}
+            if axes is not None
+            else {i for i, e in enumerate(shape) if e == 1}
+        )
         return [extent for i, extent in enumerate(shape) if i not in gone]
     if axes is None:
         raise UnsupportedError(f"node {node.name!r}: Unsqueeze without axes")
@@ -67,7 +75,9 @@ def slice_(b: Builder, node: OnnxNode) -> None:
         starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
         axes, steps = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
     else:
-        parts = [b.integers(tensor, "a slice bound") if tensor else None for tensor in node.inputs[1:]]
+        parts = [
+            b.integers(tensor, "a slice bound") if tensor else None for tensor in node.inputs[1:]
+        ]
         starts, ends = parts[0] or [], parts[1] or []
         axes = parts[2] if len(parts) > 2 and parts[2] is not None else list(range(len(starts)))
         steps = parts[3] if len(parts) > 3 and parts[3] is not None else [1] * len(starts)
@@ -77,7 +87,10 @@ def slice_(b: Builder, node: OnnxNode) -> None:
         axis = b.axis(axis, len(shape))
         extent = shape[axis]
         if step < 0:
-            start, end = max(start, -extent), None if end < -extent else end  # ONNX clamps the start into the axis
+            start, end = (
+                max(start, -extent),
+                None if end < -extent else end,
+            )  # ONNX clamps the start into the axis
             reversed_axes[axis] = np.arange(*slice(start, end, step).indices(extent))
             continue
         first, last, _ = slice(start, end).indices(extent)
@@ -98,7 +111,9 @@ def split(b: Builder, node: OnnxNode) -> None:
     else:
         count = len(node.outputs)
         chunk = -(-shape[axis] // count)
-        sizes = list(node.attrs.get("split", [min(chunk, shape[axis] - i * chunk) for i in range(count)]))
+        sizes = list(
+            node.attrs.get("split", [min(chunk, shape[axis] - i * chunk) for i in range(count)])
+        )
     if sum(sizes) != shape[axis] or min(sizes) < 0:
         raise ModelError(f"node {node.name!r} splits {shape[axis]} entries into {sizes}")
     start = 0
@@ -122,7 +137,11 @@ def pad(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     rank = len(b.shape(x))
     mode = node.attrs.get("mode", "constant")
-    given = list(node.attrs["pads"]) if "pads" in node.attrs else b.integers(node.inputs[1], "the padding")
+    given = (
+        list(node.attrs["pads"])
+        if "pads" in node.attrs
+        else b.integers(node.inputs[1], "the padding")
+    )
     value = node.real("value", 0.0)
     if len(node.inputs) > 2 and node.inputs[2]:
         value = float(b.constant(node.inputs[2], "the padding value").reshape(()))
@@ -130,15 +149,23 @@ def pad(b: Builder, node: OnnxNode) -> None:
     if len(node.inputs) > 3 and node.inputs[3]:
         axes = [b.axis(axis, rank) for axis in b.integers(node.inputs[3], "the axes")]
     before, after = [0] * rank, [0] * rank
-    for axis, start, end in zip(axes, given[: len(given) // 2], given[len(given) // 2 :], strict=True):
+    for axis, start, end in zip(
+        axes, given[: len(given) // 2], given[len(given) // 2 :], strict=True
+    ):
         before[axis], after[axis] = start, end
     if mode == "constant":
         b.bind(node, b.emit("Pad", (x,), {"pads": (tuple(before), tuple(after)), "value": value}))
         return
-    if mode not in ("edge", "reflect", "wrap") or min(before + after) < 0 or max(before + after) > 1 << 20:
+    if (
+        mode not in ("edge", "reflect", "wrap")
+        or min(before + after) < 0
+        or max(before + after) > 1 << 20
+    ):
         raise UnsupportedError(f"node {node.name!r} pads with mode {mode!r} by {before}, {after}")
     for axis in range(rank):
-        x = b.gathered(x, axis, np.pad(np.arange(b.shape(x)[axis]), (before[axis], after[axis]), mode=mode))
+        x = b.gathered(
+            x, axis, np.pad(np.arange(b.shape(x)[axis]), (before[axis], after[axis]), mode=mode)
+        )
     b.bind(node, x)
 
 
@@ -167,11 +194,23 @@ def depth_to_space(b: Builder, node: OnnxNode) -> None:
     n, c, h, w = b.shape(x)
     k = int(node.attrs["blocksize"])
     if node.op == "SpaceToDepth":
-        parts, perm, shape = (n, c, h // k, k, w // k, k), (0, 3, 5, 1, 2, 4), (n, c * k * k, h // k, w // k)
+        parts, perm, shape = (
+            (n, c, h // k, k, w // k, k),
+            (0, 3, 5, 1, 2, 4),
+            (n, c * k * k, h // k, w // k),
+        )
     elif node.attrs.get("mode", "DCR") == "DCR":
-        parts, perm, shape = (n, k, k, c // k**2, h, w), (0, 3, 4, 1, 5, 2), (n, c // k**2, h * k, w * k)
+        parts, perm, shape = (
+            (n, k, k, c // k**2, h, w),
+            (0, 3, 4, 1, 5, 2),
+            (n, c // k**2, h * k, w * k),
+        )
     else:
-        parts, perm, shape = (n, c // k**2, k, k, h, w), (0, 1, 4, 2, 5, 3), (n, c // k**2, h * k, w * k)
+        parts, perm, shape = (
+            (n, c // k**2, k, k, h, w),
+            (0, 1, 4, 2, 5, 3),
+            (n, c // k**2, h * k, w * k),
+        )
     b.bind(node, b.reshaped(b.transposed(b.reshaped(x, parts), perm), shape))
 
 

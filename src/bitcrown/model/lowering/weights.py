@@ -16,21 +16,27 @@ def gemm(b: Builder, node: OnnxNode) -> None:
     """``alpha A' B' + beta C`` where ``'`` may be a transposition."""
     alpha, beta = node.real("alpha", 1.0), node.real("beta", 1.0)
     left, right = (
-        _operand(b, node.inputs[i], bool(node.attrs.get(key, 0))) for i, key in enumerate(("transA", "transB"))
+        _operand(b, node.inputs[i], bool(node.attrs.get(key, 0)))
+        for i, key in enumerate(("transA", "transB"))
     )
     if isinstance(right, np.ndarray):
         right = right * alpha
     elif isinstance(left, np.ndarray):
         left = left * alpha
     addend = node.inputs[2] if len(node.inputs) > 2 else ""
-    bias = b.constants[addend].astype(np.float64) * beta if addend and b.is_constant(addend) else None
+    bias = (
+        b.constants[addend].astype(np.float64) * beta if addend and b.is_constant(addend) else None
+    )
     if (
         bias is not None
         and isinstance(left, str)
         and isinstance(right, np.ndarray)
         and (bias.ndim <= 1 or bias.shape[0] == 1)
     ):
-        params = {"weight": right.T, "bias": np.broadcast_to(bias.reshape(-1), (right.shape[1],)).copy()}
+        params = {
+            "weight": right.T,
+            "bias": np.broadcast_to(bias.reshape(-1), (right.shape[1],)).copy(),
+        }
         b.bind(node, b.emit("Linear", (left,), params=params, name=node.outputs[0]))
         return
     value = multiplied(b, left, right)
@@ -67,20 +73,29 @@ def multiplied(b: Builder, left: str | np.ndarray, right: str | np.ndarray) -> s
     if isinstance(right, str) and isinstance(left, np.ndarray) and left.ndim <= 2:
         shape, matrix = b.shape(right), np.atleast_2d(left)
         if len(shape) == 1 or shape[-1] == 1:
-            value = b.emit("Linear", (b.reshaped(right, shape[:-1] or shape),), params={"weight": matrix})
-            target = (*shape[:-2], matrix.shape[0], *shape[-1:]) if len(shape) > 1 else (matrix.shape[0],)
+            value = b.emit(
+                "Linear", (b.reshaped(right, shape[:-1] or shape),), params={"weight": matrix}
+            )
+            target = (
+                (*shape[:-2], matrix.shape[0], *shape[-1:])
+                if len(shape) > 1
+                else (matrix.shape[0],)
+            )
             value = b.reshaped(value, target)
         else:
             value = b.emit("MatMulLeft", (right,), params={"matrix": matrix})
         if left.ndim == 1:
             axis = len(b.shape(value)) - (2 if len(shape) > 1 else 1)
-            value = b.reshaped(value, [extent for i, extent in enumerate(b.shape(value)) if i != axis])
+            value = b.reshaped(
+                value, [extent for i, extent in enumerate(b.shape(value)) if i != axis]
+            )
         return value
     return _products(b, *(b.known(x) if isinstance(x, np.ndarray) else x for x in (left, right)))
 
 
 def _products(b: Builder, x: str, y: str) -> str:
-    """``sum_k x[.., i, k] y[.., k, j]`` as products and a sum: the only nonlinear operator is then ``Mul``."""
+    """``sum_k x[.., i, k] y[.., k, j]`` as products and a sum: the only nonlinear operator is then
+    ``Mul``."""
     ends = len(b.shape(x)) == 1, len(b.shape(y)) == 1
     x = b.reshaped(x, (1, *b.shape(x))) if ends[0] else x
     y = b.reshaped(y, (*b.shape(y), 1)) if ends[1] else y
@@ -92,7 +107,9 @@ def _products(b: Builder, x: str, y: str) -> str:
     a = b.expanded(b.reshaped(x, (*xs[:-2], rows, 1, inner)), full)
     c = b.expanded(b.reshaped(turned, (*ys[:-2], 1, columns, inner)), full)
     value = b.summed(b.binary("Mul", a, c), (len(full) - 1,), False)
-    return b.reshaped(value, (*batch, *(() if ends[0] else (rows,)), *(() if ends[1] else (columns,))))
+    return b.reshaped(
+        value, (*batch, *(() if ends[0] else (rows,)), *(() if ends[1] else (columns,)))
+    )
 
 
 def spatial_attributes(
@@ -110,7 +127,8 @@ def spatial_attributes(
         or max(strides + dilations + pads) > FARTHEST
     ):
         raise ModelError(
-            f"node {node.name!r}: strides {strides}, dilations {dilations} or pads {pads} are out of range"
+            f"node {node.name!r}: strides {strides}, dilations {dilations} or pads {pads} are out "
+            "of range"
         )
     auto = node.attrs.get("auto_pad", "NOTSET")
     if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
@@ -121,7 +139,15 @@ def spatial_attributes(
         totals = []
         for axis in range(rank):
             out = -(-extents[axis] // strides[axis])
-            totals.append(max(0, (out - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1 - extents[axis]))
+            totals.append(
+                max(
+                    0,
+                    (out - 1) * strides[axis]
+                    + dilations[axis] * (kernel[axis] - 1)
+                    + 1
+                    - extents[axis],
+                )
+            )
         pads = _shared(totals, auto)
     return {"strides": strides, "dilations": dilations, "pads": pads}
 
@@ -148,8 +174,11 @@ def conv(b: Builder, node: OnnxNode) -> None:
     convolved(b, node, b.node_of(node.inputs[0]), weight, known)
 
 
-def convolved(b: Builder, node: OnnxNode, x: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
-    """``node``, which has the attributes of a ``Conv``, as the convolution of ``x`` with ``weight``."""
+def convolved(
+    b: Builder, node: OnnxNode, x: str, weight: np.ndarray, bias: np.ndarray | None
+) -> None:
+    """``node``, which has the attributes of a ``Conv``, as the convolution of ``x`` with
+    ``weight``."""
     rank = weight.ndim - 2
     spatial = spatial_attributes(node, rank, b.shape(x)[2:], weight.shape[2:])
     before, after = spatial["pads"][:rank], spatial["pads"][rank:]
@@ -176,7 +205,13 @@ def conv_transpose(b: Builder, node: OnnxNode) -> None:
     params = {"weight": weight}
     if len(node.inputs) > 2 and node.inputs[2]:
         params["bias"] = b.constant(node.inputs[2], "the bias").astype(np.float64)
-    result = b.emit("ConvTranspose", (x,), {**attrs, "group": int(node.attrs.get("group", 1))}, params, node.outputs[0])
+    result = b.emit(
+        "ConvTranspose",
+        (x,),
+        {**attrs, "group": int(node.attrs.get("group", 1))},
+        params,
+        node.outputs[0],
+    )
     if not even:
         full = b.shape(result)
         cut = [(0, extent, 1) for extent in full[:2]]
@@ -186,9 +221,14 @@ def conv_transpose(b: Builder, node: OnnxNode) -> None:
 
 
 def _transposed_pads(
-    node: OnnxNode, spatial: dict[str, list[int]], extra: list[int], extents: tuple[int, ...], kernel: tuple[int, ...]
+    node: OnnxNode,
+    spatial: dict[str, list[int]],
+    extra: list[int],
+    extents: tuple[int, ...],
+    kernel: tuple[int, ...],
 ) -> list[int]:
-    """What is cut from the full output: the pads, or what ``output_shape`` or ``auto_pad`` leave of it."""
+    """What is cut from the full output: the pads, or what ``output_shape`` or ``auto_pad`` leave of
+    it."""
     auto = node.attrs.get("auto_pad", "NOTSET")
     if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise ModelError(f"node {node.name!r}: auto_pad {auto!r} is not known")
@@ -199,20 +239,33 @@ def _transposed_pads(
         return spatial["pads"]
     totals = []
     for i, extent in enumerate(extents):
-        wanted = target[-len(extents) :][i] if target is not None else extent * spatial["strides"][i]
-        full = spatial["strides"][i] * (extent - 1) + extra[i] + (kernel[i] - 1) * spatial["dilations"][i] + 1
+        wanted = (
+            target[-len(extents) :][i] if target is not None else extent * spatial["strides"][i]
+        )
+        full = (
+            spatial["strides"][i] * (extent - 1)
+            + extra[i]
+            + (kernel[i] - 1) * spatial["dilations"][i]
+            + 1
+        )
         totals.append(full - wanted)
     if min(totals) < 0:
-        raise UnsupportedError(f"node {node.name!r}: ConvTranspose with an output larger than its kernel reaches")
+        raise UnsupportedError(
+            f"node {node.name!r}: ConvTranspose with an output larger than its kernel reaches"
+        )
     return _shared(totals, "SAME_UPPER" if auto == "SAME_UPPER" else "SAME_LOWER")
 
 
 @lowers("BatchNormalization")
 def batch_normalization(b: Builder, node: OnnxNode) -> None:
     if node.attrs.get("training_mode", 0) or not node.attrs.get("spatial", 1):
-        raise UnsupportedError(f"node {node.name!r} normalises by batch statistics: export the model for inference")
+        raise UnsupportedError(
+            f"node {node.name!r} normalises by batch statistics: export the model for inference"
+        )
     x = b.node_of(node.inputs[0])
-    gain, shift, mean, variance = (b.constant(t, "a parameter").astype(np.float64) for t in node.inputs[1:5])
+    gain, shift, mean, variance = (
+        b.constant(t, "a parameter").astype(np.float64) for t in node.inputs[1:5]
+    )
     variance = variance + node.real("epsilon", 1e-5)
     if not (variance > 0).all():
         raise ModelError(f"node {node.name!r} normalises by a variance that is not positive")

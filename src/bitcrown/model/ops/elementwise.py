@@ -1,4 +1,5 @@
-"""Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``, ``Constant``."""
+"""Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``,
+``Constant``."""
 
 from __future__ import annotations
 

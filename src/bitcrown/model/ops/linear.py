@@ -1,4 +1,5 @@
-"""Matrix products with a constant. ``Linear``: ``y = x W^T + b`` over the last axis; ``MatMulLeft``: ``y = M x``."""
+"""Matrix products with a constant. ``Linear``: ``y = x W^T + b`` over the last axis;
+``MatMulLeft``: ``y = M x``."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def _linear_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Te
     return torch.matmul(inputs[0], params["weight"].abs().T)
 
 
-def _linear_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def _linear_adjoint(
+    node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
     weight = params["weight"]  # a guide may keep it in fewer bits than everything else
     return [torch.matmul(a.to(weight.dtype), weight).to(a.dtype)]
 
@@ -34,7 +37,9 @@ def _left_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tens
     return torch.matmul(params["matrix"].abs(), inputs[0])
 
 
-def _left_adjoint(node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def _left_adjoint(
+    node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
     return [torch.matmul(params["matrix"].T, a)]
 
 

@@ -1,4 +1,5 @@
-"""Forward functions of the nonlinear operators; their ranges and relaxations live in ``bounds.relaxations``."""
+"""Forward functions of the nonlinear operators; their ranges and relaxations live in
+``bounds.relaxations``."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def _elu(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """torch's own becomes the identity above 20, an error that a sound relaxation would have to know about."""
+    """torch's own becomes the identity above 20, an error that a sound relaxation would have to
+    know about."""
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
@@ -39,7 +41,8 @@ def _product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _dynamic_quantize(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
-    """``(q - z) s`` of the ``q``, ``s``, ``z`` that ONNX's DynamicQuantizeLinear makes of the whole tensor."""
+    """``(q - z) s`` of the ``q``, ``s``, ``z`` that ONNX's DynamicQuantizeLinear makes of the whole
+    tensor."""
     x = inputs[0]
     places = tuple(range(1, x.dim()))
     low, up = (x.amin(places, True), x.amax(places, True)) if places else (x, x)

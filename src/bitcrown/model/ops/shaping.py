@@ -1,4 +1,5 @@
-"""Operators that move entries without changing them. Axes in ``attrs`` do not count the run-time axis."""
+"""Operators that move entries without changing them. Axes in ``attrs`` do not count the run-time
+axis."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ def _slice_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> lis
 
 
 def _gather(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
-    axis, indices = node.attrs["axis"], torch.as_tensor(node.attrs["indices"], device=inputs[0].device)
+    axis, indices = (
+        node.attrs["axis"],
+        torch.as_tensor(node.attrs["indices"], device=inputs[0].device),
+    )
     value = inputs[0].index_select(axis + 1, indices.flatten())
     shape = inputs[0].shape
     return value.reshape(*shape[: axis + 1], *indices.shape, *shape[axis + 2 :])
@@ -77,7 +81,9 @@ def _pad_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[
 
 def _concat(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     rows = max(part.shape[0] for part in inputs)
-    return torch.cat([part.expand(rows, *part.shape[1:]) for part in inputs], dim=node.attrs["axis"] + 1)
+    return torch.cat(
+        [part.expand(rows, *part.shape[1:]) for part in inputs], dim=node.attrs["axis"] + 1
+    )
 
 
 def _concat_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
@@ -95,7 +101,9 @@ def _expand(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
 def _expand_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
     target, shape = node.attrs["shape"], shapes[0]
     lead = len(target) - len(shape)
-    axes = [1 + i for i in range(len(target)) if i < lead or (shape[i - lead] == 1 and target[i] != 1)]
+    axes = [
+        1 + i for i in range(len(target)) if i < lead or (shape[i - lead] == 1 and target[i] != 1)
+    ]
     value = a.sum(dim=axes, keepdim=True) if axes else a
     return [value.reshape(a.shape[0], *shape)]
 

@@ -1,10 +1,11 @@
 """Counterexamples on the integer lattice: coordinate moves from points that the bounds propose.
 
-The score of a point for a case is how far its worst constraint is from holding, measured on the accumulators behind
-the output staircase (clipped to the range in which they matter), where a gain of a fraction of an output step still
-shows. A move sets one input to an end of its interval. Moves are ranked by the gradient of the score, in which every
-staircase counts with its mean slope over a window around the current argument; the best ranked ones are evaluated
-exactly, and the best of those is taken. Legend: ``B`` points, ``N`` inputs, ``M`` outputs.
+The score of a point for a case is how far its worst constraint is from holding, measured on the
+accumulators behind the output staircase (clipped to the range in which they matter), where a gain
+of a fraction of an output step still shows. A move sets one input to an end of its interval. Moves
+are ranked by the gradient of the score, in which every staircase counts with its mean slope over a
+window around the current argument; the best ranked ones are evaluated exactly, and the best of
+those is taken. Legend: ``B`` points, ``N`` inputs, ``M`` outputs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ LEAK = 1e-4
 
 
 class LatticeAttack:
-    """Moves on the box of one query. ``accept`` judges points exactly and returns a witness [N] or ``None``."""
+    """Moves on the box of one query. ``accept`` judges points exactly and returns a witness [N] or
+    ``None``."""
 
-    def __init__(self, program: Program, query: IntegerQuery, accept: Callable[[Ints], Ints | None]) -> None:
+    def __init__(
+        self, program: Program, query: IntegerQuery, accept: Callable[[Ints], Ints | None]
+    ) -> None:
         self.program, self.query, self.accept = program, query, accept
         self.node = program.output
         self.least: Ints | None = None
@@ -41,7 +45,8 @@ class LatticeAttack:
             self.step = np.maximum((rows[:, -1] - rows[:, 0]) / max(rows.shape[1] - 1, 1), 1.0)
 
     def scores(self, values: list[Ints], case: ConstraintCase) -> Array:
-        """[B]: smallest ``bound - sum c v`` over the constraints, in output steps; larger is nearer to a witness."""
+        """[B]: smallest ``bound - sum c v`` over the constraints, in output steps; larger is nearer
+        to a witness."""
         outputs = values[self.node].astype(np.float64)
         if self.least is not None:
             table = self.program.stairs[self.program.output]
@@ -55,7 +60,8 @@ class LatticeAttack:
         return worst
 
     def gradient(self, values: list[Ints], case: ConstraintCase) -> Array:
-        """[N]: slope of the worst constraint's left side at one point (row 0 of ``values``), staircases smoothed."""
+        """[N]: slope of the worst constraint's left side at one point (row 0 of ``values``),
+        staircases smoothed."""
         scores = [float(self.scores(values, (constraint,))[0]) for constraint in case]
         constraint = case[int(np.argmin(scores))]
         seed = np.zeros((1, self.program.sizes[self.node]))
@@ -64,7 +70,8 @@ class LatticeAttack:
         return np.asarray(self.pulled([v[:1] for v in values], seed)[0])
 
     def pulled(self, values: list[Ints], seeds: Array) -> Array:
-        """[B, N]: slopes of ``seeds`` [B, M] times the scored accumulators at the points, staircases smoothed."""
+        """[B, N]: slopes of ``seeds`` [B, M] times the scored accumulators at the points,
+        staircases smoothed."""
         coefficients: dict[int, Array] = {self.node: seeds}
         for number in reversed(range(1, self.node + 1)):
             outer = coefficients.pop(number, None)
@@ -87,13 +94,19 @@ class LatticeAttack:
         return np.asarray(coefficients.get(0, np.zeros((len(seeds), self.program.sizes[0]))))
 
     def is_movable(self, accumulator: Ints, index: int, factor: int) -> Array:
-        """[B]: whether output ``index`` can still change towards ``factor * o`` smaller from these accumulators."""
+        """[B]: whether output ``index`` can still change towards ``factor * o`` smaller from these
+        accumulators."""
         if self.least is None:
             return np.ones(len(accumulator), dtype=bool)
-        return np.asarray(accumulator > self.least[index] if factor > 0 else accumulator < self.most[index])
+        return np.asarray(
+            accumulator > self.least[index] if factor > 0 else accumulator < self.most[index]
+        )
 
-    def climb(self, point: Ints, case: ConstraintCase, moves: int, budget: Budget) -> tuple[Ints | None, float]:
-        """Up to ``moves`` improving moves from ``point`` [N]; (witness or ``None``, score reached)."""
+    def climb(
+        self, point: Ints, case: ConstraintCase, moves: int, budget: Budget
+    ) -> tuple[Ints | None, float]:
+        """Up to ``moves`` improving moves from ``point`` [N]; (witness or ``None``, score
+        reached)."""
         low, high = self.query.low, self.query.high
         point = point.copy()
         values = self.program.values(point[None])
@@ -129,7 +142,8 @@ class LatticeAttack:
 
 
 def _mean_slope(table: StairTable, argument: Ints) -> Array:
-    """Mean slope [1, N] of the staircase over ``WINDOW_LEVELS`` mean level widths to either side of the argument."""
+    """Mean slope [1, N] of the staircase over ``WINDOW_LEVELS`` mean level widths to either side of
+    the argument."""
     rows = table.late[table.channel]
     steps = rows.shape[1]
     if steps < 2:

@@ -1,12 +1,13 @@
 """Counterexamples by projected gradient steps on the integer lattice, many starts at a time.
 
-Every point aims at one case and takes sign steps of falling length (Madry et al., arXiv:1706.06083) along the slope of
-its worst constraint, in which a staircase counts with its mean slope. Saturated outputs need different aims: where
-``o_y`` and ``o_i`` are both at their top, ``o_i >= o_y`` is reached by raising ``o_i`` alone, while their difference
-before saturation never gets there. So a start moves all terms of the constraint, or only those that are to rise, or
-only those that are to fall, or those whose outputs can still change. The cases in which a few steps from the middle
-come nearest get the random starts, and coordinate moves (``lattice_attack``) finish the best points. Legend: ``B``
-points, ``N`` inputs, ``M`` outputs.
+Every point aims at one case and takes sign steps of falling length (Madry et al., arXiv:1706.06083)
+along the slope of its worst constraint, in which a staircase counts with its mean slope. Saturated
+outputs need different aims: where ``o_y`` and ``o_i`` are both at their top, ``o_i >= o_y`` is
+reached by raising ``o_i`` alone, while their difference before saturation never gets there. So a
+start moves all terms of the constraint, or only those that are to rise, or only those that are to
+fall, or those whose outputs can still change. The cases in which a few steps from the middle come
+nearest get the random starts, and coordinate moves (``lattice_attack``) finish the best points.
+Legend: ``B`` points, ``N`` inputs, ``M`` outputs.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from bitcrown.quant.query import IntegerQuery
 ALL, RISING, FALLING, MOVABLE = range(4)
 FIRST_STEPS, STEPS, LAST_LENGTH = 16, 40, 0.02
 CASES, STARTS, CLIMBS, MOVES = 4, 6, 3, 40
-"""Cases that get random starts, starts per case and aim, points that are climbed from and moves of each."""
+"""Cases that get random starts, starts per case and aim, points that are climbed from and moves of
+each."""
 
 
 class GradientAttack:
-    """Sign steps on the box of one query. ``accept`` judges points exactly and returns a witness [N] or ``None``."""
+    """Sign steps on the box of one query. ``accept`` judges points exactly and returns a witness
+    [N] or ``None``."""
 
-    def __init__(self, program: Program, query: IntegerQuery, accept: Callable[[Ints], Ints | None]) -> None:
+    def __init__(
+        self, program: Program, query: IntegerQuery, accept: Callable[[Ints], Ints | None]
+    ) -> None:
         self.program, self.query, self.accept = program, query, accept
         self.lattice = LatticeAttack(program, query, accept)
 
@@ -40,21 +45,31 @@ class GradientAttack:
         count = len(self.query.cases)
         middle = (self.query.low + self.query.high) // 2
         cases, aims = np.repeat(np.arange(count), 4), np.tile(np.arange(4), count)
-        witness, _, scores = self.steps(np.repeat(middle[None], len(cases), axis=0), cases, aims, FIRST_STEPS, budget)
+        witness, _, scores = self.steps(
+            np.repeat(middle[None], len(cases), axis=0), cases, aims, FIRST_STEPS, budget
+        )
         if witness is not None:
             return witness
         near = np.argsort(-scores.reshape(count, 4).max(axis=1))[:CASES]
         cases, aims = np.repeat(near, 4 * STARTS), np.tile(np.arange(4), len(near) * STARTS)
         starts = rng.integers(self.query.low, self.query.high + 1, size=(len(cases), len(middle)))
         witness, points, scores = self.steps(starts, cases, aims, STEPS, budget)
-        return witness if witness is not None else self.climb(points, cases, scores, CLIMBS, MOVES, budget)
+        return (
+            witness
+            if witness is not None
+            else self.climb(points, cases, scores, CLIMBS, MOVES, budget)
+        )
 
-    def climb(self, points: Ints, cases: Ints, scores: Array, climbs: int, moves: int, budget: Budget) -> Ints | None:
+    def climb(
+        self, points: Ints, cases: Ints, scores: Array, climbs: int, moves: int, budget: Budget
+    ) -> Ints | None:
         """Coordinate moves from the points [B, N] of the best scores."""
         for place in np.argsort(-scores)[:climbs]:
             if budget.is_expired():
                 break
-            witness, _ = self.lattice.climb(points[place], self.query.cases[cases[place]], moves, budget)
+            witness, _ = self.lattice.climb(
+                points[place], self.query.cases[cases[place]], moves, budget
+            )
             if witness is not None:
                 return witness
         return None
@@ -62,7 +77,8 @@ class GradientAttack:
     def steps(
         self, points: Ints, cases: Ints, aims: Ints, steps: int, budget: Budget
     ) -> tuple[Ints | None, Ints, Array]:
-        """(witness or None, best points [B, N], their scores [B]) after so many steps from ``points``."""
+        """(witness or None, best points [B, N], their scores [B]) after so many steps from
+        ``points``."""
         low, high = self.query.low, self.query.high
         radius = (high - low) / 2
         best, top = points.copy(), np.full(len(points), -np.inf)
@@ -79,7 +95,9 @@ class GradientAttack:
                     return witness, best, top
             if step == steps or budget.is_expired():
                 break
-            length = np.maximum(np.rint(radius * max(LAST_LENGTH, 1 - step / steps)), 1).astype(np.int64)
+            length = np.maximum(np.rint(radius * max(LAST_LENGTH, 1 - step / steps)), 1).astype(
+                np.int64
+            )
             slope = self.lattice.pulled(values, seeds)
             points = np.clip(points - length * np.sign(slope).astype(np.int64), low, high)
         return None, best, top
@@ -100,6 +118,10 @@ class GradientAttack:
                 for index, factor in constraint.terms:
                     can = self.lattice.is_movable(outputs[chosen, index], index, factor)
                     aim = aims[chosen]
-                    is_meant = (aim == ALL) | (aim == (RISING if factor < 0 else FALLING)) | ((aim == MOVABLE) & can)
+                    is_meant = (
+                        (aim == ALL)
+                        | (aim == (RISING if factor < 0 else FALLING))
+                        | ((aim == MOVABLE) & can)
+                    )
                     seeds[chosen, index] = factor * is_meant
         return scores, seeds

@@ -1,8 +1,10 @@
-"""What the rows of a batch have to refute: the constraints of their cases, and what of them the intervals leave open.
+"""What the rows of a batch have to refute: the constraints of their cases, and what of them the
+intervals leave open.
 
-A constraint that the output intervals already imply says nothing more. Where they imply a whole case, the violation is
-there as soon as the outputs reach their intervals; those are then all that can be contradicted (``Pinned``). Legend:
-``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
+A constraint that the output intervals already imply says nothing more. Where they imply a whole
+case, the violation is there as soon as the outputs reach their intervals; those are then all that
+can be contradicted (``Pinned``). Legend: ``R`` rows, ``N`` elements, ``T`` constraints of a case,
+``M`` outputs.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from bitcrown.quant.query import IntegerQuery
 
 
 class CaseObjective:
-    """Objectives for rows of the cases of one query. ``root_bounds``: one row, the intervals that the box implies."""
+    """Objectives for rows of the cases of one query. ``root_bounds``: one row, the intervals that
+    the box implies."""
 
     root_bounds: Bounds
 
     def __init__(self, program: Program, query: IntegerQuery) -> None:
         self.program = program
-        shape = len(query.cases), max((1, *(len(case) for case in query.cases)))  # a case may have no constraint left
+        shape = (
+            len(query.cases),
+            max((1, *(len(case) for case in query.cases))),
+        )  # a case may have no constraint left
         self.matrix = np.zeros((*shape, program.sizes[program.output]), dtype=np.int64)
         self.bound, self.used = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         for c, case in enumerate(query.cases):
@@ -31,22 +37,34 @@ class CaseObjective:
                 self.bound[c, t], self.used[c, t] = constraint.bound, True
 
     def on(self, cases: list[int], bounds: Bounds) -> tuple[Objective, Pinned | None]:
-        """The constraints that the output intervals do not already imply; rows in which they imply all are pinned."""
+        """The constraints that the output intervals do not already imply; rows in which they imply
+        all are pinned."""
         node = self.program.output
         matrix, limit = self.matrix[cases], self.bound[cases]
-        ends = np.maximum(matrix * bounds.low[node][:, None], matrix * bounds.high[node][:, None]).sum(axis=2)
+        ends = np.maximum(
+            matrix * bounds.low[node][:, None], matrix * bounds.high[node][:, None]
+        ).sum(axis=2)
         used = self.used[cases] & (ends > limit)
         table = self.program.stairs.get(node)
         alone = ~used.any(axis=1)
-        if table is None or not table.late.shape[1] or not alone.any():  # a constant has no step to be pinned to
-            return Objective(node, matrix, limit, np.where(alone[:, None], self.used[cases], used)), None
+        if (
+            table is None or not table.late.shape[1] or not alone.any()
+        ):  # a constant has no step to be pinned to
+            return Objective(
+                node, matrix, limit, np.where(alone[:, None], self.used[cases], used)
+            ), None
         source = table.source
         factor = np.einsum("rt,rtn->rn", self.used[cases].astype(np.int64), matrix)
         low, high = bounds.low[source], bounds.high[source]
         first, last = table.level(table.late, low), table.level(table.early, high)
-        is_edge = (table.level(table.late, low - 1) < first, table.level(table.early, high + 1) > last)
+        is_edge = (
+            table.level(table.late, low - 1) < first,
+            table.level(table.early, high + 1) > last,
+        )
         raised = (low > self.root_bounds.low[source]) & (is_edge[0] | ((factor < 0) & (first > 0)))
-        lowered = (high < self.root_bounds.high[source]) & (is_edge[1] | ((factor > 0) & (last < table.late.shape[1])))
+        lowered = (high < self.root_bounds.high[source]) & (
+            is_edge[1] | ((factor > 0) & (last < table.late.shape[1]))
+        )
         start = np.where(raised & ((factor < 0) | ~lowered), -1.0, np.where(lowered, 1.0, 0.0))
         start *= np.where((factor != 0).any(axis=1, keepdims=True) & (factor == 0), 1e-3, 1.0)
         start /= (high - low + 1.0) ** 2
@@ -57,4 +75,6 @@ class CaseObjective:
         width = np.maximum((rows[:, -1] - rows[:, 0]) / max(steps - 1, 1), 1.0)
         unit = np.broadcast_to(1.0 / width, start.shape)
         used = np.where(alone[:, None] | used.any(axis=1)[:, None], used, self.used[cases])
-        return Objective(node, matrix, limit, used), Pinned(node, alone, raised, lowered, start, unit)
+        return Objective(node, matrix, limit, used), Pinned(
+            node, alone, raised, lowered, start, unit
+        )

@@ -1,8 +1,9 @@
 """From float multipliers to an exact bound: round them to integers, evaluate in integers.
 
-Any integers are valid multipliers, so rounding costs tightness only. Small integers make small certificates; a few
-sizes are tried, the smallest first. The same evaluation gives bounds on single accumulators behind other staircases
-(``argument_bounds``): with ``q v_i`` as the objective, ``v_i >= ceil(L / q)``. Legend: ``R`` rows, ``N`` elements.
+Any integers are valid multipliers, so rounding costs tightness only. Small integers make small
+certificates; a few sizes are tried, the smallest first. The same evaluation gives bounds on single
+accumulators behind other staircases (``argument_bounds``): with ``q v_i`` as the objective,
+``v_i >= ceil(L / q)``. Legend: ``R`` rows, ``N`` elements.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from bitcrown.quant.network.linear_steps import Array, Overflow, largest
 from bitcrown.quant.proof.tree import Proof
 
 SCALE_BITS = (12, 18, 24)
-"""Multipliers are rounded to integers with so many bits for the largest; the first that proves a row is kept."""
+"""Multipliers are rounded to integers with so many bits for the largest; the first that proves a
+row is kept."""
 BOUND_STEPS, FEW_STEPS = 40, 20
 """Ascent steps for the ends of a node, and where it has more than ``MOST_TARGETS`` of them."""
 MOST_TARGETS = 1000
@@ -35,14 +37,19 @@ BOUND_ELEMENTS = 40_000_000
 def exact_bound(
     program: AnyProgram, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
 ) -> tuple[DualValue | None, Ints, Slopes]:
-    """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier having ``bits`` bits.
+    """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier
+    having ``bits`` bits.
 
-    ``integer_scale`` of the same arguments is what the bound has to be divided by to compare it with a float one.
+    ``integer_scale`` of the same arguments is what the bound has to be divided by to compare it
+    with a float one.
     """
     scale = integer_scale(state, rows, bits)
-    tau = np.maximum(np.rint(state.tau[rows] * scale[:, None]), 0).astype(np.int64)  # a proof needs tau >= 0
+    tau = np.maximum(np.rint(state.tau[rows] * scale[:, None]), 0).astype(
+        np.int64
+    )  # a proof needs tau >= 0
     slopes = {
-        n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64) for n, s in state.slopes.items()
+        n: np.rint(s[rows] * scale.reshape(-1, *[1] * (s.ndim - 1))).astype(np.int64)
+        for n, s in state.slopes.items()
     }
     matrix, limit = objective.matrix[rows], objective.bound[rows]
     if largest(tau) * max(largest(matrix), largest(limit)) * tau.shape[1] > 2**61:
@@ -50,7 +57,11 @@ def exact_bound(
     try:
         goal = (tau[:, :, None] * matrix).sum(axis=1)
         constant = -(tau * limit).sum(axis=1)
-        return dual_value(program, bounds.rows(rows), {objective.node: goal}, constant, slopes), tau, slopes
+        return (
+            dual_value(program, bounds.rows(rows), {objective.node: goal}, constant, slopes),
+            tau,
+            slopes,
+        )
     except Overflow:
         return None, tau, slopes
 
@@ -69,14 +80,18 @@ def rows_at_a_time(program: AnyProgram) -> int:
 
 
 def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budget) -> int:
-    """Tighten the arguments of every staircase that lies behind another one, in place; how many intervals shrank.
+    """Tighten the arguments of every staircase that lies behind another one, in place; how many
+    intervals shrank.
 
-    ``bounds`` is one row that holds for every case; the steps go to the proof's trunk. Nodes are taken in order, so
-    that later ones profit; a node whose turn comes after the budget keeps its interval.
+    ``bounds`` is one row that holds for every case; the steps go to the proof's trunk. Nodes are
+    taken in order, so that later ones profit; a node whose turn comes after the budget keeps its
+    interval.
     """
     shrunk = 0
     for node in sorted({table.source for table in program.stairs.values()}):
-        if node not in program.affine or not any(n in program.stairs for n in reached_nodes(program, node)):
+        if node not in program.affine or not any(
+            n in program.stairs for n in reached_nodes(program, node)
+        ):
             continue
         if budget.is_expired():
             break
@@ -85,7 +100,9 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
             proof.trunk_add(["propagate"])
         reader = next(table for table in program.stairs.values() if table.source == node)
         low, high = bounds.low[node], bounds.high[node]
-        open_elements = np.nonzero((reader.level(reader.early, high) > reader.level(reader.late, low))[0])[0]
+        open_elements = np.nonzero(
+            (reader.level(reader.early, high) > reader.level(reader.late, low))[0]
+        )[0]
         groups = [
             _Targets(program, Part.seen(program, bounds, node, group), node, group)
             for group in by_position(program.nodes[node].shape, open_elements)
@@ -115,7 +132,8 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
 
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    """Elements of ``node`` to bound from both sides, in what they see (``kept``) or, without it, the whole network."""
+    """Elements of ``node`` to bound from both sides, in what they see (``kept``) or, without it,
+    the whole network."""
 
     program: Program
     kept: dict[int, Ints] | None
@@ -124,11 +142,18 @@ class _Targets:
 
     def cost(self) -> int:
         """Rows times elements of an evaluation."""
-        sizes = self.program.sizes if self.kept is None else [len(elements) for elements in self.kept.values()]
+        sizes = (
+            self.program.sizes
+            if self.kept is None
+            else [len(elements) for elements in self.kept.values()]
+        )
         return 2 * len(self.elements) * sum(sizes)
 
-    def bound(self, bounds: Bounds, proof: Proof, budget: Budget, steps: int) -> list[tuple[list[Any], int]]:
-        """(``bound`` entry of a certificate, least value of ``sign * v``) for each end that gets tighter."""
+    def bound(
+        self, bounds: Bounds, proof: Proof, budget: Budget, steps: int
+    ) -> list[tuple[list[Any], int]]:
+        """(``bound`` entry of a certificate, least value of ``sign * v``) for each end that gets
+        tighter."""
         found: list[tuple[list[Any], int]] = []
         part = None if self.kept is None else Part(self.program, bounds, self.kept)
         seen = bounds if part is None else part.cut(bounds)
@@ -155,10 +180,21 @@ class _Targets:
         matrix = np.zeros((count, 1, program.sizes[self.node]), dtype=np.int64)
         for row, (place, sign) in enumerate(ends):
             matrix[row, 0, places[place]] = sign
-        objective = Objective(self.node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool))
+        objective = Objective(
+            self.node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool)
+        )
         repeated = bounds.rows([0] * count)
-        state = ascend(Relaxation(program, repeated, objective), None, None, steps, 0.3, lambda *_: budget.is_expired())
-        dual, tau, slopes = exact_bound(program, repeated, objective, state, np.arange(count), SCALE_BITS[1])
+        state = ascend(
+            Relaxation(program, repeated, objective),
+            None,
+            None,
+            steps,
+            0.3,
+            lambda *_: budget.is_expired(),
+        )
+        dual, tau, slopes = exact_bound(
+            program, repeated, objective, state, np.arange(count), SCALE_BITS[1]
+        )
         found: list[tuple[list[Any], int]] = []
         for row, (place, sign) in enumerate(ends):
             weight = int(tau[row, 0])
@@ -169,5 +205,7 @@ class _Targets:
             if least > known[0, places[place]]:
                 taken = proof.multipliers(slopes, row)
                 taken = taken if part is None else part.named(taken)
-                found.append(([self.node, int(self.elements[place]), sign, weight, [], taken], least))
+                found.append(
+                    ([self.node, int(self.elements[place]), sign, weight, [], taken], least)
+                )
         return found

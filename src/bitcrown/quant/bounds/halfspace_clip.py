@@ -1,15 +1,19 @@
-"""Intervals of first-layer accumulators on the part of the box where a subproblem can still be violated.
+"""Intervals of first-layer accumulators on the part of the box where a subproblem can still be
+violated.
 
-A dual bound ends in a line over the inputs: every point that satisfies the case has ``0 >= c + g x``, where ``c`` is
-the sum of all blocks and constants and ``g`` the coefficients that arrive at the input (``staircase_dual``). For an
-accumulator ``a_j = w_j x + b_j`` that reads the input, any sign ``s`` and any numbers ``q > 0``, ``t >= 0``
+A dual bound ends in a line over the inputs: every point that satisfies the case has
+``0 >= c + g x``, where ``c`` is the sum of all blocks and constants and ``g`` the coefficients that
+arrive at the input (``staircase_dual``). For an accumulator ``a_j = w_j x + b_j`` that reads the
+input, any sign ``s`` and any numbers ``q > 0``, ``t >= 0``
 
-    q s a_j  >=  q s a_j + t (c + g x)  >=  q s b_j + t c + min { (q s w_j + t g) x : x in the box },
+    q s a_j  >=  q s a_j + t (c + g x)  >=  q s b_j + t c + min { (q s w_j + t g) x : x in the box
+    },
 
-weak duality over the box cut by the line's halfspace. The minimum is a dot product with the box, so integers ``q``,
-``t``, ``c``, ``g`` make it exact. Floats propose ``t``; a few multiples of the natural scale are tried, which is the
-width of ``a_j`` over that of the line. Narrower accumulators have narrower hulls of their staircases, and split trees
-become much smaller. Legend: ``R`` rows, ``N`` accumulators, ``n`` inputs, ``E`` entries.
+weak duality over the box cut by the line's halfspace. The minimum is a dot product with the box, so
+integers ``q``, ``t``, ``c``, ``g`` make it exact. Floats propose ``t``; a few multiples of the
+natural scale are tried, which is the width of ``a_j`` over that of the line. Narrower accumulators
+have narrower hulls of their staircases, and split trees become much smaller. Legend: ``R`` rows,
+``N`` accumulators, ``n`` inputs, ``E`` entries.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ MOST_WEIGHT = 2.0**14
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """Entries [E], sorted by row: row, accumulator of ``node``, sign, q, t and the least ``sign * a`` they prove."""
+    """Entries [E], sorted by row: row, accumulator of ``node``, sign, q, t and the least
+    ``sign * a`` they prove."""
 
     node: int
     row: Ints
@@ -103,7 +108,8 @@ class HalfspaceClipper:
         return best, times
 
     def clip(self, bounds: Bounds, dual: DualValue) -> Clips | None:
-        """Entries that shrink intervals of ``bounds``, exactly; ``dual`` is the bound of its rows."""
+        """Entries that shrink intervals of ``bounds``, exactly; ``dual`` is the bound of its
+        rows."""
         line = dual.input
         constant = dual.value - np.minimum(line * bounds.low[0], line * bounds.high[0]).sum(axis=1)
         best, times = self.propose(bounds, constant.astype(np.float64), line.astype(np.float64))
@@ -127,8 +133,11 @@ class HalfspaceClipper:
         value = weight * sign * self.bias[element] + multiplier * constant[row] + twice // 2
         return Clips(self.node, row, element, sign, weight, multiplier, -(-value // weight))
 
-    def _twice_least(self, bounds: Bounds, line: Ints, row: Ints, element: Ints, factor: Ints, times: Ints) -> Ints:
-        """[E]: twice the least value of ``(factor w + times g) x`` over the row's box; every sum is below 2**53."""
+    def _twice_least(
+        self, bounds: Bounds, line: Ints, row: Ints, element: Ints, factor: Ints, times: Ints
+    ) -> Ints:
+        """[E]: twice the least value of ``(factor w + times g) x`` over the row's box; every sum is
+        below 2**53."""
         out = np.empty(len(row), dtype=np.int64)
         middle = (bounds.low[0] + bounds.high[0]).astype(np.float64)
         spread = (bounds.high[0] - bounds.low[0]).astype(np.float64)

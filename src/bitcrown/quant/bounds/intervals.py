@@ -1,10 +1,12 @@
-"""Integer intervals of every node, for many subproblems at once, and what they imply for each other.
+"""Integer intervals of every node, for many subproblems at once, and what they imply for each
+other.
 
-Three rules, each exact or outward: an affine step's interval follows from its sources' by the signs of its weights; a
-staircase maps an interval to an interval, and back (``S(a) >= v`` iff ``a >= threshold[v]``); a constraint
-``sum c_i o_i <= b`` leaves to one term what the smallest values of the others leave over. One ``propagate`` is the
-forward rule in topological order, the constraints once, and the backward rules in reverse order; the certificate
-checker repeats exactly these. Legend: ``R`` rows (subproblems), ``N`` elements, ``K`` thresholds, ``C`` channels.
+Three rules, each exact or outward: an affine step's interval follows from its sources' by the signs
+of its weights; a staircase maps an interval to an interval, and back (``S(a) >= v`` iff
+``a >= threshold[v]``); a constraint ``sum c_i o_i <= b`` leaves to one term what the smallest
+values of the others leave over. One ``propagate`` is the forward rule in topological order, the
+constraints once, and the backward rules in reverse order; the certificate checker repeats exactly
+these. Legend: ``R`` rows (subproblems), ``N`` elements, ``K`` thresholds, ``C`` channels.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MAGNITUDE_LIMIT = float(2**61)
 
 @dataclass(frozen=True, eq=False)
 class StairTable:
-    """A staircase ready for lookups: late and early thresholds [C, K]; ``channel``: [N], ascending; ``base``: [N].
+    """A staircase ready for lookups: late and early thresholds [C, K]; ``channel``: [N], ascending;
+    ``base``: [N].
 
     Thresholds beyond 62 bits are clipped: never, or always, passed.
     """
@@ -73,7 +76,8 @@ class StairTable:
         return self.base + self.level(self.late, low), self.base + self.level(self.early, high)
 
     def preimage(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-        """Interval of the source that an output interval leaves (+-WIDTH_LIMIT where it says nothing)."""
+        """Interval of the source that an output interval leaves (+-WIDTH_LIMIT where it says
+        nothing)."""
         steps = self.late.shape[1]
         least, most = low - self.base, high - self.base
         lower = np.full(low.shape, -WIDTH_LIMIT, dtype=np.int64)
@@ -91,7 +95,8 @@ class StairTable:
 
 @dataclass(eq=False)
 class Bounds:
-    """``low[n]``/``high[n]``: [R, N_n] for every node; ``dirty``: nodes whose interval changed since ``propagate``."""
+    """``low[n]``/``high[n]``: [R, N_n] for every node; ``dirty``: nodes whose interval changed
+    since ``propagate``."""
 
     low: list[Ints]
     high: list[Ints]
@@ -134,7 +139,8 @@ def joined(parts: Iterable[Bounds]) -> Bounds:
 
 
 class Program:
-    """An integer network compiled for proofs: linear steps, staircase tables and pooling windows by node number."""
+    """An integer network compiled for proofs: linear steps, staircase tables and pooling windows by
+    node number."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network = network
@@ -162,16 +168,26 @@ class Program:
         highs = [np.full((1, size), wide, dtype=np.int64) for size in self.sizes]
         node = self.nodes[0]
         assert isinstance(node, Input)
-        lows[0], highs[0] = np.maximum(low, node.low)[None].copy(), np.minimum(high, node.high)[None].copy()
+        lows[0], highs[0] = (
+            np.maximum(low, node.low)[None].copy(),
+            np.minimum(high, node.high)[None].copy(),
+        )
         bounds = Bounds(lows, highs, {0})
         if not bounds.is_empty().any():
             self._forward(bounds)
-            if max(max(largest(a), largest(b)) for a, b in zip(lows, highs, strict=True)) > MAGNITUDE_LIMIT:
-                raise QuantError("an accumulator of the network could leave 61 bits; such widths are not supported")
+            if (
+                max(max(largest(a), largest(b)) for a, b in zip(lows, highs, strict=True))
+                > MAGNITUDE_LIMIT
+            ):
+                raise QuantError(
+                    "an accumulator of the network could leave 61 bits; such widths are not "
+                    "supported"
+                )
         return bounds
 
     def images(self, points: Ints) -> Bounds:
-        """Intervals of every node at single inputs [B, N] (of length 0 where the arithmetic is pinned down)."""
+        """Intervals of every node at single inputs [B, N] (of length 0 where the arithmetic is
+        pinned down)."""
         lows = [np.full((len(points), size), -(2**62), dtype=np.int64) for size in self.sizes]
         highs = [-low for low in lows]
         lows[0], highs[0] = points.copy(), points.copy()
@@ -180,11 +196,16 @@ class Program:
         return bounds
 
     def values(self, points: Ints) -> list[Ints]:
-        """Value [B, N_node] of every node, like ``network.values`` but with the fast exact products."""
+        """Value [B, N_node] of every node, like ``network.values`` but with the fast exact
+        products."""
         out: list[Ints] = []
         for number, node in enumerate(self.nodes):
             step = self.affine.get(number)
-            out.append(forward(node, out, points) if step is None else step.forward([out[s] for s in step.sources]))
+            out.append(
+                forward(node, out, points)
+                if step is None
+                else step.forward([out[s] for s in step.sources])
+            )
         return out
 
     def propagate(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
@@ -223,7 +244,9 @@ class Program:
         low, high = bounds.low[self.output].copy(), bounds.high[self.output].copy()
         for row, case in enumerate(cases):
             for constraint in case:
-                ends = [c * int(low[row, i] if c > 0 else high[row, i]) for i, c in constraint.terms]
+                ends = [
+                    c * int(low[row, i] if c > 0 else high[row, i]) for i, c in constraint.terms
+                ]
                 room = constraint.bound - sum(ends)
                 for (i, c), end in zip(constraint.terms, ends, strict=True):
                     limit = (room + end) // c if c > 0 else -((room + end) // -c)

@@ -1,11 +1,14 @@
-"""A program cut to what some elements of one node depend on: bounds on a few accumulators at the price of a few.
+"""A program cut to what some elements of one node depend on: bounds on a few accumulators at the
+price of a few.
 
-An accumulator of a convolution sees a small window of the layer before, which sees a slightly larger one of the layer
-before that. A row of multipliers for it is zero everywhere else, so that evaluating it on the whole network wastes
-nearly all of the work. ``Part`` keeps, node by node, the elements that reach the targets and vary over the box; affine
-steps become the dense matrices between those, what does not vary goes into their offsets. It reads like a ``Program``,
-so that the ascent and the exact evaluation take either; its bounds are those of the whole network with slopes that are
-zero outside of the part. Legend: ``R`` rows, ``N`` elements, ``E`` kept elements of a node, ``W`` window size.
+An accumulator of a convolution sees a small window of the layer before, which sees a slightly
+larger one of the layer before that. A row of multipliers for it is zero everywhere else, so that
+evaluating it on the whole network wastes nearly all of the work. ``Part`` keeps, node by node, the
+elements that reach the targets and vary over the box; affine steps become the dense matrices
+between those, what does not vary goes into their offsets. It reads like a ``Program``, so that the
+ascent and the exact evaluation take either; its bounds are those of the whole network with slopes
+that are zero outside of the part. Legend: ``R`` rows, ``N`` elements, ``E`` kept elements of a
+node, ``W`` window size.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ from bitcrown.quant.network.graph import Ints
 from bitcrown.quant.network.linear_steps import Array, Matrix
 
 MOST_ENTRIES = 1 << 23
-"""Of one matrix of a part: where windows cover everything, convolutions are cheaper than dense matrices."""
+"""Of one matrix of a part: where windows cover everything, convolutions are cheaper than dense
+matrices."""
 
 
 class PartStep:
-    """An affine step between kept elements: ``matrices[k]``: [E, E_k] on source node k, ``offset``: [E]."""
+    """An affine step between kept elements: ``matrices[k]``: [E, E_k] on source node k, ``offset``:
+    [E]."""
 
     def __init__(self, matrices: dict[int, Ints], offset: Ints) -> None:
         self.sources, self.offset = tuple(matrices), offset
@@ -34,7 +39,9 @@ class PartStep:
 
     def forward(self, values: list[Array]) -> Array:
         """Source values [R, E_k] each -> [R, E]; dtype of the values."""
-        total = sum(matrix.times(value.T).T for matrix, value in zip(self.matrices, values, strict=True))
+        total = sum(
+            matrix.times(value.T).T for matrix, value in zip(self.matrices, values, strict=True)
+        )
         return np.ascontiguousarray(total + self.offset[None])
 
     def adjoint(self, coefficients: Array) -> list[Array]:
@@ -43,7 +50,8 @@ class PartStep:
 
 
 class Part:
-    """``kept[n]``: sorted elements of node n; ``sizes``, ``affine``, ``stairs``, ``pools`` count in places of those.
+    """``kept[n]``: sorted elements of node n; ``sizes``, ``affine``, ``stairs``, ``pools`` count in
+    places of those.
 
     Holds for the one row of ``bounds`` only.
     """
@@ -59,30 +67,42 @@ class Part:
                 step = program.affine[number]
                 matrices: dict[int, Ints] = {}
                 offset = step.offset[elements]
-                for source, (columns, values) in zip(step.sources, step.entries(elements), strict=True):
+                for source, (columns, values) in zip(
+                    step.sources, step.entries(elements), strict=True
+                ):
                     varies = _varies(program, bounds, source, columns) & (values != 0)
                     if source in kept:
                         more = _matrix(columns, np.where(varies, values, 0), kept[source])
                         matrices[source] = matrices.get(source, 0) + more
                     is_fixed = ~varies & (columns >= 0)
-                    offset = offset + np.where(is_fixed, values * bounds.low[source][0, columns], 0).sum(axis=1)
+                    offset = offset + np.where(
+                        is_fixed, values * bounds.low[source][0, columns], 0
+                    ).sum(axis=1)
                 self.affine[number] = PartStep(matrices, offset)
             elif number in program.stairs:
                 table = program.stairs[number]
-                self.stairs[number] = replace(table, channel=table.channel[elements], base=table.base[elements])
+                self.stairs[number] = replace(
+                    table, channel=table.channel[elements], base=table.base[elements]
+                )
             elif number in program.pools:
                 source, index = program.pools[number]
                 index = _contenders(bounds, source, index[elements])
-                self.pools[number] = source, np.where(index >= 0, np.searchsorted(kept[source], index), -1)
+                self.pools[number] = (
+                    source,
+                    np.where(index >= 0, np.searchsorted(kept[source], index), -1),
+                )
 
     @staticmethod
     def seen(program: Program, bounds: Bounds, node: int, elements: Ints) -> dict[int, Ints] | None:
-        """``kept`` for ``elements`` (sorted) of ``node``; ``None`` where a matrix would exceed ``MOST_ENTRIES``."""
+        """``kept`` for ``elements`` (sorted) of ``node``; ``None`` where a matrix would exceed
+        ``MOST_ENTRIES``."""
         kept = {node: elements}
         for number in range(node, 0, -1):
             if number not in kept:
                 continue
-            for reader in program.readers[number]:  # staircases take their sources' elements one by one
+            for reader in program.readers[
+                number
+            ]:  # staircases take their sources' elements one by one
                 if reader in kept:
                     kept[reader] = kept[number]
             if number in program.affine:
@@ -102,7 +122,10 @@ class Part:
             for source, part in zip(sources, needed, strict=True):
                 if len(part):
                     kept[source] = np.union1d(kept.get(source, part[:0]), part)
-                if number in program.affine and len(kept[number]) * len(kept.get(source, part)) > MOST_ENTRIES:
+                if (
+                    number in program.affine
+                    and len(kept[number]) * len(kept.get(source, part)) > MOST_ENTRIES
+                ):
                     return None
         return dict(sorted(kept.items()))
 
@@ -115,15 +138,20 @@ class Part:
         return Bounds(low, high, set())
 
     def named(self, multipliers: list[list[Any]]) -> list[list[Any]]:
-        """Sparse multipliers (``proof_tree.sparse``) of the part by the element numbers of the whole network."""
-        return [[n, [[int(self.kept[n][entry[0]]), *entry[1:]] for entry in part]] for n, part in multipliers]
+        """Sparse multipliers (``proof_tree.sparse``) of the part by the element numbers of the
+        whole network."""
+        return [
+            [n, [[int(self.kept[n][entry[0]]), *entry[1:]] for entry in part]]
+            for n, part in multipliers
+        ]
 
 
 AnyProgram = Program | Part
 
 
 def by_position(shape: tuple[int, ...], elements: Ints) -> list[Ints]:
-    """``elements`` of a node of ``shape``: the channels of one position of a plane see the same; each group sorted."""
+    """``elements`` of a node of ``shape``: the channels of one position of a plane see the same;
+    each group sorted."""
     if len(shape) != 3:
         return [elements] if len(elements) else []
     position = elements % (shape[1] * shape[2])
@@ -131,13 +159,15 @@ def by_position(shape: tuple[int, ...], elements: Ints) -> list[Ints]:
 
 
 def _varies(program: Program, bounds: Bounds, node: int, elements: Ints) -> npt.NDArray[np.bool_]:
-    """Whether each of ``elements`` (-1: padding) varies; affine nodes pass on what arrives at them in any case."""
+    """Whether each of ``elements`` (-1: padding) varies; affine nodes pass on what arrives at them
+    in any case."""
     fixed = (bounds.low[node][0] == bounds.high[node][0]) & (node not in program.affine)
     return np.asarray((elements >= 0) & ~fixed[elements])
 
 
 def _contenders(bounds: Bounds, source: int, index: Ints) -> Ints:
-    """Windows [E, W] without the elements that another one always reaches (-1), as long as something is left."""
+    """Windows [E, W] without the elements that another one always reaches (-1), as long as
+    something is left."""
     low = np.where(index >= 0, bounds.low[source][0, index], np.iinfo(np.int64).min)
     floor = low.max(axis=1, keepdims=True)
     first = low.argmax(axis=1)[:, None] == np.arange(index.shape[1])

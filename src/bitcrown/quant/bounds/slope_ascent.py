@@ -1,16 +1,19 @@
 """Good multipliers by subgradient ascent, in floats: they only propose, ``staircase_dual`` proves.
 
-The bound is concave in the slopes. Where its inner minima are attained at arguments ``a*`` and block values ``s*``, a
-subgradient in the slope of element i is ``A(s*)_i - a*_i``: how far the separately chosen arguments are from being the
-affine image of the chosen values. The ascent measures slopes in units of ``1 / width of the argument's interval``, in
-which subgradients have about the same size everywhere, and takes Adam steps (Kingma and Ba, arXiv:1412.6980) of falling
-length; a row that has not improved for a while goes back to its best slopes with shorter steps; constraint multipliers
-stay on the simplex. The running average of ``x*``, ``a*``, ``s*`` tends to a solution of
-the linear relaxation (Sherali and Choi 1996): where it is fractional is where to branch, and its input is a candidate.
+The bound is concave in the slopes. Where its inner minima are attained at arguments ``a*`` and
+block values ``s*``, a subgradient in the slope of element i is ``A(s*)_i - a*_i``: how far the
+separately chosen arguments are from being the affine image of the chosen values. The ascent
+measures slopes in units of ``1 / width of the argument's interval``, in which subgradients have
+about the same size everywhere, and takes Adam steps (Kingma and Ba, arXiv:1412.6980) of falling
+length; a row that has not improved for a while goes back to its best slopes with shorter steps;
+constraint multipliers stay on the simplex. The running average of ``x*``, ``a*``, ``s*`` tends to a
+solution of the linear relaxation (Sherali and Choi 1996): where it is fractional is where to
+branch, and its input is a candidate.
 
-The convex hull of a staircase with equal steps has its corners at the ends of the interval and at the ends of the
-first two and last two levels in reach, so these eight points stand for the staircase here. Legend: ``R`` rows, ``N``
-elements, ``V`` corners, ``T`` constraints of a case, ``M`` outputs.
+The convex hull of a staircase with equal steps has its corners at the ends of the interval and at
+the ends of the first two and last two levels in reach, so these eight points stand for the
+staircase here. Legend: ``R`` rows, ``N`` elements, ``V`` corners, ``T`` constraints of a case,
+``M`` outputs.
 """
 
 from __future__ import annotations
@@ -39,9 +42,11 @@ FIRST_DECAY, SECOND_DECAY, TINY = 0.8, 0.95, 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Minimise ``sum_t tau_t (matrix[t] . v_node - bound[t])`` over the simplex of tau; rows differ.
+    """Minimise ``sum_t tau_t (matrix[t] . v_node - bound[t])`` over the simplex of tau; rows
+    differ.
 
-    ``matrix``: [R, T, N_node] and ``bound``: [R, T]; unused constraints of a row have ``used`` [R, T] false.
+    ``matrix``: [R, T, N_node] and ``bound``: [R, T]; unused constraints of a row have ``used`` [R,
+    T] false.
     """
 
     node: int
@@ -52,12 +57,14 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
-    """Rows whose constraints hold by the output intervals alone: what is left to refute is that those are reached.
+    """Rows whose constraints hold by the output intervals alone: what is left to refute is that
+    those are reached.
 
-    The bound is then homogeneous in the slopes (it can be 0, or anything), so the slopes of the output staircase are
-    kept at a total of one unit. ``rows``: [R]; ``raised``/``lowered``: [R, N], whether the lower/upper end of the
-    argument is tighter than the box alone makes it (only then can a negative/positive slope help); ``start``: [R, N],
-    the slopes to begin with; ``unit``: [R, N], a slope of ordinary size.
+    The bound is then homogeneous in the slopes (it can be 0, or anything), so the slopes of the
+    output staircase are kept at a total of one unit. ``rows``: [R]; ``raised``/``lowered``: [R, N],
+    whether the lower/upper end of the argument is tighter than the box alone makes it (only then
+    can a negative/positive slope help); ``start``: [R, N], the slopes to begin with; ``unit``: [R,
+    N], a slope of ordinary size.
     """
 
     node: int
@@ -68,7 +75,8 @@ class Pinned:
     unit: Reals
 
     def project(self, slopes: Array) -> Array:
-        """[R, N] -> [R, N]: useless signs to zero, then scaled to a total of one unit; other rows unchanged."""
+        """[R, N] -> [R, N]: useless signs to zero, then scaled to a total of one unit; other rows
+        unchanged."""
         share = slopes / self.unit
         share = np.where(((share < 0) & self.raised) | ((share > 0) & self.lowered), share, 0.0)
         total = np.abs(share).sum(axis=1, keepdims=True)
@@ -78,7 +86,8 @@ class Pinned:
 
 @dataclass(eq=False)
 class Ascent:
-    """Where the ascent stands: ``best`` [R] float bound, its ``slopes`` and ``tau`` [R, T]; averages of the minimisers.
+    """Where the ascent stands: ``best`` [R] float bound, its ``slopes`` and ``tau`` [R, T];
+    averages of the minimisers.
 
     ``mean_input``: [R, N_0]; ``mean_argument``/``mean_value``/``outer``: [R, N] by staircase.
     """
@@ -93,7 +102,8 @@ class Ascent:
 
 
 def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
-    """(arguments, output values), [V, R, N] each: the ends of the first two and last two levels of ``[low, high]``."""
+    """(arguments, output values), [V, R, N] each: the ends of the first two and last two levels of
+    ``[low, high]``."""
     arguments, values = [], []
     for thresholds in table.sides():
         steps = thresholds.shape[1]
@@ -116,7 +126,13 @@ def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
 class Relaxation:
     """A program over one set of intervals, ready for repeated float evaluation."""
 
-    def __init__(self, program: AnyProgram, bounds: Bounds, objective: Objective, pinned: Pinned | None = None) -> None:
+    def __init__(
+        self,
+        program: AnyProgram,
+        bounds: Bounds,
+        objective: Objective,
+        pinned: Pinned | None = None,
+    ) -> None:
         self.program, self.objective, self.pinned = program, objective, pinned
         self.low, self.high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
         self.matrix = objective.matrix.astype(np.float64)
@@ -137,11 +153,15 @@ class Relaxation:
         self.window: dict[int, tuple[Reals, Reals]] = {}
         for n in self.pools:
             source, index = program.pools[n]
-            lows, highs = gather_windows(bounds.low[source], index), gather_windows(bounds.high[source], index)
+            lows, highs = (
+                gather_windows(bounds.low[source], index),
+                gather_windows(bounds.high[source], index),
+            )
             self.window[n] = (lows.astype(np.float64), highs.astype(np.float64))
 
     def chord_slopes(self, tau: Reals) -> Slopes:
-        """A start: each slope is the coefficient times the chord of the staircase; a pool passes on to its top end."""
+        """A start: each slope is the coefficient times the chord of the staircase; a pool passes on
+        to its top end."""
         slopes: Slopes = {}
         self.evaluate(tau, slopes, fill=True)
         return slopes
@@ -149,9 +169,12 @@ class Relaxation:
     def evaluate(
         self, tau: Reals, slopes: Slopes, fill: bool = False
     ) -> tuple[Reals, dict[int, Array], dict[int, Array], dict[int, Array], Reals]:
-        """(bound [R], mu by node, minimiser of every block by node, its argument by node, input coefficients)."""
+        """(bound [R], mu by node, minimiser of every block by node, its argument by node, input
+        coefficients)."""
         program = self.program
-        coefficients: dict[int, Array] = {self.objective.node: np.einsum("rt,rtn->rn", tau, self.matrix)}
+        coefficients: dict[int, Array] = {
+            self.objective.node: np.einsum("rt,rtn->rn", tau, self.matrix)
+        }
         value = -(tau * self.limit).sum(axis=1)
         outers: dict[int, Array] = {}
         chosen: dict[int, Array] = {}
@@ -168,7 +191,9 @@ class Relaxation:
                 if fill:
                     slopes[number] = outer * self.chord[number]
                     if self.pinned is not None and number == self.pinned.node:
-                        slopes[number] = self.pinned.project(np.where(self.pinned.rows[:, None], 0.0, slopes[number]))
+                        slopes[number] = self.pinned.project(
+                            np.where(self.pinned.rows[:, None], 0.0, slopes[number])
+                        )
                 places, heights = self.corner[number]
                 cost = outer * heights - slopes[number] * places
                 which = cost.argmin(axis=0)[None]
@@ -181,7 +206,9 @@ class Relaxation:
                 value = value + block
             outers[number] = outer
             for source, part in pulled:
-                coefficients[source] = coefficients[source] + part if source in coefficients else part
+                coefficients[source] = (
+                    coefficients[source] + part if source in coefficients else part
+                )
         first = coefficients.pop(0, np.zeros_like(self.low))
         chosen[0] = np.where(first > 0, self.low, self.high)
         value = value + (first * chosen[0]).sum(axis=1)
@@ -205,15 +232,20 @@ class Relaxation:
             np.put_along_axis(slopes[number], top, outer[..., None], axis=2)
         inner = np.where(present, slopes[number], 0.0)
         block, chosen[number], argument[number] = pool_minimum(outer, inner, low, high, present)
-        return block.sum(axis=1), [(source, scatter_windows(inner, index, self.program.sizes[source]))]
+        return block.sum(axis=1), [
+            (source, scatter_windows(inner, index, self.program.sizes[source]))
+        ]
 
     def images(self, chosen: dict[int, Array]) -> list[Array | None]:
-        """Every reached node's value if the blocks take the ``chosen`` values: affine steps are applied to them."""
+        """Every reached node's value if the blocks take the ``chosen`` values: affine steps are
+        applied to them."""
         values: list[Array | None] = [None] * len(self.program.nodes)
         for number in sorted(self.reached):
             if number in self.program.affine:
                 step = self.program.affine[number]
-                values[number] = step.forward([v for s in step.sources if (v := values[s]) is not None])
+                values[number] = step.forward(
+                    [v for s in step.sources if (v := values[s]) is not None]
+                )
             else:
                 values[number] = chosen[number]
         return values
@@ -244,17 +276,24 @@ def ascend(
     length: float,
     stop: Callable[[Ascent, int], bool] | None = None,
 ) -> Ascent:
-    """``steps`` Adam steps from ``slopes`` (chords if ``None``); ``stop`` is asked after every step."""
+    """``steps`` Adam steps from ``slopes`` (chords if ``None``); ``stop`` is asked after every
+    step."""
     used = relaxation.objective.used
     if tau is None:
         tau = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
     pinned = relaxation.pinned
     if slopes is None:
         slopes = relaxation.chord_slopes(tau)
-    slopes = {n: slopes[n].astype(np.float64) for n in (*relaxation.stairs, *relaxation.pools) if n in slopes}
+    slopes = {
+        n: slopes[n].astype(np.float64)
+        for n in (*relaxation.stairs, *relaxation.pools)
+        if n in slopes
+    }
     tau = tau.astype(np.float64)
     rows = len(used)
-    state = Ascent(np.full(rows, -np.inf), {n: s.copy() for n, s in slopes.items()}, tau.copy(), np.zeros(0))
+    state = Ascent(
+        np.full(rows, -np.inf), {n: s.copy() for n, s in slopes.items()}, tau.copy(), np.zeros(0)
+    )
     first: dict[int, Array] = {n: np.zeros_like(s) for n, s in slopes.items()}
     second = {n: np.zeros_like(s) for n, s in slopes.items()}
     several = bool((used.sum(axis=1) > 1).any())
@@ -335,7 +374,8 @@ def _adam(
     rate: Reals,
     count: int,
 ) -> None:
-    """One step, in place. The unit of a slope is ``(|mu| + mean |mu|) * rise / width``: what the chord would be."""
+    """One step, in place. The unit of a slope is ``(|mu| + mean |mu|) * rise / width``: what the
+    chord would be."""
     for n in slopes:
         is_pool = n in relaxation.window
         source = relaxation.program.pools[n][0] if is_pool else relaxation.program.stairs[n].source
@@ -343,7 +383,9 @@ def _adam(
         assert image is not None
         outer = np.abs(outers[n])
         count_used = np.maximum((outer > 0).sum(axis=1, keepdims=True), 1)
-        unit = np.where(outer > 0, 0.5 * outer + 0.5 * outer.sum(axis=1, keepdims=True) / count_used, 0.0)
+        unit = np.where(
+            outer > 0, 0.5 * outer + 0.5 * outer.sum(axis=1, keepdims=True) / count_used, 0.0
+        )
         if is_pool:
             index = relaxation.program.pools[n][1]
             gradient = np.where(index >= 0, gather_windows(image, index) - argument[n], 0.0)
@@ -361,9 +403,12 @@ def _adam(
 
 
 def _simplex_step(relaxation: Relaxation, output: Array, tau: Reals, rate: Reals) -> Reals:
-    """Multiplicative step of the constraint multipliers towards the constraints that the minimiser breaks."""
+    """Multiplicative step of the constraint multipliers towards the constraints that the minimiser
+    breaks."""
     used = relaxation.objective.used
-    broken = np.where(used, np.einsum("rtn,rn->rt", relaxation.matrix, output) - relaxation.limit, 0.0)
+    broken = np.where(
+        used, np.einsum("rtn,rn->rt", relaxation.matrix, output) - relaxation.limit, 0.0
+    )
     scale = np.abs(broken).max(axis=1, keepdims=True) + TINY
     fresh = tau * np.exp(rate[:, None] * broken / scale) + 1e-4 * used
     return np.asarray(fresh * used / np.maximum((fresh * used).sum(axis=1, keepdims=True), TINY))

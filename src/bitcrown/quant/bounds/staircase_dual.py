@@ -1,19 +1,23 @@
-"""The exact Lagrangian bound over staircases, evaluated in integers: valid for any multipliers, hence a proof.
+"""The exact Lagrangian bound over staircases, evaluated in integers: valid for any multipliers,
+hence a proof.
 
-Take a row of coefficients ``mu`` on the output of a staircase ``S`` with argument ``a = A(v)``. For any slopes
-``lambda``, ``mu S(a) = [mu S(a) - lambda a] + lambda A(v)``, so over the box
+Take a row of coefficients ``mu`` on the output of a staircase ``S`` with argument ``a = A(v)``. For
+any slopes ``lambda``, ``mu S(a) = [mu S(a) - lambda a] + lambda A(v)``, so over the box
 
-    min  mu S(A(v))  >=  sum_i  min { mu_i S(a_i) - lambda_i a_i : a_i integer in its interval }  +  min  lambda A(v).
+    min  mu S(A(v))  >=  sum_i  min { mu_i S(a_i) - lambda_i a_i : a_i integer in its interval }  +
+    min  lambda A(v).
 
-The first minimum is attained at an end of the interval or at an end of a level of the staircase: finitely many values,
-no relaxation and no rounding. The second is the same problem one step earlier, with coefficients ``A^T lambda``; it
-ends in a dot product with the input box. Maxima are treated alike: ``mu max(x) - lambda x`` over a window's box is
-smallest at one of the upper ends or at the largest lower end. If the smallest value of ``sum_k tau_k (c_k o - b_k)``,
-``tau >= 0``, is positive, no point of the box satisfies the case.
+The first minimum is attained at an end of the interval or at an end of a level of the staircase:
+finitely many values, no relaxation and no rounding. The second is the same problem one step
+earlier, with coefficients ``A^T lambda``; it ends in a dot product with the input box. Maxima are
+treated alike: ``mu max(x) - lambda x`` over a window's box is smallest at one of the upper ends or
+at the largest lower end. If the smallest value of ``sum_k tau_k (c_k o - b_k)``, ``tau >= 0``, is
+positive, no point of the box satisfies the case.
 
-The same numbers tighten intervals. Every point that satisfies the case makes the sum of all blocks at most zero, so an
-argument whose own block exceeds its minimum by more than ``-L`` cannot occur (reduced costs). With ``q v_i`` as the
-objective, ``v_i >= ceil(L / q)``. Legend: ``R`` rows, ``N`` elements, ``J`` levels in reach, ``W`` window size.
+The same numbers tighten intervals. Every point that satisfies the case makes the sum of all blocks
+at most zero, so an argument whose own block exceeds its minimum by more than ``-L`` cannot occur
+(reduced costs). With ``q v_i`` as the objective, ``v_i >= ceil(L / q)``. Legend: ``R`` rows, ``N``
+elements, ``J`` levels in reach, ``W`` window size.
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ Add = Callable[[int, Array], None]
 class DualValue:
     """``value``: [R], the bound L; for reduced costs the coefficients [R, N] that met each block.
 
-    ``outer[n]`` (mu) and ``inner[n]`` (lambda) belong to staircase n, ``input``: [R, N] to the input box.
+    ``outer[n]`` (mu) and ``inner[n]`` (lambda) belong to staircase n, ``input``: [R, N] to the
+    input box.
     """
 
     value: Ints
@@ -51,11 +56,14 @@ def _safe(*terms: float) -> None:
         raise Overflow("a bound could leave 62 bits")
 
 
-def stair_levels(table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Array) -> tuple[Ints, Ints]:
-    """Arguments and levels [R, N, J] among which ``mu S(a) - lambda a`` is smallest on ``[low, high]``: [R, N].
+def stair_levels(
+    table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Array
+) -> tuple[Ints, Ints]:
+    """Arguments and levels [R, N, J] among which ``mu S(a) - lambda a`` is smallest on
+    ``[low, high]``: [R, N].
 
-    ``positive``: [R, N], whether lambda >= 0 (then the last argument of each level, else the first one). Levels out of
-    reach repeat the last one.
+    ``positive``: [R, N], whether lambda >= 0 (then the last argument of each level, else the first
+    one). Levels out of reach repeat the last one.
     """
     first, last = table.level(thresholds, low), table.level(thresholds, high)
     reach = int((last - first).max(initial=0)) + 1
@@ -76,21 +84,26 @@ def stair_levels(table: StairTable, thresholds: Ints, low: Ints, high: Ints, pos
     return argument, level
 
 
-def stair_costs(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: Ints) -> tuple[Ints, Ints, Ints]:
+def stair_costs(
+    table: StairTable, outer: Ints, inner: Ints, low: Ints, high: Ints
+) -> tuple[Ints, Ints, Ints]:
     """``mu S(a) - lambda a`` at the decisive arguments: (costs, arguments, levels), [R, N, J] each.
 
-    A staircase known only up to (late, early) takes the lower of the two for ``mu >= 0``, the upper one otherwise.
+    A staircase known only up to (late, early) takes the lower of the two for ``mu >= 0``, the upper
+    one otherwise.
     """
     positive = inner >= 0
     _safe(
-        largest(outer) * (largest(table.base) + table.late.shape[1]), largest(inner) * max(largest(low), largest(high))
+        largest(outer) * (largest(table.base) + table.late.shape[1]),
+        largest(inner) * max(largest(low), largest(high)),
     )
     sides = [stair_levels(table, rows, low, high, positive) for rows in table.sides()]
     argument, level = sides[0]
     if len(sides) == 2:
         reach = max(sides[0][0].shape[2], sides[1][0].shape[2])
         padded = [
-            tuple(np.pad(a, ((0, 0), (0, 0), (0, reach - a.shape[2])), mode="edge") for a in side) for side in sides
+            tuple(np.pad(a, ((0, 0), (0, 0), (0, reach - a.shape[2])), mode="edge") for a in side)
+            for side in sides
         ]
         choose = (outer >= 0)[..., None]
         argument = np.where(choose, padded[0][0], padded[1][0])
@@ -106,22 +119,29 @@ def stair_minimum(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: 
     rows = max(1, CHUNK_ELEMENTS // max(1, span * outer.shape[1]))
     for start in range(0, len(outer), rows):
         part = slice(start, start + rows)
-        out[part] = stair_costs(table, outer[part], inner[part], low[part], high[part])[0].min(axis=2)
+        out[part] = stair_costs(table, outer[part], inner[part], low[part], high[part])[0].min(
+            axis=2
+        )
     return out
 
 
-def pool_minimum(outer: Array, inner: Array, low: Array, high: Array, present: Array) -> tuple[Array, Array, Array]:
-    """Smallest ``mu m - lambda x`` over ``low <= x <= high``, ``m = max(x)``: (value [R, N], m [R, N], x [R, N, W]).
+def pool_minimum(
+    outer: Array, inner: Array, low: Array, high: Array, present: Array
+) -> tuple[Array, Array, Array]:
+    """Smallest ``mu m - lambda x`` over ``low <= x <= high``, ``m = max(x)``: (value [R, N], m [R,
+    N], x [R, N, W]).
 
-    For a given m, an element with ``lambda > 0`` is as large as it may be and any other at its lower end, except that
-    one that can reach m must be m; the cheapest such one is taken. Between two upper ends this is a minimum of linear
-    functions of m, hence concave, so that m at an upper end or at the largest lower end decides.
+    For a given m, an element with ``lambda > 0`` is as large as it may be and any other at its
+    lower end, except that one that can reach m must be m; the cheapest such one is taken. Between
+    two upper ends this is a minimum of linear functions of m, hence concave, so that m at an upper
+    end or at the largest lower end decides.
     """
     far = np.where(present, low, np.min(low) if low.size else 0)
     floor = far.max(axis=2)
     best: Array | None = None
     tops = [floor] + [
-        np.maximum(high[..., k], floor) * present[..., k] + floor * ~present[..., k] for k in range(low.shape[2])
+        np.maximum(high[..., k], floor) * present[..., k] + floor * ~present[..., k]
+        for k in range(low.shape[2])
     ]
     found_m, found_x = floor, low
     for top in tops:
@@ -153,7 +173,8 @@ def gather_windows(values: Array, index: Ints) -> Array:
 
 
 def scatter_windows(values: Array, index: Ints, size: int) -> Array:
-    """Adjoint of ``gather_windows``: [R, N, W] -> [R, size]. Within one window place the sources are distinct."""
+    """Adjoint of ``gather_windows``: [R, N, W] -> [R, size]. Within one window place the sources
+    are distinct."""
     total = np.zeros((len(values), size + 1), dtype=values.dtype)
     for place in range(index.shape[1]):
         column = np.where(index[:, place] >= 0, index[:, place], size)
@@ -166,8 +187,8 @@ def dual_value(
 ) -> DualValue:
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
-    ``objective[n]``: [R, N_n] integers; ``slopes``: integers, [R, N] per staircase and [R, N, W] per pool, any values.
-    Raises ``Overflow`` if a number could leave 62 bits.
+    ``objective[n]``: [R, N_n] integers; ``slopes``: integers, [R, N] per staircase and [R, N, W]
+    per pool, any values. Raises ``Overflow`` if a number could leave 62 bits.
     """
     value = constant.astype(np.int64)
     coefficients: dict[int, Ints] = {n: c.astype(np.int64) for n, c in objective.items()}
@@ -191,7 +212,9 @@ def dual_value(
         elif number in program.stairs:
             table = program.stairs[number]
             inner = slopes[number].astype(np.int64)
-            block = stair_minimum(table, outer, inner, bounds.low[table.source], bounds.high[table.source])
+            block = stair_minimum(
+                table, outer, inner, bounds.low[table.source], bounds.high[table.source]
+            )
             _safe(largest(block) * block.shape[1])
             part = block.sum(axis=1)
             outer_of[number], inner_of[number] = outer, inner
@@ -203,15 +226,23 @@ def dual_value(
         value = value + part
     assert isinstance(program.nodes[0], Input)
     first = coefficients.pop(0, np.zeros_like(bounds.low[0]))
-    _safe(largest(first) * max(largest(bounds.low[0]), largest(bounds.high[0])) * first.shape[1], magnitude)
+    _safe(
+        largest(first) * max(largest(bounds.low[0]), largest(bounds.high[0])) * first.shape[1],
+        magnitude,
+    )
     value = value + np.minimum(first * bounds.low[0], first * bounds.high[0]).sum(axis=1)
     return DualValue(value, outer_of, inner_of, first)
 
 
-def _pool_part(program: AnyProgram, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add) -> Ints:
+def _pool_part(
+    program: AnyProgram, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add
+) -> Ints:
     source, index = program.pools[number]
     inner = np.where(index >= 0, inner, 0)
-    low, high = gather_windows(bounds.low[source], index), gather_windows(bounds.high[source], index)
+    low, high = (
+        gather_windows(bounds.low[source], index),
+        gather_windows(bounds.high[source], index),
+    )
     size = max(largest(low), largest(high))
     _safe(largest(outer) * size, 2 * largest(inner) * size * index.shape[1])
     block, _, _ = pool_minimum(outer, inner, low, high, np.broadcast_to(index >= 0, inner.shape))
@@ -223,9 +254,11 @@ def _pool_part(program: AnyProgram, bounds: Bounds, number: int, outer: Ints, in
 def reduced_stairs(
     table: StairTable, outer: Ints, inner: Ints, low: Ints, high: Ints, slack: Ints
 ) -> tuple[Ints, Ints]:
-    """Intervals [R, N] of the arguments whose block is within ``slack`` [R] (= -L >= 0) of its minimum.
+    """Intervals [R, N] of the arguments whose block is within ``slack`` [R] (= -L >= 0) of its
+    minimum.
 
-    Whole levels are dropped from either end first; within the last level kept the block is linear, and is cut there.
+    Whole levels are dropped from either end first; within the last level kept the block is linear,
+    and is cut there.
     """
     costs, argument, _ = stair_costs(table, outer, inner, low, high)
     limit = costs.min(axis=2) + slack[:, None]

@@ -1,20 +1,23 @@
 """Float tensors as integers times a scale, and the rounding error of their sums.
 
-An activation x between quantized layers takes few values: x = v(q), and v(q) is close to ``scale * (gain * q - zero)``.
-Weights are close to ``ints * scale``. So a sum of products is ``unit * accumulator + offset`` with an exact integer
-accumulator, up to
+An activation x between quantized layers takes few values: x = v(q), and v(q) is close to
+``scale * (gain * q - zero)``. Weights are close to ``ints * scale``. So a sum of products is
+``unit * accumulator + offset`` with an exact integer accumulator, up to
 
 * the deviation of the stored floats from those products: ``sum |W| dx + |x| dW``;
-* the rounding of the runtime's sum of n terms t_i. Each product is rounded at most once, an error of u |t_i| with
-  u = 2^-24, and each of the at most n additions once, whatever the order and whether fused or not. A partial sum is the
-  sum of some of the terms, so its size is at most B, the larger one of the sum of all positive parts and the sum of all
-  negative parts, and its rounding error at most u B. Together ``(n B + sum |t_i|) u``, times 1 / (1 - (n + 2) u) for
-  the errors of errors (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). An absolute term of one
-  smallest normal number per operation covers underflow. Matrix products by other formulas (Strassen, Winograd) are
-  outside this bound; the runtime in question uses none for these operators.
+* the rounding of the runtime's sum of n terms t_i. Each product is rounded at most once, an error
+  of u |t_i| with u = 2^-24, and each of the at most n additions once, whatever the order and
+  whether fused or not. A partial sum is the sum of some of the terms, so its size is at most B, the
+  larger one of the sum of all positive parts and the sum of all negative parts, and its rounding
+  error at most u B. Together ``(n B + sum |t_i|) u``, times 1 / (1 - (n + 2) u) for the errors of
+  errors (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). An absolute term of
+  one smallest normal number per operation covers underflow. Matrix products by other formulas
+  (Strassen, Winograd) are outside this bound; the runtime in question uses none for these
+  operators.
 
-If all stored floats are exactly on their grids and every product and partial sum is a multiple of 2^e below 2^(e+24),
-nothing is ever rounded: the error is zero and early and late thresholds coincide.
+If all stored floats are exactly on their grids and every product and partial sum is a multiple of
+2^e below 2^(e+24), nothing is ever rounded: the error is zero and early and late thresholds
+coincide.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ WIDENED = 1 + 2.0**-20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Affine:
-    """A float tensor whose element is ``values[q - first]``, about ``scale * (gain * q - zero)``, q of ``node``.
+    """A float tensor whose element is ``values[q - first]``, about ``scale * (gain * q - zero)``, q
+    of ``node``.
 
     ``deviation``: largest difference between the two; ``values``: float32 [K].
     """
@@ -77,7 +81,9 @@ def affine(reading: Reading, lattice: Lattice, user: str) -> Affine:
     return _fitted(reading, lattice, first, q, values, user)
 
 
-def _fitted(reading: Reading, lattice: Lattice, first: int, q: Ints, values: Array, user: str) -> Affine:
+def _fitted(
+    reading: Reading, lattice: Lattice, first: int, q: Ints, values: Array, user: str
+) -> Affine:
     exact = values.astype(np.float64)
     head = lattice.chain[0]
     if head.function is dequantized:
@@ -100,7 +106,9 @@ def _fitted(reading: Reading, lattice: Lattice, first: int, q: Ints, values: Arr
     if len(lattice.chain) > 1 and len(set(gaps.tolist())) == 1 and gaps[0] > 0:
         gain, zero = int(gaps[0]), int(gaps[0]) * first - int(ints[0])
     elif len(lattice.chain) > 1:
-        node = reading.assembly.table(node, first, ints, ", ".join(step.name for step in lattice.chain))
+        node = reading.assembly.table(
+            node, first, ints, ", ".join(step.name for step in lattice.chain)
+        )
         known, at = np.unique(ints, return_index=True)
         reached = np.searchsorted(known, np.arange(known[0], known[-1] + 1))
         values, first, gain, zero = values[at][reached], int(known[0]), 1, 0
@@ -115,7 +123,9 @@ def grid_of(reading: Reading, name: str) -> Grid:
     lsb = lowest_bit(value)
     ints = value / lsb
     if np.abs(ints).max(initial=0.0) >= 2.0**40:
-        raise NoRule(f"constant {name!r} has weights of very different size and no common scale; quantize it")
+        raise NoRule(
+            f"constant {name!r} has weights of very different size and no common scale; quantize it"
+        )
     return Grid(ints.astype(np.int64), np.full(value.shape, lsb))
 
 
@@ -132,7 +142,8 @@ def lowest_bit(values: Array) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Products:
-    """The weights of a sum of products, one row an output: ``floats``, ``ints``: [out, terms], ``unit``: [out]."""
+    """The weights of a sum of products, one row an output: ``floats``, ``ints``: [out, terms],
+    ``unit``: [out]."""
 
     floats: Array
     ints: Ints
@@ -144,20 +155,29 @@ def products(weight: Array, grid: Grid, user: str) -> Products:
     rows = len(weight)
     scale = grid.scale.reshape(rows, -1)
     if (scale != scale[:, :1]).any():
-        raise NoRule(f"{user} has weights whose scale differs inside an output; use one scale per output channel")
+        raise NoRule(
+            f"{user} has weights whose scale differs inside an output; use one scale per output "
+            "channel"
+        )
     if not (scale > 0).all() or not np.isfinite(weight).all():
         raise NoRule(f"{user} has weights or scales that are not finite and positive")
-    return Products(weight.reshape(rows, -1).astype(np.float64), grid.ints.reshape(rows, -1), scale[:, 0])
+    return Products(
+        weight.reshape(rows, -1).astype(np.float64), grid.ints.reshape(rows, -1), scale[:, 0]
+    )
 
 
 def sum_step(x: Affine, w: Products, bias: Array, copies: int) -> tuple[Step, bool]:
-    """The float32 value of ``sum w x + bias`` as a function of the accumulator, and whether it is exact.
+    """The float32 value of ``sum w x + bias`` as a function of the accumulator, and whether it is
+    exact.
 
-    ``bias``: float64 [out]; each output stands for ``copies`` elements (the positions of a convolution).
+    ``bias``: float64 [out]; each output stands for ``copies`` elements (the positions of a
+    convolution).
     """
     unit = x.scale * w.scale
     absolute = np.abs(w.floats).sum(axis=1) * x.magnitude + np.abs(bias)
-    lsb = min(lowest_bit(x.values) * lowest_bit(w.floats), lowest_bit(bias) if bias.any() else np.inf)
+    lsb = min(
+        lowest_bit(x.values) * lowest_bit(w.floats), lowest_bit(bias) if bias.any() else np.inf
+    )
     on_grid = (
         x.deviation == 0.0
         and float(np.float32(x.scale)) == x.scale
@@ -168,21 +188,32 @@ def sum_step(x: Affine, w: Products, bias: Array, copies: int) -> tuple[Step, bo
     if not exact:
         count = (w.floats != 0).sum(axis=1) + 4  # the bias, and what an average does after its sum
         if count.max() > MOST_TERMS:
-            raise NoRule(f"a sum of {count.max()} terms is longer than {MOST_TERMS}, too long for an error bound")
-        parts = w.floats[:, :, None] * x.values.astype(np.float64)[[x.values.argmin(), x.values.argmax()]]
+            raise NoRule(
+                f"a sum of {count.max()} terms is longer than {MOST_TERMS}, too long for an error "
+                "bound"
+            )
+        parts = (
+            w.floats[:, :, None]
+            * x.values.astype(np.float64)[[x.values.argmin(), x.values.argmax()]]
+        )
         above = np.maximum(parts.max(axis=2), 0).sum(axis=1) + np.maximum(bias, 0)
         below = np.maximum(-parts.min(axis=2), 0).sum(axis=1) + np.maximum(-bias, 0)
         rounding = count * np.maximum(above, below) + absolute
         rounding = rounding * UNIT_ROUNDOFF / (1 - (count + 2) * UNIT_ROUNDOFF)
-        off_grid = np.abs(w.floats - w.scale[:, None] * w.ints).sum(axis=1) * (x.magnitude + x.deviation)
+        off_grid = np.abs(w.floats - w.scale[:, None] * w.ints).sum(axis=1) * (
+            x.magnitude + x.deviation
+        )
         off_grid = off_grid + np.abs(w.floats).sum(axis=1) * x.deviation
         error = (rounding + off_grid + 2.0**-46 * absolute) * WIDENED + count * TINY
     params = tuple(np.repeat(p, copies) for p in (unit, bias, error))
     return Step("sum in float32", spread_sum, params, spread=True), exact
 
 
-def spread_sum(least: Array, greatest: Array, unit: Array, offset: Array, error: Array) -> tuple[Array, Array]:
-    """``unit * a + offset -+ error``; every operation is monotone in a, and float32 rounding moves no float32 number.
+def spread_sum(
+    least: Array, greatest: Array, unit: Array, offset: Array, error: Array
+) -> tuple[Array, Array]:
+    """``unit * a + offset -+ error``; every operation is monotone in a, and float32 rounding moves
+    no float32 number.
 
     The rounding of these float64 operations is part of the error; in the exact case there is none.
     """

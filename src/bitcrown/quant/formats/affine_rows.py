@@ -1,14 +1,16 @@
 """What one accumulator is made of, and how far it can go: rows over leaves, and ranges over a box.
 
-Dense, Conv, Sum and Gather are affine, and so is any chain of them: every element is a constant plus an integer
-combination of *leaves*, the elements of the Input, Staircase and MaxPool nodes. ``Rows`` computes that combination for
-one element when it is asked for it; nothing is done for elements that no one asks for. The range of a row over
-independent leaf ranges l_i <= q_i <= h_i is the interval
+Dense, Conv, Sum and Gather are affine, and so is any chain of them: every element is a constant
+plus an integer combination of *leaves*, the elements of the Input, Staircase and MaxPool nodes.
+``Rows`` computes that combination for one element when it is asked for it; nothing is done for
+elements that no one asks for. The range of a row over independent leaf ranges l_i <= q_i <= h_i is
+the interval
 
-    [const + sum_{c_i > 0} c_i l_i + sum_{c_i < 0} c_i h_i,  const + sum_{c_i > 0} c_i h_i + sum_{c_i < 0} c_i l_i],
+    [const + sum_{c_i > 0} c_i l_i + sum_{c_i < 0} c_i h_i,  const + sum_{c_i > 0} c_i h_i +
+    sum_{c_i < 0} c_i l_i],
 
-which is exact when the leaves are inputs and an enclosure otherwise; a nondecreasing staircase maps it by its ends.
-Python integers throughout: nothing here can overflow.
+which is exact when the leaves are inputs and an enclosure otherwise; a nondecreasing staircase maps
+it by its ends. Python integers throughout: nothing here can overflow.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class Rows:
 
     def combined(self, row: Row) -> Row:
         """``row`` over elements of any nodes as a row over leaves."""
-        return self._combine([leaf for leaf, _ in row.parts], [factor for _, factor in row.parts], row.constant)
+        return self._combine(
+            [leaf for leaf, _ in row.parts], [factor for _, factor in row.parts], row.constant
+        )
 
     def _make(self, number: int, element: int) -> Row:
         node = self.nodes[number]
@@ -82,7 +86,9 @@ class Rows:
             return self._convolution(node, element)
         if isinstance(node, Sum):
             bias = int(node.bias[element if len(node.bias) > 1 else 0])
-            return self._combine([(source, element) for source in node.sources], list(node.factors), bias)
+            return self._combine(
+                [(source, element) for source in node.sources], list(node.factors), bias
+            )
         if isinstance(node, Gather):
             return self.row(*self._gathered(number, node, element))
         return Row((((number, element), 1),), 0)
@@ -112,7 +118,9 @@ class Rows:
             row = int(y) * node.strides[0] + i * node.dilations[0] - node.padding[0]
             column = int(x) * node.strides[1] + j * node.dilations[1] - node.padding[1]
             if 0 <= row < node.plane[0] and 0 <= column < node.plane[1]:
-                sources.append((node.source, ((first + c) * node.plane[0] + row) * node.plane[1] + column))
+                sources.append(
+                    (node.source, ((first + c) * node.plane[0] + row) * node.plane[1] + column)
+                )
                 coefficients.append(weight)
             else:
                 constant += weight * node.pad_value
@@ -121,7 +129,9 @@ class Rows:
     def _gathered(self, number: int, node: Gather, element: int) -> Leaf:
         starts = self._starts.get(number)
         if starts is None:
-            starts = self._starts[number] = np.cumsum([0] + [self.sizes[source] for source in node.sources])
+            starts = self._starts[number] = np.cumsum(
+                [0] + [self.sizes[source] for source in node.sources]
+            )
         position = int(node.index[element]) % int(starts[-1])
         which = int(np.searchsorted(starts, position, side="right")) - 1
         return node.sources[which], position - int(starts[which])
@@ -135,9 +145,14 @@ class Rows:
             row = y * node.strides[0] + i - node.padding[0]
             column = x * node.strides[1] + j - node.padding[1]
             if 0 <= row < node.plane[0] and 0 <= column < node.plane[1]:
-                found.append((node.source, (channel * node.plane[0] + row) * node.plane[1] + column))
+                found.append(
+                    (node.source, (channel * node.plane[0] + row) * node.plane[1] + column)
+                )
         if not found:
-            raise QuantError(f"element {element} of a MaxPool sees padding only; its padding is wider than its kernel")
+            raise QuantError(
+                f"element {element} of a MaxPool sees padding only; its padding is wider than its "
+                "kernel"
+            )
         return found
 
 
@@ -147,7 +162,8 @@ def channel_of(node: Staircase, element: int, size: int) -> int:
 
 
 class Ranges:
-    """Enclosures of elements over the box ``low <= x <= high`` ([N] each); answers are remembered."""
+    """Enclosures of elements over the box ``low <= x <= high`` ([N] each); answers are
+    remembered."""
 
     def __init__(self, rows: Rows, low: list[int], high: list[int]) -> None:
         self._rows = rows
@@ -192,7 +208,9 @@ class Ranges:
             least, greatest = self.of(node.source, element)
             channel = channel_of(node, element, self._rows.sizes[number])
             base = int(node.base[channel])
-            return base + passed(node.late[channel], least), base + passed(node.early[channel], greatest)
+            return base + passed(node.late[channel], least), base + passed(
+                node.early[channel], greatest
+            )
         if isinstance(node, MaxPool):
             ends = [self.of(*leaf) for leaf in self._rows.window(node, element)]
             return max(low for low, _ in ends), max(high for _, high in ends)
@@ -202,8 +220,8 @@ class Ranges:
 def passed(thresholds: Ints, accumulator: int) -> int:
     """``#{k : accumulator >= thresholds[k]}``; thresholds: [K], nondecreasing.
 
-    Accumulators stay within 62 bits by contract, so an enclosure that leaves them is cut: +-WIDTH_LIMIT keeps its
-    meaning, never or always passed.
+    Accumulators stay within 62 bits by contract, so an enclosure that leaves them is cut:
+    +-WIDTH_LIMIT keeps its meaning, never or always passed.
     """
     inside = np.int64(max(-WIDTH_LIMIT, min(WIDTH_LIMIT - 1, accumulator)))
     return int(np.searchsorted(thresholds, inside, side="right"))

@@ -1,9 +1,11 @@
-"""Elementwise operators with known operands: every one is a monotone step of a chain, in the type of the file.
+"""Elementwise operators with known operands: every one is a monotone step of a chain, in the type
+of the file.
 
-Float operators are single float32 operations, each correctly rounded, so that a chain of them is exact (see
-``lattice``). BatchNormalization is what onnxruntime computes for it: the factor ``scale * (1 / sqrt(var + eps))`` and
-the addend ``bias - mean * factor``, all in float32, then a product and a sum. Integer operators must not leave the
-range of their type: onnxruntime wraps there, and a wrapped accumulator is not monotone.
+Float operators are single float32 operations, each correctly rounded, so that a chain of them is
+exact (see ``lattice``). BatchNormalization is what onnxruntime computes for it: the factor
+``scale * (1 / sqrt(var + eps))`` and the addend ``bias - mean * factor``, all in float32, then a
+product and a sum. Integer operators must not leave the range of their type: onnxruntime wraps
+there, and a wrapped accumulator is not monotone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ Function = Callable[..., Any]
 
 
 def _operand(reading: Reading, name: str, lattice: Lattice) -> tuple[Array, Lattice]:
-    """A constant as a parameter [1] or [N], and the tensor, repeated where the constant has more elements."""
+    """A constant as a parameter [1] or [N], and the tensor, repeated where the constant has more
+    elements."""
     value = reading.constants[name]
     if not np.isfinite(value.astype(np.float64)).all():
         raise NoRule(f"constant {name!r} has entries that are not finite")
@@ -58,8 +61,11 @@ def rearranged(reading: Reading, lattice: Lattice, index: Array) -> Lattice:
     return moved.on(reading.assembly.gather((lattice.node,), flat, moved.sample_shape), chain)
 
 
-def _stepped(reading: Reading, node: OnnxNode, lattice: Lattice, step: Step, dtype: Any = None) -> None:
-    """Bind ``lattice`` with one more step, after a look at overflow where the result is an integer."""
+def _stepped(
+    reading: Reading, node: OnnxNode, lattice: Lattice, step: Step, dtype: Any = None
+) -> None:
+    """Bind ``lattice`` with one more step, after a look at overflow where the result is an
+    integer."""
     result = lattice.then(step, dtype)
     reading.check_width(result, f"{node.op} {node.name!r}")
     reading.bind(node, result)
@@ -70,7 +76,10 @@ def arithmetic(reading: Reading, node: OnnxNode) -> None:
     left, right = node.inputs
     if not reading.is_constant(left) and not reading.is_constant(right):
         if node.op not in ("Add", "Sub"):
-            raise NoRule(f"{node.op} {node.name!r} of two tensors that both depend on the input is not linear")
+            raise NoRule(
+                f"{node.op} {node.name!r} of two tensors that both depend on the input is not "
+                "linear"
+            )
         reading.bind(node, added(reading, node, reading.lattice(left), reading.lattice(right)))
         return
     first = reading.is_constant(left)
@@ -82,15 +91,29 @@ def arithmetic(reading: Reading, node: OnnxNode) -> None:
 
 
 def _arithmetic_step(node: OnnxNode, operand: Array, first: bool, is_float: bool) -> Step:
-    keeps = bool((operand == np.rint(operand)).all()) and float(np.abs(operand).max(initial=0)) < 2**23
+    keeps = (
+        bool((operand == np.rint(operand)).all()) and float(np.abs(operand).max(initial=0)) < 2**23
+    )
     if node.op == "Div":
         if (operand == 0).any():
             raise NoRule(f"Div {node.name!r} divides by zero")
-        return Step("Div", np.divide if is_float else _towards_zero, (operand,), keeps_whole=not is_float)
-    functions: dict[str, Function] = {"Add": np.add, "Mul": np.multiply, "Sub": _from if first else np.subtract}
+        return Step(
+            "Div", np.divide if is_float else _towards_zero, (operand,), keeps_whole=not is_float
+        )
+    functions: dict[str, Function] = {
+        "Add": np.add,
+        "Mul": np.multiply,
+        "Sub": _from if first else np.subtract,
+    }
     name = "Sub from" if first and node.op == "Sub" else node.op
-    # a float product of whole numbers stays whole, but a scale belongs to what follows, not to the integers
-    return Step(name, functions[node.op], (operand,), keeps_whole=keeps and (node.op != "Mul" or not is_float))
+    # a float product of whole numbers stays whole, but a scale belongs to what follows, not to the
+    # integers
+    return Step(
+        name,
+        functions[node.op],
+        (operand,),
+        keeps_whole=keeps and (node.op != "Mul" or not is_float),
+    )
 
 
 def _from(values: Array, minuend: Array) -> Array:
@@ -110,7 +133,9 @@ def relu(reading: Reading, node: OnnxNode) -> None:
 
 @reads("Max", "Min")
 def extreme(reading: Reading, node: OnnxNode) -> None:
-    if len(node.inputs) != 2 or reading.is_constant(node.inputs[0]) == reading.is_constant(node.inputs[1]):
+    if len(node.inputs) != 2 or reading.is_constant(node.inputs[0]) == reading.is_constant(
+        node.inputs[1]
+    ):
         raise NoRule(f"{node.op} {node.name!r} is supported for one tensor and one constant")
     first = reading.is_constant(node.inputs[0])
     lattice = reading.lattice(node.inputs[int(first)])
@@ -130,8 +155,12 @@ def clip(reading: Reading, node: OnnxNode) -> None:
         open_ = type_range(lattice.dtype)
     ends = []
     for position, key in ((1, "min"), (2, "max")):
-        given = reading.constant(node, position) if reading.has(node, position) else node.attrs.get(key)
-        ends.append(np.asarray(open_[position - 1] if given is None else given, dtype=kind).reshape(1))
+        given = (
+            reading.constant(node, position) if reading.has(node, position) else node.attrs.get(key)
+        )
+        ends.append(
+            np.asarray(open_[position - 1] if given is None else given, dtype=kind).reshape(1)
+        )
     keeps = all(bool(end == np.rint(end)) for end in ends)
     _stepped(reading, node, lattice, Step("Clip", _clipped, tuple(ends), keeps_whole=keeps))
 
@@ -154,7 +183,9 @@ def unary(reading: Reading, node: OnnxNode) -> None:
         reading.bind(node, lattice)
         return
     whole = node.op != "Neg"
-    _stepped(reading, node, lattice, Step(node.op, functions[node.op], whole=whole, keeps_whole=True))
+    _stepped(
+        reading, node, lattice, Step(node.op, functions[node.op], whole=whole, keeps_whole=True)
+    )
 
 
 @reads("LeakyRelu")
@@ -172,17 +203,28 @@ def _leaky(values: Array, slope: Array) -> Array:
 @reads("BatchNormalization")
 def batch_normalization(reading: Reading, node: OnnxNode) -> None:
     if node.attrs.get("training_mode", 0):
-        raise NoRule(f"BatchNormalization {node.name!r} is in training mode; export the network for inference")
+        raise NoRule(
+            f"BatchNormalization {node.name!r} is in training mode; export the network for "
+            "inference"
+        )
     lattice = reading.lattice(node.inputs[0])
     scale, bias, mean, variance = (reading.constant(node, k).astype(FLOAT) for k in range(1, 5))
     with np.errstate(all="ignore"):
-        factor = scale * (np.float32(1) / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5))))
+        factor = scale * (
+            np.float32(1) / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5)))
+        )
         addend = bias - mean * factor
     if not (np.isfinite(factor).all() and np.isfinite(addend).all()):
         raise NoRule(f"BatchNormalization {node.name!r} has parameters that are not finite")
     axes = (1, -1, *(1,) * (len(lattice.shape) - 2))
-    product = Step("BatchNormalization factor", np.multiply, (spread_over(factor.reshape(axes), lattice.shape),))
-    total = Step("BatchNormalization addend", np.add, (spread_over(addend.reshape(axes), lattice.shape),))
+    product = Step(
+        "BatchNormalization factor",
+        np.multiply,
+        (spread_over(factor.reshape(axes), lattice.shape),),
+    )
+    total = Step(
+        "BatchNormalization addend", np.add, (spread_over(addend.reshape(axes), lattice.shape),)
+    )
     reading.bind(node, lattice.then(product).then(total))
 
 

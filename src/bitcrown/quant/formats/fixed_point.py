@@ -1,7 +1,9 @@
-"""Fixed-point multilayer perceptrons in Keras ``.h5`` files: the AAAI 2021 benchmark networks and their relatives.
+"""Fixed-point multilayer perceptrons in Keras ``.h5`` files: the AAAI 2021 benchmark networks and
+their relatives.
 
-A file holds float weights of fully connected layers; the integer network follows from the format (Henzinger, Lechner,
-Zikelic: Scalable Verification of Quantized Neural Networks, AAAI 2021). With b bits for the network and i for inputs:
+A file holds float weights of fully connected layers; the integer network follows from the format
+(Henzinger, Lechner, Zikelic: Scalable Verification of Quantized Neural Networks, AAAI 2021). With b
+bits for the network and i for inputs:
 
     quantity                  bits        unit          range
     input                     i unsigned  2^-i          [0, 1)
@@ -10,10 +12,11 @@ Zikelic: Scalable Verification of Quantized Neural Networks, AAAI 2021). With b 
     hidden activation         b unsigned  2^-(b-2)      [0, 4)
     last activation           b signed    2^-(b-2)      [-2, 2)
 
-A layer is ``clip(floor((W x + 2^s B) / 2^s + 1/2))``: x has f fractional bits (i at first, b - 2 later), W x has
-f + b - 1 of them and the result b - 2, so the shift is s = f + 1. Rounding is half up, negative numbers included; the
-first layer of the 6-bit networks is ``clip((W x + 512 B + 256) >> 9, 0, 63)``. A float weight is clamped to its range
-and rounded, halves away from zero, as in the published bit-vector encoding.
+A layer is ``clip(floor((W x + 2^s B) / 2^s + 1/2))``: x has f fractional bits (i at first, b - 2
+later), W x has f + b - 1 of them and the result b - 2, so the shift is s = f + 1. Rounding is half
+up, negative numbers included; the first layer of the 6-bit networks is
+``clip((W x + 512 B + 256) >> 9, 0, 63)``. A float weight is clamped to its range and rounded,
+halves away from zero, as in the published bit-vector encoding.
 
 Only numbers and names are read from the file; layers are taken in the order that the file lists.
 """
@@ -59,13 +62,16 @@ def read_h5(
 ) -> IntegerNetwork:
     """The integer network of a ``.h5`` file. Raises ``QuantError``.
 
-    Bit widths that are not given come from a file name with ``in_8_qu_6``, and are 8 and 6 without one.
+    Bit widths that are not given come from a file name with ``in_8_qu_6``, and are 8 and 6 without
+    one.
     """
     named = re.search(r"in_(\d{1,3})_qu_(\d{1,3})", path.name)
     input_bits = input_bits or (int(named[1]) if named else 8)
     bits = bits or (int(named[2]) if named else 6)
     if input_bits not in BITS or bits not in BITS:
-        raise QuantError(f"{path}: {input_bits} input bits and {bits} bits; both must be {BITS[0]} to {BITS[-1]}")
+        raise QuantError(
+            f"{path}: {input_bits} input bits and {bits} bits; both must be {BITS[0]} to {BITS[-1]}"
+        )
     layers = _checked_layers(path)
     inputs = layers[0][0].shape[0]
     low, high = np.zeros(inputs, np.int64), np.full(inputs, 2**input_bits - 1, np.int64)
@@ -94,13 +100,17 @@ def read_h5(
     )
 
 
-def _layer_nodes(weight: Array, bias: Array, fraction: int, bits: int, signed: bool, source: int) -> list[Node]:
+def _layer_nodes(
+    weight: Array, bias: Array, fraction: int, bits: int, signed: bool, source: int
+) -> list[Node]:
     """The accumulator and the staircase of a layer whose input has ``fraction`` fractional bits."""
     shift = fraction + 1
     w = fixed_point(weight, bits, bits - 1).T
     b = fixed_point(bias, bits, bits - 2) << shift
     low = -(2 ** (bits - 1)) if signed else 0
-    base, rows = exact_rows([Fraction(1, 2**shift)], [Fraction(0)], low, low + 2**bits - 1, "half_up")
+    base, rows = exact_rows(
+        [Fraction(1, 2**shift)], [Fraction(0)], low, low + 2**bits - 1, "half_up"
+    )
     note = f"shift {shift}, half up, {'int' if signed else 'uint'}{bits}"
     shape = (len(b),)
     return [
@@ -110,7 +120,8 @@ def _layer_nodes(weight: Array, bias: Array, fraction: int, bits: int, signed: b
 
 
 def fixed_point(values: Array, bits: int, fraction: int) -> Ints:
-    """Floats to signed integers of unit ``2^-fraction``: clamped to the range, then halves away from zero.
+    """Floats to signed integers of unit ``2^-fraction``: clamped to the range, then halves away
+    from zero.
 
     In float64, where scaling float32 numbers by a power of two, and adding one half, is exact.
     """
@@ -120,9 +131,14 @@ def fixed_point(values: Array, bits: int, fraction: int) -> Ints:
 
 
 def _checked_layers(path: Path) -> list[tuple[Array, Array]]:
-    """``_layers``, once a child process has come to its end: damaged files send the HDF5 library round for ever."""
+    """``_layers``, once a child process has come to its end: damaged files send the HDF5 library
+    round for ever."""
     try:
-        text_or_error(lambda: str(len(_layers(path))), Budget.of_cpu_seconds(READING_SECONDS), f"that reads {path}")
+        text_or_error(
+            lambda: str(len(_layers(path))),
+            Budget.of_cpu_seconds(READING_SECONDS),
+            f"that reads {path}",
+        )
     except ModelError as error:
         raise QuantError(str(error)) from error
     except BitcrownError:
@@ -144,21 +160,29 @@ def _layers(path: Path) -> list[tuple[Array, Array]]:
             names = _names(file, "layer_names", path)
             layers = [layer for name in names if (layer := _weights(file, name, path))]
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise QuantError(f"{path} cannot be read as an .h5 file of Keras weights: {error}") from error
+        raise QuantError(
+            f"{path} cannot be read as an .h5 file of Keras weights: {error}"
+        ) from error
     if not layers:
         raise QuantError(f"{path} has no layer with a kernel and a bias")
     for (before, _), (after, _), name in zip(layers, layers[1:], names[1:], strict=False):
         if before.shape[1] != after.shape[0]:
-            raise QuantError(f"{path}: layer {name!r} takes {after.shape[0]} inputs, but gets {before.shape[1]}")
+            raise QuantError(
+                f"{path}: layer {name!r} takes {after.shape[0]} inputs, but gets {before.shape[1]}"
+            )
     return layers
 
 
 def _names(group: Any, attribute: str, path: Path) -> list[str]:
     if attribute not in group.attrs:
-        raise QuantError(f"{path}: {group.name} does not list its {attribute}; is it a Keras weight file?")
+        raise QuantError(
+            f"{path}: {group.name} does not list its {attribute}; is it a Keras weight file?"
+        )
     raw = np.asarray(group.attrs[attribute]).reshape(-1).tolist()
     if len(raw) > MOST_LAYERS or not all(isinstance(name, str | bytes) for name in raw):
-        raise QuantError(f"{path}: {attribute} of {group.name} is not a list of at most {MOST_LAYERS} names")
+        raise QuantError(
+            f"{path}: {attribute} of {group.name} is not a list of at most {MOST_LAYERS} names"
+        )
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in raw]
 
 
@@ -171,11 +195,15 @@ def _weights(file: Any, layer: str, path: Path) -> tuple[Array, Array] | None:
     found = {name.rpartition("/")[2].partition(":")[0]: _array(group, name, path) for name in names}
     if set(found) != {"kernel", "bias"} or len(names) != 2:
         raise QuantError(
-            f"{path}: layer {layer!r} has the weights {', '.join(names)}; expected are a kernel and a bias"
+            f"{path}: layer {layer!r} has the weights {', '.join(names)}; expected are a kernel "
+            "and a bias"
         )
     kernel, bias = found["kernel"], found["bias"]
     if kernel.ndim != 2 or bias.shape != kernel.shape[1:] or not kernel.size:
-        raise QuantError(f"{path}: layer {layer!r} has a kernel of shape {kernel.shape} and a bias of {bias.shape}")
+        raise QuantError(
+            f"{path}: layer {layer!r} has a kernel of shape {kernel.shape} and a bias of "
+            f"{bias.shape}"
+        )
     return kernel, bias
 
 
@@ -184,7 +212,9 @@ def _member(group: Any, name: str, path: Path) -> Any:
     import h5py
 
     for part in name.strip("/").split("/"):
-        if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
+        if not isinstance(group, h5py.Group) or not isinstance(
+            group.get(part, getlink=True), h5py.HardLink
+        ):
             raise QuantError(f"{path}: {name!r} is listed, but is missing or a link")
         group = group[part]
     return group
@@ -194,10 +224,17 @@ def _array(group: Any, name: str, path: Path) -> Array:
     import h5py
 
     data = _member(group, name, path)
-    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual or data.dtype.kind != "f":
+    if (
+        not isinstance(data, h5py.Dataset)
+        or data.external
+        or data.is_virtual
+        or data.dtype.kind != "f"
+    ):
         raise QuantError(f"{path}: weight {name!r} is not an array of floats stored in the file")
     if math.prod(data.shape) > LARGEST_WEIGHT:
-        raise QuantError(f"{path}: weight {name!r} of shape {data.shape} has more than {LARGEST_WEIGHT} entries")
+        raise QuantError(
+            f"{path}: weight {name!r} of shape {data.shape} has more than {LARGEST_WEIGHT} entries"
+        )
     value = np.asarray(data[()])
     if not np.isfinite(value).all():
         raise QuantError(f"{path}: weight {name!r} has entries that are not finite")

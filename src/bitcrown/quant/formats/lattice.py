@@ -1,13 +1,16 @@
-"""What an ONNX tensor is while a quantized file is read: a known function of the integers of one node.
+"""What an ONNX tensor is while a quantized file is read: a known function of the integers of one
+node.
 
-Element n of the tensor is ``f_n(q_n)``, where q are the integers of a node of the integer network and ``f_n`` a
-**chain** of elementwise steps, each computed in the type and precision of the file: dequantize, add a constant, ReLU,
-quantize. Every step is monotone, rising or falling, in each element, because it is a correctly rounded operation (or
-minimum, maximum, rounding, cast) with constants. So a chain has an order, and two evaluations describe it: where a
-step is not pinned down to the bit (a sum of floats in unspecified order) it widens a value to an interval
-[least, greatest], and all later steps map the ends of that interval.
+Element n of the tensor is ``f_n(q_n)``, where q are the integers of a node of the integer network
+and ``f_n`` a **chain** of elementwise steps, each computed in the type and precision of the file:
+dequantize, add a constant, ReLU, quantize. Every step is monotone, rising or falling, in each
+element, because it is a correctly rounded operation (or minimum, maximum, rounding, cast) with
+constants. So a chain has an order, and two evaluations describe it: where a step is not pinned down
+to the bit (a sum of floats in unspecified order) it widens a value to an interval [least,
+greatest], and all later steps map the ends of that interval.
 
-Legend: N elements of the tensor, C channels of the node (as in ``Staircase``), K columns of a table.
+Legend: N elements of the tensor, C channels of the node (as in ``Staircase``), K columns of a
+table.
 """
 
 from __future__ import annotations
@@ -29,10 +32,12 @@ RAW = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """``function(values, *params)``; ``params``: each [N], or [1] if it is the same for all elements.
+    """``function(values, *params)``; ``params``: each [N], or [1] if it is the same for all
+    elements.
 
-    ``whole``: the result is a whole number; ``keeps_whole``: it is one if the argument is. A ``spread`` step gets
-    (least, greatest, *params) and returns both; any other one is a monotone function of one number.
+    ``whole``: the result is a whole number; ``keeps_whole``: it is one if the argument is. A
+    ``spread`` step gets (least, greatest, *params) and returns both; any other one is a monotone
+    function of one number.
     """
 
     name: str
@@ -42,7 +47,9 @@ class Step:
     keeps_whole: bool = False
     spread: bool = False
 
-    def apply(self, least: Array, greatest: Array, params: tuple[Array, ...]) -> tuple[Array, Array]:
+    def apply(
+        self, least: Array, greatest: Array, params: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
         if self.spread:
             pair: tuple[Array, Array] = self.function(least, greatest, *params)
             return pair
@@ -55,9 +62,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lattice:
-    """``shape``: the ONNX shape, leading axes of extent 1 included; ``dtype``: the file's element type.
+    """``shape``: the ONNX shape, leading axes of extent 1 included; ``dtype``: the file's element
+    type.
 
-    ``order``: [N] position in the network input of each element, for a tensor made of the raw input only.
+    ``order``: [N] position in the network input of each element, for a tensor made of the raw input
+    only.
     """
 
     node: int
@@ -96,7 +105,8 @@ def spread_over(value: Array, shape: tuple[int, ...]) -> Array:
 def picked(chain: tuple[Step, ...], index: Ints) -> tuple[Step, ...]:
     """The chain of a tensor whose elements are ``index`` of this one's."""
     return tuple(
-        replace(step, params=tuple(_pick(p, index) for p in step.params)) if step.params else step for step in chain
+        replace(step, params=tuple(_pick(p, index) for p in step.params)) if step.params else step
+        for step in chain
     )
 
 
@@ -110,17 +120,23 @@ def is_same_chain(one: tuple[Step, ...], other: tuple[Step, ...]) -> bool:
         a.name == b.name
         and not a.spread
         and len(a.params) == len(b.params)
-        and all(p.shape == r.shape and bool((p == r).all()) for p, r in zip(a.params, b.params, strict=True))
+        and all(
+            p.shape == r.shape and bool((p == r).all())
+            for p, r in zip(a.params, b.params, strict=True)
+        )
         for a, b in zip(one, other, strict=True)
     )
 
 
 def evaluate(chain: tuple[Step, ...], q: Array, index: Ints) -> tuple[Array, Array]:
-    """Least and greatest value: q: [C, K] with parameters of the elements ``index``: [C] -> two [C, K]."""
+    """Least and greatest value: q: [C, K] with parameters of the elements ``index``: [C] -> two [C,
+    K]."""
     least = greatest = q
     with np.errstate(all="ignore"):
         for step in chain:
-            least, greatest = step.apply(least, greatest, tuple(_pick(p, index)[:, None] for p in step.params))
+            least, greatest = step.apply(
+                least, greatest, tuple(_pick(p, index)[:, None] for p in step.params)
+            )
     if least.dtype.kind == "f" and not (np.isfinite(least).all() and np.isfinite(greatest).all()):
         names = ", ".join(step.name for step in chain)
         raise QuantError(f"a value leaves the range of float32 in {names}; scale the weights down")
@@ -128,7 +144,8 @@ def evaluate(chain: tuple[Step, ...], q: Array, index: Ints) -> tuple[Array, Arr
 
 
 def channels_of(chain: tuple[Step, ...], size: int, shape: tuple[int, ...]) -> int:
-    """The smallest C among 1, ``shape[0]`` and N for which every parameter is the same all over a channel."""
+    """The smallest C among 1, ``shape[0]`` and N for which every parameter is the same all over a
+    channel."""
     candidates = [1] + [c for c in shape[:1] if 1 < c < size]
     for count in candidates:
         blocks = (p.reshape(count, -1) for step in chain for p in step.params if p.size > 1)
@@ -143,7 +160,8 @@ def as_float(values: Array) -> Array:
 
 
 def dequantized(q: Array, scale: Array, zero: Array, gain: Array) -> Array:
-    """``float32(gain * q - zero) * scale``; the gain is 1 but for two-valued numbers (q in {0, 1} means -1, 1)."""
+    """``float32(gain * q - zero) * scale``; the gain is 1 but for two-valued numbers (q in {0, 1}
+    means -1, 1)."""
     return np.asarray((gain * q - zero).astype(np.float32) * scale)
 
 

@@ -1,9 +1,11 @@
-"""Quantized ONNX files to integer networks: the formats QDQ, QOperator, QONNX and plain integer arithmetic.
+"""Quantized ONNX files to integer networks: the formats QDQ, QOperator, QONNX and plain integer
+arithmetic.
 
-The file is walked once. Every tensor is a constant or a known function of the integers of a node (``lattice``); each
-operator has one rule (``rule_table``). What is proved is what onnxruntime computes on CPU with graph optimisations
-disabled and one thread; for QONNX, whose operators it lacks, the specification, written in standard operators. The
-result is compared with that at every load (``agreement``).
+The file is walked once. Every tensor is a constant or a known function of the integers of a node
+(``lattice``); each operator has one rule (``rule_table``). What is proved is what onnxruntime
+computes on CPU with graph optimisations disabled and one thread; for QONNX, whose operators it
+lacks, the specification, written in standard operators. The result is compared with that at every
+load (``agreement``).
 """
 
 from __future__ import annotations
@@ -42,19 +44,29 @@ QUANTIZED = {
     "BipolarQuant",
     "QGemm",
 }
-"""Operators whose rounding or wrapping the float engine has no exact rule for; also everything named QLinear..."""
+"""Operators whose rounding or wrapping the float engine has no exact rule for; also everything
+named QLinear..."""
 MOST_OUTPUT_VALUES = 1 << 20
 
 
 def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
-    """Whether the file needs an exact reader, by its operators and input type alone. ``ModelError`` for a bad file.
+    """Whether the file needs an exact reader, by its operators and input type alone. ``ModelError``
+    for a bad file.
 
-    Integers whose scale depends on the input (``DynamicQuantizeLinear``) have none: the float engine encloses them.
+    Integers whose scale depends on the input (``DynamicQuantizeLinear``) have none: the float
+    engine encloses them.
     """
     model = parsed_model(path_or_model) if isinstance(path_or_model, Path) else path_or_model
     stored = {tensor.name for tensor in model.graph.initializer}
-    kinds = {info.type.tensor_type.elem_type for info in model.graph.input if info.name not in stored}
-    narrow = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    kinds = {
+        info.type.tensor_type.elem_type for info in model.graph.input if info.name not in stored
+    }
+    narrow = {
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.INT4,
+        onnx.TensorProto.UINT4,
+    }
     if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
         return False
     return bool(kinds & narrow) or any(
@@ -66,10 +78,12 @@ def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
 def read_onnx(
     path: Path, whole_input: tuple[int, int] | None = None, seed: int = 0, samples: int = 16
 ) -> IntegerNetwork:
-    """The integer network of a quantized ONNX file, compared with onnxruntime on ``samples`` random inputs.
+    """The integer network of a quantized ONNX file, compared with onnxruntime on ``samples`` random
+    inputs.
 
-    ``whole_input``: the float input holds whole numbers of this range by agreement with the user (pixels 0 to 255).
-    Raises ``QuantError``, naming all operators without a rule at once, or another ``ModelError`` for a bad file.
+    ``whole_input``: the float input holds whole numbers of this range by agreement with the user
+    (pixels 0 to 255). Raises ``QuantError``, naming all operators without a rule at once, or
+    another ``ModelError`` for a bad file.
     """
     model = parsed_model(path)
     reading = Reading()
@@ -78,7 +92,10 @@ def read_onnx(
     entry_name = _read_input(reading, model, path, whole_input)
     _walk(reading, model, path)
     if len(model.graph.output) != 1:
-        raise QuantError(f"{path} has {len(model.graph.output)} outputs; quantized networks with one are supported")
+        raise QuantError(
+            f"{path} has {len(model.graph.output)} outputs; quantized networks with one are "
+            "supported"
+        )
     name = model.graph.output[0].name
     if name not in reading.tensors:
         raise QuantError(f"{path}: the output {name!r} does not depend on the input")
@@ -89,7 +106,12 @@ def read_onnx(
     nodes, number_of = reading.assembly.finished(number)
     assert reading.entry is not None
     network = IntegerNetwork(
-        nodes, number_of[number], reading.entry, exit_, notes=tuple(reading.notes), facts=_facts(model, entry_name)
+        nodes,
+        number_of[number],
+        reading.entry,
+        exit_,
+        notes=tuple(reading.notes),
+        facts=_facts(model, entry_name),
     )
     content, note = executable(model)
     if note:
@@ -98,7 +120,9 @@ def read_onnx(
     runtime = Runtime(session(content, str(path)), str(path), reading.input_shape, dtype)
     network = replace(network, runtime=runtime)
     trace = {tensor: number_of[k] for tensor, k in reading.trace.items() if k in number_of}
-    return replace(network, notes=(*network.notes, *check_agreement(network, path, seed, samples, trace)))
+    return replace(
+        network, notes=(*network.notes, *check_agreement(network, path, seed, samples, trace))
+    )
 
 
 def _facts(model: Any, entry_name: str) -> dict[str, str]:
@@ -113,14 +137,19 @@ def _facts(model: Any, entry_name: str) -> dict[str, str]:
         )
         if found
     ]
-    return {"format": f"ONNX {', '.join(formats) or 'float32 with whole numbers'}", "input": entry_name}
+    return {
+        "format": f"ONNX {', '.join(formats) or 'float32 with whole numbers'}",
+        "input": entry_name,
+    }
 
 
 def _input(model: Any) -> Any:
     stored = {tensor.name for tensor in model.graph.initializer}
     found = [info for info in model.graph.input if info.name not in stored]
     if len(found) != 1:
-        raise QuantError(f"the network has {len(found)} inputs; quantized networks with one are supported")
+        raise QuantError(
+            f"the network has {len(found)} inputs; quantized networks with one are supported"
+        )
     return found[0]
 
 
@@ -142,7 +171,10 @@ def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int]
         reading.tensors[info.name] = Lattice(RAW, shape, FLOAT, (), np.arange(size))
         return str(info.name)
     if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT:
-        raise QuantError(f"{path}: input {info.name!r} has type {dtype}; float32 and integers of 32 bits are supported")
+        raise QuantError(
+            f"{path}: input {info.name!r} has type {dtype}; float32 and integers of 32 bits are "
+            "supported"
+        )
     low, high = whole if whole is not None else type_range(dtype)
     ends = np.full(size, low, dtype=np.int64), np.full(size, high, dtype=np.int64)
     reading.assembly.add(Input(Lattice(0, shape, dtype).sample_shape, *ends))
@@ -169,12 +201,25 @@ def _walk(reading: Reading, model: Any, path: Path) -> None:
         except NoRule as error:
             problems.append(str(error))
             lost.update(node.outputs)
-        except (ModelError, KeyError, IndexError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        except (
+            ModelError,
+            KeyError,
+            IndexError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            MemoryError,
+        ) as error:
             reason = str(error) if isinstance(error, ModelError) else repr(error)
-            raise QuantError(f"{path}: node {node.name!r} ({node.op}) has unusable inputs: {reason}") from error
+            raise QuantError(
+                f"{path}: node {node.name!r} ({node.op}) has unusable inputs: {reason}"
+            ) from error
     parts = [f"{op}: {', '.join(names)}" for op, names in sorted(unknown.items())]
     if parts or problems:
-        raise QuantError(f"{path.name} is not a quantized network that can be read ({'; '.join([*parts, *problems])})")
+        raise QuantError(
+            f"{path.name} is not a quantized network that can be read "
+            f"({'; '.join([*parts, *problems])})"
+        )
 
 
 def _apply(reading: Reading, node: OnnxNode, proto: Any) -> bool:
@@ -198,7 +243,15 @@ def _apply(reading: Reading, node: OnnxNode, proto: Any) -> bool:
     return True
 
 
-FOLDED_HERE = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}
+FOLDED_HERE = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+}
 """Computed by their rules for constants, too, which keep the integers behind them."""
 
 
@@ -214,7 +267,9 @@ def _constant_value(node: OnnxNode) -> np.ndarray[Any, Any]:
 def _fold(reading: Reading, node: OnnxNode) -> None:
     """A node of constants, computed by onnxruntime in the file's opset."""
     values = [reading.constants[name] if name else None for name in node.inputs]
-    attrs = {key: value for key, value in node.attrs.items() if not isinstance(value, onnx.GraphProto)}
+    attrs = {
+        key: value for key, value in node.attrs.items() if not isinstance(value, onnx.GraphProto)
+    }
     if len(node.outputs) != 1 or len(attrs) != len(node.attrs):
         raise NoRule(f"{node.op} {node.name!r} of constants is not computed")
     reading.constants[node.outputs[0]] = evaluated(node.op, values, attrs, opset=node.opset)
@@ -229,16 +284,20 @@ def _exit(reading: Reading, lattice: Lattice) -> tuple[int, Exit]:
     if not lattice.chain or (lattice.chain == (CAST,) and max(-low.min(), high.max()) <= 2**24):
         one = Fraction(1)
         values = tuple(
-            EvenlySpaced(Fraction(a), one, b - a + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True)
+            EvenlySpaced(Fraction(a), one, b - a + 1)
+            for a, b in zip(low.tolist(), high.tolist(), strict=True)
         )
         return lattice.node, Exit(low, values)
     if int((high - low + 1).sum()) > MOST_OUTPUT_VALUES:
-        raise QuantError("the output is not quantized: it takes too many values; add QuantizeLinear to its end")
+        raise QuantError(
+            "the output is not quantized: it takes too many values; add QuantizeLinear to its end"
+        )
     rows, falls = [], np.zeros(len(low), dtype=np.int64)
     for n, (least, greatest) in enumerate(_output_values(reading, lattice)):
         if (least != greatest).any():
             raise QuantError(
-                "the output is a float32 sum whose rounding depends on the order of summation; quantize the output"
+                "the output is a float32 sum whose rounding depends on the order of summation; "
+                "quantize the output"
             )
         falls[n] = least[0] > least[-1]
         row = least[::-1] if falls[n] else least

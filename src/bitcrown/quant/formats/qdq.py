@@ -1,8 +1,8 @@
 """QuantizeLinear and DequantizeLinear, per tensor and per axis, of 2 to 16 bits.
 
-QuantizeLinear is ``clip(rint(x / scale) + zero)``: one float32 division, ties to even, saturation. DequantizeLinear is
-``float32(q - zero) * scale``, one float32 product. Both were compared with onnxruntime bit for bit, and are again for
-every file when it is read.
+QuantizeLinear is ``clip(rint(x / scale) + zero)``: one float32 division, ties to even, saturation.
+DequantizeLinear is ``float32(q - zero) * scale``, one float32 product. Both were compared with
+onnxruntime bit for bit, and are again for every file when it is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from bitcrown.quant.network.graph import QuantError
 
 
 def rounded(values: Array, scale: Array, zero: Array, low: Array, high: Array) -> Array:
-    """``clip(rint(values / scale) + zero, low, high)`` in float32; the clip before rounding keeps infinities out."""
+    """``clip(rint(values / scale) + zero, low, high)`` in float32; the clip before rounding keeps
+    infinities out."""
     with np.errstate(all="ignore"):
         quotient = values / scale
     if np.isnan(quotient).any():
@@ -34,34 +35,47 @@ def rounded(values: Array, scale: Array, zero: Array, low: Array, high: Array) -
     return np.asarray(np.rint(np.clip(quotient, low - zero, high - zero)).astype(np.int64) + zero)
 
 
-def quantize_step(scale: Array, zero: Array, dtype: np.dtype[Any], name: str = "QuantizeLinear") -> Step:
+def quantize_step(
+    scale: Array, zero: Array, dtype: np.dtype[Any], name: str = "QuantizeLinear"
+) -> Step:
     low, high = (np.array([end], dtype=np.int64) for end in type_range(dtype))
     return Step(name, rounded, (scale, zero, low, high), whole=True)
 
 
-def along_axis(value: Array, node: OnnxNode, shape: tuple[int, ...], default_axis: int = 1) -> Array:
+def along_axis(
+    value: Array, node: OnnxNode, shape: tuple[int, ...], default_axis: int = 1
+) -> Array:
     """A scale or zero point, one number or one for every index of an axis, shaped to broadcast."""
     if value.size == 1:
         return value.reshape(())
     axis = int(node.attrs.get("axis", default_axis)) % max(1, len(shape))
     if value.ndim != 1 or not shape or shape[axis] != value.size:
-        raise NoRule(f"{node.op} {node.name!r} has a scale of shape {value.shape} for a tensor of {shape}")
+        raise NoRule(
+            f"{node.op} {node.name!r} has a scale of shape {value.shape} for a tensor of {shape}"
+        )
     return value.reshape([-1 if k == axis else 1 for k in range(len(shape))])
 
 
-def _parameters(reading: Reading, node: OnnxNode, shape: tuple[int, ...], default: Any) -> tuple[Array, Array, Any]:
+def _parameters(
+    reading: Reading, node: OnnxNode, shape: tuple[int, ...], default: Any
+) -> tuple[Array, Array, Any]:
     """Scale (float32) and zero point (int64), shaped to broadcast, and the integer type."""
     scale = reading.constant(node, 1)
     if scale.dtype != FLOAT or not np.isfinite(scale).all() or not (scale > 0).all():
         raise NoRule(f"{node.op} {node.name!r} has a scale that is not a positive float32 number")
     if node.attrs.get("block_size", 0):
-        raise NoRule(f"{node.op} {node.name!r} quantizes in blocks; one scale per tensor or axis is supported")
+        raise NoRule(
+            f"{node.op} {node.name!r} quantizes in blocks; one scale per tensor or axis is "
+            "supported"
+        )
     if reading.has(node, 2):
         zero = reading.constant(node, 2)
         dtype = zero.dtype
     else:
         target = int(node.attrs.get("output_dtype", 0))
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(target)) if target else np.dtype(default)
+        dtype = (
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(target)) if target else np.dtype(default)
+        )
         zero = np.zeros(scale.shape, dtype=dtype)
     type_range(dtype)
     return along_axis(scale, node, shape), along_axis(zero.astype(np.int64), node, shape), dtype
@@ -96,7 +110,9 @@ def dequantize_linear(reading: Reading, node: OnnxNode) -> None:
         ints = value.astype(np.int64)
         known = dequantized(ints, scale, zero, np.array(1))
         reading.constants[node.outputs[0]] = known
-        reading.grids[node.outputs[0]] = Grid(ints - zero, np.broadcast_to(scale.astype(np.float64), value.shape))
+        reading.grids[node.outputs[0]] = Grid(
+            ints - zero, np.broadcast_to(scale.astype(np.float64), value.shape)
+        )
         return
     lattice = reading.settled(reading.lattice(name))
     scale, zero, _ = _parameters(reading, node, lattice.shape, lattice.dtype)

@@ -1,10 +1,12 @@
-"""QONNX: Quant and BipolarQuant, which round but keep float tensors (Brevitas, QKeras and FINN write them).
+"""QONNX: Quant and BipolarQuant, which round but keep float tensors (Brevitas, QKeras and FINN
+write them).
 
-Semantics (QONNX specification, as its own executor computes it, in float32): ``Quant(x, scale, zero, bits)`` is
-``(round(clip(x / scale + zero, low, high)) - zero) * scale`` with low and high from ``bits``, ``signed`` and
-``narrow``; ``BipolarQuant(x, scale)`` is ``scale`` for x >= 0 and ``-scale`` below. onnxruntime has no such operators,
-so no runtime is the reference here; ``standard_form`` writes them with standard operators, which onnxruntime executes,
-and the comparison at load uses that.
+Semantics (QONNX specification, as its own executor computes it, in float32):
+``Quant(x, scale, zero, bits)`` is ``(round(clip(x / scale + zero, low, high)) - zero) *
+scale`` with low and high from ``bits``, ``signed`` and ``narrow``; ``BipolarQuant(x,
+scale)`` is ``scale`` for x >= 0 and ``-scale`` below. onnxruntime has no such operators, so no
+runtime is the reference here; ``standard_form`` writes them with standard operators, which
+onnxruntime executes, and the comparison at load uses that.
 """
 
 from __future__ import annotations
@@ -44,15 +46,30 @@ def bit_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
 def _settings(reading: Reading, node: OnnxNode) -> tuple[Array, int, tuple[int, int], str]:
     """Scale, zero point, integer range and rounding mode of a Quant node."""
     scale = reading.constant(node, 1).astype(FLOAT)
-    zero, bits = reading.constant(node, 2).astype(np.float64), reading.constant(node, 3).astype(np.float64)
+    zero, bits = (
+        reading.constant(node, 2).astype(np.float64),
+        reading.constant(node, 3).astype(np.float64),
+    )
     mode = str(node.attrs.get("rounding_mode", "ROUND")).upper()
     if not np.isfinite(scale).all() or not (scale > 0).all():
         raise NoRule(f"Quant {node.name!r} has a scale that is not positive")
-    if bits.size != 1 or zero.size != 1 or bits.reshape(-1)[0] not in range(1, 17) or zero != np.rint(zero):
-        raise NoRule(f"Quant {node.name!r} has {bits.reshape(-1)[:1]} bits; one whole number from 1 to 16 is supported")
+    if (
+        bits.size != 1
+        or zero.size != 1
+        or bits.reshape(-1)[0] not in range(1, 17)
+        or zero != np.rint(zero)
+    ):
+        raise NoRule(
+            f"Quant {node.name!r} has {bits.reshape(-1)[:1]} bits; one whole number from 1 to 16 "
+            "is supported"
+        )
     if mode not in ROUNDINGS:
         raise NoRule(f"Quant {node.name!r} rounds by {mode!r}; known are {', '.join(ROUNDINGS)}")
-    ends = bit_range(int(bits.reshape(-1)[0]), bool(node.attrs.get("signed", 1)), bool(node.attrs.get("narrow", 0)))
+    ends = bit_range(
+        int(bits.reshape(-1)[0]),
+        bool(node.attrs.get("signed", 1)),
+        bool(node.attrs.get("narrow", 0)),
+    )
     return scale, int(zero.reshape(-1)[0]), ends, mode
 
 
@@ -79,7 +96,9 @@ def quant(reading: Reading, node: OnnxNode) -> None:
         value = reading.constants[name].astype(FLOAT)
         ints = levels(value, scale) - zero
         reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale
-        reading.grids[node.outputs[0]] = Grid(ints, np.broadcast_to(scale.astype(np.float64), value.shape))
+        reading.grids[node.outputs[0]] = Grid(
+            ints, np.broadcast_to(scale.astype(np.float64), value.shape)
+        )
         return
     lattice = reading.lattice(name)
     scales = spread_over(scale, lattice.shape)
@@ -97,7 +116,9 @@ def bipolar(reading: Reading, node: OnnxNode) -> None:
     if reading.is_constant(name):
         ints = np.where(reading.constants[name] >= 0, 1, -1).astype(np.int64)
         reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale
-        reading.grids[node.outputs[0]] = Grid(ints, np.broadcast_to(scale.astype(np.float64), ints.shape))
+        reading.grids[node.outputs[0]] = Grid(
+            ints, np.broadcast_to(scale.astype(np.float64), ints.shape)
+        )
         return
     lattice = reading.lattice(name)
     step = Step("BipolarQuant", _is_positive, whole=True)
@@ -109,7 +130,13 @@ def _is_positive(values: Array) -> Array:
 
 
 def _requantized(
-    reading: Reading, node: OnnxNode, lattice: Lattice, step: Step, scale: Array, zero: int, gain: int
+    reading: Reading,
+    node: OnnxNode,
+    lattice: Lattice,
+    step: Step,
+    scale: Array,
+    zero: int,
+    gain: int,
 ) -> None:
     if not lattice.is_float:
         raise NoRule(f"{node.op} {node.name!r} takes {lattice.dtype}; float32 is supported")
@@ -123,10 +150,13 @@ def has_quant(model: Any) -> bool:
 
 
 def standard_form(model: Any) -> Any:
-    """The same network in standard operators, for onnxruntime; ``QuantError`` where it cannot be written."""
+    """The same network in standard operators, for onnxruntime; ``QuantError`` where it cannot be
+    written."""
     written = onnx.ModelProto()
     written.CopyFrom(model)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+    )
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
@@ -135,9 +165,15 @@ def standard_form(model: Any) -> Any:
     for node in model.graph.node:
         written.graph.node.extend(_expanded(node, constants) if node.domain in DOMAINS else [node])
     del written.opset_import[:]
-    # opset 11 brings Round; nothing else that these exporters write changed between 9 and 11 but Clip and Pad
-    if opset < 11 and any(node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node):
-        raise QuantError("the network has operators of an old opset that have no standard form; raise its opset to 13")
+    # opset 11 brings Round; nothing else that these exporters write changed between 9 and 11 but
+    # Clip and Pad
+    if opset < 11 and any(
+        node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
+    ):
+        raise QuantError(
+            "the network has operators of an old opset that have no standard form; raise its "
+            "opset to 13"
+        )
     written.opset_import.extend([helper.make_opsetid("", max(opset, 11))])
     return written
 
@@ -150,7 +186,9 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
         return helper.make_node("Constant", [], [f"{name}/{part}"], value=tensor)
 
     def step(op: str, inputs: list[str], part: str, **attrs: Any) -> Any:
-        return helper.make_node(op, [f"{name}/{i}" if i[0] == "." else i for i in inputs], [f"{name}/{part}"], **attrs)
+        return helper.make_node(
+            op, [f"{name}/{i}" if i[0] == "." else i for i in inputs], [f"{name}/{part}"], **attrs
+        )
 
     if node.op_type == "BipolarQuant":
         # x >= 0 as 1 - (x < 0), then 2 b - 1
@@ -169,9 +207,14 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
     mode = mode.decode() if isinstance(mode, bytes) else mode
     missing = [i for i in node.input[1:] if i not in constants]
     if mode.upper() not in STANDARD or missing:
-        raise QuantError(f"Quant {node.name!r} has no standard form (rounding {mode}, inputs {', '.join(missing)})")
+        raise QuantError(
+            f"Quant {node.name!r} has no standard form (rounding {mode}, inputs "
+            f"{', '.join(missing)})"
+        )
     scale, zero, bits = (np.asarray(constants[i]) for i in node.input[1:4])
-    low, high = bit_range(int(bits.reshape(-1)[0]), bool(attrs.get("signed", 1)), bool(attrs.get("narrow", 0)))
+    low, high = bit_range(
+        int(bits.reshape(-1)[0]), bool(attrs.get("signed", 1)), bool(attrs.get("narrow", 0))
+    )
     return [
         constant(scale, ".scale"),
         constant(zero.reshape(()), ".offset"),

@@ -1,13 +1,14 @@
 """Operators on integers: MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv, QLinearAdd.
 
-The accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is an exact 32-bit integer. onnxruntime (CPU) requantizes it as
-``rint(clip(float32(acc) * m, low - zero, high - zero)) + zero`` with ``m = float32(float32(x_scale * w_scale) /
-y_scale)``, ties to even. QLinearAdd is, with r_a = a_scale / c_scale and r_b = b_scale / c_scale,
-``rint(clip(fma(r_a, a, fma(r_b, b, c_zero - fma(r_a, a_zero, r_b * b_zero)))))``, without fused operations on
-processors that have none. Found by fitting; every QLinearAdd is compared with the runtime on all pairs of values.
+The accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is an exact 32-bit integer. onnxruntime
+(CPU) requantizes it as ``rint(clip(float32(acc) * m, low - zero, high - zero)) + zero`` with ``m =
+float32(float32(x_scale * w_scale) / y_scale)``, ties to even. QLinearAdd is, with r_a = a_scale /
+c_scale and r_b = b_scale / c_scale, ``rint(clip(fma(r_a, a, fma(r_b, b, c_zero - fma(r_a, a_zero,
+r_b * b_zero)))))``, without fused operations on processors that have none. Found by fitting; every
+QLinearAdd is compared with the runtime on all pairs of values.
 
-On x86 processors without VNNI instructions onnxruntime adds pairs of uint8 * int8 products in saturating 16 bits; the
-comparison at load shows it where a file depends on that.
+On x86 processors without VNNI instructions onnxruntime adds pairs of uint8 * int8 products in
+saturating 16 bits; the comparison at load shows it where a file depends on that.
 """
 
 from __future__ import annotations
@@ -48,21 +49,35 @@ def _scale(reading: Reading, node: OnnxNode, position: int) -> Array:
     return value
 
 
-def _matrix(reading: Reading, x: Lattice, x_zero: Ints, weight: Array, w_zero: Ints, label: str) -> Lattice:
-    """Exact int32 ``(x - x_zero) (weight - w_zero)`` of one row x: [1, .., 1, in] and weight [in, out]."""
+def _matrix(
+    reading: Reading, x: Lattice, x_zero: Ints, weight: Array, w_zero: Ints, label: str
+) -> Lattice:
+    """Exact int32 ``(x - x_zero) (weight - w_zero)`` of one row x: [1, .., 1, in] and weight [in,
+    out]."""
     ints = weight.astype(np.int64)
     if ints.ndim != 2 or x.shape[-1] != len(ints) or x.size != len(ints) or x_zero.size != 1:
-        raise NoRule(f"{label} multiplies {x.shape} with {weight.shape}; one row and one matrix are supported")
+        raise NoRule(
+            f"{label} multiplies {x.shape} with {weight.shape}; one row and one matrix are "
+            "supported"
+        )
     ints = ints - (w_zero.reshape(()) if w_zero.size == 1 else w_zero.reshape(1, -1))
     shape = (*x.shape[:-1], ints.shape[1])
     flat = Lattice(0, shape, INT32)
     bias = -int(x_zero.reshape(())) * ints.sum(axis=0)
-    number = reading.assembly.add(Dense(flat.sample_shape, x.node, np.ascontiguousarray(ints.T), bias))
+    number = reading.assembly.add(
+        Dense(flat.sample_shape, x.node, np.ascontiguousarray(ints.T), bias)
+    )
     return flat.on(number)
 
 
 def _image(
-    reading: Reading, node: OnnxNode, x: Lattice, x_zero: Ints, weight: Array, w_zero: Ints, bias: Ints | None
+    reading: Reading,
+    node: OnnxNode,
+    x: Lattice,
+    x_zero: Ints,
+    weight: Array,
+    w_zero: Ints,
+    bias: Ints | None,
 ) -> Lattice:
     """Exact int32 convolution, padded with the zero point."""
     label = _label(node)
@@ -70,17 +85,23 @@ def _image(
     strides, dilations, padding, plane = conv_geometry(node, x.shape, weight.shape[2:])
     groups = int(node.attrs.get("group", 1))
     if x.shape[1] != ints.shape[1] * groups or len(ints) % groups or x_zero.size != 1:
-        raise QuantError(f"{label}: weights {ints.shape}, {groups} groups and {x.shape[1]} channels do not fit")
+        raise QuantError(
+            f"{label}: weights {ints.shape}, {groups} groups and {x.shape[1]} channels do not fit"
+        )
     ints = ints - (w_zero.reshape(()) if w_zero.size == 1 else w_zero.reshape(-1, 1, 1, 1))
     zero = int(x_zero.reshape(()))
     total = -zero * ints.sum(axis=(1, 2, 3)) + (0 if bias is None else bias)
     shape = (len(ints), *plane)
     image = (x.shape[2], x.shape[3])
-    number = reading.assembly.add(Conv(shape, x.node, image, ints, total, strides, padding, dilations, groups, zero))
+    number = reading.assembly.add(
+        Conv(shape, x.node, image, ints, total, strides, padding, dilations, groups, zero)
+    )
     return Lattice(number, (1, *shape), INT32)
 
 
-def _requantized(reading: Reading, node: OnnxNode, acc: Lattice, multiplier: Array, zero: Array) -> None:
+def _requantized(
+    reading: Reading, node: OnnxNode, acc: Lattice, multiplier: Array, zero: Array
+) -> None:
     """``multiplier``: float32, one number or shaped to broadcast; ``zero`` in the output's type."""
     low, high = (np.array([end], dtype=np.int64) for end in type_range(zero.dtype))
     params = (spread_over(multiplier, acc.shape), zero.astype(np.int64).reshape(1), low, high)
@@ -98,7 +119,14 @@ def requantized(acc: Array, multiplier: Array, zero: Array, low: Array, high: Ar
 def matmul_integer(reading: Reading, node: OnnxNode) -> None:
     label = _label(node)
     x = _whole(reading, node.inputs[0], label)
-    result = _matrix(reading, x, _zero(reading, node, 2), reading.constant(node, 1), _zero(reading, node, 3), label)
+    result = _matrix(
+        reading,
+        x,
+        _zero(reading, node, 2),
+        reading.constant(node, 1),
+        _zero(reading, node, 3),
+        label,
+    )
     reading.check_width(result, label)
     reading.bind(node, result)
 
@@ -149,7 +177,9 @@ def qlinear_add(reading: Reading, node: OnnxNode) -> None:
     low, high = type_range(kind)
     ends = (np.array([low], np.int64), np.array([high], np.int64))
     inner = _fma if fused else _product_sum
-    fixed = np.float32(c_zero.astype(np.float32).reshape(())) - inner(ratios[0], a_zero, ratios[1] * b_zero)
+    fixed = np.float32(c_zero.astype(np.float32).reshape(())) - inner(
+        ratios[0], a_zero, ratios[1] * b_zero
+    )
 
     def total(a: Array, b: Array) -> Array:
         return _add_rounded(a, b, ratios, np.float32(fixed), inner, (low, high))
@@ -162,16 +192,22 @@ def qlinear_add(reading: Reading, node: OnnxNode) -> None:
         if np.broadcast_shapes(lattice.shape, known.shape) != lattice.shape:
             raise NoRule(f"{label} repeats the tensor that depends on the input")
         params = (spread_over(known, lattice.shape), *ends)
-        function = (lambda q, c, lo, hi: total(c, q)) if which else (lambda q, c, lo, hi: total(q, c))
+        function = (
+            (lambda q, c, lo, hi: total(c, q)) if which else (lambda q, c, lo, hi: total(q, c))
+        )
         result = lattice.then(Step(label, function, params, whole=True), kind)
     else:
         a, b = (_whole(reading, node.inputs[k], label) for k in (0, 3))
         if a.shape != b.shape:
-            raise NoRule(f"{label} combines the shapes {a.shape} and {b.shape}; equal ones are supported")
+            raise NoRule(
+                f"{label} combines the shapes {a.shape} and {b.shape}; equal ones are supported"
+            )
         ranges = [_range(reading, lattice) for lattice in (a, b)]
         table = total(ranges[0][:, None], ranges[1][None])
         weights = (float(ratios[0]), float(ratios[1]))
-        number, step = pair_step(reading, (a.node, b.node), (ranges[0][0], ranges[1][0]), weights, table, label)
+        number, step = pair_step(
+            reading, (a.node, b.node), (ranges[0][0], ranges[1][0]), weights, table, label
+        )
         result = Lattice(number, a.shape, kind, (step,))
     reading.bind_settled(node, result)
 
@@ -182,15 +218,20 @@ def _range(reading: Reading, lattice: Lattice) -> Ints:
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
-    """float32 ``a * b + c`` rounded once: exact product in float64, whose sum is rounded again only behind bit 53."""
-    return (np.float64(a) * np.asarray(b, np.float64) + np.asarray(c, np.float64)).astype(np.float32)
+    """float32 ``a * b + c`` rounded once: exact product in float64, whose sum is rounded again only
+    behind bit 53."""
+    return (np.float64(a) * np.asarray(b, np.float64) + np.asarray(c, np.float64)).astype(
+        np.float32
+    )
 
 
 def _product_sum(a: Any, b: Any, c: Any) -> Any:
     return np.float32(a) * np.asarray(b, np.float32) + np.asarray(c, np.float32)
 
 
-def _add_rounded(a: Array, b: Array, ratios: Any, fixed: Any, inner: Any, ends: tuple[int, int]) -> Array:
+def _add_rounded(
+    a: Array, b: Array, ratios: Any, fixed: Any, inner: Any, ends: tuple[int, int]
+) -> Array:
     value = inner(ratios[0], a, inner(ratios[1], b, fixed))
     return np.asarray(np.clip(np.rint(value), *ends).astype(np.int64))
 
@@ -207,7 +248,9 @@ def _is_fused(node: OnnxNode, kind: np.dtype[Any], constants: list[Array]) -> bo
     zeros = np.float32(a_zero.astype(np.float32)), np.float32(b_zero.astype(np.float32))
     for fused in (True, False):
         inner = _fma if fused else _product_sum
-        fixed = np.float32(c_zero.astype(np.float32)) - inner(ratios[0], zeros[0], ratios[1] * zeros[1])
+        fixed = np.float32(c_zero.astype(np.float32)) - inner(
+            ratios[0], zeros[0], ratios[1] * zeros[1]
+        )
         if (_add_rounded(a, b, ratios, np.float32(fixed), inner, (low, high)) == found).all():
             return fused
     raise NoRule(f"{_label(node)} is computed by this onnxruntime in a way that is not known here")
@@ -215,4 +258,7 @@ def _is_fused(node: OnnxNode, kind: np.dtype[Any], constants: list[Array]) -> bo
 
 @reads("DynamicQuantizeLinear")
 def dynamic_quantize(reading: Reading, node: OnnxNode) -> None:
-    raise NoRule(f"{_label(node)} is not supported, because its scale depends on the input; quantize statically")
+    raise NoRule(
+        f"{_label(node)} is not supported, because its scale depends on the input; quantize "
+        "statically"
+    )

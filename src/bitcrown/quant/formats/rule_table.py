@@ -1,8 +1,10 @@
-"""The state of reading a quantized ONNX file, and the table of its operators: one function an operator.
+"""The state of reading a quantized ONNX file, and the table of its operators: one function an
+operator.
 
-A tensor of the file is a constant (a numpy array in the file's type, perhaps with the integers and the scale that it
-was dequantized from) or a ``Lattice``. Rules write into ``Reading``; a node whose inputs are all constant is computed
-by onnxruntime itself, so that its value has the file's own arithmetic.
+A tensor of the file is a constant (a numpy array in the file's type, perhaps with the integers and
+the scale that it was dequantized from) or a ``Lattice``. Rules write into ``Reading``; a node whose
+inputs are all constant is computed by onnxruntime itself, so that its value has the file's own
+arithmetic.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ MOST_LEVELS = 2**24
 
 
 def reads(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the ONNX operators ``names`` (with their domain, but for the standard one)."""
+    """Register a rule for the ONNX operators ``names`` (with their domain, but for the standard
+    one)."""
 
     def remember(function: Rule) -> Rule:
         for name in names:
@@ -49,12 +52,14 @@ def reads(*names: str) -> Callable[[Rule], Rule]:
 
 
 class NoRule(QuantError):
-    """The operator is known, but not what the file does with it; collected like unknown operators."""
+    """The operator is known, but not what the file does with it; collected like unknown
+    operators."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """The integers behind a dequantized constant: value = ``ints * scale`` up to the rounding of that product.
+    """The integers behind a dequantized constant: value = ``ints * scale`` up to the rounding of
+    that product.
 
     ``ints``: int64, zero point subtracted; ``scale``: float64; both of the constant's shape.
     """
@@ -80,10 +85,13 @@ class Reading:
         try:
             return self.tensors[name]
         except KeyError:
-            raise NoRule(f"{name!r} is expected to depend on the input, but is a constant or is missing") from None
+            raise NoRule(
+                f"{name!r} is expected to depend on the input, but is a constant or is missing"
+            ) from None
 
     def constant(self, node: OnnxNode, position: int, default: Any = None) -> Array:
-        """Input ``position`` of the node, which has to be known; ``default`` where it is left out."""
+        """Input ``position`` of the node, which has to be known; ``default`` where it is left
+        out."""
         name = node.inputs[position] if position < len(node.inputs) else ""
         if not name and default is not None:
             return np.asarray(default)
@@ -101,7 +109,8 @@ class Reading:
         self.tensors[node.outputs[0]] = lattice
 
     def bind_settled(self, node: OnnxNode, lattice: Lattice) -> None:
-        """Bind an integer tensor as a node of its own, and remember it for the comparison with the runtime."""
+        """Bind an integer tensor as a node of its own, and remember it for the comparison with the
+        runtime."""
         settled = self.settled(lattice)
         self.tensors[node.outputs[0]] = settled
         low, high = type_range(lattice.dtype)
@@ -115,7 +124,9 @@ class Reading:
             reach = np.finfo(np.float32)
             q = np.broadcast_to(np.array([reach.min, reach.max], np.float32), (lattice.size, 2))
         else:
-            q = np.stack([self.assembly.low[lattice.node], self.assembly.high[lattice.node]], axis=1)
+            q = np.stack(
+                [self.assembly.low[lattice.node], self.assembly.high[lattice.node]], axis=1
+            )
         least, greatest = evaluate(lattice.chain, q, index)
         return least.min(axis=1), greatest.max(axis=1)
 
@@ -152,8 +163,14 @@ class Reading:
         """The input node, made by the first step that turns the whole real input into integers."""
         order = lattice.order
         assert order is not None
-        if len(order) != int(np.prod(self.input_shape)) or (np.sort(order) != np.arange(len(order))).any():
-            raise NoRule("only a part of the input is quantized, or a part of it twice; quantize the whole input once")
+        if (
+            len(order) != int(np.prod(self.input_shape))
+            or (np.sort(order) != np.arange(len(order))).any()
+        ):
+            raise NoRule(
+                "only a part of the input is quantized, or a part of it twice; quantize the whole "
+                "input once"
+            )
         chain = picked(lattice.chain, np.argsort(order))
         if self.entry is None:
             self.enter_rounded(chain, lattice)
@@ -174,11 +191,14 @@ class Reading:
         if np.abs(evaluate(chain, extremes, np.arange(size))[0]).max(initial=0) >= MOST_LEVELS:
             raise NoRule("the input is rounded without limits; clip it, or quantize it to 8 bits")
         ends = levels(extremes.T)
-        self.assembly.add(Input(self.input_shape[1:] or (size,), ends.min(axis=0), ends.max(axis=0)))
+        self.assembly.add(
+            Input(self.input_shape[1:] or (size,), ends.min(axis=0), ends.max(axis=0))
+        )
         self.entry, self.entry_chain = RoundedEntry(size, levels), chain
 
     def whole(self, lattice: Lattice) -> Lattice:
-        """Settle the longest first part of a float chain that gives whole numbers; the rest stays a chain."""
+        """Settle the longest first part of a float chain that gives whole numbers; the rest stays a
+        chain."""
         if not lattice.is_float:
             return self.settled(lattice)
         length, running = 0, False

@@ -1,4 +1,5 @@
-"""Operators that move elements, and the maximum: neither computes, so integers and chains go along unchanged."""
+"""Operators that move elements, and the maximum: neither computes, so integers and chains go along
+unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ def _ints(reading: Reading, node: OnnxNode, key: str, position: int) -> list[int
     """An attribute that later opsets made an input."""
     if key in node.attrs:
         return [int(v) for v in node.attrs[key]]
-    return [int(v) for v in reading.constant(node, position).reshape(-1)] if reading.has(node, position) else None
+    return (
+        [int(v) for v in reading.constant(node, position).reshape(-1)]
+        if reading.has(node, position)
+        else None
+    )
 
 
 def moved_index(reading: Reading, node: OnnxNode, index: Array) -> Array:
@@ -54,7 +59,9 @@ def move(reading: Reading, node: OnnxNode) -> None:
     if name in reading.grids:
         grid = reading.grids[name]
         scale = np.broadcast_to(grid.scale, grid.ints.shape)
-        reading.grids[node.outputs[0]] = Grid(moved_index(reading, node, grid.ints), moved_index(reading, node, scale))
+        reading.grids[node.outputs[0]] = Grid(
+            moved_index(reading, node, grid.ints), moved_index(reading, node, scale)
+        )
 
 
 @reads("Concat")
@@ -64,20 +71,30 @@ def concat(reading: Reading, node: OnnxNode) -> None:
     if any(a != b for a, b in pairwise(kinds)) or any(
         part.node == RAW or part.dtype != parts[0].dtype for part in parts
     ):
-        raise NoRule(f"Concat {node.name!r} joins tensors of different kinds; quantize each of them before it")
+        raise NoRule(
+            f"Concat {node.name!r} joins tensors of different kinds; quantize each of them before "
+            "it"
+        )
     offsets = np.cumsum([0, *(part.size for part in parts)])
     index = np.concatenate(
-        [start + np.arange(p.size).reshape(p.shape) for start, p in zip(offsets, parts, strict=False)],
+        [
+            start + np.arange(p.size).reshape(p.shape)
+            for start, p in zip(offsets, parts, strict=False)
+        ],
         axis=int(node.attrs["axis"]),
     )
     flat = np.ascontiguousarray(index, dtype=np.int64).reshape(-1)
     chain = []
     for steps in zip(*(part.chain for part in parts), strict=True):
         joined = [
-            np.concatenate([np.broadcast_to(p, (part.size,)) for p, part in zip(params, parts, strict=True)])
+            np.concatenate(
+                [np.broadcast_to(p, (part.size,)) for p, part in zip(params, parts, strict=True)]
+            )
             for params in zip(*(step.params for step in steps), strict=True)
         ]
-        chain.append(replace(steps[0], params=tuple(p[:1] if (p == p[0]).all() else p[flat] for p in joined)))
+        chain.append(
+            replace(steps[0], params=tuple(p[:1] if (p == p[0]).all() else p[flat] for p in joined))
+        )
     shape = tuple(index.shape)
     sample = Lattice(0, shape, parts[0].dtype).sample_shape
     number = reading.assembly.gather(tuple(part.node for part in parts), flat, sample)
@@ -86,12 +103,17 @@ def concat(reading: Reading, node: OnnxNode) -> None:
 
 @reads("MaxPool")
 def max_pool(reading: Reading, node: OnnxNode) -> None:
-    """A maximum commutes with a rising function that is the same all over a channel, so it acts on the integers."""
+    """A maximum commutes with a rising function that is the same all over a channel, so it acts on
+    the integers."""
     lattice = reading.lattice(node.inputs[0])
     label = f"MaxPool {node.name!r}"
     kernel = tuple(int(k) for k in node.attrs["kernel_shape"])
     strides, dilations, padding, plane = conv_geometry(node, lattice.shape, kernel)
-    if dilations != (1, 1) or node.attrs.get("storage_order", 0) or len([o for o in node.outputs if o]) > 1:
+    if (
+        dilations != (1, 1)
+        or node.attrs.get("storage_order", 0)
+        or len([o for o in node.outputs if o]) > 1
+    ):
         raise NoRule(f"{label} has dilations, or gives positions")
     if padding[0] >= kernel[0] or padding[1] >= kernel[1]:
         raise NoRule(f"{label} has windows that lie in the padding")
@@ -99,18 +121,26 @@ def max_pool(reading: Reading, node: OnnxNode) -> None:
         room = [lattice.shape[2 + k] + padding[k] + padding[k + 2] - kernel[k] for k in (0, 1)]
         if any(r % s for r, s in zip(room, strides, strict=True)):
             raise NoRule(f"{label} rounds its size up (ceil_mode)")
-    if lattice.node == RAW or channels_of(lattice.chain, lattice.size, lattice.sample_shape) > lattice.shape[1]:
+    if (
+        lattice.node == RAW
+        or channels_of(lattice.chain, lattice.size, lattice.sample_shape) > lattice.shape[1]
+    ):
         raise NoRule(f"{label} works on a tensor that is not quantized alike all over a channel")
     if not _is_rising(reading, lattice):
-        raise NoRule(f"{label} works on a tensor that falls while its integers rise; quantize before it")
+        raise NoRule(
+            f"{label} works on a tensor that falls while its integers rise; quantize before it"
+        )
     shape = (lattice.shape[1], *plane)
     size = lattice.shape[2] * lattice.shape[3]
     channel = np.repeat(np.arange(lattice.shape[1]) * size, plane[0] * plane[1])
     chain = tuple(
-        replace(step, params=tuple(p if p.size == 1 else p[channel] for p in step.params)) for step in lattice.chain
+        replace(step, params=tuple(p if p.size == 1 else p[channel] for p in step.params))
+        for step in lattice.chain
     )
     image = (lattice.shape[2], lattice.shape[3])
-    number = reading.assembly.add(MaxPool(shape, lattice.node, image, (kernel[0], kernel[1]), strides, padding))
+    number = reading.assembly.add(
+        MaxPool(shape, lattice.node, image, (kernel[0], kernel[1]), strides, padding)
+    )
     result = Lattice(number, (1, *shape), lattice.dtype, chain)
     reading.bind(node, result)
     if not chain:

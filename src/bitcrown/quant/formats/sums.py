@@ -1,10 +1,12 @@
-"""Sums in float32 between dequantized tensors: MatMul, Gemm, Conv, pooling by averages, and the sum of two tensors.
+"""Sums in float32 between dequantized tensors: MatMul, Gemm, Conv, pooling by averages, and the sum
+of two tensors.
 
-The products become an integer accumulator; its float32 value carries the error bound of ``affine``. The sum of two
-tensors with few values each is one correctly rounded operation, so all pairs of values are computed in advance: the
-accumulator ``m1 q1 + m2 q2`` (m1 : m2 is the exact ratio of the scales) orders the pairs as their exact sum does, and
-a table over its values says what float32 makes of it. Where equal accumulators round differently, or rounding swaps an
-order, the least and the greatest of them are kept.
+The products become an integer accumulator; its float32 value carries the error bound of ``affine``.
+The sum of two tensors with few values each is one correctly rounded operation, so all pairs of
+values are computed in advance: the accumulator ``m1 q1 + m2 q2`` (m1 : m2 is the exact ratio of the
+scales) orders the pairs as their exact sum does, and a table over its values says what float32
+makes of it. Where equal accumulators round differently, or rounding swaps an order, the least and
+the greatest of them are kept.
 """
 
 from __future__ import annotations
@@ -45,13 +47,17 @@ def matrix_product(reading: Reading, node: OnnxNode) -> None:
     if node.op == "Gemm" and reading.has(node, 2):
         given = reading.constant(node, 2)
         if given.size > 1 and given.shape[-1] != len(weight) or given.size not in (1, len(weight)):
-            raise NoRule(f"{label} has a bias of shape {given.shape}; one number an output is supported")
+            raise NoRule(
+                f"{label} has a bias of shape {given.shape}; one number an output is supported"
+            )
         bias = np.broadcast_to(given.reshape(-1), (len(weight),)).astype(np.float64)
     x = affine(reading, reading.lattice(node.inputs[0]), label)
     reading.bind(node, _rows_product(reading, x, weight, Grid(ints, scale), bias, label))
 
 
-def _rows_product(reading: Reading, x: Affine, weight: Array, grid: Grid, bias: Array, label: str) -> Lattice:
+def _rows_product(
+    reading: Reading, x: Affine, weight: Array, grid: Grid, bias: Array, label: str
+) -> Lattice:
     """``x W^T + bias``; x: [1, .., 1, terms], or several such rows below each other."""
     outputs, terms = weight.shape
     if x.shape[-1] != terms:
@@ -65,31 +71,42 @@ def _rows_product(reading: Reading, x: Affine, weight: Array, grid: Grid, bias: 
     ints = np.kron(np.eye(rows, dtype=np.int64), w.ints)
     addend = -x.zero * np.tile(w.ints.sum(axis=1), rows)
     if rows > 1:
-        step = Step(step.name, step.function, tuple(np.tile(p, rows) for p in step.params), spread=True)
+        step = Step(
+            step.name, step.function, tuple(np.tile(p, rows) for p in step.params), spread=True
+        )
     flat = Lattice(0, shape, FLOAT)
     number = reading.assembly.add(Dense(flat.sample_shape, x.node, x.gain * ints, addend))
     return Lattice(number, shape, FLOAT, (step,))
 
 
 def plain_source(reading: Reading, x: Affine, padded: bool) -> tuple[int, int, int]:
-    """Node, gain and zero of ``x``, such that padding with zero is an integer: ``gain * q - zero = 0`` at q = zero."""
+    """Node, gain and zero of ``x``, such that padding with zero is an integer:
+    ``gain * q - zero = 0`` at q = zero."""
     if not padded or x.zero % x.gain == 0:
         return x.node, x.gain, x.zero
     shape = reading.assembly.nodes[x.node].shape
-    node = reading.assembly.add(Sum(shape, (x.node,), (x.gain,), np.array([-x.zero], dtype=np.int64)))
+    node = reading.assembly.add(
+        Sum(shape, (x.node,), (x.gain,), np.array([-x.zero], dtype=np.int64))
+    )
     return node, 1, 0
 
 
 def conv_geometry(
     node: OnnxNode, shape: tuple[int, ...], kernel: tuple[int, ...]
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
-    """Strides, dilations, padding (top, left, bottom, right) and output plane of windows over [1, C, H, W]."""
+    """Strides, dilations, padding (top, left, bottom, right) and output plane of windows over [1,
+    C, H, W]."""
     if len(shape) != 4 or shape[0] != 1 or len(kernel) != 2:
-        raise NoRule(f"{_label(node)} works on shape {shape} with kernel {kernel}; images of one batch are supported")
+        raise NoRule(
+            f"{_label(node)} works on shape {shape} with kernel {kernel}; images of one batch are "
+            "supported"
+        )
     found = spatial_attributes(node, 2, shape[2:], kernel)
     strides, dilations, pads = found["strides"], found["dilations"], found["pads"]
     plane = tuple(
-        (shape[2 + k] + pads[k] + pads[k + 2] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1 for k in (0, 1)
+        (shape[2 + k] + pads[k] + pads[k + 2] - dilations[k] * (kernel[k] - 1) - 1) // strides[k]
+        + 1
+        for k in (0, 1)
     )
     if min(plane) < 1:
         raise QuantError(f"{_label(node)} has windows larger than its image")
@@ -106,12 +123,22 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
     label = _label(node)
     weight = reading.constant(node, 1)
     grid = grid_of(reading, node.inputs[1])
-    bias = reading.constant(node, 2).astype(np.float64) if reading.has(node, 2) else np.zeros(len(weight))
+    bias = (
+        reading.constant(node, 2).astype(np.float64)
+        if reading.has(node, 2)
+        else np.zeros(len(weight))
+    )
     x = affine(reading, reading.lattice(node.inputs[0]), label)
     strides, dilations, padding, plane = conv_geometry(node, x.shape, weight.shape[2:])
     groups = int(node.attrs.get("group", 1))
-    if x.shape[1] != weight.shape[1] * groups or len(weight) % groups or bias.shape != (len(weight),):
-        raise QuantError(f"{label}: weights {weight.shape}, {groups} groups and {x.shape[1]} channels do not fit")
+    if (
+        x.shape[1] != weight.shape[1] * groups
+        or len(weight) % groups
+        or bias.shape != (len(weight),)
+    ):
+        raise QuantError(
+            f"{label}: weights {weight.shape}, {groups} groups and {x.shape[1]} channels do not fit"
+        )
     w = products(weight, Grid(grid.ints, np.broadcast_to(grid.scale, weight.shape)), label)
     step, _ = sum_step(x, w, bias, plane[0] * plane[1])
     source, gain, zero = plain_source(reading, x, any(padding))
@@ -137,7 +164,8 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
 def average_pool(reading: Reading, node: OnnxNode) -> None:
     """A sum with weights 1 and the scale divided by the window's size.
 
-    Dividing, or multiplying with a rounded reciprocal, is two more roundings at most; a power of two is exact.
+    Dividing, or multiplying with a rounded reciprocal, is two more roundings at most; a power of
+    two is exact.
     """
     label = _label(node)
     x = affine(reading, reading.lattice(node.inputs[0]), label)
@@ -150,7 +178,10 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     if node.attrs.get("ceil_mode", 0) or dilations != (1, 1):
         raise NoRule(f"{label} has ceil_mode or dilations")
     if any(padding) and not node.attrs.get("count_include_pad", 0):
-        raise NoRule(f"{label} leaves padding out of its count; count_include_pad=1 or no padding is supported")
+        raise NoRule(
+            f"{label} leaves padding out of its count; count_include_pad=1 or no padding is "
+            "supported"
+        )
     channels, count = x.shape[1], kernel[0] * kernel[1]
     ones = np.ones((channels, 1, *kernel), dtype=np.int64)
     w = products(ones / count, Grid(ones, np.full(ones.shape, 1 / count)), label)
@@ -160,7 +191,18 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     bias = np.full(channels, -zero * count, dtype=np.int64)
     image = (x.shape[2], x.shape[3])
     number = reading.assembly.add(
-        Conv(shape, source, image, gain * ones, bias, strides, padding, (1, 1), channels, zero // gain)
+        Conv(
+            shape,
+            source,
+            image,
+            gain * ones,
+            bias,
+            strides,
+            padding,
+            (1, 1),
+            channels,
+            zero // gain,
+        )
     )
     reading.bind(node, Lattice(number, (1, *shape), FLOAT, (step,)))
 
@@ -169,7 +211,9 @@ def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> La
     """``left + right`` or ``left - right`` of two tensors that depend on the input."""
     label, sign = _label(node), -1 if node.op == "Sub" else 1
     if left.shape != right.shape:
-        raise NoRule(f"{label} combines the shapes {left.shape} and {right.shape}; equal ones are supported")
+        raise NoRule(
+            f"{label} combines the shapes {left.shape} and {right.shape}; equal ones are supported"
+        )
     if not left.is_float:
         one, two = reading.settled(left), reading.settled(right)
         total = Sum(one.sample_shape, (one.node, two.node), (1, sign), np.zeros(1, dtype=np.int64))
@@ -178,7 +222,9 @@ def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> La
         return result
     a, b = affine(reading, left, label), affine(reading, right, label)
     with np.errstate(all="ignore"):
-        sums = a.values[:, None] + b.values[None] if sign > 0 else a.values[:, None] - b.values[None]
+        sums = (
+            a.values[:, None] + b.values[None] if sign > 0 else a.values[:, None] - b.values[None]
+        )
     weights = (a.scale * a.gain, sign * b.scale * b.gain)
     number, step = pair_step(reading, (a.node, b.node), (a.first, b.first), weights, sums, label)
     return Lattice(number, left.shape, FLOAT, (step,))
@@ -192,23 +238,32 @@ def pair_step(
     results: Array,
     label: str,
 ) -> tuple[int, Step]:
-    """Accumulator node and step of ``results[q1 - first1, q2 - first2]``, about rising with the weighted sum of q."""
+    """Accumulator node and step of ``results[q1 - first1, q2 - first2]``, about rising with the
+    weighted sum of q."""
     if results.size > MOST_PAIRS:
-        raise NoRule(f"{label} combines {results.size} pairs of values; quantize both tensors to 8 bits")
+        raise NoRule(
+            f"{label} combines {results.size} pairs of values; quantize both tensors to 8 bits"
+        )
     ratio = [Fraction(weight) for weight in weights]
     unit = Fraction(np.gcd.reduce([int(r * 2**200) for r in ratio], dtype=object)) / 2**200
     factors = [int(r / unit) for r in ratio]
     if max(abs(f) for f in factors) >= 2**45:
         raise NoRule(f"{label} combines tensors with very different scales")
     shape = reading.assembly.nodes[nodes[0]].shape
-    number = reading.assembly.add(Sum(shape, nodes, (factors[0], factors[1]), np.zeros(1, dtype=np.int64)))
-    ranges = [start + np.arange(count, dtype=np.int64) for start, count in zip(first, results.shape, strict=True)]
+    number = reading.assembly.add(
+        Sum(shape, nodes, (factors[0], factors[1]), np.zeros(1, dtype=np.int64))
+    )
+    ranges = [
+        start + np.arange(count, dtype=np.int64)
+        for start, count in zip(first, results.shape, strict=True)
+    ]
     keys = (factors[0] * ranges[0][:, None] + factors[1] * ranges[1][None]).reshape(-1)
     return number, Step(label, _Pairs(keys, results.reshape(-1)), spread=True)
 
 
 class _Pairs:
-    """Nondecreasing bounds of a result known at some accumulators: suffix minima and prefix maxima."""
+    """Nondecreasing bounds of a result known at some accumulators: suffix minima and prefix
+    maxima."""
 
     def __init__(self, keys: Ints, results: Array) -> None:
         order = np.argsort(keys, kind="stable")

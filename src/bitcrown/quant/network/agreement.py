@@ -1,12 +1,14 @@
 """Is the integer network the network in the file? Both evaluated on the same inputs, at every load.
 
-Random inputs over the whole range of the input and its corners are run through onnxruntime (graph optimisations off,
-one thread). Every integer tensor of the file that is a node here, and the output, has to lie between what the early
-and what the late thresholds give; where those are equal that is equality bit for bit.
+Random inputs over the whole range of the input and its corners are run through onnxruntime (graph
+optimisations off, one thread). Every integer tensor of the file that is a node here, and the
+output, has to lie between what the early and what the late thresholds give; where those are equal
+that is equality bit for bit.
 
-The same inputs are run with all graph optimisations on, too: an optimiser that folds a scale or a bias changes
-roundings, and then a verdict holds for the file as written and not for its optimised form. That is a note, no error;
-and because the optimisers of onnxruntime end the process on some damaged files, a child process writes it.
+The same inputs are run with all graph optimisations on, too: an optimiser that folds a scale or a
+bias changes roundings, and then a verdict holds for the file as written and not for its optimised
+form. That is a note, no error; and because the optimisers of onnxruntime end the process on some
+damaged files, a child process writes it.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def executable(model: Any) -> tuple[bytes, str]:
 
 
 def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
-    """[B, N] inputs of the file: random ones over the whole range, some close to one end, and both corners."""
+    """[B, N] inputs of the file: random ones over the whole range, some close to one end, and both
+    corners."""
     node, generator = network.nodes[0], np.random.default_rng(seed)
     assert isinstance(node, Input)
     share = generator.random((samples, len(node.low)))
@@ -59,7 +62,8 @@ def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
 
 
 def enclosure(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
-    """Least and greatest value [N_node] of every node for one input [N]; equal where the network is exact."""
+    """Least and greatest value [N_node] of every node for one input [N]; equal where the network is
+    exact."""
     low, high = [x], [x]
     for node in network.nodes[1:]:
         ends = node_range(node, low, high)
@@ -69,11 +73,16 @@ def enclosure(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]
 
 
 def check_agreement(
-    network: IntegerNetwork, path: Path, seed: int = 0, samples: int = 16, trace: Mapping[str, int] | None = None
+    network: IntegerNetwork,
+    path: Path,
+    seed: int = 0,
+    samples: int = 16,
+    trace: Mapping[str, int] | None = None,
 ) -> tuple[str, ...]:
     """Notes for the user; ``QuantError`` where the network and onnxruntime differ.
 
-    ``trace``: nodes that are integer tensors of the file, by the tensor's name, to be compared as well.
+    ``trace``: nodes that are integer tensors of the file, by the tensor's name, to be compared as
+    well.
     """
     if not isinstance(network.runtime, Runtime):
         raise QuantError(f"{path}: the network has no runtime to be compared with")
@@ -83,27 +92,39 @@ def check_agreement(
     names = list(trace or {})
     extended = onnx.ModelProto.FromString(content)
     present = {info.name for info in extended.graph.output}
-    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    inner = Runtime(
-        session(extended.SerializeToString(), str(path)), str(path), network.runtime.shape, network.runtime.dtype
+    extended.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in present
     )
-    found = dict(zip([info.name for info in extended.graph.output], inner.outputs(values), strict=True))
+    inner = Runtime(
+        session(extended.SerializeToString(), str(path)),
+        str(path),
+        network.runtime.shape,
+        network.runtime.dtype,
+    )
+    found = dict(
+        zip([info.name for info in extended.graph.output], inner.outputs(values), strict=True)
+    )
     output = extended.graph.output[0].name
     for b in range(len(values)):
         low, high = enclosure(network, x[b])
         for name in names:
             node = (trace or {})[name]
-            _compare(found[name][b].astype(np.int64), low[node], high[node], f"{path}: tensor {name!r}")
+            _compare(
+                found[name][b].astype(np.int64), low[node], high[node], f"{path}: tensor {name!r}"
+            )
         ends = exit_ends(network.exit, low[network.output], high[network.output])
         _compare(found[output][b].astype(np.float64), *ends, f"{path}: the output")
     return _optimiser_note(content, network.runtime, values, found[output], path)
 
 
 def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
-    """[M] least and greatest output value, as float64 (exact for float32 outputs and integers of 53 bits)."""
+    """[M] least and greatest output value, as float64 (exact for float32 outputs and integers of 53
+    bits)."""
 
     def at(q: Ints) -> Array:
-        picked: list[Fraction] = [row[int(k)] for row, k in zip(exit_.values, q - exit_.low, strict=True)]
+        picked: list[Fraction] = [
+            row[int(k)] for row, k in zip(exit_.values, q - exit_.low, strict=True)
+        ]
         return np.array([float(v) for v in picked])
 
     return at(low), at(high)
@@ -111,21 +132,29 @@ def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
 
 def _compare(found: Array, low: Array, high: Array, what: str) -> None:
     if found.shape != low.shape:
-        raise QuantError(f"{what} has {found.size} elements in onnxruntime and {low.size} as read; please report it")
+        raise QuantError(
+            f"{what} has {found.size} elements in onnxruntime and {low.size} as read; please "
+            "report it"
+        )
     wrong = (found < low) | (found > high)
     if wrong.any():
         n = int(np.argmax(wrong))
         raise QuantError(
-            f"{what} is {found[n]} in onnxruntime and {low[n]} to {high[n]} as read (element {n}, {int(wrong.sum())} "
+            f"{what} is {found[n]} in onnxruntime and {low[n]} to {high[n]} as read (element {n}, "
+            f"{int(wrong.sum())} "
             "differ on a random input), so nothing can be proved about this file on this machine"
         )
 
 
-def _optimiser_note(content: bytes, runtime: Runtime, values: Array, expected: Array, path: Path) -> tuple[str, ...]:
+def _optimiser_note(
+    content: bytes, runtime: Runtime, values: Array, expected: Array, path: Path
+) -> tuple[str, ...]:
     """At most one note."""
 
     def differing() -> str:
-        optimised = Runtime(session(content, str(path), True), str(path), runtime.shape, runtime.dtype)
+        optimised = Runtime(
+            session(content, str(path), True), str(path), runtime.shape, runtime.dtype
+        )
         return str(int((optimised(values) != expected).any(axis=1).sum()))
 
     budget = Budget.of_seconds(NOTE_SECONDS, NOTE_BYTES)
@@ -136,6 +165,7 @@ def _optimiser_note(content: bytes, runtime: Runtime, values: Array, expected: A
     if not count:
         return ()
     return (
-        f"with all graph optimisations onnxruntime computes something else on {count} of {len(values)} random "
+        f"with all graph optimisations onnxruntime computes something else on {count} of "
+        f"{len(values)} random "
         "inputs; verdicts are about graph optimisations off",
     )

@@ -1,8 +1,10 @@
-"""Building an integer network node by node, with the exact range of every element over the whole input range.
+"""Building an integer network node by node, with the exact range of every element over the whole
+input range.
 
-Ranges are interval arithmetic in integers: a matrix is split into its positive and negative part. A first look in
-float64 refuses accumulators beyond 62 bits before any integer could wrap. Ranges say over which accumulators a
-staircase has to be compiled, and that 32-bit accumulators of a runtime cannot overflow.
+Ranges are interval arithmetic in integers: a matrix is split into its positive and negative part. A
+first look in float64 refuses accumulators beyond 62 bits before any integer could wrap. Ranges say
+over which accumulators a staircase has to be compiled, and that 32-bit accumulators of a runtime
+cannot overflow.
 """
 
 from __future__ import annotations
@@ -62,12 +64,18 @@ class Assembly:
         node = self.nodes[source]
         sign = 1 - 2 * mask
         if isinstance(node, Dense):
-            return self.add(replace(node, weight=node.weight * sign[:, None], bias=node.bias * sign))
+            return self.add(
+                replace(node, weight=node.weight * sign[:, None], bias=node.bias * sign)
+            )
         if isinstance(node, Conv):
             by_channel = sign.reshape(len(node.weight), -1)
             if (by_channel == by_channel[:, :1]).all():
                 flip = by_channel[:, 0]
-                return self.add(replace(node, weight=node.weight * flip[:, None, None, None], bias=node.bias * flip))
+                return self.add(
+                    replace(
+                        node, weight=node.weight * flip[:, None, None, None], bias=node.bias * flip
+                    )
+                )
         opposite = self.add(Sum(node.shape, (source,), (-1,), np.zeros(1, dtype=np.int64)))
         if mask.all():
             return opposite
@@ -75,12 +83,16 @@ class Assembly:
         return self.add(Gather(node.shape, (source, opposite), index))
 
     def staircase(self, source: int, channels: int, levels: Levels, note: str) -> int:
-        """The step that ``levels`` is; per channel falling ones act on the negated accumulator. [C, K] -> [C, K].
+        """The step that ``levels`` is; per channel falling ones act on the negated accumulator. [C,
+        K] -> [C, K].
 
         A step after a step becomes one step of the accumulator.
         """
         inner = self.nodes[source]
-        if isinstance(inner, Staircase) and max(channels, len(inner.base)) % min(channels, len(inner.base)) == 0:
+        if (
+            isinstance(inner, Staircase)
+            and max(channels, len(inner.base)) % min(channels, len(inner.base)) == 0
+        ):
             channels, levels = _composed(inner, channels, levels)
             source = inner.source
         low = self.low[source].reshape(channels, -1).min(axis=1)
@@ -89,7 +101,9 @@ class Assembly:
         falls |= levels(low[:, None])[1][:, 0] > levels(high[:, None])[1][:, 0]
         sign = np.where(falls, -1, 1).astype(np.int64)[:, None]
         if falls.any():
-            source = self.negated(source, np.repeat(falls.astype(np.int64), len(self.low[source]) // channels))
+            source = self.negated(
+                source, np.repeat(falls.astype(np.int64), len(self.low[source]) // channels)
+            )
             low, high = np.where(falls, -high, low), np.where(falls, -low, high)
         base, early, late = bisected_rows(lambda a: levels(a * sign), low, high)
         return self.add(Staircase(self.nodes[source].shape, source, base, early, late, note))
@@ -103,7 +117,8 @@ class Assembly:
         return all(bool((end == q).all()) for end in levels(q))
 
     def table(self, source: int, first: int, values: Ints, note: str) -> int:
-        """The nondecreasing function that maps ``first + k`` to ``values[k]`` ([K]) in every element."""
+        """The nondecreasing function that maps ``first + k`` to ``values[k]`` ([K]) in every
+        element."""
 
         def levels(a: Ints) -> tuple[Ints, Ints]:
             found = values[np.clip(a - first, 0, len(values) - 1)]
@@ -124,7 +139,8 @@ class Assembly:
 
 
 def _composed(inner: Staircase, channels: int, levels: Levels) -> tuple[int, Levels]:
-    """Channels and levels of "``inner``, then ``levels``" as a function of the accumulator of ``inner``."""
+    """Channels and levels of "``inner``, then ``levels``" as a function of the accumulator of
+    ``inner``."""
     count = max(channels, len(inner.base))
     own = count // len(inner.base)
 
@@ -132,9 +148,13 @@ def _composed(inner: Staircase, channels: int, levels: Levels) -> tuple[int, Lev
         ends = []
         for rows in (inner.late, inner.early):
             middle = np.stack(
-                [inner.base[c // own] + np.searchsorted(rows[c // own], a[c], side="right") for c in range(count)]
+                [
+                    inner.base[c // own] + np.searchsorted(rows[c // own], a[c], side="right")
+                    for c in range(count)
+                ]
             )
-            # a channel of ``levels`` may serve several of ``inner``: they become columns of one evaluation
+            # a channel of ``levels`` may serve several of ``inner``: they become columns of one
+            # evaluation
             ends += [end.reshape(middle.shape) for end in levels(middle.reshape(channels, -1))]
         return np.minimum(ends[0], ends[2]), np.maximum(ends[1], ends[3])
 
@@ -167,9 +187,13 @@ def _check_width(node: Dense | Conv | Sum, low: list[Ints], high: list[Ints]) ->
         reach = max(abs(int(low[node.source].min())), abs(int(high[node.source].max())))
         pad = abs(node.pad_value) if isinstance(node, Conv) else 0
         rows = np.abs(node.weight.reshape(len(node.weight), -1).astype(np.float64)).sum(axis=1)
-        total = float((rows * max(reach, pad) + np.abs(node.bias.astype(np.float64))).max(initial=0))
+        total = float(
+            (rows * max(reach, pad) + np.abs(node.bias.astype(np.float64))).max(initial=0)
+        )
     if total >= WIDTH_LIMIT / 2:
-        raise QuantError("an accumulator could need more than 62 bits; the weights are too fine for integers")
+        raise QuantError(
+            "an accumulator could need more than 62 bits; the weights are too fine for integers"
+        )
 
 
 def node_range(node: Node, low: list[Ints], high: list[Ints]) -> tuple[Ints, Ints]:
@@ -183,14 +207,17 @@ def node_range(node: Node, low: list[Ints], high: list[Ints]) -> tuple[Ints, Int
             (f * low[s], f * high[s]) if f >= 0 else (f * high[s], f * low[s])
             for f, s in zip(node.factors, node.sources, strict=True)
         ]
-        return np.sum([e[0] for e in ends], axis=0) + node.bias, np.sum([e[1] for e in ends], axis=0) + node.bias
+        return np.sum([e[0] for e in ends], axis=0) + node.bias, np.sum(
+            [e[1] for e in ends], axis=0
+        ) + node.bias
     if isinstance(node, Dense | Conv):
         parts = (
             replace(node, weight=np.maximum(node.weight, 0)),
             replace(node, weight=np.minimum(node.weight, 0), bias=np.zeros_like(node.bias)),
         )
         return tuple(  # type: ignore[return-value]
-            _one(parts[0], first) + _one(parts[1], second) for first, second in ((low, high), (high, low))
+            _one(parts[0], first) + _one(parts[1], second)
+            for first, second in ((low, high), (high, low))
         )
     if isinstance(node, Staircase):
         return (

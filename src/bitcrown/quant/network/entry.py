@@ -1,10 +1,12 @@
-"""The two ends of an integer network: what a user's input tensor becomes, and what the output integers stand for.
+"""The two ends of an integer network: what a user's input tensor becomes, and what the output
+integers stand for.
 
-The input of a file is either whole numbers already (``WholeEntry``: integer tensors, or pixels 0..255 in a float
-tensor) or real numbers that the file itself quantizes (``RoundedEntry``: QuantizeLinear, Quant, perhaps after
-``2 * x - 1``). Rounding is monotone, so the integers that a closed box of representable numbers can become are those
-between the images of its two ends, and a representable number with a given image is found by bisection over the
-float32 numbers in their natural order.
+The input of a file is either whole numbers already (``WholeEntry``: integer tensors, or pixels
+0..255 in a float tensor) or real numbers that the file itself quantizes (``RoundedEntry``:
+QuantizeLinear, Quant, perhaps after ``2 * x - 1``). Rounding is monotone, so the integers that a
+closed box of representable numbers can become are those between the images of its two ends, and a
+representable number with a given image is found by bisection over the float32 numbers in their
+natural order.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ LARGEST_FLOAT = Fraction(float(np.finfo(np.float32).max))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeEntry:
-    """Input elements are the integers themselves, in a tensor of type ``dtype``; ``low``/``high``: [N]."""
+    """Input elements are the integers themselves, in a tensor of type ``dtype``; ``low``/``high``:
+    [N]."""
 
     dtype: np.dtype[Any]
     low: Ints
@@ -38,12 +41,14 @@ class WholeEntry:
         whole = np.asarray(np.rint(values), dtype=np.int64)
         if (whole != values).any() or (whole < self.low).any() or (whole > self.high).any():
             raise QuantError(
-                f"the network takes whole numbers from {self.low.min()} to {self.high.max()}; round the input first"
+                f"the network takes whole numbers from {self.low.min()} to {self.high.max()}; "
+                "round the input first"
             )
         return whole
 
     def box(self, lower: Corners, upper: Corners) -> tuple[Ints, Ints]:
-        """[N] integers; an element without a whole number in its interval has low > high, and the box is empty."""
+        """[N] integers; an element without a whole number in its interval has low > high, and the
+        box is empty."""
         low = np.array([math.ceil(v) for v in lower], dtype=object)
         high = np.array([math.floor(v) for v in upper], dtype=object)
         inner = np.maximum(low, self.low), np.minimum(high, self.high)
@@ -57,7 +62,9 @@ class WholeEntry:
         """[N] -> [N] of ``dtype``; the integers themselves, checked against the box."""
         for n, (value, low, high) in enumerate(zip(integers.tolist(), lower, upper, strict=True)):
             if not (low <= value <= high):
-                raise QuantError(f"input element {n} cannot be {value}: its interval is [{low}, {high}]")
+                raise QuantError(
+                    f"input element {n} cannot be {value}: its interval is [{low}, {high}]"
+                )
         found = np.asarray(integers, dtype=self.dtype)
         if (self.integers(found[None])[0] != integers).any():
             raise QuantError(f"the integers do not fit the input type {self.dtype}")
@@ -66,7 +73,8 @@ class WholeEntry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundedEntry:
-    """Real input elements that the file rounds: ``levels`` maps [B, N] float32 to [B, N], monotone in each element."""
+    """Real input elements that the file rounds: ``levels`` maps [B, N] float32 to [B, N], monotone
+    in each element."""
 
     size: int
     levels: Callable[[Floats], Ints]
@@ -79,13 +87,15 @@ class RoundedEntry:
         return self.levels(single)
 
     def box(self, lower: Corners, upper: Corners) -> tuple[Ints, Ints]:
-        """[N] integers. Where no float32 number lies in an interval its neighbours are taken: a larger box."""
+        """[N] integers. Where no float32 number lies in an interval its neighbours are taken: a
+        larger box."""
         first, last = inward(lower, upper)
         ends = self.levels(np.stack([np.minimum(first, last), np.maximum(first, last)]))
         return ends.min(axis=0), ends.max(axis=0)
 
     def span(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """[N] float64: an interval that holds all inputs that are not saturated, and a margin on both sides."""
+        """[N] float64: an interval that holds all inputs that are not saturated, and a margin on
+        both sides."""
         reach = np.full(self.size, np.finfo(np.float32).max, dtype=np.float32)
         ends = self.levels(np.stack([-reach, reach]))
         sign = np.where(ends[0] > ends[1], -1, 1)
@@ -93,7 +103,9 @@ class RoundedEntry:
 
         def where(target: Ints) -> npt.NDArray[np.float64]:
             """The number at which the level ``target`` begins."""
-            found = _first_ordinal(lambda o: sign * self.levels(_from_ordinal(o)[None])[0] >= target, -reach, reach)
+            found = _first_ordinal(
+                lambda o: sign * self.levels(_from_ordinal(o)[None])[0] >= target, -reach, reach
+            )
             return _from_ordinal(np.minimum(found, _ordinal(reach))).astype(np.float64)
 
         first, last = where(bottom + 1), where(top)
@@ -101,11 +113,14 @@ class RoundedEntry:
         return first - margin, last + margin
 
     def representative(self, integers: Ints, lower: Corners, upper: Corners) -> Floats:
-        """[N] -> [N] float32: about the middle of the numbers in the interval that are rounded to ``integers``."""
+        """[N] -> [N] float32: about the middle of the numbers in the interval that are rounded to
+        ``integers``."""
         first, last = inward(lower, upper)
         if (first > last).any():
             n = int(np.argmax(first > last))
-            raise QuantError(f"no float32 number lies between {lower[n]} and {upper[n]} (input element {n})")
+            raise QuantError(
+                f"no float32 number lies between {lower[n]} and {upper[n]} (input element {n})"
+            )
         ends = self.levels(np.stack([first, last]))
         sign = np.where(ends[0] > ends[1], -1, 1)
 
@@ -115,22 +130,29 @@ class RoundedEntry:
         begin = _first_ordinal(lambda o: at(o) >= sign * integers, first, last)
         end = _first_ordinal(lambda o: at(o) > sign * integers, first, last) - 1
         ordinal = np.minimum(begin, _ordinal(last))
-        middle = (_from_ordinal(ordinal).astype(np.float64) + _from_ordinal(np.maximum(end, ordinal))) / 2
+        middle = (
+            _from_ordinal(ordinal).astype(np.float64) + _from_ordinal(np.maximum(end, ordinal))
+        ) / 2
         found = np.clip(middle.astype(np.float32), first, last)
         wrong = self.levels(found[None])[0] != integers
         if wrong.any():
             n = int(np.argmax(wrong))
-            raise QuantError(f"input element {n} cannot become {integers[n]} inside [{lower[n]}, {upper[n]}]")
+            raise QuantError(
+                f"input element {n} cannot become {integers[n]} inside [{lower[n]}, {upper[n]}]"
+            )
         return found
 
 
 def inward(lower: Corners, upper: Corners) -> tuple[Floats, Floats]:
     """[N] smallest float32 >= lower, and largest <= upper."""
-    return np.array([_up(v) for v in lower], np.float32), np.array([-_up(-v) for v in upper], np.float32)
+    return np.array([_up(v) for v in lower], np.float32), np.array(
+        [-_up(-v) for v in upper], np.float32
+    )
 
 
 def _up(value: Fraction) -> float:
-    """The smallest float32 number that is at least ``value`` (the largest finite one beyond the range)."""
+    """The smallest float32 number that is at least ``value`` (the largest finite one beyond the
+    range)."""
     if abs(value) >= LARGEST_FLOAT:
         return float(LARGEST_FLOAT if value > 0 else -LARGEST_FLOAT)
     near = np.float32(float(value))
@@ -154,7 +176,9 @@ def _from_ordinal(ordinal: Ints) -> Floats:
     return np.where(ordinal < 0, -bits, bits).astype(np.float32)
 
 
-def _first_ordinal(reached: Callable[[Ints], npt.NDArray[np.bool_]], first: Floats, last: Floats) -> Ints:
+def _first_ordinal(
+    reached: Callable[[Ints], npt.NDArray[np.bool_]], first: Floats, last: Floats
+) -> Ints:
     """[N] the smallest ordinal in first .. last that is reached, or the one behind ``last``."""
     left, right = _ordinal(first), _ordinal(last) + 1
     for _ in range(34):

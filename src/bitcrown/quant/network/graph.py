@@ -2,23 +2,28 @@
 
 Four kinds of steps are enough for every quantized format that bitcrown reads:
 
-* ``Dense``, ``Conv``, ``Sum``: accumulators, exact integer sums with integer weights (zero points folded into them);
-* ``Staircase``: what rounding, clipping, saturation and ReLU do to an accumulator. A reader evaluates the format's own
-  arithmetic (scale, zero point, bit width, rounding mode, ties, saturation, signedness) once, when it compiles the step
-  into thresholds: the output is ``base + #{k : accumulator >= threshold[k]}``. Two different formats that compute the
-  same function become the same thresholds, and no later code has to know a rounding mode;
+* ``Dense``, ``Conv``, ``Sum``: accumulators, exact integer sums with integer weights (zero points
+  folded into them);
+* ``Staircase``: what rounding, clipping, saturation and ReLU do to an accumulator. A reader
+  evaluates the format's own arithmetic (scale, zero point, bit width, rounding mode, ties,
+  saturation, signedness) once, when it compiles the step into thresholds: the output is
+  ``base + #{k : accumulator >= threshold[k]}``. Two different formats that compute the same
+  function become the same thresholds, and no later code has to know a rounding mode;
 * ``MaxPool``: a maximum over windows;
-* ``Gather``: reshape, transpose, slice, concatenation: an index into the sources, one after the other.
+* ``Gather``: reshape, transpose, slice, concatenation: an index into the sources, one after the
+  other.
 
-**Arithmetic that is not pinned down.** Where a format computes in floating point and the order of summation is not
-specified (a float convolution between dequantized tensors), the output is known only up to a rounding error of the
-accumulator. Then a staircase has two threshold rows, ``early <= late``: the true output is some integer between the two
-staircases. Bounds that use the outer one of the two are valid for every order of summation; a witness is evaluated by
-the runtime itself. Where they are equal (all integer formats), evaluation is bit-exact.
+**Arithmetic that is not pinned down.** Where a format computes in floating point and the order of
+summation is not specified (a float convolution between dequantized tensors), the output is known
+only up to a rounding error of the accumulator. Then a staircase has two threshold rows,
+``early <= late``: the true output is some integer between the two staircases. Bounds that use the
+outer one of the two are valid for every order of summation; a witness is evaluated by the runtime
+itself. Where they are equal (all integer formats), evaluation is bit-exact.
 
-Every per-sample tensor is flat in C order; the legend: ``B`` samples, ``N`` elements, ``C`` channels (the first
-per-sample axis), ``K`` steps of a staircase. All arrays are int64; readers refuse a network
-in which an accumulator could leave 62 bits for some input in its declared range (``bound`` in integer_bounds.py).
+Every per-sample tensor is flat in C order; the legend: ``B`` samples, ``N`` elements, ``C``
+channels (the first per-sample axis), ``K`` steps of a staircase. All arrays are int64; readers
+refuse a network in which an accumulator could leave 62 bits for some input in its declared range
+(``bound`` in integer_bounds.py).
 """
 
 from __future__ import annotations
@@ -38,12 +43,14 @@ WIDTH_LIMIT = 2**62
 
 
 class QuantError(ModelError):
-    """A quantized network, its weights or its parameters cannot be read; the message says what, where, what next."""
+    """A quantized network, its weights or its parameters cannot be read; the message says what,
+    where, what next."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
-    """Node 0. ``low``/``high``: [N], the whole range that the format allows (not the box of a property)."""
+    """Node 0. ``low``/``high``: [N], the whole range that the format allows (not the box of a
+    property)."""
 
     shape: tuple[int, ...]
     low: Ints
@@ -64,8 +71,8 @@ class Dense:
 class Conv:
     """2-D convolution of a (C, H, W) source, padded with the integer ``pad_value``.
 
-    ``weight``: [out, in / groups, kh, kw], ``bias``: [out], ``padding``: (top, left, bottom, right);
-    ``plane``: (H, W).
+    ``weight``: [out, in / groups, kh, kw], ``bias``: [out], ``padding``: (top, left, bottom,
+    right); ``plane``: (H, W).
     """
 
     shape: tuple[int, ...]
@@ -92,13 +99,15 @@ class Sum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Staircase:
-    """Nondecreasing steps: between ``base + #{k: x >= late[c, k]}`` and ``base + #{k: x >= early[c, k]}``.
+    """Nondecreasing steps: between ``base + #{k: x >= late[c, k]}`` and
+    ``base + #{k: x >= early[c, k]}``.
 
-    ``base``: [C], ``early``/``late``: [C, K], each row nondecreasing; C is 1 (all elements alike) or divides N, the
-    element ``n`` then has channel ``n * C // N``. A threshold of +-WIDTH_LIMIT is never or always passed. Accumulators
-    that cannot occur (between the attainable sums of two tensors) may be given no value at all: there, and only there,
-    an early threshold may be later than the late one. ``note`` says in words what was compiled ("scale 0.012 zero 3,
-    half to even, uint8").
+    ``base``: [C], ``early``/``late``: [C, K], each row nondecreasing; C is 1 (all elements alike)
+    or divides N, the element ``n`` then has channel ``n * C // N``. A threshold of +-WIDTH_LIMIT is
+    never or always passed. Accumulators that cannot occur (between the attainable sums of two
+    tensors) may be given no value at all: there, and only there, an early threshold may be later
+    than the late one. ``note`` says in words what was compiled ("scale 0.012 zero 3, half to even,
+    uint8").
     """
 
     shape: tuple[int, ...]
@@ -137,18 +146,21 @@ Node = Input | Dense | Conv | Sum | Staircase | MaxPool | Gather
 
 
 class Entry(Protocol):
-    """How the network input that a user sees (a float or integer tensor of the file) becomes the Input node."""
+    """How the network input that a user sees (a float or integer tensor of the file) becomes the
+    Input node."""
 
     def integers(self, values: npt.NDArray[Any]) -> Ints:
         """The Input node's value for ``values``: [B, N] of the file's input type -> [B, N]."""
 
     def box(self, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> tuple[Ints, Ints]:
-        """The smallest integer box that holds ``integers(v)`` of every representable v in the closed box."""
+        """The smallest integer box that holds ``integers(v)`` of every representable v in the
+        closed box."""
 
     def representative(
         self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
     ) -> npt.NDArray[Any]:
-        """[N] -> [N] of the file's input type: a point inside the closed box whose ``integers`` are these.
+        """[N] -> [N] of the file's input type: a point inside the closed box whose ``integers`` are
+        these.
 
         Raises QuantError if an element has none (the integer lies outside ``box``).
         """
@@ -156,10 +168,11 @@ class Entry(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exit:
-    """What the file's output is, given the output node's integers: ``values[m][q - low[m]]`` for output m.
+    """What the file's output is, given the output node's integers: ``values[m][q - low[m]]`` for
+    output m.
 
-    ``values`` holds, for each output, the exact real number of every integer in its range, nondecreasing. Formats
-    whose output is the integer itself have ``values`` equal to the integers.
+    ``values`` holds, for each output, the exact real number of every integer in its range,
+    nondecreasing. Formats whose output is the integer itself have ``values`` equal to the integers.
     """
 
     low: Ints
@@ -170,9 +183,10 @@ class Exit:
 class IntegerNetwork:
     """Nodes in topological order, node 0 the input; ``output`` is the number of the output node.
 
-    ``entry``/``exit`` translate between the file's tensors and integers. ``runtime`` evaluates the original file
-    ([B, N] input values -> [B, M] output values) where one exists; ``notes`` are sentences for the user (for example
-    that another optimiser level of onnxruntime computes something else).
+    ``entry``/``exit`` translate between the file's tensors and integers. ``runtime`` evaluates the
+    original file ([B, N] input values -> [B, M] output values) where one exists; ``notes`` are
+    sentences for the user (for example that another optimiser level of onnxruntime computes
+    something else).
     """
 
     nodes: tuple[Node, ...]
@@ -184,11 +198,13 @@ class IntegerNetwork:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def is_exact(self) -> bool:
-        """Whether evaluation is pinned down to the bit (no staircase has two different threshold rows)."""
+        """Whether evaluation is pinned down to the bit (no staircase has two different threshold
+        rows)."""
         return all(node.is_exact() for node in self.nodes if isinstance(node, Staircase))
 
     def evaluate(self, x: Ints) -> Ints:
-        """[B, N] integers of the input node -> [B, M] integers of the output node (late thresholds)."""
+        """[B, N] integers of the input node -> [B, M] integers of the output node (late
+        thresholds)."""
         return self.values(x)[self.output]
 
     def values(self, x: Ints) -> list[Ints]:
@@ -208,7 +224,10 @@ def forward(node: Node, values: list[Ints], x: Ints) -> Ints:
     if isinstance(node, Conv):
         return _conv(node, values[node.source])
     if isinstance(node, Sum):
-        total = sum(factor * values[source] for factor, source in zip(node.factors, node.sources, strict=True))
+        total = sum(
+            factor * values[source]
+            for factor, source in zip(node.factors, node.sources, strict=True)
+        )
         return np.asarray(total + node.bias, dtype=np.int64)
     if isinstance(node, Staircase):
         return steps(node, values[node.source], node.late)
@@ -218,7 +237,8 @@ def forward(node: Node, values: list[Ints], x: Ints) -> Ints:
 
 
 def steps(node: Staircase, accumulator: Ints, thresholds: Ints) -> Ints:
-    """``base + #{k : accumulator >= thresholds[c, k]}`` per channel; accumulator: [B, N] -> [B, N]."""
+    """``base + #{k : accumulator >= thresholds[c, k]}`` per channel; accumulator: [B, N] -> [B,
+    N]."""
     channels = len(node.base)
     split = accumulator.reshape(len(accumulator), channels, -1)
     out = np.empty_like(split)
@@ -228,7 +248,10 @@ def steps(node: Staircase, accumulator: Ints, thresholds: Ints) -> Ints:
 
 
 def windows(
-    image: Ints, kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int] = (1, 1)
+    image: Ints,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilations: tuple[int, int] = (1, 1),
 ) -> Ints:
     """A view [B, C, H', W', kh, kw] of the windows of ``image`` [B, C, H, W] (already padded)."""
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
@@ -236,7 +259,13 @@ def windows(
     return view[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
 
 
-def _padded(flat: Ints, channels: int, plane: tuple[int, ...], padding: tuple[int, int, int, int], value: int) -> Ints:
+def _padded(
+    flat: Ints,
+    channels: int,
+    plane: tuple[int, ...],
+    padding: tuple[int, int, int, int],
+    value: int,
+) -> Ints:
     top, left, bottom, right = padding
     image = flat.reshape(len(flat), channels, *plane)
     return np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)

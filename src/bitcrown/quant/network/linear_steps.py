@@ -1,13 +1,16 @@
-"""Affine steps as exact linear maps: forward, adjoint and interval, for integers and for floats alike.
+"""Affine steps as exact linear maps: forward, adjoint and interval, for integers and for floats
+alike.
 
-An affine step is ``v -> A v + offset`` over the concatenated sources. A bound needs ``A`` in three ways: forward (a
-point), transposed (a row of coefficients pulled back to the sources) and split by sign (an interval).
+An affine step is ``v -> A v + offset`` over the concatenated sources. A bound needs ``A`` in three
+ways: forward (a point), transposed (a row of coefficients pulled back to the sources) and split by
+sign (an interval).
 
-**Exactness.** A product of integer matrices is formed in float64 by the BLAS whenever ``inner size * max|a| * max|b|``
-is below ``2**53`` (for the adjoint of a convolution: with the sums over the kernel): every partial sum, in whatever
-order and with or without fused multiply-add, is then an integer that float64 holds exactly. Between ``2**53`` and
-``2**62`` the product is formed in int64; above that ``Overflow`` is raised and the caller tries smaller multipliers.
-Legend: ``R`` rows (subproblems), ``N`` elements, ``P`` positions.
+**Exactness.** A product of integer matrices is formed in float64 by the BLAS whenever
+``inner size * max|a| * max|b|`` is below ``2**53`` (for the adjoint of a convolution: with the sums
+over the kernel): every partial sum, in whatever order and with or without fused multiply-add, is
+then an integer that float64 holds exactly. Between ``2**53`` and ``2**62`` the product is formed in
+int64; above that ``Overflow`` is raised and the caller tries smaller multipliers. Legend: ``R``
+rows (subproblems), ``N`` elements, ``P`` positions.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ def largest(values: Array) -> float:
 
 
 def exact_product(left: Array, right: Array) -> Array:
-    """``left @ right``; exact if both are integer arrays (int64 result), a plain float product otherwise."""
+    """``left @ right``; exact if both are integer arrays (int64 result), a plain float product
+    otherwise."""
     if left.dtype != np.int64 or right.dtype != np.int64:
         return np.asarray(left @ right)
     bound = left.shape[-1] * largest(left) * largest(right)
@@ -59,7 +63,8 @@ def exact_product(left: Array, right: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """An integer matrix with its float64 copy, so that float work pays no conversion; ``value``: [n, m]."""
+    """An integer matrix with its float64 copy, so that float work pays no conversion; ``value``:
+    [n, m]."""
 
     value: Ints
     real: npt.NDArray[np.float64]
@@ -83,7 +88,8 @@ class Matrix:
 
 
 class LinearStep:
-    """One affine node, ready for use. ``sources`` are node numbers, ``offset``: [N] is its value at zero."""
+    """One affine node, ready for use. ``sources`` are node numbers, ``offset``: [N] is its value at
+    zero."""
 
     def __init__(self, node: AffineNode, widths: list[int]) -> None:
         self.node = node
@@ -96,7 +102,9 @@ class LinearStep:
         elif isinstance(node, Conv):
             per = node.weight.shape[0] // node.groups
             flat = node.weight.reshape(node.weight.shape[0], -1)
-            self.forward_matrix = [Matrix.of(flat[g * per : (g + 1) * per]) for g in range(node.groups)]
+            self.forward_matrix = [
+                Matrix.of(flat[g * per : (g + 1) * per]) for g in range(node.groups)
+            ]
         self.parts = [
             (
                 Matrix(np.maximum(m.value, 0), np.maximum(m.real, 0), m.size),
@@ -128,7 +136,10 @@ class LinearStep:
         if isinstance(self.node, Gather):
             return self._linear(low, [], 0), self._linear(high, [], 0)
         if isinstance(self.node, Sum):
-            pairs = [(a, b) if f >= 0 else (b, a) for a, b, f in zip(low, high, self.node.factors, strict=True)]
+            pairs = [
+                (a, b) if f >= 0 else (b, a)
+                for a, b, f in zip(low, high, self.node.factors, strict=True)
+            ]
             return self.forward([p[0] for p in pairs]), self.forward([p[1] for p in pairs])
         plus, minus = [p[0] for p in self.parts], [p[1] for p in self.parts]
         pad = self._pad()
@@ -141,7 +152,11 @@ class LinearStep:
         if isinstance(node, Dense):
             return np.ascontiguousarray(matrices[0].times(values[0].T).T)
         if isinstance(node, Gather):
-            return np.concatenate(values, axis=1)[:, node.index] if len(values) > 1 else values[0][:, node.index]
+            return (
+                np.concatenate(values, axis=1)[:, node.index]
+                if len(values) > 1
+                else values[0][:, node.index]
+            )
         if isinstance(node, Sum):
             total = np.zeros((len(values[0]), self.size), dtype=values[0].dtype)
             for factor, value in zip(node.factors, values, strict=True):
@@ -164,24 +179,34 @@ class LinearStep:
         image = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad)
         view = windows(image, node.weight.shape[2:], node.strides, node.dilations)
         rows, _, height, width, kh, kw = view.shape
-        return np.ascontiguousarray(view.transpose(0, 1, 4, 5, 2, 3)).reshape(rows, channels * kh * kw, height * width)
+        return np.ascontiguousarray(view.transpose(0, 1, 4, 5, 2, 3)).reshape(
+            rows, channels * kh * kw, height * width
+        )
 
     def entries(self, elements: Ints) -> list[tuple[Ints, Ints]]:
-        """Rows ``elements`` [E] of each source's matrix: (columns [E, T], -1 in the padding, and their values)."""
+        """Rows ``elements`` [E] of each source's matrix: (columns [E, T], -1 in the padding, and
+        their values)."""
         node = self.node
         if isinstance(node, Dense):
             values = node.weight[elements]
             return [(np.broadcast_to(np.arange(values.shape[1]), values.shape), values)]
         if isinstance(node, Sum):
-            return [(elements[:, None], np.full((len(elements), 1), factor)) for factor in node.factors]
+            return [
+                (elements[:, None], np.full((len(elements), 1), factor)) for factor in node.factors
+            ]
         if isinstance(node, Gather):
             starts = np.cumsum([0, *self.widths])
             column = node.index[elements][:, None]
             ends = zip(starts[:-1], starts[1:], strict=True)
-            return [(np.where((a <= column) & (column < b), column - a, -1), np.ones_like(column)) for a, b in ends]
+            return [
+                (np.where((a <= column) & (column < b), column - a, -1), np.ones_like(column))
+                for a, b in ends
+            ]
         channel, position = np.divmod(elements, self.size // node.shape[0])
         group = channel // (node.shape[0] // node.groups)
-        return [(self._numbers[group, :, position], node.weight.reshape(node.shape[0], -1)[channel])]
+        return [
+            (self._numbers[group, :, position], node.weight.reshape(node.shape[0], -1)[channel])
+        ]
 
     @cached_property
     def _numbers(self) -> Ints:
@@ -191,7 +216,8 @@ class LinearStep:
         return np.asarray(numbers.reshape(self.node.groups, -1, numbers.shape[1]))
 
     def adjoint(self, coefficients: Array) -> list[Array]:
-        """Coefficients [R, N] on the output -> coefficients [R, N_k] on each source (the constant is ``offset``)."""
+        """Coefficients [R, N] on the output -> coefficients [R, N_k] on each source (the constant
+        is ``offset``)."""
         node = self.node
         if isinstance(node, Dense):
             return [np.ascontiguousarray(self.adjoint_matrix[0].times(coefficients.T).T)]
@@ -200,7 +226,10 @@ class LinearStep:
         if isinstance(node, Gather):
             total = np.zeros((sum(self.widths), len(coefficients)), dtype=coefficients.dtype)
             np.add.at(total, node.index, coefficients.T)
-            return [np.ascontiguousarray(part.T) for part in np.split(total, np.cumsum(self.widths)[:-1])]
+            return [
+                np.ascontiguousarray(part.T)
+                for part in np.split(total, np.cumsum(self.widths)[:-1])
+            ]
         return [self._conv_adjoint(coefficients)]
 
     def _conv_adjoint(self, coefficients: Array) -> Array:
@@ -213,13 +242,18 @@ class LinearStep:
             coefficients = coefficients.astype(np.float64, copy=False)
         planes = coefficients.reshape(rows, outs, -1)
         step = outs // node.groups
-        parts = [m.times(planes[:, g * step : (g + 1) * step]) for g, m in enumerate(self.adjoint_matrix)]
+        parts = [
+            m.times(planes[:, g * step : (g + 1) * step]) for g, m in enumerate(self.adjoint_matrix)
+        ]
         top, left, bottom, right = node.padding
         height, width = node.plane
         _, out_h, out_w = node.shape
-        columns = np.concatenate(parts, axis=1).reshape(rows, per * node.groups, kh, kw, out_h, out_w)
+        columns = np.concatenate(parts, axis=1).reshape(
+            rows, per * node.groups, kh, kw, out_h, out_w
+        )
         image = np.zeros(
-            (rows, per * node.groups, height + top + bottom, width + left + right), dtype=coefficients.dtype
+            (rows, per * node.groups, height + top + bottom, width + left + right),
+            dtype=coefficients.dtype,
         )
         for i in range(kh):
             for j in range(kw):
@@ -236,7 +270,9 @@ def window_index(node: MaxPool) -> npt.NDArray[np.int64]:
     """[N, W]: source elements of each window; -1 where a window reaches into the padding."""
     channels = node.shape[0]
     top, left, bottom, right = node.padding
-    numbers = np.arange(channels * node.plane[0] * node.plane[1], dtype=np.int64).reshape(1, channels, *node.plane)
+    numbers = np.arange(channels * node.plane[0] * node.plane[1], dtype=np.int64).reshape(
+        1, channels, *node.plane
+    )
     padded = np.pad(numbers, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-1)
     view = windows(padded, node.kernel, node.strides)
     index = np.ascontiguousarray(view).reshape(-1, node.kernel[0] * node.kernel[1])

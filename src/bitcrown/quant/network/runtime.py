@@ -1,4 +1,5 @@
-"""onnxruntime as the definition of a file's arithmetic: CPU, one thread, graph optimisations off unless asked for."""
+"""onnxruntime as the definition of a file's arithmetic: CPU, one thread, graph optimisations off
+unless asked for."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def session(content: bytes, name: str, optimised: bool = False) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """``[B, N]`` input values to ``[B, M]`` output values of a file, one sample at a time as the file is written."""
+    """``[B, N]`` input values to ``[B, M]`` output values of a file, one sample at a time as the
+    file is written."""
 
     session: Any
     name: str
@@ -49,16 +51,29 @@ class Runtime:
         try:
             found = [self.session.run(None, {entry: row}) for row in rows]
         except Exception as error:  # as above
-            raise QuantError(f"onnxruntime cannot run {self.name}: {str(error).splitlines()[0]}") from error
-        return [np.stack([np.asarray(part[k]).reshape(-1) for part in found]) for k in range(len(found[0]))]
+            raise QuantError(
+                f"onnxruntime cannot run {self.name}: {str(error).splitlines()[0]}"
+            ) from error
+        return [
+            np.stack([np.asarray(part[k]).reshape(-1) for part in found])
+            for k in range(len(found[0]))
+        ]
 
 
 def evaluated(
-    op: str, inputs: Sequence[Array | None], attrs: Mapping[str, Any], domain: str = "", opset: int = OPSET
+    op: str,
+    inputs: Sequence[Array | None],
+    attrs: Mapping[str, Any],
+    domain: str = "",
+    opset: int = OPSET,
 ) -> Array:
     """One operator on known tensors, computed by onnxruntime."""
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
-    tensors = [numpy_helper.from_array(np.asarray(v), n) for v, n in zip(inputs, names, strict=True) if v is not None]
+    tensors = [
+        numpy_helper.from_array(np.asarray(v), n)
+        for v, n in zip(inputs, names, strict=True)
+        if v is not None
+    ]
     node = helper.make_node(op, names, ["y"], domain=domain, **attrs)
     graph = helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name="y")], tensors)
     versions = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
@@ -68,4 +83,6 @@ def evaluated(
     except QuantError:
         raise
     except Exception as error:  # as above
-        raise QuantError(f"onnxruntime cannot compute {op} of constants: {str(error).splitlines()[0]}") from error
+        raise QuantError(
+            f"onnxruntime cannot compute {op} of constants: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,16 +1,21 @@
 """Open subproblems and the proof that grows with them.
 
-A proof is a list of parts; a part is a list of steps, worked off in order on a state (the intervals of all nodes):
+A proof is a list of parts; a part is a list of steps, worked off in order on a state (the intervals
+of all nodes):
 
 * ``["tighten", tau, slopes, [[node, element, low, high], ...]]``: reduced costs shrink intervals;
-* ``["clip", tau, slopes, [[node, element, sign, q, t], ...]]``: first-layer values where the bound is not positive;
-* ``["bound", [[node, element, sign, q, tau, slopes], ...]]``: dual bounds shrink intervals of single values;
+* ``["clip", tau, slopes, [[node, element, sign, q, t], ...]]``: first-layer values where the bound
+  is not positive;
+* ``["bound", [[node, element, sign, q, tau, slopes], ...]]``: dual bounds shrink intervals of
+  single values;
 * ``["propagate"]``: the interval rules, once;
-* and one closing step: ``["prove", tau, slopes]`` (the bound is positive), ``["empty"]`` (an interval is empty),
-  ``["enumerate"]`` (the inputs left are few: try all), ``["split", node, element, k, low part, high part]``.
+* and one closing step: ``["prove", tau, slopes]`` (the bound is positive), ``["empty"]`` (an
+  interval is empty), ``["enumerate"]`` (the inputs left are few: try all),
+  ``["split", node, element, k, low part, high part]``.
 
-Multipliers are integers, stored by node as ``[element, value]`` pairs without the zeros (pools: ``[element, place,
-value]``). The rules are those of ``staircase_dual`` and ``integer_bounds``, and each is recomputed by the checker.
+Multipliers are integers, stored by node as ``[element, value]`` pairs without the zeros (pools:
+``[element, place, value]``). The rules are those of ``staircase_dual`` and ``integer_bounds``, and
+each is recomputed by the checker.
 """
 
 from __future__ import annotations
@@ -51,8 +56,11 @@ class Proof:
         """``sparse``, where anybody will read it."""
         return sparse(slopes, row) if self.is_recorded else []
 
-    def changes(self, node: int, low: Ints, high: Ints, old_low: Ints, old_high: Ints) -> list[list[int]]:
-        """``[node, element, low, high]`` for every element [N] whose interval shrank (one, if nobody reads them)."""
+    def changes(
+        self, node: int, low: Ints, high: Ints, old_low: Ints, old_high: Ints
+    ) -> list[list[int]]:
+        """``[node, element, low, high]`` for every element [N] whose interval shrank (one, if
+        nobody reads them)."""
         where = np.nonzero((low > old_low) | (high < old_high))[0]
         if not self.is_recorded:
             where = where[:1]
@@ -63,20 +71,28 @@ class Proof:
         return len(self.parts[part])
 
     def add_twin(self, part: int, twin: int, start: int, constraints: int) -> None:
-        """``part`` goes on as ``twin`` does from step ``start``, but for a case of ``constraints`` constraints."""
+        """``part`` goes on as ``twin`` does from step ``start``, but for a case of ``constraints``
+        constraints."""
         if self.is_recorded:
             self.twins[part] = (twin, start, constraints)
 
     def finish(self) -> None:
         """Write out the parts that were left to their twins; call once, when every part is closed.
 
-        States that imply their case are refuted without its constraints (all tau are 0), so that only the number of
-        multipliers differs between the cases. A part is written once all that it copies is written.
+        States that imply their case are refuted without its constraints (all tau are 0), so that
+        only the number of multipliers differs between the cases. A part is written once all that it
+        copies is written.
         """
         while self.twins:
-            ready = [part for part, (twin, start, _) in self.twins.items() if not self._is_waiting(twin, start)]
+            ready = [
+                part
+                for part, (twin, start, _) in self.twins.items()
+                if not self._is_waiting(twin, start)
+            ]
             if not ready:
-                raise RuntimeError("parts of a proof were left to each other; this is a fault of the prover")
+                raise RuntimeError(
+                    "parts of a proof were left to each other; this is a fault of the prover"
+                )
             for part in ready:
                 twin, start, constraints = self.twins.pop(part)
                 self._copy(part, self.parts[twin][start:], constraints)
@@ -88,7 +104,12 @@ class Proof:
             number, first = todo.pop()
             if number in self.twins:
                 return True
-            todo += [(child, 0) for step in self.parts[number][first:] if step[0] == "split" for child in step[4:]]
+            todo += [
+                (child, 0)
+                for step in self.parts[number][first:]
+                if step[0] == "split"
+                for child in step[4:]
+            ]
         return False
 
     def _copy(self, part: int, steps: Part, constraints: int) -> None:
@@ -111,10 +132,11 @@ class Proof:
 
 @dataclass(eq=False)
 class Domain:
-    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start from.
+    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start
+    from.
 
-    ``margin``: by how much float bounds were too high so far (staircases with unequal steps have more corners than the
-    floats look at); the ascent aims above it.
+    ``margin``: by how much float bounds were too high so far (staircases with unequal steps have
+    more corners than the floats look at); the ascent aims above it.
     """
 
     bounds: Bounds
@@ -133,7 +155,8 @@ def stacked(domains: list[Domain]) -> Bounds:
 
 
 def sparse(slopes: Slopes, row: int) -> list[list[Any]]:
-    """One row of integer multipliers as ``[node, [[element, (place,) value], ...]]``, zeros left out."""
+    """One row of integer multipliers as ``[node, [[element, (place,) value], ...]]``, zeros left
+    out."""
     out: list[list[Any]] = []
     for node in sorted(slopes):
         values = slopes[node][row]

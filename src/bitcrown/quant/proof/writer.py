@@ -1,8 +1,10 @@
-"""Writes proofs: the canonical JSON form of an integer network, of a query, and of a finished proof.
+"""Writes proofs: the canonical JSON form of an integer network, of a query, and of a finished
+proof.
 
-The canonical form holds the integers that define the function and nothing else: no names, no file, no scale. Two files
-that compute the same function by the same steps have the same form, and its SHA-256 binds a certificate to it. The
-checker (``bitcrown.check.certificates.integers.checker``) reads these forms with code of its own.
+The canonical form holds the integers that define the function and nothing else: no names, no file,
+no scale. Two files that compute the same function by the same steps have the same form, and its
+SHA-256 binds a certificate to it. The checker (``bitcrown.check.certificates.integers.checker``)
+reads these forms with code of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ def _node_form(node: Node) -> Json:
     if isinstance(node, Input):
         return {"op": "input", "low": node.low.tolist(), "high": node.high.tolist()}
     if isinstance(node, Dense):
-        return {"op": "dense", "source": node.source, "weight": node.weight.tolist(), "bias": node.bias.tolist()}
+        return {
+            "op": "dense",
+            "source": node.source,
+            "weight": node.weight.tolist(),
+            "bias": node.bias.tolist(),
+        }
     if isinstance(node, Conv):
         return {
             "op": "conv",
@@ -90,12 +97,16 @@ def _node_form(node: Node) -> Json:
 def property_form(query: IntegerQuery) -> Json:
     """The canonical JSON form of what is asked: the box and the cases that must not occur.
 
-    Where the outputs' real values are no affine function of their integers, ``real`` holds both: an input that is
-    evaluated is judged by the property's own cases, of which the integer ones are a consequence.
+    Where the outputs' real values are no affine function of their integers, ``real`` holds both: an
+    input that is evaluated is judged by the property's own cases, of which the integer ones are a
+    consequence.
     """
     cases = [
         [
-            {"terms": [[int(i), int(c)] for i, c in constraint.terms], "bound": int(constraint.bound)}
+            {
+                "terms": [[int(i), int(c)] for i, c in constraint.terms],
+                "bound": int(constraint.bound),
+            }
             for constraint in case
         ]
         for case in query.cases
@@ -104,7 +115,10 @@ def property_form(query: IntegerQuery) -> Json:
     if query.exact_cases is None:
         return form
     exit_ = query.network.exit
-    outputs = [_values_form(low, values) for low, values in zip(exit_.low.tolist(), exit_.values, strict=True)]
+    outputs = [
+        _values_form(low, values)
+        for low, values in zip(exit_.low.tolist(), exit_.values, strict=True)
+    ]
     real = [[_real_form(constraint) for constraint in case] for case in query.exact_cases]
     return {**form, "real": {"outputs": outputs, "cases": real}}
 
@@ -112,7 +126,12 @@ def property_form(query: IntegerQuery) -> Json:
 def _values_form(low: int, values: Sequence[Fraction]) -> Json:
     """The real values of an output's integers from ``low`` on."""
     if isinstance(values, EvenlySpaced):
-        return {"low": low, "high": low + len(values) - 1, "step": _pair(values.step), "first": _pair(values.first)}
+        return {
+            "low": low,
+            "high": low + len(values) - 1,
+            "step": _pair(values.step),
+            "first": _pair(values.first),
+        }
     unit = lcm(*{value.denominator for value in values})
     return {"low": low, "denominator": unit, "numerators": [int(value * unit) for value in values]}
 
@@ -128,15 +147,23 @@ def _pair(value: Fraction) -> list[int]:
 
 def digest(content: Json) -> str:
     """SHA-256 of the canonical text: sorted keys, no blanks."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def certificate_form(
-    query: IntegerQuery, proof: Proof, roots: tuple[int, ...], network_digest: str = "", with_forms: bool = False
+    query: IntegerQuery,
+    proof: Proof,
+    roots: tuple[int, ...],
+    network_digest: str = "",
+    with_forms: bool = False,
 ) -> Json:
-    """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was hashed before.
+    """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was
+    hashed before.
 
-    ``with_forms``: with the network and the property that it argues about, so that it can be checked without a prover.
+    ``with_forms``: with the network and the property that it argues about, so that it can be
+    checked without a prover.
     """
     network = network_form(query.network) if with_forms or not network_digest else {}
     asked = property_form(query)

@@ -1,10 +1,11 @@
 """Where to split: on integers, where the relaxation is loosest.
 
-A split point is a staircase argument ``a <= k | a >= k + 1`` (``k + 1`` the first argument of a level, so that this is
-``S(a) <= v | S(a) >= v + 1``) or an input. The averaged minimisers of the ascent approximate a solution of the
-relaxation; a staircase whose averaged value lies off its step at the averaged argument is what keeps the bound low, in
-proportion to the coefficient on it; better if the split also divides the interval evenly. Steps of the output count
-less: splitting there repeats the same hidden subproblems on either side. Kinks (the end of a long first or last level:
+A split point is a staircase argument ``a <= k | a >= k + 1`` (``k + 1`` the first argument of a
+level, so that this is ``S(a) <= v | S(a) >= v + 1``) or an input. The averaged minimisers of the
+ascent approximate a solution of the relaxation; a staircase whose averaged value lies off its step
+at the averaged argument is what keeps the bound low, in proportion to the coefficient on it; better
+if the split also divides the interval evenly. Steps of the output count less: splitting there
+repeats the same hidden subproblems on either side. Kinks (the end of a long first or last level:
 clipping, ReLU) come before steps.
 """
 
@@ -21,7 +22,8 @@ from bitcrown.quant.query import ConstraintCase, LinearConstraint
 
 LEAST_GAP, LEAST_BALANCE, OUTPUT_WEIGHT = 1e-3, 0.5, 0.2
 FEW_INPUTS = 16
-"""Unpinned steps keep an interval even for one input; up to so many inputs only these are split, which surely ends."""
+"""Unpinned steps keep an interval even for one input; up to so many inputs only these are split,
+which surely ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,17 @@ class Split:
     value: int
 
 
-def saturation_split(program: Program, bounds: Bounds, row: int, case: ConstraintCase) -> Split | None:
-    """A split where an output saturates at the end at which the relaxation of the case's constraints is bad.
+def saturation_split(
+    program: Program, bounds: Bounds, row: int, case: ConstraintCase
+) -> Split | None:
+    """A split where an output saturates at the end at which the relaxation of the case's
+    constraints is bad.
 
-    A term ``c o`` with ``c > 0`` is wanted small, and its relaxation from below is bad where the staircase goes flat at
-    the top; with ``c < 0``, at the bottom. Beyond that end the term is constant. In a comparison ``o_y <= o_i`` it is
-    better to ask whether ``o_y`` lies at the bottom: if so, nothing about ``o_i`` matters (and the subproblem is the
-    same for every i); if not, ``o_i`` has left the bottom as well.
+    A term ``c o`` with ``c > 0`` is wanted small, and its relaxation from below is bad where the
+    staircase goes flat at the top; with ``c < 0``, at the bottom. Beyond that end the term is
+    constant. In a comparison ``o_y <= o_i`` it is better to ask whether ``o_y`` lies at the bottom:
+    if so, nothing about ``o_i`` matters (and the subproblem is the same for every i); if not,
+    ``o_i`` has left the bottom as well.
     """
     table = program.stairs.get(program.output)
     if table is None or not table.is_exact or not table.late.shape[1]:
@@ -51,7 +57,9 @@ def saturation_split(program: Program, bounds: Bounds, row: int, case: Constrain
         return Split(table.source, index, edge) if lows[index] <= edge < highs[index] else None
 
     for constraint in case:
-        if is_implied(constraint, bounds.low[program.output][row], bounds.high[program.output][row]):
+        if is_implied(
+            constraint, bounds.low[program.output][row], bounds.high[program.output][row]
+        ):
             continue
         for index, factor in constraint.terms:
             split = spanned(index, -1 if factor > 0 else 0)
@@ -65,11 +73,16 @@ def saturation_split(program: Program, bounds: Bounds, row: int, case: Constrain
 
 def is_implied(constraint: LinearConstraint, low: Ints, high: Ints) -> bool:
     """Whether the constraint holds for all outputs between ``low`` and ``high`` [M]."""
-    return sum(c * int(high[i] if c > 0 else low[i]) for i, c in constraint.terms) <= constraint.bound
+    return (
+        sum(c * int(high[i] if c > 0 else low[i]) for i, c in constraint.terms) <= constraint.bound
+    )
 
 
-def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[int]) -> list[Split | None]:
-    """One split per row, on the intervals of ``bounds``; ``None`` for a single point that arithmetic leaves open."""
+def choose_splits(
+    program: Program, bounds: Bounds, state: Ascent, rows: list[int]
+) -> list[Split | None]:
+    """One split per row, on the intervals of ``bounds``; ``None`` for a single point that
+    arithmetic leaves open."""
     varying = (bounds.high[0][rows] > bounds.low[0][rows]).sum(axis=1)
     inputs_only = (varying <= FEW_INPUTS) & (not program.network.is_exact())
     best = np.where(inputs_only, np.inf, 0.0)
@@ -84,7 +97,9 @@ def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[in
         value = table.base + table.level(table.late, argument)
         gap = np.abs(state.mean_value[node][rows] - value)
         outer = state.outer[node][rows]
-        ends = np.minimum(state.mean_argument[node][rows] - low, high - state.mean_argument[node][rows])
+        ends = np.minimum(
+            state.mean_argument[node][rows] - low, high - state.mean_argument[node][rows]
+        )
         balance = np.clip(ends / np.maximum(high - low, 1), 0.0, 0.5)
         score = np.abs(outer) * (gap + LEAST_GAP) * (LEAST_BALANCE + balance)
         if node == program.output:
@@ -102,7 +117,8 @@ def choose_splits(program: Program, bounds: Bounds, state: Ascent, rows: list[in
 
 
 def _edge(thresholds: np.ndarray, first: int, last: int, argument: int, gap: float) -> int:
-    """First argument of the level to split at: the nearer kink if the value is far off, else the nearest step."""
+    """First argument of the level to split at: the nearer kink if the value is far off, else the
+    nearest step."""
     if gap > 1.0:
         candidates = [int(thresholds[first]), int(thresholds[last - 1])]
     else:

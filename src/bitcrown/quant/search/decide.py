@@ -1,14 +1,17 @@
-"""The decision: attack, bounds, reduced costs and branching on integers, until every subproblem is closed.
+"""The decision: attack, bounds, reduced costs and branching on integers, until every subproblem is
+closed.
 
-``unsat`` needs a closed proof for every case, all of it evaluated in integers; ``sat`` needs an input of the box whose
-outputs, evaluated by ``network.evaluate`` (and by the file's own runtime where the arithmetic is not pinned down),
-satisfy a case. Floats only choose multipliers, candidates and branches.
+``unsat`` needs a closed proof for every case, all of it evaluated in integers; ``sat`` needs an
+input of the box whose outputs, evaluated by ``network.evaluate`` (and by the file's own runtime
+where the arithmetic is not pinned down), satisfy a case. Floats only choose multipliers, candidates
+and branches.
 
-One round on a batch of open subproblems: interval rules; ascent of the multipliers; exact evaluation, which closes a
-subproblem or, by reduced costs, shrinks its intervals; candidates from the averaged minimisers; a split on the
-argument of the staircase whose averaged value lies farthest off its step, weighted by its coefficient, or on an input
-where no staircase is left. Splits are on integers (``a <= k | a >= k + 1``), so the search always ends; small boxes are
-enumerated. Legend: ``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
+One round on a batch of open subproblems: interval rules; ascent of the multipliers; exact
+evaluation, which closes a subproblem or, by reduced costs, shrinks its intervals; candidates from
+the averaged minimisers; a split on the argument of the staircase whose averaged value lies farthest
+off its step, weighted by its coefficient, or on an input where no staircase is left. Splits are on
+integers (``a <= k | a >= k + 1``), so the search always ends; small boxes are enumerated. Legend:
+``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
 """
 
 from __future__ import annotations
@@ -31,14 +34,16 @@ from bitcrown.verdict import Reason, Status
 RANDOM_PROBES = 5
 BOUNDS_SHARE = 0.3
 QUICK_ROUNDS = 4
-"""Rounds before bounds on every accumulator behind a staircase are worth their time (most queries end here)."""
+"""Rounds before bounds on every accumulator behind a staircase are worth their time (most queries
+end here)."""
 ATTACK_SHARE = 0.2
 RUNTIME_TRIALS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Outcome of ``decide``. ``witness``: [N] integers of the input node when ``sat``; ``proof`` when ``unsat``."""
+    """Outcome of ``decide``. ``witness``: [N] integers of the input node when ``sat``; ``proof``
+    when ``unsat``."""
 
     status: Status
     reason: Reason = Reason.NONE
@@ -53,8 +58,8 @@ class Decision:
 class Judge:
     """Tries candidate inputs; only what certainly violates the query counts.
 
-    Where the arithmetic is not pinned down, a point counts if the violation holds for every order of summation (the
-    outputs are then intervals), or if the file's own runtime computes it.
+    Where the arithmetic is not pinned down, a point counts if the violation holds for every order
+    of summation (the outputs are then intervals), or if the file's own runtime computes it.
     """
 
     def __init__(self, query: IntegerQuery, program: Program) -> None:
@@ -67,7 +72,9 @@ class Judge:
         self.tried += len(points)
         query = self.query
         if self.is_exact:
-            hits = np.nonzero(query.violated(self.program.values(points)[self.program.output]))[0][:1]
+            hits = np.nonzero(query.violated(self.program.values(points)[self.program.output]))[0][
+                :1
+            ]
             confirmed = query.violated(query.network.evaluate(points[hits])) if len(hits) else hits
             return self._row(points, hits) if all(confirmed) else None
         found = self.program.images(points)
@@ -92,7 +99,9 @@ class Judge:
             return None
         real = network.runtime(network.entry.representative(point, *box)[None])
         integers = []
-        for value, steps, low in zip(real[0].tolist(), network.exit.values, network.exit.low.tolist(), strict=True):
+        for value, steps, low in zip(
+            real[0].tolist(), network.exit.values, network.exit.low.tolist(), strict=True
+        ):
             places = [k for k, step in enumerate(steps) if float(step) == value]
             if not places:
                 return None
@@ -108,7 +117,8 @@ def decide(
     program: Program | None = None,
     settings: SearchSettings | None = None,
 ) -> Decision:
-    """Whether some input of the box satisfies a case. ``program`` may be shared between queries on one network.
+    """Whether some input of the box satisfies a case. ``program`` may be shared between queries on
+    one network.
 
     ``seed`` orders nothing that a verdict could depend on; it varies the random candidates.
     """
@@ -159,4 +169,6 @@ def _concluded(
         detail = f"{len(search.stuck)} single inputs depend on the runtime's order of summation"
         return Decision(Status.UNKNOWN, Reason.INCOMPLETE, detail, counters=counters)
     proof.finish()
-    return Decision(Status.UNSAT, decided_by="staircase bounds", counters=counters, proof=proof, roots=roots)
+    return Decision(
+        Status.UNSAT, decided_by="staircase bounds", counters=counters, proof=proof, roots=roots
+    )

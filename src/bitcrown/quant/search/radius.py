@@ -1,12 +1,15 @@
-"""The maximum robust radius of a sample: the largest eps at which no input within eps (L-infinity) changes the label.
+"""The maximum robust radius of a sample: the largest eps at which no input within eps (L-infinity)
+changes the label.
 
-Robustness is monotone in eps, so a radius is exact once one eps is proved and the next one has a counterexample. A
-counterexample at distance d refutes every eps >= d; it bounds the search from above at once, and is moved towards the
-sample first (inputs are reset as far as the violation allows), which often lowers the bound by several steps. The
-attack alone goes first: eps is doubled until a counterexample is found, then the gap is halved, which takes no proof
-and rarely ends more than a step above the radius. So the eps just below it is the one to prove, and gets most of the
-time; if it stays open, the gap is halved from below, which narrows the interval, before it is asked again. A radius
-that the time does not suffice for comes with the interval it lies in. Legend: ``N`` input elements.
+Robustness is monotone in eps, so a radius is exact once one eps is proved and the next one has a
+counterexample. A counterexample at distance d refutes every eps >= d; it bounds the search from
+above at once, and is moved towards the sample first (inputs are reset as far as the violation
+allows), which often lowers the bound by several steps. The attack alone goes first: eps is doubled
+until a counterexample is found, then the gap is halved, which takes no proof and rarely ends more
+than a step above the radius. So the eps just below it is the one to prove, and gets most of the
+time; if it stays open, the gap is halved from below, which narrows the interval, before it is asked
+again. A radius that the time does not suffice for comes with the interval it lies in. Legend: ``N``
+input elements.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ ATTACK_SHARE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Radius:
-    """``proved``: largest eps known robust (-1: misclassified); ``refuted``: smallest eps known vulnerable or ``None``.
+    """``proved``: largest eps known robust (-1: misclassified); ``refuted``: smallest eps known
+    vulnerable or ``None``.
 
-    Exact iff ``refuted == proved + 1``, or nothing refutes and the whole input range is proved (``is_whole_range``).
-    ``witness``: [N], a counterexample within ``refuted``; ``decision``: the one that proved ``proved``.
+    Exact iff ``refuted == proved + 1``, or nothing refutes and the whole input range is proved
+    (``is_whole_range``). ``witness``: [N], a counterexample within ``refuted``; ``decision``: the
+    one that proved ``proved``.
     """
 
     proved: int
@@ -51,7 +56,8 @@ class Radius:
 
 
 def nearer(witness: Ints, x: Ints, is_bad: Callable[[Ints], bool]) -> Ints:
-    """A counterexample no farther from ``x`` than ``witness`` [N]: clipped to smaller and smaller radii while bad."""
+    """A counterexample no farther from ``x`` than ``witness`` [N]: clipped to smaller and smaller
+    radii while bad."""
     distance = int(np.abs(witness - x).max())
     while distance > 1:
         closer = np.clip(witness, x - (distance - 1), x + (distance - 1))
@@ -70,7 +76,8 @@ def maximum_radius(
     want_certificate: bool = False,
     program: Program | None = None,
 ) -> Radius:
-    """Exact largest robust eps of sample ``x`` [N] with ``label``, or the interval known when the budget ends."""
+    """Exact largest robust eps of sample ``x`` [N] with ``label``, or the interval known when the
+    budget ends."""
     program = program or Program(network)
     node = network.nodes[0]
     assert isinstance(node, Input)
@@ -83,7 +90,9 @@ def maximum_radius(
 
     if is_bad(x):
         return Radius(-1, 0, False, x, None, 0)
-    witness = _attacked(network, x, label, limit, program, budget.capped(ATTACK_SHARE * budget.remaining()), seed)
+    witness = _attacked(
+        network, x, label, limit, program, budget.capped(ATTACK_SHARE * budget.remaining()), seed
+    )
     proved, refuted = -1, limit + 1
     if witness is not None:
         witness = nearer(witness, x, is_bad)
@@ -94,10 +103,13 @@ def maximum_radius(
         eps = next_radius(proved, refuted, asked, witness is not None)
         is_top = witness is not None and eps == refuted - 1 and eps not in asked
         share = budget.capped(
-            (TOP_SHARE if is_top else SHARES[min(asked.get(eps, 0), len(SHARES) - 1)]) * budget.remaining()
+            (TOP_SHARE if is_top else SHARES[min(asked.get(eps, 0), len(SHARES) - 1)])
+            * budget.remaining()
         )
         asked[eps] = asked.get(eps, 0) + 1
-        decision = decide(robustness_query(network, x, label, eps), share, seed, want_certificate, program)
+        decision = decide(
+            robustness_query(network, x, label, eps), share, seed, want_certificate, program
+        )
         if decision.status is Status.UNSAT:
             proved, best = eps, decision
         elif decision.status is Status.SAT and decision.witness is not None:
@@ -106,13 +118,22 @@ def maximum_radius(
         elif decision.status is not Status.TIMEOUT:
             break
     found = refuted if witness is not None else None
-    return Radius(proved, found, witness is None and proved == limit, witness, best, sum(asked.values()))
+    return Radius(
+        proved, found, witness is None and proved == limit, witness, best, sum(asked.values())
+    )
 
 
 def _attacked(
-    network: IntegerNetwork, x: Ints, label: int, limit: int, program: Program, budget: Budget, seed: int
+    network: IntegerNetwork,
+    x: Ints,
+    label: int,
+    limit: int,
+    program: Program,
+    budget: Budget,
+    seed: int,
 ) -> Ints | None:
-    """A counterexample [N] at a small distance from ``x``, by the attack alone; ``None`` if none was found."""
+    """A counterexample [N] at a small distance from ``x``, by the attack alone; ``None`` if none
+    was found."""
     low, high, witness = 0, limit + 1, None
     while high - low > 1 and not budget.is_expired():
         eps = min(max(2 * low, 1), limit) if witness is None else (low + high) // 2
@@ -128,10 +149,11 @@ def _attacked(
 
 
 def next_radius(proved: int, refuted: int, asked: Mapping[int, int], is_bounded: bool) -> int:
-    """Which eps between ``proved`` and ``refuted`` to ask about: of those asked least often, the one in the middle.
+    """Which eps between ``proved`` and ``refuted`` to ask about: of those asked least often, the
+    one in the middle.
 
-    Before anything ``is_bounded`` by a counterexample: twice as far as the last question; after that, first the eps
-    just below ``refuted``, which alone can settle the radius.
+    Before anything ``is_bounded`` by a counterexample: twice as far as the last question; after
+    that, first the eps just below ``refuted``, which alone can settle the radius.
     """
     if is_bounded and refuted - 1 not in asked:
         return refuted - 1

@@ -1,10 +1,10 @@
 """Branch and bound over integer values: rounds on batches of open subproblems.
 
-One round: interval rules; ascent of the multipliers from the parent's; exact evaluation, which closes a subproblem or,
-by reduced costs and by the halfspace that its bound leaves (``halfspace_clip``), shrinks its intervals; candidates from
-the averaged minimisers; a split (``integer_branching``). Every split is on integers (``a <= k | a >= k + 1``), so the
-search ends. Legend: ``R`` rows, ``N`` elements, ``T``
-constraints of a case, ``M`` outputs.
+One round: interval rules; ascent of the multipliers from the parent's; exact evaluation, which
+closes a subproblem or, by reduced costs and by the halfspace that its bound leaves
+(``halfspace_clip``), shrinks its intervals; candidates from the averaged minimisers; a split
+(``integer_branching``). Every split is on integers (``a <= k | a >= k + 1``), so the search ends.
+Legend: ``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ ATTACK_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """``root_steps``/``steps``: ascent steps per round at depth 0 / below; ``batch``: rows per round at most."""
+    """``root_steps``/``steps``: ascent steps per round at depth 0 / below; ``batch``: rows per
+    round at most."""
 
     root_steps: int = 160
     steps: int = 60
@@ -59,7 +60,8 @@ class Counters:
 
 
 class Search:
-    """State of one decision. ``run`` returns a witness [N], or ``None`` when every subproblem is closed."""
+    """State of one decision. ``run`` returns a witness [N], or ``None`` when every subproblem is
+    closed."""
 
     def __init__(
         self,
@@ -84,10 +86,16 @@ class Search:
     def roots(self, bounds: Bounds) -> list[Domain]:
         """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
         self.objective.root_bounds = bounds.rows([0])
-        return [Domain(bounds.rows([0]), case, self.proof.new_part(), 0) for case in range(len(self.query.cases))]
+        return [
+            Domain(bounds.rows([0]), case, self.proof.new_part(), 0)
+            for case in range(len(self.query.cases))
+        ]
 
-    def run(self, domains: list[Domain], budget: Budget, rounds: int | None = None) -> tuple[Ints | None, list[Domain]]:
-        """(witness or None, subproblems still open when the budget or the number of rounds ended)."""
+    def run(
+        self, domains: list[Domain], budget: Budget, rounds: int | None = None
+    ) -> tuple[Ints | None, list[Domain]]:
+        """(witness or None, subproblems still open when the budget or the number of rounds
+        ended)."""
         stack = domains
         while stack:
             if budget.is_expired() or self.counters.rounds == rounds:
@@ -145,10 +153,15 @@ class Search:
                 self.proof.add(domain.part, ["empty"])
                 self.counters.closed += 1
         kept = np.nonzero(~empty)[0]
-        return [batch[row] for row in kept], bounds if len(kept) == len(empty) else bounds.rows(kept)
+        return [batch[row] for row in kept], bounds if len(kept) == len(empty) else bounds.rows(
+            kept
+        )
 
-    def _split_saturation(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds, list[Domain]]:
-        """Rows whose constraint meets a saturated output at its bad end are split there before any ascent."""
+    def _split_saturation(
+        self, batch: list[Domain], bounds: Bounds
+    ) -> tuple[list[Domain], Bounds, list[Domain]]:
+        """Rows whose constraint meets a saturated output at its bad end are split there before any
+        ascent."""
         keep, children = [], []
         for row, domain in enumerate(batch):
             split = saturation_split(self.program, bounds, row, self.query.cases[domain.case])
@@ -156,23 +169,36 @@ class Search:
                 keep.append(row)
             else:
                 children.extend(self._split(domain, bounds.rows([row]), split))
-        return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep), children
+        return (
+            [batch[row] for row in keep],
+            bounds if len(keep) == len(batch) else bounds.rows(keep),
+            children,
+        )
 
     def _without_twins(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
-        """Where the intervals imply the whole case, the case does not matter: equal states are refuted once."""
+        """Where the intervals imply the whole case, the case does not matter: equal states are
+        refuted once."""
         node, keep = self.program.output, []
         for row, domain in enumerate(batch):
             low, high = bounds.low[node][row], bounds.high[node][row]
-            if all(is_implied(constraint, low, high) for constraint in self.query.cases[domain.case]):
+            if all(
+                is_implied(constraint, low, high) for constraint in self.query.cases[domain.case]
+            ):
                 state = b"".join(a[row].tobytes() for a in (*bounds.low, *bounds.high))
                 key = hashlib.sha256(state).digest()
-                twin, start = self.implied.setdefault(key, (domain.part, self.proof.place(domain.part)))
+                twin, start = self.implied.setdefault(
+                    key, (domain.part, self.proof.place(domain.part))
+                )
                 if twin != domain.part:
-                    self.proof.add_twin(domain.part, twin, start, len(self.query.cases[domain.case]))
+                    self.proof.add_twin(
+                        domain.part, twin, start, len(self.query.cases[domain.case])
+                    )
                     self.counters.closed += 1
                     continue
             keep.append(row)
-        return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep)
+        return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(
+            keep
+        )
 
     def _split(self, domain: Domain, bounds: Bounds, split: Split) -> list[Domain]:
         self.counters.splits += 1
@@ -188,13 +214,24 @@ class Search:
             part = self.proof.new_part()
             depth = domain.depth + 1
             children.append(
-                Domain(child, domain.case, part, depth, domain.slopes, domain.tau, domain.value, domain.margin)
+                Domain(
+                    child,
+                    domain.case,
+                    part,
+                    depth,
+                    domain.slopes,
+                    domain.tau,
+                    domain.value,
+                    domain.margin,
+                )
             )
         low, high = (child.part for child in children)
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children
 
-    def _enumerate(self, batch: list[Domain], bounds: Bounds) -> tuple[Ints | None, list[Domain], Bounds]:
+    def _enumerate(
+        self, batch: list[Domain], bounds: Bounds
+    ) -> tuple[Ints | None, list[Domain], Bounds]:
         """Rows with few inputs left are closed by trying them all."""
         spans = (bounds.high[0] - bounds.low[0] + 1).astype(np.float64)
         count = np.exp(np.minimum(np.log(spans).sum(axis=1), 40.0))
@@ -219,10 +256,19 @@ class Search:
             self.counters.enumerated += 1
             self.counters.closed += 1
             self.proof.add(domain.part, ["enumerate"])
-        return None, [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(keep)
+        return (
+            None,
+            [batch[row] for row in keep],
+            bounds if len(keep) == len(batch) else bounds.rows(keep),
+        )
 
     def _ascend(
-        self, batch: list[Domain], bounds: Bounds, objective: Objective, pinned: Pinned | None, budget: Budget
+        self,
+        batch: list[Domain],
+        bounds: Bounds,
+        objective: Objective,
+        pinned: Pinned | None,
+        budget: Budget,
     ) -> Ascent:
         relaxation = Relaxation(self.program, bounds, objective, pinned)
         root = any(domain.slopes is None for domain in batch)
@@ -231,7 +277,10 @@ class Search:
         if not all(domain.slopes is None for domain in batch):
             even = objective.used / np.maximum(objective.used.sum(axis=1, keepdims=True), 1)
             tau = np.concatenate(
-                [even[[r]] if d.tau is None or not d.tau.any() else d.tau for r, d in enumerate(batch)]
+                [
+                    even[[r]] if d.tau is None or not d.tau.any() else d.tau
+                    for r, d in enumerate(batch)
+                ]
             )
             tau = tau * objective.used
             total = tau.sum(axis=1, keepdims=True)
@@ -251,7 +300,9 @@ class Search:
         def stop(state: Ascent, step: int) -> bool:
             return bool((state.best > goal).all()) or (step % 8 == 7 and budget.is_expired())
 
-        return ascend(relaxation, slopes, tau, steps, settings.length if root else settings.length * 0.5, stop)
+        return ascend(
+            relaxation, slopes, tau, steps, settings.length if root else settings.length * 0.5, stop
+        )
 
     def _judge(
         self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent
@@ -275,7 +326,11 @@ class Search:
                     values[row] = np.inf
                     self.proof.add(
                         batch[row].part,
-                        ["prove", self._taus(batch[row], tau[place]), self.proof.multipliers(slopes, place)],
+                        [
+                            "prove",
+                            self._taus(batch[row], tau[place]),
+                            self.proof.multipliers(slopes, place),
+                        ],
                     )
                 elif bits == SCALE_BITS[-1]:
                     excess = 1.1 * float(state.best[row] - dual.value[place] / scale[place]) + 1e-6
@@ -296,13 +351,20 @@ class Search:
         return [row for row in rows if not empty[row]]
 
     def _tighten(
-        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]
+        self,
+        batch: list[Domain],
+        bounds: Bounds,
+        objective: Objective,
+        state: Ascent,
+        open_rows: list[int],
     ) -> set[int]:
         """Reduced costs on the open rows, in place; the rows in which an interval shrank."""
         rows = np.array(open_rows, dtype=np.int64)
         if not open_rows:
             return set()
-        dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, SCALE_BITS[-1])
+        dual, tau, slopes = exact_bound(
+            self.program, bounds, objective, state, rows, SCALE_BITS[-1]
+        )
         if dual is None:
             return set()
         part = bounds.rows(rows)
@@ -313,15 +375,25 @@ class Search:
             if node in dual.outer and table.is_exact:
                 low, high = part.low[table.source], part.high[table.source]
                 jobs.append(
-                    (table.source, *reduced_stairs(table, dual.outer[node], dual.inner[node], low, high, slack))
+                    (
+                        table.source,
+                        *reduced_stairs(
+                            table, dual.outer[node], dual.inner[node], low, high, slack
+                        ),
+                    )
                 )
         for node, low, high in jobs:
             for place, row in enumerate(rows):
                 tightened[place].extend(
-                    self.proof.changes(node, low[place], high[place], bounds.low[node][row], bounds.high[node][row])
+                    self.proof.changes(
+                        node, low[place], high[place], bounds.low[node][row], bounds.high[node][row]
+                    )
                 )
             low_all, high_all = bounds.low[node].copy(), bounds.high[node].copy()
-            low_all[rows], high_all[rows] = np.maximum(low_all[rows], low), np.minimum(high_all[rows], high)
+            low_all[rows], high_all[rows] = (
+                np.maximum(low_all[rows], low),
+                np.minimum(high_all[rows], high),
+            )
             bounds.intersect(node, low_all, high_all)
         for place, row in enumerate(rows):
             if tightened[place]:
@@ -337,9 +409,15 @@ class Search:
         return {int(row) for place, row in enumerate(rows) if tightened[place]}
 
     def _clip(
-        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent, open_rows: list[int]
+        self,
+        batch: list[Domain],
+        bounds: Bounds,
+        objective: Objective,
+        state: Ascent,
+        open_rows: list[int],
     ) -> set[int]:
-        """Accumulators on the part of the box where the row's bound is not positive, in place; rows that shrank."""
+        """Accumulators on the part of the box where the row's bound is not positive, in place; rows
+        that shrank."""
         rows = np.array(open_rows, dtype=np.int64)
         if self.clipper is None or not open_rows:
             return set()
@@ -355,8 +433,11 @@ class Search:
             self.proof.add(domain.part, step)
         return {int(rows[place]) for place in changed}
 
-    def _candidates(self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget) -> Ints | None:
-        """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness [N] or ``None``."""
+    def _candidates(
+        self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget
+    ) -> Ints | None:
+        """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness
+        [N] or ``None``."""
         points = np.rint(state.mean_input[rows]).astype(np.int64)
         points = np.clip(points, self.query.low, self.query.high)
         self.counters.candidates += len(points)
@@ -370,7 +451,9 @@ class Search:
         budget = budget.capped(allowed)
         values = self.program.values(points)
         cases = [self.query.cases[batch[row].case] for row in rows]
-        scores = np.array([self.attack.scores([v[[k]] for v in values], case)[0] for k, case in enumerate(cases)])
+        scores = np.array(
+            [self.attack.scores([v[[k]] for v in values], case)[0] for k, case in enumerate(cases)]
+        )
         for place in np.argsort(-scores)[: self.settings.climbs]:
             witness, _ = self.attack.climb(points[place], cases[place], self.settings.moves, budget)
             if witness is not None:

@@ -1,21 +1,27 @@
-"""A question about an integer network as one bit-vector formula: satisfiable exactly when the property is violated.
+"""A question about an integer network as one bit-vector formula: satisfiable exactly when the
+property is violated.
 
-The question: is there an integer x with ``low <= x <= high`` such that some case holds, a case being a conjunction of
-rows ``sum_m c_m o_m <= b`` over the output integers o? Three ways of writing it (``Style``):
+The question: is there an integer x with ``low <= x <= high`` such that some case holds, a case
+being a conjunction of rows ``sum_m c_m o_m <= b`` over the output integers o? Three ways of writing
+it (``Style``):
 
-* ``baseline``: two's complement, widths for every input the format allows, every product a multiplier (TACAS 2020);
-* ``published``: the same with dead branches, minimal widths and shared products from the box (AAAI 2021);
-* ``improved``: unsigned offsets of just enough bits (``offset_bits``); neurons that the box fixes become constants,
-  staircases keep the steps they can reach; a row of the property that intervals decide vanishes with everything only
-  it needs; ``c o <= b`` of one neuron is a threshold on its accumulator, without the staircase; outputs that are affine
-  are combined into one accumulator, so that what they share cancels.
+* ``baseline``: two's complement, widths for every input the format allows, every product a
+  multiplier (TACAS 2020);
+* ``published``: the same with dead branches, minimal widths and shared products from the box (AAAI
+  2021);
+* ``improved``: unsigned offsets of just enough bits (``offset_bits``); neurons that the box fixes
+  become constants, staircases keep the steps they can reach; a row of the property that intervals
+  decide vanishes with everything only it needs; ``c o <= b`` of one neuron is a threshold on its
+  accumulator, without the staircase; outputs that are affine are combined into one accumulator, so
+  that what they share cancels.
 
-All three are exact for networks whose rounding is pinned down, and they share no arithmetic: two of them disagreeing
-is a bug. Where a staircase has two threshold rows the neuron is a free variable between the two staircases; the formula
-then covers every network that the file may mean, ``unsat`` is a proof for all of them, and a model is a candidate.
+All three are exact for networks whose rounding is pinned down, and they share no arithmetic: two of
+them disagreeing is a bug. Where a staircase has two threshold rows the neuron is a free variable
+between the two staircases; the formula then covers every network that the file may mean, ``unsat``
+is a proof for all of them, and a model is a candidate.
 
-Elements are encoded in topological order, those the property needs and no others; nothing recurses over the depth of
-the network.
+Elements are encoded in topological order, those the property needs and no others; nothing recurses
+over the depth of the network.
 """
 
 from __future__ import annotations
@@ -56,15 +62,19 @@ def encode(
     style: Style | str = Style.IMPROVED,
     budget: Budget | None = None,
 ) -> Formula:
-    """The violation of a property on the box ``low <= x <= high`` ([N] each, within the input node's range).
+    """The violation of a property on the box ``low <= x <= high`` ([N] each, within the input
+    node's range).
 
-    Raises QuantError for arguments that do not fit the network, BudgetExpired when ``budget`` ends first.
+    Raises QuantError for arguments that do not fit the network, BudgetExpired when ``budget`` ends
+    first.
     """
     try:
         chosen = Style(style)
     except ValueError:
         known = ", ".join(Style)
-        raise QuantError(f"there is no bit-vector encoding {style!r}; choose one of {known}") from None
+        raise QuantError(
+            f"there is no bit-vector encoding {style!r}; choose one of {known}"
+        ) from None
     _check(network, low, high, cases)
     return _Encoder(network, low.tolist(), high.tolist(), chosen, budget).formula(cases)
 
@@ -74,7 +84,9 @@ def _check(network: IntegerNetwork, low: Ints, high: Ints, cases: tuple[Case, ..
     if not isinstance(entry, Input):
         raise QuantError("node 0 of an integer network must be its Input")
     if low.shape != entry.low.shape or high.shape != entry.low.shape:
-        raise QuantError(f"the box has shapes {low.shape} and {high.shape}; the network takes {entry.low.shape}")
+        raise QuantError(
+            f"the box has shapes {low.shape} and {high.shape}; the network takes {entry.low.shape}"
+        )
     outside = np.flatnonzero((low < entry.low) | (high > entry.high) | (low > high))
     if len(outside):
         n = int(outside[0])
@@ -86,14 +98,22 @@ def _check(network: IntegerNetwork, low: Ints, high: Ints, cases: tuple[Case, ..
     for case in cases:
         for coefficients, _ in case:
             if len(coefficients) != outputs:
-                raise QuantError(f"a row has {len(coefficients)} coefficients; the network has {outputs} outputs")
+                raise QuantError(
+                    f"a row has {len(coefficients)} coefficients; the network has {outputs} outputs"
+                )
 
 
 class _Encoder:
-    """One encoding: rows and ranges of the network, the numbers made so far, and the assertions about them."""
+    """One encoding: rows and ranges of the network, the numbers made so far, and the assertions
+    about them."""
 
     def __init__(
-        self, network: IntegerNetwork, low: list[int], high: list[int], style: Style, budget: Budget | None
+        self,
+        network: IntegerNetwork,
+        low: list[int],
+        high: list[int],
+        style: Style,
+        budget: Budget | None,
     ) -> None:
         self._network = network
         self._style = style
@@ -103,7 +123,9 @@ class _Encoder:
         entry = network.nodes[0]
         assert isinstance(entry, Input)
         whole = style is Style.BASELINE
-        self._ranges = Ranges(self._rows, entry.low.tolist() if whole else low, entry.high.tolist() if whole else high)
+        self._ranges = Ranges(
+            self._rows, entry.low.tolist() if whole else low, entry.high.tolist() if whole else high
+        )
         self._build = TermBuilder()
         self._arithmetic: Arithmetic = (
             OffsetArithmetic(self._build)
@@ -128,7 +150,10 @@ class _Encoder:
             self._poll()
             self._numbers[leaf] = self._number(*leaf)
         violated = self._build.disjunction(
-            [self._build.conjunction([self._at_most(row, bound) for row, bound in case]) for case in bounded]
+            [
+                self._build.conjunction([self._at_most(row, bound) for row, bound in case])
+                for case in bounded
+            ]
         )
         self._assertions.append(violated)
         return Formula(
@@ -147,10 +172,14 @@ class _Encoder:
     def _plain(self, case: Case) -> list[Bounded]:
         """Rows over the output elements themselves, in the order of the outputs."""
         node = self._network.output
-        return [(Row(tuple(((node, m), int(c)) for m, c in enumerate(row) if c), 0), int(bound)) for row, bound in case]
+        return [
+            (Row(tuple(((node, m), int(c)) for m, c in enumerate(row) if c), 0), int(bound))
+            for row, bound in case
+        ]
 
     def _decided(self, cases: tuple[Case, ...]) -> Iterator[list[Bounded]]:
-        """Cases that the ranges leave open, each with the rows they leave open; improved ones over leaves."""
+        """Cases that the ranges leave open, each with the rows they leave open; improved ones over
+        leaves."""
         improved = self._style is Style.IMPROVED
         for case in cases:
             kept: list[Bounded] = []
@@ -172,11 +201,13 @@ class _Encoder:
                 yield kept
 
     def _is_refuted(self, row: Row, bound: int) -> bool:
-        """Whether the accumulators refute ``c s(a) - c s(a') + d <= b`` for two neurons of one exact staircase s.
+        """Whether the accumulators refute ``c s(a) - c s(a') + d <= b`` for two neurons of one
+        exact staircase s.
 
-        At level j of s(a) there are a <= t[j] - 1 and, with k = floor((b - d) / c), s(a') >= level - k, that is
-        a' >= t[j - k - 1]; so a - a' is at most the greatest difference of the two over the levels that both can
-        reach. The range of the row a - a' knows what the two neurons have in common, those of a and a' do not.
+        At level j of s(a) there are a <= t[j] - 1 and, with k = floor((b - d) / c), s(a') >= level
+        - k, that is a' >= t[j - k - 1]; so a - a' is at most the greatest difference of the two
+        over the levels that both can reach. The range of the row a - a' knows what the two neurons
+        have in common, those of a and a' do not.
         """
         if len(row.parts) != 2:
             return False
@@ -195,18 +226,23 @@ class _Encoder:
             most = min(high, int(thresholds[level]) - 1) if level < len(thresholds) else high
             least = max(other_low, int(thresholds[needed - 1])) if needed > 0 else other_low
             greatest = most - least if greatest is None else max(greatest, most - least)
-        difference = self._rows.combined(Row(((self._source(raised), 1), (self._source(lowered), -1)), 0))
+        difference = self._rows.combined(
+            Row(((self._source(raised), 1), (self._source(lowered), -1)), 0)
+        )
         return greatest is None or self._ranges.of_row(difference)[0] > greatest
 
     def _shared_steps(self, a: Leaf, b: Leaf) -> tuple[Ints, tuple[Row, Row]] | None:
-        """The thresholds that two elements of exact staircases have in common with the same base, and their rows."""
+        """The thresholds that two elements of exact staircases have in common with the same base,
+        and their rows."""
         found: list[tuple[int, Ints, Row]] = []
         for number, element in (a, b):
             node = self._network.nodes[number]
             if not isinstance(node, Staircase) or not node.is_exact():
                 return None
             channel = channel_of(node, element, self._rows.sizes[number])
-            found.append((int(node.base[channel]), node.late[channel], self._rows.row(node.source, element)))
+            found.append(
+                (int(node.base[channel]), node.late[channel], self._rows.row(node.source, element))
+            )
         if found[0][0] != found[1][0] or not np.array_equal(found[0][1], found[1][1]):
             return None
         return found[0][1], (found[0][2], found[1][2])
@@ -217,10 +253,11 @@ class _Encoder:
         return node.source, leaf[1]
 
     def _on_accumulator(self, row: Row, bound: int) -> Bounded:
-        """``c s(a) + d <= b`` of one exact staircase s as a threshold on a; the ranges leave it open.
+        """``c s(a) + d <= b`` of one exact staircase s as a threshold on a; the ranges leave it
+        open.
 
-        c > 0: s(a) <= k := floor((b - d) / c), that is a < t[k - base]. c < 0: s(a) >= k := ceil((b - d) / c), that
-        is a >= t[k - base - 1].
+        c > 0: s(a) <= k := floor((b - d) / c), that is a < t[k - base]. c < 0: s(a) >= k := ceil((b
+        - d) / c), that is a >= t[k - base - 1].
         """
         while len(row.parts) == 1:
             ((number, element), factor) = row.parts[0]
@@ -339,7 +376,9 @@ class _Encoder:
             else:
                 least, greatest = self._ranges.of(*leaf)
                 constant = least == greatest
-                known = Number.of(least) if constant else self._arithmetic.total(self._accumulator(row))
+                known = (
+                    Number.of(least) if constant else self._arithmetic.total(self._accumulator(row))
+                )
             self._numbers[leaf] = known
         return known
 

@@ -1,11 +1,13 @@
 """Integers as bit-vectors: what both arithmetics share.
 
-A ``Number`` is an integer quantity of the network with the range it is known to have. Its value is ``origin`` plus what
-the bits of ``term`` say (unsigned in ``offset_bits``, two's complement with origin 0 in ``signed_bits``); a number
-whose range is one point has no term. ``Arithmetic`` is what the encoder asks of either way of writing integers.
+A ``Number`` is an integer quantity of the network with the range it is known to have. Its value is
+``origin`` plus what the bits of ``term`` say (unsigned in ``offset_bits``, two's complement with
+origin 0 in ``signed_bits``); a number whose range is one point has no term. ``Arithmetic`` is what
+the encoder asks of either way of writing integers.
 
-A ``Steps`` is the part of a staircase that a range can reach: ``base`` at the low end, then ``jumps[k]`` more at each
-distinct threshold ``at[k]``. Rounding shifts leave a regular trace in it: thresholds equidistant by a power of two,
+A ``Steps`` is the part of a staircase that a range can reach: ``base`` at the low end, then
+``jumps[k]`` more at each distinct threshold ``at[k]``. Rounding shifts leave a regular trace in it:
+thresholds equidistant by a power of two,
 
     base + #{k < n : a >= t + k 2^s} = clip((a - t + (base + 1) 2^s) >> s, base, base + n),
 
@@ -52,7 +54,8 @@ class Accumulator:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """A staircase over a range: ``base`` + the jumps at the thresholds passed, thresholds strictly increasing."""
+    """A staircase over a range: ``base`` + the jumps at the thresholds passed, thresholds strictly
+    increasing."""
 
     base: int
     at: tuple[int, ...]
@@ -75,7 +78,8 @@ class Steps:
 
 
 def reachable_steps(base: int, thresholds: Ints, low: int, high: int) -> Steps:
-    """The staircase ``base + #{k: a >= thresholds[k]}`` for ``low <= a <= high``; thresholds: [K], nondecreasing."""
+    """The staircase ``base + #{k: a >= thresholds[k]}`` for ``low <= a <= high``; thresholds: [K],
+    nondecreasing."""
     first, last = passed(thresholds, low), passed(thresholds, high)
     at: list[int] = []
     jumps: list[int] = []
@@ -89,7 +93,8 @@ def reachable_steps(base: int, thresholds: Ints, low: int, high: int) -> Steps:
 
 
 class Arithmetic(Protocol):
-    """One way of writing integers as bits. Ranges are the caller's promise; overflow is the arithmetic's duty."""
+    """One way of writing integers as bits. Ranges are the caller's promise; overflow is the
+    arithmetic's duty."""
 
     def variable(self, name: str, low: int, high: int) -> tuple[Number, list[int]]:
         """A free integer in ``low .. high``, and the assertions that keep it there."""
@@ -98,7 +103,8 @@ class Arithmetic(Protocol):
         """The weighted sum."""
 
     def staircase(self, accumulator: Accumulator, steps: Steps) -> Number:
-        """``steps`` of the weighted sum; there is at least one step, and all are inside the range."""
+        """``steps`` of the weighted sum; there is at least one step, and all are inside the
+        range."""
 
     def larger(self, a: Number, b: Number) -> Number:
         """The maximum; the ranges overlap."""

@@ -1,14 +1,16 @@
-"""Improved arithmetic: an integer is the low end of its range plus an unsigned offset of just enough bits.
+"""Improved arithmetic: an integer is the low end of its range plus an unsigned offset of just
+enough bits.
 
-A pixel that may move by one level is two bits, a neuron that reaches five of its 64 levels is three, and what cannot
-change is no bit at all. A weighted sum becomes, with q_i = origin_i + u_i,
+A pixel that may move by one level is two bits, a neuron that reaches five of its 64 levels is
+three, and what cannot change is no bit at all. A weighted sum becomes, with q_i = origin_i + u_i,
 
     sum_i c_i q_i = constant' + P - N,   P = sum_{c_i > 0} c_i u_i,   N = sum_{c_i < 0} |c_i| u_i,
 
-in which equal coefficients are collected first: summands of two bits are added before they are multiplied, and there is
-one product for each distinct |c|, not one for each input. The low ends all go into one constant. Since the result minus
-its origin is known to lie in 0 .. 2^w - 1, arithmetic modulo 2^w is exact: no bit above w is ever built. Sums are
-trees that add the two narrowest operands first, each with just enough width for its largest value.
+in which equal coefficients are collected first: summands of two bits are added before they are
+multiplied, and there is one product for each distinct |c|, not one for each input. The low ends all
+go into one constant. Since the result minus its origin is known to lie in 0 .. 2^w - 1, arithmetic
+modulo 2^w is exact: no bit above w is ever built. Sums are trees that add the two narrowest
+operands first, each with just enough width for its largest value.
 """
 
 from __future__ import annotations
@@ -53,10 +55,13 @@ class OffsetArithmetic:
         low, high = max(a.low, b.low), max(a.high, b.high)
         origin = min(a.origin, b.origin)
         left, right = self._aligned(a, origin, high), self._aligned(b, origin, high)
-        return Number(build.ite(build.compare("bvule", left, right), right, left), origin, low, high)
+        return Number(
+            build.ite(build.compare("bvule", left, right), right, left), origin, low, high
+        )
 
     def at_most(self, parts: Parts, bound: int) -> int:
-        """P <= N + rest, with the constant on the side where it is positive; no width is cut, so nothing wraps."""
+        """P <= N + rest, with the constant on the side where it is positive; no width is cut, so
+        nothing wraps."""
         build = self._builder
         rest = bound - sum(factor * number.origin for number, factor in parts)
         left, right = self._sides(parts, None)
@@ -75,9 +80,13 @@ class OffsetArithmetic:
         term = self._fitted(self._sum(plus, width)[0], width)
         if minus:
             # P - N = P + not(N) + 1 modulo 2^w, and the 1 costs nothing beside the constant
-            term = build.add(term, build.complement(self._fitted(self._sum(minus, width)[0], width)))
+            term = build.add(
+                term, build.complement(self._fitted(self._sum(minus, width)[0], width))
+            )
             rest += 1
-        return Number(build.add(term, build.constant(rest, width)), origin, accumulator.low, accumulator.high)
+        return Number(
+            build.add(term, build.constant(rest, width)), origin, accumulator.low, accumulator.high
+        )
 
     def _sides(self, parts: Parts, limit: int | None) -> tuple[list[Unsigned], list[Unsigned]]:
         """P and N as summands: one for each bit of each distinct coefficient."""
@@ -95,7 +104,8 @@ class OffsetArithmetic:
         return sides
 
     def _sum(self, summands: Iterable[Unsigned], limit: int | None) -> Unsigned:
-        """Narrowest first, each sum just wide enough; ``limit`` is a width above which bits do not matter."""
+        """Narrowest first, each sum just wide enough; ``limit`` is a width above which bits do not
+        matter."""
         build = self._builder
         heap = [(greatest, term) for term, greatest in summands]
         if not heap:
@@ -108,7 +118,9 @@ class OffsetArithmetic:
             if limit is not None and width > limit:
                 width = limit
                 greatest = (1 << limit) - 1
-            heapq.heappush(heap, (greatest, build.add(self._fitted(a, width), self._fitted(b, width))))
+            heapq.heappush(
+                heap, (greatest, build.add(self._fitted(a, width), self._fitted(b, width)))
+            )
         greatest, term = heap[0]
         return term, greatest
 
@@ -131,7 +143,8 @@ class OffsetArithmetic:
         return self._builder.add(self._fitted(number.term, width), gap)
 
     def _shifted(self, accumulator: Accumulator, steps: Steps, shift: int) -> Number:
-        """Bits counted from a multiple of 2^s below the first threshold: the step count is the upper bits, clipped."""
+        """Bits counted from a multiple of 2^s below the first threshold: the step count is the
+        upper bits, clipped."""
         build = self._builder
         count = len(steps.at)
         origin = steps.at[0] - (1 << shift)
@@ -148,7 +161,9 @@ class OffsetArithmetic:
             floor = build.constant(below, upper)
             level = build.ite(build.compare("bvule", level, floor), floor, level)
             level = build.add(level, build.constant(-below, upper))
-        return Number(self._fitted(level, count.bit_length()), steps.base, steps.base, steps.base + count)
+        return Number(
+            self._fitted(level, count.bit_length()), steps.base, steps.base, steps.base + count
+        )
 
     def _selected(self, number: Number, steps: Steps) -> Number:
         """A binary search over the thresholds, as a tree of choices between levels."""

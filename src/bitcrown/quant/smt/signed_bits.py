@@ -1,13 +1,15 @@
-"""Published arithmetic: two's complement, products by constants, balanced sums, arithmetic shift, clip.
+"""Published arithmetic: two's complement, products by constants, balanced sums, arithmetic shift,
+clip.
 
-"How Many Bits Does it Take to Quantize Your Neural Network?" (Giacobbe, Henzinger, Lechner, TACAS 2020) writes every
-neuron as the hardware computes it: products of full width, a *balanced* tree of additions, a rounding shift and a clip.
-"Scalable Verification of Quantized Neural Networks" (Henzinger, Lechner, Zikelic, AAAI 2021, arXiv 2012.08185) adds
-three reductions from an interval analysis of the box: *dead branches* of a clip are removed, every variable gets its
-*minimal number of bits*, and *redundant multiplications* are avoided: products of one neuron by c and by c 2^k differ
-by a shift. ``is_reduced`` says whether the three are applied; the encoder then also chooses the box (and not the whole
-input format) as the source of ranges. Rounded, shifted and clipped is what ``Steps.shift`` recognises:
-clip((a + r) >> s, base, base + n) with r = (base + 1) 2^s - t.
+"How Many Bits Does it Take to Quantize Your Neural Network?" (Giacobbe, Henzinger, Lechner, TACAS
+2020) writes every neuron as the hardware computes it: products of full width, a *balanced* tree of
+additions, a rounding shift and a clip. "Scalable Verification of Quantized Neural Networks"
+(Henzinger, Lechner, Zikelic, AAAI 2021, arXiv 2012.08185) adds three reductions from an interval
+analysis of the box: *dead branches* of a clip are removed, every variable gets its *minimal number
+of bits*, and *redundant multiplications* are avoided: products of one neuron by c and by c 2^k
+differ by a shift. ``is_reduced`` says whether the three are applied; the encoder then also chooses
+the box (and not the whole input format) as the source of ranges. Rounded, shifted and clipped is
+what ``Steps.shift`` recognises: clip((a + r) >> s, base, base + n) with r = (base + 1) 2^s - t.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ Ranged = tuple[int, int, int]
 
 def signed_width(low: int, high: int) -> int:
     """The fewest bits in which two's complement holds ``low`` and ``high``."""
-    return max((low if low >= 0 else ~low).bit_length(), (high if high >= 0 else ~high).bit_length()) + 1
+    return (
+        max((low if low >= 0 else ~low).bit_length(), (high if high >= 0 else ~high).bit_length())
+        + 1
+    )
 
 
 class SignedArithmetic:
@@ -44,7 +49,9 @@ class SignedArithmetic:
     def total(self, accumulator: Accumulator) -> Number:
         width = signed_width(accumulator.low, accumulator.high)
         summands = self._products(accumulator.parts, accumulator.constant, width)
-        return Number(self._fitted(self._sum(summands, width), width), 0, accumulator.low, accumulator.high)
+        return Number(
+            self._fitted(self._sum(summands, width), width), 0, accumulator.low, accumulator.high
+        )
 
     def staircase(self, accumulator: Accumulator, steps: Steps) -> Number:
         shift = steps.shift()
@@ -102,11 +109,18 @@ class SignedArithmetic:
             else:
                 term = build.mul(self._written(number, width), build.constant(factor, width))
             summands.append((term, ends[0], ends[1]))
-        summands.append((build.constant(constant, self._chosen_width(constant, constant, width)), constant, constant))
+        summands.append(
+            (
+                build.constant(constant, self._chosen_width(constant, constant, width)),
+                constant,
+                constant,
+            )
+        )
         return summands
 
     def _shared_product(self, number: Number, factor: int) -> int:
-        """``+- odd * 2^k * number``: the product by the odd part is built once for every weight that has it."""
+        """``+- odd * 2^k * number``: the product by the odd part is built once for every weight
+        that has it."""
         build = self._builder
         magnitude = abs(factor)
         twos = (magnitude & -magnitude).bit_length() - 1
@@ -118,7 +132,9 @@ class SignedArithmetic:
         term = build.shifted(term, twos)
         if factor > 0:
             return term
-        width = max(build.width(term), signed_width(-magnitude * number.high, -magnitude * number.low))
+        width = max(
+            build.width(term), signed_width(-magnitude * number.high, -magnitude * number.low)
+        )
         return build.negate(self._fitted(term, width))
 
     def _sum(self, summands: list[Ranged], limit: int) -> int:
@@ -126,10 +142,14 @@ class SignedArithmetic:
         build = self._builder
         while len(summands) > 1:
             paired: list[Ranged] = []
-            for (a, a_low, a_high), (b, b_low, b_high) in zip(summands[::2], summands[1::2], strict=False):
+            for (a, a_low, a_high), (b, b_low, b_high) in zip(
+                summands[::2], summands[1::2], strict=False
+            ):
                 low, high = a_low + b_low, a_high + b_high
                 width = self._chosen_width(low, high, limit)
-                paired.append((build.add(self._fitted(a, width), self._fitted(b, width)), low, high))
+                paired.append(
+                    (build.add(self._fitted(a, width), self._fitted(b, width)), low, high)
+                )
             summands = paired + summands[len(summands) & ~1 :]
         return summands[0][0]
 
@@ -142,7 +162,8 @@ class SignedArithmetic:
         return self._fitted(number.term, width)
 
     def _fitted(self, term: int, width: int) -> int:
-        """More copies of the sign, or fewer bits where the range allows it or arithmetic is modulo 2^width anyway."""
+        """More copies of the sign, or fewer bits where the range allows it or arithmetic is modulo
+        2^width anyway."""
         build = self._builder
         if build.width(term) <= width:
             return build.sign_extended(term, width)

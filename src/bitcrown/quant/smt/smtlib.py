@@ -1,9 +1,10 @@
 """A bit-vector formula as an SMT-LIB 2 script of the logic QF_BV, for any other solver.
 
-Every term becomes one ``define-fun`` without arguments, named after its number, so that sharing survives and the script
-is as long as the formula; variables keep their names. The header says what each variable means, so that a model printed
-by another solver can be read back by hand:  ``x7`` is element 7 of the flat network input minus its smallest value in
-the improved encoding, and the value itself, in two's complement, in the others.
+Every term becomes one ``define-fun`` without arguments, named after its number, so that sharing
+survives and the script is as long as the formula; variables keep their names. The header says what
+each variable means, so that a model printed by another solver can be read back by hand:  ``x7`` is
+element 7 of the flat network input minus its smallest value in the improved encoding, and the value
+itself, in two's complement, in the others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from bitcrown.quant.smt.terms import BOOL, Formula, Term
 
 
 def smtlib_script(formula: Formula) -> str:
-    """The whole script, ending in ``(check-sat)``; ``(get-model)`` is left to the user, it is an error after unsat."""
+    """The whole script, ending in ``(check-sat)``; ``(get-model)`` is left to the user, it is an
+    error after unsat."""
     return "\n".join(_lines(formula)) + "\n"
 
 
@@ -31,7 +33,10 @@ def _lines(formula: Formula) -> Iterator[str]:
             names.append(_constant(term))
         else:
             names.append(f"t{number}")
-            yield f"(define-fun t{number} () {_sort(term.width)} {_application(term, formula, names)})"
+            yield (
+                f"(define-fun t{number} () {_sort(term.width)} "
+                f"{_application(term, formula, names)})"
+            )
     for assertion in formula.assertions:
         yield f"(assert {names[assertion]})"
     yield "(check-sat)"
@@ -39,18 +44,27 @@ def _lines(formula: Formula) -> Iterator[str]:
 
 
 def _header(formula: Formula) -> Iterator[str]:
-    exactness = "exact" if formula.is_exact else "rounding not pinned down: a model is a candidate, unsat is a proof"
+    exactness = (
+        "exact"
+        if formula.is_exact
+        else "rounding not pinned down: a model is a candidate, unsat is a proof"
+    )
     yield f"; property violation of an integer network, {formula.style} encoding, {exactness}"
     yield "; satisfiable exactly if some input in the box violates the property"
     yield "; input n = origin + value of its variable:"
     for coordinate in formula.coordinates:
         term = formula.terms[coordinate.term]
         kind = "signed" if coordinate.is_signed else "unsigned"
-        yield f";   input {coordinate.index} = {coordinate.origin} + {term.data} ({kind}, {term.width} bits)"
+        yield (
+            f";   input {coordinate.index} = {coordinate.origin} + {term.data} ({kind}, "
+            f"{term.width} bits)"
+        )
     known = {coordinate.index for coordinate in formula.coordinates}
     fixed = [f"{n}={value}" for n, value in enumerate(formula.fixed) if n not in known]
     if fixed:
-        yield "; inputs without a variable are fixed by the box or do not matter; one value of each:"
+        yield (
+            "; inputs without a variable are fixed by the box or do not matter; one value of each:"
+        )
         for start in range(0, len(fixed), 16):
             yield ";   " + " ".join(fixed[start : start + 16])
     if not formula.is_exact:

@@ -1,16 +1,18 @@
 """Bit-vector solvers on our formulas: Boolector, and bitwuzla where it is installed.
 
-The second, independent method. It shares with the prover the network's integers and nothing else: no bound, no
-relaxation, no branching; a SAT solver decides. Its ``unsat`` is the solver's word, so it serves as a cross-check and as
-a way out to other solvers; its ``sat`` is checked here: the model is read back as a network input, which must lie in
-the box and violate the property when the network is evaluated in integers. A model that does not is a fault of the
-encoding or of the solver, and is raised, never swallowed.
+The second, independent method. It shares with the prover the network's integers and nothing else:
+no bound, no relaxation, no branching; a SAT solver decides. Its ``unsat`` is the solver's word, so
+it serves as a cross-check and as a way out to other solvers; its ``sat`` is checked here: the model
+is read back as a network input, which must lie in the box and violate the property when the network
+is evaluated in integers. A model that does not is a fault of the encoding or of the solver, and is
+raised, never swallowed.
 
-**Time and memory.** Both solvers ask a callback while they search whether to stop; it looks at the clock every time and
-at the growth of the process now and then, so a search stops from inside. Simplification and bit-blasting do not ask,
-and can take longer than the search; so the solver works in a fork of this process (``child_process``), which is killed
-when it has not answered shortly after the deadline. Boolector remembers for ever that it was once stopped: a solver is
-made for one question.
+**Time and memory.** Both solvers ask a callback while they search whether to stop; it looks at the
+clock every time and at the growth of the process now and then, so a search stops from inside.
+Simplification and bit-blasting do not ask, and can take longer than the search; so the solver works
+in a fork of this process (``child_process``), which is killed when it has not answered shortly
+after the deadline. Boolector remembers for ever that it was once stopped: a solver is made for one
+question.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ GRACE = 0.5
 class BitvectorAnswer:
     """``status`` is sat, unsat, unknown or timeout.
 
-    ``witness``: [N] input integers, exactly when sat. ``candidate``: [N], a model for some admissible rounding of a
-    network whose rounding is not pinned down; the status is then unknown until the file's runtime has judged it.
+    ``witness``: [N] input integers, exactly when sat. ``candidate``: [N], a model for some
+    admissible rounding of a network whose rounding is not pinned down; the status is then unknown
+    until the file's runtime has judged it.
     """
 
     status: Status
@@ -70,51 +73,75 @@ def decide(
     style: Style | str = Style.IMPROVED,
     solver: str = "boolector",
 ) -> BitvectorAnswer:
-    """Whether some integer input in ``low .. high`` ([N] each) satisfies a case; see ``bitvectors.encode``."""
+    """Whether some integer input in ``low .. high`` ([N] each) satisfies a case; see
+    ``bitvectors.encode``."""
     started = time.monotonic()
     try:
         formula = encode(network, low, high, cases, style, budget)
     except BudgetExpired:
-        return BitvectorAnswer(Status.TIMEOUT, Reason.DEADLINE, phases={"encode": time.monotonic() - started})
+        return BitvectorAnswer(
+            Status.TIMEOUT, Reason.DEADLINE, phases={"encode": time.monotonic() - started}
+        )
     encoded = time.monotonic()
     status, reason, assignment = solve(formula, budget, solver)
     phases = {"encode": encoded - started, "solve": time.monotonic() - encoded}
     counters = {"terms": len(formula.terms), "variables": len(formula.coordinates)}
-    answer = BitvectorAnswer(status, reason, None, None, f"{solver}, {formula.style} encoding", phases, counters)
+    answer = BitvectorAnswer(
+        status, reason, None, None, f"{solver}, {formula.style} encoding", phases, counters
+    )
     if status is not Status.SAT:
         return answer
     point = np.array(formula.point(assignment), dtype=np.int64)
     if (point < low).any() or (point > high).any():
-        raise RuntimeError(f"a model of {solver} leaves the box: the {formula.style} encoding or the solver is wrong")
+        raise RuntimeError(
+            f"a model of {solver} leaves the box: the {formula.style} encoding or the solver is "
+            "wrong"
+        )
     if not formula.is_exact:
         return BitvectorAnswer(
-            Status.UNKNOWN, Reason.INCOMPLETE, None, point, answer.decided_by, answer.phases, answer.counters
+            Status.UNKNOWN,
+            Reason.INCOMPLETE,
+            None,
+            point,
+            answer.decided_by,
+            answer.phases,
+            answer.counters,
         )
     if not violates(network.evaluate(point[None])[0], cases):
         raise RuntimeError(
-            f"a model of {solver} does not violate the property in integers: the {formula.style} encoding or the "
+            f"a model of {solver} does not violate the property in integers: the {formula.style} "
+            "encoding or the "
             "solver is wrong"
         )
-    return BitvectorAnswer(Status.SAT, Reason.NONE, point, None, answer.decided_by, answer.phases, answer.counters)
+    return BitvectorAnswer(
+        Status.SAT, Reason.NONE, point, None, answer.decided_by, answer.phases, answer.counters
+    )
 
 
 def violates(outputs: Ints, cases: tuple[Case, ...]) -> bool:
     """Whether output integers [M] satisfy all rows of some case, in Python integers."""
     values = outputs.tolist()
     return any(
-        all(sum(c * o for c, o in zip(row, values, strict=True)) <= bound for row, bound in case) for case in cases
+        all(sum(c * o for c, o in zip(row, values, strict=True)) <= bound for row, bound in case)
+        for case in cases
     )
 
 
-def solve(formula: Formula, budget: Budget, solver: str = "boolector") -> tuple[Status, Reason, dict[str, int]]:
+def solve(
+    formula: Formula, budget: Budget, solver: str = "boolector"
+) -> tuple[Status, Reason, dict[str, int]]:
     """Status, reason, and for sat the unsigned value of every variable by name.
 
     A name that is not among ``installed_solvers()`` raises QuantError or ResourceError.
     """
     if solver not in MODULES:
-        raise QuantError(f"there is no bit-vector solver {solver!r}; choose one of {', '.join(MODULES)}")
+        raise QuantError(
+            f"there is no bit-vector solver {solver!r}; choose one of {', '.join(MODULES)}"
+        )
     if find_spec(MODULES[solver]) is None:
-        raise ResourceError(f"the solver {solver} is not installed; install the Python package {MODULES[solver]}")
+        raise ResourceError(
+            f"the solver {solver} is not installed; install the Python package {MODULES[solver]}"
+        )
     if budget.is_expired():
         return Status.TIMEOUT, Reason.DEADLINE, {}
     # here, so that a second question finds it loaded; every child would load it anew
@@ -148,7 +175,8 @@ def _answer(formula: Formula, stop: _Stop, solver: str) -> str:
 
 
 class _Stop:
-    """The callback: true once the deadline has passed or the process has grown by more than the budget's memory."""
+    """The callback: true once the deadline has passed or the process has grown by more than the
+    budget's memory."""
 
     def __init__(self, budget: Budget) -> None:
         import psutil
@@ -191,7 +219,11 @@ def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     word = {solver.SAT: "sat", solver.UNSAT: "unsat"}.get(solver.Sat(), "unknown")
     if word != "sat":
         return word, {}
-    named = [(term, node) for term, node in zip(formula.terms, nodes, strict=True) if term.operator == "variable"]
+    named = [
+        (term, node)
+        for term, node in zip(formula.terms, nodes, strict=True)
+        if term.operator == "variable"
+    ]
     # a bit that does not matter is printed as x; zero is as good as one for it
     return word, {str(term.data): int(node.assignment.replace("x", "0"), 2) for term, node in named}
 

@@ -1,11 +1,14 @@
-"""Bit-vector formulas as plain data: a list of terms, each one naming earlier terms, and the assertions among them.
+"""Bit-vector formulas as plain data: a list of terms, each one naming earlier terms, and the
+assertions among them.
 
-A formula knows no solver. ``smt.py`` hands its terms to a solver one by one, ``smtlib.py`` prints them one by one, and
-a test can evaluate them one by one; whoever walks the list needs one rule per operator and no recursion.
+A formula knows no solver. ``smt.py`` hands its terms to a solver one by one, ``smtlib.py`` prints
+them one by one, and a test can evaluate them one by one; whoever walks the list needs one rule per
+operator and no recursion.
 
-Equal terms are the same number (hash consing), so a subterm that two neurons share is built, printed and bit-blasted
-once. Width 0 is the sort Bool: comparisons give Bool, ``ite`` asks Bool, and a solver that has no Bool takes one bit.
-The operators are those of the SMT-LIB theory FixedSizeBitVectors, and arithmetic is modulo 2^width as there.
+Equal terms are the same number (hash consing), so a subterm that two neurons share is built,
+printed and bit-blasted once. Width 0 is the sort Bool: comparisons give Bool, ``ite`` asks Bool,
+and a solver that has no Bool takes one bit. The operators are those of the SMT-LIB theory
+FixedSizeBitVectors, and arithmetic is modulo 2^width as there.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ BOOL = 0
 
 
 class Term(NamedTuple):
-    """``operator`` over earlier terms ``args``; ``data``: a constant's value, a slice's low bit, a variable's name."""
+    """``operator`` over earlier terms ``args``; ``data``: a constant's value, a slice's low bit, a
+    variable's name."""
 
     operator: str
     width: int
@@ -28,7 +32,8 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coordinate:
-    """Element ``index`` of the network input is ``origin`` + the unsigned (or signed) value of variable ``term``."""
+    """Element ``index`` of the network input is ``origin`` + the unsigned (or signed) value of
+    variable ``term``."""
 
     index: int
     term: int
@@ -38,11 +43,13 @@ class Coordinate:
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """``terms`` in an order in which arguments come first; ``assertions``: Bool terms that must hold together.
+    """``terms`` in an order in which arguments come first; ``assertions``: Bool terms that must
+    hold together.
 
-    ``coordinates`` say which variables are network inputs; an element without one takes its value from ``fixed`` [N]
-    (it is constant over the box, or nothing in the property depends on it). ``is_exact`` is False where a free variable
-    stands for a neuron whose rounding is not pinned down: a model is then a candidate only.
+    ``coordinates`` say which variables are network inputs; an element without one takes its value
+    from ``fixed`` [N] (it is constant over the box, or nothing in the property depends on it).
+    ``is_exact`` is False where a free variable stands for a neuron whose rounding is not pinned
+    down: a model is then a candidate only.
     """
 
     terms: tuple[Term, ...]
@@ -65,7 +72,8 @@ class Formula:
 
 
 class TermBuilder:
-    """Makes terms, each distinct one once. Operands are term numbers; only trivial cases are simplified."""
+    """Makes terms, each distinct one once. Operands are term numbers; only trivial cases are
+    simplified."""
 
     def __init__(self) -> None:
         self.terms: list[Term] = []
@@ -126,7 +134,11 @@ class TermBuilder:
 
     def extract(self, a: int, low: int, width: int) -> int:
         """Bits ``low .. low + width - 1``."""
-        return a if low == 0 and width == self.width(a) else self.make(Term("extract", width, (a,), low))
+        return (
+            a
+            if low == 0 and width == self.width(a)
+            else self.make(Term("extract", width, (a,), low))
+        )
 
     def zero_extended(self, a: int, width: int) -> int:
         return a if width == self.width(a) else self.make(Term("zero_extend", width, (a,)))

@@ -4,14 +4,16 @@ A domain is a box together with the cases still open on it. Each round takes a b
 
 1. bounds every layer (interval, then CROWN where it matters) and the rows of all open cases;
 2. closes a case when one of its rows is positive on the whole box;
-3. clips: a violation of a case must satisfy ``a x + c <= 0`` for *each* of its rows, so every coordinate obeys
-   ``a_i x_i <= min_i - L`` with ``L`` the row's least value and ``min_i`` the least value of ``a_i x_i``; a domain
-   keeps the hull of what its open cases leave (Clip-and-Verify, 2025, "relaxed" form; ``bounds.claims``);
+3. clips: a violation of a case must satisfy ``a x + c <= 0`` for *each* of its rows, so every
+   coordinate obeys ``a_i x_i <= min_i - L`` with ``L`` the row's least value and ``min_i`` the
+   least value of ``a_i x_i``; a domain keeps the hull of what its open cases leave
+   (Clip-and-Verify, 2025, "relaxed" form; ``bounds.claims``);
 4. probes the midpoint and the minimiser of the worst row with the network itself;
-5. halves what is left along the coordinate that matters most to the rows (smart branching: ``|a_i| * width``).
+5. halves what is left along the coordinate that matters most to the rows (smart branching:
+   ``|a_i| * width``).
 
-All numbers are float64 and rounded outward (``bounds.rounding``), so a closed domain is a proof. Legend: ``B`` domains,
-``Q`` cases of a box, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
+All numbers are float64 and rounded outward (``bounds.rounding``), so a closed domain is a proof.
+Legend: ``B`` domains, ``Q`` cases of a box, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ CLIP_ROUNDS = 3
 
 @dataclass
 class Boxes:
-    """Domains: ``lower``/``upper [B, n]``, ``group [B]`` (which original box), ``open [B, Q]`` (cases not excluded)."""
+    """Domains: ``lower``/``upper [B, n]``, ``group [B]`` (which original box), ``open [B, Q]``
+    (cases not excluded)."""
 
     lower: Tensor
     upper: Tensor
@@ -56,7 +59,8 @@ def concatenate(parts: list[Boxes]) -> Boxes:
 
 
 class GroupedRows:
-    """Rows of all cases, grouped by box: ``C [G, Q, S, m]``, ``D [G, Q, S, n]`` or None, ``rhs [G, Q, S]``."""
+    """Rows of all cases, grouped by box: ``C [G, Q, S, m]``, ``D [G, Q, S, n]`` or None,
+    ``rhs [G, Q, S]``."""
 
     def __init__(self, objective: Objective, cases: np.ndarray, network: Network) -> None:
         boxes, group_of = np.unique(objective.box[cases], return_inverse=True)
@@ -88,7 +92,8 @@ class GroupedRows:
 
 @dataclass
 class Outcome:
-    """``proved`` says that every case was excluded everywhere; ``stuck`` counts domains too small to split."""
+    """``proved`` says that every case was excluded everywhere; ``stuck`` counts domains too small
+    to split."""
 
     proved: bool
     rounds: int
@@ -123,8 +128,8 @@ class InputSplit:
         return max(1, min(256, (1 << 16) // widest))
 
     def run(self, seconds: float, on_progress: Callable[[int, int], None] | None = None) -> Outcome:
-        """Search until everything is excluded, a witness is confirmed, the deadline passes, or ``seconds``
-        are over (at least one round is done).
+        """Search until everything is excluded, a witness is confirmed, the deadline passes, or
+        ``seconds`` are over (at least one round is done).
 
         Only an outcome that says ``proved`` proves anything; calling again goes on.
         """
@@ -153,11 +158,17 @@ class InputSplit:
         return Outcome(proved, self.rounds, self.domains, self.stuck, left, witness)
 
     def _resize(self, size: int, rate: float, best: float) -> float:
-        """Double the batch while that raises the rate and a round stays short against the time left."""
+        """Double the batch while that raises the rate and a round stays short against the time
+        left."""
         seconds = size / rate
         if seconds > min(2.0, 0.1 * max(self.budget.remaining(), 0.1)):
             self.batch = max(1, self.batch // 2)
-        elif size == self.batch and rate > 0.9 * best and seconds < 0.5 and self._fits(2 * self.batch):
+        elif (
+            size == self.batch
+            and rate > 0.9 * best
+            and seconds < 0.5
+            and self._fits(2 * self.batch)
+        ):
             self.batch *= 2
         return max(best, rate)
 
@@ -212,7 +223,11 @@ class InputSplit:
 
     def _probe(self, boxes: Boxes, coefficient: Tensor, values: Tensor) -> object | None:
         """Try midpoints and row minimisers; replay what the float network finds to violate."""
-        worst = torch.where(boxes.open.unsqueeze(2), values, torch.full_like(values, np.inf)).flatten(1).argmin(1)
+        worst = (
+            torch.where(boxes.open.unsqueeze(2), values, torch.full_like(values, np.inf))
+            .flatten(1)
+            .argmin(1)
+        )
         a = coefficient.flatten(1, 2)[torch.arange(len(boxes), device=worst.device), worst]
         corner = claims.corner(a, boxes.lower, boxes.upper)
         points = torch.cat([(boxes.lower + boxes.upper) / 2, corner])
@@ -221,7 +236,12 @@ class InputSplit:
         reached = (self.rows.C[group] * outputs[:, None, None, :]).sum(3)
         if self.rows.D is not None:
             reached = reached + (self.rows.D[group] * points[:, None, None, :]).sum(3)
-        bad = ((reached <= self.rows.rhs[group]).all(dim=2) & boxes.open.repeat(2, 1)).any(dim=1).nonzero().flatten()
+        bad = (
+            ((reached <= self.rows.rhs[group]).all(dim=2) & boxes.open.repeat(2, 1))
+            .any(dim=1)
+            .nonzero()
+            .flatten()
+        )
         for k in bad[:8].tolist():
             witness = self.confirm(points[k].cpu().numpy())
             if witness is not None:
@@ -234,7 +254,9 @@ class InputSplit:
 
         Rows are used again on the box that the others left, which is how conjunctions pay.
         """
-        low, up = (end.unsqueeze(1).expand(-1, a.shape[1], -1) for end in (boxes.lower, boxes.upper))
+        low, up = (
+            end.unsqueeze(1).expand(-1, a.shape[1], -1) for end in (boxes.lower, boxes.upper)
+        )
         low, up, is_left = claims.clipped(low, up, a, values, CLIP_ROUNDS)
         feasible = boxes.open & is_left
         shut = ~feasible.unsqueeze(2)
@@ -245,18 +267,29 @@ class InputSplit:
         return clipped, a[keep], values[keep]
 
     def _split(self, boxes: Boxes, a: Tensor, values: Tensor) -> Boxes:
-        """Halve each box along its most influential coordinate; boxes that floats cannot halve are stuck."""
+        """Halve each box along its most influential coordinate; boxes that floats cannot halve are
+        stuck."""
         width = boxes.upper - boxes.lower
-        weight = torch.where(boxes.open[:, :, None, None], a.abs(), torch.zeros_like(a)).flatten(1, 2).amax(1)
+        weight = (
+            torch.where(boxes.open[:, :, None, None], a.abs(), torch.zeros_like(a))
+            .flatten(1, 2)
+            .amax(1)
+        )
         score = (weight + 1e-3 * weight.amax(1, keepdim=True)) * width + 1e-12 * width
         middle = (boxes.lower + boxes.upper) / 2
         can_split = (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
-        score = torch.where(torch.isfinite(score), score, width)  # rows without bound say nothing about coordinates
+        score = torch.where(
+            torch.isfinite(score), score, width
+        )  # rows without bound say nothing about coordinates
         score = torch.where(can_split, score, torch.full_like(score, -1.0))
         axis = score.argmax(dim=1)
         movable = can_split.any(dim=1)
         self.stuck += int((~movable).sum())
-        boxes, axis, middle = boxes.select(movable.nonzero().flatten()), axis[movable], middle[movable]
+        boxes, axis, middle = (
+            boxes.select(movable.nonzero().flatten()),
+            axis[movable],
+            middle[movable],
+        )
         index = torch.arange(len(boxes), device=axis.device)
         left_upper, right_lower = boxes.upper.clone(), boxes.lower.clone()
         left_upper[index, axis] = middle[index, axis]

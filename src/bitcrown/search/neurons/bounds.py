@@ -1,11 +1,13 @@
-"""Bounds of the neuron split's domains: from the root of every case to what a domain's parameters prove.
+"""Bounds of the neuron split's domains: from the root of every case to what a domain's parameters
+prove.
 
-A domain is a case plus a sign for some neurons. The ascent over alpha and beta runs in ``guide`` (float32 where that
-pays), or in what is left of it on the box (``reduced``); what it claims is then evaluated in ``proof`` (float64 with
-rounding error), and only that excludes a domain.
+A domain is a case plus a sign for some neurons. The ascent over alpha and beta runs in ``guide``
+(float32 where that pays), or in what is left of it on the box (``reduced``); what it claims is then
+evaluated in ``proof`` (float64 with rounding error), and only that excludes a domain.
 
-Bounds of the layers are those of the root with the signs imposed; where inputs and neurons are few enough, each domain
-also keeps its own box and neuron bounds, sharpened by ``clip``. Legend: ``B`` domains, ``S`` rows, ``N`` neurons.
+Bounds of the layers are those of the root with the signs imposed; where inputs and neurons are few
+enough, each domain also keeps its own box and neuron bounds, sharpened by ``clip``. Legend: ``B``
+domains, ``S`` rows, ``N`` neurons.
 """
 
 from __future__ import annotations
@@ -48,11 +50,13 @@ TRIAL = 32
 """Domains on which the two forms of the network are compared."""
 CLIP_ENTRIES = 1_000_000
 CLIP_INPUTS = 200
-"""Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box hardly shrinks."""
+"""Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box
+hardly shrinks."""
 PROPAGATIONS = 8
 """Rounds of propagation where several rows must hold together: decisions travel from row to row."""
 SHARPENINGS = 4
-"""Passes over a domain after its ascent: each uses the neuron bounds that the one before has sharpened."""
+"""Passes over a domain after its ascent: each uses the neuron bounds that the one before has
+sharpened."""
 
 
 class DomainBounds:
@@ -83,7 +87,7 @@ class DomainBounds:
         self.leaf_solver: LeafSolver | None = None
         self.recorder: Recorder | None = None
 
-    # -- rows and bounds -----------------------------------------------------------------------------------------
+    # -- rows and bounds ---------------------------------------------------------------------------
 
     def parameters(self, domains: Domains) -> Parameters:
         mix = domains.mix if domains.mix.shape[1] > 1 else None
@@ -93,7 +97,13 @@ class DomainBounds:
         """Rows of cases over the root's box."""
         d = None if self.D is None else self.D[case]
         count = len(case)
-        return Rows(self.C[case], d, self.rhs[case], self.x_lower.expand(count, -1), self.x_upper.expand(count, -1))
+        return Rows(
+            self.C[case],
+            d,
+            self.rhs[case],
+            self.x_lower.expand(count, -1),
+            self.x_upper.expand(count, -1),
+        )
 
     def rows_of(self, domains: Domains) -> Rows:
         """Rows of domains over their own boxes."""
@@ -118,31 +128,43 @@ class DomainBounds:
         return claims.tightened(low, up, domains.low, domains.up)
 
     def root(self, enclosure: Enclosure | None = None) -> Tensor:
-        """Bound all cases without splits; returns the indices (into ``cases``) still open. Layers are bounded once."""
+        """Bound all cases without splits; returns the indices (into ``cases``) still open. Layers
+        are bounded once."""
         if enclosure is None:
             with torch.no_grad():
-                enclosure = LayerBounder(self.proof, self.budget.memory // 4).run(self.x_lower, self.x_upper)
+                enclosure = LayerBounder(self.proof, self.budget.memory // 4).run(
+                    self.x_lower, self.x_upper
+                )
         self.enclosure = enclosure
         self.bounds: Bounds = enclosure.bounds
         self.guide_bounds: Bounds = {
-            name: (low.to(self.guide.dtype), up.to(self.guide.dtype)) for name, (low, up) in self.bounds.items()
+            name: (low.to(self.guide.dtype), up.to(self.guide.dtype))
+            for name, (low, up) in self.bounds.items()
         }
         n_inputs = self.proof.graph.n_inputs
         if n_inputs <= CLIP_INPUTS and self.layout.n_neurons * n_inputs <= CLIP_ENTRIES:
             with torch.no_grad():
                 rows_ = (self.C, self.D, self.rhs)
-                self.clipper = clipper_of(self.proof, self.layout, enclosure, rows_, self.budget.memory // 4)
+                self.clipper = clipper_of(
+                    self.proof, self.layout, enclosure, rows_, self.budget.memory // 4
+                )
                 if self.C.shape[1] > 1 and self.guide is self.proof:
                     clip = self.clipper
-                    shallow = shallow_network(self.proof, self.layout, clip.last, clip.rest, self.rhs)
+                    shallow = shallow_network(
+                        self.proof, self.layout, clip.last, clip.rest, self.rhs
+                    )
                     self.leaf_solver = None if shallow is None else LeafSolver(shallow)
         self.start_alpha = self.layout.default_alpha(self.guide_bounds)
         value = []
-        for case in torch.split(torch.arange(len(self.C), device=self.proof.device), self.fitting(1 << 30, self.proof)):
+        for case in torch.split(
+            torch.arange(len(self.C), device=self.proof.device), self.fitting(1 << 30, self.proof)
+        ):
             alpha = self.start_alpha[:, None, :].expand(1, 1, -1)
             parameters = Parameters(self.layout, alpha, None, None)
             rows = self.case_rows(case)
-            value.append(proved_minimum(self.proof, rows, self.bounds, enclosure.scales, parameters))
+            value.append(
+                proved_minimum(self.proof, rows, self.bounds, enclosure.scales, parameters)
+            )
         self.row_value = torch.cat(value)
         self.root_value = self.row_value.amax(dim=1)
         return (~claims.excluded(self.row_value).any(dim=1)).nonzero().flatten()
@@ -150,7 +172,9 @@ class DomainBounds:
     def fitting(self, wanted: int, network: Network) -> int:
         """Domains whose backward pass stays within a third of the memory budget."""
         item = torch.finfo(network.dtype).bits // 8
-        per_domain = self.C.shape[1] * sum(node.size for node in network.graph.nodes.values()) * item * 4
+        per_domain = (
+            self.C.shape[1] * sum(node.size for node in network.graph.nodes.values()) * item * 4
+        )
         return max(1, min(wanted, self.budget.memory // 3 // max(1, per_domain)))
 
     def root_domains(self, case: Tensor, iterations: int) -> Domains:
@@ -168,11 +192,18 @@ class DomainBounds:
         dtype = self.guide.dtype
         box = (self.x_lower, self.x_upper) if self.clipper else None
         return whole_cases(
-            case, self.start_alpha, value.to(dtype), mix.to(dtype), self.layout.n_neurons, 2 * CANDIDATES, box
+            case,
+            self.start_alpha,
+            value.to(dtype),
+            mix.to(dtype),
+            self.layout.n_neurons,
+            2 * CANDIDATES,
+            box,
         )
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
-        """Ascend, prove what can be proved, and prepare the rest for branching. Returns the open domains."""
+        """Ascend, prove what can be proved, and prepare the rest for branching. Returns the open
+        domains."""
         domains = self.clip(domains)
         if not len(domains):
             return domains
@@ -189,7 +220,8 @@ class DomainBounds:
         return self.assess(domains)
 
     def solve_programs(self, domains: Domains, bounds: Bounds) -> None:
-        """Parameters and branching neurons from linear programs; their points are tried, also snapped to the box."""
+        """Parameters and branching neurons from linear programs; their points are tried, also
+        snapped to the box."""
         assert self.leaf_solver is not None
         low, up = (part.cpu().numpy() for part in self.layout.flat_bounds(bounds))
         ends = self.x_lower[0].cpu().numpy(), self.x_upper[0].cpu().numpy()
@@ -202,12 +234,15 @@ class DomainBounds:
             return domains
         with torch.no_grad():
             low, up = self.neuron_bounds(domains)
-            region = self.clipper.run(domains.case, domains.x_lower, domains.x_upper, low, up, self.clip_rounds)
+            region = self.clipper.run(
+                domains.case, domains.x_lower, domains.x_upper, low, up, self.clip_rounds
+            )
             domains.x_lower, domains.x_upper, domains.low, domains.up = region[:4]
             return self.still_open(domains, region.feasible)
 
     def still_open(self, domains: Domains, open_: Tensor) -> Domains:
-        """The domains that are ``open_ [B]``; the others are recorded, where a certificate is wanted."""
+        """The domains that are ``open_ [B]``; the others are recorded, where a certificate is
+        wanted."""
         if self.recorder is not None:
             neurons = None if self.reduced is None else self.reduced.neurons
             self.recorder.add(self.whole, neurons, domains.select((~open_).nonzero().flatten()))
@@ -217,17 +252,24 @@ class DomainBounds:
         """Whether the domains' parameters exclude them, rigorously: ``[B]``."""
         parameters, bounds = self.parameters(domains), self.bounds
         if self.reduced is not None:
-            alpha, beta, split = (self.reduced.expand(part) for part in (domains.alpha, domains.beta, domains.split))
+            alpha, beta, split = (
+                self.reduced.expand(part) for part in (domains.alpha, domains.beta, domains.split)
+            )
             parameters = Parameters(self.whole, alpha, beta, split, parameters.mix)
         elif self.clipper is not None:
             bounds = self.bounds_of(domains, self.proof.dtype)
         rows = self.rows_of(domains)
-        return claims.excluded(proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters)).any(dim=1)
+        return claims.excluded(
+            proved_minimum(self.proof, rows, bounds, self.enclosure.scales, parameters)
+        ).any(dim=1)
 
     def assess(self, domains: Domains) -> Domains:
-        """Exclude what the parameters prove; branching candidates and a smaller region for the rest."""
+        """Exclude what the parameters prove; branching candidates and a smaller region for the
+        rest."""
         with torch.no_grad():
-            for _ in range(1 if self.clipper is None or self.guide is not self.proof else SHARPENINGS):
+            for _ in range(
+                1 if self.clipper is None or self.guide is not self.proof else SHARPENINGS
+            ):
                 if not len(domains):
                     break
                 domains = self.assessed(domains)
@@ -242,7 +284,9 @@ class DomainBounds:
             self.rows_of(domains),
             self.parameters(domains),
         )
-        backward = parameters.backward(self.model, bounds, self.enclosure.scales if is_proof else None, record)
+        backward = parameters.backward(
+            self.model, bounds, self.enclosure.scales if is_proof else None, record
+        )
         gamma = backward.gamma if is_proof else 0.0
         goal, error = self.goal(domains, rows.to(self.guide.dtype), gamma)
         lines = row_lines(self.model, goal, backward)
@@ -254,8 +298,12 @@ class DomainBounds:
             hopeful = proved.nonzero().flatten()
             proved[hopeful] = self.prove(domains.select(hopeful))
         if self.leaf_solver is None:
-            scores = triangle_scores(self.layout, bounds, record, domains.split, torch.ones_like(value))
-            domains.candidates = torch.cat([best_candidates(score, CANDIDATES) for score in scores], dim=1)
+            scores = triangle_scores(
+                self.layout, bounds, record, domains.split, torch.ones_like(value)
+            )
+            domains.candidates = torch.cat(
+                [best_candidates(score, CANDIDATES) for score in scores], dim=1
+            )
         domains.value = torch.maximum(
             domains.value, claims.known(value, -torch.inf).amax(dim=1).to(domains.value.dtype)
         )
@@ -265,33 +313,44 @@ class DomainBounds:
         return self.still_open(domains, ~proved)
 
     def try_minimisers(self, rows: Rows, lines: Lines) -> None:
-        """Run the network where the bounds of the domains are attained, and in the middle of their boxes."""
+        """Run the network where the bounds of the domains are attained, and in the middle of their
+        boxes."""
         if self.witness is not None:
             return
         rows = rows.to(self.guide.dtype)
         corner = claims.corner(lines.coefficient[:, 0], rows.x_lower, rows.x_upper)
-        points = torch.cat([corner, (rows.x_lower + rows.x_upper) / 2]) if self.clipper is not None else corner
+        points = (
+            torch.cat([corner, (rows.x_lower + rows.x_upper) / 2])
+            if self.clipper is not None
+            else corner
+        )
         copies = len(points) // len(corner)
         outputs = self.model(points)
         reached = (rows.C.repeat(copies, 1, 1) @ outputs.unsqueeze(2)).squeeze(2)
         if rows.D is not None:
             reached = reached + (rows.D.repeat(copies, 1, 1) @ points.unsqueeze(2)).squeeze(2)
-        for k in (reached <= rows.rhs.repeat(copies, 1)).all(dim=1).nonzero().flatten()[:4].tolist():
+        for k in (
+            (reached <= rows.rhs.repeat(copies, 1)).all(dim=1).nonzero().flatten()[:4].tolist()
+        ):
             self.witness = self.confirm(points[k].double().cpu().numpy())
             if self.witness is not None:
                 return
 
     def goal(self, domains: Domains, rows: Rows, gamma: float) -> tuple[Rows, Tensor | None]:
-        """The one row per domain that is bounded, and the rounding error of forming it (None for a guide)."""
+        """The one row per domain that is bounded, and the rounding error of forming it (None for a
+        guide)."""
         if domains.mix.shape[1] == 1:
             return rows, None
-        outputs = torch.cat([self.enclosure.scales[name].flatten() for name in self.proof.graph.outputs])
+        outputs = torch.cat(
+            [self.enclosure.scales[name].flatten() for name in self.proof.graph.outputs]
+        )
         mix = domains.mix.to(rows.C.dtype)
         error = rows.mixing_error(mix, outputs.to(rows.C.dtype), gamma) if gamma else None
         return rows.mixed(mix), error
 
     def cut(self, domains: Domains, lines: Lines, value: Tensor) -> Tensor:
-        """Shrink the domains' boxes and neuron bounds by their rows; ``[B]`` says which stay feasible."""
+        """Shrink the domains' boxes and neuron bounds by their rows; ``[B]`` says which stay
+        feasible."""
         assert self.clipper is not None
         yes = torch.ones(len(domains), dtype=torch.bool, device=value.device)
         region = Region(domains.x_lower, domains.x_upper, *self.neuron_bounds(domains), yes)
@@ -302,29 +361,37 @@ class DomainBounds:
         return region.feasible
 
     def quick_bound(self, domains: Domains, whole: Bounds, width: int) -> Tensor:
-        """Bounds ``[B K]`` of trial splits with the parameters as they are; ``whole`` bounds the ``B`` parents."""
+        """Bounds ``[B K]`` of trial splits with the parameters as they are; ``whole`` bounds the
+        ``B`` parents."""
         parts = []
         step = self.fitting(len(domains), self.model)
         with torch.no_grad():
             for where in torch.split(torch.arange(len(domains), device=domains.case.device), step):
                 part = domains.select(where)
                 parameters = self.parameters(part)
-                bounds = self.layout.split_bounds(self.layout.gathered(whole, where // width), part.split)
+                bounds = self.layout.split_bounds(
+                    self.layout.gathered(whole, where // width), part.split
+                )
                 goal, _ = self.goal(part, self.rows_of(part).to(self.guide.dtype), 0.0)
                 value = bound_rows(self.model, goal, parameters.backward(self.model, bounds), 0.0)
                 parts.append(value.amax(dim=1))
         return torch.cat(parts)
 
     def shrunk(self, domains: Domains) -> Domains:
-        """From here on ascend in the reduced network, where it exists and is faster; ``domains`` have no splits yet."""
+        """From here on ascend in the reduced network, where it exists and is faster; ``domains``
+        have no splits yet."""
         if self.clipper is not None or self.guide is self.proof or not len(domains):
             return domains
         with torch.no_grad():
-            reduced = reduced_network(self.guide, self.layout, self.guide_bounds, self.budget.memory // 8)
+            reduced = reduced_network(
+                self.guide, self.layout, self.guide_bounds, self.budget.memory // 8
+            )
         if reduced is None:
             return domains
         before = self.model, self.layout, self.guide_bounds
-        trial = domains.select(torch.arange(self.fitting(TRIAL, self.guide), device=domains.case.device) % len(domains))
+        trial = domains.select(
+            torch.arange(self.fitting(TRIAL, self.guide), device=domains.case.device) % len(domains)
+        )
         whole = self._seconds(trial, self.guide)
         self.reduced, self.model, self.layout = reduced, reduced.network, reduced.layout
         self.guide_bounds = reduced.bounds

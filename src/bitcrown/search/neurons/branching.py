@@ -1,9 +1,10 @@
 """Which neuron to split: filtered smart branching.
 
-De Palma et al., "Improved Branch and Bound for Neural Network Verification via Lagrangian Decomposition" (2021).
-Cheap scores filter the neurons: an unstable ReLU loses at most ``|a| * (-l u) / (u - l)`` where ``a`` is the
-coefficient with which the backward pass reached it. The few best are then judged by really bounding both children
-with the parent's parameters; the neuron with the best product of gains wins.
+De Palma et al., "Improved Branch and Bound for Neural Network Verification via Lagrangian
+Decomposition" (2021). Cheap scores filter the neurons: an unstable ReLU loses at most
+``|a| * (-l u) / (u - l)`` where ``a`` is the coefficient with which the backward pass reached it.
+The few best are then judged by really bounding both children with the parent's parameters; the
+neuron with the best product of gains wins.
 
 Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``K`` candidates.
 """
@@ -24,10 +25,12 @@ from bitcrown.model.execute import elements
 def triangle_scores(
     layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``weights [B, S]`` says which rows count.
+    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``weights [B, S]`` says which
+    rows count.
 
-    The first counts only negative coefficients, which use the upper line: the lower one costs nothing where its slope
-    is the best. The second counts both, because that slope is shared by everything behind the neuron.
+    The first counts only negative coefficients, which use the upper line: the lower one costs
+    nothing where its slope is the best. The second counts both, because that slope is shared by
+    everything behind the neuron.
     """
     upper = torch.zeros(split.shape, dtype=weights.dtype, device=split.device)
     both = torch.zeros_like(upper)
@@ -48,10 +51,10 @@ def triangle_scores(
 class ScoreChoice:
     """Which of two scores to take candidates from: the one whose splits gained more so far.
 
-    Neither is better everywhere (convolutional networks want the first, dense ones the second, by factors in the size
-    of the tree), and a trial with the parent's parameters cannot tell. So both are measured: rounds alternate at first,
-    later every tenth tries the other one. A split's gain is what its children won, as a share of the parent's distance
-    from zero.
+    Neither is better everywhere (convolutional networks want the first, dense ones the second, by
+    factors in the size of the tree), and a trial with the parent's parameters cannot tell. So both
+    are measured: rounds alternate at first, later every tenth tries the other one. A split's gain
+    is what its children won, as a share of the parent's distance from zero.
     """
 
     def __init__(self, rounds: int = 8, again: int = 10) -> None:
@@ -66,12 +69,14 @@ class ScoreChoice:
         return 1 - better if done % self.again == 0 else better
 
     def of(self, candidates: Tensor, score: int) -> Tensor:
-        """``[B, K]``: the half of ``candidates [B, 2K]`` that ``score`` gave; the other half where that is empty."""
+        """``[B, K]``: the half of ``candidates [B, 2K]`` that ``score`` gave; the other half where
+        that is empty."""
         halves = candidates.chunk(2, dim=1)
         return torch.where(halves[score][:, :1] != -1, halves[score], halves[1 - score])
 
     def learn(self, score: int, parents: Tensor, children: Tensor) -> None:
-        """``parents [B]`` were split; ``children [K]`` are the values of children still open (the rest is closed)."""
+        """``parents [B]`` were split; ``children [K]`` are the values of children still open (the
+        rest is closed)."""
         size = parents.clamp(max=0.0).neg().sum()
         left = children.clamp(max=0.0).neg().sum()
         self.count[score] += 1
@@ -79,7 +84,8 @@ class ScoreChoice:
 
 
 def best_candidates(scores: Tensor, count: int) -> Tensor:
-    """``[B, K]`` neurons with the highest positive scores, best first; -1 where there are no more."""
+    """``[B, K]`` neurons with the highest positive scores, best first; -1 where there are no
+    more."""
     value, index = scores.topk(min(count, scores.shape[1]), dim=1)
     index = torch.where(torch.sign(value) == 1, index, -1)
     return torch.nn.functional.pad(index, (0, count - index.shape[1]), value=-1)
@@ -88,11 +94,17 @@ def best_candidates(scores: Tensor, count: int) -> Tensor:
 def choose(candidates: Tensor, parent: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
     """``[B]``: the candidate with the best product of its children's gains over ``parent [B]``.
 
-    ``negative``/``positive [B, K]`` are the children's bounds. Gains beyond zero count no more: the child is then
-    excluded. The product rule is the one of mixed-integer programming (Achterberg, 2007): it wants both children good.
+    ``negative``/``positive [B, K]`` are the children's bounds. Gains beyond zero count no more: the
+    child is then excluded. The product rule is the one of mixed-integer programming (Achterberg,
+    2007): it wants both children good.
     """
     base = parent.unsqueeze(1).to(negative.dtype).clamp(max=0.0)
     floor = 1e-3 * base.abs() + 1e-9
-    gains = [torch.maximum(known(value, -1e30).clamp(max=0.0) - base, floor) for value in (negative, positive)]
-    quality = torch.where(candidates != -1, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0]))
+    gains = [
+        torch.maximum(known(value, -1e30).clamp(max=0.0) - base, floor)
+        for value in (negative, positive)
+    ]
+    quality = torch.where(
+        candidates != -1, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0])
+    )
     return candidates.gather(1, quality.argmax(dim=1, keepdim=True)).squeeze(1)

@@ -1,19 +1,22 @@
-"""Propagation between input box, neuron bounds and rows inside one domain: cheap deductions before any bounding.
+"""Propagation between input box, neuron bounds and rows inside one domain: cheap deductions before
+any bounding.
 
-At the root every unstable ReLU operand ``a_j`` got two lines valid on the whole box, ``L_j x + l_j <= a_j <= U_j x +
-u_j``. They stay valid on every smaller box, so a domain that imposes ``a_j <= h`` must satisfy ``L_j x + l_j <= h``:
-that shrinks its box, and the smaller box in turn tightens every neuron through the same lines (Clip-and-Verify, 2025,
-"relaxed" form). The last layer works backward, too: from ``sum_j c_j z_j + d <= rhs`` follows
-``z_j <= zlow_j + (rhs - least value) / c_j`` for ``c_j > 0``, unit propagation where a network encodes clauses.
+At the root every unstable ReLU operand ``a_j`` got two lines valid on the whole box,
+``L_j x + l_j <= a_j <= U_j x + u_j``. They stay valid on every smaller box, so a domain that
+imposes ``a_j <= h`` must satisfy ``L_j x + l_j <= h``: that shrinks its box, and the smaller box in
+turn tightens every neuron through the same lines (Clip-and-Verify, 2025, "relaxed" form). The last
+layer works backward, too: from ``sum_j c_j z_j + d <= rhs`` follows
+``z_j <= zlow_j + (rhs - least value) / c_j`` for ``c_j > 0``, unit propagation where a network
+encodes clauses.
 
-A domain only matters where it violates, so the line that bounds its row, ``a x + c <= row``, is a constraint ``a x + c
-<= 0`` as well. Neurons are bounded on the box cut by that halfspace, not only on the box around the cut: for every
-``t >= 0``, ``a_j >= min over the box of (L_j + t a) x + l_j + t c`` ("complete" clipping, by duality). In networks with
-one hidden layer this cuts search trees by a factor of a hundred.
+A domain only matters where it violates, so the line that bounds its row, ``a x + c <= row``, is a
+constraint ``a x + c <= 0`` as well. Neurons are bounded on the box cut by that halfspace, not only
+on the box around the cut: for every ``t >= 0``, ``a_j >= min over the box of (L_j + t a) x + l_j +
+t c`` ("complete" clipping, by duality). In networks with one hidden layer this cuts search trees by
+a factor of a hundred.
 
-All in float64; each deduction is widened by more than its rounding error, and what it claims is decided in
-``bounds.claims``. Legend: ``B`` domains, ``S`` rows, ``N``
-neurons, ``n`` inputs.
+All in float64; each deduction is widened by more than its rounding error, and what it claims is
+decided in ``bounds.claims``. Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``n`` inputs.
 """
 
 from __future__ import annotations
@@ -53,13 +56,16 @@ LOST = 1e-295
 NARROW = 1e-7
 """Rows over inputs that vary by less cut nothing worth the work."""
 MULTIPLIERS = (0.3, 0.8, 2.0)
-"""Multiples of the natural scale (width of the neuron's line / width of the row) that are tried for a row."""
+"""Multiples of the natural scale (width of the neuron's line / width of the row) that are tried for
+a row."""
 ENTRIES = 4_000_000
-"""Entries of one temporary in ``within_halfspace``: enough to amortise calls, small enough for the cache."""
+"""Entries of one temporary in ``within_halfspace``: enough to amortise calls, small enough for the
+cache."""
 
 
 class Region(NamedTuple):
-    """``x_lower``/``x_upper [B, n]``, ``low``/``up [B, N]`` and ``feasible [B]``: False proves a domain empty."""
+    """``x_lower``/``x_upper [B, n]``, ``low``/``up [B, N]`` and ``feasible [B]``: False proves a
+    domain empty."""
 
     x_lower: Tensor
     x_upper: Tensor
@@ -69,7 +75,8 @@ class Region(NamedTuple):
 
 
 class NeuronLines:
-    """Root lines of the neurons ``index [K]`` (unstable ones): ``L``, ``U`` ``[K, n]``, ``l``, ``u`` ``[K]``."""
+    """Root lines of the neurons ``index [K]`` (unstable ones): ``L``, ``U`` ``[K, n]``, ``l``,
+    ``u`` ``[K]``."""
 
     def __init__(self, network: Network, layout: Layout, enclosure: Enclosure, memory: int) -> None:
         low, up, index, offset = [], [], [], []
@@ -91,7 +98,9 @@ class NeuronLines:
                 unit[torch.arange(len(part), device=part.device), part] = 1
                 lines = backward.run({source: torch.cat([unit, -unit]).reshape(1, -1, *shape)})
                 reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
-                error = lines.error[0] + bounder.gamma * (lines.coefficient[0].abs() @ reach + lines.constant[0].abs())
+                error = lines.error[0] + bounder.gamma * (
+                    lines.coefficient[0].abs() @ reach + lines.constant[0].abs()
+                )
                 error = error + LOST
                 constant, count = lines.constant[0] - error, len(part)
                 coefficient, constant = _without_unbounded(lines.coefficient[0], constant)
@@ -110,7 +119,9 @@ class NeuronLines:
 def _without_unbounded(coefficient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
     """Lower lines that are not finite say nothing: coefficient 0, constant ``-inf``."""
     is_known = torch.isfinite(coefficient).all(dim=1) & torch.isfinite(constant)
-    return torch.where(is_known.unsqueeze(1), coefficient, 0.0), torch.where(is_known, constant, -torch.inf)
+    return torch.where(is_known.unsqueeze(1), coefficient, 0.0), torch.where(
+        is_known, constant, -torch.inf
+    )
 
 
 def enclosure_inputs(network: Network, enclosure: Enclosure) -> tuple[Tensor, Tensor]:
@@ -127,13 +138,17 @@ def _extreme(a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
     return least - (PAD * size + LOST)
 
 
-def _least_within(row: Tensor, offset: Tensor, a: Tensor, least: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
-    """Least values ``[B, K]`` of ``row [B, K, n] x + offset [B, K]`` where ``a x + c <= 0``, rounded down.
+def _least_within(
+    row: Tensor, offset: Tensor, a: Tensor, least: Tensor, x_lower: Tensor, x_upper: Tensor
+) -> Tensor:
+    """Least values ``[B, K]`` of ``row [B, K, n] x + offset [B, K]`` where ``a x + c <= 0``,
+    rounded down.
 
-    ``c`` is recovered from ``least [B]``, the least value of ``a x + c``. The large products run in float32, whose
-    rounding error (every sum has ``n`` terms and a few factors) is taken off, and whatever its products and the float32
-    forms of its factors may lose below its smallest normal number. For that ``a x + c`` is first divided by its largest
-    coefficient, which changes no halfspace. NaN-free: ``-inf`` says nothing.
+    ``c`` is recovered from ``least [B]``, the least value of ``a x + c``. The large products run in
+    float32, whose rounding error (every sum has ``n`` terms and a few factors) is taken off, and
+    whatever its products and the float32 forms of its factors may lose below its smallest normal
+    number. For that ``a x + c`` is first divided by its largest coefficient, which changes no
+    halfspace. NaN-free: ``-inf`` says nothing.
     """
     inverse = reciprocals(a.abs().amax(dim=1, keepdim=True))[0]
     a, least = a * inverse, least * inverse.squeeze(1)
@@ -142,12 +157,16 @@ def _least_within(row: Tensor, offset: Tensor, a: Tensor, least: Tensor, x_lower
     reach, swing, centre = (a.abs() * size).sum(1), (a.abs() * radius).sum(1), (a * middle).sum(1)
     constant = least - (centre - swing) - (PAD * (reach + least.abs()) + LOST)
     slope = (centre + constant).unsqueeze(1)
-    short = [part.float() for part in (row, offset, a, middle, radius, size, swing, slope, reach + constant.abs())]
+    short = [
+        part.float()
+        for part in (row, offset, a, middle, radius, size, swing, slope, reach + constant.abs())
+    ]
     row, offset, a, middle, radius, size, swing, slope, sway = short
     single = torch.finfo(torch.float32)
     pad = (a.shape[1] + 16) * single.eps
     shifted = row.abs()
-    # A factor that falls below ``single.tiny`` is off by at most that; the other one is a size, or a coefficient.
+    # A factor that falls below ``single.tiny`` is off by at most that; the other one is a size, or
+    # a coefficient.
     lost = (a.shape[1] + 16) * single.tiny * (1 + size.amax(dim=1, keepdim=True))
     sway = sway + lost.squeeze(1) / single.eps
     width = torch.matmul(shifted, radius.unsqueeze(2)).squeeze(2)
@@ -166,10 +185,11 @@ def _least_within(row: Tensor, offset: Tensor, a: Tensor, least: Tensor, x_lower
 
 
 class Clipper:
-    """Propagation for one problem. ``last [P, S, N]`` are the rows' coefficients on ReLU outputs where the rows are
-    affine in the last ReLU layer and nothing else (else None); ``rest [P, S]`` their constants, ``rhs [P, S]``;
-    ``scale [P, S]`` bounds every term that went into ``last`` and ``rest``, so that ``PAD * scale`` covers rounding;
-    ``active``: lines ``[P, S, n]``, ``[P, S]`` of what neurons active at the root contribute, plus ``rest``."""
+    """Propagation for one problem. ``last [P, S, N]`` are the rows' coefficients on ReLU outputs
+    where the rows are affine in the last ReLU layer and nothing else (else None); ``rest [P, S]``
+    their constants, ``rhs [P, S]``; ``scale [P, S]`` bounds every term that went into ``last`` and
+    ``rest``, so that ``PAD * scale`` covers rounding; ``active``: lines ``[P, S, n]``, ``[P, S]``
+    of what neurons active at the root contribute, plus ``rest``."""
 
     def __init__(
         self,
@@ -191,8 +211,11 @@ class Clipper:
         self.offsets = known(lines.l.abs() + lines.u.abs(), 0.0)
         self.magnitude = torch.maximum(lines.L.abs(), lines.U.abs())
 
-    def tighten(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Neuron bounds ``[B, N]`` implied by the box and the rows, intersected with ``low``/``up``."""
+    def tighten(
+        self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Neuron bounds ``[B, N]`` implied by the box and the rows, intersected with
+        ``low``/``up``."""
         lines = self.lines
         if self.last is not None:
             up = self._from_rows(case, low, up)
@@ -202,7 +225,9 @@ class Clipper:
         up = up.expand(len(case), -1)
         return low.index_copy(1, lines.index, new_low), up.index_copy(1, lines.index, new_up)
 
-    def run(self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor, rounds: int) -> Region:
+    def run(
+        self, case: Tensor, x_lower: Tensor, x_upper: Tensor, low: Tensor, up: Tensor, rounds: int
+    ) -> Region:
         """Propagate in domains of ``case [B]`` with imposed neuron bounds ``low``/``up [B, N]``."""
         lines = self.lines
         feasible = torch.ones(len(case), dtype=torch.bool, device=case.device)
@@ -211,10 +236,16 @@ class Clipper:
             low, up, is_empty = crossed(low, up)
             feasible &= ~is_empty
             k_low, k_up = low[:, lines.index], up[:, lines.index]
-            if self.rhs.shape[1] == 1:  # the line of a single row holds all that these cuts would find
+            if (
+                self.rhs.shape[1] == 1
+            ):  # the line of a single row holds all that these cuts would find
                 continue
-            x_lower, x_upper = self._cut(x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack)
-            x_lower, x_upper = self._cut(x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack)
+            x_lower, x_upper = self._cut(
+                x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack
+            )
+            x_lower, x_upper = self._cut(
+                x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack
+            )
             if self.active is not None:
                 x_lower, x_upper, excluded = self._cut_by_rows(case, x_lower, x_upper, low, up)
                 feasible &= ~excluded
@@ -222,15 +253,21 @@ class Clipper:
             feasible &= ~is_empty
         return Region(x_lower, x_upper, low, up, feasible)
 
-    def _row_lines(self, case: Tensor, low: Tensor, up: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row by itself, ``sum_j c_j z_j + rest >= a x + constant``: ``a [B, S, n]``, ``constant [B, S]``.
+    def _row_lines(
+        self, case: Tensor, low: Tensor, up: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Each row by itself, ``sum_j c_j z_j + rest >= a x + constant``: ``a [B, S, n]``,
+        ``constant [B, S]``.
 
-        ``z_j`` is bounded through its neuron's lines, from below by ``a_j`` or 0, from above by the chord; ``size
-        [B, n]`` bounds the inputs in absolute value. What the root found active is in ``active`` already.
+        ``z_j`` is bounded through its neuron's lines, from below by ``a_j`` or 0, from above by the
+        chord; ``size [B, n]`` bounds the inputs in absolute value. What the root found active is in
+        ``active`` already.
         """
         assert self.last_known is not None and self.active is not None
         lines = self.lines
-        c, active_a, active_constant = (_of_cases(part, case) for part in (self.last_known, *self.active))
+        c, active_a, active_constant = (
+            _of_cases(part, case) for part in (self.last_known, *self.active)
+        )
         low, up = low[:, lines.index], up[:, lines.index]
         below = low.clamp(max=0)
         slope = chord_slope(low, up).unsqueeze(1)
@@ -239,13 +276,16 @@ class Clipper:
         a = rising @ lines.L + falling @ lines.U + active_a
         if self.is_bounded:
             constant = torch.matmul(rising, lines.l) + torch.matmul(falling, lines.u)
-        else:  # a line that says nothing has an infinite offset and only matters where it has weight
+        else:
+            # a line that says nothing has an infinite offset and only matters where it has weight
             constant = torch.where(rising == 0, 0.0, rising * lines.l).sum(2)
             constant = constant + torch.where(falling == 0, 0.0, falling * lines.u).sum(2)
         constant = constant - torch.matmul(falling, below.unsqueeze(2)).squeeze(2) + active_constant
         weight = rising - falling
         reach = self.magnitude @ size.amax(dim=0) + self.offsets
-        terms = torch.matmul(weight, (reach - below).unsqueeze(2)).squeeze(2) + _of_cases(self.scale, case)
+        terms = torch.matmul(weight, (reach - below).unsqueeze(2)).squeeze(2) + _of_cases(
+            self.scale, case
+        )
         return a, constant - (PAD * (terms + (active_a.abs() * size.unsqueeze(1)).sum(2)) + LOST)
 
     def _cut_by_rows(
@@ -254,7 +294,9 @@ class Clipper:
         """Boxes cut by each row's line, and ``[B]`` whether a row excludes the domain outright."""
         size = torch.maximum(x_lower.abs(), x_upper.abs())
         a, constant = self._row_lines(case, low, up, size)
-        least = torch.matmul(a.clamp(min=0), x_lower.unsqueeze(2)) + torch.matmul(a.clamp(max=0), x_upper.unsqueeze(2))
+        least = torch.matmul(a.clamp(min=0), x_lower.unsqueeze(2)) + torch.matmul(
+            a.clamp(max=0), x_upper.unsqueeze(2)
+        )
         least = (least - (PAD * torch.matmul(a.abs(), size.unsqueeze(2)) + LOST)).squeeze(2)
         rhs = self.rhs[case]
         bound = rhs - constant + PAD * (rhs.abs() + constant.abs())
@@ -264,7 +306,8 @@ class Clipper:
     def _cut(
         self, x_lower: Tensor, x_upper: Tensor, a: Tensor, inverse: Tensor, bound: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Shrink boxes by the rows ``a [K, n] x <= bound [B, K]`` that can move an end of the box at all."""
+        """Shrink boxes by the rows ``a [K, n] x <= bound [B, K]`` that can move an end of the box
+        at all."""
         least = _extreme(a, x_lower, x_upper)
         size, width = a.abs(), x_upper - x_lower
         swing = width @ size.T
@@ -280,8 +323,9 @@ class Clipper:
         return moved(x_lower, x_upper, *moves)
 
     def within_halfspace(self, region: Region, a: Tensor, least: Tensor) -> Region:
-        """Neuron bounds on the part of the boxes where ``a x + c <= 0``; ``a [B, n]``, ``least [B]`` is the least value
-        of ``a x + c`` over the boxes of ``region``, rounded down."""
+        """Neuron bounds on the part of the boxes where ``a x + c <= 0``; ``a [B, n]``,
+        ``least [B]`` is the least value of ``a x + c`` over the boxes of ``region``, rounded
+        down."""
         lines = self.lines
         unstable = is_unstable(region.low[:, lines.index], region.up[:, lines.index])
         usable = torch.isfinite(least) & ~excluded(least)
@@ -296,9 +340,14 @@ class Clipper:
             chosen = unstable[part].to(torch.int8).topk(count, dim=1).indices
             neurons = lines.index[chosen]
             box = region.x_lower[part], region.x_upper[part]
-            sides = (low, self.short_L, lines.l, 1.0, torch.maximum), (up, self.short_U, lines.u, -1.0, torch.minimum)
+            sides = (
+                (low, self.short_L, lines.l, 1.0, torch.maximum),
+                (up, self.short_U, lines.u, -1.0, torch.minimum),
+            )
             for bounds, row, offset, sign, better in sides:
-                found = sign * _least_within(sign * row[chosen], sign * offset[chosen], a[part], least[part], *box)
+                found = sign * _least_within(
+                    sign * row[chosen], sign * offset[chosen], a[part], least[part], *box
+                )
                 found = torch.where(usable[part].unsqueeze(1), found, -sign * torch.inf)
                 old = bounds[part].gather(1, neurons)
                 bounds[part] = bounds[part].scatter(1, neurons, better(old, found))
@@ -306,20 +355,28 @@ class Clipper:
         return Region(region.x_lower, region.x_upper, low, up, region.feasible & ~is_empty)
 
     def cut_rows(self, region: Region, a: Tensor, value: Tensor) -> Region:
-        """Shrink boxes by row lines ``a [B, S, n]`` whose least value minus ``rhs`` is ``value [B, S]``."""
+        """Shrink boxes by row lines ``a [B, S, n]`` whose least value minus ``rhs`` is
+        ``value [B, S]``."""
         x_lower, x_upper, is_left = clipped(region.x_lower, region.x_upper, a, value)
         return Region(x_lower, x_upper, region.low, region.up, region.feasible & is_left)
 
     def _from_rows(self, case: Tensor, low: Tensor, up: Tensor) -> Tensor:
-        """Upper bounds of last-layer neurons implied by ``sum_j c_j z_j + rest <= rhs`` (interval reasoning)."""
+        """Upper bounds of last-layer neurons implied by ``sum_j c_j z_j + rest <= rhs`` (interval
+        reasoning)."""
         assert self.last is not None and self.rest is not None and self.inverse_last is not None
-        c, rest, scale, rhs = (_of_cases(part, case) for part in (self.last, self.rest, self.scale, self.rhs))
+        c, rest, scale, rhs = (
+            _of_cases(part, case) for part in (self.last, self.rest, self.scale, self.rhs)
+        )
         inverse = _of_cases(self.inverse_last, case)
         z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
-        least = (torch.matmul(c.clamp(min=0), z_low.mT) + torch.matmul(c.clamp(max=0), z_up.mT)).squeeze(2) + rest
+        least = (
+            torch.matmul(c.clamp(min=0), z_low.mT) + torch.matmul(c.clamp(max=0), z_up.mT)
+        ).squeeze(2) + rest
         size = torch.matmul(c.abs(), torch.maximum(z_low, z_up).mT).squeeze(2) + scale + rhs.abs()
         rooms = room(rhs + (PAD * size + LOST), least).unsqueeze(2)
-        return torch.minimum(up, torch.maximum(limit(z_low.squeeze(1), (rooms * inverse).amin(dim=1)), low))
+        return torch.minimum(
+            up, torch.maximum(limit(z_low.squeeze(1), (rooms * inverse).amin(dim=1)), low)
+        )
 
 
 def _of_cases(values: Tensor, case: Tensor) -> Tensor:
@@ -328,7 +385,8 @@ def _of_cases(values: Tensor, case: Tensor) -> Tensor:
 
 
 def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | None:
-    """Rows ``[P, S, m]`` as affine functions of one ReLU layer: ``(c [P, S, size], rest [P, S], ReLU node)``.
+    """Rows ``[P, S, m]`` as affine functions of one ReLU layer:
+    ``(c [P, S, size], rest [P, S], ReLU node)``.
 
     None where the outputs also depend on something else.
     """
@@ -351,19 +409,27 @@ def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | N
 
 
 def clipper_of(
-    network: Network, layout: Layout, enclosure: Enclosure, rows: tuple[Tensor, Tensor | None, Tensor], memory: int
+    network: Network,
+    layout: Layout,
+    enclosure: Enclosure,
+    rows: tuple[Tensor, Tensor | None, Tensor],
+    memory: int,
 ) -> Clipper:
     """The clipper of a problem with rows ``C [P, S, m]``, ``D`` or None, ``rhs [P, S]``."""
     c, d, rhs = rows
     lines = NeuronLines(network, layout, enclosure, memory)
-    found = last_layer(network, c) if d is None and not enclosure.scales.radii else None  # rounded rows are not affine
+    found = (
+        last_layer(network, c) if d is None and not enclosure.scales.radii else None
+    )  # rounded rows are not affine
     outputs = torch.cat([enclosure.scales[name].flatten() for name in network.graph.outputs])
     scale = c.abs() @ outputs
     if found is None:
         return Clipper(lines, None, None, rhs, scale)
     coefficient, rest, node = found
     where = layout.neuron_at[network.graph.nodes[node].inputs[0]]
-    full = torch.zeros(*coefficient.shape[:2], layout.n_neurons, dtype=network.dtype, device=network.device)
+    full = torch.zeros(
+        *coefficient.shape[:2], layout.n_neurons, dtype=network.dtype, device=network.device
+    )
     full[:, :, where] = coefficient
     low = enclosure.bounds[network.graph.nodes[node].inputs[0]][0]
     seed = (coefficient * is_active(low.flatten())).reshape(*coefficient.shape[:2], *low.shape[1:])
@@ -371,4 +437,6 @@ def clipper_of(
     part = backward.run({network.graph.nodes[node].inputs[0]: seed})
     slack = PAD * (part.constant.abs() + rest.abs() + scale) + LOST
     active = part.coefficient, part.constant - part.error + rest - slack
-    return Clipper(lines, full, rest, rhs, scale, active if torch.isfinite(active[1]).all() else None)
+    return Clipper(
+        lines, full, rest, rhs, scale, active if torch.isfinite(active[1]).all() else None
+    )

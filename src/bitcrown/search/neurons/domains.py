@@ -1,6 +1,7 @@
 """Open subproblems of the neuron split, as rows of tensors, and the stack they wait on.
 
-Legend: ``B`` domains, ``S`` rows per domain, ``N`` neurons (operands of ReLU), ``K`` branching candidates.
+Legend: ``B`` domains, ``S`` rows per domain, ``N`` neurons (operands of ReLU), ``K`` branching
+candidates.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from torch import Tensor
 
 @dataclass
 class Domains:
-    """``case [B]`` which case, ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in {-1, 0, 1},
-    ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons worth splitting (-1: none),
-    ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or ``[B, 0]`` where domains keep the root's;
-    ``low``/``up`` the domain's own neuron bounds ``[B, N]`` (float64), or ``[B, 0]`` likewise;
-    ``mix [B, S]`` how a domain's rows are mixed into the one that is bounded."""
+    """``case [B]`` which case, ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in
+    {-1, 0, 1}, ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons
+    worth splitting (-1: none), ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or
+    ``[B, 0]`` where domains keep the root's; ``low``/``up`` the domain's own neuron bounds
+    ``[B, N]`` (float64), or ``[B, 0]`` likewise; ``mix [B, S]`` how a domain's rows are mixed into
+    the one that is bounded."""
 
     case: Tensor
     alpha: Tensor
@@ -42,7 +44,8 @@ class Domains:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def restrict(self, neurons: Tensor) -> Domains:
-        """The same domains over the neurons ``[U]`` alone (no other one may be split; one alpha per neuron)."""
+        """The same domains over the neurons ``[U]`` alone (no other one may be split; one alpha per
+        neuron)."""
         position = torch.full((self.beta.shape[1] + 1,), -1, device=neurons.device)
         position[neurons] = torch.arange(len(neurons), device=neurons.device)
         return replace(
@@ -56,7 +59,8 @@ class Domains:
 
 @dataclass
 class Outcome:
-    """``proved``: every case excluded. ``stuck``: domains with nothing left to split. ``open`` what is left."""
+    """``proved``: every case excluded. ``stuck``: domains with nothing left to split. ``open`` what
+    is left."""
 
     proved: bool
     rounds: int
@@ -77,7 +81,8 @@ def whole_cases(
     n_candidates: int,
     box: tuple[Tensor, Tensor] | None,
 ) -> Domains:
-    """Domains without splits: ``alpha [1, N_alpha]`` for all; ``box`` (two ``[1, n]``) where domains keep their own."""
+    """Domains without splits: ``alpha [1, N_alpha]`` for all; ``box`` (two ``[1, n]``) where
+    domains keep their own."""
     count, device, dtype = len(case), value.device, value.dtype
     flat = torch.zeros(count, n_neurons, dtype=dtype, device=device)
     x_lower = x_upper = nothing = flat.new_zeros(count, 0, dtype=torch.float64)
@@ -106,7 +111,8 @@ def concatenate(parts: list[Domains]) -> Domains:
 
 
 class DomainStack:
-    """Last in, first out, by chunks: keeps the store small, since deep domains are proved soonest."""
+    """Last in, first out, by chunks: keeps the store small, since deep domains are proved
+    soonest."""
 
     def __init__(self) -> None:
         self.chunks: list[Domains] = []

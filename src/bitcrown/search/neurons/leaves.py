@@ -1,14 +1,15 @@
 """Exact linear programs for domains of networks with one hidden ReLU layer (HiGHS).
 
-In a domain the violation set is relaxed to ``x`` in the box, ``z_j`` in the triangle of its ReLU, all rows and all
-split constraints. The elastic program
+In a domain the violation set is relaxed to ``x`` in the box, ``z_j`` in the triangle of its ReLU,
+all rows and all split constraints. The elastic program
 
-    minimise s   subject to   row_k(z, x) <= s  for every row,   -sign_j a_j(x) <= s  for every split,   triangles
+    minimise s   subject to   row_k(z, x) <= s  for every row,   -sign_j a_j(x) <= s  for every
+    split,   triangles
 
-has a positive optimum exactly when that relaxation is empty. Its dual multipliers are the mixture of rows, the betas
-and (through the two lower sides of each triangle) the alphas with which the backward pass reaches the same value. So
-the program only *finds* parameters: what excludes a domain is still the float64 pass with rounding error. Its primal
-point is a candidate for a counterexample.
+has a positive optimum exactly when that relaxation is empty. Its dual multipliers are the mixture
+of rows, the betas and (through the two lower sides of each triangle) the alphas with which the
+backward pass reaches the same value. So the program only *finds* parameters: what excludes a domain
+is still the float64 pass with rounding error. Its primal point is a candidate for a counterexample.
 
 Legend: ``N`` neurons, ``S`` rows, ``n`` inputs.
 """
@@ -31,12 +32,14 @@ from bitcrown.model.execute import Network
 from bitcrown.search.neurons.domains import Domains
 
 PROGRAMS = 16
-"""Programs solved per batch of domains: a program costs a millisecond, propagation of a domain a fraction of that."""
+"""Programs solved per batch of domains: a program costs a millisecond, propagation of a domain a
+fraction of that."""
 
 
 @dataclass(frozen=True)
 class ShallowNetwork:
-    """``a = W x + b [N]`` and rows ``c relu(a) + d x <= limit``: ``c [P, S, N]``, ``d [P, S, n]``, ``limit [P, S]``."""
+    """``a = W x + b [N]`` and rows ``c relu(a) + d x <= limit``: ``c [P, S, N]``, ``d [P, S, n]``,
+    ``limit [P, S]``."""
 
     W: np.ndarray
     b: np.ndarray
@@ -47,7 +50,8 @@ class ShallowNetwork:
 
 @dataclass(frozen=True)
 class LeafSolution:
-    """Multipliers found for one domain, the point where the program ends, and the neuron it violates most (or -1)."""
+    """Multipliers found for one domain, the point where the program ends, and the neuron it
+    violates most (or -1)."""
 
     alpha: np.ndarray
     beta: np.ndarray
@@ -60,13 +64,16 @@ class LeafSolution:
 def shallow_network(
     network: Network, layout: Layout, last: Tensor | None, rest: Tensor | None, rhs: Tensor
 ) -> ShallowNetwork | None:
-    """The explicit form, or None where a ReLU operand is not affine in the inputs or the rows see anything else."""
+    """The explicit form, or None where a ReLU operand is not affine in the inputs or the rows see
+    anything else."""
     if last is None or rest is None or layout.n_alphas != layout.n_neurons:
         return None
     weights, offsets = [], []
     for name in layout.neuron_at:
         node = network.graph.nodes[name]
-        seed = torch.eye(node.size, dtype=network.dtype, device=network.device).reshape(1, node.size, *node.shape)
+        seed = torch.eye(node.size, dtype=network.dtype, device=network.device).reshape(
+            1, node.size, *node.shape
+        )
         try:
             lines = Backward(network, {}).run({name: seed})
         except KeyError:  # a nonlinear node on the way: no relaxation was given for any
@@ -76,7 +83,11 @@ def shallow_network(
     zeros = np.zeros((*rhs.shape, network.graph.n_inputs))
     limit = (rhs - rest).cpu().numpy()
     return ShallowNetwork(
-        torch.cat(weights).cpu().numpy(), torch.cat(offsets).cpu().numpy(), last.cpu().numpy(), zeros, limit
+        torch.cat(weights).cpu().numpy(),
+        torch.cat(offsets).cpu().numpy(),
+        last.cpu().numpy(),
+        zeros,
+        limit,
     )
 
 
@@ -88,27 +99,35 @@ def snapped(x: np.ndarray, low: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 class LeafSolver:
-    """Solves the elastic program of one domain at a time. Raises ``ResourceError`` if highspy is not installed."""
+    """Solves the elastic program of one domain at a time. Raises ``ResourceError`` if highspy is
+    not installed."""
 
     def __init__(self, net: ShallowNetwork) -> None:
         try:
             import highspy
         except ImportError as error:
-            raise ResourceError("linear programs need the package highspy; install_tool.sh installs it") from error
+            raise ResourceError(
+                "linear programs need the package highspy; install_tool.sh installs it"
+            ) from error
         self.highspy, self.net = highspy, net
         self.solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
         self.solver.setOptionValue("output_flag", False)
         self.solver.setOptionValue("threads", 1)
 
-    def assign(self, domains: Domains, low: np.ndarray, up: np.ndarray, budget: Budget) -> list[np.ndarray]:
-        """Solve all ``domains``, set their parameters and branching neuron; points where a violation is possible."""
+    def assign(
+        self, domains: Domains, low: np.ndarray, up: np.ndarray, budget: Budget
+    ) -> list[np.ndarray]:
+        """Solve all ``domains``, set their parameters and branching neuron; points where a
+        violation is possible."""
         points = []
         for i in range(min(len(domains), PROGRAMS)):
             if budget.is_expired():
                 break
             box = domains.x_lower[i].cpu().numpy(), domains.x_upper[i].cpu().numpy()
             row = min(i, len(low) - 1)
-            found = self.solve(int(domains.case[i]), *box, low[row], up[row], domains.split[i].cpu().numpy())
+            found = self.solve(
+                int(domains.case[i]), *box, low[row], up[row], domains.split[i].cpu().numpy()
+            )
             if found is None:
                 continue
             domains.alpha[i, 0] = torch.from_numpy(found.alpha)
@@ -121,9 +140,16 @@ class LeafSolver:
         return points
 
     def solve(
-        self, case: int, x_lower: np.ndarray, x_upper: np.ndarray, low: np.ndarray, up: np.ndarray, split: np.ndarray
+        self,
+        case: int,
+        x_lower: np.ndarray,
+        x_upper: np.ndarray,
+        low: np.ndarray,
+        up: np.ndarray,
+        split: np.ndarray,
     ) -> LeafSolution | None:
-        """The program of one domain; ``low``/``up [N]`` are its neuron bounds. None without optimum."""
+        """The program of one domain; ``low``/``up [N]`` are its neuron bounds. None without
+        optimum."""
         matrix, upper, unstable, decided, used = self._program(case, low, up, split)
         n, k = len(x_lower), len(unstable)
         lower_col = np.concatenate([x_lower, np.zeros(k), [-1e6]])
@@ -148,7 +174,8 @@ class LeafSolver:
     def _program(
         self, case: int, low: np.ndarray, up: np.ndarray, split: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """``matrix (x, z, s) <= upper``, the unstable and the split neurons, and which rows are used."""
+        """``matrix (x, z, s) <= upper``, the unstable and the split neurons, and which rows are
+        used."""
         net = self.net
         unstable = np.nonzero(is_unstable(torch.from_numpy(low), torch.from_numpy(up)).numpy())[0]
         active = np.nonzero(is_active(torch.from_numpy(low)).numpy())[0]
@@ -160,12 +187,16 @@ class LeafSolver:
         rows_up = (net.limit[case] - c[:, active] @ net.b[active])[used]
         decided = np.nonzero(split)[0]
         sign = split[decided].astype(np.float64)[:, None]
-        splits = np.concatenate([-sign * net.W[decided], np.zeros((len(decided), k)), -np.ones((len(decided), 1))], 1)
+        splits = np.concatenate(
+            [-sign * net.W[decided], np.zeros((len(decided), k)), -np.ones((len(decided), 1))], 1
+        )
         splits_up = (sign[:, 0]) * net.b[decided]
         eye, zero = np.eye(k), np.zeros((k, 1))
         above = np.concatenate([net.W[unstable], -eye, zero], axis=1)  # a - z <= 0
         slope = up[unstable] / (up[unstable] - low[unstable])
-        chord = np.concatenate([-slope[:, None] * net.W[unstable], eye, zero], axis=1)  # z <= slope (a - low)
+        chord = np.concatenate(
+            [-slope[:, None] * net.W[unstable], eye, zero], axis=1
+        )  # z <= slope (a - low)
         chord_up = slope * (net.b[unstable] - low[unstable])
         matrix = np.concatenate([rows, splits, above, chord])
         upper = np.concatenate([rows_up, splits_up, -net.b[unstable], chord_up])
@@ -184,11 +215,17 @@ class LeafSolver:
         lp.row_lower_, lp.row_upper_ = np.full(len(matrix), -highspy.kHighsInf), upper
         row, column = np.nonzero(matrix)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(matrix)))]).astype(np.int32)
+        lp.a_matrix_.start_ = np.concatenate(
+            [[0], np.cumsum(np.bincount(row, minlength=len(matrix)))]
+        ).astype(np.int32)
         lp.a_matrix_.index_, lp.a_matrix_.value_ = column.astype(np.int32), matrix[row, column]
         self.solver.passModel(lp)
         self.solver.run()
         if self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
         solution = self.solver.getSolution()
-        return np.array(solution.col_value), np.array(solution.row_dual), np.array(solution.col_dual)
+        return (
+            np.array(solution.col_value),
+            np.array(solution.row_dual),
+            np.array(solution.col_dual),
+        )

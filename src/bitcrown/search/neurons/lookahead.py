@@ -1,13 +1,15 @@
-"""Branching by propagation, where several rows must hold together: try both signs, keep what settles most.
+"""Branching by propagation, where several rows must hold together: try both signs, keep what
+settles most.
 
-A row that must hold together with others works like a clause: a decision forces neurons, they force inputs, these force
-other neurons. Bounds of the mixture of rows hardly see that, propagation does. So candidates are judged by what
-propagation makes of their two children, as in look-ahead solvers for satisfiability (Heule and van Maaren, 2009): the
-product of the shares of neuron width that the children lose. Where one child is found empty the other sign is forced,
-whatever else is split.
+A row that must hold together with others works like a clause: a decision forces neurons, they force
+inputs, these force other neurons. Bounds of the mixture of rows hardly see that, propagation does.
+So candidates are judged by what propagation makes of their two children, as in look-ahead solvers
+for satisfiability (Heule and van Maaren, 2009): the product of the shares of neuron width that the
+children lose. Where one child is found empty the other sign is forced, whatever else is split.
 
-Candidates come from a cheap score: an undecided neuron whose inputs occur in many short lines, where "short" means that
-little is left to vary (Jeroslow and Wang, 1990). Legend: ``B`` domains, ``N`` neurons, ``K`` candidates.
+Candidates come from a cheap score: an undecided neuron whose inputs occur in many short lines,
+where "short" means that little is left to vary (Jeroslow and Wang, 1990). Legend: ``B`` domains,
+``N`` neurons, ``K`` candidates.
 """
 
 from __future__ import annotations
@@ -25,26 +27,40 @@ ROUNDS = 4
 ROWS = 4096
 """Children that are propagated at once."""
 NEGLIGIBLE = 1e-6
-"""Share of a neuron's width by which it must cross zero to be worth a split (bounds are padded by less)."""
+"""Share of a neuron's width by which it must cross zero to be worth a split (bounds are padded by
+less)."""
 
 
-def look_ahead(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The neuron ``[B]`` to split in each domain (-1 if none is left), and ``split [B, N]`` with forced signs added.
+def look_ahead(
+    clipper: Clipper, domains: Domains, low: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The neuron ``[B]`` to split in each domain (-1 if none is left), and ``split [B, N]`` with
+    forced signs added.
 
     ``low``/``up [B, N]`` are the domains' neuron bounds.
     """
     scores = _scores(clipper, domains, low, up)
-    candidates = best_candidates(torch.where(domains.split == 0, scores, torch.zeros_like(scores)), WIDTH)
+    candidates = best_candidates(
+        torch.where(domains.split == 0, scores, torch.zeros_like(scores)), WIDTH
+    )
     count, width = candidates.shape
     settled = torch.zeros(2, count, width, dtype=low.dtype, device=low.device)
     step = max(1, ROWS // (2 * width))
     for part in torch.split(torch.arange(count, device=low.device), step):
-        settled[:, part] = _settled(clipper, domains.select(part), low[part], up[part], candidates[part])
+        settled[:, part] = _settled(
+            clipper, domains.select(part), low[part], up[part], candidates[part]
+        )
     is_empty = torch.isinf(settled)
     is_forced = is_empty[0] ^ is_empty[1]
-    quality = torch.where(is_forced, 1e30, settled[0] * settled[1])  # an empty child is no split at all
-    best = torch.where(candidates != -1, quality, -torch.ones_like(quality)).argmax(dim=1, keepdim=True)
-    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (is_forced & (candidates != -1))
+    quality = torch.where(
+        is_forced, 1e30, settled[0] * settled[1]
+    )  # an empty child is no split at all
+    best = torch.where(candidates != -1, quality, -torch.ones_like(quality)).argmax(
+        dim=1, keepdim=True
+    )
+    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (
+        is_forced & (candidates != -1)
+    )
     forced = torch.zeros_like(domains.split).scatter_add(1, candidates.clamp(min=0), sign)
     return candidates.gather(1, best).squeeze(1), domains.split + forced
 
@@ -59,12 +75,17 @@ def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tens
     influence = (shortness @ weight) * radius
     k_low, k_up = low[:, lines.index], up[:, lines.index]
     share = ratio(torch.minimum(-k_low, k_up), k_up - k_low)
-    found = torch.where(share > NEGLIGIBLE, share * ((influence @ weight.T) + 1e-9), torch.zeros_like(share))
+    found = torch.where(
+        share > NEGLIGIBLE, share * ((influence @ weight.T) + 1e-9), torch.zeros_like(share)
+    )
     return torch.zeros_like(low).index_copy(1, lines.index, found)
 
 
-def _settled(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor, candidates: Tensor) -> Tensor:
-    """What the negative and the positive child of each candidate lose, ``[2, B, K]``; infinity where it is empty."""
+def _settled(
+    clipper: Clipper, domains: Domains, low: Tensor, up: Tensor, candidates: Tensor
+) -> Tensor:
+    """What the negative and the positive child of each candidate lose, ``[2, B, K]``; infinity
+    where it is empty."""
     count, width = candidates.shape
     index = torch.arange(count, device=low.device).repeat_interleave(width)
     neuron = candidates.clamp(min=0).reshape(-1, 1)

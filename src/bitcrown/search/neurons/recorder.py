@@ -1,9 +1,10 @@
-"""What the neuron split closed, as hints for a certificate: signs, slopes and multipliers of each closed domain.
+"""What the neuron split closed, as hints for a certificate: signs, slopes and multipliers of each
+closed domain.
 
-A recorder is given to a search that is to leave a certificate. It keeps rows of numbers and judges nothing: the writer
-(``certification.neurons``) proves every leaf again, and finds its own way where hints do not suffice.
-The closed domains of a finished search cover all signs, so they determine a tree: some neuron is decided in all of
-them, and divides them into two sets of the same kind.
+A recorder is given to a search that is to leave a certificate. It keeps rows of numbers and judges
+nothing: the writer (``certification.neurons``) proves every leaf again, and finds its own way where
+hints do not suffice. The closed domains of a finished search cover all signs, so they determine a
+tree: some neuron is decided in all of them, and divides them into two sets of the same kind.
 
 Legend: ``H`` closed domains, ``U`` neurons that a record knows, ``S`` rows of a case.
 """
@@ -24,7 +25,8 @@ MAX_BYTES = 1 << 30
 
 
 class Batch(NamedTuple):
-    """Domains closed together: ``case [H]``, ``split``/``alpha``/``beta [H, U]``, ``mix [H, S]``."""
+    """Domains closed together: ``case [H]``, ``split``/``alpha``/``beta [H, U]``,
+    ``mix [H, S]``."""
 
     neurons: np.ndarray[Any, Any]
     case: np.ndarray[Any, Any]
@@ -35,7 +37,8 @@ class Batch(NamedTuple):
 
 
 class Recorder:
-    """Collects ``Batch``es up to ``MAX_BYTES``; ``names`` says which ReLU of the file a neuron belongs to."""
+    """Collects ``Batch``es up to ``MAX_BYTES``; ``names`` says which ReLU of the file a neuron
+    belongs to."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -43,7 +46,8 @@ class Recorder:
         self.bytes = 0
 
     def add(self, layout: Layout, neurons: Tensor | None, domains: Domains) -> None:
-        """``layout`` is that of the whole network; ``neurons [U]`` those the domains know (None: all)."""
+        """``layout`` is that of the whole network; ``neurons [U]`` those the domains know (None:
+        all)."""
         if not len(domains) or layout.n_alphas != layout.n_neurons or self.bytes > MAX_BYTES:
             return
         if not self.names:
@@ -55,12 +59,17 @@ class Recorder:
 
 
 class Hints:
-    """Recorded domains of one case over the neurons ``columns``: (ReLU, neuron) pairs of the checker's network."""
+    """Recorded domains of one case over the neurons ``columns``: (ReLU, neuron) pairs of the
+    checker's network."""
 
-    def __init__(self, recorder: Recorder, case: int, columns: list[tuple[int, int]], numbers: dict[str, int]) -> None:
+    def __init__(
+        self, recorder: Recorder, case: int, columns: list[tuple[int, int]], numbers: dict[str, int]
+    ) -> None:
         self.columns = columns
         place = {pair: k for k, pair in enumerate(columns)}
-        target = np.array([place.get((numbers.get(name, -1), index), -1) for name, index in recorder.names])
+        target = np.array(
+            [place.get((numbers.get(name, -1), index), -1) for name, index in recorder.names]
+        )
         parts: list[list[np.ndarray[Any, Any]]] = [[], [], [], []]
         for batch in recorder.batches:
             rows = np.nonzero(batch.case == case)[0]
@@ -71,14 +80,17 @@ class Hints:
                 store.append(found)
             parts[3].append(batch.mix[rows])
         empty = np.zeros((0, len(columns)))
-        self.split, self.alpha, self.beta = (np.concatenate(part) if part else empty for part in parts[:3])
+        self.split, self.alpha, self.beta = (
+            np.concatenate(part) if part else empty for part in parts[:3]
+        )
         self.mix = np.concatenate(parts[3]) if parts[3] else np.zeros((0, 1))
 
     def __len__(self) -> int:
         return len(self.split)
 
     def next_column(self, rows: np.ndarray[Any, Any], used: set[int]) -> int:
-        """The column that most of ``rows`` decide, of those not ``used`` yet; -1 if there is none."""
+        """The column that most of ``rows`` decide, of those not ``used`` yet; -1 if there is
+        none."""
         counts = (self.split[rows] != 0).sum(axis=0)
         counts[list(used)] = 0
         best = int(counts.argmax()) if len(counts) else 0

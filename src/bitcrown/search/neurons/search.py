@@ -1,8 +1,8 @@
 """Branch and bound over ReLU signs with optimised linear bounds (beta-CROWN).
 
-A round takes a batch of domains, chooses a neuron for each (``branching``), bounds both children by gradient ascent
-over alpha and beta from the parent's values (``domain_bounds``), and puts back what is not excluded. Legend: ``B``
-domains.
+A round takes a batch of domains, chooses a neuron for each (``branching``), bounds both children by
+gradient ascent over alpha and beta from the parent's values (``domain_bounds``), and puts back what
+is not excluded. Legend: ``B`` domains.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from bitcrown.search.neurons.lookahead import look_ahead
 class NeuronSplit(DomainBounds):
     """The search; see ``DomainBounds`` for the arguments."""
 
-    def run(self, domains: Domains, on_round: Callable[[NeuronSplit], object | None] | None = None) -> Outcome:
-        """Search below ``domains``. ``on_round`` may return a witness (attack steps inside the search)."""
+    def run(
+        self, domains: Domains, on_round: Callable[[NeuronSplit], object | None] | None = None
+    ) -> Outcome:
+        """Search below ``domains``. ``on_round`` may return a witness (attack steps inside the
+        search)."""
         self.rounds = self.domains = self.stuck = 0
         self.batch = 8
         self.choice, self.score = ScoreChoice(), 0
@@ -54,7 +57,9 @@ class NeuronSplit(DomainBounds):
 
     def _outcome(self, proved: bool, reason: str = "", witness: object | None = None) -> Outcome:
         worst = min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
-        return Outcome(proved, self.rounds, self.domains, self.stuck, len(self.stack), worst, witness, reason)
+        return Outcome(
+            proved, self.rounds, self.domains, self.stuck, len(self.stack), worst, witness, reason
+        )
 
     def _resize(self, size: int, rate: float, best: float) -> float:
         seconds = size / rate
@@ -100,7 +105,9 @@ class NeuronSplit(DomainBounds):
         value = []
         whole = self.bounds_of(batch, self.guide.dtype)
         for sign in (-1, 1):
-            trial = batch.select(torch.arange(count, device=candidates.device).repeat_interleave(width))
+            trial = batch.select(
+                torch.arange(count, device=candidates.device).repeat_interleave(width)
+            )
             neuron = candidates.flatten().clamp(min=0)
             trial.split = trial.split.scatter(1, neuron.unsqueeze(1), sign)
             value.append(self.quick_bound(trial, whole, width).reshape(count, width))

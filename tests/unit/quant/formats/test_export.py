@@ -27,9 +27,13 @@ from bitcrown.quant.network.thresholds import exact_rows
 from tests.quant_models import run
 
 
-def stairs(shape: tuple[int, ...], source: int, shift: int, low: int, levels: int, channels: int = 1) -> Staircase:
+def stairs(
+    shape: tuple[int, ...], source: int, shift: int, low: int, levels: int, channels: int = 1
+) -> Staircase:
     offsets = [Fraction(k, 3) for k in range(channels)]
-    base, rows = exact_rows([Fraction(1, 2**shift)] * channels, offsets, low, low + levels, "half_up")
+    base, rows = exact_rows(
+        [Fraction(1, 2**shift)] * channels, offsets, low, low + levels, "half_up"
+    )
     return Staircase(shape, source, base, rows, rows, "shift")
 
 
@@ -61,7 +65,9 @@ def test_exported_network_is_the_same_function(tmp_path: Path) -> None:
     assert (run(path, x) == expected).all() and len(np.unique(expected)) > 10
     assert (read_onnx(path).evaluate(x) == expected).all()
     optimised = session(path.read_bytes(), "net", optimised=True)
-    assert (np.stack([optimised.run(None, {"X": v.reshape(1, 2, 4, 4)})[0][0] for v in x]) == expected).all()
+    assert (
+        np.stack([optimised.run(None, {"X": v.reshape(1, 2, 4, 4)})[0][0] for v in x]) == expected
+    ).all()
 
 
 def test_steps_that_are_no_shift_are_refused() -> None:

@@ -1,4 +1,5 @@
-"""The .h5 reader: a hand-computed network, the widths in a file name, and one sentence for every bad file."""
+"""The .h5 reader: a hand-computed network, the widths in a file name, and one sentence for every
+bad file."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def test_weights_are_clamped_and_rounded_halves_away_from_zero() -> None:
 def test_two_layers_follow_the_published_arithmetic(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     layers = [
-        (random.normal(size=(n, m)).astype(np.float32) / 2, random.normal(size=m).astype(np.float32))
+        (
+            random.normal(size=(n, m)).astype(np.float32) / 2,
+            random.normal(size=m).astype(np.float32),
+        )
         for n, m in ((9, 6), (6, 4))
     ]
     network = read_h5(write(tmp_path / "net.h5", layers, "model/"))
@@ -64,7 +68,10 @@ def bad_files() -> dict[str, tuple[Any, str]]:
         "infinite": ([(single([np.inf, 0]), single(0, 0))], "not finite"),
         "vector": ([(single(0, 1), single(0))], "kernel of shape"),
         "bias": ([(good[0], single(0))], "bias of"),
-        "chain": ([good, (np.zeros((4, 2), np.float32), np.zeros(2, np.float32))], "takes 4 inputs, but gets 3"),
+        "chain": (
+            [good, (np.zeros((4, 2), np.float32), np.zeros(2, np.float32))],
+            "takes 4 inputs, but gets 3",
+        ),
         "integers": ([(np.zeros((2, 3), np.int32), good[1])], "not an array of floats"),
         "empty": ([], "no layer with a kernel"),
     }
@@ -85,7 +92,9 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 not hdf5")
     with pytest.raises(QuantError, match="not an .h5 file"):
         read_h5(path)
-    whole = write(tmp_path / "whole.h5", [(np.ones((20, 30), np.float32), np.ones(30, np.float32))]).read_bytes()
+    whole = write(
+        tmp_path / "whole.h5", [(np.ones((20, 30), np.float32), np.ones(30, np.float32))]
+    ).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(QuantError, match="cannot be read"):
         read_h5(path)

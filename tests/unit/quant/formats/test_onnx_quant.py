@@ -1,4 +1,5 @@
-"""The ONNX reader: real files, what is refused and in which words, and the comparison with onnxruntime itself."""
+"""The ONNX reader: real files, what is refused and in which words, and the comparison with
+onnxruntime itself."""
 
 from __future__ import annotations
 
@@ -52,13 +53,25 @@ def test_real_qdq_network_encloses_the_runtime() -> None:
         least, greatest = exit_ends(network.exit, low[-1], high[-1])
         assert ((least <= expected) & (expected <= greatest)).all()
     kinds = [type(node).__name__ for node in network.nodes]
-    assert kinds == ["Input", "Conv", "Staircase", "MaxPool", "Conv", "Staircase", "MaxPool", "Dense", "Staircase"]
+    assert kinds == [
+        "Input",
+        "Conv",
+        "Staircase",
+        "MaxPool",
+        "Conv",
+        "Staircase",
+        "MaxPool",
+        "Dense",
+        "Staircase",
+    ]
 
 
 def small(w: Writer, name: str = "x") -> str:
     """A quantized layer of 3 inputs and 2 outputs."""
     x = w.quantized(name, 0.5, 3, np.uint8)
-    return w.quantized(w.add("MatMul", x, w.weight([[1, 2], [3, -4], [5, 6]], 0.25)), 2.0, 10, np.uint8)
+    return w.quantized(
+        w.add("MatMul", x, w.weight([[1, 2], [3, -4], [5, 6]], 0.25)), 2.0, 10, np.uint8
+    )
 
 
 def test_input_quantized_after_arithmetic_keeps_float32_rounding(tmp_path: Path) -> None:
@@ -69,7 +82,9 @@ def test_input_quantized_after_arithmetic_keeps_float32_rounding(tmp_path: Path)
     single = (np.arange(-3000, 3000, dtype=np.float32) * np.float32(0.003)).astype(np.float32)
     values = np.stack([single, single[::-1], single], axis=1)
     q = network.evaluate(network.entry.integers(values))
-    assert (np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)).all()
+    assert (
+        np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)
+    ).all()
 
 
 def test_transposed_input_and_negative_factor(tmp_path: Path) -> None:
@@ -77,13 +92,17 @@ def test_transposed_input_and_negative_factor(tmp_path: Path) -> None:
     x = w.add("Transpose", w.add("Mul", "x", w.constant(-1.0)), perm=[0, 3, 1, 2])
     x = w.quantized(x, 0.5, 0, np.int8)
     y = w.add("Conv", x, w.weight(np.arange(-6, 6).reshape(3, 2, 1, 2), 0.5))
-    y = w.quantized(w.add("Mul", y, w.constant(np.reshape([1.0, -2.0, 0.5], (3, 1, 1)))), 4.0, 0, np.int8)
+    y = w.quantized(
+        w.add("Mul", y, w.constant(np.reshape([1.0, -2.0, 0.5], (3, 1, 1)))), 4.0, 0, np.int8
+    )
     path = w.save(tmp_path, y)
     network = read_onnx(path)
     values = (np.random.default_rng(0).integers(-60, 60, (50, 12)) / 4).astype(np.float32)
     q = network.evaluate(network.entry.integers(values))
     assert network.is_exact()
-    assert (np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)).all()
+    assert (
+        np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)
+    ).all()
 
 
 def test_falling_output_has_rising_values(tmp_path: Path) -> None:
@@ -93,15 +112,26 @@ def test_falling_output_has_rising_values(tmp_path: Path) -> None:
     assert all(list(row) == sorted(row) for row in network.exit.values)
     values = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32) * 40
     q = network.evaluate(network.entry.integers(values))
-    assert (np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)).all()
+    assert (
+        np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)
+    ).all()
 
 
 def two_branches(w: Writer, left_type: Any) -> str:
     """A convolution and an average of the same image, quantized differently, as four channels."""
     x = w.quantized("x", 0.5, 4, np.uint8)
     left = w.add("Conv", x, w.weight(np.arange(-9, 9).reshape(1, 2, 3, 3), 0.5), pads=[1] * 4)
-    right = w.add("AveragePool", x, kernel_shape=[2, 2], strides=[1, 1], pads=[0, 0, 1, 1], count_include_pad=1)
-    return w.add("Concat", w.quantized(left, 3.0, 5, left_type), w.quantized(right, 0.7, 9, np.uint8), axis=1)
+    right = w.add(
+        "AveragePool",
+        x,
+        kernel_shape=[2, 2],
+        strides=[1, 1],
+        pads=[0, 0, 1, 1],
+        count_include_pad=1,
+    )
+    return w.add(
+        "Concat", w.quantized(left, 3.0, 5, left_type), w.quantized(right, 0.7, 9, np.uint8), axis=1
+    )
 
 
 def test_concatenation_residual_sum_and_pooling(tmp_path: Path) -> None:
@@ -112,7 +142,9 @@ def test_concatenation_residual_sum_and_pooling(tmp_path: Path) -> None:
     network = read_onnx(path)
     values = np.random.default_rng(2).normal(size=(60, 32)).astype(np.float32) * 30
     q = network.evaluate(network.entry.integers(values))
-    assert (np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)).all()
+    assert (
+        np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)
+    ).all()
 
 
 def test_sum_of_tensors_with_two_scales_each_is_refused(tmp_path: Path) -> None:
@@ -128,7 +160,9 @@ def refused() -> dict[str, tuple[Any, str]]:
         return w.add("Softmax", w.add("Erf", small(w)))
 
     def dynamic(w: Writer) -> str:
-        w.nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dyn"))
+        w.nodes.append(
+            onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dyn")
+        )
         return "q"
 
     def product(w: Writer) -> str:
@@ -196,20 +230,27 @@ def test_disagreement_with_the_runtime_is_an_error(tmp_path: Path) -> None:
     path = w.save(tmp_path, small(w))
     network = read_onnx(path)
     check_agreement(network, path, 3, 8)
-    changed = [replace(node, weight=node.weight + 1) if isinstance(node, Dense) else node for node in network.nodes]
+    changed = [
+        replace(node, weight=node.weight + 1) if isinstance(node, Dense) else node
+        for node in network.nodes
+    ]
     with pytest.raises(QuantError, match="nothing can be proved"):
         check_agreement(replace(network, nodes=tuple(changed)), path, 3, 8)
 
 
 def test_an_optimiser_that_changes_the_function_is_reported(tmp_path: Path) -> None:
-    """The fused integer operator takes the integers of the bias as if their scale were that of the accumulator."""
+    """The fused integer operator takes the integers of the bias as if their scale were that of the
+    accumulator."""
     random = np.random.default_rng(0)
     w = Writer([1, 40])
     x = w.quantized("x", 0.5, 3, np.uint8)
     bias = w.weight(random.integers(-1000, 1000, 30), 0.0625, 0, np.int32)
     y = w.add("Gemm", x, w.weight(random.integers(-128, 128, (40, 30)), 0.5), bias)
     path = w.save(tmp_path, w.quantized(y, 64.0, 100, np.uint8))
-    assert "with all graph optimisations onnxruntime computes something else" in read_onnx(path).notes[0]
+    assert (
+        "with all graph optimisations onnxruntime computes something else"
+        in read_onnx(path).notes[0]
+    )
 
 
 def test_whole_float_input_by_agreement(tmp_path: Path) -> None:
@@ -244,4 +285,6 @@ def test_four_bit_weights_and_activations(tmp_path: Path, bits: str) -> None:
     network = read_onnx(path)
     values = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32) * 3
     q = network.evaluate(network.entry.integers(values))
-    assert (np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)).all()
+    assert (
+        np.stack([exit_ends(network.exit, row, row)[0] for row in q]) == run(path, values)
+    ).all()

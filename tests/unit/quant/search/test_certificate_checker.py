@@ -15,10 +15,18 @@ NETWORK: dict[str, Any] = {
     "nodes": [
         {"op": "input", "shape": [2], "low": [0, 0], "high": [9, 9]},
         {"op": "dense", "shape": [1], "source": 0, "weight": [[2, -1]], "bias": [3]},
-        {"op": "staircase", "shape": [1], "source": 1, "base": [0], "early": [[0, 4, 8]], "late": [[0, 4, 8]]},
+        {
+            "op": "staircase",
+            "shape": [1],
+            "source": 1,
+            "base": [0],
+            "early": [[0, 4, 8]],
+            "late": [[0, 4, 8]],
+        },
     ],
 }
-"""S(2 x - y + 3), S(a) = #{k : a >= 0, 4, 8}; on x, y in [0, 2] the argument is in [1, 7], the output in [1, 2]."""
+"""S(2 x - y + 3), S(a) = #{k : a >= 0, 4, 8}; on x, y in [0, 2] the argument is in [1, 7], the
+output in [1, 2]."""
 
 
 def prop(bound: int, sign: int = 1) -> dict[str, Any]:
@@ -26,7 +34,9 @@ def prop(bound: int, sign: int = 1) -> dict[str, Any]:
     return {"low": [0, 0], "high": [2, 2], "cases": [case]}
 
 
-def signed(claim: dict[str, Any], parts: list[Any], roots: tuple[int, ...] = (0,), **extra: Any) -> dict[str, Any]:
+def signed(
+    claim: dict[str, Any], parts: list[Any], roots: tuple[int, ...] = (0,), **extra: Any
+) -> dict[str, Any]:
     content = {
         "format": "bitcrown-integer-certificate-1",
         "network": digest(NETWORK),
@@ -44,7 +54,10 @@ GOOD = [
     (BELOW_ONE, [[["prove", [1], []]]]),
     (BELOW_ONE, [[["propagate"], ["empty"]]]),
     (ABOVE_TWO, [[["enumerate"]]]),
-    (BELOW_ONE, [[["split", 0, 0, 0, 1, 2]], [["prove", [5], [[2, [[0, 1]]]]]], [["propagate"], ["empty"]]]),
+    (
+        BELOW_ONE,
+        [[["split", 0, 0, 0, 1, 2]], [["prove", [5], [[2, [[0, 1]]]]]], [["propagate"], ["empty"]]],
+    ),
     (BELOW_ONE, [[["tighten", [1], [], [[1, 0, 4, 3]]], ["empty"]]]),
     (BELOW_ONE, [[["clip", [4], [[2, [[0, 1]]]], [[1, 0, -1, 1, 1]]], ["empty"]]]),
 ]
@@ -99,7 +112,9 @@ def test_false_claim_is_rejected_by_enumeration_and_names_the_input() -> None:
 def test_every_case_needs_its_part() -> None:
     claim = {**BELOW_ONE, "cases": BELOW_ONE["cases"] * 2}
     assert not check(NETWORK, claim, signed(claim, [[["prove", [1], []]]])).accepted
-    assert check(NETWORK, claim, signed(claim, [[["prove", [1], []]], [["prove", [2], []]]], (0, 1))).accepted
+    assert check(
+        NETWORK, claim, signed(claim, [[["prove", [1], []]], [["prove", [2], []]]], (0, 1))
+    ).accepted
 
 
 def test_another_network_property_or_number_is_rejected() -> None:
@@ -112,14 +127,21 @@ def test_another_network_property_or_number_is_rejected() -> None:
     assert "digest" in check(NETWORK, BELOW_ONE, changed).message
 
 
-@pytest.mark.parametrize("bad", [[[["bound", [[1, 0, 0, 1, [], []]]]]], [[["bound", [[1, 0, 1, 0, [], []]]]]]])
+@pytest.mark.parametrize(
+    "bad", [[[["bound", [[1, 0, 0, 1, [], []]]]]], [[["bound", [[1, 0, 1, 0, [], []]]]]]]
+)
 def test_bounds_need_a_sign_and_a_weight(bad: list[Any]) -> None:
     certificate = signed(BELOW_ONE, [[["prove", [1], []]]], trunk=bad[0])
     assert "bad sign or weight" in check(NETWORK, BELOW_ONE, certificate).message
 
 
 def test_networks_with_other_things_than_integers_are_rejected() -> None:
-    for place, value in (("weight", [[2, -1.0]]), ("weight", [[2]]), ("bias", [3, 4]), ("source", 1)):
+    for place, value in (
+        ("weight", [[2, -1.0]]),
+        ("weight", [[2]]),
+        ("bias", [3, 4]),
+        ("source", 1),
+    ):
         broken = copy.deepcopy(NETWORK)
         broken["nodes"][1][place] = value
         certificate = signed(BELOW_ONE, [[["prove", [1], []]]], network=digest(broken))
@@ -133,12 +155,15 @@ def test_deep_nesting_and_missing_fields_are_findings() -> None:
     for certificate in ({}, {"format": "bitcrown-integer-certificate-1"}, [], None):
         assert not check(NETWORK, BELOW_ONE, certificate).accepted
     assert not check(
-        NETWORK, BELOW_ONE, {"format": "bitcrown-integer-certificate-1", "digest": "", "parts": nested}
+        NETWORK,
+        BELOW_ONE,
+        {"format": "bitcrown-integer-certificate-1", "digest": "", "parts": nested},
     ).accepted
 
 
 def test_thresholds_may_cross_where_no_accumulator_lies() -> None:
-    """The accumulator is 10 x: a step that is late at 1 and early at 10 says one thing about 0, 10, 20, ... only."""
+    """The accumulator is 10 x: a step that is late at 1 and early at 10 says one thing about 0, 10,
+    20, ... only."""
     network = copy.deepcopy(NETWORK)
     network["nodes"][1] = {"op": "sum", "shape": [2], "sources": [0], "factors": [10], "bias": [0]}
     network["nodes"][2] |= {"shape": [2], "early": [[10, 20]], "late": [[1, 11]]}
@@ -150,7 +175,8 @@ def test_thresholds_may_cross_where_no_accumulator_lies() -> None:
 
 
 def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
-    """At a = 10 the value would have to be at least 2 and at most 1: anything could be proved of it."""
+    """At a = 10 the value would have to be at least 2 and at most 1: anything could be proved of
+    it."""
     network = copy.deepcopy(NETWORK)
     network["nodes"][1] = {"op": "sum", "shape": [2], "sources": [0], "factors": [10], "bias": [0]}
     network["nodes"][2] |= {"shape": [2], "early": [[10, 20]], "late": [[1, 10]]}
@@ -158,7 +184,13 @@ def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
     parts = [[["split", 0, 0, 1, 1, 2]], [["propagate"], ["empty"]], [["propagate"], ["empty"]]]
     finding = check(network, claim, signed(claim, parts, network=digest(network)))
     assert "at the accumulator 10" in finding.message
-    network["nodes"][1] = {"op": "dense", "shape": [2], "source": 0, "weight": [[10, 0], [0, 10]], "bias": [0, 0]}
+    network["nodes"][1] = {
+        "op": "dense",
+        "shape": [2],
+        "source": 0,
+        "weight": [[10, 0], [0, 10]],
+        "bias": [0, 0],
+    }
     network["nodes"][2]["late"] = [[1, 11]]
     assert not check(network, claim, signed(claim, parts, network=digest(network))).accepted
 
@@ -203,6 +235,11 @@ def test_inputs_are_judged_by_the_real_case_which_implies_the_integer_one(
     ],
 )
 def test_real_values_have_to_cover_the_outputs_and_rise(change: dict[str, Any]) -> None:
-    claim = {"low": [0, 0], "high": [0, 9], "cases": [[{"terms": [[0, 1]], "bound": 0}]], "real": copy.deepcopy(REAL)}
+    claim = {
+        "low": [0, 0],
+        "high": [0, 9],
+        "cases": [[{"terms": [[0, 1]], "bound": 0}]],
+        "real": copy.deepcopy(REAL),
+    }
     claim["real"]["outputs"][0] |= change  # type: ignore[call-overload]
     assert not check(NETWORK, claim, signed(claim, [[["enumerate"]]])).accepted

@@ -61,7 +61,10 @@ def test_what_is_no_json_is_told_apart(text: str) -> None:
 def perceptron(seed: int, path: Path, shift: float = 0.0) -> Path:
     random = np.random.default_rng(seed)
     layers = [
-        (random.normal(size=(n, m)).astype(np.float32) / 2, random.normal(size=m).astype(np.float32) / 2 + shift)
+        (
+            random.normal(size=(n, m)).astype(np.float32) / 2,
+            random.normal(size=m).astype(np.float32) / 2 + shift,
+        )
         for n, m in ((3, 5), (5, 2))
     ]
     return write(path, layers)
@@ -82,8 +85,13 @@ def test_damaged_fixed_point_files_are_refused_in_one_sentence(tmp_path: Path) -
 
 
 def test_certificates_of_fixed_point_files(tmp_path: Path) -> None:
-    """Accepted for the file; rejected for another one, and for a property that is violated, whatever is carried."""
-    model, vnnlib, proof = perceptron(1, tmp_path / "net.h5"), tmp_path / "p.vnnlib", tmp_path / "proof.json"
+    """Accepted for the file; rejected for another one, and for a property that is violated,
+    whatever is carried."""
+    model, vnnlib, proof = (
+        perceptron(1, tmp_path / "net.h5"),
+        tmp_path / "p.vnnlib",
+        tmp_path / "proof.json",
+    )
     network = read_h5(model)
     points = np.array(list(product(range(90, 96), range(20, 25), range(200, 204))))
     least = int(network.evaluate(points)[:, 0].min())
@@ -103,7 +111,9 @@ def test_certificates_of_fixed_point_files(tmp_path: Path) -> None:
         certificate = certificate_form(query, decision.proof, decision.roots, with_forms=with_forms)
         proof.write_text(json.dumps(certificate))
         assert check_files(model, vnnlib, proof).accepted
-    proof.write_text(json.dumps(certificate_form(query, decision.proof, decision.roots, with_forms=True)))
+    proof.write_text(
+        json.dumps(certificate_form(query, decision.proof, decision.roots, with_forms=True))
+    )
     other = perceptron(1, tmp_path / "other.h5", 0.25)
     assert forms_of(other, vnnlib)[0] != forms_of(model, vnnlib)[0]
     assert "another network" in check_files(other, vnnlib, proof).message

@@ -1,4 +1,5 @@
-"""The pieces of a bound, each against brute force: products, adjoints, block minima, reduced costs, corners."""
+"""The pieces of a bound, each against brute force: products, adjoints, block minima, reduced costs,
+corners."""
 
 from __future__ import annotations
 
@@ -31,7 +32,16 @@ def test_products_of_wide_integers_are_exact_or_refused() -> None:
 def linear_steps(rng: np.random.Generator) -> list[tuple[LinearStep, list[int]]]:
     weight = rng.integers(-9, 10, size=(4, 1, 3, 2))
     conv = Conv(
-        (4, 2, 2), 0, (5, 4), weight, rng.integers(-9, 10, size=4), (2, 3), (1, 1, 0, 1), (1, 2), 2, pad_value=3
+        (4, 2, 2),
+        0,
+        (5, 4),
+        weight,
+        rng.integers(-9, 10, size=4),
+        (2, 3),
+        (1, 1, 0, 1),
+        (1, 2),
+        2,
+        pad_value=3,
     )
     total = Sum((6,), (0, 1), (3, -2), rng.integers(-5, 6, size=6))
     gather = Gather((7,), (0, 1), rng.integers(0, 12, size=7))
@@ -52,7 +62,9 @@ def test_linear_steps_equal_the_graph_and_their_adjoints(seed: int) -> None:
         coefficients = rng.integers(-7, 8, size=image.shape)
         pulled = step.adjoint(coefficients)
         direct = (coefficients * image).sum(axis=1)
-        through = coefficients @ step.offset + sum((c * v).sum(axis=1) for c, v in zip(pulled, values, strict=True))
+        through = coefficients @ step.offset + sum(
+            (c * v).sum(axis=1) for c, v in zip(pulled, values, strict=True)
+        )
         assert (direct == through).all()
         assert step.forward([v.astype(np.float64) for v in values]).tolist() == image.tolist()
 
@@ -65,11 +77,15 @@ def test_linear_steps_are_exact_on_either_side_of_what_float64_holds(bits: int) 
         assert (step.forward(list(values)) == forward(step.node, values, values[0])).all()
         coefficients = rng.integers(-(2**bits), 2**bits, size=(2, step.size)) | 1
         for k, pulled in enumerate(step.adjoint(coefficients)):
-            for column in range(0, widths[k], 7):  # against the matrix, column by column, in Python integers
+            for column in range(
+                0, widths[k], 7
+            ):  # against the matrix, column by column, in Python integers
                 unit = [np.zeros((1, width), dtype=np.int64) for width in widths]
                 unit[k][0, column] = 1
                 entries = (step.forward(unit)[0] - step.offset).tolist()
-                for row, found in zip(coefficients.tolist(), pulled[:, column].tolist(), strict=True):
+                for row, found in zip(
+                    coefficients.tolist(), pulled[:, column].tolist(), strict=True
+                ):
                     assert found == sum(c * w for c, w in zip(row, entries, strict=True))
 
 
@@ -84,7 +100,10 @@ def test_affine_intervals_are_attained(seed: int) -> None:
         seed_row[0, element] = 1
         pulled = step.adjoint(seed_row)
         for end, chosen in ((low, (0, 1)), (high, (1, 0))):
-            best = [np.where(c > 0, e[chosen[0]], e[chosen[1]]) for c, e in zip(pulled, ends, strict=True)]
+            best = [
+                np.where(c > 0, e[chosen[0]], e[chosen[1]])
+                for c, e in zip(pulled, ends, strict=True)
+            ]
             assert step.forward(best)[0, element] == end[0, element]
 
 
@@ -118,7 +137,9 @@ def test_reduced_costs_keep_exactly_the_affordable_arguments(seed: int) -> None:
     slack = rng.integers(0, 12, size=1)
     new_low, new_high = reduced_stairs(table, outer, inner, low, high, slack)
     args = np.arange(low[0, 0], high[0, 0] + 1)
-    costs = outer[0, 0] * (table.base[0] + table_level(table, table.late, 0, args)) - inner[0, 0] * args
+    costs = (
+        outer[0, 0] * (table.base[0] + table_level(table, table.late, 0, args)) - inner[0, 0] * args
+    )
     kept = args[costs <= costs.min() + slack[0]]
     assert new_low[0, 0] <= kept.min() and kept.max() <= new_high[0, 0]
     limit = stair_costs(table, outer, inner, low, high)[0].min() + slack[0]
@@ -145,7 +166,8 @@ def test_block_minimum_of_a_maximum_equals_enumeration(seed: int) -> None:
     members = [k for k in range(size) if present[0, 0, k]]
     boxes = [range(int(low[0, 0, k]), int(high[0, 0, k]) + 1) for k in members]
     brute = min(
-        int(outer[0, 0]) * max(p) - sum(int(inner[0, 0, k]) * v for k, v in zip(members, p, strict=True))
+        int(outer[0, 0]) * max(p)
+        - sum(int(inner[0, 0, k]) * v for k, v in zip(members, p, strict=True))
         for p in product(*boxes)
     )
     assert value[0, 0] == brute

@@ -1,4 +1,5 @@
-"""Clipped accumulators keep every violation; gradient steps find what saturation hides and report only the truth."""
+"""Clipped accumulators keep every violation; gradient steps find what saturation hides and report
+only the truth."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def random_query(seed: int) -> IntegerQuery:
     rng = np.random.default_rng(seed)
     network = random_chain(rng)
     x = rng.integers(network.nodes[0].low, network.nodes[0].high + 1)
-    return robustness_query(network, x, int(network.evaluate(x[None])[0].argmax()), int(rng.integers(1, 4)))
+    return robustness_query(
+        network, x, int(network.evaluate(x[None])[0].argmax()), int(rng.integers(1, 4))
+    )
 
 
 def clips_of(query: IntegerQuery, case: int, steps: int):
@@ -54,7 +57,9 @@ def test_every_violation_stays_within_the_clipped_intervals() -> None:
             total = sum(c * values[query.network.output][:, i] for i, c in constraint.terms)
             inside = values[clipper.node][total <= constraint.bound]
             seen += len(inside)
-            assert (inside >= bounds.low[clipper.node]).all() and (inside <= bounds.high[clipper.node]).all()
+            assert (inside >= bounds.low[clipper.node]).all() and (
+                inside <= bounds.high[clipper.node]
+            ).all()
     assert narrowed > 20 and seen > 100
 
 

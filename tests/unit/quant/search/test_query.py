@@ -68,7 +68,8 @@ def problem_for(network, constraints: tuple[Constraint, ...]) -> Problem:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_problem_constraints_are_over_the_real_outputs(seed: int) -> None:
-    """Affine exits give the same answers over integers; others are relaxed for proofs and exact for witnesses."""
+    """Affine exits give the same answers over integers; others are relaxed for proofs and exact for
+    witnesses."""
     rng = np.random.default_rng(seed)
     network = network_with(2, seed)
     low = np.array([-3, -3])
@@ -76,7 +77,9 @@ def test_problem_constraints_are_over_the_real_outputs(seed: int) -> None:
     values = tuple(tuple(Fraction(int(v), 7) for v in steps) for _ in range(2))
     network = replace(network, exit=Exit(low, values))
     size = network.nodes[0].low.size
-    constraint = Constraint((((size,), Fraction(2)), ((size + 1,), Fraction(-1))), Fraction(3, 7), seed % 3 == 0)
+    constraint = Constraint(
+        (((size,), Fraction(2)), ((size + 1,), Fraction(-1))), Fraction(3, 7), seed % 3 == 0
+    )
     query = from_problem(problem_for(network, (constraint,)), network)
     assert (query.low == 0).all() and (query.high == 2).all()
     assert (query.exact_cases is None) == (seed % 2 == 0)

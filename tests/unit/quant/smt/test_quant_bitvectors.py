@@ -1,4 +1,5 @@
-"""What the encodings promise beyond being right: sizes, what intervals settle, free neurons, refusals."""
+"""What the encodings promise beyond being right: sizes, what intervals settle, free neurons,
+refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def two_outputs(weight: Ints, late: Ints, early: Ints | None = None) -> IntegerN
 
 
 def check_at_every_point(
-    network: IntegerNetwork, low: Ints, high: Ints, cases: tuple[Case, ...], style: Style = Style.IMPROVED
+    network: IntegerNetwork,
+    low: Ints,
+    high: Ints,
+    cases: tuple[Case, ...],
+    style: Style = Style.IMPROVED,
 ) -> None:
     points = all_points(low, high)
     held = formula_at(encode(network, low, high, cases, style), points)
@@ -73,7 +78,10 @@ def test_rows_over_leaves_are_the_values_of_every_node(seed: int) -> None:
     for node, value in enumerate(values):
         for element in range(value.shape[1]):
             row = rows.row(node, element)
-            total = sum((factor * values[n][:, e] for (n, e), factor in row.parts), np.full(20, row.constant))
+            total = sum(
+                (factor * values[n][:, e] for (n, e), factor in row.parts),
+                np.full(20, row.constant),
+            )
             assert (total == value[:, element]).all()
 
 
@@ -91,15 +99,18 @@ def test_rounding_shift_is_recognised() -> None:
 def test_improved_formula_has_just_enough_bits() -> None:
     network = two_outputs(np.array([[3, 5], [2, -4]], dtype=np.int64), SLOW_STAIRS)
     formula = encode(network, ints(3, 7), ints(8, 7), ((((1, 1), 3),),))
-    assert [(c.index, c.origin, formula.terms[c.term].width) for c in formula.coordinates] == [(0, 3, 3)]
-    # -22 .. -12 passes no threshold; 3 x + 35 = 44 .. 59 passes three, and 56 or not is all there is to decide: the
-    # variable is limited to 0 .. 5, and three times it is compared with 55 - 44
+    assert [(c.index, c.origin, formula.terms[c.term].width) for c in formula.coordinates] == [
+        (0, 3, 3)
+    ]
+    # -22 .. -12 passes no threshold; 3 x + 35 = 44 .. 59 passes three, and 56 or not is all there
+    # is to decide: the variable is limited to 0 .. 5, and three times it is compared with 55 - 44
     assert sum(term.operator.startswith("bv") for term in formula.terms) == 3
     assert max(term.width for term in formula.terms) <= 5
 
 
 def test_accumulators_refute_what_outputs_leave_open() -> None:
-    """o_0 >= o_1 + 1 with a_1 - a_0 = x_1 >= 1: the outputs' ranges overlap, the accumulators' difference does not."""
+    """o_0 >= o_1 + 1 with a_1 - a_0 = x_1 >= 1: the outputs' ranges overlap, the accumulators'
+    difference does not."""
     network = two_outputs(np.array([[8, 0], [8, 1]], dtype=np.int64), SLOW_STAIRS)
     box = ints(0, 1), ints(15, 15)
     case = ((((-1, 1), -1),),)
@@ -110,7 +121,8 @@ def test_accumulators_refute_what_outputs_leave_open() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_difference_of_two_outputs_is_judged_as_enumeration_does(seed: int) -> None:
-    """Pairs of one staircase are where the accumulators' difference may decide; saturation and ties included."""
+    """Pairs of one staircase are where the accumulators' difference may decide; saturation and ties
+    included."""
     random = np.random.default_rng(seed)
     late = np.sort(random.integers(-40, 90, int(random.integers(1, 7))))
     weight = random.integers(-4, 9, (1, 2)) + random.integers(-1, 2, (2, 2))
@@ -123,8 +135,11 @@ def test_difference_of_two_outputs_is_judged_as_enumeration_does(seed: int) -> N
 
 @pytest.mark.parametrize("shift", range(7))
 def test_difference_at_the_edge_of_a_step(shift: int) -> None:
-    """a_1 = a_0 + shift on stairs 4 apart: a shift of 3 can stay on one step, 4 cannot; one more or less decides."""
-    network = two_outputs(np.array([[1, 0], [1, 1]], dtype=np.int64), np.arange(1, 7, dtype=np.int64) * 4)
+    """a_1 = a_0 + shift on stairs 4 apart: a shift of 3 can stay on one step, 4 cannot; one more or
+    less decides."""
+    network = two_outputs(
+        np.array([[1, 0], [1, 1]], dtype=np.int64), np.arange(1, 7, dtype=np.int64) * 4
+    )
     for slack in range(-1, 3):
         check_at_every_point(network, ints(2, shift), ints(12, shift), ((((-1, 1), slack),),))
 
@@ -132,7 +147,8 @@ def test_difference_at_the_edge_of_a_step(shift: int) -> None:
 @pytest.mark.parametrize("style", list(Style))
 @pytest.mark.parametrize("least", range(-9, 4))
 def test_clips_just_outside_the_stairs(style: Style, least: int) -> None:
-    """Stairs 4 apart from 2 to 10, entered from every distance below; the other output says what a missed clip adds."""
+    """Stairs 4 apart from 2 to 10, entered from every distance below; the other output says what a
+    missed clip adds."""
     network = two_outputs(np.array([[1, -1], [1, 0]], dtype=np.int64), ints(2, 6, 10))
     for top, slack, sign in product(range(4, 16), range(-3, 4), (1, -1)):
         case = ((((sign, -sign), slack),),)
@@ -141,7 +157,8 @@ def test_clips_just_outside_the_stairs(style: Style, least: int) -> None:
 
 @pytest.mark.parametrize("style", list(Style))
 def test_a_fixed_element_holds_a_maximum_up(style: Style) -> None:
-    """m = max(x_0 - 4, x_1) with x_1 = 5: m - x_0 reaches 3 at x_0 = 2, where the only element that moves is -2."""
+    """m = max(x_0 - 4, x_1) with x_1 = 5: m - x_0 reaches 3 at x_0 = 2, where the only element that
+    moves is -2."""
     nodes = [
         Input((2,), ints(0, 0), ints(15, 15)),
         Dense((1, 1, 2), 0, np.array([[1, 0], [0, 1]], dtype=np.int64), ints(-4, 0)),
@@ -157,17 +174,22 @@ def test_a_fixed_element_holds_a_maximum_up(style: Style) -> None:
 @pytest.mark.parametrize("style", list(Style))
 @pytest.mark.parametrize("seed", range(6))
 def test_free_neurons_cover_every_rounding(style: Style, seed: int) -> None:
-    """unsat exactly if no value between the two staircases violates; a model is a candidate and never sat."""
+    """unsat exactly if no value between the two staircases violates; a model is a candidate and
+    never sat."""
     random = np.random.default_rng(seed)
     late = np.sort(random.integers(-30, 60, 5))
     early = late - np.sort(random.integers(0, 6, 5))[::-1]
     weight = random.integers(-4, 5, (2, 2))
     network = two_outputs(weight, late, np.sort(early))
     assert not network.is_exact()
-    exact = {name: two_outputs(weight, row) for name, row in (("least", late), ("most", np.sort(early)))}
+    exact = {
+        name: two_outputs(weight, row) for name, row in (("least", late), ("most", np.sort(early)))
+    }
     points = all_points(ints(2, 3), ints(6, 9))
     least, most = (exact[name].evaluate(points) for name in ("least", "most"))
-    reached = {pair for lo, hi in zip(least, most, strict=True) for pair in product(*map(between, lo, hi))}
+    reached = {
+        pair for lo, hi in zip(least, most, strict=True) for pair in product(*map(between, lo, hi))
+    }
     outputs = np.array(sorted(reached))
     for bound in range(-8, 3):
         case = ((((-1, 1), bound),),)
@@ -221,4 +243,6 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 def test_an_expired_budget_ends_the_encoding() -> None:
     network = two_outputs(np.array([[3, 5], [2, -4]], dtype=np.int64), SLOW_STAIRS)
     with pytest.raises(BudgetExpired):
-        encode(network, ints(0, 0), ints(15, 15), ((((1, -1), 0),),), budget=Budget.of_seconds(-1.0))
+        encode(
+            network, ints(0, 0), ints(15, 15), ((((1, -1), 0),),), budget=Budget.of_seconds(-1.0)
+        )

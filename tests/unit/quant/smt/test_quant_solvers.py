@@ -1,4 +1,5 @@
-"""Solvers: deadlines and memory from inside a hard query, wrong answers are raised, exports mean the same elsewhere."""
+"""Solvers: deadlines and memory from inside a hard query, wrong answers are raised, exports mean
+the same elsewhere."""
 
 from __future__ import annotations
 
@@ -31,18 +32,23 @@ SOLVERS = [
     "boolector",
     pytest.param(
         "bitwuzla",
-        marks=pytest.mark.skipif("bitwuzla" not in installed_solvers(), reason="bitwuzla is not installed"),
+        marks=pytest.mark.skipif(
+            "bitwuzla" not in installed_solvers(), reason="bitwuzla is not installed"
+        ),
     ),
 ]
 SEEDS = range(16)
 
 
 def factoring(product: int, width: int) -> Formula:
-    """Two nontrivial factors of ``product`` below 2^(width / 2): hard when both are large primes."""
+    """Two nontrivial factors of ``product`` below 2^(width / 2): hard when both are large
+    primes."""
     build = TermBuilder()
     factors = [build.variable(name, width) for name in ("a", "b")]
     held = [build.compare("bvult", build.constant(1, width), factor) for factor in factors]
-    held += [build.compare("bvult", factor, build.constant(1 << width // 2, width)) for factor in factors]
+    held += [
+        build.compare("bvult", factor, build.constant(1 << width // 2, width)) for factor in factors
+    ]
     target, made = build.constant(product, width), build.mul(*factors)
     held += [build.compare("bvule", target, made), build.compare("bvule", made, target)]
     return Formula(tuple(build.terms), tuple(held), (), (), "improved", True)
@@ -119,10 +125,14 @@ def test_export_solved_by_bitwuzla(seed: int, style: Style, tmp_path: Path) -> N
     parser.parse(str(path), True, True)
     solver = parser.bitwuzla()
     result = solver.check_sat()
-    assert result == {Status.SAT: bitwuzla.Result.SAT, Status.UNSAT: bitwuzla.Result.UNSAT}[expected]
+    assert (
+        result == {Status.SAT: bitwuzla.Result.SAT, Status.UNSAT: bitwuzla.Result.UNSAT}[expected]
+    )
     if expected is Status.UNSAT:
         return
-    bits = {symbol.symbol(): solver.get_value(symbol).value(2) for symbol in parser.get_declared_funs()}
+    bits = {
+        symbol.symbol(): solver.get_value(symbol).value(2) for symbol in parser.get_declared_funs()
+    }
     point = read_by_header(text, bits)
     assert sorted(point) == list(range(len(low)))
     values = np.array([point[n] for n in range(len(low))])
@@ -133,7 +143,9 @@ def test_export_solved_by_bitwuzla(seed: int, style: Style, tmp_path: Path) -> N
 def read_by_header(text: str, bits: dict[str, str]) -> dict[int, int]:
     """Input element -> value, from the comments of the script and a model in binary."""
     point: dict[int, int] = {}
-    for index, origin, name, kind in re.findall(r"^;   input (\d+) = (-?\d+) \+ (\S+) \((\w+),", text, re.M):
+    for index, origin, name, kind in re.findall(
+        r"^;   input (\d+) = (-?\d+) \+ (\S+) \((\w+),", text, re.M
+    ):
         digits = bits[name]
         negative = kind == "signed" and digits[0] == "1"
         point[int(index)] = int(origin) + int(digits, 2) - (1 << len(digits) if negative else 0)
@@ -150,8 +162,13 @@ def test_a_wrong_model_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(smt.BACKENDS, "boolector", lambda *_: ("sat", dict.fromkeys(names, 0)))
     with pytest.raises(RuntimeError, match="does not violate the property in integers"):
         decide(network, low, high, cases, Budget.of_cpu_seconds(60.0))
-    full = {str(formula.terms[c.term].data): (1 << formula.terms[c.term].width) - 1 for c in formula.coordinates}
-    monkeypatch.setitem(smt.BACKENDS, "boolector", lambda *_: ("sat", {n: bits + 1000 for n, bits in full.items()}))
+    full = {
+        str(formula.terms[c.term].data): (1 << formula.terms[c.term].width) - 1
+        for c in formula.coordinates
+    }
+    monkeypatch.setitem(
+        smt.BACKENDS, "boolector", lambda *_: ("sat", {n: bits + 1000 for n, bits in full.items()})
+    )
     with pytest.raises(RuntimeError, match="leaves the box"):
         decide(network, low, high, cases, Budget.of_cpu_seconds(60.0))
 
@@ -187,12 +204,16 @@ def test_a_solver_that_dies_or_fails_gives_no_verdict(monkeypatch: pytest.Monkey
     monkeypatch.setitem(smt.BACKENDS, "boolector", dies)
     assert solve(HARD, Budget.of_cpu_seconds(60.0)) == (Status.UNKNOWN, Reason.CRASHED, {})
     monkeypatch.setitem(smt.BACKENDS, "boolector", fails)
-    with pytest.raises(RuntimeError, match="boolector refused a formula of ours: ValueError: two widths"):
+    with pytest.raises(
+        RuntimeError, match="boolector refused a formula of ours: ValueError: two widths"
+    ):
         solve(HARD, Budget.of_cpu_seconds(60.0))
 
 
 def test_unknown_and_missing_solvers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(QuantError, match="no bit-vector solver 'z9'; choose one of boolector, bitwuzla"):
+    with pytest.raises(
+        QuantError, match="no bit-vector solver 'z9'; choose one of boolector, bitwuzla"
+    ):
         solve(HARD, Budget.of_seconds(1.0), "z9")
     monkeypatch.setattr(smt, "find_spec", lambda _: None)
     assert installed_solvers() == ()

@@ -1,4 +1,5 @@
-"""Tiny integer networks with every kind of step, questions about them, and their answers by enumeration."""
+"""Tiny integer networks with every kind of step, questions about them, and their answers by
+enumeration."""
 
 from __future__ import annotations
 
@@ -39,13 +40,17 @@ class IdentityEntry:
     def box(self, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> tuple[Ints, Ints]:
         return np.array([-int(-x // 1) for x in lower]), np.array([int(x // 1) for x in upper])
 
-    def representative(self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> np.ndarray:
+    def representative(
+        self, integers: Ints, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
+    ) -> np.ndarray:
         return integers
 
 
 def as_network(nodes: Sequence[Node]) -> IntegerNetwork:
     size = prod(nodes[-1].shape)
-    return IntegerNetwork(tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.zeros(size, np.int64), ()))
+    return IntegerNetwork(
+        tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.zeros(size, np.int64), ())
+    )
 
 
 def thresholds(random: np.random.Generator, kind: str, reach: int) -> tuple[int, list[int]]:
@@ -61,10 +66,16 @@ def thresholds(random: np.random.Generator, kind: str, reach: int) -> tuple[int,
         scale = Fraction(int(random.integers(1, 12)), int(random.integers(3, 29)))
         levels = [round(a * scale) for a in range(-reach, reach + 1)]
         clipped = [min(max(level, base), base + steps) for level in levels]
-        found = [a - reach for a in range(1, len(levels)) for _ in range(clipped[a] - clipped[a - 1])]
+        found = [
+            a - reach for a in range(1, len(levels)) for _ in range(clipped[a] - clipped[a - 1])
+        ]
         return clipped[0], found
     if kind == "coarse jumps":
-        return base, sorted(int(t) for t in random.integers(-reach // 3 - 1, reach // 3 + 1, steps) for _ in range(2))
+        return base, sorted(
+            int(t)
+            for t in random.integers(-reach // 3 - 1, reach // 3 + 1, steps)
+            for _ in range(2)
+        )
     if kind == "sign":
         return -1, [int(random.integers(-2, 3))] * 2
     inner = sorted(int(t) for t in random.integers(-reach, reach + 1, steps))
@@ -72,7 +83,12 @@ def thresholds(random: np.random.Generator, kind: str, reach: int) -> tuple[int,
 
 
 def staircase(
-    random: np.random.Generator, shape: tuple[int, ...], source: int, reach: int, kind: str, per_channel: bool
+    random: np.random.Generator,
+    shape: tuple[int, ...],
+    source: int,
+    reach: int,
+    kind: str,
+    per_channel: bool,
 ) -> Staircase:
     channels = shape[0] if per_channel else 1
     made = [thresholds(random, kind, reach) for _ in range(channels)]
@@ -82,7 +98,8 @@ def staircase(
 
 
 def random_network(seed: int) -> IntegerNetwork:
-    """2-3 inputs of 4 bits, 1-3 layers; shape and step kinds go round with the seed, the rest is drawn."""
+    """2-3 inputs of 4 bits, 1-3 layers; shape and step kinds go round with the seed, the rest is
+    drawn."""
     random = np.random.default_rng(seed)
     shape = SHAPES[seed % len(SHAPES)]
     size = 3 if shape == "convolution" else int(random.integers(2, 4))
@@ -99,13 +116,26 @@ def random_network(seed: int) -> IntegerNetwork:
 
     def stepped(source: int, depth: int) -> int:
         kind = STEP_KINDS[(seed // len(SHAPES) + depth) % len(STEP_KINDS)]
-        return add(staircase(random, nodes[source].shape, source, 60, kind, bool(random.integers(2))))
+        return add(
+            staircase(random, nodes[source].shape, source, 60, kind, bool(random.integers(2)))
+        )
 
     last = 0
     if shape == "convolution":
         last = add(Gather((1, 1, 4), (0, 0), np.array([0, 4, 2, 1])))
         weight = random.integers(-8, 8, (2, 1, 1, 2))
-        last = add(Conv((2, 1, 4), last, (1, 4), weight, random.integers(-9, 9, 2), (1, 1), (0, 1, 0, 0), pad_value=3))
+        last = add(
+            Conv(
+                (2, 1, 4),
+                last,
+                (1, 4),
+                weight,
+                random.integers(-9, 9, 2),
+                (1, 1),
+                (0, 1, 0, 0),
+                pad_value=3,
+            )
+        )
         last = add(MaxPool((2, 1, 2), stepped(last, 0), (1, 4), (1, 2), (1, 2)))
     for depth in range(1, 1 + int(random.integers(1, 3 if shape == "convolution" else 4))):
         before = last
@@ -125,7 +155,8 @@ def all_points(low: Ints, high: Ints) -> Ints:
 
 
 def random_box(random: np.random.Generator, network: IntegerNetwork) -> tuple[Ints, Ints]:
-    """A box inside the input format; now and then an input is fixed, now and then everything is allowed."""
+    """A box inside the input format; now and then an input is fixed, now and then everything is
+    allowed."""
     entry = network.nodes[0]
     assert isinstance(entry, Input)
     if random.integers(4) == 0:
@@ -135,7 +166,8 @@ def random_box(random: np.random.Generator, network: IntegerNetwork) -> tuple[In
 
 
 def random_cases(random: np.random.Generator, outputs: Ints) -> tuple[Case, ...]:
-    """Rows whose bounds are at or just below what some output reaches, so that both verdicts are close.
+    """Rows whose bounds are at or just below what some output reaches, so that both verdicts are
+    close.
 
     ``outputs``: [B, M], all outputs over the box.
     """
@@ -171,7 +203,8 @@ def violated(outputs: Ints, cases: tuple[Case, ...]) -> np.ndarray:
 
 
 def formula_holds(formula: Formula, assignment: dict[str, Ints]) -> np.ndarray:
-    """The conjunction of all assertions [B] for unsigned values [B] of the variables: a reader of terms of its own."""
+    """The conjunction of all assertions [B] for unsigned values [B] of the variables: a reader of
+    terms of its own."""
     values: list[Ints] = []
     size = len(next(iter(assignment.values()))) if assignment else 1
     for term in formula.terms:
@@ -185,11 +218,14 @@ def formula_holds(formula: Formula, assignment: dict[str, Ints]) -> np.ndarray:
 
 
 def formula_at(formula: Formula, points: Ints) -> np.ndarray:
-    """Whether the assertions hold [B] when the variables say the network inputs ``points`` [B, N]."""
+    """Whether the assertions hold [B] when the variables say the network inputs ``points`` [B,
+    N]."""
     bits: dict[str, Ints] = {}
     for coordinate in formula.coordinates:
         term = formula.terms[coordinate.term]
-        bits[str(term.data)] = (points[:, coordinate.index] - coordinate.origin) & ((1 << term.width) - 1)
+        bits[str(term.data)] = (points[:, coordinate.index] - coordinate.origin) & (
+            (1 << term.width) - 1
+        )
     return np.broadcast_to(formula_holds(formula, bits), (len(points),))
 
 
@@ -197,7 +233,9 @@ def _signed(value: Ints, width: int) -> Ints:
     return value - ((value >> (width - 1)) << width)
 
 
-def _term_value(term: Term, args: list[Ints], widths: list[int], assignment: dict[str, Ints], size: int) -> Ints:
+def _term_value(
+    term: Term, args: list[Ints], widths: list[int], assignment: dict[str, Ints], size: int
+) -> Ints:
     operator = term.operator
     if operator == "variable":
         return assignment[str(term.data)]

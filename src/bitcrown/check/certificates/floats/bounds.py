@@ -1,30 +1,35 @@
-"""Rigorous linear bounds by backward substitution, in numpy float64, with the rounding error taken off.
+"""Rigorous linear bounds by backward substitution, in numpy float64, with the rounding error taken
+off.
 
-**What is bounded.** ``sum_p <a_p, z_p> + constant`` over nodes ``p`` is rewritten from the last node to the first. The
-invariant, for every ``x`` of the box (and, with multipliers, every ``x`` whose signs are those of the domain):
+**What is bounded.** ``sum_p <a_p, z_p> + constant`` over nodes ``p`` is rewritten from the last
+node to the first. The invariant, for every ``x`` of the box (and, with multipliers, every ``x``
+whose signs are those of the domain):
 
     quantity >= sum over nodes p not yet passed of <a_p, z_p> + constant - error.
 
-An affine node ``z = A y + b`` is passed by the transpose: ``<a, z> = <A^T a, y> + <a, b>``. For ReLU on ``[l, u]``,
+An affine node ``z = A y + b`` is passed by the transpose: ``<a, z> = <A^T a, y> + <a, b>``. For
+ReLU on ``[l, u]``,
 
-    alpha z <= relu(z)            for every alpha in [0, 1],
-    relu(z) <= s z + t            for every s, if t >= max(-s l, (1 - s) u) and l <= 0 <= u  (convexity: ends decide),
+    alpha z <= relu(z)            for every alpha in [0, 1], relu(z) <= s z + t            for every
+    s, if t >= max(-s l, (1 - s) u) and l <= 0 <= u  (convexity: ends decide),
 
-the first where the coefficient is positive, the second where it is negative; ``relu(z) = z`` for ``l >= 0``, ``0`` for
-``u <= 0``. A decision ``sigma z >= 0`` of a domain allows to subtract ``beta sigma z`` for every ``beta >= 0``. In the
-end ``<a, x> >= <a, c> - <|a|, r>`` on a box with centre ``c`` and radius ``r``.
+the first where the coefficient is positive, the second where it is negative; ``relu(z) = z`` for
+``l >= 0``, ``0`` for ``u <= 0``. A decision ``sigma z >= 0`` of a domain allows to subtract
+``beta sigma z`` for every ``beta >= 0``. In the end ``<a, x> >= <a, c> - <|a|, r>`` on a box with
+centre ``c`` and radius ``r``.
 
-**Rounding.** A computed sum of ``k`` products differs from the exact one by at most ``g sum |a_i| |b_i|``, ``g = k u /
-(1 - k u)``, in any order of summation, with or without fused products (Higham, Accuracy and Stability of Numerical
-Algorithms, 3.1); here one ``k`` exceeds every sum that is formed. So passing node ``p`` costs at most ``g <|a_p|,
-reach_p>`` where ``reach_p`` is an upper bound of ``|A| |y| + |b|`` (for ReLU of ``2 |z|``) on the root's box: one
-inner product a node. Coefficients put in from outside (rows, multipliers) cost ``g <|a_p|, |z_p|>`` as they are added.
-Underflow is covered by ``dust``, an absolute
-term a step. The sum of these errors
-has non-negative terms, so its own relative error is tiny; a factor ``1 + 1e-6`` covers it.
+**Rounding.** A computed sum of ``k`` products differs from the exact one by at most
+``g sum |a_i| |b_i|``, ``g = k u / (1 - k u)``, in any order of summation, with or without fused
+products (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); here one ``k`` exceeds every
+sum that is formed. So passing node ``p`` costs at most ``g <|a_p|, reach_p>`` where ``reach_p`` is
+an upper bound of ``|A| |y| + |b|`` (for ReLU of ``2 |z|``) on the root's box: one inner product a
+node. Coefficients put in from outside (rows, multipliers) cost ``g <|a_p|, |z_p|>`` as they are
+added. Underflow is covered by ``dust``, an absolute term a step. The sum of these errors has
+non-negative terms, so its own relative error is tiny; a factor ``1 + 1e-6`` covers it.
 
-A bound that is NaN or infinite is no bound: ``proves`` is False for it. Legend: ``B`` boxes or domains, ``S`` rows,
-``N`` neurons of a ReLU, ``n`` inputs. A leading extent 1 stands for "the same for every box".
+A bound that is NaN or infinite is no bound: ``proves`` is False for it. Legend: ``B`` boxes or
+domains, ``S`` rows, ``N`` neurons of a ReLU, ``n`` inputs. A leading extent 1 stands for "the same
+for every box".
 """
 
 from __future__ import annotations
@@ -48,7 +53,8 @@ CHUNK = 1 << 21
 
 
 class Line(NamedTuple):
-    """ReLU of one node: ``lower z <= relu(z) <= upper z + offset``; arrays ``[1 or B, 1 or S, N]``."""
+    """ReLU of one node: ``lower z <= relu(z) <= upper z + offset``; arrays
+    ``[1 or B, 1 or S, N]``."""
 
     lower: Array
     upper: Array
@@ -75,7 +81,8 @@ class Box:
         return np.clip(0.5 * self.lower + 0.5 * self.upper, self.lower, self.upper)
 
     def radius(self, centre: Array) -> Array:
-        """At least the distance from ``centre`` to either end: the greater difference, one float up."""
+        """At least the distance from ``centre`` to either end: the greater difference, one float
+        up."""
         return np.nextafter(np.maximum(self.upper - centre, centre - self.lower), np.inf)
 
     def reach(self) -> Array:
@@ -87,12 +94,15 @@ Bounds = dict[int, tuple[Array, Array]]
 
 
 class Bounder:
-    """Bounds of one network over boxes inside ``root`` (one box). Raises ``ModelError`` where intervals overflow.
+    """Bounds of one network over boxes inside ``root`` (one box). Raises ``ModelError`` where
+    intervals overflow.
 
     ``poll`` is called at every step, so that a caller may raise an error when time is up.
     """
 
-    def __init__(self, network: FloatNetwork, root: Box, poll: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, network: FloatNetwork, root: Box, poll: Callable[[], None] = lambda: None
+    ) -> None:
         self.network, self.poll = network, poll
         longest = max(max(node.size, node.terms) for node in network.nodes)
         k = 4.0 * (longest + len(network.nodes)) + 256.0
@@ -100,7 +110,8 @@ class Bounder:
         if not self.gamma < 1e-7:
             raise ModelError("certificates: the network is too large for float64 sums")
         self.dust = TINY
-        """More than all underflows of one step amount to: below 2^50 products, each wrong by less than 2^-1022."""
+        """More than all underflows of one step amount to: below 2^50 products, each wrong by less
+        than 2^-1022."""
         self.size: list[Array] = [np.zeros(0)] * len(network.nodes)
         """Upper bounds ``[N]`` of ``|z|`` on the root's box."""
         self.reach: list[Array] = [np.zeros(0)] * len(network.nodes)
@@ -108,7 +119,9 @@ class Bounder:
             self._measure(root)
         self.is_behind_relu = [False] * len(network.nodes)
         for number, node in enumerate(network.nodes):
-            self.is_behind_relu[number] = isinstance(node, Relu) or any(self.is_behind_relu[s] for s in node.sources)
+            self.is_behind_relu[number] = isinstance(node, Relu) or any(
+                self.is_behind_relu[s] for s in node.sources
+            )
 
     def _measure(self, root: Box) -> None:
         """Sizes and reaches from plain intervals over the root's box."""
@@ -134,19 +147,27 @@ class Bounder:
             self.size[number] = np.maximum(np.abs(low[-1]), np.abs(up[-1]))[0]
         self.dust = TINY * (1.0 + max(float(part.max(initial=0.0)) for part in self.size))
         if not all((part < LARGEST).all() for part in self.reach + self.size):
-            raise ModelError(f"certificates: values inside the network exceed {LARGEST:g}, too much for float64 sums")
+            raise ModelError(
+                f"certificates: values inside the network exceed {LARGEST:g}, too much for "
+                "float64 sums"
+            )
 
-    def _interval(self, number: int, node: Affine, ends: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    def _interval(
+        self, number: int, node: Affine, ends: list[tuple[Array, Array]]
+    ) -> tuple[Array, Array]:
         """``A c + b -+ (|A| r + error)``: forming either sum costs at most ``2 g reach``."""
         boxes = [Box(low, up) for low, up in ends]
         centres = [box.centre() for box in boxes]
         middle = node.forward(centres) + node.bias
-        spread = node.forward([box.radius(c) for box, c in zip(boxes, centres, strict=True)], is_absolute=True)
+        spread = node.forward(
+            [box.radius(c) for box, c in zip(boxes, centres, strict=True)], is_absolute=True
+        )
         error = (8.0 * self.gamma * self.reach[number] + self.dust) * SLACK
         return middle - (spread + error), middle + (spread + error)
 
     def intervals(self, box: Box, known: Bounds, until: int) -> tuple[Array, Array]:
-        """Interval ``[B, N]`` of the node ``until``, from the ``known`` bounds of earlier ReLU operands."""
+        """Interval ``[B, N]`` of the node ``until``, from the ``known`` bounds of earlier ReLU
+        operands."""
         found: dict[int, tuple[Array, Array]] = {}
         for number, node in enumerate(self.network.nodes[: until + 1]):
             if isinstance(node, Input):
@@ -155,10 +176,12 @@ class Bounder:
                 low, up = known[number]
                 found[number] = (np.maximum(low, 0.0), np.maximum(up, 0.0))
             else:
-                found[number] = self._interval(number, node, [found[source] for source in node.sources])
+                found[number] = self._interval(
+                    number, node, [found[source] for source in node.sources]
+                )
         return found[until]
 
-    # -- backward ----------------------------------------------------------------------------------------------------
+    # -- backward ----------------------------------------------------------------------------------
 
     def backward(
         self,
@@ -167,7 +190,8 @@ class Bounder:
         multipliers: Mapping[int, Array] | None = None,
         record: dict[int, Array] | None = None,
     ) -> Lines:
-        """Lines of ``sum <seed, z>``; ``seeds`` ``[1 or B, S, N]``, ``multipliers``: ``beta sigma [B, N]`` by ReLU.
+        """Lines of ``sum <seed, z>``; ``seeds`` ``[1 or B, S, N]``, ``multipliers``:
+        ``beta sigma [B, N]`` by ReLU.
 
         ``record`` receives the coefficient ``[B, S, N]`` with which each ReLU was met.
         """
@@ -200,11 +224,15 @@ class Bounder:
                 if node.bias.any():
                     constant = constant + a @ node.bias
                 rows = a.shape[:2]
-                for source, part in zip(node.sources, node.adjoint(a.reshape(-1, node.size)), strict=True):
+                for source, part in zip(
+                    node.sources, node.adjoint(a.reshape(-1, node.size)), strict=True
+                ):
                     _add(pending, source, part.reshape(*rows, -1))
         last = pending.get(0, np.zeros((1, shape[1], self.network.n_inputs)))
         count = max(len(last), len(constant))
-        spread = [np.broadcast_to(part, (count, *part.shape[1:])) for part in (last, constant, error)]
+        spread = [
+            np.broadcast_to(part, (count, *part.shape[1:])) for part in (last, constant, error)
+        ]
         return Lines(*spread)
 
     def _cost(self, a: Array, scale: Array) -> Array:
@@ -212,7 +240,8 @@ class Bounder:
         return self.gamma * (np.abs(a) @ scale) + self.dust
 
     def least(self, lines: Lines, box: Box) -> Array:
-        """Lower bounds ``[B, S]`` of the lines over the boxes; NaN and infinities are possible and prove nothing."""
+        """Lower bounds ``[B, S]`` of the lines over the boxes; NaN and infinities are possible and
+        prove nothing."""
         centre = box.centre()
         a = lines.coefficient
         size = np.abs(a)
@@ -236,18 +265,21 @@ def _pass_relu(a: Array, line: Line) -> tuple[Array, Array]:
 
 
 def relu_line(low: Array, up: Array, slope: Array | None = None) -> Line:
-    """The line of ReLU on ``[low, up]`` ``[B, S, N]``; ``slope`` for undecided neurons (default: 0 or 1).
+    """The line of ReLU on ``[low, up]`` ``[B, S, N]``; ``slope`` for undecided neurons (default: 0
+    or 1).
 
-    ``below`` and ``above`` are ``-min(l, 0)`` and ``max(u, 0)``, so decided neurons come out exact without a branch.
-    The offset is inflated by more than the roundings of its two products and of ``1 - s``; a slope is clipped to
-    ``[0, 1]``, and one that is NaN stays NaN and proves nothing.
+    ``below`` and ``above`` are ``-min(l, 0)`` and ``max(u, 0)``, so decided neurons come out exact
+    without a branch. The offset is inflated by more than the roundings of its two products and of
+    ``1 - s``; a slope is clipped to ``[0, 1]``, and one that is NaN stays NaN and proves nothing.
     """
     below, above = -np.minimum(low, 0.0), np.maximum(up, 0.0)
     with np.errstate(all="ignore"):
         width = below + above
         chord = np.clip(np.where(width > 0, above / np.where(width > 0, width, 1.0), 0.0), 0.0, 1.0)
         is_open = (below > 0) & (above > 0)
-        offset = np.maximum(chord * below, (1.0 - chord) * above) * (1.0 + 16 * UNIT) + np.where(is_open, TINY, 0.0)
+        offset = np.maximum(chord * below, (1.0 - chord) * above) * (1.0 + 16 * UNIT) + np.where(
+            is_open, TINY, 0.0
+        )
     offset = np.where(is_open, offset, np.where(np.isnan(width), np.nan, 0.0))
     chord = np.where(is_open, chord, (above > 0).astype(np.float64))
     default = (above > below).astype(np.float64)

@@ -1,23 +1,28 @@
-"""Checks a proof about a float network: no input of the property violates it, the network taken as a real function.
+"""Checks a proof about a float network: no input of the property violates it, the network taken as
+a real function.
 
-The certificate holds *choices* only: where boxes are split, which neurons are decided, slopes in ``[0, 1]`` and
-multipliers that are not negative. Every number that the claim rests on is computed here: the bounds of all layers, the
-value of every leaf, its rounding error (``float_bounds``). A wrong choice therefore makes a bound worse and never
-wrong, and a certificate that was tampered with is accepted only if it is still a proof. Nothing is shared with the
-prover but the parser of properties (``spec``).
+The certificate holds *choices* only: where boxes are split, which neurons are decided, slopes in
+``[0, 1]`` and multipliers that are not negative. Every number that the claim rests on is computed
+here: the bounds of all layers, the value of every leaf, its rounding error (``bounds``). A
+wrong choice therefore makes a bound worse and never wrong, and a certificate that was tampered with
+is accepted only if it is still a proof. Nothing is shared with the prover but the parser of
+properties (``spec``).
 
 **Parts.** Every case of the property must be refuted by a part.
 
-``inputs``   A tree over the input box, level by level. At every node the layers and the rows of all open cases are
-             bounded; a case closes when one of its rows is above its limit on the whole box; the box shrinks to what
-             open cases leave (``float_layers.clipped``); an inner node splits it at ``x_axis <= point``, ``>= point``.
-             At a leaf no case may be open.
-``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over its whole box. Layers
-             are bounded once, at the root, with slopes of the file for single neurons. A leaf has slopes, a multiplier
-             for each decision on its path, and weights for the rows of the case; it is closed when the weighted sum of
-             the rows, bounded below on the box with these, is above that of the limits.
+``inputs``   A tree over the input box, level by level. At every node the layers and the rows of all
+             open cases are bounded; a case closes when one of its rows is above its limit on the
+             whole box; the box shrinks to what open cases leave ``layers.clipped``); an
+             inner node splits it at ``x_axis <= point``, ``>= point``. At a leaf no case may be
+             open.
+``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over
+             its whole box. Layers are bounded once, at the root, with slopes of the file for single
+             neurons. A leaf has slopes, a multiplier for each decision on its path, and weights for
+             the rows of the case; it is closed when the weighted sum of the rows, bounded below on
+             the box with these, is above that of the limits.
 
-Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a ReLU.
+Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a
+ReLU.
 """
 
 from __future__ import annotations
@@ -64,7 +69,8 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What a certificate is about: the network, its cases by box, and the digests that bind the file to both."""
+    """What a certificate is about: the network, its cases by box, and the digests that bind the
+    file to both."""
 
     network: FloatNetwork
     groups: tuple[Group, ...]
@@ -74,26 +80,36 @@ class Subject:
 def subject_of(problem: Problem) -> Subject:
     """Reads network and property and compares the network with onnxruntime.
 
-    Raises ``UnsupportedError`` for networks that are not piecewise linear, ``ModelError`` and ``PropertyError``.
+    Raises ``UnsupportedError`` for networks that are not piecewise linear, ``ModelError`` and
+    ``PropertyError``.
     """
     network, dtypes = read_networks(problem.query, problem.networks)
     if network.n_inputs != problem.n_inputs or network.n_outputs != problem.n_outputs:
-        raise ModelError("certificates: the property declares other sizes of inputs and outputs than the network has")
+        raise ModelError(
+            "certificates: the property declares other sizes of inputs and outputs than the "
+            "network has"
+        )
     groups = tuple(groups_of(problem, dtypes))
     _compare(network, problem, groups)
-    files = [digest(file_bytes(problem.networks[declared.name])) for declared in problem.query.networks]
+    files = [
+        digest(file_bytes(problem.networks[declared.name])) for declared in problem.query.networks
+    ]
     return Subject(network, groups, {"networks": files, "property": _property_digest(problem)})
 
 
 def _property_digest(problem: Problem) -> str:
     """SHA-256 of the cases as exact numbers."""
     boxes = {id(end): str(end) for case in problem.cases for end in (case.lower, case.upper)}
-    lines = [f"{boxes[id(case.lower)]} {boxes[id(case.upper)]} {case.constraints}" for case in problem.cases]
+    lines = [
+        f"{boxes[id(case.lower)]} {boxes[id(case.upper)]} {case.constraints}"
+        for case in problem.cases
+    ]
     return digest("\n".join(lines).encode())
 
 
 def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...]) -> None:
-    """Raises ``ModelError`` if the network as read here differs from onnxruntime by more than float32 rounding."""
+    """Raises ``ModelError`` if the network as read here differs from onnxruntime by more than
+    float32 rounding."""
     replay, generator = Replay(problem.query, problem.networks), np.random.default_rng(0)
     is_half = any(dtype is np.float16 for dtype in replay.dtypes())
     for k in range(POINTS):
@@ -103,16 +119,22 @@ def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...])
         fed, outputs = replay.run(x)
         exact = np.concatenate([part.astype(np.float64).reshape(-1) for part in fed])
         values = network.values(exact[None])
-        found, wanted = values[network.output][0], np.concatenate([part.astype(np.float64) for part in outputs])
+        found, wanted = (
+            values[network.output][0],
+            np.concatenate([part.astype(np.float64) for part in outputs]),
+        )
         inside = max(float(np.abs(value).max(initial=0.0)) for value in values)
         room = max(TOLERANCE * float(np.abs(wanted).max(initial=0.0)), 1e-3 * TOLERANCE * inside)
         gap = float(np.abs(found - wanted).max(initial=0.0))
         if not gap <= room * (100 if is_half else 1):
-            raise ModelError(f"certificates: the network as read differs from onnxruntime by {gap:.3g}")
+            raise ModelError(
+                f"certificates: the network as read differs from onnxruntime by {gap:.3g}"
+            )
 
 
 class Step(NamedTuple):
-    """A decision on the way to a leaf: ``sign * z >= 0`` for the operand of one neuron. The root decides nothing."""
+    """A decision on the way to a leaf: ``sign * z >= 0`` for the operand of one neuron. The root
+    decides nothing."""
 
     above: Step | None
     relu: int
@@ -144,7 +166,10 @@ class Checker:
         self.subject, self.network, self.poll = subject, subject.network, poll
         self.arrays = Arrays(field(content, "arrays"))
         self.parts, self.roots = field(content, "parts"), field(content, "roots")
-        need(type(self.parts) is list and type(self.roots) is list, "'parts' and 'roots' must be lists")
+        need(
+            type(self.parts) is list and type(self.roots) is list,
+            "'parts' and 'roots' must be lists",
+        )
         self.bounders: dict[int, Bounder] = {}
         self.known: dict[int, tuple[int, Bounds]] = {}
 
@@ -162,14 +187,17 @@ class Checker:
             self.bounders[group] = Bounder(self.network, self.subject.groups[group].box, self.poll)
         return self.bounders[group]
 
-    # -- trees over the input box ------------------------------------------------------------------------------------
+    # -- trees over the input box ------------------------------------------------------------------
 
     def _inputs(self, part: Any) -> set[int]:
         number = integer(field(part, "group"), 0, len(self.subject.groups), "'group'")
         group = self.subject.groups[number]
         levels = field(part, "axes")
         need(type(levels) is list and len(levels) <= MAX_LEVELS, "'axes' must be a list of levels")
-        axes = [np.array(integers(level, -1, self.network.n_inputs, "an axis"), dtype=np.int64) for level in levels]
+        axes = [
+            np.array(integers(level, -1, self.network.n_inputs, "an axis"), dtype=np.int64)
+            for level in levels
+        ]
         inner = sum(int((level >= 0).sum()) for level in axes)
         points = self.arrays.get(field(part, "points"), (inner,), -np.inf, np.inf, "'points'")
         box, open_ = group.box, np.ones((1, len(group.cases)), dtype=bool)
@@ -185,7 +213,7 @@ class Checker:
         need(not len(box.lower), "a tree over the input box ends without leaves")
         return set(group.cases)
 
-    # -- trees of decisions about neurons ----------------------------------------------------------------------------
+    # -- trees of decisions about neurons ----------------------------------------------------------
 
     def _root(self, place: Any) -> tuple[int, Bounds]:
         number = integer(place, 0, len(self.roots), "'root'")
@@ -216,14 +244,17 @@ class Checker:
         return number
 
     def _slopes(self, items: Any, count: int) -> dict[int, tuple[Index, Array]]:
-        """By ReLU the neurons that slopes are given for (the others have 0), and the slopes ``[count, K]``."""
+        """By ReLU the neurons that slopes are given for (the others have 0), and the slopes
+        ``[count, K]``."""
         need(type(items) is list, "'slopes' must be a list")
         result = {}
         for item in items:
             relu = self._relu(field(item, "relu"))
             columns = integers(field(item, "columns"), 0, self.network.nodes[relu].size, "a column")
             need(len(set(columns)) == len(columns), "a column occurs twice")
-            values = self.arrays.get(field(item, "values"), (count, len(columns)), 0.0, 1.0, "slopes")
+            values = self.arrays.get(
+                field(item, "values"), (count, len(columns)), 0.0, 1.0, "slopes"
+            )
             result[relu] = (np.array(columns, dtype=np.int64), values)
         return result
 
@@ -242,7 +273,9 @@ class Checker:
         place = integer(field(part, "case"), 0, len(group.cases), "'case'")
         ends = self._ends(field(part, "relus"), field(part, "neurons"))
         total = sum(end.depth for end in ends)
-        multipliers = self.arrays.get(field(part, "multipliers"), (total,), 0.0, MAX_MULTIPLIER, "multipliers")
+        multipliers = self.arrays.get(
+            field(part, "multipliers"), (total,), 0.0, MAX_MULTIPLIER, "multipliers"
+        )
         shape = (len(ends), group.limit.shape[1])
         weights = self.arrays.get(field(part, "weights"), shape, 0.0, MAX_MULTIPLIER, "weights")
         slopes = self._slopes(field(part, "slopes"), len(ends))
@@ -259,12 +292,18 @@ class Checker:
 
     def _ends(self, relus: Any, neurons: Any) -> list[Step]:
         """The leaves, in the order of the levels."""
-        need(type(relus) is list and type(neurons) is list and len(relus) == len(neurons), "a tree has bad levels")
+        need(
+            type(relus) is list and type(neurons) is list and len(relus) == len(neurons),
+            "a tree has bad levels",
+        )
         need(len(relus) <= MAX_LEVELS, "a tree is too deep")
         level, leaves = [Step(None, -1, 0, 0, 0)], []
         for numbers, places in zip(relus, neurons, strict=True):
             need(type(numbers) is list and type(places) is list, "a level of a tree must be a list")
-            need(0 < len(numbers) == len(places) == len(level), "a level of a tree does not fit the one before")
+            need(
+                0 < len(numbers) == len(places) == len(level),
+                "a level of a tree does not fit the one before",
+            )
             below = []
             for above, relu, neuron in zip(level, numbers, places, strict=True):
                 if type(relu) is int and relu == -1:
@@ -277,8 +316,11 @@ class Checker:
         need(not level, "a tree over neurons ends without leaves")
         return leaves
 
-    def _signs(self, ends: list[Step], multipliers: Array) -> tuple[dict[int, Array], dict[int, Array]]:
-        """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU, of leaves whose decisions are counted from the root."""
+    def _signs(
+        self, ends: list[Step], multipliers: Array
+    ) -> tuple[dict[int, Array], dict[int, Array]]:
+        """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU, of leaves whose decisions are
+        counted from the root."""
         shapes = {relu: (len(ends), self.network.nodes[relu].size) for relu in self.network.relus}
         signs = {relu: np.zeros(shape) for relu, shape in shapes.items()}
         betas = {relu: np.zeros(shape) for relu, shape in shapes.items()}
@@ -286,8 +328,13 @@ class Checker:
         for leaf, end in enumerate(ends):
             step, used = end, used + end.depth
             while step.above is not None:
-                need(signs[step.relu][leaf, step.neuron] == 0, "a neuron is decided twice on one path")
+                need(
+                    signs[step.relu][leaf, step.neuron] == 0,
+                    "a neuron is decided twice on one path",
+                )
                 signs[step.relu][leaf, step.neuron] = step.sign
-                betas[step.relu][leaf, step.neuron] = step.sign * multipliers[used - end.depth + step.depth - 1]
+                betas[step.relu][leaf, step.neuron] = (
+                    step.sign * multipliers[used - end.depth + step.depth - 1]
+                )
                 step = step.above
         return signs, betas

@@ -1,8 +1,9 @@
 """The file of a float certificate: gzipped JSON, read strictly.
 
-``arrays`` holds every float64 array once, as hexadecimal digits of its big-endian bytes; all other numbers are JSON
-integers. Reading checks types exactly (``True`` and ``1.0`` are no integers), refuses duplicate keys, NaN and
-infinities, and limits the size of what is unpacked. ``docs/certificates.md`` describes the format.
+``arrays`` holds every float64 array once, as hexadecimal digits of its big-endian bytes; all other
+numbers are JSON integers. Reading checks types exactly (``True`` and ``1.0`` are no integers),
+refuses duplicate keys, NaN and infinities, and limits the size of what is unpacked.
+``docs/certificates.md`` describes the format.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ def need(condition: object, message: str) -> None:
 
 def integer(value: Any, low: int, high: int, what: str) -> int:
     """``value`` if it is an ``int`` with ``low <= value < high``."""
-    need(type(value) is int and low <= value < high, f"{what} must be an integer from {low} to {high - 1}")
+    need(
+        type(value) is int and low <= value < high,
+        f"{what} must be an integer from {low} to {high - 1}",
+    )
     return int(value)
 
 
@@ -62,13 +66,19 @@ class Arrays:
             self.decoded[number] = self._decode(self.content[number], what)
         found = self.decoded[number]
         need(found.shape == shape, f"{what} has the shape {list(found.shape)}, not {list(shape)}")
-        need(np.isfinite(found).all() and (found >= low).all() and (found <= high).all(), f"{what} has bad entries")
+        need(
+            np.isfinite(found).all() and (found >= low).all() and (found <= high).all(),
+            f"{what} has bad entries",
+        )
         return found
 
     def _decode(self, item: Any, what: str) -> Array:
         shape = tuple(integers(field(item, "shape"), 0, 1 << 32, what))
         text = field(item, "hex")
-        need(type(text) is str and len(text) == 16 * math.prod(shape), f"{what} has a wrong number of digits")
+        need(
+            type(text) is str and len(text) == 16 * math.prod(shape),
+            f"{what} has a wrong number of digits",
+        )
         try:
             return np.frombuffer(bytes.fromhex(text), dtype=">f8").astype(np.float64).reshape(shape)
         except ValueError:
@@ -101,10 +111,15 @@ def decode(data: bytes) -> dict[str, Any]:
     """Raises ``Reject`` for what is no certificate."""
     try:
         text = unpacked(data, MAX_BYTES).decode("utf-8")
-        content = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_constant)
+        content = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_constant
+        )
     except (ValueError, RecursionError) as error:
         raise Reject(f"not a certificate: {error}") from error
-    need(type(content) is dict and content.get("format") == FORMAT, "the certificate has an unknown format")
+    need(
+        type(content) is dict and content.get("format") == FORMAT,
+        "the certificate has an unknown format",
+    )
     found: dict[str, Any] = content
     return found
 

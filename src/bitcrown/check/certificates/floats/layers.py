@@ -1,15 +1,19 @@
-"""Bounds of every ReLU operand, layer by layer, over many boxes at once; and what rows leave of a box.
+"""Bounds of every ReLU operand, layer by layer, over many boxes at once; and what rows leave of a
+box.
 
-A layer is bounded by intervals first, then, where a sign is undecided on some box, by backward substitution with the
-default slopes (0 or 1, whichever leaves less area), then with slopes that somebody gives for single neurons: any slope
-in ``[0, 1]`` is as sound as any other, so these need no trust. All bounds found are intersected.
+A layer is bounded by intervals first, then, where a sign is undecided on some box, by backward
+substitution with the default slopes (0 or 1, whichever leaves less area), then with slopes that
+somebody gives for single neurons: any slope in ``[0, 1]`` is as sound as any other, so these need
+no trust. All bounds found are intersected.
 
-*Clipping.* A violation must satisfy ``a x + c <= 0`` for every row of its case, with ``c`` less the row's error. Let
-``v`` be the least value of ``a x + c`` over the box. Then ``a_i (x_i - low_i) <= -v`` where ``a_i > 0``, and
-``-a_i (up_i - x_i) <= -v`` where ``a_i < 0``: every coordinate loses what no violation can reach. Rows are used again
-on the box that the others left. Quotients are inflated by more than their rounding, sums by one float.
+*Clipping.* A violation must satisfy ``a x + c <= 0`` for every row of its case, with ``c`` less the
+row's error. Let ``v`` be the least value of ``a x + c`` over the box. Then
+``a_i (x_i - low_i) <= -v`` where ``a_i > 0``, and ``-a_i (up_i - x_i) <= -v`` where ``a_i < 0``:
+every coordinate loses what no violation can reach. Rows are used again on the box that the others
+left. Quotients are inflated by more than their rounding, sums by one float.
 
-Legend: ``B`` boxes, ``Q`` cases, ``S`` rows of a case, ``K`` neurons, ``N`` neurons of a layer, ``n`` inputs.
+Legend: ``B`` boxes, ``Q`` cases, ``S`` rows of a case, ``K`` neurons, ``N`` neurons of a layer,
+``n`` inputs.
 """
 
 from __future__ import annotations
@@ -40,9 +44,11 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class RowSlopes(NamedTuple):
-    """Slopes for ``neurons [K]`` of one layer, from below (row ``2 k``) and above (row ``2 k + 1``).
+    """Slopes for ``neurons [K]`` of one layer, from below (row ``2 k``) and above (row
+    ``2 k + 1``).
 
-    ``slopes`` maps earlier ReLUs to the neurons that have any (``[C]``; the others have 0) and ``[2 K, C]``.
+    ``slopes`` maps earlier ReLUs to the neurons that have any (``[C]``; the others have 0) and
+    ``[2 K, C]``.
     """
 
     neurons: Index
@@ -58,7 +64,8 @@ class RowSlopes(NamedTuple):
 
 
 Given = Callable[[int, Index, Bounds], RowSlopes | None]
-"""Slopes for the operand of a ReLU, whose undecided neurons are listed, with the bounds of all earlier ones at hand."""
+"""Slopes for the operand of a ReLU, whose undecided neurons are listed, with the bounds of all
+earlier ones at hand."""
 
 
 def layer_bounds(
@@ -66,7 +73,8 @@ def layer_bounds(
     box: Box,
     given: Given | None = None,
 ) -> Bounds:
-    """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``given`` slopes are tried as well."""
+    """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``given`` slopes are tried as
+    well."""
     bounds: Bounds = {}
     lines: dict[int, Line] = {}
     for relu in bounder.network.relus:
@@ -94,7 +102,8 @@ def _improved(
     given: RowSlopes | None = None,
     bounds: Bounds | None = None,
 ) -> tuple[Array, Array]:
-    """``found`` with the elements ``index [K]`` of node ``source`` bounded by backward substitution as well."""
+    """``found`` with the elements ``index [K]`` of node ``source`` bounded by backward substitution
+    as well."""
     if not len(index):
         return found
     count, size = len(box.lower), bounder.network.nodes[source].size
@@ -131,7 +140,9 @@ def clipped(
     count, (cases, depth) = len(box.lower), limit.shape
     is_open = is_open.copy()
     n = box.lower.shape[1]
-    a = np.broadcast_to(lines.coefficient, (count, cases * depth, n)).reshape(count, cases, depth, n)
+    a = np.broadcast_to(lines.coefficient, (count, cases * depth, n)).reshape(
+        count, cases, depth, n
+    )
     low, up = (np.repeat(part[:, None], cases, axis=1) for part in (box.lower, box.upper))
     with np.errstate(all="ignore"):
         for _ in range(CLIP_ROUNDS):
@@ -139,10 +150,17 @@ def clipped(
             for case in range(cases):
                 rows = slice(case * depth, (case + 1) * depth)
                 part = Lines(*(field[:, rows] for field in lines))
-                value[:, case] = above_limit(bounder.least(part, Box(low[:, case], up[:, case])), limit[case])
+                value[:, case] = above_limit(
+                    bounder.least(part, Box(low[:, case], up[:, case])), limit[case]
+                )
             is_open &= ~proves(value).any(axis=2)
-            room = np.where(np.isfinite(value), np.maximum(-value, 0.0), np.inf)[..., None] * (1.0 + 8 * UNIT)
-            reach = np.where(np.isfinite(a) & (a != 0), room / np.abs(a) * (1.0 + 8 * UNIT), np.inf) + TINY
+            room = np.where(np.isfinite(value), np.maximum(-value, 0.0), np.inf)[..., None] * (
+                1.0 + 8 * UNIT
+            )
+            reach = (
+                np.where(np.isfinite(a) & (a != 0), room / np.abs(a) * (1.0 + 8 * UNIT), np.inf)
+                + TINY
+            )
             right = np.nextafter(low + np.where(a > 0, reach, np.inf).min(axis=2), np.inf)
             left = np.nextafter(up - np.where(a < 0, reach, np.inf).min(axis=2), -np.inf)
             new_up, new_low = np.fmin(up, right), np.fmax(low, left)

@@ -1,13 +1,15 @@
-"""Affine maps and ReLU on flat vectors, in numpy float64: all that a piecewise-linear network consists of.
+"""Affine maps and ReLU on flat vectors, in numpy float64: all that a piecewise-linear network
+consists of.
 
-Every node computes a flat vector from the flat vectors of its ``sources``. An affine node is ``z = A x + b``; it can
-apply ``A``, apply ``|A|`` (for magnitudes), and apply the transpose (for backward substitution). Legend: ``R`` rows of
-a batch, sizes are numbers of elements.
+Every node computes a flat vector from the flat vectors of its ``sources``. An affine node is
+``z = A x + b``; it can apply ``A``, apply ``|A|`` (for magnitudes), and apply the transpose (for
+backward substitution). Legend: ``R`` rows of a batch, sizes are numbers of elements.
 
-**Rounding.** ``terms`` is the largest number of terms in any sum that a node forms in any of these three ways, with
-room for a few roundings of a coefficient itself (a division, a square root): a coefficient that is only known to a
-relative error of a few units in the last place is treated as one more factor of each product. ``float_bounds`` turns
-``terms`` into an error bound; nothing here rounds outward.
+**Rounding.** ``terms`` is the largest number of terms in any sum that a node forms in any of these
+three ways, with room for a few roundings of a coefficient itself (a division, a square root): a
+coefficient that is only known to a relative error of a few units in the last place is treated as
+one more factor of each product. ``bounds`` turns ``terms`` into an error bound; nothing here
+rounds outward.
 """
 
 from __future__ import annotations
@@ -138,7 +140,8 @@ class Gather:
 
 @dataclass(frozen=True)
 class Conv:
-    """Convolution of ``[C, H, W]`` with ``weight [O, C / groups, h, w]`` to ``[O, *out]``; ``bias [O * H' * W']``.
+    """Convolution of ``[C, H, W]`` with ``weight [O, C / groups, h, w]`` to ``[O, *out]``;
+    ``bias [O * H' * W']``.
 
     ``pads`` are those above and left of the plane; what is missing below and right is zero as well.
     """
@@ -166,13 +169,17 @@ class Conv:
         """``[groups, h * w * C / groups, O / groups]``: the weights with kernel places first."""
         o, c, h, w = self.weight.shape
         grouped = self.weight.reshape(self.groups, o // self.groups, c, h * w)
-        return np.ascontiguousarray(grouped.transpose(0, 3, 2, 1)).reshape(self.groups, h * w * c, o // self.groups)
+        return np.ascontiguousarray(grouped.transpose(0, 3, 2, 1)).reshape(
+            self.groups, h * w * c, o // self.groups
+        )
 
     @cached_property
     def _padded(self) -> tuple[int, int]:
         """Extents of a plane that holds every place a kernel looks at."""
         spans = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in self._axes]
-        return tuple(max(span, p + n) for span, p, n in zip(spans, self.pads, self.plane, strict=True))  # type: ignore
+        return tuple(
+            max(span, p + n) for span, p, n in zip(spans, self.pads, self.plane, strict=True)
+        )  # type: ignore
 
     @property
     def _axes(self) -> list[tuple[int, int, int, int]]:
@@ -181,7 +188,8 @@ class Conv:
     def _windows(self) -> list[tuple[slice, slice]]:
         """For each kernel place the places of the padded plane that it meets."""
         rows, columns = (
-            [slice(k * d, k * d + (o - 1) * s + 1, s) for k in range(kernel)] for o, s, kernel, d in self._axes
+            [slice(k * d, k * d + (o - 1) * s + 1, s) for k in range(kernel)]
+            for o, s, kernel, d in self._axes
         )
         return [(row, column) for row in rows for column in columns]
 
@@ -216,12 +224,14 @@ Node = Input | Relu | Affine
 
 @dataclass(frozen=True)
 class FloatNetwork:
-    """Nodes in the order of computation, the first of them the input. ``output`` is the concatenated output."""
+    """Nodes in the order of computation, the first of them the input. ``output`` is the
+    concatenated output."""
 
     nodes: tuple[Node, ...]
     output: int
     names: Mapping[str, int] = field(default_factory=dict)
-    """The ReLU that computes a tensor of the file, by the tensor's name (files with one network only)."""
+    """The ReLU that computes a tensor of the file, by the tensor's name (files with one network
+    only)."""
 
     @property
     def n_inputs(self) -> int:
@@ -236,7 +246,8 @@ class FloatNetwork:
         return tuple(k for k, node in enumerate(self.nodes) if isinstance(node, Relu))
 
     def values(self, x: Array) -> list[Array]:
-        """Values ``[R, size]`` of all nodes at the points ``x [R, n]``, as float64 computes them."""
+        """Values ``[R, size]`` of all nodes at the points ``x [R, n]``, as float64 computes
+        them."""
         found: list[Array] = []
         for node in self.nodes:
             if isinstance(node, Input):

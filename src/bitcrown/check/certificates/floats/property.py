@@ -1,14 +1,17 @@
-"""A property as rows over inputs and outputs: what an independent checker of float proofs has to refute.
+"""A property as rows over inputs and outputs: what an independent checker of float proofs has to
+refute.
 
-A case is violated by ``x`` of its box iff all its constraints hold; constraints that are not linear are left out, which
-only enlarges what is refuted. A row is ``C y + D x <= limit``: coefficients are the float64 nearest to the property's
-rational numbers (``float_bounds`` counts that as rounding of a product), ``limit`` is rounded up.
+A case is violated by ``x`` of its box iff all its constraints hold; constraints that are not linear
+are left out, which only enlarges what is refuted. A row is ``C y + D x <= limit``: coefficients are
+the float64 nearest to the property's rational numbers (``bounds`` counts that as rounding of
+a product), ``limit`` is rounded up.
 
-*Both readings.* A bound of an input is a decimal that the input's type may not hold. Proofs cover the decimal itself
-and the number that it becomes in the type of the network's input and in float32, in which the competition's scorer
-reads it: each box is rounded outward to contain all of them.
+*Both readings.* A bound of an input is a decimal that the input's type may not hold. Proofs cover
+the decimal itself and the number that it becomes in the type of the network's input and in float32,
+in which the competition's scorer reads it: each box is rounded outward to contain all of them.
 
-Legend: ``Q`` cases over one box, ``S`` rows of a case, padded with rows ``0 <= 0`` that refute nothing.
+Legend: ``Q`` cases over one box, ``S`` rows of a case, padded with rows ``0 <= 0`` that refute
+nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from bitcrown.spec.problem import Case, Constraint, Problem
 
 @dataclass(frozen=True)
 class Group:
-    """All cases over one box: ``C [Q, S, m]``, ``D [Q, S, n]``, ``limit [Q, S]``; ``cases`` their numbers."""
+    """All cases over one box: ``C [Q, S, m]``, ``D [Q, S, n]``, ``limit [Q, S]``; ``cases`` their
+    numbers."""
 
     box: Box
     cases: tuple[int, ...]
@@ -51,7 +55,9 @@ def round_up(value: Fraction) -> float:
     try:
         nearest = float(value)
     except OverflowError:
-        raise PropertyError("certificates: a number of the property exceeds what float64 holds") from None
+        raise PropertyError(
+            "certificates: a number of the property exceeds what float64 holds"
+        ) from None
     return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
 
 
@@ -80,7 +86,11 @@ def _group(problem: Problem, dtypes: list[np.dtype[Any]], numbers: list[int]) ->
     rows = [_linear(problem.cases[number]) for number in numbers]
     depth = max(1, *(len(part) for part in rows))
     shape = (len(numbers), depth)
-    c, d, limit = np.zeros((*shape, problem.n_outputs)), np.zeros((*shape, problem.n_inputs)), np.zeros(shape)
+    c, d, limit = (
+        np.zeros((*shape, problem.n_outputs)),
+        np.zeros((*shape, problem.n_inputs)),
+        np.zeros(shape),
+    )
     for q, constraints in enumerate(rows):
         for s, constraint in enumerate(constraints):
             limit[q, s] = round_up(constraint.bound)
@@ -94,7 +104,8 @@ def _group(problem: Problem, dtypes: list[np.dtype[Any]], numbers: list[int]) ->
 
 
 def _nearest(value: Fraction) -> float:
-    """Raises ``PropertyError`` where the nearest float64 is not within one rounding of ``value``."""
+    """Raises ``PropertyError`` where the nearest float64 is not within one rounding of
+    ``value``."""
     try:
         found = float(value)
     except OverflowError:

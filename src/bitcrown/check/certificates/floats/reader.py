@@ -1,12 +1,14 @@
-"""Reads ONNX files as affine maps and ReLU, with code of the checker's own (the ``onnx`` package parses the protobuf).
+"""Reads ONNX files as affine maps and ReLU, with code of the checker's own (the ``onnx`` package
+parses the protobuf).
 
-A tensor is either a constant (a numpy array) or an ``Entry``: a node of the growing network and an ONNX shape, with
-every free extent taken as 1. Operators are rules in ``float_rules``; an operator without a rule is refused by name.
-Constants are never computed in floating point here, only moved: what a file asks to be computed from constants alone
-must be integers (shapes, indices), or it is refused.
+A tensor is either a constant (a numpy array) or an ``Entry``: a node of the growing network and an
+ONNX shape, with every free extent taken as 1. Operators are rules in ``float_rules``; an operator
+without a rule is refused by name. Constants are never computed in floating point here, only moved:
+what a file asks to be computed from constants alone must be integers (shapes, indices), or it is
+refused.
 
-Several networks of one property stand side by side: the input is the concatenation of all their inputs, the output
-that of all their outputs, in the order of the declarations and of the files.
+Several networks of one property stand side by side: the input is the concatenation of all their
+inputs, the output that of all their outputs, in the order of the declarations and of the files.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from bitcrown.spec.query import Query
 
 MAX_ELEMENTS = 1 << 24
 FLOATS = (np.float32, np.float64)
-"""Of tensors in a proof about a real function. Sixteen-bit networks round by more than their properties often allow."""
+"""Of tensors in a proof about a real function. Sixteen-bit networks round by more than their
+properties often allow."""
 
 
 class Entry(NamedTuple):
@@ -80,7 +83,8 @@ class Call:
         return place < len(self.inputs) and self.inputs[place] is not None
 
     def real(self, attribute: str, default: float) -> float:
-        """A real attribute: the file holds a float32, and the standard's default for one that is left out is one."""
+        """A real attribute: the file holds a float32, and the standard's default for one that is
+        left out is one."""
         return float(np.float32(self.attributes.get(attribute, default)))
 
     def integers(self, place: int, attribute: str = "") -> list[int] | None:
@@ -100,7 +104,9 @@ class Builder:
 
     def add(self, node: Node, shape: Sequence[int]) -> Entry:
         if node.size != math.prod(shape) or node.size > MAX_ELEMENTS:
-            raise ModelError(f"certificates: a tensor of shape {tuple(shape)} cannot hold {node.size} numbers")
+            raise ModelError(
+                f"certificates: a tensor of shape {tuple(shape)} cannot hold {node.size} numbers"
+            )
         self.nodes.append(node)
         return Entry(len(self.nodes) - 1, tuple(shape))
 
@@ -120,7 +126,9 @@ class Builder:
         for part, factor in parts:
             sources.append(self.gather(part, np.broadcast_to(places(part), shape)).node)
             wide = np.asarray(factor, dtype=np.float64)
-            factors.append(wide if wide.ndim == 0 else np.broadcast_to(wide, shape).reshape(size).copy())
+            factors.append(
+                wide if wide.ndim == 0 else np.broadcast_to(wide, shape).reshape(size).copy()
+            )
         offset = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).reshape(size).copy()
         return self.add(Combine(tuple(sources), tuple(factors), offset), shape)
 
@@ -129,7 +137,9 @@ class Builder:
         lead = math.prod(shape) // max(1, weight.shape[0])
         size = lead * weight.shape[0]
         if lead * weight.shape[1] != self.nodes[x.node].size:
-            raise ModelError(f"certificates: a matrix of shape {weight.shape} does not fit {x.shape}")
+            raise ModelError(
+                f"certificates: a matrix of shape {weight.shape} does not fit {x.shape}"
+            )
         offset = np.broadcast_to(np.asarray(bias, dtype=np.float64), shape).reshape(size).copy()
         return self.add(Dense((x.node,), np.ascontiguousarray(weight), offset, lead), shape)
 
@@ -140,7 +150,8 @@ def places(x: Entry) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def exact(value: np.ndarray[Any, Any], call: Call | None = None) -> Array:
-    """A float constant as float64, which holds it exactly. Raises for other types, NaN and infinities."""
+    """A float constant as float64, which holds it exactly. Raises for other types, NaN and
+    infinities."""
     if value.dtype not in FLOATS or not np.isfinite(value).all():
         why = f"a constant of type {value.dtype} with NaN, infinities or no floats"
         raise ModelError(f"certificates: {why}") if call is None else call.refuse(why)
@@ -167,7 +178,10 @@ def concatenated(b: Builder, parts: Sequence[Entry], axis: int) -> Entry:
     shape = tuple(extent if i == axis else size for i, size in enumerate(parts[0].shape))
     for part in parts:
         index = np.full(shape, -1, dtype=np.int64)
-        where = tuple(slice(start, start + part.shape[axis]) if i == axis else slice(None) for i in range(len(shape)))
+        where = tuple(
+            slice(start, start + part.shape[axis]) if i == axis else slice(None)
+            for i in range(len(shape))
+        )
         index[where] = places(part)
         spread.append((b.gather(part, index), 1.0))
         start += part.shape[axis]
@@ -176,7 +190,9 @@ def concatenated(b: Builder, parts: Sequence[Entry], axis: int) -> Entry:
 
 def of_integers(call: Call, function: Callable[[Any, Any], Any]) -> np.ndarray[Any, Any]:
     values = [item for item in call.inputs if isinstance(item, np.ndarray)]
-    if len(values) != 2 or any(value.dtype in FLOATS or value.dtype.kind not in "iu" for value in values):
+    if len(values) != 2 or any(
+        value.dtype in FLOATS or value.dtype.kind not in "iu" for value in values
+    ):
         raise call.refuse("arithmetic on float constants")
     return np.asarray(function(*values))
 
@@ -200,7 +216,9 @@ class Member:
     sizes: tuple[int, ...]
 
 
-def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork, list[np.dtype[Any]]]:
+def read_networks(
+    query: Query, paths: Mapping[str, Path]
+) -> tuple[FloatNetwork, list[np.dtype[Any]]]:
     """All networks of a query as one, and the element type of each flat input.
 
     Raises:
@@ -209,8 +227,18 @@ def read_networks(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork
     """
     try:
         return _read(query, paths)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"certificates: the network cannot be read: {type(error).__name__} {error}") from error
+    except (
+        KeyError,
+        IndexError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise ModelError(
+            f"certificates: the network cannot be read: {type(error).__name__} {error}"
+        ) from error
 
 
 def _read(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork, list[np.dtype[Any]]]:
@@ -238,7 +266,8 @@ def _read(query: Query, paths: Mapping[str, Path]) -> tuple[FloatNetwork, list[n
 
 
 def folded(network: FloatNetwork) -> FloatNetwork:
-    """The same function where a node that only adds a bias to a matrix without one is part of it."""
+    """The same function where a node that only adds a bias to a matrix without one is part of
+    it."""
     nodes = list(network.nodes)
     readers = [0] * len(nodes)
     for node in nodes:
@@ -251,7 +280,9 @@ def folded(network: FloatNetwork) -> FloatNetwork:
         if not isinstance(node, Input):
             node = replace(node, sources=tuple(place[i] for i in node.sources))  # type: ignore[arg-type]
         before = kept[node.sources[0]] if len(node.sources) == 1 else None
-        adds_only = isinstance(node, Combine) and all(part.ndim == 0 and part == 1.0 for part in node.factors)
+        adds_only = isinstance(node, Combine) and all(
+            part.ndim == 0 and part == 1.0 for part in node.factors
+        )
         if adds_only and isinstance(before, Dense | Conv) and not before.bias.any():
             old = network.nodes[len(place)].sources[0]
             if readers[old] == 1:
@@ -266,7 +297,9 @@ def folded(network: FloatNetwork) -> FloatNetwork:
 
 
 def _joined(builder: Builder, outputs: Sequence[Entry]) -> int:
-    return concatenated(builder, [Entry(item.node, (math.prod(item.shape),)) for item in outputs], 0).node
+    return concatenated(
+        builder, [Entry(item.node, (math.prod(item.shape),)) for item in outputs], 0
+    ).node
 
 
 def _parse(path: Path) -> Any:
@@ -293,7 +326,9 @@ def graph_inputs(model: Any) -> list[Any]:
 
 def extents(item: Any) -> tuple[int, ...]:
     """Shape of an input, every free extent 1."""
-    return tuple(axis.dim_value if axis.dim_value > 0 else 1 for axis in item.type.tensor_type.shape.dim)
+    return tuple(
+        axis.dim_value if axis.dim_value > 0 else 1 for axis in item.type.tensor_type.shape.dim
+    )
 
 
 def _member(model: Any) -> Member:
@@ -303,7 +338,9 @@ def _member(model: Any) -> Member:
     for item in graph_inputs(model):
         dtype = np.dtype(tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
         if dtype not in FLOATS:
-            raise UnsupportedError(f"certificates: the network's input {item.name!r} has the type {dtype}, not floats")
+            raise UnsupportedError(
+                f"certificates: the network's input {item.name!r} has the type {dtype}, not floats"
+            )
         dtypes.append(dtype)
         sizes.append(math.prod(extents(item)))
     return Member(tuple(dtypes), tuple(sizes))
@@ -323,12 +360,16 @@ def run_graph(builder: Builder, model: Any, start: int) -> list[Entry]:
         start += math.prod(shape)
     for node in model.graph.node:
         inputs = tuple(tensors[name] if name else None for name in node.input)
-        call = Call(node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output))
+        call = Call(
+            node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output)
+        )
         for name, tensor in zip(node.output, _outcome(builder, call), strict=False):
             tensors[name] = tensor
     found = [tensors[item.name] for item in model.graph.output]
     if not all(isinstance(item, Entry) for item in found):
-        raise UnsupportedError("certificates: an output of the network does not depend on its input")
+        raise UnsupportedError(
+            "certificates: an output of the network does not depend on its input"
+        )
     return [item for item in found if isinstance(item, Entry)]
 
 
@@ -341,9 +382,12 @@ def _attributes(node: Any) -> dict[str, Any]:
 def _outcome(builder: Builder, call: Call) -> Sequence[Tensor]:
     if call.op not in RULES:
         raise UnsupportedError(
-            f"certificates are written for piecewise-linear networks; node {call.name!r} is a {call.op}"
+            f"certificates are written for piecewise-linear networks; node {call.name!r} is a "
+            f"{call.op}"
         )
     try:
         return RULES[call.op](builder, call)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
-        raise ModelError(f"certificates: node {call.name!r} ({call.op}) cannot be read: {error}") from error
+        raise ModelError(
+            f"certificates: node {call.name!r} ({call.op}) cannot be read: {error}"
+        ) from error

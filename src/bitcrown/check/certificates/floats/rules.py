@@ -1,9 +1,11 @@
-"""One rule for each ONNX operator that certificates cover (those that only move elements: ``float_shape_rules``).
+"""One rule for each ONNX operator that certificates cover (those that only move elements:
+``float_shape_rules``).
 
-Piecewise linear operators become ReLU by identities of real numbers: ``LeakyRelu(x) = a x + (1 - a) relu(x)``,
-``|x| = 2 relu(x) - x``, ``Clip(x; l, h) = l + relu(x - l) - relu(x - h)``, ``max(x, y) = x + relu(y - x)``. What a
-rule computes from constants (a reciprocal, a square root) is correct to a few units in the last place, which
-``float_nodes`` counts as rounding of a product.
+Piecewise linear operators become ReLU by identities of real numbers:
+``LeakyRelu(x) = a x + (1 - a) relu(x)``, ``|x| = 2 relu(x) - x``,
+``Clip(x; l, h) = l + relu(x - l) - relu(x - h)``, ``max(x, y) = x + relu(y - x)``. What a rule
+computes from constants (a reciprocal, a square root) is correct to a few units in the last place,
+which ``float_nodes`` counts as rounding of a product.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from bitcrown.check.certificates.floats.reader import (
     shape_of,
 )
 
-# -- affine ------------------------------------------------------------------------------------------------------
+# -- affine ----------------------------------------------------------------------------------------
 
 
 @rule("Gemm")
@@ -48,7 +50,12 @@ def matmul(b: Builder, call: Call) -> Sequence[Tensor]:
     if isinstance(left, Entry) and isinstance(right, np.ndarray) and right.ndim == 2:
         weight = exact(right, call).T
         return [b.dense(left, weight, 0.0, (*left.shape[:-1], weight.shape[0]))]
-    if isinstance(right, Entry) and isinstance(left, np.ndarray) and left.ndim == 2 and len(right.shape) == 2:
+    if (
+        isinstance(right, Entry)
+        and isinstance(left, np.ndarray)
+        and left.ndim == 2
+        and len(right.shape) == 2
+    ):
         turned = b.gather(right, places(right).T)
         found = b.dense(turned, exact(left, call), 0.0, (right.shape[1], left.shape[0]))
         return [b.gather(found, places(found).T)]
@@ -61,7 +68,11 @@ def add(b: Builder, call: Call) -> Sequence[Tensor]:
         return [of_integers(call, np.add if call.op != "Sub" else np.subtract)]
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
     signs = [-1.0 if call.op == "Sub" and place else 1.0 for place in range(len(call.inputs))]
-    parts = [(item, sign) for item, sign in zip(call.inputs, signs, strict=True) if isinstance(item, Entry)]
+    parts = [
+        (item, sign)
+        for item, sign in zip(call.inputs, signs, strict=True)
+        if isinstance(item, Entry)
+    ]
     fixed = [
         exact(item, call) * sign
         for item, sign in zip(call.inputs, signs, strict=True)
@@ -133,7 +144,9 @@ def _convolve(b: Builder, call: Call, x: Entry, weight: Any, bias: Any, groups: 
     return b.add(node, (1, weight.shape[0], *out[2 - rank :]))
 
 
-def _windows_of(call: Call, plane: Sequence[int], kernel: Sequence[int]) -> tuple[Any, Any, Any, Any]:
+def _windows_of(
+    call: Call, plane: Sequence[int], kernel: Sequence[int]
+) -> tuple[Any, Any, Any, Any]:
     """Strides, dilations, pads at the beginning, and the extents of the result."""
     rank = len(kernel)
     strides = [int(s) for s in call.attributes.get("strides", [1] * rank)]
@@ -178,7 +191,11 @@ def average_pool(b: Builder, call: Call) -> Sequence[Tensor]:
 def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
     x = call.entry()
     rank = len(x.shape)
-    axes = list(range(2, rank)) if call.op == "GlobalAveragePool" else call.integers(1, "axes") or list(range(rank))
+    axes = (
+        list(range(2, rank))
+        if call.op == "GlobalAveragePool"
+        else call.integers(1, "axes") or list(range(rank))
+    )
     axes = sorted({axis % rank for axis in axes})
     if call.attributes.get("noop_with_empty_axes", 0):
         raise call.refuse("noop_with_empty_axes")
@@ -186,12 +203,14 @@ def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
     rest = [axis for axis in range(rank) if axis not in axes]
     count = math.prod(x.shape[axis] for axis in axes)
     turned = b.gather(x, places(x).transpose(rest + axes).reshape(-1, count))
-    shape = tuple(1 if axis in axes else x.shape[axis] for axis in range(rank) if keeps or axis not in axes)
+    shape = tuple(
+        1 if axis in axes else x.shape[axis] for axis in range(rank) if keeps or axis not in axes
+    )
     total = b.dense(turned, np.ones((1, count)), 0.0, shape)
     return [total if call.op == "ReduceSum" else b.combine([(total, 1.0 / count)], 0.0, shape)]
 
 
-# -- piecewise linear ----------------------------------------------------------------------------------------------
+# -- piecewise linear ------------------------------------------------------------------------------
 
 
 @rule("Relu")
@@ -264,13 +283,19 @@ def max_pool(b: Builder, call: Call) -> Sequence[Tensor]:
     for offset in np.ndindex(*kernel):
         taken, inside = index[0], np.ones((1, *out), dtype=bool)
         for axis in range(len(plane)):
-            where = np.arange(out[axis]) * strides[axis] - begin[axis] + offset[axis] * dilations[axis]
+            where = (
+                np.arange(out[axis]) * strides[axis] - begin[axis] + offset[axis] * dilations[axis]
+            )
             fits = (where >= 0) & (where < plane[axis])
-            inside = inside & fits.reshape([-1 if i == axis + 1 else 1 for i in range(len(plane) + 1)])
+            inside = inside & fits.reshape(
+                [-1 if i == axis + 1 else 1 for i in range(len(plane) + 1)]
+            )
             taken = np.take(taken, where.clip(0, plane[axis] - 1), axis=axis + 1)
         parts.append(np.where(inside, taken, -1))
     stacked = np.stack(parts)
-    any_place = stacked.max(axis=0)  # padding never wins: an element of the same window stands in for it
+    any_place = stacked.max(
+        axis=0
+    )  # padding never wins: an element of the same window stands in for it
     if (any_place < 0).any():
         raise call.refuse("a window that sees nothing but padding")
     shape = (1, x.shape[1], *out)
@@ -281,7 +306,11 @@ def max_pool(b: Builder, call: Call) -> Sequence[Tensor]:
 @rule("Max")
 def maximum(b: Builder, call: Call) -> Sequence[Tensor]:
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
-    parts = [b.gather(item, np.broadcast_to(places(item), shape)) for item in call.inputs if isinstance(item, Entry)]
+    parts = [
+        b.gather(item, np.broadcast_to(places(item), shape))
+        for item in call.inputs
+        if isinstance(item, Entry)
+    ]
     found = _maximum(b, parts)
     for item in call.inputs:
         if isinstance(item, np.ndarray):

@@ -1,4 +1,5 @@
-"""Rules of operators that only move elements, or compute shapes from constants (see ``float_rules``)."""
+"""Rules of operators that only move elements, or compute shapes from constants (see
+``float_rules``)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ from bitcrown.check.certificates.floats.reader import (
 
 def _moved(b: Builder, tensor: Tensor, move: Callable[[Any], Any]) -> Tensor:
     """A movement of elements, of a constant or of places."""
-    return b.gather(tensor, np.asarray(move(places(tensor)))) if isinstance(tensor, Entry) else np.asarray(move(tensor))
+    return (
+        b.gather(tensor, np.asarray(move(places(tensor))))
+        if isinstance(tensor, Entry)
+        else np.asarray(move(tensor))
+    )
 
 
 def _first(call: Call) -> Tensor:
@@ -104,7 +109,13 @@ def transpose(b: Builder, call: Call) -> Sequence[Tensor]:
 def squeeze(b: Builder, call: Call) -> Sequence[Tensor]:
     axes = call.integers(1, "axes")
     if call.op == "Squeeze":
-        return [_moved(b, _first(call), lambda value: np.squeeze(value, None if axes is None else tuple(axes)))]
+        return [
+            _moved(
+                b,
+                _first(call),
+                lambda value: np.squeeze(value, None if axes is None else tuple(axes)),
+            )
+        ]
     return [_moved(b, _first(call), lambda value: np.expand_dims(value, tuple(axes or ())))]
 
 
@@ -155,10 +166,16 @@ def split(b: Builder, call: Call) -> Sequence[Tensor]:
 @rule("Pad")
 def pad(b: Builder, call: Call) -> Sequence[Tensor]:
     x, pads = call.entry(), call.integers(1, "pads") or []
-    if call.attributes.get("mode", b"constant") != b"constant" or call.has(3) or min(pads, default=0) < 0:
+    if (
+        call.attributes.get("mode", b"constant") != b"constant"
+        or call.has(3)
+        or min(pads, default=0) < 0
+    ):
         raise call.refuse("only constant padding of every axis by zero or more")
     value = (
-        float(exact(call.constant(2), call).reshape(())) if call.has(2) else float(call.attributes.get("value", 0.0))
+        float(exact(call.constant(2), call).reshape(()))
+        if call.has(2)
+        else float(call.attributes.get("value", 0.0))
     )
     rank = len(x.shape)
     if len(pads) != 2 * rank:
@@ -166,4 +183,8 @@ def pad(b: Builder, call: Call) -> Sequence[Tensor]:
     widths = [(pads[i], pads[i + rank]) for i in range(rank)]
     index = np.pad(places(x), widths, constant_values=-1)
     padded = b.gather(x, index)
-    return [b.combine([(padded, 1.0)], np.where(index < 0, value, 0.0), index.shape) if value else padded]
+    return [
+        b.combine([(padded, 1.0)], np.where(index < 0, value, 0.0), index.shape)
+        if value
+        else padded
+    ]

@@ -1,9 +1,11 @@
-"""The steps of a float proof: what the checker computes at a box or at a leaf, and writers of certificates as well.
+"""The steps of a float proof: what the checker computes at a box or at a leaf, and writers of
+certificates as well.
 
-A step turns choices (a box to shrink, slopes, multipliers, weights) into closed cases and lower bounds that hold
-whatever was chosen (``float_bounds``, ``float_layers``).
+A step turns choices (a box to shrink, slopes, multipliers, weights) into closed cases and lower
+bounds that hold whatever was chosen (``bounds``, ``float_layers``).
 
-Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a ReLU, ``n`` inputs.
+Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a
+ReLU, ``n`` inputs.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def refine(
 ) -> tuple[Box, Mask]:
     """Close what is refuted on the boxes ``[B]`` and shrink them: boxes and ``open_ [B, Q]``.
 
-    ``influence [B, n]``, where given, receives the largest coefficient of each input in the rows of open cases.
+    ``influence [B, n]``, where given, receives the largest coefficient of each input in the rows of
+    open cases.
     """
     lower, upper, open_ = box.lower.copy(), box.upper.copy(), open_.copy()
     live = np.nonzero(open_.any(axis=1))[0]
@@ -66,13 +69,18 @@ def refine(
         part, open_[index] = clipped(bounder, rows, group.limit, part, open_[index])
         lower[index], upper[index] = part.lower, part.upper
         if influence is not None:
-            a = np.abs(rows.coefficient).reshape(len(rows.coefficient), *group.limit.shape, -1).max(axis=2)
+            a = (
+                np.abs(rows.coefficient)
+                .reshape(len(rows.coefficient), *group.limit.shape, -1)
+                .max(axis=2)
+            )
             influence[index] = np.where(open_[index][..., None], a, 0.0).max(axis=1)
     return Box(lower, upper), open_
 
 
 def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple[Box, Mask]:
-    """Both halves of the boxes ``index``, each pair side by side; a point outside of a box leaves one half empty."""
+    """Both halves of the boxes ``index``, each pair side by side; a point outside of a box leaves
+    one half empty."""
     lower, upper = np.repeat(box.lower[index], 2, axis=0), np.repeat(box.upper[index], 2, axis=0)
     open_ = np.repeat(open_[index], 2, axis=0)
     rows = np.arange(len(index))
@@ -84,8 +92,8 @@ def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple
 
 @dataclass(frozen=True)
 class Leaves:
-    """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]`` by ReLU, and
-    ``weights [B, S]``."""
+    """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]``
+    by ReLU, and ``weights [B, S]``."""
 
     slopes: Mapping[int, Array]
     signs: Mapping[int, Array]
@@ -94,7 +102,8 @@ class Leaves:
 
     def select(self, index: Any) -> Leaves:
         slopes, signs, betas = (
-            {relu: value[index] for relu, value in part.items()} for part in (self.slopes, self.signs, self.betas)
+            {relu: value[index] for relu, value in part.items()}
+            for part in (self.slopes, self.signs, self.betas)
         )
         return Leaves(slopes, signs, betas, self.weights[index])
 
@@ -111,7 +120,8 @@ def decided(bounds: Bounds, signs: Mapping[int, Array]) -> Bounds:
 
 
 def leaf_values(bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves) -> Array:
-    """Lower bounds ``[B]`` of the weighted rows of the one case of ``group`` less their limits, on each leaf."""
+    """Lower bounds ``[B]`` of the weighted rows of the one case of ``group`` less their limits, on
+    each leaf."""
     widest = max(node.size for node in bounder.network.nodes)
     step = max(1, CHUNK // widest)
     parts = [np.zeros(0)]
@@ -131,7 +141,9 @@ def leaf_lines(ends: Bounds, leaves: Leaves) -> dict[int, Line]:
     result = {}
     for relu, (low, up) in ends.items():
         slope = leaves.slopes.get(relu)
-        result[relu] = relu_line(low[:, None], up[:, None], None if slope is None else slope[:, None])
+        result[relu] = relu_line(
+            low[:, None], up[:, None], None if slope is None else slope[:, None]
+        )
     return result
 
 
@@ -143,7 +155,8 @@ def weighted_value(
     betas: Mapping[int, Array],
     record: dict[int, Array] | None = None,
 ) -> tuple[Array, Lines]:
-    """Lower bounds ``[B]`` of ``sum_s weight_s (row_s - limit_s)``, less the rounding of the sums; and the lines."""
+    """Lower bounds ``[B]`` of ``sum_s weight_s (row_s - limit_s)``, less the rounding of the sums;
+    and the lines."""
     c, d, limit = group.C[0], group.D[0], group.limit[0]
     seeds = {bounder.network.output: (weights @ c)[:, None]}
     size = np.abs(c) @ bounder.size[bounder.network.output] + np.abs(limit)

@@ -1,27 +1,34 @@
 """Checks a proof about an integer network, in plain Python integers, with no code of the prover.
 
-**Claim.** No input of the box satisfies any case; a case is an AND of ``sum c o <= b`` over the output integers.
-**State.** An interval for every element of every node. A proof has a part per case; a part is a list of steps that
-shrink the state, ending with a step that closes it. Every step is recomputed here:
+**Claim.** No input of the box satisfies any case; a case is an AND of ``sum c o <= b`` over the
+output integers. **State.** An interval for every element of every node. A proof has a part per
+case; a part is a list of steps that shrink the state, ending with a step that closes it. Every step
+is recomputed here:
 
-``propagate``  affine steps and staircases map intervals forward; then each constraint limits each of its terms by what
-               the others leave over; then staircases (and single-source gathers) map intervals back.
-``prove``      for any numbers ``tau >= 0`` and ``lambda``, each point of the state that satisfies the case has
-               ``0 >= sum tau (c o - b) >= L(tau, lambda)``, L as below; so ``L > 0`` closes the part.
-``tighten``    the same inequality, for one element's argument in a range: if L with this element's block minimised
-               over the range only is positive, the range is impossible.
+``propagate``  affine steps and staircases map intervals forward; then each constraint limits each
+               of its terms by what the others leave over; then staircases (and single-source
+               gathers) map intervals back.
+``prove``      for any numbers ``tau >= 0`` and ``lambda``, each point of the state that satisfies
+               the case has ``0 >= sum tau (c o - b) >= L(tau, lambda)``, L as below; so
+               ``L > 0`` closes the part.
+``tighten``    the same inequality, for one element's argument in a range: if L with this element's
+               block minimised over the range only is positive, the range is impossible.
 ``bound``      ``q s v + sum tau (c o - b) >= L`` gives ``s v >= ceil(L / q)``, ``q > 0``, s a sign.
-``clip``       the same inequality is a line over the inputs, ``0 >= c + g x``; so for a value ``v = w x + b`` of an
-               affine node on the input, ``q s v >= q s b + t c + min (q s w + t g) x``, ``q > 0``, ``t >= 0``.
-``split``      integers: ``v <= k`` or ``v >= k + 1``; both parts must close.  ``empty``: some interval is empty.
+``clip``       the same inequality is a line over the inputs, ``0 >= c + g x``; so for a value
+               ``v = w x + b`` of an affine node on the input, with ``q > 0`` and ``t >= 0``,
+               ``q s v >= q s b + t c + min (q s w + t g) x``.
+``split``      integers: ``v <= k`` or ``v >= k + 1``; both parts must close.
+``empty``      some interval is empty.
 ``enumerate``  the inputs left are few, and each of them breaks a constraint.
 
-Every number is an ``int``: a tree that holds anything else is refused before a step is looked at (``strict_json``), so
-no arithmetic here is ever rounded. ``WORK`` bounds what a certificate can ask for.
+Every number is an ``int``: a tree that holds anything else is refused before a step is looked at
+(``strict_json``), so no arithmetic here is ever rounded. ``WORK`` bounds what a certificate can ask
+for.
 
-**L**: going backwards, coefficients ``mu`` on a staircase output are traded for ``lambda`` on its argument ``a``, at
-the price of ``min { mu S(a) - lambda a }`` over the argument's interval, attained at an end of it or of a level; affine
-steps transpose; a maximum over a window costs ``min { mu max(x) - lambda x }``. The input box ends it.
+**L**: going backwards, coefficients ``mu`` on a staircase output are traded for ``lambda`` on its
+argument ``a``, at the price of ``min { mu S(a) - lambda a }`` over the argument's interval,
+attained at an end of it or of a level; affine steps transpose; a maximum over a window costs
+``min { mu max(x) - lambda x }``. The input box ends it.
 """
 
 from __future__ import annotations
@@ -80,11 +87,13 @@ def digest(content: Any) -> str:
 
 
 def check(network: Any, prop: Any, certificate: Any, wanted: Wanted | None = None) -> Finding:
-    """Does ``certificate`` prove that no input of ``prop``'s box satisfies any of its cases on ``network``?
+    """Does ``certificate`` prove that no input of ``prop``'s box satisfies any of its cases on
+    ``network``?
 
-    All three are parsed JSON: the canonical network, ``{"low", "high", "cases"}``, and what the prover wrote.
-    ``wanted(network, claim)`` gives what has to be refuted where these two are not the question but an answer's
-    reading of it; it raises ``Reject`` where they miss a part of the question.
+    All three are parsed JSON: the canonical network, ``{"low", "high", "cases"}``, and what the
+    prover wrote. ``wanted(network, claim)`` gives what has to be refuted where these two are not
+    the question but an answer's reading of it; it raises ``Reject`` where they miss a part of the
+    question.
     """
     try:
         for content in (network, prop, certificate):
@@ -103,9 +112,16 @@ def check(network: Any, prop: Any, certificate: Any, wanted: Wanted | None = Non
 
 
 def bound_to(certificate: Any, name: str, content: Any) -> Any:
-    """``content``, if the certificate is whole, and about the network or property that ``content`` is."""
-    need(certificate["format"] == "bitcrown-integer-certificate-1", "the certificate has an unknown format")
-    need(digest({k: v for k, v in certificate.items() if k != "digest"}) == certificate["digest"], "digest differs")
+    """``content``, if the certificate is whole, and about the network or property that ``content``
+    is."""
+    need(
+        certificate["format"] == "bitcrown-integer-certificate-1",
+        "the certificate has an unknown format",
+    )
+    need(
+        digest({k: v for k, v in certificate.items() if k != "digest"}) == certificate["digest"],
+        "digest differs",
+    )
     need(certificate[name] == digest(content), f"the certificate is for another {name}")
     return content
 
@@ -115,7 +131,11 @@ class Checker:
 
     def __init__(self, network: Network, claim: Claim, certificate: dict[str, Any]) -> None:
         self.net, self.claim, self.cases = network, claim, claim.cases
-        self.parts, self.roots, self.trunk = certificate["parts"], certificate["roots"], certificate["trunk"]
+        self.parts, self.roots, self.trunk = (
+            certificate["parts"],
+            certificate["roots"],
+            certificate["trunk"],
+        )
         self.points: Points | None = None
         self.work = WORK
         low = [max(a, b) for a, b in zip(claim.low, network.low[0], strict=True)]
@@ -137,13 +157,19 @@ class Checker:
         seen: set[int] = set()
         while todo:
             number, case, state = todo.pop()
-            need(0 <= number < len(self.parts) and number not in seen, f"part {number} is missing or used twice")
+            need(
+                0 <= number < len(self.parts) and number not in seen,
+                f"part {number} is missing or used twice",
+            )
             seen.add(number)
             where = f"case {case} part {number}"
             need(bool(self.parts[number]), f"{where} is empty")
             for place, step in enumerate(self.parts[number][:-1]):
                 self.step(state, self.cases[case], step, f"{where} step {place}")
-            todo += [(part, case, child) for part, child in self.close(state, case, self.parts[number][-1], where)]
+            todo += [
+                (part, case, child)
+                for part, child in self.close(state, case, self.parts[number][-1], where)
+            ]
         need(len(seen) == len(self.parts), "the certificate has parts that nothing refers to")
         return Finding(True, f"accepted: {len(self.cases)} cases, {len(seen)} parts")
 
@@ -177,7 +203,9 @@ class Checker:
                 least = -(-self.dual(old, (goal, constant), slopes).value // weight)
                 state.narrow(node, element, *((least, None) if sign > 0 else (None, -least)))
 
-    def close(self, state: State, case: int, step: list[Any], where: str) -> list[tuple[int, State]]:
+    def close(
+        self, state: State, case: int, step: list[Any], where: str
+    ) -> list[tuple[int, State]]:
         """The last step of a part: nothing is left, or two parts are."""
         kind = step[0]
         if kind == "prove":
@@ -204,12 +232,17 @@ class Checker:
 
     def goal(self, case: Case, tau: list[int], where: str) -> tuple[dict[int, Row], int]:
         """Coefficients of ``sum tau (c o - b)`` on the output, and its constant."""
-        need(len(tau) == len(case) and all(t >= 0 for t in tau), f"{where}: multipliers do not fit the case")
+        need(
+            len(tau) == len(case) and all(t >= 0 for t in tau),
+            f"{where}: multipliers do not fit the case",
+        )
         row = [0] * self.net.sizes[self.net.output]
         for t, (terms, _) in zip(tau, case, strict=True):
             for i, c in terms.items():
                 row[i] += t * c
-        return {self.net.output: row}, -sum(t * bound for t, (_, bound) in zip(tau, case, strict=True))
+        return {self.net.output: row}, -sum(
+            t * bound for t, (_, bound) in zip(tau, case, strict=True)
+        )
 
     def dual(self, state: State, goal: tuple[dict[int, Row], int], slopes: list[Any]) -> Dual:
         """L for these multipliers on this state."""
@@ -250,15 +283,20 @@ class Checker:
             for i, m in enumerate(mu):
                 row_slopes = [own.get((i, place), 0) for place, _ in step.places[i]]
                 members = step.members[i]
-                total += step.block(m, row_slopes, [low[e] for e in members], [high[e] for e in members])
+                total += step.block(
+                    m, row_slopes, [low[e] for e in members], [high[e] for e in members]
+                )
                 for e, slope in zip(members, row_slopes, strict=True):
                     pulled[e] += slope
         first = coefficients.get(0, [0] * self.net.sizes[0])
-        total += sum(min(c * a, c * b) for c, a, b in zip(first, state.low[0], state.high[0], strict=True))
+        total += sum(
+            min(c * a, c * b) for c, a, b in zip(first, state.low[0], state.high[0], strict=True)
+        )
         return Dual(total, outer, inner, first)
 
     def tighten(self, old: State, state: State, dual: Dual, entry: Row, where: str) -> None:
-        """Both ends of one interval: each removed range must be impossible by one of the element's blocks."""
+        """Both ends of one interval: each removed range must be impossible by one of the element's
+        blocks."""
         node, e, low, high = entry
         self.index(node, e, where)
         now_low, now_high = old.low[node][e], old.high[node][e]
@@ -280,13 +318,19 @@ class Checker:
         state.narrow(node, e, low, high)
 
     def clip(self, state: State, dual: Dual, entries: list[Row], where: str) -> None:
-        """Values of affine nodes on the input where ``c + g x``, a lower bound of the violated constraints, is <= 0."""
+        """Values of affine nodes on the input where ``c + g x``, a lower bound of the violated
+        constraints, is <= 0."""
         low, high = state.low[0], state.high[0]
-        constant = dual.value - sum(min(c * a, c * b) for c, a, b in zip(dual.first, low, high, strict=True))
+        constant = dual.value - sum(
+            min(c * a, c * b) for c, a, b in zip(dual.first, low, high, strict=True)
+        )
         for node, e, sign, weight, times in entries:
             self.index(node, e, where)
             step = self.net.compiled[node]
-            need(isinstance(step, Affine) and step.sources <= {0}, f"{where}: node {node} does not read the input")
+            need(
+                isinstance(step, Affine) and step.sources <= {0},
+                f"{where}: node {node} does not read the input",
+            )
             assert isinstance(step, Affine)
             need(sign in (1, -1) and weight > 0 and times >= 0, f"{where}: bad sign or weight")
             line = [times * c for c in dual.first]
@@ -337,7 +381,10 @@ class Checker:
                 source = node["sources"][0]
                 low, high = list(state.low[source]), list(state.high[source])
                 for i, e in enumerate(node["index"]):
-                    low[e], high[e] = max(low[e], state.low[number][i]), min(high[e], state.high[number][i])
+                    low[e], high[e] = (
+                        max(low[e], state.low[number][i]),
+                        min(high[e], state.high[number][i]),
+                    )
                 state.meet(source, low, high)
 
     def enumerate(self, state: State, case: int, where: str) -> None:
@@ -348,8 +395,14 @@ class Checker:
             need(count <= MAX_POINTS, f"{where}: too many inputs to enumerate")
         self.spend(count * self.net.terms // BATCHED)
         points = [
-            list(p) for p in product(*(range(a, b + 1) for a, b in zip(state.low[0], state.high[0], strict=True)))
+            list(p)
+            for p in product(
+                *(range(a, b + 1) for a, b in zip(state.low[0], state.high[0], strict=True))
+            )
         ]
         self.points = self.points or Points(self.net)
         for point, low, high in zip(points, *self.points.outputs(points), strict=True):
-            need(self.claim.is_broken(case, low, high), f"{where}: input {point[:8]} may satisfy the case")
+            need(
+                self.claim.is_broken(case, low, high),
+                f"{where}: input {point[:8]} may satisfy the case",
+            )

@@ -1,12 +1,15 @@
-"""The integer network of a fixed-point perceptron in a Keras ``.h5`` file, rebuilt by the checker from the format.
+"""The integer network of a fixed-point perceptron in a Keras ``.h5`` file, rebuilt by the checker
+from the format.
 
-Format (Henzinger, Lechner, Zikelic: Scalable Verification of Quantized Neural Networks, AAAI 2021), b bits for the
-network, i for its input: weights are b-bit numbers of unit 2^-(b-1), biases of unit 2^-(b-2), both rounded half away
-from zero after clamping; inputs are i-bit and unsigned of unit 2^-i, activations b-bit of unit 2^-(b-2), unsigned in
-hidden layers and signed at the end. A layer is ``clip(floor((W x + 2^s B) / 2^s + 1/2))`` with s = f + 1 for inputs of
-f fractional bits. So level ``v`` begins at the integer ``(2 v - 1) 2^(s-1)``, and no number here is ever rounded.
+Format (Henzinger, Lechner, Zikelic: Scalable Verification of Quantized Neural Networks, AAAI 2021),
+b bits for the network, i for its input: weights are b-bit numbers of unit 2^-(b-1), biases of unit
+2^-(b-2), both rounded half away from zero after clamping; inputs are i-bit and unsigned of unit
+2^-i, activations b-bit of unit 2^-(b-2), unsigned in hidden layers and signed at the end. A layer
+is ``clip(floor((W x + 2^s B) / 2^s + 1/2))`` with s = f + 1 for inputs of f fractional bits. So
+level ``v`` begins at the integer ``(2 v - 1) 2^(s-1)``, and no number here is ever rounded.
 
-There is one way to write such a network in the canonical form; the certificate's has to be that one.
+There is one way to write such a network in the canonical form; the certificate's has to be that
+one.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ MOST_WEIGHTS = 1 << 22
 
 
 def canonical_form(path: Path) -> dict[str, Any]:
-    """The canonical JSON form of the file's network; bits by the file's name (``in_8_qu_6``), else 8 and 6.
+    """The canonical JSON form of the file's network; bits by the file's name (``in_8_qu_6``), else
+    8 and 6.
 
-    Raises ``ModelError`` for a file that cannot be read, ``Reject`` for one that holds something else.
+    Raises ``ModelError`` for a file that cannot be read, ``Reject`` for one that holds something
+    else.
     """
     named = re.search(r"in_(\d{1,2})_qu_(\d{1,2})", path.name)
     input_bits, bits = (int(named[1]), int(named[2])) if named else (8, 6)
@@ -38,7 +43,10 @@ def canonical_form(path: Path) -> dict[str, Any]:
     ]
     fraction = input_bits
     for number, (kernel, bias) in enumerate(layers):
-        need(len(kernel) == nodes[-1]["shape"][0] and all(len(row) == len(bias) for row in kernel), "layers do not fit")
+        need(
+            len(kernel) == nodes[-1]["shape"][0] and all(len(row) == len(bias) for row in kernel),
+            "layers do not fit",
+        )
         weight = [[_fixed(row[o], bits, bits - 1) for row in kernel] for o in range(len(bias))]
         shift = fraction + 1
         shape, last = [len(bias)], number == len(layers) - 1
@@ -48,7 +56,14 @@ def canonical_form(path: Path) -> dict[str, Any]:
         source = len(nodes)
         nodes += [
             {"op": "dense", "shape": shape, "source": source - 1, "weight": weight, "bias": addend},
-            {"op": "staircase", "shape": shape, "source": source, "base": [low], "early": [steps], "late": [steps]},
+            {
+                "op": "staircase",
+                "shape": shape,
+                "source": source,
+                "base": [low],
+                "early": [steps],
+                "late": [steps],
+            },
         ]
         fraction = bits - 2
     return {"format": "bitcrown-integer-network-1", "nodes": nodes, "output": len(nodes) - 1}
@@ -63,7 +78,8 @@ def _fixed(value: float, bits: int, fraction: int) -> int:
 
 
 def _layers(path: Path) -> list[tuple[list[list[float]], list[float]]]:
-    """Kernel [in][out] and bias [out] of every layer with weights, in the order that the file lists."""
+    """Kernel [in][out] and bias [out] of every layer with weights, in the order that the file
+    lists."""
     import h5py
 
     try:
@@ -82,10 +98,16 @@ def _layer(group: Any) -> tuple[list[list[float]], list[float]] | None:
     if not names:
         return None
     arrays = {name.rpartition("/")[2].partition(":")[0]: _inside(group, name) for name in names}
-    need(arrays.keys() == {"kernel", "bias"} and len(names) == 2, "a layer has other weights than a kernel and a bias")
+    need(
+        arrays.keys() == {"kernel", "bias"} and len(names) == 2,
+        "a layer has other weights than a kernel and a bias",
+    )
     kernel, bias = arrays["kernel"], arrays["bias"]
     plain = all(not a.external and not a.is_virtual and a.dtype.kind == "f" for a in (kernel, bias))
-    need(plain and kernel.ndim == 2 and bias.ndim == 1 and 0 < kernel.size <= MOST_WEIGHTS, "a layer is no matrix")
+    need(
+        plain and kernel.ndim == 2 and bias.ndim == 1 and 0 < kernel.size <= MOST_WEIGHTS,
+        "a layer is no matrix",
+    )
     return kernel[()].astype(float).tolist(), bias[()].astype(float).tolist()
 
 
@@ -100,6 +122,9 @@ def _inside(group: Any, name: str) -> Any:
     import h5py
 
     for part in name.strip("/").split("/"):
-        need(isinstance(group.get(part, getlink=True), h5py.HardLink), f"{name!r} is missing, or a link")
+        need(
+            isinstance(group.get(part, getlink=True), h5py.HardLink),
+            f"{name!r} is missing, or a link",
+        )
         group = group[part]
     return group

@@ -1,12 +1,13 @@
 """Many inputs of an integer network at once, in numpy, and exactly.
 
-int64 is used where it is proved to suffice: over the declared range of the input every sum of every row, whatever part
-of it, is below 2^60 in size (``sum |w| max |v| + |b|``, in Python integers), and so is every level. Thresholds beyond
-that are cut to it, which changes no comparison. Elsewhere the arrays hold Python integers. A dense row whose sums are
-below 2^53 is multiplied in float64, whose every partial result is then an integer that it holds exactly.
+int64 is used where it is proved to suffice: over the declared range of the input every sum of every
+row, whatever part of it, is below 2^60 in size (``sum |w| max |v| + |b|``, in Python integers), and
+so is every level. Thresholds beyond that are cut to it, which changes no comparison. Elsewhere the
+arrays hold Python integers. A dense row whose sums are below 2^53 is multiplied in float64, whose
+every partial result is then an integer that it holds exactly.
 
-The inputs that a proof enumerates differ in few elements: of a sparse row, only what differs from the first input is
-added up again.
+The inputs that a proof enumerates differ in few elements: of a sparse row, only what differs from
+the first input is added up again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ MOST_MATRIX = 1 << 24
 
 
 class Terms(NamedTuple):
-    """An affine node: per term its column among the sources' elements, weight and row; where rows begin; the bias.
+    """An affine node: per term its column among the sources' elements, weight and row; where rows
+    begin; the bias.
 
     ``matrix``: the same weights, [row, column], where float64 holds every sum.
     """
@@ -56,7 +58,8 @@ class Points:
         self._thresholds: dict[int, Array] = {}
 
     def outputs(self, points: list[Row]) -> tuple[list[Row], list[Row]]:
-        """Least and greatest outputs at ``points``, all of them in the declared range of the input."""
+        """Least and greatest outputs at ``points``, all of them in the declared range of the
+        input."""
         size = max(1, MOST_CELLS // max(1, self.net.terms // 8))
         low: list[Row] = []
         high: list[Row] = []
@@ -71,29 +74,49 @@ class Points:
         for number, step in enumerate(self.net.compiled[1:], 1):
             if isinstance(step, Affine):
                 terms = self.affine[number]
-                a, b = (np.concatenate([side[s] for s in terms.sources], axis=1) for side in (low, high))
+                a, b = (
+                    np.concatenate([side[s] for s in terms.sources], axis=1) for side in (low, high)
+                )
                 least = self._product(terms, a, b)
-                greatest = least if all(low[s] is high[s] for s in terms.sources) else self._product(terms, b, a)
+                greatest = (
+                    least
+                    if all(low[s] is high[s] for s in terms.sources)
+                    else self._product(terms, b, a)
+                )
             elif isinstance(step, Stairs):
                 least = self._steps(step.base, step.late, low[step.source])
                 pinned = low[step.source] is high[step.source] and all(
                     one is two or one == two for one, two in zip(step.early, step.late, strict=True)
                 )
-                greatest = least if pinned else self._steps(step.base, step.early, high[step.source])
+                greatest = (
+                    least if pinned else self._steps(step.base, step.early, high[step.source])
+                )
             else:
                 assert isinstance(step, Pool)
                 a, b = low[step.source], high[step.source]
                 least = np.stack([a[:, m].max(axis=1) for m in step.members], axis=1)
-                greatest = least if a is b else np.stack([b[:, m].max(axis=1) for m in step.members], axis=1)
+                greatest = (
+                    least
+                    if a is b
+                    else np.stack([b[:, m].max(axis=1) for m in step.members], axis=1)
+                )
             low.append(least)
             high.append(greatest)
         return low[self.net.output], high[self.net.output]
 
     def _terms(self, step: Affine, is_float_exact: bool) -> Terms:
         sources = sorted(step.sources)
-        start = dict(zip(sources, np.cumsum([0, *(self.net.sizes[s] for s in sources)]).tolist(), strict=False))
+        start = dict(
+            zip(
+                sources,
+                np.cumsum([0, *(self.net.sizes[s] for s in sources)]).tolist(),
+                strict=False,
+            )
+        )
         width = sum(self.net.sizes[s] for s in sources)
-        lines = [row or [(sources[0], 0, 0)] for row in step.rows]  # a row without terms adds nothing
+        lines = [
+            row or [(sources[0], 0, 0)] for row in step.rows
+        ]  # a row without terms adds nothing
         columns = np.array([start[s] + e for line in lines for s, e, _ in line], dtype=np.int64)
         weights = np.array([w for line in lines for _, _, w in line], dtype=self.dtype)
         lengths = np.array([len(line) for line in lines])
@@ -141,7 +164,8 @@ class Points:
 
 
 def _reach(network: Network) -> int:
-    """A bound on every weight, value and sum over the declared range, with a factor 2 for differences."""
+    """A bound on every weight, value and sum over the declared range, with a factor 2 for
+    differences."""
     ends = [
         [max(abs(a), abs(b)) for a, b in zip(low, high, strict=True)]
         for low, high in zip(network.low, network.high, strict=True)
@@ -150,5 +174,7 @@ def _reach(network: Network) -> int:
     for step in network.compiled:
         if isinstance(step, Affine):
             for row, bias in zip(step.rows, step.bias, strict=True):
-                largest = max(largest, abs(bias) + sum(abs(w) * max(1, ends[s][e]) for s, e, w in row))
+                largest = max(
+                    largest, abs(bias) + sum(abs(w) * max(1, ends[s][e]) for s, e, w in row)
+                )
     return 2 * largest

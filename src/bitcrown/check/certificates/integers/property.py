@@ -1,14 +1,15 @@
 """What a certificate is about: a box of input integers, and cases that no input of it may satisfy.
 
-A case of the proof is an AND of ``sum k_i o_i <= B`` over output integers ``o``. Where the file's outputs ``y_i =
-v_i(o_i)`` are not evenly spaced (float32 products of a scale), such a case is only *implied* by the property's own,
-``sum c_i y_i <= b`` (or ``<``): the proof refutes more than it has to. That it is implied is checked here: for any
-``t > 0``
+A case of the proof is an AND of ``sum k_i o_i <= B`` over output integers ``o``. Where the file's
+outputs ``y_i = v_i(o_i)`` are not evenly spaced (float32 products of a scale), such a case is only
+*implied* by the property's own, ``sum c_i y_i <= b`` (or ``<``): the proof refutes more than it has
+to. That it is implied is checked here: for any ``t > 0``
 
-    sum k_i o_i  =  t sum c_i y_i - sum (t c_i v_i(o_i) - k_i o_i)  <=  t b - sum_i min_o (t c_i v_i(o) - k_i o),
+    sum k_i o_i  =  t sum c_i y_i - sum (t c_i v_i(o_i) - k_i o_i)  <=  t b - sum_i min_o (t c_i
+    v_i(o) - k_i o),
 
-and the last number, rounded down, must not exceed ``B``. An input that is evaluated, on the other hand, is judged by
-the property's own case.
+and the last number, rounded down, must not exceed ``B``. An input that is evaluated, on the other
+hand, is judged by the property's own case.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Values:
 
     def __init__(self, low: int, known: Sequence[Fraction]) -> None:
         need(0 < len(known) <= MOST_VALUES, "an output has no values, or too many")
-        need(all(a <= b for a, b in zip(known, known[1:], strict=False)), "the values of an output decrease")
+        need(
+            all(a <= b for a, b in zip(known, known[1:], strict=False)),
+            "the values of an output decrease",
+        )
         self.low, self.high, self.known = low, low + len(known) - 1, known
 
     def of(self, o: int) -> Fraction:
@@ -64,7 +68,8 @@ class Values:
 
 
 class EvenValues(Values):
-    """``first + step (o - low)`` with ``step >= 0``, without a table: outputs that are wide integers."""
+    """``first + step (o - low)`` with ``step >= 0``, without a table: outputs that are wide
+    integers."""
 
     def __init__(self, low: int, high: int, step: Fraction, first: Fraction) -> None:
         need(low <= high and step >= 0, "an output has no values, or decreases")
@@ -78,7 +83,8 @@ class EvenValues(Values):
 
 
 class Claim(NamedTuple):
-    """``cases``: what the proof refutes; ``real[n]``: the property's cases that case n stands for, None if unknown.
+    """``cases``: what the proof refutes; ``real[n]``: the property's cases that case n stands for,
+    None if unknown.
 
     Nothing asked depends on a case that stands for none: it need not be refuted.
     """
@@ -90,18 +96,22 @@ class Claim(NamedTuple):
     real: list[list[list[RealRule]] | None]
 
     def is_broken(self, case: int, low: Row, high: Row) -> bool:
-        """Whether no output between ``low`` and ``high`` satisfies the case, or any real one that it stands for."""
+        """Whether no output between ``low`` and ``high`` satisfies the case, or any real one that
+        it stands for."""
         if not all(rule.may_hold(low, high) for rule in self.cases[case]):
             return True
         real = self.real[case]
         return real is not None and all(
-            any(not rule.allows(least_value(rule, self.outputs, low, high)) for rule in rules) for rules in real
+            any(not rule.allows(least_value(rule, self.outputs, low, high)) for rule in rules)
+            for rules in real
         )
 
 
 def least_value(rule: RealRule, outputs: list[Values], low: Row, high: Row) -> Fraction:
     """The least left side for output integers between ``low`` and ``high``."""
-    return sum((c * outputs[i].of((low if c > 0 else high)[i]) for i, c in rule.terms.items()), Fraction(0))
+    return sum(
+        (c * outputs[i].of((low if c > 0 else high)[i]) for i, c in rule.terms.items()), Fraction(0)
+    )
 
 
 def follows(rule: Rule, real: RealRule, outputs: list[Values]) -> bool:
@@ -119,12 +129,16 @@ def follows(rule: Rule, real: RealRule, outputs: list[Values]) -> bool:
 
 
 def _ratio(rule: Rule, real: RealRule, outputs: list[Values]) -> Fraction | None:
-    """The t for which the widest term of ``real`` has, from end to end, the slope that it has in ``rule``."""
+    """The t for which the widest term of ``real`` has, from end to end, the slope that it has in
+    ``rule``."""
     best, found = Fraction(0), None
     for i, c in real.terms.items():
         rise = c * (outputs[i].of(outputs[i].high) - outputs[i].of(outputs[i].low))
         if abs(rise) > best:
-            best, found = abs(rise), Fraction(rule.terms.get(i, 0) * (outputs[i].high - outputs[i].low)) / rise
+            best, found = (
+                abs(rise),
+                Fraction(rule.terms.get(i, 0) * (outputs[i].high - outputs[i].low)) / rise,
+            )
     return found if found is not None and found > 0 else None
 
 
@@ -156,24 +170,32 @@ def _rule(constraint: dict[str, Any], outputs: int) -> Rule:
 
 
 def _with_real(claim: Claim, form: dict[str, Any], network: Network) -> Claim:
-    """The claim with the property's own cases, one for each, every one of which must imply the proof's."""
+    """The claim with the property's own cases, one for each, every one of which must imply the
+    proof's."""
     tables = [_values(entry) for entry in form["outputs"]]
     need(len(tables) == network.sizes[network.output], "there is not one list of values per output")
     require_covered(tables, network)
     need(len(form["cases"]) == len(claim.cases), "there is not one real case per case")
     real = [[_real_rule(constraint, len(tables)) for constraint in case] for case in form["cases"]]
     for number, (case, rules) in enumerate(zip(claim.cases, real, strict=True)):
-        need(is_implied(case, rules, tables), f"case {number} does not follow from the property's own")
+        need(
+            is_implied(case, rules, tables),
+            f"case {number} does not follow from the property's own",
+        )
     return claim._replace(outputs=tables, real=[[rules] for rules in real])
 
 
 def _values(entry: dict[str, Any]) -> Values:
     low = integer(entry["low"])
     if "step" in entry:
-        return EvenValues(low, integer(entry["high"]), _fraction(entry["step"]), _fraction(entry["first"]))
+        return EvenValues(
+            low, integer(entry["high"]), _fraction(entry["step"]), _fraction(entry["first"])
+        )
     unit, rows = integer(entry["denominator"]), entry["numerators"]
     need(unit > 0, "a denominator is not positive")
-    return Values(low, [Fraction(n, unit) for n in numbers(rows, len(rows), "the values of an output")])
+    return Values(
+        low, [Fraction(n, unit) for n in numbers(rows, len(rows), "the values of an output")]
+    )
 
 
 def require_covered(outputs: list[Values], network: Network) -> None:

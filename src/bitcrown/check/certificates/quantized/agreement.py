@@ -1,9 +1,11 @@
-"""The certificate's network against onnxruntime, bit for bit, on inputs that nobody could choose beforehand.
+"""The certificate's network against onnxruntime, bit for bit, on inputs that nobody could choose
+beforehand.
 
-Inputs are drawn with the certificate's digest as the seed: anywhere in the range of the input, close to its ends, its
-corners, and inside the property's box. Every integer tensor of the file that the reading found in the network, and the
-output, has to lie between the two ends that the network gives, which are one number where arithmetic is pinned down.
-QONNX, which onnxruntime lacks, is written in standard operators first.
+Inputs are drawn with the certificate's digest as the seed: anywhere in the range of the input,
+close to its ends, its corners, and inside the property's box. Every integer tensor of the file that
+the reading found in the network, and the output, has to lie between the two ends that the network
+gives, which are one number where arithmetic is pinned down. QONNX, which onnxruntime lacks, is
+written in standard operators first.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def require_agreement(read: Read, claim: Claim, seed: str, samples: int = SAMPLE
     model = standard_form(read.model)
     traced = _traced(read)
     present = {info.name for info in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in traced if name not in present)
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in traced if name not in present
+    )
     names = [info.name for info in model.graph.output]
     run = session(model.SerializeToString())
     entry = run.get_inputs()[0].name
@@ -41,20 +45,37 @@ def require_agreement(read: Read, claim: Claim, seed: str, samples: int = SAMPLE
         low, high = enclosure(read, _integers(read, feed.reshape(-1)))
         for name, tensor in traced.items():
             ends = [
-                np.array([side[n][e] for n, e in zip(tensor.nodes.tolist(), tensor.elements.tolist(), strict=True)])
+                np.array(
+                    [
+                        side[n][e]
+                        for n, e in zip(
+                            tensor.nodes.tolist(), tensor.elements.tolist(), strict=True
+                        )
+                    ]
+                )
                 for side in (low, high)
             ]
             values = found[name].reshape(-1).astype(np.int64)
-            inside = values.shape == ends[0].shape and bool(((ends[0] <= values) & (values <= ends[1])).all())
+            inside = values.shape == ends[0].shape and bool(
+                ((ends[0] <= values) & (values <= ends[1])).all()
+            )
             need(inside, f"tensor {name!r} differs from onnxruntime on a drawn input")
-        _require_output(read.outputs, found[names[0]], low[read.reading.net.output], high[read.reading.net.output])
+        _require_output(
+            read.outputs,
+            found[names[0]],
+            low[read.reading.net.output],
+            high[read.reading.net.output],
+        )
 
 
 def _require_output(outputs: list[Values], found: Array, low: Row, high: Row) -> None:
     values = [Fraction(v) for v in found.reshape(-1).astype(np.float64).tolist()]
     need(len(values) == len(outputs), "the file has another number of outputs than the network")
     for known, value, a, b in zip(outputs, values, low, high, strict=True):
-        need(known.of(a) <= value <= known.of(b), "the output differs from onnxruntime on a drawn input")
+        need(
+            known.of(a) <= value <= known.of(b),
+            "the output differs from onnxruntime on a drawn input",
+        )
 
 
 def _traced(read: Read) -> dict[str, Tensor]:
@@ -90,7 +111,8 @@ def drawn(read: Read, claim: Claim, seed: str, samples: int) -> list[list[float]
 
 
 def _span(read: Read) -> tuple[list[float], list[float]]:
-    """Real numbers around those that are not saturated: by doubling until nothing changes any more."""
+    """Real numbers around those that are not saturated: by doubling until nothing changes any
+    more."""
     chain, size = read.reading.entry, read.reading.net.sizes[0]
     assert chain is not None
     index = np.arange(size)
@@ -142,15 +164,25 @@ def standard_form(model: Any) -> Any:
     del written.graph.node[:]
     for node in model.graph.node:
         written.graph.node.extend(_expanded(node, constants) if node.domain in QONNX else [node])
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    old = opset < 11 and any(node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node)
+    opset = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+    )
+    old = opset < 11 and any(
+        node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
+    )
     need(not old, "operators of an old opset stand beside QONNX")
     del written.opset_import[:]
     written.opset_import.extend([helper.make_opsetid("", max(opset, 11))])
     return written
 
 
-SIZED = {"UP": "Ceil", "DOWN": "Floor", "ROUND_TO_ZERO": "Floor", "HALF_UP": "Floor", "HALF_DOWN": "Ceil"}
+SIZED = {
+    "UP": "Ceil",
+    "DOWN": "Floor",
+    "ROUND_TO_ZERO": "Floor",
+    "HALF_UP": "Floor",
+    "HALF_DOWN": "Ceil",
+}
 """Roundings that act on the size of a number; the two halves move it first."""
 PLAIN = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
@@ -173,15 +205,24 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
     if node.op_type == "BipolarQuant":
         less = step("Less", node.input[0], constant(0.0, "zero"))
         made.append(helper.make_node("Cast", [less], [f"{name}/number"], to=TensorProto.FLOAT))
-        sign = step("Sub", constant(1.0, "one"), step("Mul", f"{name}/number", constant(2.0, "two")))
+        sign = step(
+            "Sub", constant(1.0, "one"), step("Mul", f"{name}/number", constant(2.0, "two"))
+        )
         step("Mul", sign, node.input[1], to=name)
         return made
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     mode = attrs.get("rounding_mode", b"ROUND").decode().upper()
-    need(mode in ROUNDINGS and all(i in constants for i in node.input[1:4]), f"{name!r} is quantized in an unknown way")
+    need(
+        mode in ROUNDINGS and all(i in constants for i in node.input[1:4]),
+        f"{name!r} is quantized in an unknown way",
+    )
     zero, bits = (constants[i].reshape(-1) for i in node.input[2:4])
     b, narrow = int(bits[0]), int(bool(attrs.get("narrow", 0)))
-    low, high = (-(2 ** (b - 1)) + narrow, 2 ** (b - 1) - 1) if attrs.get("signed", 1) else (0, 2**b - 1 - narrow)
+    low, high = (
+        (-(2 ** (b - 1)) + narrow, 2 ** (b - 1) - 1)
+        if attrs.get("signed", 1)
+        else (0, 2**b - 1 - narrow)
+    )
     scale, offset = constant(constants[node.input[1]], "scale"), constant(zero[0], "offset")
     ratio = step("Add", step("Div", node.input[0], scale), offset)
     clipped = step("Clip", ratio, constant(float(low), "low"), constant(float(high), "high"))

@@ -1,8 +1,9 @@
 """Which nodes of a certificate's network may be the sum that an operator of the file computes.
 
-A candidate is a dense node or a convolution on just the integers that the operator's tensor is known by, with the
-operator's shape and geometry; its weights are carried over to roots. Whether it computes the operator's sum is for
-the rules to verify (``quantized_sums``, ``quantized_integer_sums``).
+A candidate is a dense node or a convolution on just the integers that the operator's tensor is
+known by, with the operator's shape and geometry; its weights are carried over to roots. Whether it
+computes the operator's sum is for the rules to verify (``quantized_sums``,
+``quantized_integer_sums``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MOST_EXACT = 1 << 40
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A node of the certificate, as a sum over roots: ``ints``: [out, terms], ``bias``: [out]; ``pad`` as a root."""
+    """A node of the certificate, as a sum over roots: ``ints``: [out, terms], ``bias``: [out];
+    ``pad`` as a root."""
 
     number: int
     ints: Array
@@ -36,10 +38,16 @@ def _is_root(reading: Reading, number: int) -> bool:
     return bool((reading.origins[number].nodes == number).all())
 
 
-def dense_candidates(reading: Reading, view: Tensor, rows: int, outputs: int) -> Iterator[Candidate]:
+def dense_candidates(
+    reading: Reading, view: Tensor, rows: int, outputs: int
+) -> Iterator[Candidate]:
     """Dense nodes on just these integers."""
     for number, node in enumerate(reading.net.nodes):
-        if node["op"] != "dense" or reading.net.sizes[number] != rows * outputs or not _is_root(reading, number):
+        if (
+            node["op"] != "dense"
+            or reading.net.sizes[number] != rows * outputs
+            or not _is_root(reading, number)
+        ):
             continue
         origin = reading.origins[node["source"]]
         if not origin.is_of(view):
@@ -58,12 +66,21 @@ def exact_array(values: Any) -> Array:
 
 
 def conv_candidates(
-    reading: Reading, view: Tensor, node: Operator, kernel: tuple[int, ...], outputs: int, groups: int
+    reading: Reading,
+    view: Tensor,
+    node: Operator,
+    kernel: tuple[int, ...],
+    outputs: int,
+    groups: int,
 ) -> Iterator[Candidate]:
     """Convolutions of the certificate with the geometry of the operator, on just these integers."""
     strides, dilations, pads, plane = geometry(node, view.shape, kernel)
     for number, own in enumerate(reading.net.nodes):
-        if own["op"] != "conv" or own["shape"] != [outputs, *plane] or not _is_root(reading, number):
+        if (
+            own["op"] != "conv"
+            or own["shape"] != [outputs, *plane]
+            or not _is_root(reading, number)
+        ):
             continue
         same = (own["strides"], own["dilations"], own["plane"], own["groups"]) == (
             strides,
@@ -72,7 +89,12 @@ def conv_candidates(
             groups,
         )
         origin = reading.origins[own["source"]]
-        if not same or own["padding"][:2] != pads[:2] or not origin.is_of(view) or not _is_uniform(origin):
+        if (
+            not same
+            or own["padding"][:2] != pads[:2]
+            or not origin.is_of(view)
+            or not _is_uniform(origin)
+        ):
             continue
         factor, shift = int(origin.factor[0]), int(origin.shift[0])
         weight = exact_array(own["weight"])
@@ -89,20 +111,31 @@ def _is_uniform(origin: Origin) -> bool:
 def geometry(
     node: Operator, shape: tuple[int, ...], kernel: tuple[int, ...]
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Strides, dilations, padding (top, left, bottom, right) and output plane of windows over [1, C, H, W]."""
-    need(len(shape) == 4 and shape[0] == 1 and len(kernel) == 2, f"{node} does not work on one image")
+    """Strides, dilations, padding (top, left, bottom, right) and output plane of windows over [1,
+    C, H, W]."""
+    need(
+        len(shape) == 4 and shape[0] == 1 and len(kernel) == 2, f"{node} does not work on one image"
+    )
     strides = [int(v) for v in node.attrs.get("strides", (1, 1))]
     dilations = [int(v) for v in node.attrs.get("dilations", (1, 1))]
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     auto = node.attrs.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [max(0, (-(-shape[2 + k] // strides[k]) - 1) * strides[k] + reach[k] - shape[2 + k]) for k in (0, 1)]
+        total = [
+            max(0, (-(-shape[2 + k] // strides[k]) - 1) * strides[k] + reach[k] - shape[2 + k])
+            for k in (0, 1)
+        ]
         first = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
         pads = [*first, *(t - f for t, f in zip(total, first, strict=True))]
     else:
         need(auto in ("NOTSET", "VALID"), f"{node} has an unknown auto_pad")
-        pads = [int(v) for v in node.attrs.get("pads", (0, 0, 0, 0))] if auto == "NOTSET" else [0] * 4
-    need(min(*strides, *dilations) > 0 and min(pads) >= 0 and len(pads) == 4, f"{node} has bad strides or pads")
+        pads = (
+            [int(v) for v in node.attrs.get("pads", (0, 0, 0, 0))] if auto == "NOTSET" else [0] * 4
+        )
+    need(
+        min(*strides, *dilations) > 0 and min(pads) >= 0 and len(pads) == 4,
+        f"{node} has bad strides or pads",
+    )
     plane = [(shape[2 + k] + pads[k] + pads[k + 2] - reach[k]) // strides[k] + 1 for k in (0, 1)]
     return strides, dilations, pads, plane
 

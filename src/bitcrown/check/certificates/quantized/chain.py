@@ -1,12 +1,14 @@
-"""What a tensor of a quantized file is, as the checker reads it: a monotone function of the integers of one node.
+"""What a tensor of a quantized file is, as the checker reads it: a monotone function of the
+integers of one node.
 
-Element n of a tensor is ``chain_n(q)`` for the integer q of one element of one node of the certificate's network. A
-chain is a list of elementwise steps with constants, each a single correctly rounded float32 operation (or an exact one
-on integers), hence monotone, rising or falling. A sum in float32 whose order of summation is left open widens a value
-to an interval; a step maps the ends of it.
+Element n of a tensor is ``chain_n(q)`` for the integer q of one element of one node of the
+certificate's network. A chain is a list of elementwise steps with constants, each a single
+correctly rounded float32 operation (or an exact one on integers), hence monotone, rising or
+falling. A sum in float32 whose order of summation is left open widens a value to an interval; a
+step maps the ends of it.
 
-The checker compiles nothing. It is given thresholds and verifies that they enclose the chain, which takes two
-evaluations per threshold, because both sides are steps that never fall (``encloses``).
+The checker compiles nothing. It is given thresholds and verifies that they enclose the chain, which
+takes two evaluations per threshold, because both sides are steps that never fall (``encloses``).
 
 Legend: N elements of a tensor, G groups of elements with equal parameters, K points.
 """
@@ -32,7 +34,8 @@ INPUT = -1
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """``function(values, *params)``; params are [1] or [N]. ``whole``: gives whole numbers; ``keeps``: if given them.
+    """``function(values, *params)``; params are [1] or [N]. ``whole``: gives whole numbers;
+    ``keeps``: if given them.
 
     ``widens``: ``function(least, greatest, *params)`` gives both ends.
     """
@@ -67,7 +70,8 @@ TO_FLOAT = Step("to float32", as_float, keeps=True)
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """``nodes``, ``elements``: [N], where the integer of each element comes from; ``dtype``: the file's type.
+    """``nodes``, ``elements``: [N], where the integer of each element comes from; ``dtype``: the
+    file's type.
 
     ``keys``: the only integers that occur, if fewer than the node's range (sums of two tensors).
     """
@@ -88,18 +92,27 @@ class Tensor:
         return self.dtype.kind == "f"
 
     def then(self, step: Step, dtype: Any = None) -> Tensor:
-        return replace(self, chain=(*self.chain, step), dtype=np.dtype(dtype) if dtype is not None else self.dtype)
+        return replace(
+            self,
+            chain=(*self.chain, step),
+            dtype=np.dtype(dtype) if dtype is not None else self.dtype,
+        )
 
     def moved(self, index: Array) -> Tensor:
         """The tensor of ``index.shape`` whose elements are those of this one at ``index``."""
         flat = np.asarray(index, dtype=np.int64).reshape(-1)
         chain = tuple(step.picked(flat) for step in self.chain)
         return replace(
-            self, nodes=self.nodes[flat], elements=self.elements[flat], shape=tuple(index.shape), chain=chain
+            self,
+            nodes=self.nodes[flat],
+            elements=self.elements[flat],
+            shape=tuple(index.shape),
+            chain=chain,
         )
 
     def whole_prefixes(self) -> list[int]:
-        """Lengths of the first parts of the chain that give whole numbers, the longest one first."""
+        """Lengths of the first parts of the chain that give whole numbers, the longest one
+        first."""
         found, is_whole = [], self.nodes.size > 0 and int(self.nodes[0]) != INPUT
         for length, step in enumerate(self.chain, 1):
             is_whole = step.whole or (step.keeps and is_whole)
@@ -108,7 +121,9 @@ class Tensor:
         return found[::-1]
 
     def is_uniform(self) -> bool:
-        return all(p.size == 1 or bool((p == p[0]).all()) for step in self.chain for p in step.params)
+        return all(
+            p.size == 1 or bool((p == p[0]).all()) for step in self.chain for p in step.params
+        )
 
 
 def spread(value: Any, shape: tuple[int, ...]) -> Array:
@@ -118,7 +133,8 @@ def spread(value: Any, shape: tuple[int, ...]) -> Array:
 
 
 def values_of(chain: Chain, q: Array, index: Array) -> tuple[Array, Array]:
-    """Least and greatest value at q: [G, K], for the parameters of the elements ``index``: [G]. Raises ``Reject``."""
+    """Least and greatest value at q: [G, K], for the parameters of the elements ``index``: [G].
+    Raises ``Reject``."""
     least = greatest = q
     with np.errstate(all="ignore"):
         for step in chain:
@@ -129,32 +145,55 @@ def values_of(chain: Chain, q: Array, index: Array) -> tuple[Array, Array]:
             first = np.asarray(step.function(least, *params))
             second = first if least is greatest else np.asarray(step.function(greatest, *params))
             pinned = least is greatest
-            least, greatest = (first, first) if pinned else (np.minimum(first, second), np.maximum(first, second))
+            least, greatest = (
+                (first, first) if pinned else (np.minimum(first, second), np.maximum(first, second))
+            )
     if least.dtype.kind == "f":
-        need(bool(np.isfinite(least).all() and np.isfinite(greatest).all()), "a value of the file leaves float32")
+        need(
+            bool(np.isfinite(least).all() and np.isfinite(greatest).all()),
+            "a value of the file leaves float32",
+        )
     return least, greatest
 
 
 def groups_of(tensor: Tensor, *more: Array) -> tuple[Array, Array]:
-    """Elements that stand for all: [G] positions of one of each group, and the group of each element [N].
+    """Elements that stand for all: [G] positions of one of each group, and the group of each
+    element [N].
 
-    Elements of a group have equal parameters, and equal entries in every array of ``more`` ([N] each).
+    Elements of a group have equal parameters, and equal entries in every array of ``more`` ([N]
+    each).
     """
-    columns = [np.asarray(p, dtype=np.float64) for s in tensor.chain for p in s.params if p.size == tensor.size > 1]
+    columns = [
+        np.asarray(p, dtype=np.float64)
+        for s in tensor.chain
+        for p in s.params
+        if p.size == tensor.size > 1
+    ]
     columns += [np.asarray(extra, dtype=np.float64) for extra in more]
     if not columns:
         return np.zeros(1, dtype=np.int64), np.zeros(tensor.size, dtype=np.int64)
-    _, first, group = np.unique(np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True)
+    _, first, group = np.unique(
+        np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
+    )
     return first, group.reshape(-1)
 
 
-def encloses(stairs: Stairs, tensor: Tensor, length: int, sign: Array, shift: Array, ends: tuple[Array, Array]) -> bool:
-    """Whether the first ``length`` steps of the tensor stay between the staircase's two ends, wherever they are used.
+def encloses(
+    stairs: Stairs,
+    tensor: Tensor,
+    length: int,
+    sign: Array,
+    shift: Array,
+    ends: tuple[Array, Array],
+) -> bool:
+    """Whether the first ``length`` steps of the tensor stay between the staircase's two ends,
+    wherever they are used.
 
-    The tensor's integer is ``sign * (a - shift)`` ([N] each, sign 1 or -1) for the staircase's accumulator a in
-    ``ends``: [N] each. The claim ``base + #{late <= a} <= least(a)`` is needed for all a of a range; the left side is
-    constant between thresholds and the right side never falls, so the low end and the thresholds decide. Likewise from
-    above, the high end and the places before the thresholds. Where only some integers occur, those are tried instead.
+    The tensor's integer is ``sign * (a - shift)`` ([N] each, sign 1 or -1) for the staircase's
+    accumulator a in ``ends``: [N] each. The claim ``base + #{late <= a} <= least(a)`` is needed for
+    all a of a range; the left side is constant between thresholds and the right side never falls,
+    so the low end and the thresholds decide. Likewise from above, the high end and the places
+    before the thresholds. Where only some integers occur, those are tried instead.
     """
     part = replace(tensor, chain=tensor.chain[:length])
     rows = (np.array([id(row) for row in side]) for side in (stairs.late, stairs.early))
@@ -162,7 +201,11 @@ def encloses(stairs: Stairs, tensor: Tensor, length: int, sign: Array, shift: Ar
     low, high = np.full(len(first), LIMIT), np.full(len(first), -LIMIT)
     np.minimum.at(low, group, ends[0])
     np.maximum.at(high, group, ends[1])
-    most = max(len(stairs.late[n]) for n in first.tolist()) + 1 if tensor.keys is None else len(tensor.keys)
+    most = (
+        max(len(stairs.late[n]) for n in first.tolist()) + 1
+        if tensor.keys is None
+        else len(tensor.keys)
+    )
     size = max(1, MOST_CELLS // most)
     return all(
         _encloses(stairs, part, first[start : start + size], sign, shift, low[start:], high[start:])
@@ -170,36 +213,54 @@ def encloses(stairs: Stairs, tensor: Tensor, length: int, sign: Array, shift: Ar
     )
 
 
-def _encloses(stairs: Stairs, part: Tensor, first: Array, sign: Array, shift: Array, low: Array, high: Array) -> bool:
-    """``encloses`` for the groups whose elements ``first`` [G] stand for them; low, high: [G, ..]."""
+def _encloses(
+    stairs: Stairs, part: Tensor, first: Array, sign: Array, shift: Array, low: Array, high: Array
+) -> bool:
+    """``encloses`` for the groups whose elements ``first`` [G] stand for them; low, high: [G,
+    ..]."""
     low, high = low[: len(first), None], high[: len(first), None]
     s, t = sign[first][:, None], shift[first][:, None]
 
     def chain_at(points: Array) -> tuple[Array, Array]:
         return values_of(part.chain, s * (points - t), first)
 
-    late, early = (_padded([side[n] for n in first.tolist()]) for side in (stairs.late, stairs.early))
+    late, early = (
+        _padded([side[n] for n in first.tolist()]) for side in (stairs.late, stairs.early)
+    )
     base = np.array([[stairs.base[n]] for n in first.tolist()], dtype=np.int64)
     if part.keys is not None:
         points = s * part.keys[None] + t
         unused = (points < low) | (points > high)
-        least, greatest = values_of(part.chain, np.broadcast_to(part.keys[None], points.shape), first)
+        least, greatest = values_of(
+            part.chain, np.broadcast_to(part.keys[None], points.shape), first
+        )
         fits = (least >= base + _counts(late, points)) & (greatest <= base + _counts(early, points))
         return bool((fits | unused).all())
-    below, above = np.clip(np.hstack([late, low]), low, high), np.clip(np.hstack([early - 1, high]), low, high)
+    below, above = (
+        np.clip(np.hstack([late, low]), low, high),
+        np.clip(np.hstack([early - 1, high]), low, high),
+    )
     if any((end[:, 0] > end[:, 1]).any() for end in chain_at(np.hstack([low, high]))):
         return False
     least, greatest = chain_at(below)[0], chain_at(above)[1]
-    return bool((least >= base + _counts(late, below)).all() and (greatest <= base + _counts(early, above)).all())
+    return bool(
+        (least >= base + _counts(late, below)).all()
+        and (greatest <= base + _counts(early, above)).all()
+    )
 
 
 def _padded(rows: list[list[int]]) -> Array:
-    """[G, K] thresholds, cut to +-LIMIT (accumulators are smaller), filled up with ones that are never passed."""
+    """[G, K] thresholds, cut to +-LIMIT (accumulators are smaller), filled up with ones that are
+    never passed."""
     most = max(map(len, rows))
-    cut = [[*(max(-LIMIT, min(LIMIT, t)) for t in row), *[LIMIT] * (most - len(row))] for row in rows]
+    cut = [
+        [*(max(-LIMIT, min(LIMIT, t)) for t in row), *[LIMIT] * (most - len(row))] for row in rows
+    ]
     return np.array(cut, dtype=np.int64).reshape(len(rows), most)
 
 
 def _counts(thresholds: Array, points: Array) -> Array:
     """[G, P] how many of the row's thresholds each point has passed."""
-    return np.stack([np.searchsorted(row, p, side="right") for row, p in zip(thresholds, points, strict=True)])
+    return np.stack(
+        [np.searchsorted(row, p, side="right") for row, p in zip(thresholds, points, strict=True)]
+    )

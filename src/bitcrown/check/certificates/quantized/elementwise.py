@@ -1,8 +1,9 @@
 """The checker's rules for operators that act on single elements, or move them.
 
-A step is what onnxruntime computes for one element with known operands: one correctly rounded float32 operation, or an
-exact one on integers. So each is monotone, which ``quantized_chain.encloses`` needs. Moves are done to the numbers of
-the elements by onnxruntime itself. Quant and BipolarQuant follow the QONNX specification.
+A step is what onnxruntime computes for one element with known operands: one correctly rounded
+float32 operation, or an exact one on integers. So each is monotone, which
+``quantized_chain.encloses`` needs. Moves are done to the numbers of the elements by onnxruntime
+itself. Quant and BipolarQuant follow the QONNX specification.
 """
 
 from __future__ import annotations
@@ -46,22 +47,30 @@ ROUNDINGS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def stepped(reading: Reading, node: Operator, tensors: list[Tensor], step: Step, dtype: Any = None) -> None:
+def stepped(
+    reading: Reading, node: Operator, tensors: list[Tensor], step: Step, dtype: Any = None
+) -> None:
     reading.bind(node, [tensor.then(step, dtype) for tensor in tensors])
 
 
 def is_whole(values: Array) -> bool:
-    return bool((values == np.rint(values)).all()) and float(np.abs(values).max(initial=0)) < 2.0**23
+    return (
+        bool((values == np.rint(values)).all()) and float(np.abs(values).max(initial=0)) < 2.0**23
+    )
 
 
 def finite(value: Array, node: Operator) -> Array:
-    need(bool(np.isfinite(value.astype(np.float64)).all()), f"{node} has an operand that is not finite")
+    need(
+        bool(np.isfinite(value.astype(np.float64)).all()),
+        f"{node} has an operand that is not finite",
+    )
     return value
 
 
 @rule("Add", "Sub", "Mul", "Div", "Max", "Min")
 def with_constant(reading: Reading, node: Operator) -> None:
-    """One operand is known, the other one depends on the input; two that do are a sum (``quantized_sums``)."""
+    """One operand is known, the other one depends on the input; two that do are a sum
+    (``quantized_sums``)."""
     need(len(node.inputs) == 2, f"{node} has {len(node.inputs)} operands")
     known = [name in reading.constants for name in node.inputs]
     if not any(known):
@@ -76,7 +85,10 @@ def with_constant(reading: Reading, node: Operator) -> None:
     is_float = tensors[0].is_float
     operand = spread(value if is_float else value.astype(np.int64), tensors[0].shape)
     keeps = is_whole(operand)
-    need(node.op != "Div" or (known[1] and bool((operand != 0).all())), f"{node} divides by what it may not")
+    need(
+        node.op != "Div" or (known[1] and bool((operand != 0).all())),
+        f"{node} divides by what it may not",
+    )
     functions: dict[str, tuple[Callable[..., Any], bool]] = {
         "Add": (np.add, keeps),
         "Sub": (np.subtract if known[1] else lambda v, c: c - v, keeps),
@@ -107,7 +119,9 @@ def alone(reading: Reading, node: Operator) -> None:
         return
     zero = np.zeros(1, FLOAT if tensors[0].is_float else np.int64)
     slope = np.array([node.attrs.get("alpha", 0.01)], FLOAT)
-    need(node.op != "LeakyRelu" or (slope[0] >= 0 and tensors[0].is_float), f"{node} is not monotone")
+    need(
+        node.op != "LeakyRelu" or (slope[0] >= 0 and tensors[0].is_float), f"{node} is not monotone"
+    )
     whole = {"Floor": np.floor, "Ceil": np.ceil, "Round": np.rint, "Sign": np.sign}
     if node.op in whole:
         step = Step(node.op, whole[node.op], whole=True)
@@ -128,9 +142,16 @@ def clip(reading: Reading, node: Operator) -> None:
     kind: Any = FLOAT if tensors[0].is_float else np.int64
     given = []
     for position, key in ((1, "min"), (2, "max")):
-        value = reading.constant(node, position) if node.has(position) else node.attrs.get(key, ends[position - 1])
+        value = (
+            reading.constant(node, position)
+            if node.has(position)
+            else node.attrs.get(key, ends[position - 1])
+        )
         given.append(np.asarray(value, dtype=kind).reshape(-1))
-    need(all(v.size == 1 and not np.isnan(v).any() for v in given), f"{node} has ends that are not numbers")
+    need(
+        all(v.size == 1 and not np.isnan(v).any() for v in given),
+        f"{node} has ends that are not numbers",
+    )
     low, high = (np.clip(v, ends[0], ends[1]).astype(kind) for v in given)
     keeps = is_whole(low) and is_whole(high)
     stepped(reading, node, tensors, Step("Clip", _clipped, (low, high), keeps=keeps))
@@ -146,7 +167,9 @@ def batch_normalization(reading: Reading, node: Operator) -> None:
     need(not node.attrs.get("training_mode", 0), f"{node} is in training mode")
     scale, bias, mean, variance = (reading.constant(node, k).astype(FLOAT) for k in range(1, 5))
     with np.errstate(all="ignore"):
-        factor = scale * (np.float32(1) / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5))))
+        factor = scale * (
+            np.float32(1) / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5)))
+        )
         addend = finite(bias - mean * finite(factor, node), node)
     tensors = reading.given(node.inputs[0])
     shape = tensors[0].shape
@@ -161,11 +184,17 @@ def bit_shift(reading: Reading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
     amount = reading.constant(node, 1).astype(np.int64)
     low, high = type_range(tensors[0].dtype)
-    fits = low == 0 and bool((amount >= 0).all() and (amount < high.bit_length()).all()) and amount.size == 1
+    fits = (
+        low == 0
+        and bool((amount >= 0).all() and (amount < high.bit_length()).all())
+        and amount.size == 1
+    )
     need(fits, f"{node} needs an unsigned tensor and one shift below its width")
     right = node.attrs.get("direction") in ("RIGHT", b"RIGHT")
     function = np.right_shift if right else np.left_shift
-    stepped(reading, node, tensors, Step(f"shift {right}", function, (amount.reshape(1),), keeps=True))
+    stepped(
+        reading, node, tensors, Step(f"shift {right}", function, (amount.reshape(1),), keeps=True)
+    )
 
 
 @rule("Cast")
@@ -180,14 +209,26 @@ def cast(reading: Reading, node: Operator) -> None:
         need(target.kind in "iu", f"{node} goes to {target}")
         whole = tensors[0].is_float
         function: Any = (lambda v: np.trunc(v).astype(np.int64)) if whole else np.asarray
-        stepped(reading, node, tensors, Step(f"to integers {whole}", function, whole=True, keeps=True), target)
+        stepped(
+            reading,
+            node,
+            tensors,
+            Step(f"to integers {whole}", function, whole=True, keeps=True),
+            target,
+        )
 
 
-def parameters(reading: Reading, node: Operator, shape: tuple[int, ...], default: Any) -> tuple[Array, Array, Any]:
-    """Scale (float32) and zero point (int64) of a quantizer, shaped to broadcast over ``shape``, and its type."""
+def parameters(
+    reading: Reading, node: Operator, shape: tuple[int, ...], default: Any
+) -> tuple[Array, Array, Any]:
+    """Scale (float32) and zero point (int64) of a quantizer, shaped to broadcast over ``shape``,
+    and its type."""
     scale = reading.constant(node, 1)
     positive = scale.dtype == FLOAT and bool(np.isfinite(scale).all()) and bool((scale > 0).all())
-    need(positive and not node.attrs.get("block_size", 0), f"{node} has scales that are not positive float32 numbers")
+    need(
+        positive and not node.attrs.get("block_size", 0),
+        f"{node} has scales that are not positive float32 numbers",
+    )
     target = int(node.attrs.get("output_dtype", 0))
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(target)) if target else np.dtype(default)
     zero = reading.constant(node, 2) if node.has(2) else np.zeros(scale.shape, dtype)
@@ -198,7 +239,10 @@ def _along(value: Array, node: Operator, shape: tuple[int, ...]) -> Array:
     if value.size == 1:
         return value.reshape(())
     axis = int(node.attrs.get("axis", 1))
-    need(value.ndim == 1 and -len(shape) <= axis < len(shape) and shape[axis] == len(value), f"{node} has bad scales")
+    need(
+        value.ndim == 1 and -len(shape) <= axis < len(shape) and shape[axis] == len(value),
+        f"{node} has bad scales",
+    )
     return value.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
 
 
@@ -232,18 +276,35 @@ def quant_settings(reading: Reading, node: Operator) -> tuple[Array, int, tuple[
     scale = reading.constant(node, 1).astype(FLOAT)
     zero, bits = (reading.constant(node, k).reshape(-1) for k in (2, 3))
     mode = node.attrs.get("rounding_mode", "ROUND").upper()
-    need(bool(np.isfinite(scale).all() and (scale > 0).all()), f"{node} has a scale that is not positive")
-    one_each = zero.size == 1 and bits.size == 1 and float(bits[0]) in range(1, 17) and float(zero[0]).is_integer()
-    need(one_each and mode in ROUNDINGS, f"{node} has a zero point, bits or a rounding that are not known here")
+    need(
+        bool(np.isfinite(scale).all() and (scale > 0).all()),
+        f"{node} has a scale that is not positive",
+    )
+    one_each = (
+        zero.size == 1
+        and bits.size == 1
+        and float(bits[0]) in range(1, 17)
+        and float(zero[0]).is_integer()
+    )
+    need(
+        one_each and mode in ROUNDINGS,
+        f"{node} has a zero point, bits or a rounding that are not known here",
+    )
     b, narrow = int(bits[0]), int(bool(node.attrs.get("narrow", 0)))
-    ends = (-(2 ** (b - 1)) + narrow, 2 ** (b - 1) - 1) if node.attrs.get("signed", 1) else (0, 2**b - 1 - narrow)
+    ends = (
+        (-(2 ** (b - 1)) + narrow, 2 ** (b - 1) - 1)
+        if node.attrs.get("signed", 1)
+        else (0, 2**b - 1 - narrow)
+    )
     return scale, int(zero[0]), ends, mode
 
 
 def quant_levels(values: Array, scale: Array, zero: int, ends: tuple[int, int], mode: str) -> Array:
     """``round(clip(x / scale + zero))``."""
     with np.errstate(all="ignore"):
-        clipped = np.clip(values / scale + np.float32(zero), np.float32(ends[0]), np.float32(ends[1]))
+        clipped = np.clip(
+            values / scale + np.float32(zero), np.float32(ends[0]), np.float32(ends[1])
+        )
     if np.isnan(clipped).any():
         raise Reject("a value to be quantized is not a number")
     return np.asarray(ROUNDINGS[mode](clipped).astype(np.int64))
@@ -259,7 +320,12 @@ def quant(reading: Reading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
     need(tensors[0].dtype == FLOAT, f"{node} takes {tensors[0].dtype}")
     s = spread(scale, tensors[0].shape)
-    rounded = Step(f"Quant {mode} {ends} {zero}", lambda v, c: quant_levels(v, c, zero, ends, mode), (s,), whole=True)
+    rounded = Step(
+        f"Quant {mode} {ends} {zero}",
+        lambda v, c: quant_levels(v, c, zero, ends, mode),
+        (s,),
+        whole=True,
+    )
     back = Step("dequantize", lambda q, c, z: (q - z).astype(np.float32) * c, (s, np.array([zero])))
     reading.bind(node, [tensor.then(rounded).then(back) for tensor in tensors])
 
@@ -268,7 +334,10 @@ def quant(reading: Reading, node: Operator) -> None:
 def bipolar(reading: Reading, node: Operator) -> None:
     """``scale`` for x >= 0, ``-scale`` below."""
     scale = reading.constant(node, 1).astype(FLOAT)
-    need(bool(np.isfinite(scale).all() and (scale > 0).all()), f"{node} has a scale that is not positive")
+    need(
+        bool(np.isfinite(scale).all() and (scale > 0).all()),
+        f"{node} has a scale that is not positive",
+    )
     if node.inputs[0] in reading.constants:
         ints = np.where(reading.constants[node.inputs[0]] >= 0, 1, -1).astype(np.int64)
         keep_grid(reading, node, ints, scale)
@@ -276,7 +345,9 @@ def bipolar(reading: Reading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
     need(tensors[0].dtype == FLOAT, f"{node} takes {tensors[0].dtype}")
     is_positive = Step("is not negative", lambda v: (v >= 0).astype(np.int64), whole=True)
-    back = Step("sign", lambda q, c: (2 * q - 1).astype(np.float32) * c, (spread(scale, tensors[0].shape),))
+    back = Step(
+        "sign", lambda q, c: (2 * q - 1).astype(np.float32) * c, (spread(scale, tensors[0].shape),)
+    )
     reading.bind(node, [tensor.then(is_positive).then(back) for tensor in tensors])
 
 
@@ -292,18 +363,25 @@ MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 @rule(*MOVES)
 def move(reading: Reading, node: Operator) -> None:
     name = node.inputs[0]
-    others: list[Array | None] = [reading.constants.get(other) if other else None for other in node.inputs[1:]]
+    others: list[Array | None] = [
+        reading.constants.get(other) if other else None for other in node.inputs[1:]
+    ]
     need(
-        all(v is not None or not i for v, i in zip(others, node.inputs[1:], strict=True)), f"{node} moves by the input"
+        all(v is not None or not i for v, i in zip(others, node.inputs[1:], strict=True)),
+        f"{node} moves by the input",
     )
     if name in reading.constants:
         (reading.constants[node.outputs[0]],) = computed(node, [reading.constants[name], *others])
         if name in reading.grids:
-            ints, scales = (computed(node, [np.ascontiguousarray(g), *others])[0] for g in reading.grids[name])
+            ints, scales = (
+                computed(node, [np.ascontiguousarray(g), *others])[0] for g in reading.grids[name]
+            )
             reading.grids[node.outputs[0]] = ints, scales
         return
     tensors = reading.given(name)
-    if tensors[0].size and int(tensors[0].nodes[0]) != INPUT:  # a node that is known in this order is so moved, too
+    if (
+        tensors[0].size and int(tensors[0].nodes[0]) != INPUT
+    ):  # a node that is known in this order is so moved, too
         tensors = reading.views(name)
     (index,) = computed(node, [np.arange(tensors[0].size).reshape(tensors[0].shape), *others])
     reading.bind(node, [tensor.moved(index) for tensor in tensors])
@@ -315,9 +393,14 @@ def concat(reading: Reading, node: Operator) -> None:
     found = []
     for first in parts[0]:
         kinds = [(step.name, len(step.params)) for step in first.chain]
-        same = [next((v for v in p if [(s.name, len(s.params)) for s in v.chain] == kinds), None) for p in parts]
+        same = [
+            next((v for v in p if [(s.name, len(s.params)) for s in v.chain] == kinds), None)
+            for p in parts
+        ]
         chosen = [v for v in same if v is not None]
-        if len(chosen) == len(parts) and all(v.dtype == first.dtype and v.keys is None for v in chosen):
+        if len(chosen) == len(parts) and all(
+            v.dtype == first.dtype and v.keys is None for v in chosen
+        ):
             found.append(_joined(chosen, int(node.attrs["axis"])))
     reading.bind(node, found)
 
@@ -325,18 +408,26 @@ def concat(reading: Reading, node: Operator) -> None:
 def _joined(parts: list[Tensor], axis: int) -> Tensor:
     start = np.cumsum([0, *(part.size for part in parts)])
     index = np.concatenate(
-        [s + np.arange(p.size).reshape(p.shape) for s, p in zip(start, parts, strict=False)], axis=axis
+        [s + np.arange(p.size).reshape(p.shape) for s, p in zip(start, parts, strict=False)],
+        axis=axis,
     )
     chain = [
         replace(
             steps[0],
             params=tuple(
-                np.concatenate([np.broadcast_to(p, (part.size,)) for p, part in zip(params, parts, strict=True)])
+                np.concatenate(
+                    [
+                        np.broadcast_to(p, (part.size,))
+                        for p, part in zip(params, parts, strict=True)
+                    ]
+                )
                 for params in zip(*(step.params for step in steps), strict=True)
             ),
         )
         for steps in zip(*(part.chain for part in parts), strict=True)
     ]
-    nodes, elements = (np.concatenate([getattr(p, name) for p in parts]) for name in ("nodes", "elements"))
+    nodes, elements = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("nodes", "elements")
+    )
     whole = Tensor(nodes, elements, (len(nodes),), parts[0].dtype, tuple(chain))
     return whole.moved(index)

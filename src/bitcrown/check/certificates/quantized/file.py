@@ -1,12 +1,15 @@
-"""Does the integer network of a certificate enclose what a quantized ONNX file computes? And what is then claimed?
+"""Does the integer network of a certificate enclose what a quantized ONNX file computes? And what
+is then claimed?
 
-The file is parsed with the ``onnx`` package and walked once, in order; every operator has a rule of the checker's own
-(``quantized_elementwise``, ``quantized_sums``, ``quantized_pairs``), constants are computed by onnxruntime. The result
-is a proof, as far as the rules are right about onnxruntime's arithmetic, and that is then compared, bit for bit, on
-inputs that the checker draws (``quantized_agreement``).
+The file is parsed with the ``onnx`` package and walked once, in order; every operator has a rule of
+the checker's own (``quantized_elementwise``, ``quantized_sums``, ``quantized_pairs``), constants
+are computed by onnxruntime. The result is a proof, as far as the rules are right about
+onnxruntime's arithmetic, and that is then compared, bit for bit, on inputs that the checker draws
+(``quantized_agreement``).
 
-The property is the file's own text: its boxes become integers by the quantizer that the file begins with, and each of
-its cases must imply the certificate's, over the real values of the outputs (``certificate_property``).
+The property is the file's own text: its boxes become integers by the quantizer that the file begins
+with, and each of its cases must imply the certificate's, over the real values of the outputs
+(``certificate_property``).
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ KEPT_GRIDS = ("DequantizeLinear", *elementwise.MOVES)
 
 
 class Read(NamedTuple):
-    """A file that the certificate's network encloses: the reading, the model as parsed, outputs and their values."""
+    """A file that the certificate's network encloses: the reading, the model as parsed, outputs and
+    their values."""
 
     reading: Reading
     model: Any
@@ -84,8 +88,12 @@ def parsed_file(path: Path) -> Any:
 
 
 def read_file(model: Any, network: Network) -> Read:
-    """Raises ``Reject`` where the network is not what the file computes, or cannot be seen to be."""
-    need(not model.functions and not model.graph.sparse_initializer, "the file has functions or sparse weights")
+    """Raises ``Reject`` where the network is not what the file computes, or cannot be seen to
+    be."""
+    need(
+        not model.functions and not model.graph.sparse_initializer,
+        "the file has functions or sparse weights",
+    )
     reading = Reading(network)
     for tensor in model.graph.initializer:
         reading.constants[tensor.name] = _stored(tensor)
@@ -97,15 +105,22 @@ def read_file(model: Any, network: Network) -> Read:
 
 
 def _stored(tensor: Any) -> Array:
-    need(not tensor.external_data and tensor.data_location == 0, f"weight {tensor.name!r} is kept in another file")
+    need(
+        not tensor.external_data and tensor.data_location == 0,
+        f"weight {tensor.name!r} is kept in another file",
+    )
     return np.asarray(numpy_helper.to_array(tensor))
 
 
 def _enter(reading: Reading, model: Any) -> np.dtype[Any]:
-    """The file's input: real numbers that it quantizes itself, or integers, which then are node 0."""
+    """The file's input: real numbers that it quantizes itself, or integers, which then are node
+    0."""
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [info for info in model.graph.input if info.name not in stored]
-    need(len(inputs) == 1 and inputs[0].type.tensor_type.HasField("shape"), "the file has not one input with a shape")
+    need(
+        len(inputs) == 1 and inputs[0].type.tensor_type.HasField("shape"),
+        "the file has not one input with a shape",
+    )
     kind = inputs[0].type.tensor_type
     shape = tuple(max(1, dim.dim_value) for dim in kind.shape.dim)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
@@ -122,18 +137,27 @@ def _enter(reading: Reading, model: Any) -> np.dtype[Any]:
 
 
 def _operators(model: Any) -> Iterator[Operator]:
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+    )
     for proto in model.graph.node:
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-        attrs = {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()}
+        attrs = {
+            k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()
+        }
         domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
-        yield Operator(domain + proto.op_type, proto.name, [*proto.input], [*proto.output], attrs, proto, opset)
+        yield Operator(
+            domain + proto.op_type, proto.name, [*proto.input], [*proto.output], attrs, proto, opset
+        )
 
 
 def _apply(reading: Reading, node: Operator) -> None:
     """One operator: computed where all its inputs are known, by its rule elsewhere."""
     used = [name for name in node.inputs if name]
-    need(all(n in reading.constants or n in reading.tensors for n in used), f"{node} reads what nothing writes")
+    need(
+        all(n in reading.constants or n in reading.tensors for n in used),
+        f"{node} reads what nothing writes",
+    )
     if node.op == "Shape" and used[0] in reading.tensors:
         shape = np.array(reading.tensors[used[0]][0].shape, dtype=np.int64)
         first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))
@@ -169,7 +193,8 @@ def _outputs(reading: Reading, name: str) -> list[Values]:
         if not view.chain or (view.chain == (TO_FLOAT,) and max(-low.min(), high.max()) <= 2**24):
             if (origin.factor == 1).all() and not origin.shift.any():
                 return [
-                    EvenValues(int(a), int(b), Fraction(1), Fraction(int(a))) for a, b in zip(low, high, strict=True)
+                    EvenValues(int(a), int(b), Fraction(1), Fraction(int(a)))
+                    for a, b in zip(low, high, strict=True)
                 ]
             continue
         need(int((high - low + 1).sum()) <= MOST_OUTPUTS, "the output takes too many values")
@@ -177,31 +202,45 @@ def _outputs(reading: Reading, name: str) -> list[Values]:
         for n in range(view.size):
             q = origin.factor[n] * (np.arange(low[n], high[n] + 1) - origin.shift[n])
             least, greatest = values_of(view.chain, q[None], np.array([n]))
-            if not np.array_equal(least, greatest) or view.keys is not None or (np.diff(least[0]) < 0).any():
+            if (
+                not np.array_equal(least, greatest)
+                or view.keys is not None
+                or (np.diff(least[0]) < 0).any()
+            ):
                 break
-            tables.append(Values(int(low[n]), [Fraction(v) for v in least[0].astype(np.float64).tolist()]))
+            tables.append(
+                Values(int(low[n]), [Fraction(v) for v in least[0].astype(np.float64).tolist()])
+            )
         else:
             require_covered(tables, reading.net)
             return tables
-    raise Reject("the network's output is not the file's, or is a float32 sum whose rounding is left open")
+    raise Reject(
+        "the network's output is not the file's, or is a float32 sum whose rounding is left open"
+    )
 
 
 def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Claim) -> Claim:
-    """What the property's cases demand of the certificate's. Raises ``Reject`` where the certificate claims less.
+    """What the property's cases demand of the certificate's. Raises ``Reject`` where the
+    certificate claims less.
 
-    ``hint``: the box and the cases that the certificate refutes. Every case of the property has to be impossible, or to
-    imply one of them; the integers that its box becomes have to lie in the certificate's.
+    ``hint``: the box and the cases that the certificate refutes. Every case of the property has to
+    be impossible, or to imply one of them; the integers that its box becomes have to lie in the
+    certificate's.
     """
     real: list[list[list[RealRule]]] = [[] for _ in hint.cases]
     place = 0
     boxes: dict[tuple[int, int], tuple[Row, Row]] = {}
     for number, case in enumerate(cases):
-        rules = [_real_rule(constraint, n_inputs, len(read.outputs)) for constraint in case.constraints]
+        rules = [
+            _real_rule(constraint, n_inputs, len(read.outputs)) for constraint in case.constraints
+        ]
         key = id(case.lower), id(case.upper)  # cases with one box share the tuples
         if key not in boxes:
             boxes[key] = integer_box(read, case.lower, case.upper)
         low, high = boxes[key]
-        inside = all(a <= c and d <= b for a, b, c, d in zip(hint.low, hint.high, low, high, strict=True))
+        inside = all(
+            a <= c and d <= b for a, b, c, d in zip(hint.low, hint.high, low, high, strict=True)
+        )
         empty = any(a > b for a, b in zip(low, high, strict=True))
         if empty or is_impossible(rules, read.outputs):
             continue
@@ -218,27 +257,38 @@ def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Clai
 def _real_rule(constraint: Constraint, n_inputs: int, outputs: int) -> RealRule:
     terms: dict[int, Fraction] = {}
     for monomial, factor in constraint.terms:
-        need(len(monomial) == 1 and monomial[0] >= n_inputs, "a constraint is not linear in the outputs alone")
+        need(
+            len(monomial) == 1 and monomial[0] >= n_inputs,
+            "a constraint is not linear in the outputs alone",
+        )
         need(monomial[0] - n_inputs < outputs, "a constraint names no output")
         terms[monomial[0] - n_inputs] = terms.get(monomial[0] - n_inputs, Fraction(0)) + factor
     return RealRule(terms, constraint.bound, constraint.strict)
 
 
-def integer_box(read: Read, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]) -> tuple[Row, Row]:
-    """The integers of node 0 for all inputs that the property means, read exactly or as the nearest float32.
+def integer_box(
+    read: Read, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
+) -> tuple[Row, Row]:
+    """The integers of node 0 for all inputs that the property means, read exactly or as the nearest
+    float32.
 
-    An integer input whose bounds coincide on a number that is none is the nearest integer, as a reader that rounds
-    takes it.
+    An integer input whose bounds coincide on a number that is none is the nearest integer, as a
+    reader that rounds takes it.
     """
     net = read.reading.net
-    need(len(lower) == len(upper) == net.sizes[0], "the property has another number of inputs than the file")
+    need(
+        len(lower) == len(upper) == net.sizes[0],
+        "the property has another number of inputs than the file",
+    )
     near = [np.array([_nearest(v) for v in side], np.float32) for side in (lower, upper)]
     if read.dtype == FLOAT:
         chain = read.reading.entry
         if chain is None:
             raise Reject("the file's input is never made integers")
         ends = values_of(chain, np.stack(near, axis=1), np.arange(len(lower)))
-        return ends[0].min(axis=1).astype(np.int64).tolist(), ends[1].max(axis=1).astype(np.int64).tolist()
+        return ends[0].min(axis=1).astype(np.int64).tolist(), ends[1].max(axis=1).astype(
+            np.int64
+        ).tolist()
     low = [ceil(min(a, Fraction(float(x)))) for a, x in zip(lower, near[0], strict=True)]
     high = [floor(max(b, Fraction(float(x)))) for b, x in zip(upper, near[1], strict=True)]
     for n, (a, b) in enumerate(zip(lower, upper, strict=True)):
@@ -255,7 +305,11 @@ def _nearest(value: Fraction) -> float:
         return most if value > 0 else -most
     near = np.float32(float(value))
     # float(value) may have rounded onto a tie of float32: compare the neighbours exactly
-    options = [near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))]
+    options = [
+        near,
+        np.nextafter(near, np.float32(-np.inf)),
+        np.nextafter(near, np.float32(np.inf)),
+    ]
     finite = [x for x in options if np.isfinite(x)]
     best = min(abs(Fraction(float(x)) - value) for x in finite)
     return float(next(x for x in finite if abs(Fraction(float(x)) - value) == best))

@@ -1,8 +1,8 @@
 """The checker's rules for sums in integers: MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv.
 
-The 32-bit accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is exact, so a node of the certificate has to be just
-that, or the negative of it, weight by weight. QLinear operators go on with ``rint(clip(float32(acc) * m)) + zero``,
-``m = float32(float32(x_scale * w_scale) / y_scale)``.
+The 32-bit accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is exact, so a node of the
+certificate has to be just that, or the negative of it, weight by weight. QLinear operators go on
+with ``rint(clip(float32(acc) * m)) + zero``, ``m = float32(float32(x_scale * w_scale) / y_scale)``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ INT32 = np.dtype(np.int32)
 
 
 def integer_view(reading: Reading, view: Tensor) -> tuple[int, int] | None:
-    """(factor, shift) if the tensor is ``factor * r + shift`` of its integers r, alike in all elements."""
+    """(factor, shift) if the tensor is ``factor * r + shift`` of its integers r, alike in all
+    elements."""
     if not view.chain:
         return 1, 0
     known = reading.table(view)
@@ -32,7 +33,11 @@ def integer_view(reading: Reading, view: Tensor) -> tuple[int, int] | None:
     first, values = known
     factor = int(values[1] - values[0]) if len(values) > 1 else 1
     shift = int(values[0]) - factor * first
-    return (factor, shift) if np.array_equal(factor * (first + np.arange(len(values))) + shift, values) else None
+    return (
+        (factor, shift)
+        if np.array_equal(factor * (first + np.arange(len(values))) + shift, values)
+        else None
+    )
 
 
 @rule("MatMulInteger", "QLinearMatMul")
@@ -45,11 +50,20 @@ def integer_matrix(reading: Reading, node: Operator) -> None:
     weight = (weight - (w_zero.reshape(()) if w_zero.size == 1 else w_zero.reshape(1, -1))).T
     found = []
     for view in reading.views(node.inputs[0]):
-        need(not view.is_float and view.size == weight.shape[1] == view.shape[-1], f"{node} does not multiply one row")
+        need(
+            not view.is_float and view.size == weight.shape[1] == view.shape[-1],
+            f"{node} does not multiply one row",
+        )
         for candidate in dense_candidates(reading, view, 1, len(weight)):
-            signs = exact_signs(reading, view, candidate, weight, _row_bias(reading, node, weight, at), 0)
+            signs = exact_signs(
+                reading, view, candidate, weight, _row_bias(reading, node, weight, at), 0
+            )
             if signs is not None:
-                found.append(result(candidate.number, (*view.shape[:-1], len(weight)), INT32, *_signed(signs, 1)))
+                found.append(
+                    result(
+                        candidate.number, (*view.shape[:-1], len(weight)), INT32, *_signed(signs, 1)
+                    )
+                )
     _finish_integers(reading, node, found, at == 3, (-1,))
 
 
@@ -64,7 +78,10 @@ def integer_convolution(reading: Reading, node: Operator) -> None:
     at = 3 if node.op == "QLinearConv" else 1
     weight = reading.constant(node, at).astype(np.int64)
     w_zero = reading.constant(node, 5 if at == 3 else 3, 0).astype(np.int64)
-    need(weight.ndim == 4 and w_zero.size in (1, len(weight)), f"{node} has bad weights or zero points")
+    need(
+        weight.ndim == 4 and w_zero.size in (1, len(weight)),
+        f"{node} has bad weights or zero points",
+    )
     weight = weight - w_zero.reshape(-1, 1, 1, 1)
     bias = _row_bias(reading, node, weight, at)
     if node.has(8) and at == 3:
@@ -73,10 +90,16 @@ def integer_convolution(reading: Reading, node: Operator) -> None:
     groups = int(node.attrs.get("group", 1))
     found = []
     for view in reading.views(node.inputs[0]):
-        fits_input = not view.is_float and len(view.shape) == 4 and view.shape[1] == weight.shape[1] * groups
+        fits_input = (
+            not view.is_float and len(view.shape) == 4 and view.shape[1] == weight.shape[1] * groups
+        )
         need(fits_input, f"{node} does not fit its input")
-        for candidate in conv_candidates(reading, view, node, weight.shape[2:], len(weight), groups):
-            signs = exact_signs(reading, view, candidate, weight.reshape(len(weight), -1), bias, zero)
+        for candidate in conv_candidates(
+            reading, view, node, weight.shape[2:], len(weight), groups
+        ):
+            signs = exact_signs(
+                reading, view, candidate, weight.reshape(len(weight), -1), bias, zero
+            )
             if signs is not None:
                 shape = reading.net.nodes[candidate.number]["shape"]
                 steps = _signed(signs, shape[1] * shape[2])
@@ -87,7 +110,8 @@ def integer_convolution(reading: Reading, node: Operator) -> None:
 def exact_signs(
     reading: Reading, view: Tensor, candidate: Candidate, weight: Array, bias: Array, zero: int
 ) -> Array | None:
-    """[out] 1 or -1, such that the node is that times ``weight x + bias`` for the tensor's integers x; else None.
+    """[out] 1 or -1, such that the node is that times ``weight x + bias`` for the tensor's integers
+    x; else None.
 
     Padding has to be x = ``zero``.
     """
@@ -111,20 +135,32 @@ def _signed(signs: Array, copies: int) -> tuple[Step, ...]:
 
 
 def _finish_integers(
-    reading: Reading, node: Operator, found: list[Tensor], is_requantized: bool, axes: tuple[int, ...]
+    reading: Reading,
+    node: Operator,
+    found: list[Tensor],
+    is_requantized: bool,
+    axes: tuple[int, ...],
 ) -> None:
-    """The int32 sum; a QLinear operator goes on with ``clip(rint(float32(sum) * m)) + zero``, m in float32."""
+    """The int32 sum; a QLinear operator goes on with ``clip(rint(float32(sum) * m)) + zero``, m in
+    float32."""
     need(bool(found), f"no node of the certificate's network computes {node}")
     for tensor in found:
         reading.check_width(tensor, node)
     if is_requantized:
         scales = [reading.constant(node, k).reshape(-1) for k in (1, 4, 6)]
-        positive = all(s.dtype == FLOAT and bool(np.isfinite(s).all() and (s > 0).all()) for s in scales)
+        positive = all(
+            s.dtype == FLOAT and bool(np.isfinite(s).all() and (s > 0).all()) for s in scales
+        )
         need(positive, f"{node} has scales that are not positive float32 numbers")
         zero = reading.constant(node, 7)
         need(zero.size == 1, f"{node} has several zero points for its output")
         multiplier = (scales[0] * scales[1]) / scales[2]
-        step = Step("requantize", _requantized, (*_parameters(multiplier.reshape(axes), zero, found[0].shape),), True)
+        step = Step(
+            "requantize",
+            _requantized,
+            (*_parameters(multiplier.reshape(axes), zero, found[0].shape),),
+            True,
+        )
         found = [tensor.then(step, zero.dtype) for tensor in found]
     reading.bind(node, found)
 

@@ -1,8 +1,10 @@
-"""The checker's rules for two tensors that both depend on the input: their sum, their maximum over windows.
+"""The checker's rules for two tensors that both depend on the input: their sum, their maximum over
+windows.
 
-The sum of two tensors with few values each is known on all pairs of values. The certificate's node is ``a = f1 r1 + f2
-r2 + c``; what the file makes of a pair, and which integer the node has for it, is tabled, and thresholds have to hold
-on the integers that occur. QLinearAdd is tabled by onnxruntime itself, whose fused or separate roundings it has.
+The sum of two tensors with few values each is known on all pairs of values. The certificate's node
+is ``a = f1 r1 + f2 r2 + c``; what the file makes of a pair, and which integer the node has for it,
+is tabled, and thresholds have to hold on the integers that occur. QLinearAdd is tabled by
+onnxruntime itself, whose fused or separate roundings it has.
 """
 
 from __future__ import annotations
@@ -34,40 +36,63 @@ def added(reading: Reading, node: Operator) -> None:
             if sides[0] is not None and sides[1] is not None:
                 values = np.add.outer(sides[0][1], sign * sides[1][1])
                 found.append(pair_tensor(number, one, (sides[0], sides[1]), factors, values))
-        elif integer_view(reading, one) == integer_view(reading, other) == (1, 0) and factors == (1, sign, 0):
+        elif integer_view(reading, one) == integer_view(reading, other) == (1, 0) and factors == (
+            1,
+            sign,
+            0,
+        ):
             size = one.size
             found.append(Tensor(np.full(size, number), np.arange(size), one.shape, one.dtype))
     reading.bind(node, found)
 
 
-def sums(reading: Reading, names: list[str]) -> Iterator[tuple[Tensor, Tensor, int, tuple[int, int, int]]]:
-    """Nodes ``f1 r1 + f2 r2 + c`` of the certificate over the integers of two tensors, alike in all elements."""
+def sums(
+    reading: Reading, names: list[str]
+) -> Iterator[tuple[Tensor, Tensor, int, tuple[int, int, int]]]:
+    """Nodes ``f1 r1 + f2 r2 + c`` of the certificate over the integers of two tensors, alike in all
+    elements."""
     for one in reading.views(names[0]):
         for other in reading.views(names[1]):
             need(one.shape == other.shape, "tensors of two shapes are combined")
             for number, node in enumerate(reading.net.nodes):
-                if node["op"] != "sum" or len(node["sources"]) != 2 or reading.net.sizes[number] != one.size:
+                if (
+                    node["op"] != "sum"
+                    or len(node["sources"]) != 2
+                    or reading.net.sizes[number] != one.size
+                ):
                     continue
                 origins = [reading.origins[s] for s in node["sources"]]
                 if not (origins[0].is_of(one) and origins[1].is_of(other)):
                     continue
                 columns = np.stack([*(o.factor for o in origins), *(o.shift for o in origins)])
-                if (columns != columns[:, :1]).any() or any(b != node["bias"][0] for b in node["bias"]):
+                if (columns != columns[:, :1]).any() or any(
+                    b != node["bias"][0] for b in node["bias"]
+                ):
                     continue
                 f1, f2, c1, c2 = (int(v) for v in columns[:, 0])
                 a, b = node["factors"]
                 yield one, other, number, (a * f1, b * f2, a * c1 + b * c2 + node["bias"][0])
 
 
-def pair_tensor(number: int, like: Tensor, sides: Sides, factors: tuple[int, int, int], values: Array) -> Tensor:
-    """The sum as a function of the node's integer: between the least result at or behind it, and the greatest before.
+def pair_tensor(
+    number: int, like: Tensor, sides: Sides, factors: tuple[int, int, int], values: Array
+) -> Tensor:
+    """The sum as a function of the node's integer: between the least result at or behind it, and
+    the greatest before.
 
     At an integer that occurs the true result lies between the two.
     """
     (first1, v1), (first2, v2) = sides
-    need(values.shape == (len(v1), len(v2)) and values.size <= MOST_PAIRS, "too many pairs of values")
-    need(all(abs(f) < 2**46 for f in factors), "a sum has weights too large for a quantized network")
-    keys = factors[0] * (first1 + np.arange(len(v1)))[:, None] + factors[1] * (first2 + np.arange(len(v2)))[None]
+    need(
+        values.shape == (len(v1), len(v2)) and values.size <= MOST_PAIRS, "too many pairs of values"
+    )
+    need(
+        all(abs(f) < 2**46 for f in factors), "a sum has weights too large for a quantized network"
+    )
+    keys = (
+        factors[0] * (first1 + np.arange(len(v1)))[:, None]
+        + factors[1] * (first2 + np.arange(len(v2)))[None]
+    )
     flat = (keys + factors[2]).reshape(-1)
     order = np.argsort(flat, kind="stable")
     known, start = np.unique(flat[order], return_index=True)
@@ -93,7 +118,13 @@ def qlinear_add(reading: Reading, node: Operator) -> None:
     kind = others[7].dtype
 
     def results(a: Array, b: Array) -> Array:
-        inputs: list[Any] = [a.astype(kind), others[1], others[2], b.astype(kind), *(others[k] for k in (4, 5, 6, 7))]
+        inputs: list[Any] = [
+            a.astype(kind),
+            others[1],
+            others[2],
+            b.astype(kind),
+            *(others[k] for k in (4, 5, 6, 7)),
+        ]
         return computed(node, inputs)[0].astype(np.int64)
 
     constants = [node.inputs[k] in reading.constants for k in (0, 3)]
@@ -108,15 +139,21 @@ def qlinear_add(reading: Reading, node: Operator) -> None:
         grid = np.meshgrid(sides[0][1], sides[1][1], indexing="ij")
         need(grid[0].size <= MOST_PAIRS, f"{node} has too many pairs of values")
         values = results(grid[0].reshape(-1), grid[1].reshape(-1)).reshape(grid[0].shape)
-        found.append(replace(pair_tensor(number, one, (sides[0], sides[1]), factors, values), dtype=kind))
+        found.append(
+            replace(pair_tensor(number, one, (sides[0], sides[1]), factors, values), dtype=kind)
+        )
     reading.bind(node, found)
 
 
 def _with_known(reading: Reading, node: Operator, results: Any, at: int, other: int) -> None:
-    """One operand is known: a table over the values of the type, for every different number in it."""
+    """One operand is known: a table over the values of the type, for every different number in
+    it."""
     tensors = reading.given(node.inputs[at])
     known = reading.constants[node.inputs[other]].astype(np.int64)
-    need(np.broadcast_shapes(tensors[0].shape, known.shape) == tensors[0].shape, f"{node} repeats its input")
+    need(
+        np.broadcast_shapes(tensors[0].shape, known.shape) == tensors[0].shape,
+        f"{node} repeats its input",
+    )
     low, high = int(np.iinfo(tensors[0].dtype).min), int(np.iinfo(tensors[0].dtype).max)
     need(high - low < 1 << 16, f"{node} takes {tensors[0].dtype}")
     span, values = np.arange(low, high + 1), np.unique(known)
@@ -126,13 +163,19 @@ def _with_known(reading: Reading, node: Operator, results: Any, at: int, other: 
     rises = bool((np.diff(table, axis=1) >= 0).all())
     need(rises, f"{node} falls where its input rises")
     place = spread(np.searchsorted(values, known), tensors[0].shape)
-    step = Step(f"table of {node}", lambda q, row: table[row, np.clip(q - low, 0, high - low)], (place,), whole=True)
+    step = Step(
+        f"table of {node}",
+        lambda q, row: table[row, np.clip(q - low, 0, high - low)],
+        (place,),
+        whole=True,
+    )
     reading.bind(node, [tensor.then(step, reading.constant(node, 7).dtype) for tensor in tensors])
 
 
 @rule("MaxPool")
 def max_pool(reading: Reading, node: Operator) -> None:
-    """A maximum commutes with a function that rises, and is the same all over a channel: it acts on the integers."""
+    """A maximum commutes with a function that rises, and is the same all over a channel: it acts on
+    the integers."""
     kernel = [int(k) for k in node.attrs["kernel_shape"]]
     one = len([o for o in node.outputs if o]) == 1 and not node.attrs.get("storage_order", 0)
     found = []
@@ -142,7 +185,8 @@ def max_pool(reading: Reading, node: Operator) -> None:
         need(one and dilations == [1, 1], f"{node} has dilations, or gives positions")
         channels, size = view.shape[1], view.shape[2] * view.shape[3]
         alike = all(
-            p.size == 1 or bool((p.reshape(channels, size) == p.reshape(channels, size)[:, :1]).all())
+            p.size == 1
+            or bool((p.reshape(channels, size) == p.reshape(channels, size)[:, :1]).all())
             for step in view.chain
             for p in step.params
         )
@@ -154,7 +198,11 @@ def max_pool(reading: Reading, node: Operator) -> None:
             if own["op"] != "maxpool" or own["shape"] != [channels, *plane]:
                 continue
             origin = reading.origins[own["source"]]
-            same = (own["plane"], own["kernel"], own["strides"]) == (list(view.shape[2:]), kernel, strides)
+            same = (own["plane"], own["kernel"], own["strides"]) == (
+                list(view.shape[2:]),
+                kernel,
+                strides,
+            )
             plain = bool((origin.factor == 1).all() and (origin.shift == 0).all())
             if same and own["padding"][:2] == pads[:2] and plain and origin.is_of(view):
                 count = plane[0] * plane[1]
@@ -162,12 +210,26 @@ def max_pool(reading: Reading, node: Operator) -> None:
                 chain = tuple(step.picked(index) for step in view.chain)
                 total = channels * count
                 shape = (1, channels, *plane)
-                found.append(Tensor(np.full(total, number), np.arange(total), shape, view.dtype, chain, view.keys))
+                found.append(
+                    Tensor(
+                        np.full(total, number),
+                        np.arange(total),
+                        shape,
+                        view.dtype,
+                        chain,
+                        view.keys,
+                    )
+                )
     reading.bind(node, found)
 
 
 def _rounded_up(
-    node: Operator, shape: tuple[int, ...], kernel: list[int], strides: list[int], pads: list[int], plane: list[int]
+    node: Operator,
+    shape: tuple[int, ...],
+    kernel: list[int],
+    strides: list[int],
+    pads: list[int],
+    plane: list[int],
 ) -> list[int]:
     """``ceil_mode`` is read only where it changes nothing."""
     room = [shape[2 + k] + pads[k] + pads[k + 2] - kernel[k] for k in (0, 1)]

@@ -1,14 +1,15 @@
-"""The state of reading a quantized file against the network of a certificate, and what every rule needs.
+"""The state of reading a quantized file against the network of a certificate, and what every rule
+needs.
 
-Nothing is compiled here. The certificate's network says which sums and steps the file consists of; the rules of
-``quantized_elementwise`` and ``quantized_sums`` follow the file's operators, keep for every tensor what it is as a
-function of some node's integers, and where integers are made, look for the node that encloses them. What no node
-encloses ends the reading with ``Reject``: a wrong network cannot pass, and neither can one that is right in a way that
-is not understood.
+Nothing is compiled here. The certificate's network says which sums and steps the file consists of;
+the rules of ``quantized_elementwise`` and ``quantized_sums`` follow the file's operators, keep for
+every tensor what it is as a function of some node's integers, and where integers are made, look for
+the node that encloses them. What no node encloses ends the reading with ``Reject``: a wrong network
+cannot pass, and neither can one that is right in a way that is not understood.
 
-**Roots.** Some nodes compute nothing new: gathers, sums of one source, copies of a dense node or a convolution with
-some rows negated. An element of such a node is ``factor * r + shift`` of an element r of an earlier node, its root
-(``Origin``); tensors are described by roots only.
+**Roots.** Some nodes compute nothing new: gathers, sums of one source, copies of a dense node or a
+convolution with some rows negated. An element of such a node is ``factor * r + shift`` of an
+element r of an earlier node, its root (``Origin``); tensors are described by roots only.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ RULES: dict[str, Rule] = {}
 
 @dataclass(frozen=True)
 class Operator:
-    """One node of the file; ``op`` is its type with its domain in front, but for the standard one."""
+    """One node of the file; ``op`` is its type with its domain in front, but for the standard
+    one."""
 
     op: str
     name: str
@@ -71,7 +73,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Element n of a node is ``factor[n] * r + shift[n]`` with r element ``elements[n]`` of node ``nodes[n]``."""
+    """Element n of a node is ``factor[n] * r + shift[n]`` with r element ``elements[n]`` of node
+    ``nodes[n]``."""
 
     nodes: Array
     elements: Array
@@ -79,12 +82,15 @@ class Origin:
     shift: Array
 
     def is_of(self, tensor: Tensor) -> bool:
-        return np.array_equal(self.nodes, tensor.nodes) and np.array_equal(self.elements, tensor.elements)
+        return np.array_equal(self.nodes, tensor.nodes) and np.array_equal(
+            self.elements, tensor.elements
+        )
 
 
 @dataclass
 class Reading:
-    """``grids``: integers and scales (both of the constant's shape) that a constant was dequantized from."""
+    """``grids``: integers and scales (both of the constant's shape) that a constant was dequantized
+    from."""
 
     net: Network
     shape: tuple[int, ...] = ()
@@ -97,13 +103,19 @@ class Reading:
 
     def __post_init__(self) -> None:
         reach = max((max(map(abs, row)) for row in (*self.net.low, *self.net.high)), default=0)
-        need(reach < LIMIT // 4, "the network has integers beyond 60 bits, which no quantized file has")
+        need(
+            reach < LIMIT // 4,
+            "the network has integers beyond 60 bits, which no quantized file has",
+        )
         self.origins = list(_origins(self.net))
 
     def constant(self, node: Operator, position: int, default: Any = None) -> Array:
         if not node.has(position) and default is not None:
             return np.asarray(default)
-        need(node.has(position) and node.inputs[position] in self.constants, f"{node}: input {position} is no constant")
+        need(
+            node.has(position) and node.inputs[position] in self.constants,
+            f"{node}: input {position} is no constant",
+        )
         return self.constants[node.inputs[position]]
 
     def given(self, name: str) -> list[Tensor]:
@@ -121,23 +133,38 @@ class Reading:
         if tensor.is_float or tensor.size == 0 or int(tensor.nodes[0]) == INPUT:
             return
         low, high = type_range(tensor.dtype)
-        least, greatest = values_of(tensor.chain, np.stack(self.ends(tensor), axis=1), np.arange(tensor.size))
-        need(int(least.min()) >= low and int(greatest.max()) <= high, f"{node} can leave the range of {tensor.dtype}")
+        least, greatest = values_of(
+            tensor.chain, np.stack(self.ends(tensor), axis=1), np.arange(tensor.size)
+        )
+        need(
+            int(least.min()) >= low and int(greatest.max()) <= high,
+            f"{node} can leave the range of {tensor.dtype}",
+        )
 
     def ends(self, tensor: Tensor) -> tuple[Array, Array]:
         """[N] least and greatest integer of each element over the declared range of the input."""
         pairs = list(zip(tensor.nodes.tolist(), tensor.elements.tolist(), strict=True))
-        return np.array([self.net.low[n][e] for n, e in pairs]), np.array([self.net.high[n][e] for n, e in pairs])
+        return np.array([self.net.low[n][e] for n, e in pairs]), np.array(
+            [self.net.high[n][e] for n, e in pairs]
+        )
 
     def views(self, name: str) -> list[Tensor]:
-        """Everything that the tensor is known to be: as it stands, and as the integers of steps inside its chain."""
+        """Everything that the tensor is known to be: as it stands, and as the integers of steps
+        inside its chain."""
         if name not in self.viewed:
             found: list[Tensor] = []
             for tensor in self.given(name):
                 for view in self._views(tensor):
-                    if not any(np.array_equal(view.nodes, v.nodes) and len(view.chain) >= len(v.chain) for v in found):
+                    if not any(
+                        np.array_equal(view.nodes, v.nodes) and len(view.chain) >= len(v.chain)
+                        for v in found
+                    ):
                         found.append(view)
-            need(bool(found), f"{name!r} is used as integers, but is a real number that was not quantized as declared")
+            need(
+                bool(found),
+                f"{name!r} is used as integers, but is a real number that was not quantized as "
+                "declared",
+            )
             self.viewed[name] = found
         return self.viewed[name]
 
@@ -175,27 +202,40 @@ class Reading:
     def _rest(self, tensor: Tensor, length: int) -> Chain:
         """What follows the first steps, on integers; a float32 number goes on as one."""
         probe = np.zeros((1, 1), np.float32 if int(tensor.nodes[0]) == INPUT else np.int64)
-        is_float = values_of(tensor.chain[:length], probe, np.zeros(1, dtype=np.int64))[0].dtype.kind == "f"
+        is_float = (
+            values_of(tensor.chain[:length], probe, np.zeros(1, dtype=np.int64))[0].dtype.kind
+            == "f"
+        )
         return (*((TO_FLOAT,) if is_float else ()), *tensor.chain[length:])
 
     def _enter(self, tensor: Tensor, length: int) -> bool:
-        """Whether the first steps on the file's real input give node 0, with all of its declared range and no more."""
+        """Whether the first steps on the file's real input give node 0, with all of its declared
+        range and no more."""
         order, size = tensor.elements, self.net.sizes[0]
         if tensor.size != size or not np.array_equal(np.sort(order), np.arange(size)):
             return False
         chain = tuple(step.picked(np.argsort(order)) for step in tensor.chain[:length])
         if self.entry is not None:
-            return len(chain) == len(self.entry) and all(a.is_same(b) for a, b in zip(chain, self.entry, strict=True))
+            return len(chain) == len(self.entry) and all(
+                a.is_same(b) for a, b in zip(chain, self.entry, strict=True)
+            )
         most = np.finfo(np.float32).max
         low, high = values_of(chain, np.full((size, 2), [-most, most], np.float32), np.arange(size))
-        fits = np.array_equal(low.min(axis=1), self.net.low[0]) and np.array_equal(high.max(axis=1), self.net.high[0])
+        fits = np.array_equal(low.min(axis=1), self.net.low[0]) and np.array_equal(
+            high.max(axis=1), self.net.high[0]
+        )
         self.entry = chain if fits else None
         return fits
 
     def _table(self, number: int, stairs: Stairs, tensor: Tensor, origin: Origin) -> Step | None:
-        """The tensor as a function of an exact staircase's level, if it is one: equal levels have equal values."""
+        """The tensor as a function of an exact staircase's level, if it is one: equal levels have
+        equal values."""
         known = self.table(tensor)
-        if known is None or stairs.late != stairs.early or any(row is not stairs.late[0] for row in stairs.late):
+        if (
+            known is None
+            or stairs.late != stairs.early
+            or any(row is not stairs.late[0] for row in stairs.late)
+        ):
             return None
         if (origin.factor != origin.factor[0]).any() or (origin.shift != origin.shift[0]).any():
             return None
@@ -213,14 +253,16 @@ class Reading:
         return Step(f"table of node {number}", lambda t: lookup[np.clip(t - low, 0, high - low)])
 
     def table(self, tensor: Tensor) -> tuple[int, Array] | None:
-        """The first integer and the values [K] of a tensor that is one pinned function of few integers, alike in all
-        elements; otherwise None.
+        """The first integer and the values [K] of a tensor that is one pinned function of few
+        integers, alike in all elements; otherwise None.
         """
         low, high = self.ends(tensor)
         first, last = int(low.min()), int(high.max())
         if not tensor.is_uniform() or last - first >= MOST_VALUES:
             return None
-        least, greatest = values_of(tensor.chain, np.arange(first, last + 1)[None], np.zeros(1, dtype=np.int64))
+        least, greatest = values_of(
+            tensor.chain, np.arange(first, last + 1)[None], np.zeros(1, dtype=np.int64)
+        )
         return (first, least[0]) if np.array_equal(least, greatest) else None
 
 
@@ -229,7 +271,12 @@ def _origins(net: Network) -> Iterator[Origin]:
     found: list[Origin] = []
     for number, step in enumerate(net.compiled):
         size = net.sizes[number]
-        own = Origin(np.full(size, number), np.arange(size), np.ones(size, np.int64), np.zeros(size, np.int64))
+        own = Origin(
+            np.full(size, number),
+            np.arange(size),
+            np.ones(size, np.int64),
+            np.zeros(size, np.int64),
+        )
         node = net.nodes[number]
         moves = node["op"] == "gather" or (node["op"] == "sum" and len(node["sources"]) == 1)
         if isinstance(step, Affine) and moves and all(len(row) == 1 for row in step.rows):
@@ -248,18 +295,26 @@ def _passed_on(step: Affine, found: list[Origin], own: Origin) -> Origin:
     """Elements that are multiples of one element each."""
     parts = [(found[s], e, w, b) for ((s, e, w),), b in zip(step.rows, step.bias, strict=True)]
     values = [
-        (int(o.nodes[e]), int(o.elements[e]), w * int(o.factor[e]), w * int(o.shift[e]) + b) for o, e, w, b in parts
+        (int(o.nodes[e]), int(o.elements[e]), w * int(o.factor[e]), w * int(o.shift[e]) + b)
+        for o, e, w, b in parts
     ]
     if any(abs(f) >= 2**31 or abs(c) >= 2**31 for _, _, f, c in values):
         return own
-    nodes, elements, factor, shift = (np.array(column, dtype=np.int64) for column in zip(*values, strict=True))
+    nodes, elements, factor, shift = (
+        np.array(column, dtype=np.int64) for column in zip(*values, strict=True)
+    )
     return Origin(nodes, elements, factor, shift)
 
 
 def _signed_copy(net: Network, number: int, other: int) -> Array | None:
-    """The sign of every element, if one node computes what the other does, or the negative of it."""
+    """The sign of every element, if one node computes what the other does, or the negative of
+    it."""
     a, b = net.compiled[number], net.compiled[other]
-    if not isinstance(a, Affine) or not isinstance(b, Affine) or net.nodes[number]["op"] != net.nodes[other]["op"]:
+    if (
+        not isinstance(a, Affine)
+        or not isinstance(b, Affine)
+        or net.nodes[number]["op"] != net.nodes[other]["op"]
+    ):
         return None
     if len(a.rows) != len(b.rows) or a.sources != b.sources:
         return None
@@ -278,7 +333,10 @@ def type_range(dtype: Any) -> tuple[int, int]:
     """Least and greatest number of an integer type, by the name that ONNX has for it."""
     name = np.dtype(dtype).name
     digits = "".join(c for c in name if c.isdigit())
-    need(bool(digits) and name.removesuffix(digits) in ("int", "uint"), f"numbers of type {name} are not integers")
+    need(
+        bool(digits) and name.removesuffix(digits) in ("int", "uint"),
+        f"numbers of type {name} are not integers",
+    )
     bits = int(digits)
     return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
@@ -286,18 +344,25 @@ def type_range(dtype: Any) -> tuple[int, int]:
 def computed(node: Operator, inputs: list[Array | None]) -> list[Array]:
     """The operator on known tensors, by onnxruntime itself. Raises ``Reject``."""
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
-    tensors = [numpy_helper.from_array(np.asarray(v), n) for v, n in zip(inputs, names, strict=True) if v is not None]
+    tensors = [
+        numpy_helper.from_array(np.asarray(v), n)
+        for v, n in zip(inputs, names, strict=True)
+        if v is not None
+    ]
     outputs = [f"y{k}" for k, _ in enumerate(node.outputs)]
     one = helper.make_node(node.proto.op_type, names, outputs, domain=node.proto.domain)
     one.attribute.extend(node.proto.attribute)
-    graph = helper.make_graph([one], "one", [], [onnx.ValueInfoProto(name=name) for name in outputs], tensors)
+    graph = helper.make_graph(
+        [one], "one", [], [onnx.ValueInfoProto(name=name) for name in outputs], tensors
+    )
     versions = [helper.make_opsetid("", node.opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
     return [np.asarray(value) for value in session(model.SerializeToString()).run(None, {})]
 
 
 def session(content: bytes) -> Any:
-    """onnxruntime as the definition of a file: CPU, one thread, graph optimisations off. Raises ``Reject``."""
+    """onnxruntime as the definition of a file: CPU, one thread, graph optimisations off. Raises
+    ``Reject``."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -1,19 +1,22 @@
 """The checker's rules for sums of products: MatMul, Gemm, Conv and averages in float32.
 
-**Verified, not derived.** A node of the certificate is ``a = W r + b`` in integers. The file computes ``y = fl(sum w_j
-x_j + c)`` with ``x_j = v(r_j)``. For *any* rational ``unit``, ``s`` and ``z``
+**Verified, not derived.** A node of the certificate is ``a = W r + b`` in integers. The file
+computes ``y = fl(sum w_j x_j + c)`` with ``x_j = v(r_j)``. For *any* rational ``unit``, ``s`` and
+``z``
 
     y = unit a + offset + (rounding) + sum_j e_j (s r_j + z) + sum_j w_j (v(r_j) - s r_j - z),
     e_j = w_j - (unit / s) W_j,   offset = c - unit b + (unit / s) z sum_j W_j,
 
-so a bound on the last two sums needs no knowledge of how W was found; a wrong W makes it large, and no threshold then
-holds. Units are tried that make it small: the scales that the constants were dequantized from.
+so a bound on the last two sums needs no knowledge of how W was found; a wrong W makes it large, and
+no threshold then holds. Units are tried that make it small: the scales that the constants were
+dequantized from.
 
-**Rounding.** n terms t_j: each product and each of the additions, in whatever order, is rounded once, and a partial
-sum is at most B, the larger one of the sums of all positive and of all negative parts. Together at most
-``(n B + sum |t_j|) u / (1 - (n + 2) u)``, u = 2^-24 (Higham, Accuracy and Stability, section 4.2), and a smallest
-normal number for each that underflows. Where all terms are multiples of 2^e and all sums below 2^(e + 24), nothing is
-rounded. The float64 arithmetic of this file is covered by ``2^-47 sum |w_j| max |v|``.
+**Rounding.** n terms t_j: each product and each of the additions, in whatever order, is rounded
+once, and a partial sum is at most B, the larger one of the sums of all positive and of all negative
+parts. Together at most ``(n B + sum |t_j|) u / (1 - (n + 2) u)``, u = 2^-24 (Higham, Accuracy and
+Stability, section 4.2), and a smallest normal number for each that underflows. Where all terms are
+multiples of 2^e and all sums below 2^(e + 24), nothing is rounded. The float64 arithmetic of this
+file is covered by ``2^-47 sum |w_j| max |v|``.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ TINY = 2.0**-126
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """``floats``: [out, terms] float64; ``scales``: [out] of the integers behind them, if known; ``bias``: [out]."""
+    """``floats``: [out, terms] float64; ``scales``: [out] of the integers behind them, if known;
+    ``bias``: [out]."""
 
     floats: Array
     scales: Array | None
@@ -51,7 +55,9 @@ class Weights:
 
 @rule("MatMul", "Gemm")
 def matrix_product(reading: Reading, node: Operator) -> None:
-    plain = all(node.attrs.get(k, 1.0) == 1.0 for k in ("alpha", "beta")) and not node.attrs.get("transA", 0)
+    plain = all(node.attrs.get(k, 1.0) == 1.0 for k in ("alpha", "beta")) and not node.attrs.get(
+        "transA", 0
+    )
     weight = reading.constant(node, 1)
     need(plain and weight.ndim == 2, f"{node} is not one matrix times a tensor")
     scales = _scales(reading, node.inputs[1])
@@ -80,7 +86,9 @@ def _repeated(weights: Weights, rows: int) -> Weights:
     if rows == 1:
         return weights
     scales = np.tile(weights.scales, rows) if weights.scales is not None else None
-    return Weights(np.kron(np.eye(rows), weights.floats), scales, np.tile(weights.bias, rows), weights.extra)
+    return Weights(
+        np.kron(np.eye(rows), weights.floats), scales, np.tile(weights.bias, rows), weights.extra
+    )
 
 
 def _scales(reading: Reading, name: str) -> Array | None:
@@ -104,42 +112,69 @@ def convolution(reading: Reading, node: Operator) -> None:
     need(bias.shape == (len(weight),), f"{node} has a bias of shape {bias.shape}")
     floats = weight.astype(np.float64).reshape(len(weight), -1)
     weights = Weights(floats, _one_each(_scales(reading, node.inputs[1])), bias)
-    _convolved(reading, node, weights, weight.shape[2:], weight.shape[1], int(node.attrs.get("group", 1)))
+    _convolved(
+        reading, node, weights, weight.shape[2:], weight.shape[1], int(node.attrs.get("group", 1))
+    )
 
 
 def _convolved(
-    reading: Reading, node: Operator, weights: Weights, kernel: tuple[int, ...], ins: int, groups: int
+    reading: Reading,
+    node: Operator,
+    weights: Weights,
+    kernel: tuple[int, ...],
+    ins: int,
+    groups: int,
 ) -> None:
     found = []
     for view in reading.views(node.inputs[0]):
-        need(len(view.shape) == 4 and view.shape[1] == ins * groups, f"{node} does not fit its input")
+        need(
+            len(view.shape) == 4 and view.shape[1] == ins * groups, f"{node} does not fit its input"
+        )
         outputs = len(weights.floats)
         for candidate in conv_candidates(reading, view, node, kernel, outputs, groups):
             plane = reading.net.nodes[candidate.number]["shape"]
             step = sum_step(reading, view, weights, candidate, plane[1] * plane[2])
-            found += [result(candidate.number, (1, *plane), FLOAT, step)] if step is not None else []
+            found += (
+                [result(candidate.number, (1, *plane), FLOAT, step)] if step is not None else []
+            )
     reading.bind(node, found)
 
 
 @rule("AveragePool", "GlobalAveragePool")
 def average(reading: Reading, node: Operator) -> None:
-    """Sums with the weight 1 / count; the division, or the product with a rounded reciprocal, is two roundings more."""
+    """Sums with the weight 1 / count; the division, or the product with a rounded reciprocal, is
+    two roundings more."""
     shape = reading.given(node.inputs[0])[0].shape
     need(len(shape) == 4, f"{node} does not work on images")
     if node.op == "GlobalAveragePool":
         node.attrs.clear()
-    kernel = tuple(shape[2:]) if node.op == "GlobalAveragePool" else tuple(int(k) for k in node.attrs["kernel_shape"])
-    padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    kernel = (
+        tuple(shape[2:])
+        if node.op == "GlobalAveragePool"
+        else tuple(int(k) for k in node.attrs["kernel_shape"])
+    )
+    padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in (
+        "NOTSET",
+        "VALID",
+    )
     counted = not padded or bool(node.attrs.get("count_include_pad", 0))
-    need(counted and not node.attrs.get("ceil_mode", 0), f"{node} leaves padding out of its count, or rounds sizes up")
+    need(
+        counted and not node.attrs.get("ceil_mode", 0),
+        f"{node} leaves padding out of its count, or rounds sizes up",
+    )
     need(list(node.attrs.get("dilations", (1, 1))) == [1, 1], f"{node} has dilations")
     count = kernel[0] * kernel[1]
-    weights = Weights(np.full((shape[1], count), 1 / count), np.full(shape[1], 1 / count), np.zeros(shape[1]), 3)
+    weights = Weights(
+        np.full((shape[1], count), 1 / count), np.full(shape[1], 1 / count), np.zeros(shape[1]), 3
+    )
     _convolved(reading, node, weights, kernel, 1, shape[1])
 
 
-def sum_step(reading: Reading, view: Tensor, weights: Weights, candidate: Candidate, copies: int = 1) -> Step | None:
-    """The file's sum as a function of the node's integer; None where the two have nothing to do with each other.
+def sum_step(
+    reading: Reading, view: Tensor, weights: Weights, candidate: Candidate, copies: int = 1
+) -> Step | None:
+    """The file's sum as a function of the node's integer; None where the two have nothing to do
+    with each other.
 
     Each output stands for ``copies`` elements (the places of a convolution).
     """
@@ -155,21 +190,31 @@ def sum_step(reading: Reading, view: Tensor, weights: Weights, candidate: Candid
         for units in _units(weights, candidate, scale):
             made = np.stack(_spread_of(weights, candidate, (roots, v), (scale, zero), units))
             size = made[2] / np.maximum(np.abs(made[0]), TINY)
-            best = [np.where(size < best[1], made, best[0]), np.minimum(size, best[1])] if best else [made, size]
+            best = (
+                [np.where(size < best[1], made, best[0]), np.minimum(size, best[1])]
+                if best
+                else [made, size]
+            )
     if not best or not np.isfinite(best[0]).all():
         return None
     unit, offset, error = (np.repeat(part, copies) for part in best[0])
     return Step("sum", _spread, (unit, offset, error), widens=True)
 
 
-def _spread(least: Array, greatest: Array, unit: Array, offset: Array, error: Array) -> tuple[Array, Array]:
-    """Rounding to float32 never moves a float32 number past another one, so the sum itself stays inside."""
+def _spread(
+    least: Array, greatest: Array, unit: Array, offset: Array, error: Array
+) -> tuple[Array, Array]:
+    """Rounding to float32 never moves a float32 number past another one, so the sum itself stays
+    inside."""
     ends = unit * least + offset, unit * greatest + offset
-    return (np.minimum(*ends) - error).astype(np.float32), (np.maximum(*ends) + error).astype(np.float32)
+    return (np.minimum(*ends) - error).astype(np.float32), (np.maximum(*ends) + error).astype(
+        np.float32
+    )
 
 
 def fits(view: Tensor, roots: Array, v: Array) -> Iterator[tuple[Fraction, Fraction]]:
-    """Ways to see the values as about ``scale * r + zero``: by the file's own scale, or by the smallest step."""
+    """Ways to see the values as about ``scale * r + zero``: by the file's own scale, or by the
+    smallest step."""
     for step in view.chain[:1]:
         if step.name == "dequantize" and all(bool((p == p[0]).all()) for p in step.params):
             scale = Fraction(float(step.params[0][0]))
@@ -188,11 +233,13 @@ def fits(view: Tensor, roots: Array, v: Array) -> Iterator[tuple[Fraction, Fract
 
 
 def _units(weights: Weights, candidate: Candidate, scale: Fraction) -> Iterator[list[Fraction]]:
-    """For every output, a factor from integers to real numbers: by the scale behind the weights, or by the largest."""
+    """For every output, a factor from integers to real numbers: by the scale behind the weights, or
+    by the largest."""
     place = np.abs(candidate.ints).argmax(axis=1)
     rows = np.arange(len(place))
     largest = [
-        (float(w), int(i)) for w, i in zip(weights.floats[rows, place], candidate.ints[rows, place], strict=True)
+        (float(w), int(i))
+        for w, i in zip(weights.floats[rows, place], candidate.ints[rows, place], strict=True)
     ]
     by_weight = [scale * Fraction(w) / i if i else scale for w, i in largest]
     yield by_weight
@@ -201,7 +248,9 @@ def _units(weights: Weights, candidate: Candidate, scale: Fraction) -> Iterator[
         for (w, i), s in zip(largest, weights.scales.tolist(), strict=True):
             # integers may be the file's times a common factor: that of the largest one, rounded
             ratio = round(w / s) if s else 0
-            known.append(scale * Fraction(s) * Fraction(ratio, i) if i and ratio else scale * Fraction(s))
+            known.append(
+                scale * Fraction(s) * Fraction(ratio, i) if i and ratio else scale * Fraction(s)
+            )
         yield known
 
 
@@ -212,7 +261,8 @@ def _spread_of(
     fit: tuple[Fraction, Fraction],
     units: list[Fraction],
 ) -> tuple[Array, Array, Array]:
-    """Unit, offset and error of every output: [out] each; the inequality of the module's docstring."""
+    """Unit, offset and error of every output: [out] each; the inequality of the module's
+    docstring."""
     roots, v = table
     scale, zero = fit
     w, ints = weights.floats, candidate.ints
@@ -241,12 +291,15 @@ def _spread_of(
     ends = w[:, :, None] * np.array([v.min(), v.max()])
     above = np.maximum(ends.max(axis=2), 0).sum(axis=1) + np.maximum(weights.bias, 0)
     below = np.maximum(-ends.min(axis=2), 0).sum(axis=1) + np.maximum(-weights.bias, 0)
-    rounding = (count * np.maximum(above, below) + absolute) * ROUNDOFF / (1 - (count + 2) * ROUNDOFF)
+    rounding = (
+        (count * np.maximum(above, below) + absolute) * ROUNDOFF / (1 - (count + 2) * ROUNDOFF)
+    )
     return unit, shift, (rounding + off) * (1 + 2.0**-30) + 2.0**-47 * absolute + count * TINY
 
 
 def _is_never_rounded(w: Array, v: Array, bias: Array, absolute: Array) -> bool:
-    """Whether all products, and so all sums, are multiples of a power of two that float32 resolves."""
+    """Whether all products, and so all sums, are multiples of a power of two that float32
+    resolves."""
     unit = _lowest(w) * _lowest(v)
     unit = min(unit, _lowest(bias)) if bias.any() else unit
     return unit >= 2.0**-120 and float(absolute.max()) < unit * 2.0**24
