@@ -1,25 +1,83 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new one, never a half,
-whatever is killed.
+"""Reading files that may be packed, and writing files that are never half written: the one place
+for both.
 
-The new content goes into a file beside the target that nobody else can have made: its name is
-random, and it is opened with ``O_EXCL`` and ``O_NOFOLLOW``, so a link that somebody planted in a
-shared folder is neither followed nor written through. Then it is renamed over the target; if
-anything fails, it is removed and the target stays as it was.
+Reading: a file is gzip if its first two bytes say so, whatever its name; and where ``x`` is
+missing, ``x.gz`` stands in for it, as VNN-COMP's repositories ship their networks and properties.
+
+Writing: a reader sees the old content or the new one, never a half, whatever is killed. The new
+content goes into a file beside the target that nobody else can have made: its name is random, and
+it is opened with ``O_EXCL`` and ``O_NOFOLLOW``, so a link that somebody planted in a shared folder
+is neither followed nor written through. Then it is renamed over the target; if anything fails, it
+is removed and the target stays as it was.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
-from bitcrown.errors import ResourceError
+from bitcrown.errors import BitcrownError, ResourceError
 
-RANDOM_BYTES = 12
-LONGEST_NAME = 100
+DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
+UNREADABLE = (OSError, *DAMAGED_GZIP)
+"""What reading through ``unpacking`` raises."""
+_GZIP_MAGIC = b"\x1f\x8b"
+_RANDOM_BYTES = 12
+_LONGEST_NAME = 100
 """Letters of the target's name that the new file's name repeats: names have at most 255 bytes."""
+
+
+def find_file(path: Path) -> Path | None:
+    """``path``, or ``path`` + ``.gz`` beside it, or None if neither is a file."""
+    try:
+        return next((file for file in (path, Path(f"{path}.gz")) if file.is_file()), None)
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+        return None
+
+
+@contextmanager
+def unpacking(path: Path) -> Iterator[BufferedIOBase]:
+    """``path``, opened for reading; what its gzip stream holds, if it is one. Raises
+    ``UNREADABLE``."""
+    with path.open("rb") as raw:
+        if raw.peek(2)[:2] != _GZIP_MAGIC:
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            yield unpacked
+
+
+def read_packed(path: Path, limit: int, what: str, error: type[BitcrownError]) -> bytes:
+    """Content of ``path``, or of ``path.gz``, unpacked; raises ``error`` for more than ``limit``
+    bytes.
+
+    ``what`` names the file in the sentence of the error ("the network file"), which is also raised
+    where the file cannot be read.
+    """
+    found = find_file(path) or path
+    try:
+        with unpacking(found) as file:
+            # One byte more than is allowed: enough to see a small file that unpacks to something
+            # enormous, before it fills the memory.
+            data = file.read(limit + 1)
+    except (*UNREADABLE, ValueError) as problem:  # ValueError: a path with a zero in it
+        raise error(f"{what} {found} cannot be read: {problem}") from problem
+    if len(data) > limit:
+        raise error(f"{what} {found} is larger than {limit >> 30} GiB")
+    return data
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    import hashlib  # loads OpenSSL, for which the parent of a timed run has no use
+
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
@@ -32,8 +90,8 @@ def replacing(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    name = target.name.encode()[:LONGEST_NAME].decode(errors="ignore")
-    fresh = target.with_name(f".{name}.{os.urandom(RANDOM_BYTES).hex()}.tmp")
+    name = target.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    fresh = target.with_name(f".{name}.{os.urandom(_RANDOM_BYTES).hex()}.tmp")
     descriptor = os.open(
         fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
     )

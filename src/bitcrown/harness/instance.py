@@ -65,14 +65,6 @@ def resolve(field: str, folder: Path) -> str:
     return network_field(tuple((name, str(folder / path)) for name, path in parse_network(field)))
 
 
-def find_file(path: Path) -> Path | None:
-    """``path``, or ``path`` + ``.gz`` beside it, or None if neither is a file."""
-    try:
-        return next((file for file in (path, Path(f"{path}.gz")) if file.is_file()), None)
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
-        return None
-
-
 def csv_rows(file: Path, what: str) -> list[list[str]]:
     """The rows of a CSV file in UTF-8, whatever its line ends. Raises ``PropertyError``, which
     calls it ``what``."""

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bitcrown.errors import BitcrownError, ModelError, PropertyError, ResourceError
-from bitcrown.harness.instance import find_file, parse_timeout
+from bitcrown.files import find_file
+from bitcrown.harness.instance import parse_timeout
 from bitcrown.harness.load import Load
 from bitcrown.harness.outcome import Outcome, StaleAnswer, is_stream, write_answer
 from bitcrown.harness.processes import process_started

@@ -1,4 +1,4 @@
-"""Outcomes from messages, whole files, records that survive a killed writer, tables."""
+"""Outcomes from messages, records that survive a killed writer, tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from bitcrown.errors import ResourceError, SettingsError
-from bitcrown.files import write_whole
+from bitcrown.errors import SettingsError
 from bitcrown.harness.expected import read_expected, wrong_rows
 from bitcrown.harness.outcome import outcome_of, parse_message
 from bitcrown.harness.report import markdown, percentile, plain_table
@@ -41,26 +40,6 @@ def test_no_verdict_without_its_evidence(message: dict[str, Any]) -> None:
 def test_only_sat_carries_a_witness() -> None:
     assert outcome_of({"status": "unsat", "witness": "((X_0 1))"}).text() == "unsat\n"
     assert outcome_of({"status": "sat", "witness": "((X_0 1))\n"}).text() == "sat\n((X_0 1))\n"
-
-
-def test_files_are_replaced_whole(tmp_path: Path) -> None:
-    file = tmp_path / "new folder" / "out.txt"
-    write_whole(file, "first\n")
-    write_whole(file, "second\n")
-    assert file.read_text() == "second\n"
-    assert [path.name for path in file.parent.iterdir()] == ["out.txt"]
-
-
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real.txt").write_text("old")
-    (tmp_path / "link.txt").symlink_to("real.txt")
-    write_whole(tmp_path / "link.txt", "new")
-    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
-
-
-def test_folder_in_place_of_a_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="cannot be written"):
-        write_whole(tmp_path, "text")
 
 
 @pytest.mark.parametrize(
