@@ -14,13 +14,14 @@ is removed and the target stays as it was.
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bitcrown.errors import BitcrownError, ResourceError
 
@@ -152,3 +153,42 @@ def write_in_place(path: Path, data: bytes) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line, after closing a half line of a killed writer. Raises
+    ``ResourceError``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            broken = False
+            if size:
+                file.seek(size - 1)
+                broken = file.read(1) != b"\n"
+            line = json.dumps(record, default=str).encode() + b"\n"
+            file.write(b"\n" + line if broken else line)
+    except OSError as error:
+        raise ResourceError(
+            f"the record {path} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it
+    cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ResourceError(
+            f"the records {path} cannot be read: {error.strerror or error}"
+        ) from error
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

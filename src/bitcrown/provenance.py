@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 """The tool's directory where bitcrown runs from its repository; elsewhere just a folder without
 ``.git``."""
-PACKAGES = (
+_PACKAGES = (
     "torch",
     "onnx",
     "onnxruntime",
@@ -46,7 +46,7 @@ def dependency_versions() -> dict[str, str]:
     from importlib.metadata import version as installed
 
     found = {}
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found[name] = installed(name)
         except PackageNotFoundError:

@@ -18,7 +18,7 @@ from bitcrown.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BITCROWN_"
 GIB = 1 << 30
-SEARCH_SHARE = 0.7
+_SEARCH_SHARE = 0.7
 """Share of the process's memory limit that tensors of the search may use; the rest is interpreter
 and libraries."""
 
@@ -136,7 +136,7 @@ class Settings:
 
     def memory_bytes(self) -> int:
         """Bytes for tensors of the search: a share of ``process_bytes``."""
-        return int(SEARCH_SHARE * self.process_bytes())
+        return int(_SEARCH_SHARE * self.process_bytes())
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,10 +54,15 @@ def add_bench_commands(commands: Any) -> None:
 
 
 def bench_command(options: argparse.Namespace) -> int:
-    from bitcrown.harness.bench import Plan, run_bench
-    from bitcrown.harness.expected import is_decided, is_known, wrong_rows
+    from bitcrown.harness.bench import BenchPlan, run_bench
     from bitcrown.harness.instance import parse_timeout
-    from bitcrown.harness.report import plain_table, wrong_sentence
+    from bitcrown.harness.tables import (
+        is_decided,
+        is_known,
+        plain_table,
+        wrong_rows,
+        wrong_sentence,
+    )
     from bitcrown.provenance import ROOT
 
     if options.jobs < 1:
@@ -70,9 +76,9 @@ def bench_command(options: argparse.Namespace) -> int:
     if options.jobs > 1:
         settings.setdefault("threads", str(max(1, usable_cores() // options.jobs)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cap = parse_timeout(options.timeout_cap) if options.timeout_cap else 0.0
+    cap = parse_timeout(options.timeout_cap) if options.timeout_cap else math.inf
     environment = environment_of(settings)
-    plan = Plan(
+    plan = BenchPlan(
         options.suite,
         options.out,
         ROOT,
@@ -107,8 +113,9 @@ def job_progress() -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    from bitcrown.harness.report import markdown
-    from bitcrown.harness.results import is_result, read_records
+    from bitcrown.files import read_records
+    from bitcrown.harness.records import is_result
+    from bitcrown.harness.tables import markdown
 
     rows = [row for path in options.records for row in read_records(path) if is_result(row)]
     if not rows:

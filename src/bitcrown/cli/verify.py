@@ -18,10 +18,10 @@ from bitcrown.settings import Settings
 from bitcrown.verdict import Status
 
 if TYPE_CHECKING:
-    from bitcrown.harness.outcome import Outcome
+    from bitcrown.harness.answer import Answer
 
-DEFAULT_TIMEOUT = 300.0
-START_SECONDS = 60.0
+_DEFAULT_TIMEOUT = 300.0
+_START_SECONDS = 60.0
 """For the start of a worker whose time is counted in computing."""
 
 
@@ -53,8 +53,9 @@ def add_verify_command(commands: Any) -> None:
 def verify_command(options: argparse.Namespace) -> int:
     from bitcrown.files import write_whole
     from bitcrown.harness.instance import parse_timeout
-    from bitcrown.harness.outcome import write_answer
-    from bitcrown.harness.run import Request, check_files, watch
+    from bitcrown.harness.request import Request, check_files
+    from bitcrown.harness.results_file import write_answer
+    from bitcrown.harness.run import watch
     from bitcrown.harness.watchdog import Signals
 
     started = time.monotonic()
@@ -65,42 +66,40 @@ def verify_command(options: argparse.Namespace) -> int:
     if certificate is not None:
         write_whole(certificate, "")
     cpu = None if options.cpu_seconds is None else parse_timeout(options.cpu_seconds)
-    usual = DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + START_SECONDS
+    usual = _DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + _START_SECONDS
     timeout = usual if options.timeout is None else parse_timeout(options.timeout)
     request = Request("", network, vnnlib, timeout, started, settings, str(certificate or ""), cpu)
     if options.result is not None:
         write_answer(options.result, f"{Status.TIMEOUT}\n")
     seen = watch(request, options.result, Signals(), options.record)
-    outcome = seen.outcome
+    answer = seen.answer
     if certificate is not None:
-        report_certificate(certificate, outcome)
-    if outcome.status is Status.ERROR:
+        report_certificate(certificate, answer)
+    if answer.status is Status.ERROR:
         return BAD_INPUT
     word = (
-        "timed-out"
-        if outcome.status is Status.TIMEOUT and options.network
-        else outcome.status.value
+        "timed-out" if answer.status is Status.TIMEOUT and options.network else answer.status.value
     )
     print(word)
-    if outcome.status is Status.SAT and options.result is None:
-        print(outcome.witness.strip())
-    how = outcome.decided_by or outcome.reason + (f" ({outcome.detail})" if outcome.detail else "")
+    if answer.status is Status.SAT and options.result is None:
+        print(answer.witness.strip())
+    how = answer.decided_by or answer.reason + (f" ({answer.detail})" if answer.detail else "")
     print(f"bitcrown: {how}; {time.monotonic() - started:.2f} s", file=sys.stderr)
     if seen.lost:
         return BAD_INPUT
-    return DONE if outcome.status in (Status.SAT, Status.UNSAT) else UNDECIDED
+    return DONE if answer.status in (Status.SAT, Status.UNSAT) else UNDECIDED
 
 
-def report_certificate(path: Path, outcome: Outcome) -> None:
+def report_certificate(path: Path, answer: Answer) -> None:
     """Whether the proof was written; an empty file, made before the run, is taken away again."""
     if not path.is_file() or path.stat().st_size:
         print(f"bitcrown: certificate: {path}", file=sys.stderr)
         return
     path.unlink()
-    why = outcome.counters.get(
+    why = answer.counters.get(
         "no_certificate", "certificates of integer networks are about one input box"
     )
-    why = why if outcome.status is Status.UNSAT else "nothing is proved"
+    why = why if answer.status is Status.UNSAT else "nothing is proved"
     print(f"bitcrown: no certificate was written: {why}", file=sys.stderr)
 
 

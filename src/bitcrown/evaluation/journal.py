@@ -18,8 +18,7 @@ import numpy as np
 
 from bitcrown.archives import read_array
 from bitcrown.errors import DataError, ResourceError, SettingsError
-from bitcrown.files import digest, replacing, write_whole
-from bitcrown.harness.results import append_record, read_records
+from bitcrown.files import append_record, digest, read_records, replacing, write_whole
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
 STAGES = (CLEAN, ATTACK, BOUNDS)

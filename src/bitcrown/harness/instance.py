@@ -158,3 +158,21 @@ def _suite_of(file: Path) -> Suite:
     if file.name != "instances.csv" and file.name.endswith("_instances.csv"):
         category = file.name.removesuffix("_instances.csv")
     return Suite(category, version, file)
+
+
+def read_expected(path: Path) -> dict[tuple[str, str], str]:
+    """Truth by (network field, property); columns ``onnx,vnnlib,expected`` and whatever follows.
+    Empty if no file."""
+    if not path.is_file():
+        return {}
+    truth = {}
+    for number, row in enumerate(csv_rows(path, "the truth"), start=1):
+        if not row or (number == 1 and row[:3] == ["onnx", "vnnlib", "expected"]):
+            continue
+        if len(row) < 3:
+            raise PropertyError(
+                f"{path} row {number}: expected at least the columns onnx,vnnlib,expected"
+            )
+        pairs = tuple((name, tidy_path(file_name)) for name, file_name in parse_network(row[0]))
+        truth[network_field(pairs), tidy_path(row[1])] = row[2].strip().lower()
+    return truth
