@@ -21,27 +21,20 @@ if TYPE_CHECKING:
 
 def add_bench_commands(commands: Any) -> None:
     bench = commands.add_parser("bench", help="run a suite through the competition's scripts")
-    bench.add_argument(
-        "suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites"
-    )
-    bench.add_argument(
+    add = bench.add_argument
+    add("suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites")
+    add(
         "--out", type=Path, default=Path("results/bench"), help="folder for results (results/bench)"
     )
-    bench.add_argument(
-        "--timeout-cap", default="", metavar="S", help="at most this many seconds an instance"
-    )
-    bench.add_argument(
-        "--filter", default="*", metavar="GLOB", help="only instances whose names match"
-    )
-    bench.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="instances at a time (default: 1)"
-    )
+    add("--timeout-cap", default="", metavar="S", help="at most this many seconds an instance")
+    add("--filter", default="*", metavar="GLOB", help="only instances whose names match")
+    add("--jobs", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
     again = bench.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="skip finished instances (the default)"
     )
     again.add_argument("--fresh", action="store_true", help="forget finished instances")
-    bench.add_argument(
+    add(
         "--need-all",
         action="store_true",
         help="exit 3 if an instance with a known truth is undecided",

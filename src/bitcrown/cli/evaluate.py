@@ -35,58 +35,50 @@ def add_evaluate_command(commands: Any) -> None:
         "Interrupted runs go on "
         "where they stopped if --out names the same folder.",
     )
-    parser.add_argument(
-        "model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])"
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])")
+    add("--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)")
+    add(
         "--weights",
         type=Path,
         metavar="FILE",
         help="of a zoo network: TensorFlow checkpoint or .npz",
     )
-    parser.add_argument(
+    add(
         "--eps",
         required=True,
         metavar="E[,E...]",
         help="radii in pixels of [0, 1], for example 1/255",
     )
-    parser.add_argument("--norm", default="Linf", help="of the ball: Linf, L2 or L1 (Linf)")
-    parser.add_argument("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
-    parser.add_argument("--std", metavar="S,S,S", help="divides each channel (default: 1)")
-    parser.add_argument(
+    add("--norm", default="Linf", help="of the ball: Linf, L2 or L1 (Linf)")
+    add("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
+    add("--std", metavar="S,S,S", help="divides each channel (default: 1)")
+    add(
         "--order",
         default="auto",
         choices=("auto", "chw", "hwc"),
         help="axes of the network's input",
     )
-    parser.add_argument(
-        "--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)"
-    )
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
+    add("--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)")
+    add("--first", type=int, metavar="N", help="only the first N images")
     _add_attack_options(parser)
     _add_bounds_options(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json"
-    )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures"
-    )
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
+    add("--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json")
+    add("--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures")
+    add("--fresh", action="store_true", help="forget what --out holds")
     add_options(parser)
     parser.set_defaults(run=evaluate_command)
 
 
 def _add_attack_options(parser: Any) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--attack",
         default="pgd",
         metavar="SUITE",
         help="standard, plus, rand, black-box (suites), pgd (see --steps) or none (pgd)",
     )
-    parser.add_argument(
+    add(
         "--bpda",
         default="none",
         metavar="RULE[,RULE...]",
@@ -94,11 +86,9 @@ def _add_attack_options(parser: Any) -> None:
         "straight-through, smooth; several "
         "are run one after the other and compared (none)",
     )
-    parser.add_argument(
-        "--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack"
-    )
-    parser.add_argument("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
-    parser.add_argument(
+    add("--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack")
+    add("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
+    add(
         "--batch",
         type=int,
         default=100,
@@ -108,30 +98,27 @@ def _add_attack_options(parser: Any) -> None:
 
 
 def _add_bounds_options(parser: Any) -> None:
-    parser.add_argument(
-        "--verify", action="store_true", help="prove what is not broken; short for --bounds bab"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--verify", action="store_true", help="prove what is not broken; short for --bounds bab")
+    add(
         "--bounds",
         help="prove up to this bound: none, crown, alpha or bab (none; with --select: crown)",
     )
-    parser.add_argument(
+    add(
         "--seconds-per-image",
         type=float,
         default=5.0,
         metavar="S",
         help="for the bounds of one image (5)",
     )
-    parser.add_argument(
+    add(
         "--cpu-seconds-per-image",
         type=float,
         metavar="S",
         help="the same, in seconds of computing: not of the clock",
     )
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)"
-    )
-    parser.add_argument(
+    add("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
+    add(
         "--select",
         type=Path,
         metavar="LIST",

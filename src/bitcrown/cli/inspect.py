@@ -18,12 +18,11 @@ def add_inspect_commands(commands: Any) -> None:
     bounds = commands.add_parser(
         "bounds", help="sound bounds of a tensor over the property's input box"
     )
-    bounds.add_argument("onnx")
-    bounds.add_argument("vnnlib")
-    bounds.add_argument("--tensor", help="name as inspect prints it (default: the output)")
-    bounds.add_argument(
-        "--case", type=int, default=0, help="which case of the property (default: 0)"
-    )
+    add = bounds.add_argument
+    add("onnx")
+    add("vnnlib")
+    add("--tensor", help="name as inspect prints it (default: the output)")
+    add("--case", type=int, default=0, help="which case of the property (default: 0)")
     bounds.set_defaults(run=bounds_command)
 
 

@@ -36,10 +36,9 @@ def add_train_command(commands: Any) -> None:
     train = commands.add_parser(
         "train", help="train a network that can be verified (natural, PGD, CROWN-IBP, mixed)"
     )
-    train.add_argument(
-        "--model", required=True, metavar="NAME", help=f"one of {', '.join(ARCHITECTURES)}"
-    )
-    train.add_argument(
+    add = train.add_argument
+    add("--model", required=True, metavar="NAME", help=f"one of {', '.join(ARCHITECTURES)}")
+    add(
         "--data",
         type=Path,
         nargs="+",
@@ -47,56 +46,45 @@ def add_train_command(commands: Any) -> None:
         metavar="PATH",
         help="training images, labelled",
     )
-    train.add_argument(
-        "--eps", required=True, metavar="E", help="radius around images in [0, 1], such as 1/255"
-    )
-    train.add_argument(
+    add("--eps", required=True, metavar="E", help="radius around images in [0, 1], such as 1/255")
+    add(
         "--out", type=Path, required=True, metavar="FOLDER", help="checkpoint, ONNX file and record"
     )
-    train.add_argument(
-        "--held-out", type=Path, metavar="PATH", help="images to measure after each epoch"
-    )
-    train.add_argument(
+    add("--held-out", type=Path, metavar="PATH", help="images to measure after each epoch")
+    add(
         "--held-out-first", type=int, default=_MEASURED, metavar="N", help="how many (default: 500)"
     )
-    train.add_argument(
-        "--first", type=int, metavar="N", help="only the first N images of each training file"
-    )
+    add("--first", type=int, metavar="N", help="only the first N images of each training file")
     _add_input_options(train)
-    train.add_argument(
+    add(
         "--resume",
         action="store_true",
         help="go on from the checkpoint in the folder, if there is one",
     )
-    train.add_argument(
+    add(
         "--minutes",
         type=float,
         metavar="M",
         help="stop after the epoch in which M minutes are over",
     )
-    train.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all that may be used"
-    )
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all that may be used")
     add_options(train, TRAIN_OPTIONS)
     train.set_defaults(run=train_command)
 
 
 def _add_input_options(train: argparse.ArgumentParser) -> None:
     """What the network sees of an image, and how many classes it tells apart."""
-    train.add_argument(
+    add = train.add_argument
+    add(
         "--normalisation",
         default="none",
         metavar="NAME",
         help="none, cifar10, cifar100, tinyimagenet",
     )
-    train.add_argument(
-        "--mean", metavar="M,M,M", help="instead of a named normalisation, with --std"
-    )
-    train.add_argument("--std", metavar="S,S,S")
-    train.add_argument("--classes", type=int, metavar="N", help="(default: those of the model)")
-    train.add_argument(
-        "--input", metavar="C,H,W", help="size of the network's input (default: that of the model)"
-    )
+    add("--mean", metavar="M,M,M", help="instead of a named normalisation, with --std")
+    add("--std", metavar="S,S,S")
+    add("--classes", type=int, metavar="N", help="(default: those of the model)")
+    add("--input", metavar="C,H,W", help="size of the network's input (default: that of the model)")
 
 
 def train_command(options: argparse.Namespace) -> int:

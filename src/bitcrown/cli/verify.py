@@ -27,25 +27,14 @@ _START_SECONDS = 60.0
 
 def add_verify_command(commands: Any) -> None:
     verify = commands.add_parser("verify", help="decide one instance")
-    verify.add_argument(
-        "files", nargs="+", metavar="FILE", help="ONNX VNNLIB, or VNNLIB alone with --network"
-    )
-    verify.add_argument(
-        "--network", action="append", metavar="NAME=ONNX", help="file of one declared network"
-    )
-    verify.add_argument("--timeout", metavar="S", help="seconds (default: 300)")
-    verify.add_argument(
-        "--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does"
-    )
-    verify.add_argument(
-        "--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file"
-    )
-    verify.add_argument(
-        "--certificate", type=Path, metavar="FILE", help="write the proof of an unsat"
-    )
-    verify.add_argument(
-        "--record", type=Path, metavar="FILE", help="append a JSON record of the run"
-    )
+    add = verify.add_argument
+    add("files", nargs="+", metavar="FILE", help="ONNX VNNLIB, or VNNLIB alone with --network")
+    add("--network", action="append", metavar="NAME=ONNX", help="file of one declared network")
+    add("--timeout", metavar="S", help="seconds (default: 300)")
+    add("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
+    add("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
+    add("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat")
+    add("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
     add_options(verify)
     verify.set_defaults(run=verify_command)
 
