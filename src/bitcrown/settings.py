@@ -40,16 +40,15 @@ class Option:
         """``value`` as this option's type. Raises ``SettingsError`` for a wrong type or one outside
         the range."""
         kind = type(self.default)
+        refusal = SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
         try:
             parsed = value if type(value) is kind else kind(str(value))
         except ValueError as error:
-            raise SettingsError(
-                f"option {self.name} needs {self.range_text()}, but got {value!r}"
-            ) from error
-        if self.choices and parsed not in self.choices:
-            raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
-        if not isinstance(parsed, str) and not self.low <= parsed <= self.high:
-            raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
+            raise refusal from error
+        # Written so that a NaN is refused: it is not within any bounds.
+        is_within = isinstance(parsed, str) or self.low <= parsed <= self.high
+        if not is_within or (self.choices and parsed not in self.choices):
+            raise refusal
         return parsed
 
     def range_text(self) -> str:
