@@ -82,12 +82,12 @@ def digest(data: bytes) -> str:
 
 
 @contextmanager
-def replacing(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new binary file that takes the place of ``path`` once the block has ended without an
     exception.
 
-    A link is followed to the file it names; the folder is made if it is missing. ``sync`` waits for
-    the disk, so that even a loss of power leaves one of the two contents. Raises ``OSError``.
+    A link is followed to the file it names; the folder is made if it is missing. Raises
+    ``OSError``.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +99,6 @@ def replacing(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
         fresh.replace(target)
     except BaseException:
         fresh.unlink(missing_ok=True)
@@ -117,13 +114,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file():  # a device or a pipe has no place to rename to
             path.write_bytes(data)
             return
         try:
             with replacing(path) as file:
                 file.write(data)
         except PermissionError:
+            # The folder takes no new files, but this one may be writable all the same.
             if not path.is_file():
                 raise
             write_in_place(path, data)
@@ -143,6 +141,7 @@ def write_in_place(path: Path, data: bytes) -> None:
     descriptor = os.open(os.path.realpath(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.ftruncate(descriptor, 0)
+        # Until the last write the file begins with zeros, which no reader takes for an answer.
         for part, offset in ((data[head:], head), (data[:head], 0)):
             while part:
                 done = os.pwrite(descriptor, part, offset)

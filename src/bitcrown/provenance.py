@@ -56,6 +56,8 @@ def dependency_versions() -> dict[str, str]:
 
 def commit(root: Path = ROOT) -> str:
     """Commit of the source tree, read from ``.git``; ``""`` if there is none."""
+    # In a linked work tree .git is a file that names a folder of the main repository; HEAD is in
+    # that folder, branches are in the common one. A branch is a file, or a line of packed-refs.
     git = root / ".git"
     pointer = _text(git)
     if pointer.startswith("gitdir:"):

@@ -143,6 +143,7 @@ def usable_cores() -> int:
     time."""
     cores = len(os.sched_getaffinity(0))
     for folder in _control_groups():
+        # Microseconds of processor time granted in each period, and the length of the period.
         words = _first_line(f"{folder}/cpu.max").split()
         if len(words) == 2 and words[0].isdigit() and int(words[1]):
             cores = min(cores, max(1, -(-int(words[0]) // int(words[1]))))
@@ -150,8 +151,11 @@ def usable_cores() -> int:
 
 
 def measured_limit() -> int:
-    """Memory this process may use: what is free now, at most the control group's limit, less a
-    reserve."""
+    """Memory this process may use (bytes): what is free now, at most the control group's limit,
+    less a reserve.
+
+        limit - min(limit / 4, max(1 GiB, total / 25)),   limit = min(total, available)
+    """
     available = total = 1 << 62
     for line in _lines("/proc/meminfo"):
         name, _, rest = line.partition(":")
@@ -160,6 +164,7 @@ def measured_limit() -> int:
         elif name == "MemAvailable":
             available = int(rest.split()[0]) << 10
     for folder in _control_groups():
+        # Version 2 and version 1; the word "max", or a number beyond any memory, is no limit.
         for name in ("memory.max", "memory.limit_in_bytes"):
             word = _first_line(f"{folder}/{name}")
             if word.isdigit():

@@ -17,6 +17,8 @@ TOKEN = "BITCROWN_RUN"
 _LONGEST_START = 60.0
 """Seconds that a shell and an interpreter may take to start; a greater age of this process is not
 believed."""
+_PASSES = 5
+"""Looks for processes of a run; each finds what the one before it missed."""
 _PROC = Path("/proc")
 
 
@@ -104,13 +106,13 @@ def signal_group(group: int, number: signal.Signals = signal.SIGKILL) -> None:
         return
 
 
-def kill_token(token: str, passes: int = 5) -> set[int]:
+def kill_token(token: str) -> set[int]:
     """SIGKILL to every process of the run ``token``, wherever it moved to; returns those that were
     hit."""
     hit: set[int] = set()
     # A process may fork between the look and the kill; its child carries the token, too, and is
-    # found by the next pass. Several passes without a new one end it: what SIGKILL hit goes.
-    for _ in range(passes):
+    # found by the next pass.
+    for _ in range(_PASSES):
         members = token_members(token)
         if not members:
             break

@@ -35,6 +35,7 @@ def wrong_rows(rows: Iterable[_Row]) -> list[_Row]:
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least ``share`` of ``values`` do not exceed; 0 for none."""
     ordered = sorted(values)
+    # The share in thousandths, so that the ceiling below is one of whole numbers.
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
 
 
@@ -91,15 +92,9 @@ def markdown(rows: Sequence[_Row]) -> str:
     text = ["| " + " | ".join(lines[0]) + " |", "|---|" + "---:|" * (len(_HEADER) - 1)]
     text += ["| " + " | ".join(line) + " |" for line in lines[1:]]
     text.append("")
-    for title, name in (
-        ("Machine", "machine"),
-        ("Version", "version"),
-        ("Commit", "commit"),
-        ("Settings", "settings"),
-        ("Seed", "seed"),
-    ):
+    for name in ("machine", "version", "commit", "settings", "seed"):
         values = _distinct(row[name] for row in rows if name in row)
-        text.append(f"{title}: {'; '.join(values) or 'not recorded'}  ")
+        text.append(f"{name.capitalize()}: {'; '.join(values) or 'not recorded'}  ")
     caps = _distinct(row["timeout"] for row in rows if "timeout" in row)
     text.append(f"Time limits (s): {', '.join(caps)}")
     wrong = wrong_rows(rows)
