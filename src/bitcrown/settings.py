@@ -116,11 +116,8 @@ class Settings:
         """Settings from variables such as ``BITCROWN_SEED``; the competition's scripts have no
         other way in."""
         found = os.environ if environment is None else environment
-        named = {
-            option.name: found.get(ENVIRONMENT_PREFIX + option.name.upper(), "")
-            for option in OPTIONS
-        }
-        return cls(**{name: text for name, text in named.items() if text})  # type: ignore[arg-type]
+        texts = {row.name: found.get(ENVIRONMENT_PREFIX + row.name.upper()) for row in OPTIONS}
+        return cls.from_mapping({name: text for name, text in texts.items() if text})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -155,8 +155,7 @@ class Watchdog:
         self.signals, self.load = signals, load
         self.token = os.urandom(16).hex()
         self.seen = Watched(crashed(""))
-        self._messages = bytearray()
-        self._output = bytearray()
+        self._messages, self._output = bytearray(), bytearray()
         self._next_group_look = 0.0
         self._guard: Guard | None = None
         self._note: Path | None = None
@@ -239,15 +238,16 @@ class Watchdog:
 
     def _watch(self, worker: subprocess.Popen[bytes], reader: int, output: int) -> Answer:
         with selectors.DefaultSelector() as selector:
-            for descriptor in (reader, output, self.signals.reader):
+            selector.register(self.signals.reader, selectors.EVENT_READ)
+            for descriptor, taken in ((reader, self._messages), (output, self._output)):
                 os.set_blocking(descriptor, False)
-                selector.register(descriptor, selectors.EVENT_READ)
+                selector.register(descriptor, selectors.EVENT_READ, taken)
             while True:
                 # Asked before the pipes are read: if it is dead by now, all that it ever wrote is
                 # there to be read, so that no answer after the reading means that there is none.
                 ended = worker.poll() is not None
-                for key, _ in self._ready(selector, 0.0 if ended else self._pause()):
-                    if not self._read(key.fd, reader, output):
+                for key in self._ready(selector, 0.0 if ended else self._pause()):
+                    if not self._read(key.fd, key.data):
                         selector.unregister(key.fd)
                 if ended:
                     self._read_rest(reader, output)
@@ -268,7 +268,7 @@ class Watchdog:
 
     def _ready(
         self, selector: selectors.DefaultSelector, pause: float
-    ) -> list[tuple[selectors.SelectorKey, int]]:
+    ) -> list[selectors.SelectorKey]:
         """What can be read within ``pause`` seconds; a sleep that nothing ended shows how late this
         process wakes."""
         # If something is ready at once nothing was slept, so nothing is learned about lateness.
@@ -277,35 +277,33 @@ class Watchdog:
         if not ready and pause:
             self.load.slept(pause, time.monotonic() - before)
         self.load.look()
-        return ready
+        return [key for key, _ in ready]
 
     def _pause(self) -> float:
         return max(0.0, min(_POLL_SECONDS, self.deadline - time.monotonic()))
 
-    def _read(self, descriptor: int, reader: int, output: int) -> bool:
-        """Take what is there; False once the other end is closed."""
-        if descriptor == self.signals.reader:
+    def _read(self, descriptor: int, taken: bytearray | None) -> bool:
+        """Append what is there to ``taken`` (None for signals); False once the other end is
+        closed."""
+        if taken is None:
             self.signals.drain()
             return True
         try:
             chunk = os.read(descriptor, 1 << 20)
         except BlockingIOError:
             return True
-        if descriptor == reader:
-            self._messages += chunk
-        elif descriptor == output:
-            self._output += chunk
-            del self._output[:-_KEPT_OUTPUT]
+        taken += chunk
+        del self._output[:-_KEPT_OUTPUT]
         return bool(chunk)
 
     def _read_rest(self, reader: int, output: int) -> None:
         """What a dead worker left in its pipes; a grandchild may hold them open, so stop where a
         read would wait."""
-        self._read(output, reader, output)
+        self._read(output, self._output)
         size = -1
         while size < len(self._messages) <= _MAX_MESSAGE:
             size = len(self._messages)
-            self._read(reader, reader, output)
+            self._read(reader, self._messages)
 
     def _answer(self) -> Answer | None:
         """The answer, once a complete final message has come."""
