@@ -67,7 +67,9 @@ def bench_command(options: argparse.Namespace) -> int:
     settings = given_options(options)
     Settings.from_mapping(settings)
     if options.jobs > 1:
+        # Instances side by side share the cores, unless the user says how many threads each has.
         settings.setdefault("threads", str(max(1, usable_cores() // options.jobs)))
+    # SIGTERM ends it as Ctrl-C does: what runs is ended, and what is finished stays finished.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cap = parse_timeout(options.timeout_cap) if options.timeout_cap else math.inf
     environment = environment_of(settings)

@@ -36,6 +36,7 @@ def check_command(options: argparse.Namespace) -> int:
     from bitcrown.check.result_file import CheckOutcome, check_result
     from bitcrown.child_process import text_or_error
 
+    # In a child, because onnxruntime aborts on some damaged files: then that is what is said.
     def replayed() -> str:
         return json.dumps(
             astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib)))

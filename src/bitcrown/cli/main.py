@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nbitcrown: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
+        # The reader (head, less) is gone; Python's own flush at the end must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNDECIDED
 

@@ -52,6 +52,8 @@ def verify_command(options: argparse.Namespace) -> int:
     settings = Settings.from_environment(os.environ | environment_of(given_options(options)))
     check_files(network, vnnlib)
     certificate: Path | None = options.certificate
+    # A place that cannot be written is said before the search, not after it; and a proof of an
+    # earlier run must not be taken for one of this run.
     if certificate is not None:
         write_whole(certificate, "")
     cpu = None if options.cpu_seconds is None else parse_timeout(options.cpu_seconds)
