@@ -32,8 +32,8 @@ import numpy as np
 from bitcrown.budget import Budget
 from bitcrown.check.certificates.integers.checker import check
 from bitcrown.errors import BitcrownError
+from bitcrown.files import append_record, read_records
 from bitcrown.harness.instance import parse_timeout
-from bitcrown.harness.results import append_record, read_records
 from bitcrown.provenance import commit, machine
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.formats.fixed_point import read_h5

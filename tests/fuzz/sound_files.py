@@ -321,7 +321,7 @@ def _instances(data: bytes, folder: Path) -> None:
 
 
 def _expected(data: bytes, folder: Path) -> None:
-    from bitcrown.harness.expected import read_expected
+    from bitcrown.harness.instance import read_expected
 
     read_expected(_put(folder, "expected.csv", data))
 
@@ -398,7 +398,7 @@ def _setup(data: bytes, folder: Path) -> None:
 
 
 def _field(data: bytes, folder: Path) -> None:
-    from bitcrown.harness.run import check_files
+    from bitcrown.harness.request import check_files
 
     check_files(data.decode("utf-8", "surrogateescape"), str(_put(folder, "p", b"")))
 

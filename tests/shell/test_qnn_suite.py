@@ -18,8 +18,7 @@ import bitcrown
 from bitcrown.certificates.files import read_network, read_query
 from bitcrown.check.result_file import check_result
 from bitcrown.cli.main import main
-from bitcrown.harness.expected import read_expected
-from bitcrown.harness.instance import read_instances
+from bitcrown.harness.instance import read_expected, read_instances
 from bitcrown.quant.proof.writer import property_form
 from bitcrown.quant.query import robustness_query
 from bitcrown.quant.smt.solvers import violates

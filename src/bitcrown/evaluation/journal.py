@@ -9,7 +9,6 @@ suite of attacks keeps its state there too (``suite-*.npz``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,15 +18,10 @@ import numpy as np
 
 from bitcrown.archives import read_array
 from bitcrown.errors import DataError, ResourceError, SettingsError
-from bitcrown.files import replacing, write_whole
-from bitcrown.harness.results import append_record, read_records
+from bitcrown.files import append_record, digest, read_records, replacing, write_whole
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
 STAGES = (CLEAN, ATTACK, BOUNDS)
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def pixels_digest(image: np.ndarray) -> str:

@@ -20,9 +20,9 @@ from bitcrown.attacks.images.components import SUITES
 from bitcrown.errors import SettingsError
 from bitcrown.evaluation.boxes import ImageBoxes
 from bitcrown.evaluation.integers import KERAS, IntegerProver, IntegerSubject, is_integer_file
-from bitcrown.evaluation.journal import digest
 from bitcrown.evaluation.proving import LEVELS, SEARCH, ImageProver, Prover
 from bitcrown.evaluation.subjects import ZOO, FileSubject, Subject, read_zoo
+from bitcrown.files import digest
 from bitcrown.model.classifier import Shape, layout_of
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import model_bytes, parsed_model, read_graph

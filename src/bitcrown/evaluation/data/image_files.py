@@ -6,17 +6,16 @@ Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitcrown.archives import read_array, read_arrays
 from bitcrown.errors import DataError, ResourceError
+from bitcrown.files import UNREADABLE, find_file, unpacking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,10 +56,7 @@ def _idx_in(folder: Path, train: bool) -> Path | None:
 def _idx_pair(path: Path, first: int | None) -> Levels:
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     plain = name.removesuffix(".gz")
-    labels = next(
-        (file for file in (path.with_name(plain), path.with_name(plain + ".gz")) if file.is_file()),
-        None,
-    )
+    labels = find_file(path.with_name(plain))
     if labels is None or labels == path:
         raise DataError(
             f"the labels of {path} are missing: expected {plain} (or {plain}.gz) beside it"
@@ -74,9 +70,8 @@ def _idx_pair(path: Path, first: int | None) -> Levels:
 def read_idx(path: Path, first: int | None = None) -> np.ndarray:
     """An idx array of unsigned bytes, its ``first`` entries: magic ``0 0 8 rank``, extents
     big-endian, then data."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as stream:
+        with unpacking(path) as stream:
             magic = stream.read(4)
             if len(magic) != 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
                 raise DataError(f"{path} is no idx file of unsigned bytes")
@@ -87,7 +82,7 @@ def read_idx(path: Path, first: int | None = None) -> np.ndarray:
             if size > MAX_BYTES:
                 raise DataError(f"{path} claims {size} bytes, more than can be read")
             data = stream.read(size)
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(data) != size:
         raise DataError(f"{path} ends early: {len(data)} bytes of {size}")

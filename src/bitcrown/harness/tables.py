@@ -7,22 +7,39 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bitcrown.harness.expected import is_decided, is_known, is_wrong
-
-Row = Mapping[str, Any]
-HEADER = (
+_Row = Mapping[str, Any]
+_KNOWN = ("sat", "unsat")
+_HEADER = (
     "category", "count", "sat", "unsat", "unknown", "timeout", "error",
     "decided/known", "wrong", "median s", "p90 s", "peak MiB",
 )  # fmt: skip
 
 
+def is_known(row: _Row) -> bool:
+    return row.get("expected") in _KNOWN
+
+
+def is_decided(row: _Row) -> bool:
+    return row["result"] in _KNOWN
+
+
+def is_wrong(row: _Row) -> bool:
+    """Whether the answer contradicts the known truth."""
+    return is_known(row) and is_decided(row) and row["result"] != row["expected"]
+
+
+def wrong_rows(rows: Iterable[_Row]) -> list[_Row]:
+    return [row for row in rows if is_wrong(row)]
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least ``share`` of ``values`` do not exceed; 0 for none."""
     ordered = sorted(values)
+    # The share in thousandths, so that the ceiling below is one of whole numbers.
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
 
 
-def summary(category: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def summary(category: str, rows: Sequence[_Row]) -> tuple[str, ...]:
     """One line of the table; any result that is none of the five words counts as error."""
     words = [str(row["result"]) for row in rows]
     counts = [words.count(word) for word in ("sat", "unsat", "unknown", "timeout")]
@@ -42,22 +59,22 @@ def summary(category: str, rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def table(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+def table(rows: Iterable[_Row]) -> list[tuple[str, ...]]:
     """Header, one line a category in order of appearance, and a total if there are several."""
-    by_category: dict[str, list[Row]] = {}
+    by_category: dict[str, list[_Row]] = {}
     everything = []
     for row in rows:
         by_category.setdefault(str(row["category"]), []).append(row)
         everything.append(row)
-    lines = [HEADER, *(summary(name, found) for name, found in by_category.items())]
+    lines = [_HEADER, *(summary(name, found) for name, found in by_category.items())]
     if len(by_category) > 1:
         lines.append(summary("all", everything))
     return lines
 
 
-def plain_table(rows: Iterable[Row]) -> str:
+def plain_table(rows: Iterable[_Row]) -> str:
     lines = table(rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
     text = []
     for line in lines:
         cells = [
@@ -68,32 +85,26 @@ def plain_table(rows: Iterable[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[_Row]) -> str:
     """A record for ``benchmarks/records/``: the table, what it ran on and with, and every wrong
     answer."""
     lines = table(rows)
-    text = ["| " + " | ".join(lines[0]) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    text = ["| " + " | ".join(lines[0]) + " |", "|---|" + "---:|" * (len(_HEADER) - 1)]
     text += ["| " + " | ".join(line) + " |" for line in lines[1:]]
     text.append("")
-    for title, name in (
-        ("Machine", "machine"),
-        ("Version", "version"),
-        ("Commit", "commit"),
-        ("Settings", "settings"),
-        ("Seed", "seed"),
-    ):
+    for name in ("machine", "version", "commit", "settings", "seed"):
         values = _distinct(row[name] for row in rows if name in row)
-        text.append(f"{title}: {'; '.join(values) or 'not recorded'}  ")
+        text.append(f"{name.capitalize()}: {'; '.join(values) or 'not recorded'}  ")
     caps = _distinct(row["timeout"] for row in rows if "timeout" in row)
     text.append(f"Time limits (s): {', '.join(caps)}")
-    wrong = [row for row in rows if is_wrong(row)]
+    wrong = wrong_rows(rows)
     if wrong:
         text += ["", "**Wrong answers:**", ""]
         text += [f"* {wrong_sentence(row)}" for row in wrong]
     return "\n".join(text) + "\n"
 
 
-def wrong_sentence(row: Row) -> str:
+def wrong_sentence(row: _Row) -> str:
     where = f"{row['category']}: {row['network']} with {row['vnnlib']}"
     return f"{where} is {row['expected']}, but the answer was {row['result']}"
 
