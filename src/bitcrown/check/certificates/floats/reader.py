@@ -197,6 +197,14 @@ def of_integers(call: Call, function: Callable[[Any, Any], Any]) -> np.ndarray[A
     return np.asarray(function(*values))
 
 
+def cut_quotient(left: Any, right: Any) -> Any:
+    """The quotient of integers, cut towards zero as ONNX has it. Raises ``ValueError`` for a zero
+    divisor."""
+    if not np.all(right):
+        raise ValueError("a division by zero")
+    return np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))
+
+
 def file_bytes(path: Path) -> bytes:
     """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
     if not path.exists() and path.with_name(path.name + ".gz").exists():

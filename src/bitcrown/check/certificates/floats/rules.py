@@ -23,6 +23,7 @@ from bitcrown.check.certificates.floats.reader import (
     Call,
     Entry,
     Tensor,
+    cut_quotient,
     exact,
     of_integers,
     places,
@@ -87,7 +88,7 @@ def add(b: Builder, call: Call) -> Sequence[Tensor]:
 def multiply(b: Builder, call: Call) -> Sequence[Tensor]:
     left, right = call.inputs
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-        return [of_integers(call, np.multiply if call.op == "Mul" else np.floor_divide)]
+        return [of_integers(call, np.multiply if call.op == "Mul" else cut_quotient)]
     if isinstance(left, np.ndarray) and call.op == "Mul":
         left, right = right, left
     if not isinstance(left, Entry) or not isinstance(right, np.ndarray):
@@ -240,7 +241,8 @@ def clip(b: Builder, call: Call) -> Sequence[Tensor]:
     for place in (1, 2):
         if call.has(place):
             limits[place - 1] = float(exact(call.constant(place), call).reshape(()))
-    low, high = (None if abs(limit) > LARGEST else limit for limit in limits)
+    low = None if limits[0] < -LARGEST else limits[0]
+    high = None if limits[1] > LARGEST else limits[1]
     if low is not None and high is not None and low > high:
         raise call.refuse("limits that contradict each other")
     if low is None:

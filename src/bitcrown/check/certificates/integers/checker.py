@@ -107,7 +107,15 @@ def check(network: Any, prop: Any, certificate: Any, wanted: Wanted | None = Non
         return Checker(compiled, claim, certificate).run()
     except (Reject, Malformed) as problem:
         return Finding(False, str(problem))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as problem:
         return Finding(False, f"malformed: {type(problem).__name__} {problem}")
 
 

@@ -336,15 +336,21 @@ class Network:
     def _summands(self, number: int, e: int) -> tuple[list[tuple[int, range]], int]:
         """Factors and ranges whose sums, with a constant, are all that one element of a sum can
         be."""
-        step = self.compiled[number]
-        if not isinstance(step, Affine) or self.nodes[number]["op"] != "sum":
-            return [(1, range(self.low[number][e], self.high[number][e] + 1))], 0
-        if len(step.rows[e]) == 1:
-            ((source, at, factor),) = step.rows[e]
-            parts, constant = self._summands(source, at)
-            return [(factor * f, part) for f, part in parts], factor * constant + step.bias[e]
-        ranges = [(w, range(self.low[s][i], self.high[s][i] + 1)) for s, i, w in step.rows[e]]
-        return ranges, step.bias[e]
+        factor, constant = 1, 0  # the element is factor * (element e of node number) + constant
+        while True:
+            step = self.compiled[number]
+            if not isinstance(step, Affine) or self.nodes[number]["op"] != "sum":
+                terms = [(number, e, 1)]
+                break
+            constant += factor * step.bias[e]
+            terms = step.rows[e]
+            if len(terms) != 1:
+                break
+            ((number, e, weight),) = terms
+            factor *= weight
+        return [
+            (factor * w, range(self.low[s][i], self.high[s][i] + 1)) for s, i, w in terms
+        ], constant
 
     @staticmethod
     def _terms(step: Affine | Stairs | Pool | None) -> int:

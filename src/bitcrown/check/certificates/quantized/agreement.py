@@ -23,7 +23,7 @@ from bitcrown.check.certificates.integers.property import Claim, Values
 from bitcrown.check.certificates.quantized.chain import FLOAT, Array, Tensor, values_of
 from bitcrown.check.certificates.quantized.elementwise import QONNX, ROUNDINGS
 from bitcrown.check.certificates.quantized.file import Read
-from bitcrown.check.certificates.quantized.reading import session, type_range
+from bitcrown.check.certificates.quantized.reading import run, session, type_range
 
 SAMPLES = 24
 
@@ -37,11 +37,11 @@ def require_agreement(read: Read, claim: Claim, seed: str, samples: int = SAMPLE
         onnx.ValueInfoProto(name=name) for name in traced if name not in present
     )
     names = [info.name for info in model.graph.output]
-    run = session(model.SerializeToString())
-    entry = run.get_inputs()[0].name
+    opened = session(model.SerializeToString())
+    entry = opened.get_inputs()[0].name
     for point in drawn(read, claim, seed, samples):
         feed = np.asarray(point, dtype=read.dtype).reshape(read.reading.shape)
-        found = dict(zip(names, run.run(None, {entry: feed}), strict=True))
+        found = dict(zip(names, run(opened, {entry: feed}), strict=True))
         low, high = enclosure(read, _integers(read, feed.reshape(-1)))
         for name, tensor in traced.items():
             ends = [

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.check.certificates.integers.network import need
-from bitcrown.check.certificates.quantized.chain import Array, Step, Tensor
+from bitcrown.check.certificates.quantized.chain import LIMIT, Array, Step, Tensor
 from bitcrown.check.certificates.quantized.reading import Operator, Origin, Reading
 
 MOST_EXACT = 1 << 40
@@ -54,6 +54,7 @@ def dense_candidates(
             continue
         weight = exact_array([[*row, *[0] * (view.size - len(row))] for row in node["weight"]])
         bias = exact_array(node["bias"])
+        _require_small(weight, origin)
         ints = weight * origin.factor
         yield Candidate(number, ints, bias + weight @ origin.shift, Fraction(0), False)
 
@@ -63,6 +64,13 @@ def exact_array(values: Any) -> Array:
     found = np.array(values, dtype=object)
     need(bool((np.abs(found) < MOST_EXACT).all()), "a weight is too large for a quantized network")
     return found.astype(np.int64)
+
+
+def _require_small(weight: Array, origin: Origin) -> None:
+    """No sum over roots, nor any part of one, leaves int64. Raises ``Reject``."""
+    widest = int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max(initial=0))
+    largest = max(int(np.abs(part).max(initial=0)) for part in (origin.factor, origin.shift))
+    need(widest * largest < LIMIT, "a weight is too large for a quantized network")
 
 
 def conv_candidates(
@@ -98,6 +106,9 @@ def conv_candidates(
             continue
         factor, shift = int(origin.factor[0]), int(origin.shift[0])
         weight = exact_array(own["weight"])
+        if weight.shape[2:] != tuple(kernel):
+            continue  # as many weights, but over windows of another form
+        _require_small(weight, origin)
         total = weight.reshape(len(weight), -1).sum(axis=1)
         bias = exact_array(own["bias"]) + shift * total
         pad = Fraction(own["pad_value"] - shift, factor)

@@ -15,6 +15,7 @@ Legend: N elements of a tensor, G groups of elements with equal parameters, K po
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +38,8 @@ class Step:
     """``function(values, *params)``; params are [1] or [N]. ``whole``: gives whole numbers;
     ``keeps``: if given them.
 
-    ``widens``: ``function(least, greatest, *params)`` gives both ends.
+    ``widens``: ``function(least, greatest, *params)`` gives both ends. Name and parameters say all
+    about the function: steps that agree in both compute the same (``tabled``).
     """
 
     name: str
@@ -56,6 +58,16 @@ class Step:
             and len(self.params) == len(other.params)
             and all(bool((a == b).all()) for a, b in zip(self.params, other.params, strict=True))
         )
+
+
+def tabled(name: str, *tables: Array) -> str:
+    """The name of a step whose function holds ``tables``: other tables, another name."""
+    content = hashlib.sha256()
+    for table in tables:
+        content.update(
+            f"{table.dtype} {table.shape} ".encode() + np.ascontiguousarray(table).tobytes()
+        )
+    return f"{name} {content.hexdigest()}"
 
 
 Chain = tuple[Step, ...]
@@ -163,13 +175,11 @@ def groups_of(tensor: Tensor, *more: Array) -> tuple[Array, Array]:
     Elements of a group have equal parameters, and equal entries in every array of ``more`` ([N]
     each).
     """
-    columns = [
-        np.asarray(p, dtype=np.float64)
-        for s in tensor.chain
-        for p in s.params
-        if p.size == tensor.size > 1
-    ]
-    columns += [np.asarray(extra, dtype=np.float64) for extra in more]
+    params = [p for s in tensor.chain for p in s.params if p.size == tensor.size > 1]
+    columns = [np.asarray(column, dtype=np.float64) for column in (*params, *more)]
+    # beyond 2^53 two different integers may be one float64, and two groups one
+    fits = all(c.dtype.kind == "f" or bool((np.abs(c) <= 1 << 53).all()) for c in (*params, *more))
+    need(fits, "a parameter is out of proportion")
     if not columns:
         return np.zeros(1, dtype=np.int64), np.zeros(tensor.size, dtype=np.int64)
     _, first, group = np.unique(

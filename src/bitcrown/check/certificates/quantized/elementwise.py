@@ -33,6 +33,7 @@ from bitcrown.check.certificates.quantized.reading import (
     type_range,
 )
 
+EXACT = 1 << 53
 QONNX = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
 ROUNDINGS: dict[str, Callable[[Any], Any]] = {
     "ROUND": np.rint,
@@ -83,6 +84,9 @@ def with_constant(reading: Reading, node: Operator) -> None:
     tensors = reading.given(name)
     tensors = [_broadcast(t, np.broadcast_shapes(t.shape, value.shape)) for t in tensors]
     is_float = tensors[0].is_float
+    if not is_float:
+        tensors = [t for t in tensors if _is_exact(reading, node.op, t, value)]
+        need(bool(tensors), f"{node} computes integers too large to be followed")
     operand = spread(value if is_float else value.astype(np.int64), tensors[0].shape)
     keeps = is_whole(operand)
     need(
@@ -99,6 +103,16 @@ def with_constant(reading: Reading, node: Operator) -> None:
     }
     function, keeps = functions[node.op]
     stepped(reading, node, tensors, Step(f"{node.op} {known}", function, (operand,), keeps=keeps))
+
+
+def _is_exact(reading: Reading, op: str, tensor: Tensor, operand: Array) -> bool:
+    """Whether no result can leave what float64 and int64 hold: nothing wraps in the checker, then,
+    and ``check_width`` sees whether anything does in the file."""
+    if operand.dtype.kind not in "iu":
+        return False
+    size = max(-int(operand.min(initial=0)), int(operand.max(initial=0)))
+    reach = max(map(abs, reading.range_of(tensor)))
+    return (reach * size if op == "Mul" else reach + size) < EXACT
 
 
 def _cut_quotient(values: Array, divisor: Array) -> Array:
@@ -191,6 +205,10 @@ def bit_shift(reading: Reading, node: Operator) -> None:
     )
     need(fits, f"{node} needs an unsigned tensor and one shift below its width")
     right = node.attrs.get("direction") in ("RIGHT", b"RIGHT")
+    if not right:
+        factor = np.left_shift(1, np.minimum(amount, 62))
+        tensors = [t for t in tensors if _is_exact(reading, "Mul", t, factor)]
+        need(bool(tensors), f"{node} computes integers too large to be followed")
     function = np.right_shift if right else np.left_shift
     stepped(
         reading, node, tensors, Step(f"shift {right}", function, (amount.reshape(1),), keeps=True)
@@ -344,11 +362,16 @@ def bipolar(reading: Reading, node: Operator) -> None:
         return
     tensors = reading.given(node.inputs[0])
     need(tensors[0].dtype == FLOAT, f"{node} takes {tensors[0].dtype}")
-    is_positive = Step("is not negative", lambda v: (v >= 0).astype(np.int64), whole=True)
+    is_positive = Step("is not negative", _is_not_negative, whole=True)
     back = Step(
         "sign", lambda q, c: (2 * q - 1).astype(np.float32) * c, (spread(scale, tensors[0].shape),)
     )
     reading.bind(node, [tensor.then(is_positive).then(back) for tensor in tensors])
+
+
+def _is_not_negative(values: Array) -> Array:
+    need(not bool(np.isnan(values).any()), "a value to be quantized is not a number")
+    return np.asarray((values >= 0).astype(np.int64))
 
 
 def keep_grid(reading: Reading, node: Operator, ints: Array, scale: Array) -> None:
@@ -414,6 +437,8 @@ def _joined(parts: list[Tensor], axis: int) -> Tensor:
     chain = [
         replace(
             steps[0],
+            whole=all(step.whole for step in steps),
+            keeps=all(step.keeps for step in steps),
             params=tuple(
                 np.concatenate(
                     [

@@ -18,7 +18,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,16 @@ LARGEST_FILE = 1 << 30
 MOST_OUTPUTS = 1 << 20
 WITH_RULES = (elementwise, integer_sums, pairs, sums)
 """Importing these fills ``RULES``."""
-KEPT_GRIDS = ("DequantizeLinear", *elementwise.MOVES)
+GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+RANDOM = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+)
 
 
 class Read(NamedTuple):
@@ -124,7 +133,7 @@ def _enter(reading: Reading, model: Any) -> np.dtype[Any]:
     kind = inputs[0].type.tensor_type
     shape = tuple(max(1, dim.dim_value) for dim in kind.shape.dim)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    size = int(np.prod(shape))
+    size = prod(shape)
     need(size == reading.net.sizes[0], "the network has another number of inputs than the file")
     reading.shape = shape
     if dtype != FLOAT:
@@ -165,6 +174,12 @@ def _apply(reading: Reading, node: Operator) -> None:
         return
     known = all(name in reading.constants for name in used)
     if known and node.op not in elementwise.MOVES and "." not in node.op:
+        # A branch or a loop body may read any tensor of the file by its name, and a random number
+        # is no constant: neither is a function of the inputs that the node lists.
+        is_function = node.op not in RANDOM and all(
+            a.type not in GRAPHS for a in node.proto.attribute
+        )
+        need(is_function, f"{node} is not a function of constants alone")
         values = computed(node, [reading.constants[name] if name else None for name in node.inputs])
         reading.constants.update(zip(node.outputs, values, strict=True))
         if node.op == "DequantizeLinear":
@@ -197,7 +212,8 @@ def _outputs(reading: Reading, name: str) -> list[Values]:
                     for a, b in zip(low, high, strict=True)
                 ]
             continue
-        need(int((high - low + 1).sum()) <= MOST_OUTPUTS, "the output takes too many values")
+        count = sum(b - a + 1 for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        need(count <= MOST_OUTPUTS, "the output takes too many values")
         tables = []
         for n in range(view.size):
             q = origin.factor[n] * (np.arange(low[n], high[n] + 1) - origin.shift[n])

@@ -17,7 +17,14 @@ import numpy as np
 
 from bitcrown.check.certificates.integers.network import need
 from bitcrown.check.certificates.quantized.candidates import geometry
-from bitcrown.check.certificates.quantized.chain import Array, Step, Tensor, spread, values_of
+from bitcrown.check.certificates.quantized.chain import (
+    Array,
+    Step,
+    Tensor,
+    spread,
+    tabled,
+    values_of,
+)
 from bitcrown.check.certificates.quantized.integer_sums import integer_view
 from bitcrown.check.certificates.quantized.reading import Operator, Reading, computed, rule
 
@@ -107,7 +114,8 @@ def pair_tensor(
         return least[first], greatest[last]
 
     size = like.size
-    step = Step(f"pairs of node {number}", results, whole=values.dtype.kind != "f", widens=True)
+    name = tabled("pairs", known, least, greatest)
+    step = Step(name, results, whole=values.dtype.kind != "f", widens=True)
     return Tensor(np.full(size, number), np.arange(size), like.shape, like.dtype, (step,), known)
 
 
@@ -164,7 +172,7 @@ def _with_known(reading: Reading, node: Operator, results: Any, at: int, other: 
     need(rises, f"{node} falls where its input rises")
     place = spread(np.searchsorted(values, known), tensors[0].shape)
     step = Step(
-        f"table of {node}",
+        tabled(f"integers from {low}", table),
         lambda q, row: table[row, np.clip(q - low, 0, high - low)],
         (place,),
         whole=True,

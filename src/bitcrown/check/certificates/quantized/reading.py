@@ -32,6 +32,7 @@ from bitcrown.check.certificates.quantized.chain import (
     Step,
     Tensor,
     encloses,
+    tabled,
     values_of,
 )
 
@@ -130,19 +131,26 @@ class Reading:
 
     def check_width(self, tensor: Tensor, node: Operator) -> None:
         """Integers have to stay in the range of their type: the runtime wraps there."""
-        if tensor.is_float or tensor.size == 0 or int(tensor.nodes[0]) == INPUT:
+        if tensor.is_float or tensor.size == 0:
             return
         low, high = type_range(tensor.dtype)
+        least, greatest = self.range_of(tensor)
+        need(low <= least and greatest <= high, f"{node} can leave the range of {tensor.dtype}")
+
+    def range_of(self, tensor: Tensor) -> tuple[int, int]:
+        """Least and greatest integer of a tensor of integers: its chain is monotone, so the ends of
+        what it acts on decide."""
         least, greatest = values_of(
             tensor.chain, np.stack(self.ends(tensor), axis=1), np.arange(tensor.size)
         )
-        need(
-            int(least.min()) >= low and int(greatest.max()) <= high,
-            f"{node} can leave the range of {tensor.dtype}",
-        )
+        return int(least.min(initial=0)), int(greatest.max(initial=0))
 
     def ends(self, tensor: Tensor) -> tuple[Array, Array]:
-        """[N] least and greatest integer of each element over the declared range of the input."""
+        """[N] least and greatest number that the chain of each element acts on, over the declared
+        range of the input."""
+        if tensor.size and int(tensor.nodes[0]) == INPUT:
+            most = np.full(tensor.size, np.finfo(np.float32).max, np.float32)
+            return -most, most
         pairs = list(zip(tensor.nodes.tolist(), tensor.elements.tolist(), strict=True))
         return np.array([self.net.low[n][e] for n, e in pairs]), np.array(
             [self.net.high[n][e] for n, e in pairs]
@@ -219,8 +227,8 @@ class Reading:
             return len(chain) == len(self.entry) and all(
                 a.is_same(b) for a, b in zip(chain, self.entry, strict=True)
             )
-        most = np.finfo(np.float32).max
-        low, high = values_of(chain, np.full((size, 2), [-most, most], np.float32), np.arange(size))
+        ends = np.stack(self.ends(tensor), axis=1)  # the same for every element of the input
+        low, high = values_of(chain, ends, np.arange(size))
         fits = np.array_equal(low.min(axis=1), self.net.low[0]) and np.array_equal(
             high.max(axis=1), self.net.high[0]
         )
@@ -250,7 +258,8 @@ class Reading:
         lookup = values[order][place]
         if high - low >= MOST_VALUES or not np.array_equal(lookup[levels - low], values):
             return None
-        return Step(f"table of node {number}", lambda t: lookup[np.clip(t - low, 0, high - low)])
+        name = tabled(f"levels from {low}", lookup)
+        return Step(name, lambda t: lookup[np.clip(t - low, 0, high - low)])
 
     def table(self, tensor: Tensor) -> tuple[int, Array] | None:
         """The first integer and the values [K] of a tensor that is one pinned function of few
@@ -357,7 +366,16 @@ def computed(node: Operator, inputs: list[Array | None]) -> list[Array]:
     )
     versions = [helper.make_opsetid("", node.opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
-    return [np.asarray(value) for value in session(model.SerializeToString()).run(None, {})]
+    return [np.asarray(value) for value in run(session(model.SerializeToString()), {})]
+
+
+def run(opened: Any, feed: dict[str, Array]) -> list[Any]:
+    """All outputs of a session. Raises ``Reject``."""
+    try:
+        found: list[Any] = opened.run(None, feed)
+    except Exception as error:  # onnxruntime raises classes that only exist inside its extension
+        raise Reject(f"onnxruntime cannot run it: {str(error).splitlines()[0][:200]}") from error
+    return found
 
 
 def session(content: bytes) -> Any:

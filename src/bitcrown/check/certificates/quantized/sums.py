@@ -183,12 +183,15 @@ def sum_step(
         return None
     first, values = known
     roots, v = first + np.arange(len(values), dtype=np.int64), values.astype(np.float64)
+    ends = np.abs([reading.net.low[candidate.number], reading.net.high[candidate.number]])
+    reaches = ends.max(axis=0).reshape(len(weights.floats), -1).max(axis=1).tolist()
     best: list[Array] = []
     for scale, zero in fits(view, roots, v):
         if scale == 0 or (candidate.is_padded and scale * candidate.pad + zero != 0):
             continue
         for units in _units(weights, candidate, scale):
-            made = np.stack(_spread_of(weights, candidate, (roots, v), (scale, zero), units))
+            found = _spread_of(weights, candidate, (roots, v), (scale, zero), units, reaches)
+            made = np.stack(found)
             size = made[2] / np.maximum(np.abs(made[0]), TINY)
             best = (
                 [np.where(size < best[1], made, best[0]), np.minimum(size, best[1])]
@@ -260,41 +263,61 @@ def _spread_of(
     table: tuple[Array, Array],
     fit: tuple[Fraction, Fraction],
     units: list[Fraction],
+    reaches: list[int],
 ) -> tuple[Array, Array, Array]:
-    """Unit, offset and error of every output: [out] each; the inequality of the module's
-    docstring."""
+    """Unit, offset and error of every output: [out] each; the inequality of the module's docstring.
+
+    ``reaches``: [out] the largest size of the node's integers.
+    """
     roots, v = table
     scale, zero = fit
     w, ints = weights.floats, candidate.ints
+    # v(r) is s r + z up to the deviation; the blur is float64's own error in s r + z
     line = float(scale) * roots + float(zero)
-    deviation, reach = float(np.abs(v - line).max()), float(np.abs(line).max())
-    magnitude = float(np.abs(v).max())
-    omega = np.array([float(u / scale) for u in units])
-    absolute = np.abs(w).sum(axis=1) * magnitude + np.abs(weights.bias)
-    off = np.abs(w - omega[:, None] * ints).sum(axis=1) * reach + np.abs(w).sum(axis=1) * deviation
+    blur = 2.0**-50 * (abs(float(scale)) * float(np.abs(roots).max()) + abs(float(zero)))
+    distance = float(np.abs(v - line).max())
+    deviation, reach = distance + blur, float(np.abs(line).max()) + blur
+    # sum |e_j| |s r_j + z| + sum |w_j| |v(r_j) - s r_j - z|
+    omega = [u / scale for u in units]
+    gap = np.abs(w - np.array([float(o) for o in omega])[:, None] * ints)
+    size = np.abs(w).sum(axis=1)
+    off = gap.sum(axis=1) * reach + size * deviation
+    # offset = c - unit b + (unit / s) z sum W
     sums = [int(row.sum()) for row in ints]
-    offset = [
-        Fraction(float(c)) - u * int(b) + u / scale * zero * total
-        for c, u, b, total in zip(weights.bias, units, candidate.bias, sums, strict=True)
+    offsets = [
+        Fraction(float(c)) - u * int(b) + o * zero * total
+        for c, u, b, o, total in zip(weights.bias, units, candidate.bias, omega, sums, strict=True)
     ]
-    unit, shift = np.array([float(u) for u in units]), np.array([float(o) for o in offset])
-    exact = (
-        deviation == 0.0
-        and not off.any()
+    unit, shift = np.array([float(u) for u in units]), np.array([float(o) for o in offsets])
+    absolute = size * float(np.abs(v).max()) + np.abs(weights.bias)
+    is_exact = (
+        distance == 0.0
+        and not gap.any()
         and _is_never_rounded(w, v, weights.bias, absolute)
-        and all(Fraction(float(u)) == u for u in units)
-        and all(Fraction(float(o)) == o for o in offset)
+        and [scale * r + zero for r in roots.tolist()] == v.tolist()
+        and all(map(_is_computed_exactly, omega, np.abs(ints).max(axis=1).tolist()))
+        and all(map(_is_computed_exactly, units, reaches, offsets))
     )
-    if exact:
+    if is_exact:
         return unit, shift, np.zeros(len(unit))
+    # the file's own rounding: (n B + sum |t_j|) u / (1 - (n + 2) u)
     count = (w != 0).sum(axis=1) + weights.extra
     ends = w[:, :, None] * np.array([v.min(), v.max()])
     above = np.maximum(ends.max(axis=2), 0).sum(axis=1) + np.maximum(weights.bias, 0)
     below = np.maximum(-ends.min(axis=2), 0).sum(axis=1) + np.maximum(-weights.bias, 0)
-    rounding = (
-        (count * np.maximum(above, below) + absolute) * ROUNDOFF / (1 - (count + 2) * ROUNDOFF)
-    )
-    return unit, shift, (rounding + off) * (1 + 2.0**-30) + 2.0**-47 * absolute + count * TINY
+    rounding = count * np.maximum(above, below) + absolute
+    rounding *= ROUNDOFF / (1 - (count + 2) * ROUNDOFF)
+    # float64's error here, and in ``unit a + offset``
+    own = 2.0**-47 * absolute + 2.0**-50 * (np.abs(unit) * np.array(reaches, float) + np.abs(shift))
+    return unit, shift, (rounding + off) * (1 + 2.0**-30) + own + count * TINY
+
+
+def _is_computed_exactly(factor: Fraction, most: int, addend: Fraction = Fraction(0)) -> bool:
+    """Whether float64 has ``factor k + addend`` for all integers ``|k| <= most``: both, and so all
+    results, are multiples of a power of two and below 2^53 of it."""
+    grain = min((_grain(part) for part in (factor, addend) if part), default=Fraction(1))
+    is_held = Fraction(float(factor)) == factor and Fraction(float(addend)) == addend
+    return is_held and abs(factor) * most + abs(addend) < grain * 2**53
 
 
 def _is_never_rounded(w: Array, v: Array, bias: Array, absolute: Array) -> bool:
@@ -307,10 +330,10 @@ def _is_never_rounded(w: Array, v: Array, bias: Array, absolute: Array) -> bool:
 
 def _lowest(values: Array) -> float:
     """The largest power of two of which all values are multiples; 1 if all are 0."""
-    found = [Fraction(float(value)) for value in np.unique(np.abs(values)) if value]
-    if not found:
-        return 1.0
-    lowest = max(value.denominator for value in found)
-    if lowest > 1:
-        return 1.0 / lowest
-    return float(min(value.numerator & -value.numerator for value in found))
+    grains = (_grain(Fraction(float(value))) for value in np.unique(np.abs(values)) if value)
+    return float(min(grains, default=Fraction(1)))
+
+
+def _grain(value: Fraction) -> Fraction:
+    """The largest power of two that divides a float; of other fractions, no more than that."""
+    return Fraction(value.numerator & -value.numerator, value.denominator)
