@@ -13,7 +13,7 @@ import torch
 import bitcrown.search.decision as decision
 from bitcrown import Settings, Status, load, verify
 from bitcrown.check.audit import audit
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
@@ -46,7 +46,7 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         problem = load(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
         verdict = verify(problem, Settings(), cpu_seconds=60.0)
         if verdict.status is Status.UNSAT:
-            replay = Replay(problem.query, problem.networks)
+            replay = RuntimeReplay(problem.query, problem.networks)
             assert audit(problem, replay, Confirmer(problem, replay), 2000, 7) is None
         return verdict
 

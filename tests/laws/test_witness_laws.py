@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.check.audit import audit
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.result_file import check_result
 from bitcrown.check.witness import Confirmer, format_witness
 from bitcrown.spec.normalise import problem_from_query
@@ -77,7 +77,7 @@ def properties(draw: st.DrawFn) -> tuple[str, list[tuple[Fraction, Fraction]], F
 def confirmer_of(text: str) -> Confirmer:
     query = parse_query(text)
     problem = problem_from_query(query, {query.networks[0].name: network()})
-    return Confirmer(problem, Replay(query, problem.networks))
+    return Confirmer(problem, RuntimeReplay(query, problem.networks))
 
 
 def outcome_of(result: str, text: str) -> bool:

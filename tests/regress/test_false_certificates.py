@@ -15,8 +15,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bitcrown.check.certificates.documents import Reject
 from bitcrown.check.certificates.floats.reader import read_networks
-from bitcrown.check.certificates.integers.network import Network, Reject
+from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.quantized.file import read_file
 from bitcrown.spec.reader import parse_query
 from tests.quant_models import Writer
@@ -28,7 +29,7 @@ def integer_input(size: int, low: int = 0, high: int = 255) -> dict[str, Any]:
 
 def read(model: Any, *nodes: dict[str, Any]) -> None:
     form = {"format": "bitcrown-integer-network-1", "nodes": list(nodes), "output": len(nodes) - 1}
-    read_file(model, Network(form))
+    read_file(model, IntegerCircuit(form))
 
 
 def levels(w: Writer) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import PropertyError
 from bitcrown.spec.problem import Problem
@@ -18,7 +18,7 @@ from bitcrown.verdict import Witness
 
 
 def audit(
-    problem: Problem, replay: Replay, confirmer: Confirmer, count: int, seed: int
+    problem: Problem, replay: RuntimeReplay, confirmer: Confirmer, count: int, seed: int
 ) -> Witness | None:
     """A confirmed violation among ``count`` samples of the problem's boxes, or None.
 

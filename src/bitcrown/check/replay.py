@@ -20,10 +20,10 @@ import numpy as np
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
-MAX_BYTES = 2 * 1024**3
+MAX_MODEL_BYTES = 2 * 1024**3
 """Largest network file after unpacking: what a protobuf message may hold."""
-BATCH_TRIAL = 3
-BATCH_TOLERANCE = 1e-3
+_BATCH_TRIAL = 3
+_BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
 NUMBERS = "fiub"
@@ -53,7 +53,7 @@ class Slot(NamedTuple):
     dtype: type[np.generic]
 
 
-class Replay:
+class RuntimeReplay:
     """Sessions of all networks of a query, kept open.
 
     Raises:
@@ -161,7 +161,7 @@ class _Member:
         if self.takes_batches and len(points) > 1:
             if not self.is_tried:
                 self.is_tried = True
-                self.takes_batches = self._batch_equals_rows(points[:BATCH_TRIAL])
+                self.takes_batches = self._batch_equals_rows(points[:_BATCH_TRIAL])
             if self.takes_batches:
                 found = self._batch(points)
                 if found is not None:
@@ -191,7 +191,9 @@ class _Member:
             found is not None
             and found.shape == rows.shape
             and bool(
-                np.allclose(found, rows, rtol=BATCH_TOLERANCE, atol=BATCH_TOLERANCE, equal_nan=True)
+                np.allclose(
+                    found, rows, rtol=_BATCH_TOLERANCE, atol=_BATCH_TOLERANCE, equal_nan=True
+                )
             )
         )
 
@@ -238,7 +240,7 @@ def _model_of(path: Path) -> str | bytes:
         with path.open("rb") as raw:
             if raw.read(2) != GZIP_MAGIC:
                 return str(path)
-        return unpacked(path.read_bytes(), MAX_BYTES)
+        return unpacked(path.read_bytes(), MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(f"the network file {path} cannot be read: {error}") from error
 

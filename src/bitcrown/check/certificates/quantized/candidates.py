@@ -15,11 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.integers.network import need
-from bitcrown.check.certificates.quantized.chain import LIMIT, Array, Step, Tensor
-from bitcrown.check.certificates.quantized.reading import Operator, Origin, Reading
+from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.quantized.chain import (
+    INTEGER_LIMIT,
+    ChainStep,
+    ChainTensor,
+    NumpyArray,
+)
+from bitcrown.check.certificates.quantized.reading import FileReading, Operator, Origin
 
-MOST_EXACT = 1 << 40
+_MOST_EXACT = 1 << 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +33,18 @@ class Candidate:
     ``pad`` as a root."""
 
     number: int
-    ints: Array
-    bias: Array
+    ints: NumpyArray
+    bias: NumpyArray
     pad: Fraction
     is_padded: bool
 
 
-def _is_root(reading: Reading, number: int) -> bool:
+def _is_root(reading: FileReading, number: int) -> bool:
     return bool((reading.origins[number].nodes == number).all())
 
 
 def dense_candidates(
-    reading: Reading, view: Tensor, rows: int, outputs: int
+    reading: FileReading, view: ChainTensor, rows: int, outputs: int
 ) -> Iterator[Candidate]:
     """Dense nodes on just these integers."""
     for number, node in enumerate(reading.net.nodes):
@@ -59,23 +64,23 @@ def dense_candidates(
         yield Candidate(number, ints, bias + weight @ origin.shift, Fraction(0), False)
 
 
-def exact_array(values: Any) -> Array:
+def exact_array(values: Any) -> NumpyArray:
     """int64 of numbers so small that sums of products of them stay exact. Raises ``Reject``."""
     found = np.array(values, dtype=object)
-    need(bool((np.abs(found) < MOST_EXACT).all()), "a weight is too large for a quantized network")
+    need(bool((np.abs(found) < _MOST_EXACT).all()), "a weight is too large for a quantized network")
     return found.astype(np.int64)
 
 
-def _require_small(weight: Array, origin: Origin) -> None:
+def _require_small(weight: NumpyArray, origin: Origin) -> None:
     """No sum over roots, nor any part of one, leaves int64. Raises ``Reject``."""
     widest = int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max(initial=0))
     largest = max(int(np.abs(part).max(initial=0)) for part in (origin.factor, origin.shift))
-    need(widest * largest < LIMIT, "a weight is too large for a quantized network")
+    need(widest * largest < INTEGER_LIMIT, "a weight is too large for a quantized network")
 
 
 def conv_candidates(
-    reading: Reading,
-    view: Tensor,
+    reading: FileReading,
+    view: ChainTensor,
     node: Operator,
     kernel: tuple[int, ...],
     outputs: int,
@@ -151,6 +156,6 @@ def geometry(
     return strides, dilations, pads, plane
 
 
-def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: Step) -> Tensor:
+def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: ChainStep) -> ChainTensor:
     size = int(np.prod(shape))
-    return Tensor(np.full(size, number), np.arange(size), shape, np.dtype(dtype), steps)
+    return ChainTensor(np.full(size, number), np.arange(size), shape, np.dtype(dtype), steps)
