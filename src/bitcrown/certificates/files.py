@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitcrown.errors import ModelError, PropertyError
 
 if TYPE_CHECKING:
-    from bitcrown.check.certificates.documents import Judgement
+    from bitcrown.check.certificates.documents import CertificateJudgement
     from bitcrown.quant.network.graph import IntegerNetwork
     from bitcrown.quant.query import IntegerQuery
     from bitcrown.spec.problem import Problem
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _LARGEST_FILE = 1 << 30
 
 
-def check_certificate(model: Path, prop: Path, certificate: Path) -> Judgement:
+def check_certificate(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
     """Whether the proof in ``certificate`` shows that ``prop`` cannot be violated on ``model``.
 
     Raises ``ModelError`` or ``PropertyError`` for files that cannot be read.
     """
     if is_gzip(certificate):
         return check_float(model, prop, certificate)
-    from bitcrown.check.certificates.documents import Judgement, Reject
+    from bitcrown.check.certificates.documents import CertificateJudgement, Reject
     from bitcrown.check.certificates.files import check_h5, check_onnx
     from bitcrown.check.certificates.integers.checker import check_integer_proof
 
@@ -53,7 +53,7 @@ def check_certificate(model: Path, prop: Path, certificate: Path) -> Judgement:
         checked = check_h5 if is_kind(model, ".h5") else check_onnx
         return checked(model, problem, network, asked if is_text else read_json(prop), proof)
     except Reject as problem_with_it:
-        return Judgement(False, str(problem_with_it))
+        return CertificateJudgement(False, str(problem_with_it))
 
 
 def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
@@ -87,7 +87,7 @@ def is_gzip(path: Path) -> bool:
         raise PropertyError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def check_float(model: Path, prop: Path, certificate: Path) -> Judgement:
+def check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
     """The same for a proof about a float network; ``model`` may be the text of a list of named
     networks."""
     from bitcrown.api import load
@@ -138,18 +138,14 @@ def input_kind(model: Path) -> str:
     operators."""
     if not is_kind(model, ".onnx"):
         return "float32"
-    from onnx.helper import tensor_dtype_to_np_dtype
+    from bitcrown.check.certificates.onnx_files import element_type, graph_inputs, onnx_model
 
-    from bitcrown.check.certificates.quantized.file import parsed_file
-
-    graph = parsed_file(model).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    kinds = [info.type.tensor_type.elem_type for info in graph.input if info.name not in stored]
-    if len(kinds) != 1:
+    inputs = graph_inputs(onnx_model(model))
+    if len(inputs) != 1:
         raise ModelError(
-            f"{model} has {len(kinds)} inputs; certificates are about networks with one"
+            f"{model} has {len(inputs)} inputs; certificates are about networks with one"
         )
-    return str(tensor_dtype_to_np_dtype(kinds[0]))
+    return str(element_type(inputs[0]))
 
 
 def read_json(path: Path) -> Any:

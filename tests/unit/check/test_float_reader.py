@@ -234,7 +234,7 @@ def test_a_reader_that_errs_is_found_out(tmp_path: Path, monkeypatch: pytest.Mon
 
     problem = saved(tmp_path, [node("LeakyRelu", alpha=0.5)], MATRIX, {})
     subject_of(problem)
-    monkeypatch.setitem(float_reader.FLOAT_RULES, "LeakyRelu", float_reader.RULES["Relu"])
+    monkeypatch.setitem(float_reader.FLOAT_RULES, "LeakyRelu", float_reader.FLOAT_RULES["Relu"])
     with pytest.raises(ModelError, match="differs from onnxruntime"):
         subject_of(problem)
 

@@ -32,7 +32,7 @@ class NotJson(Reject):
     """The text is no JSON document at all."""
 
 
-class Judgement(NamedTuple):
+class CertificateJudgement(NamedTuple):
     """Whether a certificate is accepted, and otherwise the first thing wrong with it."""
 
     accepted: bool

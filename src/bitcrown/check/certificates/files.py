@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from bitcrown.check.certificates.documents import Judgement, need
+from bitcrown.check.certificates.documents import CertificateJudgement, need
 from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.property import Claim, OutputValues
@@ -22,7 +22,7 @@ from bitcrown.spec.problem import Problem
 
 def check_h5(
     model: Path, problem: Problem | None, network: Any, prop: Any, certificate: Any
-) -> Judgement:
+) -> CertificateJudgement:
     """As ``check_onnx``, for a fixed-point perceptron, whose canonical form is rebuilt."""
     import numpy as np
 
@@ -50,7 +50,7 @@ def check_h5(
 
 def check_onnx(
     model: Path, problem: Problem | None, network: Any, prop: Any, certificate: Any
-) -> Judgement:
+) -> CertificateJudgement:
     """Whether ``certificate`` proves ``problem`` unsatisfiable on the quantized ONNX file
     ``model``.
 
@@ -58,10 +58,11 @@ def check_onnx(
     ``prop`` is what is asked, of the file's integers. Raises ``ModelError`` for a file that cannot
     be read.
     """
+    from bitcrown.check.certificates.onnx_files import onnx_model
     from bitcrown.check.certificates.quantized.agreement import require_agreement
-    from bitcrown.check.certificates.quantized.file import claim_of_file, parsed_file, read_file
+    from bitcrown.check.certificates.quantized.file import claim_of_file, read_file
 
-    parsed = parsed_file(model)
+    parsed = onnx_model(model)
 
     def wanted(compiled: IntegerCircuit, hint: Claim) -> Claim:
         read = read_file(parsed, compiled)

@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitcrown.check.certificates.floats.nodes import (
-    AffineNode,
+    AffineMap,
     FloatArray,
     FloatNetwork,
     InputNode,
@@ -159,7 +159,7 @@ class Bounder:
             )
 
     def _interval(
-        self, number: int, node: AffineNode, ends: list[tuple[FloatArray, FloatArray]]
+        self, number: int, node: AffineMap, ends: list[tuple[FloatArray, FloatArray]]
     ) -> tuple[FloatArray, FloatArray]:
         """``A c + b -+ (|A| r + error)``: forming either sum costs at most ``2 g reach``."""
         boxes = [BoxBatch(low, up) for low, up in ends]

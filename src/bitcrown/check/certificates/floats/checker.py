@@ -12,7 +12,7 @@ properties (``spec``).
 
 ``inputs``   A tree over the input box, level by level. At every node the layers and the rows of all
              open cases are bounded; a case closes when one of its rows is above its limit on the
-             whole box; the box shrinks to what open cases leave ``layers.clipped``); an
+             whole box; the box shrinks to what open cases leave (``layers.clipped_boxes``); an
              inner node splits it at ``x_axis <= point``, ``>= point``. At a leaf no case may be
              open.
 ``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitcrown.check.certificates.documents import (
-    Judgement,
+    CertificateJudgement,
     Reject,
     field,
     integer_in,
@@ -47,9 +47,9 @@ from bitcrown.check.certificates.floats.format import Arrays, decoded
 from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
 from bitcrown.check.certificates.floats.nodes import FloatArray, FloatNetwork
 from bitcrown.check.certificates.floats.property import Group, cases_by_box
-from bitcrown.check.certificates.floats.reader import file_bytes, read_networks
+from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.floats.steps import Leaves, halves, leaf_values, refine
-from bitcrown.check.replay import RuntimeReplay
+from bitcrown.check.replay import RuntimeReplay, unpacked_model
 from bitcrown.errors import ModelError
 from bitcrown.spec.problem import Problem
 
@@ -85,7 +85,7 @@ def subject_of(problem: Problem) -> ProofSubject:
     groups = tuple(cases_by_box(problem, dtypes))
     _compare(network, problem, groups)
     files = [
-        hashlib.sha256(file_bytes(problem.networks[declared.name])).hexdigest()
+        hashlib.sha256(unpacked_model(problem.networks[declared.name])).hexdigest()
         for declared in problem.query.networks
     ]
     return ProofSubject(network, groups, {"networks": files, "property": _property_digest(problem)})
@@ -126,11 +126,11 @@ def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...])
             )
 
 
-class Decision(NamedTuple):
+class SignDecision(NamedTuple):
     """A decision on the way to a leaf: ``sign * z >= 0`` for the operand of one neuron. The root
     decides nothing."""
 
-    above: Decision | None
+    above: SignDecision | None
     relu: int
     neuron: int
     sign: int
@@ -139,7 +139,7 @@ class Decision(NamedTuple):
 
 def check_float_proof(
     data: bytes, subject: ProofSubject, poll: Callable[[], None] = lambda: None
-) -> Judgement:
+) -> CertificateJudgement:
     """Does the certificate ``data`` prove that no case of the property can be violated?
 
     ``poll`` is called again and again, so that a caller may raise an error when time is up.
@@ -150,9 +150,9 @@ def check_float_proof(
             need(field(content, name) == value, f"the certificate is about other files ({name})")
         with np.errstate(all="ignore"):  # what overflows ends as a bound that proves nothing
             FloatProof(subject, content, poll).run()
-        return Judgement(True, "")
+        return CertificateJudgement(True, "")
     except Reject as problem:
-        return Judgement(False, str(problem))
+        return CertificateJudgement(False, str(problem))
 
 
 class FloatProof:
@@ -292,14 +292,14 @@ class FloatProof:
             need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
         return {group.cases[place]}
 
-    def _ends(self, relus: Any, neurons: Any) -> list[Decision]:
+    def _ends(self, relus: Any, neurons: Any) -> list[SignDecision]:
         """The leaves, in the order of the levels."""
         need(
             type(relus) is list and type(neurons) is list and len(relus) == len(neurons),
             "a tree has bad levels",
         )
         need(len(relus) <= MAX_LEVELS, "a tree is too deep")
-        level, leaves = [Decision(None, -1, 0, 0, 0)], []
+        level, leaves = [SignDecision(None, -1, 0, 0, 0)], []
         for numbers, places in zip(relus, neurons, strict=True):
             need(type(numbers) is list and type(places) is list, "a level of a tree must be a list")
             need(
@@ -313,13 +313,15 @@ class FloatProof:
                     continue
                 relu = self._relu(relu)
                 neuron = integer_in(neuron, 0, self.network.nodes[relu].size, "a neuron")
-                below += [Decision(above, relu, neuron, sign, above.depth + 1) for sign in (-1, 1)]
+                below += [
+                    SignDecision(above, relu, neuron, sign, above.depth + 1) for sign in (-1, 1)
+                ]
             level = below
         need(not level, "a tree over neurons ends without leaves")
         return leaves
 
     def _signs(
-        self, ends: list[Decision], multipliers: FloatArray
+        self, ends: list[SignDecision], multipliers: FloatArray
     ) -> tuple[dict[int, FloatArray], dict[int, FloatArray]]:
         """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU, of leaves whose decisions are
         counted from the root."""

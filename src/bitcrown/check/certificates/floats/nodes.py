@@ -218,8 +218,8 @@ class ConvNode:
         return [padded[..., top : top + height, left : left + width].reshape(count, -1)]
 
 
-AffineNode = DenseNode | CombineNode | GatherNode | ConvNode
-FloatNode = InputNode | ReluNode | AffineNode
+AffineMap = DenseNode | CombineNode | GatherNode | ConvNode
+FloatNode = InputNode | ReluNode | AffineMap
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Reads ONNX files as affine maps and ReLU, with code of the checker's own (the ``onnx`` package
 parses the protobuf).
 
-A tensor is either a constant (a numpy array) or an ``NodeTensor``: a node of the growing network and an
-ONNX shape, with every free extent taken as 1. Operators are rules in ``float_rules``; an operator
+A tensor is either a constant (a numpy array) or a ``NodeTensor``: a node of the growing network and
+an ONNX shape, with every free extent taken as 1. Operators are rules in ``rules``; an operator
 without a rule is refused by name. Constants are never computed in floating point here, only moved:
 what a file asks to be computed from constants alone must be integers (shapes, indices), or it is
 refused.
@@ -32,7 +32,13 @@ from bitcrown.check.certificates.floats.nodes import (
     InputNode,
     ReluNode,
 )
-from bitcrown.check.replay import GZIP_MAGIC, MAX_MODEL_BYTES, unpacked
+from bitcrown.check.certificates.onnx_files import (
+    attributes_of,
+    element_type,
+    extents,
+    graph_inputs,
+    onnx_model,
+)
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.spec.query import Query
 
@@ -201,25 +207,6 @@ def of_integers(call: Call, function: Callable[[Any, Any], Any]) -> np.ndarray[A
     return np.asarray(function(*values))
 
 
-def cut_quotient(left: Any, right: Any) -> Any:
-    """The quotient of integers, cut towards zero as ONNX has it. Raises ``ValueError`` for a zero
-    divisor."""
-    if not np.all(right):
-        raise ValueError("a division by zero")
-    return np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))
-
-
-def file_bytes(path: Path) -> bytes:
-    """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
-    if not path.exists() and path.with_name(path.name + ".gz").exists():
-        path = path.with_name(path.name + ".gz")
-    try:
-        data = path.read_bytes()
-        return unpacked(data, MAX_MODEL_BYTES) if data[:2] == GZIP_MAGIC else data
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
-
-
 @dataclass(frozen=True)
 class Member:
     """One network inside the whole: element types and sizes of its inputs."""
@@ -315,14 +302,7 @@ def _joined(builder: NodeBuilder, outputs: Sequence[NodeTensor]) -> int:
 
 
 def _parse(path: Path) -> Any:
-    import onnx
-
-    try:
-        model = onnx.load_model_from_string(file_bytes(path))
-    except ModelError:
-        raise
-    except Exception as error:  # protobuf's own classes depend on its implementation
-        raise ModelError(f"{path} is not an ONNX file: {error}") from error
+    model = onnx_model(path)
     if any(item.domain not in ("", "ai.onnx") for item in model.graph.node) or model.functions:
         raise UnsupportedError(f"certificates: {path} uses operators outside the ONNX standard")
     if any(item.data_location for item in model.graph.initializer):
@@ -330,25 +310,10 @@ def _parse(path: Path) -> Any:
     return model
 
 
-def graph_inputs(model: Any) -> list[Any]:
-    """Inputs without those that have an initializer."""
-    stored = {item.name for item in model.graph.initializer}
-    return [item for item in model.graph.input if item.name not in stored]
-
-
-def extents(item: Any) -> tuple[int, ...]:
-    """Shape of an input, every free extent 1."""
-    return tuple(
-        axis.dim_value if axis.dim_value > 0 else 1 for axis in item.type.tensor_type.shape.dim
-    )
-
-
 def _member(model: Any) -> Member:
-    from onnx.helper import tensor_dtype_to_np_dtype
-
     dtypes, sizes = [], []
     for item in graph_inputs(model):
-        dtype = np.dtype(tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type))
+        dtype = element_type(item)
         if dtype not in _FLOATS:
             raise UnsupportedError(
                 f"certificates: the network's input {item.name!r} has the type {dtype}, not floats"
@@ -373,7 +338,11 @@ def run_graph(builder: NodeBuilder, model: Any, start: int) -> list[NodeTensor]:
     for node in model.graph.node:
         inputs = tuple(tensors[name] if name else None for name in node.input)
         call = Call(
-            node.op_type, node.name or node.output[0], inputs, _attributes(node), tuple(node.output)
+            node.op_type,
+            node.name or node.output[0],
+            inputs,
+            attributes_of(node),
+            tuple(node.output),
         )
         for name, tensor in zip(node.output, _outcome(builder, call), strict=False):
             tensors[name] = tensor
@@ -383,12 +352,6 @@ def run_graph(builder: NodeBuilder, model: Any, start: int) -> list[NodeTensor]:
             "certificates: an output of the network does not depend on its input"
         )
     return [item for item in found if isinstance(item, NodeTensor)]
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    from onnx import helper
-
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
 def _outcome(builder: NodeBuilder, call: Call) -> Sequence[FileTensor]:

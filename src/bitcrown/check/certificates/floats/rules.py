@@ -1,11 +1,11 @@
 """One rule for each ONNX operator that certificates cover (those that only move elements:
-``float_shape_rules``).
+``shape_rules``).
 
 Piecewise linear operators become ReLU by identities of real numbers:
 ``LeakyRelu(x) = a x + (1 - a) relu(x)``, ``|x| = 2 relu(x) - x``,
 ``Clip(x; l, h) = l + relu(x - l) - relu(x - h)``, ``max(x, y) = x + relu(y - x)``. What a rule
 computes from constants (a reciprocal, a square root) is correct to a few units in the last place,
-which ``float_nodes`` counts as rounding of a product.
+which ``nodes`` counts as rounding of a product.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bitcrown.check.certificates.floats.reader import (
     FileTensor,
     NodeBuilder,
     NodeTensor,
-    cut_quotient,
     exact_floats,
     flat_places,
     float_rule,
     of_integers,
     shape_of,
 )
+from bitcrown.check.certificates.onnx_files import Windows, cut_quotient, windows_over
 
 # -- affine ----------------------------------------------------------------------------------------
 
@@ -140,7 +140,9 @@ def _convolve(
         raise call.refuse(f"{groups} groups do not fit the shapes {x.shape} and {weight.shape}")
     plane: Any = x.shape[2:]
     kernel = weight.shape[2:]
-    strides, dilations, begin, out = _windows_of(call, plane, kernel)
+    windows: Any = _windows_of(call, plane, kernel)
+    strides, dilations, pads, out = windows
+    begin = pads[:rank]
     if rank == 1:
         weight, plane, out = weight[:, :, None], (1, *plane), (1, *out)
         strides, dilations, begin = (1, *strides), (1, *dilations), (0, *begin)
@@ -149,34 +151,13 @@ def _convolve(
     return b.add(node, (1, weight.shape[0], *out[2 - rank :]))
 
 
-def _windows_of(
-    call: Call, plane: Sequence[int], kernel: Sequence[int]
-) -> tuple[Any, Any, Any, Any]:
-    """Strides, dilations, pads at the beginning, and the extents of the result."""
-    rank = len(kernel)
-    strides = [int(s) for s in call.attributes.get("strides", [1] * rank)]
-    dilations = [int(d) for d in call.attributes.get("dilations", [1] * rank)]
-    pads = [int(p) for p in call.attributes.get("pads", [0] * 2 * rank)]
-    word = call.attributes.get("auto_pad", b"NOTSET").decode()
-    if word in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
-            for n, s, k, d in zip(plane, strides, kernel, dilations, strict=True)
-        ]
-        small = [value // 2 for value in total]
-        large = [value - half for value, half in zip(total, small, strict=True)]
-        pads = small + large if word == "SAME_UPPER" else large + small
-    elif word == "VALID":
-        pads = [0] * 2 * rank
-    if min(*strides, *dilations) < 1 or min(pads) < 0 or call.attributes.get("ceil_mode", 0):
-        raise call.refuse("strides and dilations below 1, negative pads or ceil_mode")
-    out = [
-        (n + pads[i] + pads[i + rank] - (k - 1) * d - 1) // s + 1
-        for i, (n, s, k, d) in enumerate(zip(plane, strides, kernel, dilations, strict=True))
-    ]
-    if min(out) < 1:
+def _windows_of(call: Call, plane: Sequence[int], kernel: Sequence[int]) -> Windows:
+    if call.attributes.get("ceil_mode", 0):
+        raise call.refuse("ceil_mode")
+    found = windows_over(call.attributes, plane, kernel)
+    if min(found.out) < 1:
         raise call.refuse("a kernel larger than its input")
-    return tuple(strides), tuple(dilations), tuple(pads[:rank]), tuple(out)
+    return found
 
 
 @float_rule("AveragePool")

@@ -1,5 +1,5 @@
 """Rules of operators that only move elements, or compute shapes from constants (see
-``float_rules``)."""
+``rules``)."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def split(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 def pad(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
     x, pads = call.entry(), call.integers(1, "pads") or []
     if (
-        call.attributes.get("mode", b"constant") != b"constant"
+        call.attributes.get("mode", "constant") != "constant"
         or call.has(3)
         or min(pads, default=0) < 0
     ):

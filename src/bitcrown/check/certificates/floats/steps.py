@@ -2,7 +2,7 @@
 certificates as well.
 
 A step turns choices (a box to shrink, slopes, multipliers, weights) into closed cases and lower
-bounds that hold whatever was chosen (``bounds``, ``float_layers``).
+bounds that hold whatever was chosen (``bounds``, ``layers``).
 
 Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a
 ReLU, ``n`` inputs.

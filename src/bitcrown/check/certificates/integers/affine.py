@@ -14,7 +14,7 @@ from bitcrown.check.certificates.documents import integer, integer_list, need
 
 Integers = list[int]
 SparseRow = list[tuple[int, int, int]]
-MOST_TERMS = 1 << 24
+MOST_SUMMANDS = 1 << 24
 """Weights, thresholds and window members that a network may have."""
 
 
@@ -105,8 +105,8 @@ def _conv_rows(node: dict[str, Any], source_size: int) -> Iterator[tuple[SparseR
     )
     need(ins * groups * height * width == source_size, "a plane does not fit its source")
     need(
-        outs * out_h * out_w * ins * kh * kw <= MOST_TERMS,
-        f"a convolution has more than {MOST_TERMS} terms",
+        outs * out_h * out_w * ins * kh * kw <= MOST_SUMMANDS,
+        f"a convolution has more than {MOST_SUMMANDS} terms",
     )
     for weight in weights:
         need(

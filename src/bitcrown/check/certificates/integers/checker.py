@@ -33,7 +33,7 @@ from itertools import product
 from typing import Any
 
 from bitcrown.check.certificates.documents import (
-    Judgement,
+    CertificateJudgement,
     Reject,
     content_digest,
     need,
@@ -64,7 +64,7 @@ _Wanted = Callable[[IntegerCircuit, Claim], Claim]
 
 def check_integer_proof(
     network: Any, prop: Any, certificate: Any, wanted: _Wanted | None = None
-) -> Judgement:
+) -> CertificateJudgement:
     """Does ``certificate`` prove that no input of ``prop``'s box satisfies any of its cases on
     ``network``?
 
@@ -84,7 +84,7 @@ def check_integer_proof(
             claim = wanted(compiled, claim)
         return IntegerProof(compiled, claim, certificate).run()
     except Reject as problem:
-        return Judgement(False, str(problem))
+        return CertificateJudgement(False, str(problem))
     except (
         KeyError,
         TypeError,
@@ -94,7 +94,7 @@ def check_integer_proof(
         ArithmeticError,
         RecursionError,
     ) as problem:
-        return Judgement(False, f"malformed: {type(problem).__name__} {problem}")
+        return CertificateJudgement(False, f"malformed: {type(problem).__name__} {problem}")
 
 
 def bound_to(certificate: Any, name: str, content: Any) -> Any:
@@ -133,7 +133,7 @@ class IntegerProof:
         self.work -= work
         need(self.work > 0, f"the certificate asks for more than {_WORK} operations")
 
-    def run(self) -> Judgement:
+    def run(self) -> CertificateJudgement:
         need(len(self.roots) == len(self.cases), "there is not one proof per case")
         if not self.root.is_empty():
             self.propagate(self.root)
@@ -158,7 +158,7 @@ class IntegerProof:
                 for part, child in self.close(state, case, self.parts[number][-1], where)
             ]
         need(len(seen) == len(self.parts), "the certificate has parts that nothing refers to")
-        return Judgement(True, f"accepted: {len(self.cases)} cases, {len(seen)} parts")
+        return CertificateJudgement(True, f"accepted: {len(self.cases)} cases, {len(seen)} parts")
 
     def propagate(self, state: State) -> None:
         self.spend(self.net.terms)

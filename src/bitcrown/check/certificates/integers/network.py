@@ -5,7 +5,7 @@ Used by the certificate checker only; shares no code with the prover. Node kinds
 Every tensor is flat in C order. Integers have no width here, so no sum can wrap and no threshold
 means "never" but by its size.
 
-``MOST_TERMS`` and ``_MOST_ELEMENTS`` bound what a few letters of a form can ask for.
+``MOST_SUMMANDS`` and ``_MOST_ELEMENTS`` bound what a few letters of a form can ask for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bitcrown.check.certificates.documents import integer, integer_list, need
 from bitcrown.check.certificates.integers.affine import (
-    MOST_TERMS,
+    MOST_SUMMANDS,
     AffineRows,
     Integers,
     affine_node,
@@ -63,8 +63,8 @@ class IntegerCircuit:
             if number:
                 self.compiled[number] = self._compile(number, node)
                 self.terms += self.compiled[number].terms
-            few = f"the network has more than {MOST_TERMS} weights and thresholds"
-            need(self.terms <= MOST_TERMS, few)
+            few = f"the network has more than {MOST_SUMMANDS} weights and thresholds"
+            need(self.terms <= MOST_SUMMANDS, few)
         first = self.nodes[0]
         low = integer_list(first["low"], self.sizes[0], "the low end of the input")
         high = integer_list(first["high"], self.sizes[0], "the high end of the input")

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from bitcrown.check.certificates.documents import integer, integer_list, need
-from bitcrown.check.certificates.integers.affine import MOST_TERMS, Integers, windows_of
+from bitcrown.check.certificates.integers.affine import MOST_SUMMANDS, Integers, windows_of
 
 _MOST_WINDOW = 1 << 10
 
@@ -110,7 +110,7 @@ class Pool:
         )
         need(channels * height * width == source_size, "a plane does not fit its source")
         need(
-            kh * kw <= _MOST_WINDOW and size * kh * kw <= MOST_TERMS,
+            kh * kw <= _MOST_WINDOW and size * kh * kw <= MOST_SUMMANDS,
             "pooling windows are too large",
         )
         self.places: list[list[tuple[int, int]]] = []

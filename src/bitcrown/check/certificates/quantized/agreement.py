@@ -22,9 +22,11 @@ from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.integers.affine import Integers
 from bitcrown.check.certificates.integers.property import Claim, OutputValues
 from bitcrown.check.certificates.quantized.chain import FLOAT32, ChainTensor, NumpyArray, values_of
-from bitcrown.check.certificates.quantized.elementwise import QONNX, QONNX_ROUNDINGS
 from bitcrown.check.certificates.quantized.file import Read
-from bitcrown.check.certificates.quantized.reading import _run, _session, integer_range
+from bitcrown.check.certificates.quantized.quantizers import QONNX, QONNX_ROUNDINGS
+from bitcrown.check.certificates.quantized.reading import integer_range
+from bitcrown.check.certificates.quantized.runtime import refusals
+from bitcrown.check.replay import open_session, run_session
 
 _SAMPLES = 24
 
@@ -38,11 +40,13 @@ def require_agreement(read: Read, claim: Claim, seed: str, samples: int = _SAMPL
         onnx.ValueInfoProto(name=name) for name in traced if name not in present
     )
     names = [info.name for info in model.graph.output]
-    opened = _session(model.SerializeToString())
+    with refusals():
+        opened = open_session(model.SerializeToString(), "it")
     entry = opened.get_inputs()[0].name
     for point in drawn_inputs(read, claim, seed, samples):
         feed = np.asarray(point, dtype=read.dtype).reshape(read.reading.shape)
-        found = dict(zip(names, _run(opened, {entry: feed}), strict=True))
+        with refusals():
+            found = dict(zip(names, run_session(opened, {entry: feed}, "it"), strict=True))
         integers = _integers(read, feed.reshape(-1))
         low, high = read.reading.net.enclosure(integers, integers)
         for name, tensor in traced.items():

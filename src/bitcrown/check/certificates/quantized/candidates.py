@@ -2,13 +2,12 @@
 
 A candidate is a dense node or a convolution on just the integers that the operator's tensor is
 known by, with the operator's shape and geometry; its weights are carried over to roots. Whether it
-computes the operator's sum is for the rules to verify (``quantized_sums``,
-``quantized_integer_sums``).
+computes the operator's sum is for the rules to verify (``sums``, ``integer_sums``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.onnx_files import Windows, windows_over
 from bitcrown.check.certificates.quantized.chain import (
     INTEGER_LIMIT,
     ChainStep,
@@ -87,7 +87,7 @@ def conv_candidates(
     groups: int,
 ) -> Iterator[Candidate]:
     """Convolutions of the certificate with the geometry of the operator, on just these integers."""
-    strides, dilations, pads, plane = geometry(node, view.shape, kernel)
+    strides, dilations, pads, plane = map(list, image_windows(node, view.shape, kernel))
     for number, own in enumerate(reading.net.nodes):
         if (
             own["op"] != "conv"
@@ -124,36 +124,11 @@ def _is_uniform(origin: Origin) -> bool:
     return all(bool((v == v[0]).all()) for v in (origin.factor, origin.shift))
 
 
-def geometry(
-    node: Operator, shape: tuple[int, ...], kernel: tuple[int, ...]
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Strides, dilations, padding (top, left, bottom, right) and output plane of windows over [1,
-    C, H, W]."""
-    need(
-        len(shape) == 4 and shape[0] == 1 and len(kernel) == 2, f"{node} does not work on one image"
-    )
-    strides = [int(v) for v in node.attrs.get("strides", (1, 1))]
-    dilations = [int(v) for v in node.attrs.get("dilations", (1, 1))]
-    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max(0, (-(-shape[2 + k] // strides[k]) - 1) * strides[k] + reach[k] - shape[2 + k])
-            for k in (0, 1)
-        ]
-        first = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
-        pads = [*first, *(t - f for t, f in zip(total, first, strict=True))]
-    else:
-        need(auto in ("NOTSET", "VALID"), f"{node} has an unknown auto_pad")
-        pads = (
-            [int(v) for v in node.attrs.get("pads", (0, 0, 0, 0))] if auto == "NOTSET" else [0] * 4
-        )
-    need(
-        min(*strides, *dilations) > 0 and min(pads) >= 0 and len(pads) == 4,
-        f"{node} has bad strides or pads",
-    )
-    plane = [(shape[2 + k] + pads[k] + pads[k + 2] - reach[k]) // strides[k] + 1 for k in (0, 1)]
-    return strides, dilations, pads, plane
+def image_windows(node: Operator, shape: tuple[int, ...], kernel: Sequence[int]) -> Windows:
+    """The windows of an operator over one image [1, C, H, W]; pads are top, left, bottom, right."""
+    is_image = len(shape) == 4 and shape[0] == 1 and len(kernel) == 2
+    need(is_image, f"{node} does not work on one image")
+    return windows_over(node.attrs, shape[2:], kernel)
 
 
 def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: ChainStep) -> ChainTensor:

@@ -2,29 +2,25 @@
 is then claimed?
 
 The file is parsed with the ``onnx`` package and walked once, in order; every operator has a rule of
-the checker's own (``quantized_elementwise``, ``quantized_sums``, ``quantized_pairs``), constants
+the checker's own (``elementwise``, ``quantizers``, ``moves``, ``sums``, ``pairs``), constants
 are computed by onnxruntime. The result is a proof, as far as the rules are right about
 onnxruntime's arithmetic, and that is then compared, bit for bit, on inputs that the checker draws
-(``quantized_agreement``).
+(``agreement``).
 
 The property is the file's own text: its boxes become integers by the quantizer that the file begins
 with, and each of its cases must imply the certificate's, over the real values of the outputs
-(``certificate_property``).
+(``integers.property``).
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from math import ceil, floor, prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from bitcrown.check.certificates.documents import Reject, need
@@ -39,7 +35,20 @@ from bitcrown.check.certificates.integers.property import (
     is_impossible,
     require_covered,
 )
-from bitcrown.check.certificates.quantized import elementwise, integer_sums, pairs, sums
+from bitcrown.check.certificates.onnx_files import (
+    attributes_of,
+    element_type,
+    extents,
+    graph_inputs,
+)
+from bitcrown.check.certificates.quantized import (
+    elementwise,
+    integer_sums,
+    moves,
+    pairs,
+    quantizers,
+    sums,
+)
 from bitcrown.check.certificates.quantized.chain import (
     FLOAT32,
     INPUT,
@@ -52,15 +61,13 @@ from bitcrown.check.certificates.quantized.reading import (
     _RULES,
     FileReading,
     Operator,
-    computed,
     integer_range,
 )
-from bitcrown.errors import ModelError
+from bitcrown.check.certificates.quantized.runtime import computed
 from bitcrown.spec.problem import Case, Constraint
 
-_LARGEST_FILE = 1 << 30
 _MOST_OUTPUTS = 1 << 20
-_WITH_RULES = (elementwise, integer_sums, pairs, sums)
+_WITH_RULES = (elementwise, integer_sums, moves, pairs, quantizers, sums)
 """Importing these fills ``_RULES``."""
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _RANDOM = (
@@ -82,20 +89,6 @@ class Read(NamedTuple):
     model: Any
     dtype: np.dtype[Any]
     outputs: list[OutputValues]
-
-
-def parsed_file(path: Path) -> Any:
-    """The ONNX model in ``path`` (or ``path.gz``). Raises ``ModelError``."""
-    found = path if path.exists() else Path(f"{path}.gz")
-    try:
-        with open(found, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(found, "rb") if packed else open(found, "rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
-        need(len(content) <= _LARGEST_FILE, f"{found} is larger than {_LARGEST_FILE >> 30} GiB")
-        return onnx.ModelProto.FromString(content)
-    except (OSError, EOFError, zlib.error, DecodeError) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
 
 
 def read_file(model: Any, network: IntegerCircuit) -> Read:
@@ -126,15 +119,12 @@ def _stored(tensor: Any) -> NumpyArray:
 def _enter(reading: FileReading, model: Any) -> np.dtype[Any]:
     """The file's input: real numbers that it quantizes itself, or integers, which then are node
     0."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in stored]
+    inputs = graph_inputs(model)
     need(
         len(inputs) == 1 and inputs[0].type.tensor_type.HasField("shape"),
         "the file has not one input with a shape",
     )
-    kind = inputs[0].type.tensor_type
-    shape = tuple(max(1, dim.dim_value) for dim in kind.shape.dim)
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    shape, dtype = extents(inputs[0]), element_type(inputs[0])
     size = prod(shape)
     need(size == reading.net.sizes[0], "the network has another number of inputs than the file")
     reading.shape = shape
@@ -154,13 +144,15 @@ def _operators(model: Any) -> Iterator[Operator]:
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
     )
     for proto in model.graph.node:
-        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-        attrs = {
-            k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()
-        }
         domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
         yield Operator(
-            domain + proto.op_type, proto.name, [*proto.input], [*proto.output], attrs, proto, opset
+            domain + proto.op_type,
+            proto.name,
+            [*proto.input],
+            [*proto.output],
+            attributes_of(proto),
+            proto,
+            opset,
         )
 
 
@@ -177,7 +169,7 @@ def _apply(reading: FileReading, node: Operator) -> None:
         reading.constants[node.outputs[0]] = shape[first:last]
         return
     known = all(name in reading.constants for name in used)
-    if known and node.op not in elementwise.MOVES and "." not in node.op:
+    if known and node.op not in moves.MOVES and "." not in node.op:
         # A branch or a loop body may read any tensor of the file by its name, and a random number
         # is no constant: neither is a function of the inputs that the node lists.
         is_function = node.op not in _RANDOM and all(
@@ -195,7 +187,7 @@ def _apply(reading: FileReading, node: Operator) -> None:
 
 def _keep_grid(reading: FileReading, node: Operator) -> None:
     ints = reading.constants[node.inputs[0]]
-    scale, zero, _ = elementwise.parameters(reading, node, ints.shape, ints.dtype)
+    scale, zero, _ = quantizers.parameters(reading, node, ints.shape, ints.dtype)
     scales = np.broadcast_to(scale.astype(np.float64), ints.shape)
     reading.grids[node.outputs[0]] = ints.astype(np.int64) - zero, scales
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.check.certificates.documents import need
-from bitcrown.check.certificates.quantized.candidates import geometry
+from bitcrown.check.certificates.quantized.candidates import image_windows
 from bitcrown.check.certificates.quantized.chain import (
     ChainStep,
     ChainTensor,
@@ -29,9 +29,9 @@ from bitcrown.check.certificates.quantized.integer_sums import integer_view
 from bitcrown.check.certificates.quantized.reading import (
     FileReading,
     Operator,
-    computed,
     quantized_rule,
 )
+from bitcrown.check.certificates.quantized.runtime import computed
 
 _MOST_PAIRS = 1 << 20
 _Sides = tuple[tuple[int, NumpyArray], tuple[int, NumpyArray]]
@@ -196,7 +196,7 @@ def max_pool(reading: FileReading, node: Operator) -> None:
     one = len([o for o in node.outputs if o]) == 1 and not node.attrs.get("storage_order", 0)
     found = []
     for view in reading.views(node.inputs[0]):
-        strides, dilations, pads, plane = geometry(node, view.shape, tuple(kernel))
+        strides, dilations, pads, plane = map(list, image_windows(node, view.shape, kernel))
         plane = _rounded_up(node, view.shape, kernel, strides, pads, plane)
         need(one and dilations == [1, 1], f"{node} has dilations, or gives positions")
         channels, size = view.shape[1], view.shape[2] * view.shape[3]

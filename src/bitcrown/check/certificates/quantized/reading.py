@@ -2,7 +2,7 @@
 needs.
 
 Nothing is compiled here. The certificate's network says which sums and steps the file consists of;
-the rules of ``quantized_elementwise`` and ``quantized_sums`` follow the file's operators, keep for
+the rules of ``elementwise``, ``sums`` and their like follow the file's operators, keep for
 every tensor what it is as a function of some node's integers, and where integers are made, look for
 the node that encloses them. What no node encloses ends the reading with ``Reject``: a wrong network
 cannot pass, and neither can one that is right in a way that is not understood.
@@ -19,10 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
-from bitcrown.check.certificates.documents import Reject, need
+from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.integers.affine import AffineRows
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.nodes import Stairs
@@ -355,46 +353,3 @@ def integer_range(dtype: Any) -> tuple[int, int]:
     )
     bits = int(digits)
     return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def computed(node: Operator, inputs: list[NumpyArray | None]) -> list[NumpyArray]:
-    """The operator on known tensors, by onnxruntime itself. Raises ``Reject``."""
-    names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
-    tensors = [
-        numpy_helper.from_array(np.asarray(v), n)
-        for v, n in zip(inputs, names, strict=True)
-        if v is not None
-    ]
-    outputs = [f"y{k}" for k, _ in enumerate(node.outputs)]
-    one = helper.make_node(node.proto.op_type, names, outputs, domain=node.proto.domain)
-    one.attribute.extend(node.proto.attribute)
-    graph = helper.make_graph(
-        [one], "one", [], [onnx.ValueInfoProto(name=name) for name in outputs], tensors
-    )
-    versions = [helper.make_opsetid("", node.opset), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=versions, ir_version=10)
-    return [np.asarray(value) for value in _run(_session(model.SerializeToString()), {})]
-
-
-def _run(opened: Any, feed: dict[str, NumpyArray]) -> list[Any]:
-    """All outputs of a session. Raises ``Reject``."""
-    try:
-        found: list[Any] = opened.run(None, feed)
-    except Exception as error:  # onnxruntime raises classes that only exist inside its extension
-        raise Reject(f"onnxruntime cannot run it: {str(error).splitlines()[0][:200]}") from error
-    return found
-
-
-def _session(content: bytes) -> Any:
-    """onnxruntime as the definition of a file: CPU, one thread, graph optimisations off. Raises
-    ``Reject``."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes that only exist inside its extension
-        raise Reject(f"onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from error
