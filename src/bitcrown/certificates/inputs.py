@@ -2,9 +2,9 @@
 
 A proof over boxes consists of little more than where boxes were split, and the checker bounds and
 shrinks every box again. So the tree is searched for with exactly these steps
-(``check.certificates.floats.steps.refine`` and ``halves``), level by level, against limits that are raised
-by several times the rounding error: what closes here closes there, in whatever order sums are
-formed. Boxes are split where the rows change most, ``|a_i| * width`` (as in ``input_split``).
+(``refine`` and ``halves`` of ``check.certificates.floats.steps``), level by level, against limits
+that are raised by several times the rounding error: what closes here closes there, in whatever
+order sums are formed. Boxes are split where the rows change most, ``|a_i| * width``.
 """
 
 from __future__ import annotations

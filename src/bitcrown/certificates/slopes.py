@@ -112,64 +112,86 @@ def climb_leaves(
     """The best of what an ascent from ``leaves`` meets for each domain, its value ``[B]``, and
     scores of neurons ``[B, N]`` by ReLU (what splitting them may win). Slopes come back rounded to
     ``GRID``."""
-    ends = decided(bounds, leaves.signs)
-    base = leaf_lines(ends, leaves)
-    slopes = {
-        relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[
-            :, 0
-        ].copy()
-        for relu, line in base.items()
-    }
-    betas, weights = dict(leaves.betas), leaves.weights
-    adams = {("a", r): NumpyAdam(climb.rate_alpha, climb.decay) for r in slopes}
-    adams |= {("b", r): NumpyAdam(climb.rate_beta, climb.decay) for r in slopes}
-    adam = NumpyAdam(climb.rate_weight, climb.decay)
-    best = np.full(len(weights), -np.inf)
-    chosen, scores = (
-        leaves,
-        {r: np.zeros((len(weights), bounder.network.nodes[r].size)) for r in base},
-    )
+    base = leaf_lines(decided(bounds, leaves.signs), leaves)
+    ascent = _Ascent(group, base, leaves, climb)
+    nodes, count = bounder.network.nodes, len(leaves.weights)
+    best = np.full(count, -np.inf)
+    chosen, scores = leaves, {r: np.zeros((count, nodes[r].size)) for r in base}
     for step in range(climb.steps):
-        is_last = step + 1 == climb.steps
-        trial = Leaves(on_grid(slopes), leaves.signs, betas, weights)
-        lines = {
-            r: ReluLine(
-                np.where(line.offset > 0, trial.slopes[r][:, None], line.lower),
-                line.upper,
-                line.offset,
-            )
-            for r, line in base.items()
-        }
+        trial = ascent.leaves()
+        lines = _with_slopes(base, {r: value[:, None] for r, value in trial.slopes.items()})
         met: dict[int, FloatArray] = {}
-        value, found = weighted_value(bounder, group, weights, lines, betas, met)
+        value, found = weighted_value(bounder, group, trial.weights, lines, trial.betas, met)
         value = np.where(np.isfinite(value), value, -np.inf)
         values = followed(bounder, lines, met, found, group.box)
+        operands = {r: values[nodes[r].sources[0]] for r in base}
         better = value > best
         best = np.maximum(best, value)
         chosen = _merged(chosen, trial, better)
         for r, a in met.items():
-            scores[r] = np.where(
-                better[:, None],
-                _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]),
-                scores[r],
-            )
-        if is_last or (best > 0).all():
+            gained = _scores(a, lines[r], operands[r])
+            scores[r] = np.where(better[:, None], gained, scores[r])
+        if step + 1 == climb.steps or (best > 0).all():
             break
-        for r, a in met.items():
-            z = values[bounder.network.nodes[r].sources[0]][:, 0]
-            a = np.broadcast_to(a, (len(z), *a.shape[1:]))[:, 0]
-            slopes[r] = np.clip(adams["a", r].step(slopes[r], np.maximum(a, 0.0) * z), 0.0, 1.0)
-        for r in base:
-            if leaves.signs[r].any():
-                z = values[bounder.network.nodes[r].sources[0]][:, 0]
-                moved = adams["b", r].step(np.abs(betas[r]), -leaves.signs[r] * z)
-                betas[r] = np.maximum(moved, 0.0) * leaves.signs[r]
-        if weights.shape[1] > 1:
-            y, x = values[bounder.network.output][:, 0], values[0][:, 0]
-            excess = y @ group.C[0].T + x @ group.D[0].T - group.limit[0]
-            weights = np.maximum(adam.step(weights, excess), 0.0)
-            weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-6)
+        ascent.move(met, operands, values[0][:, 0], values[bounder.network.output][:, 0])
     return chosen, best, scores
+
+
+class _Ascent:
+    """Choices that follow the gradients of the module's docstring, kept where they are allowed:
+    slopes in [0, 1], multipliers and weights not negative."""
+
+    def __init__(
+        self, group: Group, base: Mapping[int, ReluLine], start: Leaves, climb: Climb
+    ) -> None:
+        self.group, self.signs = group, start.signs
+        self.slopes = {
+            r: np.broadcast_to(line.lower, (len(start.weights), 1, line.upper.shape[2]))[:, 0]
+            for r, line in base.items()
+        }
+        self.betas, self.weights = dict(start.betas), start.weights
+        self.slope_adams = {r: NumpyAdam(climb.rate_alpha, climb.decay) for r in base}
+        self.beta_adams = {r: NumpyAdam(climb.rate_beta, climb.decay) for r in base}
+        self.weight_adam = NumpyAdam(climb.rate_weight, climb.decay)
+
+    def leaves(self) -> Leaves:
+        return Leaves(on_grid(self.slopes), self.signs, dict(self.betas), self.weights)
+
+    def move(
+        self,
+        met: Mapping[int, FloatArray],
+        operands: Mapping[int, FloatArray],
+        x: FloatArray,
+        y: FloatArray,
+    ) -> None:
+        """One step up: ``met`` coefficients and ``operands`` ``[B, 1, N]`` of ReLUs, and input
+        ``x [B, n]`` and output ``y [B, m]`` at the minimisers."""
+        for r, a in met.items():
+            # d bound / d alpha_j = max(c_j, 0) z_j
+            z = operands[r][:, 0]
+            a = np.broadcast_to(a, (len(z), *a.shape[1:]))[:, 0]
+            moved = self.slope_adams[r].step(self.slopes[r], np.maximum(a, 0.0) * z)
+            self.slopes[r] = np.clip(moved, 0.0, 1.0)
+        for r, sign in self.signs.items():
+            if r in operands and sign.any():
+                # d bound / d beta_j = -sign_j z_j
+                moved = self.beta_adams[r].step(np.abs(self.betas[r]), -sign * operands[r][:, 0])
+                self.betas[r] = np.maximum(moved, 0.0) * sign
+        if self.weights.shape[1] > 1:
+            # d bound / d weight_s = row_s - limit_s; a common factor of weights decides nothing
+            excess = y @ self.group.C[0].T + x @ self.group.D[0].T - self.group.limit[0]
+            weights = np.maximum(self.weight_adam.step(self.weights, excess), 0.0)
+            self.weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-6)
+
+
+def _with_slopes(
+    base: Mapping[int, ReluLine], slopes: Mapping[int, FloatArray]
+) -> dict[int, ReluLine]:
+    """The lines with other lower slopes ``[1 or B, 1 or S, N]`` where neurons are undecided."""
+    return {
+        r: ReluLine(np.where(line.offset > 0, slopes[r], line.lower), line.upper, line.offset)
+        for r, line in base.items()
+    }
 
 
 def _merged(old: Leaves, new: Leaves, better: Any) -> Leaves:
@@ -239,12 +261,7 @@ def _climb_rows(
         for _ in range(steps):
             budget.check()
             trial = on_grid(slopes)
-            lines = {
-                r: ReluLine(
-                    np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset
-                )
-                for r, line in base.items()
-            }
+            lines = _with_slopes(base, {r: value[None] for r, value in trial.items()})
             met: dict[int, FloatArray] = {}
             found = bounder.backward({source: seed}, lines, None, met)
             value = bounder.least(found, box)[0]
