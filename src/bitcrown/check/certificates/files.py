@@ -32,18 +32,12 @@ def check_h5(
     from bitcrown.check.certificates.quantized.reading import FileReading
 
     def wanted(compiled: IntegerCircuit, hint: Claim) -> Claim:
-        need(
-            network == canonical_form(model),
-            "the certificate is about another network than the file's",
-        )
+        is_files = network == canonical_form(model)
+        need(is_files, "the certificate is about another network than the file's")
         ends = zip(compiled.low[compiled.output], compiled.high[compiled.output], strict=True)
         outputs: list[OutputValues] = [EvenValues(a, b, Fraction(1), Fraction(a)) for a, b in ends]
         read = Read(FileReading(compiled), None, np.dtype(np.uint16), outputs)
-        return (
-            claim_of_file(read, problem.cases, problem.n_inputs, hint)
-            if problem is not None
-            else hint
-        )
+        return hint if problem is None else claim_of_file(read, problem, hint)
 
     return check_integer_proof(network, prop, certificate, wanted)
 
@@ -66,11 +60,7 @@ def check_onnx(
 
     def wanted(compiled: IntegerCircuit, hint: Claim) -> Claim:
         read = read_file(parsed, compiled)
-        claim = (
-            claim_of_file(read, problem.cases, problem.n_inputs, hint)
-            if problem is not None
-            else hint
-        )
+        claim = hint if problem is None else claim_of_file(read, problem, hint)
         require_agreement(read, claim, certificate["digest"])
         return claim
 

@@ -28,7 +28,7 @@ ReLU.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ from bitcrown.check.certificates.documents import (
 )
 from bitcrown.check.certificates.floats.bounds import Bounder, OperandBounds, proves
 from bitcrown.check.certificates.floats.format import Arrays, decoded
-from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
+from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds, spread_slopes
 from bitcrown.check.certificates.floats.nodes import FloatArray, FloatNetwork
 from bitcrown.check.certificates.floats.property import Group, cases_by_box
 from bitcrown.check.certificates.floats.reader import read_networks
@@ -258,17 +258,6 @@ class FloatProof:
             result[relu] = (np.array(columns, dtype=np.int64), values)
         return result
 
-    def _spread(
-        self, slopes: Mapping[int, tuple[Index, FloatArray]], rows: slice
-    ) -> dict[int, FloatArray]:
-        """Some rows of slopes as ``[B, N]`` by ReLU."""
-        result = {}
-        for relu, (columns, values) in slopes.items():
-            part = values[rows]
-            result[relu] = np.zeros((len(part), self.network.nodes[relu].size))
-            result[relu][:, columns] = part
-        return result
-
     def _neurons(self, part: Any) -> set[int]:
         number, bounds = self._root(field(part, "root"))
         group = self.subject.groups[number]
@@ -281,13 +270,14 @@ class FloatProof:
         shape = (len(ends), group.limit.shape[1])
         weights = self.arrays.get(field(part, "weights"), shape, 0.0, _MAX_MULTIPLIER, "weights")
         slopes = self._slopes(field(part, "slopes"), len(ends))
-        used = 0
+        nodes, used = self.network.nodes, 0
         for start in range(0, len(ends), _LEAVES_AT_ONCE):
             rows = slice(start, start + _LEAVES_AT_ONCE)
             some = sum(end.depth for end in ends[rows])
             signs, betas = self._signs(ends[rows], multipliers[used : used + some])
             used += some
-            leaves = Leaves(self._spread(slopes, rows), signs, betas, weights[rows])
+            own = {r: spread_slopes(part, rows, nodes[r].size) for r, part in slopes.items()}
+            leaves = Leaves(own, signs, betas, weights[rows])
             value = leaf_values(self.bounder(number), group.of_case(place), bounds, leaves)
             need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
         return {group.cases[place]}

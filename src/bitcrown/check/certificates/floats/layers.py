@@ -54,13 +54,14 @@ class RowSlopes(NamedTuple):
     neurons: Index
     slopes: Mapping[int, tuple[Index, FloatArray]]
 
-    def spread(self, relu: int, rows: slice, size: int) -> FloatArray:
-        """Some rows of the slopes for one ReLU, over all its neurons: ``[rows, N]``."""
-        columns, values = self.slopes[relu]
-        part = values[rows]
-        result = np.zeros((len(part), size))
-        result[:, columns] = part
-        return result
+
+def spread_slopes(given: tuple[Index, FloatArray], rows: slice, size: int) -> FloatArray:
+    """Some rows of slopes for the neurons of one ReLU, over all of them: ``[rows, N]``."""
+    columns, values = given
+    part = values[rows]
+    result = np.zeros((len(part), size))
+    result[:, columns] = part
+    return result
 
 
 Given = Callable[[int, Index, OperandBounds], RowSlopes | None]
@@ -118,7 +119,8 @@ def _improved(
         used = dict(lines)
         for relu, (below, above) in (bounds or {}).items():
             if given is not None and relu in given.slopes:
-                mine = given.spread(relu, slice(2 * start, 2 * (start + len(part))), below.shape[1])
+                some = slice(2 * start, 2 * (start + len(part)))
+                mine = spread_slopes(given.slopes[relu], some, below.shape[1])
                 used[relu] = relu_line(below[:, None], above[:, None], mine[None])
         value = bounder.least(bounder.backward({source: seed}, used), box)
         ends = tighter_interval((low[:, part], up[:, part]), (value[:, ::2], -value[:, 1::2]))
@@ -154,6 +156,8 @@ def clipped_boxes(
                     bounder.least(part, BoxBatch(low[:, case], up[:, case])), limit[case]
                 )
             is_open &= ~proves(value).any(axis=2)
+            # a_i (x_i - low_i) <= -v where a_i > 0, and -a_i (up_i - x_i) <= -v where a_i < 0; what
+            # is not finite allows everything
             room = np.where(np.isfinite(value), np.maximum(-value, 0.0), np.inf)[..., None] * (
                 1.0 + 8 * UNIT_ROUNDOFF64
             )
@@ -171,6 +175,7 @@ def clipped_boxes(
             is_open &= ~(new_low > new_up).any(axis=2)
             kept = is_open[..., None]
             low, up = np.where(kept, new_low, low), np.where(kept, new_up, up)
+    # the hull of what the open cases leave
     shut = ~is_open[..., None]
     lower = np.where(shut, np.inf, low).min(axis=1)
     upper = np.where(shut, -np.inf, up).max(axis=1)

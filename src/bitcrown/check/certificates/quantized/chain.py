@@ -111,6 +111,11 @@ class ChainTensor:
             dtype=np.dtype(dtype) if dtype is not None else self.dtype,
         )
 
+    def picked(self, rows: list[list[int]]) -> NumpyArray:
+        """[N] the integer of every element, out of those of all nodes."""
+        pairs = zip(self.nodes.tolist(), self.elements.tolist(), strict=True)
+        return np.array([rows[n][e] for n, e in pairs])
+
     def moved(self, index: NumpyArray) -> ChainTensor:
         """The tensor of ``index.shape`` whose elements are those of this one at ``index``."""
         flat = np.asarray(index, dtype=np.int64).reshape(-1)

@@ -64,7 +64,7 @@ from bitcrown.check.certificates.quantized.reading import (
     integer_range,
 )
 from bitcrown.check.certificates.quantized.runtime import computed
-from bitcrown.spec.problem import Case, Constraint
+from bitcrown.spec.problem import Constraint, Problem
 
 _MOST_OUTPUTS = 1 << 20
 _WITH_RULES = (elementwise, integer_sums, moves, pairs, quantizers, sums)
@@ -233,7 +233,7 @@ def _outputs(reading: FileReading, name: str) -> list[OutputValues]:
     )
 
 
-def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Claim) -> Claim:
+def claim_of_file(read: Read, problem: Problem, hint: Claim) -> Claim:
     """What the property's cases demand of the certificate's. Raises ``Reject`` where the
     certificate claims less.
 
@@ -244,10 +244,9 @@ def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Clai
     real: list[list[list[RealConstraint]]] = [[] for _ in hint.cases]
     place = 0
     boxes: dict[tuple[int, int], tuple[Integers, Integers]] = {}
-    for number, case in enumerate(cases):
-        rules = [
-            _real_rule(constraint, n_inputs, len(read.outputs)) for constraint in case.constraints
-        ]
+    for number, case in enumerate(problem.cases):
+        inputs, outputs = problem.n_inputs, len(read.outputs)
+        rules = [_real_rule(constraint, inputs, outputs) for constraint in case.constraints]
         key = id(case.lower), id(case.upper)  # cases with one box share the tuples
         if key not in boxes:
             boxes[key] = integer_box(read, case.lower, case.upper)

@@ -106,11 +106,13 @@ def pair_tensor(
         factors[0] * (first1 + np.arange(len(v1)))[:, None]
         + factors[1] * (first2 + np.arange(len(v2)))[None]
     )
+    # of all pairs with one integer, the least and the greatest result
     flat = (keys + factors[2]).reshape(-1)
     order = np.argsort(flat, kind="stable")
     known, start = np.unique(flat[order], return_index=True)
     least = np.minimum.reduceat(values.reshape(-1)[order], start)
     greatest = np.maximum.reduceat(values.reshape(-1)[order], start)
+    # made to rise: the least result at an integer or behind it, the greatest at it or before it
     least = np.minimum.accumulate(least[::-1])[::-1]
     greatest = np.maximum.accumulate(greatest)
 

@@ -152,10 +152,7 @@ class FileReading:
         if tensor.size and int(tensor.nodes[0]) == INPUT:
             most = np.full(tensor.size, np.finfo(np.float32).max, np.float32)
             return -most, most
-        pairs = list(zip(tensor.nodes.tolist(), tensor.elements.tolist(), strict=True))
-        return np.array([self.net.low[n][e] for n, e in pairs]), np.array(
-            [self.net.high[n][e] for n, e in pairs]
-        )
+        return tensor.picked(self.net.low), tensor.picked(self.net.high)
 
     def views(self, name: str) -> list[ChainTensor]:
         """Everything that the tensor is known to be: as it stands, and as the integers of steps
@@ -250,6 +247,7 @@ class FileReading:
             return None
         if (origin.factor != origin.factor[0]).any() or (origin.shift != origin.shift[0]).any():
             return None
+        # the level of every integer q that the tensor's root can be, and the tensor's value there
         first, values = known
         q = first + np.arange(len(values))
         a = origin.factor[0] * q + origin.shift[0]
@@ -257,6 +255,7 @@ class FileReading:
             [max(-INTEGER_LIMIT, min(INTEGER_LIMIT, t)) for t in stairs.late[0]], dtype=np.int64
         )
         levels = stairs.base[0] + np.searchsorted(steps, a, side="right")
+        # one value a level, the last one met; a function of the level only if all values agree
         low, high = int(levels.min()), int(levels.max())
         order = np.argsort(levels, kind="stable")
         place = np.searchsorted(levels[order], np.arange(low, high + 1), side="right") - 1
