@@ -13,7 +13,7 @@ import numpy as np
 from samples import MISCLASSIFIED, ROBUST, TIMEOUT, VULNERABLE, Benchmark, Query
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
 from bitcrown.quant.query import robustness_query
 from bitcrown.quant.search.decide import decide
@@ -105,7 +105,7 @@ def accepts(benchmark: Benchmark, query: Query, certificate: dict[str, Any]) -> 
     """ "" if the independent checker accepts ``certificate``, else what it says."""
     image, label = benchmark.samples.sample(query.sample_id)
     asked = property_form(robustness_query(benchmark.network, image, label, query.eps))
-    finding = check(network_form(benchmark.network), asked, certificate)
+    finding = check_integer_proof(network_form(benchmark.network), asked, certificate)
     return "" if finding.accepted else finding.message
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.errors import BitcrownError
 from bitcrown.files import append_record, read_records
 from bitcrown.harness.instance import parse_timeout
@@ -206,7 +206,9 @@ def evidence(
     if found.status is Status.UNSAT and is_checked:
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots, subject.digest)
-        finding = check(network_form(subject.network), property_form(query), certificate)
+        finding = check_integer_proof(
+            network_form(subject.network), property_form(query), certificate
+        )
         return {
             "rejected": "" if finding.accepted else finding.message,
             "wrong": not finding.accepted,

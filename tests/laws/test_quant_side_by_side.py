@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, Node, Staircase
 from bitcrown.quant.network.thresholds import MODES, exact_rows
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
@@ -178,7 +178,9 @@ def by_search(query: IntegerQuery) -> Status:
     else:
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots)
-        finding = check(network_form(query.network), property_form(query), certificate)
+        finding = check_integer_proof(
+            network_form(query.network), property_form(query), certificate
+        )
         assert finding.accepted, finding.message
     return found.status
 

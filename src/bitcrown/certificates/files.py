@@ -1,10 +1,10 @@
 """Certificates of files: which checker a file is for, and what it is given.
 
-A gzipped certificate is about a float network (``check.float_certificate``, which reads the
+A gzipped certificate is about a float network (``check.certificates.floats``, which reads the
 original files itself). Any other argues about an integer network and an integer property, which it
 carries along; where it does not, the prover reads the files once more to have them. Either way
 nobody is believed: the checker verifies with readers of its own that they are what the files say
-(``check.certificate_files``), and then the proof (``check.certificate_checker``). Network and
+(``check.certificates.files``), and then the proof (``check.certificates.integers``). Network and
 property can also be given in those forms, as JSON; then they are the question themselves.
 """
 
@@ -16,25 +16,24 @@ from typing import TYPE_CHECKING, Any
 from bitcrown.errors import ModelError, PropertyError
 
 if TYPE_CHECKING:
-    from bitcrown.check.certificates.floats.checker import Outcome
-    from bitcrown.check.certificates.integers.checker import Finding
+    from bitcrown.check.certificates.documents import CertificateJudgement
     from bitcrown.quant.network.graph import IntegerNetwork
     from bitcrown.quant.query import IntegerQuery
     from bitcrown.spec.problem import Problem
 
-LARGEST_FILE = 1 << 30
+_LARGEST_FILE = 1 << 30
 
 
-def check_files(model: Path, prop: Path, certificate: Path) -> Finding | Outcome:
+def check_certificate(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
     """Whether the proof in ``certificate`` shows that ``prop`` cannot be violated on ``model``.
 
     Raises ``ModelError`` or ``PropertyError`` for files that cannot be read.
     """
     if is_gzip(certificate):
         return check_float(model, prop, certificate)
+    from bitcrown.check.certificates.documents import CertificateJudgement, Reject
     from bitcrown.check.certificates.files import check_h5, check_onnx
-    from bitcrown.check.certificates.integers.checker import Finding, check
-    from bitcrown.check.certificates.strict_json import Malformed
+    from bitcrown.check.certificates.integers.checker import check_integer_proof
 
     is_file, is_text = is_kind(model, ".onnx") or is_kind(model, ".h5"), is_kind(prop, ".vnnlib")
     if is_text and not is_file:
@@ -44,7 +43,7 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding | Outcome
     try:
         proof = read_json(certificate)
         if not is_file:
-            return check(read_json(model), read_json(prop), proof)
+            return check_integer_proof(read_json(model), read_json(prop), proof)
         carried = proof.get("forms") if isinstance(proof, dict) else None
         if isinstance(carried, dict) and carried.keys() == {"network", "property"}:
             network, asked = carried["network"], carried["property"]
@@ -53,8 +52,8 @@ def check_files(model: Path, prop: Path, certificate: Path) -> Finding | Outcome
         problem = problem_of(model, prop) if is_text else None
         checked = check_h5 if is_kind(model, ".h5") else check_onnx
         return checked(model, problem, network, asked if is_text else read_json(prop), proof)
-    except Malformed as problem_with_it:
-        return Finding(False, str(problem_with_it))
+    except Reject as problem_with_it:
+        return CertificateJudgement(False, str(problem_with_it))
 
 
 def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
@@ -63,7 +62,7 @@ def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
 
     network = read_network(model)
     return network_form(network), property_form(
-        read_query(model, prop, network)
+        integer_query(model, prop, network)
     ) if prop is not None else None
 
 
@@ -88,15 +87,15 @@ def is_gzip(path: Path) -> bool:
         raise PropertyError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def check_float(model: Path, prop: Path, certificate: Path) -> Outcome:
+def check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
     """The same for a proof about a float network; ``model`` may be the text of a list of named
     networks."""
     from bitcrown.api import load
-    from bitcrown.check.certificates.floats.checker import check, subject_of
+    from bitcrown.check.certificates.floats.checker import check_float_proof, subject_of
 
-    if certificate.stat().st_size > LARGEST_FILE:
-        raise PropertyError(f"{certificate} is larger than {LARGEST_FILE >> 30} GiB")
-    return check(certificate.read_bytes(), subject_of(load(str(model), prop)))
+    if certificate.stat().st_size > _LARGEST_FILE:
+        raise PropertyError(f"{certificate} is larger than {_LARGEST_FILE >> 30} GiB")
+    return check_float_proof(certificate.read_bytes(), subject_of(load(str(model), prop)))
 
 
 def is_kind(path: Path, suffix: str) -> bool:
@@ -118,7 +117,7 @@ def read_network(path: Path) -> IntegerNetwork:
     return read_onnx(path)
 
 
-def read_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
+def integer_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
     """The property as the prover asks it. Raises ``PropertyError`` if its cases have different
     input boxes."""
     from bitcrown.quant.query import split_by_box
@@ -139,28 +138,24 @@ def input_kind(model: Path) -> str:
     operators."""
     if not is_kind(model, ".onnx"):
         return "float32"
-    from onnx.helper import tensor_dtype_to_np_dtype
+    from bitcrown.check.certificates.onnx_files import element_type, graph_inputs, onnx_model
 
-    from bitcrown.check.certificates.quantized.file import parsed_file
-
-    graph = parsed_file(model).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    kinds = [info.type.tensor_type.elem_type for info in graph.input if info.name not in stored]
-    if len(kinds) != 1:
+    inputs = graph_inputs(onnx_model(model))
+    if len(inputs) != 1:
         raise ModelError(
-            f"{model} has {len(kinds)} inputs; certificates are about networks with one"
+            f"{model} has {len(inputs)} inputs; certificates are about networks with one"
         )
-    return str(tensor_dtype_to_np_dtype(kinds[0]))
+    return str(element_type(inputs[0]))
 
 
 def read_json(path: Path) -> Any:
-    """Raises ``PropertyError`` for what is no JSON file, ``Malformed`` for JSON that holds more
+    """Raises ``PropertyError`` for what is no JSON file, ``Reject`` for JSON that holds more
     than integers."""
-    from bitcrown.check.certificates.strict_json import NotJson, parsed
+    from bitcrown.check.certificates.documents import NotJson, parsed
 
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise PropertyError(f"{path} is larger than {LARGEST_FILE >> 30} GiB")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise PropertyError(f"{path} is larger than {_LARGEST_FILE >> 30} GiB")
         return parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PropertyError(f"{path} cannot be read: {error.strerror}") from error

@@ -22,7 +22,7 @@ from torch import Tensor
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.pgd import pgd_images
 from bitcrown.attacks.images.victim import Classifier
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.evaluation.boxes import label_query
 from bitcrown.model.classifier import ImageLayout
 from bitcrown.search.objective import round_down
@@ -69,7 +69,7 @@ class Judge:
         self.layout = layout
         size = int(np.prod(layout.shape))
         zero = [Fraction(0)] * size
-        self.replay = Replay(label_query(zero, zero, 0, classes), {"N": path})
+        self.replay = RuntimeReplay(label_query(zero, zero, 0, classes), {"N": path})
 
     def __call__(self, image: np.ndarray, label: int) -> Judgement:
         """``image [C, H, W]`` float32."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.attacks.property.probes import probe
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
 from bitcrown.search.neurons.recorder import Recorder
@@ -53,7 +53,7 @@ class Run:
         self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
-        self.replay = Replay(problem.query, problem.networks)
+        self.replay = RuntimeReplay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
 
     def report(self, phase: str, facts: dict[str, Any]) -> None:

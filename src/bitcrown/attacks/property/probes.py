@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.truth import nearest_double
 from bitcrown.check.witness import Confirmer, InwardBox
 from bitcrown.spec.problem import Case, Constraint, Problem
@@ -149,7 +149,12 @@ class _Search:
     be."""
 
     def __init__(
-        self, problem: Problem, replay: Replay, confirmer: Confirmer, deadline: float, seed: int
+        self,
+        problem: Problem,
+        replay: RuntimeReplay,
+        confirmer: Confirmer,
+        deadline: float,
+        seed: int,
     ) -> None:
         self.problem, self.replay, self.confirmer, self.deadline = (
             problem,
@@ -280,7 +285,7 @@ class _Search:
 
 def probe(
     problem: Problem,
-    replay: Replay,
+    replay: RuntimeReplay,
     confirmer: Confirmer,
     budget: Budget,
     seed: int,

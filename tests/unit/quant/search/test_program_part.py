@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.quant.bounds import exact as exact_bound
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.bounds.program_part import Part, by_position
@@ -151,7 +151,9 @@ def test_decisions_with_argument_bounds_are_right_and_their_proofs_accepted(
     if found.status is Status.UNSAT:
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots)
-        finding = check(network_form(query.network), property_form(query), certificate)
+        finding = check_integer_proof(
+            network_form(query.network), property_form(query), certificate
+        )
         assert finding.accepted, finding
 
 
