@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Adam
+from bitcrown.bounds.adam import Adam
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Graph, Node

@@ -12,14 +12,20 @@ Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``K`` candidates.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.claims import is_unstable, known, ratio
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.layout import Layout
 from bitcrown.model.execute import elements
+from bitcrown.search.neurons.domains import Domains
+
+if TYPE_CHECKING:
+    from bitcrown.search.neurons.bounder import DomainBounder
 
 
 def triangle_scores(
@@ -62,6 +68,7 @@ class ScoreChoice:
         self.count, self.gain = [0, 0], [0.0, 0.0]
 
     def pick(self) -> int:
+        """The score of this round: the same until something is learned."""
         done = sum(self.count)
         if done < self.rounds:
             return done % 2
@@ -108,3 +115,32 @@ def choose(candidates: Tensor, parent: Tensor, negative: Tensor, positive: Tenso
         candidates != -1, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0])
     )
     return candidates.gather(1, quality.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+class SmartBranching:
+    """The rule as ``rules`` wants it; works wherever there are neurons."""
+
+    def __init__(self, bounder: DomainBounder) -> None:
+        self.bounder, self.choice = bounder, ScoreChoice()
+
+    @staticmethod
+    def is_for(bounder: DomainBounder) -> bool:
+        return True
+
+    def branch(self, batch: Domains) -> tuple[Domains, Tensor]:
+        candidates = self.choice.of(batch.candidates, self.choice.pick())
+        if not (candidates[:, 1] != -1).any():  # nothing to choose from
+            return batch, candidates[:, 0]
+        count, width = candidates.shape
+        every = torch.arange(count, device=candidates.device).repeat_interleave(width)
+        neuron = candidates.flatten().clamp(min=0).unsqueeze(1)
+        parents = self.bounder.guide_bounds(batch)
+        trial, value = batch.select(every), []
+        for sign in (-1, 1):
+            child = replace(trial, split=trial.split.scatter(1, neuron, sign))
+            found = self.bounder.quick_bound(child, parents, width)
+            value.append(found.reshape(count, width))
+        return batch, choose(candidates, batch.value, value[0], value[1])
+
+    def learn(self, batch: Domains, children: Domains) -> None:
+        self.choice.learn(self.choice.pick(), batch.value, children.value)

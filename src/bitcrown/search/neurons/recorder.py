@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitcrown.bounds.alpha_beta import Layout
+    from bitcrown.bounds.layout import Layout
     from bitcrown.search.neurons.domains import Domains
 
 MAX_BYTES = 1 << 30
