@@ -19,8 +19,8 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.inputs.search import InputSplit
-from bitcrown.search.neurons.clip import Region
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
+from bitcrown.search.neurons.clip import Region
 from bitcrown.search.neurons.guide import whole_guide
 from bitcrown.search.neurons.root import root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from bitcrown.bounds.claims import known
 
+_BETAS = 0.9, 0.99
+"""Decay of the moments; the second is shorter than usual because ascents are short."""
+
 
 class Adam:
-    """Kingma and Ba (2015), ascending. Own code because ``torch.optim`` costs a second of imports
-    at first use."""
+    """Moves each tensor of ``groups`` with its rate, which ``decay`` multiplies after every step.
+    Own code because ``torch.optim`` costs a second of imports at first use."""
 
-    def __init__(
-        self,
-        groups: list[tuple[Tensor, float]],
-        decay: float,
-        betas: tuple[float, float] = (0.9, 0.99),
-    ) -> None:
-        self.groups, self.decay, self.betas, self.steps = groups, decay, betas, 0
+    def __init__(self, groups: list[tuple[Tensor, float]], decay: float) -> None:
+        self.groups, self.decay, self.steps = groups, decay, 0
         self.moments = [
             (torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor, _ in groups
         ]
@@ -29,7 +27,8 @@ class Adam:
         """One step up along ``gradients``; entries without gradient or with NaN stay where they
         are."""
         self.steps += 1
-        first, second = self.betas
+        first, second = _BETAS
+        # The moments start at zero; the correction makes up for what is missing in them.
         correction = (1 - second**self.steps) ** 0.5 / (1 - first**self.steps)
         with torch.no_grad():
             for (tensor, rate), (mean, square), gradient in zip(

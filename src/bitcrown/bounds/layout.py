@@ -1,4 +1,4 @@
-"""Flat axes for what a network has many of: the free slopes of its nonlinear nodes, and its neurons.
+"""Flat axes for what a network has many of: slopes of its nonlinear nodes, and neurons.
 
 A *neuron* here is one element of the operand of a ReLU, the quantity whose sign a split decides.
 Searches hold one tensor for all neurons of all layers and cut it up only where a pass needs a

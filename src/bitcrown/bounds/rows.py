@@ -46,7 +46,7 @@ class Rows:
     def mixed(self, mix: Tensor) -> Rows:
         """One row per domain, ``sum_s mix_s row_s`` with ``mix [B, S] >= 0``: it must hold where
         all rows hold."""
-        weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)
+        weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)  # padding has no weight
         c = (weight.unsqueeze(2) * self.C).sum(1, keepdim=True)
         d = None if self.D is None else (weight.unsqueeze(2) * self.D).sum(1, keepdim=True)
         rhs = (weight * known(self.rhs, 0.0)).sum(1, keepdim=True)
@@ -59,6 +59,7 @@ class Rows:
         Infinite where a row that has weight reads an output without bound; such an output costs no
         other row anything.
         """
+        # Absolute terms of each row: |C| |y| + |rhs| + |D| |x|, of the outputs that have a bound.
         weight = torch.where(torch.isfinite(self.rhs), mix, 0.0)
         is_bounded = torch.isfinite(outputs)
         size = self.C.abs() @ torch.where(is_bounded, outputs, 0.0) + known(self.rhs, 0.0).abs()
@@ -75,6 +76,7 @@ class Rows:
         lost = rounding.underflow(gamma, outputs.dtype) * (
             reached if self.D is None else reached + reach.sum(1)
         )
+        # gamma covers sums of at least 64 terms: of as many rows, so more rows need more of it
         error = torch.where(weight == 0, 0.0, weight * size).sum(1, keepdim=True)
         return gamma * max(1.0, len(self.C[0]) / 64) * error + lost.reshape(-1, 1)
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
@@ -36,7 +36,7 @@ def _interval(
     return lowers[0].clamp(least, largest), uppers[0].clamp(least, largest)
 
 
-class Problem:
+class _Problem:
     """Both lower problems (the function, and its mirror image) of shape ``[2, B, *]``."""
 
     def __init__(self, node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> None:
@@ -65,17 +65,17 @@ class Problem:
 
 
 def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
-    return Problem(node, lowers, uppers).default()
+    return _Problem(node, lowers, uppers).default()
 
 
 def _relax(
     node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
 ) -> Relaxation:
-    slopes, intercepts = Problem(node, lowers, uppers).lines(alpha)
+    slopes, intercepts = _Problem(node, lowers, uppers).lines(alpha)
     return Relaxation((slopes[0],), intercepts[0], (slopes[1],), -intercepts[1])
 
 
-register(
+register_nonlinear(
     Nonlinear(
         "Clip", _interval, _relax, alphas=2, default_alpha=_default_alpha, is_piecewise_linear=True
     )

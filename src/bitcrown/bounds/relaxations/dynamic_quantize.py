@@ -6,7 +6,7 @@ With ``h = max(x, 0)`` and ``l = min(x, 0)`` over the whole tensor, ``s = (h - l
 most ``s / 2``; where ``q`` is clipped the two roundings met, and the distance is no larger. So
 ``|y - x| <= s / 2``, and ``s`` is bounded by the bounds of all elements. In float32, as onnxruntime
 computes, the three quotients (at most 255 each) are off by less than ``2**-15`` in total: ``y``
-stays within ``(1/2 + 2**-14) s``. ``RADIUS`` leaves as much again, several times over, for the
+stays within ``(1/2 + 2**-14) s``. ``_RADIUS`` leaves as much again, several times over, for the
 arithmetic of this module in either type. Signs are kept (zero is represented exactly): for
 ``x >= 0``, ``y >= 0``.
 
@@ -21,10 +21,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
-RADIUS = 0.5 + 2.0**-12
+_RADIUS = 0.5 + 2.0**-12
 """Largest distance of an element from its quantized value, in units of the scale."""
 
 
@@ -33,7 +33,7 @@ def _radius(node: Node, low: Tensor, up: Tensor) -> Tensor:
     places = tuple(range(-len(node.shape), 0))
     if places:
         low, up = low.amin(places, keepdim=True), up.amax(places, keepdim=True)
-    return (up.clamp(min=0) - low.clamp(max=0)) * (RADIUS / 255) + torch.finfo(low.dtype).tiny
+    return (up.clamp(min=0) - low.clamp(max=0)) * (_RADIUS / 255) + torch.finfo(low.dtype).tiny
 
 
 def _interval(
@@ -61,4 +61,6 @@ def _relax(
     return Relaxation((below,), -radius * below, (above,), radius * above)
 
 
-register(Nonlinear("DynamicQuantize", _interval, _relax, alphas=2, default_alpha=_default_alpha))
+register_nonlinear(
+    Nonlinear("DynamicQuantize", _interval, _relax, alphas=2, default_alpha=_default_alpha)
+)

@@ -19,16 +19,16 @@ from bitcrown.bounds.relaxations.convex import Convex, convex_lines, middle_alph
 from bitcrown.bounds.relaxations.lines import (
     above,
     below,
-    chord_slope,
     gap_above,
     gap_below,
     lower_or_constant,
     mix,
     padding,
     reach,
+    secant_slope,
     upper_or_constant,
 )
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node
 
@@ -76,7 +76,7 @@ def _kinked_lines(
     intercept = torch.minimum(at_p, gap_below(value_up, slope, up))
     lower = lower_or_constant(slope, intercept, ranges[0], low, up)
 
-    chord = chord_slope(low, up, value_low, value_up)
+    chord = secant_slope(low, up, value_low, value_up)
     intercept = torch.maximum(gap_above(value_low, chord, low), gap_above(value_up, chord, up))
     intercept = torch.where(up > 0, intercept.clamp(min=0), intercept)
     return lower, upper_or_constant(chord, intercept, ranges[1], low, up)
@@ -101,4 +101,4 @@ def _relax(
     )
 
 
-register(Nonlinear("Elu", _interval, _relax, alphas=1, default_alpha=middle_alpha))
+register_nonlinear(Nonlinear("Elu", _interval, _relax, alphas=1, default_alpha=middle_alpha))

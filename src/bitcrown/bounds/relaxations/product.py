@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import mix, padding
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
@@ -87,4 +87,4 @@ def _peak(slope: Tensor, low: Tensor, up: Tensor) -> Tensor:
     return torch.maximum(slope * low, slope * up)
 
 
-register(Nonlinear("Mul", _interval, _relax, alphas=2, default_alpha=_default_alpha))
+register_nonlinear(Nonlinear("Mul", _interval, _relax, alphas=2, default_alpha=_default_alpha))

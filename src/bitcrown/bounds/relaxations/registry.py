@@ -63,11 +63,10 @@ class Nonlinear:
 _ROWS: dict[str, Nonlinear] = {}
 
 
-def register(row: Nonlinear) -> Nonlinear:
+def register_nonlinear(row: Nonlinear) -> None:
     if row.op in _ROWS:
         raise ValueError(f"relaxation of {row.op} is registered twice")
     _ROWS[row.op] = row
-    return row
 
 
 def nonlinear_row(op: str) -> Nonlinear:

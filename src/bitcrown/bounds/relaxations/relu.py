@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
@@ -59,7 +59,7 @@ def _relax(
     return Relaxation((lower_slope,), torch.zeros_like(low), (slope,), intercept)
 
 
-register(
+register_nonlinear(
     Nonlinear(
         "Relu", _interval, _relax, alphas=1, default_alpha=_default_alpha, is_piecewise_linear=True
     )

@@ -27,6 +27,11 @@ from bitcrown.search.neurons.domains import Domains
 if TYPE_CHECKING:
     from bitcrown.search.neurons.bounder import DomainBounder
 
+_ALTERNATING = 8
+"""Rounds at the start in which the two scores take turns."""
+_AGAIN = 10
+"""Every so many rounds later the worse one has a turn."""
+
 
 def triangle_scores(
     layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor, weights: Tensor
@@ -63,17 +68,16 @@ class ScoreChoice:
     is what its children won, as a share of the parent's distance from zero.
     """
 
-    def __init__(self, rounds: int = 8, again: int = 10) -> None:
-        self.rounds, self.again = rounds, again
+    def __init__(self) -> None:
         self.count, self.gain = [0, 0], [0.0, 0.0]
 
     def pick(self) -> int:
         """The score of this round: the same until something is learned."""
         done = sum(self.count)
-        if done < self.rounds:
+        if done < _ALTERNATING:
             return done % 2
         better = int(self.gain[1] / self.count[1] > self.gain[0] / self.count[0])
-        return 1 - better if done % self.again == 0 else better
+        return 1 - better if done % _AGAIN == 0 else better
 
     def of(self, candidates: Tensor, score: int) -> Tensor:
         """``[B, K]``: the half of ``candidates [B, 2K]`` that ``score`` gave; the other half where

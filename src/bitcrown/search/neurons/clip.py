@@ -50,9 +50,9 @@ from bitcrown.model.execute import Network
 from bitcrown.search.neurons.halfspace import least_within
 from bitcrown.search.neurons.root_lines import LOST, PAD, NeuronLines, last_layer
 
-NARROW = 1e-7
+_NARROW = 1e-7
 """Rows over inputs that vary by less cut nothing worth the work."""
-ENTRIES = 4_000_000
+_ENTRIES = 4_000_000
 """Entries of one temporary in ``within_halfspace``: enough to amortise calls, small enough for the
 cache."""
 
@@ -123,6 +123,7 @@ class Clipper:
         lines = self.lines
         feasible = torch.ones(len(case), dtype=torch.bool, device=case.device)
         for _ in range(rounds):
+            # Box -> neurons: each lies between its lines on the box as it is now.
             low, up = self.tighten(case, x_lower, x_upper, low, up)
             low, up, is_empty = crossed(low, up)
             feasible &= ~is_empty
@@ -131,12 +132,14 @@ class Clipper:
                 self.rhs.shape[1] == 1
             ):  # the line of a single row holds all that these cuts would find
                 continue
+            # Neurons -> box: L x + l <= a <= k_up, and -U x - u <= -a <= -k_low.
             x_lower, x_upper = self._cut(
                 x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack
             )
             x_lower, x_upper = self._cut(
                 x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack
             )
+            # Rows -> box, or nothing is left of the domain.
             if self.active is not None:
                 x_lower, x_upper, excluded = self._cut_by_rows(case, x_lower, x_upper, low, up)
                 feasible &= ~excluded
@@ -159,6 +162,7 @@ class Clipper:
         c, active_a, active_constant = (
             _of_cases(part, case) for part in (self.last_known, *self.active)
         )
+        # Rising terms take z >= floor (L x + l), falling ones z <= slope (U x + u - min(low, 0)).
         low, up = low[:, lines.index], up[:, lines.index]
         below = low.clamp(max=0)
         slope = chord_slope(low, up).unsqueeze(1)
@@ -172,6 +176,7 @@ class Clipper:
             constant = torch.where(rising == 0, 0.0, rising * lines.l).sum(2)
             constant = constant + torch.where(falling == 0, 0.0, falling * lines.u).sum(2)
         constant = constant - torch.matmul(falling, below.unsqueeze(2)).squeeze(2) + active_constant
+        # Absolute terms of everything above, PAD of which is more than its rounding error.
         weight = rising - falling
         reach = self.magnitude @ size.amax(dim=0) + self.offsets
         terms = torch.matmul(weight, (reach - below).unsqueeze(2)).squeeze(2) + _of_cases(
@@ -199,12 +204,13 @@ class Clipper:
     ) -> tuple[Tensor, Tensor]:
         """Shrink boxes by the rows ``a [K, n] x <= bound [B, K]`` that can move an end of the box
         at all."""
+        # Only pairs (domain, row) whose gap is smaller than what the row varies by cut anything.
         least = _extreme(a, x_lower, x_upper)
         size, width = a.abs(), x_upper - x_lower
         swing = width @ size.T
         reach = torch.minimum(swing, size.amax(dim=1) * width.amax(dim=1, keepdim=True))
         gap = bound - least
-        domain, row = ((gap < reach) & (swing > NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
+        domain, row = ((gap < reach) & (swing > _NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
         if not len(domain):
             return x_lower, x_upper
         rooms = room(bound[domain, row], least[domain, row]).unsqueeze(1)
@@ -217,6 +223,7 @@ class Clipper:
         """Neuron bounds on the part of the boxes where ``a x + c <= 0``; ``a [B, n]``,
         ``least [B]`` is the least value of ``a x + c`` over the boxes of ``region``, rounded
         down."""
+        # Unstable neurons only, as many a domain as the one with most has.
         lines = self.lines
         unstable = is_unstable(region.low[:, lines.index], region.up[:, lines.index])
         usable = torch.isfinite(least) & ~excluded(least)
@@ -225,7 +232,7 @@ class Clipper:
         if count == 0:
             return region
         low, up = region.low.clone(), region.up.clone()
-        step = max(1, ENTRIES // (count * a.shape[1]))
+        step = max(1, _ENTRIES // (count * a.shape[1]))
         for begin in range(0, len(a), step):
             part = slice(begin, begin + step)
             chosen = unstable[part].to(torch.int8).topk(count, dim=1).indices
@@ -259,6 +266,7 @@ class Clipper:
             _of_cases(part, case) for part in (self.last, self.rest, self.scale, self.rhs)
         )
         inverse = _of_cases(self.inverse_last, case)
+        # Every other term at its least: c_j z_j <= rhs - rest - least + c_j zlow_j, for c_j > 0.
         z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
         least = (
             torch.matmul(c.clamp(min=0), z_low.mT) + torch.matmul(c.clamp(max=0), z_up.mT)

@@ -37,12 +37,16 @@ def least_within(
     number. For that ``a x + c`` is first divided by its largest coefficient, which changes no
     halfspace. NaN-free: ``-inf`` says nothing.
     """
+    # 1. Scale the halfspace to a largest coefficient of 1: float32 then has room for it.
     inverse = reciprocals(a.abs().amax(dim=1, keepdim=True))[0]
     a, least = a * inverse, least * inverse.squeeze(1)
+    # 2. a x over the box is centre -+ swing, so c >= least - (centre - swing), rounded down.
     middle, radius = (x_lower + x_upper) / 2, (x_upper - x_lower) / 2
     size = torch.maximum(x_lower.abs(), x_upper.abs())
     reach, swing, centre = (a.abs() * size).sum(1), (a.abs() * radius).sum(1), (a * middle).sum(1)
     constant = least - (centre - swing) - (PAD * (reach + least.abs()) + LOST)
+    # 3. The bound is (L + t a) middle + l + t c - |L + t a| radius: linear in t but for the last
+    #    term; slope is what t multiplies, sway bounds its absolute terms.
     slope = (centre + constant).unsqueeze(1)
     short = [
         part.float()
@@ -56,10 +60,12 @@ def least_within(
     # a coefficient.
     lost = (a.shape[1] + 16) * single.tiny * (1 + size.amax(dim=1, keepdim=True))
     sway = sway + lost.squeeze(1) / single.eps
+    # 4. What does not depend on t, less the float32 error of all sums and what underflows.
     width = torch.matmul(shifted, radius.unsqueeze(2)).squeeze(2)
     error = pad * (torch.matmul(shifted, size.unsqueeze(2)).squeeze(2) + offset.abs())
     error = error + lost * (1 + shifted.amax(dim=2))
     fixed = torch.matmul(row, middle.unsqueeze(2)).squeeze(2) + offset - error
+    # 5. Near t = width / swing the two lines cancel best; any t >= 0 is valid.
     scale = ratio(width, swing.unsqueeze(1))
     best = torch.full_like(offset, -torch.inf)
     for multiple in _MULTIPLIERS:

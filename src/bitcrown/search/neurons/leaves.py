@@ -182,15 +182,18 @@ class LeafSolver:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """``matrix (x, z, s) <= upper``, the unstable and the split neurons, and which rows are
         used."""
+        # Stable neurons are no variables: active ones are W x + b, inactive ones 0.
         net = self.net
         unstable = np.nonzero(is_unstable(torch.from_numpy(low), torch.from_numpy(up)).numpy())[0]
         active = np.nonzero(is_active(torch.from_numpy(low)).numpy())[0]
         k = len(unstable)
         c = net.c[case]
         used = np.isfinite(net.limit[case])
+        # c z + d x <= limit + s
         rows_x = net.d[case] + c[:, active] @ net.W[active]
         rows = np.concatenate([rows_x, c[:, unstable], -np.ones((len(c), 1))], axis=1)[used]
         rows_up = (net.limit[case] - c[:, active] @ net.b[active])[used]
+        # -sign (W x + b) <= s
         decided = np.nonzero(split)[0]
         sign = split[decided].astype(np.float64)[:, None]
         splits = np.concatenate(

@@ -72,11 +72,13 @@ def look_ahead(
 
 def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tensor:
     """``[B, N]``, zero for decided neurons and those that hardly cross zero."""
+    # swing [B, K]: what a line varies by over the box; shortness about 1 / swing^2.
     lines = clipper.lines
     radius = (domains.x_upper - domains.x_lower) / 2
     weight = torch.maximum(lines.L.abs(), lines.U.abs())
     swing = radius @ weight.T
     shortness = ratio(swing, swing * (swing.square() + 1e-12))
+    # An input counts by the short lines it is in, a neuron by its inputs and how far it crosses 0.
     influence = (shortness @ weight) * radius
     k_low, k_up = low[:, lines.index], up[:, lines.index]
     share = ratio(torch.minimum(-k_low, k_up), k_up - k_low)
@@ -105,6 +107,7 @@ def _settled(
             child_up = child_up.scatter(1, neuron, child_up.gather(1, neuron).clamp(max=0))
         box = domains.x_lower[index], domains.x_upper[index]
         region = clipper.run(domains.case[index], *box, child_low, child_up, _ROUNDS)
+        # The share of width lost, summed over the neurons that were undecided.
         kept = ratio(region.up - region.low, before)
         lost = torch.where(is_open, 1 - kept, 0.0).clamp(0, 1).sum(dim=1)
         shares.append(torch.where(region.feasible, lost, torch.full_like(lost, torch.inf)))

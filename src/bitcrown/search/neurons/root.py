@@ -26,7 +26,7 @@ from bitcrown.search.neurons.clip import Clipper, clipper_of
 from bitcrown.search.neurons.cuts import cuts_of
 from bitcrown.search.objective import Objective
 
-CLIP_ENTRIES = 1_000_000
+_CLIP_ENTRIES = 1_000_000
 CLIP_INPUTS = 200
 """Domains are clipped where the inputs, and (neurons x inputs), stay below these: elsewhere a box
 hardly shrinks."""
@@ -71,7 +71,7 @@ def root_of(proof: Network, guide: Network, rows: Rows, enclosure: Enclosure, me
     with torch.no_grad():
         clipper = None
         n_inputs = proof.graph.n_inputs
-        if n_inputs <= CLIP_INPUTS and layout.n_neurons * n_inputs <= CLIP_ENTRIES:
+        if n_inputs <= CLIP_INPUTS and layout.n_neurons * n_inputs <= _CLIP_ENTRIES:
             arrays = rows.C, rows.D, rows.rhs
             clipper = clipper_of(proof, layout, enclosure, arrays, memory // 4)
         cuts = cuts_of(proof, layout, enclosure, rows)

@@ -45,8 +45,10 @@ class NeuronLines:
                 part = flat[begin : begin + step]
                 unit = torch.zeros(len(part), size, dtype=network.dtype, device=network.device)
                 unit[torch.arange(len(part), device=part.device), part] = 1
+                # Lower lines of a_j and of -a_j: the latter negated is the upper line.
                 lines = backward.run({source: torch.cat([unit, -unit]).reshape(1, -1, *shape)})
                 reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
+                # The line as stored must hold in real arithmetic: its error leaves the constant.
                 error = lines.error[0] + bounder.gamma * (
                     lines.coefficient[0].abs() @ reach + lines.constant[0].abs()
                 )
@@ -86,6 +88,7 @@ def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | N
 
     None where the outputs also depend on something else.
     """
+    # A backward pass in which only affine nodes may be passed, until one ReLU is all that is left.
     pending = dict(output_seeds(network, rows))
     constant = rows.new_zeros(rows.shape[:2])
     for node in reversed(list(network.graph.nodes.values())):
