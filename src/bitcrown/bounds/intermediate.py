@@ -168,8 +168,8 @@ class LayerBounder:
         """Forward bounds, where they are worth their time."""
         if x_lower.shape[0] > 1 or self.widest < _WIDE:
             return None
-        # Entries that zonotopes would touch (symbols x elements, layer by layer) against those of the
-        # backward passes that they would spare, both foreseen from intervals.
+        # Entries that zonotopes would touch (symbols x elements, layer by layer), against those of
+        # the backward passes that they would spare, both foreseen from intervals.
         graph = self.network.graph
         intervals = interval_bounds(self.network, x_lower, x_upper)
         symbols = first = int((x_lower < x_upper).sum())

@@ -163,9 +163,7 @@ def _row(curve: _Curve) -> None:
             upper_intercept = shifted + shifted.abs() * torch.finfo(low.dtype).eps
         return Relaxation((slopes[0],), intercepts[0], (slopes[1],), upper_intercept)
 
-    register_nonlinear(
-        Nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha)
-    )
+    register_nonlinear(Nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha))
 
 
 for _curve in (_SIGMOID, _TANH, _ERF):
