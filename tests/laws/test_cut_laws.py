@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitcrown.bounds import rounding
 from bitcrown.bounds.ascent import Ascent, ascend
 from bitcrown.bounds.cuts import Cuts
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder
@@ -199,6 +200,29 @@ def test_the_proof_covers_the_rounding_of_large_multipliers(size: float) -> None
         cuts = Cuts(g, torch.tensor(bound).double())
         value = float(setting.proved(replace(setting.plain, cuts=cuts, mu=mu)))
         assert not np.isfinite(value) or Fraction(value) <= q
+
+
+@pytest.mark.parametrize("size", [1.0, 1e14, 1e-308, 1e-318])
+def test_the_error_of_a_penalty_covers_its_rounding(size: float) -> None:
+    """Against rational arithmetic, at values of the neurons as large as their magnitudes."""
+    setting = Setting(GRAPHS["dense"](3), 3, count=1)
+    random, scales, n = np.random.default_rng(3), setting.enclosure.scales, setting.layout.n_neurons
+    z = (setting.layout.magnitudes(scales).numpy() * random.choice([-1.0, 1.0], n)).tolist()
+    cuts = Cuts(
+        torch.from_numpy(random.normal(size=(70, n))), torch.from_numpy(random.normal(size=70))
+    )
+    mu = torch.from_numpy(size * random.random((1, 70)))
+    penalty = cuts.penalty(mu, setting.layout, scales, rounding.gamma(setting.network))
+    found = torch.cat([part.flatten() for part in penalty.coefficients.values()]).tolist()
+    value = sum(Fraction(a) * Fraction(v) for a, v in zip(found, z, strict=True))
+    value += Fraction(float(penalty.constant))
+    rows = zip(mu[0].tolist(), cuts.coefficient.tolist(), cuts.bound.tolist(), strict=True)
+    exact = Fraction(0)
+    for weight, row, bound in rows:
+        inner = sum(Fraction(a) * Fraction(v) for a, v in zip(row, z, strict=True))
+        exact += Fraction(weight) * (inner - Fraction(bound))
+    assert penalty.error is not None
+    assert 0 < abs(value - exact) <= Fraction(float(penalty.error))
 
 
 # -- a network in which one cut is worth a lot -----------------------------------------------------

@@ -21,7 +21,7 @@ each at most gamma times its magnitude, and of as many underflows (``rounding``)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ _CHUNK = 64
 """Symbols that are mapped, or whose absolute values are added, at a time."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Zonotope:
     """``centre``, ``error`` (>= 0) are ``[1, *]``, ``generators [K, *]``."""
 
@@ -222,7 +222,7 @@ class Forward:
         else:
             found = self.propagation.unknown(*interval)
         if radius is not None:
-            found.error = found.error + radius
+            found = replace(found, error=found.error + radius)
         self.zonotopes[node.name] = found
         for name in node.inputs:
             self.waiting[name] -= 1

@@ -27,7 +27,7 @@ from bitcrown.bounds.rows import Rows, bound_lines, bound_rows, row_lines
 from bitcrown.budget import Budget
 from bitcrown.search.neurons.branching import best_candidates, triangle_scores
 from bitcrown.search.neurons.clip import Region
-from bitcrown.search.neurons.domains import Domains, stacked_domains, whole_cases
+from bitcrown.search.neurons.domains import Domains, stacked_domains
 from bitcrown.search.neurons.guide import Guide
 from bitcrown.search.neurons.leaves import LeafSolver, shallow_network, snapped
 from bitcrown.search.neurons.recorder import Recorder
@@ -120,19 +120,29 @@ class DomainBounder:
         return stacked_domains(parts)
 
     def _fresh(self, case: Tensor, value: Tensor, mix: Tensor) -> Domains:
-        """Domains of whole cases, with the root's slopes."""
-        root, dtype = self.root, self.guide.network.dtype
-        box = (root.rows.x_lower, root.rows.x_upper) if root.clipper else None
+        """Domains of whole cases, with the root's slopes and no other multipliers yet."""
+        root, dtype, count = self.root, self.guide.network.dtype, len(case)
         n_cuts = 0 if root.cuts is None else len(root.cuts.bound)
-        return whole_cases(
+        flat = torch.zeros(count, root.layout.n_neurons, dtype=dtype, device=value.device)
+        x_lower = x_upper = nothing = value.new_zeros(count, 0, dtype=torch.float64)
+        if root.clipper is not None:
+            x_lower, x_upper = (
+                end.expand(count, -1) for end in (root.rows.x_lower, root.rows.x_upper)
+            )
+            nothing = torch.full_like(flat, torch.inf, dtype=torch.float64)
+        return Domains(
             case,
-            root.slopes,
-            value.to(dtype),
-            mix.to(dtype),
-            root.layout.n_neurons,
-            n_cuts,
-            2 * _CANDIDATES,
-            box,
+            root.slopes[:, None, :].expand(count, 1, -1).clone(),
+            beta=flat,
+            split=flat.to(torch.int8),
+            value=value.to(dtype),
+            candidates=torch.full((count, 2 * _CANDIDATES), -1, device=value.device),
+            x_lower=x_lower,
+            x_upper=x_upper,
+            low=-nothing,
+            up=nothing,
+            mix=mix.to(dtype),
+            mu=flat.new_zeros(count, n_cuts),
         )
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
@@ -249,8 +259,7 @@ class DomainBounder:
         # 3. Neurons worth splitting: those whose triangles cost this bound most.
         candidates = domains.candidates
         if self.leaf_solver is None:
-            weights = torch.ones_like(value)
-            scores = triangle_scores(self.guide.layout, bounds, record, domains.split, weights)
+            scores = triangle_scores(self.guide.layout, bounds, record, domains.split)
             candidates = torch.cat([best_candidates(s, _CANDIDATES) for s in scores], dim=1)
         least = claims.known(value, -torch.inf).amax(dim=1).to(domains.value.dtype)
         best = torch.maximum(domains.value, least)

@@ -34,27 +34,28 @@ _AGAIN = 10
 
 
 def triangle_scores(
-    layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor, weights: Tensor
+    layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``weights [B, S]`` says which
-    rows count.
+    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``record`` holds the
+    coefficients with which the backward pass reached the ReLUs.
 
     The first counts only negative coefficients, which use the upper line: the lower one costs
     nothing where its slope is the best. The second counts both, because that slope is shared by
     everything behind the neuron.
     """
-    upper = torch.zeros(split.shape, dtype=weights.dtype, device=split.device)
+    dtype = next(iter(bounds.values()))[0].dtype
+    upper = torch.zeros(split.shape, dtype=dtype, device=split.device)
     both = torch.zeros_like(upper)
     for node in layout.nodes:
         if node.op != "Relu" or node.name not in record:
             continue
         where = layout.neuron_at[node.inputs[0]]
         low, up = (elements(part, 1) for part in bounds[node.inputs[0]])
+        # the height of the triangle over [low, up], which is what the upper line may lose
         gap = torch.where(is_unstable(low, up), ratio(-low * up, up - low), 0.0)
         a = elements(record[node.name], 2)
         for scores, size in ((upper, a.clamp(max=0).neg()), (both, a.abs())):
-            reached = (size * weights[:, :, None]).sum(1) if a.shape[1] > 1 else size[:, 0]
-            scores[:, where] += reached * gap
+            scores[:, where] += size.sum(1) * gap
     open_ = split == 0
     return upper * open_, both * open_
 

@@ -71,40 +71,6 @@ class Domains:
         return replace(both, split=split)
 
 
-def whole_cases(
-    case: Tensor,
-    slopes: Tensor,
-    value: Tensor,
-    mix: Tensor,
-    n_neurons: int,
-    n_cuts: int,
-    n_candidates: int,
-    box: tuple[Tensor, Tensor] | None,
-) -> Domains:
-    """Domains without splits: ``slopes [1, N_alpha]`` for all; ``box`` (two ``[1, n]``) where
-    domains keep their own."""
-    count, device, dtype = len(case), value.device, value.dtype
-    flat = torch.zeros(count, n_neurons, dtype=dtype, device=device)
-    x_lower = x_upper = nothing = flat.new_zeros(count, 0, dtype=torch.float64)
-    if box is not None:
-        x_lower, x_upper = box[0].expand(count, -1), box[1].expand(count, -1)
-        nothing = x_lower.new_full((count, n_neurons), torch.inf)
-    return Domains(
-        case,
-        slopes[:, None, :].expand(count, 1, -1).clone(),
-        flat,
-        flat.to(torch.int8),
-        value,
-        torch.full((count, n_candidates), -1, device=device),
-        x_lower,
-        x_upper,
-        -nothing,
-        nothing,
-        mix,
-        flat.new_zeros(count, n_cuts),
-    )
-
-
 def stacked_domains(parts: list[Domains]) -> Domains:
     if len(parts) == 1:
         return parts[0]
