@@ -14,7 +14,7 @@ points where they are not defined; where ``l <= 0`` (``Log``) or 0 lies in the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +32,8 @@ from bitcrown.bounds.relaxations.lines import (
     secant_slope,
     upper_or_constant,
 )
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
-
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _reciprocal_lines(
     )
 
 
-def middle_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def middle_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     """The tangent at the midpoint."""
     return torch.full_like(lowers[0], 0.5).unsqueeze(0)
 
@@ -187,16 +185,14 @@ def _row(
     ranges: _Ranges,
     lines: Callable[[Tensor, Tensor, Tensor | None, Pair], tuple[Pair, Pair]],
 ) -> None:
-    def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Pair:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         return ranges(lowers[0], uppers[0])
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         low, up = lowers[0], uppers[0]
         return relaxation(lines(low, up, None if alpha is None else alpha[0], ranges(low, up)))
 
-    register_nonlinear(Nonlinear(op, interval, relax, alphas=1, default_alpha=middle_alpha))
+    register_nonlinear(op, interval, relax, alphas=1, default_alpha=middle_alpha)
 
 
 def _convex_row(op: str, curve: Convex, ranges: _Ranges) -> None:

@@ -16,12 +16,10 @@ negative; the upper one likewise. Alpha chooses ``m``; by default it is the one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 _RADIUS = 0.5 + 2.0**-12
@@ -36,24 +34,20 @@ def _radius(node: Node, low: Tensor, up: Tensor) -> Tensor:
     return (up.clamp(min=0) - low.clamp(max=0)) * (_RADIUS / 255) + torch.finfo(low.dtype).tiny
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     low, up = lowers[0], uppers[0]
     radius = _radius(node, low, up)
     least = torch.where(low >= 0, (low - radius).clamp(min=0), low - radius)
     return least, torch.where(up <= 0, (up + radius).clamp(max=0), up + radius)
 
 
-def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     low, up = lowers[0], uppers[0]
     middle, radius = low * 0.5 + up * 0.5, _radius(node, low, up)
     return torch.stack([(low < 0) | (middle > radius), (up > 0) | (middle < -radius)]).to(low.dtype)
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     low, up = lowers[0], uppers[0]
     radius = _radius(node, low, up)
     below, above = _default_alpha(node, lowers, uppers) if alpha is None else alpha
@@ -61,6 +55,4 @@ def _relax(
     return Relaxation((below,), -radius * below, (above,), radius * above)
 
 
-register_nonlinear(
-    Nonlinear("DynamicQuantize", _interval, _relax, alphas=2, default_alpha=_default_alpha)
-)
+register_nonlinear("DynamicQuantize", _interval, _relax, alphas=2, default_alpha=_default_alpha)

@@ -19,7 +19,7 @@ Upper line: all three satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,7 +36,7 @@ from bitcrown.bounds.relaxations.lines import (
     reach,
     secant_slope,
 )
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 _TABLE_SIZE = 8192
@@ -142,19 +142,15 @@ def _lower_lines(
 
 
 def _row(curve: _Curve) -> None:
-    def interval(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         low, up = below(curve.value(lowers[0])), above(curve.value(uppers[0]))
         return low.clamp(min=curve.floor), up.clamp(max=1.0)
 
-    def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+    def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
         low, up = _mirrored(lowers[0], uppers[0])
         return _fractions(low, up, torch.maximum(_tangent_point(curve, up), low))
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         low, up = _mirrored(lowers[0], uppers[0])
         slopes, intercepts = _lower_lines(curve, low, up, alpha)
         upper_intercept = -intercepts[1]
@@ -163,7 +159,7 @@ def _row(curve: _Curve) -> None:
             upper_intercept = shifted + shifted.abs() * torch.finfo(low.dtype).eps
         return Relaxation((slopes[0],), intercepts[0], (slopes[1],), upper_intercept)
 
-    register_nonlinear(Nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha))
+    register_nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
 for _curve in (_SIGMOID, _TANH, _ERF):

@@ -20,14 +20,14 @@ as ``t (1 - m) + m o``, which is exactly ``o`` for ``m = 1`` however large ``t``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import padding
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
@@ -77,37 +77,29 @@ def _stair_relax(stair: _Staircase, low: Tensor, up: Tensor, alpha: Tensor | Non
 
 
 def _stair_row(stair: _Staircase) -> None:
-    def interval(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         return stair.value(lowers[0]), stair.value(uppers[0])
 
-    def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+    def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
         low, up = lowers[0], uppers[0]
         return _stair_default(low, up, stair.value(low), stair.value(up), stair)
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         return _stair_relax(stair, lowers[0], uppers[0], alpha)
 
-    register_nonlinear(Nonlinear(stair.op, interval, relax, alphas=2, default_alpha=default_alpha))
+    register_nonlinear(stair.op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
-def _sign_interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _sign_interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     return torch.sign(lowers[0]), torch.sign(uppers[0])
 
 
-def _sign_default(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _sign_default(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     low, up = lowers[0], uppers[0]
     return torch.stack([up > -low, up < -low]).to(low.dtype)
 
 
-def _sign_relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _sign_relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     """The jump is at 0, so the intercepts are the values at the ends, exactly."""
     low, up = lowers[0], uppers[0]
     info = torch.finfo(low.dtype)
@@ -122,9 +114,7 @@ def _sign_relax(
     )
 
 
-register_nonlinear(
-    Nonlinear("Sign", _sign_interval, _sign_relax, alphas=2, default_alpha=_sign_default)
-)
+register_nonlinear("Sign", _sign_interval, _sign_relax, alphas=2, default_alpha=_sign_default)
 _stair_row(_Staircase("Floor", torch.floor, 0.0))
 _stair_row(_Staircase("Round", torch.round, 0.5))
 _stair_row(_Staircase("Ceil", torch.ceil, 1.0))

@@ -22,13 +22,13 @@ safely, and the constants -1 and 1 serve.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import gap_below, lower_or_constant
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register_nonlinear
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 _TURN = 2 * math.pi
@@ -125,23 +125,19 @@ class _BestLines:
 
 
 def _row(op: str, function: Callable[[Tensor], Tensor], valley: float) -> None:
-    def interval(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         low, negated_up = _BestLines(function, valley, lowers[0], uppers[0]).least()
         return low, -negated_up
 
-    def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+    def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
         problem = _BestLines(function, valley, lowers[0], uppers[0])
         return problem.best_fraction(*problem.slope_range())
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         slopes, intercepts = _BestLines(function, valley, lowers[0], uppers[0]).lines(alpha)
         return Relaxation((slopes[0],), intercepts[0], (-slopes[1],), -intercepts[1])
 
-    register_nonlinear(Nonlinear(op, interval, relax, alphas=2, default_alpha=default_alpha))
+    register_nonlinear(op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
 _row("Sin", torch.sin, -math.pi / 2)

@@ -128,9 +128,7 @@ class Clipper:
             low, up, is_empty = crossed(low, up)
             feasible &= ~is_empty
             k_low, k_up = low[:, lines.index], up[:, lines.index]
-            if (
-                self.rhs.shape[1] == 1
-            ):  # the line of a single row holds all that these cuts would find
+            if self.rhs.shape[1] == 1:  # a single row's line holds all that these cuts would find
                 continue
             # Neurons -> box: L x + l <= a <= k_up, and -U x - u <= -a <= -k_low.
             x_lower, x_upper = self._cut(
@@ -141,8 +139,8 @@ class Clipper:
             )
             # Rows -> box, or nothing is left of the domain.
             if self.active is not None:
-                x_lower, x_upper, excluded = self._cut_by_rows(case, x_lower, x_upper, low, up)
-                feasible &= ~excluded
+                x_lower, x_upper, is_out = self._cut_by_rows(case, x_lower, x_upper, low, up)
+                feasible &= ~is_out
             x_lower, x_upper, is_empty = crossed(x_lower, x_upper)
             feasible &= ~is_empty
         return Region(x_lower, x_upper, low, up, feasible)
