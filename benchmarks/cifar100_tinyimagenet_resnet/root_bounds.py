@@ -28,10 +28,13 @@ from typing import Any
 
 import torch
 
-from bitcrown.bounds.alpha_beta import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
+from bitcrown.bounds.ascent import Ascent, ascend
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import interval_bounds
+from bitcrown.bounds.layout import Layout
+from bitcrown.bounds.multipliers import Multipliers, proved_minimum
+from bitcrown.bounds.rows import Rows
 from bitcrown.errors import BitcrownError
 from bitcrown.evaluation.data.sets import read_images
 from bitcrown.files import append_record
@@ -254,7 +257,7 @@ def bounds_by(
         tall = Rows(part, None, part.new_zeros(count, 1), *(x.expand(count, -1) for x in box))
         alpha = layout.default_alpha(enclosure.bounds).float().unsqueeze(1).expand(count, 1, -1)
         with torch.enable_grad():
-            start = Parameters(layout, alpha, None, None)
+            start = Multipliers(layout, alpha)
             found, _ = ascend(
                 guide, tall, enclosure.bounds, start, Ascent(options.iterations, rate_alpha=0.25)
             )

@@ -85,8 +85,8 @@ def test_every_tensor_is_made_where_the_network_is(
     if search != "input split":
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
     if search.endswith("clipping"):
-        monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
-        monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.guide.SMALL_NETWORK", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.root.CLIP_INPUTS", 0)
     with DeviceWatch() as watch:
         for formula in ("(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"):
             decide(dense_graph(4, [6, 24, 24, 2]), tmp_path, 0.4, formula, "cpu")

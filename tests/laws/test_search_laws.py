@@ -16,7 +16,7 @@ from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.search.neurons.search import NeuronSplit
+from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.verdict import Verdict
 from tests.audit import audit
 from tests.random_networks import box_property, dense_graph, save_onnx
@@ -33,10 +33,10 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param.endswith(
         "reduced network"
     ):  # as in large networks: float32 guide, no clipping
-        monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
-        monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.guide.SMALL_NETWORK", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.root.CLIP_INPUTS", 0)
         monkeypatch.setattr(
-            NeuronSplit, "_seconds", lambda search, domains, network: float(search.reduced is None)
+            DomainBounder, "seconds", lambda bounder, domains: float(bounder.guide.reduced is None)
         )
 
     def decide(graph: Graph, lower: np.ndarray, upper: np.ndarray, formula: str) -> Verdict:

@@ -25,7 +25,7 @@ from bitcrown.attacks.images.victim import Classifier
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.evaluation.boxes import label_query
 from bitcrown.model.classifier import ImageLayout
-from bitcrown.search.objective import round_down
+from bitcrown.spec.rounding import round_down
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
 """``(images [B, C, H, W], labels [B], seed)`` to adversarial images; the clean image where nothing

@@ -25,10 +25,11 @@ import torch
 
 from bitcrown.errors import SettingsError
 from bitcrown.model.classifier import ImageLayout
-from bitcrown.search.objective import Objective, box_lower, box_upper
+from bitcrown.search.objective import Objective
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.query import And, Compare, Const, NetworkDecl, Or, Query, TensorDecl, Var
+from bitcrown.spec.rounding import box_lower, box_upper
 
 Ends = tuple[Fraction, Fraction]
 

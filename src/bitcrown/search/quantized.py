@@ -26,8 +26,8 @@ from bitcrown.quant.network.graph import IntegerNetwork, QuantError
 from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import IntegerQuery, split_by_box
 from bitcrown.quant.search.decide import decide
-from bitcrown.search.objective import Kind, box_of
 from bitcrown.spec.problem import Case, Problem
+from bitcrown.spec.rounding import Kind, box_of
 from bitcrown.verdict import Reason, Status, Verdict
 
 if TYPE_CHECKING:

@@ -121,4 +121,4 @@ def decide(run: Run) -> Verdict:
 def _decide_with_bounds(run: Run) -> Verdict:
     with run.phase("import"):
         from bitcrown.search import decision, quantized
-    return quantized.decide_in_integers(run) or decision.decide(run)
+    return quantized.decide_in_integers(run) or decision.decide_in_floats(run)

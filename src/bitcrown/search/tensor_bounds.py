@@ -13,13 +13,13 @@ from bitcrown.errors import PropertyError
 from bitcrown.model.execute import Network
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.search.objective import round_down, round_up
 from bitcrown.spec.problem import Problem
+from bitcrown.spec.rounding import round_down, round_up
 
 if TYPE_CHECKING:
     import numpy as np
 
-MEMORY = 1 << 30
+_MEMORY = 1 << 30
 
 
 def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     box = problem.cases[case]
     lower = network.tensor([[round_down(value) for value in box.lower]])
     upper = network.tensor([[round_up(value) for value in box.upper]])
-    bounder = LayerBounder(network, MEMORY)
+    bounder = LayerBounder(network, _MEMORY)
     with torch.no_grad():
         enclosure = bounder.run(lower, upper)
         found = enclosure.bounds[name]

@@ -1,0 +1,1 @@
+"""Nonlinear operators between linear functions: a row for each operator (``registry``)."""

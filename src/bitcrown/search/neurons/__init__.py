@@ -1,0 +1,1 @@
+"""Branch and bound over the signs of ReLU operands: root, guide, bounder, rules, search."""
