@@ -34,7 +34,7 @@ from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import interval_bounds
 from bitcrown.errors import BitcrownError
 from bitcrown.evaluation.data.sets import read_images
-from bitcrown.harness.results import append_record
+from bitcrown.json_lines import append_record
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.provenance import commit, machine

@@ -227,10 +227,11 @@ def _onnx(data: bytes, folder: Path) -> None:
 
 
 def _quantized(data: bytes, folder: Path) -> None:
-    from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+    from bitcrown.model.file import NetworkFile
+    from bitcrown.quant.formats.onnx_file import read_onnx
 
     path = _put(folder, "net.onnx", data)
-    if looks_quantized(path):
+    if NetworkFile(path).is_quantized:
         read_onnx(path)
 
 

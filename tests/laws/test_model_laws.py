@@ -19,6 +19,7 @@ from torch import Tensor
 from bitcrown.model import registry
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.fusion import fused
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering.builder import Builder
@@ -385,7 +386,7 @@ def test_reader_equals_onnxruntime(
     steps: list[str], shape: tuple[int, ...], seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = drafted(steps, shape, seed, tmp_path_factory.getbasetemp() / "law.onnx")
-    assert crosscheck(read_graph(path), path, seed) < 1e-4
+    assert crosscheck(read_graph(path), NetworkFile(path), seed) < 1e-4
 
 
 PASSES: dict[str, Callable[[Graph], Graph]] = {
@@ -408,7 +409,8 @@ def test_passes_preserve_outputs(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Law (d), and a pass never adds tensors that are needed."""
-    read = _read(drafted(steps, shape, seed, tmp_path_factory.getbasetemp() / "pass.onnx"))
+    path = drafted(steps, shape, seed, tmp_path_factory.getbasetemp() / "pass.onnx")
+    read = _read(NetworkFile(path))
     outputs = tuple(read.builder.node_of(output) for output in read.outputs)
     before = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
     after = PASSES[name](before)

@@ -106,16 +106,18 @@ def is_kind(path: Path, suffix: str) -> bool:
 def read_network(path: Path) -> IntegerNetwork:
     """The integer network of a quantized ONNX file or a fixed-point perceptron. Raises
     ``ModelError``."""
+    from bitcrown.model.file import NetworkFile
     from bitcrown.quant.formats.fixed_point import read_h5
-    from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+    from bitcrown.quant.formats.onnx_file import read_onnx
 
     if is_kind(path, ".h5"):
         return read_h5(path)
-    if not looks_quantized(path):
+    file = NetworkFile(path)
+    if not file.is_quantized:
         raise ModelError(
             f"{path} is no network of integers with fixed scales; certificates exist for those only"
         )
-    return read_onnx(path)
+    return read_onnx(file)
 
 
 def read_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:

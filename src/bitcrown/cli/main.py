@@ -241,10 +241,12 @@ def verify_files(files: Sequence[str], networks: Sequence[str] | None) -> tuple[
 
 def inspect_command(options: argparse.Namespace) -> int:
     from bitcrown.model.describe import describe
+    from bitcrown.model.file import NetworkFile
     from bitcrown.model.onnx_reader import read_graph
     from bitcrown.model.runtime_trial import require_runtime
 
-    print(describe(read_graph(Path(options.onnx))))
+    file = NetworkFile(Path(options.onnx))
+    print(describe(read_graph(file)))
     if options.vnnlib:
         from bitcrown.api import load
         from bitcrown.spec.words import property_in_words
@@ -252,7 +254,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         problem = load(options.onnx, options.vnnlib)
         print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
         print(property_in_words(problem))
-    require_runtime(Path(options.onnx))
+    require_runtime(file)
     return DECIDED
 
 
@@ -354,7 +356,8 @@ def show_progress(finished: int, total: int, job: Any, row: Mapping[str, Any] | 
 
 def report_command(options: argparse.Namespace) -> int:
     from bitcrown.harness.report import markdown
-    from bitcrown.harness.results import is_result, read_records
+    from bitcrown.harness.results import is_result
+    from bitcrown.json_lines import read_records
 
     rows = [row for path in options.records for row in read_records(path) if is_result(row)]
     if not rows:

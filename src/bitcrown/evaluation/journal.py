@@ -20,18 +20,14 @@ import numpy as np
 from bitcrown.archives import read_array
 from bitcrown.errors import DataError, ResourceError, SettingsError
 from bitcrown.files import replacing, write_whole
-from bitcrown.harness.results import append_record, read_records
+from bitcrown.json_lines import append_record, read_records
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
-STAGES = (CLEAN, ATTACK, BOUNDS)
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+_STAGES = (CLEAN, ATTACK, BOUNDS)
 
 
 def pixels_digest(image: np.ndarray) -> str:
-    return digest(np.ascontiguousarray(image).tobytes())[:16]
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
 
 
 class Journal:
@@ -39,7 +35,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, setup: Mapping[str, Any], fresh: bool = False) -> None:
         self.folder = folder
-        self.findings: dict[str, dict[int, dict[str, Any]]] = {stage: {} for stage in STAGES}
+        self.findings: dict[str, dict[int, dict[str, Any]]] = {stage: {} for stage in _STAGES}
         self.adversarial: dict[int, np.ndarray] = {}
         if folder is None:
             return
@@ -78,7 +74,7 @@ class Journal:
             write_whole(place, json.dumps(setup, indent=1) + "\n")
         if (folder / "images.jsonl").is_file():
             for line in read_records(folder / "images.jsonl"):
-                if line.get("stage") in STAGES and isinstance(line.get("image"), int):
+                if line.get("stage") in _STAGES and isinstance(line.get("image"), int):
                     self.findings[line["stage"]][line["image"]] = line
 
     def get(self, stage: str, image: int) -> dict[str, Any] | None:

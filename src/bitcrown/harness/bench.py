@@ -24,7 +24,8 @@ from typing import Any
 from bitcrown.errors import ResourceError, SettingsError
 from bitcrown.harness.expected import read_expected
 from bitcrown.harness.instance import Instance, Suite, find_suites, read_instances, resolve
-from bitcrown.harness.results import append_record, read_records, write_results_csv
+from bitcrown.harness.results import write_results_csv
+from bitcrown.json_lines import append_record, read_records
 
 PREPARE_SECONDS = 600.0
 GRACE_SECONDS = 10.0

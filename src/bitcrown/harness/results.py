@@ -6,15 +6,12 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.errors import ResourceError
 from bitcrown.files import write_whole
 from bitcrown.provenance import commit, machine, version
 
@@ -65,45 +62,6 @@ def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
     if outcome.status.value not in ("sat", "unsat") and seen.output:
         record["output"] = seen.output
     return record
-
-
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append ``record`` as one line, after closing a half line of a killed writer. Raises
-    ``ResourceError``."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            broken = False
-            if size:
-                file.seek(size - 1)
-                broken = file.read(1) != b"\n"
-            line = json.dumps(record, default=str).encode() + b"\n"
-            file.write(b"\n" + line if broken else line)
-    except OSError as error:
-        raise ResourceError(
-            f"the record {path} cannot be written: {error.strerror or error}"
-        ) from error
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it
-    cannot be read."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ResourceError(
-            f"the records {path} cannot be read: {error.strerror or error}"
-        ) from error
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def is_result(record: Mapping[str, Any]) -> bool:

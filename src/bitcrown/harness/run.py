@@ -118,7 +118,8 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
     if seen.outcome.status is Status.ERROR:
         _say((seen.outcome.detail.strip().splitlines() or [seen.outcome.reason])[-1])
     if record is not None:
-        from bitcrown.harness.results import append_record, record_of
+        from bitcrown.harness.results import record_of
+        from bitcrown.json_lines import append_record
 
         try:
             append_record(record, record_of(request, seen, time.monotonic() - request.started))

@@ -3,9 +3,8 @@ several cases?
 
 Everything is an integer, so a strict inequality is a plain one with the bound lowered by one, and
 no tolerance exists anywhere. A case is an AND of constraints ``sum_i c_i o_i <= b`` over the output
-integers ``o``; the query is an OR of cases. Robustness of label ``y`` under "first index of the
-maximum": for ``i < y`` the violation is ``o_i >= o_y``, for ``i > y`` it is ``o_i >= o_y + 1``.
-Legend: ``N`` input elements, ``M`` outputs, ``B`` samples.
+integers ``o``; the query is an OR of cases. Legend: ``N`` input elements, ``M`` outputs, ``B``
+samples.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from bitcrown.quant.network.entry import EvenlySpaced
 from bitcrown.quant.network.graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
+from bitcrown.spec.robustness import wrong_labels
 
 Flags = npt.NDArray[np.bool_]
 
@@ -133,46 +133,36 @@ def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> 
             f"the sample has {x.size} elements, the network takes {node.low.size}; check the "
             "image size"
         )
-    if not 0 <= label < outputs:
-        raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
+    _check_label(label, outputs)
     if eps < 0:
         raise QuantError(
             f"the radius {eps} is negative; give a whole number of input steps, 0 or more"
         )
     cases = []
-    for other in range(outputs):
-        if other != label:
-            terms = sorted(((label, 1), (other, -1)))
-            cases.append((LinearConstraint(tuple(terms), 0 if other < label else -1),))
+    for wrong in wrong_labels(label, outputs, first_wins=True):
+        terms = {output: factor for (output,), factor in wrong.terms}
+        constraint = integral(terms, wrong.bound, wrong.strict)
+        assert isinstance(constraint, LinearConstraint)
+        cases.append((constraint,))
     low, high = np.maximum(x - eps, node.low), np.minimum(x + eps, node.high)
     return IntegerQuery(network, low, high, tuple(cases))
 
 
-def label_query(
+def real_robustness_query(
     network: IntegerNetwork, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...], label: int
 ) -> IntegerQuery:
     """All inputs of the file's closed box [N] whose real outputs have their first maximum elsewhere
     than at label."""
-    outputs = len(network.exit.values)
+    outputs, n_inputs = len(network.exit.values), len(lower)
+    _check_label(label, outputs)
+    wrong = wrong_labels(label, outputs, first_wins=True, first_output=n_inputs)
+    cases = [Case(lower, upper, (constraint,)) for constraint in wrong]
+    return _query_of_box(n_inputs, (), network, cases)
+
+
+def _check_label(label: int, outputs: int) -> None:
     if not 0 <= label < outputs:
         raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
-    one = Fraction(1)
-    cases = [
-        Case(
-            lower,
-            upper,
-            (
-                Constraint(
-                    (((len(lower) + label,), one), ((len(lower) + i,), -one)),
-                    Fraction(0),
-                    i > label,
-                ),
-            ),
-        )
-        for i in range(outputs)
-        if i != label
-    ]
-    return _query_of_box(len(lower), (), network, cases)
 
 
 def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> LinearConstraint | bool:

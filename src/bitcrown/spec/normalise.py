@@ -77,7 +77,7 @@ def _files(query: Query, networks: Mapping[str, Path]) -> dict[str, Path]:
                 f"({given} and {base}); "
                 "pass the same file or leave it out."
             )
-        files[network.name] = base if given is None and base is not None else networks[network.name]
+        files[network.name] = networks[network.name] if base is None else base
     return files
 
 

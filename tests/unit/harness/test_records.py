@@ -14,8 +14,9 @@ from bitcrown.files import write_whole
 from bitcrown.harness.expected import read_expected, wrong_rows
 from bitcrown.harness.outcome import outcome_of, parse_message
 from bitcrown.harness.report import markdown, percentile, plain_table
-from bitcrown.harness.results import append_record, read_records, write_results_csv
+from bitcrown.harness.results import write_results_csv
 from bitcrown.harness.watchdog import safety_margin
+from bitcrown.json_lines import append_record, read_records
 from bitcrown.provenance import commit, machine, version
 from bitcrown.settings import Settings, measured_limit
 from bitcrown.verdict import Status
