@@ -59,13 +59,13 @@ def attempt(seed: int, index: int, folder: Path) -> dict[str, Any]:
 
 def checked(network: Path, prop: Path, certificate: bytes, folder: Path) -> dict[str, Any]:
     """What the checker says: ``accepted``, ``rejected``, ``refused`` or ``traceback``."""
-    from bitcrown.certificates.files import check_files
+    from bitcrown.certificates.files import check_certificate
     from bitcrown.errors import BitcrownError
 
     path = folder / "proof.json"
     path.write_bytes(certificate)
     try:
-        finding = check_files(network, prop, path)
+        finding = check_certificate(network, prop, path)
     except BitcrownError as error:
         return {"kind": "refused", "says": str(error)[:200]}
     except Exception as error:  # noqa: BLE001 (any other class is a finding)
@@ -159,11 +159,11 @@ def _digest(tree: Any) -> dict[str, Any]:
 
 
 def _forms(network: Path, prop: Path) -> tuple[Any, Any]:
-    from bitcrown.certificates.files import read_network, read_query
+    from bitcrown.certificates.files import read_integer_query, read_network
     from bitcrown.quant.proof.writer import network_form, property_form
 
     read = read_network(network)
-    return network_form(read), property_form(read_query(network, prop, read))
+    return network_form(read), property_form(read_integer_query(network, prop, read))
 
 
 def _binding(network: Path, prop: Path) -> dict[str, Any]:

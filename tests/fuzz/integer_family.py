@@ -141,7 +141,7 @@ def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dic
     """``word``: a status, ``refused`` or ``traceback``; ``witness`` [n] and ``certificate``
     (accepted or why not)."""
     import bitcrown
-    from bitcrown.certificates.files import check_files
+    from bitcrown.certificates.files import check_certificate
     from bitcrown.errors import BitcrownError
 
     network, prop, proof = folder / "net.onnx", folder / "prop.vnnlib", folder / "proof.json"
@@ -161,7 +161,7 @@ def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dic
             answer["witness"] = np.concatenate(parts).tolist()
         if verdict.certificate is not None:
             proof.write_text(json.dumps(verdict.certificate), encoding="ascii")
-            finding = check_files(network, prop, proof)
+            finding = check_certificate(network, prop, proof)
             answer["certificate"] = "accepted" if finding.accepted else finding.message
     except BitcrownError as error:
         return {"word": "refused", "how": type(error).__name__, "says": str(error)[:300]}

@@ -22,7 +22,7 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates.files import check_files, input_kind
+from bitcrown.certificates.files import check_certificate, input_kind
 from bitcrown.check.certificates.integers.checker import digest
 from bitcrown.model.file import NetworkFile
 from bitcrown.quant.formats.onnx_file import read_onnx
@@ -73,7 +73,7 @@ def trial(seed: int, form: str, folder: Path) -> str:
         return decision.status.value
     assert decision.proof is not None
     proof.write_text(json.dumps(certificate_form(query, decision.proof, decision.roots)))
-    finding = check_files(model, vnnlib, proof)
+    finding = check_certificate(model, vnnlib, proof)
     assert finding.accepted, finding.message
     return "unsat"
 
@@ -154,7 +154,7 @@ def test_no_certificate_is_accepted_for_a_file_that_violates_its_property(
         )
         for mutation in islice(stream, each):
             proof.write_bytes(mutation.content)
-            assert not check_files(model, false, proof).accepted, mutation.what
+            assert not check_certificate(model, false, proof).accepted, mutation.what
             tried += 1
         if tried >= count * each:
             break
@@ -195,7 +195,7 @@ def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Pa
         assert (certificate is not None) == strict
         if certificate is not None:
             (tmp_path / "proof.json").write_text(json.dumps(certificate))
-            assert check_files(model, vnnlib, tmp_path / "proof.json").accepted
+            assert check_certificate(model, vnnlib, tmp_path / "proof.json").accepted
 
 
 def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
         [{"bound": -255, "terms": [[0, -1]]}]
     ]
     (tmp_path / "proof.json").write_text(json.dumps(certificate))
-    finding = check_files(model, vnnlib, tmp_path / "proof.json")
+    finding = check_certificate(model, vnnlib, tmp_path / "proof.json")
     assert finding.accepted, finding.message
     vnnlib, none = asked(Fraction(0))
-    assert none is None and not check_files(model, vnnlib, tmp_path / "proof.json").accepted
+    assert none is None and not check_certificate(model, vnnlib, tmp_path / "proof.json").accepted
 
 
 def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) -> None:
@@ -254,4 +254,4 @@ def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) ->
         proof.write_text(
             json.dumps({**certificate, "forms": forms, **signed({**certificate, "forms": forms})})
         )
-        assert words in check_files(model, vnnlib, proof).message
+        assert words in check_certificate(model, vnnlib, proof).message

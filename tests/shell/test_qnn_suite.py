@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import bitcrown
-from bitcrown.certificates.files import read_network, read_query
+from bitcrown.certificates.files import read_integer_query, read_network
 from bitcrown.check.result_file import check_result
 from bitcrown.cli.main import main
 from bitcrown.harness.expected import read_expected
@@ -90,7 +90,7 @@ def test_properties_ask_for_first_index_argmax(name: str) -> None:
         network, *image_of(dataset, int(sample_id)), int(eps.removeprefix("eps"))
     )
     assert property_form(
-        read_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)
+        read_integer_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)
     ) == property_form(asked)
 
 

@@ -288,9 +288,9 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def check_certificate_command(options: argparse.Namespace) -> int:
-    from bitcrown.certificates.files import check_files
+    from bitcrown.certificates.files import check_certificate
 
-    finding = check_files(options.model, options.property, options.certificate)
+    finding = check_certificate(options.model, options.property, options.certificate)
     print("accepted" if finding.accepted else f"rejected: {finding.message}")
     return DECIDED if finding.accepted else WRONG
 

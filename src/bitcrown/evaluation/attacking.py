@@ -25,7 +25,7 @@ from bitcrown.attacks.images.victim import Classifier
 from bitcrown.check.replay import Replay
 from bitcrown.model.classifier import ImageLayout
 from bitcrown.search.objective import round_down
-from bitcrown.spec.robustness import NETWORK, robustness_query
+from bitcrown.spec.robustness import NETWORK, other_label_query
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
 """``(images [B, C, H, W], labels [B], seed)`` to adversarial images; the clean image where nothing
@@ -69,7 +69,7 @@ class Judge:
         self.layout = layout
         # Any query about one image will do: the replay only takes sizes from it.
         zero = [Fraction(0)] * int(np.prod(layout.shape))
-        self.replay = Replay(robustness_query(zero, zero, 0, classes), {NETWORK: path})
+        self.replay = Replay(other_label_query(zero, zero, 0, classes), {NETWORK: path})
 
     def __call__(self, image: np.ndarray, label: int) -> Judgement:
         """``image [C, H, W]`` float32."""

@@ -27,7 +27,7 @@ from bitcrown.model.classifier import ImageLayout
 from bitcrown.search.objective import Objective, box_lower, box_upper
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
-from bitcrown.spec.robustness import NETWORK, robustness_query, wrong_labels
+from bitcrown.spec.robustness import NETWORK, other_label_query, wrong_labels
 
 _Ends = tuple[Fraction, Fraction]
 
@@ -111,7 +111,7 @@ class ImageBoxes:
 
     def problem(self, image: np.ndarray, label: int, classes: int, network: Path) -> Problem:
         """Decide this: is there a point of the box where another logit is at least the label's?"""
-        query = robustness_query(*self.exact(image), label, classes)
+        query = other_label_query(*self.exact(image), label, classes)
         return problem_from_query(query, {NETWORK: network})
 
     def objective(

@@ -55,10 +55,10 @@ class Evaluation:
                 f"images {self.record['contradictions']} are both broken and proved: there is no "
                 "report"
             )
-        pages = [page_record(self.record, run) for run in self.record["runs"]]
+        pages = [_page_record(self.record, run) for run in self.record["runs"]]
         pictures: list[Picture] = []
         for run, adversarial in zip(self.record["runs"], self.adversarial, strict=True):
-            pictures += pictures_of(run, self.images, adversarial)
+            pictures += _pictures_of(run, self.images, adversarial)
         return html_report(pages, pictures, f"Robust accuracy of {self.record['model']}")
 
 
@@ -97,7 +97,7 @@ def folder_name(plan: Plan) -> str:
     return "-".join(word for word in words if word)
 
 
-def page_record(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+def _page_record(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """A run as the report wants it (see ``html_report``)."""
     status = run["status"]
     proved = status.get("proved", 0)
@@ -135,7 +135,9 @@ def _reason(one: Mapping[str, Any]) -> str:
     return str(one["broken_by"] or one["proved_by"])
 
 
-def pictures_of(run: Mapping[str, Any], images: ImageSet, adversarial: np.ndarray) -> list[Picture]:
+def _pictures_of(
+    run: Mapping[str, Any], images: ImageSet, adversarial: np.ndarray
+) -> list[Picture]:
     """The first broken images of a run."""
     broken = [one["image"] for one in run["per_image"] if one["status"] == "broken"][:_PICTURES]
     eps = float(Fraction(run["eps"])) if run["norm"] == LINF else None

@@ -96,14 +96,14 @@ def _without_answer(status: Status, reason: Reason, detail: str) -> dict[str, An
 
 
 def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
-    from bitcrown.api import decide
+    from bitcrown.api import load_and_verify
 
     settings = Settings.from_mapping(request["settings"])
     seconds = float(request["deadline"]) - time.monotonic()
     certificate = request.get("certificate", "")
     limit = request.get("cpu_seconds")
     more = {} if limit is None else {"cpu_seconds": float(limit)}
-    verdict, problem = decide(
+    verdict, problem = load_and_verify(
         request["network"], request["vnnlib"], seconds, settings, report, bool(certificate), **more
     )
     if verdict.certificate is not None:

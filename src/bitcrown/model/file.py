@@ -142,11 +142,6 @@ class NetworkFile:
             self.__dict__.pop(name, None)
 
 
-def network_files(paths: Iterable[Path]) -> dict[Path, NetworkFile]:
-    """One ``NetworkFile`` for each path, however many networks of a property it serves."""
-    return {path: NetworkFile(path) for path in paths}
-
-
 def runtime_session(content: bytes, name: str | Path, optimised: bool = False) -> Any:
     """An onnxruntime session: CPU, one thread, graph optimisations off unless ``optimised``.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitcrown.model.graph import Node
 
-Array = np.ndarray[Any, Any]
+_Array = np.ndarray[Any, Any]
 
 
 def fused(
@@ -88,7 +88,7 @@ def _slices_after(source: Node, node: Node) -> tuple[tuple[int, int, int], ...]:
     return tuple(result)
 
 
-def _along_axis(value: Array, shape: tuple[int, ...], axis: int) -> Array | None:
+def _along_axis(value: _Array, shape: tuple[int, ...], axis: int) -> _Array | None:
     """``value`` broadcast to ``shape`` as ``[extent]`` if it varies along ``axis`` only."""
     lifted = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
     rows = np.moveaxis(lifted, axis, -1).reshape(-1, lifted.shape[axis])
@@ -97,7 +97,7 @@ def _along_axis(value: Array, shape: tuple[int, ...], axis: int) -> Array | None
     return np.broadcast_to(rows[0], (shape[axis],))
 
 
-def _gain_and_shift(scale: Node, shape: tuple[int, ...], axis: int) -> tuple[Array, Array] | None:
+def _gain_and_shift(scale: Node, shape: tuple[int, ...], axis: int) -> tuple[_Array, _Array] | None:
     gain = _along_axis(np.asarray(scale.params.get("scale", np.ones(()))), shape, axis)
     shift = _along_axis(np.asarray(scale.params.get("shift", np.zeros(()))), shape, axis)
     return None if gain is None or shift is None else (gain, shift)
@@ -168,7 +168,7 @@ def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tupl
     return flat, replace(merged, inputs=(flat.name,))
 
 
-def _scaled_weights(node: Node, gain: Array, shift: Array) -> Node | None:
+def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
     """``W (gain x + shift) + b`` as one node; a shift cannot pass under zero padding."""
     weight = node.params["weight"].astype(np.float64)
     if node.op == "Conv" and (

@@ -24,7 +24,7 @@ from bitcrown.budget import Budget
 from bitcrown.check.replay import Replay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
-from bitcrown.model.file import network_files
+from bitcrown.model.file import NetworkFile
 from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
@@ -60,7 +60,7 @@ class Run:
         self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
-        self.files = network_files(problem.networks.values())
+        self.files = {path: NetworkFile(path) for path in problem.networks.values()}
         self.replay = replay or Replay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
 

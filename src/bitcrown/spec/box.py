@@ -10,12 +10,12 @@ from fractions import Fraction
 
 from bitcrown.spec.problem import Constraint, Monomial
 
-MAX_PASSES = 64
+_MAX_PASSES = 64
 
-Terms = tuple[tuple[Monomial, Fraction], ...]
+_Terms = tuple[tuple[Monomial, Fraction], ...]
 
 
-def is_less(left: Fraction, right: Fraction) -> bool:
+def _is_less(left: Fraction, right: Fraction) -> bool:
     """``left < right``; several times faster than the operator, which checks types first."""
     a, b = left.as_integer_ratio()
     c, d = right.as_integer_ratio()
@@ -51,12 +51,12 @@ class Box:
         """Intersect with one bound; whether the box changed."""
         if is_upper:
             old = self.get_upper(number)
-            if old is not None and not is_less(value, old):
+            if old is not None and not _is_less(value, old):
                 return False
             self.upper[number] = value
         else:
             old = self.get_lower(number)
-            if old is not None and not is_less(old, value):
+            if old is not None and not _is_less(old, value):
                 return False
             self.lower[number] = value
         return True
@@ -64,7 +64,7 @@ class Box:
     def is_empty_at(self, number: int) -> bool:
         """Whether the bounds of this one input contradict each other."""
         low, high = self.get_lower(number), self.get_upper(number)
-        return low is not None and high is not None and is_less(high, low)
+        return low is not None and high is not None and _is_less(high, low)
 
     def first_empty(self, numbers: Iterable[int]) -> int | None:
         """The first of ``numbers`` whose bounds contradict each other."""
@@ -88,7 +88,7 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
     other constraint only fills in bounds that are missing, because repeated tightening could go on
     for ever in ever smaller steps.
 
-    A bound may be read as the number of the input's type that is nearest to it (``slack``), and
+    A bound may be read as the number of the input's type that is nearest to it (``_slack``), and
     what holds of the decimals need not hold of those. So implied bounds are looser by that much,
     except of ``x <= z``, where both are read alike; and bounds that cross by less are left as they
     were: ties are constraints of the case in any event.
@@ -99,15 +99,17 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
             users.setdefault(monomial[0], []).append(place)
     queue = deque(range(len(ties)))
     queued = [True] * len(ties)
-    budget = MAX_PASSES * len(ties) + MAX_PASSES
+    budget = _MAX_PASSES * len(ties) + _MAX_PASSES
     while queue and budget:
         budget -= 1
         place = queue.popleft()
         queued[place] = False
         for number, is_upper, value in _implied(box, ties[place]):
             other = box.get_lower(number) if is_upper else box.get_upper(number)
-            if other is not None and (is_less(value, other) if is_upper else is_less(other, value)):
-                if abs(value - other) > slack(value) + slack(other):
+            if other is not None and (
+                _is_less(value, other) if is_upper else _is_less(other, value)
+            ):
+                if abs(value - other) > _slack(value) + _slack(other):
                     box.tighten(number, is_upper, value)
                     return number
                 continue
@@ -133,7 +135,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     is_difference = len(tie.terms) == 2 and tie.terms[0][1] == -tie.terms[1][1]
     room = Fraction(0)
     if not is_difference or tie.bound:
-        room = sum((slack(value) for value in least if value is not None), Fraction(0))
+        room = sum((_slack(value) for value in least if value is not None), Fraction(0))
     implied: list[tuple[int, bool, Fraction]] = []
     for (monomial, coefficient), own in zip(tie.terms, least, strict=True):
         if missing and own is not None:
@@ -146,7 +148,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     return implied
 
 
-def slack(bound: Fraction) -> Fraction:
+def _slack(bound: Fraction) -> Fraction:
     """At least the distance of a bound from the nearest number of any float type: half a step of
     bfloat16, or of the smallest float16. Numbers of eight digits in base two, neither large nor
     small, are numbers of all types."""
@@ -162,12 +164,12 @@ def reduced(constraints: list[Constraint]) -> list[Constraint]:
     tightest."""
     if len(constraints) < 2:
         return constraints
-    tightest: dict[Terms, Constraint] = {}
+    tightest: dict[_Terms, Constraint] = {}
     for constraint in constraints:
         other = tightest.get(constraint.terms)
         if (
             other is None
-            or is_less(constraint.bound, other.bound)
+            or _is_less(constraint.bound, other.bound)
             or (constraint.strict and constraint.bound == other.bound)
         ):
             tightest[constraint.terms] = constraint
@@ -191,7 +193,7 @@ def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
 def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tuple[Constraint, ...]:
     """One constraint that no point of the box meets, or two that contradict each other; empty if
     neither is seen."""
-    seen: dict[Terms, Constraint] = {}
+    seen: dict[_Terms, Constraint] = {}
     several = len(constraints) > 1
     for constraint in constraints:
         single = _single_input(constraint, n_inputs)
@@ -199,7 +201,7 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
             number, coefficient = single
             end = box.get_lower(number) if coefficient > 0 else box.get_upper(number)
             if end is not None:
-                least = coefficient * end - abs(coefficient) * slack(end)
+                least = coefficient * end - abs(coefficient) * _slack(end)
                 if _misses(least, constraint.bound, constraint.strict):
                     return (constraint,)
         if several:

@@ -19,8 +19,8 @@ from bitcrown.spec.words import constraint_text
 
 MAX_CASES = 1_000_000
 MAX_STEPS = 4 * MAX_CASES
-MAX_NOTES = 20
-MAX_INPUTS = 1 << 26
+_MAX_NOTES = 20
+_MAX_INPUTS = 1 << 26
 
 
 def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
@@ -36,9 +36,9 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     """
     files = _files(query, networks)
     numbering = number_variables(query)
-    if numbering.n_inputs > MAX_INPUTS:
+    if numbering.n_inputs > _MAX_INPUTS:
         raise UnsupportedError(
-            f"the networks have {numbering.n_inputs} inputs in total; {MAX_INPUTS} is the limit."
+            f"the networks have {numbering.n_inputs} inputs in total; {_MAX_INPUTS} is the limit."
         )
     builder = _Builder(query, numbering)
     builder.build(compile_formula(query.assertion, numbering))
@@ -233,15 +233,15 @@ class _Builder:
         return " and ".join(parts + ([f"{name} <= {short_text(high)}"] if high is not None else []))
 
     def _drop(self, text: str) -> None:
-        if self.dropped < MAX_NOTES:
+        if self.dropped < _MAX_NOTES:
             self.notes.append(text.format(self._this_case()))
         self.dropped += 1
 
     def final_notes(self) -> list[str]:
         """The notes, with a count of those that were not written out."""
         notes = list(self.notes)
-        if self.dropped > MAX_NOTES:
-            notes.append(f"{self.dropped - MAX_NOTES} more cases were left out for such reasons")
+        if self.dropped > _MAX_NOTES:
+            notes.append(f"{self.dropped - _MAX_NOTES} more cases were left out for such reasons")
         if not self.cases:
             notes.append(
                 "no case is left, so there is no counterexample whatever the network computes"

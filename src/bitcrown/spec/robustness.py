@@ -15,7 +15,7 @@ from bitcrown.spec.problem import Constraint
 from bitcrown.spec.query import And, Compare, Const, NetworkDecl, Or, Query, TensorDecl, Var
 
 NETWORK = "N"
-"""The network's name in a ``robustness_query``."""
+"""The network's name in a ``other_label_query``."""
 
 
 def wrong_labels(
@@ -35,7 +35,7 @@ def wrong_labels(
     ]
 
 
-def robustness_query(
+def other_label_query(
     lower: Sequence[Fraction], upper: Sequence[Fraction], label: int, classes: int
 ) -> Query:
     """VNN-LIB 1.0 in memory: the box ``lower <= X <= upper``, and an ``or`` over ``wrong_labels``

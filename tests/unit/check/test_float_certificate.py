@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bitcrown
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates.files import check_files
+from bitcrown.certificates.files import check_certificate
 from bitcrown.certificates.neurons import NeuronSearch
 from bitcrown.certificates.writer import certificate_of
 from bitcrown.check.certificates.floats.checker import check, subject_of
@@ -157,12 +157,12 @@ def test_the_search_leaves_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert followed and followed[0] > 1
     certificate = tmp_path / "proof.gz"
     certificate.write_bytes(verdict.certificate)
-    assert check_files(onnx_path, prop, certificate).accepted
+    assert check_certificate(onnx_path, prop, certificate).accepted
     other = tmp_path / "other.vnnlib"
     other.write_text(box_property(-box, box, 1, "(<= Y_0 -0.5)"))
-    assert "other files (property)" in check_files(onnx_path, other, certificate).message
+    assert "other files (property)" in check_certificate(onnx_path, other, certificate).message
     save_onnx(dense_graph(4, [20, 14, 10, 1]), onnx_path)
-    assert "other files (networks)" in check_files(onnx_path, prop, certificate).message
+    assert "other files (networks)" in check_certificate(onnx_path, prop, certificate).message
 
 
 def test_smooth_networks_say_why_there_is_none(tmp_path: Path) -> None:

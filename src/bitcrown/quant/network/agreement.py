@@ -44,7 +44,7 @@ def executable(file: NetworkFile) -> tuple[bytes, str]:
         return b"", f"no runtime executes this network, so it was not compared with one: {error}"
 
 
-def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
+def _sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
     """[B, N] inputs of the file: random ones over the whole range, some close to one end, and both
     corners."""
     node, generator = network.nodes[0], np.random.default_rng(seed)
@@ -85,7 +85,7 @@ def check_agreement(
     runtime, traced = network.runtime, trace or {}
     if not isinstance(runtime, Runtime):
         raise QuantError("the network has no runtime to be compared with")
-    values = sample_inputs(network, seed, samples)
+    values = _sample_inputs(network, seed, samples)
     x = network.entry.integers(values)
     found = runtime.outputs(values)
     output = runtime.output

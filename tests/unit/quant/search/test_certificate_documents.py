@@ -12,7 +12,7 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates.files import check_files, forms_of
+from bitcrown.certificates.files import check_certificate, forms_of
 from bitcrown.check.certificates.integers.fixed_point_file import canonical_form
 from bitcrown.check.certificates.strict_json import Malformed, NotJson, parsed
 from bitcrown.errors import ModelError
@@ -110,12 +110,12 @@ def test_certificates_of_fixed_point_files(tmp_path: Path) -> None:
     for with_forms in (True, False):
         certificate = certificate_form(query, decision.proof, decision.roots, with_forms=with_forms)
         proof.write_text(json.dumps(certificate))
-        assert check_files(model, vnnlib, proof).accepted
+        assert check_certificate(model, vnnlib, proof).accepted
     proof.write_text(
         json.dumps(certificate_form(query, decision.proof, decision.roots, with_forms=True))
     )
     other = perceptron(1, tmp_path / "other.h5", 0.25)
     assert forms_of(other, vnnlib)[0] != forms_of(model, vnnlib)[0]
-    assert "another network" in check_files(other, vnnlib, proof).message
+    assert "another network" in check_certificate(other, vnnlib, proof).message
     ask("<=")
-    assert "implies no case" in check_files(model, vnnlib, proof).message
+    assert "implies no case" in check_certificate(model, vnnlib, proof).message
