@@ -1,8 +1,9 @@
-"""A ``Query`` back to text, exactly: for the law that a property which was parsed, printed and parsed
-again is the same property.
+"""A ``Query`` back to text, for the law that a printed property parses to the same property. Every
+number is printed exactly.
 
 The generators of ``benchmarks`` write their files themselves: those have to be equal byte for byte
-to published ones, which use ``>=``, comments and the shortest text of a float."""
+to published ones, which use ``>=``, comments and the shortest text of a float.
+"""
 
 from __future__ import annotations
 

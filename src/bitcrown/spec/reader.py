@@ -14,7 +14,7 @@ from bitcrown.spec.sexpr import Source, read_forms
 from bitcrown.spec.vnnlib1 import parse_vnnlib1
 from bitcrown.spec.vnnlib2 import parse_vnnlib2
 
-MAX_BYTES = 2 * 1024**3
+_MAX_BYTES = 2 * 1024**3
 _CHUNK = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -83,8 +83,8 @@ def _limited(read: Callable[[int], bytes], path: Path) -> bytes:
     data = bytearray()
     while chunk := read(_CHUNK):
         data += chunk
-        if len(data) > MAX_BYTES:
+        if len(data) > _MAX_BYTES:
             raise PropertyError(
-                f"{path}: holds more than {MAX_BYTES} bytes of text; split the property."
+                f"{path}: holds more than {_MAX_BYTES} bytes of text; split the property."
             )
     return bytes(data)

@@ -64,7 +64,7 @@ def test_damaged_gzip_data(tmp_path: Path, cut: int) -> None:
 
 
 def test_a_decompression_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitcrown.spec.reader.MAX_BYTES", 1000)
+    monkeypatch.setattr("bitcrown.spec.reader._MAX_BYTES", 1000)
     path = tmp_path / "p.vnnlib.gz"
     path.write_bytes(gzip.compress(b";" * 100_000))
     with pytest.raises(PropertyError, match="holds more than 1000 bytes"):

@@ -37,21 +37,5 @@ def _left_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list
     return [torch.matmul(params["matrix"].T, a)]
 
 
-register(
-    Op(
-        "Linear",
-        _linear,
-        is_affine=True,
-        absolute=_linear_absolute,
-        adjoint=_linear_adjoint,
-    )
-)
-register(
-    Op(
-        "MatMulLeft",
-        _left,
-        is_affine=True,
-        absolute=_left_absolute,
-        adjoint=_left_adjoint,
-    )
-)
+register(Op("Linear", _linear, is_affine=True, absolute=_linear_absolute, adjoint=_linear_adjoint))
+register(Op("MatMulLeft", _left, is_affine=True, absolute=_left_absolute, adjoint=_left_adjoint))
