@@ -219,10 +219,9 @@ def _sound(folder: Path) -> tuple[str, Path]:
 
 def _onnx(data: bytes, folder: Path) -> None:
     from bitcrown.model.describe import describe
-    from bitcrown.model.onnx_reader import read_graph, unsupported_operators
+    from bitcrown.model.onnx_reader import read_graph
 
     path = _put(folder, "net.onnx", data)
-    unsupported_operators(path)
     describe(read_graph(path))
 
 

@@ -132,21 +132,19 @@ class Evaluator:
             block = todo[start : start + size]
             judged = self.subject.judge(self.images.images[block], self.images.labels[block])
             for image, judgement in zip(block, judged, strict=True):
-                self._record_clean(image, judgement)
+                finding = {
+                    "label": judgement.label,
+                    "predicted": judgement.predicted,
+                    "right": judgement.is_right,
+                    "margin": judgement.margin,
+                    "pixels": pixels_digest(self.images.images[image]),
+                }
+                self.journal.add(CLEAN, image, finding)
             self._progress(CLEAN, start + len(block), len(todo))
 
-    def _record_clean(self, image: int, judged: Judgement) -> None:
-        finding = {
-            "label": judged.label,
-            "predicted": judged.predicted,
-            "right": judged.is_right,
-            "margin": judged.margin,
-            "pixels": pixels_digest(self.images.images[image]),
-        }
-        self.journal.add(CLEAN, image, finding)
-
     def right_images(self) -> list[int]:
-        return [image for image in range(len(self.images)) if self._finding(CLEAN, image)["right"]]
+        clean = self.journal.findings[CLEAN]
+        return [image for image in range(len(self.images)) if clean[image]["right"]]
 
     def attack_by_suite(self) -> None:
         """Run the suite, or go on with it, on all images; what it says to have broken is judged and
@@ -172,15 +170,7 @@ class Evaluator:
             self.journal.store(image, pixels[image])
             name = result.broken_by[image]
             if name is not None and not judged.is_right and self._is_inside(image, pixels[image]):
-                self._record_attack(
-                    image,
-                    {
-                        "attack": name,
-                        "broken": True,
-                        "predicted": judged.predicted,
-                        "margin": judged.margin,
-                    },
-                )
+                self._record_attack(image, {"attack": name, **_break_of(judged)})
         for image in self.right_images():
             found = self.journal.get(ATTACK, image)
             if found is None or (found["broken"] and image not in moved):
@@ -230,7 +220,7 @@ class Evaluator:
         if judged.is_right:
             return {"broken": False, "margin": judged.margin}
         self.journal.store(image, candidate)
-        return {"broken": True, "predicted": judged.predicted, "margin": judged.margin}
+        return _break_of(judged)
 
     def bound(self) -> None:
         plan = self.plan
@@ -313,25 +303,16 @@ class Evaluator:
 
     # -- results -----------------------------------------------------------------------------------
 
-    def _finding(self, stage: str, image: int) -> dict[str, Any]:
-        found = self.journal.get(stage, image)
-        assert found is not None
-        return found
-
     def outcomes(self) -> list[ImageOutcome]:
         return [self._outcome(image) for image in range(len(self.images))]
 
     def _outcome(self, image: int) -> ImageOutcome:
-        clean = self._finding(CLEAN, image)
+        clean = self.journal.findings[CLEAN][image]
         attack = self.journal.get(ATTACK, image) or {}
         bounds = self.journal.get(BOUNDS, image) or {}
-        broken_by = (
-            str(attack["attack"])
-            if attack.get("broken")
-            else BY_SEARCH
-            if bounds.get("broken")
-            else ""
-        )
+        broken_by = str(attack["attack"]) if attack.get("broken") else ""
+        if not broken_by and bounds.get("broken"):
+            broken_by = BY_SEARCH
         return ImageOutcome(
             image,
             int(clean["label"]),
@@ -353,6 +334,10 @@ class Evaluator:
             "proved": sum(bool(found["proved_by"]) for found in findings[BOUNDS].values()),
         }
         self.on_progress(stage, done, total, counts)
+
+
+def _break_of(judged: Judgement) -> dict[str, Any]:
+    return {"broken": True, "predicted": judged.predicted, "margin": judged.margin}
 
 
 def selected(outcomes: Sequence[ImageOutcome]) -> list[int]:

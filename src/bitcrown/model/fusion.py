@@ -123,6 +123,8 @@ def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
     if found is None:
         return None
     gain, shift = found
+    # gain (W x + b) + shift = (gain W) x + (gain b + shift); a transposed convolution keeps its
+    # output channels on the second axis of the weight.
     weight = source.params["weight"].astype(np.float64)
     lead = (1, -1) if source.op == "ConvTranspose" else (-1,)
     weight = weight * gain.reshape(*lead, *([1] * (weight.ndim - len(lead))))
@@ -175,6 +177,8 @@ def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
         node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))
     ):
         return None
+    # W (gain x + shift) + b = (W gain) x + (W shift + b), where gain and shift belong to the
+    # inputs of W, its second axis.
     tail = [1] * (weight.ndim - 2)
     params = {"weight": weight * gain.reshape(1, -1, *tail)}
     offset = (weight * shift.reshape(1, -1, *tail)).sum(axis=tuple(range(1, weight.ndim)))
@@ -191,6 +195,7 @@ def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
     )
     if outer.shape[0] * inner.shape[1] > inner.size + outer.size:
         return None
+    # V (W x + b) + c = (V W) x + (V b + c)
     params = {"weight": outer @ inner}
     bias = second.params.get("bias")
     if "bias" in first.params:

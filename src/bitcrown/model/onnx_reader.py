@@ -160,12 +160,6 @@ def _has_rule(node: OnnxNode) -> bool:
     return node.op in ("Constant", "Shape", "Size") or can_fold(node.op)
 
 
-def unsupported_operators(path: Path) -> list[tuple[str, str]]:
-    """``(operator, node name)`` of every node that has no rule. Raises ``ModelError`` for a bad
-    file."""
-    return [(node.op, node.name) for node, _ in _read(NetworkFile(path)).missing]
-
-
 def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
     """Read, fold, lower and simplify a network (a path is opened for this alone).
 

@@ -72,6 +72,9 @@ def rewritten(graph: Graph, rule: _Rule) -> Graph:
         node = replace(original, inputs=tuple(alias.get(name, name) for name in original.inputs))
         result = rule(node, nodes, readers) if node.op != "Input" else (node,)
         if isinstance(result, str):
+            # The earlier node gets this one's readers and loses this one as a reader. (A node that
+            # is merely equal never read it: the count is then one short until the next pass. It
+            # only decides whether work would be done twice.)
             alias[node.name] = result
             readers[result] += readers[node.name] - 1
             continue

@@ -193,25 +193,6 @@ def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> Linea
     return LinearConstraint(constraint.terms, max(min(top, WIDTH_LIMIT), -WIDTH_LIMIT))
 
 
-def from_problem(problem: Problem, network: IntegerNetwork) -> IntegerQuery:
-    """The integer form of a VNN-LIB problem over one network; mixed or nonlinear constraints are
-    refused.
-
-    All cases must share one box (cases with different boxes are separate queries:
-    ``split_by_box``).
-    """
-    boxes = {(case.lower, case.upper) for case in problem.cases}
-    if len(boxes) > 1:
-        raise QuantError(
-            "the cases have different input boxes; decide them one box at a time (split_by_box)"
-        )
-    if not problem.cases:
-        node = network.nodes[0]
-        assert isinstance(node, Input)
-        return IntegerQuery(network, node.low, node.high, (), None, problem.notes)
-    return split_by_box(problem, network)[0]
-
-
 def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery]:
     """One query for every different input box among the cases, in order of appearance."""
     groups: dict[tuple[tuple[Fraction, ...], tuple[Fraction, ...]], list[Case]] = {}
@@ -299,8 +280,11 @@ def _integer_constraint(
         if step is not None:
             slope, first = factor * step[0], factor * step[1]
         else:
+            # slope k + first <= factor values[k] for every k, so the constraint still holds
+            # wherever the exact one does.
             slope = factor * (values[-1] - values[0]) / (len(values) - 1)
             first = min(factor * value - slope * k for k, value in enumerate(values))
+        # The output integer is low + k: slope k + first = slope output + (first - slope low).
         terms[index] = terms.get(index, Fraction(0)) + slope
         bound -= first - slope * low
     return integral(terms, bound, constraint.strict)

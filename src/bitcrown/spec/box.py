@@ -31,15 +31,10 @@ class Box:
     upper: dict[int, Fraction] = field(default_factory=dict)
     parent: Box | None = None
 
-    def get_lower(self, number: int) -> Fraction | None:
-        """The greatest lower bound known."""
-        found = self.lower.get(number)
-        return self.parent.lower.get(number) if found is None and self.parent is not None else found
-
-    def get_upper(self, number: int) -> Fraction | None:
-        """The least upper bound known."""
-        found = self.upper.get(number)
-        return self.parent.upper.get(number) if found is None and self.parent is not None else found
+    def end(self, number: int, is_upper: bool) -> Fraction | None:
+        """The least upper or greatest lower bound known of an input."""
+        found = (self.upper if is_upper else self.lower).get(number)
+        return self.parent.end(number, is_upper) if found is None and self.parent else found
 
     def child(self) -> Box:
         """A copy to tighten further. The base is never copied: all cases refer to the same one."""
@@ -49,21 +44,15 @@ class Box:
 
     def tighten(self, number: int, is_upper: bool, value: Fraction) -> bool:
         """Intersect with one bound; whether the box changed."""
-        if is_upper:
-            old = self.get_upper(number)
-            if old is not None and not _is_less(value, old):
-                return False
-            self.upper[number] = value
-        else:
-            old = self.get_lower(number)
-            if old is not None and not _is_less(old, value):
-                return False
-            self.lower[number] = value
+        old = self.end(number, is_upper)
+        if old is not None and not (_is_less(value, old) if is_upper else _is_less(old, value)):
+            return False
+        (self.upper if is_upper else self.lower)[number] = value
         return True
 
     def is_empty_at(self, number: int) -> bool:
         """Whether the bounds of this one input contradict each other."""
-        low, high = self.get_lower(number), self.get_upper(number)
+        low, high = self.end(number, False), self.end(number, True)
         return low is not None and high is not None and _is_less(high, low)
 
     def first_empty(self, numbers: Iterable[int]) -> int | None:
@@ -105,10 +94,11 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
         place = queue.popleft()
         queued[place] = False
         for number, is_upper, value in _implied(box, ties[place]):
-            other = box.get_lower(number) if is_upper else box.get_upper(number)
-            if other is not None and (
+            other = box.end(number, not is_upper)
+            crosses = other is not None and (
                 _is_less(value, other) if is_upper else _is_less(other, value)
-            ):
+            )
+            if other is not None and crosses:
                 if abs(value - other) > _slack(value) + _slack(other):
                     box.tighten(number, is_upper, value)
                     return number
@@ -124,9 +114,10 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
 
 def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     """The bound that ``tie`` implies for each of its inputs from the bounds of the others."""
+    # sum c_i x_i <= b implies c_k x_k <= b - sum over i != k of min c_i x_i.
     least: list[Fraction | None] = []
     for monomial, coefficient in tie.terms:
-        end = box.get_lower(monomial[0]) if coefficient > 0 else box.get_upper(monomial[0])
+        end = box.end(monomial[0], is_upper=coefficient < 0)
         least.append(None if end is None else coefficient * end)
     missing = sum(value is None for value in least)
     if missing > 1:
@@ -141,8 +132,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
         if missing and own is not None:
             continue
         number, is_upper = monomial[0], coefficient > 0
-        known = box.get_upper(number) if is_upper else box.get_lower(number)
-        if known is None or is_difference:
+        if box.end(number, is_upper) is None or is_difference:
             rest = total if own is None else total - own
             implied.append((number, is_upper, (tie.bound - rest + room) / coefficient))
     return implied
@@ -182,7 +172,7 @@ def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
     if single is None:
         return False
     number, coefficient = single
-    end = box.get_upper(number) if coefficient > 0 else box.get_lower(number)
+    end = box.end(number, is_upper=coefficient > 0)
     if end is None:
         return False
     return coefficient * end < constraint.bound or (
@@ -199,7 +189,7 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
         single = _single_input(constraint, n_inputs)
         if single is not None:
             number, coefficient = single
-            end = box.get_lower(number) if coefficient > 0 else box.get_upper(number)
+            end = box.end(number, is_upper=coefficient < 0)
             if end is not None:
                 least = coefficient * end - abs(coefficient) * _slack(end)
                 if _misses(least, constraint.bound, constraint.strict):

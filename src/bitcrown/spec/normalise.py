@@ -210,7 +210,7 @@ class _Builder:
         if min(counts) == self.numbering.n_inputs:
             return
         for number in range(self.numbering.n_inputs):
-            no_lower, no_upper = box.get_lower(number) is None, box.get_upper(number) is None
+            no_lower, no_upper = box.end(number, False) is None, box.end(number, True) is None
             if no_lower or no_upper:
                 side = (
                     "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
@@ -228,7 +228,7 @@ class _Builder:
         return f"case {len(self.cases) + self.dropped + 1}"
 
     def _bounds_text(self, box: Box, number: int) -> str:
-        name, low, high = self._name(number), box.get_lower(number), box.get_upper(number)
+        name, low, high = self._name(number), box.end(number, False), box.end(number, True)
         parts = [f"{name} >= {short_text(low)}"] if low is not None else []
         return " and ".join(parts + ([f"{name} <= {short_text(high)}"] if high is not None else []))
 
