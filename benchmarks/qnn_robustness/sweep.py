@@ -41,7 +41,7 @@ from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import IntegerNetwork
 from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
-from bitcrown.quant.query import IntegerQuery, label_query
+from bitcrown.quant.query import IntegerQuery, real_robustness_query
 from bitcrown.quant.search.decide import Decision, decide
 from bitcrown.quant.search.radius import maximum_radius
 from bitcrown.verdict import Status
@@ -78,7 +78,7 @@ class Subject:
         ends = np.clip(pixels - eps, 0, 255), np.clip(pixels + eps, 0, 255)
         divide = 1 if isinstance(self.network.entry, WholeEntry) else self.divide
         lower, upper = (tuple(Fraction(int(v), divide) for v in end) for end in ends)
-        return label_query(self.network, lower, upper, label)
+        return real_robustness_query(self.network, lower, upper, label)
 
 
 def main() -> int:

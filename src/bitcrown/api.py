@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from bitcrown.evaluation.runs import Evaluation
     from bitcrown.evaluation.subjects import Subject
 
-Radius = str | float | Fraction
+ExactNumber = str | float | Fraction
 """In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for
 it."""
 
-DEFAULT_SECONDS = 300.0
+_DEFAULT_SECONDS = 300.0
 
 
-def network_paths(
+def _network_paths(
     onnx: str | Path | Mapping[str, str | Path], names: tuple[str, ...]
 ) -> dict[str, Path]:
     """Files of the declared networks.
@@ -65,7 +65,7 @@ def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Pro
     ``UnsupportedError``."""
     query = read_query(Path(vnnlib))
     names = tuple(network.name for network in query.networks)
-    paths = network_paths(onnx, names)
+    paths = _network_paths(onnx, names)
     for network in query.networks:
         if network.name not in paths:
             if not network.equal_to or network.equal_to not in paths:
@@ -80,7 +80,7 @@ def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Pro
 def verify(
     problem: Problem,
     settings: Settings | None = None,
-    seconds: float = DEFAULT_SECONDS,
+    seconds: float = _DEFAULT_SECONDS,
     budget: Budget | None = None,
     report: Callable[[str, dict[str, Any]], None] | None = None,
     want_certificate: bool = False,
@@ -133,14 +133,14 @@ def attack(
     model: Any,
     images: np.ndarray,
     labels: np.ndarray,
-    eps: Radius,
+    eps: ExactNumber,
     *,
     suite: str = "standard",
     norm: str = "Linf",
     bpda: str = "",
     batch: int = 100,
-    mean: Sequence[Radius] | None = None,
-    std: Sequence[Radius] | None = None,
+    mean: Sequence[ExactNumber] | None = None,
+    std: Sequence[ExactNumber] | None = None,
     weights: str | Path | None = None,
     settings: Settings | None = None,
     resume: Path | None = None,
@@ -187,15 +187,15 @@ def evaluate(
     model: Any,
     images: np.ndarray,
     labels: np.ndarray,
-    eps: Radius | Sequence[Radius],
+    eps: ExactNumber | Sequence[ExactNumber],
     *,
     attack: str = "standard",
     bounds: str = "none",
     norm: str = "Linf",
     bpda: Sequence[str] = ("",),
     batch: int = 100,
-    mean: Sequence[Radius] | None = None,
-    std: Sequence[Radius] | None = None,
+    mean: Sequence[ExactNumber] | None = None,
+    std: Sequence[ExactNumber] | None = None,
     weights: str | Path | None = None,
     settings: Settings | None = None,
     out: Path | None = None,
@@ -237,9 +237,9 @@ def evaluate(
 
 def _plan(
     model: Any,
-    eps: Radius,
-    mean: Sequence[Radius] | None,
-    std: Sequence[Radius] | None,
+    eps: ExactNumber,
+    mean: Sequence[ExactNumber] | None,
+    std: Sequence[ExactNumber] | None,
     weights: str | Path | None,
     settings: Settings | None,
     **others: Any,
@@ -277,7 +277,7 @@ def _opened(
     return open_subject(plan, pixels.shape), pixels
 
 
-def exact_radius(value: Radius) -> Fraction:
+def exact_radius(value: ExactNumber) -> Fraction:
     """The number meant: words exactly, a float as the short fraction it is nearest to. Raises
     ``SettingsError``."""
     try:
@@ -288,7 +288,7 @@ def exact_radius(value: Radius) -> Fraction:
     return short if isinstance(value, float) and float(short) == value else exact
 
 
-def decide(
+def load_and_verify(
     onnx: str,
     vnnlib: str,
     seconds: float,
@@ -312,4 +312,4 @@ def decide(
     ), problem
 
 
-__all__ = ["UnsupportedError", "attack", "bound", "decide", "evaluate", "load", "verify"]
+__all__ = ["UnsupportedError", "attack", "bound", "evaluate", "load", "load_and_verify", "verify"]

@@ -219,18 +219,18 @@ def _sound(folder: Path) -> tuple[str, Path]:
 
 def _onnx(data: bytes, folder: Path) -> None:
     from bitcrown.model.describe import describe
-    from bitcrown.model.onnx_reader import read_graph, unsupported_operators
+    from bitcrown.model.onnx_reader import read_graph
 
     path = _put(folder, "net.onnx", data)
-    unsupported_operators(path)
     describe(read_graph(path))
 
 
 def _quantized(data: bytes, folder: Path) -> None:
-    from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+    from bitcrown.model.file import NetworkFile
+    from bitcrown.quant.formats.onnx_file import read_onnx
 
     path = _put(folder, "net.onnx", data)
-    if looks_quantized(path):
+    if NetworkFile(path).is_quantized:
         read_onnx(path)
 
 

@@ -24,7 +24,8 @@ from bitcrown.api import load
 from bitcrown.budget import Budget
 from bitcrown.certificates.files import check_certificate, input_kind
 from bitcrown.check.certificates.documents import content_digest
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.model.file import NetworkFile
+from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import QuantError, Staircase
 from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import split_by_box
@@ -60,7 +61,7 @@ def trial(seed: int, form: str, folder: Path) -> str:
     problem = covering(problem, [input_kind(model)] * problem.n_inputs)
     if not problem.cases:
         return "vacuous"
-    assert looks_quantized(model)
+    assert NetworkFile(model).is_quantized
     try:
         network = read_onnx(model, seed=seed)
     except QuantError:

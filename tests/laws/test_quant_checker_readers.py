@@ -27,6 +27,7 @@ from bitcrown.check.certificates.quantized.agreement import (
 )
 from bitcrown.check.certificates.quantized.chain import FLOAT32, values_of
 from bitcrown.check.certificates.quantized.file import Read, read_file
+from bitcrown.model.file import QONNX_DOMAINS
 from bitcrown.quant.formats import qonnx
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import QuantError
@@ -135,7 +136,7 @@ def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> 
         "Quant",
         "x",
         *parameters,
-        domain=qonnx.DOMAINS[2],
+        domain=QONNX_DOMAINS[2],
         signed=signed,
         narrow=0,
         rounding_mode=mode,

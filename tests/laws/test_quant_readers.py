@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from bitcrown.quant.formats.affine import Affine, Products, spread_sum, sum_step
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.formats.qoperator import requantized
-from bitcrown.quant.network.agreement import enclosure, exit_ends
+from bitcrown.quant.network.agreement import exit_ends, node_ends
 from bitcrown.quant.network.entry import RoundedEntry, WholeEntry
 from bitcrown.quant.network.graph import IntegerNetwork, QuantError, Staircase, steps
 from bitcrown.quant.network.thresholds import MODES, bisected_rows, exact_rows
@@ -152,7 +152,7 @@ def settle(network: IntegerNetwork, path: Path, values: np.ndarray, exact: bool)
         for row, expected in zip(q, found, strict=True):
             assert (exit_ends(network.exit, row, row)[0] == expected).all()
     for x, expected in zip(integers, found, strict=True):
-        low, high = enclosure(network, x)
+        low, high = node_ends(network, x)
         least, greatest = exit_ends(network.exit, low[network.output], high[network.output])
         assert ((least <= expected) & (expected <= greatest)).all()
 

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "attacks": LEAVES | {"model", "spec", "check"},
     "quant": LEAVES | {"model", "spec"},
     "search": LEAVES | {"model", "spec", "bounds", "quant", "attacks", "check"},
-    "certificates": LEAVES | {"check", "search", "quant", "spec", "api"},
+    "certificates": LEAVES | {"check", "search", "quant", "model", "spec", "api"},
     "train": LEAVES | {"model", "spec", "bounds", "attacks"},
     "zoo": LEAVES,
 }

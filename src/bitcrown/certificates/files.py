@@ -29,29 +29,29 @@ def check_certificate(model: Path, prop: Path, certificate: Path) -> Certificate
 
     Raises ``ModelError`` or ``PropertyError`` for files that cannot be read.
     """
-    if is_gzip(certificate):
-        return check_float(model, prop, certificate)
+    if _is_gzip(certificate):
+        return _check_float(model, prop, certificate)
     from bitcrown.check.certificates.documents import CertificateJudgement, Reject
     from bitcrown.check.certificates.files import check_h5, check_onnx
     from bitcrown.check.certificates.integers.checker import check_integer_proof
 
-    is_file, is_text = is_kind(model, ".onnx") or is_kind(model, ".h5"), is_kind(prop, ".vnnlib")
+    is_file, is_text = _is_kind(model, ".onnx") or _is_kind(model, ".h5"), _is_kind(prop, ".vnnlib")
     if is_text and not is_file:
         raise PropertyError(
             f"{prop} can only be read together with the network file that it is about, not {model}"
         )
     try:
-        proof = read_json(certificate)
+        proof = _read_json(certificate)
         if not is_file:
-            return check_integer_proof(read_json(model), read_json(prop), proof)
+            return check_integer_proof(_read_json(model), _read_json(prop), proof)
         carried = proof.get("forms") if isinstance(proof, dict) else None
         if isinstance(carried, dict) and carried.keys() == {"network", "property"}:
             network, asked = carried["network"], carried["property"]
         else:
             network, asked = forms_of(model, prop if is_text else None)
-        problem = problem_of(model, prop) if is_text else None
-        checked = check_h5 if is_kind(model, ".h5") else check_onnx
-        return checked(model, problem, network, asked if is_text else read_json(prop), proof)
+        problem = _problem_of(model, prop) if is_text else None
+        checked = check_h5 if _is_kind(model, ".h5") else check_onnx
+        return checked(model, problem, network, asked if is_text else _read_json(prop), proof)
     except Reject as problem_with_it:
         return CertificateJudgement(False, str(problem_with_it))
 
@@ -66,7 +66,7 @@ def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
     ) if prop is not None else None
 
 
-def problem_of(model: Path, prop: Path) -> Problem:
+def _problem_of(model: Path, prop: Path) -> Problem:
     """The property's cases. Raises ``PropertyError``."""
     from bitcrown.api import load
 
@@ -78,7 +78,7 @@ def problem_of(model: Path, prop: Path) -> Problem:
     return problem
 
 
-def is_gzip(path: Path) -> bool:
+def _is_gzip(path: Path) -> bool:
     """Raises ``PropertyError`` for a file that cannot be opened."""
     try:
         with path.open("rb") as file:
@@ -87,7 +87,7 @@ def is_gzip(path: Path) -> bool:
         raise PropertyError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
+def _check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
     """The same for a proof about a float network; ``model`` may be the text of a list of named
     networks."""
     from bitcrown.api import load
@@ -98,23 +98,25 @@ def check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudgem
     return check_float_proof(certificate.read_bytes(), subject_of(load(str(model), prop)))
 
 
-def is_kind(path: Path, suffix: str) -> bool:
+def _is_kind(path: Path, suffix: str) -> bool:
     return path.name.removesuffix(".gz").endswith(suffix)
 
 
 def read_network(path: Path) -> IntegerNetwork:
     """The integer network of a quantized ONNX file or a fixed-point perceptron. Raises
     ``ModelError``."""
+    from bitcrown.model.file import NetworkFile
     from bitcrown.quant.formats.fixed_point import read_h5
-    from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+    from bitcrown.quant.formats.onnx_file import read_onnx
 
-    if is_kind(path, ".h5"):
+    if _is_kind(path, ".h5"):
         return read_h5(path)
-    if not looks_quantized(path):
+    file = NetworkFile(path)
+    if not file.is_quantized:
         raise ModelError(
             f"{path} is no network of integers with fixed scales; certificates exist for those only"
         )
-    return read_onnx(path)
+    return read_onnx(file)
 
 
 def integer_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> IntegerQuery:
@@ -123,7 +125,7 @@ def integer_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> Integer
     from bitcrown.quant.query import split_by_box
     from bitcrown.search.quantized import covering
 
-    problem = problem_of(model, vnnlib)
+    problem = _problem_of(model, vnnlib)
     queries = split_by_box(covering(problem, [input_kind(model)] * problem.n_inputs), network)
     if len(queries) != 1:
         raise PropertyError(
@@ -136,7 +138,7 @@ def integer_query(model: Path, vnnlib: Path, network: IntegerNetwork) -> Integer
 def input_kind(model: Path) -> str:
     """Name of the element type of the one input of a quantized file. onnxruntime need not know its
     operators."""
-    if not is_kind(model, ".onnx"):
+    if not _is_kind(model, ".onnx"):
         return "float32"
     from bitcrown.check.certificates.onnx_files import element_type, graph_inputs, onnx_model
 
@@ -148,7 +150,7 @@ def input_kind(model: Path) -> str:
     return str(element_type(inputs[0]))
 
 
-def read_json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     """Raises ``PropertyError`` for what is no JSON file, ``Reject`` for JSON that holds more
     than integers."""
     from bitcrown.check.certificates.documents import NotJson, parsed

@@ -28,10 +28,12 @@ def add_inspect_commands(commands: Any) -> None:
 
 def inspect_command(options: argparse.Namespace) -> int:
     from bitcrown.model.describe import describe
+    from bitcrown.model.file import NetworkFile
     from bitcrown.model.onnx_reader import read_graph
     from bitcrown.model.runtime_trial import require_runtime
 
-    print(describe(read_graph(Path(options.onnx))))
+    file = NetworkFile(Path(options.onnx))
+    print(describe(read_graph(file)))
     if options.vnnlib:
         from bitcrown.api import load
         from bitcrown.spec.words import property_in_words
@@ -39,7 +41,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         problem = load(options.onnx, options.vnnlib)
         print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
         print(property_in_words(problem))
-    require_runtime(Path(options.onnx))
+    require_runtime(file)
     return DONE
 
 

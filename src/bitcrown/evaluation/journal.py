@@ -21,7 +21,7 @@ from bitcrown.errors import DataError, ResourceError, SettingsError
 from bitcrown.files import append_record, digest, read_records, replacing, write_whole
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
-STAGES = (CLEAN, ATTACK, BOUNDS)
+_STAGES = (CLEAN, ATTACK, BOUNDS)
 
 
 def pixels_digest(image: np.ndarray) -> str:
@@ -33,7 +33,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, setup: Mapping[str, Any], fresh: bool = False) -> None:
         self.folder = folder
-        self.findings: dict[str, dict[int, dict[str, Any]]] = {stage: {} for stage in STAGES}
+        self.findings: dict[str, dict[int, dict[str, Any]]] = {stage: {} for stage in _STAGES}
         self.adversarial: dict[int, np.ndarray] = {}
         if folder is None:
             return
@@ -72,7 +72,7 @@ class Journal:
             write_whole(place, json.dumps(setup, indent=1) + "\n")
         if (folder / "images.jsonl").is_file():
             for line in read_records(folder / "images.jsonl"):
-                if line.get("stage") in STAGES and isinstance(line.get("image"), int):
+                if line.get("stage") in _STAGES and isinstance(line.get("image"), int):
                     self.findings[line["stage"]][line["image"]] = line
 
     def get(self, stage: str, image: int) -> dict[str, Any] | None:

@@ -98,13 +98,15 @@ def _without_answer(status: Status, reason: Reason, detail: str) -> dict[str, An
 
 
 def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
-    from bitcrown.api import decide
+    from bitcrown.api import load_and_verify
 
     settings = Settings.from_mapping(request["settings"])
     seconds = float(request["deadline"]) - time.monotonic()
     files = request["network"], request["vnnlib"]
     certificate, cpu_seconds = request["certificate"], request["cpu_seconds"]
-    verdict, problem = decide(*files, seconds, settings, report, bool(certificate), cpu_seconds)
+    verdict, problem = load_and_verify(
+        *files, seconds, settings, report, bool(certificate), cpu_seconds
+    )
     proof = verdict.certificate
     if proof is not None:
         from bitcrown.files import write_whole

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitcrown.model.execute import Network, Params
+from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.registry import Params
 from bitcrown.train.architectures import LAST_OF_BLOCK, Architecture, Layer, layers
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]

@@ -55,7 +55,7 @@ def final_message(
             raise outcome
         return outcome, None
 
-    monkeypatch.setattr(bitcrown.api, "decide", decide)
+    monkeypatch.setattr(bitcrown.api, "load_and_verify", decide)
     channel = io.BytesIO()
     message = worker._decide(REQUEST | {"deadline": time.monotonic() + 30}, channel)
     return message, [json.loads(line) for line in channel.getvalue().splitlines()]

@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bitcrown.model.file import QONNX_DOMAINS
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.lattice import FLOAT, Array, Lattice, Step, dequantize_step, spread_over
 from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
 from bitcrown.quant.network.graph import QuantError
 
-DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
 ROUNDINGS: dict[str, Any] = {
     "ROUND": np.rint,
     "CEIL": np.ceil,
@@ -87,7 +87,7 @@ def quant_levels(mode: str, zero: int, ends: tuple[int, int]) -> Any:
     return levels
 
 
-@reads(*(f"{domain}.Quant" for domain in DOMAINS))
+@reads(*(f"{domain}.Quant" for domain in QONNX_DOMAINS))
 def quant(reading: Reading, node: OnnxNode) -> None:
     scale, zero, ends, mode = _settings(reading, node)
     levels = quant_levels(mode, zero, ends)
@@ -106,7 +106,7 @@ def quant(reading: Reading, node: OnnxNode) -> None:
     _requantized(reading, node, lattice, step, scales, zero, 1)
 
 
-@reads(*(f"{domain}.BipolarQuant" for domain in DOMAINS))
+@reads(*(f"{domain}.BipolarQuant" for domain in QONNX_DOMAINS))
 def bipolar(reading: Reading, node: OnnxNode) -> None:
     """Integers 0 and 1 stand for -scale and scale."""
     scale = reading.constant(node, 1).astype(FLOAT)
@@ -146,7 +146,7 @@ def _requantized(
 
 
 def has_quant(model: Any) -> bool:
-    return any(node.domain in DOMAINS for node in model.graph.node)
+    return any(node.domain in QONNX_DOMAINS for node in model.graph.node)
 
 
 def standard_form(model: Any) -> Any:
@@ -163,7 +163,9 @@ def standard_form(model: Any) -> Any:
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     del written.graph.node[:]
     for node in model.graph.node:
-        written.graph.node.extend(_expanded(node, constants) if node.domain in DOMAINS else [node])
+        written.graph.node.extend(
+            _expanded(node, constants) if node.domain in QONNX_DOMAINS else [node]
+        )
     del written.opset_import[:]
     # opset 11 brings Round; nothing else that these exporters write changed between 9 and 11 but
     # Clip and Pad

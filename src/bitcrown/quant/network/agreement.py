@@ -14,17 +14,15 @@ damaged files, a child process writes it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 
 from bitcrown.budget import Budget
 from bitcrown.child_process import text_or_error
 from bitcrown.errors import BitcrownError
-from bitcrown.model.onnx_reader import parsed_model
+from bitcrown.model.file import NetworkFile
 from bitcrown.quant.formats.lattice import Array
 from bitcrown.quant.formats.qonnx import has_quant, standard_form
 from bitcrown.quant.network.assembly import node_range
@@ -32,21 +30,21 @@ from bitcrown.quant.network.entry import RoundedEntry
 from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.quant.network.runtime import Runtime, session
 
-NOTE_SECONDS = 30.0
-NOTE_BYTES = 8 << 30
+_NOTE_SECONDS = 30.0
+_NOTE_BYTES = 8 << 30
 
 
-def executable(model: Any) -> tuple[bytes, str]:
+def executable(file: NetworkFile) -> tuple[bytes, str]:
     """What onnxruntime can run of a file, or a note why there is nothing."""
-    if not has_quant(model):
-        return model.SerializeToString(), ""
+    if not has_quant(file.proto):
+        return file.content, ""
     try:
-        return standard_form(model).SerializeToString(), ""
+        return standard_form(file.proto).SerializeToString(), ""
     except QuantError as error:
         return b"", f"no runtime executes this network, so it was not compared with one: {error}"
 
 
-def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
+def _sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
     """[B, N] inputs of the file: random ones over the whole range, some close to one end, and both
     corners."""
     node, generator = network.nodes[0], np.random.default_rng(seed)
@@ -61,7 +59,7 @@ def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
     return node.low + np.floor(share * (node.high - node.low) + 0.5).astype(np.int64)
 
 
-def enclosure(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
+def node_ends(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
     """Least and greatest value [N_node] of every node for one input [N]; equal where the network is
     exact."""
     low, high = [x], [x]
@@ -74,47 +72,31 @@ def enclosure(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]
 
 def check_agreement(
     network: IntegerNetwork,
-    path: Path,
+    content: bytes,
     seed: int = 0,
     samples: int = 16,
     trace: Mapping[str, int] | None = None,
 ) -> tuple[str, ...]:
     """Notes for the user; ``QuantError`` where the network and onnxruntime differ.
 
-    ``trace``: nodes that are integer tensors of the file, by the tensor's name, to be compared as
-    well.
+    ``content``: what onnxruntime runs of the file. ``trace``: nodes that are integer tensors of the
+    file, by the tensor's name, to be compared as well; the network's runtime has them as outputs.
     """
-    if not isinstance(network.runtime, Runtime):
-        raise QuantError(f"{path}: the network has no runtime to be compared with")
-    values = sample_inputs(network, seed, samples)
+    runtime, traced = network.runtime, trace or {}
+    if not isinstance(runtime, Runtime):
+        raise QuantError("the network has no runtime to be compared with")
+    values = _sample_inputs(network, seed, samples)
     x = network.entry.integers(values)
-    content, _ = executable(parsed_model(path))
-    names = list(trace or {})
-    extended = onnx.ModelProto.FromString(content)
-    present = {info.name for info in extended.graph.output}
-    extended.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in present
-    )
-    inner = Runtime(
-        session(extended.SerializeToString(), str(path)),
-        str(path),
-        network.runtime.shape,
-        network.runtime.dtype,
-    )
-    found = dict(
-        zip([info.name for info in extended.graph.output], inner.outputs(values), strict=True)
-    )
-    output = extended.graph.output[0].name
+    found = runtime.outputs(values)
+    output = runtime.output
     for b in range(len(values)):
-        low, high = enclosure(network, x[b])
-        for name in names:
-            node = (trace or {})[name]
-            _compare(
-                found[name][b].astype(np.int64), low[node], high[node], f"{path}: tensor {name!r}"
-            )
+        low, high = node_ends(network, x[b])
+        for name, node in traced.items():
+            tensor = f"{runtime.name}: tensor {name!r}"
+            _compare(found[name][b].astype(np.int64), low[node], high[node], tensor)
         ends = exit_ends(network.exit, low[network.output], high[network.output])
-        _compare(found[output][b].astype(np.float64), *ends, f"{path}: the output")
-    return _optimiser_note(content, network.runtime, values, found[output], path)
+        _compare(found[output][b].astype(np.float64), *ends, f"{runtime.name}: the output")
+    return _optimiser_note(content, runtime, values, found[output])
 
 
 def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
@@ -147,17 +129,15 @@ def _compare(found: Array, low: Array, high: Array, what: str) -> None:
 
 
 def _optimiser_note(
-    content: bytes, runtime: Runtime, values: Array, expected: Array, path: Path
+    content: bytes, runtime: Runtime, values: Array, expected: Array
 ) -> tuple[str, ...]:
     """At most one note."""
 
     def differing() -> str:
-        optimised = Runtime(
-            session(content, str(path), True), str(path), runtime.shape, runtime.dtype
-        )
+        optimised = replace(runtime, session=session(content, runtime.name, optimised=True))
         return str(int((optimised(values) != expected).any(axis=1).sum()))
 
-    budget = Budget.of_seconds(NOTE_SECONDS, NOTE_BYTES)
+    budget = Budget.of_seconds(_NOTE_SECONDS, _NOTE_BYTES)
     try:
         count = int(text_or_error(differing, budget, "that loads it with them"))
     except BitcrownError as error:

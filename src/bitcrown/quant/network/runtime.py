@@ -11,53 +11,52 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bitcrown.errors import ModelError
+from bitcrown.model.file import first_line, runtime_session
 from bitcrown.quant.formats.lattice import Array
 from bitcrown.quant.network.graph import QuantError
 
-OPSET = 17
+_OPSET = 17
 
 
 def session(content: bytes, name: str, optimised: bool = False) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    """``runtime_session``, whose errors are here those of a quantized network."""
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes that only exist inside its extension
-        raise QuantError(f"onnxruntime cannot load {name}: {str(error).splitlines()[0]}") from error
+        return runtime_session(content, name, optimised)
+    except ModelError as error:
+        raise QuantError(str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """``[B, N]`` input values to ``[B, M]`` output values of a file, one sample at a time as the
-    file is written."""
+    """``[B, N]`` input values to ``[B, M]`` values of the file's first output, one sample at a time
+    as the file is written."""
 
     session: Any
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def __call__(self, values: Array) -> Array:
-        return self.outputs(values)[0]
+    @property
+    def output(self) -> str:
+        return str(self.session.get_outputs()[0].name)
 
-    def outputs(self, values: Array) -> list[Array]:
-        """Every output of the session, each [B, M]."""
+    def __call__(self, values: Array) -> Array:
+        return self.outputs(values, [self.output])[self.output]
+
+    def outputs(self, values: Array, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """The outputs ``names`` of the session (all where None), each [B, M]."""
         entry = self.session.get_inputs()[0].name
+        names = names or [info.name for info in self.session.get_outputs()]
         rows = [np.asarray(row, dtype=self.dtype).reshape(self.shape) for row in values]
         try:
-            found = [self.session.run(None, {entry: row}) for row in rows]
-        except Exception as error:  # as above
-            raise QuantError(
-                f"onnxruntime cannot run {self.name}: {str(error).splitlines()[0]}"
-            ) from error
-        return [
-            np.stack([np.asarray(part[k]).reshape(-1) for part in found])
-            for k in range(len(found[0]))
-        ]
+            found = [self.session.run(names, {entry: row}) for row in rows]
+        except Exception as error:  # onnxruntime's own classes live inside its extension
+            raise QuantError(f"onnxruntime cannot run {self.name}: {first_line(error)}") from error
+        return {
+            name: np.stack([np.asarray(part[k]).reshape(-1) for part in found])
+            for k, name in enumerate(names)
+        }
 
 
 def evaluated(
@@ -65,7 +64,7 @@ def evaluated(
     inputs: Sequence[Array | None],
     attrs: Mapping[str, Any],
     domain: str = "",
-    opset: int = OPSET,
+    opset: int = _OPSET,
 ) -> Array:
     """One operator on known tensors, computed by onnxruntime."""
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
@@ -84,5 +83,5 @@ def evaluated(
         raise
     except Exception as error:  # as above
         raise QuantError(
-            f"onnxruntime cannot compute {op} of constants: {str(error).splitlines()[0]}"
+            f"onnxruntime cannot compute {op} of constants: {first_line(error)}"
         ) from error

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from bitcrown.model.file import NetworkFile
 from bitcrown.quant.formats.export import export_onnx, shift_form
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import (
     Conv,
@@ -58,7 +59,7 @@ def test_exported_network_is_the_same_function(tmp_path: Path) -> None:
     flat = IntegerNetwork(original.nodes[:4], 3, original.entry, original.exit)
     onnx.save(export_onnx(flat), path)
     x = np.random.default_rng(1).integers(0, 256, (40, 32)).astype(np.uint8)
-    assert looks_quantized(path) and (run(path, x) == flat.evaluate(x)).all()
+    assert NetworkFile(path).is_quantized and (run(path, x) == flat.evaluate(x)).all()
     onnx.save(export_onnx(original), path)
     onnx.checker.check_model(str(path))
     expected = original.evaluate(x)

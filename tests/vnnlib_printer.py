@@ -1,5 +1,9 @@
-"""A ``Query`` back to text. Reading the text again gives an equal query; every number is printed
-exactly."""
+"""A ``Query`` back to text, for the law that a printed property parses to the same property. Every
+number is printed exactly.
+
+The generators of ``benchmarks`` write their files themselves: those have to be equal byte for byte
+to published ones, which use ``>=``, comments and the shortest text of a float.
+"""
 
 from __future__ import annotations
 
