@@ -14,7 +14,6 @@ from image_models import Linear, conv_net, some_images
 from torch import Tensor
 
 from bitcrown.attacks.images.apgd import apgd
-from bitcrown.attacks.images.apgd_l1 import apgd_l1
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.components import Component, run_component
 from bitcrown.attacks.images.fab import fab
@@ -97,12 +96,21 @@ def test_apgd_reaches_the_optimum_of_a_linear_model(
 
 def test_l1_apgd_comes_close_to_the_optimum_of_a_linear_model() -> None:
     def attack(model: Linear, x: Tensor, y: Tensor, ball: Ball) -> Trace:
-        return apgd_l1(Victim(model), x, y, ball, keys(40), 60, cross_entropy, y)
+        return apgd(Victim(model), x, y, ball, keys(40), 60, cross_entropy, y)
 
     model = Linear(5, classes=2)
     # The optimum moves the steepest pixel alone; with three pixels near it the radius is used as
     # well.
     judge("L1", attack, 0.9, model)
+
+
+def test_l1_apgd_ends_where_the_larger_balls_left_nothing_standing() -> None:
+    model, images = Linear(5, classes=2), 0.45 + 0.1 * some_images(6)
+    labels = model(images).argmax(dim=1)
+    ball = Ball("L1", 3 * float(boundary_distance(model, images, labels, "L1").max()))
+    trace = apgd(Victim(model), images, labels, ball, keys(6), 60, cross_entropy, labels)
+    assert bool(trace.found.all()) and bool(ball.contains(trace.x, images).all())
+    assert not bool((model(trace.x).argmax(dim=1) == labels).any())
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

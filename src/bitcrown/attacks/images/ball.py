@@ -75,9 +75,9 @@ class Ball:
         ``[B, C, H, W]``."""
         return self.around(clean).project(x)
 
-    def around(self, clean: Tensor) -> Region:
+    def around(self, clean: Tensor) -> BallAround:
         """The ball around each image of ``clean [B, C, H, W]``, for many projections."""
-        return Region(self, clean, *self.limits(clean))
+        return BallAround(self, clean, *self.limits(clean))
 
     def _shrunk(self, x: Tensor, clean: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         centre = clean.double()
@@ -162,7 +162,7 @@ class Ball:
         return self.start(clean, keys)
 
 
-class Region(NamedTuple):
+class BallAround(NamedTuple):
     """One ball per image; ``lower``/``upper`` are its limits in the dtype of ``clean``, all
     ``[B, C, H, W]``."""
 
@@ -177,9 +177,9 @@ class Region(NamedTuple):
             return x.clamp(self.lower, self.upper)
         return self.ball._shrunk(x, self.clean, self.lower, self.upper)
 
-    def at(self, index: Tensor) -> Region:
+    def at(self, index: Tensor) -> BallAround:
         """The regions of some of the images."""
-        return Region(
+        return BallAround(
             self.ball,
             *(field.index_select(0, index) for field in (self.clean, self.lower, self.upper)),
         )

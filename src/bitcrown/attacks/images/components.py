@@ -14,7 +14,7 @@ Legend: ``B`` images, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from bitcrown.attacks.images.apgd import apgd
-from bitcrown.attacks.images.apgd_l1 import apgd_l1
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.fab import fab
 from bitcrown.attacks.images.noise import Keys, stream_keys
@@ -216,12 +215,11 @@ class _Job:
             return search(victim, clean, labels, ball, keys, budget)
         if name.startswith("fab"):
             return fab(victim, clean, labels, ball, keys if restart else None, budget, targets)
-        ascent: Callable[..., Trace] = apgd_l1 if ball.norm == "L1" else apgd
         loss: ImageLoss = cross_entropy if name == "apgd-ce" else dlr
         classes = labels
         if targets is not None:
             loss, classes = _pair_dlr, torch.stack([labels, targets], dim=1)
-        return ascent(victim, clean, labels, ball, keys, budget, loss, classes)
+        return apgd(victim, clean, labels, ball, keys, budget, loss, classes)
 
 
 def _pair_dlr(logits: Tensor, classes: Tensor) -> Tensor:

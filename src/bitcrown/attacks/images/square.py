@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.images.ball import Ball, Region
+from bitcrown.attacks.images.ball import Ball, BallAround
 from bitcrown.attacks.images.noise import Keys, uniforms
 from bitcrown.attacks.images.square_mass import moved_mass, tiled_start
 from bitcrown.attacks.images.trace import Trace
@@ -47,7 +47,7 @@ class _Search:
     place: Tensor
     x: Tensor
     value: Tensor
-    region: Region
+    region: BallAround
     labels: Tensor
     draws: Draws
     asked: Places
@@ -155,13 +155,15 @@ def random_points(
     return trace
 
 
-def _striped_start(region: Region, keys: Keys) -> Tensor:
+def _striped_start(region: BallAround, keys: Keys) -> Tensor:
     count, channels, _, width = region.clean.shape
     coin = torch.from_numpy(uniforms(keys, channels * width) > 0.5).to(region.clean.device)
     return torch.where(coin.reshape(count, channels, 1, width), region.upper, region.lower)
 
 
-def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
+def _flipped(
+    region: BallAround, index: Tensor, x: Tensor, random: Tensor, halvings: Places
+) -> Tensor:
     """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range;
     ``random [Q, J]``."""
     _, channels, height, width = x.shape
@@ -181,7 +183,9 @@ def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings:
     )
 
 
-def _moved(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
+def _moved(
+    region: BallAround, index: Tensor, x: Tensor, random: Tensor, halvings: Places
+) -> Tensor:
     """As ``_flipped``, by ``moved_mass``: windows of one size together."""
     parts, order = [], []
     for number in np.unique(halvings).tolist():

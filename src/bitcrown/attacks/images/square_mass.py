@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.images.ball import Region
+from bitcrown.attacks.images.ball import BallAround
 from bitcrown.attacks.images.noise import Keys, uniforms
 from bitcrown.attacks.images.windows import PLACES, edges, places
 
@@ -30,7 +30,7 @@ INSIDE = 1.0 - 1e-6
 projected anew."""
 
 
-def tiled_start(region: Region, keys: Keys) -> Tensor:
+def tiled_start(region: BallAround, keys: Keys) -> Tensor:
     """Bumps of random sign and orientation side by side, ``[R, C, H, W]``, on the sphere."""
     clean = region.clean
     count, channels, height, width = clean.shape
@@ -51,7 +51,7 @@ def tiled_start(region: Region, keys: Keys) -> Tensor:
     return _on_sphere(region, noise)
 
 
-def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tensor:
+def moved_mass(region: BallAround, x: Tensor, random: Tensor, share: float) -> Tensor:
     """A changed ``x [R, C, H, W]``, on the sphere; ``random [R, J]`` chooses."""
     _, channels, height, width = x.shape
     side = max(round((share * height * width) ** 0.5), 3)
@@ -134,7 +134,7 @@ def _length(nu: Tensor, norm: str) -> Tensor:
     return mass if norm == "L1" else mass.sqrt()
 
 
-def _on_sphere(region: Region, nu: Tensor) -> Tensor:
+def _on_sphere(region: BallAround, nu: Tensor) -> Tensor:
     ball = region.ball
     length = _mass(nu, ball.norm).sum(dim=1, keepdim=True) ** (1 / POWER[ball.norm])
     radius = INSIDE * ball.eps if ball.norm == "L1" else ball.eps
