@@ -502,8 +502,7 @@ def signed_again(data: bytes) -> bytes:
     """A damaged table with the checksums that its blocks would have: of the index block and of
     those it names."""
     from bitcrown.errors import BitcrownError
-    from bitcrown.zoo.crc32c import masked_crc32c
-    from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, read_varint
+    from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, masked_crc32c, read_varint
 
     changed = bytearray(data)
 

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.zoo.crc32c import masked_crc32c
-from bitcrown.zoo.sstable import read_table, read_varint
+from bitcrown.zoo.sstable import masked_crc32c, read_table, read_varint
 
 MAX_INDEX_BYTES = 1 << 28
 MAX_RANK = 254

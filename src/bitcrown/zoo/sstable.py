@@ -10,6 +10,9 @@ with its predecessor::
     footer  := metaindex:handle  index:handle  padding       handle := offset:varint  size:varint
     8 bytes of magic
 
+The checksum is CRC-32C, *masked* (rotated by 15 bits, plus a constant), so that checksums of
+checksums are safe.
+
 Files come from anywhere: every length is held against what is left before anything is taken, and
 every block's checksum is verified.
 """
@@ -18,12 +21,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.zoo.crc32c import masked_crc32c
+from bitcrown.errors import ModelError, ResourceError, UnsupportedError
 
 FOOTER_BYTES = 48
 TRAILER_BYTES = 5
 MAGIC = 0xDB4775248B80FB57
+_MASK_DELTA = 0xA282EAD8
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of ``data`` in the form TensorFlow stores. Raises ``ResourceError`` without
+    ``google-crc32c``."""
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise ResourceError(
+            "reading a TensorFlow checkpoint needs google-crc32c; install it with: "
+            "pip install 'bitcrown[zoo]'"
+        ) from error
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
