@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitcrown.archives import read_array, read_arrays
-from bitcrown.errors import DataError, ResourceError
+from bitcrown.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,12 +129,8 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _open(path: Path) -> Image:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ResourceError(
-            "reading pictures needs Pillow; install it with: pip install 'bitcrown[images]'"
-        ) from error
+    from PIL import Image, UnidentifiedImageError
+
     try:
         picture = Image.open(path)
         picture.load()

@@ -97,7 +97,7 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
     """Images and labels of ``path``, at most the ``first`` ones.
 
     ``train`` chooses the training part where a folder holds both parts. Raises ``DataError`` for
-    what cannot be read and ``ResourceError`` where an optional library is missing.
+    what cannot be read.
     """
     from bitcrown.evaluation.data import cifar_files, image_files
 
