@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.attacks.property.pgd import pgd
+from bitcrown.attacks.property.target import Target
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.budget import Budget

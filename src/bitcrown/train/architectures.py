@@ -66,20 +66,20 @@ class Architecture:
 
 LAST_OF_BLOCK = "_second_bn"
 """End of the name of each block's last batch norm."""
-IMAGE = (3, 32, 32)
+_IMAGE = (3, 32, 32)
 ARCHITECTURES = {
     row.name: row
     for row in (
-        Architecture("resnet_mini", IMAGE, 16, 2, 0, (Stage(32, 1, 2), Stage(64, 1, 2)), 100, 100),
+        Architecture("resnet_mini", _IMAGE, 16, 2, 0, (Stage(32, 1, 2), Stage(64, 1, 2)), 100, 100),
         Architecture(
-            "resnet_small", IMAGE, 64, 2, 0, (Stage(128, 2, 2), Stage(128, 2, 2)), 100, 100
+            "resnet_small", _IMAGE, 64, 2, 0, (Stage(128, 2, 2), Stage(128, 2, 2)), 100, 100
         ),
         Architecture(
-            "resnet_medium", IMAGE, 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 100, 100
+            "resnet_medium", _IMAGE, 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 100, 100
         ),
         Architecture(
             "resnet_large",
-            IMAGE,
+            _IMAGE,
             64,
             1,
             1,
@@ -89,7 +89,7 @@ ARCHITECTURES = {
         ),
         Architecture(
             "resnet_super",
-            IMAGE,
+            _IMAGE,
             128,
             2,
             0,

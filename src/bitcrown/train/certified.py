@@ -30,7 +30,7 @@ FUSED_FROM = 20
 otherwise."""
 
 
-class Box(NamedTuple):
+class InputBox(NamedTuple):
     """``lower``, ``upper``: ``[B, n]``, in the units of the network's input."""
 
     lower: Tensor
@@ -62,7 +62,7 @@ def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[
     return middle - reach, middle + reach
 
 
-def crown_bound(network: Network, bounds: Bounds, box: Box, rows: Tensor) -> Tensor:
+def crown_bound(network: Network, bounds: Bounds, box: InputBox, rows: Tensor) -> Tensor:
     """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` with relaxations over the given intervals
     (CROWN-IBP)."""
     backward = Backward(network, relaxations_of(network, bounds))
@@ -85,7 +85,7 @@ def chord(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused_bound(
-    network: Network, bounds: Bounds, box: Box, labels: Tensor, margins: tuple[Tensor, Tensor]
+    network: Network, bounds: Bounds, box: InputBox, labels: Tensor, margins: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image; ``margins`` is
     ``interval_margins``."""
@@ -101,7 +101,7 @@ def fused_bound(
 
 
 def certified_loss(
-    network: Network, box: Box, labels: Tensor, beta: float | Tensor, is_fused: bool
+    network: Network, box: InputBox, labels: Tensor, beta: float | Tensor, is_fused: bool
 ) -> Tensor:
     """Upper bounds ``[B]`` of the cross entropy over the boxes: ``beta`` CROWN-IBP and ``1 - beta``
     interval.
@@ -124,7 +124,9 @@ def certified_loss(
     return torch.logsumexp(upper, dim=1)
 
 
-def certified_margins(network: Network, box: Box, labels: Tensor, entries: int = 1 << 26) -> Tensor:
+def certified_margins(
+    network: Network, box: InputBox, labels: Tensor, entries: int = 1 << 26
+) -> Tensor:
     """``[B]``: a lower bound of the least margin ``z_y - z_j`` over ``j != y``; a guide, no proof.
 
     Each margin has the better of its two bounds; CROWN bounds only those whose interval does not

@@ -22,9 +22,9 @@ from bitcrown.train.images import Normalisation
 from bitcrown.train.network import TrainableNetwork
 from bitcrown.train.settings import TrainSettings
 from bitcrown.train.step import optimiser_of
-from bitcrown.train.training import Run, device_of
+from bitcrown.train.training import TrainingRun, training_device
 
-FORMAT = 1
+_FORMAT = 1
 _DAMAGE = (
     OSError,
     EOFError,
@@ -43,10 +43,10 @@ _DAMAGE = (
 things."""
 
 
-def save_checkpoint(run: Run, path: Path) -> None:
+def save_checkpoint(run: TrainingRun, path: Path) -> None:
     """Write ``path`` whole or not at all. Raises ``ResourceError`` if it cannot be written."""
     content = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "architecture": asdict(run.network.architecture),
         "settings": run.settings.as_dict(),
         "normalisation": asdict(run.normalisation),
@@ -63,7 +63,7 @@ def save_checkpoint(run: Run, path: Path) -> None:
         raise ResourceError(f"the checkpoint cannot be written to {path}: {error}") from error
 
 
-def load_checkpoint(path: Path, device: str | None = None) -> Run:
+def load_checkpoint(path: Path, device: str | None = None) -> TrainingRun:
     """The run that ``path`` holds, on ``device`` or where its settings say. Raises ``ModelError``
     for a bad file."""
     try:
@@ -74,15 +74,15 @@ def load_checkpoint(path: Path, device: str | None = None) -> Run:
         raise ModelError(
             f"{path} is not a checkpoint of bitcrown train, or it is damaged"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {FORMAT})")
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {_FORMAT})")
     try:
         return _restored(content, device)
     except (*_DAMAGE, SettingsError) as error:
         raise ModelError(f"{path} does not fit together: {error}") from error
 
 
-def _restored(content: dict[str, Any], device: str | None) -> Run:
+def _restored(content: dict[str, Any], device: str | None) -> TrainingRun:
     values = content["settings"] if device is None else {**content["settings"], "device": device}
     settings = TrainSettings.from_mapping(values)
     fields = dict(content["architecture"])
@@ -91,14 +91,14 @@ def _restored(content: dict[str, Any], device: str | None) -> Run:
     normalisation = Normalisation(
         *(tuple(content["normalisation"][key]) for key in ("mean", "std"))
     )
-    network = TrainableNetwork(Architecture(**fields)).to(device_of(settings))
+    network = TrainableNetwork(Architecture(**fields)).to(training_device(settings))
     network.load_state_dict(content["network"])
     optimiser = optimiser_of(network, settings)
     groups = optimiser.state_dict()[
         "param_groups"
     ]  # those of this device: which kernels, and where the rate lives
     optimiser.load_state_dict({"state": content["optimiser"]["state"], "param_groups": groups})
-    return Run(
+    return TrainingRun(
         network,
         optimiser,
         settings,

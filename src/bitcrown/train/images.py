@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.errors import DataError, SettingsError
-from bitcrown.train.certified import Box
+from bitcrown.train.certified import InputBox
 
 NORMALISATIONS = {
     "none": ((0.0,), (1.0,)),
@@ -40,11 +40,11 @@ class Normalisation:
         mean, std = _constants(self.mean, self.std, images.dtype, images.device)
         return (images - mean) / std
 
-    def box(self, images: Tensor, eps: float | Tensor) -> Box:
+    def box(self, images: Tensor, eps: float | Tensor) -> InputBox:
         """Boxes ``[B, n]`` of radius ``eps`` around ``images [B, C, H, W]`` in [0, 1],
         normalised."""
         lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
-        return Box(self(lower).flatten(1), self(upper).flatten(1))
+        return InputBox(self(lower).flatten(1), self(upper).flatten(1))
 
 
 @lru_cache(maxsize=16)
@@ -59,7 +59,7 @@ def _constants(
     return next(values), next(values)
 
 
-def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+def middle_crop(images: Tensor, height: int, width: int) -> Tensor:
     """The middle ``[B, C, height, width]``. Raises ``DataError`` where images are smaller."""
     rows, columns = images.shape[2:]
     if rows < height or columns < width:

@@ -148,7 +148,7 @@ def detached(network: Network) -> Network:
     return _with_each(network, Tensor.detach)
 
 
-def rounded(network: Network, dtype: torch.dtype) -> Network:
+def with_dtype(network: Network, dtype: torch.dtype) -> Network:
     """The same network with its weights in ``dtype``; gradients go through the rounding."""
     return _with_each(network, lambda value: value.to(dtype))
 

@@ -18,7 +18,7 @@ from bitcrown.files import write_whole
 from bitcrown.train.architectures import Layer
 from bitcrown.train.network import TrainableNetwork
 
-OPSET = 13
+_OPSET = 13
 
 
 def write_onnx(network: TrainableNetwork, path: Path) -> None:
@@ -35,7 +35,7 @@ def write_onnx(network: TrainableNetwork, path: Path) -> None:
         weights,
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bitcrown"
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="bitcrown"
     )
     model.ir_version = 8
     onnx.checker.check_model(model)

@@ -36,8 +36,8 @@ from bitcrown.model.execute import Network
 from bitcrown.train.adversarial import ascended
 from bitcrown.train.certified import FUSED_FROM, certified_loss
 from bitcrown.train.images import Normalisation
-from bitcrown.train.network import TrainableNetwork, detached, rounded
-from bitcrown.train.schedules import Stage
+from bitcrown.train.network import TrainableNetwork, detached, with_dtype
+from bitcrown.train.schedules import StepValues
 from bitcrown.train.settings import TrainSettings
 
 PARTS = ("loss", "accuracy", "natural", "certified", "adversarial")
@@ -45,7 +45,7 @@ WARM_UP = 3
 """Steps of a kind before it is recorded: lazily made states and workspaces must exist."""
 
 
-def parts_of(settings: TrainSettings, now: Stage) -> tuple[str, ...]:
+def parts_of(settings: TrainSettings, now: StepValues) -> tuple[str, ...]:
     """Which of ``PARTS`` a step at this stage has."""
     share = settings.weights()[1]
     has = {"certified": share > 0, "adversarial": share < 1}
@@ -54,11 +54,11 @@ def parts_of(settings: TrainSettings, now: Stage) -> tuple[str, ...]:
     )
 
 
-def _is_robust(settings: TrainSettings, now: Stage) -> bool:
+def _is_robust(settings: TrainSettings, now: StepValues) -> bool:
     return settings.method != "natural" and now.eps > 0
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """``images`` and ``noise`` (uniform in [0, 1], the attack's start) ``[B, C, H, W]``,
     ``labels [B]``."""
 
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     noise: Tensor
 
 
-class Step:
+class TrainingStep:
     """``step(batch, stage)`` moves the weights once and gives the means of ``PARTS``,
     ``[len(PARTS)]``.
 
@@ -89,7 +89,7 @@ class Step:
         self.steps_taken = {True: 0, False: 0}
         self.recorded: dict[bool, _Recording] = {}
 
-    def __call__(self, batch: Batch, now: Stage) -> Tensor:
+    def __call__(self, batch: TrainingBatch, now: StepValues) -> Tensor:
         self.stage.copy_(torch.tensor([now.eps, now.beta, now.kappa]), non_blocking=True)
         for group in self.optimiser.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -107,7 +107,7 @@ class Step:
             self.recorded[is_robust] = _Recording(lambda given: self.taken(given, is_robust), batch)
         return self.recorded[is_robust](batch)
 
-    def _aside(self, batch: Batch, is_robust: bool) -> Tensor:
+    def _aside(self, batch: TrainingBatch, is_robust: bool) -> Tensor:
         """On a stream of its own: what is made on the default stream cannot be recorded later."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
@@ -116,7 +116,7 @@ class Step:
         current.wait_stream(side)
         return result
 
-    def taken(self, batch: Batch, is_robust: bool) -> Tensor:
+    def taken(self, batch: TrainingBatch, is_robust: bool) -> Tensor:
         self.optimiser.zero_grad(set_to_none=True)
         parts = self.losses(batch, is_robust)
         parts["loss"].backward()  # type: ignore[no-untyped-call]
@@ -125,7 +125,7 @@ class Step:
         missing = torch.zeros((), device=self.device)
         return torch.stack([parts.get(name, missing).detach() for name in PARTS])
 
-    def losses(self, batch: Batch, is_robust: bool) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch, is_robust: bool) -> dict[str, Tensor]:
         """Means over the batch; ``loss`` is what is minimised."""
         settings, (eps, beta, kappa) = self.settings, self.stage
         share = settings.weights()[1]
@@ -149,7 +149,7 @@ class Step:
             ).mean()
             robust = robust + share * parts["certified"]
         if share < 1:
-            view = rounded(view, low)
+            view = with_dtype(view, low)
             fixed = detached(view)
             points = ascended(
                 lambda at: self._losses_at(fixed, at, batch.labels),
@@ -173,13 +173,13 @@ class _Recording:
     """``function`` of a batch as a CUDA graph with tensors of its own for what goes in and comes
     out."""
 
-    def __init__(self, function: Callable[[Batch], Tensor], batch: Batch) -> None:
-        self.inputs = Batch(*(torch.empty_like(value).copy_(value) for value in batch))
+    def __init__(self, function: Callable[[TrainingBatch], Tensor], batch: TrainingBatch) -> None:
+        self.inputs = TrainingBatch(*(torch.empty_like(value).copy_(value) for value in batch))
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.result = function(self.inputs)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: TrainingBatch) -> Tensor:
         for mine, given in zip(self.inputs, batch, strict=True):
             mine.copy_(given, non_blocking=True)
         self.graph.replay()

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.zoo.sstable import masked_crc32c, read_table, read_varint
 
-MAX_INDEX_BYTES = 1 << 28
-MAX_RANK = 254
-MAX_SHARDS = 99_999
-DTYPES: Mapping[int, str] = {
+_MAX_INDEX_BYTES = 1 << 28
+_MAX_RANK = 254
+_MAX_SHARDS = 99_999
+_DTYPES: Mapping[int, str] = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 10: "|b1", 17: "<u2",
     19: "<f2", 22: "<u4",
     23: "<u8",
@@ -36,7 +36,7 @@ DTYPES: Mapping[int, str] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class BundleEntry:
     """Where one variable lies. ``dtype`` is TensorFlow's number; ``is_sliced``: in pieces under
     other keys."""
 
@@ -55,7 +55,7 @@ class Checkpoint:
 
     prefix: Path
     shards: int
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, BundleEntry]
 
     def read(self, name: str) -> NDArray[np.generic]:
         """The variable ``name``, checked. Raises ``ModelError`` if it is absent, damaged or of a
@@ -66,7 +66,7 @@ class Checkpoint:
                 "network?"
             )
         entry = self.entries[name]
-        if entry.is_sliced or entry.dtype not in DTYPES:
+        if entry.is_sliced or entry.dtype not in _DTYPES:
             what = (
                 "is stored in slices"
                 if entry.is_sliced
@@ -75,7 +75,7 @@ class Checkpoint:
             raise UnsupportedError(
                 f"{self.prefix.name}: the variable {name!r} {what}, which bitcrown does not read"
             )
-        dtype = np.dtype(DTYPES[entry.dtype])
+        dtype = np.dtype(_DTYPES[entry.dtype])
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise ModelError(
                 f"{self.prefix.name}: {name!r} has {entry.size} bytes, which do not fill its "
@@ -89,7 +89,7 @@ class Checkpoint:
             )
         return np.frombuffer(raw, dtype=dtype).reshape(entry.shape)
 
-    def _bytes_of(self, name: str, entry: Entry) -> bytes:
+    def _bytes_of(self, name: str, entry: BundleEntry) -> bytes:
         file = self.prefix.with_name(
             f"{self.prefix.name}.data-{entry.shard:05d}-of-{self.shards:05d}"
         )
@@ -113,9 +113,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     of them."""
     index = _index_file(path)
     try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ModelError(
-                f"{index.name}: an index above {MAX_INDEX_BYTES} bytes is not one; check the path"
+                f"{index.name}: an index above {_MAX_INDEX_BYTES} bytes is not one; check the path"
             )
         data = index.read_bytes()
     except OSError as error:
@@ -208,12 +208,12 @@ def _shard_count(header: bytes, index: Path) -> int:
             f"{index.name}: written on a big-endian machine, which bitcrown does not read"
         )
     shards = _number(fields.get(1, 0))
-    if not 1 <= shards <= MAX_SHARDS:
+    if not 1 <= shards <= _MAX_SHARDS:
         raise ModelError(f"{index.name}: {shards} data files are not possible; the file is damaged")
     return shards
 
 
-def _entry(data: bytes, name: str, shards: int) -> Entry:
+def _entry(data: bytes, name: str, shards: int) -> BundleEntry:
     fields = list(_fields(data))
     plain = {number: value for number, value in fields if number not in (2, 7)}
     shape: tuple[int, ...] = ()
@@ -225,7 +225,7 @@ def _entry(data: bytes, name: str, shards: int) -> Entry:
         raise ModelError(
             f"checkpoint index: {name!r} lies in data file {shard} of {shards}; the file is damaged"
         )
-    return Entry(
+    return BundleEntry(
         dtype=_number(plain.get(1, 0)),
         shape=shape,
         shard=shard,
@@ -247,6 +247,6 @@ def _shape(message: int | bytes, name: str) -> tuple[int, ...]:
             sizes.append(_number(dict(_fields(value)).get(1, 0)))
         elif number == 3 and value:
             raise ModelError(f"checkpoint index: {name!r} has no known shape; the file is damaged")
-    if len(sizes) > MAX_RANK:
+    if len(sizes) > _MAX_RANK:
         raise ModelError(f"checkpoint index: {name!r} has {len(sizes)} axes; the file is damaged")
     return tuple(sizes)

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from bitcrown.errors import ModelError, ResourceError, UnsupportedError
 
 FOOTER_BYTES = 48
-TRAILER_BYTES = 5
+_TRAILER_BYTES = 5
 MAGIC = 0xDB4775248B80FB57
 _MASK_DELTA = 0xA282EAD8
 
@@ -87,12 +87,12 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
     end = offset + size
-    if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
+    if end + _TRAILER_BYTES > len(data) - FOOTER_BYTES:
         raise ModelError(
             f"checkpoint index: a block of {size} bytes at {offset} passes the end of the file; "
             "copy the file again"
         )
-    if int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little") != masked_crc32c(
+    if int.from_bytes(data[end + 1 : end + _TRAILER_BYTES], "little") != masked_crc32c(
         data[offset : end + 1]
     ):
         raise ModelError(

@@ -25,7 +25,7 @@ from bitcrown.archives import read_arrays
 from bitcrown.errors import DataError, ModelError
 from bitcrown.files import replacing
 from bitcrown.zoo.checkpoint import open_checkpoint
-from bitcrown.zoo.networks import Moments, SameConv, ZooNetwork
+from bitcrown.zoo.networks import MomentNorm, SameConv, ZooNetwork
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def variables(network: ZooNetwork) -> dict[str, Variable]:
     for module in network.modules():
         if isinstance(module, SameConv):
             found[f"{module.scope}/DW"] = Variable(module.weight, (2, 3, 1, 0))
-        elif isinstance(module, Moments):
+        elif isinstance(module, MomentNorm):
             found[f"{module.scope}/BN/DN_Mean"] = Variable(module.bias, (0,), leading=3)
             found[f"{module.scope}/BN/DN_Variance"] = Variable(module.weight, (0,), leading=3)
     return found
@@ -102,11 +102,11 @@ def save_weights(network: ZooNetwork, path: Path) -> None:
         np.savez_compressed(file, **values)
 
 
-Reader = Callable[[str], NDArray[np.generic]]
+_Reader = Callable[[str], NDArray[np.generic]]
 
 
 def _checked(
-    path: Path, name: str, variable: Variable, names: tuple[str, ...], read: Reader
+    path: Path, name: str, variable: Variable, names: tuple[str, ...], read: _Reader
 ) -> Tensor:
     if name not in names:
         raise ModelError(
@@ -127,7 +127,7 @@ def _checked(
     return found
 
 
-def _archive(path: Path) -> tuple[tuple[str, ...], Reader]:
+def _archive(path: Path) -> tuple[tuple[str, ...], _Reader]:
     try:
         arrays = read_arrays(path)
     except DataError as error:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bitcrown.attacks.images.bpda import RULES, block_names, bpda, with_substitute_gradient
 from bitcrown.errors import SettingsError
-from bitcrown.zoo.networks import Stage, ZooNetwork, ZooPlan
+from bitcrown.zoo.networks import ZooNetwork, ZooPlan, ZooStage
 from bitcrown.zoo.quantizer import Quantizer
 
-TINY = ZooPlan((Stage(4, ("",)), Stage(6, ("_0",))))
+TINY = ZooPlan((ZooStage(4, ("",)), ZooStage(6, ("_0",))))
 
 
 def tiny(seed: int = 0) -> ZooNetwork:

@@ -18,12 +18,12 @@ from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.components import Component, run_component
 from bitcrown.attacks.images.fab import fab
 from bitcrown.attacks.images.hyperplane import shortest_move
+from bitcrown.attacks.images.losses import cross_entropy, dlr, lead, targeted_dlr
 from bitcrown.attacks.images.noise import stream_keys
 from bitcrown.attacks.images.square import random_points, square
 from bitcrown.attacks.images.square_mass import two_bumps
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Victim
-from bitcrown.attacks.property.losses import cross_entropy, dlr, lead, targeted_dlr
 
 NET = conv_net(2)
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}

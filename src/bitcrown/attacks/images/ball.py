@@ -28,10 +28,10 @@ from bitcrown.attacks.images.noise import Keys, normal_like, uniform_like
 from bitcrown.errors import SettingsError
 
 NORMS = ("Linf", "L2", "L1")
-SHRINKS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
+_SHRINKS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
 """Shares of the radius given up, one after the other, until the rounded point lies inside; the last
 is the image."""
-ROUGH = 0.01
+_ROUGH = 0.01
 """Share by which a distance computed in float32 may be off, and more: it is below a thousandth."""
 
 
@@ -84,7 +84,7 @@ class Ball:
         move = x.double() - centre
         shrink = self._l2_shrink(move) if self.norm == "L2" else self._l1_shrink(move, centre)
         result = torch.minimum(torch.maximum((centre + shrink).to(clean.dtype), lower), upper)
-        for share in SHRINKS:
+        for share in _SHRINKS:
             is_out = ~self.contains(result, clean)
             if not bool(is_out.any()):
                 break
@@ -135,7 +135,7 @@ class Ball:
         )
         # Most points that are asked about are far outside, and a distance in double precision costs
         # as much as a step.
-        inside &= self._length((x - clean).flatten(1)) <= self.eps * (1.0 + ROUGH)
+        inside &= self._length((x - clean).flatten(1)) <= self.eps * (1.0 + _ROUGH)
         near = inside.nonzero().flatten()
         inside[near] = (
             self.distance(x.index_select(0, near), clean.index_select(0, near)) <= self.eps

@@ -18,7 +18,7 @@ Which stand-in, ``rule``:
 * ``smooth``: the staircase's derivative is that of a smooth ramp between its steps.
 
 The last two reach inside: a block says how (``Block.surrogate``), and rounding functions of torch
-called anywhere in the network (also by networks read from ONNX) follow ``ROUNDING_SLOPES``.
+called anywhere in the network (also by networks read from ONNX) follow ``rounding_slopes``.
 
 Legend: ``B`` images, ``K`` classes, ``...`` any further axes.
 """
@@ -26,19 +26,17 @@ Legend: ``B`` images, ``K`` classes, ``...`` any further axes.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from bitcrown.attacks.images.victim import Classifier
+from bitcrown.attacks.rounding_slopes import RoundingSlopes
 from bitcrown.errors import SettingsError
 
-Classifier = Callable[[Tensor], Tensor]
-"""Pixels ``[B, C, H, W]`` to logits ``[B, K]``."""
 RULES = ("identity", "removed", "straight-through", "smooth")
 _INSIDE = ("straight-through", "smooth")
 
@@ -173,93 +171,6 @@ def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
         outer, _, last = name.rpartition(".")
         setattr(twin.get_submodule(outer), last, stand_in)
     return twin
-
-
-# ---- Rounding functions called anywhere in a network
-
-
-def _one(x: Tensor) -> Tensor:
-    return torch.ones_like(x)
-
-
-def _hard_tanh_slope(x: Tensor) -> Tensor:
-    return (x.abs() <= 1).to(x.dtype)
-
-
-def _wave_at_halves(x: Tensor) -> Tensor:
-    return 1 - torch.cos(2 * math.pi * x)
-
-
-def _wave_at_wholes(x: Tensor) -> Tensor:
-    return 1 + torch.cos(2 * math.pi * x)
-
-
-def _tanh_slope(x: Tensor) -> Tensor:
-    return 1 - torch.tanh(x).square()
-
-
-ROUNDING_SLOPES: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
-    "straight-through": {
-        "round": _one,
-        "floor": _one,
-        "ceil": _one,
-        "trunc": _one,
-        "sign": _hard_tanh_slope,
-    },
-    "smooth": {
-        "round": _wave_at_halves,
-        "floor": _wave_at_wholes,
-        "ceil": _wave_at_wholes,
-        "trunc": _wave_at_wholes,
-        "sign": _tanh_slope,
-    },
-}
-"""Slope given to each rounding function at its input; the waves are one on average and largest at
-the jumps."""
-
-
-class _Sloped(torch.autograd.Function):
-    """``(value, x, slope) -> value`` with ``dvalue/dx = slope``."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return None, gradients[0] * slope, None
-
-
-class RoundingSlopes(TorchFunctionMode):
-    """While it lasts, torch's rounding functions keep their values and get the slopes of a rule."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__()
-        self.slopes: dict[Any, Callable[[Tensor], Tensor]] = {}
-        for name, slope in ROUNDING_SLOPES[rule].items():
-            self.slopes[getattr(torch, name)] = self.slopes[getattr(Tensor, name)] = slope
-
-    def __torch_function__(
-        self,
-        function: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        slope = self.slopes.get(function)
-        x = args[0] if args else None
-        if (
-            slope is None
-            or not isinstance(x, Tensor)
-            or not x.requires_grad
-            or not torch.is_grad_enabled()
-        ):
-            return function(*args, **(kwargs or {}))
-        with torch.no_grad():
-            value, at_x = function(*args, **(kwargs or {})), slope(x)
-        return _Sloped.apply(value, x, at_x)  # type: ignore[no-untyped-call]
 
 
 def _with_rounding_slopes(network: Classifier, rule: str) -> Classifier:

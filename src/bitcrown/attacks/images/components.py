@@ -25,14 +25,13 @@ from torch import Tensor
 from bitcrown.attacks.images.apgd import apgd
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.fab import fab
+from bitcrown.attacks.images.losses import cross_entropy, dlr, targeted_dlr
 from bitcrown.attacks.images.noise import Keys, stream_keys
 from bitcrown.attacks.images.square import random_points, square
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import ImageLoss, Victim
-from bitcrown.attacks.property.losses import cross_entropy, dlr, targeted_dlr
+from bitcrown.attacks.images.windows import Places
 from bitcrown.errors import SettingsError
-
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from bitcrown.attacks.images.noise import Keys
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Victim
 
-MOST_CLEAN = 0.1
-OVERSHOOT = 1.05
-BACKWARD = 0.9
-DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
+_MOST_CLEAN = 0.1
+_OVERSHOOT = 1.05
+_BACKWARD = 0.9
+_DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
 
 
 class _Boundary(NamedTuple):
@@ -102,8 +102,8 @@ def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
     reach = torch.stack([offset, offset + (now - origin).mul_(w).sum(dim=1)])
     move = shortest_move(both, w, reach, ball.norm, ball.low, ball.high)
     near, far = _length(move, ball.norm)
-    share = (near / (near + far).clamp(min=1e-30)).clamp(max=MOST_CLEAN).unsqueeze(1)
-    first, third = move.mul_(OVERSHOOT).add_(both).mul_(torch.stack([1.0 - share, share]))
+    share = (near / (near + far).clamp(min=1e-30)).clamp(max=_MOST_CLEAN).unsqueeze(1)
+    first, third = move.mul_(_OVERSHOOT).add_(both).mul_(torch.stack([1.0 - share, share]))
     ahead: Tensor = first.add_(third).clamp_(ball.low, ball.high)
     if not is_whole:
         ahead = torch.where(usable.unsqueeze(1), ahead, now)
@@ -132,7 +132,7 @@ def _judge(
     place = beyond[inside]
     broken = inside[victim.breaks(found[inside], logits[place], walk.labels[place])]
     trace.record(walk.place[beyond[broken]], found[broken])
-    x = x.index_copy(0, beyond, (1.0 - BACKWARD) * origin + BACKWARD * found)
+    x = x.index_copy(0, beyond, (1.0 - _BACKWARD) * origin + _BACKWARD * found)
     if not len(broken):
         return x, walk
     left = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -151,7 +151,7 @@ def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
     own = walk.labels.reshape(-1, 1)
     value = logits - logits.gather(1, own)
     normal = slopes - slopes.gather(1, own.unsqueeze(2).expand(-1, 1, slopes.shape[2]))
-    distance = value.abs() / torch.linalg.vector_norm(normal, ord=DUAL[norm], dim=2).clamp(
+    distance = value.abs() / torch.linalg.vector_norm(normal, ord=_DUAL[norm], dim=2).clamp(
         min=1e-30
     )
     nearest = distance.nan_to_num(torch.inf).scatter(1, own, torch.inf).argmin(dim=1)

@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bitcrown.attacks.images.ball import Ball
+from bitcrown.attacks.images.losses import lead
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Classifier
-from bitcrown.attacks.property.losses import lead
 
-SAMPLE = 16
-DIFFERENCE = 1e-4
+_SAMPLE = 16
+_DIFFERENCE = 1e-4
 """Logits that differ by more than this share of the largest one do not differ by rounding."""
-STEEP = 1e3
+_STEEP = 1e3
 """A first-order change over the ball this many times the spread of the logits describes no
 function."""
-FLAT_SHARE, ZERO_SHARE, SQUARE_SHARE, GAP_SHARE = 0.1, 0.01, 0.002, 0.01
-Z95 = 1.959963984540054
+_FLAT_SHARE, _ZERO_SHARE, _SQUARE_SHARE, _GAP_SHARE = 0.1, 0.01, 0.002, 0.01
+_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ class Inspection:
 
 
 def inspect(model: Classifier, images: Tensor, labels: Tensor, ball: Ball) -> Inspection:
-    """Check the network on the first ``SAMPLE`` of ``images [B, C, H, W]``."""
-    x, y = images[:SAMPLE], labels[:SAMPLE]
+    """Check the network on the first ``_SAMPLE`` of ``images [B, C, H, W]``."""
+    x, y = images[:_SAMPLE], labels[:_SAMPLE]
     with torch.no_grad():
         logits = model(x)
-    randomness = randomised_forward(model, x, logits)
-    dependence = None if randomness else batch_dependence(model, x, logits)
+    randomness = _randomised_forward(model, x, logits)
+    dependence = None if randomness else _batch_dependence(model, x, logits)
     is_differentiable = _has_gradient(model, x)
-    findings = [randomness, dependence, softmax_output(logits)]
+    findings = [randomness, dependence, _softmax_output(logits)]
     if is_differentiable:
         findings += [
-            dynamic_forward(model, x),
-            cross_gradient(model, x, y),
-            *gradient_size(model, x, y, ball),
+            _dynamic_forward(model, x),
+            _cross_gradient(model, x, y),
+            *_gradient_size(model, x, y, ball),
         ]
     return Inspection(
         tuple(f for f in findings if f is not None), dependence is not None, is_differentiable
@@ -93,11 +93,11 @@ def _difference(first: Tensor, second: Tensor) -> float:
     return float((gap / scale).nan_to_num(torch.inf).max())
 
 
-def randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
+def _randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
     """The same batch several times."""
     with torch.no_grad():
         worst = max(_difference(logits, model(x)) for _ in range(4))
-    if worst <= DIFFERENCE:
+    if worst <= _DIFFERENCE:
         return None
     return Finding(
         "randomised",
@@ -108,7 +108,7 @@ def randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding 
     )
 
 
-def batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
+def _batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
     """Each image alone, with half of its batch, and with other companions (all black, all
     white)."""
     half = max(1, len(x) // 2)
@@ -123,7 +123,7 @@ def batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | 
         _difference(logits, alone),
         *(_difference(logits[:half], other) for other in (*others, halved)),
     )
-    if worst <= DIFFERENCE:
+    if worst <= _DIFFERENCE:
         return None
     changed = int((alone.argmax(dim=1) != logits.argmax(dim=1)).sum())
     return Finding(
@@ -137,7 +137,7 @@ def batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | 
     )
 
 
-def cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | None:
+def _cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | None:
     """The gradient of the losses of the first half of a batch in the images of the second half."""
     half = len(x) // 2
     if not half:
@@ -156,7 +156,7 @@ def cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | No
     )
 
 
-def gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> list[Finding]:
+def _gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> list[Finding]:
     """NaN, zero and exploding gradients at the images themselves."""
     slope = _slope(model, x, labels, len(x)).flatten(1)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> l
         )
     if zero:
         found.append(_share("zero-gradient", zero, len(x), "have gradients that are exactly zero"))
-    if steepest > STEEP:
+    if steepest > _STEEP:
         found.append(
             Finding(
                 "exploding-gradient",
@@ -212,7 +212,7 @@ class _GradientCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
+def _dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
     """A forward pass that calls autograd optimises something at test time."""
     with torch.no_grad(), _GradientCalls() as calls:
         model(x)
@@ -227,7 +227,7 @@ def dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
     )
 
 
-def softmax_output(logits: Tensor) -> Finding | None:
+def _softmax_output(logits: Tensor) -> Finding | None:
     """Outputs between 0 and 1 that sum to 1."""
     off = float((logits.sum(dim=1) - 1.0).abs().max())
     if not (float(logits.min()) >= 0.0 and float(logits.max()) <= 1.0 and off <= 1e-5):
@@ -254,7 +254,7 @@ def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) 
                 f"met NaN or infinite gradients under {name}",
             )
         )
-    if zero > ZERO_SHARE * attempted:
+    if zero > _ZERO_SHARE * attempted:
         found.append(
             _share(
                 f"zero-gradient:{name}",
@@ -263,7 +263,7 @@ def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) 
                 f"began {name} with a gradient of exactly zero",
             )
         )
-    if name.startswith("apgd") and flat > FLAT_SHARE * attempted:
+    if name.startswith("apgd") and flat > _FLAT_SHARE * attempted:
         sentence = f"the loss of {flat} of {attempted} images never rose above where {name} began"
         found.append(
             Finding(
@@ -276,7 +276,7 @@ def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) 
 def black_box_ahead(images: int, before: int, name: str, broken: int) -> Finding | None:
     """Random search broke ``broken`` of ``images`` that the gradient attacks ``before`` it had left
     standing."""
-    if not before or broken <= SQUARE_SHARE * images:
+    if not before or broken <= _SQUARE_SHARE * images:
         return None
     return Finding(
         "black-box-ahead",
@@ -291,7 +291,7 @@ def substitute_gap(images: int, without: int, with_substitute: int) -> Finding |
     """Standing images ``without`` and ``with_substitute`` gradients (BPDA): a large gap means
     gradients were hidden."""
     gap = without - with_substitute
-    if gap <= GAP_SHARE * images:
+    if gap <= _GAP_SHARE * images:
         return None
     return Finding(
         "substitute-gradient-gap",
@@ -307,10 +307,10 @@ def confidence_interval(successes: int, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval for a share measured on ``images``, as shares (Wilson 1927)."""
     if not images:
         return 0.0, 1.0
-    share, z2 = successes / images, Z95 * Z95
+    share, z2 = successes / images, _Z95 * _Z95
     middle = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = (
-        Z95
+        _Z95
         / (1 + z2 / images)
         * math.sqrt(share * (1 - share) / images + z2 / (4 * images * images))
     )

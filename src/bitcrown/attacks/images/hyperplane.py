@@ -28,7 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NEWTON_STEPS = 40
+_NEWTON_STEPS = 40
 
 
 def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: float) -> Tensor:
@@ -58,7 +58,7 @@ def _newton(until: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
     active = torch.ones_like(gain, dtype=torch.bool)
     work = torch.empty_like(until)
     missing = gain
-    for _ in range(NEWTON_STEPS):
+    for _ in range(_NEWTON_STEPS):
         # A row that has arrived is never touched again: how long the others take must not change
         # its last bits.
         active = active & (missing > 1e-6 * gain)

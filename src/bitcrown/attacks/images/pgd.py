@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bitcrown.attacks.images.ball import Ball
+from bitcrown.attacks.images.losses import cross_entropy
 from bitcrown.attacks.images.noise import Keys, stream_keys
 from bitcrown.attacks.images.victim import Classifier, Victim, rows_for
-from bitcrown.attacks.property.losses import cross_entropy
 
 _L1_SHARE = 0.05
 """Share of the pixels that one L1 step moves."""

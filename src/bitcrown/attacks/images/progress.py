@@ -63,7 +63,7 @@ def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
     return digest.hexdigest()
 
 
-def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
+def save_state(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
     """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks
     apart."""
     try:
@@ -84,7 +84,7 @@ def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
         ) from error
 
 
-def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
+def load_state(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
     """The state in ``path``, or ``fresh`` without such a file. Raises ``SettingsError`` if it is of
     another run."""
     if not path.exists():

@@ -28,15 +28,15 @@ import torch
 from torch import Tensor
 
 from bitcrown.attacks.images.ball import Ball, BallAround
+from bitcrown.attacks.images.losses import lead
 from bitcrown.attacks.images.noise import Keys, uniforms
 from bitcrown.attacks.images.square_mass import moved_mass, tiled_start
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Victim
 from bitcrown.attacks.images.windows import BLOCK, Draws, Places, edges, places
-from bitcrown.attacks.property.losses import lead
 
-FIRST_SHARE = 0.8
-HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_FIRST_SHARE = 0.8
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass
@@ -104,7 +104,7 @@ def square(
         if (query >= search.draws.first[image] + BLOCK).any():
             search.draws = Draws.of(search.draws.keys, search.asked, clean)
         index = torch.from_numpy(image).to(clean.device)
-        halvings = (query[:, None] > np.array(HALVED_AFTER)).sum(axis=1)
+        halvings = (query[:, None] > np.array(_HALVED_AFTER)).sum(axis=1)
         change = _flipped if ball.norm == "Linf" else _moved
         random = search.draws.at(image, query)
         tried = change(search.region, index, search.x.index_select(0, index), random, halvings)
@@ -168,7 +168,7 @@ def _flipped(
     ``random [Q, J]``."""
     _, channels, height, width = x.shape
     sides = [
-        round((FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(HALVED_AFTER) + 1)
+        round((_FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(_HALVED_AFTER) + 1)
     ]
     side = torch.from_numpy(np.array(sides).clip(1, min(height, width))[halvings]).to(x.device)
     rows, columns = edges(places(random[:, :2], side, height, width), side, height, width)
@@ -191,7 +191,7 @@ def _moved(
     for number in np.unique(halvings).tolist():
         part = torch.from_numpy(np.flatnonzero(halvings == number)).to(x.device)
         parts.append(
-            moved_mass(region.at(index[part]), x[part], random[part], FIRST_SHARE / 2**number)
+            moved_mass(region.at(index[part]), x[part], random[part], _FIRST_SHARE / 2**number)
         )
         order.append(part)
     return torch.cat(parts) if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]

@@ -22,10 +22,10 @@ from bitcrown.attacks.images.ball import BallAround
 from bitcrown.attacks.images.noise import Keys, uniforms
 from bitcrown.attacks.images.windows import PLACES, edges, places
 
-TINY = 1e-12
-POWER = {"L2": 2, "L1": 1}
-FALL = {"L2": 2, "L1": 4}
-INSIDE = 1.0 - 1e-6
+_TINY = 1e-12
+_POWER = {"L2": 2, "L1": 1}
+_FALL = {"L2": 2, "L1": 4}
+_INSIDE = 1.0 - 1e-6
 """Share of the radius that is used: less than rounding adds up to, or every point would have to be
 projected anew."""
 
@@ -67,15 +67,15 @@ def moved_mass(region: BallAround, x: Tensor, random: Tensor, share: float) -> T
         .reshape(-1, channels, 1, 1)
     )
     norm, eps = region.ball.norm, region.ball.eps
-    power = POWER[norm]
+    power = _POWER[norm]
     bump = _placed(two_bumps(side, x, norm), corner, random[:, 4] > 0.5, height, width)
     inside = torch.where(mask, nu, torch.zeros_like(nu))
     pile = torch.where(
-        mask, inside / (_length(inside, norm) + TINY) + sign * bump, torch.zeros_like(nu)
+        mask, inside / (_length(inside, norm) + _TINY) + sign * bump, torch.zeros_like(nu)
     )
     held = _mass(torch.where(mask | emptied, nu, torch.zeros_like(nu)), norm)
     unused = (eps**power - _mass(nu, norm).sum(dim=1, keepdim=True)).clamp(min=0.0)
-    pile = pile / (_length(pile, norm) + TINY) * (held + unused / channels) ** (1 / power)
+    pile = pile / (_length(pile, norm) + _TINY) * (held + unused / channels) ** (1 / power)
     return _on_sphere(
         region, torch.where(mask, pile, torch.where(emptied, torch.zeros_like(nu), nu))
     )
@@ -104,7 +104,7 @@ def _bump(height: int, width: int, norm: str) -> Tensor:
     row = (torch.arange(height) - height // 2).abs().unsqueeze(1)
     column = (torch.arange(width) - width // 2).abs().unsqueeze(0)
     terms = (
-        1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** FALL[norm]
+        1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** _FALL[norm]
     )
     tails = terms.flip(0).cumsum(0).flip(0)
     bump = tails[torch.maximum(row, column)]
@@ -136,6 +136,6 @@ def _length(nu: Tensor, norm: str) -> Tensor:
 
 def _on_sphere(region: BallAround, nu: Tensor) -> Tensor:
     ball = region.ball
-    length = _mass(nu, ball.norm).sum(dim=1, keepdim=True) ** (1 / POWER[ball.norm])
-    radius = INSIDE * ball.eps if ball.norm == "L1" else ball.eps
-    return region.project(region.clean + nu * (radius / (length + TINY)))
+    length = _mass(nu, ball.norm).sum(dim=1, keepdim=True) ** (1 / _POWER[ball.norm])
+    radius = _INSIDE * ball.eps if ball.norm == "L1" else ball.eps
+    return region.project(region.clean + nu * (radius / (length + _TINY)))

@@ -54,7 +54,7 @@ class Progress(NamedTuple):
     seconds: float
 
 
-class Replay(NamedTuple):
+class SuiteReplay(NamedTuple):
     """The images that broke the network, given to it again: how many of ``stored`` fool it
     together, how many alone.
 
@@ -82,7 +82,7 @@ class SuiteResult:
     per_attack: tuple[AttackRow, ...]
     warnings: tuple[Finding, ...]
     statements: tuple[str, ...]
-    replay: Replay
+    replay: SuiteReplay
     is_batch_dependent: bool
 
     def standing(self) -> Tensor:
@@ -130,7 +130,7 @@ def run_suite(
         victim = Victim(
             model, None if found.is_batch_dependent else rows_for(len(images), images.device)
         )
-        logits = grouped_logits(victim, images, batch)
+        logits = _grouped_logits(victim, images, batch)
         said = statements(chosen, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
             chosen = _without_gradients(chosen)
@@ -145,7 +145,7 @@ def _without_gradients(chosen: tuple[Component, ...]) -> tuple[Component, ...]:
     return kept if random in kept else (random, *kept)
 
 
-def grouped_logits(victim: Victim, x: Tensor, batch: int) -> Tensor:
+def _grouped_logits(victim: Victim, x: Tensor, batch: int) -> Tensor:
     """``[B, K]``: the images in the order given, ``batch`` at a time."""
     return torch.cat([victim.logits(x[first : first + batch]) for first in range(0, len(x), batch)])
 
@@ -179,7 +179,7 @@ class _Cascade:
         own_batch = batch if victim.rows is None else 0
         self.question = progress.fingerprint(images, labels, ball, chosen, seed, suite, own_batch)
         if resume is not None:
-            self.standing = progress.load(resume, self.standing, self.question, logits)
+            self.standing = progress.load_state(resume, self.standing, self.question, logits)
 
     def run(self, on_progress: Callable[[Progress], None] | None) -> None:
         for index, component in enumerate(self.components):
@@ -190,7 +190,7 @@ class _Cascade:
                 self.standing.done[index, rows] = True
                 self.standing.seconds[index] += time.monotonic() - began
                 if self.file is not None:
-                    progress.save(self.file, self.standing, self.question, self.logits)
+                    progress.save_state(self.file, self.standing, self.question, self.logits)
                 if on_progress is not None:
                     on_progress(self._progress(index, component))
 
@@ -245,7 +245,7 @@ class _Cascade:
         broken_by = self.standing.broken_by.copy()
         stored = torch.from_numpy(np.flatnonzero(broken_by >= 0)).to(self.images.device)
         adversarial = self.standing.adversarial
-        logits = grouped_logits(self.victim, adversarial, self.batch)
+        logits = _grouped_logits(self.victim, adversarial, self.batch)
         together = is_misclassified(logits, self.labels)[stored]
         alone = torch.zeros_like(together)
         single = Victim(self.victim.model, rows=None)
@@ -272,7 +272,7 @@ class _Cascade:
         idle = [row.name for row in self._rows() if not row.broken]
         said += (f"added nothing: {', '.join(idle)}",) if idle else ()
         correct = int((logits.argmax(dim=1) == self.labels).sum())
-        replay = Replay(len(stored), int(together.sum()), int(alone.sum()), correct)
+        replay = SuiteReplay(len(stored), int(together.sum()), int(alone.sum()), correct)
         return SuiteResult(
             suite, self.ball, self.seed, adversarial, names, self.correct, self._rows(),
             tuple(warning for warning in warnings if warning is not None), said, replay,

@@ -11,7 +11,7 @@ the image, the seed, the network and ``rows`` alone.
 A network whose logits really depend on the batch (normalisation by batch moments) is not helped by
 that: it gets its images in the groups as they come (``rows=None``), and the record says so.
 
-An image counts as misclassified only if another logit is greater by more than ``THIN`` of the
+An image counts as misclassified only if another logit is greater by more than ``_THIN`` of the
 largest logit: what rounding could turn round in another batch is no success. It is also confirmed
 alone, in a batch of one.
 
@@ -27,18 +27,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.property.losses import lead
+from bitcrown.attacks.images.losses import lead
 
 Classifier = Callable[[Tensor], Tensor]
 """``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``; normalisation is inside."""
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``[B, K]`` and classes ``[B]`` (labels, or targets) to one number per image ``[B]``."""
 
-ROWS = 96
+CPU_ROWS = 96
 """Measured for a small residual network: calls of 48, 64 and 128 cost 1.25, 1.1 and 1.05 times as
 much an image."""
-CUDA_ROWS = 500
-THIN = 1e-5
+_CUDA_ROWS = 500
+_THIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Victim:
     (randomised networks)."""
 
     model: Classifier
-    rows: int | None = ROWS
+    rows: int | None = CPU_ROWS
     repeats: int = 1
 
     def logits(self, x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 def rows_for(count: int, device: torch.device) -> int:
     """A size of group for ``count`` images that leaves little to fill up, and depends on nothing
     else."""
-    most = CUDA_ROWS if device.type == "cuda" else ROWS
+    most = _CUDA_ROWS if device.type == "cuda" else CPU_ROWS
     groups = max(1, -(-count // most))
     return max(1, -(-count // groups))
 
@@ -148,5 +148,5 @@ def rows_for(count: int, device: torch.device) -> int:
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     """``[B]``: another class leads by more than rounding could make up for; never where a logit is
     NaN."""
-    is_clear: Tensor = lead(logits, labels) > THIN * logits.abs().amax(dim=1)
+    is_clear: Tensor = lead(logits, labels) > _THIN * logits.abs().amax(dim=1)
     return is_clear & torch.isfinite(logits).all(dim=1)

@@ -16,7 +16,7 @@ from bitcrown.attacks.images.noise import Keys, uniforms
 
 Places = npt.NDArray[np.int64]
 
-START = 1 << 24
+_START = 1 << 24
 """Queries use numbers of a stream from here on; what comes before is for the start."""
 BLOCK = 64
 """Queries whose numbers are drawn together: one by one they cost as much as a small network."""
@@ -36,7 +36,7 @@ class Draws:
     def of(cls, keys: Keys, first: Places, like: Tensor) -> Draws:
         """For images ``like [B, C, H, W]``."""
         count = PLACES + like.shape[1]
-        share = uniforms(keys, BLOCK * count, first=START + first * count).reshape(
+        share = uniforms(keys, BLOCK * count, first=_START + first * count).reshape(
             len(keys), BLOCK, count
         )
         return cls(keys, first, torch.from_numpy(share).to(like.device))

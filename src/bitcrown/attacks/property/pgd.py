@@ -3,8 +3,8 @@
 Madry et al. (2018) with Adam steps (as in alpha,beta-CROWN's attack) scaled by the width of the
 box; restarts begin at the middle, at random points and at random corners, half of them pushed apart
 first in a random output direction (Tashiro et al., "Output Diversified Initialization", 2020).
-Staircases get the slopes of the lines through them (``bpda``); where the network has no slope at
-all, points move at random.
+Staircases get the slopes of the lines through them (``rounding_slopes``); where the network has no
+slope at all, points move at random.
 
 Legend: ``B`` cases, ``K`` restarts, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
 """
@@ -17,15 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.images.bpda import RoundingSlopes
-from bitcrown.attacks.property.losses import Target
+from bitcrown.attacks.property.target import Target
+from bitcrown.attacks.rounding_slopes import RoundingSlopes
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 
-EXTRA_STEPS = 3
+_EXTRA_STEPS = 3
 """Steps after the first violation: deeper ones survive the replay in another arithmetic more
 often."""
-MEMORY_SHARE = 8
+_MEMORY_SHARE = 8
 """The descent may take one part in this many of the budget's memory."""
 
 
@@ -56,7 +56,7 @@ def pgd(
     after the other, with a fair share of the time each. Nothing of torch's global state changes but
     the ``generator`` given.
     """
-    room = max(1, budget.memory // MEMORY_SHARE // _bytes_per_point(network, lower.dtype))
+    room = max(1, budget.memory // _MEMORY_SHARE // _bytes_per_point(network, lower.dtype))
     restarts = max(1, min(restarts, room))
     size = max(1, room // restarts)
     parts: list[Candidates] = []
@@ -141,7 +141,7 @@ def _descend_chunk(
             better = excess < best_excess
             best[better], best_excess[better] = x[better], excess[better]
             if bool((best_excess <= 0).any()):
-                steps = min(steps, step + EXTRA_STEPS)
+                steps = min(steps, step + _EXTRA_STEPS)
         if step >= steps or budget.is_expired():
             break
         gradient = _gradient(loss, x)
@@ -169,6 +169,3 @@ def _gradient(loss: Tensor, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(loss, x, allow_unused=True)
     return torch.zeros_like(x) if found is None else found
-
-
-__all__ = ["Candidates", "Target", "pgd"]

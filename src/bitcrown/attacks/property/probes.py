@@ -25,16 +25,16 @@ from bitcrown.check.witness import Confirmer, InwardBox
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.verdict import Witness
 
-SECONDS = 0.25
-MANY_BOXES = 64
-MAX_SLOPE = 1 << 20
-SLICE = 8
-LARGEST_CHUNK = 1 << 10
-MAX_NUMBERS = 1 << 22
+_SECONDS = 0.25
+_MANY_BOXES = 64
+_MAX_SLOPE = 1 << 20
+_SLICE = 8
+_LARGEST_CHUNK = 1 << 10
+_MAX_NUMBERS = 1 << 22
 """Most numbers in one batch of points (32 MiB)."""
-CONFIRMED = 3
-CLOSE = 1e-6
-"""A margin above ``-CLOSE`` is worth a replay: the margins here are rounded, the replay is
+_CONFIRMED = 3
+_CLOSE = 1e-6
+"""A margin above ``-_CLOSE`` is worth a replay: the margins here are rounded, the replay is
 exact."""
 
 
@@ -159,7 +159,7 @@ class _Search:
         )
         self.random = np.random.default_rng(seed)
         self.largest = max(
-            1, min(LARGEST_CHUNK, MAX_NUMBERS // max(1, problem.n_inputs + problem.n_outputs))
+            1, min(_LARGEST_CHUNK, _MAX_NUMBERS // max(1, problem.n_inputs + problem.n_outputs))
         )
 
     def is_over(self) -> bool:
@@ -170,7 +170,7 @@ class _Search:
     ) -> tuple[np.ndarray, np.ndarray, Witness | None]:
         """Margins and outputs of ``points [K, n]`` (of the first, if time is up) and a witness if
         one is confirmed."""
-        size = len(points) if self.replay.takes_batches() else SLICE
+        size = len(points) if self.replay.takes_batches() else _SLICE
         margins: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
         witness = None
@@ -189,7 +189,7 @@ class _Search:
         violation."""
         found: list[tuple[float, int, BoxRows]] = []
         boxes = self.boxes()
-        while not self.is_over() and (chunk := list(islice(boxes, SLICE))):
+        while not self.is_over() and (chunk := list(islice(boxes, _SLICE))):
             ends = [
                 rows.box.project(np.stack([(rows.lower + rows.upper) / 2, rows.lower, rows.upper]))
                 for rows in chunk
@@ -201,7 +201,7 @@ class _Search:
                 if witness is not None:
                     return [], witness
                 found.append((-float(margin.max()), len(found), rows))
-        return [rows for _, _, rows in sorted(found)[:MANY_BOXES]], None
+        return [rows for _, _, rows in sorted(found)[:_MANY_BOXES]], None
 
     def boxes(self) -> Iterator[BoxRows]:
         """The cases by box, made one after the other: a property may have tens of thousands of
@@ -222,8 +222,8 @@ class _Search:
         self, rows: BoxRows, x: np.ndarray, margin: np.ndarray, which: np.ndarray
     ) -> Witness | None:
         """A witness among the points ``x [K, n]`` with the largest margins."""
-        for k in np.argsort(-margin, kind="stable")[:CONFIRMED]:
-            if margin[k] < -CLOSE:
+        for k in np.argsort(-margin, kind="stable")[:_CONFIRMED]:
+            if margin[k] < -_CLOSE:
                 break
             witness = self.confirmer.confirm(x[k], rows.cases[int(which[k])].case)
             if witness is not None:
@@ -234,12 +234,12 @@ class _Search:
         """``rounds`` batches of one box, ever larger ones: points, corners, directed corners,
         around the best."""
         n, m = self.problem.n_inputs, self.problem.n_outputs
-        slope = Slope(n, m) if n * m <= MAX_SLOPE else None
+        slope = Slope(n, m) if n * m <= _MAX_SLOPE else None
         best_x, best_y, best = None, None, -np.inf
         for turn in range(rounds):
             if self.is_over():
                 return None
-            count = int(min(self.largest, SLICE << min(turn // 2, 20)))
+            count = int(min(self.largest, _SLICE << min(turn // 2, 20)))
             shares, points = None, np.empty((0, n))
             if turn % 4 == 2 and slope is not None and best_x is not None and best_y is not None:
                 points = slope.corners(rows, best_x, best_y)
@@ -284,7 +284,7 @@ def probe(
     confirmer: Confirmer,
     budget: Budget,
     seed: int,
-    seconds: float = SECONDS,
+    seconds: float = _SECONDS,
 ) -> Witness | None:
     """A confirmed witness found within ``seconds``, or None.
 

@@ -99,14 +99,15 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
     ``train`` chooses the training part where a folder holds both parts. Raises ``DataError`` for
     what cannot be read.
     """
-    from bitcrown.evaluation.data import cifar_files, image_files
+    from bitcrown.evaluation.data.cifar_files import read_cifar
+    from bitcrown.evaluation.data.image_files import read_image_files
 
     path = Path(path)
     if first is not None and first < 1:
         raise DataError(f"the number of images must be at least 1, but got {first}")
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file or folder of labelled images")
-    for read in (cifar_files.read, image_files.read):
+    for read in (read_cifar, read_image_files):
         found = read(path, first, train)
         if found is not None:
             levels, labels = found

@@ -42,8 +42,8 @@ from bitcrown.evaluation.report.templates import filled
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-Record = Mapping[str, Any]
-RESULTS = ("wrong", "broken", "proved", "open")
+_Record = Mapping[str, Any]
+_RESULTS = ("wrong", "broken", "proved", "open")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Picture:
 
 
 def html_report(
-    records: Sequence[Record], pictures: Sequence[Picture] = (), title: str = "Robust accuracy"
+    records: Sequence[_Record], pictures: Sequence[Picture] = (), title: str = "Robust accuracy"
 ) -> str:
     """The whole page."""
     for record in records:
@@ -72,7 +72,7 @@ def html_report(
     )
 
 
-def _check(record: Record) -> None:
+def _check(record: _Record) -> None:
     try:
         name, eps, counts = str(record["model"]), float(record["eps"]), record["counts"]
         images, clean, attacked = (int(counts[key]) for key in ("images", "clean", "attacked"))
@@ -90,9 +90,9 @@ def _check(record: Record) -> None:
             "hold; a count is wrong, or an image is both broken and proved"
         )
     results = [row.get("result") for row in record.get("per_image") or ()]
-    if strange := sorted({str(result) for result in results} - set(RESULTS)):
+    if strange := sorted({str(result) for result in results} - set(_RESULTS)):
         raise RecordError(
-            f"{name}: per_image has results {', '.join(strange)}; allowed are {', '.join(RESULTS)}"
+            f"{name}: per_image has results {', '.join(strange)}; allowed are {', '.join(_RESULTS)}"
         )
     seen = results.count("proved") + results.count("open")
     if results and (
@@ -108,7 +108,7 @@ def _check(record: Record) -> None:
 # ---- What the template shows: words and numbers, "" or None where there is nothing to say
 
 
-def _shown(record: Record) -> dict[str, Any]:
+def _shown(record: _Record) -> dict[str, Any]:
     counts = record["counts"]
     images, verified = int(counts["images"]), counts.get("verified")
     rule = f", BPDA {record['bpda']}" if record.get("bpda") else ""
@@ -146,7 +146,7 @@ def _share(count: int | None, images: int) -> tuple[float, float, float] | None:
     return int(count) / images, *confidence_interval(int(count), images)
 
 
-def _attacks(record: Record) -> list[dict[str, Any]]:
+def _attacks(record: _Record) -> list[dict[str, Any]]:
     left, images = int(record["counts"]["clean"]), int(record["counts"]["images"])
     rows = []
     for attack in record.get("per_attack") or ():
@@ -164,12 +164,12 @@ def _attacks(record: Record) -> list[dict[str, Any]]:
     return rows
 
 
-def _radius(record: Record) -> str:
+def _radius(record: _Record) -> str:
     norm = str(record.get("norm", "Linf"))
     return f"{norm} {radius_text(float(record['eps']), norm)}"
 
 
-def _measurement(warning: Record) -> Mapping[str, Any]:
+def _measurement(warning: _Record) -> Mapping[str, Any]:
     found = warning.get("measurement") or {}
     return found if isinstance(found, Mapping) else {"measured": found}
 
@@ -178,12 +178,12 @@ def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _curves(records: Sequence[Record]) -> list[Markup]:
+def _curves(records: Sequence[_Record]) -> list[Markup]:
     """One drawing a norm; records of the same network, suite and rule make a curve that begins at
     radius 0."""
     drawings = []
     for norm in dict.fromkeys(str(record.get("norm", "Linf")) for record in records):
-        groups: dict[str, list[Record]] = {}
+        groups: dict[str, list[_Record]] = {}
         for record in records:
             if str(record.get("norm", "Linf")) == norm:
                 words = (str(record[key]) for key in ("model", "suite", "bpda") if record.get(key))
@@ -194,7 +194,7 @@ def _curves(records: Sequence[Record]) -> list[Markup]:
     return drawings
 
 
-def _curve(name: str, records: Sequence[Record]) -> AccuracyCurve:
+def _curve(name: str, records: Sequence[_Record]) -> AccuracyCurve:
     ordered = sorted(records, key=lambda record: float(record["eps"]))
     first = ordered[0]["counts"]
     clean = int(first["clean"]) / int(first["images"])

@@ -26,7 +26,7 @@ from bitcrown.evaluation.plan import Plan
 from bitcrown.evaluation.proving import LEVELS, SEARCH
 from bitcrown.provenance import commit, dependency_versions, machine, version
 
-FORMAT = 2
+_FORMAT = 2
 STANDING = "standing"
 
 
@@ -149,7 +149,7 @@ def document(runs: Sequence[dict[str, Any]], plan: Plan, data: str, wall: float)
     for run in runs:
         add_gap_warning(run, runs)
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "version": version(),
         "commit": commit(),
