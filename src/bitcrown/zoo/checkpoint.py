@@ -79,8 +79,7 @@ class Checkpoint:
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise ModelError(
                 f"{self.prefix.name}: {name!r} has {entry.size} bytes, which do not fill its "
-                f"shape {entry.shape}; "
-                "copy the checkpoint again"
+                f"shape {entry.shape}; copy the checkpoint again"
             )
         raw = self._bytes_of(name, entry)
         if masked_crc32c(raw) != entry.crc:
@@ -126,8 +125,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if b"" not in table:
         raise UnsupportedError(
             f"{index.name}: a table without the header of a version 2 checkpoint; save it again "
-            "with "
-            "tf.compat.v1.train.Saver(write_version=2)"
+            "with tf.compat.v1.train.Saver(write_version=2)"
         )
     shards = _shard_count(table.pop(b""), index)
     entries = {}
@@ -156,8 +154,7 @@ def _index_file(path: Path) -> Path:
     if path.is_file() and not index.is_file():
         raise UnsupportedError(
             f"{path.name}: no {index.name} beside it; a single-file checkpoint of version 1 must "
-            "be saved again with "
-            "tf.compat.v1.train.Saver(write_version=2)"
+            "be saved again with tf.compat.v1.train.Saver(write_version=2)"
         )
     return index
 

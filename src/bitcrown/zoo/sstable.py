@@ -36,8 +36,8 @@ def masked_crc32c(data: bytes) -> int:
         import google_crc32c
     except ImportError as error:
         raise ResourceError(
-            "reading a TensorFlow checkpoint needs google-crc32c; install it with: "
-            "pip install 'bitcrown[zoo]'"
+            "reading a TensorFlow checkpoint needs google-crc32c; install it with: pip install "
+            "'bitcrown[zoo]'"
         ) from error
     crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
@@ -102,8 +102,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
     if data[end]:
         raise UnsupportedError(
             f"checkpoint index: the block at byte {offset} is compressed (kind {data[end]}), "
-            "which TensorFlow's "
-            "checkpoints of version 2 are not; save the checkpoint again with "
+            "which TensorFlow's checkpoints of version 2 are not; save the checkpoint again with "
             "tf.compat.v1.train.Saver"
         )
     return data[offset:end]

@@ -116,8 +116,7 @@ def _checked(
     if values.shape != variable.shape or values.dtype.kind != "f":
         raise ModelError(
             f"{path.name}: {name!r} is {values.dtype} {values.shape}, but the network wants "
-            f"floats {variable.shape}; "
-            "is the file of another network?"
+            f"floats {variable.shape}; is the file of another network?"
         )
     found = variable.imported(values)
     if not bool(torch.isfinite(found).all()):

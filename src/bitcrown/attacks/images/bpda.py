@@ -79,8 +79,7 @@ class SubstituteGradient:
         if stand_in.shape != value.shape:
             raise SettingsError(
                 "a substitute must have the shape of what it stands for, but "
-                f"{tuple(stand_in.shape)} is not "
-                f"{tuple(value.shape)}; choose another substitute"
+                f"{tuple(stand_in.shape)} is not {tuple(value.shape)}; choose another substitute"
             )
         return _as_tensor(_ValueAndStandIn.apply(value, stand_in))  # type: ignore[no-untyped-call]
 
@@ -120,8 +119,7 @@ def bpda(
     if not names and rule not in _INSIDE:
         raise SettingsError(
             f"BPDA rule {rule!r} needs blocks to replace, but the network has none: name them "
-            "with is_block, "
-            f"or use {' or '.join(_INSIDE)} for rounding anywhere in the network"
+            f"with is_block, or use {' or '.join(_INSIDE)} for rounding anywhere in the network"
         )
     substitute: Classifier = model
     if names:
@@ -162,8 +160,8 @@ def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
         if rule in _INSIDE and not isinstance(block, Block):
             raise SettingsError(
                 f"BPDA rule {rule!r} reaches inside a block, but {name or 'the network'} "
-                f"({type(block).__name__}) has "
-                "no surrogate(x, rule); add it, or use identity or removed"
+                f"({type(block).__name__}) has no surrogate(x, rule); add it, or use identity or "
+                "removed"
             )
         stand_in = nn.Identity() if rule == "removed" else _Part(block, rule)
         if not name:

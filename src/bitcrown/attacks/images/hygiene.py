@@ -102,8 +102,7 @@ def _randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding
     return Finding(
         "randomised",
         f"the same images give logits that differ by {worst:.2g} of the largest one: gradients "
-        "and decisions are "
-        "random; use the suite rand, which averages gradients",
+        "and decisions are random; use the suite rand, which averages gradients",
         {"difference": worst},
     )
 
@@ -129,10 +128,8 @@ def _batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding |
     return Finding(
         "batch-dependent",
         f"logits of an image change by {worst:.2g} of the largest one with the images beside it; "
-        f"{changed} of "
-        f"{len(x)} decisions differ when alone: robustness of a single image has no meaning here, "
-        "and every number "
-        "depends on batch size and order",
+        f"{changed} of {len(x)} decisions differ when alone: robustness of a single image has no "
+        "meaning here, and every number depends on batch size and order",
         {"difference": worst, "decisions_changed": float(changed), "images": float(len(x))},
     )
 
@@ -179,8 +176,7 @@ def _gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> 
             Finding(
                 "exploding-gradient",
                 f"by its gradient the lead would change by {steepest:.2g} times the spread of the "
-                "logits within the "
-                "ball: the gradient does not describe the network",
+                "logits within the ball: the gradient does not describe the network",
                 {"ratio": steepest},
             )
         )
@@ -221,8 +217,7 @@ def _dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
     return Finding(
         "dynamic",
         f"the forward pass calls autograd {calls.count} times: the network optimises at test "
-        "time, which these "
-        "attacks do not see through",
+        "time, which these attacks do not see through",
         {"calls": float(calls.count)},
     )
 
@@ -235,8 +230,7 @@ def _softmax_output(logits: Tensor) -> Finding | None:
     return Finding(
         "softmax-output",
         f"the outputs lie between 0 and 1 and sum to 1 within {off:.1g}: they look like "
-        "probabilities, whose gradients "
-        "vanish; attack the logits before the softmax",
+        "probabilities, whose gradients vanish; attack the logits before the softmax",
         {"sum_off": off},
     )
 
@@ -281,8 +275,7 @@ def black_box_ahead(images: int, before: int, name: str, broken: int) -> Finding
     return Finding(
         "black-box-ahead",
         f"{name} broke {broken} images ({100 * broken / images:.1f} % of all) that the {before} "
-        "attacks with gradients "
-        "before it could not: their gradients mislead",
+        "attacks with gradients before it could not: their gradients mislead",
         {"broken": float(broken), "images": float(images)},
     )
 
@@ -296,9 +289,8 @@ def substitute_gap(images: int, without: int, with_substitute: int) -> Finding |
     return Finding(
         "substitute-gradient-gap",
         f"with substitute gradients {100 * with_substitute / images:.1f} % stand, with the "
-        "network's own "
-        f"{100 * without / images:.1f} %: it hides its gradients; only the smaller number means "
-        "anything",
+        f"network's own {100 * without / images:.1f} %: it hides its gradients; only the smaller "
+        "number means anything",
         {"without": without / images, "with": with_substitute / images, "images": float(images)},
     )
 
@@ -326,8 +318,7 @@ def small_sample(successes: int, images: int) -> Finding | None:
     return Finding(
         "sample-size",
         f"{images} images: the 95 % interval is {100 * lower:.1f} to {100 * upper:.1f} %; "
-        "differences within it mean "
-        "nothing",
+        "differences within it mean nothing",
         {"lower": lower, "upper": upper, "images": float(images)},
     )
 

@@ -311,8 +311,7 @@ def _replay_finding(stored: int, together: int, alone: int, inside: int) -> Find
     return Finding(
         "replay",
         f"of {stored} stored images {together} fool the network together, {alone} alone, {inside} "
-        "lie inside the ball; "
-        "only those that fool it together and lie inside count as broken",
+        "lie inside the ball; only those that fool it together and lie inside count as broken",
         {
             "stored": float(stored),
             "together": float(together),

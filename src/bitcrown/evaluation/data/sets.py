@@ -118,6 +118,6 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
             )
     raise DataError(
         f"{path} is no data set that can be read: an idx file or folder, an .npz, a CIFAR folder "
-        "or file, a contact "
-        "sheet with its .labels.npy, or a folder with one folder of images a class"
+        "or file, a contact sheet with its .labels.npy, or a folder with one folder of images a "
+        "class"
     )

@@ -86,8 +86,8 @@ def _check(record: _Record) -> None:
     if not images >= clean >= attacked >= (verified or 0) >= 0 or not images:
         raise RecordError(
             f"{name} at {eps}: images {images} >= clean {clean} >= attacked {attacked} >= "
-            f"verified {verified} does not "
-            "hold; a count is wrong, or an image is both broken and proved"
+            f"verified {verified} does not hold; a count is wrong, or an image is both broken and "
+            "proved"
         )
     results = [row.get("result") for row in record.get("per_image") or ()]
     if strange := sorted({str(result) for result in results} - set(_RESULTS)):

@@ -128,16 +128,16 @@ def _disagreements(suite: SuiteResult, outcomes: Sequence[Outcome]) -> list[Find
     )
     if clean:
         sentence = (
-            f"{clean} clean images are right for the attacks and wrong for the judge, or "
-            "the other way round"
+            f"{clean} clean images are right for the attacks and wrong for the judge, or the "
+            "other way round"
         )
         found.append(Finding("clean-disagreement", sentence, {"images": float(clean)}))
     pairs = zip(outcomes, suite.broken_by, strict=True)
     lost = sum(one.is_right and name is not None and one.broken_by != name for one, name in pairs)
     if lost:
         sentence = (
-            f"{lost} adversarial images of the attacks do not break the network that "
-            "judges; they do not count"
+            f"{lost} adversarial images of the attacks do not break the network that judges; they "
+            "do not count"
         )
         found.append(Finding("unconfirmed", sentence, {"images": float(lost)}))
     return found
