@@ -47,7 +47,7 @@ WARM_UP = 3
 
 def parts_of(settings: TrainSettings, now: StepValues) -> tuple[str, ...]:
     """Which of ``PARTS`` a step at this stage has."""
-    share = settings.weights()[1]
+    share = settings.certified_share()
     has = {"certified": share > 0, "adversarial": share < 1}
     return tuple(
         name for name in PARTS if name not in has or (has[name] and _is_robust(settings, now))
@@ -90,6 +90,8 @@ class TrainingStep:
         self.recorded: dict[bool, _Recording] = {}
 
     def __call__(self, batch: TrainingBatch, now: StepValues) -> Tensor:
+        # A recorded step reads the tensors it was recorded with: what changes from step to step is
+        # written into them, nothing is replaced.
         self.stage.copy_(torch.tensor([now.eps, now.beta, now.kappa]), non_blocking=True)
         for group in self.optimiser.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -99,10 +101,12 @@ class TrainingStep:
         is_robust = _is_robust(self.settings, now)
         if self.device.type != "cuda":
             return self.taken(batch, is_robust)
+        # Steps with and without the robust losses are different graphs: one recording of each.
         if is_robust not in self.recorded:
             self.steps_taken[is_robust] += 1
             if self.steps_taken[is_robust] <= WARM_UP:
                 return self._aside(batch, is_robust)
+            # Gradients must be allocated inside the recording, from the graph's own memory.
             self.optimiser.zero_grad(set_to_none=True)
             self.recorded[is_robust] = _Recording(lambda given: self.taken(given, is_robust), batch)
         return self.recorded[is_robust](batch)
@@ -110,6 +114,7 @@ class TrainingStep:
     def _aside(self, batch: TrainingBatch, is_robust: bool) -> Tensor:
         """On a stream of its own: what is made on the default stream cannot be recorded later."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # Before: what this step reads is written. After: nobody reads its result too early.
         side.wait_stream(current)
         with torch.cuda.stream(side):
             result = self.taken(batch, is_robust)
@@ -128,7 +133,7 @@ class TrainingStep:
     def losses(self, batch: TrainingBatch, is_robust: bool) -> dict[str, Tensor]:
         """Means over the batch; ``loss`` is what is minimised."""
         settings, (eps, beta, kappa) = self.settings, self.stage
-        share = settings.weights()[1]
+        share = settings.certified_share()
         low = torch.bfloat16 if settings.precision == "mixed" else torch.float32
         logits, moments = self.network.clean_pass(self.normalisation(batch.images), low)
         parts = {"natural": torch.nn.functional.cross_entropy(logits, batch.labels)}
@@ -136,6 +141,7 @@ class TrainingStep:
         parts["loss"] = parts["natural"]
         if not is_robust:
             return parts
+        # One function for all robust losses: batch norm with the moments of the clean batch.
         view = self.network.folded(moments)
         robust = torch.zeros((), device=self.device)
         if share > 0:
@@ -143,6 +149,7 @@ class TrainingStep:
                 settings.fusion == "auto" and logits.shape[1] >= FUSED_FROM
             )
             box = self.normalisation.box(batch.images, eps)
+            # beta falls from 1 to beta_end; where it stays 1 it is a number and no tensor.
             crown_share = 1.0 if settings.beta_end == 1.0 else beta
             parts["certified"] = certified_loss(
                 view, box, batch.labels, crown_share, is_fused
@@ -150,6 +157,7 @@ class TrainingStep:
             robust = robust + share * parts["certified"]
         if share < 1:
             view = with_dtype(view, low)
+            # The attack differentiates in the points only, the loss at its last points in weights.
             fixed = detached(view)
             points = ascended(
                 lambda at: self._losses_at(fixed, at, batch.labels),
@@ -180,6 +188,7 @@ class _Recording:
             self.result = function(self.inputs)
 
     def __call__(self, batch: TrainingBatch) -> Tensor:
+        # The graph knows addresses, not tensors: the batch is copied to where it was recorded.
         for mine, given in zip(self.inputs, batch, strict=True):
             mine.copy_(given, non_blocking=True)
         self.graph.replay()

@@ -92,6 +92,8 @@ def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
     stays."""
     both = torch.stack([x.flatten(1), clean.flatten(1)])
     now, origin = both
+    # The hyperplane f + w . (x - x_k) = 0: a move d from x_k reaches it with w . d = -f, one from
+    # the clean image with w . d = -f + w . (x_k - x_clean).
     w, offset = boundary.normal, -boundary.value
     largest = w.abs().amax(dim=1)
     usable = torch.isfinite(largest) & (largest > 0) & torch.isfinite(offset)
@@ -101,8 +103,11 @@ def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
         offset = torch.where(usable, offset, torch.zeros_like(offset))
     reach = torch.stack([offset, offset + (now - origin).mul_(w).sum(dim=1)])
     move = shortest_move(both, w, reach, ball.norm, ball.low, ball.high)
+    # a = |d_1| / (|d_1| + |d_3|), at most 0.1: the nearer x_k is to the boundary, the less the clean
+    # image pulls.
     near, far = _length(move, ball.norm)
     share = (near / (near + far).clamp(min=1e-30)).clamp(max=_MOST_CLEAN).unsqueeze(1)
+    # (1 - a) (x_k + 1.05 d_1) + a (x_clean + 1.05 d_3), both terms computed in one tensor.
     first, third = move.mul_(_OVERSHOOT).add_(both).mul_(torch.stack([1.0 - share, share]))
     ahead: Tensor = first.add_(third).clamp_(ball.low, ball.high)
     if not is_whole:
@@ -148,6 +153,8 @@ def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
         _, value, slope = victim.gradient(x, _rise, torch.stack([walk.labels, walk.targets], dim=1))
         return _Boundary(value, slope.flatten(1))
     logits, slopes = victim.jacobian(x)
+    # f_k = z_k - z_y for every class k; the distance to {f_k + w_k . d = 0} is |f_k| / ||w_k||_q
+    # with the dual norm q. The label itself (0 / 0) is never the nearest.
     own = walk.labels.reshape(-1, 1)
     value = logits - logits.gather(1, own)
     normal = slopes - slopes.gather(1, own.unsqueeze(2).expand(-1, 1, slopes.shape[2]))

@@ -66,6 +66,8 @@ def moved_mass(region: BallAround, x: Tensor, random: Tensor, share: float) -> T
         .to(x.dtype)
         .reshape(-1, channels, 1, 1)
     )
+    # The new content of W1 before it gets its length: its own direction plus or minus the bump, of
+    # length 1 each, so that neither drowns the other.
     norm, eps = region.ball.norm, region.ball.eps
     power = _POWER[norm]
     bump = _placed(two_bumps(side, x, norm), corner, random[:, 4] > 0.5, height, width)
@@ -73,6 +75,8 @@ def moved_mass(region: BallAround, x: Tensor, random: Tensor, share: float) -> T
     pile = torch.where(
         mask, inside / (_length(inside, norm) + _TINY) + sign * bump, torch.zeros_like(nu)
     )
+    # Lengths add up as p-th powers. What both windows hold and this channel's part of what the ball
+    # leaves goes to W1, W2 becomes zero: all channels together have eps^p again.
     held = _mass(torch.where(mask | emptied, nu, torch.zeros_like(nu)), norm)
     unused = (eps**power - _mass(nu, norm).sum(dim=1, keepdim=True)).clamp(min=0.0)
     pile = pile / (_length(pile, norm) + _TINY) * (held + unused / channels) ** (1 / power)
@@ -103,6 +107,7 @@ def two_bumps(side: int, like: Tensor, norm: str) -> Tensor:
 def _bump(height: int, width: int, norm: str) -> Tensor:
     row = (torch.arange(height) - height // 2).abs().unsqueeze(1)
     column = (torch.arange(width) - width // 2).abs().unsqueeze(0)
+    # tails[d] = sum_{k >= d} 1 / (k + 1)^q, for every Chebyshev distance d that occurs.
     terms = (
         1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** _FALL[norm]
     )
