@@ -58,7 +58,7 @@ class TrainableNetwork(nn.Module):
         self.template = Network(template_graph(self.layers), torch.float32)
 
     def part(self, layer: Layer) -> nn.Module | None:
-        """The module of a layer with weights."""
+        """The module of a layer with weights, None for others."""
         return dict(self.parts.items()).get(layer.name)
 
     def size(self) -> int:

@@ -100,7 +100,9 @@ class TrainSettings:
 
 
 TRAIN_OPTIONS = tuple(
-    Option(row.name, row.default, **row.metadata) for row in fields(TrainSettings) if row.metadata
+    Option(row.name, getattr(TrainSettings, row.name), **row.metadata)
+    for row in fields(TrainSettings)
+    if row.metadata
 )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.zoo.sstable import masked_crc32c, read_table, read_varint
+from bitcrown.zoo.sstable import index_error, masked_crc32c, read_table, read_varint
 
 _MAX_INDEX_BYTES = 1 << 28
 _MAX_RANK = 254
@@ -177,13 +177,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
-            raise ModelError(
-                f"checkpoint index: a message has a field of kind {kind}; the file is damaged"
-            )
+            raise index_error(f"a message has a field of kind {kind}; the file is damaged")
         if at + length > len(data):
-            raise ModelError(
-                "checkpoint index: a field passes the end of its message; the file is damaged"
-            )
+            raise index_error("a field passes the end of its message; the file is damaged")
         part = data[at : at + length]
         at += length
         yield tag >> 3, part if kind == 2 else int.from_bytes(part, "little")
@@ -192,9 +188,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _number(value: int | bytes) -> int:
     """A whole number that must not be negative (negative ones have bit 63 set)."""
     if isinstance(value, bytes) or value >= 1 << 63:
-        raise ModelError(
-            "checkpoint index: a size or count is not a whole number; the file is damaged"
-        )
+        raise index_error("a size or count is not a whole number; the file is damaged")
     return value
 
 
@@ -219,9 +213,7 @@ def _entry(data: bytes, name: str, shards: int) -> BundleEntry:
             shape = _shape(value, name)
     shard = _number(plain.get(3, 0))
     if shard >= shards:
-        raise ModelError(
-            f"checkpoint index: {name!r} lies in data file {shard} of {shards}; the file is damaged"
-        )
+        raise index_error(f"{name!r} lies in data file {shard} of {shards}; the file is damaged")
     return BundleEntry(
         dtype=_number(plain.get(1, 0)),
         shape=shape,
@@ -235,15 +227,13 @@ def _entry(data: bytes, name: str, shards: int) -> BundleEntry:
 
 def _shape(message: int | bytes, name: str) -> tuple[int, ...]:
     if isinstance(message, int):
-        raise ModelError(
-            f"checkpoint index: the shape of {name!r} is not a message; the file is damaged"
-        )
+        raise index_error(f"the shape of {name!r} is not a message; the file is damaged")
     sizes = []
     for number, value in _fields(message):
         if number == 2 and isinstance(value, bytes):
             sizes.append(_number(dict(_fields(value)).get(1, 0)))
         elif number == 3 and value:
-            raise ModelError(f"checkpoint index: {name!r} has no known shape; the file is damaged")
+            raise index_error(f"{name!r} has no known shape; the file is damaged")
     if len(sizes) > _MAX_RANK:
-        raise ModelError(f"checkpoint index: {name!r} has {len(sizes)} axes; the file is damaged")
+        raise index_error(f"{name!r} has {len(sizes)} axes; the file is damaged")
     return tuple(sizes)

@@ -62,6 +62,3 @@ class Quantizer(nn.Module):
         peak = x.abs().amax(dim=(1, 2, 3), keepdim=True) if self.per_image else x.abs().amax()
         step = torch.ones((), dtype=x.dtype, device=x.device) / self.steps
         return peak, (x / (peak + _SCALE_FLOOR)).clamp(-1.0, 1.0), step
-
-    def extra_repr(self) -> str:
-        return f"steps={self.steps}, alpha={self.alpha:g}, per_image={self.per_image}"

@@ -43,6 +43,10 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
+def index_error(what: str) -> ModelError:
+    return ModelError(f"checkpoint index: {what}")
+
+
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The base-128 number at ``at`` and where it ends. Raises ``ModelError`` if it does not end in
     10 bytes."""
@@ -52,18 +56,15 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * (position - at))
         if byte < 0x80:
             return value, position + 1
-    raise ModelError(
-        f"checkpoint index: the number at byte {at} has no end; the file is damaged, copy it again"
-    )
+    raise index_error(f"the number at byte {at} has no end; the file is damaged, copy it again")
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
     """Every key with its value, in order. Raises ``ModelError`` where ``data`` is no whole
     table."""
     if len(data) < FOOTER_BYTES or int.from_bytes(data[-8:], "little") != MAGIC:
-        raise ModelError(
-            "checkpoint index: the file does not end as a sorted string table; give the .index "
-            "file of a checkpoint"
+        raise index_error(
+            "the file does not end as a sorted string table; give the .index file of a checkpoint"
         )
     footer = data[-FOOTER_BYTES:]
     at = 0
@@ -77,9 +78,8 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
         size, _ = read_varint(pointer, at)
         for key, value_bytes in _entries(_block(data, offset, size)):
             if key in found:
-                raise ModelError(
-                    f"checkpoint index: the key {key!r} occurs twice; the file is damaged, copy "
-                    "it again"
+                raise index_error(
+                    f"the key {key!r} occurs twice; the file is damaged, copy it again"
                 )
             found[key] = value_bytes
     return found
@@ -88,16 +88,14 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
 def _block(data: bytes, offset: int, size: int) -> bytes:
     end = offset + size
     if end + _TRAILER_BYTES > len(data) - FOOTER_BYTES:
-        raise ModelError(
-            f"checkpoint index: a block of {size} bytes at {offset} passes the end of the file; "
-            "copy the file again"
+        raise index_error(
+            f"a block of {size} bytes at {offset} passes the end of the file; copy the file again"
         )
     if int.from_bytes(data[end + 1 : end + _TRAILER_BYTES], "little") != masked_crc32c(
         data[offset : end + 1]
     ):
-        raise ModelError(
-            f"checkpoint index: the checksum of the block at byte {offset} is wrong; copy the "
-            "file again"
+        raise index_error(
+            f"the checksum of the block at byte {offset} is wrong; copy the file again"
         )
     if data[end]:
         raise UnsupportedError(
@@ -112,18 +110,14 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
     if len(block) < 4 or end < 0:
-        raise ModelError(
-            "checkpoint index: a block is shorter than its restart points; copy the file again"
-        )
+        raise index_error("a block is shorter than its restart points; copy the file again")
     at, key = 0, b""
     while at < end:
         shared, at = read_varint(block, at)
         unshared, at = read_varint(block, at)
         length, at = read_varint(block, at)
         if shared > len(key) or at + unshared + length > end:
-            raise ModelError(
-                "checkpoint index: an entry passes the end of its block; copy the file again"
-            )
+            raise index_error("an entry passes the end of its block; copy the file again")
         key = key[:shared] + block[at : at + unshared]
         at += unshared
         yield key, block[at : at + length]

@@ -64,8 +64,10 @@ class _ValueAndStandIn(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class SubstituteGradient:
-    """A classifier or part of one with the values of ``model`` and the derivatives of
-    ``substitute``."""
+    """A classifier, or part of one, with the values of ``model`` and the slopes of ``substitute``.
+
+    The values are ``model``'s bit for bit. Raises ``SettingsError`` where the two differ in shape.
+    """
 
     model: Classifier
     substitute: Classifier
@@ -82,12 +84,6 @@ class SubstituteGradient:
                 f"{tuple(stand_in.shape)} is not {tuple(value.shape)}; choose another substitute"
             )
         return _as_tensor(_ValueAndStandIn.apply(value, stand_in))  # type: ignore[no-untyped-call]
-
-
-def with_substitute_gradient(model: Classifier, substitute: Classifier) -> Classifier:
-    """``model``'s values, bit for bit, with the gradient of ``substitute``, both ``[B, ...]`` to
-    ``[B, K]``."""
-    return SubstituteGradient(model, substitute)
 
 
 def block_names(

@@ -103,8 +103,8 @@ def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
         offset = torch.where(usable, offset, torch.zeros_like(offset))
     reach = torch.stack([offset, offset + (now - origin).mul_(w).sum(dim=1)])
     move = shortest_move(both, w, reach, ball.norm, ball.low, ball.high)
-    # a = |d_1| / (|d_1| + |d_3|), at most 0.1: the nearer x_k is to the boundary, the less the clean
-    # image pulls.
+    # a = |d_1| / (|d_1| + |d_3|), at most 0.1: the nearer x_k is to the boundary, the less the
+    # clean image pulls.
     near, far = _length(move, ball.norm)
     share = (near / (near + far).clamp(min=1e-30)).clamp(max=_MOST_CLEAN).unsqueeze(1)
     # (1 - a) (x_k + 1.05 d_1) + a (x_clean + 1.05 d_3), both terms computed in one tensor.

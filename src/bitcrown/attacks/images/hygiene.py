@@ -166,9 +166,8 @@ def _gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> 
     steepest = float(steep.nan_to_num(0.0, 0.0, 0.0).max())
     found = []
     if broken:
-        found.append(
-            _share("nan-gradient", broken, len(x), "have gradients that are NaN or infinite")
-        )
+        what = "have gradients that are NaN or infinite"
+        found.append(_share("nan-gradient", broken, len(x), what))
     if zero:
         found.append(_share("zero-gradient", zero, len(x), "have gradients that are exactly zero"))
     if steepest > _STEEP:
@@ -240,30 +239,15 @@ def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) 
     that never rose."""
     found = []
     if broken:
-        found.append(
-            _share(
-                f"nan-gradient:{name}",
-                broken,
-                attempted,
-                f"met NaN or infinite gradients under {name}",
-            )
-        )
+        what = f"met NaN or infinite gradients under {name}"
+        found.append(_share(f"nan-gradient:{name}", broken, attempted, what))
     if zero > _ZERO_SHARE * attempted:
-        found.append(
-            _share(
-                f"zero-gradient:{name}",
-                zero,
-                attempted,
-                f"began {name} with a gradient of exactly zero",
-            )
-        )
+        what = f"began {name} with a gradient of exactly zero"
+        found.append(_share(f"zero-gradient:{name}", zero, attempted, what))
     if name.startswith("apgd") and flat > _FLAT_SHARE * attempted:
         sentence = f"the loss of {flat} of {attempted} images never rose above where {name} began"
-        found.append(
-            Finding(
-                f"flat-loss:{name}", sentence, {"count": float(flat), "images": float(attempted)}
-            )
-        )
+        measured = {"count": float(flat), "images": float(attempted)}
+        found.append(Finding(f"flat-loss:{name}", sentence, measured))
     return found
 
 

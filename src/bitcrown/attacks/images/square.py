@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class _Search:
     draws: Draws
     asked: Places
 
-    def keep(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    def keep(self, mask: npt.NDArray[np.bool_]) -> None:
         """The images of ``mask [R]`` only."""
         if mask.all():
             return
