@@ -70,6 +70,8 @@ class _Search:
         image = np.arange(count)
         if rows is None or rows == count:
             return image, self.asked
+        # Fewer rows than images: those that have asked least. More: an equal share of the rows
+        # each, the remainder to those behind, but no query past the budget or the numbers drawn.
         behind = np.argsort(self.asked, kind="stable")
         if rows < count:
             image = np.sort(behind[:rows])
@@ -121,9 +123,12 @@ def _judge(
     labels = search.labels[index]
     ahead = lead(logits, labels)
     better, wrong = ahead > search.value[index], ahead > 0
+    # The queries of an image stand in their order: up to its first event they were asked from the
+    # point it is still at, the later ones are void and are asked again from the new point.
     events = (better | wrong).nonzero().flatten().cpu().numpy()
     who, first = np.unique(image[events], return_index=True)
     first = events[first]
+    # Without an event all queries count, otherwise those up to it.
     search.asked = search.asked + np.bincount(image, minlength=len(search.asked))
     search.asked[who] = query[first] + 1
     chosen = torch.from_numpy(first).to(tried.device)

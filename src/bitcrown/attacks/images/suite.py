@@ -220,11 +220,7 @@ class _Cascade:
         return Progress(component.name, done, total, standing, float(self.standing.seconds[index]))
 
     def _run_batch(
-        self,
-        index: int,
-        component: Component,
-        victim: Victim,
-        rows: npt.NDArray[np.int64],
+        self, index: int, component: Component, victim: Victim, rows: npt.NDArray[np.int64]
     ) -> None:
         torch.manual_seed(int(stream_keys(self.seed, rows[:1], component.name, "network")[0]))
         place = torch.from_numpy(rows).to(self.images.device)

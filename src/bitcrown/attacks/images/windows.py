@@ -57,6 +57,7 @@ class Draws:
 def places(share: Tensor, side: Tensor, height: int, width: int) -> Tensor:
     """``[R, 2]``: row and column of the upper left corner, all equally likely, for ``share [R, 2]``
     in (0, 1)."""
+    # A corner at row r fits for r in 0 .. height - side: height + 1 - side equally likely choices.
     choices = torch.tensor(
         [height + 1, width + 1], dtype=share.dtype, device=share.device
     ) - side.unsqueeze(1)
