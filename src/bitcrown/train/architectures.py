@@ -25,9 +25,9 @@ from bitcrown.errors import SettingsError
 
 @dataclass(frozen=True)
 class Layer:
-    """One tensor: ``op`` is Input, Conv, BatchNorm, Relu, Add, Flatten or Linear; ``shape`` that of
-    the result.
+    """One tensor: its ``op``, and the ``shape`` of the result.
 
+    ``op`` is Input, Conv, BatchNorm, Relu, Add, Flatten or Linear.
     ``kernel``, ``stride`` and ``padding`` belong to Conv and are the same on both axes.
     """
 
@@ -42,8 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stage:
-    """``blocks`` residual blocks with ``channels`` outputs; the first one has ``stride``, the
-    others 1."""
+    """``blocks`` residual blocks of ``channels``; the first has ``stride``, the others 1."""
 
     channels: int
     blocks: int
@@ -52,8 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """``input_shape`` is ``(C, H, W)``; the stem's convolution is 3x3; ``hidden`` neurons between
-    the linear layers."""
+    """``input_shape`` is ``(C, H, W)``; ``hidden`` neurons between the linear layers."""
 
     name: str
     input_shape: tuple[int, int, int]
@@ -86,8 +84,7 @@ ARCHITECTURES = {
 def architecture(
     name: str, classes: int | None = None, input_shape: tuple[int, int, int] | None = None
 ) -> Architecture:
-    """The named architecture, with other classes or images if asked. Raises ``SettingsError`` where
-    that is nothing."""
+    """The named one, with other classes or images if asked. Raises ``SettingsError``."""
     if name not in ARCHITECTURES:
         raise SettingsError(
             f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}"

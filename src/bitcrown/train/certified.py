@@ -44,8 +44,7 @@ def margin_rows(network: Network, labels: Tensor) -> Tensor:
 
 
 def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval ``[B, K]`` of the margins ``z_j - z_y`` over the *intervals* before the last layer
-    (affine)."""
+    """Interval ``[B, K]`` of the margins, from the intervals before the last layer (affine)."""
     # z = W x + b with rows W_j, so m_j = (W_j - W_y) x + b_j - b_y: one interval of one affine
     # function, which is narrower than the difference of the intervals of z_j and z_y.
     last = network.graph.nodes[network.graph.outputs[0]]
@@ -66,15 +65,13 @@ def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[
 
 
 def crown_bound(network: Network, bounds: Bounds, box: InputBox, rows: Tensor) -> Tensor:
-    """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` with relaxations over the given intervals
-    (CROWN-IBP)."""
+    """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` over given intervals (CROWN-IBP)."""
     backward = Backward(network, relaxations_of(network, bounds))
     return minimum(backward.run(output_seeds(network, rows)), box.lower, box.upper)
 
 
 def chord(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and intercept of the line through ``exp`` at both ends: an upper bound of it in
-    between.
+    """Slope and intercept of the line through ``exp`` at both ends: above it in between.
 
     Narrow intervals use the series of ``(exp(w) - 1) / w``: the quotient would have gradients of
     the size ``1 / w``.
@@ -92,8 +89,7 @@ def chord(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 def fused_bound(
     network: Network, bounds: Bounds, box: InputBox, labels: Tensor, margins: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image; ``margins`` is
-    ``interval_margins``."""
+    """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image."""
     low, up = margins
     # log sum_j exp(m_j) = top + log sum_j exp(m_j - top): no exponential exceeds 1.
     top = up.detach().amax(dim=1, keepdim=True)
@@ -114,8 +110,7 @@ def fused_bound(
 def certified_loss(
     network: Network, box: InputBox, labels: Tensor, beta: float | Tensor, is_fused: bool
 ) -> Tensor:
-    """Upper bounds ``[B]`` of the cross entropy over the boxes: ``beta`` CROWN-IBP and ``1 - beta``
-    interval.
+    """Upper bounds ``[B]`` of the cross entropy: ``beta`` CROWN-IBP, the rest interval.
 
     Each mixture of valid bounds is valid. Without fusion the margins are mixed, with it the two
     bounds of the loss.

@@ -64,8 +64,7 @@ def save_checkpoint(run: TrainingRun, path: Path) -> None:
 
 
 def load_checkpoint(path: Path, device: str | None = None) -> TrainingRun:
-    """The run that ``path`` holds, on ``device`` or where its settings say. Raises ``ModelError``
-    for a bad file."""
+    """The run in ``path``, on ``device`` or where its settings say. Raises ``ModelError``."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

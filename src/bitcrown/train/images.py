@@ -41,8 +41,7 @@ class Normalisation:
         return (images - mean) / std
 
     def box(self, images: Tensor, eps: float | Tensor) -> InputBox:
-        """Boxes ``[B, n]`` of radius ``eps`` around ``images [B, C, H, W]`` in [0, 1],
-        normalised."""
+        """Boxes ``[B, n]`` of radius ``eps`` around ``images`` in [0, 1], normalised."""
         lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
         return InputBox(self(lower).flatten(1), self(upper).flatten(1))
 
@@ -71,8 +70,7 @@ def middle_crop(images: Tensor, height: int, width: int) -> Tensor:
 
 
 class Crops(NamedTuple):
-    """Where each of ``B`` images is cut from its padded self, and whether it is mirrored: ``[B]``
-    each."""
+    """Where each image is cut from its padded self, and whether it is mirrored: ``[B]`` each."""
 
     top: Tensor
     left: Tensor
@@ -83,16 +81,14 @@ class Crops(NamedTuple):
 
 
 def drawn_crops(count: int, room: tuple[int, int], flip: bool, generator: torch.Generator) -> Crops:
-    """Random crops, on the generator's device; ``room``: rows and columns that the padded images
-    have to spare."""
+    """Random crops; ``room``: rows and columns that the padded images have to spare."""
     top, left = (torch.randint(0, spare + 1, (count,), generator=generator) for spare in room)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
     return Crops(top, left, mirrored)
 
 
 def cropped(images: Tensor, crops: Crops, height: int, width: int, padding: int) -> Tensor:
-    """``images [B, C, H, W]`` padded with zeros and cut; on any device, which is asked for
-    nothing."""
+    """``images [B, C, H, W]`` padded with zeros and cut, without asking the device."""
     padded = torch.nn.functional.pad(images, [padding] * 4) if padding else images
     count, channels, _, columns = padded.shape
     row = crops.top.unsqueeze(1) + torch.arange(height, device=images.device)

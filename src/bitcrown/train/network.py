@@ -38,8 +38,7 @@ class TrainableNetwork(nn.Module):
     def __init__(
         self, architecture: Architecture, generator: torch.Generator | None = None
     ) -> None:
-        """Blocks begin as their shortcuts (Goyal et al. 2017): intervals, which grow with every
-        layer, stay small."""
+        """Blocks begin as their shortcuts (Goyal et al. 2017), so that intervals stay small."""
         super().__init__()
         self.architecture = architecture
         self.layers = layers(architecture)
@@ -75,14 +74,12 @@ class TrainableNetwork(nn.Module):
         return self._run(x, self.running_moments())
 
     def clean_pass(self, x: Tensor, low: torch.dtype | None = None) -> tuple[Tensor, Moments]:
-        """Logits ``[B, K]`` and the moments of this batch, values in ``low``; updates the running
-        averages."""
+        """Logits ``[B, K]`` and the moments of this batch; updates the running averages."""
         moments: dict[str, tuple[Tensor, Tensor]] = {}
         return self._run(x.to(low), moments).to(x.dtype), moments
 
     def _run(self, x: Tensor, moments: Moments) -> Tensor:
-        """Layer by layer, in the type of ``x``; moments that are missing are measured and put into
-        ``moments``."""
+        """Layer by layer, in the type of ``x``; missing moments are measured and entered."""
         values = {self.layers[0].name: x}
         for layer in self.layers[1:]:
             inputs = [values[name] for name in layer.inputs]
@@ -116,8 +113,7 @@ class TrainableNetwork(nn.Module):
         return result
 
     def folded(self, moments: Moments | None = None) -> Network:
-        """The network that the bound engine sees, differentiable in the weights; running averages
-        by default."""
+        """What the bound engine sees, differentiable in the weights (default: running averages)."""
         moments = self.running_moments() if moments is None else moments
         params: dict[str, Params] = {}
         for layer in self.layers:
@@ -156,8 +152,7 @@ def _with_each(network: Network, change: Callable[[Tensor], Tensor]) -> Network:
 
 
 def _template_graph(of: tuple[Layer, ...]) -> Graph:
-    """The engine's graph: convolution and batch norm are one node, named after the latter; weights
-    are zeros."""
+    """The engine's graph, all weights zero; a convolution is part of its batch norm's node."""
     by_name = {layer.name: layer for layer in of}
     nodes: dict[str, Node] = {}
     for layer in of:
@@ -198,8 +193,7 @@ def _module(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | 
 
 
 def _initialise(part: nn.Module, generator: torch.Generator | None) -> None:
-    """He et al. (2015): variance 2 / fan-in, from ``generator`` so that a seed determines the
-    weights."""
+    """He et al. (2015): variance 2 / fan-in, drawn from ``generator``."""
     if isinstance(part, nn.Conv2d | nn.Linear):
         fan_in = part.weight[0].numel()
         part.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
@@ -217,8 +211,7 @@ def _gain_and_shift(part: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tup
 
 
 def _measured(part: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments of ``x [B, C, H, W]``; the running averages move towards them (variance unbiased, as
-    torch has it)."""
+    """Moments of ``x [B, C, H, W]``; the running averages move towards them, as torch's do."""
     variance, mean = torch.var_mean(x.to(part.weight.dtype), dim=(0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
     assert (

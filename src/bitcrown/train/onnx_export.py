@@ -22,8 +22,7 @@ _OPSET = 13
 
 
 def write_onnx(network: TrainableNetwork, path: Path) -> None:
-    """Write ``network`` to ``path`` (whole or not at all). Raises ``ResourceError`` if it
-    cannot."""
+    """Write ``network`` to ``path``, whole or not at all. Raises ``ResourceError``."""
     first, last = network.layers[0], network.layers[-1]
     weights: list[onnx.TensorProto] = []
     nodes = [_node(network, layer, weights) for layer in network.layers[1:]]

@@ -107,8 +107,7 @@ TRAIN_OPTIONS = tuple(
 
 
 def radius_of(text: str) -> float:
-    """A radius written as a decimal or a fraction (``1/255``). Raises ``SettingsError`` for
-    anything else."""
+    """A radius as a decimal or a fraction (``1/255``). Raises ``SettingsError`` for others."""
     try:
         return float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError) as error:

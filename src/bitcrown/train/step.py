@@ -59,8 +59,7 @@ def _is_robust(settings: TrainSettings, now: StepValues) -> bool:
 
 
 class TrainingBatch(NamedTuple):
-    """``images`` and ``noise`` (uniform in [0, 1], the attack's start) ``[B, C, H, W]``,
-    ``labels [B]``."""
+    """``images`` and ``noise`` (in [0, 1], the attack's start) ``[B, C, H, W]``, ``labels [B]``."""
 
     images: Tensor
     labels: Tensor
@@ -68,8 +67,7 @@ class TrainingBatch(NamedTuple):
 
 
 class TrainingStep:
-    """``step(batch, stage)`` moves the weights once and gives the means of ``PARTS``,
-    ``[len(PARTS)]``.
+    """``step(batch, values)`` moves the weights once and gives the means of ``PARTS``.
 
     A part that is not in ``parts_of`` is zero. The result belongs to the caller until the next
     step.
@@ -178,8 +176,7 @@ class TrainingStep:
 
 
 class _Recording:
-    """``function`` of a batch as a CUDA graph with tensors of its own for what goes in and comes
-    out."""
+    """``function`` of a batch as a CUDA graph with inputs and results of its own."""
 
     def __init__(self, function: Callable[[TrainingBatch], Tensor], batch: TrainingBatch) -> None:
         self.inputs = TrainingBatch(*(torch.empty_like(value).copy_(value) for value in batch))
@@ -197,8 +194,7 @@ class _Recording:
 
 @contextmanager
 def fast_products(settings: TrainSettings) -> Iterator[None]:
-    """TF32 products (``precision=mixed``) and the fastest convolutions for training only: proofs
-    know neither."""
+    """TF32 (``precision=mixed``) and the fastest convolutions, for training only."""
     cudnn, is_mixed = torch.backends.cudnn, settings.precision == "mixed"
     before = torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if is_mixed else "highest")
@@ -211,8 +207,7 @@ def fast_products(settings: TrainSettings) -> Iterator[None]:
 
 
 def optimiser_of(network: TrainableNetwork, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; on CUDA one kernel for all weights, with a learning rate that a recorded step can be
-    given."""
+    """AdamW; on CUDA one kernel for all weights, with a rate a recorded step can be given."""
     device = next(network.parameters()).device
     on_cuda = device.type == "cuda"
     rate = (

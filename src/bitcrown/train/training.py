@@ -48,8 +48,7 @@ class Images:
     def of(
         cls, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], device: torch.device
     ) -> Images:
-        """From arrays. Raises ``DataError`` where they are not images in [0, 1] with a label
-        each."""
+        """From arrays. Raises ``DataError`` unless they are images in [0, 1] with labels."""
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
             raise DataError(
                 f"training needs images [B, C, H, W] with labels [B], but got {images.shape}"
@@ -98,8 +97,7 @@ def train(
     report: _Report | None = None,
     until: int | None = None,
 ) -> Iterator[TrainingRun]:
-    """Train up to epoch ``until`` (all by default); yields ``run`` after each epoch, when it may be
-    saved.
+    """Train up to epoch ``until``; yields ``run`` after each epoch, when it may be saved.
 
     ``report`` receives facts several times an epoch; ``held_out`` is measured after each. Raises
     ``DataError`` for data that does not fit the network, and ``SettingsError`` when the loss is no
@@ -174,8 +172,7 @@ def _epoch(
 
 
 def _batches(run: TrainingRun, data: Images) -> Iterator[TrainingBatch]:
-    """The images in the epoch's own order, augmented; draws are made once an epoch, so nothing
-    waits for the host."""
+    """The images in the epoch's own order, augmented; all draws are made at its start."""
     settings, device = run.settings, data.images.device
     _, height, width = run.network.architecture.input_shape
     mixed_seed = settings.seed * 1_000_003 + run.epoch + 1
@@ -198,8 +195,7 @@ def _batches(run: TrainingRun, data: Images) -> Iterator[TrainingBatch]:
 
 
 def accuracy(run: TrainingRun, data: Images, batch: int = 100) -> dict[str, float]:
-    """Share of images that are correct, and that the training bounds (no proof) call robust at the
-    target radius."""
+    """Share of images that are correct, and that the training bounds call robust (no proof)."""
     network = run.network
     _, height, width = network.architecture.input_shape
     network.eval()

@@ -37,8 +37,7 @@ _DTYPES: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class BundleEntry:
-    """Where one variable lies. ``dtype`` is TensorFlow's number; ``is_sliced``: in pieces under
-    other keys."""
+    """Where one variable lies; ``dtype``: TensorFlow's; ``is_sliced``: under other keys."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -58,8 +57,7 @@ class Checkpoint:
     entries: Mapping[str, BundleEntry]
 
     def read(self, name: str) -> NDArray[np.generic]:
-        """The variable ``name``, checked. Raises ``ModelError`` if it is absent, damaged or of a
-        kind not read."""
+        """The variable ``name``. Raises ``ModelError`` if absent, damaged or not supported."""
         if name not in self.entries:
             raise ModelError(
                 f"{self.prefix.name}: the checkpoint has no variable {name!r}; is it of another "
@@ -108,8 +106,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint called ``path``: its prefix, its ``.index`` file, or a folder with exactly one
-    of them."""
+    """The checkpoint ``path``: its prefix, its ``.index``, or a folder with one of them."""
     index = _index_file(path)
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:

@@ -38,8 +38,7 @@ _COLOURS = 3
 
 @dataclass(frozen=True)
 class ZooStage:
-    """``groups`` are the suffixes of the checkpoint's names, one each; ``plain`` stages are
-    residual units only."""
+    """``groups``: suffixes of the checkpoint's names; ``plain``: residual units only."""
 
     width: int
     groups: tuple[str, ...]
@@ -79,8 +78,7 @@ PLANS = {"model_1": _MODEL_1, "model_2": _MODEL_2, "small": _SMALL}
 
 
 class MomentNorm(nn.Module):
-    """``N``: subtract the mean, divide by the standard deviation over ``[B, H, W]`` or ``[H, W]``;
-    scale and shift."""
+    """``N``: mean and deviation over the batch or one image taken out, then scale and shift."""
 
     def __init__(self, channels: int, scope: str, per_image: bool) -> None:
         super().__init__()
@@ -98,8 +96,7 @@ class MomentNorm(nn.Module):
 
 
 class SameConv(nn.Module):
-    """Convolution with TensorFlow's SAME padding: an odd amount goes to the end, so stride 2 pads
-    unevenly."""
+    """Convolution with TensorFlow's SAME padding: an odd amount goes to the end."""
 
     def __init__(
         self, inputs: int, outputs: int, scope: str, size: int = 3, stride: int = 1
@@ -209,8 +206,7 @@ class ZooNetwork(nn.Module):
 
 
 def _stage(plan: ZooPlan, index: int) -> list[nn.Module]:
-    """Units of one stage; names follow the published checkpoints (``block_1_layer_2_0_sub_0``,
-    ``stride_1``)."""
+    """Units of one stage; names are those of the published checkpoints."""
     stage, per_image = plan.stages[index], plan.per_image
     width = stage.width
     units: list[nn.Module] = []

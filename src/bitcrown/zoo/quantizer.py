@@ -46,8 +46,7 @@ class Quantizer(nn.Module):
         return peak * (b + step * (1.0 / (1.0 + torch.exp(-self.alpha * (s - b)))))
 
     def surrogate(self, x: Tensor, rule: str) -> Tensor:
-        """What BPDA differentiates: the scale ``M`` as it is, the staircase as a line or as a
-        gentler sigmoid."""
+        """What BPDA differentiates: ``M`` as it is, the staircase as a line or gentler sigmoid."""
         peak, s, step = self._scaled(x)
         with torch.no_grad():
             b = torch.round(s / step) * step
@@ -57,8 +56,7 @@ class Quantizer(nn.Module):
         return peak * (level + (ramp - ramp.detach()))
 
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``M`` (broadcastable to ``x``), ``s`` and the step, which is the quotient of two float32
-        as published."""
+        """``M``, broadcastable to ``x``, ``s`` and the step, a quotient of float32 as published."""
         peak = x.abs().amax(dim=(1, 2, 3), keepdim=True) if self.per_image else x.abs().amax()
         step = torch.ones((), dtype=x.dtype, device=x.device) / self.steps
         return peak, (x / (peak + _SCALE_FLOOR)).clamp(-1.0, 1.0), step

@@ -30,8 +30,7 @@ _MASK_DELTA = 0xA282EAD8
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of ``data`` in the form TensorFlow stores. Raises ``ResourceError`` without
-    ``google-crc32c``."""
+    """The checksum as TensorFlow stores it. Raises ``ResourceError`` without the library."""
     try:
         import google_crc32c
     except ImportError as error:
@@ -48,8 +47,7 @@ def index_error(what: str) -> ModelError:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The base-128 number at ``at`` and where it ends. Raises ``ModelError`` if it does not end in
-    10 bytes."""
+    """The base-128 number at ``at`` and its end. Raises ``ModelError`` past 10 bytes."""
     value = 0
     for position in range(at, min(at + 10, len(data))):
         byte = data[position]
@@ -60,8 +58,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Every key with its value, in order. Raises ``ModelError`` where ``data`` is no whole
-    table."""
+    """Every key with its value, in order. Raises ``ModelError`` for damaged ``data``."""
     if len(data) < FOOTER_BYTES or int.from_bytes(data[-8:], "little") != MAGIC:
         raise index_error(
             "the file does not end as a sorted string table; give the .index file of a checkpoint"

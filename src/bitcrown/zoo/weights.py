@@ -30,8 +30,7 @@ from bitcrown.zoo.networks import MomentNorm, SameConv, ZooNetwork
 
 @dataclass(frozen=True)
 class Variable:
-    """A parameter and the axes of torch in the order of TensorFlow; ``leading`` axes of size one
-    come first there."""
+    """A parameter, and its axes in TensorFlow's order behind ``leading`` axes of size one."""
 
     parameter: Tensor
     axes: tuple[int, ...]
@@ -72,8 +71,7 @@ def variables(network: ZooNetwork) -> dict[str, Variable]:
 
 
 def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
-    """Fill ``network`` from a checkpoint or from an archive of ``save_weights``; returns the names
-    it has no use for.
+    """Fill ``network`` from a checkpoint or archive; returns the names it has no use for.
 
     All of them are read and checked before the first weight changes. Raises ``ModelError`` if one
     is missing, has another shape or holds NaN or infinity.

@@ -115,8 +115,7 @@ def apgd(
     loss: ImageLoss,
     classes: Tensor,
 ) -> Trace:
-    """One run for ``clean [B, C, H, W]`` (``keys [B]``: the random start); ``classes [B, ...]`` is
-    what ``loss`` takes.
+    """One run for ``clean [B, C, H, W]``; ``keys [B]``: random start; ``loss`` takes ``classes``.
 
     Any class other than the label breaks an image, also when ``loss`` aims at one of them.
     """
@@ -169,8 +168,7 @@ def _begin(
 
 
 def _look(task: _Task, climb: _Climb, is_last: bool) -> _Climb:
-    """Evaluate the new points; note rises and the best; let go of what is broken. ``is_last``: no
-    gradient is needed."""
+    """Evaluate the new points, note rises and the best, let go of what is broken."""
     classes = task.classes[climb.place]
     if is_last:
         logits, slope = task.victim.logits(climb.x), climb.slope
@@ -266,8 +264,7 @@ def _sparsely(climb: _Climb, is_first: bool) -> Tensor:
 
 
 def _resparsed(climb: _Climb, interval: int) -> _Climb:
-    """Adapt how many pixels a step moves and how far; where the best point became sparser, go back
-    to it."""
+    """Adapt how many pixels a step moves and how far; go back to the best if it is sparser."""
     eps = climb.around.ball.eps
     changed = _changed_share(climb.best, climb.around.clean)
     chosen = (changed < 0.95 * climb.changed).reshape(-1, 1, 1, 1)

@@ -56,8 +56,7 @@ class Ball:
             raise SettingsError(f"pixel range {self.low!r} to {self.high!r} is empty or not finite")
 
     def limits(self, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and greatest value of each pixel, rounded inward to the dtype of
-        ``clean [B, C, H, W]``.
+        """Least and greatest value of each pixel, rounded inward to the dtype of ``clean``.
 
         For L2 and L1 this is the smallest box around the ball.
         """
@@ -74,8 +73,7 @@ class Ball:
         return lower, upper
 
     def project(self, x: Tensor, clean: Tensor) -> Tensor:
-        """A point of the ball around ``clean`` near (L-infinity, L1: nearest to) ``x``, both
-        ``[B, C, H, W]``."""
+        """A point of the ball around ``clean`` near (Linf, L1: nearest to) ``x [B, C, H, W]``."""
         return self.around(clean).project(x)
 
     def around(self, clean: Tensor) -> BallAround:
@@ -130,8 +128,7 @@ class Ball:
         return self._length((x.double() - clean.double()).flatten(1))
 
     def _length(self, move: Tensor) -> Tensor:
-        """``[B]`` of ``move [B, n]``; torch's own norms of order 1 and infinity take many times as
-        long."""
+        """``[B]`` of ``move [B, n]``; torch's norms of order 1 and infinity take much longer."""
         if self.norm == "L2":
             length: Tensor = torch.linalg.vector_norm(move, dim=1)
             return length
@@ -154,8 +151,7 @@ class Ball:
         return inside
 
     def start(self, clean: Tensor, keys: Keys) -> Tensor:
-        """A random point on the sphere, then clamped to the pixel range (``keys [B]``: one stream
-        per image)."""
+        """A random point on the sphere, clamped to the pixel range; ``keys [B]``: streams."""
         if self.norm == "Linf":
             noise = uniform_like(clean, keys)
             return self.project(

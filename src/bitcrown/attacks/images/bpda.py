@@ -46,8 +46,7 @@ class Block(Protocol):
     """A module that attacks should not differentiate as it is written."""
 
     def surrogate(self, x: Tensor, rule: str) -> Tensor:
-        """What to differentiate in its place, near the block's own value; ``rule`` reaches inside a
-        block."""
+        """What to differentiate in its place, near its own value; ``rule`` reaches inside."""
 
 
 class _ValueAndStandIn(torch.autograd.Function):
@@ -89,8 +88,7 @@ class SubstituteGradient:
 def block_names(
     model: nn.Module, is_block: Callable[[nn.Module], bool] | None = None
 ) -> tuple[str, ...]:
-    """Names of the outermost modules in ``model`` that ``is_block`` (by default: that are a
-    ``Block``)."""
+    """Names of the outermost modules that ``is_block`` (by default: that are a ``Block``)."""
     chosen = is_block or (lambda module: isinstance(module, Block))
     found: list[str] = []
     for name, module in model.named_modules():
@@ -103,8 +101,7 @@ def block_names(
 def bpda(
     model: Classifier, rule: str, is_block: Callable[[nn.Module], bool] | None = None
 ) -> Classifier:
-    """``model`` with its values unchanged, bit for bit, and the gradient that ``rule`` (of
-    ``RULES``) says.
+    """``model`` with its values, bit for bit, and the gradient that ``rule`` (of ``RULES``) says.
 
     Weights are shared, not copied; switch ``model`` to evaluation mode first. Raises
     ``SettingsError`` where there is nothing the rule could apply to.
@@ -147,8 +144,7 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
-    """A copy that shares every parameter and buffer, with stand-ins for the blocks called
-    ``names``."""
+    """A copy that shares all parameters and buffers, with stand-ins for the blocks ``names``."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     for name in names:

@@ -92,8 +92,7 @@ SUITES = {"standard": _STANDARD, "plus": _PLUS, "rand": _RAND, "black-box": _BLA
 
 
 def components(suite: str, norm: str) -> tuple[Component, ...]:
-    """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for a name that is no
-    suite."""
+    """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for other names."""
     if suite not in SUITES:
         raise SettingsError(f"attack suite {suite!r} is not known; use one of {', '.join(SUITES)}")
     return _STANDARD_L1 if suite == "standard" and norm == "L1" else SUITES[suite]
@@ -136,8 +135,7 @@ def run_component(
     ball: Ball,
     seed: int,
 ) -> Trace:
-    """All runs of one component on ``clean [B, C, H, W]``, whose numbers in the data set are
-    ``number [B]``."""
+    """All runs of one component on ``clean [B, C, H, W]``; ``number [B]``: in the data set."""
     victim = replace(victim, repeats=component.repeats)
     whole = Trace.empty(clean)
     whole.flat.fill_(True)
@@ -184,8 +182,7 @@ class _Job:
     def merge(
         self, whole: Trace, runs: Sequence[tuple[int, int]], run: Places, place: Places
     ) -> None:
-        """Do run ``runs[run[k]]`` on image ``place[k]`` for all ``k``, which are sorted by run; add
-        to ``whole``."""
+        """Add to ``whole`` run ``runs[run[k]]`` on image ``place[k]``, all ``k``, sorted by run."""
         parts = [(number, np.flatnonzero(run == number)) for number in np.unique(run).tolist()]
         keys = np.concatenate([
             stream_keys(self.seed, self.number[place[part]], self.component.name, first, second + 1)

@@ -45,8 +45,7 @@ class _Boundary(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """The images still standing; every field ``[R, ...]``. ``targets``: absent for all
-    boundaries."""
+    """The images still standing; every field ``[R, ...]``. No ``targets``: all boundaries."""
 
     place: Tensor
     clean: Tensor
@@ -88,8 +87,7 @@ def fab(
 
 
 def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
-    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, no gradient)
-    stays."""
+    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, none) stays."""
     both = torch.stack([x.flatten(1), clean.flatten(1)])
     now, origin = both
     # The hyperplane f + w . (x - x_k) = 0: a move d from x_k reaches it with w . d = -f, one from
@@ -126,8 +124,7 @@ def _length(move: Tensor, norm: str) -> Tensor:
 def _judge(
     victim: Victim, x: Tensor, walk: _Walk, ball: Ball, trace: Trace
 ) -> tuple[Tensor, _Walk]:
-    """What is left: broken images inside the ball are recorded and leave, those broken outside turn
-    back."""
+    """What is left: images broken inside the ball leave, those broken outside turn back."""
     logits = victim.logits(x)
     beyond = (logits.argmax(dim=1) != walk.labels).nonzero().flatten()
     if not len(beyond):
@@ -147,8 +144,7 @@ def _judge(
 
 
 def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
-    """The boundary aimed at, or among those of all classes the one that is nearest by its
-    linearisation."""
+    """The boundary aimed at, or of all classes the nearest by its linearisation."""
     if walk.targets is not None:
         _, value, slope = victim.gradient(x, _rise, torch.stack([walk.labels, walk.targets], dim=1))
         return _Boundary(value, slope.flatten(1))

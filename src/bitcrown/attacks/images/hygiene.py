@@ -42,8 +42,7 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to doubt the number: ``name`` for programs, ``sentence`` for readers, ``measured``
-    behind both."""
+    """One reason to doubt the number: for programs, for readers, and what was measured."""
 
     name: str
     sentence: str
@@ -52,8 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What ``inspect`` learned. ``is_batch_dependent`` and ``is_differentiable`` decide how the
-    attacks run."""
+    """What ``inspect`` learned; the two flags decide how the attacks run."""
 
     findings: tuple[Finding, ...]
     is_batch_dependent: bool
@@ -86,8 +84,7 @@ def _has_gradient(model: Classifier, x: Tensor) -> bool:
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two lots of logits, as a share of the largest logit; NaN against a
-    number is infinite."""
+    """Largest difference of logits as a share of the largest; NaN against a number: infinite."""
     gap = torch.where(torch.isnan(first) & torch.isnan(second), 0.0, (first - second).abs())
     scale = first.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12)
     return float((gap / scale).nan_to_num(torch.inf).max())
@@ -108,8 +105,7 @@ def _randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding
 
 
 def _batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
-    """Each image alone, with half of its batch, and with other companions (all black, all
-    white)."""
+    """Each image alone, with half of its batch, and with all black or all white companions."""
     half = max(1, len(x) // 2)
     with torch.no_grad():
         alone = torch.cat([model(x[k : k + 1]) for k in range(len(x))])
@@ -235,8 +231,7 @@ def _softmax_output(logits: Tensor) -> Finding | None:
 
 
 def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) -> list[Finding]:
-    """What one gradient attack met on ``attempted`` images: broken gradients, zero ones, a loss
-    that never rose."""
+    """What a gradient attack met on ``attempted`` images: see the counts of ``notice``."""
     found = []
     if broken:
         what = f"met NaN or infinite gradients under {name}"
@@ -252,8 +247,7 @@ def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) 
 
 
 def black_box_ahead(images: int, before: int, name: str, broken: int) -> Finding | None:
-    """Random search broke ``broken`` of ``images`` that the gradient attacks ``before`` it had left
-    standing."""
+    """Random search broke ``broken`` images that ``before`` gradient attacks had left."""
     if not before or broken <= _SQUARE_SHARE * images:
         return None
     return Finding(
@@ -265,8 +259,7 @@ def black_box_ahead(images: int, before: int, name: str, broken: int) -> Finding
 
 
 def substitute_gap(images: int, without: int, with_substitute: int) -> Finding | None:
-    """Standing images ``without`` and ``with_substitute`` gradients (BPDA): a large gap means
-    gradients were hidden."""
+    """Images standing ``without`` and with substitute gradients: a gap means hidden ones."""
     gap = without - with_substitute
     if gap <= _GAP_SHARE * images:
         return None
@@ -308,8 +301,7 @@ def small_sample(successes: int, images: int) -> Finding | None:
 
 
 def notice(trace: Trace) -> tuple[int, int, int]:
-    """Images with broken gradients, with zero ones, and with a loss that never rose (broken images
-    aside)."""
+    """Images with broken gradients, with zero ones, and unbroken ones whose loss never rose."""
     return (
         int(trace.broken_gradient.sum()),
         int(trace.zero_gradient.sum()),

@@ -32,8 +32,7 @@ _NEWTON_STEPS = 40
 
 
 def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: float) -> Tensor:
-    """``d [*, R, n]`` for points ``x [*, R, n]`` of the range, normals ``w [R, n]`` and values
-    ``c [*, R]``."""
+    """``d [*, R, n]`` for points ``x [*, R, n]``, normals ``w [R, n]`` and values ``c [*, R]``."""
     # Twice the width of the range in the direction sign(c w), clamped to the range, minus x: the
     # whole way to the end of the range that helps, 0 where w is 0.
     beyond = 2.0 * (high - low)
@@ -55,8 +54,7 @@ def shortest_move(x: Tensor, w: Tensor, c: Tensor, norm: str, low: float, high: 
 
 
 def _newton(until: Tensor, rate: Tensor, gain: Tensor) -> Tensor:
-    """Least ``t [*, R]`` with ``sum rate_i min(t, until_i) >= gain``; the largest ``until`` where
-    there is none."""
+    """Least ``t [*, R]`` with ``sum rate_i min(t, until_i) >= gain``, or largest ``until``."""
     # gain(t) = sum rate_i min(t, until_i) is concave with gain(0) = 0. Its tangent at t lies above
     # it, so t + missing / slope <= solution: Newton never passes it, and missing stays >= 0.
     t = torch.zeros_like(gain)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``log sum_k exp z_k - z_y`` per image ``[B]``, for ``logits [B, K]``; an attack makes it
-    large."""
+    """``log sum_k exp z_k - z_y``, ``[B]``, for ``logits [B, K]``; an attack makes it large."""
     return torch.logsumexp(logits, dim=1) - _entry(logits, labels)
 
 
@@ -22,8 +21,7 @@ def lead(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))``, ``[B]`` (Croce &
-    Hein 2020, eq. 6).
+    """``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))``, ``[B]`` (Croce & Hein 2020, eq. 6).
 
     ``z_(1) >= z_(2) >= ...`` are the sorted logits. The quotient does not change when the network's
     logits are shifted or scaled, which the cross entropy's gradient does not survive. Two classes

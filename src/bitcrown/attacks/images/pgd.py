@@ -36,8 +36,7 @@ def pgd_images(
     seed: int,
     batch: int = 100,
 ) -> Tensor:
-    """``[B, C, H, W]``: a misclassified point of the ball for each image, the clean image where
-    none was found.
+    """``[B, C, H, W]``: a misclassified point of each ball, the clean image where none is found.
 
     Images that are misclassified as they are stay as they are. ``batch`` bounds memory and changes
     no result.
@@ -89,8 +88,7 @@ def _ascend(
 
 
 def steepest(slope: Tensor, norm: str) -> Tensor:
-    """Direction of unit length in ``norm`` along which a function of gradient
-    ``slope [B, C, H, W]`` grows fastest.
+    """Unit direction in ``norm`` in which a function of gradient ``slope`` grows fastest.
 
     For L1 that would be one pixel: the largest ``_L1_SHARE`` of them share the step. NaN moves
     nothing.

@@ -67,8 +67,7 @@ def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
 
 
 def save_state(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
-    """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks
-    apart."""
+    """Replace ``path`` by the present state; ``logits [B, K]`` tell networks apart."""
     counts = {name: getattr(standing, name) for name in _COUNTS}
     images, known = standing.adversarial.cpu().numpy(), logits.cpu().numpy()
     try:
@@ -81,8 +80,7 @@ def save_state(path: Path, standing: Standing, question: str, logits: Tensor) ->
 
 
 def load_state(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
-    """The state in ``path``, or ``fresh`` without such a file. Raises ``SettingsError`` if it is of
-    another run."""
+    """The state in ``path``, else ``fresh``. Raises ``SettingsError`` if it is of another run."""
     if not path.exists():
         return fresh
     stored = _arrays(path)

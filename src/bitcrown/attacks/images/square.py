@@ -42,8 +42,7 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass
 class _Search:
-    """The images still standing; every field ``[R, ...]``. ``asked``: queries answered, also the
-    next one's number."""
+    """The images still standing, fields ``[R, ...]``; ``asked``: the next query's number."""
 
     place: Tensor
     x: Tensor
@@ -64,8 +63,7 @@ class _Search:
         self.draws, self.asked = self.draws.keep(kept), self.asked[kept]
 
     def questions(self, rows: int | None, queries: int) -> tuple[Places, Places]:
-        """Images and numbers of the next queries, both ``[Q]``: as many as a call has ``rows``,
-        those behind first."""
+        """Images and numbers of the next queries, both ``[Q]``, for a call of ``rows``."""
         count = len(self.asked)
         image = np.arange(count)
         if rows is None or rows == count:
@@ -116,8 +114,7 @@ def square(
 def _judge(
     victim: Victim, search: _Search, image: Places, query: Places, tried: Tensor, trace: Trace
 ) -> None:
-    """Take over the first success of each image among the points ``tried [Q, C, H, W]``; what
-    breaks leaves."""
+    """Take over the first success of each image among ``tried [Q, C, H, W]``."""
     logits = victim.logits(tried)
     index = torch.from_numpy(image).to(tried.device)
     labels = search.labels[index]
@@ -147,8 +144,7 @@ def _judge(
 def random_points(
     victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int
 ) -> Trace:
-    """``queries`` independent points of each image's sphere: what chance alone achieves, and a
-    floor for the others."""
+    """``queries`` random points of each sphere: what chance achieves, a floor for the others."""
     trace = Trace.empty(clean)
     place = torch.arange(len(clean), device=clean.device)
     for query in range(queries):
@@ -170,8 +166,7 @@ def _striped_start(region: BallAround, keys: Keys) -> Tensor:
 def _flipped(
     region: BallAround, index: Tensor, x: Tensor, random: Tensor, halvings: Places
 ) -> Tensor:
-    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range;
-    ``random [Q, J]``."""
+    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range."""
     _, channels, height, width = x.shape
     sides = [
         round((_FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(_HALVED_AFTER) + 1)

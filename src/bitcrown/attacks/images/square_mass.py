@@ -92,8 +92,7 @@ def _window(corner: Tensor, side: Tensor, height: int, width: int) -> Tensor:
 
 
 def two_bumps(side: int, like: Tensor, norm: str) -> Tensor:
-    """``[side, side]`` of length 1: the upper half one bump, the lower the other, of opposite
-    sign."""
+    """``[side, side]`` of length 1: the upper half a bump, the lower one of opposite sign."""
     upper = side // 2
     halves = (
         [_bump(upper, side, norm), -_bump(side - upper, side, norm)]
@@ -117,8 +116,7 @@ def _bump(height: int, width: int, norm: str) -> Tensor:
 
 
 def _placed(bump: Tensor, corner: Tensor, is_turned: Tensor, height: int, width: int) -> Tensor:
-    """``[R, 1, H, W]``: the bump (or its transpose) with its corner at ``corner [R, 2]``; outside,
-    anything."""
+    """``[R, 1, H, W]``: the bump, or its transpose, at ``corner [R, 2]``; outside, anything."""
     side = len(bump)
     row = (torch.arange(height, device=bump.device) - corner[:, :1]).clamp(0, side - 1).unsqueeze(2)
     column = (

@@ -45,8 +45,7 @@ class AttackRow(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """After each batch: the component, how many of its images are done, and how many images of all
-    still stand."""
+    """After each batch: images of the component that are done, and images that still stand."""
 
     name: str
     done: int
@@ -56,8 +55,7 @@ class Progress(NamedTuple):
 
 
 class SuiteReplay(NamedTuple):
-    """The images that broke the network, given to it again: how many of ``stored`` fool it
-    together, how many alone.
+    """The images that broke the network, given to it again: how many fool it, and how.
 
     ``correct``: images of all, unbroken ones included, that are classified correctly when given
     together.
@@ -71,8 +69,7 @@ class SuiteReplay(NamedTuple):
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """``adversarial [B, C, H, W]``: the clean image where nothing was found; ``clean_correct [B]``
-    bool."""
+    """``adversarial [B, C, H, W]``: clean where none was found; ``clean_correct [B]`` bool."""
 
     suite: str
     ball: Ball

@@ -55,8 +55,7 @@ class Draws:
 
 
 def places(share: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """``[R, 2]``: row and column of the upper left corner, all equally likely, for ``share [R, 2]``
-    in (0, 1)."""
+    """``[R, 2]``: upper left corners, all equally likely, for ``share [R, 2]`` in (0, 1)."""
     # A corner at row r fits for r in 0 .. height - side: height + 1 - side equally likely choices.
     choices = torch.tensor(
         [height + 1, width + 1], dtype=share.dtype, device=share.device
@@ -65,8 +64,7 @@ def places(share: Tensor, side: Tensor, height: int, width: int) -> Tensor:
 
 
 def edges(corner: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """``[R, H]`` and ``[R, W]`` bool: the rows and columns of the square of ``side [R]`` at
-    ``corner [R, 2]``."""
+    """``[R, H]``, ``[R, W]`` bool: rows and columns of squares of ``side [R]`` at ``corner``."""
     row = torch.arange(height, device=corner.device) - corner[:, :1]
     column = torch.arange(width, device=corner.device) - corner[:, 1:]
     side = side.unsqueeze(1)

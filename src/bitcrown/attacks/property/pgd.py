@@ -30,8 +30,7 @@ _MEMORY_SHARE = 8
 
 
 class Candidates(NamedTuple):
-    """``x [K', n]``, the case of each ``[K']`` and its excess ``[K']``, least (most violated)
-    first."""
+    """``x [K', n]``, case and excess ``[K']`` of each, least (most violated) first."""
 
     x: Tensor
     case: Tensor
@@ -48,8 +47,7 @@ def pgd(
     restarts: int,
     budget: Budget,
 ) -> Candidates:
-    """The best point of every restart, sorted. ``lower``/``upper [B, n]``, all of the network's
-    dtype and device.
+    """The best point of every restart, sorted; ``lower``/``upper [B, n]`` as the network's dtype.
 
     Stops soon after a case is violated (in the network's own dtype) or when time is up, but always
     looks at the starting points. Cases that do not fit into memory together are taken one chunk

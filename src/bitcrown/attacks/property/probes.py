@@ -54,8 +54,7 @@ class CaseRows:
         self.nonlinear = [_Polynomial(c) for c in case.constraints if not c.is_linear()]
 
     def margin(self, v: np.ndarray) -> np.ndarray:
-        """``[K]`` for points and their outputs side by side, ``v [K, n + m]``; NaN where that is
-        undefined."""
+        """``[K]`` for points beside their outputs, ``v [K, n + m]``; NaN where undefined."""
         slack = [self.bound - v[:, self.columns] @ self.matrix.T] if len(self.matrix) else []
         slack += [polynomial.slack(v)[:, None] for polynomial in self.nonlinear]
         least: np.ndarray = np.concatenate(slack, axis=1).min(axis=1) if slack else np.zeros(len(v))
@@ -101,8 +100,7 @@ class BoxRows:
 
 
 class Slope:
-    """How the outputs change with each input over the whole box, fitted to random points as they
-    come.
+    """How the outputs change with each input over the box, fitted to the points that come.
 
     For independent symmetric shares ``s`` the sum of ``(s - 1/2) (y - mean y)`` estimates the best
     linear fit, up to a factor; its sign says in which corner a linear function of the outputs is
@@ -123,8 +121,7 @@ class Slope:
         self.outputs += y.sum(axis=0)
 
     def corners(self, rows: BoxRows, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """For each case the corner where the constraint that is worst at ``x [n]``, ``y [m]``
-        should be best."""
+        """For each case the corner that should be best for its worst constraint at ``x``, ``y``."""
         slope = self.products - np.outer(self.shares, self.outputs / max(1, self.count))
         n, width = len(x), rows.upper - rows.lower
         points = []
@@ -145,8 +142,7 @@ class Slope:
 
 
 class _Search:
-    """The state that all boxes share: the clock, the random numbers, and how large a batch may
-    be."""
+    """What all boxes share: the clock, the random numbers, and how large a batch may be."""
 
     def __init__(
         self, problem: Problem, replay: Replay, confirmer: Confirmer, deadline: float, seed: int
@@ -168,8 +164,7 @@ class _Search:
     def judge(
         self, rows: BoxRows, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Witness | None]:
-        """Margins and outputs of ``points [K, n]`` (of the first, if time is up) and a witness if
-        one is confirmed."""
+        """Margins and outputs of ``points [K, n]`` (if time is up, of the first), and a witness."""
         size = len(points) if self.replay.takes_batches() else _SLICE
         margins: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
@@ -185,8 +180,7 @@ class _Search:
         return np.concatenate(margins), np.concatenate(outputs), witness
 
     def first_look(self) -> tuple[list[BoxRows], Witness | None]:
-        """The middle and two corners of every box; the boxes ordered by how close they come to a
-        violation."""
+        """The middle and two corners of every box; boxes ordered by how close they come."""
         found: list[tuple[float, int, BoxRows]] = []
         boxes = self.boxes()
         while not self.is_over() and (chunk := list(islice(boxes, _SLICE))):
@@ -204,8 +198,7 @@ class _Search:
         return [rows for _, _, rows in sorted(found)[:_MANY_BOXES]], None
 
     def boxes(self) -> Iterator[BoxRows]:
-        """The cases by box, made one after the other: a property may have tens of thousands of
-        boxes."""
+        """The cases by box, one after the other: there may be tens of thousands of boxes."""
         shared: dict[tuple[int, int], list[Case]] = {}
         for case in self.problem.cases:
             shared.setdefault((id(case.lower), id(case.upper)), []).append(case)
@@ -231,8 +224,7 @@ class _Search:
         return None
 
     def run_box(self, rows: BoxRows, rounds: int) -> Witness | None:
-        """``rounds`` batches of one box, ever larger ones: points, corners, directed corners,
-        around the best."""
+        """``rounds`` ever larger batches: points, corners, directed corners, around the best."""
         n, m = self.problem.n_inputs, self.problem.n_outputs
         slope = Slope(n, m) if n * m <= _MAX_SLOPE else None
         best_x, best_y, best = None, None, -np.inf
@@ -262,8 +254,7 @@ class _Search:
         return None
 
     def around(self, centre: np.ndarray, rows: BoxRows, count: int) -> np.ndarray:
-        """Points near the best one: coordinates redrawn, jittered or both, on every scale at
-        once."""
+        """Points near the best: coordinates redrawn, jittered or both, on all scales at once."""
         width = rows.upper - rows.lower
         varied = max(1, int((width > 0).sum()))
         scale = 0.3 * 10.0 ** (-3.0 * self.random.random((count, 1)))

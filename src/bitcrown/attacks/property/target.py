@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class Target:
-    """``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]``: violated iff ``C y + D x <= rhs``
-    in all rows.
+    """``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]``: violated iff ``C y + D x <= rhs``.
 
     Rows with an infinite ``rhs`` are padding and always hold.
     """
@@ -24,8 +23,7 @@ class Target:
         return Target(self.c[cases], None if self.d is None else self.d[cases], self.rhs[cases])
 
     def rows(self, x: Tensor, y: Tensor) -> Tensor:
-        """``C y + D x - rhs`` ``[B, K, S]`` for ``x [B, K, n]`` and ``y [B, K, m]``; NaN counts as
-        never violated."""
+        """``C y + D x - rhs [B, K, S]`` for ``x [B, K, n]``, ``y [B, K, m]``; NaN: not violated."""
         padding = torch.isinf(self.rhs).unsqueeze(1)
         value = torch.einsum("bsm,bkm->bks", self.c, y)
         if self.d is not None:
@@ -39,8 +37,7 @@ class Target:
         return self.rows(x, y).amax(dim=2)
 
     def loss(self, rows: Tensor, y: Tensor, direction: Tensor | None = None) -> Tensor:
-        """Scalar to descend. Every other point (counted by pairs) descends all its rows that fail,
-        not the worst only.
+        """Scalar to descend; every other pair of points descends all its rows that fail.
 
         ``direction [B, K, m]``: odd points follow it instead of their rows.
         """

@@ -34,8 +34,7 @@ _PYTHON_PARTS = (
 
 
 def read_cifar(path: Path, first: int | None, train: bool) -> _Levels | None:
-    """_Levels ``[B, 3, 32, 32]`` uint8 and labels ``[B]``, or None where ``path`` is no CIFAR file
-    or folder."""
+    """Levels ``[B, 3, 32, 32]`` uint8 and labels ``[B]``, or None where it is no CIFAR."""
     parts: list[_Levels] = []
     for test, batches, label_bytes in _BINARY_PARTS:
         for file in _files(path, test, batches, train):
@@ -81,8 +80,7 @@ def _is_pickle(file: Path) -> bool:
 
 @dataclass
 class _Call:
-    """A call that the pickle asks for and nobody makes: what, with which arguments, and the state
-    set afterwards."""
+    """A call that the pickle asks for and nobody makes, and the state set afterwards."""
 
     what: Any
     arguments: Any
@@ -114,8 +112,7 @@ def _python(file: Path) -> _Levels:
 
 
 def _raw_bytes(raw: Any) -> bytes:
-    """Bytes as Python 2 writes them (text), as Python 3 does, or as it does for readers of Python 2
-    (``encode``)."""
+    """Bytes as Python 2 writes them (text), as 3 does, or as 3 does for 2 (``encode``)."""
     if isinstance(raw, _Call) and str(raw.what) == "_codecs encode":
         raw = raw.arguments[0]
     return raw.encode("latin-1") if isinstance(raw, str) else bytes(raw)
@@ -125,8 +122,7 @@ _MARK = object()
 
 
 def inert_pickle(data: bytes) -> Any:
-    """What ``data`` describes, as containers, numbers, text, and ``_Call`` for everything that
-    would be called.
+    """What ``data`` describes: containers, numbers, text, and a ``_Call`` for each call.
 
     Raises ``ValueError`` for an instruction that a batch of arrays and lists does not need.
     """

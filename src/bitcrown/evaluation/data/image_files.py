@@ -29,8 +29,7 @@ _NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
 def read_image_files(path: Path, first: int | None, train: bool) -> _Levels | None:
-    """_Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is none of the four
-    kinds."""
+    """Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is of no such kind."""
     if path.is_dir():
         found = _idx_in(path, train)
         return _class_folders(path, first, train) if found is None else _idx_pair(found, first)
@@ -72,8 +71,7 @@ def _idx_pair(path: Path, first: int | None) -> _Levels:
 
 
 def read_idx(path: Path, first: int | None = None) -> np.ndarray:
-    """An idx array of unsigned bytes, its ``first`` entries: magic ``0 0 8 rank``, extents
-    big-endian, then data."""
+    """The ``first`` entries of an idx array: ``0 0 8 rank``, extents big-endian, bytes."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
@@ -114,8 +112,7 @@ def _npz(path: Path, first: int | None, train: bool) -> _Levels:
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
-    """``[B, H, W]``, ``[B, H, W, C]`` or ``[B, C, H, W]`` to the last; an axis of 1 or 3 is the
-    channels."""
+    """``[B, H, W]`` or ``[B, H, W, C]`` to ``[B, C, H, W]``; the channels are 1 or 3."""
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] in (1, 3):
@@ -168,8 +165,7 @@ def _contact_sheet(path: Path, first: int | None) -> _Levels | None:
 
 
 def _class_folders(folder: Path, first: int | None, train: bool) -> _Levels | None:
-    """``CLASS/**/*.png`` in sorted order of class, then of path: class numbers are ranks of the
-    folder names."""
+    """``CLASS/**/*.png``, sorted by class, then path; class numbers are ranks of names."""
     part = folder / ("train" if train else "val")
     folder = next(
         (place for place in (part, folder / "test") if place.is_dir() and not train), folder

@@ -27,8 +27,7 @@ from bitcrown.errors import DataError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64; raises ``DataError`` where
-    they do not fit."""
+    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64, or ``DataError``."""
 
     name: str
     images: np.ndarray
@@ -65,8 +64,7 @@ class ImageSet:
 
 
 def unit_pixels(levels: np.ndarray) -> np.ndarray:
-    """8-bit levels as float32 in [0, 1]: the float32 nearest to ``k / 255``; floats are only
-    converted."""
+    """8-bit levels ``k`` as the float32 nearest to ``k / 255``; floats are only converted."""
     if levels.dtype == np.uint8:
         return levels.astype(np.float32) / np.float32(255)
     return levels.astype(np.float32)
@@ -84,8 +82,7 @@ def _class_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
-    """The middle ``size x size`` pixels of ``[B, C, H, W]``; an odd margin leaves the larger part
-    behind the crop."""
+    """The middle ``size x size`` of ``[B, C, H, W]``; an odd margin is larger behind."""
     rows, columns = images.shape[2:]
     if not 0 < size <= min(rows, columns):
         raise DataError(f"images of {rows}x{columns} pixels cannot be cropped to {size}x{size}")

@@ -27,8 +27,7 @@ _Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """Shares in [0, 1] of one network at growing radii; ``verified`` is None where nothing was to
-    be proved."""
+    """Shares in [0, 1] at growing radii; ``verified`` None: nothing was to be proved."""
 
     name: str
     radii: tuple[float, ...]
@@ -37,8 +36,7 @@ class AccuracyCurve:
 
 
 def radius_text(radius: float, norm: str) -> str:
-    """As people write it: short decimals as they are, other Linf radii in levels of 255 where these
-    are short."""
+    """As people write it: short decimals, or levels of 255 where these are short (Linf)."""
     level, is_short = radius * 255, abs(radius - round(radius, 3)) < 1e-9
     if norm == "Linf" and not is_short and abs(level * 10 - round(level * 10)) < 1e-4:
         return f"{round(level, 1):g}/255"

@@ -48,8 +48,7 @@ _RESULTS = ("wrong", "broken", "proved", "open")
 
 @dataclass(frozen=True)
 class Picture:
-    """A row of the grid: ``clean`` and ``adversarial [C, H, W]`` in [0, 1]; ``eps``: radius of a
-    Linf ball, or None."""
+    """A row of the grid: two images ``[C, H, W]`` in [0, 1]; ``eps``: radius if Linf."""
 
     caption: str
     clean: NDArray[np.floating[Any]]
@@ -179,8 +178,7 @@ def _number(value: object) -> str:
 
 
 def _curves(records: Sequence[_Record]) -> list[Markup]:
-    """One drawing a norm; records of the same network, suite and rule make a curve that begins at
-    radius 0."""
+    """One drawing a norm; a curve is a network, suite and rule, and begins at radius 0."""
     drawings = []
     for norm in dict.fromkeys(str(record.get("norm", "Linf")) for record in records):
         groups: dict[str, list[_Record]] = {}

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 
 def levels(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Pixels ``[C, H, W]`` in [0, 1] as 8-bit levels ``[H, W, C]``, rounded to nearest; outside is
-    clipped, NaN is 0."""
+    """Pixels ``[C, H, W]`` in [0, 1] as nearest 8-bit levels ``[H, W, C]``; NaN is 0."""
     finite = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
     return np.rint(np.clip(finite, 0.0, 1.0) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """The file for ``pixels [H, W, C]``; one channel is grey, the first three of more are red,
-    green, blue."""
+    """The file for ``pixels [H, W, C]``: grey, or the first three of more as red, green, blue."""
     from PIL import Image
 
     kept = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]

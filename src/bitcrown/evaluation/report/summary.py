@@ -144,8 +144,7 @@ def _disagreements(suite: SuiteResult, outcomes: Sequence[Outcome]) -> list[Find
 
 
 def document(runs: Sequence[dict[str, Any]], plan: Plan, data: str, wall: float) -> dict[str, Any]:
-    """The record of a command: what is common to its runs, and the runs. Gaps between rules are
-    added as warnings."""
+    """The record of a command: what is common to its runs, the runs, and gaps of rules."""
     for run in runs:
         add_gap_warning(run, runs)
     return {
