@@ -54,10 +54,8 @@ def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[
     (rows,) = network.adjoint(last, units.reshape(-1, *last.shape))
     rows, offset = rows.flatten(1), network.offset(last).flatten()
     a = rows - rows[labels].unsqueeze(1)
-    centre, radius = (
-        (low + up).flatten(1).unsqueeze(2) * 0.5,
-        (up - low).flatten(1).unsqueeze(2) * 0.5,
-    )
+    centre = (low + up).flatten(1).unsqueeze(2) * 0.5
+    radius = (up - low).flatten(1).unsqueeze(2) * 0.5
     # |a (x - centre)| <= |a| radius.
     middle = torch.bmm(a, centre).squeeze(2) + (offset - offset[labels].unsqueeze(1))
     reach = torch.bmm(a.abs(), radius).squeeze(2)

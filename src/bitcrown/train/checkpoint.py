@@ -26,19 +26,9 @@ from bitcrown.train.training import TrainingRun, training_device
 
 _FORMAT = 1
 _DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    pickle.UnpicklingError,
-)
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 """What a damaged stream of pickled instructions makes torch's reader raise: it trusts the order of
 things."""
 
@@ -87,22 +77,13 @@ def _restored(content: dict[str, Any], device: str | None) -> TrainingRun:
     fields = dict(content["architecture"])
     fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
     fields["input_shape"] = tuple(fields["input_shape"])
-    normalisation = Normalisation(
-        *(tuple(content["normalisation"][key]) for key in ("mean", "std"))
-    )
+    stored = content["normalisation"]
+    normalisation = Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
     network = TrainableNetwork(Architecture(**fields)).to(training_device(settings))
     network.load_state_dict(content["network"])
     optimiser = optimiser_of(network, settings)
-    groups = optimiser.state_dict()[
-        "param_groups"
-    ]  # those of this device: which kernels, and where the rate lives
+    # The groups of this device stay: which kernels, and where the learning rate lives.
+    groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": content["optimiser"]["state"], "param_groups": groups})
-    return TrainingRun(
-        network,
-        optimiser,
-        settings,
-        normalisation,
-        content["epoch"],
-        content["seconds"],
-        list(content["history"]),
-    )
+    epoch, seconds, history = content["epoch"], content["seconds"], list(content["history"])
+    return TrainingRun(network, optimiser, settings, normalisation, epoch, seconds, history)

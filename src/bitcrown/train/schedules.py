@@ -35,12 +35,8 @@ def step_values(settings: TrainSettings, t: float) -> StepValues:
     full = settings.eps * settings.train_eps_factor
     kappa = settings.kappa_start + (settings.kappa_end - settings.kappa_start) * share
     beta = 1.0 - share * (1.0 - settings.beta_end)
-    return StepValues(
-        full * share,
-        beta,
-        1.0 if settings.method == "natural" else kappa,
-        _learning_rate(settings, t),
-    )
+    kappa = 1.0 if settings.method == "natural" else kappa
+    return StepValues(full * share, beta, kappa, _learning_rate(settings, t))
 
 
 def _eps_share(settings: TrainSettings, t: float) -> float:

@@ -134,7 +134,7 @@ def _check_fit(run: TrainingRun, data: Images) -> None:
 def _epoch(
     run: TrainingRun, data: Images, step: TrainingStep, report: _Report | None
 ) -> dict[str, Any]:
-    """One pass over the data; returns mean losses and the stage at its end.
+    """One pass over the data; returns mean losses and the values of its last step.
 
     The device is asked for the losses ``_LOOKS`` times, not after each step: it must never wait for
     the host.
@@ -162,13 +162,7 @@ def _epoch(
             report(
                 {"finished": False, "epoch": run.epoch + 1, "step": number, "steps": steps, **means}
             )
-    return {
-        **means,
-        "eps": now.eps,
-        "beta": now.beta,
-        "kappa": now.kappa,
-        "learning_rate": now.learning_rate,
-    }
+    return {**means, **now._asdict()}
 
 
 def _batches(run: TrainingRun, data: Images) -> Iterator[TrainingBatch]:

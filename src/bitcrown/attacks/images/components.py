@@ -142,19 +142,16 @@ def run_component(
     ranking = _ranking(victim.logits(clean), labels)
     job = _Job(component, victim, ball, clean, labels, number, seed, ranking)
     for runs in component.series(ranking.shape[1]):
-        run, place = (
-            np.repeat(np.arange(len(runs)), len(clean)),
-            np.tile(np.arange(len(clean)), len(runs)),
-        )
+        run = np.repeat(np.arange(len(runs)), len(clean))
+        place = np.tile(np.arange(len(clean)), len(runs))
         while True:
             stands = ~whole.found.cpu().numpy()[place]
             run, place = run[stands], place[stands]
             if not len(run):
                 break
-            # (A network whose logits depend on the batch gets the images of one run at a time.)
-            count = (
-                int((run == run[0]).sum()) if victim.rows is None else max(len(clean), victim.rows)
-            )
+            # A network whose logits depend on the batch gets the images of one run at a time.
+            alone = int((run == run[0]).sum())
+            count = alone if victim.rows is None else max(len(clean), victim.rows)
             job.merge(whole, runs, run[:count], place[:count])
             run, place = run[count:], place[count:]
     return whole
@@ -200,12 +197,8 @@ class _Job:
     def _trace(
         self, clean: Tensor, labels: Tensor, keys: Keys, restart: int, targets: Tensor | None
     ) -> Trace:
-        name, budget, victim, ball = (
-            self.component.name,
-            self.component.budget,
-            self.victim,
-            self.ball,
-        )
+        name, budget = self.component.name, self.component.budget
+        victim, ball = self.victim, self.ball
         if name in ("square", "random"):
             search = square if name == "square" else random_points
             return search(victim, clean, labels, ball, keys, budget)

@@ -88,14 +88,8 @@ def _starts(lower: Tensor, upper: Tensor, restarts: int, generator: torch.Genera
 
 
 def _random(like: Tensor, restarts: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(
-        len(like),
-        restarts,
-        like.shape[1],
-        generator=generator,
-        dtype=like.dtype,
-        device=like.device,
-    )
+    shape = len(like), restarts, like.shape[1]
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -118,10 +112,8 @@ def _descend_chunk(
     direction = torch.randn(
         len(x), restarts, target.c.shape[2], generator=generator, dtype=x.dtype, device=x.device
     )
-    best, best_excess = (
-        x.clone(),
-        torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device),
-    )
+    best = x.clone()
+    best_excess = torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     warm = min(5, steps // 4)
     has_jumps = any(row.has_jumps for row in network.rows.values())
@@ -147,11 +139,10 @@ def _descend_chunk(
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0) * width
             mean.lerp_(gradient, 0.1)
             square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-            move = (
-                mean
-                / (1 - 0.9 ** (step + 1))
-                / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-30)
-            )
+            # Adam (Kingma & Ba 2015): moments with the bias of their zero start taken out.
+            scale = (square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-30
+            move = mean / (1 - 0.9 ** (step + 1)) / scale
+            # No slope at all: a random point around the best one, in reach of the whole box.
             is_flat = (move == 0).all(dim=2, keepdim=True)
             if bool(is_flat.any()):
                 jump = best - (2 * _random(lower, restarts, generator) - 1) * 2 * width

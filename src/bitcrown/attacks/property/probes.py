@@ -147,16 +147,11 @@ class _Search:
     def __init__(
         self, problem: Problem, replay: Replay, confirmer: Confirmer, deadline: float, seed: int
     ) -> None:
-        self.problem, self.replay, self.confirmer, self.deadline = (
-            problem,
-            replay,
-            confirmer,
-            deadline,
-        )
+        self.problem, self.replay = problem, replay
+        self.confirmer, self.deadline = confirmer, deadline
         self.random = np.random.default_rng(seed)
-        self.largest = max(
-            1, min(_LARGEST_CHUNK, _MAX_NUMBERS // max(1, problem.n_inputs + problem.n_outputs))
-        )
+        numbers = max(1, problem.n_inputs + problem.n_outputs)
+        self.largest = max(1, min(_LARGEST_CHUNK, _MAX_NUMBERS // numbers))
 
     def is_over(self) -> bool:
         return time.monotonic() >= self.deadline
