@@ -185,11 +185,11 @@ def _standing() -> Any:
 def _attack_state() -> list[bytes]:
     import torch
 
-    from bitcrown.attacks.images.progress import save
+    from bitcrown.attacks.images.progress import save_state
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suite.npz"
-        save(path, _standing(), "question", torch.zeros(2, 3))
+        save_state(path, _standing(), "question", torch.zeros(2, 3))
         return [path.read_bytes()]
 
 
@@ -376,9 +376,9 @@ def _checkpoint(data: bytes, folder: Path) -> None:
 def _state(data: bytes, folder: Path) -> None:
     import torch
 
-    from bitcrown.attacks.images.progress import load
+    from bitcrown.attacks.images.progress import load_state
 
-    load(_put(folder, "suite.npz", data), _standing(), "question", torch.zeros(2, 3))
+    load_state(_put(folder, "suite.npz", data), _standing(), "question", torch.zeros(2, 3))
 
 
 def _journal(data: bytes, folder: Path) -> None:
@@ -502,8 +502,7 @@ def signed_again(data: bytes) -> bytes:
     """A damaged table with the checksums that its blocks would have: of the index block and of
     those it names."""
     from bitcrown.errors import BitcrownError
-    from bitcrown.zoo.crc32c import masked_crc32c
-    from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, read_varint
+    from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, masked_crc32c, read_varint
 
     changed = bytearray(data)
 

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.attacks.property.pgd import pgd
 from bitcrown.attacks.property.probes import probe
+from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer, format_witness

@@ -26,7 +26,7 @@ from bitcrown.train.settings import TRAIN_OPTIONS, TrainSettings, radius_of
 if TYPE_CHECKING:
     from bitcrown.evaluation.data.sets import ImageSet
     from bitcrown.train.images import Normalisation
-    from bitcrown.train.training import Images, Run
+    from bitcrown.train.training import Images, TrainingRun
 
 _MEASURED = 500
 """Held-out images that are measured after each epoch unless told otherwise."""
@@ -125,7 +125,7 @@ def train_command(options: argparse.Namespace) -> int:
     return DONE
 
 
-def started_run(options: argparse.Namespace) -> tuple[Run, Path]:
+def started_run(options: argparse.Namespace) -> tuple[TrainingRun, Path]:
     """A new run, or the one to resume. Raises ``SettingsError`` where the folder holds another
     one."""
     from bitcrown.train.checkpoint import load_checkpoint
@@ -191,17 +191,17 @@ def _spread(found: ImageSet, count: int) -> ImageSet:
     return found.select(np.arange(0, len(found), max(1, -(-len(found) // count))))
 
 
-def images_of(sets: list[ImageSet], run: Run) -> Images:
+def images_of(sets: list[ImageSet], run: TrainingRun) -> Images:
     """The images of all files, one after the other, on the device of ``run``."""
     import numpy as np
 
-    from bitcrown.train.training import Images, device_of
+    from bitcrown.train.training import Images, training_device
 
     if len({found.shape for found in sets}) != 1:
         raise DataError("the files of --data hold images of different sizes")
     images = np.concatenate([found.images for found in sets])
     labels = np.concatenate([found.labels for found in sets])
-    return Images.of(images, labels, device_of(run.settings))
+    return Images.of(images, labels, training_device(run.settings))
 
 
 def progress_line() -> Callable[[dict[str, Any]], None]:
@@ -219,7 +219,7 @@ def progress_line() -> Callable[[dict[str, Any]], None]:
     return show
 
 
-def write_record(options: argparse.Namespace, run: Run, images: int) -> None:
+def write_record(options: argparse.Namespace, run: TrainingRun, images: int) -> None:
     from bitcrown.provenance import commit, machine, version
 
     record = {

@@ -12,8 +12,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.attacks.property.pgd import pgd
 from bitcrown.attacks.property.probes import probe
+from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.truth import AssertionCheck

@@ -26,7 +26,7 @@ from bitcrown.evaluation.plan import Plan
 from bitcrown.evaluation.proving import LEVELS, SEARCH
 from bitcrown.provenance import commit, dependency_versions, machine, version
 
-FORMAT = 2
+_FORMAT = 2
 STANDING = "standing"
 
 
@@ -132,28 +132,27 @@ def _disagreements(suite: SuiteResult, outcomes: Sequence[ImageOutcome]) -> list
     )
     if clean:
         sentence = (
-            f"{clean} clean images are right for the attacks and wrong for the judge, or "
-            "the other way round"
+            f"{clean} clean images are right for the attacks and wrong for the judge, or the "
+            "other way round"
         )
         found.append(Finding("clean-disagreement", sentence, {"images": float(clean)}))
     pairs = zip(outcomes, suite.broken_by, strict=True)
     lost = sum(one.is_right and name is not None and one.broken_by != name for one, name in pairs)
     if lost:
         sentence = (
-            f"{lost} adversarial images of the attacks do not break the network that "
-            "judges; they do not count"
+            f"{lost} adversarial images of the attacks do not break the network that judges; they "
+            "do not count"
         )
         found.append(Finding("unconfirmed", sentence, {"images": float(lost)}))
     return found
 
 
 def document(runs: Sequence[dict[str, Any]], plan: Plan, data: str, wall: float) -> dict[str, Any]:
-    """The record of a command: what is common to its runs, and the runs. Gaps between rules are
-    added as warnings."""
+    """The record of a command: what is common to its runs, the runs, and gaps of rules."""
     for run in runs:
         add_gap_warning(run, runs)
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "version": version(),
         "commit": commit(),

@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class Target:
-    """``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]``: violated iff ``C y + D x <= rhs``
-    in all rows.
+    """``C [B, S, m]``, ``D [B, S, n]`` or None, ``rhs [B, S]``: violated iff ``C y + D x <= rhs``.
 
     Rows with an infinite ``rhs`` are padding and always hold.
     """
@@ -24,8 +23,7 @@ class Target:
         return Target(self.c[cases], None if self.d is None else self.d[cases], self.rhs[cases])
 
     def rows(self, x: Tensor, y: Tensor) -> Tensor:
-        """``C y + D x - rhs`` ``[B, K, S]`` for ``x [B, K, n]`` and ``y [B, K, m]``; NaN counts as
-        never violated."""
+        """``C y + D x - rhs [B, K, S]`` for ``x [B, K, n]``, ``y [B, K, m]``; NaN: not violated."""
         padding = torch.isinf(self.rhs).unsqueeze(1)
         value = torch.einsum("bsm,bkm->bks", self.c, y)
         if self.d is not None:
@@ -39,8 +37,7 @@ class Target:
         return self.rows(x, y).amax(dim=2)
 
     def loss(self, rows: Tensor, y: Tensor, direction: Tensor | None = None) -> Tensor:
-        """Scalar to descend. Every other point (counted by pairs) descends all its rows that fail,
-        not the worst only.
+        """Scalar to descend; every other pair of points descends all its rows that fail.
 
         ``direction [B, K, m]``: odd points follow it instead of their rows.
         """
@@ -55,45 +52,3 @@ class Target:
         if direction is not None:
             per_point = torch.where(number % 2 == 1, (direction * y).sum(dim=2), per_point)
         return per_point.sum()
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``log sum_k exp z_k - z_y`` per image ``[B]``, for ``logits [B, K]``; an attack makes it
-    large."""
-    return torch.logsumexp(logits, dim=1) - _entry(logits, labels)
-
-
-def lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max_{k != y} z_k - z_y`` per image ``[B]``: positive where misclassified."""
-    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-    return others.amax(dim=1) - _entry(logits, labels)
-
-
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio ``(max_{k != y} z_k - z_y) / (z_(1) - z_(3))``, ``[B]`` (Croce &
-    Hein 2020, eq. 6).
-
-    ``z_(1) >= z_(2) >= ...`` are the sorted logits. The quotient does not change when the network's
-    logits are shifted or scaled, which the cross entropy's gradient does not survive. Two classes
-    have no third logit: then ``lead``.
-    """
-    if logits.shape[1] < 3:
-        return lead(logits, labels)
-    top = logits.topk(3, dim=1).values
-    return lead(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
-
-
-def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)``, ``[B]`` (Croce & Hein 2020, eq. 7).
-
-    With three classes ``z_(3)`` alone is taken off, with two there is no denominator.
-    """
-    rise = _entry(logits, targets) - _entry(logits, labels)
-    if logits.shape[1] < 3:
-        return rise
-    top = logits.topk(min(4, logits.shape[1]), dim=1).values
-    return rise / (top[:, 0] - top[:, 2:].mean(dim=1) + 1e-12)
-
-
-def _entry(logits: Tensor, classes: Tensor) -> Tensor:
-    return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
