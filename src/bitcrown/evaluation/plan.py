@@ -27,8 +27,8 @@ from bitcrown.model.classifier import Shape, layout_of
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import model_bytes, parsed_model, read_graph
 from bitcrown.model.runtime_trial import require_runtime
+from bitcrown.quant.formats.agreement import executable
 from bitcrown.quant.formats.qonnx import has_quant
-from bitcrown.quant.network.agreement import executable
 from bitcrown.search.decision import device_of
 from bitcrown.settings import Settings
 

@@ -22,7 +22,7 @@ from bitcrown.quant.network.entry import EvenlySpaced
 from bitcrown.quant.network.graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
 
-Flags = npt.NDArray[np.bool_]
+_Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,11 @@ class IntegerQuery:
             total *= max(b - a + 1, 0)
         return total
 
-    def violated(self, outputs: Ints) -> Flags:
+    def violated(self, outputs: Ints) -> _Flags:
         """Whether each row of ``outputs`` [B, M] is a counterexample, exactly; [B]."""
         return self.surely_violated(outputs, outputs)
 
-    def surely_violated(self, low: Ints, high: Ints) -> Flags:
+    def surely_violated(self, low: Ints, high: Ints) -> _Flags:
         """Whether one case holds for all outputs between ``low`` and ``high`` [B, M]; [B]."""
         if self.exact_cases is not None:
             pairs = zip(low.tolist(), high.tolist(), strict=True)
@@ -92,11 +92,11 @@ class IntegerQuery:
             )
         return self._any_case(low, high)
 
-    def possibly_violated(self, low: Ints, high: Ints) -> Flags:
+    def possibly_violated(self, low: Ints, high: Ints) -> _Flags:
         """Whether some output between ``low`` and ``high`` [B, M] may satisfy a case; [B]."""
         return self._any_case(high, low)
 
-    def _any_case(self, low: Ints, high: Ints) -> Flags:
+    def _any_case(self, low: Ints, high: Ints) -> _Flags:
         """Positive coefficients meet ``high``, negative ones ``low``."""
         found = np.zeros(len(low), dtype=bool)
         for case in self.cases:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, Program
-from bitcrown.quant.bounds.slope_ascent import Objective, Pinned
+from bitcrown.quant.bounds.intervals import Intervals, Program
+from bitcrown.quant.bounds.slope_ascent import DualObjective, Pinned
 from bitcrown.quant.query import IntegerQuery
 
 
@@ -20,7 +20,7 @@ class CaseObjective:
     """Objectives for rows of the cases of one query. ``root_bounds``: one row, the intervals that
     the box implies."""
 
-    root_bounds: Bounds
+    root_bounds: Intervals
 
     def __init__(self, program: Program, query: IntegerQuery) -> None:
         self.program = program
@@ -36,7 +36,7 @@ class CaseObjective:
                     self.matrix[c, t, index] += factor
                 self.bound[c, t], self.used[c, t] = constraint.bound, True
 
-    def on(self, cases: list[int], bounds: Bounds) -> tuple[Objective, Pinned | None]:
+    def on(self, cases: list[int], bounds: Intervals) -> tuple[DualObjective, Pinned | None]:
         """The constraints that the output intervals do not already imply; rows in which they imply
         all are pinned."""
         node = self.program.output
@@ -50,7 +50,7 @@ class CaseObjective:
         if (
             table is None or not table.late.shape[1] or not alone.any()
         ):  # a constant has no step to be pinned to
-            return Objective(
+            return DualObjective(
                 node, matrix, limit, np.where(alone[:, None], self.used[cases], used)
             ), None
         source = table.source
@@ -75,6 +75,6 @@ class CaseObjective:
         width = np.maximum((rows[:, -1] - rows[:, 0]) / max(steps - 1, 1), 1.0)
         unit = np.broadcast_to(1.0 / width, start.shape)
         used = np.where(alone[:, None] | used.any(axis=1)[:, None], used, self.used[cases])
-        return Objective(node, matrix, limit, used), Pinned(
+        return DualObjective(node, matrix, limit, used), Pinned(
             node, alone, raised, lowered, start, unit
         )

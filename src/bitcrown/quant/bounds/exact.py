@@ -14,28 +14,39 @@ from typing import Any
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.quant.bounds.intervals import Bounds, Program
-from bitcrown.quant.bounds.program_part import AnyProgram, Part, by_position
-from bitcrown.quant.bounds.slope_ascent import Ascent, Objective, Relaxation, ascend, reached_nodes
+from bitcrown.quant.bounds.intervals import Intervals, Program
+from bitcrown.quant.bounds.slope_ascent import (
+    AscentState,
+    DualObjective,
+    StaircaseRelaxation,
+    ascend_slopes,
+    reached_nodes,
+)
 from bitcrown.quant.bounds.staircase_dual import DualValue, Slopes, dual_value
-from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array, Overflow, largest
-from bitcrown.quant.proof.tree import Proof
+from bitcrown.quant.bounds.subprogram import AnyProgram, SubProgram, by_position
+from bitcrown.quant.network.graph import Ints, Numbers
+from bitcrown.quant.network.linear_steps import Overflow, largest
+from bitcrown.quant.proof.tree import ProofTree
 
 SCALE_BITS = (12, 18, 24)
 """Multipliers are rounded to integers with so many bits for the largest; the first that proves a
 row is kept."""
-BOUND_STEPS, FEW_STEPS = 40, 20
-"""Ascent steps for the ends of a node, and where it has more than ``MOST_TARGETS`` of them."""
-MOST_TARGETS = 1000
+_BOUND_STEPS, _FEW_STEPS = 40, 20
+"""Ascent steps for the ends of a node, and where it has more than ``_MOST_TARGETS`` of them."""
+_MOST_TARGETS = 1000
 """A node whose open ends cost more than as many rows over the whole network keeps its intervals."""
-BOUND_ROWS = 128
-BOUND_ELEMENTS = 40_000_000
+_BOUND_ROWS = 128
+_BOUND_ELEMENTS = 40_000_000
 """Rows times elements of all nodes: about 1 GB of corners and slopes at a time."""
 
 
 def exact_bound(
-    program: AnyProgram, bounds: Bounds, objective: Objective, state: Ascent, rows: Array, bits: int
+    program: AnyProgram,
+    bounds: Intervals,
+    objective: DualObjective,
+    state: AscentState,
+    rows: Numbers,
+    bits: int,
 ) -> tuple[DualValue | None, Ints, Slopes]:
     """(bound of some rows or ``None`` on overflow, tau [R, T], slopes), the largest multiplier
     having ``bits`` bits.
@@ -66,7 +77,7 @@ def exact_bound(
         return None, tau, slopes
 
 
-def integer_scale(state: Ascent, rows: Array, bits: int) -> Array:
+def integer_scale(state: AscentState, rows: Numbers, bits: int) -> Numbers:
     """[R]: the power of two by which float multipliers are scaled before they are rounded."""
     size = [np.abs(state.tau[rows]).max(axis=1)]
     for slope in state.slopes.values():
@@ -76,10 +87,10 @@ def integer_scale(state: Ascent, rows: Array, bits: int) -> Array:
 
 def rows_at_a_time(program: AnyProgram) -> int:
     """How many rows of bounds, corners and slopes fit into about 1 GB."""
-    return int(max(2, BOUND_ELEMENTS // (30 * sum(program.sizes))))
+    return int(max(2, _BOUND_ELEMENTS // (30 * sum(program.sizes))))
 
 
-def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budget) -> int:
+def argument_bounds(program: Program, bounds: Intervals, proof: ProofTree, budget: Budget) -> int:
     """Tighten the arguments of every staircase that lies behind another one, in place; how many
     intervals shrank.
 
@@ -104,13 +115,13 @@ def argument_bounds(program: Program, bounds: Bounds, proof: Proof, budget: Budg
             (reader.level(reader.early, high) > reader.level(reader.late, low))[0]
         )[0]
         groups = [
-            _Targets(program, Part.seen(program, bounds, node, group), node, group)
+            _Targets(program, SubProgram.seen(program, bounds, node, group), node, group)
             for group in by_position(program.nodes[node].shape, open_elements)
         ]
-        if sum(group.cost() for group in groups) > MOST_TARGETS * sum(program.sizes):
+        if sum(group.cost() for group in groups) > _MOST_TARGETS * sum(program.sizes):
             continue
         entries: list[tuple[list[Any], int]] = []
-        steps = BOUND_STEPS if 2 * len(open_elements) <= MOST_TARGETS else FEW_STEPS
+        steps = _BOUND_STEPS if 2 * len(open_elements) <= _MOST_TARGETS else _FEW_STEPS
         for group in groups:
             entries += group.bound(bounds, proof, budget, steps)
         lower, upper = low.copy(), high.copy()
@@ -150,15 +161,15 @@ class _Targets:
         return 2 * len(self.elements) * sum(sizes)
 
     def bound(
-        self, bounds: Bounds, proof: Proof, budget: Budget, steps: int
+        self, bounds: Intervals, proof: ProofTree, budget: Budget, steps: int
     ) -> list[tuple[list[Any], int]]:
         """(``bound`` entry of a certificate, least value of ``sign * v``) for each end that gets
         tighter."""
         found: list[tuple[list[Any], int]] = []
-        part = None if self.kept is None else Part(self.program, bounds, self.kept)
+        part = None if self.kept is None else SubProgram(self.program, bounds, self.kept)
         seen = bounds if part is None else part.cut(bounds)
         ends = [(place, sign) for place in range(len(self.elements)) for sign in (1, -1)]
-        rows = min(BOUND_ROWS, rows_at_a_time(part or self.program))
+        rows = min(_BOUND_ROWS, rows_at_a_time(part or self.program))
         for start in range(0, len(ends), rows):
             if budget.is_expired():
                 break
@@ -167,10 +178,10 @@ class _Targets:
 
     def _rows(
         self,
-        part: Part | None,
-        bounds: Bounds,
+        part: SubProgram | None,
+        bounds: Intervals,
         ends: list[tuple[int, int]],
-        proof: Proof,
+        proof: ProofTree,
         budget: Budget,
         steps: int,
     ) -> list[tuple[list[Any], int]]:
@@ -180,12 +191,12 @@ class _Targets:
         matrix = np.zeros((count, 1, program.sizes[self.node]), dtype=np.int64)
         for row, (place, sign) in enumerate(ends):
             matrix[row, 0, places[place]] = sign
-        objective = Objective(
+        objective = DualObjective(
             self.node, matrix, np.zeros((count, 1), dtype=np.int64), np.ones((count, 1), dtype=bool)
         )
         repeated = bounds.rows([0] * count)
-        state = ascend(
-            Relaxation(program, repeated, objective),
+        state = ascend_slopes(
+            StaircaseRelaxation(program, repeated, objective),
             None,
             None,
             steps,

@@ -26,14 +26,14 @@ from bitcrown.quant.network.graph import (
     Ints,
     MaxPool,
     QuantError,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
     forward,
 )
 from bitcrown.quant.network.linear_steps import LinearStep, largest, window_index
 from bitcrown.quant.query import ConstraintCase
 
-MAGNITUDE_LIMIT = float(2**61)
+_MAGNITUDE_LIMIT = float(2**61)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class StairTable:
     is_exact: bool
 
     @classmethod
-    def of(cls, node: Staircase) -> StairTable:
+    def of(cls, node: Stairs) -> StairTable:
         size, channels = int(np.prod(node.shape)), len(node.base)
         channel = np.arange(size, dtype=np.int64) * channels // max(size, 1)
         late = np.clip(node.late, -WIDTH_LIMIT, WIDTH_LIMIT)
@@ -94,7 +94,7 @@ class StairTable:
 
 
 @dataclass(eq=False)
-class Bounds:
+class Intervals:
     """``low[n]``/``high[n]``: [R, N_n] for every node; ``dirty``: nodes whose interval changed
     since ``propagate``."""
 
@@ -105,9 +105,11 @@ class Bounds:
     def __len__(self) -> int:
         return len(self.low[0])
 
-    def rows(self, index: Ints | list[int]) -> Bounds:
+    def rows(self, index: Ints | list[int]) -> Intervals:
         """A copy of some rows."""
-        return Bounds([a[index] for a in self.low], [a[index] for a in self.high], set(self.dirty))
+        return Intervals(
+            [a[index] for a in self.low], [a[index] for a in self.high], set(self.dirty)
+        )
 
     def intersect(self, node: int, low: Ints, high: Ints) -> bool:
         """Tighten one node; whether anything changed."""
@@ -126,12 +128,12 @@ class Bounds:
         return empty
 
 
-def joined(parts: Iterable[Bounds]) -> Bounds:
-    """Rows of several ``Bounds``, one after the other."""
+def joined(parts: Iterable[Intervals]) -> Intervals:
+    """Rows of several ``Intervals``, one after the other."""
     parts = list(parts)
     nodes = range(len(parts[0].low))
     dirty: set[int] = set().union(*(part.dirty for part in parts))
-    return Bounds(
+    return Intervals(
         [np.concatenate([p.low[n] for p in parts]) for n in nodes],
         [np.concatenate([p.high[n] for p in parts]) for n in nodes],
         dirty,
@@ -151,9 +153,9 @@ class Program:
         self.stairs: dict[int, StairTable] = {}
         self.pools: dict[int, tuple[int, Ints]] = {}
         for number, node in enumerate(network.nodes):
-            if isinstance(node, Dense | Conv | Sum | Gather):
+            if isinstance(node, Dense | Conv | WeightedSum | Gather):
                 self.affine[number] = LinearStep(node, self.sizes)
-            elif isinstance(node, Staircase):
+            elif isinstance(node, Stairs):
                 self.stairs[number] = StairTable.of(node)
             elif isinstance(node, MaxPool):
                 self.pools[number] = (node.source, window_index(node))
@@ -161,7 +163,7 @@ class Program:
         for number, table in self.stairs.items():
             self.readers[table.source].append(number)
 
-    def root(self, low: Ints, high: Ints) -> Bounds:
+    def root(self, low: Ints, high: Ints) -> Intervals:
         """One row: the box [N] at the input and what follows from it by the forward rule."""
         wide = 2**62
         lows = [np.full((1, size), -wide, dtype=np.int64) for size in self.sizes]
@@ -172,12 +174,12 @@ class Program:
             np.maximum(low, node.low)[None].copy(),
             np.minimum(high, node.high)[None].copy(),
         )
-        bounds = Bounds(lows, highs, {0})
+        bounds = Intervals(lows, highs, {0})
         if not bounds.is_empty().any():
             self._forward(bounds)
             if (
                 max(max(largest(a), largest(b)) for a, b in zip(lows, highs, strict=True))
-                > MAGNITUDE_LIMIT
+                > _MAGNITUDE_LIMIT
             ):
                 raise QuantError(
                     "an accumulator of the network could leave 61 bits; such widths are not "
@@ -185,13 +187,13 @@ class Program:
                 )
         return bounds
 
-    def images(self, points: Ints) -> Bounds:
+    def images(self, points: Ints) -> Intervals:
         """Intervals of every node at single inputs [B, N] (of length 0 where the arithmetic is
         pinned down)."""
         lows = [np.full((len(points), size), -(2**62), dtype=np.int64) for size in self.sizes]
         highs = [-low for low in lows]
         lows[0], highs[0] = points.copy(), points.copy()
-        bounds = Bounds(lows, highs, {0})
+        bounds = Intervals(lows, highs, {0})
         self._forward(bounds)
         return bounds
 
@@ -208,7 +210,7 @@ class Program:
             )
         return out
 
-    def propagate(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
+    def propagate(self, bounds: Intervals, cases: list[ConstraintCase]) -> None:
         """Forward rule, constraints (``cases[r]`` of row r), backward rules; in place."""
         empty = bounds.is_empty()
         if empty.all():
@@ -217,7 +219,7 @@ class Program:
         self._constrain(bounds, cases)
         self._backward(bounds)
 
-    def _forward(self, bounds: Bounds) -> None:
+    def _forward(self, bounds: Intervals) -> None:
         for number, node in enumerate(self.nodes):
             if isinstance(node, Input):
                 continue
@@ -240,7 +242,7 @@ class Program:
             bounds.intersect(number, lower, upper)
         bounds.dirty.clear()
 
-    def _constrain(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
+    def _constrain(self, bounds: Intervals, cases: list[ConstraintCase]) -> None:
         low, high = bounds.low[self.output].copy(), bounds.high[self.output].copy()
         for row, case in enumerate(cases):
             for constraint in case:
@@ -256,7 +258,7 @@ class Program:
                         low[row, i] = max(low[row, i], min(limit, 2**62))
         bounds.intersect(self.output, low, high)
 
-    def _backward(self, bounds: Bounds) -> None:
+    def _backward(self, bounds: Intervals) -> None:
         for number in reversed(range(len(self.nodes))):
             if number not in bounds.dirty:
                 continue

@@ -24,24 +24,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.quant.bounds.intervals import Bounds, StairTable
-from bitcrown.quant.bounds.program_part import AnyProgram
+from bitcrown.quant.bounds.intervals import Intervals, StairTable
 from bitcrown.quant.bounds.staircase_dual import (
     Slopes,
     gather_windows,
     pool_minimum,
     scatter_windows,
 )
-from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array
+from bitcrown.quant.bounds.subprogram import AnyProgram
+from bitcrown.quant.network.graph import Ints, Numbers
 
 Reals = npt.NDArray[np.float64]
-FINAL_LENGTH, WINDOW, CUT = 0.02, 20, 0.3
-FIRST_DECAY, SECOND_DECAY, TINY = 0.8, 0.95, 1e-12
+_FINAL_LENGTH, _WINDOW, _CUT = 0.02, 20, 0.3
+_FIRST_DECAY, _SECOND_DECAY, _TINY = 0.8, 0.95, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
+class DualObjective:
     """Minimise ``sum_t tau_t (matrix[t] . v_node - bound[t])`` over the simplex of tau; rows
     differ.
 
@@ -74,18 +73,18 @@ class Pinned:
     start: Reals
     unit: Reals
 
-    def project(self, slopes: Array) -> Array:
+    def project(self, slopes: Numbers) -> Numbers:
         """[R, N] -> [R, N]: useless signs to zero, then scaled to a total of one unit; other rows
         unchanged."""
         share = slopes / self.unit
         share = np.where(((share < 0) & self.raised) | ((share > 0) & self.lowered), share, 0.0)
         total = np.abs(share).sum(axis=1, keepdims=True)
-        share = np.where(total > TINY, share / np.maximum(total, TINY), self.start)
+        share = np.where(total > _TINY, share / np.maximum(total, _TINY), self.start)
         return np.where(self.rows[:, None], share * self.unit, slopes)
 
 
 @dataclass(eq=False)
-class Ascent:
+class AscentState:
     """Where the ascent stands: ``best`` [R] float bound, its ``slopes`` and ``tau`` [R, T];
     averages of the minimisers.
 
@@ -123,14 +122,14 @@ def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
     return np.array(arguments, dtype=np.float64), np.array(values, dtype=np.float64)
 
 
-class Relaxation:
+class StaircaseRelaxation:
     """A program over one set of intervals, ready for repeated float evaluation."""
 
     def __init__(
         self,
         program: AnyProgram,
-        bounds: Bounds,
-        objective: Objective,
+        bounds: Intervals,
+        objective: DualObjective,
         pinned: Pinned | None = None,
     ) -> None:
         self.program, self.objective, self.pinned = program, objective, pinned
@@ -168,17 +167,17 @@ class Relaxation:
 
     def evaluate(
         self, tau: Reals, slopes: Slopes, fill: bool = False
-    ) -> tuple[Reals, dict[int, Array], dict[int, Array], dict[int, Array], Reals]:
+    ) -> tuple[Reals, dict[int, Numbers], dict[int, Numbers], dict[int, Numbers], Reals]:
         """(bound [R], mu by node, minimiser of every block by node, its argument by node, input
         coefficients)."""
         program = self.program
-        coefficients: dict[int, Array] = {
+        coefficients: dict[int, Numbers] = {
             self.objective.node: np.einsum("rt,rtn->rn", tau, self.matrix)
         }
         value = -(tau * self.limit).sum(axis=1)
-        outers: dict[int, Array] = {}
-        chosen: dict[int, Array] = {}
-        argument: dict[int, Array] = {}
+        outers: dict[int, Numbers] = {}
+        chosen: dict[int, Numbers] = {}
+        argument: dict[int, Numbers] = {}
         for number in reversed(range(1, self.objective.node + 1)):
             outer = coefficients.pop(number, None)
             if outer is None:
@@ -217,12 +216,12 @@ class Relaxation:
     def _pool(
         self,
         number: int,
-        outer: Array,
+        outer: Numbers,
         slopes: Slopes,
         fill: bool,
-        chosen: dict[int, Array],
-        argument: dict[int, Array],
-    ) -> tuple[Reals, list[tuple[int, Array]]]:
+        chosen: dict[int, Numbers],
+        argument: dict[int, Numbers],
+    ) -> tuple[Reals, list[tuple[int, Numbers]]]:
         source, index = self.program.pools[number]
         low, high = self.window[number]
         present = np.broadcast_to(index >= 0, low.shape)
@@ -236,10 +235,10 @@ class Relaxation:
             (source, scatter_windows(inner, index, self.program.sizes[source]))
         ]
 
-    def images(self, chosen: dict[int, Array]) -> list[Array | None]:
+    def images(self, chosen: dict[int, Numbers]) -> list[Numbers | None]:
         """Every reached node's value if the blocks take the ``chosen`` values: affine steps are
         applied to them."""
-        values: list[Array | None] = [None] * len(self.program.nodes)
+        values: list[Numbers | None] = [None] * len(self.program.nodes)
         for number in sorted(self.reached):
             if number in self.program.affine:
                 step = self.program.affine[number]
@@ -268,14 +267,14 @@ def reached_nodes(program: AnyProgram, node: int) -> set[int]:
     return reached
 
 
-def ascend(
-    relaxation: Relaxation,
+def ascend_slopes(
+    relaxation: StaircaseRelaxation,
     slopes: Slopes | None,
     tau: Reals | None,
     steps: int,
     length: float,
-    stop: Callable[[Ascent, int], bool] | None = None,
-) -> Ascent:
+    stop: Callable[[AscentState, int], bool] | None = None,
+) -> AscentState:
     """``steps`` Adam steps from ``slopes`` (chords if ``None``); ``stop`` is asked after every
     step."""
     used = relaxation.objective.used
@@ -291,10 +290,10 @@ def ascend(
     }
     tau = tau.astype(np.float64)
     rows = len(used)
-    state = Ascent(
+    state = AscentState(
         np.full(rows, -np.inf), {n: s.copy() for n, s in slopes.items()}, tau.copy(), np.zeros(0)
     )
-    first: dict[int, Array] = {n: np.zeros_like(s) for n, s in slopes.items()}
+    first: dict[int, Numbers] = {n: np.zeros_like(s) for n, s in slopes.items()}
     second = {n: np.zeros_like(s) for n, s in slopes.items()}
     several = bool((used.sum(axis=1) > 1).any())
     weight = 0.0
@@ -314,11 +313,11 @@ def ascend(
             break
         images = relaxation.images(chosen)
         improved |= better
-        if step % WINDOW == WINDOW - 1:
+        if step % _WINDOW == _WINDOW - 1:
             _step_back(state, slopes, first, ~improved)
-            own = np.where(improved, own, CUT * own)
+            own = np.where(improved, own, _CUT * own)
             improved[:] = False
-        rate = own * FINAL_LENGTH ** (step / steps)
+        rate = own * _FINAL_LENGTH ** (step / steps)
         _adam(relaxation, images, argument, outers, slopes, first, second, rate, step + 1)
         if pinned is not None:
             slopes[pinned.node] = pinned.project(slopes[pinned.node])
@@ -329,23 +328,25 @@ def ascend(
     return state
 
 
-def _step_back(state: Ascent, slopes: Slopes, first: dict[int, Array], rows: Array) -> None:
+def _step_back(
+    state: AscentState, slopes: Slopes, first: dict[int, Numbers], rows: Numbers
+) -> None:
     """Rows that have not improved for a while go on from their best slopes, without momentum."""
     for n in slopes:
         slopes[n] = np.where(_columns(rows, slopes[n]), state.slopes[n], slopes[n])
         first[n] = np.where(_columns(rows, first[n]), 0.0, first[n])
 
 
-def _columns(values: Array, like: Array) -> Array:
+def _columns(values: Numbers, like: Numbers) -> Numbers:
     """[R] -> [R, 1, ...] for broadcasting against ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _average(
-    state: Ascent,
-    chosen: dict[int, Array],
-    argument: dict[int, Array],
-    outers: dict[int, Array],
+    state: AscentState,
+    chosen: dict[int, Numbers],
+    argument: dict[int, Numbers],
+    outers: dict[int, Numbers],
     fresh: float,
     weight: float,
 ) -> float:
@@ -364,13 +365,13 @@ def _average(
 
 
 def _adam(
-    relaxation: Relaxation,
-    images: list[Array | None],
-    argument: dict[int, Array],
-    outers: dict[int, Array],
+    relaxation: StaircaseRelaxation,
+    images: list[Numbers | None],
+    argument: dict[int, Numbers],
+    outers: dict[int, Numbers],
     slopes: Slopes,
-    first: dict[int, Array],
-    second: dict[int, Array],
+    first: dict[int, Numbers],
+    second: dict[int, Numbers],
     rate: Reals,
     count: int,
 ) -> None:
@@ -395,20 +396,22 @@ def _adam(
             unit = unit * np.maximum(relaxation.chord[n], 1.0 / relaxation.width[n])
             if relaxation.pinned is not None and relaxation.pinned.node == n:
                 unit = np.where(relaxation.pinned.rows[:, None], relaxation.pinned.unit, unit)
-        first[n] = FIRST_DECAY * first[n] + (1 - FIRST_DECAY) * gradient
-        second[n] = SECOND_DECAY * second[n] + (1 - SECOND_DECAY) * gradient * gradient
-        mean = first[n] / (1 - FIRST_DECAY**count)
-        spread = np.sqrt(second[n] / (1 - SECOND_DECAY**count))
-        slopes[n] = slopes[n] + _columns(rate, unit) * unit * mean / (spread + TINY)
+        first[n] = _FIRST_DECAY * first[n] + (1 - _FIRST_DECAY) * gradient
+        second[n] = _SECOND_DECAY * second[n] + (1 - _SECOND_DECAY) * gradient * gradient
+        mean = first[n] / (1 - _FIRST_DECAY**count)
+        spread = np.sqrt(second[n] / (1 - _SECOND_DECAY**count))
+        slopes[n] = slopes[n] + _columns(rate, unit) * unit * mean / (spread + _TINY)
 
 
-def _simplex_step(relaxation: Relaxation, output: Array, tau: Reals, rate: Reals) -> Reals:
+def _simplex_step(
+    relaxation: StaircaseRelaxation, output: Numbers, tau: Reals, rate: Reals
+) -> Reals:
     """Multiplicative step of the constraint multipliers towards the constraints that the minimiser
     breaks."""
     used = relaxation.objective.used
     broken = np.where(
         used, np.einsum("rtn,rn->rt", relaxation.matrix, output) - relaxation.limit, 0.0
     )
-    scale = np.abs(broken).max(axis=1, keepdims=True) + TINY
+    scale = np.abs(broken).max(axis=1, keepdims=True) + _TINY
     fresh = tau * np.exp(rate[:, None] * broken / scale) + 1e-4 * used
-    return np.asarray(fresh * used / np.maximum((fresh * used).sum(axis=1, keepdims=True), TINY))
+    return np.asarray(fresh * used / np.maximum((fresh * used).sum(axis=1, keepdims=True), _TINY))

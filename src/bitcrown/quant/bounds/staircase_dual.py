@@ -27,14 +27,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, StairTable
-from bitcrown.quant.bounds.program_part import AnyProgram
-from bitcrown.quant.network.graph import Input, Ints
-from bitcrown.quant.network.linear_steps import INT_EXACT, Array, Overflow, exact_product, largest
+from bitcrown.quant.bounds.intervals import Intervals, StairTable
+from bitcrown.quant.bounds.subprogram import AnyProgram
+from bitcrown.quant.network.graph import Input, Ints, Numbers
+from bitcrown.quant.network.linear_steps import INT_EXACT, Overflow, exact_product, largest
 
-CHUNK_ELEMENTS = 4_000_000
-Slopes = dict[int, Array]
-Add = Callable[[int, Array], None]
+_CHUNK_ELEMENTS = 4_000_000
+Slopes = dict[int, Numbers]
+_Add = Callable[[int, Numbers], None]
 
 
 @dataclass(eq=False)
@@ -56,8 +56,8 @@ def _safe(*terms: float) -> None:
         raise Overflow("a bound could leave 62 bits")
 
 
-def stair_levels(
-    table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Array
+def _stair_levels(
+    table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Numbers
 ) -> tuple[Ints, Ints]:
     """Arguments and levels [R, N, J] among which ``mu S(a) - lambda a`` is smallest on
     ``[low, high]``: [R, N].
@@ -97,7 +97,7 @@ def stair_costs(
         largest(outer) * (largest(table.base) + table.late.shape[1]),
         largest(inner) * max(largest(low), largest(high)),
     )
-    sides = [stair_levels(table, rows, low, high, positive) for rows in table.sides()]
+    sides = [_stair_levels(table, rows, low, high, positive) for rows in table.sides()]
     argument, level = sides[0]
     if len(sides) == 2:
         reach = max(sides[0][0].shape[2], sides[1][0].shape[2])
@@ -116,7 +116,7 @@ def stair_minimum(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: 
     """[R, N]: the exact minimum of each block, in chunks of elements that bound the memory."""
     out = np.empty(outer.shape, dtype=np.int64)
     span = int((table.level(table.early, high) - table.level(table.late, low)).max(initial=0)) + 1
-    rows = max(1, CHUNK_ELEMENTS // max(1, span * outer.shape[1]))
+    rows = max(1, _CHUNK_ELEMENTS // max(1, span * outer.shape[1]))
     for start in range(0, len(outer), rows):
         part = slice(start, start + rows)
         out[part] = stair_costs(table, outer[part], inner[part], low[part], high[part])[0].min(
@@ -126,8 +126,8 @@ def stair_minimum(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: 
 
 
 def pool_minimum(
-    outer: Array, inner: Array, low: Array, high: Array, present: Array
-) -> tuple[Array, Array, Array]:
+    outer: Numbers, inner: Numbers, low: Numbers, high: Numbers, present: Numbers
+) -> tuple[Numbers, Numbers, Numbers]:
     """Smallest ``mu m - lambda x`` over ``low <= x <= high``, ``m = max(x)``: (value [R, N], m [R,
     N], x [R, N, W]).
 
@@ -138,7 +138,7 @@ def pool_minimum(
     """
     far = np.where(present, low, np.min(low) if low.size else 0)
     floor = far.max(axis=2)
-    best: Array | None = None
+    best: Numbers | None = None
     tops = [floor] + [
         np.maximum(high[..., k], floor) * present[..., k] + floor * ~present[..., k]
         for k in range(low.shape[2])
@@ -167,12 +167,12 @@ def pool_minimum(
     return best, found_m, found_x
 
 
-def gather_windows(values: Array, index: Ints) -> Array:
+def gather_windows(values: Numbers, index: Ints) -> Numbers:
     """[R, N_source] -> [R, N, W]; padding becomes 0."""
     return np.where(index >= 0, values[:, np.maximum(index, 0)], 0)
 
 
-def scatter_windows(values: Array, index: Ints, size: int) -> Array:
+def scatter_windows(values: Numbers, index: Ints, size: int) -> Numbers:
     """Adjoint of ``gather_windows``: [R, N, W] -> [R, size]. Within one window place the sources
     are distinct."""
     total = np.zeros((len(values), size + 1), dtype=values.dtype)
@@ -183,7 +183,11 @@ def scatter_windows(values: Array, index: Ints, size: int) -> Array:
 
 
 def dual_value(
-    program: AnyProgram, bounds: Bounds, objective: dict[int, Ints], constant: Ints, slopes: Slopes
+    program: AnyProgram,
+    bounds: Intervals,
+    objective: dict[int, Ints],
+    constant: Ints,
+    slopes: Slopes,
 ) -> DualValue:
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
@@ -235,7 +239,7 @@ def dual_value(
 
 
 def _pool_part(
-    program: AnyProgram, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add
+    program: AnyProgram, bounds: Intervals, number: int, outer: Ints, inner: Ints, add: _Add
 ) -> Ints:
     source, index = program.pools[number]
     inner = np.where(index >= 0, inner, 0)
@@ -266,8 +270,8 @@ def reduced_stairs(
     reach = costs.shape[2]
     from_left = kept.argmax(axis=2)[..., None]
     from_right = (reach - 1 - kept[..., ::-1].argmax(axis=2))[..., None]
-    start, _ = stair_levels(table, table.late, low, high, np.zeros(low.shape, dtype=bool))
-    stop, _ = stair_levels(table, table.late, low, high, np.ones(low.shape, dtype=bool))
+    start, _ = _stair_levels(table, table.late, low, high, np.zeros(low.shape, dtype=bool))
+    stop, _ = _stair_levels(table, table.late, low, high, np.ones(low.shape, dtype=bool))
     new_low = np.take_along_axis(start, from_left, axis=2)[..., 0]
     new_high = np.take_along_axis(stop, from_right, axis=2)[..., 0]
     at_low = np.take_along_axis(costs + inner[..., None] * argument, from_left, axis=2)[..., 0]

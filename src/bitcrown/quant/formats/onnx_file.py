@@ -24,17 +24,17 @@ from bitcrown.errors import ModelError
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.onnx_reader import model_nodes, parsed_model, stored_array
 from bitcrown.quant.formats import elementwise, qdq, qonnx, qoperator, shaping, sums
-from bitcrown.quant.formats.lattice import CAST, FLOAT, RAW, Lattice, evaluate
+from bitcrown.quant.formats.agreement import check_agreement, executable
+from bitcrown.quant.formats.lattice import CAST, FLOAT32, RAW, Lattice, chain_values
 from bitcrown.quant.formats.qonnx import DOMAINS
-from bitcrown.quant.formats.rule_table import RULES, NoRule, Reading, type_range
-from bitcrown.quant.network.agreement import check_agreement, executable
+from bitcrown.quant.formats.rule_table import READING_RULES, NoRule, Reading, type_range
+from bitcrown.quant.formats.runtime import Runtime, evaluated, session
 from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
 from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, QuantError
-from bitcrown.quant.network.runtime import Runtime, evaluated, session
 
-WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
-"""Importing these fills ``RULES``."""
-QUANTIZED = {
+_WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
+"""Importing these fills ``READING_RULES``."""
+_QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
     "MatMulInteger",
@@ -46,7 +46,7 @@ QUANTIZED = {
 }
 """Operators whose rounding or wrapping the float engine has no exact rule for; also everything
 named QLinear..."""
-MOST_OUTPUT_VALUES = 1 << 20
+_MOST_OUTPUT_VALUES = 1 << 20
 
 
 def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
@@ -70,7 +70,7 @@ def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
     if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
         return False
     return bool(kinds & narrow) or any(
-        node.op_type in QUANTIZED or node.op_type.startswith("QLinear") or node.domain in DOMAINS
+        node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or node.domain in DOMAINS
         for node in model.graph.node
     )
 
@@ -167,10 +167,10 @@ def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int]
     except KeyError as error:
         raise QuantError(f"{path}: input {info.name!r} has no known element type") from error
     reading.input_shape = shape
-    if dtype == FLOAT and whole is None:
-        reading.tensors[info.name] = Lattice(RAW, shape, FLOAT, (), np.arange(size))
+    if dtype == FLOAT32 and whole is None:
+        reading.tensors[info.name] = Lattice(RAW, shape, FLOAT32, (), np.arange(size))
         return str(info.name)
-    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT:
+    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT32:
         raise QuantError(
             f"{path}: input {info.name!r} has type {dtype}; float32 and integers of 32 bits are "
             "supported"
@@ -179,7 +179,7 @@ def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int]
     ends = np.full(size, low, dtype=np.int64), np.full(size, high, dtype=np.int64)
     reading.assembly.add(Input(Lattice(0, shape, dtype).sample_shape, *ends))
     reading.entry = WholeEntry(dtype, *ends)
-    reading.tensors[info.name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT else ())
+    reading.tensors[info.name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT32 else ())
     return str(info.name)
 
 
@@ -190,7 +190,7 @@ def _walk(reading: Reading, model: Any, path: Path) -> None:
     lost: set[str] = set()
     for node, proto in zip(model_nodes(model, path), model.graph.node, strict=True):
         if not lost.isdisjoint(node.inputs):
-            if node.op not in RULES:
+            if node.op not in READING_RULES:
                 unknown.setdefault(node.op, []).append(node.name)
             lost.update(node.outputs)
             continue
@@ -234,16 +234,16 @@ def _apply(reading: Reading, node: OnnxNode, proto: Any) -> bool:
         first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(99)
         shape = reading.tensors[node.inputs[0]].shape
         reading.constants[node.outputs[0]] = np.array(shape[first:last], dtype=np.int64)
-    elif constant and node.op not in FOLDED_HERE and "." not in node.op:
+    elif constant and node.op not in _FOLDED_HERE and "." not in node.op:
         _fold(reading, node)
-    elif node.op in RULES:
-        RULES[node.op](reading, node)
+    elif node.op in READING_RULES:
+        READING_RULES[node.op](reading, node)
     else:
         return False
     return True
 
 
-FOLDED_HERE = {
+_FOLDED_HERE = {
     "QuantizeLinear",
     "DequantizeLinear",
     "Reshape",
@@ -288,7 +288,7 @@ def _exit(reading: Reading, lattice: Lattice) -> tuple[int, Exit]:
             for a, b in zip(low.tolist(), high.tolist(), strict=True)
         )
         return lattice.node, Exit(low, values)
-    if int((high - low + 1).sum()) > MOST_OUTPUT_VALUES:
+    if int((high - low + 1).sum()) > _MOST_OUTPUT_VALUES:
         raise QuantError(
             "the output is not quantized: it takes too many values; add QuantizeLinear to its end"
         )
@@ -311,5 +311,5 @@ def _output_values(reading: Reading, lattice: Lattice) -> Iterator[tuple[Any, An
     low, high = reading.assembly.low[lattice.node], reading.assembly.high[lattice.node]
     for n in range(lattice.size):
         q = np.arange(low[n], high[n] + 1, dtype=np.int64)
-        least, greatest = evaluate(lattice.chain, q[None], np.array([n]))
+        least, greatest = chain_values(lattice.chain, q[None], np.array([n]))
         yield least[0].astype(np.float64), greatest[0].astype(np.float64)

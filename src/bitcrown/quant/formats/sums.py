@@ -18,12 +18,12 @@ import numpy as np
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.lowering.weights import spatial_attributes
 from bitcrown.quant.formats.affine import Affine, affine, grid_of, products, sum_step
-from bitcrown.quant.formats.lattice import FLOAT, Array, Lattice, Step
+from bitcrown.quant.formats.lattice import FLOAT32, ChainStep, Lattice
 from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
-from bitcrown.quant.network.graph import Conv, Dense, Ints, QuantError, Sum
+from bitcrown.quant.network.graph import Conv, Dense, Ints, Numbers, QuantError, WeightedSum
 
-MOST_PAIRS = 1 << 20
-LARGEST_DENSE = 1 << 26
+_MOST_PAIRS = 1 << 20
+_LARGEST_DENSE = 1 << 26
 
 
 def _label(node: OnnxNode) -> str:
@@ -56,7 +56,7 @@ def matrix_product(reading: Reading, node: OnnxNode) -> None:
 
 
 def _rows_product(
-    reading: Reading, x: Affine, weight: Array, grid: Grid, bias: Array, label: str
+    reading: Reading, x: Affine, weight: Numbers, grid: Grid, bias: Numbers, label: str
 ) -> Lattice:
     """``x W^T + bias``; x: [1, .., 1, terms], or several such rows below each other."""
     outputs, terms = weight.shape
@@ -65,28 +65,28 @@ def _rows_product(
     w = products(weight, grid, label)
     shape = (*x.shape[:-1], outputs)
     rows = int(np.prod(x.shape[:-1]))
-    if rows * rows * outputs * terms > LARGEST_DENSE:
+    if rows * rows * outputs * terms > _LARGEST_DENSE:
         raise NoRule(f"{label} multiplies {rows} rows at once; one is supported")
     step, _ = sum_step(x, w, bias, 1)
     ints = np.kron(np.eye(rows, dtype=np.int64), w.ints)
     addend = -x.zero * np.tile(w.ints.sum(axis=1), rows)
     if rows > 1:
-        step = Step(
+        step = ChainStep(
             step.name, step.function, tuple(np.tile(p, rows) for p in step.params), spread=True
         )
-    flat = Lattice(0, shape, FLOAT)
+    flat = Lattice(0, shape, FLOAT32)
     number = reading.assembly.add(Dense(flat.sample_shape, x.node, x.gain * ints, addend))
-    return Lattice(number, shape, FLOAT, (step,))
+    return Lattice(number, shape, FLOAT32, (step,))
 
 
-def plain_source(reading: Reading, x: Affine, padded: bool) -> tuple[int, int, int]:
+def _plain_source(reading: Reading, x: Affine, padded: bool) -> tuple[int, int, int]:
     """Node, gain and zero of ``x``, such that padding with zero is an integer:
     ``gain * q - zero = 0`` at q = zero."""
     if not padded or x.zero % x.gain == 0:
         return x.node, x.gain, x.zero
     shape = reading.assembly.nodes[x.node].shape
     node = reading.assembly.add(
-        Sum(shape, (x.node,), (x.gain,), np.array([-x.zero], dtype=np.int64))
+        WeightedSum(shape, (x.node,), (x.gain,), np.array([-x.zero], dtype=np.int64))
     )
     return node, 1, 0
 
@@ -141,7 +141,7 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
         )
     w = products(weight, Grid(grid.ints, np.broadcast_to(grid.scale, weight.shape)), label)
     step, _ = sum_step(x, w, bias, plane[0] * plane[1])
-    source, gain, zero = plain_source(reading, x, any(padding))
+    source, gain, zero = _plain_source(reading, x, any(padding))
     shape = (len(weight), *plane)
     number = reading.assembly.add(
         Conv(
@@ -157,7 +157,7 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
             zero // gain,
         )
     )
-    reading.bind(node, Lattice(number, (1, *shape), FLOAT, (step,)))
+    reading.bind(node, Lattice(number, (1, *shape), FLOAT32, (step,)))
 
 
 @reads("AveragePool", "GlobalAveragePool")
@@ -186,7 +186,7 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     ones = np.ones((channels, 1, *kernel), dtype=np.int64)
     w = products(ones / count, Grid(ones, np.full(ones.shape, 1 / count)), label)
     step, _ = sum_step(x, w, np.zeros(channels), plane[0] * plane[1])
-    source, gain, zero = plain_source(reading, x, any(padding))
+    source, gain, zero = _plain_source(reading, x, any(padding))
     shape = (channels, *plane)
     bias = np.full(channels, -zero * count, dtype=np.int64)
     image = (x.shape[2], x.shape[3])
@@ -204,10 +204,10 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
             zero // gain,
         )
     )
-    reading.bind(node, Lattice(number, (1, *shape), FLOAT, (step,)))
+    reading.bind(node, Lattice(number, (1, *shape), FLOAT32, (step,)))
 
 
-def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> Lattice:
+def pairwise_sum(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> Lattice:
     """``left + right`` or ``left - right`` of two tensors that depend on the input."""
     label, sign = _label(node), -1 if node.op == "Sub" else 1
     if left.shape != right.shape:
@@ -216,7 +216,9 @@ def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> La
         )
     if not left.is_float:
         one, two = reading.settled(left), reading.settled(right)
-        total = Sum(one.sample_shape, (one.node, two.node), (1, sign), np.zeros(1, dtype=np.int64))
+        total = WeightedSum(
+            one.sample_shape, (one.node, two.node), (1, sign), np.zeros(1, dtype=np.int64)
+        )
         result = one.on(reading.assembly.add(total))
         reading.check_width(result, label)
         return result
@@ -227,7 +229,7 @@ def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> La
         )
     weights = (a.scale * a.gain, sign * b.scale * b.gain)
     number, step = pair_step(reading, (a.node, b.node), (a.first, b.first), weights, sums, label)
-    return Lattice(number, left.shape, FLOAT, (step,))
+    return Lattice(number, left.shape, FLOAT32, (step,))
 
 
 def pair_step(
@@ -235,12 +237,12 @@ def pair_step(
     nodes: tuple[int, int],
     first: tuple[int, int],
     weights: tuple[float, float],
-    results: Array,
+    results: Numbers,
     label: str,
-) -> tuple[int, Step]:
+) -> tuple[int, ChainStep]:
     """Accumulator node and step of ``results[q1 - first1, q2 - first2]``, about rising with the
     weighted sum of q."""
-    if results.size > MOST_PAIRS:
+    if results.size > _MOST_PAIRS:
         raise NoRule(
             f"{label} combines {results.size} pairs of values; quantize both tensors to 8 bits"
         )
@@ -251,27 +253,27 @@ def pair_step(
         raise NoRule(f"{label} combines tensors with very different scales")
     shape = reading.assembly.nodes[nodes[0]].shape
     number = reading.assembly.add(
-        Sum(shape, nodes, (factors[0], factors[1]), np.zeros(1, dtype=np.int64))
+        WeightedSum(shape, nodes, (factors[0], factors[1]), np.zeros(1, dtype=np.int64))
     )
     ranges = [
         start + np.arange(count, dtype=np.int64)
         for start, count in zip(first, results.shape, strict=True)
     ]
     keys = (factors[0] * ranges[0][:, None] + factors[1] * ranges[1][None]).reshape(-1)
-    return number, Step(label, _Pairs(keys, results.reshape(-1)), spread=True)
+    return number, ChainStep(label, _Pairs(keys, results.reshape(-1)), spread=True)
 
 
 class _Pairs:
     """Nondecreasing bounds of a result known at some accumulators: suffix minima and prefix
     maxima."""
 
-    def __init__(self, keys: Ints, results: Array) -> None:
+    def __init__(self, keys: Ints, results: Numbers) -> None:
         order = np.argsort(keys, kind="stable")
         self.keys, sorted_results = keys[order], results[order]
         self.least = np.minimum.accumulate(sorted_results[::-1])[::-1]
         self.greatest = np.maximum.accumulate(sorted_results)
 
-    def __call__(self, least: Ints, greatest: Ints) -> tuple[Array, Array]:
+    def __call__(self, least: Ints, greatest: Ints) -> tuple[Numbers, Numbers]:
         low = np.searchsorted(self.keys, least, side="left").clip(0, len(self.keys) - 1)
         high = np.searchsorted(self.keys, greatest, side="right").clip(1) - 1
         return self.least[low], self.greatest[high]

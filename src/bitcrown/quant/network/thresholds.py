@@ -32,10 +32,10 @@ import numpy.typing as npt
 
 from bitcrown.quant.network.graph import WIDTH_LIMIT, Ints, QuantError
 
-Levels = Callable[[Ints], tuple[Ints, Ints]]
+StepFunction = Callable[[Ints], tuple[Ints, Ints]]
 """[C, K] accumulators -> least and greatest level that the format may give them, both
 nondecreasing."""
-LARGEST_TABLE = 1 << 23
+_LARGEST_TABLE = 1 << 23
 """Thresholds of one step: beyond that the accumulator is not really quantized."""
 
 
@@ -91,7 +91,7 @@ def exact_rows(
     )
 
 
-def bisected_rows(levels: Levels, low: Ints, high: Ints) -> tuple[Ints, Ints, Ints]:
+def bisected_rows(levels: StepFunction, low: Ints, high: Ints) -> tuple[Ints, Ints, Ints]:
     """``base`` [C], ``early`` and ``late`` [C, K] of ``levels`` over the accumulators
     ``low[c] <= a <= high[c]``.
 
@@ -103,7 +103,7 @@ def bisected_rows(levels: Levels, low: Ints, high: Ints) -> tuple[Ints, Ints, In
     if (top < base).any():
         raise QuantError("a step falls while its accumulator rises; negate the accumulator first")
     steps = int((top - base).max(initial=0))
-    if steps * len(base) > LARGEST_TABLE:
+    if steps * len(base) > _LARGEST_TABLE:
         raise QuantError(
             f"a step has {steps} levels in each of {len(base)} channels, more than quantized "
             "networks have"

@@ -25,29 +25,28 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, joined
+from bitcrown.quant.bounds.intervals import Intervals, joined
 from bitcrown.quant.bounds.staircase_dual import Slopes
-from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array
+from bitcrown.quant.network.graph import Ints, Numbers
 
-Step = list[Any]
-Part = list[Step]
+ProofStep = list[Any]
+ProofPart = list[ProofStep]
 
 
-class Proof:
+class ProofTree:
     """Parts by number; recording can be switched off, then nothing is kept."""
 
     def __init__(self, is_recorded: bool) -> None:
         self.is_recorded = is_recorded
-        self.parts: list[Part] = []
-        self.trunk: Part = []
+        self.parts: list[ProofPart] = []
+        self.trunk: ProofPart = []
         self.twins: dict[int, tuple[int, int, int]] = {}
 
     def new_part(self) -> int:
         self.parts.append([])
         return len(self.parts) - 1
 
-    def trunk_add(self, step: Step) -> None:
+    def trunk_add(self, step: ProofStep) -> None:
         """A step that holds for every case, taken before the parts."""
         if self.is_recorded:
             self.trunk.append(step)
@@ -112,7 +111,7 @@ class Proof:
             ]
         return False
 
-    def _copy(self, part: int, steps: Part, constraints: int) -> None:
+    def _copy(self, part: int, steps: ProofPart, constraints: int) -> None:
         todo = [(part, steps)]
         while todo:
             target, steps = todo.pop()
@@ -125,13 +124,13 @@ class Proof:
                     todo += [(new, self.parts[o]) for new, o in zip(rest[3:], old, strict=True)]
                 self.parts[target].append([kind, *rest])
 
-    def add(self, part: int, step: Step) -> None:
+    def add(self, part: int, step: ProofStep) -> None:
         if self.is_recorded:
             self.parts[part].append(step)
 
 
 @dataclass(eq=False)
-class Domain:
+class Subproblem:
     """One open subproblem: one row of intervals, its case, its proof part, multipliers to start
     from.
 
@@ -139,18 +138,18 @@ class Domain:
     more corners than the floats look at); the ascent aims above it.
     """
 
-    bounds: Bounds
+    bounds: Intervals
     case: int
     part: int
     depth: int
     slopes: Slopes | None = None
-    tau: Array | None = None
+    tau: Numbers | None = None
     value: float = -np.inf
     margin: float = 0.0
     is_misled: bool = False
 
 
-def stacked(domains: list[Domain]) -> Bounds:
+def stacked(domains: list[Subproblem]) -> Intervals:
     return joined([domain.bounds for domain in domains])
 
 

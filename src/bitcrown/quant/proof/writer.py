@@ -23,27 +23,27 @@ from bitcrown.quant.network.graph import (
     Gather,
     Input,
     IntegerNetwork,
+    IntegerNode,
     MaxPool,
-    Node,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
 )
-from bitcrown.quant.proof.tree import Proof
+from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.spec.problem import Constraint
 
-NETWORK_FORMAT = "bitcrown-integer-network-1"
-CERTIFICATE_FORMAT = "bitcrown-integer-certificate-1"
-Json = dict[str, Any]
+_NETWORK_FORMAT = "bitcrown-integer-network-1"
+_CERTIFICATE_FORMAT = "bitcrown-integer-certificate-1"
+_Json = dict[str, Any]
 
 
-def network_form(network: IntegerNetwork) -> Json:
+def network_form(network: IntegerNetwork) -> _Json:
     """The canonical JSON form of a network."""
     nodes = [{"shape": list(map(int, node.shape)), **_node_form(node)} for node in network.nodes]
-    return {"format": NETWORK_FORMAT, "nodes": nodes, "output": int(network.output)}
+    return {"format": _NETWORK_FORMAT, "nodes": nodes, "output": int(network.output)}
 
 
-def _node_form(node: Node) -> Json:
+def _node_form(node: IntegerNode) -> _Json:
     if isinstance(node, Input):
         return {"op": "input", "low": node.low.tolist(), "high": node.high.tolist()}
     if isinstance(node, Dense):
@@ -66,14 +66,14 @@ def _node_form(node: Node) -> Json:
             "groups": node.groups,
             "pad_value": node.pad_value,
         }
-    if isinstance(node, Sum):
+    if isinstance(node, WeightedSum):
         return {
             "op": "sum",
             "sources": list(node.sources),
             "factors": list(node.factors),
             "bias": node.bias.tolist(),
         }
-    if isinstance(node, Staircase):
+    if isinstance(node, Stairs):
         return {
             "op": "staircase",
             "source": node.source,
@@ -94,7 +94,7 @@ def _node_form(node: Node) -> Json:
     return {"op": "gather", "sources": list(node.sources), "index": node.index.tolist()}
 
 
-def property_form(query: IntegerQuery) -> Json:
+def property_form(query: IntegerQuery) -> _Json:
     """The canonical JSON form of what is asked: the box and the cases that must not occur.
 
     Where the outputs' real values are no affine function of their integers, ``real`` holds both: an
@@ -111,7 +111,7 @@ def property_form(query: IntegerQuery) -> Json:
         ]
         for case in query.cases
     ]
-    form: Json = {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}
+    form: _Json = {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}
     if query.exact_cases is None:
         return form
     exit_ = query.network.exit
@@ -123,7 +123,7 @@ def property_form(query: IntegerQuery) -> Json:
     return {**form, "real": {"outputs": outputs, "cases": real}}
 
 
-def _values_form(low: int, values: Sequence[Fraction]) -> Json:
+def _values_form(low: int, values: Sequence[Fraction]) -> _Json:
     """The real values of an output's integers from ``low`` on."""
     if isinstance(values, EvenlySpaced):
         return {
@@ -136,7 +136,7 @@ def _values_form(low: int, values: Sequence[Fraction]) -> Json:
     return {"low": low, "denominator": unit, "numerators": [int(value * unit) for value in values]}
 
 
-def _real_form(constraint: Constraint) -> Json:
+def _real_form(constraint: Constraint) -> _Json:
     terms = [[int(monomial[0]), _pair(factor)] for monomial, factor in constraint.terms]
     return {"terms": terms, "bound": _pair(constraint.bound), "strict": int(constraint.strict)}
 
@@ -145,7 +145,7 @@ def _pair(value: Fraction) -> list[int]:
     return [value.numerator, value.denominator]
 
 
-def digest(content: Json) -> str:
+def form_digest(content: _Json) -> str:
     """SHA-256 of the canonical text: sorted keys, no blanks."""
     return hashlib.sha256(
         json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -154,11 +154,11 @@ def digest(content: Json) -> str:
 
 def certificate_form(
     query: IntegerQuery,
-    proof: Proof,
+    proof: ProofTree,
     roots: tuple[int, ...],
     network_digest: str = "",
     with_forms: bool = False,
-) -> Json:
+) -> _Json:
     """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was
     hashed before.
 
@@ -167,14 +167,14 @@ def certificate_form(
     """
     network = network_form(query.network) if with_forms or not network_digest else {}
     asked = property_form(query)
-    content: Json = {
-        "format": CERTIFICATE_FORMAT,
-        "network": network_digest or digest(network),
-        "property": digest(asked),
+    content: _Json = {
+        "format": _CERTIFICATE_FORMAT,
+        "network": network_digest or form_digest(network),
+        "property": form_digest(asked),
         "trunk": proof.trunk,
         "roots": list(roots),
         "parts": proof.parts,
     }
     if with_forms:
         content["forms"] = {"network": network, "property": asked}
-    return {**content, "digest": digest(content)}
+    return {**content, "digest": form_digest(content)}

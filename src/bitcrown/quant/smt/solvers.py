@@ -30,14 +30,14 @@ from bitcrown.budget import Budget
 from bitcrown.child_process import text_of_child
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.quant.network.graph import IntegerNetwork, Ints, QuantError
-from bitcrown.quant.smt.formula import Case, Style, encode
+from bitcrown.quant.smt.formula import DenseCase, Style, encode
 from bitcrown.quant.smt.smtlib import smtlib_script
-from bitcrown.quant.smt.terms import Formula, Term
+from bitcrown.quant.smt.terms import BitvectorFormula, BitvectorTerm
 from bitcrown.verdict import Reason, Status
 
-CALLS_PER_LOOK = 256
-TERMS_PER_LOOK = 512
-GRACE = 0.5
+_CALLS_PER_LOOK = 256
+_TERMS_PER_LOOK = 512
+_GRACE = 0.5
 """Seconds after the deadline in which a solver may still say that it stopped."""
 
 
@@ -61,14 +61,14 @@ class BitvectorAnswer:
 
 def installed_solvers() -> tuple[str, ...]:
     """The solvers that can be named here, best first."""
-    return tuple(name for name, module in MODULES.items() if find_spec(module) is not None)
+    return tuple(name for name, module in _MODULES.items() if find_spec(module) is not None)
 
 
-def decide(
+def decide_by_bitvectors(
     network: IntegerNetwork,
     low: Ints,
     high: Ints,
-    cases: tuple[Case, ...],
+    cases: tuple[DenseCase, ...],
     budget: Budget,
     style: Style | str = Style.IMPROVED,
     solver: str = "boolector",
@@ -118,7 +118,7 @@ def decide(
     )
 
 
-def violates(outputs: Ints, cases: tuple[Case, ...]) -> bool:
+def violates(outputs: Ints, cases: tuple[DenseCase, ...]) -> bool:
     """Whether output integers [M] satisfy all rows of some case, in Python integers."""
     values = outputs.tolist()
     return any(
@@ -128,26 +128,26 @@ def violates(outputs: Ints, cases: tuple[Case, ...]) -> bool:
 
 
 def solve(
-    formula: Formula, budget: Budget, solver: str = "boolector"
+    formula: BitvectorFormula, budget: Budget, solver: str = "boolector"
 ) -> tuple[Status, Reason, dict[str, int]]:
     """Status, reason, and for sat the unsigned value of every variable by name.
 
     A name that is not among ``installed_solvers()`` raises QuantError or ResourceError.
     """
-    if solver not in MODULES:
+    if solver not in _MODULES:
         raise QuantError(
-            f"there is no bit-vector solver {solver!r}; choose one of {', '.join(MODULES)}"
+            f"there is no bit-vector solver {solver!r}; choose one of {', '.join(_MODULES)}"
         )
-    if find_spec(MODULES[solver]) is None:
+    if find_spec(_MODULES[solver]) is None:
         raise ResourceError(
-            f"the solver {solver} is not installed; install the Python package {MODULES[solver]}"
+            f"the solver {solver} is not installed; install the Python package {_MODULES[solver]}"
         )
     if budget.is_expired():
         return Status.TIMEOUT, Reason.DEADLINE, {}
     # here, so that a second question finds it loaded; every child would load it anew
-    import_module(MODULES[solver])
+    import_module(_MODULES[solver])
     inherited = budget.for_child()
-    text, reason = text_of_child(lambda: _answer(formula, _Stop(inherited), solver), budget, GRACE)
+    text, reason = text_of_child(lambda: _answer(formula, _Stop(inherited), solver), budget, _GRACE)
     word, _, rest = text.partition(" ")
     if word == "sat":
         pairs = (pair.split("=") for pair in rest.split())
@@ -161,7 +161,7 @@ def solve(
     return Status.TIMEOUT if reason is Reason.DEADLINE else Status.UNKNOWN, reason, {}
 
 
-def _answer(formula: Formula, stop: _Stop, solver: str) -> str:
+def _answer(formula: BitvectorFormula, stop: _Stop, solver: str) -> str:
     """In the child: ``sat x1=3 x2=0 ...``, ``unsat``, ``unknown REASON`` or ``failed`` and why."""
     try:
         word, assignment = BACKENDS[solver](formula, stop)
@@ -192,7 +192,7 @@ class _Stop:
             return True
         if self._budget.is_expired():
             self.reason = Reason.DEADLINE
-        elif self._calls % CALLS_PER_LOOK == 0 and self._process.memory_info().rss > self._ceiling:
+        elif self._calls % _CALLS_PER_LOOK == 0 and self._process.memory_info().rss > self._ceiling:
             self.reason = Reason.MEMORY
         self._calls += 1
         return self.reason is not Reason.NONE
@@ -203,7 +203,7 @@ class _Stop:
             raise BudgetExpired("the bit-vector solver was stopped while its formula was built")
 
 
-def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
+def _boolector(formula: BitvectorFormula, stop: _Stop) -> tuple[str, dict[str, int]]:
     from pyboolector import Boolector, BtorOption
 
     solver = Boolector()
@@ -211,7 +211,7 @@ def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     solver.Set_term(lambda _: stop(), (None,))
     nodes: list[Any] = []
     for number, term in enumerate(formula.terms):
-        if number % TERMS_PER_LOOK == 0:
+        if number % _TERMS_PER_LOOK == 0:
             stop.check()
         nodes.append(_boolector_node(solver, term, nodes))
     for assertion in formula.assertions:
@@ -228,7 +228,7 @@ def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     return word, {str(term.data): int(node.assignment.replace("x", "0"), 2) for term, node in named}
 
 
-def _boolector_node(solver: Any, term: Term, nodes: list[Any]) -> Any:
+def _boolector_node(solver: Any, term: BitvectorTerm, nodes: list[Any]) -> Any:
     args = [nodes[arg] for arg in term.args]
     if term.operator == "variable":
         return solver.Var(solver.BitVecSort(term.width or 1), str(term.data))
@@ -240,10 +240,10 @@ def _boolector_node(solver: Any, term: Term, nodes: list[Any]) -> Any:
         return solver.Uext(args[0], term.width - args[0].width)
     if term.operator == "sign_extend":
         return solver.Sext(args[0], term.width - args[0].width)
-    return getattr(solver, BOOLECTOR_CALLS[term.operator])(*args)
+    return getattr(solver, _BOOLECTOR_CALLS[term.operator])(*args)
 
 
-def _bitwuzla(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
+def _bitwuzla(formula: BitvectorFormula, stop: _Stop) -> tuple[str, dict[str, int]]:
     """Through the exported script: what another user's solver would read is what is solved here."""
     import bitwuzla
 
@@ -267,7 +267,7 @@ def _bitwuzla(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     return word, assignment
 
 
-BOOLECTOR_CALLS = {
+_BOOLECTOR_CALLS = {
     "bvadd": "Add",
     "bvmul": "Mul",
     "bvneg": "Neg",
@@ -282,8 +282,8 @@ BOOLECTOR_CALLS = {
     "and": "And",
     "or": "Or",
 }
-MODULES = {"boolector": "pyboolector", "bitwuzla": "bitwuzla"}
-BACKENDS: dict[str, Callable[[Formula, _Stop], tuple[str, dict[str, int]]]] = {
+_MODULES = {"boolector": "pyboolector", "bitwuzla": "bitwuzla"}
+BACKENDS: dict[str, Callable[[BitvectorFormula, _Stop], tuple[str, dict[str, int]]]] = {
     "boolector": _boolector,
     "bitwuzla": _bitwuzla,
 }

@@ -21,16 +21,21 @@ from bitcrown.quant.attack.coordinate import LatticeAttack
 from bitcrown.quant.bounds.case_objective import CaseObjective
 from bitcrown.quant.bounds.exact import SCALE_BITS, exact_bound, integer_scale, rows_at_a_time
 from bitcrown.quant.bounds.halfspace_clip import HalfspaceClipper
-from bitcrown.quant.bounds.intervals import Bounds, Program, box_points
-from bitcrown.quant.bounds.slope_ascent import Ascent, Objective, Pinned, Relaxation, ascend
+from bitcrown.quant.bounds.intervals import Intervals, Program, box_points
+from bitcrown.quant.bounds.slope_ascent import (
+    AscentState,
+    DualObjective,
+    Pinned,
+    StaircaseRelaxation,
+    ascend_slopes,
+)
 from bitcrown.quant.bounds.staircase_dual import Slopes, reduced_input, reduced_stairs
-from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array
-from bitcrown.quant.proof.tree import Domain, Proof, stacked
+from bitcrown.quant.network.graph import Ints, Numbers
+from bitcrown.quant.proof.tree import ProofTree, Subproblem, stacked
 from bitcrown.quant.query import IntegerQuery
-from bitcrown.quant.search.branching import Split, choose_splits, is_implied, saturation_split
+from bitcrown.quant.search.branching import Split, choose_splits, holds_between, saturation_split
 
-ATTACK_SHARE = 0.4
+_CLIMBING_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class SearchSettings:
 
 
 @dataclass(eq=False)
-class Counters:
+class SearchCounters:
     rounds: int = 0
     closed: int = 0
     splits: int = 0
@@ -67,7 +72,7 @@ class Search:
         self,
         program: Program,
         query: IntegerQuery,
-        proof: Proof,
+        proof: ProofTree,
         try_points: Callable[[Ints], Ints | None],
         settings: SearchSettings,
     ) -> None:
@@ -75,25 +80,25 @@ class Search:
         self.try_points, self.settings = try_points, settings
         self.is_exact = query.network.is_exact()
         self.batch = min(settings.batch, rows_at_a_time(program))
-        self.counters = Counters()
-        self.stuck: list[Domain] = []
+        self.counters = SearchCounters()
+        self.stuck: list[Subproblem] = []
         self.started, self.attack_seconds = time.monotonic(), 0.0
         self.implied: dict[bytes, tuple[int, int]] = {}
         self.attack = LatticeAttack(program, query, try_points)
         self.clipper = HalfspaceClipper.of(program)
         self.objective = CaseObjective(program, query)
 
-    def roots(self, bounds: Bounds) -> list[Domain]:
+    def roots(self, bounds: Intervals) -> list[Subproblem]:
         """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
         self.objective.root_bounds = bounds.rows([0])
         return [
-            Domain(bounds.rows([0]), case, self.proof.new_part(), 0)
+            Subproblem(bounds.rows([0]), case, self.proof.new_part(), 0)
             for case in range(len(self.query.cases))
         ]
 
     def run(
-        self, domains: list[Domain], budget: Budget, rounds: int | None = None
-    ) -> tuple[Ints | None, list[Domain]]:
+        self, domains: list[Subproblem], budget: Budget, rounds: int | None = None
+    ) -> tuple[Ints | None, list[Subproblem]]:
         """(witness or None, subproblems still open when the budget or the number of rounds
         ended)."""
         stack = domains
@@ -110,7 +115,9 @@ class Search:
             self.counters.open = len(stack)
         return None, []
 
-    def _round(self, batch: list[Domain], budget: Budget) -> tuple[Ints | None, list[Domain]]:
+    def _round(
+        self, batch: list[Subproblem], budget: Budget
+    ) -> tuple[Ints | None, list[Subproblem]]:
         batch, bounds = self._propagated(batch, stacked(batch))
         batch, bounds, kinks = self._split_saturation(batch, bounds)
         batch, bounds = self._without_twins(batch, bounds)
@@ -128,7 +135,7 @@ class Search:
         witness = self._candidates(batch, state, open_rows, budget)
         if witness is not None:
             return witness, []
-        children: list[Domain] = []
+        children: list[Subproblem] = []
         splits = choose_splits(self.program, bounds, state, open_rows)
         for row, split in zip(open_rows, splits, strict=True):
             domain = batch[row]
@@ -143,7 +150,9 @@ class Search:
         children.sort(key=lambda domain: -domain.value)
         return None, kinks + children
 
-    def _propagated(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
+    def _propagated(
+        self, batch: list[Subproblem], bounds: Intervals
+    ) -> tuple[list[Subproblem], Intervals]:
         """Interval rules on every row; rows with an empty interval are closed."""
         self.program.propagate(bounds, [self.query.cases[domain.case] for domain in batch])
         empty = bounds.is_empty()
@@ -158,8 +167,8 @@ class Search:
         )
 
     def _split_saturation(
-        self, batch: list[Domain], bounds: Bounds
-    ) -> tuple[list[Domain], Bounds, list[Domain]]:
+        self, batch: list[Subproblem], bounds: Intervals
+    ) -> tuple[list[Subproblem], Intervals, list[Subproblem]]:
         """Rows whose constraint meets a saturated output at its bad end are split there before any
         ascent."""
         keep, children = [], []
@@ -175,14 +184,16 @@ class Search:
             children,
         )
 
-    def _without_twins(self, batch: list[Domain], bounds: Bounds) -> tuple[list[Domain], Bounds]:
+    def _without_twins(
+        self, batch: list[Subproblem], bounds: Intervals
+    ) -> tuple[list[Subproblem], Intervals]:
         """Where the intervals imply the whole case, the case does not matter: equal states are
         refuted once."""
         node, keep = self.program.output, []
         for row, domain in enumerate(batch):
             low, high = bounds.low[node][row], bounds.high[node][row]
             if all(
-                is_implied(constraint, low, high) for constraint in self.query.cases[domain.case]
+                holds_between(constraint, low, high) for constraint in self.query.cases[domain.case]
             ):
                 state = b"".join(a[row].tobytes() for a in (*bounds.low, *bounds.high))
                 key = hashlib.sha256(state).digest()
@@ -200,7 +211,7 @@ class Search:
             keep
         )
 
-    def _split(self, domain: Domain, bounds: Bounds, split: Split) -> list[Domain]:
+    def _split(self, domain: Subproblem, bounds: Intervals, split: Split) -> list[Subproblem]:
         self.counters.splits += 1
         self.counters.max_depth = max(self.counters.max_depth, domain.depth + 1)
         children = []
@@ -214,7 +225,7 @@ class Search:
             part = self.proof.new_part()
             depth = domain.depth + 1
             children.append(
-                Domain(
+                Subproblem(
                     child,
                     domain.case,
                     part,
@@ -230,8 +241,8 @@ class Search:
         return children
 
     def _enumerate(
-        self, batch: list[Domain], bounds: Bounds
-    ) -> tuple[Ints | None, list[Domain], Bounds]:
+        self, batch: list[Subproblem], bounds: Intervals
+    ) -> tuple[Ints | None, list[Subproblem], Intervals]:
         """Rows with few inputs left are closed by trying them all."""
         spans = (bounds.high[0] - bounds.low[0] + 1).astype(np.float64)
         count = np.exp(np.minimum(np.log(spans).sum(axis=1), 40.0))
@@ -264,13 +275,13 @@ class Search:
 
     def _ascend(
         self,
-        batch: list[Domain],
-        bounds: Bounds,
-        objective: Objective,
+        batch: list[Subproblem],
+        bounds: Intervals,
+        objective: DualObjective,
         pinned: Pinned | None,
         budget: Budget,
-    ) -> Ascent:
-        relaxation = Relaxation(self.program, bounds, objective, pinned)
+    ) -> AscentState:
+        relaxation = StaircaseRelaxation(self.program, bounds, objective, pinned)
         root = any(domain.slopes is None for domain in batch)
         slopes: Slopes | None = None
         tau = None
@@ -297,16 +308,20 @@ class Search:
 
         goal = np.array([domain.margin for domain in batch]) + 1e-6
 
-        def stop(state: Ascent, step: int) -> bool:
+        def stop(state: AscentState, step: int) -> bool:
             return bool((state.best > goal).all()) or (step % 8 == 7 and budget.is_expired())
 
-        return ascend(
+        return ascend_slopes(
             relaxation, slopes, tau, steps, settings.length if root else settings.length * 0.5, stop
         )
 
     def _judge(
-        self, batch: list[Domain], bounds: Bounds, objective: Objective, state: Ascent
-    ) -> tuple[list[int], Array]:
+        self,
+        batch: list[Subproblem],
+        bounds: Intervals,
+        objective: DualObjective,
+        state: AscentState,
+    ) -> tuple[list[int], Numbers]:
         """Exact evaluation: closes rows by ``prove`` steps; (open rows, float bounds [R])."""
         rows = np.arange(len(batch))
         values = state.best.copy()
@@ -338,11 +353,13 @@ class Search:
                     batch[row].margin = max(excess, batch[row].margin)
         return rows[values < np.inf].tolist(), values
 
-    def _taus(self, domain: Domain, tau: Ints) -> list[int]:
+    def _taus(self, domain: Subproblem, tau: Ints) -> list[int]:
         """One multiplier per constraint of the domain's case."""
         return [int(t) for t in tau[: len(self.query.cases[domain.case])]]
 
-    def _without_empty(self, batch: list[Domain], bounds: Bounds, rows: list[int]) -> list[int]:
+    def _without_empty(
+        self, batch: list[Subproblem], bounds: Intervals, rows: list[int]
+    ) -> list[int]:
         empty = bounds.is_empty()
         for row in rows:
             if empty[row]:
@@ -352,10 +369,10 @@ class Search:
 
     def _tighten(
         self,
-        batch: list[Domain],
-        bounds: Bounds,
-        objective: Objective,
-        state: Ascent,
+        batch: list[Subproblem],
+        bounds: Intervals,
+        objective: DualObjective,
+        state: AscentState,
         open_rows: list[int],
     ) -> set[int]:
         """Reduced costs on the open rows, in place; the rows in which an interval shrank."""
@@ -410,10 +427,10 @@ class Search:
 
     def _clip(
         self,
-        batch: list[Domain],
-        bounds: Bounds,
-        objective: Objective,
-        state: Ascent,
+        batch: list[Subproblem],
+        bounds: Intervals,
+        objective: DualObjective,
+        state: AscentState,
         open_rows: list[int],
     ) -> set[int]:
         """Accumulators on the part of the box where the row's bound is not positive, in place; rows
@@ -434,7 +451,7 @@ class Search:
         return {int(rows[place]) for place in changed}
 
     def _candidates(
-        self, batch: list[Domain], state: Ascent, rows: list[int], budget: Budget
+        self, batch: list[Subproblem], state: AscentState, rows: list[int], budget: Budget
     ) -> Ints | None:
         """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness
         [N] or ``None``."""
@@ -445,7 +462,7 @@ class Search:
         if witness is not None:
             return witness
         begin = time.monotonic()
-        allowed = ATTACK_SHARE * (begin - self.started) - self.attack_seconds
+        allowed = _CLIMBING_SHARE * (begin - self.started) - self.attack_seconds
         if allowed < 0:
             return None
         budget = budget.capped(allowed)

@@ -25,15 +25,14 @@ from bitcrown.budget import Budget
 from bitcrown.child_process import text_or_error
 from bitcrown.errors import BitcrownError
 from bitcrown.model.onnx_reader import parsed_model
-from bitcrown.quant.formats.lattice import Array
 from bitcrown.quant.formats.qonnx import has_quant, standard_form
+from bitcrown.quant.formats.runtime import Runtime, session
 from bitcrown.quant.network.assembly import node_range
 from bitcrown.quant.network.entry import RoundedEntry
-from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, Ints, QuantError
-from bitcrown.quant.network.runtime import Runtime, session
+from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, Ints, Numbers, QuantError
 
-NOTE_SECONDS = 30.0
-NOTE_BYTES = 8 << 30
+_NOTE_SECONDS = 30.0
+_NOTE_BYTES = 8 << 30
 
 
 def executable(model: Any) -> tuple[bytes, str]:
@@ -46,7 +45,7 @@ def executable(model: Any) -> tuple[bytes, str]:
         return b"", f"no runtime executes this network, so it was not compared with one: {error}"
 
 
-def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
+def _sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Numbers:
     """[B, N] inputs of the file: random ones over the whole range, some close to one end, and both
     corners."""
     node, generator = network.nodes[0], np.random.default_rng(seed)
@@ -61,7 +60,7 @@ def sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
     return node.low + np.floor(share * (node.high - node.low) + 0.5).astype(np.int64)
 
 
-def enclosure(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
+def node_enclosures(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
     """Least and greatest value [N_node] of every node for one input [N]; equal where the network is
     exact."""
     low, high = [x], [x]
@@ -86,7 +85,7 @@ def check_agreement(
     """
     if not isinstance(network.runtime, Runtime):
         raise QuantError(f"{path}: the network has no runtime to be compared with")
-    values = sample_inputs(network, seed, samples)
+    values = _sample_inputs(network, seed, samples)
     x = network.entry.integers(values)
     content, _ = executable(parsed_model(path))
     names = list(trace or {})
@@ -106,7 +105,7 @@ def check_agreement(
     )
     output = extended.graph.output[0].name
     for b in range(len(values)):
-        low, high = enclosure(network, x[b])
+        low, high = node_enclosures(network, x[b])
         for name in names:
             node = (trace or {})[name]
             _compare(
@@ -117,11 +116,11 @@ def check_agreement(
     return _optimiser_note(content, network.runtime, values, found[output], path)
 
 
-def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
+def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Numbers, Numbers]:
     """[M] least and greatest output value, as float64 (exact for float32 outputs and integers of 53
     bits)."""
 
-    def at(q: Ints) -> Array:
+    def at(q: Ints) -> Numbers:
         picked: list[Fraction] = [
             row[int(k)] for row, k in zip(exit_.values, q - exit_.low, strict=True)
         ]
@@ -130,7 +129,7 @@ def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
     return at(low), at(high)
 
 
-def _compare(found: Array, low: Array, high: Array, what: str) -> None:
+def _compare(found: Numbers, low: Numbers, high: Numbers, what: str) -> None:
     if found.shape != low.shape:
         raise QuantError(
             f"{what} has {found.size} elements in onnxruntime and {low.size} as read; please "
@@ -147,7 +146,7 @@ def _compare(found: Array, low: Array, high: Array, what: str) -> None:
 
 
 def _optimiser_note(
-    content: bytes, runtime: Runtime, values: Array, expected: Array, path: Path
+    content: bytes, runtime: Runtime, values: Numbers, expected: Numbers, path: Path
 ) -> tuple[str, ...]:
     """At most one note."""
 
@@ -157,7 +156,7 @@ def _optimiser_note(
         )
         return str(int((optimised(values) != expected).any(axis=1).sum()))
 
-    budget = Budget.of_seconds(NOTE_SECONDS, NOTE_BYTES)
+    budget = Budget.of_seconds(_NOTE_SECONDS, _NOTE_BYTES)
     try:
         count = int(text_or_error(differing, budget, "that loads it with them"))
     except BitcrownError as error:

@@ -11,10 +11,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from bitcrown.quant.formats.lattice import Array
-from bitcrown.quant.network.graph import QuantError
+from bitcrown.quant.network.graph import Numbers, QuantError
 
-OPSET = 17
+_OPSET = 17
 
 
 def session(content: bytes, name: str, optimised: bool = False) -> Any:
@@ -41,10 +40,10 @@ class Runtime:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def __call__(self, values: Array) -> Array:
+    def __call__(self, values: Numbers) -> Numbers:
         return self.outputs(values)[0]
 
-    def outputs(self, values: Array) -> list[Array]:
+    def outputs(self, values: Numbers) -> list[Numbers]:
         """Every output of the session, each [B, M]."""
         entry = self.session.get_inputs()[0].name
         rows = [np.asarray(row, dtype=self.dtype).reshape(self.shape) for row in values]
@@ -62,11 +61,11 @@ class Runtime:
 
 def evaluated(
     op: str,
-    inputs: Sequence[Array | None],
+    inputs: Sequence[Numbers | None],
     attrs: Mapping[str, Any],
     domain: str = "",
-    opset: int = OPSET,
-) -> Array:
+    opset: int = _OPSET,
+) -> Numbers:
     """One operator on known tensors, computed by onnxruntime."""
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
     tensors = [
