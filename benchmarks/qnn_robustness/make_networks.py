@@ -2,7 +2,6 @@
 
 The integer form is exact: every output integer equals that of the fixed-point network in the
 ``.h5`` file (see ``bitcrown.quant.formats.fixed_point``
-``.h5`` file (see ``bitcrown.quant.formats.fixed_point`` and ``integer_onnx``). Before a network is
 written, both are compared on 20,000 random inputs and on every stored image.
 """
 

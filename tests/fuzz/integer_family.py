@@ -38,7 +38,7 @@ def only_search() -> Iterator[None]:
     """Nothing but single points left over by splitting is tried; larger boxes are never
     enumerated."""
     from bitcrown.quant.search import decide
-    from bitcrown.quant.search.branch_and_bound import SearchSettings
+    from bitcrown.quant.search.settings import SearchSettings
 
     judge, settings = decide.WitnessJudge.try_points, decide.SearchSettings
     decide.WitnessJudge.try_points = lambda self, points: (

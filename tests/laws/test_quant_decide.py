@@ -18,8 +18,8 @@ from bitcrown.quant.bounds.staircase_dual import dual_value
 from bitcrown.quant.network.graph import IntegerNetwork, Stairs
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.search.branch_and_bound import SearchSettings
 from bitcrown.quant.search.decide import Decision, decide_query
+from bitcrown.quant.search.settings import SearchSettings
 from bitcrown.verdict import Status
 from tests.tiny_integer_networks import (
     box_points,

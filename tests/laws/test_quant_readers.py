@@ -25,7 +25,8 @@ from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.formats.qoperator import requantized
 from bitcrown.quant.network.entry import RoundedEntry, WholeEntry
 from bitcrown.quant.network.graph import IntegerNetwork, QuantError, Stairs, steps
-from bitcrown.quant.network.thresholds import MODES, bisected_rows, exact_rows
+from bitcrown.quant.network.thresholds import bisected_rows
+from tests.exact_staircases import MODES, exact_rows
 from tests.quant_models import INT8, UINT8, Writer, run
 
 SEEDS = st.integers(0, 2**32 - 1)

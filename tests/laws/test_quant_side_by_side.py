@@ -21,14 +21,14 @@ import pytest
 from bitcrown.budget import Budget
 from bitcrown.check.certificates.integers.checker import check
 from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, IntegerNode, Stairs
-from bitcrown.quant.network.thresholds import MODES, exact_rows
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.search.branch_and_bound import SearchSettings
 from bitcrown.quant.search.decide import decide_query
+from bitcrown.quant.search.settings import SearchSettings
 from bitcrown.quant.smt import solvers as smt
 from bitcrown.quant.smt.formula import Style
 from bitcrown.verdict import Status
+from tests.exact_staircases import MODES, exact_rows
 from tests.unit.quant.smt.tiny_networks import as_network
 
 QUICK, ALL, PROPERTIES = 10, 200, 2

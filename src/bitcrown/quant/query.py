@@ -203,25 +203,6 @@ def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> Linea
     return LinearConstraint(constraint.terms, max(min(top, WIDTH_LIMIT), -WIDTH_LIMIT))
 
 
-def from_problem(problem: Problem, network: IntegerNetwork) -> IntegerQuery:
-    """The integer form of a VNN-LIB problem over one network; mixed or nonlinear constraints are
-    refused.
-
-    All cases must share one box (cases with different boxes are separate queries:
-    ``split_by_box``).
-    """
-    boxes = {(case.lower, case.upper) for case in problem.cases}
-    if len(boxes) > 1:
-        raise QuantError(
-            "the cases have different input boxes; decide them one box at a time (split_by_box)"
-        )
-    if not problem.cases:
-        node = network.nodes[0]
-        assert isinstance(node, Input)
-        return IntegerQuery(network, node.low, node.high, (), None, problem.notes)
-    return split_by_box(problem, network)[0]
-
-
 def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery]:
     """One query for every different input box among the cases, in order of appearance."""
     groups: dict[tuple[tuple[Fraction, ...], tuple[Fraction, ...]], list[Case]] = {}

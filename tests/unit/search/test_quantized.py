@@ -15,8 +15,8 @@ import bitcrown
 from benchmarks.qnn_robustness.integer_onnx import export_onnx
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import Dense, Exit, Input, IntegerNetwork, Stairs
-from bitcrown.quant.network.thresholds import exact_rows
 from bitcrown.verdict import Status
+from tests.exact_staircases import exact_rows
 from tests.quant_models import run
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitcrown.quant.bounds.intervals import Intervals, Program
-from bitcrown.quant.bounds.slope_ascent import DualObjective, Pinned
+from bitcrown.quant.bounds.relaxation import DualObjective, Pinned
 from bitcrown.quant.query import IntegerQuery
 
 
@@ -20,10 +20,8 @@ class CaseObjective:
     """Objectives for rows of the cases of one query. ``root_bounds``: one row, the intervals that
     the box implies."""
 
-    root_bounds: Intervals
-
-    def __init__(self, program: Program, query: IntegerQuery) -> None:
-        self.program = program
+    def __init__(self, program: Program, query: IntegerQuery, root_bounds: Intervals) -> None:
+        self.program, self.root_bounds = program, root_bounds
         shape = (
             len(query.cases),
             max((1, *(len(case) for case in query.cases))),

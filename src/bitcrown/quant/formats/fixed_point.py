@@ -46,7 +46,6 @@ from bitcrown.quant.network.graph import (
     QuantError,
     Stairs,
 )
-from bitcrown.quant.network.thresholds import exact_rows
 
 _BITS = range(2, 17)
 _LARGEST_WEIGHT = 1 << 26
@@ -108,9 +107,9 @@ def _layer_nodes(
     w = fixed_point(weight, bits, bits - 1).T
     b = fixed_point(bias, bits, bits - 2) << shift
     low = -(2 ** (bits - 1)) if signed else 0
-    base, rows = exact_rows(
-        [Fraction(1, 2**shift)], [Fraction(0)], low, low + 2**bits - 1, "half_up"
-    )
+    # half up: floor(a / 2^s + 1/2) >= t exactly where a >= (2 t - 1) 2^(s-1)
+    levels = low + 1 + np.arange(2**bits - 1, dtype=np.int64)
+    base, rows = np.array([low], dtype=np.int64), ((2 * levels - 1) << (shift - 1))[None]
     note = f"shift {shift}, half up, {'int' if signed else 'uint'}{bits}"
     shape = (len(b),)
     return [

@@ -1,4 +1,4 @@
-"""Open subproblems and the proof that grows with them.
+"""A proof that grows with the search.
 
 A proof is a list of parts; a part is a list of steps, worked off in order on a state (the intervals
 of all nodes):
@@ -14,20 +14,18 @@ of all nodes):
   ``["split", node, element, k, low part, high part]``.
 
 Multipliers are integers, stored by node as ``[element, value]`` pairs without the zeros (pools:
-``[element, place, value]``). The rules are those of ``staircase_dual`` and ``integer_bounds``, and
-each is recomputed by the checker.
+``[element, place, value]``). The rules are those of ``bounds.staircase_dual`` and
+``bounds.intervals``, and each is recomputed by the checker.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Intervals, joined
 from bitcrown.quant.bounds.staircase_dual import Slopes
-from bitcrown.quant.network.graph import Ints, Numbers
+from bitcrown.quant.network.graph import Ints
 
 ProofStep = list[Any]
 ProofPart = list[ProofStep]
@@ -127,30 +125,6 @@ class ProofTree:
     def add(self, part: int, step: ProofStep) -> None:
         if self.is_recorded:
             self.parts[part].append(step)
-
-
-@dataclass(eq=False)
-class Subproblem:
-    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start
-    from.
-
-    ``margin``: by how much float bounds were too high so far (staircases with unequal steps have
-    more corners than the floats look at); the ascent aims above it.
-    """
-
-    bounds: Intervals
-    case: int
-    part: int
-    depth: int
-    slopes: Slopes | None = None
-    tau: Numbers | None = None
-    value: float = -np.inf
-    margin: float = 0.0
-    is_misled: bool = False
-
-
-def stacked(domains: list[Subproblem]) -> Intervals:
-    return joined([domain.bounds for domain in domains])
 
 
 def sparse(slopes: Slopes, row: int) -> list[list[Any]]:

@@ -1,10 +1,9 @@
 """Branch and bound over integer values: rounds on batches of open subproblems.
 
-One round: interval rules; ascent of the multipliers from the parent's; exact evaluation, which
-closes a subproblem or, by reduced costs and by the halfspace that its bound leaves
-(``halfspace_clip``), shrinks its intervals; candidates from the averaged minimisers; a split
-(``integer_branching``). Every split is on integers (``a <= k | a >= k + 1``), so the search ends.
-Legend: ``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
+One round: interval rules; ascent of the multipliers from the parent's, and exact evaluation, which
+closes a subproblem or shrinks its intervals (``refutation``); candidates from the averaged
+minimisers; a split (``branching``). Every split is on integers (``a <= k | a >= k + 1``), so the
+search ends. Legend: ``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
 """
 
 from __future__ import annotations
@@ -12,66 +11,35 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.attack.coordinate import LatticeAttack
-from bitcrown.quant.bounds.case_objective import CaseObjective
-from bitcrown.quant.bounds.exact import SCALE_BITS, exact_bound, integer_scale, rows_at_a_time
-from bitcrown.quant.bounds.halfspace_clip import HalfspaceClipper
+from bitcrown.quant.bounds.exact import rows_at_a_time
 from bitcrown.quant.bounds.intervals import Intervals, Program, box_points
-from bitcrown.quant.bounds.slope_ascent import (
-    AscentState,
-    DualObjective,
-    Pinned,
-    StaircaseRelaxation,
-    ascend_slopes,
-)
-from bitcrown.quant.bounds.staircase_dual import Slopes, reduced_input, reduced_stairs
-from bitcrown.quant.network.graph import Ints, Numbers
-from bitcrown.quant.proof.tree import ProofTree, Subproblem, stacked
-from bitcrown.quant.query import IntegerQuery
+from bitcrown.quant.bounds.slope_ascent import AscentState
+from bitcrown.quant.network.graph import Ints
+from bitcrown.quant.proof.tree import ProofTree
+from bitcrown.quant.query import ConstraintCase, IntegerQuery
 from bitcrown.quant.search.branching import Split, choose_splits, holds_between, saturation_split
+from bitcrown.quant.search.refutation import Refuter
+from bitcrown.quant.search.settings import SearchCounters, SearchSettings
+from bitcrown.quant.search.subproblem import Batch, Subproblem
 
 _CLIMBING_SHARE = 0.4
-
-
-@dataclass(frozen=True, slots=True)
-class SearchSettings:
-    """``root_steps``/``steps``: ascent steps per round at depth 0 / below; ``batch``: rows per
-    round at most."""
-
-    root_steps: int = 160
-    steps: int = 60
-    length: float = 1.0
-    batch: int = 64
-    enumerate_points: int = 4096
-    climbs: int = 3
-    moves: int = 12
-
-
-@dataclass(eq=False)
-class SearchCounters:
-    rounds: int = 0
-    closed: int = 0
-    splits: int = 0
-    enumerated: int = 0
-    candidates: int = 0
-    max_depth: int = 0
-    open: int = 0
-    extra: dict[str, int] = field(default_factory=dict)
+"""Of the time since the search began that climbs from candidates may take."""
 
 
 class Search:
     """State of one decision. ``run`` returns a witness [N], or ``None`` when every subproblem is
-    closed."""
+    closed. ``root``: one row of intervals; they may be tightened until ``roots`` is called."""
 
     def __init__(
         self,
         program: Program,
         query: IntegerQuery,
+        root: Intervals,
         proof: ProofTree,
         try_points: Callable[[Ints], Ints | None],
         settings: SearchSettings,
@@ -85,14 +53,13 @@ class Search:
         self.started, self.attack_seconds = time.monotonic(), 0.0
         self.implied: dict[bytes, tuple[int, int]] = {}
         self.attack = LatticeAttack(program, query, try_points)
-        self.clipper = HalfspaceClipper.of(program)
-        self.objective = CaseObjective(program, query)
+        self.root = root
+        self.refuter = Refuter(program, query, proof, settings, self.counters, root)
 
-    def roots(self, bounds: Intervals) -> list[Subproblem]:
-        """One subproblem per case, all on the intervals of ``bounds`` (one row)."""
-        self.objective.root_bounds = bounds.rows([0])
+    def roots(self) -> list[Subproblem]:
+        """One subproblem per case."""
         return [
-            Subproblem(bounds.rows([0]), case, self.proof.new_part(), 0)
+            Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0)
             for case in range(len(self.query.cases))
         ]
 
@@ -116,342 +83,141 @@ class Search:
         return None, []
 
     def _round(
-        self, batch: list[Subproblem], budget: Budget
+        self, domains: list[Subproblem], budget: Budget
     ) -> tuple[Ints | None, list[Subproblem]]:
-        batch, bounds = self._propagated(batch, stacked(batch))
-        batch, bounds, kinks = self._split_saturation(batch, bounds)
-        batch, bounds = self._without_twins(batch, bounds)
-        witness, batch, bounds = self._enumerate(batch, bounds)
-        if witness is not None or not batch:
+        """(witness or None, what is left open of ``domains``, the most promising last)."""
+        batch = self._propagated(Batch.of(domains))
+        batch, kinks = self._split_saturation(batch)
+        batch = self._without_twins(batch)
+        witness, batch = self._enumerate(batch)
+        if witness is not None or not batch.domains:
             return witness, kinks
-        objective, pinned = self.objective.on([domain.case for domain in batch], bounds)
-        state = self._ascend(batch, bounds, objective, pinned, budget)
-        open_rows, values = self._judge(batch, bounds, objective, state)
-        shrunk = self._tighten(batch, bounds, objective, state, open_rows)
-        shrunk |= self._clip(batch, bounds, objective, state, open_rows)
-        open_rows = self._without_empty(batch, bounds, open_rows)
+        found = self.refuter.ascend(batch, budget)
+        open_rows, values = self.refuter.close(batch, found)
+        shrunk = self.refuter.tighten(batch, found, open_rows)
+        shrunk |= self.refuter.clip(batch, found, open_rows)
+        open_rows = self._without_empty(batch, open_rows)
         if not open_rows:
             return None, kinks
+        state = found.state
         witness = self._candidates(batch, state, open_rows, budget)
         if witness is not None:
             return witness, []
         children: list[Subproblem] = []
-        splits = choose_splits(self.program, bounds, state, open_rows)
+        splits = choose_splits(self.program, batch.bounds, state, open_rows)
         for row, split in zip(open_rows, splits, strict=True):
-            domain = batch[row]
+            domain, bounds = batch.domains[row], batch.bounds.rows([row])
             domain.slopes = {n: s[row : row + 1] for n, s in state.slopes.items()}
             domain.tau, domain.value = state.tau[row : row + 1], float(values[row])
             if split is None or domain.is_misled:
-                domain.bounds = bounds.rows([row])
+                # worth another round as it is, unless it is one point that arithmetic leaves open
+                domain.bounds = bounds
                 (children if domain.is_misled or row in shrunk else self.stuck).append(domain)
                 domain.is_misled = False
                 continue
-            children.extend(self._split(domain, bounds.rows([row]), split))
+            children.extend(self._split(domain, bounds, split))
         children.sort(key=lambda domain: -domain.value)
         return None, kinks + children
 
-    def _propagated(
-        self, batch: list[Subproblem], bounds: Intervals
-    ) -> tuple[list[Subproblem], Intervals]:
-        """Interval rules on every row; rows with an empty interval are closed."""
-        self.program.propagate(bounds, [self.query.cases[domain.case] for domain in batch])
-        empty = bounds.is_empty()
-        for row, domain in enumerate(batch):
-            self.proof.add(domain.part, ["propagate"])
-            if empty[row]:
-                self.proof.add(domain.part, ["empty"])
-                self.counters.closed += 1
-        kept = np.nonzero(~empty)[0]
-        return [batch[row] for row in kept], bounds if len(kept) == len(empty) else bounds.rows(
-            kept
-        )
+    def _case(self, domain: Subproblem) -> ConstraintCase:
+        return self.query.cases[domain.case]
 
-    def _split_saturation(
-        self, batch: list[Subproblem], bounds: Intervals
-    ) -> tuple[list[Subproblem], Intervals, list[Subproblem]]:
+    def _close(self, domain: Subproblem, how: str) -> None:
+        self.counters.closed += 1
+        self.proof.add(domain.part, [how])
+
+    def _propagated(self, batch: Batch) -> Batch:
+        """Interval rules on every row; rows with an empty interval are closed."""
+        self.program.propagate(batch.bounds, [self._case(domain) for domain in batch.domains])
+        for domain in batch.domains:
+            self.proof.add(domain.part, ["propagate"])
+        return batch.kept(self._without_empty(batch, list(range(len(batch.domains)))))
+
+    def _without_empty(self, batch: Batch, rows: list[int]) -> list[int]:
+        """``rows`` but for those with an empty interval, which are closed."""
+        empty = batch.bounds.is_empty()
+        for row in rows:
+            if empty[row]:
+                self._close(batch.domains[row], "empty")
+        return [row for row in rows if not empty[row]]
+
+    def _split_saturation(self, batch: Batch) -> tuple[Batch, list[Subproblem]]:
         """Rows whose constraint meets a saturated output at its bad end are split there before any
         ascent."""
         keep, children = [], []
-        for row, domain in enumerate(batch):
-            split = saturation_split(self.program, bounds, row, self.query.cases[domain.case])
+        for row, domain in enumerate(batch.domains):
+            split = saturation_split(self.program, batch.bounds, row, self._case(domain))
             if split is None:
                 keep.append(row)
             else:
-                children.extend(self._split(domain, bounds.rows([row]), split))
-        return (
-            [batch[row] for row in keep],
-            bounds if len(keep) == len(batch) else bounds.rows(keep),
-            children,
-        )
+                children.extend(self._split(domain, batch.bounds.rows([row]), split))
+        return batch.kept(keep), children
 
-    def _without_twins(
-        self, batch: list[Subproblem], bounds: Intervals
-    ) -> tuple[list[Subproblem], Intervals]:
+    def _without_twins(self, batch: Batch) -> Batch:
         """Where the intervals imply the whole case, the case does not matter: equal states are
         refuted once."""
-        node, keep = self.program.output, []
-        for row, domain in enumerate(batch):
-            low, high = bounds.low[node][row], bounds.high[node][row]
-            if all(
-                holds_between(constraint, low, high) for constraint in self.query.cases[domain.case]
-            ):
+        bounds, node, keep = batch.bounds, self.program.output, []
+        for row, domain in enumerate(batch.domains):
+            case, ends = self._case(domain), (bounds.low[node][row], bounds.high[node][row])
+            if all(holds_between(constraint, *ends) for constraint in case):
                 state = b"".join(a[row].tobytes() for a in (*bounds.low, *bounds.high))
-                key = hashlib.sha256(state).digest()
-                twin, start = self.implied.setdefault(
-                    key, (domain.part, self.proof.place(domain.part))
-                )
+                here = domain.part, self.proof.place(domain.part)
+                twin, start = self.implied.setdefault(hashlib.sha256(state).digest(), here)
                 if twin != domain.part:
-                    self.proof.add_twin(
-                        domain.part, twin, start, len(self.query.cases[domain.case])
-                    )
+                    self.proof.add_twin(domain.part, twin, start, len(case))
                     self.counters.closed += 1
                     continue
             keep.append(row)
-        return [batch[row] for row in keep], bounds if len(keep) == len(batch) else bounds.rows(
-            keep
-        )
+        return batch.kept(keep)
 
     def _split(self, domain: Subproblem, bounds: Intervals, split: Split) -> list[Subproblem]:
+        """Both halves; their union has every integer point of ``bounds``."""
+        depth, children = domain.depth + 1, []
         self.counters.splits += 1
-        self.counters.max_depth = max(self.counters.max_depth, domain.depth + 1)
-        children = []
+        self.counters.max_depth = max(self.counters.max_depth, depth)
         for is_upper in (False, True):
-            child = bounds.rows([0])
+            half = bounds.rows([0])
             if is_upper:
-                child.low[split.node][0, split.element] = split.value + 1
+                half.low[split.node][0, split.element] = split.value + 1
             else:
-                child.high[split.node][0, split.element] = split.value
-            child.dirty.add(split.node)
-            part = self.proof.new_part()
-            depth = domain.depth + 1
-            children.append(
-                Subproblem(
-                    child,
-                    domain.case,
-                    part,
-                    depth,
-                    domain.slopes,
-                    domain.tau,
-                    domain.value,
-                    domain.margin,
-                )
-            )
+                half.high[split.node][0, split.element] = split.value
+            half.dirty.add(split.node)
+            start = domain.slopes, domain.tau, domain.value, domain.margin
+            children.append(Subproblem(half, domain.case, self.proof.new_part(), depth, *start))
         low, high = (child.part for child in children)
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children
 
-    def _enumerate(
-        self, batch: list[Subproblem], bounds: Intervals
-    ) -> tuple[Ints | None, list[Subproblem], Intervals]:
+    def _enumerate(self, batch: Batch) -> tuple[Ints | None, Batch]:
         """Rows with few inputs left are closed by trying them all."""
+        bounds, keep = batch.bounds, []
         spans = (bounds.high[0] - bounds.low[0] + 1).astype(np.float64)
+        # the product of the spans, in logarithms so that it cannot overflow; a little more allowed
         count = np.exp(np.minimum(np.log(spans).sum(axis=1), 40.0))
-        keep = []
-        for row, domain in enumerate(batch):
+        for row, domain in enumerate(batch.domains):
             if count[row] > 1.001 * self.settings.enumerate_points:
                 keep.append(row)
                 continue
             points = box_points(bounds.low[0][row], bounds.high[0][row])
             witness = self.try_points(points)
             if witness is not None:
-                return witness, [], bounds
-            if not self.is_exact:
-                output = self.program.output
-                found = self.program.images(points)
-                if self.query.possibly_violated(found.low[output], found.high[output]).any():
-                    if len(points) > 1:
-                        keep.append(row)
-                    else:
-                        self.stuck.append(domain)
-                    continue
-            self.counters.enumerated += 1
-            self.counters.closed += 1
-            self.proof.add(domain.part, ["enumerate"])
-        return (
-            None,
-            [batch[row] for row in keep],
-            bounds if len(keep) == len(batch) else bounds.rows(keep),
-        )
+                return witness, batch.kept([])
+            if self.is_exact or not self._may_violate(points):
+                self.counters.enumerated += 1
+                self._close(domain, "enumerate")
+            elif len(points) > 1:
+                keep.append(row)
+            else:
+                self.stuck.append(domain)
+        return None, batch.kept(keep)
 
-    def _ascend(
-        self,
-        batch: list[Subproblem],
-        bounds: Intervals,
-        objective: DualObjective,
-        pinned: Pinned | None,
-        budget: Budget,
-    ) -> AscentState:
-        relaxation = StaircaseRelaxation(self.program, bounds, objective, pinned)
-        root = any(domain.slopes is None for domain in batch)
-        slopes: Slopes | None = None
-        tau = None
-        if not all(domain.slopes is None for domain in batch):
-            even = objective.used / np.maximum(objective.used.sum(axis=1, keepdims=True), 1)
-            tau = np.concatenate(
-                [
-                    even[[r]] if d.tau is None or not d.tau.any() else d.tau
-                    for r, d in enumerate(batch)
-                ]
-            )
-            tau = tau * objective.used
-            total = tau.sum(axis=1, keepdims=True)
-            tau = np.where(total > 0, tau / np.maximum(total, 1e-12), even)
-            slopes = relaxation.chord_slopes(tau)
-            for row, domain in enumerate(batch):
-                if domain.slopes is not None:
-                    for node in slopes:
-                        slopes[node][row] = domain.slopes[node][0]
-            if pinned is not None:
-                slopes[pinned.node] = pinned.project(slopes[pinned.node])
-        settings = self.settings
-        steps = settings.root_steps if root else settings.steps
-
-        goal = np.array([domain.margin for domain in batch]) + 1e-6
-
-        def stop(state: AscentState, step: int) -> bool:
-            return bool((state.best > goal).all()) or (step % 8 == 7 and budget.is_expired())
-
-        return ascend_slopes(
-            relaxation, slopes, tau, steps, settings.length if root else settings.length * 0.5, stop
-        )
-
-    def _judge(
-        self,
-        batch: list[Subproblem],
-        bounds: Intervals,
-        objective: DualObjective,
-        state: AscentState,
-    ) -> tuple[list[int], Numbers]:
-        """Exact evaluation: closes rows by ``prove`` steps; (open rows, float bounds [R])."""
-        rows = np.arange(len(batch))
-        values = state.best.copy()
-        promising = state.best > 0
-        for bits in SCALE_BITS:
-            part = rows[promising]
-            if not len(part):
-                break
-            dual, tau, slopes = exact_bound(self.program, bounds, objective, state, part, bits)
-            if dual is None:
-                break
-            scale = integer_scale(state, part, bits)
-            for place, row in enumerate(part):
-                if dual.value[place] > 0:
-                    self.counters.closed += 1
-                    promising[row] = False
-                    values[row] = np.inf
-                    self.proof.add(
-                        batch[row].part,
-                        [
-                            "prove",
-                            self._taus(batch[row], tau[place]),
-                            self.proof.multipliers(slopes, place),
-                        ],
-                    )
-                elif bits == SCALE_BITS[-1]:
-                    excess = 1.1 * float(state.best[row] - dual.value[place] / scale[place]) + 1e-6
-                    batch[row].is_misled = excess > batch[row].margin
-                    batch[row].margin = max(excess, batch[row].margin)
-        return rows[values < np.inf].tolist(), values
-
-    def _taus(self, domain: Subproblem, tau: Ints) -> list[int]:
-        """One multiplier per constraint of the domain's case."""
-        return [int(t) for t in tau[: len(self.query.cases[domain.case])]]
-
-    def _without_empty(
-        self, batch: list[Subproblem], bounds: Intervals, rows: list[int]
-    ) -> list[int]:
-        empty = bounds.is_empty()
-        for row in rows:
-            if empty[row]:
-                self.counters.closed += 1
-                self.proof.add(batch[row].part, ["empty"])
-        return [row for row in rows if not empty[row]]
-
-    def _tighten(
-        self,
-        batch: list[Subproblem],
-        bounds: Intervals,
-        objective: DualObjective,
-        state: AscentState,
-        open_rows: list[int],
-    ) -> set[int]:
-        """Reduced costs on the open rows, in place; the rows in which an interval shrank."""
-        rows = np.array(open_rows, dtype=np.int64)
-        if not open_rows:
-            return set()
-        dual, tau, slopes = exact_bound(
-            self.program, bounds, objective, state, rows, SCALE_BITS[-1]
-        )
-        if dual is None:
-            return set()
-        part = bounds.rows(rows)
-        slack = np.maximum(-dual.value, 0)
-        tightened: list[list[list[int]]] = [[] for _ in rows]
-        jobs = [(0, *reduced_input(dual.input, part.low[0], part.high[0], slack))]
-        for node, table in self.program.stairs.items():
-            if node in dual.outer and table.is_exact:
-                low, high = part.low[table.source], part.high[table.source]
-                jobs.append(
-                    (
-                        table.source,
-                        *reduced_stairs(
-                            table, dual.outer[node], dual.inner[node], low, high, slack
-                        ),
-                    )
-                )
-        for node, low, high in jobs:
-            for place, row in enumerate(rows):
-                tightened[place].extend(
-                    self.proof.changes(
-                        node, low[place], high[place], bounds.low[node][row], bounds.high[node][row]
-                    )
-                )
-            low_all, high_all = bounds.low[node].copy(), bounds.high[node].copy()
-            low_all[rows], high_all[rows] = (
-                np.maximum(low_all[rows], low),
-                np.minimum(high_all[rows], high),
-            )
-            bounds.intersect(node, low_all, high_all)
-        for place, row in enumerate(rows):
-            if tightened[place]:
-                self.proof.add(
-                    batch[row].part,
-                    [
-                        "tighten",
-                        self._taus(batch[row], tau[place]),
-                        self.proof.multipliers(slopes, place),
-                        tightened[place],
-                    ],
-                )
-        return {int(row) for place, row in enumerate(rows) if tightened[place]}
-
-    def _clip(
-        self,
-        batch: list[Subproblem],
-        bounds: Intervals,
-        objective: DualObjective,
-        state: AscentState,
-        open_rows: list[int],
-    ) -> set[int]:
-        """Accumulators on the part of the box where the row's bound is not positive, in place; rows
-        that shrank."""
-        rows = np.array(open_rows, dtype=np.int64)
-        if self.clipper is None or not open_rows:
-            return set()
-        dual, tau, slopes = exact_bound(self.program, bounds, objective, state, rows, SCALE_BITS[0])
-        clips = None if dual is None else self.clipper.clip(bounds.rows(rows), dual)
-        if clips is None:
-            return set()
-        clips.narrow(bounds, rows)
-        changed = np.unique(clips.row)
-        for place in changed:
-            domain, taken = batch[rows[place]], self._taus(batch[rows[place]], tau[place])
-            step = ["clip", taken, self.proof.multipliers(slopes, place), clips.entries(place)]
-            self.proof.add(domain.part, step)
-        return {int(rows[place]) for place in changed}
+    def _may_violate(self, points: Ints) -> bool:
+        """Whether some order of summation may make one of ``points`` [B, N] a counterexample."""
+        found, output = self.program.images(points), self.program.output
+        return bool(self.query.possibly_violated(found.low[output], found.high[output]).any())
 
     def _candidates(
-        self, batch: list[Subproblem], state: AscentState, rows: list[int], budget: Budget
+        self, batch: Batch, state: AscentState, rows: list[int], budget: Budget
     ) -> Ints | None:
         """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness
         [N] or ``None``."""
@@ -467,7 +233,7 @@ class Search:
             return None
         budget = budget.capped(allowed)
         values = self.program.values(points)
-        cases = [self.query.cases[batch[row].case] for row in rows]
+        cases = [self._case(batch.domains[row]) for row in rows]
         scores = np.array(
             [self.attack.scores([v[[k]] for v in values], case)[0] for k, case in enumerate(cases)]
         )

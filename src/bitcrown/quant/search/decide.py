@@ -23,12 +23,14 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.attack.gradient import GradientAttack
-from bitcrown.quant.bounds.exact import argument_bounds
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.proof.tree import ProofTree, Subproblem
+from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import IntegerQuery
-from bitcrown.quant.search.branch_and_bound import Search, SearchSettings
+from bitcrown.quant.search.argument_bounds import argument_bounds
+from bitcrown.quant.search.branch_and_bound import Search
+from bitcrown.quant.search.settings import SearchSettings
+from bitcrown.quant.search.subproblem import Subproblem
 from bitcrown.verdict import Reason, Status
 
 _RANDOM_PROBES = 5
@@ -42,8 +44,8 @@ _RUNTIME_TRIALS = 4
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Outcome of ``decide_query``. ``witness``: [N] integers of the input node when ``sat``; ``proof``
-    when ``unsat``."""
+    """Outcome of ``decide_query``. ``witness``: [N] integers of the input node when ``sat``;
+    ``proof`` when ``unsat``."""
 
     status: Status
     reason: Reason = Reason.NONE
@@ -140,15 +142,15 @@ def decide_query(
     settings = settings or SearchSettings()
     for rounds in (_QUICK_ROUNDS, None):
         proof = ProofTree(want_certificate)
-        search = Search(program, query, proof, judge.try_points, settings)
         root = program.root(query.low, query.high)
+        search = Search(program, query, root, proof, judge.try_points, settings)
         if rounds is None:
             share = budget.capped(_ATTACK_SHARE * budget.remaining())
             witness = GradientAttack(program, query, judge.try_points).run(share, rng)
             if witness is not None:
                 return Decision(Status.SAT, witness=witness, decided_by="attack")
             argument_bounds(program, root, proof, budget.capped(_BOUNDS_SHARE * budget.remaining()))
-        domains = search.roots(root)
+        domains = search.roots()
         roots = tuple(domain.part for domain in domains)
         witness, left = search.run(domains, budget, rounds)
         if witness is not None or not left:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -30,7 +30,8 @@ from bitcrown.budget import Budget
 from bitcrown.child_process import text_of_child
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.quant.network.graph import IntegerNetwork, Ints, QuantError
-from bitcrown.quant.smt.formula import DenseCase, Style, encode
+from bitcrown.quant.smt.formula import Style, encode
+from bitcrown.quant.smt.property_rows import DenseCase
 from bitcrown.quant.smt.smtlib import smtlib_script
 from bitcrown.quant.smt.terms import BitvectorFormula, BitvectorTerm
 from bitcrown.verdict import Reason, Status
@@ -73,8 +74,7 @@ def decide_by_bitvectors(
     style: Style | str = Style.IMPROVED,
     solver: str = "boolector",
 ) -> BitvectorAnswer:
-    """Whether some integer input in ``low .. high`` ([N] each) satisfies a case; see
-    ``bitvectors.encode``."""
+    """Whether some integer input in ``low .. high`` ([N] each) satisfies a case; see ``encode``."""
     started = time.monotonic()
     try:
         formula = encode(network, low, high, cases, style, budget)
@@ -86,8 +86,9 @@ def decide_by_bitvectors(
     status, reason, assignment = solve(formula, budget, solver)
     phases = {"encode": encoded - started, "solve": time.monotonic() - encoded}
     counters = {"terms": len(formula.terms), "variables": len(formula.coordinates)}
+    decided_by = f"{solver}, {formula.style} encoding"
     answer = BitvectorAnswer(
-        status, reason, None, None, f"{solver}, {formula.style} encoding", phases, counters
+        status, reason, decided_by=decided_by, phases=phases, counters=counters
     )
     if status is not Status.SAT:
         return answer
@@ -98,24 +99,13 @@ def decide_by_bitvectors(
             "wrong"
         )
     if not formula.is_exact:
-        return BitvectorAnswer(
-            Status.UNKNOWN,
-            Reason.INCOMPLETE,
-            None,
-            point,
-            answer.decided_by,
-            answer.phases,
-            answer.counters,
-        )
+        return replace(answer, status=Status.UNKNOWN, reason=Reason.INCOMPLETE, candidate=point)
     if not violates(network.evaluate(point[None])[0], cases):
         raise RuntimeError(
             f"a model of {solver} does not violate the property in integers: the {formula.style} "
-            "encoding or the "
-            "solver is wrong"
+            "encoding or the solver is wrong"
         )
-    return BitvectorAnswer(
-        Status.SAT, Reason.NONE, point, None, answer.decided_by, answer.phases, answer.counters
-    )
+    return replace(answer, witness=point)
 
 
 def violates(outputs: Ints, cases: tuple[DenseCase, ...]) -> bool:
@@ -278,7 +268,6 @@ _BOOLECTOR_CALLS = {
     "bvule": "Ulte",
     "bvslt": "Slt",
     "bvsle": "Slte",
-    "not": "Not",
     "and": "And",
     "or": "Or",
 }

@@ -160,14 +160,6 @@ class TermBuilder:
             raise ValueError(f"{operator} of widths {self.width(a)} and {self.width(b)}")
         return self.make(BitvectorTerm(operator, BOOL, (a, b)))
 
-    def negation(self, a: int) -> int:
-        known = self.value(a)
-        return (
-            self.truth(not known)
-            if known is not None
-            else self.make(BitvectorTerm("not", BOOL, (a,)))
-        )
-
     def conjunction(self, parts: Iterable[int]) -> int:
         return self._join("and", parts, False)
 

@@ -23,7 +23,7 @@ from bitcrown.quant.network.graph import (
     QuantError,
     Stairs,
 )
-from bitcrown.quant.network.thresholds import exact_rows
+from tests.exact_staircases import exact_rows
 from tests.quant_models import run
 
 

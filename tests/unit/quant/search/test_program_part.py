@@ -8,7 +8,6 @@ import pytest
 
 from bitcrown.budget import Budget
 from bitcrown.check.certificates.integers.checker import check
-from bitcrown.quant.bounds import exact as exact_bound
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.bounds.staircase_dual import dual_value
 from bitcrown.quant.bounds.subprogram import SubProgram, by_position
@@ -16,6 +15,7 @@ from bitcrown.quant.network.graph import Conv, Input, IntegerNetwork, MaxPool, S
 from bitcrown.quant.proof.tree import ProofTree, sparse
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.search import decide as decide_module
+from bitcrown.quant.search.argument_bounds import argument_bounds
 from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Status
 from tests.tiny_integer_networks import (
@@ -168,9 +168,7 @@ def test_argument_bounds_hold_and_gain_in_parts_as_in_the_whole(
         centre = rng.integers(1, 5, size=42)
         low, high = centre - (rng.random(42) < 0.25), centre + (rng.random(42) < 0.25)
         bounds = program.root(low, high)
-        gained += exact_bound.argument_bounds(
-            program, bounds, ProofTree(False), Budget.of_cpu_seconds(60.0)
-        )
+        gained += argument_bounds(program, bounds, ProofTree(False), Budget.of_cpu_seconds(60.0))
         points = rng.integers(low, high + 1, size=(400, 42))
         for value, lower, upper in zip(
             network.values(points), bounds.low, bounds.high, strict=True

@@ -22,8 +22,9 @@ from bitcrown.quant.network.graph import (
     QuantError,
     Stairs,
 )
-from bitcrown.quant.smt.formula import DenseCase, Style, encode
+from bitcrown.quant.smt.formula import Style, encode
 from bitcrown.quant.smt.integer_bits import Steps, reachable_steps
+from bitcrown.quant.smt.property_rows import DenseCase
 from bitcrown.quant.smt.solvers import decide_by_bitvectors
 from bitcrown.verdict import Status
 from tests.unit.quant.smt.tiny_networks import (

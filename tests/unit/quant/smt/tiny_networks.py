@@ -24,7 +24,7 @@ from bitcrown.quant.network.graph import (
     Stairs,
     WeightedSum,
 )
-from bitcrown.quant.smt.formula import DenseCase
+from bitcrown.quant.smt.property_rows import DenseCase
 from bitcrown.quant.smt.terms import BitvectorFormula, BitvectorTerm
 
 STEP_KINDS = ("shift", "floor", "half even", "coarse jumps", "sign", "irregular")
@@ -259,7 +259,6 @@ def _term_value(
         "bvule": lambda a, b: a <= b,
         "bvslt": lambda a, b: a < b,
         "bvsle": lambda a, b: a <= b,
-        "not": lambda a: 1 - a,
         "and": lambda a, b: a & b,
         "or": lambda a, b: a | b,
     }
