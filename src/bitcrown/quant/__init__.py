@@ -8,6 +8,7 @@ left and ``query`` (what is asked):
     network <- bounds <- proof, attack <- search
     network <- smt
 
-``formats`` turns a file into an ``IntegerNetwork``; ``search.decide`` decides a query about one, and
-``proof`` writes what it found for the checker; ``smt`` asks the same question of a bit-vector solver.
+``formats`` turns a file into an ``IntegerNetwork``; ``search.decide`` decides a query about one,
+and ``proof`` writes what it found for the checker; ``smt`` asks the same question of a bit-vector
+solver.
 """

@@ -113,6 +113,8 @@ class LatticeAttack:
         for _ in range(moves):
             if budget.is_expired():
                 break
+            # to lower the worst constraint, an input goes to its lower end where the slope is
+            # positive
             slope = self.gradient(values, case)
             target = np.where(slope > 0, low, high)
             gain = np.abs(slope) * np.abs(target - point)
@@ -120,6 +122,8 @@ class LatticeAttack:
             ranked = ranked[gain[ranked] > 0]
             if not len(ranked):
                 break
+            # trials: each ranked input to its end; by one step where that is less; the best 4, 12,
+            # 36 together
             wide = ranked[np.abs(target - point)[ranked] > 1]
             trial = np.repeat(point[None], len(ranked) + len(wide) + 3, axis=0)
             trial[np.arange(len(ranked)), ranked] = target[ranked]
@@ -141,7 +145,8 @@ class LatticeAttack:
 
 
 def _mean_slope(table: StairTable, argument: Ints) -> Numbers:
-    """Mean slope [1, N] over ``_WINDOW_LEVELS`` mean level widths to either side of the argument."""
+    """Mean slope [1, N] over ``_WINDOW_LEVELS`` mean level widths to either side of the
+    argument."""
     rows = table.late[table.channel]
     steps = rows.shape[1]
     if steps < 2:

@@ -6,7 +6,7 @@ outputs need different aims: where ``o_y`` and ``o_i`` are both at their top, ``
 reached by raising ``o_i`` alone, while their difference before saturation never gets there. So a
 start moves all terms of the constraint, or only those that are to rise, or only those that are to
 fall, or those whose outputs can still change. The cases in which a few steps from the middle come
-nearest get the random starts, and coordinate moves (``lattice_attack``) finish the best points.
+nearest get the random starts, and coordinate moves (``coordinate``) finish the best points.
 Legend: ``B`` points, ``N`` inputs, ``M`` outputs.
 """
 

@@ -39,6 +39,7 @@ class CaseObjective:
         all are pinned."""
         node = self.program.output
         matrix, limit = self.matrix[cases], self.bound[cases]
+        # the greatest value of c o over the output intervals: at most b means implied
         ends = np.maximum(
             matrix * bounds.low[node][:, None], matrix * bounds.high[node][:, None]
         ).sum(axis=2)
@@ -52,6 +53,10 @@ class CaseObjective:
                 node, matrix, limit, np.where(alone[:, None], self.used[cases], used)
             ), None
         source = table.source
+        # pinned rows: the intervals imply the case, so what can be refuted is that the argument of
+        # an output reaches its interval. That is news only where an end is tighter than the box
+        # makes it and lies at a step (``is_edge``), or where the case wants the output on that
+        # side.
         factor = np.einsum("rt,rtn->rn", self.used[cases].astype(np.int64), matrix)
         low, high = bounds.low[source], bounds.high[source]
         first, last = table.level(table.late, low), table.level(table.early, high)
@@ -63,6 +68,8 @@ class CaseObjective:
         lowered = (high < self.root_bounds.high[source]) & (
             is_edge[1] | ((factor > 0) & (last < table.late.shape[1]))
         )
+        # begin with one sign per element; outputs that the case does not mention get a small share,
+        # and narrow intervals, which are more likely out of reach, a large one; the sum is one unit
         start = np.where(raised & ((factor < 0) | ~lowered), -1.0, np.where(lowered, 1.0, 0.0))
         start *= np.where((factor != 0).any(axis=1, keepdims=True) & (factor == 0), 1e-3, 1.0)
         start /= (high - low + 1.0) ** 2

@@ -87,6 +87,7 @@ class HalfspaceClipper:
     ) -> tuple[Numbers, Numbers]:
         """(least value of ``+-a`` found in floats, multiple of the line for it), [2, R, N] each."""
         low, high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
+        # min over the box of (s w + t g) x is its value at the middle less |s w + t g| . radius
         middle, radius = (low + high) / 2, (high - low) / 2
         centre = middle @ self.wide.T + self.bias
         width = radius.astype(np.float32) @ np.abs(self.real).T
@@ -118,6 +119,8 @@ class HalfspaceClipper:
         low, high = bounds.low[self.node], bounds.high[self.node]
         gain = best - np.stack([low, -high])
         row, side, element = np.nonzero((gain > _LEAST_GAIN * (high - low) + 1).transpose(1, 0, 2))
+        # t / q is about ``scale``; q as large as keeps q w + t g and its product with the box below
+        # 2^53, where float64 sums of integers are exact
         scale = times[side, row, element]
         reach = max(largest(bounds.low[0]), largest(bounds.high[0]), 1.0)
         limit = FLOAT_EXACT / (4 * line.shape[1] * reach)
@@ -144,6 +147,7 @@ class HalfspaceClipper:
         middle = (bounds.low[0] + bounds.high[0]).astype(np.float64)
         spread = (bounds.high[0] - bounds.low[0]).astype(np.float64)
         real, lines = factor.astype(np.float64), line.astype(np.float64)
+        # twice, so that middle and radius are the integers low + high and high - low
         starts = np.searchsorted(row, np.arange(len(line) + 1))
         for r in range(len(line)):
             part = slice(starts[r], starts[r + 1])

@@ -78,6 +78,8 @@ class StairTable:
     def preimage(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """Interval of the source that an output interval leaves (+-WIDTH_LIMIT where it says
         nothing)."""
+        # with m steps to be passed: output >= base + m possible only if argument >= early[m - 1];
+        # output <= base + m possible only if argument < late[m]
         steps = self.late.shape[1]
         least, most = low - self.base, high - self.base
         lower = np.full(low.shape, -WIDTH_LIMIT, dtype=np.int64)
@@ -88,6 +90,7 @@ class StairTable:
             lower = np.where(least > 0, needed, lower)
             first_above = self.late[channel, np.clip(most, 0, steps - 1)] - 1
             upper = np.where(most < steps, first_above, upper)
+        # more steps than there are, or fewer than none: the empty interval
         lower = np.where(least > steps, WIDTH_LIMIT + 1, lower)
         upper = np.where(most < 0, -WIDTH_LIMIT - 1, upper)
         return lower, upper
@@ -212,6 +215,7 @@ class Program:
 
     def propagate(self, bounds: Intervals, cases: list[ConstraintCase]) -> None:
         """Forward rule, constraints (``cases[r]`` of row r), backward rules; in place."""
+        assert len(cases) == len(bounds), "one case a row"
         empty = bounds.is_empty()
         if empty.all():
             return
@@ -249,6 +253,7 @@ class Program:
                 ends = [
                     c * int(low[row, i] if c > 0 else high[row, i]) for i, c in constraint.terms
                 ]
+                # c_i o_i <= b - sum of the least values of all other terms
                 room = constraint.bound - sum(ends)
                 for (i, c), end in zip(constraint.terms, ends, strict=True):
                     limit = (room + end) // c if c > 0 else -((room + end) // -c)
@@ -269,6 +274,7 @@ class Program:
                 bounds.intersect(table.source, lower, upper)
             elif isinstance(node, Gather) and len(node.sources) == 1:
                 source = node.sources[0]
+                # several elements may show the same source: all their intervals hold for it
                 lower, upper = bounds.low[source].copy(), bounds.high[source].copy()
                 np.maximum.at(lower.T, node.index, bounds.low[number].T)
                 np.minimum.at(upper.T, node.index, bounds.high[number].T)
@@ -284,6 +290,7 @@ def box_points(low: Ints, high: Ints) -> Ints:
     """Every integer point of the box [N], row by row: [B, N]."""
     spans = (high - low + 1).tolist()
     total = int(np.prod(spans))
+    # the number of a point is read as digits in the mixed base of the spans
     numbers = np.arange(total, dtype=np.int64)
     points = np.repeat(low[None], total, axis=0)
     for element in np.nonzero(high > low)[0]:

@@ -65,6 +65,7 @@ def _stair_levels(
     ``positive``: [R, N], whether lambda >= 0 (then the last argument of each level, else the first
     one). Levels out of reach repeat the last one.
     """
+    # within one level S is constant and -lambda a is linear: an end of the level decides
     first, last = table.level(thresholds, low), table.level(thresholds, high)
     reach = int((last - first).max(initial=0)) + 1
     level = np.minimum(first[..., None] + np.arange(reach, dtype=np.int64), last[..., None])
@@ -77,6 +78,7 @@ def _stair_levels(
     right = np.where(level == last[..., None], high[..., None], ends)
     left = np.where(level == first[..., None], low[..., None], starts)
     argument = np.where(positive[..., None], right, left)
+    # where steps coincide, an argument passes several at once: its true level is looked up
     if (thresholds[:, 1:] == thresholds[:, :-1]).any():
         rows, size, _ = argument.shape
         flat = argument.transpose(0, 2, 1).reshape(-1, size)
@@ -136,6 +138,7 @@ def pool_minimum(
     two upper ends this is a minimum of linear functions of m, hence concave, so that m at an upper
     end or at the largest lower end decides.
     """
+    # the maximum m lies between the largest lower end (floor) and the upper ends above it
     far = np.where(present, low, np.min(low) if low.size else 0)
     floor = far.max(axis=2)
     best: Numbers | None = None
@@ -145,6 +148,7 @@ def pool_minimum(
     ]
     found_m, found_x = floor, low
     for top in tops:
+        # each x at its cheaper end, none above m; regret: what it costs to lift one of them to m
         free = np.where(inner > 0, np.minimum(high, top[..., None]), low)
         regret = np.where(inner > 0, 0, -inner * (top[..., None] - low))
         can = present & (high >= top[..., None])
@@ -195,6 +199,7 @@ def dual_value(
     per pool, any values. Raises ``Overflow`` if a number could leave 62 bits.
     """
     value = constant.astype(np.int64)
+    # invariant: value + sum_n coefficients[n] . v_n is at most the objective, at every point
     coefficients: dict[int, Ints] = {n: c.astype(np.int64) for n, c in objective.items()}
     outer_of: dict[int, Ints] = {}
     inner_of: dict[int, Ints] = {}
@@ -276,6 +281,8 @@ def reduced_stairs(
     new_high = np.take_along_axis(stop, from_right, axis=2)[..., 0]
     at_low = np.take_along_axis(costs + inner[..., None] * argument, from_left, axis=2)[..., 0]
     at_high = np.take_along_axis(costs + inner[..., None] * argument, from_right, axis=2)[..., 0]
+    # in the level kept last, at - lambda a <= limit with at = mu S constant: divide, rounding
+    # inwards
     divisor = np.where(inner == 0, 1, np.abs(inner))
     cut_low = -((limit - at_low) // divisor)
     cut_high = (limit - at_high) // divisor
@@ -286,6 +293,7 @@ def reduced_stairs(
 
 def reduced_input(coefficient: Ints, low: Ints, high: Ints, slack: Ints) -> tuple[Ints, Ints]:
     """Intervals [R, N] of the inputs whose term ``c x`` is within ``slack`` [R] of its minimum."""
+    assert (slack >= 0).all(), "a row without slack is closed, not tightened"
     divisor = np.where(coefficient == 0, 1, np.abs(coefficient))
     room = slack[:, None] // divisor
     new_high = np.where(coefficient > 0, np.minimum(high, low + room), high)

@@ -3,12 +3,12 @@ price of a few.
 
 An accumulator of a convolution sees a small window of the layer before, which sees a slightly
 larger one of the layer before that. A row of multipliers for it is zero everywhere else, so that
-evaluating it on the whole network wastes nearly all of the work. ``SubProgram`` keeps, node by node, the
-elements that reach the targets and vary over the box; affine steps become the dense matrices
-between those, what does not vary goes into their offsets. It reads like a ``Program``, so that the
-ascent and the exact evaluation take either; its bounds are those of the whole network with slopes
-that are zero outside of the part. Legend: ``R`` rows, ``N`` elements, ``E`` kept elements of a
-node, ``W`` window size.
+evaluating it on the whole network wastes nearly all of the work. ``SubProgram`` keeps, node by
+node, the elements that reach the targets and vary over the box; affine steps become the dense
+matrices between those, what does not vary goes into their offsets. It reads like a ``Program``, so
+that the ascent and the exact evaluation take either; its bounds are those of the whole network with
+slopes that are zero outside of the part. Legend: ``R`` rows, ``N`` elements, ``E`` kept elements of
+a node, ``W`` window size.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class SubProgram:
     """
 
     def __init__(self, program: Program, bounds: Intervals, kept: dict[int, Ints]) -> None:
+        assert len(bounds) == 1, "what varies is decided for one row of intervals"
         self.nodes, self.kept = program.nodes, kept
         self.sizes = [len(kept[n]) if n in kept else 0 for n in range(len(program.nodes))]
         self.affine: dict[int, _DenseStep] = {}
@@ -70,6 +71,7 @@ class SubProgram:
                 for source, (columns, values) in zip(
                     step.sources, step.entries(elements), strict=True
                 ):
+                    # A v + offset with what varies in the matrix and what is fixed in the offset
                     varies = _varies(program, bounds, source, columns) & (values != 0)
                     if source in kept:
                         more = _matrix(columns, np.where(varies, values, 0), kept[source])
@@ -132,7 +134,8 @@ class SubProgram:
         return dict(sorted(kept.items()))
 
     def cut(self, bounds: Intervals) -> Intervals:
-        """The intervals of the kept elements; nothing elsewhere."""
+        """``bounds`` of the whole network, without the elements that are not kept: node n has [R,
+        E_n], a node of which nothing is kept has [R, 0]."""
         none = np.zeros(0, dtype=np.int64)
         places = [self.kept.get(n, none) for n in range(len(self.nodes))]
         low = [a[:, p] for a, p in zip(bounds.low, places, strict=True)]
@@ -140,7 +143,7 @@ class SubProgram:
         return Intervals(low, high, set())
 
     def named(self, multipliers: list[list[Any]]) -> list[list[Any]]:
-        """Sparse multipliers (``proof_tree.sparse``) of the part by the element numbers of the
+        """Sparse multipliers (``proof.tree.sparse``) of the part by the element numbers of the
         whole network."""
         return [
             [n, [[int(self.kept[n][entry[0]]), *entry[1:]] for entry in part]]
@@ -172,6 +175,8 @@ def _varies(
 def _contenders(bounds: Intervals, source: int, index: Ints) -> Ints:
     """Windows [E, W] without the elements that another one always reaches (-1), as long as
     something is left."""
+    # the maximum is at least the largest lower end: who cannot exceed it never matters, but for one
+    # that holds the floor itself
     low = np.where(index >= 0, bounds.low[source][0, index], np.iinfo(np.int64).min)
     floor = low.max(axis=1, keepdims=True)
     first = low.argmax(axis=1)[:, None] == np.arange(index.shape[1])

@@ -180,6 +180,7 @@ def sum_step(x: Affine, w: Products, bias: Numbers, copies: int) -> tuple[ChainS
     ``bias``: float64 [out]; each output stands for ``copies`` elements (the positions of a
     convolution).
     """
+    # sum w x = unit * sum ints q + offset, up to rounding and to what is off the grids
     unit = x.scale * w.scale
     absolute = np.abs(w.floats).sum(axis=1) * x.magnitude + np.abs(bias)
     lsb = min(
@@ -191,6 +192,7 @@ def sum_step(x: Affine, w: Products, bias: Numbers, copies: int) -> tuple[ChainS
         and bool((w.floats == w.scale[:, None] * w.ints).all())
     )
     exact = on_grid and lsb >= 2.0**-120 and float(absolute.max()) < lsb * 2.0**24
+    # exact: every product and partial sum is a multiple of lsb below lsb * 2^24, a float32 number
     error = np.zeros(len(unit))
     if not exact:
         count = (w.floats != 0).sum(axis=1) + 4  # the bias, and what an average does after its sum
@@ -199,6 +201,7 @@ def sum_step(x: Affine, w: Products, bias: Numbers, copies: int) -> tuple[ChainS
                 f"a sum of {count.max()} terms is longer than {_MOST_TERMS}, too long for an error "
                 "bound"
             )
+        # B of the module: the larger one of the positive and the negative parts, at the worst x
         parts = (
             w.floats[:, :, None]
             * x.values.astype(np.float64)[[x.values.argmin(), x.values.argmax()]]
@@ -207,6 +210,7 @@ def sum_step(x: Affine, w: Products, bias: Numbers, copies: int) -> tuple[ChainS
         below = np.maximum(-parts.min(axis=2), 0).sum(axis=1) + np.maximum(-bias, 0)
         rounding = count * np.maximum(above, below) + absolute
         rounding = rounding * _UNIT_ROUNDOFF / (1 - (count + 2) * _UNIT_ROUNDOFF)
+        # sum |W - scale * ints| |x| + |W| dx
         off_grid = np.abs(w.floats - w.scale[:, None] * w.ints).sum(axis=1) * (
             x.magnitude + x.deviation
         )

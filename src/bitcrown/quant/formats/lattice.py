@@ -9,7 +9,7 @@ constants. So a chain has an order, and two evaluations describe it: where a ste
 to the bit (a sum of floats in unspecified order) it widens a value to an interval [least,
 greatest], and all later steps map the ends of that interval.
 
-Legend: N elements of the tensor, C channels of the node (as in ``Staircase``), K columns of a
+Legend: N elements of the tensor, C channels of the node (as in ``Stairs``), K columns of a
 table.
 """
 

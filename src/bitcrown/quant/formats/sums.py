@@ -80,8 +80,12 @@ def _rows_product(
 
 
 def _plain_source(reading: Reading, x: Affine, padded: bool) -> tuple[int, int, int]:
-    """Node, gain and zero of ``x``, such that padding with zero is an integer:
-    ``gain * q - zero = 0`` at q = zero."""
+    """(node, gain, zero) of ``x``, such that the real number 0 of the padding is an integer q.
+
+    ``x`` is about ``scale * (gain * q - zero)``, which is 0 at ``q = zero / gain``. Where that is
+    no integer, ``gain * q - zero`` becomes a node of its own, whose gain is 1 and whose zero is 0.
+    """
+    assert x.gain >= 1
     if not padded or x.zero % x.gain == 0:
         return x.node, x.gain, x.zero
     shape = reading.assembly.nodes[x.node].shape
@@ -246,6 +250,8 @@ def pair_step(
         raise NoRule(
             f"{label} combines {results.size} pairs of values; quantize both tensors to 8 bits"
         )
+    # the weights are floats, so whole multiples of 2^-200 unless absurdly small: a common unit
+    # makes the weighted sum of q an exact integer, which orders the pairs as their exact sums do
     ratio = [Fraction(weight) for weight in weights]
     unit = Fraction(np.gcd.reduce([int(r * 2**200) for r in ratio], dtype=object)) / 2**200
     factors = [int(r / unit) for r in ratio]
@@ -264,8 +270,11 @@ def pair_step(
 
 
 class _Pairs:
-    """Nondecreasing bounds of a result known at some accumulators: suffix minima and prefix
-    maxima."""
+    """Nondecreasing bounds of a result known at some accumulators ``keys`` [P].
+
+    The greatest nondecreasing function below the results is their minimum over all later keys, the
+    least one above them their maximum over all earlier ones.
+    """
 
     def __init__(self, keys: Ints, results: Numbers) -> None:
         order = np.argsort(keys, kind="stable")

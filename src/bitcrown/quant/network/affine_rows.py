@@ -1,10 +1,10 @@
 """What one accumulator is made of, and how far it can go: rows over leaves, and ranges over a box.
 
-Dense, Conv, Sum and Gather are affine, and so is any chain of them: every element is a constant
-plus an integer combination of *leaves*, the elements of the Input, Staircase and MaxPool nodes.
-``AffineRows`` computes that combination for one element when it is asked for it; nothing is done for
-elements that no one asks for. The range of a row over independent leaf ranges l_i <= q_i <= h_i is
-the interval
+Dense, Conv, WeightedSum and Gather are affine, and so is any chain of them: every element is a
+constant plus an integer combination of *leaves*, the elements of the Input, Stairs and MaxPool
+nodes. ``AffineRows`` computes that combination for one element when it is asked for it; nothing is
+done for elements that no one asks for. The range of a row over independent leaf ranges l_i <= q_i
+<= h_i is the interval
 
     [const + sum_{c_i > 0} c_i l_i + sum_{c_i < 0} c_i h_i,  const + sum_{c_i > 0} c_i h_i +
     sum_{c_i < 0} c_i l_i],
@@ -105,6 +105,7 @@ class AffineRows:
         )
 
     def _convolution(self, node: Conv, element: int) -> AffineRow:
+        assert 0 <= element < np.prod(node.shape)
         channels, height, width = node.shape
         channel, y, x = np.unravel_index(element, (channels, height, width))
         kernel = node.weight[channel]

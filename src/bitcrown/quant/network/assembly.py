@@ -97,6 +97,7 @@ class Assembly:
             source = inner.source
         low = self.low[source].reshape(channels, -1).min(axis=1)
         high = self.high[source].reshape(channels, -1).max(axis=1)
+        # a step that falls is one that rises in the negated accumulator
         falls = levels(low[:, None])[0][:, 0] > levels(high[:, None])[0][:, 0]
         falls |= levels(low[:, None])[1][:, 0] > levels(high[:, None])[1][:, 0]
         sign = np.where(falls, -1, 1).astype(np.int64)[:, None]
@@ -145,6 +146,8 @@ def _composed(inner: Stairs, channels: int, levels: StepFunction) -> tuple[int, 
     own = count // len(inner.base)
 
     def both(a: Ints) -> tuple[Ints, Ints]:
+        # least of the least and greatest of the greatest over both ends of the inner step: holds
+        # whether ``levels`` rises or falls
         ends = []
         for rows in (inner.late, inner.early):
             middle = np.stack(

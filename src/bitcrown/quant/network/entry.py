@@ -108,6 +108,7 @@ class RoundedEntry:
             )
             return _from_ordinal(np.minimum(found, _ordinal(reach))).astype(np.float64)
 
+        # below the begin of the second level and above that of the last one everything saturates
         first, last = where(bottom + 1), where(top)
         margin = 0.1 * np.abs(last - first) + 0.5 * (np.abs(first) + 1) * (first == last)
         return first - margin, last + margin
@@ -181,6 +182,8 @@ def _first_ordinal(
 ) -> Ints:
     """[N] the smallest ordinal in first .. last that is reached, or the one behind ``last``."""
     left, right = _ordinal(first), _ordinal(last) + 1
+    # invariant: nothing below ``left`` is reached, and ``right`` is (or is the one behind
+    # ``last``); there are fewer than 2^33 float32 numbers
     for _ in range(34):
         middle = np.minimum((left + right) // 2, right - 1)
         middle = np.maximum(middle, left)

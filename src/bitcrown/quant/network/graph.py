@@ -2,8 +2,8 @@
 
 Four kinds of steps are enough for every quantized format that bitcrown reads:
 
-* ``Dense``, ``Conv``, ``WeightedSum``: accumulators, exact integer sums with integer weights (zero points
-  folded into them);
+* ``Dense``, ``Conv``, ``WeightedSum``: accumulators, exact integer sums with integer weights (zero
+  points folded into them);
 * ``Stairs``: what rounding, clipping, saturation and ReLU do to an accumulator. A reader
   evaluates the format's own arithmetic (scale, zero point, bit width, rounding mode, ties,
   saturation, signedness) once, when it compiles the step into thresholds: the output is
@@ -23,7 +23,7 @@ itself. Where they are equal (all integer formats), evaluation is bit-exact.
 Every per-sample tensor is flat in C order; the legend: ``B`` samples, ``N`` elements, ``C``
 channels (the first per-sample axis), ``K`` steps of a staircase. All arrays are int64; readers
 refuse a network in which an accumulator could leave 62 bits for some input in its declared range
-(``bound`` in integer_bounds.py).
+(``assembly``).
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ class LinearStep:
             for factor, value in zip(node.factors, values, strict=True):
                 total += factor * value
             return total
+        # below 2^53 the patches are cut in float64 at once, which saves every product a conversion
         terms = matrices[0].value.shape[1] * max(m.size for m in matrices)
         flat, is_short = values[0], terms * max(largest(values[0]), abs(pad)) < FLOAT_EXACT
         columns = self._columns(flat.astype(np.float64, copy=False) if is_short else flat, pad)
@@ -247,6 +248,7 @@ class LinearStep:
         top, left, bottom, right = node.padding
         height, width = node.plane
         _, out_h, out_w = node.shape
+        # what each kernel place sends back to the pixel it read; pixels add up what they receive
         columns = np.concatenate(parts, axis=1).reshape(
             rows, per * node.groups, kh, kw, out_h, out_w
         )

@@ -60,6 +60,7 @@ def _bisect(
 ) -> Ints:
     """The smallest a in ``low .. high`` that reaches each target; +-WIDTH_LIMIT where none or every
     one does."""
+    # invariant: below ``left`` no accumulator reaches the target, from ``right`` on every one does
     left = np.repeat(low[:, None], steps, axis=1)
     right = np.repeat(high[:, None] + 1, steps, axis=1)
     for _ in range(int((high - low).max(initial=0) + 1).bit_length() + 1):

@@ -22,8 +22,9 @@ from bitcrown.quant.query import ConstraintCase, LinearConstraint
 
 _LEAST_GAP, _LEAST_BALANCE, _OUTPUT_WEIGHT = 1e-3, 0.5, 0.2
 _FEW_INPUTS = 16
-"""Unpinned steps keep an interval even for one input; up to so many inputs only these are split,
-which surely ends."""
+"""Where early and late thresholds differ, a staircase's output stays an interval even when its
+argument is one number, so that splitting arguments need not close anything. If no more inputs than
+these still vary, only inputs are split then: every branch ends in a single input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ def choose_splits(
         argument = np.clip(np.rint(state.mean_argument[node][rows]).astype(np.int64), low, high)
         first, last = table.level(table.late, low), table.level(table.early, high)
         value = table.base + table.level(table.late, argument)
+        # how far the relaxation has taken the output off its step
         gap = np.abs(state.mean_value[node][rows] - value)
         outer = state.outer[node][rows]
         ends = np.minimum(
@@ -104,6 +106,7 @@ def choose_splits(
         score = np.abs(outer) * (gap + _LEAST_GAP) * (_LEAST_BALANCE + balance)
         if node == program.output:
             score *= _OUTPUT_WEIGHT
+        # with one level in reach there is nothing to split
         score = np.where((last > first) & (high > low), score, -1.0)
         for place, element in enumerate(score.argmax(axis=1)):
             if score[place, element] > best[place]:

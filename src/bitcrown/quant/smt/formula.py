@@ -262,7 +262,9 @@ class _Encoder:
         return self._arithmetic.larger(a, b)
 
     def _value(self, leaf: Leaf) -> Number:
-        """Any element: one that is no leaf is summed up now."""
+        """The number of any element. Leaves that the property needs were made before, in
+        topological order; an affine element (what a maximum looks at, say) is written down as a sum
+        of them when it is first asked for."""
         known = self._numbers.get(leaf)
         if known is None:
             row = self._rows.row(*leaf)

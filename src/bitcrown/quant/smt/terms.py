@@ -1,8 +1,8 @@
 """Bit-vector formulas as plain data: a list of terms, each one naming earlier terms, and the
 assertions among them.
 
-A formula knows no solver. ``smt.py`` hands its terms to a solver one by one, ``smtlib.py`` prints
-them one by one, and a test can evaluate them one by one; whoever walks the list needs one rule per
+A formula knows no solver. ``solvers`` hands its terms to one term by term, ``smtlib`` prints them
+one by one, and a test can evaluate them one by one; whoever walks the list needs one rule per
 operator and no recursion.
 
 Equal terms are the same number (hash consing), so a subterm that two neurons share is built,
