@@ -29,6 +29,7 @@ from bitcrown.quant.network.graph import (
     Stairs,
     WeightedSum,
     forward,
+    sources_of,
 )
 from bitcrown.quant.network.linear_steps import LinearStep, largest, window_index
 from bitcrown.quant.query import ConstraintCase
@@ -152,6 +153,7 @@ class Program:
         self.nodes = network.nodes
         self.output = network.output
         self.sizes = [int(np.prod(node.shape)) for node in network.nodes]
+        self.sources = [sources_of(node) for node in network.nodes]
         self.affine: dict[int, LinearStep] = {}
         self.stairs: dict[int, StairTable] = {}
         self.pools: dict[int, tuple[int, Ints]] = {}
@@ -168,22 +170,12 @@ class Program:
 
     def root(self, low: Ints, high: Ints) -> Intervals:
         """One row: the box [N] at the input and what follows from it by the forward rule."""
-        wide = 2**62
-        lows = [np.full((1, size), -wide, dtype=np.int64) for size in self.sizes]
-        highs = [np.full((1, size), wide, dtype=np.int64) for size in self.sizes]
         node = self.nodes[0]
         assert isinstance(node, Input)
-        lows[0], highs[0] = (
-            np.maximum(low, node.low)[None].copy(),
-            np.minimum(high, node.high)[None].copy(),
-        )
-        bounds = Intervals(lows, highs, {0})
+        bounds = self._unknown(np.maximum(low, node.low)[None], np.minimum(high, node.high)[None])
         if not bounds.is_empty().any():
             self._forward(bounds)
-            if (
-                max(max(largest(a), largest(b)) for a, b in zip(lows, highs, strict=True))
-                > _MAGNITUDE_LIMIT
-            ):
+            if max(largest(end) for end in (*bounds.low, *bounds.high)) > _MAGNITUDE_LIMIT:
                 raise QuantError(
                     "an accumulator of the network could leave 61 bits; such widths are not "
                     "supported"
@@ -193,12 +185,14 @@ class Program:
     def images(self, points: Ints) -> Intervals:
         """Intervals of every node at single inputs [B, N] (of length 0 where the arithmetic is
         pinned down)."""
-        lows = [np.full((len(points), size), -(2**62), dtype=np.int64) for size in self.sizes]
-        highs = [-low for low in lows]
-        lows[0], highs[0] = points.copy(), points.copy()
-        bounds = Intervals(lows, highs, {0})
+        bounds = self._unknown(points, points)
         self._forward(bounds)
         return bounds
+
+    def _unknown(self, low: Ints, high: Ints) -> Intervals:
+        """The box [R, N] at the input, and nothing known about any other node."""
+        wide = [np.full((len(low), size), WIDTH_LIMIT, dtype=np.int64) for size in self.sizes[1:]]
+        return Intervals([low.copy(), *(-end for end in wide)], [high.copy(), *wide], {0})
 
     def values(self, points: Ints) -> list[Ints]:
         """Value [B, N_node] of every node, like ``network.values`` but with the fast exact
@@ -227,12 +221,7 @@ class Program:
         for number, node in enumerate(self.nodes):
             if isinstance(node, Input):
                 continue
-            if number in self.affine:
-                sources: tuple[int, ...] = self.affine[number].sources
-            elif number in self.stairs:
-                sources = (self.stairs[number].source,)
-            else:
-                sources = (self.pools[number][0],)
+            sources = self.sources[number]
             if bounds.dirty.isdisjoint(sources):
                 continue
             low, high = [bounds.low[s] for s in sources], [bounds.high[s] for s in sources]

@@ -249,13 +249,7 @@ def reached_nodes(program: AnyProgram, node: int) -> set[int]:
     reached, stack = set(), [node]
     while stack:
         number = stack.pop()
-        if number in reached:
-            continue
-        reached.add(number)
-        if number in program.affine:
-            stack.extend(program.affine[number].sources)
-        elif number in program.stairs:
-            stack.append(program.stairs[number].source)
-        elif number in program.pools:
-            stack.append(program.pools[number][0])
+        if number not in reached:
+            reached.add(number)
+            stack.extend(program.sources[number])
     return reached

@@ -60,6 +60,7 @@ class SubProgram:
         assert len(bounds) == 1, "what varies is decided for one row of intervals"
         self.nodes, self.kept = program.nodes, kept
         self.sizes = [len(kept[n]) if n in kept else 0 for n in range(len(program.nodes))]
+        self.sources = [program.sources[n] if n in kept else () for n in range(len(program.nodes))]
         self.affine: dict[int, _DenseStep] = {}
         self.stairs: dict[int, StairTable] = {}
         self.pools: dict[int, tuple[int, Ints]] = {}
@@ -81,6 +82,7 @@ class SubProgram:
                         is_fixed, values * bounds.low[source][0, columns], 0
                     ).sum(axis=1)
                 self.affine[number] = _DenseStep(matrices, offset)
+                self.sources[number] = tuple(matrices)
             elif number in program.stairs:
                 table = program.stairs[number]
                 self.stairs[number] = replace(

@@ -26,7 +26,7 @@ from bitcrown.quant.formats.lattice import (
     picked,
     spread_over,
 )
-from bitcrown.quant.formats.rule_table import NoRule, Reading, reads, type_range
+from bitcrown.quant.formats.rule_table import NoRule, Reading, node_label, reads, type_range
 from bitcrown.quant.formats.sums import pairwise_sum
 from bitcrown.quant.network.graph import Numbers
 
@@ -67,7 +67,7 @@ def _stepped(
     """Bind ``lattice`` with one more step, after a look at overflow where the result is an
     integer."""
     result = lattice.then(step, dtype)
-    reading.check_width(result, f"{node.op} {node.name!r}")
+    reading.check_width(result, node_label(node))
     reading.bind(node, result)
 
 
@@ -77,8 +77,7 @@ def arithmetic(reading: Reading, node: OnnxNode) -> None:
     if not reading.is_constant(left) and not reading.is_constant(right):
         if node.op not in ("Add", "Sub"):
             raise NoRule(
-                f"{node.op} {node.name!r} of two tensors that both depend on the input is not "
-                "linear"
+                f"{node_label(node)} of two tensors that both depend on the input is not linear"
             )
         reading.bind(
             node, pairwise_sum(reading, node, reading.lattice(left), reading.lattice(right))
@@ -138,7 +137,7 @@ def extreme(reading: Reading, node: OnnxNode) -> None:
     if len(node.inputs) != 2 or reading.is_constant(node.inputs[0]) == reading.is_constant(
         node.inputs[1]
     ):
-        raise NoRule(f"{node.op} {node.name!r} is supported for one tensor and one constant")
+        raise NoRule(f"{node_label(node)} is supported for one tensor and one constant")
     first = reading.is_constant(node.inputs[0])
     lattice = reading.lattice(node.inputs[int(first)])
     operand, lattice = _operand(reading, node.inputs[int(not first)], lattice)

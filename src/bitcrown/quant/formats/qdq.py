@@ -20,7 +20,7 @@ from bitcrown.quant.formats.lattice import (
     dequantized,
     spread_over,
 )
-from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads, type_range
+from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, node_label, reads, type_range
 from bitcrown.quant.network.graph import Numbers, QuantError
 
 
@@ -52,7 +52,7 @@ def _along_axis(
     axis = int(node.attrs.get("axis", default_axis)) % max(1, len(shape))
     if value.ndim != 1 or not shape or shape[axis] != value.size:
         raise NoRule(
-            f"{node.op} {node.name!r} has a scale of shape {value.shape} for a tensor of {shape}"
+            f"{node_label(node)} has a scale of shape {value.shape} for a tensor of {shape}"
         )
     return value.reshape([-1 if k == axis else 1 for k in range(len(shape))])
 
@@ -63,11 +63,10 @@ def _parameters(
     """Scale (float32) and zero point (int64), shaped to broadcast, and the integer type."""
     scale = reading.constant(node, 1)
     if scale.dtype != FLOAT32 or not np.isfinite(scale).all() or not (scale > 0).all():
-        raise NoRule(f"{node.op} {node.name!r} has a scale that is not a positive float32 number")
+        raise NoRule(f"{node_label(node)} has a scale that is not a positive float32 number")
     if node.attrs.get("block_size", 0):
         raise NoRule(
-            f"{node.op} {node.name!r} quantizes in blocks; one scale per tensor or axis is "
-            "supported"
+            f"{node_label(node)} quantizes in blocks; one scale per tensor or axis is supported"
         )
     if reading.has(node, 2):
         zero = reading.constant(node, 2)

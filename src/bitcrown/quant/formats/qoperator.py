@@ -19,16 +19,12 @@ import numpy as np
 
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.lattice import FLOAT32, ChainStep, Lattice, spread_over
-from bitcrown.quant.formats.rule_table import NoRule, Reading, reads, type_range
+from bitcrown.quant.formats.rule_table import NoRule, Reading, node_label, reads, type_range
 from bitcrown.quant.formats.runtime import evaluated
 from bitcrown.quant.formats.sums import conv_geometry, pair_step
 from bitcrown.quant.network.graph import Conv, Dense, Ints, Numbers, QuantError
 
 _INT32 = np.dtype(np.int32)
-
-
-def _label(node: OnnxNode) -> str:
-    return f"{node.op} {node.name!r}"
 
 
 def _whole(reading: Reading, name: str, label: str) -> Lattice:
@@ -45,7 +41,7 @@ def _zero(reading: Reading, node: OnnxNode, position: int) -> Ints:
 def _scale(reading: Reading, node: OnnxNode, position: int) -> Numbers:
     value = reading.constant(node, position)
     if value.dtype != FLOAT32 or not np.isfinite(value).all() or not (value > 0).all():
-        raise NoRule(f"{_label(node)} has a scale that is not a positive float32 number")
+        raise NoRule(f"{node_label(node)} has a scale that is not a positive float32 number")
     return value
 
 
@@ -80,7 +76,7 @@ def _image(
     bias: Ints | None,
 ) -> Lattice:
     """Exact int32 convolution, padded with the zero point."""
-    label = _label(node)
+    label = node_label(node)
     ints = weight.astype(np.int64)
     strides, dilations, padding, plane = conv_geometry(node, x.shape, weight.shape[2:])
     groups = int(node.attrs.get("group", 1))
@@ -119,7 +115,7 @@ def requantized(
 
 @reads("MatMulInteger")
 def matmul_integer(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     result = _matrix(
         reading,
@@ -135,7 +131,7 @@ def matmul_integer(reading: Reading, node: OnnxNode) -> None:
 
 @reads("ConvInteger")
 def conv_integer(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     zeros = _zero(reading, node, 2), _zero(reading, node, 3)
     result = _image(reading, node, x, zeros[0], reading.constant(node, 1), zeros[1], None)
@@ -145,7 +141,7 @@ def conv_integer(reading: Reading, node: OnnxNode) -> None:
 
 @reads("QLinearMatMul")
 def qlinear_matmul(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     zeros = _zero(reading, node, 2), _zero(reading, node, 5)
     acc = _matrix(reading, x, zeros[0], reading.constant(node, 3), zeros[1], label)
@@ -156,7 +152,7 @@ def qlinear_matmul(reading: Reading, node: OnnxNode) -> None:
 
 @reads("QLinearConv")
 def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     bias = reading.constant(node, 8).astype(np.int64) if reading.has(node, 8) else None
     zeros = _zero(reading, node, 2), _zero(reading, node, 5)
@@ -169,7 +165,7 @@ def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
 
 @reads("com.microsoft.QLinearAdd")
 def qlinear_add(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     a_scale, b_scale, c_scale = (_scale(reading, node, k).reshape(()) for k in (1, 4, 6))
     c_zero = reading.constant(node, 7, 0)
     a_zero, b_zero = (np.float32(_zero(reading, node, k).reshape(())) for k in (2, 5))
@@ -255,12 +251,14 @@ def _is_fused(node: OnnxNode, kind: np.dtype[Any], constants: list[Numbers]) -> 
         )
         if (_add_rounded(a, b, ratios, np.float32(fixed), inner, (low, high)) == found).all():
             return fused
-    raise NoRule(f"{_label(node)} is computed by this onnxruntime in a way that is not known here")
+    raise NoRule(
+        f"{node_label(node)} is computed by this onnxruntime in a way that is not known here"
+    )
 
 
 @reads("DynamicQuantizeLinear")
 def dynamic_quantize(reading: Reading, node: OnnxNode) -> None:
     raise NoRule(
-        f"{_label(node)} is not supported, because its scale depends on the input; quantize "
+        f"{node_label(node)} is not supported, because its scale depends on the input; quantize "
         "statically"
     )

@@ -50,6 +50,11 @@ def reads(*names: str) -> Callable[[ReadingRule], ReadingRule]:
     return remember
 
 
+def node_label(node: OnnxNode) -> str:
+    """How messages name a node."""
+    return f"{node.op} {node.name!r}"
+
+
 class NoRule(QuantError):
     """The operator is known, but not what the file does with it; collected like unknown
     operators."""

@@ -17,22 +17,18 @@ import numpy as np
 
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.lowering.weights import spatial_attributes
-from bitcrown.quant.formats.affine import Affine, affine, grid_of, products, sum_step
+from bitcrown.quant.formats.affine import Affine, Products, affine, grid_of, products, sum_step
 from bitcrown.quant.formats.lattice import FLOAT32, ChainStep, Lattice
-from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
+from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, node_label, reads
 from bitcrown.quant.network.graph import Conv, Dense, Ints, Numbers, QuantError, WeightedSum
 
 _MOST_PAIRS = 1 << 20
 _LARGEST_DENSE = 1 << 26
 
 
-def _label(node: OnnxNode) -> str:
-    return f"{node.op} {node.name!r}"
-
-
 @reads("MatMul", "Gemm")
 def matrix_product(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     weight = reading.constant(node, 1)
     grid = grid_of(reading, node.inputs[1])
     ints, scale = grid.ints, np.broadcast_to(grid.scale, weight.shape)
@@ -102,8 +98,8 @@ def conv_geometry(
     C, H, W]."""
     if len(shape) != 4 or shape[0] != 1 or len(kernel) != 2:
         raise NoRule(
-            f"{_label(node)} works on shape {shape} with kernel {kernel}; images of one batch are "
-            "supported"
+            f"{node_label(node)} works on shape {shape} with kernel {kernel}; images of one batch "
+            "are supported"
         )
     found = spatial_attributes(node, 2, shape[2:], kernel)
     strides, dilations, pads = found["strides"], found["dilations"], found["pads"]
@@ -113,7 +109,7 @@ def conv_geometry(
         for k in (0, 1)
     )
     if min(plane) < 1:
-        raise QuantError(f"{_label(node)} has windows larger than its image")
+        raise QuantError(f"{node_label(node)} has windows larger than its image")
     return (
         (strides[0], strides[1]),
         (dilations[0], dilations[1]),
@@ -124,7 +120,7 @@ def conv_geometry(
 
 @reads("Conv")
 def convolution(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     weight = reading.constant(node, 1)
     grid = grid_of(reading, node.inputs[1])
     bias = (
@@ -133,7 +129,7 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
         else np.zeros(len(weight))
     )
     x = affine(reading, reading.lattice(node.inputs[0]), label)
-    strides, dilations, padding, plane = conv_geometry(node, x.shape, weight.shape[2:])
+    conv_geometry(node, x.shape, weight.shape[2:])  # refuses what is no image
     groups = int(node.attrs.get("group", 1))
     if (
         x.shape[1] != weight.shape[1] * groups
@@ -144,22 +140,28 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
             f"{label}: weights {weight.shape}, {groups} groups and {x.shape[1]} channels do not fit"
         )
     w = products(weight, Grid(grid.ints, np.broadcast_to(grid.scale, weight.shape)), label)
+    _bind_image_sum(reading, node, x, w, weight.shape, bias, groups)
+
+
+def _bind_image_sum(
+    reading: Reading,
+    node: OnnxNode,
+    x: Affine,
+    w: Products,
+    kernels: tuple[int, ...],
+    bias: Numbers,
+    groups: int,
+) -> None:
+    """The convolution of ``x`` with weights of shape ``kernels`` [out, in / groups, kh, kw], padded
+    with the real number 0."""
+    strides, dilations, padding, plane = conv_geometry(node, x.shape, kernels[2:])
     step, _ = sum_step(x, w, bias, plane[0] * plane[1])
     source, gain, zero = _plain_source(reading, x, any(padding))
-    shape = (len(weight), *plane)
+    weight, addend = (gain * w.ints).reshape(kernels), -zero * w.ints.sum(axis=1)
+    shape, image = (len(bias), *plane), (x.shape[2], x.shape[3])
+    pad = zero // gain
     number = reading.assembly.add(
-        Conv(
-            shape,
-            source,
-            (x.shape[2], x.shape[3]),
-            (gain * w.ints).reshape(weight.shape),
-            -zero * w.ints.sum(axis=1),
-            strides,
-            padding,
-            dilations,
-            groups,
-            zero // gain,
-        )
+        Conv(shape, source, image, weight, addend, strides, padding, dilations, groups, pad)
     )
     reading.bind(node, Lattice(number, (1, *shape), FLOAT32, (step,)))
 
@@ -171,14 +173,14 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     Dividing, or multiplying with a rounded reciprocal, is two more roundings at most; a power of
     two is exact.
     """
-    label = _label(node)
+    label = node_label(node)
     x = affine(reading, reading.lattice(node.inputs[0]), label)
     if node.op == "GlobalAveragePool":
         kernel = tuple(x.shape[2:])
         node = OnnxNode("AveragePool", node.name, node.inputs, node.outputs, {}, node.opset)
     else:
         kernel = tuple(int(k) for k in node.attrs["kernel_shape"])
-    strides, dilations, padding, plane = conv_geometry(node, x.shape, kernel)
+    _, dilations, padding, _ = conv_geometry(node, x.shape, kernel)
     if node.attrs.get("ceil_mode", 0) or dilations != (1, 1):
         raise NoRule(f"{label} has ceil_mode or dilations")
     if any(padding) and not node.attrs.get("count_include_pad", 0):
@@ -189,31 +191,12 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     channels, count = x.shape[1], kernel[0] * kernel[1]
     ones = np.ones((channels, 1, *kernel), dtype=np.int64)
     w = products(ones / count, Grid(ones, np.full(ones.shape, 1 / count)), label)
-    step, _ = sum_step(x, w, np.zeros(channels), plane[0] * plane[1])
-    source, gain, zero = _plain_source(reading, x, any(padding))
-    shape = (channels, *plane)
-    bias = np.full(channels, -zero * count, dtype=np.int64)
-    image = (x.shape[2], x.shape[3])
-    number = reading.assembly.add(
-        Conv(
-            shape,
-            source,
-            image,
-            gain * ones,
-            bias,
-            strides,
-            padding,
-            (1, 1),
-            channels,
-            zero // gain,
-        )
-    )
-    reading.bind(node, Lattice(number, (1, *shape), FLOAT32, (step,)))
+    _bind_image_sum(reading, node, x, w, ones.shape, np.zeros(channels), channels)
 
 
 def pairwise_sum(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> Lattice:
     """``left + right`` or ``left - right`` of two tensors that depend on the input."""
-    label, sign = _label(node), -1 if node.op == "Sub" else 1
+    label, sign = node_label(node), -1 if node.op == "Sub" else 1
     if left.shape != right.shape:
         raise NoRule(
             f"{label} combines the shapes {left.shape} and {right.shape}; equal ones are supported"

@@ -27,6 +27,7 @@ from bitcrown.quant.network.graph import (
     Stairs,
     WeightedSum,
     forward,
+    sources_of,
     steps,
 )
 from bitcrown.quant.network.thresholds import StepFunction, bisected_rows
@@ -134,7 +135,7 @@ class Assembly:
             number = open_.pop()
             if number not in needed:
                 needed.add(number)
-                open_ += _sources_of(self.nodes[number])
+                open_ += sources_of(self.nodes[number])
         number_of = {old: new for new, old in enumerate(sorted(needed))}
         return tuple(_renumbered(self.nodes[old], number_of) for old in sorted(needed)), number_of
 
@@ -162,12 +163,6 @@ def _composed(inner: Stairs, channels: int, levels: StepFunction) -> tuple[int, 
         return np.minimum(ends[0], ends[2]), np.maximum(ends[1], ends[3])
 
     return count, both
-
-
-def _sources_of(node: IntegerNode) -> tuple[int, ...]:
-    if isinstance(node, Input):
-        return ()
-    return node.sources if isinstance(node, WeightedSum | Gather) else (node.source,)
 
 
 def _renumbered(node: IntegerNode, number_of: dict[int, int]) -> IntegerNode:
@@ -231,6 +226,6 @@ def node_range(node: IntegerNode, low: list[Ints], high: list[Ints]) -> tuple[In
 
 
 def _one(node: Dense | Conv | MaxPool | Gather, values: list[Ints]) -> Ints:
-    wrapped: Any = {source: values[source][None] for source in _sources_of(node)}
+    wrapped: Any = {source: values[source][None] for source in sources_of(node)}
     value: Ints = forward(node, wrapped, np.empty((1, 0), dtype=np.int64))[0]
     return value

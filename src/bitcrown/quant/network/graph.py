@@ -217,6 +217,13 @@ class IntegerNetwork:
         return out
 
 
+def sources_of(node: IntegerNode) -> tuple[int, ...]:
+    """Numbers of the nodes that it reads."""
+    if isinstance(node, Input):
+        return ()
+    return node.sources if isinstance(node, WeightedSum | Gather) else (node.source,)
+
+
 def forward(node: IntegerNode, values: list[Ints], x: Ints) -> Ints:
     """Value [B, N] of one node, given the values of all earlier ones and the input [B, N]."""
     if isinstance(node, Input):
