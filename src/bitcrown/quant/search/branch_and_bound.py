@@ -25,7 +25,7 @@ from bitcrown.quant.query import ConstraintCase, IntegerQuery
 from bitcrown.quant.search.branching import Split, choose_splits, holds_between, saturation_split
 from bitcrown.quant.search.refutation import Refuter
 from bitcrown.quant.search.settings import SearchCounters, SearchSettings
-from bitcrown.quant.search.subproblem import Batch, Subproblem
+from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
 _CLIMBING_SHARE = 0.4
 """Of the time since the search began that climbs from candidates may take."""
@@ -86,7 +86,7 @@ class Search:
         self, domains: list[Subproblem], budget: Budget
     ) -> tuple[Ints | None, list[Subproblem]]:
         """(witness or None, what is left open of ``domains``, the most promising last)."""
-        batch = self._propagated(Batch.of(domains))
+        batch = self._propagated(SubproblemBatch.of(domains))
         batch, kinks = self._split_saturation(batch)
         batch = self._without_twins(batch)
         witness, batch = self._enumerate(batch)
@@ -126,14 +126,14 @@ class Search:
         self.counters.closed += 1
         self.proof.add(domain.part, [how])
 
-    def _propagated(self, batch: Batch) -> Batch:
+    def _propagated(self, batch: SubproblemBatch) -> SubproblemBatch:
         """Interval rules on every row; rows with an empty interval are closed."""
         self.program.propagate(batch.bounds, [self._case(domain) for domain in batch.domains])
         for domain in batch.domains:
             self.proof.add(domain.part, ["propagate"])
         return batch.kept(self._without_empty(batch, list(range(len(batch.domains)))))
 
-    def _without_empty(self, batch: Batch, rows: list[int]) -> list[int]:
+    def _without_empty(self, batch: SubproblemBatch, rows: list[int]) -> list[int]:
         """``rows`` but for those with an empty interval, which are closed."""
         empty = batch.bounds.is_empty()
         for row in rows:
@@ -141,7 +141,7 @@ class Search:
                 self._close(batch.domains[row], "empty")
         return [row for row in rows if not empty[row]]
 
-    def _split_saturation(self, batch: Batch) -> tuple[Batch, list[Subproblem]]:
+    def _split_saturation(self, batch: SubproblemBatch) -> tuple[SubproblemBatch, list[Subproblem]]:
         """Rows whose constraint meets a saturated output at its bad end are split there before any
         ascent."""
         keep, children = [], []
@@ -153,7 +153,7 @@ class Search:
                 children.extend(self._split(domain, batch.bounds.rows([row]), split))
         return batch.kept(keep), children
 
-    def _without_twins(self, batch: Batch) -> Batch:
+    def _without_twins(self, batch: SubproblemBatch) -> SubproblemBatch:
         """Where the intervals imply the whole case, the case does not matter: equal states are
         refuted once."""
         bounds, node, keep = batch.bounds, self.program.output, []
@@ -188,7 +188,7 @@ class Search:
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children
 
-    def _enumerate(self, batch: Batch) -> tuple[Ints | None, Batch]:
+    def _enumerate(self, batch: SubproblemBatch) -> tuple[Ints | None, SubproblemBatch]:
         """Rows with few inputs left are closed by trying them all."""
         bounds, keep = batch.bounds, []
         spans = (bounds.high[0] - bounds.low[0] + 1).astype(np.float64)
@@ -217,7 +217,7 @@ class Search:
         return bool(self.query.possibly_violated(found.low[output], found.high[output]).any())
 
     def _candidates(
-        self, batch: Batch, state: AscentState, rows: list[int], budget: Budget
+        self, batch: SubproblemBatch, state: AscentState, rows: list[int], budget: Budget
     ) -> Ints | None:
         """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness
         [N] or ``None``."""

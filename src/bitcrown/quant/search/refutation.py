@@ -27,7 +27,7 @@ from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.quant.search.settings import SearchCounters, SearchSettings
-from bitcrown.quant.search.subproblem import Batch, Subproblem
+from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
 _GOAL = 1e-6
 """A float bound has to be this much above a row's margin before its ascent may end."""
@@ -60,7 +60,7 @@ class Refuter:
         self.objective = CaseObjective(program, query, root_bounds)
         self.clipper = HalfspaceClipper.of(program)
 
-    def ascend(self, batch: Batch, budget: Budget) -> Ascended:
+    def ascend(self, batch: SubproblemBatch, budget: Budget) -> Ascended:
         """Multipliers for every row, until all bounds are above their margins or steps run out."""
         domains = batch.domains
         objective, pinned = self.objective.on([domain.case for domain in domains], batch.bounds)
@@ -80,7 +80,7 @@ class Refuter:
 
         return Ascended(objective, ascend_slopes(relaxation, slopes, tau, steps, length, stop))
 
-    def close(self, batch: Batch, found: Ascended) -> tuple[list[int], Numbers]:
+    def close(self, batch: SubproblemBatch, found: Ascended) -> tuple[list[int], Numbers]:
         """Exact evaluation closes rows by ``prove`` steps; (open rows, float bounds [R])."""
         rows = np.arange(len(batch.domains))
         values = found.state.best.copy()
@@ -107,7 +107,7 @@ class Refuter:
                     domain.margin = max(excess, domain.margin)
         return rows[values < np.inf].tolist(), values
 
-    def tighten(self, batch: Batch, found: Ascended, open_rows: list[int]) -> set[int]:
+    def tighten(self, batch: SubproblemBatch, found: Ascended, open_rows: list[int]) -> set[int]:
         """Reduced costs on the open rows, in place; the rows in which an interval shrank."""
         if not open_rows:
             return set()
@@ -149,7 +149,7 @@ class Refuter:
                 found.append((table.source, *ends))
         return found
 
-    def clip(self, batch: Batch, found: Ascended, open_rows: list[int]) -> set[int]:
+    def clip(self, batch: SubproblemBatch, found: Ascended, open_rows: list[int]) -> set[int]:
         """Accumulators on the part of the box where the row's bound is not positive, in place; rows
         that shrank."""
         if self.clipper is None or not open_rows:
@@ -169,7 +169,7 @@ class Refuter:
             self.proof.add(domain.part, ["clip", *taken, clips.entries(place)])
         return {int(rows[place]) for place in changed}
 
-    def _bound(self, batch: Batch, found: Ascended, rows: Ints, bits: int) -> ExactBound:
+    def _bound(self, batch: SubproblemBatch, found: Ascended, rows: Ints, bits: int) -> ExactBound:
         return exact_bound(self.program, batch.bounds, found.objective, found.state, rows, bits)
 
     def _multipliers(self, domain: Subproblem, bound: ExactBound, place: int) -> list[Any]:

@@ -33,7 +33,7 @@ class Subproblem:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class SubproblemBatch:
     """Subproblems and, row by row, their intervals; whoever tightens ``bounds`` does so in place.
 
     The ``bounds`` of the subproblems themselves are what they were before the round.
@@ -43,11 +43,11 @@ class Batch:
     bounds: Intervals
 
     @classmethod
-    def of(cls, domains: list[Subproblem]) -> Batch:
+    def of(cls, domains: list[Subproblem]) -> SubproblemBatch:
         return cls(domains, joined([domain.bounds for domain in domains]))
 
-    def kept(self, rows: Sequence[int]) -> Batch:
+    def kept(self, rows: Sequence[int]) -> SubproblemBatch:
         """The batch of these rows (ascending); itself if they are all."""
         if len(rows) == len(self.domains):
             return self
-        return Batch([self.domains[row] for row in rows], self.bounds.rows(list(rows)))
+        return SubproblemBatch([self.domains[row] for row in rows], self.bounds.rows(list(rows)))
