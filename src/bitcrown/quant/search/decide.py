@@ -6,12 +6,10 @@ input of the box whose outputs, evaluated by ``network.evaluate`` (and by the fi
 where the arithmetic is not pinned down), satisfy a case. Floats only choose multipliers, candidates
 and branches.
 
-One round on a batch of open subproblems: interval rules; ascent of the multipliers; exact
-evaluation, which closes a subproblem or, by reduced costs, shrinks its intervals; candidates from
-the averaged minimisers; a split on the argument of the staircase whose averaged value lies farthest
-off its step, weighted by its coefficient, or on an input where no staircase is left. Splits are on
-integers (``a <= k | a >= k + 1``), so the search always ends; small boxes are enumerated. Legend:
-``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
+In order, the cheapest first: a few probes; a few rounds of branch and bound, which end most
+queries; the gradient attack; dual bounds on every accumulator behind a staircase; branch and bound
+to the end. Every split is on integers, so the search always ends. Legend: ``N`` input elements,
+``M`` outputs, ``B`` points.
 """
 
 from __future__ import annotations
