@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from maximum_radius import maximum_radius
 
 from bitcrown.budget import Budget
 from bitcrown.check.certificates.integers.checker import check_integer_proof
@@ -40,10 +41,9 @@ from bitcrown.quant.formats.fixed_point import read_h5
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import IntegerNetwork
-from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
+from bitcrown.quant.proof.writer import certificate_form, form_digest, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, real_robustness_query
-from bitcrown.quant.search.decide import Decision, decide
-from bitcrown.quant.search.radius import maximum_radius
+from bitcrown.quant.search.decide import Decision, decide_query
 from bitcrown.verdict import Status
 
 DECIDED, WRONG, BAD_INPUT = 0, 1, 2
@@ -59,7 +59,7 @@ class Subject:
     name: str
     network: IntegerNetwork
     program: Program
-    digest: str
+    form_digest: str
     divide: int
 
     def tensor(self, pixels: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def read_idx(path: Path, header: int) -> np.ndarray:
 
 def read(path: Path, divide: int) -> Subject:
     network = read_h5(path) if path.suffix == ".h5" else read_onnx(path)
-    return Subject(path.name, network, Program(network), digest(network_form(network)), divide)
+    return Subject(path.name, network, Program(network), form_digest(network_form(network)), divide)
 
 
 def robustness(
@@ -180,7 +180,7 @@ def robustness(
         return {"verdict": "misclassified", "seen": predicted, "cpu_s": 0.0}
     query = subject.query(pixels, label, eps)
     started = time.process_time()
-    found = decide(
+    found = decide_query(
         query,
         Budget.of_cpu_seconds(options.seconds),
         want_certificate=options.check,

@@ -38,15 +38,17 @@ def only_search() -> Iterator[None]:
     """Nothing but single points left over by splitting is tried; larger boxes are never
     enumerated."""
     from bitcrown.quant.search import decide
-    from bitcrown.quant.search.search import SearchSettings
+    from bitcrown.quant.search.settings import SearchSettings
 
-    judge, settings = decide.Judge.try_points, decide.SearchSettings
-    decide.Judge.try_points = lambda self, points: judge(self, points) if len(points) == 1 else None
+    judge, settings = decide.WitnessJudge.try_points, decide.SearchSettings
+    decide.WitnessJudge.try_points = lambda self, points: (
+        judge(self, points) if len(points) == 1 else None
+    )
     decide.SearchSettings = lambda: SearchSettings(enumerate_points=1)
     try:
         yield
     finally:
-        decide.Judge.try_points, decide.SearchSettings = judge, settings
+        decide.WitnessJudge.try_points, decide.SearchSettings = judge, settings
 
 
 def drawn(rng: np.random.Generator) -> Instance:

@@ -26,10 +26,10 @@ from bitcrown.certificates.files import check_certificate, input_kind
 from bitcrown.check.certificates.documents import content_digest
 from bitcrown.model.file import NetworkFile
 from bitcrown.quant.formats.onnx_file import read_onnx
-from bitcrown.quant.network.graph import QuantError, Staircase
+from bitcrown.quant.network.graph import QuantError, Stairs
 from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import split_by_box
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.search.quantized import covering
 from bitcrown.verdict import Status
 from tests.fuzz.mutations import mutations
@@ -67,7 +67,7 @@ def trial(seed: int, form: str, folder: Path) -> str:
     except QuantError:
         return "refused"
     (query,) = split_by_box(problem, network)
-    decision = decide(query, Budget.of_seconds(60), seed, True)
+    decision = decide_query(query, Budget.of_seconds(60), seed, True)
     assert decision.status is not (Status.UNSAT if truth else Status.SAT)
     if decision.status is not Status.UNSAT:
         return decision.status.value
@@ -103,7 +103,7 @@ def proof_of(
     network = read_onnx(model)
     problem = load(model, vnnlib)
     (query,) = split_by_box(covering(problem, [input_kind(model)] * problem.n_inputs), network)
-    decision = decide(query, Budget.of_seconds(60), 0, True)
+    decision = decide_query(query, Budget.of_seconds(60), 0, True)
     if decision.status is not Status.UNSAT or decision.proof is None:
         return vnnlib, None
     return vnnlib, certificate_form(query, decision.proof, decision.roots, with_forms=True)
@@ -187,9 +187,7 @@ def crossing(folder: Path) -> Path:
 def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Path) -> None:
     model = crossing(tmp_path)
     network = read_onnx(model)
-    assert any(
-        (node.early > node.late).any() for node in network.nodes if isinstance(node, Staircase)
-    )
+    assert any((node.early > node.late).any() for node in network.nodes if isinstance(node, Stairs))
     points = np.array(list(product(range(100, 112), range(30, 40))), dtype=np.uint8)
     least = Fraction(int(run(model, points)[:, 0].min()))
     for strict in (True, False):

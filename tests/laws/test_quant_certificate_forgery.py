@@ -21,7 +21,7 @@ import pytest
 
 from bitcrown.check.certificates.documents import Reject, content_digest, parsed
 from bitcrown.check.certificates.integers.checker import check_integer_proof
-from bitcrown.quant.network.graph import Conv, Dense, Input, IntegerNetwork, Node, Staircase
+from bitcrown.quant.network.graph import Conv, Dense, Input, IntegerNetwork, IntegerNode, Stairs
 from bitcrown.quant.proof.writer import network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
 from tests.fuzz.mutations import mutations as damaged
@@ -31,7 +31,7 @@ from tests.tiny_integer_networks import box_points
 FORGERIES = 40
 
 
-def changed_node(random: np.random.Generator, node: Node) -> Node:
+def changed_node(random: np.random.Generator, node: IntegerNode) -> IntegerNode:
     """The node with one of its integers changed."""
 
     def bumped(values: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def changed_node(random: np.random.Generator, node: Node) -> Node:
     if isinstance(node, Dense | Conv):
         name = str(random.choice(["weight", "bias"]))
         return replace(node, **{name: bumped(getattr(node, name))})
-    if isinstance(node, Staircase):
+    if isinstance(node, Stairs):
         return replace(node, base=bumped(node.base))
     return node
 

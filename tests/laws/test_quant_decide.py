@@ -15,11 +15,11 @@ from bitcrown.check.certificates.documents import content_digest as content_dige
 from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.bounds.staircase_dual import dual_value
-from bitcrown.quant.network.graph import IntegerNetwork, Staircase
+from bitcrown.quant.network.graph import IntegerNetwork, Stairs
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.search.decide import Decision, decide
-from bitcrown.quant.search.search import SearchSettings
+from bitcrown.quant.search.decide import Decision, decide_query
+from bitcrown.quant.search.settings import SearchSettings
 from bitcrown.verdict import Status
 from tests.tiny_integer_networks import (
     box_points,
@@ -34,7 +34,7 @@ SECONDS = 60.0
 
 
 def decided(query: IntegerQuery, settings: SearchSettings = SEARCH_ONLY) -> Decision:
-    return decide(query, Budget.of_cpu_seconds(SECONDS), 0, True, None, settings)
+    return decide_query(query, Budget.of_cpu_seconds(SECONDS), 0, True, None, settings)
 
 
 def assert_evidence(query: IntegerQuery, decision: Decision) -> None:
@@ -259,7 +259,7 @@ def satisfiable_neighbour(query: IntegerQuery) -> IntegerQuery | None:
 def with_one_side(network: IntegerNetwork, side: str) -> IntegerNetwork:
     nodes = [
         replace(node, early=getattr(node, side), late=getattr(node, side))
-        if isinstance(node, Staircase)
+        if isinstance(node, Stairs)
         else node
         for node in network.nodes
     ]

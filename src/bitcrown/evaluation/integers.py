@@ -42,7 +42,7 @@ from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
 from bitcrown.quant.network.graph import Conv as IntegerConv
 from bitcrown.quant.network.graph import Dense, IntegerNetwork, Ints
 from bitcrown.quant.query import robustness_query
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Status
 
 _EXACT_FLOAT32 = 1 << 24
@@ -215,7 +215,7 @@ class IntegerProver:
         limit = min(_CHECK_SECONDS, self.seconds) if is_broken else self.seconds
         query = robustness_query(self.subject.network, row, label, self.radius)
         budget = Budget.of(limit, _MEMORY, self.counts_cpu)
-        found = decide(query, budget, self.seed, program=self.subject.program)
+        found = decide_query(query, budget, self.seed, program=self.subject.program)
         proved_by = SEARCH if found.status is Status.UNSAT else ""
         witness = None
         if found.witness is not None:

@@ -27,7 +27,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.runtime_trial import require_runtime
-from bitcrown.quant.network.agreement import executable
+from bitcrown.quant.formats.agreement import executable
 from bitcrown.search.decision import device_of
 from bitcrown.settings import Settings
 

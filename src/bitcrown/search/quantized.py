@@ -25,7 +25,7 @@ from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import IntegerNetwork, QuantError
 from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import IntegerQuery, split_by_box
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.spec.problem import Case, Problem
 from bitcrown.spec.rounding import Kind, box_of
 from bitcrown.verdict import Reason, Status, Verdict
@@ -84,7 +84,7 @@ def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuer
     keeps_proof = run.want_certificate and len(queries) == 1
     certificate: dict[str, Any] | None = None
     for query in queries:
-        decision = decide(query, run.budget, run.settings.seed, keeps_proof, program)
+        decision = decide_query(query, run.budget, run.settings.seed, keeps_proof, program)
         for name, value in decision.counters.items():
             run.counters[name] = (
                 run.counters.get(name, 0) + value if isinstance(value, int) else value

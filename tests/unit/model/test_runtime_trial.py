@@ -17,8 +17,8 @@ from bitcrown.errors import BitcrownError
 from bitcrown.model import runtime_trial
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.runtime_trial import require_runtime
+from bitcrown.quant.formats import agreement
 from bitcrown.quant.formats.onnx_file import read_onnx
-from bitcrown.quant.network import agreement
 
 DATA = Path(__file__).parents[2] / "data"
 SENTENCE = (

@@ -25,15 +25,15 @@ from bitcrown.model.file import NetworkFile, with_outputs
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.onnx_reader import file_nodes, stored_arrays
 from bitcrown.quant.formats import elementwise, qdq, qonnx, qoperator, shaping, sums
-from bitcrown.quant.formats.lattice import CAST, FLOAT, RAW, Lattice, evaluate
-from bitcrown.quant.formats.rule_table import RULES, NoRule, Reading, type_range
-from bitcrown.quant.network.agreement import check_agreement, executable
+from bitcrown.quant.formats.agreement import check_agreement, executable
+from bitcrown.quant.formats.lattice import CAST, FLOAT32, RAW, Lattice, chain_values
+from bitcrown.quant.formats.rule_table import READING_RULES, NoRule, Reading, type_range
+from bitcrown.quant.formats.runtime import Runtime, evaluated, session
 from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
 from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, QuantError
-from bitcrown.quant.network.runtime import Runtime, evaluated, session
 
 _WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
-"""Importing these fills ``RULES``."""
+"""Importing these fills ``READING_RULES``."""
 _MOST_OUTPUT_VALUES = 1 << 20
 _LARGEST_INPUT = 1 << 26
 
@@ -110,10 +110,10 @@ def _read_input(
     if dtype is None:
         raise QuantError(f"{file.path}: input {name!r} has no known element type")
     reading.input_shape = shape
-    if dtype == FLOAT and whole is None:
-        reading.tensors[name] = Lattice(RAW, shape, FLOAT, (), np.arange(size))
+    if dtype == FLOAT32 and whole is None:
+        reading.tensors[name] = Lattice(RAW, shape, FLOAT32, (), np.arange(size))
         return name, dtype
-    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT:
+    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT32:
         raise QuantError(
             f"{file.path}: input {name!r} has type {dtype}; float32 and integers of 32 bits are "
             "supported"
@@ -122,7 +122,7 @@ def _read_input(
     ends = np.full(size, low, dtype=np.int64), np.full(size, high, dtype=np.int64)
     reading.assembly.add(Input(Lattice(0, shape, dtype).sample_shape, *ends))
     reading.entry = WholeEntry(dtype, *ends)
-    reading.tensors[name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT else ())
+    reading.tensors[name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT32 else ())
     return name, dtype
 
 
@@ -134,7 +134,7 @@ def _walk(reading: Reading, file: NetworkFile) -> None:
     lost: set[str] = set()
     for node, proto in zip(file_nodes(file), file.proto.graph.node, strict=True):
         if not lost.isdisjoint(node.inputs):
-            if node.op not in RULES:
+            if node.op not in READING_RULES:
                 unknown.setdefault(node.op, []).append(node.name)
             lost.update(node.outputs)
             continue
@@ -180,8 +180,8 @@ def _apply(reading: Reading, node: OnnxNode, proto: Any) -> bool:
         reading.constants[node.outputs[0]] = np.array(shape[first:last], dtype=np.int64)
     elif constant and node.op not in _FOLDED_HERE and "." not in node.op:
         _fold(reading, node)
-    elif node.op in RULES:
-        RULES[node.op](reading, node)
+    elif node.op in READING_RULES:
+        READING_RULES[node.op](reading, node)
     else:
         return False
     return True
@@ -255,5 +255,5 @@ def _output_values(reading: Reading, lattice: Lattice) -> Iterator[tuple[Any, An
     low, high = reading.assembly.low[lattice.node], reading.assembly.high[lattice.node]
     for n in range(lattice.size):
         q = np.arange(low[n], high[n] + 1, dtype=np.int64)
-        least, greatest = evaluate(lattice.chain, q[None], np.array([n]))
+        least, greatest = chain_values(lattice.chain, q[None], np.array([n]))
         yield least[0].astype(np.float64), greatest[0].astype(np.float64)

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.qnn_robustness.integer_onnx import export_onnx, shift_form
 from bitcrown.model.file import NetworkFile
-from bitcrown.quant.formats.export import export_onnx, shift_form
 from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.formats.runtime import session
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import (
     Conv,
@@ -21,21 +22,20 @@ from bitcrown.quant.network.graph import (
     IntegerNetwork,
     MaxPool,
     QuantError,
-    Staircase,
+    Stairs,
 )
-from bitcrown.quant.network.runtime import session
-from bitcrown.quant.network.thresholds import exact_rows
+from tests.exact_staircases import exact_rows
 from tests.quant_models import run
 
 
 def stairs(
     shape: tuple[int, ...], source: int, shift: int, low: int, levels: int, channels: int = 1
-) -> Staircase:
+) -> Stairs:
     offsets = [Fraction(k, 3) for k in range(channels)]
     base, rows = exact_rows(
         [Fraction(1, 2**shift)] * channels, offsets, low, low + levels, "half_up"
     )
-    return Staircase(shape, source, base, rows, rows, "shift")
+    return Stairs(shape, source, base, rows, rows, "shift")
 
 
 def network() -> IntegerNetwork:
@@ -74,5 +74,5 @@ def test_exported_network_is_the_same_function(tmp_path: Path) -> None:
 def test_steps_that_are_no_shift_are_refused() -> None:
     base, rows = exact_rows([Fraction(1, 10)], [Fraction(0)], 0, 5, "half_up")
     with pytest.raises(QuantError, match="not a shift"):
-        shift_form(Staircase((1,), 0, base, rows, rows, "tenths"))
+        shift_form(Stairs((1,), 0, base, rows, rows, "tenths"))
     assert shift_form(stairs((1,), 0, 5, -32, 63))[0] == 5

@@ -14,8 +14,8 @@ import pytest
 
 from bitcrown.errors import ModelError
 from bitcrown.model.file import NetworkFile
+from bitcrown.quant.formats.agreement import check_agreement, exit_ends, node_enclosures
 from bitcrown.quant.formats.onnx_file import read_onnx
-from bitcrown.quant.network.agreement import check_agreement, exit_ends, node_ends
 from bitcrown.quant.network.graph import Dense, QuantError
 from tests.quant_models import INT8, UINT8, Writer, run
 
@@ -50,20 +50,20 @@ def test_real_qdq_network_encloses_the_runtime() -> None:
     found = run(path, values)
     assert not network.is_exact()  # its first sum is of products that float32 rounds
     for x, expected in zip(network.entry.integers(values), found, strict=True):
-        low, high = node_ends(network, x)
+        low, high = node_enclosures(network, x)
         least, greatest = exit_ends(network.exit, low[-1], high[-1])
         assert ((least <= expected) & (expected <= greatest)).all()
     kinds = [type(node).__name__ for node in network.nodes]
     assert kinds == [
         "Input",
         "Conv",
-        "Staircase",
+        "Stairs",
         "MaxPool",
         "Conv",
-        "Staircase",
+        "Stairs",
         "MaxPool",
         "Dense",
-        "Staircase",
+        "Stairs",
     ]
 
 

@@ -19,7 +19,7 @@ from bitcrown.errors import ModelError
 from bitcrown.quant.formats.fixed_point import read_h5
 from bitcrown.quant.proof.writer import certificate_form, network_form
 from bitcrown.quant.query import split_by_box
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.search.quantized import covering
 from bitcrown.verdict import Status
 from tests.unit.quant.formats.test_fixed_point import write
@@ -105,7 +105,7 @@ def test_certificates_of_fixed_point_files(tmp_path: Path) -> None:
     ask("<")
     problem = load(model, vnnlib)
     (query,) = split_by_box(covering(problem, ["float32"] * problem.n_inputs), network)
-    decision = decide(query, Budget.of_seconds(60), 0, True)
+    decision = decide_query(query, Budget.of_seconds(60), 0, True)
     assert decision.status is Status.UNSAT and decision.proof is not None
     for with_forms in (True, False):
         certificate = certificate_form(query, decision.proof, decision.roots, with_forms=with_forms)

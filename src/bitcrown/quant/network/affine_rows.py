@@ -1,10 +1,10 @@
 """What one accumulator is made of, and how far it can go: rows over leaves, and ranges over a box.
 
-Dense, Conv, Sum and Gather are affine, and so is any chain of them: every element is a constant
-plus an integer combination of *leaves*, the elements of the Input, Staircase and MaxPool nodes.
-``Rows`` computes that combination for one element when it is asked for it; nothing is done for
-elements that no one asks for. The range of a row over independent leaf ranges l_i <= q_i <= h_i is
-the interval
+Dense, Conv, WeightedSum and Gather are affine, and so is any chain of them: every element is a
+constant plus an integer combination of *leaves*, the elements of the Input, Stairs and MaxPool
+nodes. ``AffineRows`` computes that combination for one element when it is asked for it; nothing is
+done for elements that no one asks for. The range of a row over independent leaf ranges l_i <= q_i
+<= h_i is the interval
 
     [const + sum_{c_i > 0} c_i l_i + sum_{c_i < 0} c_i h_i,  const + sum_{c_i > 0} c_i h_i +
     sum_{c_i < 0} c_i l_i],
@@ -30,8 +30,8 @@ from bitcrown.quant.network.graph import (
     Ints,
     MaxPool,
     QuantError,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
 )
 
 Leaf = tuple[int, int]
@@ -39,7 +39,7 @@ Leaf = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AffineRow:
     """``constant + sum coefficient * leaf`` over distinct leaves, no zero coefficient."""
 
     parts: tuple[tuple[Leaf, int], ...]
@@ -48,20 +48,20 @@ class Row:
     def is_leaf(self) -> bool:
         return self.constant == 0 and len(self.parts) == 1 and self.parts[0][1] == 1
 
-    def negated(self) -> Row:
-        return Row(tuple((leaf, -factor) for leaf, factor in self.parts), -self.constant)
+    def negated(self) -> AffineRow:
+        return AffineRow(tuple((leaf, -factor) for leaf, factor in self.parts), -self.constant)
 
 
-class Rows:
+class AffineRows:
     """The affine part of ``network``, one element at a time; answers are remembered."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.nodes = network.nodes
         self.sizes = [int(np.prod(node.shape, dtype=np.int64)) for node in network.nodes]
-        self._rows: dict[Leaf, Row] = {}
+        self._rows: dict[Leaf, AffineRow] = {}
         self._starts: dict[int, Ints] = {}
 
-    def row(self, node: int, element: int) -> Row:
+    def row(self, node: int, element: int) -> AffineRow:
         """The row of one element of any node; a leaf's row is itself."""
         key = (node, element)
         known = self._rows.get(key)
@@ -69,13 +69,13 @@ class Rows:
             known = self._rows[key] = self._make(node, element)
         return known
 
-    def combined(self, row: Row) -> Row:
+    def combined(self, row: AffineRow) -> AffineRow:
         """``row`` over elements of any nodes as a row over leaves."""
         return self._combine(
             [leaf for leaf, _ in row.parts], [factor for _, factor in row.parts], row.constant
         )
 
-    def _make(self, number: int, element: int) -> Row:
+    def _make(self, number: int, element: int) -> AffineRow:
         node = self.nodes[number]
         if isinstance(node, Dense):
             weight = node.weight[element]
@@ -84,25 +84,28 @@ class Rows:
             return self._combine(sources, weight[used].tolist(), int(node.bias[element]))
         if isinstance(node, Conv):
             return self._convolution(node, element)
-        if isinstance(node, Sum):
+        if isinstance(node, WeightedSum):
             bias = int(node.bias[element if len(node.bias) > 1 else 0])
             return self._combine(
                 [(source, element) for source in node.sources], list(node.factors), bias
             )
         if isinstance(node, Gather):
             return self.row(*self._gathered(number, node, element))
-        return Row((((number, element), 1),), 0)
+        return AffineRow((((number, element), 1),), 0)
 
-    def _combine(self, sources: list[Leaf], coefficients: list[int], constant: int) -> Row:
+    def _combine(self, sources: list[Leaf], coefficients: list[int], constant: int) -> AffineRow:
         total: dict[Leaf, int] = {}
         for (node, element), coefficient in zip(sources, coefficients, strict=True):
             part = self.row(node, element)
             constant += coefficient * part.constant
             for leaf, factor in part.parts:
                 total[leaf] = total.get(leaf, 0) + coefficient * factor
-        return Row(tuple((leaf, factor) for leaf, factor in total.items() if factor), constant)
+        return AffineRow(
+            tuple((leaf, factor) for leaf, factor in total.items() if factor), constant
+        )
 
-    def _convolution(self, node: Conv, element: int) -> Row:
+    def _convolution(self, node: Conv, element: int) -> AffineRow:
+        assert 0 <= element < np.prod(node.shape)
         channels, height, width = node.shape
         channel, y, x = np.unravel_index(element, (channels, height, width))
         kernel = node.weight[channel]
@@ -156,22 +159,22 @@ class Rows:
         return found
 
 
-def channel_of(node: Staircase, element: int, size: int) -> int:
+def channel_of(node: Stairs, element: int, size: int) -> int:
     """The row of thresholds that belongs to one of ``size`` elements."""
     return element * len(node.base) // size
 
 
-class Ranges:
+class RowRanges:
     """Enclosures of elements over the box ``low <= x <= high`` ([N] each); answers are
     remembered."""
 
-    def __init__(self, rows: Rows, low: list[int], high: list[int]) -> None:
+    def __init__(self, rows: AffineRows, low: list[int], high: list[int]) -> None:
         self._rows = rows
         self._low = low
         self._high = high
         self._known: dict[Leaf, tuple[int, int]] = {}
 
-    def of_row(self, row: Row) -> tuple[int, int]:
+    def of_row(self, row: AffineRow) -> tuple[int, int]:
         least = greatest = row.constant
         for leaf, coefficient in row.parts:
             low, high = self.of(*leaf)
@@ -181,7 +184,7 @@ class Ranges:
             greatest += coefficient * high
         return least, greatest
 
-    def without_constants(self, row: Row) -> Row:
+    def without_constants(self, row: AffineRow) -> AffineRow:
         """The same row on the box, its constant leaves counted in the constant."""
         open_parts: list[tuple[Leaf, int]] = []
         constant = row.constant
@@ -191,7 +194,7 @@ class Ranges:
                 constant += coefficient * low
             else:
                 open_parts.append((leaf, coefficient))
-        return Row(tuple(open_parts), constant)
+        return AffineRow(tuple(open_parts), constant)
 
     def of(self, node: int, element: int) -> tuple[int, int]:
         key = (node, element)
@@ -204,7 +207,7 @@ class Ranges:
         node = self._rows.nodes[number]
         if isinstance(node, Input):
             return self._low[element], self._high[element]
-        if isinstance(node, Staircase):
+        if isinstance(node, Stairs):
             least, greatest = self.of(node.source, element)
             channel = channel_of(node, element, self._rows.sizes[number])
             base = int(node.base[channel])

@@ -23,12 +23,11 @@ from bitcrown.budget import Budget
 from bitcrown.child_process import text_or_error
 from bitcrown.errors import BitcrownError
 from bitcrown.model.file import NetworkFile
-from bitcrown.quant.formats.lattice import Array
 from bitcrown.quant.formats.qonnx import has_quant, standard_form
+from bitcrown.quant.formats.runtime import Runtime, session
 from bitcrown.quant.network.assembly import node_range
 from bitcrown.quant.network.entry import RoundedEntry
-from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, Ints, QuantError
-from bitcrown.quant.network.runtime import Runtime, session
+from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, Ints, Numbers, QuantError
 
 _NOTE_SECONDS = 30.0
 _NOTE_BYTES = 8 << 30
@@ -44,7 +43,7 @@ def executable(file: NetworkFile) -> tuple[bytes, str]:
         return b"", f"no runtime executes this network, so it was not compared with one: {error}"
 
 
-def _sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
+def _sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Numbers:
     """[B, N] inputs of the file: random ones over the whole range, some close to one end, and both
     corners."""
     node, generator = network.nodes[0], np.random.default_rng(seed)
@@ -59,7 +58,7 @@ def _sample_inputs(network: IntegerNetwork, seed: int, samples: int) -> Array:
     return node.low + np.floor(share * (node.high - node.low) + 0.5).astype(np.int64)
 
 
-def node_ends(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
+def node_enclosures(network: IntegerNetwork, x: Ints) -> tuple[list[Ints], list[Ints]]:
     """Least and greatest value [N_node] of every node for one input [N]; equal where the network is
     exact."""
     low, high = [x], [x]
@@ -90,7 +89,7 @@ def check_agreement(
     found = runtime.outputs(values)
     output = runtime.output
     for b in range(len(values)):
-        low, high = node_ends(network, x[b])
+        low, high = node_enclosures(network, x[b])
         for name, node in traced.items():
             tensor = f"{runtime.name}: tensor {name!r}"
             _compare(found[name][b].astype(np.int64), low[node], high[node], tensor)
@@ -99,11 +98,11 @@ def check_agreement(
     return _optimiser_note(content, runtime, values, found[output])
 
 
-def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
+def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Numbers, Numbers]:
     """[M] least and greatest output value, as float64 (exact for float32 outputs and integers of 53
     bits)."""
 
-    def at(q: Ints) -> Array:
+    def at(q: Ints) -> Numbers:
         picked: list[Fraction] = [
             row[int(k)] for row, k in zip(exit_.values, q - exit_.low, strict=True)
         ]
@@ -112,7 +111,7 @@ def exit_ends(exit_: Exit, low: Ints, high: Ints) -> tuple[Array, Array]:
     return at(low), at(high)
 
 
-def _compare(found: Array, low: Array, high: Array, what: str) -> None:
+def _compare(found: Numbers, low: Numbers, high: Numbers, what: str) -> None:
     if found.shape != low.shape:
         raise QuantError(
             f"{what} has {found.size} elements in onnxruntime and {low.size} as read; please "
@@ -129,7 +128,7 @@ def _compare(found: Array, low: Array, high: Array, what: str) -> None:
 
 
 def _optimiser_note(
-    content: bytes, runtime: Runtime, values: Array, expected: Array
+    content: bytes, runtime: Runtime, values: Numbers, expected: Numbers
 ) -> tuple[str, ...]:
     """At most one note."""
 

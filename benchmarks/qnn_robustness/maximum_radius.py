@@ -24,7 +24,7 @@ from bitcrown.quant.attack.gradient import GradientAttack
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.network.graph import Input, IntegerNetwork, Ints
 from bitcrown.quant.query import robustness_query
-from bitcrown.quant.search.decide import Decision, Judge, decide
+from bitcrown.quant.search.decide import Decision, WitnessJudge, decide_query
 from bitcrown.verdict import Status
 
 SHARES = (0.1, 0.25, 0.5)
@@ -107,7 +107,7 @@ def maximum_radius(
             * budget.remaining()
         )
         asked[eps] = asked.get(eps, 0) + 1
-        decision = decide(
+        decision = decide_query(
             robustness_query(network, x, label, eps), share, seed, want_certificate, program
         )
         if decision.status is Status.UNSAT:
@@ -138,7 +138,7 @@ def _attacked(
     while high - low > 1 and not budget.is_expired():
         eps = min(max(2 * low, 1), limit) if witness is None else (low + high) // 2
         query = robustness_query(network, x, label, eps)
-        found = GradientAttack(program, query, Judge(query, program).try_points).run(
+        found = GradientAttack(program, query, WitnessJudge(query, program).try_points).run(
             budget, np.random.default_rng(seed)
         )
         if found is None:

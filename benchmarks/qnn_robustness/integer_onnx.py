@@ -34,7 +34,7 @@ from bitcrown.quant.network.graph import (
     Ints,
     MaxPool,
     QuantError,
-    Staircase,
+    Stairs,
 )
 
 OPSET, IR_VERSION = 13, 8
@@ -57,7 +57,7 @@ class _Writer:
         return output
 
 
-def shift_form(node: Staircase) -> tuple[int, Ints]:
+def shift_form(node: Stairs) -> tuple[int, Ints]:
     """The shift s and the addends [C] for which the step is ``(clip(a + addend, 0, ((K + 1) << s) -
     1) >> s) + base``.
 
@@ -99,7 +99,7 @@ def export_onnx(network: IntegerNetwork) -> Any:
     for number, node in enumerate(network.nodes[1 : network.output + 1], start=1):
         if isinstance(node, Input) or _source(node) != number - 1:
             raise QuantError("only networks whose layers follow one another are exported")
-        if isinstance(node, Staircase):
+        if isinstance(node, Stairs):
             final = number == network.output
             current, kind = _write_steps(writer, node, current, number, final)
         elif isinstance(node, Dense | Conv):
@@ -114,7 +114,7 @@ def export_onnx(network: IntegerNetwork) -> Any:
             current = _write_pool(writer, node, current, number)
         else:
             raise QuantError(f"{type(node).__name__} has no exported form")
-    if not isinstance(network.nodes[network.output], Staircase):
+    if not isinstance(network.nodes[network.output], Stairs):
         current = writer.step("Cast", [current], "Y", to=TensorProto.INT32)
     shape = network.nodes[network.output].shape
     graph = helper.make_graph(
@@ -184,7 +184,7 @@ def _write_sum(writer: _Writer, node: Dense | Conv, current: str, kind: Any, num
 
 
 def _write_steps(
-    writer: _Writer, node: Staircase, current: str, number: int, final: bool
+    writer: _Writer, node: Stairs, current: str, number: int, final: bool
 ) -> tuple[str, Any]:
     shift, addends = shift_form(node)
     levels, low = node.late.shape[1] + 1, int(node.base[0])

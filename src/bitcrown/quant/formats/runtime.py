@@ -13,8 +13,7 @@ from onnx import helper, numpy_helper
 
 from bitcrown.errors import ModelError
 from bitcrown.model.file import first_line, runtime_session
-from bitcrown.quant.formats.lattice import Array
-from bitcrown.quant.network.graph import QuantError
+from bitcrown.quant.network.graph import Numbers, QuantError
 
 _OPSET = 17
 
@@ -41,10 +40,10 @@ class Runtime:
     def output(self) -> str:
         return str(self.session.get_outputs()[0].name)
 
-    def __call__(self, values: Array) -> Array:
+    def __call__(self, values: Numbers) -> Numbers:
         return self.outputs(values, [self.output])[self.output]
 
-    def outputs(self, values: Array, names: Sequence[str] | None = None) -> dict[str, Array]:
+    def outputs(self, values: Numbers, names: Sequence[str] | None = None) -> dict[str, Numbers]:
         """The outputs ``names`` of the session (all where None), each [B, M]."""
         entry = self.session.get_inputs()[0].name
         names = names or [info.name for info in self.session.get_outputs()]
@@ -61,11 +60,11 @@ class Runtime:
 
 def evaluated(
     op: str,
-    inputs: Sequence[Array | None],
+    inputs: Sequence[Numbers | None],
     attrs: Mapping[str, Any],
     domain: str = "",
     opset: int = _OPSET,
-) -> Array:
+) -> Numbers:
     """One operator on known tensors, computed by onnxruntime."""
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
     tensors = [
