@@ -148,7 +148,7 @@ def is_path(word: str) -> bool:
 
 
 def stands(word: str) -> bool:
-    near = (ROOT, SOURCE, ROOT / "docs", ROOT / "tests")
+    near = (ROOT, SOURCE, SOURCE / "check" / "certificates")
     names = (word, f"{word}.py")
     return any(bool(list(place.glob(name))) for place in near for name in names)
 
