@@ -81,7 +81,7 @@ MOST_LINES = {
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""
-TABLES = {"lowers", "reads", "rule"}
+TABLES = {"lowers", "reads", "float_rule", "quantized_rule"}
 """Decorators that enter a function into a table of operators. There it is found by the operator's
 name, which is why several tables may have a ``max_pool``."""
 HEAVY = {
