@@ -59,7 +59,7 @@ QUANT_MAY_IMPORT = {
     "proof": {"network", "query", "bounds"},
     "attack": {"network", "query", "bounds"},
     "search": {"network", "query", "bounds", "proof", "attack"},
-    "smt": {"network", "query", "formats"},
+    "smt": {"network", "query"},
 }
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
