@@ -25,7 +25,7 @@ from bitcrown.check.certificates.quantized.agreement import (
     require_agreement,
     without_qonnx,
 )
-from bitcrown.check.certificates.quantized.chain import FLOAT32, values_of
+from bitcrown.check.certificates.quantized.chain import BINARY32, values_of
 from bitcrown.check.certificates.quantized.file import Read, read_file
 from bitcrown.model.file import QONNX_DOMAINS
 from bitcrown.quant.formats import qonnx
@@ -71,7 +71,7 @@ def is_enclosed(read: Read, points: np.ndarray, outputs: np.ndarray) -> bool:
     number = read.reading.net.output
     for point, found in zip(points, outputs, strict=True):
         x = point[:, None]
-        if read.dtype == FLOAT32:
+        if read.dtype == BINARY32:
             assert read.reading.entry is not None
             x = values_of(read.reading.entry, x, np.arange(len(x)))[0]
         integers = [int(v) for v in x[:, 0]]

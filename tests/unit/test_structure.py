@@ -64,20 +64,20 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 4600,
+    "model": 4700,
     "spec": 2300,
-    "check": 7900,
-    "bounds": 3700,
-    "attacks": 3600,
-    "quant": 9400,
-    "search": 2800,
-    "certificates": 1200,
-    "train": 1600,
-    "zoo": 1000,
+    "check": 8300,
+    "bounds": 3900,
+    "attacks": 3500,
+    "quant": 9200,
+    "search": 3200,
+    "certificates": 1300,
+    "train": 1500,
+    "zoo": 900,
     "evaluation": 3300,
     "harness": 2000,
-    "cli": 1000,
-    "modules": 1200,
+    "cli": 1100,
+    "modules": 1300,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.errors import ModelError, PropertyError
+from bitcrown.spec.loading import load
 
 if TYPE_CHECKING:
     from bitcrown.check.certificates.documents import CertificateJudgement
@@ -68,8 +69,6 @@ def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
 
 def _problem_of(model: Path, prop: Path) -> Problem:
     """The property's cases. Raises ``PropertyError``."""
-    from bitcrown.api import load
-
     problem = load(model, prop)
     if len(problem.networks) != 1:
         raise PropertyError(
@@ -90,7 +89,6 @@ def _is_gzip(path: Path) -> bool:
 def _check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudgement:
     """The same for a proof about a float network; ``model`` may be the text of a list of named
     networks."""
-    from bitcrown.api import load
     from bitcrown.check.certificates.floats.checker import check_float_proof, subject_of
 
     if certificate.stat().st_size > _LARGEST_FILE:

@@ -55,8 +55,8 @@ class NodeTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-FileTensor = NodeTensor | np.ndarray[Any, Any]
-_Rule = Callable[["NodeBuilder", "Call"], Sequence[FileTensor]]
+GraphTensor = NodeTensor | np.ndarray[Any, Any]
+_Rule = Callable[["NodeBuilder", "Call"], Sequence[GraphTensor]]
 FLOAT_RULES: dict[str, _Rule] = {}
 
 
@@ -66,7 +66,7 @@ class Call:
 
     op: str
     name: str
-    inputs: tuple[FileTensor | None, ...]
+    inputs: tuple[GraphTensor | None, ...]
     attributes: Mapping[str, Any]
     outputs: tuple[str, ...]
 
@@ -176,7 +176,7 @@ def float_rule(*names: str) -> Callable[[_Rule], _Rule]:
     return enter
 
 
-def shape_of(tensor: FileTensor | None) -> tuple[int, ...]:
+def shape_of(tensor: GraphTensor | None) -> tuple[int, ...]:
     assert tensor is not None
     return tuple(tensor.shape)
 
@@ -327,7 +327,7 @@ def run_graph(builder: NodeBuilder, model: Any, start: int) -> list[NodeTensor]:
     """Add the nodes of one file, whose flat inputs begin at ``start``; returns its outputs."""
     from onnx import numpy_helper
 
-    tensors: dict[str, FileTensor] = {
+    tensors: dict[str, GraphTensor] = {
         item.name: np.asarray(numpy_helper.to_array(item)) for item in model.graph.initializer
     }
     for item in graph_inputs(model):
@@ -354,7 +354,7 @@ def run_graph(builder: NodeBuilder, model: Any, start: int) -> list[NodeTensor]:
     return [item for item in found if isinstance(item, NodeTensor)]
 
 
-def _outcome(builder: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def _outcome(builder: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if call.op not in FLOAT_RULES:
         raise UnsupportedError(
             f"certificates are written for piecewise-linear networks; node {call.name!r} is a "

@@ -20,7 +20,7 @@ from bitcrown.check.certificates.floats.bounds import LARGEST_VALUE
 from bitcrown.check.certificates.floats.nodes import ConvNode
 from bitcrown.check.certificates.floats.reader import (
     Call,
-    FileTensor,
+    GraphTensor,
     NodeBuilder,
     NodeTensor,
     exact_floats,
@@ -35,7 +35,7 @@ from bitcrown.check.certificates.onnx_files import Windows, cut_quotient, window
 
 
 @float_rule("Gemm")
-def gemm(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def gemm(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, weight = call.entry(0), exact_floats(call.constant(1), call)
     if call.attributes.get("transA", 0) or len(x.shape) != 2 or weight.ndim != 2:
         raise call.refuse("a transposed first factor")
@@ -46,7 +46,7 @@ def gemm(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("MatMul")
-def matmul(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def matmul(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     left, right = call.inputs
     if isinstance(left, NodeTensor) and isinstance(right, np.ndarray) and right.ndim == 2:
         weight = exact_floats(right, call).T
@@ -64,7 +64,7 @@ def matmul(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Add", "Sub", "Sum")
-def add(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def add(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if all(isinstance(item, np.ndarray) for item in call.inputs):
         return [of_integers(call, np.add if call.op != "Sub" else np.subtract)]
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
@@ -85,7 +85,7 @@ def add(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Mul", "Div")
-def multiply(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def multiply(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     left, right = call.inputs
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
         return [of_integers(call, np.multiply if call.op == "Mul" else cut_quotient)]
@@ -102,12 +102,12 @@ def multiply(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Neg")
-def negate(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def negate(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     return [b.combine([(call.entry(), -1.0)], 0.0, call.entry().shape)]
 
 
 @float_rule("BatchNormalization")
-def normalise(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def normalise(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     if call.attributes.get("training_mode", 0):
         raise call.refuse("training mode")
@@ -124,7 +124,7 @@ def normalise(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Conv")
-def convolution(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def convolution(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     weight = exact_floats(call.constant(1), call)
     bias = exact_floats(call.constant(2), call) if call.has(2) else np.zeros(weight.shape[0])
     return [_convolve(b, call, call.entry(), weight, bias, int(call.attributes.get("group", 1)))]
@@ -161,7 +161,7 @@ def _windows_of(call: Call, plane: Sequence[int], kernel: Sequence[int]) -> Wind
 
 
 @float_rule("AveragePool")
-def average_pool(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def average_pool(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, kernel = call.entry(), [int(k) for k in call.attributes["kernel_shape"]]
     channels = x.shape[1]
     total = _convolve(b, call, x, np.ones((channels, 1, *kernel)), np.zeros(channels), channels)
@@ -174,7 +174,7 @@ def average_pool(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("GlobalAveragePool", "ReduceMean", "ReduceSum")
-def reduce_axes(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def reduce_axes(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     rank = len(x.shape)
     axes = (
@@ -200,27 +200,27 @@ def reduce_axes(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Relu")
-def relu(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def relu(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     found = b.relu(call.entry())
     b.names[call.outputs[0]] = found.node
     return [found]
 
 
 @float_rule("LeakyRelu", "PRelu")
-def leaky_relu(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def leaky_relu(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     slope = exact_floats(call.constant(1), call) if call.op == "PRelu" else call.real("alpha", 0.01)
     return [b.combine([(x, slope), (b.relu(x), 1.0 - np.asarray(slope))], 0.0, x.shape)]
 
 
 @float_rule("Abs")
-def absolute(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def absolute(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     return [b.combine([(x, -1.0), (b.relu(x), 2.0)], 0.0, x.shape)]
 
 
 @float_rule("Clip")
-def clip(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def clip(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     limits = [call.real("min", -math.inf), call.real("max", math.inf)]
     for place in (1, 2):
@@ -259,7 +259,7 @@ def _larger(b: NodeBuilder, left: NodeTensor, right: NodeTensor) -> NodeTensor:
 
 
 @float_rule("MaxPool")
-def max_pool(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def max_pool(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, kernel = call.entry(), [int(k) for k in call.attributes["kernel_shape"]]
     if len(call.outputs) > 1 or x.shape[0] != 1 or len(kernel) != len(x.shape) - 2:
         raise call.refuse("indices, or several images at a time")
@@ -291,7 +291,7 @@ def max_pool(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Max")
-def maximum(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def maximum(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
     parts = [
         b.gather(item, np.broadcast_to(flat_places(item), shape))

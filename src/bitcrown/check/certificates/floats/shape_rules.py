@@ -11,7 +11,7 @@ import numpy as np
 
 from bitcrown.check.certificates.floats.reader import (
     Call,
-    FileTensor,
+    GraphTensor,
     NodeBuilder,
     NodeTensor,
     concatenated,
@@ -22,7 +22,7 @@ from bitcrown.check.certificates.floats.reader import (
 )
 
 
-def _moved(b: NodeBuilder, tensor: FileTensor, move: Callable[[Any], Any]) -> FileTensor:
+def _moved(b: NodeBuilder, tensor: GraphTensor, move: Callable[[Any], Any]) -> GraphTensor:
     """A movement of elements, of a constant or of places."""
     return (
         b.gather(tensor, np.asarray(move(flat_places(tensor))))
@@ -31,21 +31,21 @@ def _moved(b: NodeBuilder, tensor: FileTensor, move: Callable[[Any], Any]) -> Fi
     )
 
 
-def _first(call: Call) -> FileTensor:
+def _first(call: Call) -> GraphTensor:
     if not call.inputs or call.inputs[0] is None:
         raise call.refuse("no input")
     return call.inputs[0]
 
 
 @float_rule("Identity", "Dropout")
-def identity(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def identity(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if call.has(2) and call.constant(2).any():
         raise call.refuse("training mode")
     return [_first(call)]
 
 
 @float_rule("Cast")
-def cast(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def cast(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     x, dtype = _first(call), np.dtype(tensor_dtype_to_np_dtype(int(call.attributes["to"])))
@@ -60,7 +60,7 @@ def cast(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Constant")
-def constant(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def constant(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     from onnx import numpy_helper
 
     if "value" in call.attributes:
@@ -77,14 +77,14 @@ def constant(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Shape")
-def shape_op(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def shape_op(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if call.attributes.get("start", 0) or "end" in call.attributes:
         raise call.refuse("a part of a shape")
     return [np.asarray(shape_of(_first(call)), dtype=np.int64)]
 
 
 @float_rule("Flatten")
-def flatten(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def flatten(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = _first(call)
     axis = int(call.attributes.get("axis", 1))
     axis += len(x.shape) if axis < 0 else 0
@@ -92,7 +92,7 @@ def flatten(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Reshape")
-def reshape(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def reshape(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, wanted = _first(call), call.integers(1, "shape") or []
     if not call.attributes.get("allowzero", 0):
         wanted = [x.shape[i] if extent == 0 else extent for i, extent in enumerate(wanted)]
@@ -100,13 +100,13 @@ def reshape(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Transpose")
-def transpose(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def transpose(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     order = call.attributes.get("perm")
     return [_moved(b, _first(call), lambda value: value.transpose(order))]
 
 
 @float_rule("Squeeze", "Unsqueeze")
-def squeeze(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def squeeze(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     axes = call.integers(1, "axes")
     if call.op == "Squeeze":
         return [
@@ -120,7 +120,7 @@ def squeeze(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Concat")
-def concat(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def concat(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     parts = [item for item in call.inputs if item is not None]
     axis = int(call.attributes["axis"]) % len(parts[0].shape)
     if all(isinstance(item, np.ndarray) for item in parts):
@@ -131,13 +131,13 @@ def concat(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Gather")
-def gather(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def gather(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     axis, index = int(call.attributes.get("axis", 0)), call.constant(1)
     return [_moved(b, _first(call), lambda value: np.take(value, index.astype(np.int64), axis))]
 
 
 @float_rule("Slice")
-def slice_op(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def slice_op(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = _first(call)
     starts, ends = call.integers(1, "starts") or [], call.integers(2, "ends") or []
     axes = call.integers(3, "axes") or list(range(len(starts)))
@@ -149,7 +149,7 @@ def slice_op(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Split")
-def split(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def split(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, axis = _first(call), int(call.attributes.get("axis", 0))
     sizes = call.integers(1, "split")
     if sizes is None:
@@ -164,7 +164,7 @@ def split(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
 
 
 @float_rule("Pad")
-def pad(b: NodeBuilder, call: Call) -> Sequence[FileTensor]:
+def pad(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, pads = call.entry(), call.integers(1, "pads") or []
     if (
         call.attributes.get("mode", "constant") != "constant"

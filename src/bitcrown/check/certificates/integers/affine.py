@@ -18,7 +18,7 @@ MOST_SUMMANDS = 1 << 24
 """Weights, thresholds and window members that a network may have."""
 
 
-class AffineRows:
+class LinearRows:
     """``out[i] = bias[i] + sum w * v[s][e]`` for (s, e, w) in ``rows[i]``."""
 
     def __init__(self, rows: list[SparseRow], bias: Integers, sources: set[int]) -> None:
@@ -43,7 +43,7 @@ class AffineRows:
         return len(self.rows) + sum(map(len, self.rows))
 
 
-def affine_node(node: dict[str, Any], size: int, sources: list[int], sizes: Integers) -> AffineRows:
+def affine_node(node: dict[str, Any], size: int, sources: list[int], sizes: Integers) -> LinearRows:
     """The rows of a node that reads ``sources``; ``sizes`` of all nodes before it."""
     op = node["op"]
     if op == "dense":
@@ -60,7 +60,7 @@ def affine_node(node: dict[str, Any], size: int, sources: list[int], sizes: Inte
         need(max(index) < len(places), "an affine node reads beyond its source")
         rows, bias = [[(*places[i], 1)] for i in index], [0] * size
     need(len(rows) == size, "an affine node has another number of rows than outputs")
-    return AffineRows(rows, bias, set(sources))
+    return LinearRows(rows, bias, set(sources))
 
 
 def _dense_rows(

@@ -39,7 +39,7 @@ from bitcrown.check.certificates.documents import (
     need,
     require_strict,
 )
-from bitcrown.check.certificates.integers.affine import AffineRows, Integers
+from bitcrown.check.certificates.integers.affine import Integers, LinearRows
 from bitcrown.check.certificates.integers.dual import (
     Dual,
     Goal,
@@ -256,7 +256,7 @@ class IntegerProof:
         node, e, sign, weight, times = entry
         self.index(node, e, where)
         step = self.net.compiled.get(node)
-        reads = isinstance(step, AffineRows) and step.sources <= {0}
+        reads = isinstance(step, LinearRows) and step.sources <= {0}
         need(reads, f"{where}: node {node} does not read the input")
         need(sign in (1, -1) and weight > 0 and times >= 0, f"{where}: bad sign or weight")
         state.narrow(node, e, *clipped_end(self.net, old, dual, entry))

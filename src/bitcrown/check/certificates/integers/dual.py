@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from bitcrown.check.certificates.documents import need
-from bitcrown.check.certificates.integers.affine import AffineRows, Integers
+from bitcrown.check.certificates.integers.affine import Integers, LinearRows
 from bitcrown.check.certificates.integers.network import IntegerCircuit
-from bitcrown.check.certificates.integers.nodes import Pool, Stairs
+from bitcrown.check.certificates.integers.nodes import Pool, StepNode
 from bitcrown.check.certificates.integers.state import State
 
 Goal = tuple[dict[int, Integers], int]
@@ -48,7 +48,7 @@ class Dual(NamedTuple):
             rises.append(min(c * end for end in removed) - min(c * low, c * high))
         for number, mu in self.outer.items():
             step = net.compiled[number]
-            if isinstance(step, Stairs) and step.source == node:
+            if isinstance(step, StepNode) and step.source == node:
                 slope = self.inner[number][e]
                 least = step.block(e, mu[e], slope, low, high)
                 rises.append(step.block(e, mu[e], slope, *removed) - least)
@@ -65,7 +65,7 @@ def dual_bound(net: IntegerCircuit, state: State, goal: Goal, slopes: list[Any])
         mu = coefficients.pop(number, [0] * net.sizes[number] if number in given else None)
         if mu is None:
             continue
-        if isinstance(step, AffineRows):
+        if isinstance(step, LinearRows):
             # mu (W v + b) = (W' mu) v + mu b
             total += sum(m * b for m, b in zip(mu, step.bias, strict=True) if m)
             for m, row in zip(mu, step.rows, strict=True):
@@ -133,7 +133,7 @@ def clipped_end(
     """
     node, e, sign, weight, times = entry
     step = net.compiled[node]
-    assert isinstance(step, AffineRows)
+    assert isinstance(step, LinearRows)
     low, high = state.low[0], state.high[0]
     ends = zip(dual.first, low, high, strict=True)
     constant = dual.value - sum(min(c * a, c * b) for c, a, b in ends)

@@ -18,13 +18,13 @@ from typing import Any
 from bitcrown.check.certificates.documents import integer, integer_list, need
 from bitcrown.check.certificates.integers.affine import (
     MOST_SUMMANDS,
-    AffineRows,
     Integers,
+    LinearRows,
     affine_node,
 )
-from bitcrown.check.certificates.integers.nodes import Pool, Stairs
+from bitcrown.check.certificates.integers.nodes import Pool, StepNode
 
-IntegerNode = AffineRows | Stairs | Pool
+CircuitNode = LinearRows | StepNode | Pool
 _MOST_ELEMENTS = 1 << 20
 _MOST_SUMS = 1 << 20
 
@@ -55,7 +55,7 @@ class IntegerCircuit:
             sum(self.sizes) <= _MOST_ELEMENTS,
             f"the network has more than {_MOST_ELEMENTS} elements",
         )
-        self.compiled: dict[int, IntegerNode] = {}
+        self.compiled: dict[int, CircuitNode] = {}
         """By number, in order; the input, node 0, computes nothing."""
         self.terms = 0
         for number, node in enumerate(self.nodes):
@@ -71,7 +71,7 @@ class IntegerCircuit:
         need(all(a <= b for a, b in zip(low, high, strict=True)), "the input has an empty range")
         self.low, self.high = self.enclosure(low, high)
         for step in self.compiled.values():
-            if isinstance(step, Stairs):
+            if isinstance(step, StepNode):
                 self._require_order(step)
 
     def enclosure(self, low: Integers, high: Integers) -> tuple[list[Integers], list[Integers]]:
@@ -84,7 +84,7 @@ class IntegerCircuit:
             highs.append(most)
         return lows, highs
 
-    def _require_order(self, step: Stairs) -> None:
+    def _require_order(self, step: StepNode) -> None:
         """Early thresholds behind late ones only where no accumulator lies: wherever one does, a
         value has to exist.
 
@@ -123,7 +123,7 @@ class IntegerCircuit:
         factor, constant = 1, 0  # the element is factor * (element e of node number) + constant
         while True:
             step = self.compiled.get(number)
-            if not isinstance(step, AffineRows) or self.nodes[number]["op"] != "sum":
+            if not isinstance(step, LinearRows) or self.nodes[number]["op"] != "sum":
                 terms = [(number, e, 1)]
                 break
             constant += factor * step.bias[e]
@@ -136,7 +136,7 @@ class IntegerCircuit:
             (factor * w, range(self.low[s][i], self.high[s][i] + 1)) for s, i, w in terms
         ], constant
 
-    def _compile(self, number: int, node: dict[str, Any]) -> IntegerNode:
+    def _compile(self, number: int, node: dict[str, Any]) -> CircuitNode:
         op, size = node["op"], self.sizes[number]
         sources = node["sources"] if op in ("sum", "gather") else [node["source"]]
         need(
@@ -145,7 +145,7 @@ class IntegerCircuit:
         )
         if op == "staircase":
             need(self.sizes[sources[0]] == size, "a staircase has another size than its source")
-            return Stairs(node, size)
+            return StepNode(node, size)
         if op == "maxpool":
             return Pool(node, size, self.sizes[sources[0]])
         return affine_node(node, size, sources, self.sizes)

@@ -19,7 +19,7 @@ from bitcrown.check.certificates.integers.affine import MOST_SUMMANDS, Integers,
 _MOST_WINDOW = 1 << 10
 
 
-class Stairs:
+class StepNode:
     """A staircase node: thresholds and base per element."""
 
     def __init__(self, node: dict[str, Any], size: int) -> None:

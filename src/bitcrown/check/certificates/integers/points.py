@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.check.certificates.integers.affine import AffineRows, Integers
+from bitcrown.check.certificates.integers.affine import Integers, LinearRows
 from bitcrown.check.certificates.integers.network import IntegerCircuit
-from bitcrown.check.certificates.integers.nodes import Pool, Stairs
+from bitcrown.check.certificates.integers.nodes import Pool, StepNode
 
 _Array = npt.NDArray[Any]
 _LIMIT = 1 << 60
@@ -55,7 +55,7 @@ class Points:
         self.affine = {
             n: self._terms(step, reach < _FLOAT_LIMIT)
             for n, step in network.compiled.items()
-            if isinstance(step, AffineRows)
+            if isinstance(step, LinearRows)
         }
         self._thresholds: dict[int, _Array] = {}
 
@@ -74,7 +74,7 @@ class Points:
     def _run(self, x: _Array) -> tuple[_Array, _Array]:
         low, high = [x], [x]
         for number, step in self.net.compiled.items():
-            if isinstance(step, AffineRows):
+            if isinstance(step, LinearRows):
                 terms = self.affine[number]
                 a, b = (
                     np.concatenate([side[s] for s in terms.sources], axis=1) for side in (low, high)
@@ -85,7 +85,7 @@ class Points:
                     if all(low[s] is high[s] for s in terms.sources)
                     else self._product(terms, b, a)
                 )
-            elif isinstance(step, Stairs):
+            elif isinstance(step, StepNode):
                 least = self._steps(step.base, step.late, low[step.source])
                 pinned = low[step.source] is high[step.source] and all(
                     one is two or one == two for one, two in zip(step.early, step.late, strict=True)
@@ -106,7 +106,7 @@ class Points:
             high.append(greatest)
         return low[self.net.output], high[self.net.output]
 
-    def _terms(self, step: AffineRows, is_float_exact: bool) -> _Terms:
+    def _terms(self, step: LinearRows, is_float_exact: bool) -> _Terms:
         sources = sorted(step.sources)
         start = dict(
             zip(
@@ -174,7 +174,7 @@ def _reach(network: IntegerCircuit) -> int:
     ]
     largest = max(value for row in ends for value in row)
     for step in network.compiled.values():
-        if isinstance(step, AffineRows):
+        if isinstance(step, LinearRows):
             for row, bias in zip(step.rows, step.bias, strict=True):
                 largest = max(
                     largest, abs(bias) + sum(abs(w) * max(1, ends[s][e]) for s, e, w in row)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bitcrown.check.certificates.integers.affine import Integers
 from bitcrown.check.certificates.integers.network import IntegerCircuit
-from bitcrown.check.certificates.integers.nodes import Stairs
+from bitcrown.check.certificates.integers.nodes import StepNode
 from bitcrown.check.certificates.integers.property import IntegerConstraint
 
 
@@ -75,7 +75,7 @@ class State:
             node = net.nodes[number]
             if number not in self.dirty:
                 continue
-            if isinstance(step, Stairs):
+            if isinstance(step, StepNode):
                 source = step.source
                 ends = self.low[number], self.high[number], self.low[source], self.high[source]
                 self.meet(source, *step.preimage(*ends))

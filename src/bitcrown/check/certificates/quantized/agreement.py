@@ -21,7 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.integers.affine import Integers
 from bitcrown.check.certificates.integers.property import Claim, OutputValues
-from bitcrown.check.certificates.quantized.chain import FLOAT32, ChainTensor, NumpyArray, values_of
+from bitcrown.check.certificates.quantized.chain import (
+    BINARY32,
+    ChainTensor,
+    NumpyArray,
+    values_of,
+)
 from bitcrown.check.certificates.quantized.file import Read
 from bitcrown.check.certificates.quantized.quantizers import QONNX, QONNX_ROUNDINGS
 from bitcrown.check.certificates.quantized.reading import integer_range
@@ -86,11 +91,11 @@ def drawn_inputs(read: Read, claim: Claim, seed: str, samples: int) -> list[list
     """[samples, N] inputs of the file."""
     rng = random.Random(seed)
     net, size = read.reading.net, read.reading.net.sizes[0]
-    wide = _span(read) if read.dtype == FLOAT32 else (net.low[0], net.high[0])
+    wide = _span(read) if read.dtype == BINARY32 else (net.low[0], net.high[0])
     points = [list(wide[0]), list(wide[1])]
     for k in range(samples - 2):
         shares = [rng.random() if k % 3 else float(rng.random() < 0.5) for _ in range(size)]
-        if k % 2 and read.dtype != FLOAT32:
+        if k % 2 and read.dtype != BINARY32:
             ends = claim.low, claim.high
             inner = [(max(a, c), min(b, d)) for a, b, c, d in zip(*wide, *ends, strict=True)]
             low, high = [min(a, b) for a, b in inner], [b for _, b in inner]
@@ -100,7 +105,7 @@ def drawn_inputs(read: Read, claim: Claim, seed: str, samples: int) -> list[list
             low, high = list(wide[0]), list(wide[1])
         points.append([a + s * (b - a) for a, b, s in zip(low, high, shares, strict=True)])
     return (
-        points if read.dtype == FLOAT32 else [[float(round(v)) for v in point] for point in points]
+        points if read.dtype == BINARY32 else [[float(round(v)) for v in point] for point in points]
     )
 
 
@@ -124,7 +129,7 @@ def _span(read: Read) -> tuple[list[float], list[float]]:
 
 
 def _integers(read: Read, values: NumpyArray) -> Integers:
-    if read.dtype != FLOAT32:
+    if read.dtype != BINARY32:
         return [int(v) for v in values.tolist()]
     assert read.reading.entry is not None
     found = values_of(read.reading.entry, values[:, None], np.arange(len(values)))[0][:, 0]

@@ -18,7 +18,7 @@ from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.onnx_files import Windows, windows_over
 from bitcrown.check.certificates.quantized.chain import (
     INTEGER_LIMIT,
-    ChainStep,
+    ChainLink,
     ChainTensor,
     NumpyArray,
 )
@@ -131,6 +131,6 @@ def image_windows(node: Operator, shape: tuple[int, ...], kernel: Sequence[int])
     return windows_over(node.attrs, shape[2:], kernel)
 
 
-def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: ChainStep) -> ChainTensor:
+def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: ChainLink) -> ChainTensor:
     size = int(np.prod(shape))
     return ChainTensor(np.full(size, number), np.arange(size), shape, np.dtype(dtype), steps)

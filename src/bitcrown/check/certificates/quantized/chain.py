@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitcrown.check.certificates.documents import need
-from bitcrown.check.certificates.integers.nodes import Stairs
+from bitcrown.check.certificates.integers.nodes import StepNode
 
 NumpyArray = npt.NDArray[Any]
-FLOAT32 = np.dtype(np.float32)
+BINARY32 = np.dtype(np.float32)
 INTEGER_LIMIT = 1 << 62
 _MOST_CELLS = 1 << 21
 INPUT = -1
@@ -35,7 +35,7 @@ INPUT = -1
 
 
 @dataclass(frozen=True, eq=False)
-class ChainStep:
+class ChainLink:
     """``function(values, *params)``; params are [1] or [N]. ``whole``: gives whole numbers;
     ``keeps``: if given them.
 
@@ -50,10 +50,10 @@ class ChainStep:
     keeps: bool = False
     widens: bool = False
 
-    def picked(self, index: NumpyArray) -> ChainStep:
+    def picked(self, index: NumpyArray) -> ChainLink:
         return replace(self, params=tuple(p if p.size == 1 else p[index] for p in self.params))
 
-    def is_same(self, other: ChainStep) -> bool:
+    def is_same(self, other: ChainLink) -> bool:
         return (
             self.name == other.name
             and len(self.params) == len(other.params)
@@ -71,14 +71,14 @@ def tabled(name: str, *tables: NumpyArray) -> str:
     return f"{name} {content.hexdigest()}"
 
 
-Chain = tuple[ChainStep, ...]
+Chain = tuple[ChainLink, ...]
 
 
 def _as_float(values: NumpyArray) -> NumpyArray:
     return np.asarray(values).astype(np.float32)
 
 
-TO_FLOAT = ChainStep("to float32", _as_float, keeps=True)
+TO_FLOAT = ChainLink("to float32", _as_float, keeps=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class ChainTensor:
     def is_float(self) -> bool:
         return self.dtype.kind == "f"
 
-    def then(self, step: ChainStep, dtype: Any = None) -> ChainTensor:
+    def then(self, step: ChainLink, dtype: Any = None) -> ChainTensor:
         return replace(
             self,
             chain=(*self.chain, step),
@@ -195,7 +195,7 @@ def parameter_groups(tensor: ChainTensor, *more: NumpyArray) -> tuple[NumpyArray
 
 
 def encloses(
-    stairs: Stairs,
+    stairs: StepNode,
     tensor: ChainTensor,
     length: int,
     sign: NumpyArray,
@@ -230,7 +230,7 @@ def encloses(
 
 
 def _encloses(
-    stairs: Stairs,
+    stairs: StepNode,
     part: ChainTensor,
     first: NumpyArray,
     sign: NumpyArray,

@@ -17,9 +17,9 @@ import onnx
 from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.onnx_files import cut_quotient
 from bitcrown.check.certificates.quantized.chain import (
-    FLOAT32,
+    BINARY32,
     TO_FLOAT,
-    ChainStep,
+    ChainLink,
     ChainTensor,
     NumpyArray,
     as_parameter,
@@ -39,7 +39,7 @@ def stepped(
     reading: FileReading,
     node: Operator,
     tensors: list[ChainTensor],
-    step: ChainStep,
+    step: ChainLink,
     dtype: Any = None,
 ) -> None:
     reading.bind(node, [tensor.then(step, dtype) for tensor in tensors])
@@ -94,7 +94,10 @@ def with_constant(reading: FileReading, node: Operator) -> None:
     }
     function, keeps = functions[node.op]
     stepped(
-        reading, node, tensors, ChainStep(f"{node.op} {known}", function, (operand,), keeps=keeps)
+        reading,
+        node,
+        tensors,
+        ChainLink(f"{node.op} {known}", function, (operand,), keeps=keeps),
     )
 
 
@@ -120,20 +123,20 @@ def alone(reading: FileReading, node: Operator) -> None:
     if node.op == "Identity":
         reading.bind(node, tensors)
         return
-    zero = np.zeros(1, FLOAT32 if tensors[0].is_float else np.int64)
-    slope = np.array([node.attrs.get("alpha", 0.01)], FLOAT32)
+    zero = np.zeros(1, BINARY32 if tensors[0].is_float else np.int64)
+    slope = np.array([node.attrs.get("alpha", 0.01)], BINARY32)
     need(
         node.op != "LeakyRelu" or (slope[0] >= 0 and tensors[0].is_float), f"{node} is not monotone"
     )
     whole = {"Floor": np.floor, "Ceil": np.ceil, "Round": np.rint, "Sign": np.sign}
     if node.op in whole:
-        step = ChainStep(node.op, whole[node.op], whole=True)
+        step = ChainLink(node.op, whole[node.op], whole=True)
     elif node.op == "Relu":
-        step = ChainStep("Relu", np.maximum, (zero,), keeps=True)
+        step = ChainLink("Relu", np.maximum, (zero,), keeps=True)
     elif node.op == "Neg":
-        step = ChainStep("Neg", np.negative, keeps=True)
+        step = ChainLink("Neg", np.negative, keeps=True)
     else:
-        step = ChainStep("LeakyRelu", lambda v, a: np.where(v >= 0, v, v * a), (slope,))
+        step = ChainLink("LeakyRelu", lambda v, a: np.where(v >= 0, v, v * a), (slope,))
     stepped(reading, node, tensors, step)
 
 
@@ -142,7 +145,7 @@ def clip(reading: FileReading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
     reach = np.finfo(np.float32)
     ends: Any = (reach.min, reach.max) if tensors[0].is_float else integer_range(tensors[0].dtype)
-    kind: Any = FLOAT32 if tensors[0].is_float else np.int64
+    kind: Any = BINARY32 if tensors[0].is_float else np.int64
     given = []
     for position, key in ((1, "min"), (2, "max")):
         value = (
@@ -157,7 +160,7 @@ def clip(reading: FileReading, node: Operator) -> None:
     )
     low, high = (np.clip(v, ends[0], ends[1]).astype(kind) for v in given)
     keeps = is_whole(low) and is_whole(high)
-    stepped(reading, node, tensors, ChainStep("Clip", _clipped, (low, high), keeps=keeps))
+    stepped(reading, node, tensors, ChainLink("Clip", _clipped, (low, high), keeps=keeps))
 
 
 def _clipped(values: NumpyArray, low: NumpyArray, high: NumpyArray) -> NumpyArray:
@@ -168,7 +171,7 @@ def _clipped(values: NumpyArray, low: NumpyArray, high: NumpyArray) -> NumpyArra
 def batch_normalization(reading: FileReading, node: Operator) -> None:
     """``x * f + (bias - mean * f)`` with ``f = scale * (1 / sqrt(var + eps))``, all in float32."""
     need(not node.attrs.get("training_mode", 0), f"{node} is in training mode")
-    scale, bias, mean, variance = (reading.constant(node, k).astype(FLOAT32) for k in range(1, 5))
+    scale, bias, mean, variance = (reading.constant(node, k).astype(BINARY32) for k in range(1, 5))
     with np.errstate(all="ignore"):
         factor = scale * (
             np.float32(1) / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5)))
@@ -177,8 +180,8 @@ def batch_normalization(reading: FileReading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
     shape = tensors[0].shape
     axes = (1, -1, *(1,) * (len(shape) - 2))
-    product = ChainStep("factor", np.multiply, (as_parameter(factor.reshape(axes), shape),))
-    total = ChainStep("addend", np.add, (as_parameter(addend.reshape(axes), shape),))
+    product = ChainLink("factor", np.multiply, (as_parameter(factor.reshape(axes), shape),))
+    total = ChainLink("addend", np.add, (as_parameter(addend.reshape(axes), shape),))
     reading.bind(node, [tensor.then(product).then(total) for tensor in tensors])
 
 
@@ -203,7 +206,7 @@ def bit_shift(reading: FileReading, node: Operator) -> None:
         reading,
         node,
         tensors,
-        ChainStep(f"shift {right}", function, (amount.reshape(1),), keeps=True),
+        ChainLink(f"shift {right}", function, (amount.reshape(1),), keeps=True),
     )
 
 
@@ -213,8 +216,8 @@ def cast(reading: FileReading, node: Operator) -> None:
     target = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
     if target == tensors[0].dtype:
         reading.bind(node, tensors)
-    elif target == FLOAT32:
-        stepped(reading, node, tensors, TO_FLOAT, FLOAT32)
+    elif target == BINARY32:
+        stepped(reading, node, tensors, TO_FLOAT, BINARY32)
     else:
         need(target.kind in "iu", f"{node} goes to {target}")
         whole = tensors[0].is_float
@@ -223,6 +226,6 @@ def cast(reading: FileReading, node: Operator) -> None:
             reading,
             node,
             tensors,
-            ChainStep(f"to integers {whole}", function, whole=True, keeps=True),
+            ChainLink(f"to integers {whole}", function, whole=True, keeps=True),
             target,
         )

@@ -50,7 +50,7 @@ from bitcrown.check.certificates.quantized import (
     sums,
 )
 from bitcrown.check.certificates.quantized.chain import (
-    FLOAT32,
+    BINARY32,
     INPUT,
     TO_FLOAT,
     ChainTensor,
@@ -128,11 +128,11 @@ def _enter(reading: FileReading, model: Any) -> np.dtype[Any]:
     size = prod(shape)
     need(size == reading.net.sizes[0], "the network has another number of inputs than the file")
     reading.shape = shape
-    if dtype != FLOAT32:
+    if dtype != BINARY32:
         low, high = integer_range(dtype)
         fits = set(reading.net.low[0]) == {low} and set(reading.net.high[0]) == {high}
         need(fits, f"the network's input does not have the range of {dtype}")
-    number = INPUT if dtype == FLOAT32 else 0
+    number = INPUT if dtype == BINARY32 else 0
     reading.tensors[inputs[0].name] = [
         ChainTensor(np.full(size, number), np.arange(size), shape, dtype)
     ]
@@ -294,7 +294,7 @@ def integer_box(
         "the property has another number of inputs than the file",
     )
     near = [np.array([_nearest(v) for v in side], np.float32) for side in (lower, upper)]
-    if read.dtype == FLOAT32:
+    if read.dtype == BINARY32:
         chain = read.reading.entry
         if chain is None:
             raise Reject("the file's input is never made integers")

@@ -17,8 +17,8 @@ from bitcrown.check.certificates.quantized.candidates import (
     result,
 )
 from bitcrown.check.certificates.quantized.chain import (
-    FLOAT32,
-    ChainStep,
+    BINARY32,
+    ChainLink,
     ChainTensor,
     NumpyArray,
     as_parameter,
@@ -146,11 +146,11 @@ def exact_signs(
     return np.where(same, 1, -1) if bool((same | opposite).all()) else None
 
 
-def _signed(signs: NumpyArray, copies: int) -> tuple[ChainStep, ...]:
+def _signed(signs: NumpyArray, copies: int) -> tuple[ChainLink, ...]:
     """The step from the node's integers to the file's."""
     if (signs == 1).all():
         return ()
-    return (ChainStep("negated", np.multiply, (np.repeat(signs, copies),), whole=True, keeps=True),)
+    return (ChainLink("negated", np.multiply, (np.repeat(signs, copies),), whole=True, keeps=True),)
 
 
 def _finish_integers(
@@ -168,13 +168,13 @@ def _finish_integers(
     if is_requantized:
         scales = [reading.constant(node, k).reshape(-1) for k in (1, 4, 6)]
         positive = all(
-            s.dtype == FLOAT32 and bool(np.isfinite(s).all() and (s > 0).all()) for s in scales
+            s.dtype == BINARY32 and bool(np.isfinite(s).all() and (s > 0).all()) for s in scales
         )
         need(positive, f"{node} has scales that are not positive float32 numbers")
         zero = reading.constant(node, 7)
         need(zero.size == 1, f"{node} has several zero points for its output")
         multiplier = (scales[0] * scales[1]) / scales[2]
-        step = ChainStep(
+        step = ChainLink(
             "requantize",
             _requantized,
             (*_parameters(multiplier.reshape(axes), zero, found[0].shape),),

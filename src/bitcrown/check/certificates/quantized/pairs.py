@@ -18,7 +18,7 @@ import numpy as np
 from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.quantized.candidates import image_windows
 from bitcrown.check.certificates.quantized.chain import (
-    ChainStep,
+    ChainLink,
     ChainTensor,
     NumpyArray,
     as_parameter,
@@ -123,7 +123,7 @@ def pair_tensor(
 
     size = like.size
     name = tabled("pairs", known, least, greatest)
-    step = ChainStep(name, results, whole=values.dtype.kind != "f", widens=True)
+    step = ChainLink(name, results, whole=values.dtype.kind != "f", widens=True)
     return ChainTensor(
         np.full(size, number), np.arange(size), like.shape, like.dtype, (step,), known
     )
@@ -181,7 +181,7 @@ def _with_known(reading: FileReading, node: Operator, results: Any, at: int, oth
     rises = bool((np.diff(table, axis=1) >= 0).all())
     need(rises, f"{node} falls where its input rises")
     place = as_parameter(np.searchsorted(values, known), tensors[0].shape)
-    step = ChainStep(
+    step = ChainLink(
         tabled(f"integers from {low}", table),
         lambda q, row: table[row, np.clip(q - low, 0, high - low)],
         (place,),

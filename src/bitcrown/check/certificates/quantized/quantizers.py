@@ -15,8 +15,8 @@ import onnx
 
 from bitcrown.check.certificates.documents import Reject, need
 from bitcrown.check.certificates.quantized.chain import (
-    FLOAT32,
-    ChainStep,
+    BINARY32,
+    ChainLink,
     NumpyArray,
     as_parameter,
 )
@@ -48,7 +48,9 @@ def parameters(
     """Scale (float32) and zero point (int64) of a quantizer, shaped to broadcast over ``shape``,
     and its type."""
     scale = reading.constant(node, 1)
-    positive = scale.dtype == FLOAT32 and bool(np.isfinite(scale).all()) and bool((scale > 0).all())
+    positive = (
+        scale.dtype == BINARY32 and bool(np.isfinite(scale).all()) and bool((scale > 0).all())
+    )
     need(
         positive and not node.attrs.get("block_size", 0),
         f"{node} has scales that are not positive float32 numbers",
@@ -74,7 +76,7 @@ def _along(value: NumpyArray, node: Operator, shape: tuple[int, ...]) -> NumpyAr
 def quantize(reading: FileReading, node: Operator) -> None:
     """``clip(rint(x / scale) + zero)``."""
     tensors = reading.given(node.inputs[0])
-    need(tensors[0].dtype == FLOAT32, f"{node} takes {tensors[0].dtype}")
+    need(tensors[0].dtype == BINARY32, f"{node} takes {tensors[0].dtype}")
     scale, zero, dtype = parameters(reading, node, tensors[0].shape, np.uint8)
     low, high = integer_range(dtype)
 
@@ -83,7 +85,7 @@ def quantize(reading: FileReading, node: Operator) -> None:
 
     params = as_parameter(scale, tensors[0].shape), as_parameter(zero, tensors[0].shape)
     stepped(
-        reading, node, tensors, ChainStep(f"quantize {dtype}", levels, params, whole=True), dtype
+        reading, node, tensors, ChainLink(f"quantize {dtype}", levels, params, whole=True), dtype
     )
 
 
@@ -93,15 +95,15 @@ def dequantize(reading: FileReading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
     scale, zero, _ = parameters(reading, node, tensors[0].shape, tensors[0].dtype)
     params = as_parameter(scale, tensors[0].shape), as_parameter(zero, tensors[0].shape)
-    step = ChainStep("dequantize", lambda q, s, z: (q - z).astype(np.float32) * s, params)
-    stepped(reading, node, tensors, step, FLOAT32)
+    step = ChainLink("dequantize", lambda q, s, z: (q - z).astype(np.float32) * s, params)
+    stepped(reading, node, tensors, step, BINARY32)
 
 
 def quant_settings(
     reading: FileReading, node: Operator
 ) -> tuple[NumpyArray, int, tuple[int, int], str]:
     """Scale, zero point, range and rounding mode of a Quant node."""
-    scale = reading.constant(node, 1).astype(FLOAT32)
+    scale = reading.constant(node, 1).astype(BINARY32)
     zero, bits = (reading.constant(node, k).reshape(-1) for k in (2, 3))
     mode = node.attrs.get("rounding_mode", "ROUND").upper()
     need(
@@ -144,19 +146,19 @@ def rounded_levels(
 def quant(reading: FileReading, node: Operator) -> None:
     scale, zero, ends, mode = quant_settings(reading, node)
     if node.inputs[0] in reading.constants:
-        value = reading.constants[node.inputs[0]].astype(FLOAT32)
+        value = reading.constants[node.inputs[0]].astype(BINARY32)
         keep_grid(reading, node, rounded_levels(value, scale, zero, ends, mode) - zero, scale)
         return
     tensors = reading.given(node.inputs[0])
-    need(tensors[0].dtype == FLOAT32, f"{node} takes {tensors[0].dtype}")
+    need(tensors[0].dtype == BINARY32, f"{node} takes {tensors[0].dtype}")
     s = as_parameter(scale, tensors[0].shape)
-    rounded = ChainStep(
+    rounded = ChainLink(
         f"Quant {mode} {ends} {zero}",
         lambda v, c: rounded_levels(v, c, zero, ends, mode),
         (s,),
         whole=True,
     )
-    back = ChainStep(
+    back = ChainLink(
         "dequantize", lambda q, c, z: (q - z).astype(np.float32) * c, (s, np.array([zero]))
     )
     reading.bind(node, [tensor.then(rounded).then(back) for tensor in tensors])
@@ -165,7 +167,7 @@ def quant(reading: FileReading, node: Operator) -> None:
 @quantized_rule(*(f"{domain}.BipolarQuant" for domain in QONNX))
 def bipolar(reading: FileReading, node: Operator) -> None:
     """``scale`` for x >= 0, ``-scale`` below."""
-    scale = reading.constant(node, 1).astype(FLOAT32)
+    scale = reading.constant(node, 1).astype(BINARY32)
     need(
         bool(np.isfinite(scale).all() and (scale > 0).all()),
         f"{node} has a scale that is not positive",
@@ -175,9 +177,9 @@ def bipolar(reading: FileReading, node: Operator) -> None:
         keep_grid(reading, node, ints, scale)
         return
     tensors = reading.given(node.inputs[0])
-    need(tensors[0].dtype == FLOAT32, f"{node} takes {tensors[0].dtype}")
-    is_positive = ChainStep("is not negative", _is_not_negative, whole=True)
-    back = ChainStep(
+    need(tensors[0].dtype == BINARY32, f"{node} takes {tensors[0].dtype}")
+    is_positive = ChainLink("is not negative", _is_not_negative, whole=True)
+    back = ChainLink(
         "sign",
         lambda q, c: (2 * q - 1).astype(np.float32) * c,
         (as_parameter(scale, tensors[0].shape),),
@@ -192,5 +194,5 @@ def _is_not_negative(values: NumpyArray) -> NumpyArray:
 
 def keep_grid(reading: FileReading, node: Operator, ints: NumpyArray, scale: NumpyArray) -> None:
     """A constant that was dequantized: its values, and the integers and scales behind them."""
-    reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale.astype(FLOAT32)
+    reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale.astype(BINARY32)
     reading.grids[node.outputs[0]] = ints, np.broadcast_to(scale.astype(np.float64), ints.shape)

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 
 from bitcrown.check.certificates.documents import need
-from bitcrown.check.certificates.integers.affine import AffineRows
+from bitcrown.check.certificates.integers.affine import LinearRows
 from bitcrown.check.certificates.integers.network import IntegerCircuit
-from bitcrown.check.certificates.integers.nodes import Stairs
+from bitcrown.check.certificates.integers.nodes import StepNode
 from bitcrown.check.certificates.quantized.chain import (
     INPUT,
     INTEGER_LIMIT,
     TO_FLOAT,
     Chain,
-    ChainStep,
+    ChainLink,
     ChainTensor,
     NumpyArray,
     encloses,
@@ -197,10 +197,10 @@ class FileReading:
                 if table is not None:
                     yield replace(tensor, nodes=own[0], elements=own[1], chain=(table,), keys=None)
 
-    def staircases(self, tensor: ChainTensor) -> Iterator[tuple[int, Stairs]]:
+    def staircases(self, tensor: ChainTensor) -> Iterator[tuple[int, StepNode]]:
         """Staircases on just these integers, up to sign and a constant."""
         for number, stairs in self.net.compiled.items():
-            if isinstance(stairs, Stairs) and self.net.sizes[number] == tensor.size:
+            if isinstance(stairs, StepNode) and self.net.sizes[number] == tensor.size:
                 origin = self.origins[stairs.source]
                 if origin.is_of(tensor) and (np.abs(origin.factor) == 1).all():
                     yield number, stairs
@@ -234,8 +234,8 @@ class FileReading:
         return fits
 
     def _table(
-        self, number: int, stairs: Stairs, tensor: ChainTensor, origin: Origin
-    ) -> ChainStep | None:
+        self, number: int, stairs: StepNode, tensor: ChainTensor, origin: Origin
+    ) -> ChainLink | None:
         """The tensor as a function of an exact staircase's level, if it is one: equal levels have
         equal values."""
         known = self.table(tensor)
@@ -263,7 +263,7 @@ class FileReading:
         if high - low >= _MOST_VALUES or not np.array_equal(lookup[levels - low], values):
             return None
         name = tabled(f"levels from {low}", lookup)
-        return ChainStep(name, lambda t: lookup[np.clip(t - low, 0, high - low)])
+        return ChainLink(name, lambda t: lookup[np.clip(t - low, 0, high - low)])
 
     def table(self, tensor: ChainTensor) -> tuple[int, NumpyArray] | None:
         """The first integer and the values [K] of a tensor that is one pinned function of few
@@ -292,9 +292,9 @@ def _origins(net: IntegerCircuit) -> Iterator[Origin]:
         )
         node = net.nodes[number]
         moves = node["op"] == "gather" or (node["op"] == "sum" and len(node["sources"]) == 1)
-        if isinstance(step, AffineRows) and moves and all(len(row) == 1 for row in step.rows):
+        if isinstance(step, LinearRows) and moves and all(len(row) == 1 for row in step.rows):
             own = _passed_on(step, found, own)
-        elif isinstance(step, AffineRows) and node["op"] in ("dense", "conv"):
+        elif isinstance(step, LinearRows) and node["op"] in ("dense", "conv"):
             for other in range(number):
                 copy = _signed_copy(net, number, other)
                 if copy is not None and (found[other].nodes == other).all():
@@ -304,7 +304,7 @@ def _origins(net: IntegerCircuit) -> Iterator[Origin]:
         yield own
 
 
-def _passed_on(step: AffineRows, found: list[Origin], own: Origin) -> Origin:
+def _passed_on(step: LinearRows, found: list[Origin], own: Origin) -> Origin:
     """Elements that are multiples of one element each."""
     parts = [(found[s], e, w, b) for ((s, e, w),), b in zip(step.rows, step.bias, strict=True)]
     values = [
@@ -324,8 +324,8 @@ def _signed_copy(net: IntegerCircuit, number: int, other: int) -> NumpyArray | N
     it."""
     a, b = net.compiled.get(number), net.compiled.get(other)
     if (
-        not isinstance(a, AffineRows)
-        or not isinstance(b, AffineRows)
+        not isinstance(a, LinearRows)
+        or not isinstance(b, LinearRows)
         or net.nodes[number]["op"] != net.nodes[other]["op"]
     ):
         return None

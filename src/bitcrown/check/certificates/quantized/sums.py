@@ -34,7 +34,12 @@ from bitcrown.check.certificates.quantized.candidates import (
     dense_candidates,
     result,
 )
-from bitcrown.check.certificates.quantized.chain import FLOAT32, ChainStep, ChainTensor, NumpyArray
+from bitcrown.check.certificates.quantized.chain import (
+    BINARY32,
+    ChainLink,
+    ChainTensor,
+    NumpyArray,
+)
 from bitcrown.check.certificates.quantized.reading import FileReading, Operator, quantized_rule
 
 _ROUNDOFF = 2.0**-24
@@ -77,7 +82,7 @@ def matrix_product(reading: FileReading, node: Operator) -> None:
         rows = view.size // weight.shape[1]
         for candidate in dense_candidates(reading, view, rows, len(weight)):
             step = float_sum(reading, view, _repeated(weights, rows), candidate)
-            found += [result(candidate.number, shape, FLOAT32, step)] if step is not None else []
+            found += [result(candidate.number, shape, BINARY32, step)] if step is not None else []
     reading.bind(node, found)
 
 
@@ -135,7 +140,7 @@ def _convolved(
             plane = reading.net.nodes[candidate.number]["shape"]
             step = float_sum(reading, view, weights, candidate, plane[1] * plane[2])
             found += (
-                [result(candidate.number, (1, *plane), FLOAT32, step)] if step is not None else []
+                [result(candidate.number, (1, *plane), BINARY32, step)] if step is not None else []
             )
     reading.bind(node, found)
 
@@ -172,7 +177,7 @@ def average(reading: FileReading, node: Operator) -> None:
 
 def float_sum(
     reading: FileReading, view: ChainTensor, weights: Weights, candidate: Candidate, copies: int = 1
-) -> ChainStep | None:
+) -> ChainLink | None:
     """The file's sum as a function of the node's integer; None where the two have nothing to do
     with each other.
 
@@ -201,7 +206,7 @@ def float_sum(
     if not best or not np.isfinite(best[0]).all():
         return None
     unit, offset, error = (np.repeat(part, copies) for part in best[0])
-    return ChainStep("sum", _spread, (unit, offset, error), widens=True)
+    return ChainLink("sum", _spread, (unit, offset, error), widens=True)
 
 
 def _spread(
