@@ -109,9 +109,11 @@ def test_recipe_works_as_it_stands(title: str, copy: Path) -> None:
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_recipe_is_needed(title: str, copy: Path) -> None:
-    """What a recipe adds is not there yet: its last check fails where no step was taken."""
+    """What a recipe adds is not there yet: a check of it fails where no step was taken."""
     with pytest.raises(AssertionError):
-        run(RECIPES[title][-1], copy)
+        for block in RECIPES[title]:
+            if block.target == "tested":
+                run(block, copy)
 
 
 # -- what documents speak of exists --------------------------------------------------------------

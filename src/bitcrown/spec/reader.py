@@ -12,7 +12,7 @@ from bitcrown.spec.sexpr import Source, read_forms
 from bitcrown.spec.vnnlib1 import parse_vnnlib1
 from bitcrown.spec.vnnlib2 import parse_vnnlib2
 
-MAX_BYTES = 2 * 1024**3
+_MAX_BYTES = 2 * 1024**3
 
 
 def read_query(path: Path) -> Query:
@@ -31,7 +31,7 @@ def read_query(path: Path) -> Query:
                 f"{path}: no such file, nor {path.name}.gz; check the path of the property."
             )
         with unpacking(found) as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
     except DAMAGED_GZIP as problem:
         raise PropertyError(
             f"{found}: damaged gzip data ({problem}); fetch the file again."
@@ -40,9 +40,9 @@ def read_query(path: Path) -> Query:
         raise PropertyError(
             f"{found}: cannot be read ({problem.strerror}); check that it is a file."
         ) from None
-    if len(data) > MAX_BYTES:
+    if len(data) > _MAX_BYTES:
         raise PropertyError(
-            f"{found}: holds more than {MAX_BYTES} bytes of text; split the property."
+            f"{found}: holds more than {_MAX_BYTES} bytes of text; split the property."
         )
     return parse_query(data.decode("utf-8-sig", errors="replace"), str(found))
 
