@@ -1,1 +1,5 @@
-"""Linear bounds of networks on boxes, and where they become claims: nothing here searches."""
+"""Sound bounds of a float network on a box, rounding errors included.
+
+Intervals, zonotopes and linear bounds. Sees model only: it knows neither cases nor domains of a
+search; who calls says which linear functions are to be bounded on which box.
+"""

@@ -26,6 +26,7 @@ from bitcrown.bounds.crown import relaxations_of
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder
 from bitcrown.bounds.layout import Layout
 from bitcrown.budget import Budget
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import BudgetExpired, SettingsError
 from bitcrown.evaluation.boxes import ImageBoxes
 from bitcrown.model.execute import Network
@@ -81,7 +82,7 @@ class Prover:
     computing.
 
     Plain CROWN and one ascent of alpha-CROWN always run to their end; the search has what they
-    leave.
+    leave. ``replay``: an open one of the file, where there is one; else the first search opens it.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class Prover:
         levels: tuple[str, ...],
         seconds: float,
         counts_cpu: bool = False,
+        replay: RuntimeReplay | None = None,
     ) -> None:
+        self.replay = replay
         self.proof, self.boxes, self.path, self.settings = proof, boxes, path, settings
         self.levels, self.seconds, self.counts_cpu = levels, seconds, counts_cpu
         self.clock = time.process_time if counts_cpu else time.monotonic
@@ -160,7 +163,9 @@ class Prover:
         started = self.clock()
         problem = self.boxes.problem(image, label, self.classes, self.path)
         limit = max(0.0, self.seconds - seconds[CROWN]) if SEARCH in self.levels else 0.0
-        run = Run(problem, self.settings, Budget.of(limit, self.memory, self.counts_cpu), None)
+        limited = Budget.of(limit, self.memory, self.counts_cpu)
+        run = Run(problem, self.settings, limited, None, replay=self.replay)
+        self.replay = run.replay
         try:
             verdict = decide_from_root(run, root, self.guide, objective, root_seconds)
         except BudgetExpired:

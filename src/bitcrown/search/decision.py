@@ -6,6 +6,7 @@ Few varying inputs: the input is split (``input_decision``). Otherwise: neurons 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,16 +36,12 @@ def device_of(name: str) -> torch.device:
 
 def read_problem_graph(run: Run) -> Graph:
     """The networks of the query as one graph, each checked against onnxruntime."""
-    graphs: dict[str, Graph] = {}
-    for declared in run.problem.query.networks:
-        if declared.equal_to:
-            graphs[declared.name] = graphs[declared.equal_to]
-            continue
-        path = run.problem.networks[declared.name]
-        graph = read_graph(path, run.settings.semantics)
-        run.counters["crosscheck"] = crosscheck(graph, path, run.settings.seed)
-        graphs[declared.name] = graph
-    return next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
+    of_path: dict[Path, Graph] = {}
+    for path, file in run.files.items():
+        of_path[path] = read_graph(file, run.settings.semantics)
+        run.counters["crosscheck"] = crosscheck(of_path[path], file, run.settings.seed)
+    run.files.clear()
+    return join({name: of_path[path] for name, path in run.problem.networks.items()})
 
 
 def decide_in_floats(run: Run) -> Verdict:

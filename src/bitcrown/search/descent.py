@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.attacks.property.pgd import pgd
+from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective

@@ -28,8 +28,8 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
 
     Raises ``PropertyError`` for a name the network does not have.
     """
-    graphs = {name: read_graph(path) for name, path in problem.networks.items()}
-    graph = next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
+    of_path = {path: read_graph(path) for path in dict.fromkeys(problem.networks.values())}
+    graph = join({name: of_path[path] for name, path in problem.networks.items()})
     name = graph.outputs[0] if tensor is None else tensor
     if name not in graph.nodes:
         raise PropertyError(

@@ -1,1 +1,5 @@
-"""Smaller networks that have the same bounds: of a part of an image, or on a part of a box."""
+"""Smaller networks that stand for a whole one.
+
+What a tile of a layer sees; what is undecided on a box. Made from bounds and a network; the bound
+engine runs in them unchanged.
+"""

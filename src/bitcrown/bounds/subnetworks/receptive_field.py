@@ -28,9 +28,9 @@ from torch import Tensor
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.rounding import Scales
-from bitcrown.model.execute import Network, Params, elements
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.registry import op_row
+from bitcrown.model.registry import Params, op_row
 
 Span = tuple[int, int]
 Field = tuple[Span, Span]
