@@ -22,8 +22,8 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.guide import whole_guide
+from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.root import root_of, rows_of_cases
-from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
 from tests.random_networks import conv_graph, dense_graph
@@ -314,8 +314,8 @@ def test_a_family_in_the_table_reaches_every_form_of_the_search(
         bounder = diamond_bounder(dtype, threshold)
         domains = bounder.root_domains(bounder.root.open_cases(), 1)
         assert domains.mu.shape[1] == len(table)
-        search = NeuronSplit(bounder, domains)
-        assert (search.bounder.guide.reduced is not None) == (
+        search = Race(bounder, domains)
+        assert (search.searches[0].bounder.guide.reduced is not None) == (
             form == "reduced" and len(domains) > 0
         )
         outcome = search.run()

@@ -22,8 +22,8 @@ from bitcrown.search.inputs.search import InputSplit
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.clip import Region
 from bitcrown.search.neurons.guide import whole_guide
+from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.root import root_of, rows_of_cases
-from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective, objective_of
 from bitcrown.settings import Settings
@@ -112,7 +112,7 @@ def test_a_network_without_relu_is_searched_like_any_other() -> None:
     bounder = bounder_for(graph, objective_of(problem(n, 2, text), ["float64"] * n))
     domains = bounder.root_domains(bounder.root.open_cases(), 5)
     assert len(domains) == 1
-    outcome = NeuronSplit(bounder, domains).run()
+    outcome = Race(bounder, domains).run()
     assert not outcome.proved and outcome.stuck == 1
 
 

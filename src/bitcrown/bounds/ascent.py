@@ -20,6 +20,7 @@ from bitcrown.bounds.claims import known, ratio
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.multipliers import Multipliers, base_relaxations
 from bitcrown.bounds.rows import Rows, bound_rows
+from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 
 
@@ -42,13 +43,14 @@ def ascend(
     start: Multipliers,
     ascent: Ascent,
     target: float = 0.0,
+    budget: Budget | None = None,
 ) -> tuple[Multipliers, Tensor]:
     """Improve ``start`` for the rows; returns what was found and the last (not rigorous) bounds
     ``[B, S]``.
 
     A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to
     the gradient, and the ascent ends when all are done. With ``start.mix`` all rows of a domain are
-    bounded as one mixture of them.
+    bounded as one mixture of them. Raises ``BudgetExpired`` as soon as ``budget`` is spent.
     """
     rows = rows.to(network.dtype)
     with torch.no_grad():
@@ -65,6 +67,8 @@ def ascend(
     optimiser = Adam(groups, ascent.decay)
     value = rows.rhs
     for iteration in range(ascent.iterations):
+        if budget is not None:
+            budget.check()
         goal = rows if current.mix is None else rows.mixed(current.mix)
         value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
         open_ = (value.amax(dim=1, keepdim=True) <= target) & torch.isfinite(value)

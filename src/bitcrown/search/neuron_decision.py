@@ -19,6 +19,7 @@ from bitcrown.search import descent
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import guide_network, whole_guide
+from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
 from bitcrown.search.neurons.trials import Trials
@@ -168,11 +169,11 @@ def _branch_and_bound(
         return witness
 
     with run.phase("neuron split"):
-        outcome = NeuronSplit(bounder, domains).run(attack_steps)
+        outcome = Race(bounder, domains).run(attack_steps)
     run.counters.update(
         domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
     )
-    run.counters["attack_seconds"] = spent["attack"]
+    run.counters.update(attack_seconds=spent["attack"], tactic=outcome.tactic)
     return _verdict_of(run, outcome, guide, objective)
 
 

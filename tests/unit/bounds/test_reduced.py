@@ -18,8 +18,8 @@ from bitcrown.model.graph import Graph
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import whole_guide
+from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.root import root_of, rows_of_cases
-from bitcrown.search.neurons.search import NeuronSplit
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
 from tests.random_networks import conv_graph, dense_graph
@@ -149,11 +149,11 @@ def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
         for threshold, holds in ((crown + 0.25 * (least - crown), True), (least + 1e-3, False)):
             bounder = bounder_for(proof, guide, objective(lower, upper, threshold))
             domains = bounder.root_domains(bounder.root.open_cases(), 3)
-            search = NeuronSplit(bounder, domains)
+            search = Race(bounder, domains)
             outcome = search.run()
             assert outcome.proved == holds and (outcome.witness is None) == holds
             if len(domains):
-                chosen = search.bounder.guide
+                chosen = search.searches[0].bounder.guide
                 assert (chosen.reduced is not None) == (form != "whole")
                 assert chosen.reduced is None or (chosen.climber is chosen.reduced.rough) == (
                     form == "rough"

@@ -143,6 +143,7 @@ class DomainBounder:
             up=nothing,
             mix=mix.to(dtype),
             mu=flat.new_zeros(count, n_cuts),
+            mass=torch.ones(count, dtype=torch.float64, device=value.device),
         )
 
     def improve(self, domains: Domains, ascent: Ascent) -> Domains:
@@ -155,7 +156,7 @@ class DomainBounder:
         if self.leaf_solver is not None:
             return self._assess(self._solved(self.leaf_solver, domains, bounds))
         start, climber = self.multipliers(domains), self.guide.climber
-        found, _ = ascend(climber, self.rows(domains), bounds, start, ascent)
+        found, _ = ascend(climber, self.rows(domains), bounds, start, ascent, budget=self.budget)
         assert found.beta is not None
         domains = replace(
             domains,

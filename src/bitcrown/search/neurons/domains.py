@@ -21,6 +21,7 @@ class Domains:
       so far (see ``bounds.multipliers``);
     * ``value [B]``: the best lower bound so far, over rows;
     * ``candidates [B, C]``: neurons worth splitting, -1 where there are no more;
+    * ``mass [B]``: its share of the case's tree, one half of its parent's (float64);
     * ``x_lower``/``x_upper [B, n]``: the domain's own box, and ``low``/``up [B, N]`` its own neuron
       bounds (float64); ``[B, 0]`` where domains keep the root's.
     """
@@ -37,6 +38,7 @@ class Domains:
     up: Tensor
     mix: Tensor
     mu: Tensor
+    mass: Tensor
 
     def __len__(self) -> int:
         return int(self.case.shape[0])
@@ -68,7 +70,7 @@ class Domains:
         sign = torch.ones(len(both), dtype=torch.int8, device=neuron.device)
         sign[: len(self)] = -1
         split = both.split.scatter(1, neuron.repeat(2).unsqueeze(1), sign.unsqueeze(1))
-        return replace(both, split=split)
+        return replace(both, split=split, mass=both.mass / 2)
 
 
 def stacked_domains(parts: list[Domains]) -> Domains:

@@ -114,22 +114,20 @@ def _settled(
     return torch.stack(shares).reshape(2, count, width)
 
 
+def looks_ahead(bounder: DomainBounder) -> bool:
+    """Whether several rows must hold together and propagate."""
+    clipper = bounder.root.clipper
+    return clipper is not None and clipper.active is not None and bounder.has_joint_rows
+
+
 class LookAhead:
-    """The rule as ``rules`` wants it, where several rows must hold together and propagate."""
+    """The rule as ``rules`` wants it, where ``looks_ahead``."""
 
     def __init__(self, bounder: DomainBounder) -> None:
         self.bounder = bounder
-
-    @staticmethod
-    def is_for(bounder: DomainBounder) -> bool:
-        clipper = bounder.root.clipper
-        return clipper is not None and clipper.active is not None and bounder.has_joint_rows
 
     def branch(self, batch: Domains) -> tuple[Domains, Tensor]:
         clipper = self.bounder.root.clipper
         assert clipper is not None
         neuron, split = look_ahead(clipper, batch, *self.bounder.neuron_bounds(batch))
         return replace(batch, split=split), neuron
-
-    def learn(self, batch: Domains, children: Domains) -> None:
-        """Nothing: propagation has no choice to make."""

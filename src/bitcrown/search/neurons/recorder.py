@@ -46,6 +46,16 @@ class Recorder:
         self.names: list[tuple[str, int]] = []
         self.bytes = 0
 
+    def copy(self) -> Recorder:
+        """One that goes on from here by itself."""
+        other = Recorder()
+        other.take(self)
+        return other
+
+    def take(self, other: Recorder) -> None:
+        """Keep what ``other`` has, and nothing else."""
+        self.batches, self.names, self.bytes = list(other.batches), other.names, other.bytes
+
     def add(self, layout: Layout, neurons: Tensor | None, domains: Domains) -> None:
         """``layout`` is that of the whole network; ``neurons [U]`` those the domains know (None:
         all)."""

@@ -1,43 +1,68 @@
-"""Which neuron to split: a table of rules, of which the first that suits the problem is taken.
+"""How to search: a table of tactics, each a rule for the neuron to split and the effort of a bound.
 
-A new rule is a class in a file of its own and a row of ``BRANCHING_RULES``.
+All tactics that suit a problem race against each other (``race``). A new rule is a class in a file
+of its own and a row of ``TACTICS``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from bitcrown.search.neurons.bounder import DomainBounder
-from bitcrown.search.neurons.branching import SmartBranching
+from bitcrown.search.neurons.branching import (
+    BOTH,
+    UPPER,
+    Gain,
+    SmartBranching,
+    largest_gain,
+    product_of_gains,
+)
 from bitcrown.search.neurons.domains import Domains
-from bitcrown.search.neurons.lookahead import LookAhead
+from bitcrown.search.neurons.lookahead import LookAhead, looks_ahead
 
 
 class BranchingRule(Protocol):
-    """A rule is made once for a search, with its ``bounder``."""
-
-    def __init__(self, bounder: DomainBounder) -> None: ...
-
-    @staticmethod
-    def is_for(bounder: DomainBounder) -> bool:
-        """Whether the rule suits what ``bounder`` bounds."""
-        ...
+    """A rule is made once for a search, with its bounder."""
 
     def branch(self, batch: Domains) -> tuple[Domains, Tensor]:
         """``batch``, perhaps with more signs where those were found to be forced, and the neuron
         ``[B]`` to split in each domain, -1 where none is left."""
         ...
 
-    def learn(self, batch: Domains, children: Domains) -> None:
-        """What became of the split: ``children`` are those still open."""
-        ...
+
+@dataclass(frozen=True)
+class Tactic:
+    """``steps`` of ascent for every child; ``suits(bounder)`` says where the rule works at all."""
+
+    name: str
+    rule: Callable[[DomainBounder], BranchingRule]
+    steps: int
+    suits: Callable[[DomainBounder], bool]
 
 
-BRANCHING_RULES: tuple[type[BranchingRule], ...] = (LookAhead, SmartBranching)
+def _has_candidates(bounder: DomainBounder) -> bool:
+    """Linear programs choose the neuron by themselves: one candidate a domain, nothing to judge."""
+    return bounder.leaf_solver is None
 
 
-def branching_rule(bounder: DomainBounder) -> BranchingRule:
-    """The first rule of the table that is for ``bounder``; the last one is for all."""
-    return next(rule for rule in BRANCHING_RULES if rule.is_for(bounder))(bounder)
+def _smart(score: int, gain: Gain) -> Callable[[DomainBounder], BranchingRule]:
+    return partial(SmartBranching, score=score, gain=gain)
+
+
+TACTICS = (
+    Tactic("look-ahead", LookAhead, 15, looks_ahead),
+    Tactic("upper, product", _smart(UPPER, product_of_gains), 10, lambda bounder: True),
+    Tactic("both, product", _smart(BOTH, product_of_gains), 10, _has_candidates),
+    Tactic("upper, largest, quick", _smart(UPPER, largest_gain), 5, _has_candidates),
+    Tactic("both, largest, quick", _smart(BOTH, largest_gain), 5, _has_candidates),
+)
+
+
+def suitable_tactics(bounder: DomainBounder) -> list[Tactic]:
+    """In the order of the table; never empty."""
+    return [tactic for tactic in TACTICS if tactic.suits(bounder)]

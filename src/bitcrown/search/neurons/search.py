@@ -10,16 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bitcrown.bounds.ascent import Ascent
 from bitcrown.errors import BudgetExpired
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.domains import Domains, DomainStack
-from bitcrown.search.neurons.guide import fastest
-from bitcrown.search.neurons.rules import branching_rule
+from bitcrown.search.neurons.rules import Tactic
 
 _FIRST_BATCH = 8
 """Domains of the first round; later ones have as many as the machine works off fastest."""
+_LONG_ROUND = 2.0
+"""Seconds of computing from where on larger batches gain nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +37,77 @@ class SplitOutcome:
     worst: float
     witness: object | None = None
     reason: str = ""
+    tactic: str = ""
+
+
+class Standing(NamedTuple):
+    """Seconds of computing so far, and what they brought: see ``closed`` and ``risen``."""
+
+    seconds: float
+    closed: float
+    risen: float
 
 
 class NeuronSplit:
-    """A search below ``domains``, which have no splits yet."""
+    """A search below ``domains`` by one tactic. All of them have the root's share of the tree."""
 
-    def __init__(self, bounder: DomainBounder, domains: Domains) -> None:
-        self.bounder, domains = fastest(bounder, domains)
-        self.rule = branching_rule(self.bounder)
-        self.budget = bounder.budget
+    def __init__(self, bounder: DomainBounder, domains: Domains, tactic: Tactic) -> None:
+        self.bounder, self.tactic, self.rule = bounder, tactic, tactic.rule(bounder)
         self.stack = DomainStack()
         self.stack.push(domains)
-        self.batch = _FIRST_BATCH
+        self.whole = max(float(domains.mass.sum()), 1e-300)
+        self.start = domains.value.clamp(max=0.0).double()
+        self.batch, self.best_rate = _FIRST_BATCH, 0.0
         self.rounds = self.domains = self.stuck = 0
+        self.stuck_mass = 0.0
+        self.seconds = 0.0
+        self.history = [Standing(0.0, 0.0, 0.0)]
 
-    def run(self, on_round: Callable[[NeuronSplit], object | None] | None = None) -> SplitOutcome:
-        """Until nothing is open, a witness is found, or time or memory is up. ``on_round`` may
-        return a witness (attack steps inside the search)."""
-        best_rate = 0.0
+    def closed(self) -> float:
+        """The share of the tree that is closed for good."""
+        left = sum(float(chunk.mass.sum()) for chunk in self.stack.chunks) + self.stuck_mass
+        return max(0.0, 1.0 - left / self.whole)
+
+    def risen(self) -> float:
+        """The same share, counting how far the bounds of open domains have risen towards zero."""
+        left = self.stuck_mass
+        worst = self.start.min().clamp(max=-1e-30)
+        for chunk in self.stack.chunks:
+            left += float((chunk.mass * (chunk.value.double() / worst).clamp(0.0, 1.0)).sum())
+        return 1.0 - left / self.whole
+
+    def run(
+        self, seconds: float, on_round: Callable[[NeuronSplit], object | None] | None = None
+    ) -> SplitOutcome | None:
+        """Go on for ``seconds`` of computing (at least a round): None if that was not the end.
+
+        The end is when nothing is open, a witness is found, or time or memory is up. ``on_round``
+        may return a witness (attack steps inside the search); its time does not count.
+        """
+        end = self.seconds + seconds
         while len(self.stack):
-            if self.budget.is_expired():
+            if self.bounder.budget.is_expired():
                 return self._outcome(False, "deadline")
-            if self.stack.bytes() > self.budget.memory // 2:
+            if self.stack.bytes() > self.bounder.budget.memory // 2:
                 return self._outcome(False, "memory")
             batch = self.stack.pop(self.batch)
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 self.stack.push(self._round(batch))
             except BudgetExpired:
                 self.stack.push(batch)
                 return self._outcome(False, "deadline")
-            rate = len(batch) / (time.perf_counter() - started)
-            best_rate = self._resize(len(batch), rate, best_rate)
+            spent = max(time.process_time() - started, 1e-6)
+            self._resize(len(batch), spent)
+            self.seconds += spent
             self.rounds += 1
             self.domains += 2 * len(batch)
+            self.history.append(Standing(self.seconds, self.closed(), self.risen()))
             witness = self.bounder.trials.witness or (None if on_round is None else on_round(self))
             if witness is not None:
                 return self._outcome(False, witness=witness)
+            if self.seconds >= end and len(self.stack):
+                return None
         return self._outcome(self.stuck == 0, "incomplete" if self.stuck else "")
 
     def _outcome(
@@ -79,30 +115,32 @@ class NeuronSplit:
     ) -> SplitOutcome:
         worst = min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
         counts = self.rounds, self.domains, self.stuck, len(self.stack)
-        return SplitOutcome(proved, *counts, worst, witness, reason)
+        return SplitOutcome(proved, *counts, worst, witness, reason, self.tactic.name)
 
-    def _resize(self, size: int, rate: float, best: float) -> float:
-        """Double the batch while that raises the rate and rounds stay short; the best rate so
-        far."""
-        seconds = size / rate
-        if seconds > min(4.0, 0.2 * max(self.budget.remaining(), 0.1)):
-            self.batch = max(1, self.batch // 2)
-        elif size == self.batch and rate > 0.9 * best and seconds < 1.5:
+    def _resize(self, size: int, seconds: float) -> None:
+        """Double the batch while that raises the rate; a round ends in time by itself, since it
+        polls the budget."""
+        rate = size / seconds
+        if size == self.batch and rate > 0.9 * self.best_rate and seconds < _LONG_ROUND:
             self.batch = self.bounder.fitting(2 * self.batch)
-        return max(best, rate)
+        elif size == self.batch and rate < 0.5 * self.best_rate:
+            self.batch = max(_FIRST_BATCH, self.batch // 2)
+        self.best_rate = max(self.best_rate, rate)
 
     def _round(self, batch: Domains) -> Domains:
         """The children of ``batch`` that stay open."""
-        self.budget.check()
+        self.bounder.budget.check()
         batch, neuron = self.rule.branch(batch)
         can_split = neuron != -1
         if not can_split.all():  # neither excluded nor divisible: the search can prove no more
             self.stuck += int((~can_split).sum())
+            self.stuck_mass += float(batch.mass[~can_split].sum())
             index = can_split.nonzero().flatten()
             batch, neuron = batch.select(index), neuron[index]
             if not len(batch):
                 return batch
-        iterations = 10 if self.bounder.root.clipper is None else 15
-        children = self.bounder.improve(batch.children(neuron), Ascent(iterations, 0.1, 0.1, 0.97))
-        self.rule.learn(batch, children)
-        return children
+        # a domain with a box of its own is also cut by what each step finds: more of them pay
+        steps = self.tactic.steps
+        if self.bounder.root.clipper is not None:
+            steps += steps // 2
+        return self.bounder.improve(batch.children(neuron), Ascent(steps, 0.1, 0.1, 0.97))

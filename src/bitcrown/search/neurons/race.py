@@ -1,0 +1,110 @@
+"""Tactics race: each searches a tree of its own, and time goes to the one that will be done first.
+
+No rule for splitting is best everywhere, and how good one is shows only in whole subtrees: a trial
+with a single split cannot tell, and bad splits at the top of a tree stay there for ever. So every
+tactic has its own tree from the same root. After each slice of time a tactic is expected to need
+
+    (1 - closed) / (share of the tree closed per second lately)
+
+more seconds. The one that needs the fewest goes on; the others get a small part of its time, so
+that nobody is judged on nothing, and one that stands still is overtaken by the next. A tree is
+never thrown away while memory lasts. Where no tree has closed anything yet, the rise of the open
+bounds counts instead. Time is that of computing, so a busy machine does not change who is ahead.
+
+The first to close its tree has proved it; what the others did is lost, at most ``1 + k _SHARE``
+times the winner's time for ``k`` others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from bitcrown.search.neurons.bounder import DomainBounder
+from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.guide import fastest
+from bitcrown.search.neurons.rules import Tactic, suitable_tactics
+from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
+
+_FIRST_SLICE = 0.5
+"""Seconds of computing after which the first tactic is compared with others."""
+_SHARE = 0.15
+"""Part of the leader's time that every rival gets, until it is far behind."""
+_FAR = 4.0
+_FAR_SHARE = 0.03
+"""The same for rivals that would need ``_FAR`` times as long."""
+_GROWTH = 0.25
+"""A slice is this part of the time that the tactic has had, so that slices are few."""
+
+
+def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
+    """Seconds that the search will still need at the rate of the later half of its time."""
+    now = search.history[-1]
+    value = [point.risen if by_rise else point.closed for point in search.history]
+    earlier = max(
+        (k for k, point in enumerate(search.history) if point.seconds <= now.seconds / 2),
+        default=0,
+    )
+    gained = value[-1] - value[earlier]
+    if gained <= 0.0:
+        return math.inf
+    return (1.0 - value[-1]) * (now.seconds - search.history[earlier].seconds) / gained
+
+
+class Race:
+    """Searches below ``domains``, which have no splits yet, one for each tactic that suits."""
+
+    def __init__(
+        self, bounder: DomainBounder, domains: Domains, tactics: list[Tactic] | None = None
+    ) -> None:
+        self.recorder = bounder.recorder
+        bounder, domains = fastest(bounder, domains)
+        self.searches = [
+            NeuronSplit(self._own(bounder), domains, tactic)
+            for tactic in (suitable_tactics(bounder) if tactics is None else tactics)
+        ]
+
+    def _own(self, bounder: DomainBounder) -> DomainBounder:
+        """With a record of its own: a certificate is about one tree."""
+        return bounder if self.recorder is None else replace(bounder, recorder=self.recorder.copy())
+
+    def run(self, on_round: Callable[[NeuronSplit], object | None] | None = None) -> SplitOutcome:
+        """Until one search ends for all. A search with domains that nothing can split leaves the
+        race; if all do, what the last one left is the outcome."""
+        while True:
+            search = self._next()
+            outcome = search.run(self._slice(search), on_round)
+            self._bound_memory(search)
+            if outcome is None:
+                continue
+            if outcome.reason in ("incomplete", "memory") and len(self.searches) > 1:
+                self.searches.remove(search)
+                continue
+            if outcome.proved and self.recorder is not None and search.bounder.recorder is not None:
+                self.recorder.take(search.bounder.recorder)
+            return outcome
+
+    def _next(self) -> NeuronSplit:
+        """The leader, or a rival that has had less than its part of the leader's time."""
+        by_rise = all(search.history[-1].closed == 0.0 for search in self.searches)
+        expected = [expected_seconds(search, by_rise) for search in self.searches]
+        best = min(expected)
+        leader = self.searches[expected.index(best)]
+        if leader.seconds < _FIRST_SLICE:
+            return leader
+        for search, seconds in zip(self.searches, expected, strict=True):
+            is_far = seconds > _FAR * best and search.seconds > _FIRST_SLICE
+            if search.seconds < (_FAR_SHARE if is_far else _SHARE) * leader.seconds:
+                return search
+        return leader
+
+    def _slice(self, search: NeuronSplit) -> float:
+        return max(_FIRST_SLICE * _GROWTH, _GROWTH * search.seconds)
+
+    def _bound_memory(self, running: NeuronSplit) -> None:
+        """All trees together have the memory of one: the largest of the others gives way."""
+        limit = running.bounder.budget.memory // 2
+        while len(self.searches) > 1 and sum(s.stack.bytes() for s in self.searches) > limit:
+            others = [search for search in self.searches if search is not running]
+            self.searches.remove(max(others, key=lambda search: search.stack.bytes()))
