@@ -55,7 +55,7 @@ def _smart(score: int, gain: Gain) -> Callable[[DomainBounder], BranchingRule]:
 
 
 TACTICS = (
-    Tactic("look-ahead", LookAhead, 15, looks_ahead),
+    Tactic("look-ahead", LookAhead, 10, looks_ahead),
     Tactic("upper, product", _smart(UPPER, product_of_gains), 10, lambda bounder: True),
     Tactic("both, product", _smart(BOTH, product_of_gains), 10, _has_candidates),
     Tactic("upper, largest, quick", _smart(UPPER, largest_gain), 5, _has_candidates),
