@@ -59,6 +59,12 @@ FORMATS = {
 }
 HALVES = ("float16", "bfloat16")
 CASTS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+DECISIONS = {
+    **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
+    **dict.fromkeys(("Not", "And", "Or", "Xor"), "bool"),
+}
+"""Result types of operators that decide, whatever the type of what they look at."""
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 
 EXACT = {
@@ -159,7 +165,7 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
     b.dtypes.update(dict.fromkeys((name for name in node.outputs if name), dtype))
-    _mark(b, node, FORMATS[dtype], list(b.nodes)[before:])
+    _mark(b, node, FORMATS.get(dtype, FORMATS["float32"]), list(b.nodes)[before:])
     for name in seen:
         b.tensors[name] = whole[name]
 
@@ -176,6 +182,8 @@ def _type_of(b: Builder, name: str) -> str:
 def _result_type(b: Builder, node: OnnxNode) -> str:
     if node.op == "Cast":
         return CASTS.get(int(node.attrs["to"]), "float32")
+    if node.op in DECISIONS:
+        return DECISIONS[node.op]
     return next(
         (kind for kind in (_type_of(b, name) for name in node.inputs if name) if kind in FORMATS),
         "float32",
