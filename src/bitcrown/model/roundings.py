@@ -58,7 +58,15 @@ FORMATS = {
     "float64": Format(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max)),
 }
 HALVES = ("float16", "bfloat16")
-CASTS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+CASTS = {
+    1: "float32",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+}
 DECISIONS = {
     **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
@@ -100,6 +108,7 @@ SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose",
 """Of those treated step by step: no constant of the kernel is rounded beforehand."""
 EACH = SINGLE | {
     *(
+        "Atan",
         "AveragePool",
         "Celu",
         "Cos",
@@ -146,7 +155,7 @@ ARITHMETIC: dict[str, Callable[[Node], int]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Square", "Reciprocal", "Sqrt"), lambda node: 0),
 }
 """How many roundings, each of the size of the absolute terms, precede that of the result."""
-CURVED = {"Sigmoid", "Tanh", "Exp", "Log", "Sin", "Cos", "Erf", "Softplus", "Elu"}
+CURVED = {"Sigmoid", "Tanh", "Atan", "Exp", "Log", "Sin", "Cos", "Erf", "Softplus", "Elu"}
 
 
 def lower_with_roundings(b: Builder, node: OnnxNode) -> None:

@@ -66,6 +66,7 @@ ELEMENTWISE = [
     *(
         case(op, (2, 3))
         for op in (
+            "Atan",
             "Log",
             "Sqrt",
             "Reciprocal",
