@@ -28,6 +28,7 @@ from torch import Tensor
 from bitcrown.errors import ModelError
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.onnx_reader import model_bytes, parsed_model
 from bitcrown.model.registry import op_row
 
@@ -36,6 +37,7 @@ TOLERANCE = 2e-3
 INSIDE = 1e-3
 MOST_MOVED = 0.01
 """Share of the elements behind jumps that may differ."""
+STEPPED = {name.rpartition(".")[2] for name in QUANTIZERS} - {"DequantizeLinear"}
 STEPS = 64
 """Half steps of a sixteen-bit type that its networks may differ by instead."""
 RANGES = ((-0.1, 0.1), (-1.0, 1.0), (-3.0, 3.0), (0.5, 1.5))
@@ -100,7 +102,9 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
     found = {}
     for node in graph.nodes.values():
         producer = producers.get(node.name)
-        if producer is not None and op_row(node.op).has_jumps:
+        if producer is not None and producer.op_type in STEPPED and node.op == "Scale":
+            found[node.name] = [node.name]  # the integers, zero point included
+        elif producer is not None and op_row(node.op).has_jumps:
             if producer.op_type == node.op:
                 found[node.name] = [node.name]
             elif (producer.op_type, node.op) == ("DynamicQuantizeLinear", "DynamicQuantize"):

@@ -27,6 +27,7 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
+from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
@@ -171,6 +172,8 @@ class _Reading(NamedTuple):
     outputs: tuple[str, ...]
     missing: list[tuple[OnnxNode, str]]
     """Nodes without a rule, and why where it is not the operator as such."""
+    has_steps: bool
+    """Whether rounding decides on which side of a step a value falls."""
 
 
 def _read(path: Path) -> _Reading:
@@ -206,7 +209,8 @@ def _read(path: Path) -> _Reading:
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{path}: no node writes the output {name!r}")
-    return _Reading(builder, inputs, dtypes, outputs, missing)
+    has_steps = any(node.op in QUANTIZERS for node in nodes)
+    return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 
 def _has_rule(node: OnnxNode) -> bool:
@@ -243,7 +247,7 @@ def read_graph(path: Path, semantics: str = "real") -> Graph:
         )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder):
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(

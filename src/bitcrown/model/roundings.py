@@ -36,6 +36,7 @@ import numpy as np
 from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
+from bitcrown.model.lowering.quantization import QUANTIZERS
 
 SMOOTH = 16.0
 SMOOTH_HALF = 2.0
@@ -67,6 +68,7 @@ CASTS = {
     7: "int64",
     9: "bool",
 }
+REQUANTIZED = 4.0
 DECISIONS = {
     **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
@@ -240,6 +242,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _round_last(
             b, node, new, _result(form, 2.0)._replace(terms=8, extra=_normalised_size(b, node))
         )
+    elif node.op in QUANTIZERS:
+        _mark_quantizer(b, node, form, new)
     elif node.op in EACH:
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)
@@ -247,6 +251,23 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
                 _round(b, name, rounding)
     else:
         b.unrounded.append(f"{node.op}: {node.name}")
+
+
+def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
+    """Sums of products of integers are exact, and so is what follows a ``Round``; every other step
+    is off by at most ``REQUANTIZED`` half steps: scales are combined in float32 before they are
+    applied.
+    """
+    exact = {"Linear", "MatMulLeft", "Conv"}
+    if node.op == "QLinearMatMul":
+        exact |= {"Mul", "ReduceSum"}
+    for name in new:
+        made = b.nodes[name]
+        if made.op in exact or (made.op == "Scale" and "scale" not in made.params):
+            continue
+        rounding = _step(made, form, False, False)
+        if rounding is not None:
+            _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
 
 
 def _round_last(b: Builder, node: OnnxNode, new: list[str], rounding: Rounding) -> None:

@@ -13,6 +13,7 @@ from onnx import helper
 
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.lowering import LOWERINGS
+from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.onnx_reader import read_graph
 
 
@@ -285,7 +286,7 @@ DECIDING = {
     *("GroupNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
     *("MeanVarianceNormalization", "LSTM", "GRU", "RNN"),
 }
-"""See ``test_chosen_operators``."""
+"""See ``test_chosen_operators``; for quantizers see ``test_quantization``."""
 CASES = [*ELEMENTWISE, *ARITHMETIC, *SHAPES, *REDUCTIONS, *PRODUCTS, *WINDOWS]
 NOT_IN_ONNXRUNTIME = {"Swish"}
 NOT_ALONE = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
@@ -310,4 +311,4 @@ def test_operator_equals_onnxruntime(case: Case, save: Callable[..., Path]) -> N
 
 def test_every_lowering_has_a_case() -> None:
     here = {case.op for case in CASES} | NOT_IN_ONNXRUNTIME | NOT_ALONE
-    assert set(LOWERINGS) == here | DECIDING
+    assert set(LOWERINGS) == here | DECIDING | QUANTIZERS
