@@ -12,7 +12,7 @@ import gzip
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,6 +215,18 @@ def _read(path: Path) -> _Reading:
 
 def _has_rule(node: OnnxNode) -> bool:
     return node.op in ("Constant", "Shape", "Size") or can_fold(node.op)
+
+
+def nodes_and_constants(
+    path: Path,
+) -> tuple[
+    list[OnnxNode], Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]], tuple[str, ...]
+]:
+    """The file's nodes in order, every tensor whose value is known, the shapes of its inputs by
+    name, and the names of its outputs."""
+    read = _read(path)
+    shapes = {name: read.builder.shape(name) for name in read.inputs}
+    return model_nodes(parsed_model(path), path), read.builder.constants, shapes, read.outputs
 
 
 def unsupported_operators(path: Path) -> list[tuple[str, str]]:
