@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.onnx_reader import nodes_and_constants
 from bitcrown.search.objective import box_of
 from bitcrown.spec.problem import Case, Problem
-from bitcrown.verdict import Verdict
+from bitcrown.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 _MOST_CELLS = 1 << 17
 _SHARE = 0.8
 """Share of the time left that running all cells may be expected to take."""
-_ROUNDINGS = {"Floor": np.floor, "Ceil": np.ceil, "Round": np.rint}
+_STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Round": np.rint,
+    "Cast": np.trunc,
+    "is not zero": lambda x: x != 0,
+}
 _WHOLE = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
 _MOVES = {
     *("Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
@@ -60,7 +66,7 @@ def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None
     problem, kinds = run.problem, run.replay.dtypes()
     if any(_mentions_inputs(case, problem.n_inputs) for case in problem.cases):
         return None
-    limits, unread = input_steps(problem)
+    read, unread = input_steps(problem)
     boxes: dict[tuple[int, int], list[Case]] = {}
     for case in problem.cases:
         boxes.setdefault((id(case.lower), id(case.upper)), []).append(case)
@@ -72,10 +78,14 @@ def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None
             if low == high or i in unread:
                 values.append(np.array([low]))
                 continue
-            limit = math.inf if issubclass(kind, np.integer) else limits.get(i, 0.0)
+            steps = read.get(i, {})
+            is_whole = issubclass(kind, np.integer)
+            limit = math.inf if is_whole else min(steps.values(), default=0.0)
             if not -limit < low <= high < limit or high - low > _MOST_CELLS:
                 return None
-            values.append(_representatives(low, high, kind))
+            values.append(
+                np.arange(low, high + 1) if is_whole else _representatives(low, high, kind, steps)
+            )
         cells += math.prod(len(value) for value in values)
         if cells > _MOST_CELLS:
             return None
@@ -101,23 +111,23 @@ def _numbers(lower: Fraction, upper: Fraction, kind: type[np.generic]) -> tuple[
     return float(low), float(high)
 
 
-def _representatives(low: float, high: float, kind: type[np.generic]) -> np.ndarray:
-    """One number of the type in each cell between ``low`` and ``high``."""
-    if issubclass(kind, np.integer):
-        return np.arange(low, high + 1)
+def _representatives(
+    low: float, high: float, kind: type[np.generic], steps: Collection[str]
+) -> np.ndarray:
+    """One number of the type in each cell of ``steps`` between ``low`` and ``high``."""
     cuts = np.arange(math.ceil(2 * low), math.floor(2 * high) + 1) / 2
     cuts = np.unique(np.concatenate([[low], cuts, [high]]))
     between = ((cuts[:-1] + cuts[1:]) / 2).astype(kind).astype(np.float64)
     inside = between[(cuts[:-1] < between) & (between < cuts[1:])]
     found = np.concatenate([cuts, inside])
-    steps = [np.trunc(found), *(f(found) for f in _ROUNDINGS.values()), found != 0]
-    _, first = np.unique(np.stack(steps), axis=1, return_index=True)
+    values = np.stack([np.asarray(_STEPS[step](found), np.float64) for step in sorted(steps)])
+    _, first = np.unique(values, axis=1, return_index=True)
     return np.sort(found[first])
 
 
-def input_steps(problem: Problem) -> tuple[Mapping[int, float], set[int]]:
-    """Numbers of the inputs that are read in steps only, each with the magnitude below which that
-    is so; and those that nothing reads."""
+def input_steps(problem: Problem) -> tuple[Mapping[int, Mapping[str, float]], set[int]]:
+    """Numbers of the inputs that are read in steps only, each with its steps and the magnitude
+    below which they are some; and numbers of the inputs that nothing reads."""
     nodes, constants, shapes, outputs = nodes_and_constants(next(iter(problem.networks.values())))
     number = 0
     places: dict[str, np.ndarray] = {}
@@ -125,32 +135,32 @@ def input_steps(problem: Problem) -> tuple[Mapping[int, float], set[int]]:
         size = math.prod(shape)
         places[name] = np.arange(number, number + size, dtype=np.int64).reshape(shape)
         number += size
-    limits: dict[int, float] = {}
+    found: dict[int, dict[str, float]] = {}
     others: set[int] = {i for name in outputs if name in places for i in places[name].flat}
     for node in nodes:
         for name in set(node.inputs):
             if name not in places or node.op in ("Shape", "Size"):
                 continue
             where = [int(i) for i in np.unique(places[name])]
-            limit = _step_limit(node)
-            if limit:
-                limits.update({i: min(limit, limits.get(i, math.inf)) for i in where})
+            step = _step(node)
+            if step is not None:
+                for i in where:
+                    steps = found.setdefault(i, {})
+                    steps[step[0]] = min(step[1], steps.get(step[0], math.inf))
             elif not _moved(node, name, constants, places):
                 others.update(where)
-    unread = set(range(number)) - others - set(limits)
-    return {i: limit for i, limit in limits.items() if i not in others}, unread
+    unread = set(range(number)) - others - set(found)
+    return {i: steps for i, steps in found.items() if i not in others}, unread
 
 
-def _step_limit(node: OnnxNode) -> float:
-    """Magnitude below which the operator is constant on cells; 0 for operators that are not."""
-    if node.op in _ROUNDINGS:
-        return math.inf
+def _step(node: OnnxNode) -> tuple[str, float] | None:
+    """Which step the operator is, and below which magnitude; None for one that is not."""
     if node.op == "Cast" and node.attrs.get("to") == 9:
-        return math.inf
+        return "is not zero", math.inf
     if node.op == "Cast" and node.attrs.get("to") in _WHOLE:  # beyond the type anything may come
         info = np.iinfo(_WHOLE[int(node.attrs["to"])])
-        return float(min(info.max, -info.min if info.min else 1))
-    return 0.0
+        return "Cast", float(min(info.max, -info.min if info.min else 1))
+    return (node.op, math.inf) if node.op in _STEPS and node.op != "Cast" else None
 
 
 def _moved(
@@ -192,8 +202,6 @@ def _run_all(run: Run, boxes: Sequence[tuple[list[Case], list[np.ndarray]]]) -> 
                 expected = (time.monotonic() - started) / done * (total - done)
                 if expected > _SHARE * run.budget.remaining():
                     return None
-    from bitcrown.verdict import Status
-
     return run.verdict(Status.UNSAT, "cells")
 
 
