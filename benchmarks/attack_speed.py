@@ -27,6 +27,7 @@ from bitcrown.attacks.images.suite import Progress, run_suite
 from bitcrown.evaluation.attacking import ball_of
 from bitcrown.evaluation.data.sets import read_images
 from bitcrown.model.classifier import GraphClassifier, read_classifier
+from bitcrown.model.file import NetworkFile
 
 NAMES = ("apgd-ce", "apgd-t", "fab-t", "square")
 STEPS = 100
@@ -169,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = read_images(given.data, first=given.first)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    classifier = read_classifier(given.network, data.shape, given.mean, given.std)
+    classifier = read_classifier(NetworkFile(given.network), data.shape, given.mean, given.std)
     has_other = importlib.util.find_spec("torchattacks") is not None
     if not has_other:
         print("torchattacks is not installed: only bitcrown is measured")

@@ -54,15 +54,15 @@ def damaged(onnx: Path, prop: Path, certificate: Path, count: int) -> dict[str, 
     import numpy as np
 
     from bitcrown.api import load
-    from bitcrown.check.certificates.floats.checker import check, subject_of
-    from bitcrown.check.certificates.floats.format import encode
+    from bitcrown.check.certificates.floats.checker import check_float_proof, subject_of
+    from bitcrown.check.certificates.floats.format import encoded
     from tests.float_certificates import mutated
 
     random, subject = np.random.default_rng(0), subject_of(load(onnx, prop))
     data, found = certificate.read_bytes(), {"rejected": 0, "accepted": 0}
     for _ in range(count):
         try:
-            outcome = check(encode(mutated(random, data)), subject)
+            outcome = check_float_proof(encoded(mutated(random, data)), subject)
         except ValueError:  # NaN is no JSON
             continue
         found["accepted" if outcome.accepted else "rejected"] += 1

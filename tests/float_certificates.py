@@ -12,9 +12,15 @@ import numpy as np
 from bitcrown.api import load
 from bitcrown.budget import Budget
 from bitcrown.certificates.writer import certificate_of
-from bitcrown.check.certificates.floats.checker import Subject, subject_of
-from bitcrown.check.certificates.floats.format import decode
-from bitcrown.check.certificates.floats.nodes import Combine, Dense, FloatNetwork, Gather, Relu
+from bitcrown.check.certificates.floats.checker import ProofSubject, subject_of
+from bitcrown.check.certificates.floats.format import decoded
+from bitcrown.check.certificates.floats.nodes import (
+    CombineNode,
+    DenseNode,
+    FloatNetwork,
+    GatherNode,
+    ReluNode,
+)
 from tests.random_networks import box_property, dense_graph, save_onnx
 
 SECONDS = 60.0
@@ -23,7 +29,7 @@ DIGITS = "0123456789abcdef"
 
 def dense_subject(
     folder: Path, seed: int, sizes: list[int], radius: float, formula: str
-) -> Subject:
+) -> ProofSubject:
     """A random ReLU network over a box around 0 and one assertion about its outputs."""
     onnx = folder / f"net{seed}.onnx"
     save_onnx(dense_graph(seed, sizes), onnx)
@@ -33,7 +39,7 @@ def dense_subject(
     return subject_of(load(onnx, prop))
 
 
-def written(subject: Subject) -> bytes:
+def written(subject: ProofSubject) -> bytes:
     """The certificate of a subject that has one."""
     data = certificate_of(subject, Budget.of_seconds(SECONDS, 1 << 32))
     assert isinstance(data, bytes), data
@@ -45,11 +51,11 @@ def exact_output(network: FloatNetwork, x: list[Fraction]) -> list[Fraction]:
     values: list[list[Fraction]] = [x]
     for node in network.nodes[1:]:
         source = values[node.sources[0]]
-        if isinstance(node, Relu):
+        if isinstance(node, ReluNode):
             values.append([max(value, Fraction(0)) for value in source])
-        elif isinstance(node, Gather):
+        elif isinstance(node, GatherNode):
             values.append([source[i] if i >= 0 else Fraction(0) for i in node.index.tolist()])
-        elif isinstance(node, Combine):
+        elif isinstance(node, CombineNode):
             total = [Fraction(b) for b in node.bias.tolist()]
             for place, factor in zip(node.sources, node.factors, strict=True):
                 factors = np.broadcast_to(factor, node.size).tolist()
@@ -59,7 +65,7 @@ def exact_output(network: FloatNetwork, x: list[Fraction]) -> list[Fraction]:
                 ]
             values.append(total)
         else:
-            assert isinstance(node, Dense) and node.lead == 1
+            assert isinstance(node, DenseNode) and node.lead == 1
             rows = zip(node.weight.tolist(), node.bias.tolist(), strict=True)
             values.append(
                 [
@@ -184,7 +190,7 @@ def _shown(content: dict[str, Any]) -> list[str]:
 
 def mutated(random: np.random.Generator, data: bytes) -> dict[str, Any]:
     """The content of a certificate with one to three changes that make a difference to it."""
-    original, content = decode(data), decode(data)
+    original, content = decoded(data), decoded(data)
     while _shown(content) == _shown(original):
         for _ in range(int(random.integers(1, 4))):
             change = CHANGES[int(random.choice(len(CHANGES), p=[0.5, 0.3, 0.1, 0.1]))]

@@ -6,7 +6,7 @@ python=$dir/.venv/bin/python
 if ! "$python" -P -c 'import torch, onnx, onnxruntime, numpy, bitcrown' 2>/dev/null; then
   "$dir/install_tool.sh" v1
 fi
-if ! "$python" -P -c 'import pytest, pytest_timeout, xdist, hypothesis, mypy, ruff, vnnlib' 2>/dev/null; then
+if ! "$python" -P -c 'import pytest, pytest_timeout, xdist, hypothesis, mypy, ruff, vnnlib, google_crc32c' 2>/dev/null; then
   dev=$("$python" -c 'import sys, tomllib; print("\n".join(tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"]["dev"]))' "$dir/pyproject.toml")
   "$python" -m pip install -q -c "$dir/constraints.txt" -r /dev/stdin <<<"$dev"
 fi

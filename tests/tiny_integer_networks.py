@@ -16,11 +16,11 @@ from bitcrown.quant.network.graph import (
     Gather,
     Input,
     IntegerNetwork,
+    IntegerNode,
     Ints,
     MaxPool,
-    Node,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
 )
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
 
@@ -42,7 +42,7 @@ class IdentityEntry:
 
 def random_staircase(
     rng: np.random.Generator, shape: tuple[int, ...], source: int, exact: bool = True
-) -> Staircase:
+) -> Stairs:
     """Equal steps with saturation, or any steps at all; some repeated, some never reached; perhaps
     per channel."""
     size = int(np.prod(shape))
@@ -57,7 +57,7 @@ def random_staircase(
     if rng.random() < 0.2:
         late[:, -1] = WIDTH_LIMIT
     early = late if exact else late - np.minimum(rng.integers(0, 4, size=(channels, 1)), 3)
-    return Staircase(
+    return Stairs(
         shape,
         source,
         rng.integers(-4, 3, size=channels),
@@ -72,7 +72,7 @@ def random_dense(rng: np.random.Generator, source: int, inputs: int, outputs: in
     return Dense((outputs,), source, weight, rng.integers(-10, 11, size=outputs))
 
 
-def finished(nodes: list[Node]) -> IntegerNetwork:
+def finished(nodes: list[IntegerNode]) -> IntegerNetwork:
     size = int(np.prod(nodes[-1].shape))
     values = tuple(tuple(Fraction(v) for v in range(-4000, 4001)) for _ in range(size))
     return IntegerNetwork(
@@ -84,7 +84,7 @@ def random_chain(rng: np.random.Generator, exact: bool = True) -> IntegerNetwork
     """2 or 3 inputs of 4 bits, 1 to 3 layers, a staircase after each; sometimes none after the
     last."""
     size = int(rng.integers(2, 4))
-    nodes: list[Node] = [
+    nodes: list[IntegerNode] = [
         Input((size,), np.zeros(size, dtype=np.int64), np.full(size, 15, dtype=np.int64))
     ]
     layers = int(rng.integers(1, 4))
@@ -114,7 +114,9 @@ def random_branched(rng: np.random.Generator, exact: bool = True) -> IntegerNetw
     )
     steps = random_staircase(rng, (2, 2, 2), 1, exact)
     pool = MaxPool((2, 2, 2), 2, (2, 2), (2, 2), (1, 1), (0, 0, 1, 1))
-    total = Sum((2, 2, 2), (1, 3), (1, int(rng.choice([-2, 3]))), rng.integers(-3, 4, size=8))
+    total = WeightedSum(
+        (2, 2, 2), (1, 3), (1, int(rng.choice([-2, 3]))), rng.integers(-3, 4, size=8)
+    )
     again = random_staircase(rng, (2, 2, 2), 4, exact)
     mixed = Gather((6,), (5, 2), rng.permutation(16)[:6])
     last = random_dense(rng, 6, 6, 3)

@@ -28,22 +28,25 @@ from typing import Any
 
 import torch
 
-from bitcrown.bounds.alpha_beta import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
+from bitcrown.bounds.ascent import Ascent, ascend
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import interval_bounds
+from bitcrown.bounds.layout import Layout
+from bitcrown.bounds.multipliers import Multipliers, proved_minimum
+from bitcrown.bounds.rows import Rows
 from bitcrown.errors import BitcrownError
 from bitcrown.evaluation.data.sets import read_images
-from bitcrown.harness.results import append_record
+from bitcrown.files import append_record
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.provenance import commit, machine
 from bitcrown.train.architectures import ARCHITECTURES, architecture
-from bitcrown.train.images import NORMALISATIONS, Normalisation, centre_crop
+from bitcrown.train.images import NORMALISATIONS, Normalisation, middle_crop
 from bitcrown.train.network import TrainableNetwork
 from bitcrown.train.settings import TrainSettings, radius_of
 from bitcrown.train.step import optimiser_of
-from bitcrown.train.training import Images, Run, train
+from bitcrown.train.training import Images, TrainingRun, train
 
 METHODS = ("interval", "crown", "alpha")
 MODELS = ("resnet_small", "resnet_medium", "resnet_large", "resnet_super", "tiny_resnet_medium")
@@ -177,7 +180,7 @@ def first_image(data: Path | None, size: tuple[int, int, int]) -> tuple[torch.Te
     """``[1, C, H, W]`` and its label; smooth noise where there is no data."""
     if data is not None:
         found = read_images(data, first=1)
-        return centre_crop(torch.as_tensor(found.images), *size[1:]), int(found.labels[0])
+        return middle_crop(torch.as_tensor(found.images), *size[1:]), int(found.labels[0])
     noise = torch.rand(1, size[0], 8, 8, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.interpolate(noise, size[1:], mode="bilinear"), 0
 
@@ -199,7 +202,7 @@ def network_of(
         settings = TrainSettings(
             1 / 255, "natural", epochs=1, batch=BATCH, padding=0, device=options.device
         )
-        run = Run(network, optimiser_of(network, settings), settings, normalise)
+        run = TrainingRun(network, optimiser_of(network, settings), settings, normalise)
         for _ in train(run, Images.of(found.images, found.labels, torch.device(options.device))):
             pass
     noise = (
@@ -254,7 +257,7 @@ def bounds_by(
         tall = Rows(part, None, part.new_zeros(count, 1), *(x.expand(count, -1) for x in box))
         alpha = layout.default_alpha(enclosure.bounds).float().unsqueeze(1).expand(count, 1, -1)
         with torch.enable_grad():
-            start = Parameters(layout, alpha, None, None)
+            start = Multipliers(layout, alpha)
             found, _ = ascend(
                 guide, tall, enclosure.bounds, start, Ascent(options.iterations, rate_alpha=0.25)
             )

@@ -115,7 +115,7 @@ def dense_cases(query: IntegerQuery) -> tuple[tuple[tuple[tuple[int, ...], int],
 
 
 def radius(options: argparse.Namespace) -> int:
-    from bitcrown.quant.search.radius import maximum_radius
+    from maximum_radius import maximum_radius
 
     benchmark = Benchmark.of(options.dataset)
     image, label = benchmark.samples.sample(options.sample_id)

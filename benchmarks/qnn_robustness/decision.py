@@ -13,10 +13,10 @@ import numpy as np
 from samples import MISCLASSIFIED, ROBUST, TIMEOUT, VULNERABLE, Benchmark, Query
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
-from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
+from bitcrown.check.certificates.integers.checker import check_integer_proof
+from bitcrown.quant.proof.writer import certificate_form, form_digest, network_form, property_form
 from bitcrown.quant.query import robustness_query
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Status
 
 WORDS = {Status.SAT: VULNERABLE, Status.UNSAT: ROBUST, Status.TIMEOUT: TIMEOUT}
@@ -54,7 +54,7 @@ def answer(
     program = benchmark.program
     asked = robustness_query(benchmark.network, image, label, query.eps)
     started = time.process_time()
-    found = decide(
+    found = decide_query(
         asked, Budget.of_cpu_seconds(seconds), want_certificate=want_certificate, program=program
     )
     spent = time.process_time() - started
@@ -98,14 +98,14 @@ def replayed(benchmark: Benchmark, query: Query, witness: np.ndarray) -> int:
 
 
 def network_digest(benchmark: Benchmark) -> str:
-    return digest(network_form(benchmark.network))
+    return form_digest(network_form(benchmark.network))
 
 
 def accepts(benchmark: Benchmark, query: Query, certificate: dict[str, Any]) -> str:
     """ "" if the independent checker accepts ``certificate``, else what it says."""
     image, label = benchmark.samples.sample(query.sample_id)
     asked = property_form(robustness_query(benchmark.network, image, label, query.eps))
-    finding = check(network_form(benchmark.network), asked, certificate)
+    finding = check_integer_proof(network_form(benchmark.network), asked, certificate)
     return "" if finding.accepted else finding.message
 
 

@@ -37,7 +37,7 @@ from samples import (
     published,
 )
 
-from bitcrown.harness.results import read_records
+from bitcrown.files import read_records
 
 SECONDS = 60
 RADII = (1, 2, 3, 4)

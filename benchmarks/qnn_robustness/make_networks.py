@@ -1,9 +1,8 @@
 """Makes ``networks/*.onnx`` from the benchmark's weight files: make_networks.py FOLDER_OF_H5_FILES.
 
 The integer form is exact: every output integer equals that of the fixed-point network in the
-``.h5`` file (the readers and the export are described in ``bitcrown.quant.formats.fixed_point`` and
-``bitcrown.quant.formats.export``). Before a network is written, both are compared on 20,000 random
-inputs and on every stored image.
+``.h5`` file (see ``bitcrown.quant.formats.fixed_point``
+written, both are compared on 20,000 random inputs and on every stored image.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from integer_onnx import export_onnx
 from samples import DATASETS, HERE, read_samples
 
-from bitcrown.quant.formats.export import export_onnx
 from bitcrown.quant.formats.fixed_point import read_h5
 from bitcrown.quant.formats.onnx_file import read_onnx
 

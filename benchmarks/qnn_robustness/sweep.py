@@ -28,22 +28,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from maximum_radius import maximum_radius
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.errors import BitcrownError
+from bitcrown.files import append_record, read_records
 from bitcrown.harness.instance import parse_timeout
-from bitcrown.harness.results import append_record, read_records
 from bitcrown.provenance import commit, machine
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.formats.fixed_point import read_h5
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import IntegerNetwork
-from bitcrown.quant.proof.writer import certificate_form, digest, network_form, property_form
-from bitcrown.quant.query import IntegerQuery, label_query
-from bitcrown.quant.search.decide import Decision, decide
-from bitcrown.quant.search.radius import maximum_radius
+from bitcrown.quant.proof.writer import certificate_form, form_digest, network_form, property_form
+from bitcrown.quant.query import IntegerQuery, real_robustness_query
+from bitcrown.quant.search.decide import Decision, decide_query
 from bitcrown.verdict import Status
 
 DECIDED, WRONG, BAD_INPUT = 0, 1, 2
@@ -59,7 +59,7 @@ class Subject:
     name: str
     network: IntegerNetwork
     program: Program
-    digest: str
+    form_digest: str
     divide: int
 
     def tensor(self, pixels: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class Subject:
         ends = np.clip(pixels - eps, 0, 255), np.clip(pixels + eps, 0, 255)
         divide = 1 if isinstance(self.network.entry, WholeEntry) else self.divide
         lower, upper = (tuple(Fraction(int(v), divide) for v in end) for end in ends)
-        return label_query(self.network, lower, upper, label)
+        return real_robustness_query(self.network, lower, upper, label)
 
 
 def main() -> int:
@@ -168,7 +168,7 @@ def read_idx(path: Path, header: int) -> np.ndarray:
 
 def read(path: Path, divide: int) -> Subject:
     network = read_h5(path) if path.suffix == ".h5" else read_onnx(path)
-    return Subject(path.name, network, Program(network), digest(network_form(network)), divide)
+    return Subject(path.name, network, Program(network), form_digest(network_form(network)), divide)
 
 
 def robustness(
@@ -180,7 +180,7 @@ def robustness(
         return {"verdict": "misclassified", "seen": predicted, "cpu_s": 0.0}
     query = subject.query(pixels, label, eps)
     started = time.process_time()
-    found = decide(
+    found = decide_query(
         query,
         Budget.of_cpu_seconds(options.seconds),
         want_certificate=options.check,
@@ -206,7 +206,9 @@ def evidence(
     if found.status is Status.UNSAT and is_checked:
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots, subject.digest)
-        finding = check(network_form(subject.network), property_form(query), certificate)
+        finding = check_integer_proof(
+            network_form(subject.network), property_form(query), certificate
+        )
         return {
             "rejected": "" if finding.accepted else finding.message,
             "wrong": not finding.accepted,

@@ -35,8 +35,8 @@ from samples import (
 )
 
 from bitcrown.errors import BitcrownError, SettingsError
+from bitcrown.files import append_record, read_records
 from bitcrown.harness.instance import parse_timeout
-from bitcrown.harness.results import append_record, read_records
 from bitcrown.provenance import commit, machine
 
 DECIDED, WRONG, BAD_INPUT, UNDECIDED = 0, 1, 2, 3

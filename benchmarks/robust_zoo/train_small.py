@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitcrown.attacks.images.bpda import Classifier, bpda
+from bitcrown.attacks.images.bpda import bpda
+from bitcrown.attacks.images.victim import Classifier
 from bitcrown.evaluation.data.sets import read_images
 from bitcrown.zoo.networks import ZooNetwork, build_network
 from bitcrown.zoo.weights import save_weights

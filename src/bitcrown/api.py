@@ -12,7 +12,7 @@ Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 from bitcrown.budget import Budget
 from bitcrown.errors import PropertyError, SettingsError, UnsupportedError
 from bitcrown.settings import Settings
-from bitcrown.spec.network_field import parse_network
-from bitcrown.spec.normalise import problem_from_query
+from bitcrown.spec.loading import load
 from bitcrown.spec.problem import Problem
-from bitcrown.spec.reader import read_query
 from bitcrown.verdict import Status, Verdict
 
 if TYPE_CHECKING:
@@ -36,51 +34,17 @@ if TYPE_CHECKING:
     from bitcrown.evaluation.runs import Evaluation
     from bitcrown.evaluation.subjects import Subject
 
-Radius = str | float | Fraction
+ExactNumber = str | float | Fraction
 """In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for
 it."""
 
-DEFAULT_SECONDS = 300.0
-
-
-def network_paths(
-    onnx: str | Path | Mapping[str, str | Path], names: tuple[str, ...]
-) -> dict[str, Path]:
-    """Files of the declared networks.
-
-    ``onnx`` is one path (then it serves every declared network that needs a file), a mapping from
-    declared name to path, or the text of VNN-COMP 2026's list of pairs
-    ``[('f', 'a.onnx'), ('g', 'b.onnx')]``. Raises ``PropertyError`` if a declared network has no
-    file.
-    """
-    if isinstance(onnx, str) and onnx.lstrip().startswith("["):
-        return {name: Path(path) for name, path in parse_network(onnx)}
-    if isinstance(onnx, Mapping):
-        return {name: Path(path) for name, path in onnx.items()}
-    return {name: Path(onnx) for name in names}
-
-
-def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Problem:
-    """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or
-    ``UnsupportedError``."""
-    query = read_query(Path(vnnlib))
-    names = tuple(network.name for network in query.networks)
-    paths = network_paths(onnx, names)
-    for network in query.networks:
-        if network.name not in paths:
-            if not network.equal_to or network.equal_to not in paths:
-                raise PropertyError(
-                    f"the property declares network {network.name}, but no file was given for it "
-                    f"(given: {', '.join(paths) or 'none'})"
-                )
-            paths[network.name] = paths[network.equal_to]
-    return problem_from_query(query, {name: paths[name] for name in names})
+_DEFAULT_SECONDS = 300.0
 
 
 def verify(
     problem: Problem,
     settings: Settings | None = None,
-    seconds: float = DEFAULT_SECONDS,
+    seconds: float = _DEFAULT_SECONDS,
     budget: Budget | None = None,
     report: Callable[[str, dict[str, Any]], None] | None = None,
     want_certificate: bool = False,
@@ -133,14 +97,14 @@ def attack(
     model: Any,
     images: np.ndarray,
     labels: np.ndarray,
-    eps: Radius,
+    eps: ExactNumber,
     *,
     suite: str = "standard",
     norm: str = "Linf",
     bpda: str = "",
     batch: int = 100,
-    mean: Sequence[Radius] | None = None,
-    std: Sequence[Radius] | None = None,
+    mean: Sequence[ExactNumber] | None = None,
+    std: Sequence[ExactNumber] | None = None,
     weights: str | Path | None = None,
     settings: Settings | None = None,
     resume: Path | None = None,
@@ -187,15 +151,15 @@ def evaluate(
     model: Any,
     images: np.ndarray,
     labels: np.ndarray,
-    eps: Radius | Sequence[Radius],
+    eps: ExactNumber | Sequence[ExactNumber],
     *,
     attack: str = "standard",
     bounds: str = "none",
     norm: str = "Linf",
     bpda: Sequence[str] = ("",),
     batch: int = 100,
-    mean: Sequence[Radius] | None = None,
-    std: Sequence[Radius] | None = None,
+    mean: Sequence[ExactNumber] | None = None,
+    std: Sequence[ExactNumber] | None = None,
     weights: str | Path | None = None,
     settings: Settings | None = None,
     out: Path | None = None,
@@ -237,9 +201,9 @@ def evaluate(
 
 def _plan(
     model: Any,
-    eps: Radius,
-    mean: Sequence[Radius] | None,
-    std: Sequence[Radius] | None,
+    eps: ExactNumber,
+    mean: Sequence[ExactNumber] | None,
+    std: Sequence[ExactNumber] | None,
     weights: str | Path | None,
     settings: Settings | None,
     **others: Any,
@@ -277,7 +241,7 @@ def _opened(
     return open_subject(plan, pixels.shape), pixels
 
 
-def exact_radius(value: Radius) -> Fraction:
+def exact_radius(value: ExactNumber) -> Fraction:
     """The number meant: words exactly, a float as the short fraction it is nearest to. Raises
     ``SettingsError``."""
     try:
@@ -288,7 +252,7 @@ def exact_radius(value: Radius) -> Fraction:
     return short if isinstance(value, float) and float(short) == value else exact
 
 
-def decide(
+def load_and_verify(
     onnx: str,
     vnnlib: str,
     seconds: float,
@@ -312,4 +276,4 @@ def decide(
     ), problem
 
 
-__all__ = ["UnsupportedError", "attack", "bound", "decide", "evaluate", "load", "verify"]
+__all__ = ["UnsupportedError", "attack", "bound", "evaluate", "load", "load_and_verify", "verify"]

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-MAX_BYTES = 4 << 30
+_MAX_BYTES = 4 << 30
 """What an archive may unpack to."""
-KINDS = "biufU"
+_KINDS = "biufU"
+"""NumPy's letters for truth values, integers of both signs, floats and text."""
 _DAMAGE = (
     OSError,
     EOFError,
@@ -65,8 +66,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MAX_BYTES:
-                raise DataError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB")
+            if sum(item.file_size for item in archive.infolist()) > _MAX_BYTES:
+                raise DataError(f"{path} unpacks to more than {_MAX_BYTES >> 30} GiB")
         with np.load(path, allow_pickle=False) as opened:
             found = {name: opened[name] for name in opened.files}
     except _DAMAGE as error:
@@ -75,7 +76,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _plain(value: Any, what: str) -> npt.NDArray[np.generic]:
-    if getattr(getattr(value, "dtype", None), "kind", "") not in tuple(KINDS):
+    if getattr(getattr(value, "dtype", None), "kind", "") not in tuple(_KINDS):
         raise DataError(f"{what} is no array of numbers or text")
     found: npt.NDArray[np.generic] = value
     return found

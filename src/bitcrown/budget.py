@@ -38,7 +38,11 @@ class Budget:
 
     @classmethod
     def of_cpu_seconds(cls, seconds: float, memory: int = 4 << 30) -> Budget:
-        """``seconds`` of computing, in at most ``PATIENCE`` times as many on the wall."""
+        """``seconds`` of computing, in at most ``PATIENCE`` times as many on the wall.
+
+        Both clocks end it: one that only counted computing would never end while the process waits.
+        At least ``PATIENCE`` seconds on the wall, because starting takes some that compute nothing.
+        """
         return cls(
             time.monotonic() + PATIENCE * max(seconds, 1.0), memory, time.process_time() + seconds
         )
@@ -54,8 +58,7 @@ class Budget:
         return cls(math.inf, 1 << 62)
 
     def remaining(self) -> float:
-        """Seconds left, on the wall or of computing, whichever are fewer; negative once the
-        deadline has passed."""
+        """Seconds left, on the wall or of computing, whichever are fewer; negative afterwards."""
         return min(self.deadline - time.monotonic(), self.cpu_remaining())
 
     def cpu_remaining(self) -> float:
@@ -79,6 +82,7 @@ class Budget:
         """The same budget with at most ``seconds`` left, of computing where that is what this
         budget counts."""
         if math.isfinite(self.cpu_deadline):
+            # The wall's limit stays as it is: it only guards against hanging.
             return Budget(
                 self.deadline, self.memory, min(self.cpu_deadline, time.process_time() + seconds)
             )

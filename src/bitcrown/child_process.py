@@ -26,9 +26,9 @@ from bitcrown.budget import Budget
 from bitcrown.errors import BitcrownError, ModelError
 from bitcrown.verdict import Reason
 
-SECONDS_PER_LOOK = 0.1
-CHUNK = 1 << 16
-DONE, REFUSED = "done", "refused"
+_SECONDS_PER_LOOK = 0.1
+_CHUNK = 1 << 16
+_DONE, _REFUSED = "done", "refused"
 
 
 def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> tuple[str, Reason]:
@@ -47,25 +47,30 @@ def text_of_child(function: Callable[[], str], budget: Budget, grace: float) -> 
     child = os.fork()
     if child == 0:
         _run_and_leave(function, reading, writing)
+    # The child's copy must be the only one: then the end of the pipe is the child's end.
     os.close(writing)
     try:
         parts: list[bytes] = []
         looked, allowance = time.monotonic(), budget.cpu_remaining()
+        # A large text arrives in pieces and the child waits while the pipe is full, so reading goes
+        # before looking. It ends with the end of the pipe; only the finally clause reaps the child,
+        # hence its number stays its own until then.
         while True:
-            ready, _, _ = select.select([reading], [], [], SECONDS_PER_LOOK)
+            ready, _, _ = select.select([reading], [], [], _SECONDS_PER_LOOK)
             if ready:
-                part = os.read(reading, CHUNK)
+                part = os.read(reading, _CHUNK)
                 if not part:
                     break
                 parts.append(part)
             elif budget.remaining() < -grace:
                 return "", Reason.DEADLINE
-            elif time.monotonic() - looked >= SECONDS_PER_LOOK:
+            elif time.monotonic() - looked >= _SECONDS_PER_LOOK:
                 looked, process = time.monotonic(), psutil.Process(child)
                 if process.memory_full_info().uss > budget.memory:
                     return "", Reason.MEMORY
                 if sum(process.cpu_times()[:2]) > allowance + grace:
                     return "", Reason.DEADLINE
+        # The child writes a line end last: a text without one was cut short by its death.
         text = b"".join(parts).decode()
         return (text[:-1], Reason.NONE) if text.endswith("\n") else ("", Reason.CRASHED)
     finally:
@@ -84,25 +89,26 @@ def text_or_error(function: Callable[[], str], budget: Budget, what: str) -> str
 
     def told() -> str:
         try:
-            return f"{DONE} {function()}"
+            return f"{_DONE} {function()}"
         except BitcrownError as error:
-            return f"{REFUSED} {error}"
+            return f"{_REFUSED} {error}"
 
     text, reason = text_of_child(told, budget, 0.0)
     if reason is not Reason.NONE:
         why = {Reason.DEADLINE: "did not end in time", Reason.MEMORY: "asked for too much memory"}
         raise ModelError(f"the process {what} {why.get(reason, 'crashed, so the file is damaged')}")
     word, _, rest = text.partition(" ")
-    if word == REFUSED:
+    if word == _REFUSED:
         raise BitcrownError(rest)
     return rest
 
 
 def _run_and_leave(function: Callable[[], str], reading: int, writing: int) -> None:
     """The child: never returns, and never runs what the parent has registered for its own end."""
-    status = 1
+    status = 1  # unless it comes to the end below, also where ``function`` raises
     try:
         os.close(reading)
+        # What aborts here is expected: no traces on stderr, no core file.
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         null = os.open(os.devnull, os.O_RDWR)
@@ -113,4 +119,5 @@ def _run_and_leave(function: Callable[[], str], reading: int, writing: int) -> N
             text = text[os.write(writing, text) :]
         status = 0
     finally:
+        # Not sys.exit: buffers, threads and atexit handlers copied by the fork are the parent's.
         os._exit(status)

@@ -1,48 +1,104 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new one, never a half,
-whatever is killed.
+"""Reading files that may be packed, and writing files that are never half written: the one place
+for both.
 
-The new content goes into a file beside the target that nobody else can have made: its name is
-random, and it is opened with ``O_EXCL`` and ``O_NOFOLLOW``, so a link that somebody planted in a
-shared folder is neither followed nor written through. Then it is renamed over the target; if
-anything fails, it is removed and the target stays as it was.
+Reading: a file is gzip if its first two bytes say so, whatever its name; and where ``x`` is
+missing, ``x.gz`` stands in for it, as VNN-COMP's repositories ship their networks and properties.
+
+Writing: a reader sees the old content or the new one, never a half, whatever is killed. The new
+content goes into a file beside the target that nobody else can have made: its name is random, and
+it is opened with ``O_EXCL`` and ``O_NOFOLLOW``, so a link that somebody planted in a shared folder
+is neither followed nor written through. Then it is renamed over the target; if anything fails, it
+is removed and the target stays as it was.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from bitcrown.errors import ResourceError
+from bitcrown.errors import BitcrownError, ResourceError
 
-RANDOM_BYTES = 12
-LONGEST_NAME = 100
+DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
+UNREADABLE = (OSError, *DAMAGED_GZIP)
+"""What reading through ``unpacking`` raises."""
+_GZIP_MAGIC = b"\x1f\x8b"
+_RANDOM_BYTES = 12
+_LONGEST_NAME = 100
 """Letters of the target's name that the new file's name repeats: names have at most 255 bytes."""
 
 
+def find_file(path: Path) -> Path | None:
+    """``path``, or ``path`` + ``.gz`` beside it, or None if neither is a file."""
+    try:
+        return next((file for file in (path, Path(f"{path}.gz")) if file.is_file()), None)
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+        return None
+
+
 @contextmanager
-def replacing(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
+def unpacking(path: Path) -> Iterator[BufferedIOBase]:
+    """``path``, opened for reading; what its gzip stream holds, if it is one. Raises
+    ``UNREADABLE``."""
+    with path.open("rb") as raw:
+        if raw.peek(2)[:2] != _GZIP_MAGIC:
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            yield unpacked
+
+
+def read_packed(path: Path, limit: int, what: str, error: type[BitcrownError]) -> bytes:
+    """Content of ``path``, or of ``path.gz``, unpacked; raises ``error`` for more than ``limit``
+    bytes.
+
+    ``what`` names the file in the sentence of the error ("the network file"), which is also raised
+    where the file cannot be read.
+    """
+    found = find_file(path) or path
+    try:
+        with unpacking(found) as file:
+            # One byte more than is allowed: enough to see a small file that unpacks to something
+            # enormous, before it fills the memory.
+            data = file.read(limit + 1)
+    except (*UNREADABLE, ValueError) as problem:  # ValueError: a path with a zero in it
+        raise error(f"{what} {found} cannot be read: {problem}") from problem
+    if len(data) > limit:
+        raise error(f"{what} {found} is larger than {limit >> 30} GiB")
+    return data
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    import hashlib  # loads OpenSSL, for which the parent of a timed run has no use
+
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new binary file that takes the place of ``path`` once the block has ended without an
     exception.
 
-    A link is followed to the file it names; the folder is made if it is missing. ``sync`` waits for
-    the disk, so that even a loss of power leaves one of the two contents. Raises ``OSError``.
+    A link is followed to the file it names; the folder is made if it is missing. Raises
+    ``OSError``.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    name = target.name.encode()[:LONGEST_NAME].decode(errors="ignore")
-    fresh = target.with_name(f".{name}.{os.urandom(RANDOM_BYTES).hex()}.tmp")
+    name = target.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    fresh = target.with_name(f".{name}.{os.urandom(_RANDOM_BYTES).hex()}.tmp")
     descriptor = os.open(
         fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
         fresh.replace(target)
     except BaseException:
         fresh.unlink(missing_ok=True)
@@ -58,13 +114,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file():  # a device or a pipe has no place to rename to
             path.write_bytes(data)
             return
         try:
             with replacing(path) as file:
                 file.write(data)
         except PermissionError:
+            # The folder takes no new files, but this one may be writable all the same.
             if not path.is_file():
                 raise
             write_in_place(path, data)
@@ -84,6 +141,7 @@ def write_in_place(path: Path, data: bytes) -> None:
     descriptor = os.open(os.path.realpath(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.ftruncate(descriptor, 0)
+        # Until the last write the file begins with zeros, which no reader takes for an answer.
         for part, offset in ((data[head:], head), (data[:head], 0)):
             while part:
                 done = os.pwrite(descriptor, part, offset)
@@ -94,3 +152,42 @@ def write_in_place(path: Path, data: bytes) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append ``record`` as one line, after closing a half line of a killed writer. Raises
+    ``ResourceError``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            broken = False
+            if size:
+                file.seek(size - 1)
+                broken = file.read(1) != b"\n"
+            line = json.dumps(record, default=str).encode() + b"\n"
+            file.write(b"\n" + line if broken else line)
+    except OSError as error:
+        raise ResourceError(
+            f"the record {path} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it
+    cannot be read."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ResourceError(
+            f"the records {path} cannot be read: {error.strerror or error}"
+        ) from error
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

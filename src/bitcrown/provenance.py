@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 """The tool's directory where bitcrown runs from its repository; elsewhere just a folder without
 ``.git``."""
-PACKAGES = (
+_PACKAGES = (
     "torch",
     "onnx",
     "onnxruntime",
@@ -46,7 +46,7 @@ def dependency_versions() -> dict[str, str]:
     from importlib.metadata import version as installed
 
     found = {}
-    for name in PACKAGES:
+    for name in _PACKAGES:
         try:
             found[name] = installed(name)
         except PackageNotFoundError:
@@ -56,6 +56,8 @@ def dependency_versions() -> dict[str, str]:
 
 def commit(root: Path = ROOT) -> str:
     """Commit of the source tree, read from ``.git``; ``""`` if there is none."""
+    # In a linked work tree .git is a file that names a folder of the main repository; HEAD is in
+    # that folder, branches are in the common one. A branch is a file, or a line of packed-refs.
     git = root / ".git"
     pointer = _text(git)
     if pointer.startswith("gitdir:"):

@@ -18,7 +18,7 @@ from bitcrown.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "BITCROWN_"
 GIB = 1 << 30
-SEARCH_SHARE = 0.7
+_SEARCH_SHARE = 0.7
 """Share of the process's memory limit that tensors of the search may use; the rest is interpreter
 and libraries."""
 
@@ -40,16 +40,15 @@ class Option:
         """``value`` as this option's type. Raises ``SettingsError`` for a wrong type or one outside
         the range."""
         kind = type(self.default)
+        refusal = SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
         try:
             parsed = value if type(value) is kind else kind(str(value))
         except ValueError as error:
-            raise SettingsError(
-                f"option {self.name} needs {self.range_text()}, but got {value!r}"
-            ) from error
-        if self.choices and parsed not in self.choices:
-            raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
-        if not isinstance(parsed, str) and not self.low <= parsed <= self.high:
-            raise SettingsError(f"option {self.name} needs {self.range_text()}, but got {value!r}")
+            raise refusal from error
+        # Written so that a NaN is refused: it is not within any bounds.
+        is_within = isinstance(parsed, str) or self.low <= parsed <= self.high
+        if not is_within or (self.choices and parsed not in self.choices):
+            raise refusal
         return parsed
 
     def range_text(self) -> str:
@@ -117,11 +116,8 @@ class Settings:
         """Settings from variables such as ``BITCROWN_SEED``; the competition's scripts have no
         other way in."""
         found = os.environ if environment is None else environment
-        named = {
-            option.name: found.get(ENVIRONMENT_PREFIX + option.name.upper(), "")
-            for option in OPTIONS
-        }
-        return cls(**{name: text for name, text in named.items() if text})  # type: ignore[arg-type]
+        texts = {row.name: found.get(ENVIRONMENT_PREFIX + row.name.upper()) for row in OPTIONS}
+        return cls.from_mapping({name: text for name, text in texts.items() if text})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -136,7 +132,7 @@ class Settings:
 
     def memory_bytes(self) -> int:
         """Bytes for tensors of the search: a share of ``process_bytes``."""
-        return int(SEARCH_SHARE * self.process_bytes())
+        return int(_SEARCH_SHARE * self.process_bytes())
 
 
 def usable_cores() -> int:
@@ -144,6 +140,7 @@ def usable_cores() -> int:
     time."""
     cores = len(os.sched_getaffinity(0))
     for folder in _control_groups():
+        # Microseconds of processor time granted in each period, and the length of the period.
         words = _first_line(f"{folder}/cpu.max").split()
         if len(words) == 2 and words[0].isdigit() and int(words[1]):
             cores = min(cores, max(1, -(-int(words[0]) // int(words[1]))))
@@ -151,8 +148,11 @@ def usable_cores() -> int:
 
 
 def measured_limit() -> int:
-    """Memory this process may use: what is free now, at most the control group's limit, less a
-    reserve."""
+    """Memory this process may use (bytes): what is free now, at most the control group's limit,
+    less a reserve.
+
+        limit - min(limit / 4, max(1 GiB, total / 25)),   limit = min(total, available)
+    """
     available = total = 1 << 62
     for line in _lines("/proc/meminfo"):
         name, _, rest = line.partition(":")
@@ -161,6 +161,7 @@ def measured_limit() -> int:
         elif name == "MemAvailable":
             available = int(rest.split()[0]) << 10
     for folder in _control_groups():
+        # Version 2 and version 1; the word "max", or a number beyond any memory, is no limit.
         for name in ("memory.max", "memory.limit_in_bytes"):
             word = _first_line(f"{folder}/{name}")
             if word.isdigit():

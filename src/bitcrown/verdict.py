@@ -46,7 +46,7 @@ class Witness:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of ``verify``. ``phases`` maps phase name to seconds; ``counters`` are plain numbers.
+    """What ``verify`` returns. ``phases``: seconds by phase; ``counters``: plain numbers.
 
     ``certificate``: where asked for, the proof of an unsat: JSON about an integer network, a file's
     bytes about floats.

@@ -59,13 +59,13 @@ def attempt(seed: int, index: int, folder: Path) -> dict[str, Any]:
 
 def checked(network: Path, prop: Path, certificate: bytes, folder: Path) -> dict[str, Any]:
     """What the checker says: ``accepted``, ``rejected``, ``refused`` or ``traceback``."""
-    from bitcrown.certificates.files import check_files
+    from bitcrown.certificates.files import check_certificate
     from bitcrown.errors import BitcrownError
 
     path = folder / "proof.json"
     path.write_bytes(certificate)
     try:
-        finding = check_files(network, prop, path)
+        finding = check_certificate(network, prop, path)
     except BitcrownError as error:
         return {"kind": "refused", "says": str(error)[:200]}
     except Exception as error:  # noqa: BLE001 (any other class is a finding)
@@ -153,24 +153,30 @@ def _moved_onto(prop: Property, point: Array, outputs: Array) -> Property:
 
 
 def _digest(tree: Any) -> dict[str, Any]:
-    from bitcrown.check.certificates.integers.checker import digest
+    from bitcrown.check.certificates.documents import content_digest
 
-    return {"digest": digest({key: value for key, value in tree.items() if key != "digest"})}
+    return {
+        "digest": content_digest({key: value for key, value in tree.items() if key != "digest"})
+    }
 
 
 def _forms(network: Path, prop: Path) -> tuple[Any, Any]:
-    from bitcrown.certificates.files import read_network, read_query
+    from bitcrown.certificates.files import integer_query, read_network
     from bitcrown.quant.proof.writer import network_form, property_form
 
     read = read_network(network)
-    return network_form(read), property_form(read_query(network, prop, read))
+    return network_form(read), property_form(integer_query(network, prop, read))
 
 
 def _binding(network: Path, prop: Path) -> dict[str, Any]:
-    from bitcrown.check.certificates.integers.checker import digest
+    from bitcrown.check.certificates.documents import content_digest
 
     form, asked = _forms(network, prop)
-    return {"network": digest(form), "property": digest(asked), "forms": (form, asked)}
+    return {
+        "network": content_digest(form),
+        "property": content_digest(asked),
+        "forms": (form, asked),
+    }
 
 
 def _false_proofs(
@@ -256,7 +262,7 @@ def _steps(document: bytes) -> str:
 
 def _wide(rng: random.Random, folder: Path) -> dict[str, Any]:
     """Networks and properties as JSON, with numbers that no machine word holds."""
-    from bitcrown.check.certificates.integers.checker import digest
+    from bitcrown.check.certificates.documents import content_digest
 
     form, prop, is_satisfiable = wide_claim(rng)
     files = folder / "network.json", folder / "property.json"
@@ -264,8 +270,8 @@ def _wide(rng: random.Random, folder: Path) -> dict[str, Any]:
         path.write_text(json.dumps(content), encoding="ascii")
     start = {
         "format": "bitcrown-integer-certificate-1",
-        "network": digest(form),
-        "property": digest(prop),
+        "network": content_digest(form),
+        "property": content_digest(prop),
     }
     honest = (
         [[["propagate"], ["empty"]]],

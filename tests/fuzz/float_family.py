@@ -37,8 +37,8 @@ SEARCHED = 150
 """Points tried against an ``unsat`` that nothing was planted against."""
 SWITCHED_OFF = (
     ("bitcrown.search.strategy", "probe"),
-    ("bitcrown.search.decision", "attack"),
-    ("bitcrown.search.decision", "_attack_to_the_end"),
+    ("bitcrown.search.descent", "descend"),
+    ("bitcrown.search.descent", "descend_to_the_end"),
 )
 
 

@@ -38,15 +38,17 @@ def only_search() -> Iterator[None]:
     """Nothing but single points left over by splitting is tried; larger boxes are never
     enumerated."""
     from bitcrown.quant.search import decide
-    from bitcrown.quant.search.search import SearchSettings
+    from bitcrown.quant.search.settings import SearchSettings
 
-    judge, settings = decide.Judge.try_points, decide.SearchSettings
-    decide.Judge.try_points = lambda self, points: judge(self, points) if len(points) == 1 else None
+    judge, settings = decide.WitnessJudge.try_points, decide.SearchSettings
+    decide.WitnessJudge.try_points = lambda self, points: (
+        judge(self, points) if len(points) == 1 else None
+    )
     decide.SearchSettings = lambda: SearchSettings(enumerate_points=1)
     try:
         yield
     finally:
-        decide.Judge.try_points, decide.SearchSettings = judge, settings
+        decide.WitnessJudge.try_points, decide.SearchSettings = judge, settings
 
 
 def drawn(rng: np.random.Generator) -> Instance:
@@ -141,7 +143,7 @@ def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dic
     """``word``: a status, ``refused`` or ``traceback``; ``witness`` [n] and ``certificate``
     (accepted or why not)."""
     import bitcrown
-    from bitcrown.certificates.files import check_files
+    from bitcrown.certificates.files import check_certificate
     from bitcrown.errors import BitcrownError
 
     network, prop, proof = folder / "net.onnx", folder / "prop.vnnlib", folder / "proof.json"
@@ -161,7 +163,7 @@ def asked(instance: Instance, folder: Path, seconds: float, silent: bool) -> dic
             answer["witness"] = np.concatenate(parts).tolist()
         if verdict.certificate is not None:
             proof.write_text(json.dumps(verdict.certificate), encoding="ascii")
-            finding = check_files(network, prop, proof)
+            finding = check_certificate(network, prop, proof)
             answer["certificate"] = "accepted" if finding.accepted else finding.message
     except BitcrownError as error:
         return {"word": "refused", "how": type(error).__name__, "says": str(error)[:300]}

@@ -185,11 +185,11 @@ def _standing() -> Any:
 def _attack_state() -> list[bytes]:
     import torch
 
-    from bitcrown.attacks.images.progress import save
+    from bitcrown.attacks.images.progress import save_state
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suite.npz"
-        save(path, _standing(), "question", torch.zeros(2, 3))
+        save_state(path, _standing(), "question", torch.zeros(2, 3))
         return [path.read_bytes()]
 
 
@@ -219,18 +219,18 @@ def _sound(folder: Path) -> tuple[str, Path]:
 
 def _onnx(data: bytes, folder: Path) -> None:
     from bitcrown.model.describe import describe
-    from bitcrown.model.onnx_reader import read_graph, unsupported_operators
+    from bitcrown.model.onnx_reader import read_graph
 
     path = _put(folder, "net.onnx", data)
-    unsupported_operators(path)
     describe(read_graph(path))
 
 
 def _quantized(data: bytes, folder: Path) -> None:
-    from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+    from bitcrown.model.file import NetworkFile
+    from bitcrown.quant.formats.onnx_file import read_onnx
 
     path = _put(folder, "net.onnx", data)
-    if looks_quantized(path):
+    if NetworkFile(path).is_quantized:
         read_onnx(path)
 
 
@@ -321,7 +321,7 @@ def _instances(data: bytes, folder: Path) -> None:
 
 
 def _expected(data: bytes, folder: Path) -> None:
-    from bitcrown.harness.expected import read_expected
+    from bitcrown.harness.instance import read_expected
 
     read_expected(_put(folder, "expected.csv", data))
 
@@ -376,9 +376,9 @@ def _checkpoint(data: bytes, folder: Path) -> None:
 def _state(data: bytes, folder: Path) -> None:
     import torch
 
-    from bitcrown.attacks.images.progress import load
+    from bitcrown.attacks.images.progress import load_state
 
-    load(_put(folder, "suite.npz", data), _standing(), "question", torch.zeros(2, 3))
+    load_state(_put(folder, "suite.npz", data), _standing(), "question", torch.zeros(2, 3))
 
 
 def _journal(data: bytes, folder: Path) -> None:
@@ -398,7 +398,7 @@ def _setup(data: bytes, folder: Path) -> None:
 
 
 def _field(data: bytes, folder: Path) -> None:
-    from bitcrown.harness.run import check_files
+    from bitcrown.harness.request import check_files
 
     check_files(data.decode("utf-8", "surrogateescape"), str(_put(folder, "p", b"")))
 
@@ -502,8 +502,7 @@ def signed_again(data: bytes) -> bytes:
     """A damaged table with the checksums that its blocks would have: of the index block and of
     those it names."""
     from bitcrown.errors import BitcrownError
-    from bitcrown.zoo.crc32c import masked_crc32c
-    from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, read_varint
+    from bitcrown.zoo.sstable import FOOTER_BYTES, _entries, masked_crc32c, read_varint
 
     changed = bytearray(data)
 

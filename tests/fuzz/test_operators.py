@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from bitcrown.model.folding import ROWS
+from bitcrown.model.folding import FOLDING_RULES
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.onnx_reader import read_graph
 from tests.fuzz.graphs import OPSETS, Net, Unfit
 from tests.fuzz.moves import GENERATORS
 from tests.fuzz.operators import WITHOUT
 
-ACCEPTED = sorted({*LOWERINGS, *ROWS, "Constant"})
+ACCEPTED = sorted({*LOWERINGS, *FOLDING_RULES, "Constant"})
 TRIES = 60
 
 

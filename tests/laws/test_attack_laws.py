@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.attacks.property.pgd import pgd
 from bitcrown.attacks.property.probes import probe
+from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer, format_witness
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
@@ -86,7 +87,7 @@ def plant(folder: Path, seed: int, n: int, m: int) -> Planted:
         f"(declare-const Y_{i} Real)" for i in range(m)
     ]
     box = [f"(assert (>= X_{i} {low[i]}))(assert (<= X_{i} {high[i]}))" for i in range(n)]
-    replay = Replay(parse_query("\n".join([*head, *box])), {"N": path})
+    replay = RuntimeReplay(parse_query("\n".join([*head, *box])), {"N": path})
     points = random.uniform(low, high, (300, n))
     y = replay.run_batch(points)[:, 0]
     best = int(y.argmax())
@@ -115,7 +116,7 @@ def test_probes_find_planted_violations(
 ) -> None:
     planted = plant(tmp_path_factory.mktemp("net"), seed, n, 2)
     problem = problem_from_query(parse_query(planted.text), {"N": planted.path})
-    replay = Replay(problem.query, problem.networks)
+    replay = RuntimeReplay(problem.query, problem.networks)
     witness = probe(problem, replay, Confirmer(problem, replay), Budget.of_cpu_seconds(60), 0, 10.0)
     assert witness is not None
     assert holds_exactly(planted.text, format_witness(problem.query, witness))
@@ -144,5 +145,5 @@ def test_descent_finds_planted_violations(
     )
     assert points.shape[1] == n and not cases.any()
     assert bool((points >= lower).all()) and bool((points <= upper).all())
-    confirmer = Confirmer(problem, Replay(problem.query, problem.networks))
+    confirmer = Confirmer(problem, RuntimeReplay(problem.query, problem.networks))
     assert any(confirmer.confirm(point.double().numpy(), case) is not None for point in points[:4])

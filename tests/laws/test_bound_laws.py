@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from bitcrown.bounds import rounding
-from bitcrown.bounds.alpha_beta import Ascent, Layout, Parameters, Rows, ascend, proved_minimum
+from bitcrown.bounds.ascent import Ascent, ascend
 from bitcrown.bounds.crown import relaxations_of
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval
+from bitcrown.bounds.layout import Layout
+from bitcrown.bounds.multipliers import Multipliers, proved_minimum
+from bitcrown.bounds.rows import Rows
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
@@ -177,9 +180,9 @@ def test_proved_minimum_is_below_the_exact_rational_value(width: float) -> None:
         network, rows, layout = root_problem(graph, seed, width)
         enclosure = LayerBounder(network, 1 << 22).run(rows.x_lower, rows.x_upper)
         alpha = layout.default_alpha(enclosure.bounds)[:, None]
-        parameters = Parameters(layout, alpha, None, None)
+        multipliers = Multipliers(layout, alpha)
         proved = float(
-            proved_minimum(network, rows, enclosure.bounds, enclosure.scales, parameters)
+            proved_minimum(network, rows, enclosure.bounds, enclosure.scales, multipliers)
         )
         for point in samples(rows.x_lower, rows.x_upper, 16, seed)[0].tolist():
             y = exact_outputs(graph, [Fraction(v) for v in point])
@@ -193,7 +196,7 @@ def test_ascent_finds_no_worse_bounds_and_any_parameters_are_sound(dtype: torch.
         graph = dense_graph(seed, [3, 8, 8, 2])
         network, rows, layout = root_problem(graph, seed, 1.0)
         enclosure = LayerBounder(network, 1 << 22).run(rows.x_lower, rows.x_upper)
-        start = Parameters(layout, layout.default_alpha(enclosure.bounds)[:, None], None, None)
+        start = Multipliers(layout, layout.default_alpha(enclosure.bounds)[:, None])
         before = float(proved_minimum(network, rows, enclosure.bounds, enclosure.scales, start))
         guide = Network(graph, dtype)
         found, _ = ascend(guide, rows, enclosure.bounds, start, Ascent(30), target=float("inf"))

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitcrown.check.truth import Checker, formula_holds
+from bitcrown.check.truth import AssertionCheck, formula_holds
 from bitcrown.check.witness import inward_box
 from bitcrown.spec.query import (
     And,
@@ -111,6 +111,6 @@ def test_the_prepared_check_is_the_plain_one_and_never_laxer_than_the_exact_one(
     network = NetworkDecl("N", (TensorDecl("X", "real", (3,)),), (TensorDecl("Y", "real", (3,)),))
     query = Query((1, 0), (network,), And(tuple(parts)))
     values = {"X": np.array(data[:3], dtype=np.float32), "Y": np.array(data[3:], dtype=np.float32)}
-    holds = Checker(query).holds(values)
+    holds = AssertionCheck(query).holds(values)
     assert holds == formula_holds(query.assertion, values)
     assert not holds or truth(query.assertion, values)

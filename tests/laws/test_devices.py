@@ -19,9 +19,9 @@ from bitcrown.model.graph import Graph
 from bitcrown.train.architectures import architecture
 from bitcrown.train.images import Normalisation
 from bitcrown.train.network import TrainableNetwork
-from bitcrown.train.schedules import Stage
+from bitcrown.train.schedules import StepValues
 from bitcrown.train.settings import TrainSettings
-from bitcrown.train.step import Batch, Step, optimiser_of
+from bitcrown.train.step import TrainingBatch, TrainingStep, optimiser_of
 from bitcrown.verdict import Verdict
 from tests.random_networks import box_property, conv_graph, dense_graph, save_onnx
 
@@ -85,8 +85,8 @@ def test_every_tensor_is_made_where_the_network_is(
     if search != "input split":
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
     if search.endswith("clipping"):
-        monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
-        monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.guide.SMALL_NETWORK", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.root.CLIP_INPUTS", 0)
     with DeviceWatch() as watch:
         for formula in ("(<= Y_0 Y_1)", "(and (<= Y_0 Y_1) (>= Y_0 -1))", "(<= Y_0 -3)"):
             decide(dense_graph(4, [6, 24, 24, 2]), tmp_path, 0.4, formula, "cpu")
@@ -99,7 +99,7 @@ def step_on_meta(**settings: Any) -> None:
     devices, raises."""
     chosen = TrainSettings(1 / 255, device="cpu", beta_end=0.5, **settings)
     network = TrainableNetwork(architecture("resnet_mini")).to("meta")
-    step = Step(
+    step = TrainingStep(
         network,
         optimiser_of(network, chosen),
         chosen,
@@ -109,7 +109,10 @@ def step_on_meta(**settings: Any) -> None:
         torch.rand(4, 3, 32, 32, device="meta"),
         torch.zeros(4, dtype=torch.int64, device="meta"),
     )
-    assert step(Batch(images, labels, images), Stage(1 / 255, 0.5, 0.5, 1e-3)).device.type == "meta"
+    assert (
+        step(TrainingBatch(images, labels, images), StepValues(1 / 255, 0.5, 0.5, 1e-3)).device.type
+        == "meta"
+    )
 
 
 @pytest.mark.parametrize("precision", ["full", "mixed"])

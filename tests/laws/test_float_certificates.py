@@ -19,9 +19,10 @@ import pytest
 from bitcrown.budget import Budget
 from bitcrown.certificates.neurons import NeuronSearch
 from bitcrown.certificates.writer import certificate_of
-from bitcrown.check.certificates.floats.bounds import Bounder, Box, relu_line
-from bitcrown.check.certificates.floats.checker import check
-from bitcrown.check.certificates.floats.format import Reject, encode
+from bitcrown.check.certificates.documents import Reject
+from bitcrown.check.certificates.floats.bounds import Bounder, BoxBatch, relu_line
+from bitcrown.check.certificates.floats.checker import check_float_proof
+from bitcrown.check.certificates.floats.format import encoded
 from bitcrown.check.certificates.floats.layers import layer_bounds
 from bitcrown.check.certificates.floats.steps import leaf_values
 from bitcrown.spec.decimals import decimal_text
@@ -55,17 +56,17 @@ def test_no_damaged_certificate_proves_a_false_claim(tmp_path: Path, kind: int) 
     false = dense_subject(tmp_path, kind, sizes, 0.5, f"(<= Y_0 {decimal_text(lowest)})")
     true = dense_subject(tmp_path, kind, sizes, 0.5, below(lowest, 0.3))
     data = written(true)
-    assert check(data, true).accepted
+    assert check_float_proof(data, true).accepted
     kept = 0
     for _ in range(MUTATIONS):
         content = mutated(random, data)
         content |= {name: value for name, value in true.digests.items() if name in content}
         try:
-            kept += check(encode(content), true).accepted
-            forged = encode({**content, **false.digests})
+            kept += check_float_proof(encoded(content), true).accepted
+            forged = encoded({**content, **false.digests})
         except ValueError:  # NaN and the like are no JSON
             continue
-        assert not check(forged, false).accepted
+        assert not check_float_proof(forged, false).accepted
     assert kept < MUTATIONS
 
 
@@ -181,7 +182,7 @@ def test_lines_of_relu_are_sound_or_say_nothing(low: float) -> None:
 
 def test_numbers_that_are_none_prove_nothing(tmp_path: Path) -> None:
     subject = dense_subject(tmp_path, 1, [2, 4, 1], 1.0, "(<= Y_0 -1000.0)")
-    assert check(written(subject), subject).accepted
+    assert check_float_proof(written(subject), subject).accepted
     group = subject.groups[0]
     bounder = Bounder(subject.network, group.box)
     bounds = layer_bounds(bounder, group.box)
@@ -192,7 +193,7 @@ def test_numbers_that_are_none_prove_nothing(tmp_path: Path) -> None:
         with np.errstate(all="ignore"):
             value = leaf_values(bounder, group, bounds, leaf)
         assert not np.isfinite(value).any()
-    huge = Box(np.full((1, 2), -np.inf), np.full((1, 2), np.inf))
+    huge = BoxBatch(np.full((1, 2), -np.inf), np.full((1, 2), np.inf))
     with pytest.raises(Exception, match="float64"):
         Bounder(subject.network, huge)
 
@@ -203,7 +204,7 @@ def test_json_that_is_not_strict_is_rejected(tmp_path: Path) -> None:
     subject = dense_subject(tmp_path, 1, [2, 4, 1], 1.0, "(<= Y_0 -1000.0)")
     data = written(subject)
     text = gzip.decompress(data).decode()
-    assert check(gzip.compress(text.encode()), subject).accepted
+    assert check_float_proof(gzip.compress(text.encode()), subject).accepted
     for old, new in [
         ('"group":0', '"group":0.0'),
         ('"group":0', '"group":false'),
@@ -214,7 +215,9 @@ def test_json_that_is_not_strict_is_rejected(tmp_path: Path) -> None:
         ('"axes":[[-1]]', '"axes":[["-1"]]'),
     ]:
         assert old in text
-        assert not check(gzip.compress(text.replace(old, new).encode()), subject).accepted
+        assert not check_float_proof(
+            gzip.compress(text.replace(old, new).encode()), subject
+        ).accepted
     for junk in (
         b"",
         b"{}",
@@ -223,5 +226,5 @@ def test_json_that_is_not_strict_is_rejected(tmp_path: Path) -> None:
         json.dumps([1]).encode(),
         gzip.compress(b"[" * 100_000),
     ):
-        assert not check(junk, subject).accepted
+        assert not check_float_proof(junk, subject).accepted
     assert issubclass(Reject, Exception)

@@ -22,13 +22,14 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates.files import check_files, input_kind
-from bitcrown.check.certificates.integers.checker import digest
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
-from bitcrown.quant.network.graph import QuantError, Staircase
+from bitcrown.certificates.files import check_certificate, input_kind
+from bitcrown.check.certificates.documents import content_digest
+from bitcrown.model.file import NetworkFile
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.network.graph import QuantError, Stairs
 from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import split_by_box
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.search.quantized import covering
 from bitcrown.verdict import Status
 from tests.fuzz.mutations import mutations
@@ -60,19 +61,19 @@ def trial(seed: int, form: str, folder: Path) -> str:
     problem = covering(problem, [input_kind(model)] * problem.n_inputs)
     if not problem.cases:
         return "vacuous"
-    assert looks_quantized(model)
+    assert NetworkFile(model).is_quantized
     try:
         network = read_onnx(model, seed=seed)
     except QuantError:
         return "refused"
     (query,) = split_by_box(problem, network)
-    decision = decide(query, Budget.of_seconds(60), seed, True)
+    decision = decide_query(query, Budget.of_seconds(60), seed, True)
     assert decision.status is not (Status.UNSAT if truth else Status.SAT)
     if decision.status is not Status.UNSAT:
         return decision.status.value
     assert decision.proof is not None
     proof.write_text(json.dumps(certificate_form(query, decision.proof, decision.roots)))
-    finding = check_files(model, vnnlib, proof)
+    finding = check_certificate(model, vnnlib, proof)
     assert finding.accepted, finding.message
     return "unsat"
 
@@ -102,7 +103,7 @@ def proof_of(
     network = read_onnx(model)
     problem = load(model, vnnlib)
     (query,) = split_by_box(covering(problem, [input_kind(model)] * problem.n_inputs), network)
-    decision = decide(query, Budget.of_seconds(60), 0, True)
+    decision = decide_query(query, Budget.of_seconds(60), 0, True)
     if decision.status is not Status.UNSAT or decision.proof is None:
         return vnnlib, None
     return vnnlib, certificate_form(query, decision.proof, decision.roots, with_forms=True)
@@ -111,10 +112,13 @@ def proof_of(
 def signed(document: Any) -> dict[str, Any]:
     """All digests that make a damaged certificate whole again."""
     forms = document["forms"]
-    bound = {"network": digest(forms["network"]), "property": digest(forms["property"])}
+    bound = {
+        "network": content_digest(forms["network"]),
+        "property": content_digest(forms["property"]),
+    }
     return {
         **bound,
-        "digest": digest({k: v for k, v in {**document, **bound}.items() if k != "digest"}),
+        "digest": content_digest({k: v for k, v in {**document, **bound}.items() if k != "digest"}),
     }
 
 
@@ -153,7 +157,7 @@ def test_no_certificate_is_accepted_for_a_file_that_violates_its_property(
         )
         for mutation in islice(stream, each):
             proof.write_bytes(mutation.content)
-            assert not check_files(model, false, proof).accepted, mutation.what
+            assert not check_certificate(model, false, proof).accepted, mutation.what
             tried += 1
         if tried >= count * each:
             break
@@ -183,9 +187,7 @@ def crossing(folder: Path) -> Path:
 def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Path) -> None:
     model = crossing(tmp_path)
     network = read_onnx(model)
-    assert any(
-        (node.early > node.late).any() for node in network.nodes if isinstance(node, Staircase)
-    )
+    assert any((node.early > node.late).any() for node in network.nodes if isinstance(node, Stairs))
     points = np.array(list(product(range(100, 112), range(30, 40))), dtype=np.uint8)
     least = Fraction(int(run(model, points)[:, 0].min()))
     for strict in (True, False):
@@ -194,7 +196,7 @@ def test_thresholds_that_cross_between_attainable_sums_are_accepted(tmp_path: Pa
         assert (certificate is not None) == strict
         if certificate is not None:
             (tmp_path / "proof.json").write_text(json.dumps(certificate))
-            assert check_files(model, vnnlib, tmp_path / "proof.json").accepted
+            assert check_certificate(model, vnnlib, tmp_path / "proof.json").accepted
 
 
 def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
@@ -215,10 +217,10 @@ def test_cases_that_no_output_reaches_need_no_proof(tmp_path: Path) -> None:
         [{"bound": -255, "terms": [[0, -1]]}]
     ]
     (tmp_path / "proof.json").write_text(json.dumps(certificate))
-    finding = check_files(model, vnnlib, tmp_path / "proof.json")
+    finding = check_certificate(model, vnnlib, tmp_path / "proof.json")
     assert finding.accepted, finding.message
     vnnlib, none = asked(Fraction(0))
-    assert none is None and not check_files(model, vnnlib, tmp_path / "proof.json").accepted
+    assert none is None and not check_certificate(model, vnnlib, tmp_path / "proof.json").accepted
 
 
 def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) -> None:
@@ -253,4 +255,4 @@ def test_a_certificate_that_misreads_the_property_is_rejected(tmp_path: Path) ->
         proof.write_text(
             json.dumps({**certificate, "forms": forms, **signed({**certificate, "forms": forms})})
         )
-        assert words in check_files(model, vnnlib, proof).message
+        assert words in check_certificate(model, vnnlib, proof).message

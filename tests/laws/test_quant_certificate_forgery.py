@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitcrown.check.certificates.integers.checker import check, digest
-from bitcrown.check.certificates.strict_json import Malformed, parsed
-from bitcrown.quant.network.graph import Conv, Dense, Input, IntegerNetwork, Node, Staircase
+from bitcrown.check.certificates.documents import Reject, content_digest, parsed
+from bitcrown.check.certificates.integers.checker import check_integer_proof
+from bitcrown.quant.network.graph import Conv, Dense, Input, IntegerNetwork, IntegerNode, Stairs
 from bitcrown.quant.proof.writer import network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
 from tests.fuzz.mutations import mutations as damaged
@@ -31,7 +31,7 @@ from tests.tiny_integer_networks import box_points
 FORGERIES = 40
 
 
-def changed_node(random: np.random.Generator, node: Node) -> Node:
+def changed_node(random: np.random.Generator, node: IntegerNode) -> IntegerNode:
     """The node with one of its integers changed."""
 
     def bumped(values: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def changed_node(random: np.random.Generator, node: Node) -> Node:
     if isinstance(node, Dense | Conv):
         name = str(random.choice(["weight", "bias"]))
         return replace(node, **{name: bumped(getattr(node, name))})
-    if isinstance(node, Staircase):
+    if isinstance(node, Stairs):
         return replace(node, base=bumped(node.base))
     return node
 
@@ -91,8 +91,11 @@ def false_claims(
 
 
 def resigned(certificate: dict[str, Any], network: Any, prop: Any) -> dict[str, Any]:
-    out = {**certificate, "network": digest(network), "property": digest(prop)}
-    return {**out, "digest": digest({key: value for key, value in out.items() if key != "digest"})}
+    out = {**certificate, "network": content_digest(network), "property": content_digest(prop)}
+    return {
+        **out,
+        "digest": content_digest({key: value for key, value in out.items() if key != "digest"}),
+    }
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,9 @@ def test_no_forgery_is_accepted(queries: int, wanted: int) -> None:
     random = np.random.default_rng(9)
     tried = 0
     for query, certificate in proved_queries(queries):
-        assert check(network_form(query.network), property_form(query), certificate).accepted
+        assert check_integer_proof(
+            network_form(query.network), property_form(query), certificate
+        ).accepted
         places = list(mutations(certificate["parts"], ("parts",)))
         for number, claim in enumerate(false_claims(random, query, FORGERIES)):
             forged = certificate
@@ -113,21 +118,25 @@ def test_no_forgery_is_accepted(queries: int, wanted: int) -> None:
                 except (IndexError, TypeError):  # an earlier change has removed the place
                     continue
             network, prop = network_form(claim.network), property_form(claim)
-            assert not check(network, prop, resigned(forged, network, prop)).accepted
+            assert not check_integer_proof(network, prop, resigned(forged, network, prop)).accepted
             tried += 1
     assert tried >= wanted
 
 
 def sign(certificate: Any) -> dict[str, Any]:
     """The digest that makes a damaged certificate whole again."""
-    return {"digest": digest({key: value for key, value in certificate.items() if key != "digest"})}
+    return {
+        "digest": content_digest(
+            {key: value for key, value in certificate.items() if key != "digest"}
+        )
+    }
 
 
 def verdict_of(network: Any, prop: Any, content: bytes) -> bool:
     """Whether the text is a certificate that is accepted."""
     try:
-        return check(network, prop, parsed(content.decode())).accepted
-    except (Malformed, UnicodeDecodeError):
+        return check_integer_proof(network, prop, parsed(content.decode())).accepted
+    except (Reject, UnicodeDecodeError):
         return False
 
 
@@ -188,7 +197,7 @@ def test_a_float_in_place_of_a_sign_does_not_round_the_proof(sign_of_bound: Any)
         "trunk": [],
         "parts": parts,
     }
-    assert not check(network, prop, resigned(content, network, prop)).accepted
+    assert not check_integer_proof(network, prop, resigned(content, network, prop)).accepted
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -219,5 +228,5 @@ def test_networks_beyond_a_machine_word_are_exact(offset: int) -> None:
             "trunk": [],
             "parts": [[closing]],
         }
-        accepted = check(network, prop, resigned(content, network, prop)).accepted
+        accepted = check_integer_proof(network, prop, resigned(content, network, prop)).accepted
         assert not (accepted and offset) and (accepted or offset or closing[0] == "prove")

@@ -18,15 +18,16 @@ import numpy as np
 import onnx
 import pytest
 
-from bitcrown.check.certificates.integers.network import Network, Reject
+from bitcrown.check.certificates.documents import Reject
+from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.property import Claim
 from bitcrown.check.certificates.quantized.agreement import (
-    enclosure,
     require_agreement,
-    standard_form,
+    without_qonnx,
 )
-from bitcrown.check.certificates.quantized.chain import FLOAT, values_of
+from bitcrown.check.certificates.quantized.chain import BINARY32, values_of
 from bitcrown.check.certificates.quantized.file import Read, read_file
+from bitcrown.model.file import QONNX_DOMAINS
 from bitcrown.quant.formats import qonnx
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import QuantError
@@ -70,10 +71,11 @@ def is_enclosed(read: Read, points: np.ndarray, outputs: np.ndarray) -> bool:
     number = read.reading.net.output
     for point, found in zip(points, outputs, strict=True):
         x = point[:, None]
-        if read.dtype == FLOAT:
+        if read.dtype == BINARY32:
             assert read.reading.entry is not None
             x = values_of(read.reading.entry, x, np.arange(len(x)))[0]
-        low, high = enclosure(read, [int(v) for v in x[:, 0]])
+        integers = [int(v) for v in x[:, 0]]
+        low, high = read.reading.net.enclosure(integers, integers)
         ends = zip(read.outputs, low[number], high[number], found, strict=True)
         if not all(values.of(a) <= float(y) <= values.of(b) for values, a, b, y in ends):
             return False
@@ -94,7 +96,7 @@ def reading_trial(seed: int, form: str, folder: Path, damages: int) -> tuple[int
         return 0, 0
     points = points_of(rng, file, 60)
     outputs = outputs_at(file.writer, file.output, points)
-    read = read_file(model, Network(right))
+    read = read_file(model, IntegerCircuit(right))
     assert is_enclosed(read, points, outputs)
     require_agreement(
         read, Claim(read.reading.net.low[0], read.reading.net.high[0], [], [], []), str(seed)
@@ -102,7 +104,7 @@ def reading_trial(seed: int, form: str, folder: Path, damages: int) -> tuple[int
     refused = taken = 0
     for _ in range(damages):
         try:
-            wrong = read_file(model, Network(changed(rng, right)))
+            wrong = read_file(model, IntegerCircuit(changed(rng, right)))
         except Reject:
             refused += 1
             continue
@@ -134,7 +136,7 @@ def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> 
         "Quant",
         "x",
         *parameters,
-        domain=qonnx.DOMAINS[2],
+        domain=QONNX_DOMAINS[2],
         signed=signed,
         narrow=0,
         rounding_mode=mode,
@@ -144,7 +146,7 @@ def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> 
     expected = (qonnx.quant_levels(mode, 1, ends)(values, scale) - 1).astype(np.float32) * scale
     from tests.tiny_quantized_files import run_model
 
-    assert (run_model(standard_form(w.model(y)), values[None])[0] == expected).all()
+    assert (run_model(without_qonnx(w.model(y)), values[None])[0] == expected).all()
 
 
 def test_checking_needs_no_code_of_the_prover() -> None:

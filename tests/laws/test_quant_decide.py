@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
-from bitcrown.check.certificates.integers.checker import digest as content_digest
+from bitcrown.check.certificates.documents import content_digest as content_digest
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.bounds.staircase_dual import dual_value
-from bitcrown.quant.network.graph import IntegerNetwork, Staircase
+from bitcrown.quant.network.graph import IntegerNetwork, Stairs
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.search.decide import Decision, decide
-from bitcrown.quant.search.search import SearchSettings
+from bitcrown.quant.search.decide import Decision, decide_query
+from bitcrown.quant.search.settings import SearchSettings
 from bitcrown.verdict import Status
 from tests.tiny_integer_networks import (
     box_points,
@@ -34,7 +34,7 @@ SECONDS = 60.0
 
 
 def decided(query: IntegerQuery, settings: SearchSettings = SEARCH_ONLY) -> Decision:
-    return decide(query, Budget.of_cpu_seconds(SECONDS), 0, True, None, settings)
+    return decide_query(query, Budget.of_cpu_seconds(SECONDS), 0, True, None, settings)
 
 
 def assert_evidence(query: IntegerQuery, decision: Decision) -> None:
@@ -49,7 +49,7 @@ def assert_evidence(query: IntegerQuery, decision: Decision) -> None:
         property_form(query),
         certificate_form(query, decision.proof, decision.roots),
     ]
-    finding = check(*(json.loads(json.dumps(form)) for form in forms))
+    finding = check_integer_proof(*(json.loads(json.dumps(form)) for form in forms))
     assert finding.accepted, finding.message
 
 
@@ -181,13 +181,15 @@ def test_mutated_certificates_are_rejected() -> None:
     tried = 0
     for query, certificate in proved_queries(25):
         network, prop = network_form(query.network), property_form(query)
-        assert check(network, prop, certificate).accepted
+        assert check_integer_proof(network, prop, certificate).accepted
         places = list(mutations(certificate["parts"], ("parts",))) + list(
             mutations(certificate["roots"], ("roots",))
         )
         for pick in rng.permutation(len(places))[:100]:
             kind, path = places[pick]
-            assert not check(network, prop, mutated(certificate, kind, path, rng)).accepted
+            assert not check_integer_proof(
+                network, prop, mutated(certificate, kind, path, rng)
+            ).accepted
             tried += 1
     assert tried >= 1000
 
@@ -213,7 +215,7 @@ def test_a_certificate_never_proves_a_false_claim() -> None:
                     continue
             forged["property"] = content_digest(prop)
             forged["digest"] = content_digest({k: v for k, v in forged.items() if k != "digest"})
-            assert not check(network, prop, forged).accepted
+            assert not check_integer_proof(network, prop, forged).accepted
             rejected += 1
     assert rejected >= 150
 
@@ -235,10 +237,10 @@ def test_resigned_mutations_are_proofs_or_rejected() -> None:
             kind, path = places[pick]
             forged = mutated(certificate, kind, path, rng)
             forged["digest"] = content_digest({k: v for k, v in forged.items() if k != "digest"})
-            accepted += check(network, prop, forged).accepted
+            accepted += check_integer_proof(network, prop, forged).accepted
         other = copy.deepcopy(network)
         other["nodes"][1]["bias"][0] += 1
-        assert not check(other, prop, certificate).accepted
+        assert not check_integer_proof(other, prop, certificate).accepted
     assert accepted < 6 * 60
 
 
@@ -257,7 +259,7 @@ def satisfiable_neighbour(query: IntegerQuery) -> IntegerQuery | None:
 def with_one_side(network: IntegerNetwork, side: str) -> IntegerNetwork:
     nodes = [
         replace(node, early=getattr(node, side), late=getattr(node, side))
-        if isinstance(node, Staircase)
+        if isinstance(node, Stairs)
         else node
         for node in network.nodes
     ]

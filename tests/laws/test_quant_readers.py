@@ -20,12 +20,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitcrown.quant.formats.affine import Affine, Products, spread_sum, sum_step
+from bitcrown.quant.formats.agreement import exit_ends, node_enclosures
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.formats.qoperator import requantized
-from bitcrown.quant.network.agreement import enclosure, exit_ends
 from bitcrown.quant.network.entry import RoundedEntry, WholeEntry
-from bitcrown.quant.network.graph import IntegerNetwork, QuantError, Staircase, steps
-from bitcrown.quant.network.thresholds import MODES, bisected_rows, exact_rows
+from bitcrown.quant.network.graph import IntegerNetwork, QuantError, Stairs, steps
+from bitcrown.quant.network.thresholds import bisected_rows
+from tests.exact_staircases import MODES, exact_rows
 from tests.quant_models import INT8, UINT8, Writer, run
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -55,7 +56,7 @@ def test_exact_thresholds_are_the_rounding(
     scale: Fraction, offset: Fraction, mode: str, low: int, levels: int
 ) -> None:
     base, rows = exact_rows([scale], [offset], low, low + levels, mode)
-    node = Staircase((1,), 0, base, rows, rows)
+    node = Stairs((1,), 0, base, rows, rows)
     accumulators = np.arange(-200, 201, dtype=np.int64)
     found = steps(node, accumulators[:, None], rows)[:, 0]
     expected = [
@@ -152,7 +153,7 @@ def settle(network: IntegerNetwork, path: Path, values: np.ndarray, exact: bool)
         for row, expected in zip(q, found, strict=True):
             assert (exit_ends(network.exit, row, row)[0] == expected).all()
     for x, expected in zip(integers, found, strict=True):
-        low, high = enclosure(network, x)
+        low, high = node_enclosures(network, x)
         least, greatest = exit_ends(network.exit, low[network.output], high[network.output])
         assert ((least <= expected) & (expected <= greatest)).all()
 

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
-from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, Node, Staircase
-from bitcrown.quant.network.thresholds import MODES, exact_rows
+from bitcrown.check.certificates.integers.checker import check_integer_proof
+from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, IntegerNode, Stairs
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
-from bitcrown.quant.search.decide import decide
-from bitcrown.quant.search.search import SearchSettings
+from bitcrown.quant.search.decide import decide_query
+from bitcrown.quant.search.settings import SearchSettings
 from bitcrown.quant.smt import solvers as smt
 from bitcrown.quant.smt.formula import Style
 from bitcrown.verdict import Status
+from tests.exact_staircases import MODES, exact_rows
 from tests.unit.quant.smt.tiny_networks import as_network
 
 QUICK, ALL, PROPERTIES = 10, 200, 2
@@ -121,12 +121,12 @@ def tiny(seed: int) -> Tiny:
         found = [evaluate(tuple(layers), point) for point in points]
         if sum(ties for _, ties, _ in found) and sum(saturated for *_, saturated in found):
             break
-    nodes: list[Node] = [Input((size,), np.full(size, lowest), np.full(size, lowest + 15))]
+    nodes: list[IntegerNode] = [Input((size,), np.full(size, lowest), np.full(size, lowest + 15))]
     for layer in layers:
         shape = (len(layer.bias),)
         base, rows = exact_rows([layer.scale], [layer.offset], layer.low, layer.high, layer.mode)
         nodes.append(Dense(shape, len(nodes) - 1, layer.weight, layer.bias))
-        nodes.append(Staircase(shape, len(nodes) - 1, base, rows, rows, layer.mode))
+        nodes.append(Stairs(shape, len(nodes) - 1, base, rows, rows, layer.mode))
     outputs = np.array([values for values, *_ in found], dtype=np.int64)
     return Tiny(tuple(layers), as_network(nodes), np.array(points, dtype=np.int64), outputs)
 
@@ -168,7 +168,7 @@ def by_enumeration(made: Tiny, query: IntegerQuery) -> Status:
 
 def by_search(query: IntegerQuery) -> Status:
     """Its evidence is looked at as well."""
-    found = decide(query, Budget.of_cpu_seconds(60.0), 0, True, None, SEARCH_ONLY)
+    found = decide_query(query, Budget.of_cpu_seconds(60.0), 0, True, None, SEARCH_ONLY)
     if found.status is Status.SAT:
         assert (
             found.witness is not None
@@ -178,7 +178,9 @@ def by_search(query: IntegerQuery) -> Status:
     else:
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots)
-        finding = check(network_form(query.network), property_form(query), certificate)
+        finding = check_integer_proof(
+            network_form(query.network), property_form(query), certificate
+        )
         assert finding.accepted, finding.message
     return found.status
 
@@ -192,7 +194,7 @@ def by_solver(query: IntegerQuery, solver: str, style: Style) -> Status:
         tuple((tuple(terms.get(i, 0) for i in outputs), bound) for terms, bound in case)
         for case in rows
     )
-    return smt.decide(
+    return smt.decide_by_bitvectors(
         query.network, query.low, query.high, cases, Budget.of_cpu_seconds(60.0), style, solver
     ).status
 

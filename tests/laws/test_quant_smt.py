@@ -10,7 +10,7 @@ import pytest
 
 from bitcrown.budget import Budget
 from bitcrown.quant.smt.formula import Style, encode
-from bitcrown.quant.smt.solvers import decide, installed_solvers
+from bitcrown.quant.smt.solvers import decide_by_bitvectors, installed_solvers
 from bitcrown.verdict import Status
 from tests.unit.quant.smt.tiny_networks import (
     all_points,
@@ -77,7 +77,9 @@ def test_every_solver_says_what_enumeration_says(seed: int) -> None:
     cases = random_cases(random, outputs)
     expected = Status.SAT if violated(outputs, cases).any() else Status.UNSAT
     for solver, style in product(installed_solvers(), Style):
-        answer = decide(network, low, high, cases, Budget.of_cpu_seconds(60.0), style, solver)
+        answer = decide_by_bitvectors(
+            network, low, high, cases, Budget.of_cpu_seconds(60.0), style, solver
+        )
         assert answer.status is expected, (style, solver)
         if answer.witness is not None:
             assert (low <= answer.witness).all() and (answer.witness <= high).all()

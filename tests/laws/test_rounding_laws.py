@@ -21,6 +21,7 @@ from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.roundings import EACH, EXACT, INTEGRAL
@@ -253,7 +254,7 @@ def test_one_operator(op: str, dtype: str, tmp_path: Path) -> None:
     m = Maker(1, dtype)
     path = m.save(tmp_path / "n.onnx", [apply(m, op, m.add("Mul", ["x", m.constant([0.3])]))])
     graph = read_graph(path, "runtime")
-    crosscheck(graph, path, 0)
+    crosscheck(graph, NetworkFile(path), 0)
     known, needed = check(path, graph, dtype, np.random.default_rng(2), 0.0)
     assert known > 10 and (needed > 0 or op in INTEGRAL)
 

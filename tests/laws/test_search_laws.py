@@ -12,13 +12,13 @@ import torch
 
 import bitcrown.search.decision as decision
 from bitcrown import Settings, Status, load, verify
-from bitcrown.check.audit import audit
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.search.neurons.search import NeuronSplit
+from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.verdict import Verdict
+from tests.audit import audit
 from tests.random_networks import box_property, dense_graph, save_onnx
 
 Ask = Callable[[Graph, np.ndarray, np.ndarray, str], Verdict]
@@ -33,10 +33,10 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param.endswith(
         "reduced network"
     ):  # as in large networks: float32 guide, no clipping
-        monkeypatch.setattr(decision, "SMALL_NETWORK", 0)
-        monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.guide.SMALL_NETWORK", 0)
+        monkeypatch.setattr("bitcrown.search.neurons.root.CLIP_INPUTS", 0)
         monkeypatch.setattr(
-            NeuronSplit, "_seconds", lambda search, domains, network: float(search.reduced is None)
+            DomainBounder, "seconds", lambda bounder, domains: float(bounder.guide.reduced is None)
         )
 
     def decide(graph: Graph, lower: np.ndarray, upper: np.ndarray, formula: str) -> Verdict:
@@ -46,8 +46,8 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         problem = load(tmp_path / "net.onnx", tmp_path / "p.vnnlib")
         verdict = verify(problem, Settings(), cpu_seconds=60.0)
         if verdict.status is Status.UNSAT:
-            replay = Replay(problem.query, problem.networks)
-            assert audit(problem, replay, Confirmer(problem, replay), 2000, 7) is None
+            replay = RuntimeReplay(problem.query, problem.networks)
+            assert audit(problem, Confirmer(problem, replay), 2000, 7) is None
         return verdict
 
     return decide

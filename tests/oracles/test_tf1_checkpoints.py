@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from bitcrown.zoo.checkpoint import open_checkpoint
-from bitcrown.zoo.networks import PLANS, Stage, ZooNetwork, ZooPlan
+from bitcrown.zoo.networks import PLANS, ZooNetwork, ZooPlan, ZooStage
 from bitcrown.zoo.weights import load_weights
 
 TENSORFLOW = os.environ.get("BITCROWN_TENSORFLOW_PYTHON", "")
 SCRIPT = Path(__file__).with_name("write_tf1_checkpoint.py")
-NETWORKS = {**PLANS, "tiny": ZooPlan((Stage(2, ("",)), Stage(4, ("_0",), plain=True)))}
+NETWORKS = {**PLANS, "tiny": ZooPlan((ZooStage(2, ("",)), ZooStage(4, ("_0",), plain=True)))}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitcrown.errors import PropertyError, UnsupportedError
-from bitcrown.spec.printer import print_query
 from bitcrown.spec.query import (
     And,
     Compare,
@@ -30,6 +29,7 @@ from bitcrown.spec.query import (
     Var,
 )
 from bitcrown.spec.reader import parse_query
+from tests.vnnlib_printer import print_query
 
 vnnlib = pytest.importorskip("vnnlib")
 

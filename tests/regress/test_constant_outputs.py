@@ -11,9 +11,9 @@ import pytest
 from bitcrown.api import load
 from bitcrown.budget import Budget
 from bitcrown.quant.formats.onnx_file import read_onnx
-from bitcrown.quant.network.graph import Staircase
+from bitcrown.quant.network.graph import Stairs
 from bitcrown.quant.query import split_by_box
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Status
 from tests.fuzz.integer_family import only_search
 from tests.quant_models import UINT8, Writer
@@ -47,7 +47,7 @@ def test_the_search_ends_where_outputs_are_constant(
     asked.write_text(f"{text}(assert (or {cases}))")
     network = read_onnx(model)
     output = network.nodes[network.output]
-    assert isinstance(output, Staircase) and output.late.shape[1] == 0
+    assert isinstance(output, Stairs) and output.late.shape[1] == 0
     (query,) = split_by_box(load(model, asked), network)
     with only_search():
-        assert decide(query, Budget.of_seconds(20)).status is expected
+        assert decide_query(query, Budget.of_seconds(20)).status is expected

@@ -13,18 +13,24 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.api import load, verify
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.inputs.search import InputSplit
+from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.clip import Region
+from bitcrown.search.neurons.guide import whole_guide
+from bitcrown.search.neurons.root import root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit
-from bitcrown.search.objective import Objective, box_of, objective_of
+from bitcrown.search.neurons.trials import Trials
+from bitcrown.search.objective import Objective, objective_of
 from bitcrown.settings import Settings
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.reader import parse_query
+from bitcrown.spec.rounding import box_of
 
 MEMORY = 1 << 28
 
@@ -40,12 +46,13 @@ def problem(inputs: int, outputs: int, assertions: str) -> Problem:
     return problem_from_query(query, {query.networks[0].name: Path("net.onnx")})
 
 
-def neuron_split(graph: Graph, objective: Objective) -> NeuronSplit:
+def bounder_for(graph: Graph, objective: Objective) -> DomainBounder:
     network = Network(graph, torch.float64)
-    cases = np.arange(objective.n_cases)
-    return NeuronSplit(
-        network, network, objective, cases, lambda x: None, Budget.of_seconds(60, MEMORY)
-    )
+    rows = rows_of_cases(network, objective)
+    enclosure = LayerBounder(network, MEMORY // 4).run(rows.x_lower, rows.x_upper)
+    root = root_of(network, network, rows, enclosure, MEMORY)
+    budget = Budget.of_seconds(60, MEMORY)
+    return bounder_of(root, whole_guide(root, network), Trials(lambda x: None), budget)
 
 
 def proves(graph: Graph, objective: Objective) -> bool:
@@ -87,9 +94,9 @@ def test_an_output_without_bound_does_not_cut_a_box_to_nothing() -> None:
     side = float(sum((-1) ** i * (i + 1.5) * value for i, value in enumerate(point)))
     text = f"{box}(assert (<= Y_4 {reached + 1e-6!r}))(assert (<= (+ {row}) {side + 1e-6!r}))"
     text += f"(assert (>= (+ {row}) {side - 1e-6!r}))"
-    search = neuron_split(graph, objective_of(problem(n, 5, text), ["float64"] * n))
-    left = search.root()
-    assert len(left) == 1 and len(search.root_domains(left, 20)) == 1
+    bounder = bounder_for(graph, objective_of(problem(n, 5, text), ["float64"] * n))
+    left = bounder.root.open_cases()
+    assert len(left) == 1 and len(bounder.root_domains(left, 20)) == 1
 
 
 def test_a_network_without_relu_is_searched_like_any_other() -> None:
@@ -102,10 +109,10 @@ def test_a_network_without_relu_is_searched_like_any_other() -> None:
     middle = Network(graph, torch.float64)(torch.zeros(1, n).double())[0].tolist()
     box = "".join(f"(assert (>= X_{i} -0.5))(assert (<= X_{i} 0.5))" for i in range(n))
     text = f"{box}(assert (<= Y_0 {middle[0] + 1e-6!r}))(assert (<= Y_1 {middle[1] + 1e-6!r}))"
-    search = neuron_split(graph, objective_of(problem(n, 2, text), ["float64"] * n))
-    domains = search.root_domains(search.root(), 5)
+    bounder = bounder_for(graph, objective_of(problem(n, 2, text), ["float64"] * n))
+    domains = bounder.root_domains(bounder.root.open_cases(), 5)
     assert len(domains) == 1
-    outcome = search.run(domains)
+    outcome = NeuronSplit(bounder, domains).run()
     assert not outcome.proved and outcome.stuck == 1
 
 
@@ -133,23 +140,17 @@ def test_a_row_met_on_a_face_leaves_the_face_whole() -> None:
         Node("r", "Relu", ("z",), (1, n)),
     ]
     box = "".join(f"(assert (>= X_{i} -100))(assert (<= X_{i} 100))" for i in range(n))
-    search = neuron_split(
-        graph_of(nodes, ("r",)),
-        objective_of(problem(n, n, f"{box}(assert (<= Y_0 0))"), ["float64"] * n),
-    )
-    assert len(search.root()) == 1 and search.clipper is not None
-    region = Region(
-        search.x_lower,
-        search.x_upper,
-        *search.layout.flat_bounds(search.bounds),
-        torch.tensor([True]),
-    )
+    objective = objective_of(problem(n, n, f"{box}(assert (<= Y_0 0))"), ["float64"] * n)
+    root = bounder_for(graph_of(nodes, ("r",)), objective).root
+    assert len(root.open_cases()) == 1 and root.clipper is not None
+    neurons = root.layout.flat_bounds(root.enclosure.bounds)
+    region = Region(root.rows.x_lower, root.rows.x_upper, *neurons, torch.tensor([True]))
     row = torch.zeros(1, 1, n).double()
     row[0, 0, 0] = 1.0
-    cut = search.clipper.cut_rows(region, row, torch.zeros(1, 1).double())
+    cut = root.clipper.cut_rows(region, row, torch.zeros(1, 1).double())
     assert cut.feasible.all() and float(cut.x_upper[0, 0]) < -99.9
-    assert torch.equal(cut.x_upper[0, 1:], search.x_upper[0, 1:])
-    assert torch.equal(cut.x_lower[0, 1:], search.x_lower[0, 1:])
+    assert torch.equal(cut.x_upper[0, 1:], root.rows.x_upper[0, 1:])
+    assert torch.equal(cut.x_lower[0, 1:], root.rows.x_lower[0, 1:])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from conftest import HANG_GUARD, Scripts
 
 from bitcrown.errors import ResourceError
 from bitcrown.files import write_whole
-from bitcrown.harness.outcome import StaleAnswer, write_answer
+from bitcrown.harness.results_file import StaleAnswer, write_answer
 
 
 @pytest.fixture

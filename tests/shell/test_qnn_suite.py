@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 import bitcrown
-from bitcrown.certificates.files import read_network, read_query
+from bitcrown.certificates.files import integer_query, read_network
 from bitcrown.check.result_file import check_result
 from bitcrown.cli.main import main
-from bitcrown.harness.expected import read_expected
-from bitcrown.harness.instance import read_instances
+from bitcrown.harness.instance import read_expected, read_instances
 from bitcrown.quant.proof.writer import property_form
 from bitcrown.quant.query import robustness_query
 from bitcrown.quant.smt.solvers import violates
@@ -90,7 +89,7 @@ def test_properties_ask_for_first_index_argmax(name: str) -> None:
         network, *image_of(dataset, int(sample_id)), int(eps.removeprefix("eps"))
     )
     assert property_form(
-        read_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)
+        integer_query(onnx, SUITE / "vnnlib" / f"{name}.vnnlib", network)
     ) == property_form(asked)
 
 

@@ -9,7 +9,8 @@ input of the box,
 An affine node is passed by its adjoint. A nonlinear one is replaced by its lower line where its
 coefficient is positive and by its upper line where it is negative. Split constraints ``s z >= 0``
 enter as Lagrange multipliers ``beta >= 0`` (Wang et al., "Beta-CROWN", 2021): subtracting
-``beta s z``, which is not positive on the domain, keeps the inequality.
+``beta s z``, which is not negative on the domain, keeps the inequality. Cuts ``G z <= g`` enter in
+the same way (``cuts``).
 
 Upper bounds are lower bounds of the negated quantity. Legend: ``B`` boxes, ``S`` bounded
 quantities, ``n`` flat inputs, ``N`` neurons of one layer, ``*`` a node's shape. A leading extent 1
@@ -42,14 +43,29 @@ class Lines(NamedTuple):
     error: Tensor
 
 
+class Penalty(NamedTuple):
+    """What the cuts of a domain add to every bounded quantity: ``sum_p <a_p, z_p> + constant``,
+    positive nowhere on the domain.
+
+    ``coefficients`` hold ``a_p [B, 1, *]`` by node, ``constant`` is ``[B, 1]``; ``error [B, 1]``
+    bounds the rounding error of both (None in a guide). It counts as a whole or not at all: a part
+    of a cut is no cut.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    error: Tensor | None
+
+
 class Backward:
-    """One backward pass over ``network`` with fixed relaxations.
+    """A backward pass over ``network`` with fixed relaxations.
 
     ``relaxations`` has one entry per nonlinear node that can be reached, with tensors
-    ``[B, 1 or S, *]``; ``betas`` maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``;
-    with ``scales`` (see ``rounding``) the rounding error is accumulated and the result is a proof,
-    without it the error is zero and the result a guide. ``record``, where given, receives the
-    coefficient ``[B, S, *]`` with which each nonlinear node was reached.
+    ``[B, 1 or S, *]``; ``betas`` maps a pre-activation node to ``beta * s`` as ``[B, 1 or S, *]``,
+    ``penalty`` holds what cuts add. With ``scales`` (see ``rounding``) the rounding error is
+    accumulated and the result is a proof, without it the error is zero and the result a guide.
+    ``record``, where given, receives the coefficient ``[B, S, *]`` with which each nonlinear node
+    was reached.
     """
 
     def __init__(
@@ -59,39 +75,58 @@ class Backward:
         betas: Mapping[str, Tensor] | None = None,
         scales: rounding.Scales | None = None,
         record: dict[str, Tensor] | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
-        self.network = network
-        self.relaxations = relaxations
-        self.betas = betas or {}
-        self.scales = scales
-        self.record = record
+        self.network, self.relaxations, self.betas = network, relaxations, betas or {}
+        self.scales, self.record, self.penalty = scales, record, penalty
         self.gamma = rounding.gamma(network)
-        self.order = list(network.graph.nodes)[::-1]
 
     def run(self, seeds: Mapping[str, Tensor]) -> Lines:
         """``seeds`` maps node names to coefficients ``[1 or B, S, *shape]`` of the bounded
         quantities."""
-        graph = self.network.graph
-        pending = dict(seeds)
-        first = next(iter(seeds.values()))
-        self.constant = first.new_zeros(1, first.shape[1])
-        self.error = first.new_zeros(1, first.shape[1])
+        return _Pass(self, next(iter(seeds.values()))).run(dict(seeds))
+
+
+class _Pass:
+    """The state of one pass: ``constant`` and ``error`` ``[1 or B, S]`` of the invariant above."""
+
+    def __init__(self, given: Backward, like: Tensor) -> None:
+        self.given, self.like = given, like
+        self.network, self.scales = given.network, given.scales
+        self.constant = like.new_zeros(1, like.shape[1])
+        self.error = like.new_zeros(1, like.shape[1])
+
+    def run(self, pending: dict[str, Tensor]) -> Lines:
+        """``pending`` holds ``a_p`` of all nodes not yet passed that have one."""
+        graph, betas = self.network.graph, self.given.betas
         if self.scales is not None:
             self.error = self.error + self.scales.lost
-        for name in self.order:
-            if name in graph.inputs or (name not in pending and name not in self.betas):
+        if self.given.penalty is not None:
+            self._add_penalty(self.given.penalty, pending)
+        for node in reversed(list(graph.nodes.values())):
+            name = node.name
+            if name in graph.inputs or (name not in pending and name not in betas):
                 continue
-            node = graph.nodes[name]
             a = pending.pop(name, None)
-            if name in self.betas:
-                a = -self.betas[name] if a is None else a - self.betas[name]
+            if name in betas:  # -beta s z <= 0 on the domain
+                a = -betas[name] if a is None else a - betas[name]
             assert a is not None
             for source, part in zip(node.inputs, self._pass_node(node, a), strict=True):
                 pending[source] = pending[source] + part if source in pending else part
-        return self._finish(pending, first)
+        return self._finish(pending)
 
-    def _finish(self, pending: Mapping[str, Tensor], like: Tensor) -> Lines:
-        graph = self.network.graph
+    def _add_penalty(self, penalty: Penalty, pending: dict[str, Tensor]) -> None:
+        """Cuts begin where they stand: their coefficients wait at the neurons as seeds do, also at
+        neurons that are inputs of the network."""
+        for name, part in penalty.coefficients.items():
+            every = part.expand(-1, self.like.shape[1], *part.shape[2:])
+            pending[name] = pending[name] + every if name in pending else every
+        self.constant = self.constant + penalty.constant
+        if penalty.error is not None:
+            self.error = self.error + penalty.error
+
+    def _finish(self, pending: Mapping[str, Tensor]) -> Lines:
+        graph, like = self.network.graph, self.like
         rows = max([a.shape[0] for a in pending.values()] + [self.constant.shape[0]])
         parts = []
         for name in graph.inputs:
@@ -103,39 +138,42 @@ class Backward:
                 else a.reshape(a.shape[0], a.shape[1], size)
             )
             parts.append(part.expand(rows, -1, -1))
-        constant = self.constant.expand(rows, -1)
         return Lines(
             torch.cat(parts, dim=2) if len(parts) > 1 else parts[0],
-            constant,
+            self.constant.expand(rows, -1),
             self.error.expand(rows, -1),
         )
 
-    def _add_error(self, a: Tensor, scale: Tensor, factor: float | None = None) -> None:
-        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; the factor is gamma
-        unless given."""
+    def _add_error(self, a: Tensor, scale: Tensor, factor: float) -> None:
+        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``."""
         flat = elements(a.abs(), 2)
         weight = elements(scale.detach(), 2)
         if weight.shape[1] == 1:
             inner = torch.matmul(flat, weight.transpose(1, 2)).squeeze(2)
         else:
             inner = (flat * weight).sum(2)
-        self.error = self.error + (self.gamma if factor is None else factor) * inner
+        self.error = self.error + factor * inner
 
     def _pass_node(self, node: Node, a: Tensor) -> list[Tensor]:
+        """Coefficients of the operands of ``node``, whose own coefficient ``a [1 or B, S, *]`` they
+        replace."""
+        # The runtime's value is off by at most its radius, in either direction.
         if self.scales is not None and node.name in self.scales.radii:
             self._add_error(a, self.scales.radii[node.name].unsqueeze(1), 1.0)
         if self.network.rows[node.name].is_affine:
             return self._pass_affine(node, a)
-        relaxation = self.relaxations[node.name]
-        if self.record is not None:
-            self.record[node.name] = a
+        relaxation = self.given.relaxations[node.name]
+        if self.given.record is not None:
+            self.given.record[node.name] = a
         if self.scales is not None:
-            self._add_error(a, self._nonlinear_scale(node, relaxation))
+            scale = _nonlinear_scale(node, relaxation, self.scales)
+            self._add_error(a, scale, self.given.gamma)
         if node.op == "Relu":
             slopes = (relaxation.lower_slopes[0], relaxation.upper_slopes[0])
             part, constant = relu_step(a, *slopes, relaxation.upper_intercept)
             self.constant = self.constant + constant
             return [part]
+        # a f >= max(a, 0) * (lower line) + min(a, 0) * (upper line)
         positive, negative = a.clamp(min=0), a.clamp(max=0)
         intercepts = elements(positive * relaxation.lower_intercept, 2).sum(2)
         intercepts = intercepts + elements(negative * relaxation.upper_intercept, 2).sum(2)
@@ -143,24 +181,10 @@ class Backward:
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
         return [positive * low + negative * up for low, up in pairs]
 
-    def _nonlinear_scale(self, node: Node, relaxation: Relaxation) -> Tensor:
-        assert self.scales is not None
-        scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
-        for source, low, up in zip(
-            node.inputs, relaxation.lower_slopes, relaxation.upper_slopes, strict=True
-        ):
-            scale = scale + torch.maximum(low.abs(), up.abs()) * self.input_scale(source).unsqueeze(
-                1
-            )
-        return scale
-
-    def input_scale(self, name: str) -> Tensor:
-        assert self.scales is not None
-        return self.scales[name]
-
     def _pass_affine(self, node: Node, a: Tensor) -> list[Tensor]:
+        """``<a, W z + b> = <W^T a, z> + <a, b>``, with every row of every box in one batch."""
         if self.scales is not None:
-            self._add_error(a, self.scales[node.name].unsqueeze(1))
+            self._add_error(a, self.scales[node.name].unsqueeze(1), self.given.gamma)
         if not self.network.has_zero_offset(node):
             offset = self.network.offset(node)
             self.constant = self.constant + torch.matmul(elements(a, 2), offset.flatten())
@@ -170,6 +194,15 @@ class Backward:
         folded = a.reshape(rows * quantities, *node.shape)
         parts = self.network.adjoint(node, folded)
         return [part.reshape(rows, quantities, *part.shape[1:]) for part in parts]
+
+
+def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales) -> Tensor:
+    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``."""
+    scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
+    pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
+    for source, (low, up) in zip(node.inputs, pairs, strict=True):
+        scale = scale + torch.maximum(low.abs(), up.abs()) * scales[source].unsqueeze(1)
+    return scale
 
 
 def minimum(lines: Lines, x_lower: Tensor, x_upper: Tensor, gamma: float = 0.0) -> Tensor:

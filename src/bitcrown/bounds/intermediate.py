@@ -55,21 +55,21 @@ class Enclosure(NamedTuple):
     relaxations: dict[str, Relaxation]
 
 
-WIDE = 1000
+_WIDE = 1000
 """Entries of the widest tensor from which zonotopes are worth their set-up."""
-CHEAP_FORWARD = 1 << 28
+_CHEAP_FORWARD = 1 << 28
 """Entries of all zonotopes that are worth their tightness alone: a few seconds on one core."""
-SAVING = 5
-"""An entry of a zonotope costs three times as much as one of a backward pass (measured), of which
-it saves two thirds; about a third of what intervals leave undecided stays so, and becomes
-symbols."""
-CACHED = 1 << 24
+_SAVING = 5
+"""Zonotopes must touch at most a fifth of the entries that the backward passes would touch. That is
+the break-even: an entry of a zonotope costs three times as much (measured), and zonotopes spare two
+of three rows, since a third of the elements that intervals leave undecided stays undecided."""
+_CACHED = 1 << 24
 """Bytes of one backward pass on a CPU for few boxes: what fits the caches and the allocator's own
 pages is twice as fast as what fits the memory (measured: 9.9 s against 4.8 s for a ResNet's root
 bounds)."""
-SHORT_PASS = 16
+_SHORT_PASS = 16
 """Rows that a pass takes in any case: below, its calls cost more than its arithmetic."""
-FEW_BOXES = 64
+_FEW_BOXES = 64
 
 
 def _widest(network: Network) -> int:
@@ -82,8 +82,8 @@ class LayerBounder:
 
     ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent``
     every element gets optimised slopes (one box only); without it the default relaxations serve all
-    elements. A ``quick`` one leaves it at zonotopes where those are used: the box will be split
-    anyway. Once ``budget`` has expired, what is not bounded yet keeps its interval.
+    elements. A ``quick`` one makes no backward passes where it has zonotopes, for boxes that will
+    be split anyway. Once ``budget`` has expired, what is not bounded yet keeps its interval.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class LayerBounder:
         widest = self.widest if network is None else _widest(network)
         row = item * (24 if self.ascent else 8) * widest * max(1, boxes)
         memory = self.memory
-        if boxes <= FEW_BOXES and self.network.device.type == "cpu":
-            memory = min(memory, max(CACHED, SHORT_PASS * row))
+        if boxes <= _FEW_BOXES and self.network.device.type == "cpu":
+            memory = min(memory, max(_CACHED, _SHORT_PASS * row))
         return max(2, int(memory // row) // 2 * 2)
 
     def run(self, x_lower: Tensor, x_upper: Tensor, known: Bounds | None = None) -> Enclosure:
@@ -121,6 +121,7 @@ class LayerBounder:
         ``known`` bounds (valid on these boxes) are intersected in before anything is computed.
         """
         network, graph = self.network, self.network.graph
+        # Nodes are in topological order: the operands of one are bounded before it is reached.
         lowers, uppers = network.split_inputs(x_lower), network.split_inputs(x_upper)
         bounds: Bounds = {}
         scales = rounding.Scales(self.gamma)
@@ -135,6 +136,7 @@ class LayerBounder:
                     forward.begin(node, *bounds[node.name])
                 scales[node.name] = node_scale(network, node, bounds[node.name], scales)
                 continue
+            # A nonlinear node is where bounds matter: its operands get backward passes, once each.
             if not network.rows[node.name].is_affine:
                 for source in node.inputs:
                     if source not in tight and not (self.quick and forward is not None):
@@ -144,6 +146,7 @@ class LayerBounder:
                             node, source, bounds, backward, x_lower, x_upper
                         )
                 relaxations[node.name] = relaxation_of(node, bounds)
+            # The node itself: interval, what was known, zonotope. Each is valid, so is their meet.
             interval = node_interval(
                 network, node, [bounds[name] for name in node.inputs], self.gamma
             )
@@ -163,8 +166,10 @@ class LayerBounder:
 
     def _zonotopes(self, x_lower: Tensor, x_upper: Tensor) -> Forward | None:
         """Forward bounds, where they are worth their time."""
-        if x_lower.shape[0] > 1 or self.widest < WIDE:
+        if x_lower.shape[0] > 1 or self.widest < _WIDE:
             return None
+        # Entries that zonotopes would touch (symbols x elements, layer by layer), against those of
+        # the backward passes that they would spare, both foreseen from intervals.
         graph = self.network.graph
         intervals = interval_bounds(self.network, x_lower, x_upper)
         symbols = first = int((x_lower < x_upper).sum())
@@ -180,7 +185,7 @@ class LayerBounder:
                     rows += len(indices)
                     backward += 2 * len(indices) * entries_of_row(graph, source, indices)
         is_cheap = self.quick or forward < max(
-            CHEAP_FORWARD, backward // SAVING
+            _CHEAP_FORWARD, backward // _SAVING
         )  # quick: instead of all rows
         return (
             Forward(self.network, self.gamma, self.memory)

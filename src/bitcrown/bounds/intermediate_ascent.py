@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Adam
+from bitcrown.bounds.adam import Adam
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds
@@ -25,6 +25,9 @@ from bitcrown.bounds.subnetworks.receptive_field import View
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
+
+_RATE, _DECAY = 0.25, 0.95
+"""The ascent has ten steps: it begins with large ones."""
 
 
 class LayerAscent:
@@ -35,8 +38,8 @@ class LayerAscent:
     better.
     """
 
-    def __init__(self, guide: Network, iterations: int, budget: Budget, rate: float = 0.25) -> None:
-        self.guide, self.iterations, self.budget, self.rate = guide, iterations, budget, rate
+    def __init__(self, guide: Network, iterations: int, budget: Budget) -> None:
+        self.guide, self.iterations, self.budget = guide, iterations, budget
 
     def relaxations(
         self,
@@ -64,7 +67,7 @@ class LayerAscent:
         count = next(iter(rows.values())).shape[1]
         alphas = {node.name: self._start(node, low_precision, count) for node in nodes}
         free = {name: alpha for name, alpha in alphas.items() if alpha is not None}
-        adam = Adam([(alpha, self.rate) for alpha in free.values()], 0.95)
+        adam = Adam([(alpha, _RATE) for alpha in free.values()], _DECAY)
         box = x_lower.to(dtype), x_upper.to(dtype)
         for _ in range(self.iterations if free else 0):
             if self.budget.is_expired():

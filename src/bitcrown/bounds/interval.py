@@ -50,6 +50,7 @@ def _plain_interval(
         )
     assert row.absolute is not None
     params = network.params[node.name]
+    # f(x) = f(c) + W (x - c), so |f(x) - f(c)| <= |W| r, elementwise.
     centres = [(low + up) * 0.5 for low, up in inputs]
     radii = [(up - low) * 0.5 for low, up in inputs]
     centre = network.forward_node(node, centres)
@@ -59,6 +60,7 @@ def _plain_interval(
     shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
     if gamma == 0.0:
         return (centre - radius).expand(shape), (centre + radius).expand(shape)
+    # Computed with error gamma (|W| m + |b|), and an underflow wherever some product is not 0.
     sizes = [torch.maximum(low.abs(), up.abs()) for low, up in inputs]
     scale = row.absolute(node, params, [rounding.raised(network, node, size) for size in sizes])
     slack = (scale + network.offset(node).abs()) * gamma + torch.sign(scale) * rounding.underflow(
@@ -71,8 +73,8 @@ def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tenso
     """Intersection of two valid enclosures of the same values; ends that are no finite numbers
     count as unbounded.
 
-    Where rounding makes the two cross, the one quantity they enclose is still in both, so the
-    crossing is closed at the looser ends.
+    The values lie in both. Where the two are disjoint all the same, rounding has made them so, and
+    their hull serves: it holds the values whichever of the two is right.
     """
     a, b = enclosure(*a), enclosure(*b)
     lower = torch.fmax(a[0], b[0])

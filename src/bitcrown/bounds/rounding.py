@@ -51,7 +51,7 @@ from torch import Tensor
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node, Rounding
 
-SMALL = 2.0**20
+_SMALL = 2.0**20
 """Room for the divisors of averages, which are no parameters."""
 
 
@@ -75,13 +75,13 @@ def underflow(gamma: float, dtype: torch.dtype) -> float:
 
 def raised(network: Network, node: Node, size: Tensor) -> Tensor:
     """Magnitudes ``size`` of an operand of an affine node, those that are not zero raised by
-    ``SMALL / min |W|``.
+    ``_SMALL / min |W|``.
 
     No product with a weight that is not zero then falls below the smallest normal number, so
     ``|W| size`` is zero only where every product that it bounds is.
     """
     return size + torch.sign(size) * (
-        SMALL * torch.finfo(size.dtype).tiny / network.smallest_weight(node)
+        _SMALL * torch.finfo(size.dtype).tiny / network.smallest_weight(node)
     )
 
 
@@ -94,14 +94,17 @@ def radius(rounding: Rounding, largest: Tensor, scale: Tensor) -> Tensor:
     ``(p largest + rest) / (1 - p)`` holds in either case. Where every term is zero the runtime's
     result is. Infinite where a partial sum or the result may leave the type's range.
     """
+    # gamma of the sum, k u / (1 - k u), and half an ulp of the result
     share = rounding.terms * rounding.unit
     half_steps = rounding.ulps * rounding.unit
     if share >= 0.5 or half_steps >= 0.5:
         return torch.full_like(scale, math.inf)
     terms = scale + rounding.extra
     rest = terms * (share / (1 - share)) + (rounding.terms + 1) * rounding.least
+    # p |z| + rest, over 1 - p; the factor covers the few roundings made here
     found = (half_steps * largest + rest) * ((1 + 2.0**-40) / (1 - half_steps))
     found = torch.where(terms == 0, 0.0, found) + rounding.absolute
+    # the largest number that the runtime may meet on the way, be it a partial sum or the result
     reached = (
         largest + found
         if not rounding.terms

@@ -21,7 +21,7 @@ each at most gamma times its magnitude, and of as many underflows (``rounding``)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,11 +32,11 @@ from bitcrown.bounds.rounding import raised, underflow
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
-CHUNK = 64
+_CHUNK = 64
 """Symbols that are mapped, or whose absolute values are added, at a time."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Zonotope:
     """``centre``, ``error`` (>= 0) are ``[1, *]``, ``generators [K, *]``."""
 
@@ -47,7 +47,7 @@ class Zonotope:
     def radius(self) -> Tensor:
         """``[1, *]``, added up a chunk of symbols at a time: no second copy of the generators."""
         total = self.error
-        for part in torch.split(self.generators, CHUNK):
+        for part in torch.split(self.generators, _CHUNK):
             total = total + part.abs().sum(dim=0, keepdim=True)
         return total
 
@@ -128,8 +128,8 @@ class Propagation:
         if count == 0:
             return sources[0].new_zeros(0, *node.shape)
         result = sources[0].new_empty(count, *node.shape)
-        for start in range(0, count, CHUNK):
-            stop = min(start + CHUNK, count)
+        for start in range(0, count, _CHUNK):
+            stop = min(start + _CHUNK, count)
             value = network.forward_node(node, [_slice(source, start, stop) for source in sources])
             is_linear = network.has_zero_offset(node)
             result[start:stop] = value if is_linear else value - network.offset(node)
@@ -149,6 +149,8 @@ class Propagation:
         if node.op == "Relu":  # max(x, 0) >= s x for every s in [0, 1]
             slope, least, most = above, torch.zeros_like(above), ceiling
         else:
+            # With both lines tilted to one slope, least <= f(x) - slope x <= most on [low, up]:
+            # linear in x, so attained at an end.
             slope = (below + above) / 2
             least = floor + torch.minimum((below - slope) * low, (below - slope) * up)
             most = ceiling + torch.maximum((above - slope) * low, (above - slope) * up)
@@ -160,6 +162,7 @@ class Propagation:
             + torch.maximum(low.abs(), up.abs()) * slope.abs()
         )
         size = size + torch.maximum(low.abs(), up.abs()) * torch.maximum(below.abs(), above.abs())
+        # f = slope x + (most + least) / 2, up to half their distance: a symbol of its own.
         distance = ((most - least) / 2).clamp(min=0)
         centre = slope * source.centre + (most + least) / 2
         error = slope.abs() * source.error + self.gamma * size
@@ -219,7 +222,7 @@ class Forward:
         else:
             found = self.propagation.unknown(*interval)
         if radius is not None:
-            found.error = found.error + radius
+            found = replace(found, error=found.error + radius)
         self.zonotopes[node.name] = found
         for name in node.inputs:
             self.waiting[name] -= 1

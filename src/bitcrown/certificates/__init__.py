@@ -1,2 +1,5 @@
-"""Writers of certificates for float networks: choices that ``check`` then proves by itself; nothing
-here is a claim."""
+"""Writers of certificates for float networks: choices that ``check`` then proves by itself.
+
+Nothing here is a claim. Sees the checker, whose own steps it searches with, and what a search
+recorded.
+"""

@@ -2,9 +2,9 @@
 
 A proof over boxes consists of little more than where boxes were split, and the checker bounds and
 shrinks every box again. So the tree is searched for with exactly these steps
-(``check.float_certificate.refine`` and ``halves``), level by level, against limits that are raised
-by several times the rounding error: what closes here closes there, in whatever order sums are
-formed. Boxes are split where the rows change most, ``|a_i| * width`` (as in ``input_split``).
+(``refine`` and ``halves`` of ``check.certificates.floats.steps``), level by level, against limits
+that are raised by several times the rounding error: what closes here closes there, in whatever
+order sums are formed. Boxes are split where the rows change most, ``|a_i| * width``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.bounds import Bounder, Box
+from bitcrown.check.certificates.floats.bounds import Bounder, BoxBatch
 from bitcrown.check.certificates.floats.format import ArrayStore
-from bitcrown.check.certificates.floats.nodes import Array
+from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.check.certificates.floats.property import Group
 from bitcrown.check.certificates.floats.steps import halves, refine
 
-MARGIN = 8.0
+_MARGIN = 8.0
 """Rounding errors by which a row has to clear its limit."""
 
 
 def with_margin(bounder: Bounder, group: Group) -> Group:
-    """The group with limits raised by ``MARGIN`` rounding errors."""
+    """The group with limits raised by ``_MARGIN`` rounding errors."""
     size = (
         np.abs(group.C) @ bounder.size[bounder.network.output] + np.abs(group.D) @ bounder.size[0]
     )
-    return replace(group, limit=group.limit + MARGIN * bounder.gamma * (size + np.abs(group.limit)))
+    return replace(
+        group, limit=group.limit + _MARGIN * bounder.gamma * (size + np.abs(group.limit))
+    )
 
 
 def input_tree(
@@ -50,7 +52,7 @@ def input_tree(
         inner = np.nonzero(open_.any(axis=1))[0]
         if len(levels) >= depth and len(inner):
             return None
-        axes, where = choose(Box(box.lower[inner], box.upper[inner]), influence[inner])
+        axes, where = split_points(BoxBatch(box.lower[inner], box.upper[inner]), influence[inner])
         if (axes < 0).any():
             return None
         level = np.full(len(box.lower), -1)
@@ -66,7 +68,7 @@ def input_tree(
     }
 
 
-def choose(box: Box, influence: Array) -> tuple[Any, Array]:
+def split_points(box: BoxBatch, influence: FloatArray) -> tuple[Any, FloatArray]:
     """Axis ``[B]`` (-1: none can be halved) and point ``[B]`` to split each box at; points are
     short floats."""
     width = box.upper - box.lower

@@ -23,17 +23,23 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.certificates.programs import MAX_VARIABLES, Programs
-from bitcrown.certificates.slopes import GRID, Climb, climb_leaves, rounded
-from bitcrown.check.certificates.floats.bounds import CHUNK, Bounder, Bounds, proves, relu_line
+from bitcrown.certificates.slopes import GRID, Climb, climb_leaves, on_grid
+from bitcrown.check.certificates.floats.bounds import (
+    PASS_ENTRIES,
+    Bounder,
+    OperandBounds,
+    proves,
+    relu_line,
+)
 from bitcrown.check.certificates.floats.format import ArrayStore
 from bitcrown.check.certificates.floats.layers import RowSlopes
-from bitcrown.check.certificates.floats.nodes import Array
+from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.check.certificates.floats.property import Group
-from bitcrown.check.certificates.floats.steps import Leaves, leaf_values, row_lines
+from bitcrown.check.certificates.floats.steps import Leaves, case_bounds, leaf_values
 from bitcrown.search.neurons.recorder import Hints
 
-FIRST, LATER = Climb(30), Climb(12)
-CANDIDATES = 4
+_FIRST, _LATER = Climb(30), Climb(12)
+_CANDIDATES = 4
 Path = tuple[tuple[int, int, float], ...]
 
 
@@ -59,7 +65,7 @@ class Closed(NamedTuple):
 
     slopes: dict[int, np.ndarray[Any, Any]]
     multipliers: list[list[float]]
-    weights: Array
+    weights: FloatArray
 
 
 @dataclass
@@ -71,10 +77,12 @@ class NeuronTree:
 class NeuronSearch:
     """Branch and bound for the one case of ``group``, whose limits have a margin already."""
 
-    def __init__(self, bounder: Bounder, group: Group, bounds: Bounds, budget: Budget) -> None:
+    def __init__(
+        self, bounder: Bounder, group: Group, bounds: OperandBounds, budget: Budget
+    ) -> None:
         self.bounder, self.group, self.bounds, self.budget = bounder, group, bounds, budget
         sizes = [node.size for node in bounder.network.nodes]
-        self.batch = max(1, min(128, CHUNK // max(sizes)))
+        self.batch = max(1, min(128, PASS_ENTRIES // max(sizes)))
         self.sizes = {relu: sizes[relu] for relu in bounder.network.relus}
         self.open = {
             r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()
@@ -93,7 +101,7 @@ class NeuronSearch:
         lines = {
             relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in self.bounds.items()
         }
-        rows = row_lines(self.bounder, self.group, lines)
+        rows = case_bounds(self.bounder, self.group, lines)
         value = np.nan_to_num(
             self.bounder.least(rows, self.group.box) - self.group.limit, nan=-np.inf
         )
@@ -109,18 +117,18 @@ class NeuronSearch:
         waiting: list[tuple[Branch, Leaves | int]] = [(tree.root, start)]
         if hints is not None and len(hints):
             waiting = self.followed(tree.root, hints, start)
-        climb = FIRST
+        climb = _FIRST
         while waiting:
             self.budget.check()
             taken, waiting = waiting[-self.batch :], waiting[: -self.batch]
             nodes = [node for node, _ in taken]
-            domains = stacked([self.domain(node, given, hints) for node, given in taken])
+            domains = joined_leaves([self.domain(node, given, hints) for node, given in taken])
             left = self.close(tree, nodes, domains)
             if not len(left):
                 continue
             nodes = [nodes[place] for place in left]
             found, scores = self.choices(domains.select(left), climb)
-            climb = LATER
+            climb = _LATER
             open_ = self.close(tree, nodes, found)
             if not len(open_):
                 continue
@@ -207,11 +215,11 @@ class NeuronSearch:
             : weights.shape[1]
         ]
         weights[0, : len(mix)] = mix if len(mix) > 1 else 1.0
-        return Leaves(rounded(slopes), signs, betas, weights)
+        return Leaves(on_grid(slopes), signs, betas, weights)
 
     # -- without hints -----------------------------------------------------------------------------
 
-    def choices(self, domains: Leaves, climb: Climb) -> tuple[Leaves, dict[int, Array]]:
+    def choices(self, domains: Leaves, climb: Climb) -> tuple[Leaves, dict[int, FloatArray]]:
         """Slopes and multipliers, and the score of every neuron ``[B, N]`` by ReLU."""
         if not self.uses_programs:
             found, _, scores = climb_leaves(self.bounder, self.group, self.bounds, domains, climb)
@@ -228,7 +236,9 @@ class NeuronSearch:
                 part, score = solution
             parts.append(part)
             gaps.append(score)
-        return stacked(parts), {r: np.concatenate([gap[r] for gap in gaps]) for r in self.sizes}
+        return joined_leaves(parts), {
+            r: np.concatenate([gap[r] for gap in gaps]) for r in self.sizes
+        }
 
     def solved(self, tree: NeuronTree, nodes: list[Branch], domains: Leaves) -> bool:
         """Whether linear programs close the domains, in which no neuron is left to decide."""
@@ -239,7 +249,7 @@ class NeuronSearch:
                 return False
         return True
 
-    def decisions(self, leaves: Leaves, scores: dict[int, Array]) -> tuple[Any, Any]:
+    def decisions(self, leaves: Leaves, scores: dict[int, FloatArray]) -> tuple[Any, Any]:
         """ReLU and neuron ``[B]`` to decide next (-1: none): of the best few that whose children
         rise most."""
         if not self.sizes:
@@ -247,7 +257,7 @@ class NeuronSearch:
         relus = np.concatenate([np.full(size, relu) for relu, size in self.sizes.items()])
         neurons = np.concatenate([np.arange(size) for size in self.sizes.values()])
         flat = np.concatenate([scores[relu] for relu in self.sizes], axis=1)
-        order = np.argsort(-flat, axis=1)[:, : 1 if self.uses_programs else CANDIDATES]
+        order = np.argsort(-flat, axis=1)[:, : 1 if self.uses_programs else _CANDIDATES]
         count, width = order.shape
         score = np.take_along_axis(flat, order, axis=1)
         gain = np.full((count, width), -np.inf)
@@ -270,7 +280,7 @@ class NeuronSearch:
         return np.where(score[rows, best] > 0, relus[pick], -1), neurons[pick]
 
 
-def stacked(parts: list[Leaves]) -> Leaves:
+def joined_leaves(parts: list[Leaves]) -> Leaves:
     fields = []
     for name in ("slopes", "signs", "betas"):
         maps = [getattr(part, name) for part in parts]
@@ -320,7 +330,9 @@ def neuron_part(
     }
 
 
-def slope_items(slopes: Mapping[int, tuple[Any, Array]], store: ArrayStore) -> list[dict[str, Any]]:
+def slope_items(
+    slopes: Mapping[int, tuple[Any, FloatArray]], store: ArrayStore
+) -> list[dict[str, Any]]:
     """Slopes ``[rows, C]`` by ReLU, of the neurons where any is not 0."""
     items = []
     for relu, (columns, values) in slopes.items():

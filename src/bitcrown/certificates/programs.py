@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.bounds import Bounder, Bounds
-from bitcrown.check.certificates.floats.nodes import Array, Input, Relu
+from bitcrown.check.certificates.floats.bounds import Bounder, OperandBounds
+from bitcrown.check.certificates.floats.nodes import FloatArray, InputNode, ReluNode
 from bitcrown.check.certificates.floats.property import Group
 from bitcrown.check.certificates.floats.steps import Leaves
 from bitcrown.errors import ResourceError
 
 MAX_VARIABLES = 1000
-ELASTIC = 1e6
+_ELASTIC = 1e6
 """Bound on ``s``."""
 
 
@@ -38,13 +38,13 @@ class Solution(NamedTuple):
     ``[1, N]``."""
 
     leaves: Leaves
-    gaps: dict[int, Array]
+    gaps: dict[int, FloatArray]
 
 
 class Programs:
     """Solves domains of one case. Raises ``ResourceError`` if highspy is not installed."""
 
-    def __init__(self, bounder: Bounder, group: Group, bounds: Bounds) -> None:
+    def __init__(self, bounder: Bounder, group: Group, bounds: OperandBounds) -> None:
         try:
             import highspy
         except ImportError as error:
@@ -68,13 +68,13 @@ class Programs:
     def _affine(self) -> None:
         """Operands of open neurons and the rows as affine functions of the variables: coefficients
         and constants."""
-        values: list[Array] = []
+        values: list[FloatArray] = []
         count = self.variables + 1  # the last row carries the constants
         operands, offsets = [], []
         for number, node in enumerate(self.bounder.network.nodes):
-            if isinstance(node, Input):
+            if isinstance(node, InputNode):
                 values.append(np.eye(count, node.size))
-            elif isinstance(node, Relu):
+            elif isinstance(node, ReluNode):
                 z, index = values[node.sources[0]], self.open[number]
                 result = np.where(self.bounds[number][0][0] >= 0, z, 0.0)
                 result[:, index] = 0.0
@@ -130,13 +130,17 @@ class Programs:
         found = self._run(
             np.concatenate([matrix, elastic], axis=1),
             upper,
-            np.concatenate([box.lower[0], h_low, [-ELASTIC]]),
-            np.concatenate([box.upper[0], h_up, [ELASTIC]]),
+            np.concatenate([box.lower[0], h_low, [-_ELASTIC]]),
+            np.concatenate([box.upper[0], h_up, [_ELASTIC]]),
         )
         return None if found is None else self._solution(leaves, found, sign, done)
 
     def _solution(
-        self, leaves: Leaves, found: tuple[Array, Array, Array], sign: Array, done: Any
+        self,
+        leaves: Leaves,
+        found: tuple[FloatArray, FloatArray, FloatArray],
+        sign: FloatArray,
+        done: Any,
     ) -> Solution:
         point, row_dual, col_dual = found
         n, k, s = self.bounder.network.n_inputs, len(self.z), len(self.rows)
@@ -164,8 +168,8 @@ class Programs:
         return Solution(Leaves(slopes, leaves.signs, betas, dual[None, :s]), gaps)
 
     def _run(
-        self, matrix: Array, upper: Array, low: Array, up: Array
-    ) -> tuple[Array, Array, Array] | None:
+        self, matrix: FloatArray, upper: FloatArray, low: FloatArray, up: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray] | None:
         """Minimise the last column: point, row duals, column duals."""
         highspy, kept = self.highspy, np.isfinite(upper)
         lp = highspy.HighsLp()

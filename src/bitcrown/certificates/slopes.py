@@ -25,16 +25,16 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.certificates.floats.bounds import (
-    CHUNK,
+    PASS_ENTRIES,
     Bounder,
-    Bounds,
-    Box,
-    Line,
-    Lines,
+    BoxBatch,
+    OperandBounds,
+    ReluLine,
+    RowBounds,
     relu_line,
 )
 from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
-from bitcrown.check.certificates.floats.nodes import Array, Input, Relu
+from bitcrown.check.certificates.floats.nodes import FloatArray, InputNode, ReluNode
 from bitcrown.check.certificates.floats.property import Group
 from bitcrown.check.certificates.floats.steps import Leaves, decided, leaf_lines, weighted_value
 
@@ -43,38 +43,42 @@ GRID = 256.0
 notices."""
 
 
-class Adam:
+class NumpyAdam:
     """Kingma and Ba (2015), ascending, on one array; entries without a finite gradient stay where
     they are."""
 
     def __init__(self, rate: float, decay: float) -> None:
         self.rate, self.decay, self.steps = rate, decay, 0
-        self.mean: Array | float = 0.0
-        self.square: Array | float = 0.0
+        self.mean: FloatArray | float = 0.0
+        self.square: FloatArray | float = 0.0
 
-    def step(self, value: Array, gradient: Array) -> Array:
+    def step(self, value: FloatArray, gradient: FloatArray) -> FloatArray:
         gradient = np.where(np.isfinite(gradient), gradient, 0.0)
         self.steps += 1
         self.mean = 0.9 * self.mean + 0.1 * gradient
         self.square = 0.99 * self.square + 0.01 * gradient * gradient
         correction = np.sqrt(1 - 0.99**self.steps) / (1 - 0.9**self.steps)
         size = self.rate * correction * self.decay ** (self.steps - 1)
-        result: Array = value + size * self.mean / (np.sqrt(self.square) + 1e-12)
+        result: FloatArray = value + size * self.mean / (np.sqrt(self.square) + 1e-12)
         return result
 
 
 def followed(
-    bounder: Bounder, lines: Mapping[int, Line], met: Mapping[int, Array], found: Lines, box: Box
-) -> list[Array]:
+    bounder: Bounder,
+    lines: Mapping[int, ReluLine],
+    met: Mapping[int, FloatArray],
+    found: RowBounds,
+    box: BoxBatch,
+) -> list[FloatArray]:
     """Values ``[B, S, N]`` of all nodes at the minimisers of ``found``, each ReLU as the line that
     was chosen."""
     x = np.where(found.coefficient > 0, box.lower[:, None], box.upper[:, None])
     rows = x.shape[:2]
-    values: list[Array] = []
+    values: list[FloatArray] = []
     for number, node in enumerate(bounder.network.nodes):
-        if isinstance(node, Input):
+        if isinstance(node, InputNode):
             values.append(x)
-        elif isinstance(node, Relu):
+        elif isinstance(node, ReluNode):
             z = values[node.sources[0]]
             if number in met:
                 line, up = lines[number], met[number] < 0
@@ -98,74 +102,96 @@ class Climb:
     decay: float = 0.97
 
 
-def rounded(slopes: Mapping[int, Array]) -> dict[int, Array]:
+def on_grid(slopes: Mapping[int, FloatArray]) -> dict[int, FloatArray]:
     return {relu: np.round(value * GRID) / GRID for relu, value in slopes.items()}
 
 
 def climb_leaves(
-    bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves, climb: Climb
-) -> tuple[Leaves, Array, dict[int, Array]]:
+    bounder: Bounder, group: Group, bounds: OperandBounds, leaves: Leaves, climb: Climb
+) -> tuple[Leaves, FloatArray, dict[int, FloatArray]]:
     """The best of what an ascent from ``leaves`` meets for each domain, its value ``[B]``, and
     scores of neurons ``[B, N]`` by ReLU (what splitting them may win). Slopes come back rounded to
     ``GRID``."""
-    ends = decided(bounds, leaves.signs)
-    base = leaf_lines(ends, leaves)
-    slopes = {
-        relu: np.broadcast_to(line.lower, (len(leaves.weights), 1, line.upper.shape[2]))[
-            :, 0
-        ].copy()
-        for relu, line in base.items()
-    }
-    betas, weights = dict(leaves.betas), leaves.weights
-    adams = {("a", r): Adam(climb.rate_alpha, climb.decay) for r in slopes}
-    adams |= {("b", r): Adam(climb.rate_beta, climb.decay) for r in slopes}
-    adam = Adam(climb.rate_weight, climb.decay)
-    best = np.full(len(weights), -np.inf)
-    chosen, scores = (
-        leaves,
-        {r: np.zeros((len(weights), bounder.network.nodes[r].size)) for r in base},
-    )
+    base = leaf_lines(decided(bounds, leaves.signs), leaves)
+    ascent = _Ascent(group, base, leaves, climb)
+    nodes, count = bounder.network.nodes, len(leaves.weights)
+    best = np.full(count, -np.inf)
+    chosen, scores = leaves, {r: np.zeros((count, nodes[r].size)) for r in base}
     for step in range(climb.steps):
-        is_last = step + 1 == climb.steps
-        trial = Leaves(rounded(slopes), leaves.signs, betas, weights)
-        lines = {
-            r: Line(
-                np.where(line.offset > 0, trial.slopes[r][:, None], line.lower),
-                line.upper,
-                line.offset,
-            )
-            for r, line in base.items()
-        }
-        met: dict[int, Array] = {}
-        value, found = weighted_value(bounder, group, weights, lines, betas, met)
+        trial = ascent.leaves()
+        lines = _with_slopes(base, {r: value[:, None] for r, value in trial.slopes.items()})
+        met: dict[int, FloatArray] = {}
+        value, found = weighted_value(bounder, group, trial.weights, lines, trial.betas, met)
         value = np.where(np.isfinite(value), value, -np.inf)
         values = followed(bounder, lines, met, found, group.box)
+        operands = {r: values[nodes[r].sources[0]] for r in base}
         better = value > best
         best = np.maximum(best, value)
         chosen = _merged(chosen, trial, better)
         for r, a in met.items():
-            scores[r] = np.where(
-                better[:, None],
-                _scores(a, lines[r], values[bounder.network.nodes[r].sources[0]]),
-                scores[r],
-            )
-        if is_last or (best > 0).all():
+            gained = _scores(a, lines[r], operands[r])
+            scores[r] = np.where(better[:, None], gained, scores[r])
+        if step + 1 == climb.steps or (best > 0).all():
             break
-        for r, a in met.items():
-            z = values[bounder.network.nodes[r].sources[0]][:, 0]
-            a = np.broadcast_to(a, (len(z), *a.shape[1:]))[:, 0]
-            slopes[r] = np.clip(adams["a", r].step(slopes[r], np.maximum(a, 0.0) * z), 0.0, 1.0)
-        for r in base:
-            if leaves.signs[r].any():
-                z = values[bounder.network.nodes[r].sources[0]][:, 0]
-                moved = adams["b", r].step(np.abs(betas[r]), -leaves.signs[r] * z)
-                betas[r] = np.maximum(moved, 0.0) * leaves.signs[r]
-        if weights.shape[1] > 1:
-            y, x = values[bounder.network.output][:, 0], values[0][:, 0]
-            excess = y @ group.C[0].T + x @ group.D[0].T - group.limit[0]
-            weights = np.maximum(adam.step(weights, excess), 0.0)
-            weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-6)
+        ascent.move(met, operands, values[0][:, 0], values[bounder.network.output][:, 0])
     return chosen, best, scores
+
+
+class _Ascent:
+    """Choices that follow the gradients of the module's docstring, kept where they are allowed:
+    slopes in [0, 1], multipliers and weights not negative."""
+
+    def __init__(
+        self, group: Group, base: Mapping[int, ReluLine], start: Leaves, climb: Climb
+    ) -> None:
+        self.group, self.signs = group, start.signs
+        self.slopes = {
+            r: np.broadcast_to(line.lower, (len(start.weights), 1, line.upper.shape[2]))[:, 0]
+            for r, line in base.items()
+        }
+        self.betas, self.weights = dict(start.betas), start.weights
+        self.slope_adams = {r: NumpyAdam(climb.rate_alpha, climb.decay) for r in base}
+        self.beta_adams = {r: NumpyAdam(climb.rate_beta, climb.decay) for r in base}
+        self.weight_adam = NumpyAdam(climb.rate_weight, climb.decay)
+
+    def leaves(self) -> Leaves:
+        return Leaves(on_grid(self.slopes), self.signs, dict(self.betas), self.weights)
+
+    def move(
+        self,
+        met: Mapping[int, FloatArray],
+        operands: Mapping[int, FloatArray],
+        x: FloatArray,
+        y: FloatArray,
+    ) -> None:
+        """One step up: ``met`` coefficients and ``operands`` ``[B, 1, N]`` of ReLUs, and input
+        ``x [B, n]`` and output ``y [B, m]`` at the minimisers."""
+        for r, a in met.items():
+            # d bound / d alpha_j = max(c_j, 0) z_j
+            z = operands[r][:, 0]
+            a = np.broadcast_to(a, (len(z), *a.shape[1:]))[:, 0]
+            moved = self.slope_adams[r].step(self.slopes[r], np.maximum(a, 0.0) * z)
+            self.slopes[r] = np.clip(moved, 0.0, 1.0)
+        for r, sign in self.signs.items():
+            if r in operands and sign.any():
+                # d bound / d beta_j = -sign_j z_j
+                moved = self.beta_adams[r].step(np.abs(self.betas[r]), -sign * operands[r][:, 0])
+                self.betas[r] = np.maximum(moved, 0.0) * sign
+        if self.weights.shape[1] > 1:
+            # d bound / d weight_s = row_s - limit_s; a common factor of weights decides nothing
+            excess = y @ self.group.C[0].T + x @ self.group.D[0].T - self.group.limit[0]
+            weights = np.maximum(self.weight_adam.step(self.weights, excess), 0.0)
+            self.weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-6)
+
+
+def _with_slopes(
+    base: Mapping[int, ReluLine], slopes: Mapping[int, FloatArray]
+) -> dict[int, ReluLine]:
+    """The lines with other lower slopes ``[1 or B, 1 or S, N]`` where neurons are undecided."""
+    return {
+        r: ReluLine(np.where(line.offset > 0, slopes[r], line.lower), line.upper, line.offset)
+        for r, line in base.items()
+    }
 
 
 def _merged(old: Leaves, new: Leaves, better: Any) -> Leaves:
@@ -179,7 +205,7 @@ def _merged(old: Leaves, new: Leaves, better: Any) -> Leaves:
     return Leaves(slopes, old.signs, betas, np.where(mask, new.weights, old.weights))
 
 
-def _scores(a: Array, line: Line, z: Array) -> Array:
+def _scores(a: FloatArray, line: ReluLine, z: FloatArray) -> FloatArray:
     """``[B, N]``: by how much the line misses the ReLU at the point followed, a share of the
     triangle's depth, and a trace of it for neurons that do not matter to this bound, so that any
     undecided neuron counts as one."""
@@ -189,13 +215,13 @@ def _scores(a: Array, line: Line, z: Array) -> Array:
 
 
 def climb_layers(
-    bounder: Bounder, box: Box, steps: int, budget: Budget
-) -> tuple[dict[int, RowSlopes], Bounds]:
+    bounder: Bounder, box: BoxBatch, steps: int, budget: Budget
+) -> tuple[dict[int, RowSlopes], OperandBounds]:
     """Slopes for every undecided neuron, layer by layer, and the bounds that they give. Raises
     ``BudgetExpired``."""
     given: dict[int, RowSlopes] = {}
 
-    def climb(relu: int, index: Index, bounds: Bounds) -> RowSlopes:
+    def climb(relu: int, index: Index, bounds: OperandBounds) -> RowSlopes:
         source = bounder.network.nodes[relu].sources[0]
         given[relu] = RowSlopes(
             index, _climb_rows(bounder, box, source, index, bounds, steps, budget)
@@ -207,17 +233,17 @@ def climb_layers(
 
 def _climb_rows(
     bounder: Bounder,
-    box: Box,
+    box: BoxBatch,
     source: int,
     index: Index,
-    bounds: Bounds,
+    bounds: OperandBounds,
     steps: int,
     budget: Budget,
-) -> dict[int, tuple[Index, Array]]:
+) -> dict[int, tuple[Index, FloatArray]]:
     """Slopes of undecided neurons ``[2 K, C]`` by ReLU for the elements ``index [K]`` of node
     ``source``."""
     widest = max(node.size for node in bounder.network.nodes)
-    rows = max(2, CHUNK // widest // 2 * 2)
+    rows = max(2, PASS_ENTRIES // widest // 2 * 2)
     base = {r: relu_line(low[:, None], up[:, None]) for r, (low, up) in bounds.items()}
     columns = {r: np.nonzero(line.offset[0, 0] > 0)[0] for r, line in base.items()}
     parts = []
@@ -229,19 +255,14 @@ def _climb_rows(
             -1.0,
         )
         slopes = {r: np.repeat(line.lower[0], 2 * len(part), axis=0) for r, line in base.items()}
-        adams = {r: Adam(0.25, 0.95) for r in base}
+        adams = {r: NumpyAdam(0.25, 0.95) for r in base}
         best = np.full(2 * len(part), -np.inf)
-        kept = rounded(slopes)
+        kept = on_grid(slopes)
         for _ in range(steps):
             budget.check()
-            trial = rounded(slopes)
-            lines = {
-                r: Line(
-                    np.where(line.offset > 0, trial[r][None], line.lower), line.upper, line.offset
-                )
-                for r, line in base.items()
-            }
-            met: dict[int, Array] = {}
+            trial = on_grid(slopes)
+            lines = _with_slopes(base, {r: value[None] for r, value in trial.items()})
+            met: dict[int, FloatArray] = {}
             found = bounder.backward({source: seed}, lines, None, met)
             value = bounder.least(found, box)[0]
             better = (value > best)[:, None]

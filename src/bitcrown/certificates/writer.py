@@ -17,9 +17,14 @@ from bitcrown.budget import Budget
 from bitcrown.certificates.inputs import input_tree, with_margin
 from bitcrown.certificates.neurons import NeuronSearch, neuron_part, root_form
 from bitcrown.certificates.slopes import climb_layers
-from bitcrown.check.certificates.floats.bounds import Bounder, Bounds
-from bitcrown.check.certificates.floats.checker import MAX_LEVELS, Subject, check, subject_of
-from bitcrown.check.certificates.floats.format import FORMAT, ArrayStore, encode
+from bitcrown.check.certificates.floats.bounds import Bounder, OperandBounds
+from bitcrown.check.certificates.floats.checker import (
+    MAX_LEVELS,
+    ProofSubject,
+    check_float_proof,
+    subject_of,
+)
+from bitcrown.check.certificates.floats.format import FLOAT_FORMAT, ArrayStore, encoded
 from bitcrown.check.certificates.floats.layers import RowSlopes, layer_bounds
 from bitcrown.check.certificates.floats.property import Group
 from bitcrown.errors import BitcrownError, BudgetExpired
@@ -29,11 +34,11 @@ from bitcrown.verdict import Verdict
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
 
-FEW_INPUTS = 16
+_FEW_INPUTS = 16
 """Up to this many varying inputs boxes are split (as the search does)."""
-SHARE = 0.8
+_SHARE = 0.8
 """Of the time left, so that the answer is never lost to its certificate."""
-LAYER_STEPS = 12
+_LAYER_STEPS = 12
 
 
 def certified(run: Run, verdict: Verdict) -> Verdict:
@@ -46,7 +51,7 @@ def certified(run: Run, verdict: Verdict) -> Verdict:
         return verdict
     try:
         with run.phase("certificate"), np.errstate(all="ignore"):
-            budget = run.budget.capped(SHARE * run.budget.remaining())
+            budget = run.budget.capped(_SHARE * run.budget.remaining())
             data = certificate_of(subject_of(run.problem), budget, run.recorder)
     except BudgetExpired:
         run.counters["no_certificate"] = "the time limit was reached before the proof was written"
@@ -61,7 +66,7 @@ def certified(run: Run, verdict: Verdict) -> Verdict:
 
 
 def certificate_of(
-    subject: Subject, budget: Budget, recorder: Recorder | None = None
+    subject: ProofSubject, budget: Budget, recorder: Recorder | None = None
 ) -> bytes | str:
     """The file's bytes, or one sentence why there are none; ``recorder`` has hints. Raises
     ``BudgetExpired``."""
@@ -71,7 +76,7 @@ def certificate_of(
     for number, group in enumerate(subject.groups):
         bounder = Bounder(subject.network, group.box, budget.check)
         varied = int((group.box.upper > group.box.lower).sum())
-        depth = MAX_LEVELS - 1 if varied <= FEW_INPUTS else 0
+        depth = MAX_LEVELS - 1 if varied <= _FEW_INPUTS else 0
         part = input_tree(bounder, group, number, store, depth)
         if part is not None:
             parts.append(part)
@@ -84,9 +89,9 @@ def certificate_of(
                 return f"case {group.cases[case]} needs more than decisions about neurons"
         roots += writer.roots
         parts += writer.parts
-    data = encode(
+    data = encoded(
         {
-            "format": FORMAT,
+            "format": FLOAT_FORMAT,
             **subject.digests,
             "arrays": store.content,
             "parts": parts,
@@ -94,7 +99,7 @@ def certificate_of(
         }
     )
     budget.check()
-    outcome = check(data, subject, budget.check)
+    outcome = check_float_proof(data, subject, budget.check)
     return data if outcome.accepted else f"the proof is not accepted: {outcome.message}"
 
 
@@ -121,7 +126,7 @@ class _Neurons:
         )
         self.strict, self.first, self.recorder = with_margin(bounder, group), first, recorder
         self.plain = layer_bounds(bounder, group.box)
-        self.sharp: Bounds | None = None
+        self.sharp: OperandBounds | None = None
         self.roots = [root_form(number, {}, store)]
         self.parts: list[dict[str, Any]] = []
 
@@ -135,7 +140,7 @@ class _Neurons:
             if self.sharp is None:
                 given: dict[int, RowSlopes] = {}
                 given, self.sharp = climb_layers(
-                    self.bounder, self.group.box, LAYER_STEPS, self.budget
+                    self.bounder, self.group.box, _LAYER_STEPS, self.budget
                 )
                 self.roots.append(root_form(self.number, given, self.store))
             root = self.first + 1

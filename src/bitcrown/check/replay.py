@@ -20,10 +20,10 @@ import numpy as np
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
-MAX_BYTES = 2 * 1024**3
+MAX_MODEL_BYTES = 2 * 1024**3
 """Largest network file after unpacking: what a protobuf message may hold."""
-BATCH_TRIAL = 3
-BATCH_TOLERANCE = 1e-3
+_BATCH_TRIAL = 3
+_BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
 NUMBERS = "fiub"
@@ -53,7 +53,7 @@ class Slot(NamedTuple):
     dtype: type[np.generic]
 
 
-class Replay:
+class RuntimeReplay:
     """Sessions of all networks of a query, kept open.
 
     Raises:
@@ -68,7 +68,7 @@ class Replay:
         for declared in query.networks:
             path = _path_of(declared, networks)
             if path not in opened:
-                opened[path] = _open_session(path)
+                opened[path] = open_session(_model_of(path), path)
             self.members.append(_Member(declared, path, opened[path], query.version[0] > 1))
         self.sizes = [_count(member.declared.inputs) for member in self.members]
         self.n_inputs = sum(self.sizes)
@@ -142,7 +142,10 @@ class _Member:
             feed[name] = part.reshape(shape)
             parts.append(part)
             start = end
-        values = [np.asarray(value).reshape(-1) for value in self._run(feed)]
+        values = [
+            np.asarray(value).reshape(-1)
+            for value in run_session(self.session, feed, self.path.name)
+        ]
         if not all(value.dtype.kind in NUMBERS for value in values):
             raise ModelError(
                 f"{self.path.name} computes outputs that are no tensors of numbers; save it "
@@ -161,7 +164,7 @@ class _Member:
         if self.takes_batches and len(points) > 1:
             if not self.is_tried:
                 self.is_tried = True
-                self.takes_batches = self._batch_equals_rows(points[:BATCH_TRIAL])
+                self.takes_batches = self._batch_equals_rows(points[:_BATCH_TRIAL])
             if self.takes_batches:
                 found = self._batch(points)
                 if found is not None:
@@ -173,7 +176,8 @@ class _Member:
         """All points in one call, or None if the file does not really take batches."""
         name, shape, dtype = self.slots[0]
         try:
-            values = self._run({name: _cast(points, dtype).reshape(-1, *shape[1:])})
+            feed = {name: _cast(points, dtype).reshape(-1, *shape[1:])}
+            values = run_session(self.session, feed, self.path.name)
         except ModelError:
             return None
         rows = [np.asarray(value) for value in values]
@@ -191,18 +195,11 @@ class _Member:
             found is not None
             and found.shape == rows.shape
             and bool(
-                np.allclose(found, rows, rtol=BATCH_TOLERANCE, atol=BATCH_TOLERANCE, equal_nan=True)
+                np.allclose(
+                    found, rows, rtol=_BATCH_TOLERANCE, atol=_BATCH_TOLERANCE, equal_nan=True
+                )
             )
         )
-
-    def _run(self, feed: dict[str, np.ndarray]) -> list[Any]:
-        try:
-            result: list[Any] = self.session.run(None, feed)
-        except Exception as error:  # onnxruntime's own classes live inside its extension
-            raise ModelError(
-                f"onnxruntime cannot run {self.path.name}: {_first_line(error)}"
-            ) from error
-        return result
 
 
 def _path_of(declared: NetworkDecl, networks: Mapping[str, Path]) -> Path:
@@ -215,32 +212,55 @@ def _path_of(declared: NetworkDecl, networks: Mapping[str, Path]) -> Path:
     )
 
 
-def _open_session(path: Path) -> Any:
+def open_session(model: str | bytes, name: object) -> Any:
+    """onnxruntime as the definition of a file (its path or content): CPU, one thread, graph
+    optimisations off. Raises ``ModelError``, which calls it ``name``."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    model = _model_of(path)
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes live inside its extension
-        raise ModelError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
+
+
+def run_session(session: Any, feed: Mapping[str, np.ndarray], name: object) -> list[Any]:
+    """All outputs. Raises ``ModelError``."""
+    try:
+        result: list[Any] = session.run(None, dict(feed))
+    except Exception as error:  # onnxruntime's own classes live inside its extension
+        raise ModelError(f"onnxruntime cannot run {name}: {_first_line(error)}") from error
+    return result
 
 
 def _model_of(path: Path) -> str | bytes:
     """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its
     name) holds."""
-    if not path.exists() and path.with_name(path.name + ".gz").exists():
-        path = path.with_name(path.name + ".gz")
+    found = _found(path)
     try:
-        with path.open("rb") as raw:
+        with found.open("rb") as raw:
             if raw.read(2) != GZIP_MAGIC:
-                return str(path)
-        return unpacked(path.read_bytes(), MAX_BYTES)
+                return str(found)
+    except OSError as error:
+        raise ModelError(f"the network file {found} cannot be read: {error}") from error
+    return unpacked_model(found)
+
+
+def unpacked_model(path: Path) -> bytes:
+    """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
+    found = _found(path)
+    try:
+        return unpacked(found.read_bytes(), MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
+        raise ModelError(f"the network file {found} cannot be read: {error}") from error
+
+
+def _found(path: Path) -> Path:
+    packed = path.with_name(path.name + ".gz")
+    return packed if not path.exists() and packed.exists() else path
 
 
 def unpacked(data: bytes, limit: int) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.truth import first_failure, is_finite, mentions, names, worst_atom
 from bitcrown.errors import BitcrownError, PropertyError
 from bitcrown.spec.decimals import short_text
@@ -28,7 +28,7 @@ from bitcrown.spec.polynomial import element_name
 from bitcrown.spec.query import Compare, Const, Product, Query, Sum, TensorDecl, Term
 from bitcrown.spec.reader import read_query
 
-MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _WORDS = (
     "unsat",
     "sat",
@@ -57,7 +57,7 @@ _FLOATS = (
 )
 _TRUTH = {"true": 1.0, "false": 0.0}
 
-Values = dict[str, np.ndarray]
+_Values = dict[str, np.ndarray]
 
 
 class _Malformed(BitcrownError):
@@ -94,7 +94,7 @@ def check_result(result_path: Path, onnx_arg: str, vnnlib_path: Path) -> CheckOu
             word, bool(word), sentence if word else "malformed: the file names no verdict"
         )
     query = read_query(vnnlib_path)
-    replay = Replay(query, network_files(onnx_arg, query))
+    replay = RuntimeReplay(query, network_files(onnx_arg, query))
     try:
         claimed = parse_witness(body, query)
         flat = np.concatenate([claimed[name] for name in names(query)[0]])
@@ -103,7 +103,7 @@ def check_result(result_path: Path, onnx_arg: str, vnnlib_path: Path) -> CheckOu
     return _judge(replay, query, flat, claimed)
 
 
-def _judge(replay: Replay, query: Query, flat: np.ndarray, claimed: Values) -> CheckOutcome:
+def _judge(replay: RuntimeReplay, query: Query, flat: np.ndarray, claimed: _Values) -> CheckOutcome:
     """Replay the inputs ``flat [n]`` and look at every assertion."""
     fed, outputs = replay.run(flat)
     input_names, output_names = names(query)
@@ -143,7 +143,7 @@ def _judge(replay: Replay, query: Query, flat: np.ndarray, claimed: Values) -> C
     )
 
 
-def _claim_note(outputs: Values, claimed: Values) -> str:
+def _claim_note(outputs: _Values, claimed: _Values) -> str:
     """A remark if the outputs written in the file are not those of the replay (scorers up to 2025
     compare them)."""
     gap = max(
@@ -176,14 +176,14 @@ def split_word(text: str) -> tuple[str, str]:
     return {"holds": "unsat", "timed-out": "timeout", "timed_out": "timeout"}.get(found, found), ""
 
 
-def parse_witness(body: str, query: Query) -> Values:
+def parse_witness(body: str, query: Query) -> _Values:
     """Flat float64 arrays by tensor name, inputs and outputs; raises ``_Malformed``."""
     if not body.strip():
         raise _Malformed("the answer is sat, but the file has no witness")
     return _parse_1(body, query) if query.version[0] < 2 else _parse_2(body, query)
 
 
-def _parse_1(body: str, query: Query) -> Values:
+def _parse_1(body: str, query: Query) -> _Values:
     text = " ".join(body.split())
     if not (text.startswith("(") and text.endswith(")")):
         raise _Malformed("the witness is not enclosed in parentheses")
@@ -212,9 +212,9 @@ def _parse_1(body: str, query: Query) -> Values:
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
-def _parse_2(body: str, query: Query) -> Values:
+def _parse_2(body: str, query: Query) -> _Values:
     lines = iter([line.strip() for line in body.splitlines() if line.strip()])
-    values: Values = {}
+    values: _Values = {}
     for network in query.networks:
         for decl in network.inputs + network.hidden + network.outputs:
             _check_header(next(lines, None), decl)
@@ -293,14 +293,14 @@ def _read_text(path: Path) -> str:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             data = (
-                gzip.GzipFile(fileobj=raw).read(MAX_BYTES + 1)
+                gzip.GzipFile(fileobj=raw).read(_MAX_BYTES + 1)
                 if is_gzip
-                else raw.read(MAX_BYTES + 1)
+                else raw.read(_MAX_BYTES + 1)
             )
     except (OSError, EOFError, zlib.error) as error:
         raise PropertyError(f"the results file {path} cannot be read: {error}") from error
-    if len(data) > MAX_BYTES:
-        raise PropertyError(f"the results file {path} holds more than {MAX_BYTES} bytes")
+    if len(data) > _MAX_BYTES:
+        raise PropertyError(f"the results file {path} holds more than {_MAX_BYTES} bytes")
     return data.decode("utf-8-sig", errors="replace")
 
 

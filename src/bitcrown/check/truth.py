@@ -19,7 +19,7 @@ import numpy as np
 
 from bitcrown.spec.query import And, Compare, Const, Formula, Query, Sum, Term, Var
 
-Values = Mapping[str, np.ndarray]
+TensorValues = Mapping[str, np.ndarray]
 Rounded = Collection[str] | Collection[tuple[str, int]]
 """Inputs whose bounds are rounded: names of tensors, or ``(name, index)`` of single elements."""
 
@@ -32,7 +32,7 @@ def nearest_double(value: Fraction) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def exact_value(term: Term, values: Values) -> Fraction:
+def exact_value(term: Term, values: TensorValues) -> Fraction:
     """The term at ``values`` (flat arrays by tensor name); raises ``OverflowError``/``ValueError``
     for NaN or inf."""
     if isinstance(term, Const):
@@ -54,7 +54,7 @@ def _exact(value: np.generic) -> Fraction:
     )
 
 
-def rounded_value(term: Term, values: Values) -> np.generic | float:
+def rounded_value(term: Term, values: TensorValues) -> np.generic | float:
     """The term in the arithmetic of the tensors' own type, constants weakly promoted (numpy 2)."""
     if isinstance(term, Const):
         return nearest_double(term.value)
@@ -78,7 +78,7 @@ def _holds(op: str, left: object, right: object) -> bool:
     return bool(left == right) if op == "==" else bool(left != right)
 
 
-def atom_holds(atom: Compare, values: Values, rounded: Rounded = ()) -> bool:
+def atom_holds(atom: Compare, values: TensorValues, rounded: Rounded = ()) -> bool:
     """Both readings of one comparison (only the scorer's for a bound on one of the inputs
     ``rounded``)."""
     with np.errstate(all="ignore"):
@@ -101,7 +101,7 @@ def _is_bound(atom: Compare) -> bool:
     return kinds == {Var, Const}
 
 
-def formula_holds(formula: Formula, values: Values, rounded: Rounded = ()) -> bool:
+def formula_holds(formula: Formula, values: TensorValues, rounded: Rounded = ()) -> bool:
     """Truth of a boolean tree (depth is bounded by the parser)."""
     if isinstance(formula, Compare):
         return atom_holds(formula, values, rounded)
@@ -110,11 +110,11 @@ def formula_holds(formula: Formula, values: Values, rounded: Rounded = ()) -> bo
     return any(formula_holds(part, values, rounded) for part in formula.args)
 
 
-def is_finite(values: Values) -> bool:
+def is_finite(values: TensorValues) -> bool:
     return all(bool(np.isfinite(value.astype(np.float64)).all()) for value in values.values())
 
 
-class Checker:
+class AssertionCheck:
     """Checks many points against one property; bounds on single elements (most of a large property)
     in numpy."""
 
@@ -148,7 +148,7 @@ class Checker:
             for key, pairs in found.items()
         }
 
-    def holds(self, values: Values, rounded: Rounded = ()) -> bool:
+    def holds(self, values: TensorValues, rounded: Rounded = ()) -> bool:
         """Whether all values are finite and every assertion holds in both readings."""
         if not is_finite(values):
             return False
@@ -156,7 +156,7 @@ class Checker:
             formula_holds(part, values, rounded) for part in self.rest
         )
 
-    def _bounds_hold(self, values: Values, rounded: Rounded) -> bool:
+    def _bounds_hold(self, values: TensorValues, rounded: Rounded) -> bool:
         for (tensor, op, is_upper), (indices, constants, near) in self.bounds.items():
             value = values[tensor][indices]
             with np.errstate(over="ignore"):
@@ -181,7 +181,7 @@ class Checker:
 
 
 def first_failure(
-    query: Query, values: Values, rounded: Rounded = (), only: Collection[str] | None = None
+    query: Query, values: TensorValues, rounded: Rounded = (), only: Collection[str] | None = None
 ) -> Formula | None:
     """The first conjunct of the assertion that does not hold, or None; ``only`` those that mention
     no other tensors."""
@@ -210,7 +210,7 @@ def _tensors(term: Term) -> set[str]:
     )
 
 
-def worst_atom(formula: Formula, values: Values) -> tuple[Compare, Fraction]:
+def worst_atom(formula: Formula, values: TensorValues) -> tuple[Compare, Fraction]:
     """(atom, miss) that decides a formula that fails: of an ``and`` the worst miss, of an ``or``
     the least."""
     if isinstance(formula, Compare):

@@ -16,9 +16,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.result_file import CheckOutcome, check_result
-from bitcrown.check.truth import Checker, names
+from bitcrown.check.truth import AssertionCheck, names
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import Query, TensorDecl
 from bitcrown.verdict import Witness
@@ -155,10 +155,10 @@ def tied_inputs(constraints: Sequence[Constraint], n: int) -> list[np.ndarray]:
 class Confirmer:
     """Confirms candidates for one problem; boxes are rounded and the property is prepared once."""
 
-    def __init__(self, problem: Problem, replay: Replay) -> None:
+    def __init__(self, problem: Problem, replay: RuntimeReplay) -> None:
         self.problem, self.replay = problem, replay
         self.dtypes = replay.dtypes()
-        self.checker = Checker(problem.query)
+        self.checker = AssertionCheck(problem.query)
         self._boxes: dict[tuple[int, ...], InwardBox] = {}
         self._keys: dict[int, tuple[int, ...]] = {}
         self._distinct: list[Case] | None = None
@@ -213,7 +213,10 @@ class Confirmer:
 
 
 def confirm_at(
-    replay: Replay, checker: Checker, x: np.ndarray, pinned: Collection[tuple[str, int]] = ()
+    replay: RuntimeReplay,
+    checker: AssertionCheck,
+    x: np.ndarray,
+    pinned: Collection[tuple[str, int]] = (),
 ) -> Witness | None:
     """Replay exactly ``x [n]`` and check the whole assertion with zero tolerance.
 
@@ -229,10 +232,10 @@ def confirm_at(
     )
 
 
-def confirm(replay: Replay, query: Query, x: np.ndarray) -> Witness | None:
+def confirm(replay: RuntimeReplay, query: Query, x: np.ndarray) -> Witness | None:
     """A witness at ``x [n]`` rounded to the input types, or None; ``Confirmer`` also moves ``x``
     into its box."""
-    return confirm_at(replay, Checker(query), x) if np.isfinite(x).all() else None
+    return confirm_at(replay, AssertionCheck(query), x) if np.isfinite(x).all() else None
 
 
 def number_text(value: np.generic) -> str:

@@ -1,7 +1,6 @@
-"""``bitcrown evaluate``: accuracies of a network over a data set, as one printed table and one
-record.
+"""``bitcrown evaluate``: accuracies of a network over a data set, as one table and one record.
 
-Exit codes: 0 done, 1 an image was both broken and proved, 2 input that cannot be used.
+An image that is both broken and proved is a wrong answer.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.cli.options import add_settings, given_settings
+from bitcrown.cli.exit_codes import DONE, WRONG
+from bitcrown.cli.options import add_options, given_options
+from bitcrown.cli.progress import ProgressLine
 from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
 
 if TYPE_CHECKING:
     from bitcrown.evaluation.plan import Plan
 
-DONE, WRONG = 0, 1
-PLAIN_SECONDS = 30.0
+_PLAIN_SECONDS = 30.0
 """Seconds between two progress lines where they are not written over each other."""
 
 
@@ -35,58 +35,50 @@ def add_evaluate_command(commands: Any) -> None:
         "Interrupted runs go on "
         "where they stopped if --out names the same folder.",
     )
-    parser.add_argument(
-        "model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])"
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", help="ONNX or .h5 file, or zoo:NAME (NAME[:no-blocks][:per-image])")
+    add("--data", type=Path, required=True, metavar="PATH", help="labelled images (file or folder)")
+    add(
         "--weights",
         type=Path,
         metavar="FILE",
         help="of a zoo network: TensorFlow checkpoint or .npz",
     )
-    parser.add_argument(
+    add(
         "--eps",
         required=True,
         metavar="E[,E...]",
         help="radii in pixels of [0, 1], for example 1/255",
     )
-    parser.add_argument("--norm", default="Linf", help="of the ball: Linf, L2 or L1 (Linf)")
-    parser.add_argument("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
-    parser.add_argument("--std", metavar="S,S,S", help="divides each channel (default: 1)")
-    parser.add_argument(
+    add("--norm", default="Linf", help="of the ball: Linf, L2 or L1 (Linf)")
+    add("--mean", metavar="M,M,M", help="subtracted from each channel (default: 0)")
+    add("--std", metavar="S,S,S", help="divides each channel (default: 1)")
+    add(
         "--order",
         default="auto",
         choices=("auto", "chw", "hwc"),
         help="axes of the network's input",
     )
-    parser.add_argument(
-        "--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)"
-    )
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N images")
+    add("--crop", type=int, metavar="N", help="only the middle N x N pixels (TinyImageNet: 56)")
+    add("--first", type=int, metavar="N", help="only the first N images")
     _add_attack_options(parser)
     _add_bounds_options(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json"
-    )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures"
-    )
-    parser.add_argument("--fresh", action="store_true", help="forget what --out holds")
-    add_settings(parser)
+    add("--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json")
+    add("--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures")
+    add("--fresh", action="store_true", help="forget what --out holds")
+    add_options(parser)
     parser.set_defaults(run=evaluate_command)
 
 
 def _add_attack_options(parser: Any) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--attack",
         default="pgd",
         metavar="SUITE",
         help="standard, plus, rand, black-box (suites), pgd (see --steps) or none (pgd)",
     )
-    parser.add_argument(
+    add(
         "--bpda",
         default="none",
         metavar="RULE[,RULE...]",
@@ -94,11 +86,9 @@ def _add_attack_options(parser: Any) -> None:
         "straight-through, smooth; several "
         "are run one after the other and compared (none)",
     )
-    parser.add_argument(
-        "--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack"
-    )
-    parser.add_argument("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
-    parser.add_argument(
+    add("--steps", type=int, default=100, help="steps of the PGD attack (100); 0: no attack")
+    add("--restarts", type=int, default=20, help="restarts of the PGD attack (20)")
+    add(
         "--batch",
         type=int,
         default=100,
@@ -108,30 +98,27 @@ def _add_attack_options(parser: Any) -> None:
 
 
 def _add_bounds_options(parser: Any) -> None:
-    parser.add_argument(
-        "--verify", action="store_true", help="prove what is not broken; short for --bounds bab"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--verify", action="store_true", help="prove what is not broken; short for --bounds bab")
+    add(
         "--bounds",
         help="prove up to this bound: none, crown, alpha or bab (none; with --select: crown)",
     )
-    parser.add_argument(
+    add(
         "--seconds-per-image",
         type=float,
         default=5.0,
         metavar="S",
         help="for the bounds of one image (5)",
     )
-    parser.add_argument(
+    add(
         "--cpu-seconds-per-image",
         type=float,
         metavar="S",
         help="the same, in seconds of computing: not of the clock",
     )
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)"
-    )
-    parser.add_argument(
+    add("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
+    add(
         "--select",
         type=Path,
         metavar="LIST",
@@ -157,11 +144,11 @@ def evaluate_command(options: argparse.Namespace) -> int:
     images = read_images(options.data, first=options.first)
     if options.crop is not None:
         images = replace(images, images=centre_crop(images.images, options.crop))
-    line = ProgressLine()
+    progress = StageProgress()
     try:
-        found = evaluate_runs(plan, radii, rules, images, options.out, options.fresh, line.show)
+        found = evaluate_runs(plan, radii, rules, images, options.out, options.fresh, progress.show)
     finally:
-        line.end()
+        progress.line.end()
     if options.out is not None:
         write_whole(options.out / "record.json", json.dumps(found.record, indent=1) + "\n")
     if options.select is not None:
@@ -186,7 +173,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     from bitcrown.evaluation.proving import parse_levels
     from bitcrown.evaluation.subjects import ZOO
 
-    settings = Settings.from_mapping(given_settings(options))
+    settings = Settings.from_mapping(given_options(options))
     if options.verify and options.bounds not in (None, "bab"):
         raise SettingsError(
             f"--verify means --bounds bab, which is not --bounds {options.bounds}; give one of them"
@@ -231,37 +218,24 @@ def exact_numbers(words: str | None, name: str) -> tuple[Fraction, ...] | None:
     return None if words is None else tuple(exact_number(word, name) for word in words.split(","))
 
 
-class ProgressLine:
-    """A line a stage on stderr: written over on a terminal, elsewhere a plain line every
-    ``PLAIN_SECONDS``."""
+class StageProgress:
+    """How far a stage has come; where lines are not written over, one every ``_PLAIN_SECONDS``."""
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self.stage, self.is_open, self.shown = "", False, 0.0
+        self.line = ProgressLine()
+        self.stage, self.shown = "", 0.0
         self.started = self.last = time.monotonic()
 
     def show(self, stage: str, done: int, total: int, counts: dict[str, int]) -> None:
         now = time.monotonic()
         if stage != self.stage:
+            # A stage is announced when its first block is done: it began when the last one ended.
             self.stage, self.started = stage, self.last
         self.last = now
         seconds = now - self.started
         left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
         facts = ", ".join(f"{value} {name}" for name, value in counts.items())
-        line = f"{stage} [{done}/{total}] {facts}; {seconds:.0f} s{left}"
-        if self.live:
-            print(
-                f"\r\x1b[K{line}"[:150],
-                end="\n" if done == total else "",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif done == total or now - self.shown > PLAIN_SECONDS:
+        stays = done == total or (not self.line.live and now - self.shown > _PLAIN_SECONDS)
+        if stays:
             self.shown = now
-            print(line, file=sys.stderr, flush=True)
-
-        self.is_open = done != total
-
-    def end(self) -> None:
-        if self.live and self.is_open:
-            print(file=sys.stderr)
+        self.line.show(f"{stage} [{done}/{total}] {facts}; {seconds:.0f} s{left}", stays)

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitcrown.cli.exit_codes import DONE
+from bitcrown.cli.options import add_options, given_options
+from bitcrown.cli.progress import ProgressLine
 from bitcrown.errors import DataError, SettingsError
 from bitcrown.files import write_whole
 from bitcrown.train.architectures import ARCHITECTURES, architecture
@@ -23,10 +26,9 @@ from bitcrown.train.settings import TRAIN_OPTIONS, TrainSettings, radius_of
 if TYPE_CHECKING:
     from bitcrown.evaluation.data.sets import ImageSet
     from bitcrown.train.images import Normalisation
-    from bitcrown.train.training import Images, Run
+    from bitcrown.train.training import Images, TrainingRun
 
-DONE = 0
-MEASURED = 500
+_MEASURED = 500
 """Held-out images that are measured after each epoch unless told otherwise."""
 
 
@@ -34,10 +36,9 @@ def add_train_command(commands: Any) -> None:
     train = commands.add_parser(
         "train", help="train a network that can be verified (natural, PGD, CROWN-IBP, mixed)"
     )
-    train.add_argument(
-        "--model", required=True, metavar="NAME", help=f"one of {', '.join(ARCHITECTURES)}"
-    )
-    train.add_argument(
+    add = train.add_argument
+    add("--model", required=True, metavar="NAME", help=f"one of {', '.join(ARCHITECTURES)}")
+    add(
         "--data",
         type=Path,
         nargs="+",
@@ -45,58 +46,45 @@ def add_train_command(commands: Any) -> None:
         metavar="PATH",
         help="training images, labelled",
     )
-    train.add_argument(
-        "--eps", required=True, metavar="E", help="radius around images in [0, 1], such as 1/255"
-    )
-    train.add_argument(
+    add("--eps", required=True, metavar="E", help="radius around images in [0, 1], such as 1/255")
+    add(
         "--out", type=Path, required=True, metavar="FOLDER", help="checkpoint, ONNX file and record"
     )
-    train.add_argument(
-        "--held-out", type=Path, metavar="PATH", help="images to measure after each epoch"
+    add("--held-out", type=Path, metavar="PATH", help="images to measure after each epoch")
+    add(
+        "--held-out-first", type=int, default=_MEASURED, metavar="N", help="how many (default: 500)"
     )
-    train.add_argument(
-        "--held-out-first", type=int, default=MEASURED, metavar="N", help="how many (default: 500)"
-    )
-    train.add_argument(
-        "--first", type=int, metavar="N", help="only the first N images of each training file"
-    )
-    train.add_argument(
-        "--normalisation",
-        default="none",
-        metavar="NAME",
-        help="none, cifar10, cifar100, tinyimagenet",
-    )
-    train.add_argument(
-        "--mean", metavar="M,M,M", help="instead of a named normalisation, with --std"
-    )
-    train.add_argument("--std", metavar="S,S,S")
-    train.add_argument("--classes", type=int, metavar="N", help="(default: those of the model)")
-    train.add_argument(
-        "--input", metavar="C,H,W", help="size of the network's input (default: that of the model)"
-    )
-    train.add_argument(
+    add("--first", type=int, metavar="N", help="only the first N images of each training file")
+    _add_input_options(train)
+    add(
         "--resume",
         action="store_true",
         help="go on from the checkpoint in the folder, if there is one",
     )
-    train.add_argument(
+    add(
         "--minutes",
         type=float,
         metavar="M",
         help="stop after the epoch in which M minutes are over",
     )
-    train.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all that may be used"
-    )
-    for option in TRAIN_OPTIONS:
-        text = f"{option.sentence}; {option.range_text()} (default: {option.default})"
-        train.add_argument(
-            "--" + option.name.replace("_", "-"),
-            dest=f"train_{option.name}",
-            metavar="V",
-            help=text,
-        )
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all that may be used")
+    add_options(train, TRAIN_OPTIONS)
     train.set_defaults(run=train_command)
+
+
+def _add_input_options(train: argparse.ArgumentParser) -> None:
+    """What the network sees of an image, and how many classes it tells apart."""
+    add = train.add_argument
+    add(
+        "--normalisation",
+        default="none",
+        metavar="NAME",
+        help="none, cifar10, cifar100, tinyimagenet",
+    )
+    add("--mean", metavar="M,M,M", help="instead of a named normalisation, with --std")
+    add("--std", metavar="S,S,S")
+    add("--classes", type=int, metavar="N", help="(default: those of the model)")
+    add("--input", metavar="C,H,W", help="size of the network's input (default: that of the model)")
 
 
 def train_command(options: argparse.Namespace) -> int:
@@ -116,7 +104,7 @@ def train_command(options: argparse.Namespace) -> int:
     )
     held_out = None
     if options.held_out:
-        held_out = images_of([spread(read_images(options.held_out), options.held_out_first)], run)
+        held_out = images_of([_spread(read_images(options.held_out), options.held_out_first)], run)
     print(
         f"bitcrown: {run.network.size()} weights, {len(data.labels)} images, epoch {run.epoch}",
         file=sys.stderr,
@@ -137,16 +125,16 @@ def train_command(options: argparse.Namespace) -> int:
     return DONE
 
 
-def started_run(options: argparse.Namespace) -> tuple[Run, Path]:
+def started_run(options: argparse.Namespace) -> tuple[TrainingRun, Path]:
     """A new run, or the one to resume. Raises ``SettingsError`` where the folder holds another
     one."""
     from bitcrown.train.checkpoint import load_checkpoint
     from bitcrown.train.training import new_run
 
-    named = {option.name: getattr(options, f"train_{option.name}") for option in TRAIN_OPTIONS}
-    given = {name: value for name, value in named.items() if value is not None}
-    settings = TrainSettings.from_mapping({"eps": radius_of(options.eps), **given})
-    shape = numbers(options.input, int, 3) if options.input else None
+    settings = TrainSettings.from_mapping(
+        {"eps": radius_of(options.eps), **given_options(options, TRAIN_OPTIONS)}
+    )
+    shape = _numbers(options.input, int, 3) if options.input else None
     wanted = architecture(
         options.model, options.classes, (shape[0], shape[1], shape[2]) if shape else None
     )
@@ -176,7 +164,7 @@ def normalisation_of(options: argparse.Namespace) -> Normalisation:
     if options.mean or options.std:
         if not (options.mean and options.std):
             raise SettingsError("--mean and --std belong together")
-        return Normalisation(numbers(options.mean, float), numbers(options.std, float))
+        return Normalisation(_numbers(options.mean, float), _numbers(options.std, float))
     if options.normalisation not in NORMALISATIONS:
         raise SettingsError(
             f"--normalisation is one of {', '.join(NORMALISATIONS)}, not {options.normalisation!r}"
@@ -184,7 +172,7 @@ def normalisation_of(options: argparse.Namespace) -> Normalisation:
     return Normalisation(*NORMALISATIONS[options.normalisation])
 
 
-def numbers(text: str, kind: Callable[[str], Any], count: int | None = None) -> tuple[Any, ...]:
+def _numbers(text: str, kind: Callable[[str], Any], count: int | None = None) -> tuple[Any, ...]:
     try:
         found = tuple(kind(part) for part in text.split(","))
     except ValueError as error:
@@ -194,7 +182,7 @@ def numbers(text: str, kind: Callable[[str], Any], count: int | None = None) -> 
     return found
 
 
-def spread(found: ImageSet, count: int) -> ImageSet:
+def _spread(found: ImageSet, count: int) -> ImageSet:
     """``count`` images evenly spaced over the file: it may be sorted by class."""
     import numpy as np
 
@@ -203,42 +191,35 @@ def spread(found: ImageSet, count: int) -> ImageSet:
     return found.select(np.arange(0, len(found), max(1, -(-len(found) // count))))
 
 
-def images_of(sets: list[ImageSet], run: Run) -> Images:
+def images_of(sets: list[ImageSet], run: TrainingRun) -> Images:
     """The images of all files, one after the other, on the device of ``run``."""
     import numpy as np
 
-    from bitcrown.train.training import Images, device_of
+    from bitcrown.train.training import Images, training_device
 
     if len({found.shape for found in sets}) != 1:
         raise DataError("the files of --data hold images of different sizes")
     images = np.concatenate([found.images for found in sets])
     labels = np.concatenate([found.labels for found in sets])
-    return Images.of(images, labels, device_of(run.settings))
+    return Images.of(images, labels, training_device(run.settings))
 
 
 def progress_line() -> Callable[[dict[str, Any]], None]:
-    """One line that is written over on a terminal; elsewhere one line an epoch."""
-    live = sys.stderr.isatty()
+    """Shows how far an epoch is, and keeps one line an epoch."""
+    line = ProgressLine()
     started = time.monotonic()
     hidden = ("finished", "epoch", "step", "steps", "seconds")
 
     def show(facts: dict[str, Any]) -> None:
-        if not facts["finished"] and not live:
-            return
         done = "" if facts["finished"] else f" {facts['step']}/{facts['steps']}"
         values = " ".join(f"{key} {value:.4g}" for key, value in facts.items() if key not in hidden)
-        line = f"epoch {facts['epoch']}{done} {time.monotonic() - started:.0f} s: {values}"
-        print(
-            f"\r\x1b[K{line[:200]}" if live else line,
-            end="\n" if facts["finished"] else "",
-            file=sys.stderr,
-            flush=True,
-        )
+        seconds = time.monotonic() - started
+        line.show(f"epoch {facts['epoch']}{done} {seconds:.0f} s: {values}", facts["finished"])
 
     return show
 
 
-def write_record(options: argparse.Namespace, run: Run, images: int) -> None:
+def write_record(options: argparse.Namespace, run: TrainingRun, images: int) -> None:
     from bitcrown.provenance import commit, machine, version
 
     record = {

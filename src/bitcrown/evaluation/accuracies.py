@@ -24,28 +24,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitcrown.attacks.images.suite import Progress as SuiteProgress
-from bitcrown.attacks.images.suite import SuiteResult, run_suite
+from bitcrown.attacks.images.suite import Progress, SuiteResult, run_suite
 from bitcrown.errors import DataError, SettingsError
 from bitcrown.evaluation.attacking import Attack, Judgement, inside, pgd_attack
 from bitcrown.evaluation.data.sets import ImageSet
+from bitcrown.evaluation.integers import IntegerSubject
 from bitcrown.evaluation.journal import ATTACK, BOUNDS, CLEAN, Journal, pixels_digest
 from bitcrown.evaluation.plan import PGD, Plan, check_subject, make_prover, open_subject
 from bitcrown.evaluation.proving import CROWN, Proof
-from bitcrown.evaluation.subjects import Subject
-from bitcrown.evaluation.workers import prove_blocks
+from bitcrown.evaluation.subjects import FileSubject, Subject
+from bitcrown.evaluation.workers import prove_in_processes
 
-WRONG, BROKEN, PROVED, OPEN = "wrong", "broken", "proved", "open"
+_WRONG, _BROKEN, _PROVED, OPEN = "wrong", "broken", "proved", "open"
 BY_SEARCH = "search"
-ATTACK_BLOCK = 50
+_ATTACK_BLOCK = 50
 """Images between two entries in the journal."""
 
-Progress = Callable[[str, int, int, dict[str, int]], None]
+OnStage = Callable[[str, int, int, dict[str, int]], None]
 """``(stage, done, total, counts)``."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImageOutcome:
     """One image. ``margin``: label's clean logit minus the largest other; ``bound`` CROWN's lower
     one."""
 
@@ -67,8 +67,8 @@ class Outcome:
     @property
     def status(self) -> str:
         if not self.is_right:
-            return WRONG
-        return BROKEN if self.broken_by else PROVED if self.proved_by else OPEN
+            return _WRONG
+        return _BROKEN if self.broken_by else _PROVED if self.proved_by else OPEN
 
 
 class Evaluator:
@@ -79,7 +79,7 @@ class Evaluator:
         plan: Plan,
         images: ImageSet,
         journal: Journal,
-        on_progress: Progress | None = None,
+        on_progress: OnStage | None = None,
         subject: Subject | None = None,
     ) -> None:
         self.plan, self.images, self.journal = plan, images, journal
@@ -97,7 +97,7 @@ class Evaluator:
                 "outputs"
             )
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[ImageOutcome]:
         """All stages, then the stored adversarial images once more."""
         plan = self.plan
         self.clean()
@@ -127,26 +127,24 @@ class Evaluator:
                 )
         # (Where logits depend on neighbours, all images are judged together or none.)
         todo = list(everything) if todo and self.subject.is_grouped else todo
-        size = len(todo) if self.subject.is_grouped else ATTACK_BLOCK
+        size = len(todo) if self.subject.is_grouped else _ATTACK_BLOCK
         for start in range(0, len(todo), size or 1):
             block = todo[start : start + size]
             judged = self.subject.judge(self.images.images[block], self.images.labels[block])
             for image, judgement in zip(block, judged, strict=True):
-                self._record_clean(image, judgement)
+                finding = {
+                    "label": judgement.label,
+                    "predicted": judgement.predicted,
+                    "right": judgement.is_right,
+                    "margin": judgement.margin,
+                    "pixels": pixels_digest(self.images.images[image]),
+                }
+                self.journal.add(CLEAN, image, finding)
             self._progress(CLEAN, start + len(block), len(todo))
 
-    def _record_clean(self, image: int, judged: Judgement) -> None:
-        finding = {
-            "label": judged.label,
-            "predicted": judged.predicted,
-            "right": judged.is_right,
-            "margin": judged.margin,
-            "pixels": pixels_digest(self.images.images[image]),
-        }
-        self.journal.add(CLEAN, image, finding)
-
     def right_images(self) -> list[int]:
-        return [image for image in range(len(self.images)) if self._finding(CLEAN, image)["right"]]
+        clean = self.journal.findings[CLEAN]
+        return [image for image in range(len(self.images)) if clean[image]["right"]]
 
     def attack_by_suite(self) -> None:
         """Run the suite, or go on with it, on all images; what it says to have broken is judged and
@@ -172,15 +170,7 @@ class Evaluator:
             self.journal.store(image, pixels[image])
             name = result.broken_by[image]
             if name is not None and not judged.is_right and self._is_inside(image, pixels[image]):
-                self._record_attack(
-                    image,
-                    {
-                        "attack": name,
-                        "broken": True,
-                        "predicted": judged.predicted,
-                        "margin": judged.margin,
-                    },
-                )
+                self._record_attack(image, {"attack": name, **_break_of(judged)})
         for image in self.right_images():
             found = self.journal.get(ATTACK, image)
             if found is None or (found["broken"] and image not in moved):
@@ -199,15 +189,15 @@ class Evaluator:
         if found is None or any(found.get(key) != value for key, value in finding.items()):
             self.journal.add(ATTACK, image, finding)
 
-    def _suite_progress(self, at: SuiteProgress) -> None:
+    def _suite_progress(self, at: Progress) -> None:
         self.on_progress(at.name, at.done, at.total, {"standing": at.standing})
 
     def attack(self, attack: Attack, name: str) -> None:
         """Attack every correctly classified image, in blocks of neighbours."""
         todo = self.journal.missing(ATTACK, self.right_images())
         done = 0
-        for start in range(0, len(self.images), ATTACK_BLOCK):
-            block = [image for image in todo if start <= image < start + ATTACK_BLOCK]
+        for start in range(0, len(self.images), _ATTACK_BLOCK):
+            block = [image for image in todo if start <= image < start + _ATTACK_BLOCK]
             if not block:
                 continue
             labels = torch.from_numpy(self.images.labels[block])
@@ -230,22 +220,30 @@ class Evaluator:
         if judged.is_right:
             return {"broken": False, "margin": judged.margin}
         self.journal.store(image, candidate)
-        return {"broken": True, "predicted": judged.predicted, "margin": judged.margin}
+        return _break_of(judged)
 
     def bound(self) -> None:
         plan = self.plan
         todo = [image for image in self.right_images() if not self._is_bounded(image)]
         if not todo:
             return
-        make = partial(make_prover, plan, self.images.shape)
-        size = make(plan.settings).images_a_pass()
+        assert isinstance(self.subject, FileSubject | IntegerSubject)
+        make = partial(make_prover, plan, self.subject.file, self.images.shape)
+        prover = make(plan.settings, self.subject)
+        size = prover.images_a_pass()
         blocks = []
         for start in range(0, len(todo), size):
             part = todo[start : start + size]
             broken = np.array([self._is_broken(image) for image in part])
             blocks.append((part, self.images.images[part], self.images.labels[part], broken))
         done = 0
-        for numbers, proofs in prove_blocks(make, plan.settings, blocks, plan.jobs):
+        jobs = min(plan.jobs, len(blocks))
+        found = (
+            prove_in_processes(make, plan.settings, blocks, jobs)
+            if jobs > 1
+            else ((numbers, prover.prove(*block)) for numbers, *block in blocks)
+        )
+        for numbers, proofs in found:
             for image, proof in zip(numbers, proofs, strict=True):
                 self._record_proof(image, proof)
             done += len(numbers)
@@ -305,26 +303,17 @@ class Evaluator:
 
     # -- results -----------------------------------------------------------------------------------
 
-    def _finding(self, stage: str, image: int) -> dict[str, Any]:
-        found = self.journal.get(stage, image)
-        assert found is not None
-        return found
-
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[ImageOutcome]:
         return [self._outcome(image) for image in range(len(self.images))]
 
-    def _outcome(self, image: int) -> Outcome:
-        clean = self._finding(CLEAN, image)
+    def _outcome(self, image: int) -> ImageOutcome:
+        clean = self.journal.findings[CLEAN][image]
         attack = self.journal.get(ATTACK, image) or {}
         bounds = self.journal.get(BOUNDS, image) or {}
-        broken_by = (
-            str(attack["attack"])
-            if attack.get("broken")
-            else BY_SEARCH
-            if bounds.get("broken")
-            else ""
-        )
-        return Outcome(
+        broken_by = str(attack["attack"]) if attack.get("broken") else ""
+        if not broken_by and bounds.get("broken"):
+            broken_by = BY_SEARCH
+        return ImageOutcome(
             image,
             int(clean["label"]),
             int(clean["predicted"]),
@@ -347,7 +336,11 @@ class Evaluator:
         self.on_progress(stage, done, total, counts)
 
 
-def selected(outcomes: Sequence[Outcome]) -> list[int]:
+def _break_of(judged: Judgement) -> dict[str, Any]:
+    return {"broken": True, "predicted": judged.predicted, "margin": judged.margin}
+
+
+def selected(outcomes: Sequence[ImageOutcome]) -> list[int]:
     """Images worth a property: right, standing after the attack, and not proved by plain CROWN."""
     return [
         one.image

@@ -22,10 +22,10 @@ from torch import Tensor
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.pgd import pgd_images
 from bitcrown.attacks.images.victim import Classifier
-from bitcrown.check.replay import Replay
-from bitcrown.evaluation.boxes import label_query
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.model.classifier import ImageLayout
-from bitcrown.search.objective import round_down
+from bitcrown.spec.robustness import NETWORK, other_label_query
+from bitcrown.spec.rounding import round_down
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
 """``(images [B, C, H, W], labels [B], seed)`` to adversarial images; the clean image where nothing
@@ -67,9 +67,9 @@ class Judge:
 
     def __init__(self, path: Path, layout: ImageLayout, classes: int) -> None:
         self.layout = layout
-        size = int(np.prod(layout.shape))
-        zero = [Fraction(0)] * size
-        self.replay = Replay(label_query(zero, zero, 0, classes), {"N": path})
+        # Any query about one image will do: the replay only takes sizes from it.
+        zero = [Fraction(0)] * int(np.prod(layout.shape))
+        self.replay = RuntimeReplay(other_label_query(zero, zero, 0, classes), {NETWORK: path})
 
     def __call__(self, image: np.ndarray, label: int) -> Judgement:
         """``image [C, H, W]`` float32."""

@@ -16,7 +16,6 @@ inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,12 +24,13 @@ import torch
 
 from bitcrown.errors import SettingsError
 from bitcrown.model.classifier import ImageLayout
-from bitcrown.search.objective import Objective, box_lower, box_upper
+from bitcrown.search.objective import Objective
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
-from bitcrown.spec.query import And, Compare, Const, NetworkDecl, Or, Query, TensorDecl, Var
+from bitcrown.spec.robustness import NETWORK, other_label_query, wrong_labels
+from bitcrown.spec.rounding import box_lower, box_upper
 
-Ends = tuple[Fraction, Fraction]
+_Ends = tuple[Fraction, Fraction]
 
 
 class ImageBoxes:
@@ -41,10 +41,10 @@ class ImageBoxes:
         if eps < 0:
             raise SettingsError(f"eps must not be negative, but is {eps}")
         self.layout, self.eps, self.dtype = layout, eps, dtype
-        self._ends: dict[tuple[int, float], Ends] = {}
+        self._ends: dict[tuple[int, float], _Ends] = {}
         self._floats: dict[tuple[int, float], tuple[float, float]] = {}
 
-    def ends(self, channel: int, value: float) -> Ends:
+    def ends(self, channel: int, value: float) -> _Ends:
         """Exact least and greatest network input of a pixel whose clean value is the float32
         ``value``."""
         key = channel, value
@@ -112,30 +112,18 @@ class ImageBoxes:
 
     def problem(self, image: np.ndarray, label: int, classes: int, network: Path) -> Problem:
         """Decide this: is there a point of the box where another logit is at least the label's?"""
-        lower, upper = self.exact(image)
-        return problem_from_query(label_query(lower, upper, label, classes), {"N": network})
+        query = other_label_query(*self.exact(image), label, classes)
+        return problem_from_query(query, {NETWORK: network})
 
     def objective(
         self, lower: np.ndarray, upper: np.ndarray, label: int, classes: int
     ) -> Objective:
         """The same question as rows, one case for each other label, over the outward box
         ``[n]``."""
-        rows = np.zeros((classes - 1, 1, classes))
-        others = [k for k in range(classes) if k != label]
-        rows[:, 0, label] = 1.0
-        rows[np.arange(classes - 1), 0, others] = -1.0
-        box = np.zeros(classes - 1, dtype=np.int64)
-        return Objective(rows, None, np.zeros((classes - 1, 1)), lower[None], upper[None], box)
-
-
-def label_query(
-    lower: Sequence[Fraction], upper: Sequence[Fraction], label: int, classes: int
-) -> Query:
-    """VNN-LIB 1.0 in memory: the box of ``X``, and ``or`` over all other outputs of
-    ``Y_other >= Y_label``."""
-    tensors = (TensorDecl("X", "real", (len(lower),)),), (TensorDecl("Y", "real", (classes,)),)
-    box = [Compare("<=", Const(value), Var("X", i)) for i, value in enumerate(lower)]
-    box += [Compare("<=", Var("X", i), Const(value)) for i, value in enumerate(upper)]
-    others = [k for k in range(classes) if k != label]
-    wrong = Or(tuple(Compare("<=", Var("Y", label), Var("Y", other)) for other in others))
-    return Query((1, 0), (NetworkDecl("N", *tensors),), And((*box, wrong)))
+        wrong = wrong_labels(label, classes)
+        rows = np.zeros((len(wrong), 1, classes))
+        for row, constraint in zip(rows, wrong, strict=True):
+            for (output,), factor in constraint.terms:
+                row[0, output] = float(factor)
+        box = np.zeros(len(wrong), dtype=np.int64)
+        return Objective(rows, None, np.zeros((len(wrong), 1)), lower[None], upper[None], box)

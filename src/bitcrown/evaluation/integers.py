@@ -34,34 +34,35 @@ from bitcrown.evaluation.attacking import Judgement
 from bitcrown.evaluation.proving import SEARCH, Proof
 from bitcrown.evaluation.subjects import Space
 from bitcrown.model.classifier import ImageLayout, Shape
+from bitcrown.model.file import NetworkFile
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.formats.fixed_point import read_h5
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
 from bitcrown.quant.network.graph import Conv as IntegerConv
-from bitcrown.quant.network.graph import Dense, Input, IntegerNetwork, Ints
+from bitcrown.quant.network.graph import Dense, IntegerNetwork, Ints
 from bitcrown.quant.query import robustness_query
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Status
 
-KERAS = (".h5", ".hdf5")
-EXACT_FLOAT32 = 1 << 24
-MEMORY = 4 << 30
-CHECK_SECONDS = 1.0
+_EXACT_FLOAT32 = 1 << 24
+_MEMORY = 4 << 30
+_CHECK_SECONDS = 1.0
 """For a proof about an image that is broken already: it must fail, which is usually seen at
 once."""
 
 
-def is_integer_file(path: Path) -> bool:
+def is_keras(path: Path) -> bool:
+    """Whether the file is a fixed-point perceptron in Keras' format, which no other tool runs."""
+    return path.suffix in (".h5", ".hdf5")
+
+
+def is_integer_file(file: NetworkFile) -> bool:
     """Whether the file is read as an exact integer network."""
-    return path.suffix in KERAS or looks_quantized(path)
+    return is_keras(file.path) or file.is_quantized
 
 
-def read_integer_network(path: Path) -> IntegerNetwork:
-    return read_h5(path) if path.suffix in KERAS else read_onnx(path)
-
-
-def input_layout(
+def _input_layout(
     network: IntegerNetwork,
     shape: Shape,
     mean: Sequence[Fraction] | None,
@@ -79,13 +80,7 @@ def input_layout(
         )
     if order == "auto":
         order = "hwc" if channels > 1 and tuple(found) == (rows, columns, channels) else "chw"
-    means, stds = tuple(mean or (Fraction(0),)), tuple(std or (Fraction(1),))
-    return ImageLayout(
-        shape,
-        means * channels if len(means) == 1 else means,
-        stds * channels if len(stds) == 1 else stds,
-        order,
-    )
+    return ImageLayout.of(shape, mean, std, order)
 
 
 class IntegerSubject:
@@ -96,21 +91,20 @@ class IntegerSubject:
 
     def __init__(
         self,
-        path: Path,
+        file: NetworkFile,
         shape: Shape,
         mean: tuple[Fraction, ...] | None = None,
         std: tuple[Fraction, ...] | None = None,
         order: str = "auto",
     ) -> None:
-        self.name, self.network = path.stem, read_integer_network(path)
-        self.layout = input_layout(self.network, shape, mean, std, order)
+        path = file.path
+        self.file, self.name, self.digest = file, path.stem, file.digest
+        self.network = read_h5(path) if is_keras(path) else read_onnx(file)
+        self.layout = _input_layout(self.network, shape, mean, std, order)
         self.program = Program(self.network)
         self.classes = len(self.network.exit.low)
-        self.space, self.low, self.obstacle = (
-            Space(),
-            0,
-            "proofs need a network whose input is integers",
-        )
+        self.space, self.low = Space(), 0
+        self.obstacle = "proofs need a network whose input is integers"
         entry = self.network.entry
         if isinstance(entry, WholeEntry):
             if mean is not None or std is not None:
@@ -128,7 +122,7 @@ class IntegerSubject:
         first = values[0]
         same = isinstance(first, EvenlySpaced) and all(each == first for each in values)
         reach = max(abs(int(low[0])), abs(int(low[0]) + len(first))) + 1
-        return same and bool((low == low[0]).all()) and reach * self.classes < EXACT_FLOAT32
+        return same and bool((low == low[0]).all()) and reach * self.classes < _EXACT_FLOAT32
 
     def integers(self, points: Tensor) -> Ints:
         """``points [B, C, H, W]`` to input integers ``[B, N]``."""
@@ -218,18 +212,15 @@ class IntegerProver:
 
     def _prove(self, row: Ints, label: int, is_broken: bool) -> Proof:
         started = time.monotonic()
-        limit = min(CHECK_SECONDS, self.seconds) if is_broken else self.seconds
+        limit = min(_CHECK_SECONDS, self.seconds) if is_broken else self.seconds
         query = robustness_query(self.subject.network, row, label, self.radius)
-        budget = Budget.of(limit, MEMORY, self.counts_cpu)
-        found = decide(query, budget, self.seed, program=self.subject.program)
+        budget = Budget.of(limit, _MEMORY, self.counts_cpu)
+        found = decide_query(query, budget, self.seed, program=self.subject.program)
         proved_by = SEARCH if found.status is Status.UNSAT else ""
         witness = None
         if found.witness is not None:
-            node = self.subject.network.nodes[0]
-            assert isinstance(node, Input)
-            witness = (found.witness - self.subject.low).astype(
-                np.float64
-            ) / self.subject.space.levels
+            levels = (found.witness - self.subject.low).astype(np.float64)
+            witness = levels / self.subject.space.levels
         counters = {
             key: value for key, value in found.counters.items() if isinstance(value, int | float)
         }

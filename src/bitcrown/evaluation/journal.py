@@ -9,7 +9,6 @@ suite of attacks keeps its state there too (``suite-*.npz``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,15 +18,10 @@ import numpy as np
 
 from bitcrown.archives import read_array
 from bitcrown.errors import DataError, ResourceError, SettingsError
-from bitcrown.files import replacing, write_whole
-from bitcrown.harness.results import append_record, read_records
+from bitcrown.files import append_record, digest, read_records, replacing, write_whole
 
 CLEAN, ATTACK, BOUNDS = "clean", "attack", "bounds"
-STAGES = (CLEAN, ATTACK, BOUNDS)
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+_STAGES = (CLEAN, ATTACK, BOUNDS)
 
 
 def pixels_digest(image: np.ndarray) -> str:
@@ -39,7 +33,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, setup: Mapping[str, Any], fresh: bool = False) -> None:
         self.folder = folder
-        self.findings: dict[str, dict[int, dict[str, Any]]] = {stage: {} for stage in STAGES}
+        self.findings: dict[str, dict[int, dict[str, Any]]] = {stage: {} for stage in _STAGES}
         self.adversarial: dict[int, np.ndarray] = {}
         if folder is None:
             return
@@ -78,7 +72,7 @@ class Journal:
             write_whole(place, json.dumps(setup, indent=1) + "\n")
         if (folder / "images.jsonl").is_file():
             for line in read_records(folder / "images.jsonl"):
-                if line.get("stage") in STAGES and isinstance(line.get("image"), int):
+                if line.get("stage") in _STAGES and isinstance(line.get("image"), int):
                     self.findings[line["stage"]][line["image"]] = line
 
     def get(self, stage: str, image: int) -> dict[str, Any] | None:

@@ -19,22 +19,21 @@ from bitcrown.attacks.images.bpda import RULES
 from bitcrown.attacks.images.components import SUITES
 from bitcrown.errors import SettingsError
 from bitcrown.evaluation.boxes import ImageBoxes
-from bitcrown.evaluation.integers import KERAS, IntegerProver, IntegerSubject, is_integer_file
-from bitcrown.evaluation.journal import digest
+from bitcrown.evaluation.integers import IntegerProver, IntegerSubject, is_integer_file, is_keras
 from bitcrown.evaluation.proving import LEVELS, SEARCH, ImageProver, Prover
 from bitcrown.evaluation.subjects import ZOO, FileSubject, Subject, read_zoo
 from bitcrown.model.classifier import Shape, layout_of
 from bitcrown.model.execute import Network
-from bitcrown.model.onnx_reader import model_bytes, parsed_model, read_graph
+from bitcrown.model.file import NetworkFile
+from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.runtime_trial import require_runtime
-from bitcrown.quant.formats.qonnx import has_quant
-from bitcrown.quant.network.agreement import executable
+from bitcrown.quant.formats.agreement import executable
 from bitcrown.search.decision import device_of
 from bitcrown.settings import Settings
 
 LINF = "Linf"
-PGD, NO_ATTACK = "pgd", "none"
-ATTACKS = (NO_ATTACK, PGD, *SUITES)
+PGD = "pgd"
+_ATTACKS = ("none", PGD, *SUITES)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Plan:
     counts_cpu: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("norm", self.norm, NORMS), ("attack", self.attack, ATTACKS)):
+        for name, value, known in (("norm", self.norm, NORMS), ("attack", self.attack, _ATTACKS)):
             if value not in known:
                 raise SettingsError(f"{name} {value!r} is not known; use one of {', '.join(known)}")
         if self.bpda and (self.bpda not in RULES or not self.has_suite):
@@ -115,9 +114,9 @@ class Plan:
         """The network's name in tables."""
         return str(self.network).removeprefix(ZOO) if self.is_zoo else Path(self.network).stem
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, digest: str) -> dict[str, Any]:
         """What must be equal for findings to belong to the same evaluation; more images or levels
-        may follow."""
+        may follow. ``digest``: of the network's file (see ``Subject``)."""
         attack: dict[str, Any] | None = {"name": self.attack}
         if not self.has_attack:
             attack = None
@@ -125,7 +124,7 @@ class Plan:
             attack = {"name": PGD, "steps": self.steps, "restarts": self.restarts}
         found = {
             "network": str(self.network) if self.is_zoo else Path(self.network).name,
-            "network_sha256": _network_digest(self),
+            "network_sha256": digest,
             "eps": str(self.eps),
             "mean": [str(value) for value in self.mean or ()],
             "std": [str(value) for value in self.std or ()],
@@ -145,43 +144,25 @@ class Plan:
         return found
 
 
-def _network_digest(plan: Plan) -> str:
-    """Of the file that holds the weights; empty for a torch network."""
-    if plan.is_zoo:
-        weights = plan.weights
-        index = weights.with_name(weights.name + ".index") if weights is not None else None
-        file = index if index is not None and index.is_file() else weights
-        return digest(file.read_bytes()) if file is not None and file.is_file() else ""
-    if isinstance(plan.network, str):
-        return ""
-    if plan.network.suffix in KERAS:
-        return digest(plan.network.read_bytes()) if plan.network.is_file() else ""
-    return digest(model_bytes(plan.network))
-
-
 def open_subject(plan: Plan, shape: Shape) -> Subject:
     """The network of ``plan`` for images of ``shape``. Raises ``SettingsError`` for what cannot be
-    asked of it."""
+    asked of it, ``ModelError`` for an ONNX file that onnxruntime cannot run, or that ends the
+    process which opens it."""
     device = device_of(plan.settings.device)
-    subject: Subject
-    if not plan.is_zoo and Path(plan.network).suffix not in KERAS:
-        _check_runtime(Path(plan.network))
     if plan.is_zoo:
-        subject = read_zoo(str(plan.network), plan.weights, plan.batch, shape, device)
-    elif is_integer_file(Path(plan.network)):
-        subject = IntegerSubject(Path(plan.network), shape, plan.mean, plan.std, plan.order)
+        return read_zoo(str(plan.network), plan.weights, plan.batch, shape, device)
+    file = NetworkFile(Path(plan.network))
+    if not is_keras(file.path):
+        content, _ = executable(file)
+        if content:
+            require_runtime(file, content)
+    subject: Subject
+    if is_integer_file(file):
+        subject = IntegerSubject(file, shape, plan.mean, plan.std, plan.order)
     else:
-        subject = FileSubject(Path(plan.network), shape, plan.mean, plan.std, plan.order, device)
+        subject = FileSubject(file, shape, plan.mean, plan.std, plan.order, device)
+    file.release()
     return subject
-
-
-def _check_runtime(path: Path) -> None:
-    """``ModelError`` for an ONNX file that onnxruntime cannot run, or that ends the process which
-    opens it."""
-    model = parsed_model(path)
-    content, _ = executable(model) if has_quant(model) else (model_bytes(path), "")
-    if content:
-        require_runtime(path, content)
 
 
 def check_subject(plan: Plan, subject: Subject) -> None:
@@ -202,14 +183,31 @@ def check_subject(plan: Plan, subject: Subject) -> None:
         )
 
 
-def make_prover(plan: Plan, shape: Shape, settings: Settings) -> ImageProver:
-    """The bounds of ``plan`` on images of ``shape``, in whichever process they run."""
-    path = Path(plan.network)
-    if is_integer_file(path):
-        subject = IntegerSubject(path, shape, plan.mean, plan.std, plan.order)
-        return IntegerProver(subject, plan.eps, plan.seconds, settings.seed, plan.counts_cpu)
-    graph = read_graph(path, settings.semantics)
+def make_prover(
+    plan: Plan, file: NetworkFile, shape: Shape, settings: Settings, subject: Subject | None = None
+) -> ImageProver:
+    """The bounds of ``plan`` on images of ``shape``; what ``subject``, the opened network, has
+    already is used again. Another process has the file's bytes alone."""
+    if is_integer_file(file):
+        integers = (
+            subject
+            if isinstance(subject, IntegerSubject)
+            else IntegerSubject(file, shape, plan.mean, plan.std, plan.order)
+        )
+        return IntegerProver(integers, plan.eps, plan.seconds, settings.seed, plan.counts_cpu)
+    opened = subject if isinstance(subject, FileSubject) else None
+    has_graph = opened is not None and settings.semantics == "real"
+    graph = opened.graph if opened and has_graph else read_graph(file, settings.semantics)
     dtype = "float16" if "float16" in graph.input_dtypes else "float32"
     boxes = ImageBoxes(layout_of(graph, shape, plan.mean, plan.std, plan.order), plan.eps, dtype)
     proof = Network(graph, torch.float64, device_of(settings.device))
-    return Prover(proof, boxes, path, settings, plan.levels, plan.seconds, plan.counts_cpu)
+    return Prover(
+        proof,
+        boxes,
+        file.path,
+        settings,
+        plan.levels,
+        plan.seconds,
+        plan.counts_cpu,
+        opened.replay if opened else None,
+    )

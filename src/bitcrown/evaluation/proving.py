@@ -22,18 +22,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.crown import relaxations_of
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder
+from bitcrown.bounds.layout import Layout
 from bitcrown.budget import Budget
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import BudgetExpired, SettingsError
 from bitcrown.evaluation.boxes import ImageBoxes
 from bitcrown.model.execute import Network
-from bitcrown.search.decision import SMALL_NETWORK, search_neurons
-from bitcrown.search.neurons.search import NeuronSplit
+from bitcrown.search.neuron_decision import decide_from_root
+from bitcrown.search.neurons.guide import guide_network
+from bitcrown.search.neurons.root import root_of, rows_of_cases
 from bitcrown.search.strategy import Run
 from bitcrown.settings import Settings
-from bitcrown.verdict import Status
+from bitcrown.verdict import Status, Verdict
 
 NONE, CROWN, ALPHA, SEARCH = "none", "crown", "alpha", "bab"
 LEVELS = (CROWN, ALPHA, SEARCH)
@@ -80,7 +82,7 @@ class Prover:
     computing.
 
     Plain CROWN and one ascent of alpha-CROWN always run to their end; the search has what they
-    leave.
+    leave. ``replay``: an open one of the file, where there is one; else the first search opens it.
     """
 
     def __init__(
@@ -92,12 +94,13 @@ class Prover:
         levels: tuple[str, ...],
         seconds: float,
         counts_cpu: bool = False,
+        replay: RuntimeReplay | None = None,
     ) -> None:
+        self.replay = replay
         self.proof, self.boxes, self.path, self.settings = proof, boxes, path, settings
         self.levels, self.seconds, self.counts_cpu = levels, seconds, counts_cpu
         self.clock = time.process_time if counts_cpu else time.monotonic
-        small = sum(node.size for node in proof.graph.nodes.values()) <= SMALL_NETWORK
-        self.guide = proof if small else Network(proof.graph, torch.float32, proof.device)
+        self.guide = guide_network(proof)
         self.memory = settings.memory_bytes()
         self.classes = proof.graph.n_outputs
         self.neurons = sum(proof.graph.nodes[name].size for name in Layout(proof).operands)
@@ -149,48 +152,50 @@ class Prover:
     ) -> Proof:
         started = self.clock()
         objective = self.boxes.objective(lower, upper, label, self.classes)
-        cases = np.arange(objective.n_cases)
-        budget = Budget.of(self.seconds, self.memory, self.counts_cpu)
-        search = NeuronSplit(self.proof, self.guide, objective, cases, lambda x: None, budget)
-        left = search.root(enclosure)
-        margin = float(search.root_value.min())
+        rows = rows_of_cases(self.proof, objective)
+        root = root_of(self.proof, self.guide, rows, enclosure, self.memory)
+        margin = float(root.case_value.min())
         seconds = {CROWN: root_seconds + self.clock() - started}
-        if not len(left):
+        if not len(root.open_cases()):
             return Proof(margin, CROWN, seconds)
         if is_broken or self.levels == (CROWN,):
             return Proof(margin, "", seconds)
         started = self.clock()
         problem = self.boxes.problem(image, label, self.classes, self.path)
         limit = max(0.0, self.seconds - seconds[CROWN]) if SEARCH in self.levels else 0.0
-        run = Run(problem, self.settings, Budget.of(limit, self.memory, self.counts_cpu), None)
-        search.confirm, search.budget = run.confirm, run.budget
+        limited = Budget.of(limit, self.memory, self.counts_cpu)
+        run = Run(problem, self.settings, limited, None, replay=self.replay)
+        self.replay = run.replay
         try:
-            verdict = search_neurons(run, search, left, objective, cases, root_seconds)
+            verdict = decide_from_root(run, root, self.guide, objective, root_seconds)
         except BudgetExpired:
             verdict = run.timeout()
         seconds["search"] = self.clock() - started
-        proved_by = ""
-        if verdict.status is Status.UNSAT:
-            proved_by = ALPHA if verdict.decided_by == "alpha-CROWN" else SEARCH
-        witness = None
-        if verdict.witness is not None:
-            witness = np.concatenate(
-                [np.asarray(part, np.float64).ravel() for part in verdict.witness.inputs.values()]
-            )
-        counters = {
-            key: value for key, value in verdict.counters.items() if isinstance(value, int | float)
-        }
-        detail = verdict.detail or str(verdict.reason)
-        return Proof(
-            margin,
-            proved_by,
-            seconds,
-            verdict.status.value,
-            verdict.decided_by,
-            detail,
-            counters,
-            witness,
-        )
+        return _proof_of(verdict, margin, seconds)
+
+
+def _proof_of(verdict: Verdict, margin: float, seconds: dict[str, float]) -> Proof:
+    """What the search said about an image that plain CROWN left open."""
+    proved_by = ""
+    if verdict.status is Status.UNSAT:
+        proved_by = ALPHA if verdict.decided_by == "alpha-CROWN" else SEARCH
+    witness = None
+    if verdict.witness is not None:
+        parts = [np.asarray(part, np.float64).ravel() for part in verdict.witness.inputs.values()]
+        witness = np.concatenate(parts)
+    counters = {
+        key: value for key, value in verdict.counters.items() if isinstance(value, int | float)
+    }
+    return Proof(
+        margin,
+        proved_by,
+        seconds,
+        verdict.status.value,
+        verdict.decided_by,
+        verdict.detail or str(verdict.reason),
+        counters,
+        witness,
+    )
 
 
 def parse_levels(words: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.errors import RecordError
-from bitcrown.evaluation.accuracies import Evaluator, Outcome, Progress
+from bitcrown.evaluation.accuracies import Evaluator, ImageOutcome, OnStage
 from bitcrown.evaluation.data.sets import ImageSet
 from bitcrown.evaluation.journal import CLEAN, Journal
 from bitcrown.evaluation.plan import LINF, Plan, open_subject
@@ -26,7 +26,7 @@ from bitcrown.evaluation.report.summary import document, run_record
 from bitcrown.evaluation.report.tables import tables
 from bitcrown.evaluation.subjects import Subject
 
-PICTURES = 12
+_PICTURES = 12
 """Images shown of each run."""
 
 
@@ -40,7 +40,7 @@ class Evaluation:
     """
 
     record: dict[str, Any]
-    outcomes: tuple[tuple[Outcome, ...], ...]
+    outcomes: tuple[tuple[ImageOutcome, ...], ...]
     adversarial: tuple[np.ndarray, ...]
     images: ImageSet
 
@@ -55,10 +55,10 @@ class Evaluation:
                 f"images {self.record['contradictions']} are both broken and proved: there is no "
                 "report"
             )
-        pages = [page_record(self.record, run) for run in self.record["runs"]]
+        pages = [_page_record(self.record, run) for run in self.record["runs"]]
         pictures: list[Picture] = []
         for run, adversarial in zip(self.record["runs"], self.adversarial, strict=True):
-            pictures += pictures_of(run, self.images, adversarial)
+            pictures += _pictures_of(run, self.images, adversarial)
         return html_report(pages, pictures, f"Robust accuracy of {self.record['model']}")
 
 
@@ -69,7 +69,7 @@ def evaluate_runs(
     images: ImageSet,
     out: Path | None = None,
     fresh: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnStage | None = None,
     subject: Subject | None = None,
 ) -> Evaluation:
     """``plan`` at every radius under every rule, on one opened network."""
@@ -81,7 +81,7 @@ def evaluate_runs(
         began = time.monotonic()
         folder = None if out is None else out / folder_name(one)
         evaluator = Evaluator(
-            one, images, Journal(folder, one.identity(), fresh), on_progress, subject
+            one, images, Journal(folder, one.identity(subject.digest), fresh), on_progress, subject
         )
         found = evaluator.run()
         runs.append(run_record(evaluator, found, time.monotonic() - began))
@@ -97,7 +97,7 @@ def folder_name(plan: Plan) -> str:
     return "-".join(word for word in words if word)
 
 
-def page_record(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+def _page_record(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """A run as the report wants it (see ``html_report``)."""
     status = run["status"]
     proved = status.get("proved", 0)
@@ -135,9 +135,11 @@ def _reason(one: Mapping[str, Any]) -> str:
     return str(one["broken_by"] or one["proved_by"])
 
 
-def pictures_of(run: Mapping[str, Any], images: ImageSet, adversarial: np.ndarray) -> list[Picture]:
+def _pictures_of(
+    run: Mapping[str, Any], images: ImageSet, adversarial: np.ndarray
+) -> list[Picture]:
     """The first broken images of a run."""
-    broken = [one["image"] for one in run["per_image"] if one["status"] == "broken"][:PICTURES]
+    broken = [one["image"] for one in run["per_image"] if one["status"] == "broken"][:_PICTURES]
     eps = float(Fraction(run["eps"])) if run["norm"] == LINF else None
     rule = f", BPDA {run['bpda']}" if run["bpda"] else ""
     found = []

@@ -15,6 +15,7 @@ Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns, ``K`` classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,15 +29,17 @@ from torch import Tensor, nn
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.bpda import bpda
 from bitcrown.attacks.images.victim import Classifier
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import DataError, SettingsError
 from bitcrown.evaluation.attacking import Judge, Judgement, ball_of
 from bitcrown.evaluation.data.sets import unit_pixels
 from bitcrown.model.classifier import GraphClassifier, ImageLayout, Shape, read_classifier
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 
 ZOO = "zoo:"
-VARIANTS = ("no-blocks", "per-image")
-LAYER_OPS = ("Conv", "ConvTranspose", "Linear", "MatMulLeft")
+_VARIANTS = ("no-blocks", "per-image")
+_LAYER_OPS = ("Conv", "ConvTranspose", "Linear", "MatMulLeft")
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,15 @@ class Space:
 
 class Subject(Protocol):
     """``classifier``: points to logits. ``obstacle``: why it cannot be bounded, empty where it can.
+    ``digest``: SHA-256 of the file that holds the weights, empty for a torch network.
 
     ``is_grouped``: judged in groups of neighbours, because logits may depend on them.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
     @property
     def kind(self) -> str: ...
     @property
@@ -127,19 +133,30 @@ class FileSubject:
 
     def __init__(
         self,
-        path: Path,
+        file: NetworkFile,
         shape: Shape,
         mean: tuple[Fraction, ...] | None,
         std: tuple[Fraction, ...] | None,
         order: str,
         device: torch.device,
     ) -> None:
-        self.path, self.name, self.device = path, path.stem, device
+        self.file, self.name, self.digest = file, file.path.stem, file.digest
+        self.device, self.parameters = device, parameter_count(file)
         self.model: GraphClassifier = read_classifier(
-            path, shape, mean, std, order, torch.float32, device
+            file, shape, mean, std, order, torch.float32, device
         )
         self.layout, self.classes = self.model.layout, self.model.classes
-        self._judge = Judge(path, self.layout, self.classes)
+        self._judge = Judge(file.path, self.layout, self.classes)
+
+    @property
+    def graph(self) -> Graph:
+        """The network as read in real arithmetic."""
+        return self.model.network.graph
+
+    @property
+    def replay(self) -> RuntimeReplay:
+        """The original file in onnxruntime, open for queries about one image."""
+        return self._judge.replay
 
     def classifier(self, rule: str) -> Classifier:
         return bpda(self.model, rule) if rule else self.model
@@ -148,9 +165,8 @@ class FileSubject:
         return [self._judge(image, int(label)) for image, label in zip(images, labels, strict=True)]
 
     def facts(self) -> Mapping[str, Any]:
-        parameters = parameter_count(self.path)
-        layers = layer_count(self.model.network.graph)
-        return {"parameters": parameters, "megabytes": 4e-6 * parameters, "layers": layers}
+        layers = layer_count(self.graph)
+        return {**_size_facts(self.parameters), "layers": layers}
 
 
 class TorchSubject:
@@ -160,15 +176,20 @@ class TorchSubject:
     obstacle = "only networks in ONNX files and exact integer networks can be bounded"
 
     def __init__(
-        self, model: Classifier, name: str, shape: Shape, batch: int, device: torch.device
+        self,
+        model: Classifier,
+        name: str,
+        shape: Shape,
+        batch: int,
+        device: torch.device,
+        digest: str = "",
     ) -> None:
-        self.name, self.batch, self.device = name, batch, device
+        self.name, self.batch, self.device, self.digest = name, batch, device, digest
         if isinstance(model, nn.Module):
             model = model.to(device).eval()
             model.requires_grad_(False)
         self.model = model
-        channels = shape[0]
-        self.layout = ImageLayout(shape, (Fraction(0),) * channels, (Fraction(1),) * channels)
+        self.layout = ImageLayout.of(shape)
         self.classes = self._logits(np.zeros((1, *shape), np.float32)).shape[1]
 
     def classifier(self, rule: str) -> Classifier:
@@ -194,8 +215,12 @@ class TorchSubject:
     def facts(self) -> Mapping[str, Any]:
         if not isinstance(self.model, nn.Module):
             return {}
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"parameters": parameters, "megabytes": 4e-6 * parameters}
+        return _size_facts(sum(parameter.numel() for parameter in self.model.parameters()))
+
+
+def _size_facts(parameters: int) -> dict[str, Any]:
+    """Of a network whose parameters take four bytes each."""
+    return {"parameters": parameters, "megabytes": 4e-6 * parameters}
 
 
 def read_zoo(
@@ -207,11 +232,11 @@ def read_zoo(
     from bitcrown.zoo.weights import load_weights
 
     name, *variants = word.removeprefix(ZOO).split(":")
-    if name not in PLANS or set(variants) - set(VARIANTS):
+    if name not in PLANS or set(variants) - set(_VARIANTS):
         raise SettingsError(
             f"{word!r} is no network of the zoo: give {ZOO}NAME with NAME one of "
             f"{', '.join(PLANS)}, perhaps with "
-            f":{' or :'.join(VARIANTS)} behind it"
+            f":{' or :'.join(_VARIANTS)} behind it"
         )
     if weights is None:
         raise SettingsError(
@@ -221,18 +246,18 @@ def read_zoo(
         name, quantized="no-blocks" not in variants, per_image="per-image" in variants
     )
     load_weights(network, weights)
-    return TorchSubject(network, word.removeprefix(ZOO), shape, batch, device)
+    index = weights.with_name(weights.name + ".index")
+    stored = index if index.is_file() else weights
+    digest = hashlib.sha256(stored.read_bytes()).hexdigest() if stored.is_file() else ""
+    return TorchSubject(network, word.removeprefix(ZOO), shape, batch, device, digest)
 
 
-def parameter_count(path: Path) -> int:
+def parameter_count(file: NetworkFile) -> int:
     """Floating-point numbers stored in an ONNX file, batch normalisation included."""
     import onnx
 
-    from bitcrown.model.onnx_reader import model_bytes
-
-    model = onnx.load_from_string(model_bytes(path))
-    tensors = list(model.graph.initializer)
-    for node in model.graph.node:
+    tensors = list(file.proto.graph.initializer)
+    for node in file.proto.graph.node:
         if node.op_type == "Constant":
             tensors += [
                 attribute.t
@@ -253,5 +278,5 @@ def layer_count(graph: Graph) -> int:
     depth: dict[str, int] = {}
     for node in graph.nodes.values():
         before = max([depth[name] for name in node.inputs], default=0)
-        depth[node.name] = before + (node.op in LAYER_OPS)
+        depth[node.name] = before + (node.op in _LAYER_OPS)
     return max(depth[name] for name in graph.outputs)

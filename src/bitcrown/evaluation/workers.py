@@ -22,42 +22,35 @@ from bitcrown.errors import BitcrownError, ResourceError
 from bitcrown.evaluation.proving import ImageProver, Proof
 from bitcrown.settings import GIB, Settings
 
-Block = tuple[list[int], np.ndarray, np.ndarray, np.ndarray]
+ImageBlock = tuple[list[int], np.ndarray, np.ndarray, np.ndarray]
 """Image numbers, pixels ``[B, C, H, W]``, labels ``[B]``, and which are broken ``[B]``."""
-MakeProver = Callable[[Settings], ImageProver]
-POLL_SECONDS = 1.0
-AHEAD = 2
+_MakeProver = Callable[[Settings], ImageProver]
+_POLL_SECONDS = 1.0
+_AHEAD = 2
 """Blocks handed out before a job's first is finished."""
 
 
-def share_of(settings: Settings, jobs: int) -> Settings:
+def _share_of(settings: Settings, jobs: int) -> Settings:
     """What one of ``jobs`` processes may use of the memory and the cores."""
     memory = settings.process_bytes() / GIB / jobs
     return replace(settings, memory_gib=memory, threads=max(1, settings.thread_count() // jobs))
 
 
-def prove_blocks(
-    make: MakeProver, settings: Settings, blocks: Sequence[Block], jobs: int
+def prove_in_processes(
+    make: _MakeProver, settings: Settings, blocks: Sequence[ImageBlock], jobs: int
 ) -> Iterator[tuple[list[int], list[Proof]]]:
-    """Image numbers and their proofs, block by block as they finish. ``make`` must be picklable if
-    ``jobs > 1``.
+    """Image numbers and their proofs, block by block as they finish. ``make`` must be picklable.
 
     Raises ``ResourceError`` where a worker died, ``BitcrownError`` with the worker's sentence where
     one failed.
     """
-    jobs = min(jobs, len(blocks))
-    if jobs <= 1:
-        prover = make(settings)
-        for numbers, images, labels, broken in blocks:
-            yield numbers, prover.prove(images, labels, broken)
-        return
     context = multiprocessing.get_context("spawn")
     inbox: Any = context.Queue()
     outbox: Any = context.Queue()
-    waiting: Iterator[Block | None] = iter([*blocks, *[None] * jobs])
-    for block in islice(waiting, AHEAD * jobs):
+    waiting: Iterator[ImageBlock | None] = iter([*blocks, *[None] * jobs])
+    for block in islice(waiting, _AHEAD * jobs):
         inbox.put(block)
-    part = share_of(settings, jobs)
+    part = _share_of(settings, jobs)
     workers = [
         context.Process(target=_work, args=(make, part, inbox, outbox), daemon=True)
         for _ in range(jobs)
@@ -82,7 +75,7 @@ def prove_blocks(
 def _next(outbox: Any, workers: Sequence[Any]) -> tuple[list[int], list[Proof] | str]:
     while True:
         try:
-            found: tuple[list[int], list[Proof] | str] = outbox.get(timeout=POLL_SECONDS)
+            found: tuple[list[int], list[Proof] | str] = outbox.get(timeout=_POLL_SECONDS)
             return found
         except queue.Empty:
             dead = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0)]
@@ -93,7 +86,7 @@ def _next(outbox: Any, workers: Sequence[Any]) -> tuple[list[int], list[Proof] |
                 ) from None
 
 
-def _work(make: MakeProver, settings: Settings, inbox: Any, outbox: Any) -> None:
+def _work(make: _MakeProver, settings: Settings, inbox: Any, outbox: Any) -> None:
     torch.set_num_threads(settings.thread_count())
     prover: ImageProver | None = None
     while (block := inbox.get()) is not None:

@@ -8,38 +8,47 @@ appended to ``records.jsonl`` one by one, so an interrupted run goes on where it
 
 from __future__ import annotations
 
+import csv
 import fnmatch
+import io
+import math
 import os
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitcrown.errors import ResourceError, SettingsError
-from bitcrown.harness.expected import read_expected
-from bitcrown.harness.instance import Instance, Suite, find_suites, read_instances, resolve
-from bitcrown.harness.results import append_record, read_records, write_results_csv
+from bitcrown.files import append_record, read_records, write_whole
+from bitcrown.harness.instance import (
+    Instance,
+    Suite,
+    find_suites,
+    read_expected,
+    read_instances,
+    resolve,
+)
+from bitcrown.harness.processes import signal_group
 
-PREPARE_SECONDS = 600.0
-GRACE_SECONDS = 10.0
-WORDS = ("sat", "unsat", "unknown", "timeout", "error")
+_PREPARE_SECONDS = 600.0
+_GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to run. ``scripts`` is the folder of the tool's scripts, ``timeout_cap`` 0 means no
-    cap."""
+class BenchPlan:
+    """What to run. ``scripts`` is the folder of the tool's scripts; no instance gets more
+    than ``timeout_cap`` seconds."""
 
     suite: Path
     out: Path
     scripts: Path
-    timeout_cap: float = 0.0
+    timeout_cap: float = math.inf
     pattern: str = "*"
     jobs: int = 1
     fresh: bool = False
@@ -48,21 +57,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
+    """One instance of the plan, with its time limit (seconds) and its truth ("" if unknown)."""
+
     suite: Suite
     instance: Instance
     timeout: float
     expected: str
 
     def key(self) -> list[Any]:
+        """What makes two runs the same; a list, because a record comes back from JSON as one."""
         return [self.suite.category, self.suite.version, *self.instance.key(), self.timeout]
 
 
-Progress = Callable[[int, int, Job, Mapping[str, Any] | None], None]
+_Progress = Callable[[int, int, Job, Mapping[str, Any] | None], None]
 """Called before (``None``) and after (row) an instance with the number of finished ones and of
 all."""
 
 
-def jobs_of(plan: Plan) -> list[Job]:
+def jobs_of(plan: BenchPlan) -> list[Job]:
     """All instances that the plan asks for, in the order of the files."""
     found = []
     for suite in find_suites(plan.suite):
@@ -72,16 +84,14 @@ def jobs_of(plan: Plan) -> list[Job]:
                 f"{suite.category} {instance.network} {instance.vnnlib}", f"*{plan.pattern}*"
             ):
                 continue
-            timeout = (
-                min(instance.timeout, plan.timeout_cap) if plan.timeout_cap else instance.timeout
-            )
-            found.append(Job(suite, instance, timeout, expected.get(instance.key(), "")))
+            truth = expected.get(instance.key(), "")
+            found.append(Job(suite, instance, min(instance.timeout, plan.timeout_cap), truth))
     if not found:
         raise SettingsError(f"no instance of {plan.suite} matches {plan.pattern!r}")
     return found
 
 
-def run_bench(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
+def run_bench(plan: BenchPlan, progress: _Progress) -> list[dict[str, Any]]:
     """Run what is not finished yet; returns the rows of all instances of the plan, in order.
 
     Writes ``records.jsonl`` and ``results.csv`` under ``plan.out``. Raises ``KeyboardInterrupt``
@@ -98,7 +108,7 @@ def run_bench(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
     records = plan.out / "records.jsonl"
     if plan.fresh:
         records.unlink(missing_ok=True)
-    done = {}
+    done = {}  # rows by the text of their key: lists cannot be keys
     if records.exists():
         done = {repr(record.get("key")): record for record in read_records(records)}
     finished = sum(repr(job.key()) in done for job in jobs)
@@ -113,6 +123,7 @@ def run_bench(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
             progress(finished, len(jobs), job, None)
         row = run_one(plan, job, running)
         with lock:
+            # What an interruption ended says nothing about the instance: it is not finished.
             if running.stopped:
                 return
             append_record(records, row)
@@ -121,55 +132,54 @@ def run_bench(plan: Plan, progress: Progress) -> list[dict[str, Any]]:
             progress(finished, len(jobs), job, row)
 
     with ThreadPoolExecutor(max_workers=plan.jobs) as pool:
-        complete = False
         try:
             for future in [pool.submit(work, job) for job in jobs]:
                 future.result()
-            complete = True
-        finally:
-            if not complete:
-                running.stop()
-                pool.shutdown(cancel_futures=True)
+        except BaseException:
+            # An interruption, or an error of one thread: the pool waits for the others at the end
+            # of the block, so what they run is ended now and what they would take next cancelled.
+            running.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
     rows = [done[repr(job.key())] for job in jobs]
-    write_results_csv(plan.out / "results.csv", (competition_row(row) for row in rows))
+    write_results_csv(plan.out / "results.csv", rows)
     return rows
 
 
-def competition_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "category": row["category"],
-        "network": row["network"],
-        "property": row["vnnlib"],
-        "prepare_time": f"{row['prepare_s']:.6f}",
-        "result": row["result"],
-        "run_time": f"{row['wall_s']:.6f}",
-    }
+def write_results_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """``results.csv`` as the harness writes it, without a header: category, network, property,
+    seconds of preparing, result, seconds of running."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        seconds = f"{row['prepare_s']:.6f}", f"{row['wall_s']:.6f}"
+        asked = row["category"], row["network"], row["vnnlib"]
+        writer.writerow([*asked, seconds[0], row["result"], seconds[1]])
+    write_whole(path, text.getvalue())
 
 
-def run_one(plan: Plan, job: Job, running: Running) -> dict[str, Any]:
+def run_one(plan: BenchPlan, job: Job, running: Running) -> dict[str, Any]:
     """Prepare and run one instance; the row for ``records.jsonl``."""
     folder = job.suite.folder
     network, vnnlib = resolve(job.instance.network, folder), str(folder / job.instance.vnnlib)
     with tempfile.TemporaryDirectory(prefix="bitcrown-bench-") as name:
         work = Path(name)
         results, record = work / "out.txt", work / "record.jsonl"
+        # The competition's word for a results file that the script never wrote.
         results.write_text("no_result_in_file\n")
         environment = {**os.environ, **plan.environment, "BITCROWN_RECORD": str(record)}
         words = ["v1", job.suite.category, network, vnnlib]
-        prepare = [str(plan.scripts / "prepare_instance.sh"), *words]
-        code, prepare_s = running.call(prepare, environment, PREPARE_SECONDS)
+        command = [str(plan.scripts / "prepare_instance.sh"), *words]
+        code, prepare_s = running.call(command, environment, _PREPARE_SECONDS)
         result, wall_s = f"prepare_instance_error_{code}", 0.0
         if code == 0:
-            command = [
-                str(plan.scripts / "run_instance.sh"),
-                *words,
-                str(results),
-                str(job.timeout),
-            ]
-            code, wall_s = running.call(command, environment, job.timeout + GRACE_SECONDS)
+            command = [str(plan.scripts / "run_instance.sh"), *words]
+            command += [str(results), str(job.timeout)]
+            code, wall_s = running.call(command, environment, job.timeout + _GRACE_SECONDS)
             result = word_of(code, results, wall_s, job.timeout)
-        inner = read_records(record)[-1] if record.exists() else {}
-    return inner | {
+        told = read_records(record) if record.exists() else []
+    # What the script measured from outside goes over what the run said about itself.
+    return (told[-1] if told else {}) | {
         "key": job.key(),
         "category": job.suite.category,
         "network": job.instance.network,
@@ -220,9 +230,11 @@ class Running:
             raise ResourceError(f"{command[0]} cannot be started: {error.strerror}") from error
         with self._lock:
             self._groups.add(process.pid)
+            # An interruption that came between the start and the entry has not seen this group.
             if self.stopped:
-                _signal(process.pid, signal.SIGTERM)
-        timer = threading.Timer(limit, _signal, (process.pid, signal.SIGKILL))
+                signal_group(process.pid, signal.SIGTERM)
+        # The script leads a session of its own, so its pid names the group of all it started.
+        timer = threading.Timer(limit, signal_group, (process.pid, signal.SIGKILL))
         timer.start()
         try:
             code = process.wait()
@@ -237,11 +249,4 @@ class Running:
         with self._lock:
             self.stopped = True
             for group in self._groups:
-                _signal(group, signal.SIGTERM)
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return
+                signal_group(group, signal.SIGTERM)

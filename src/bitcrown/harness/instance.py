@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from bitcrown.errors import PropertyError
 from bitcrown.spec.network_field import parse_network
 
-VERSION_FOLDERS = ("1.0", "2.0")
+_VERSION_FOLDERS = ("1.0", "2.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,13 @@ def network_field(pairs: tuple[tuple[str, str], ...]) -> str:
     return repr(list(pairs))
 
 
+def _tidy_field(text: str) -> str:
+    return network_field(tuple((name, tidy_path(path)) for name, path in parse_network(text)))
+
+
 def resolve(field: str, folder: Path) -> str:
     """The network field with every path put under ``folder``."""
     return network_field(tuple((name, str(folder / path)) for name, path in parse_network(field)))
-
-
-def find_file(path: Path) -> Path | None:
-    """``path``, or ``path`` + ``.gz`` beside it, or None if neither is a file."""
-    try:
-        return next((file for file in (path, Path(f"{path}.gz")) if file.is_file()), None)
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
-        return None
 
 
 def csv_rows(file: Path, what: str) -> list[list[str]]:
@@ -80,7 +76,6 @@ def csv_rows(file: Path, what: str) -> list[list[str]]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PropertyError(f"{what} {file} cannot be read: {error}") from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
     try:
         return list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
     except csv.Error as error:
@@ -95,7 +90,7 @@ def read_instances(file: Path) -> tuple[Instance, ...]:
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 1 and _is_header(cells)):
             continue
-        while len(cells) > 3 and not cells[-1]:
+        while len(cells) > 3 and not cells[-1]:  # commas at the end of a line
             cells.pop()
         if len(cells) != 3:
             raise PropertyError(
@@ -103,10 +98,8 @@ def read_instances(file: Path) -> tuple[Instance, ...]:
                 "columns"
             )
         try:
-            pairs = tuple((name, tidy_path(path)) for name, path in parse_network(cells[0]))
-            instances.append(
-                Instance(network_field(pairs), tidy_path(cells[1]), parse_timeout(cells[2]))
-            )
+            field, vnnlib = _tidy_field(cells[0]), tidy_path(cells[1])
+            instances.append(Instance(field, vnnlib, parse_timeout(cells[2])))
         except PropertyError as error:
             raise PropertyError(f"{file} row {number}: {error}") from error
     return tuple(instances)
@@ -155,14 +148,31 @@ def find_suites(path: Path) -> tuple[Suite, ...]:
 
 def _instances_file(folder: Path) -> Path | None:
     names = ["instances.csv", f"{folder.resolve().name}_instances.csv"]
-    names += [f"{version}/instances.csv" for version in VERSION_FOLDERS]
+    names += [f"{version}/instances.csv" for version in _VERSION_FOLDERS]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _suite_of(file: Path) -> Suite:
     folder = file.resolve().parent
-    version = folder.name if folder.name in VERSION_FOLDERS else ""
+    version = folder.name if folder.name in _VERSION_FOLDERS else ""
     category = folder.parent.name if version else folder.name
     if file.name != "instances.csv" and file.name.endswith("_instances.csv"):
         category = file.name.removesuffix("_instances.csv")
     return Suite(category, version, file)
+
+
+def read_expected(path: Path) -> dict[tuple[str, str], str]:
+    """Truth by (network field, property); columns ``onnx,vnnlib,expected`` and whatever follows.
+    Empty if no file."""
+    if not path.is_file():
+        return {}
+    truth = {}
+    for number, row in enumerate(csv_rows(path, "the truth"), start=1):
+        if not row or (number == 1 and row[:3] == ["onnx", "vnnlib", "expected"]):
+            continue
+        if len(row) < 3:
+            raise PropertyError(
+                f"{path} row {number}: expected at least the columns onnx,vnnlib,expected"
+            )
+        truth[_tidy_field(row[0]), tidy_path(row[1])] = row[2].strip().lower()
+    return truth

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from bitcrown.harness.processes import kill_token, start_ticks
 
+_PATIENCE = 25.0
+"""Seconds to wait for killed processes to be gone."""
+
 
 def runtime_folder() -> Path | None:
     """A folder that only this user can write to, or None if there is no such place."""
@@ -27,11 +30,9 @@ def runtime_folder() -> Path | None:
             facts = folder.lstat()
         except OSError:
             continue
-        if (
-            stat.S_ISDIR(facts.st_mode)
-            and facts.st_uid == os.getuid()
-            and not facts.st_mode & 0o022
-        ):
+        # It may have been there before, made by somebody else, or as a link.
+        is_ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+        if is_ours and not facts.st_mode & 0o022:
             return folder
     return None
 
@@ -59,25 +60,23 @@ def drop_note(note: Path | None) -> None:
             return
 
 
-def end_leftovers(patience: float = 25.0) -> int:
+def end_leftovers() -> int:
     """Kill the processes of runs whose parent is dead and wait for them to go; returns how many
     there were."""
     folder = runtime_folder()
     if folder is None:
         return 0
     killed = 0
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _PATIENCE
     for note in sorted(folder.glob("*.json")):
         try:
             facts = json.loads(note.read_text())
-            parent, started, token = (
-                int(facts["parent"]),
-                int(facts["started"]),
-                str(facts["token"]),
-            )
+            parent, started = int(facts["parent"]), int(facts["started"])
+            token = str(facts["token"])
         except (OSError, ValueError, KeyError, TypeError):
             drop_note(note)
             continue
+        # Process numbers are used again; a number together with its start time is not.
         if started and start_ticks(parent) == started:
             continue
         if token:

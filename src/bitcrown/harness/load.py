@@ -26,9 +26,9 @@ WORK = 0.03
 """CPU seconds between the deadline and the end of the parent (measured: 0.006): one look over all
 processes, killing, looking for strays, results file, record."""
 WINDOW = 15.0
-SAMPLE = 0.003
+_SAMPLE = 0.003
 """CPU seconds after which the ratio of waiting to running says something."""
-MOST_SLOW = 100.0
+_MOST_SLOW = 100.0
 _SCHEDSTAT = Path("/proc/self/schedstat")
 
 
@@ -53,11 +53,13 @@ class Load:
 
     def look(self) -> None:
         """Take what was computed and waited since the last look into account; cheap."""
+        # Each stretch begins where the last one that was sampled ended, so no waiting is left out;
+        # a stretch with too little computing to tell goes on to the next look.
         now = run_and_wait()
         running, waiting = now[0] - self._seen[0], now[1] - self._seen[1]
-        if running >= SAMPLE:
+        if running >= _SAMPLE:
             self._seen = now
-            self._note(self._slow, min(1.0 + max(0.0, waiting) / running, MOST_SLOW))
+            self._note(self._slow, min(1.0 + max(0.0, waiting) / running, _MOST_SLOW))
 
     def slept(self, asked: float, took: float) -> None:
         """A sleep of ``asked`` seconds, which nothing ended early, took ``took``."""
@@ -79,8 +81,11 @@ class Load:
         return {"late_s": round(self.late, 4), "slow": round(self.slow, 2)}
 
     def _note(self, samples: deque[tuple[float, float]], value: float) -> None:
-        """Samples older than the window go; of those before a larger one none can be the largest
-        again."""
+        """Append a sample, keeping the largest of the window at the front.
+
+        Values fall strictly from the oldest to the newest: what is no larger than a newer sample
+        can never be the largest again, and what is older than the window does not count.
+        """
         now = time.monotonic()
         while samples and samples[-1][1] <= value:
             samples.pop()

@@ -15,20 +15,21 @@ from collections.abc import Sequence
 
 from bitcrown.errors import BitcrownError
 from bitcrown.harness.leftovers import end_leftovers, runtime_folder
-from bitcrown.harness.run import PROTOCOL, check_files
+from bitcrown.harness.request import check_files
+from bitcrown.harness.run import PROTOCOL
 
-USAGE = "usage: prepare_instance.sh v1 CATEGORY ONNX VNNLIB"
-WARM_SECONDS = 600.0
+_USAGE = "usage: prepare_instance.sh v1 CATEGORY ONNX VNNLIB"
+_WARM_SECONDS = 600.0
 
 
 def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] != PROTOCOL:
         sys.stderr.write(
-            f"bitcrown: unknown protocol version {arguments[0] if arguments else ''!r}; {USAGE}\n"
+            f"bitcrown: unknown protocol version {arguments[0] if arguments else ''!r}; {_USAGE}\n"
         )
         return 1
     if len(arguments) != 4:
-        sys.stderr.write(f"bitcrown: expected 4 arguments but got {len(arguments)}; {USAGE}\n")
+        sys.stderr.write(f"bitcrown: expected 4 arguments but got {len(arguments)}; {_USAGE}\n")
         return 0
     try:
         check_files(arguments[2], arguments[3])
@@ -50,7 +51,7 @@ def _warm_up() -> None:
         if (
             stamp is not None
             and stamp.exists()
-            and time.time() - stamp.stat().st_mtime < WARM_SECONDS
+            and time.time() - stamp.stat().st_mtime < _WARM_SECONDS
         ):
             return
         subprocess.run(

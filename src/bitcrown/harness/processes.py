@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TOKEN = "BITCROWN_RUN"
-LONGEST_START = 60.0
+_LONGEST_START = 60.0
 """Seconds that a shell and an interpreter may take to start; a greater age of this process is not
 believed."""
+_PASSES = 5
+"""Looks for processes of a run; each finds what the one before it missed."""
 _PROC = Path("/proc")
 
 
@@ -28,16 +30,21 @@ def process_started() -> float:
     ticks).
     """
     now = time.monotonic()
+    # Ticks since boot, which includes suspension, where the monotonic clock stands still: so the
+    # age is taken on the boot clock, and only the age is carried over to the monotonic one.
     fields = _stat("self")
     if len(fields) < 20 or not fields[19].isdigit() or fields[19] == "0":
         return now
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return now - age if 0.0 <= age <= LONGEST_START else now
+    return now - age if 0.0 <= age <= _LONGEST_START else now
 
 
 def _stat(pid: str | int) -> list[str]:
-    """Fields of /proc/PID/stat after the command name: state, parent, group, session ... start time
-    (number 19)."""
+    """Fields of /proc/PID/stat after the command name, which may itself hold blanks and brackets.
+
+    In proc(5)'s order, from its third field on: state (0), parent (1), group (2), session (3),
+    start time in clock ticks since boot (19).
+    """
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -91,19 +98,21 @@ def token_members(token: str) -> list[int]:
     return found
 
 
-def kill_group(group: int) -> None:
-    """SIGKILL to every process of a group that we made."""
+def signal_group(group: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to every process of a group that we made; a group that is gone is no error."""
     try:
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
         return
 
 
-def kill_token(token: str, passes: int = 5) -> set[int]:
+def kill_token(token: str) -> set[int]:
     """SIGKILL to every process of the run ``token``, wherever it moved to; returns those that were
     hit."""
     hit: set[int] = set()
-    for _ in range(passes):
+    # A process may fork between the look and the kill; its child carries the token, too, and is
+    # found by the next pass.
+    for _ in range(_PASSES):
         members = token_members(token)
         if not members:
             break
@@ -121,8 +130,9 @@ class Guard:
     """A forked process in a session of its own that kills the run if this process dies without
     saying ``release``.
 
-    It is what makes SIGKILL of the parent safe: it sees the end of a pipe that only the parent
-    holds open.
+    It is what makes SIGKILL of the parent safe: it reads a pipe whose other end only the parent
+    holds, so the end of the file means that the parent is gone, however it went. What stands in
+    the pipe then is the worker's group, and ``done`` if there is nothing left to do.
     """
 
     def __init__(self, token: str) -> None:
@@ -155,10 +165,12 @@ class Guard:
 
 
 def _guard(reader: int, token: str) -> None:
+    # A session of its own: a harness that kills the parent's whole group must not hit the guard.
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    # Nothing of the parent's stays open here: a results pipe that the guard held would never end.
     os.closerange(3, reader)
     os.closerange(reader + 1, 1024)
     null = os.open(os.devnull, os.O_RDWR)
@@ -171,5 +183,5 @@ def _guard(reader: int, token: str) -> None:
     if "done" in words:
         return
     if words and words[0].isdigit():
-        kill_group(int(words[0]))
+        signal_group(int(words[0]))
     kill_token(token)

@@ -3,6 +3,18 @@
 The worker runs in a session of its own. It writes JSON lines to a pipe (see ``worker``); a line
 that is not complete when the worker dies never counts. Whatever it prints goes to a second pipe of
 which only the end is kept.
+
+One loop waits for all of it, and ends with exactly one answer. In order, the first that holds:
+
+    a complete final message     that answer (``timeout`` if it is seen after the limit)
+    a stop signal of the harness ``timeout``
+    the worker is dead           ``unknown``: what is left in its pipes has been read before
+    the deadline                 ``timeout``
+    too much memory              ``unknown``
+
+The deadline lies ``safety_margin`` before the time limit, and moves: what has to happen between the
+two (killing, the results file, the end of this process) takes the longer the more loaded the
+machine is, which ``load`` measures while the worker runs.
 """
 
 from __future__ import annotations
@@ -18,35 +30,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitcrown.harness.answer import Answer, answer_of, crashed, parse_message
 from bitcrown.harness.leftovers import drop_note, note_run
 from bitcrown.harness.load import Load
-from bitcrown.harness.outcome import Outcome, crashed, outcome_of, parse_message
 from bitcrown.harness.processes import (
     TOKEN,
     Guard,
     group_members,
-    kill_group,
     kill_token,
     resident_bytes,
+    signal_group,
 )
 from bitcrown.verdict import Reason, Status
 
-POLL_SECONDS = 0.05
-GROUP_SECONDS = 0.5
-TAIL_SECONDS = 0.15
+_POLL_SECONDS = 0.05
+"""Longest sleep: how late a deadline or too much memory may be noticed."""
+_GROUP_SECONDS = 0.5
+"""Between two looks at the memory of the whole group, which reads all of /proc."""
+_TAIL_SECONDS = 0.15
 """For the record and the end of the interpreter."""
-MOST_PATIENCE = 5.0
-MAX_MESSAGE = 256 << 20
-KEPT_OUTPUT = 8192
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MOST_PATIENCE = 5.0
+"""Longest wait for a killed worker to be gone."""
+_MAX_MESSAGE = 256 << 20
+_KEPT_OUTPUT = 8192
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STATUS_OF_NUMBER = {-number.value: number.name for number in signal.Signals}
 
 
 def safety_margin(timeout: float, needed: float = 0.0) -> float:
     """Seconds kept back at the end, at most half of the limit.
 
-    0.3 s, growing to 1.5 s with the limit, and what a loaded machine ``needed`` more (see
-    ``load``).
+    margin = min(max(0.3, min(0.015 timeout, 1.5)) + needed, timeout / 2)
+
+    An idle machine needs 0.3 s; long limits can afford more. ``needed`` is what a loaded machine
+    takes beyond that (see ``load``).
     """
     return min(max(0.3, min(0.015 * timeout, 1.5)) + needed, timeout / 2)
 
@@ -60,8 +77,10 @@ class Signals:
         self.reader, writer = os.pipe()
         for descriptor in (self.reader, writer):
             os.set_blocking(descriptor, False)
+        # A signal that comes just before ``select`` would be noticed only after the sleep; its byte
+        # on this descriptor ends the sleep at once. SIGCHLD needs a handler to give one.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
+        for number in _STOP_SIGNALS:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
@@ -78,7 +97,7 @@ class Signals:
 
 @dataclass
 class Watched:
-    """What the watch saw: the outcome, the peak of resident memory in bytes, and the end of the
+    """What the watch saw: the answer, the peak of resident memory in bytes, and the end of the
     worker's output.
 
     ``progress`` is the latest phase with the last facts about it (boxes done and left ...);
@@ -86,7 +105,7 @@ class Watched:
     any more: seconds between messages, and the counters as the last one had them.
     """
 
-    outcome: Outcome
+    answer: Answer
     peak_bytes: int = 0
     output: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +115,7 @@ class Watched:
     facts: dict[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     lost: str = ""
-    """Why the results file does not hold the outcome, if it does not."""
+    """Why the results file does not hold the answer, if it does not."""
     phase_began: float = field(default_factory=time.monotonic)
 
     def enter(self, name: str, facts: Any) -> None:
@@ -136,8 +155,7 @@ class Watchdog:
         self.signals, self.load = signals, load
         self.token = os.urandom(16).hex()
         self.seen = Watched(crashed(""))
-        self._messages = bytearray()
-        self._output = bytearray()
+        self._messages, self._output = bytearray(), bytearray()
         self._next_group_look = 0.0
         self._guard: Guard | None = None
         self._note: Path | None = None
@@ -159,9 +177,11 @@ class Watchdog:
         """
         if time.monotonic() >= self.deadline:
             detail = "the machine is so loaded that no time was left to start a worker"
-            self.seen.outcome = Outcome(Status.TIMEOUT, Reason.DEADLINE, detail)
+            self.seen.answer = Answer(Status.TIMEOUT, Reason.DEADLINE, detail)
             self.seen.facts.update(self.load.facts())
             return self.seen
+        # Before the worker exists, so that nothing that happens to this process leaves it running:
+        # the guard acts when we die, the note when guard and parent died together.
         self._note = note_run(self.token)
         self._guard = Guard(self.token)
         reader, writer = os.pipe()
@@ -178,14 +198,16 @@ class Watchdog:
         except OSError as error:
             os.close(writer)
             os.close(reader)
-            self.seen.outcome = crashed(f"the worker could not be started: {error}")
+            self.seen.answer = crashed(f"the worker could not be started: {error}")
             return self.seen
+        # The worker's copy must be the only one: then the end of the pipe is the worker's end.
         os.close(writer)
         self._guard.watch(worker.pid)
         meanwhile()
         assert worker.stdout is not None
-        self.seen.outcome = self._watch(worker, reader, worker.stdout.fileno())
-        kill_group(worker.pid)
+        self.seen.answer = self._watch(worker, reader, worker.stdout.fileno())
+        # Kill, but do not wait for the death: the results file comes first (``clean_up`` waits).
+        signal_group(worker.pid)
         self.seen.facts.update(self.load.facts())
         self.seen.enter(self.seen.progress.get("phase", ""), self.seen.progress.get("facts", {}))
         os.close(reader)
@@ -196,89 +218,95 @@ class Watchdog:
         """Kill what left the group, wait for the worker to be gone while there is time, dismiss the
         guard."""
         if self._worker is not None:
+            # A process that made a session of its own has left the group, but not its environment.
             kill_token(self.token)
-            left = self.end - TAIL_SECONDS - self.load.needed() / 2 - time.monotonic()
+            # A worker that returns gigabytes to the kernel takes a while. Half of what a loaded
+            # machine needs at the end is taken to be used by now, the other half lies ahead.
+            left = self.end - _TAIL_SECONDS - self.load.needed() / 2 - time.monotonic()
             try:
-                self._worker.wait(timeout=min(MOST_PATIENCE, max(0.0, left)))
+                self._worker.wait(timeout=min(_MOST_PATIENCE, max(0.0, left)))
             except subprocess.TimeoutExpired:
                 self.seen.facts["slow_to_die"] = True
             if self._worker.stdout is not None:
                 self._worker.stdout.close()
-        self.seen.peak_bytes = max(
-            self.seen.peak_bytes, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
-        )
+        # The kernel's own peak (KiB, of reaped children) sees what came and went between two looks.
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+        self.seen.peak_bytes = max(self.seen.peak_bytes, peak)
         if self._guard is not None:
             self._guard.release()
         drop_note(self._note)
 
-    def _watch(self, worker: subprocess.Popen[bytes], reader: int, output: int) -> Outcome:
+    def _watch(self, worker: subprocess.Popen[bytes], reader: int, output: int) -> Answer:
         with selectors.DefaultSelector() as selector:
-            for descriptor in (reader, output, self.signals.reader):
+            selector.register(self.signals.reader, selectors.EVENT_READ)
+            for descriptor, taken in ((reader, self._messages), (output, self._output)):
                 os.set_blocking(descriptor, False)
-                selector.register(descriptor, selectors.EVENT_READ)
+                selector.register(descriptor, selectors.EVENT_READ, taken)
             while True:
+                # Asked before the pipes are read: if it is dead by now, all that it ever wrote is
+                # there to be read, so that no answer after the reading means that there is none.
                 ended = worker.poll() is not None
-                for key, _ in self._ready(selector, 0.0 if ended else self._pause()):
-                    if not self._read(key.fd, reader, output):
+                for key in self._ready(selector, 0.0 if ended else self._pause()):
+                    if not self._read(key.fd, key.data):
                         selector.unregister(key.fd)
                 if ended:
                     self._read_rest(reader, output)
                 answer = self._answer()
                 if answer is not None:
+                    # A message may have waited in the pipe while this process did not run.
                     return answer if time.monotonic() < self.end else _too_late(answer)
                 if self.signals.stopped_by:
-                    return Outcome(
+                    return Answer(
                         Status.TIMEOUT, Reason.DEADLINE, f"stopped by {self.signals.stopped_by}"
                     )
                 if ended:
                     return crashed(_how_it_ended(worker.returncode))
                 if time.monotonic() >= self.deadline:
-                    return Outcome(Status.TIMEOUT, Reason.DEADLINE, "stopped by the watchdog")
+                    return Answer(Status.TIMEOUT, Reason.DEADLINE, "stopped by the watchdog")
                 if self._is_over_memory(worker.pid):
-                    return Outcome(Status.UNKNOWN, Reason.MEMORY, f"limit {self.memory >> 20} MiB")
+                    return Answer(Status.UNKNOWN, Reason.MEMORY, f"limit {self.memory >> 20} MiB")
 
     def _ready(
         self, selector: selectors.DefaultSelector, pause: float
-    ) -> list[tuple[selectors.SelectorKey, int]]:
+    ) -> list[selectors.SelectorKey]:
         """What can be read within ``pause`` seconds; a sleep that nothing ended shows how late this
         process wakes."""
+        # If something is ready at once nothing was slept, so nothing is learned about lateness.
         before = time.monotonic()
         ready = selector.select(pause)
         if not ready and pause:
             self.load.slept(pause, time.monotonic() - before)
         self.load.look()
-        return ready
+        return [key for key, _ in ready]
 
     def _pause(self) -> float:
-        return max(0.0, min(POLL_SECONDS, self.deadline - time.monotonic()))
+        return max(0.0, min(_POLL_SECONDS, self.deadline - time.monotonic()))
 
-    def _read(self, descriptor: int, reader: int, output: int) -> bool:
-        """Take what is there; False once the other end is closed."""
-        if descriptor == self.signals.reader:
+    def _read(self, descriptor: int, taken: bytearray | None) -> bool:
+        """Append what is there to ``taken`` (None for signals); False once the other end is
+        closed."""
+        if taken is None:
             self.signals.drain()
             return True
         try:
             chunk = os.read(descriptor, 1 << 20)
         except BlockingIOError:
             return True
-        if descriptor == reader:
-            self._messages += chunk
-        elif descriptor == output:
-            self._output += chunk
-            del self._output[:-KEPT_OUTPUT]
+        taken += chunk
+        del self._output[:-_KEPT_OUTPUT]
         return bool(chunk)
 
     def _read_rest(self, reader: int, output: int) -> None:
         """What a dead worker left in its pipes; a grandchild may hold them open, so stop where a
         read would wait."""
-        self._read(output, reader, output)
+        self._read(output, self._output)
         size = -1
-        while size < len(self._messages) <= MAX_MESSAGE:
+        while size < len(self._messages) <= _MAX_MESSAGE:
             size = len(self._messages)
-            self._read(reader, reader, output)
+            self._read(reader, self._messages)
 
-    def _answer(self) -> Outcome | None:
-        """The outcome, once a complete final message has come."""
+    def _answer(self) -> Answer | None:
+        """The answer, once a complete final message has come."""
         while (end := self._messages.find(b"\n")) >= 0:
             message = parse_message(bytes(self._messages[:end]))
             del self._messages[: end + 1]
@@ -287,26 +315,30 @@ class Watchdog:
             elif message["kind"] == "phase":
                 self.seen.enter(str(message.get("name", "")), message.get("facts", {}))
             elif message["kind"] == "final":
-                return outcome_of(message)
-        if len(self._messages) > MAX_MESSAGE:
-            return crashed(f"the worker sent a message of more than {MAX_MESSAGE >> 20} MiB")
+                return answer_of(message)
+        if len(self._messages) > _MAX_MESSAGE:
+            return crashed(f"the worker sent a message of more than {_MAX_MESSAGE >> 20} MiB")
         return None
 
     def _is_over_memory(self, group: int) -> bool:
+        """Whether resident memory, of the worker or of its group, exceeds the limit.
+
+        Pages that forks share count once for each of them: the sum errs on the safe side.
+        """
         used = resident_bytes(group)
         now = time.monotonic()
         if now >= self._next_group_look:
-            self._next_group_look = now + GROUP_SECONDS
+            self._next_group_look = now + _GROUP_SECONDS
             used = max(used, sum(resident_bytes(pid) for pid in group_members(group)))
         self.seen.peak_bytes = max(self.seen.peak_bytes, used)
         return used > self.memory
 
 
-def _too_late(answer: Outcome) -> Outcome:
+def _too_late(answer: Answer) -> Answer:
     """An answer that is seen after the time limit counts for nobody; what the worker found out
     stays in the record."""
     detail = f"the answer {answer.status} came after the time limit"
-    return Outcome(
+    return Answer(
         Status.TIMEOUT, Reason.DEADLINE, detail, phases=answer.phases, counters=answer.counters
     )
 

@@ -2,8 +2,8 @@
 
 Started as ``python -m bitcrown.harness.worker REQUEST FD``. REQUEST is a JSON object: ``network``
 (path or text of a list of pairs), ``vnnlib``, ``deadline`` (a ``time.monotonic()`` reading),
-``settings``, ``parent`` (pid), optionally ``certificate`` (the file for the proof of an unsat) and
-``cpu_seconds``. Messages are JSON objects, one a line, on the descriptor FD:
+``settings``, ``parent`` (pid), ``certificate`` (the file for the proof of an unsat, or empty) and
+``cpu_seconds`` (or null). Messages are JSON objects, one a line, on the descriptor FD:
 
     {"kind": "phase", "name": "...", "facts": {..., "counters": {...}}}
     {"kind": "final", "status": "sat|unsat|unknown|timeout|error", "reason": "...", "detail": "...",
@@ -51,6 +51,7 @@ def _harden(parent: int) -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # A parent that died before that line sends no signal any more, but we have another one since.
     if os.getppid() != parent:
         os._exit(1)
     faulthandler.enable()
@@ -63,7 +64,7 @@ def _harden(parent: int) -> None:
 
 def _send(channel: IO[bytes], message: dict[str, Any]) -> None:
     data = json.dumps(message, default=str, allow_nan=True).encode() + b"\n"
-    while data:
+    while data:  # a raw pipe may take a part of it
         data = data[channel.write(data) or 0 :]
 
 
@@ -85,7 +86,8 @@ def _decide(request: dict[str, Any], channel: IO[bytes]) -> dict[str, Any]:
         return _without_answer(Status.ERROR, Reason.BAD_INPUT, str(error))
     except MemoryError:
         return _without_answer(Status.UNKNOWN, Reason.MEMORY, traceback.format_exc(limit=-3))
-    except Exception as error:  # noqa: BLE001  the process boundary: whatever went wrong becomes a message, no verdict
+    # The process boundary: whatever went wrong becomes a message, and never a verdict.
+    except Exception as error:  # noqa: BLE001
         if "out of memory" in str(error).lower() or "can't allocate" in str(error).lower():
             return _without_answer(Status.UNKNOWN, Reason.MEMORY, str(error))
         return _without_answer(Status.ERROR, Reason.CRASHED, traceback.format_exc())
@@ -96,26 +98,22 @@ def _without_answer(status: Status, reason: Reason, detail: str) -> dict[str, An
 
 
 def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
-    from bitcrown.api import decide
+    from bitcrown.api import load_and_verify
 
     settings = Settings.from_mapping(request["settings"])
     seconds = float(request["deadline"]) - time.monotonic()
-    certificate = request.get("certificate", "")
-    limit = request.get("cpu_seconds")
-    more = {} if limit is None else {"cpu_seconds": float(limit)}
-    verdict, problem = decide(
-        request["network"], request["vnnlib"], seconds, settings, report, bool(certificate), **more
+    files = request["network"], request["vnnlib"]
+    certificate, cpu_seconds = request["certificate"], request["cpu_seconds"]
+    verdict, problem = load_and_verify(
+        *files, seconds, settings, report, bool(certificate), cpu_seconds
     )
-    if verdict.certificate is not None:
+    proof = verdict.certificate
+    if proof is not None:
         from bitcrown.files import write_whole
 
-        found = verdict.certificate
-        text = (
-            ""
-            if isinstance(found, bytes)
-            else json.dumps(found, sort_keys=True, separators=(",", ":")) + "\n"
-        )
-        write_whole(Path(certificate), found if isinstance(found, bytes) else text)
+        if not isinstance(proof, bytes):
+            proof = json.dumps(proof, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        write_whole(Path(certificate), proof)
     message: dict[str, Any] = {
         "status": verdict.status.value,
         "reason": verdict.reason.value,
@@ -127,9 +125,8 @@ def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     if verdict.witness is not None:
         from bitcrown.check.witness import format_witness
 
-        message["witness"] = format_witness(problem.query, verdict.witness).partition("\n")[
-            2
-        ]  # less the word sat
+        # All but the first line, which is the word sat.
+        message["witness"] = format_witness(problem.query, verdict.witness).partition("\n")[2]
     return message
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,11 +23,12 @@ from torch import Tensor
 from bitcrown.errors import ModelError, SettingsError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.pullback import Pullback
 
-ORDERS = ("auto", "chw", "hwc")
+_ORDERS = ("auto", "chw", "hwc")
 Shape = tuple[int, int, int]
 
 
@@ -54,6 +54,23 @@ class ImageLayout:
             )
         if any(value <= 0 for value in self.std):
             raise SettingsError("every std must be positive")
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        mean: Sequence[Fraction] | None = None,
+        std: Sequence[Fraction] | None = None,
+        order: str = "chw",
+    ) -> ImageLayout:
+        """One number serves all channels; without any, pixels stay as they are."""
+        means, stds = tuple(mean or (Fraction(0),)), tuple(std or (Fraction(1),))
+        return cls(
+            shape,
+            means * shape[0] if len(means) == 1 else means,
+            stds * shape[0] if len(stds) == 1 else stds,
+            order,
+        )
 
     def channel_values(self, values: Sequence[Fraction], like: Tensor) -> Tensor:
         """``[C, 1, 1]`` in the dtype of ``like``."""
@@ -108,16 +125,17 @@ def layout_of(
     std: Sequence[Fraction] | None = None,
     order: str = "auto",
 ) -> ImageLayout:
-    """The layout that takes images of ``shape`` to the inputs of ``graph``; one ``mean`` serves all
-    channels.
+    """The layout that takes images of ``shape`` to the inputs of ``graph``.
 
     ``auto`` reads the order off the network's input shape and takes a flat input as channels first.
     Raises ``ModelError`` where images of this shape do not fit, or fit in two orders.
     """
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ModelError("a classifier has one input and one output; this network has others")
-    if order not in ORDERS:
-        raise SettingsError(f"the order of image axes is one of {', '.join(ORDERS)}, not {order!r}")
+    if order not in _ORDERS:
+        raise SettingsError(
+            f"the order of image axes is one of {', '.join(_ORDERS)}, not {order!r}"
+        )
     channels, rows, columns = shape
     found = graph.nodes[graph.inputs[0]].shape
     if channels * rows * columns != graph.n_inputs:
@@ -143,18 +161,11 @@ def layout_of(
                 f"{list(found)}"
             )
         order = fits[0] if fits else "chw"
-    means = tuple(mean) if mean is not None else (Fraction(0),)
-    stds = tuple(std) if std is not None else (Fraction(1),)
-    return ImageLayout(
-        shape,
-        means * channels if len(means) == 1 else means,
-        stds * channels if len(stds) == 1 else stds,
-        order,
-    )
+    return ImageLayout.of(shape, mean, std, order)
 
 
 def read_classifier(
-    path: Path,
+    file: NetworkFile,
     shape: Shape,
     mean: Sequence[Fraction] | None = None,
     std: Sequence[Fraction] | None = None,
@@ -162,8 +173,7 @@ def read_classifier(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> GraphClassifier:
-    """The ONNX file ``path`` as a classifier, checked against onnxruntime. Raises
-    ``ModelError``."""
-    graph = read_graph(path)
-    crosscheck(graph, path, 0)
+    """An ONNX file as a classifier, checked against onnxruntime. Raises ``ModelError``."""
+    graph = read_graph(file)
+    crosscheck(graph, file, 0)
     return GraphClassifier(Network(graph, dtype, device), layout_of(graph, shape, mean, std, order))

@@ -17,82 +17,62 @@ agree.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
 from bitcrown.errors import ModelError
 from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile, first_line, runtime_session, with_outputs
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering.quantization import QUANTIZERS
-from bitcrown.model.onnx_reader import model_bytes, parsed_model
 from bitcrown.model.registry import op_row
 
-Array = np.ndarray[Any, Any]
-TOLERANCE = 2e-3
-INSIDE = 1e-3
-MOST_MOVED = 0.01
+_Array = np.ndarray[Any, Any]
+_TOLERANCE = 2e-3
+_INSIDE = 1e-3
+_MOST_MOVED = 0.01
 """Share of the elements behind jumps that may differ."""
-STEPPED = {name.rpartition(".")[2] for name in QUANTIZERS} - {"DequantizeLinear"}
-STEPS = 64
+_STEPPED = {name.rpartition(".")[2] for name in QUANTIZERS} - {"DequantizeLinear"}
+_STEPS = 64
 """Half steps of a sixteen-bit type that its networks may differ by instead."""
-RANGES = ((-0.1, 0.1), (-1.0, 1.0), (-3.0, 3.0), (0.5, 1.5))
+_RANGES = ((-0.1, 0.1), (-1.0, 1.0), (-3.0, 3.0), (0.5, 1.5))
 
 
 class _Runtime:
     """onnxruntime on the file. ``jumps``: the tensors of the file that hold the value of a node of
     the graph."""
 
-    def __init__(self, graph: Graph, path: Path) -> None:
-        import onnxruntime as ort
-
-        self.path, self.n_hidden = path, 0
-        self.jumps: dict[str, list[str]] = {}
+    def __init__(self, graph: Graph, file: NetworkFile) -> None:
+        self.path = file.path
         self.has_jumps = any(op_row(node.op).has_jumps for node in graph.nodes.values())
-        if self.has_jumps:
-            model = parsed_model(path)
-            self.jumps = _jumps(graph, model)
-            shown = {info.name for info in model.graph.output}
-            hidden = [name for names in self.jumps.values() for name in names if name not in shown]
-            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in hidden)
-            content, self.n_hidden = model.SerializeToString(), len(hidden)
-        else:
-            content = model_bytes(path)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            self.session = ort.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
-        except (
-            Exception
-        ) as error:  # onnxruntime raises classes that only exist inside its extension
-            raise ModelError(
-                f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}"
-            ) from error
+        self.jumps = _jumps(graph, file.proto) if self.has_jumps else {}
+        hidden = [name for names in self.jumps.values() for name in names]
+        self.session = (
+            runtime_session(with_outputs(file.content, hidden), file.path)
+            if hidden
+            else file.session
+        )
         self.outputs = [info.name for info in self.session.get_outputs()]
+        self.n_outputs = len(file.outputs)
 
-    def run(self, feed: dict[str, Array]) -> tuple[list[Array], dict[str, Array]]:
+    def run(self, feed: dict[str, _Array]) -> tuple[list[_Array], dict[str, _Array]]:
         """Outputs of the file, and the value of every node in ``jumps``, in float64."""
         try:
             with np.errstate(all="ignore"):
                 found = [np.asarray(value, np.float64) for value in self.session.run(None, feed)]
-        except Exception as error:  # as above
-            raise ModelError(
-                f"onnxruntime cannot run {self.path}: {str(error).splitlines()[0]}"
-            ) from error
+        except (
+            Exception
+        ) as error:  # onnxruntime raises classes that only exist inside its extension
+            raise ModelError(f"onnxruntime cannot run {self.path}: {first_line(error)}") from error
         named = dict(zip(self.outputs, found, strict=True))
         behind = {}
         for node, (name, *quantization) in self.jumps.items():
             scale, zero = (named[other] for other in quantization) if quantization else (1.0, 0.0)
             behind[node] = np.asarray((named[name] - zero) * scale)
-        return found[: len(found) - self.n_hidden], behind
+        return found[: self.n_outputs], behind
 
 
 def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
@@ -102,7 +82,7 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
     found = {}
     for node in graph.nodes.values():
         producer = producers.get(node.name)
-        if producer is not None and producer.op_type in STEPPED and node.op == "Scale":
+        if producer is not None and producer.op_type in _STEPPED and node.op == "Scale":
             found[node.name] = [node.name]  # the integers, zero point included
         elif producer is not None and op_row(node.op).has_jumps:
             if producer.op_type == node.op:
@@ -112,22 +92,22 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
     return found
 
 
-def crosscheck(graph: Graph, path: Path, seed: int) -> float:
+def crosscheck(graph: Graph, file: NetworkFile, seed: int) -> float:
     """Largest difference, relative to the largest output (see above); ``ModelError`` where it
     exceeds the tolerance."""
-    runtime = _Runtime(graph, path)
+    runtime = _Runtime(graph, file)
     network = Network(graph, torch.float64)
     generator = np.random.default_rng(seed)
     declared = [info.name for info in runtime.session.get_inputs()]
     if declared != list(graph.inputs):
         raise ModelError(
-            f"{path}: onnxruntime sees the inputs {declared}, the graph read from it "
+            f"{file.path}: onnxruntime sees the inputs {declared}, the graph read from it "
             f"{list(graph.inputs)}"
         )
     units = [node.rounding.unit for node in graph.nodes.values() if node.rounding is not None]
-    tolerance = max([TOLERANCE, *(STEPS * unit for unit in units)])
+    tolerance = max([_TOLERANCE, *(_STEPS * unit for unit in units)])
     differences = []
-    for low, high in RANGES:
+    for low, high in _RANGES:
         feed = {}
         for name, dtype in zip(graph.inputs, graph.input_dtypes, strict=True):
             feed[name] = (
@@ -137,16 +117,16 @@ def crosscheck(graph: Graph, path: Path, seed: int) -> float:
             )
         differences.append(_difference(network, runtime, feed))
     agreeing = sum(difference <= tolerance for difference in differences)
-    if agreeing < (len(RANGES) // 2 + 1 if runtime.has_jumps else len(RANGES)):
+    if agreeing < (len(_RANGES) // 2 + 1 if runtime.has_jumps else len(_RANGES)):
         worst = max(differences)
         raise ModelError(
-            f"{path}: the network as read differs from onnxruntime by {worst:.2e} of its largest "
-            "output"
+            f"{file.path}: the network as read differs from onnxruntime by {worst:.2e} of its "
+            "largest output"
         )
     return max(difference for difference in differences if difference <= tolerance)
 
 
-def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> float:
+def _difference(network: Network, runtime: _Runtime, feed: dict[str, _Array]) -> float:
     """Infinite where only the graph gives no number, or too many elements cross a jump; entries
     that overflow in float32 are skipped."""
     parts, behind = runtime.run(feed)
@@ -164,7 +144,7 @@ def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> 
     with torch.no_grad():
         values = network.activations(torch.from_numpy(flat)[None], given)
         moved = sum(_moved(network, nodes[name], values) for name in given)
-    if moved > MOST_MOVED * sum(value.numel() for value in given.values()):
+    if moved > _MOST_MOVED * sum(value.numel() for value in given.values()):
         return float("inf")
     found = torch.cat([values[name].reshape(-1) for name in network.graph.outputs]).numpy()
     if expected.shape != found.shape:
@@ -179,7 +159,7 @@ def _difference(network: Network, runtime: _Runtime, feed: dict[str, Array]) -> 
     )
     finite = np.isfinite(expected)
     gap = float(np.abs(expected - found)[finite].max(initial=0.0))
-    scale = max(float(np.abs(expected[finite]).max(initial=0.0)), INSIDE * inside, 1e-30)
+    scale = max(float(np.abs(expected[finite]).max(initial=0.0)), _INSIDE * inside, 1e-30)
     return gap / scale if np.isfinite(gap) else float("inf")
 
 
@@ -189,5 +169,5 @@ def _moved(network: Network, node: Node, values: Mapping[str, Tensor]) -> int:
     finite = torch.isfinite(values[node.name])
     own = network.forward_node(node, [values[name] for name in node.inputs])[finite]
     given = values[node.name][finite]
-    room = min(0.5, TOLERANCE * float(given.abs().max())) if given.numel() else 0.0
+    room = min(0.5, _TOLERANCE * float(given.abs().max())) if given.numel() else 0.0
     return int((~((own - given).abs() <= room)).sum())

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.registry import Op, op_row
-
-Params = dict[str, Tensor]
+from bitcrown.model.registry import Op, Params, op_row
 
 
 def elements(values: Tensor, axes: int) -> Tensor:

@@ -20,9 +20,9 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.model.lowering.builder import LARGEST, LOWERINGS, Builder, OnnxNode
 
-Array = np.ndarray[Any, Any]
-Row = Callable[[OnnxNode, Sequence[Array]], Array]
-EXACT = 1 << 53
+_Array = np.ndarray[Any, Any]
+_Row = Callable[[OnnxNode, Sequence[_Array]], _Array]
+_EXACT = 1 << 53
 """The engine folds in float64, which has every integer up to here."""
 
 
@@ -33,33 +33,33 @@ def _bounded(node: OnnxNode, shape: Sequence[int]) -> tuple[int, ...]:
     return extents
 
 
-def _cast(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _cast(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     return values[0].astype(onnx.helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
 
 
-def _filled(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _filled(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     value = node.attrs.get("value", np.zeros(1, dtype=np.float32))
     return np.full(_bounded(node, values[0].reshape(-1).tolist()), np.asarray(value).reshape(-1)[0])
 
 
-def _axes(node: OnnxNode, values: Sequence[Array]) -> tuple[int, ...] | None:
+def _axes(node: OnnxNode, values: Sequence[_Array]) -> tuple[int, ...] | None:
     """Axes given as an attribute or as the second input."""
     if "axes" in node.attrs:
         return tuple(int(axis) for axis in node.attrs["axes"])
     return tuple(int(axis) for axis in values[1].reshape(-1)) if len(values) > 1 else None
 
 
-def _unsqueeze(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _unsqueeze(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     return np.expand_dims(values[0], _axes(node, values) or ())
 
 
-def _gather(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _gather(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     axis, indices = int(node.attrs.get("axis", 0)), values[1].astype(np.int64)
     _bounded(node, (*indices.shape, *values[0].shape))
     return np.take(values[0], indices, axis=axis)
 
 
-def _divide(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _divide(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     """Integers divide towards zero in ONNX."""
     if not np.issubdtype(values[0].dtype, np.integer):
         return np.asarray(values[0] / values[1])
@@ -69,26 +69,26 @@ def _divide(node: OnnxNode, values: Sequence[Array]) -> Array:
     return np.asarray(quotient * np.sign(values[0]) * np.sign(values[1])).astype(values[0].dtype)
 
 
-def _reshape(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _reshape(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     target = values[1].reshape(-1).tolist()
     if not node.attrs.get("allowzero", 0):
         target = [values[0].shape[i] if extent == 0 else extent for i, extent in enumerate(target)]
     return values[0].reshape(target)
 
 
-def _expand(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _expand(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     shape = np.broadcast_shapes(
         values[0].shape, tuple(int(extent) for extent in values[1].reshape(-1))
     )
     return np.broadcast_to(values[0], _bounded(node, shape))
 
 
-def _tile(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _tile(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     _bounded(node, (values[1].astype(np.float64) * np.asarray(values[0].shape)).tolist())
     return np.tile(values[0], values[1].astype(np.int64))
 
 
-def _range(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _range(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     start, limit, step = (value.reshape(()).item() for value in values)
     if step == 0:
         raise ModelError(f"node {node.name!r} makes a range with step zero")
@@ -96,7 +96,7 @@ def _range(node: OnnxNode, values: Sequence[Array]) -> Array:
     return np.arange(start, limit, step, dtype=values[0].dtype)
 
 
-def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _slice(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     given = zip(("starts", "ends", "axes", "steps"), node.inputs[1:], strict=False)
     remaining = iter(values[1:])  # omitted operands have no name and no value
     parts = {key: next(remaining).reshape(-1).tolist() for key, name in given if name}
@@ -116,8 +116,8 @@ def _slice(node: OnnxNode, values: Sequence[Array]) -> Array:
     return values[0][tuple(cut)]
 
 
-def _reducer(function: Callable[..., Any]) -> Row:
-    def row(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _reducer(function: Callable[..., Any]) -> _Row:
+    def row(node: OnnxNode, values: Sequence[_Array]) -> _Array:
         axes = _axes(node, values)
         if not axes:  # none given means all of them, unless the node says otherwise
             axes = () if node.attrs.get("noop_with_empty_axes", 0) == 1 else None
@@ -128,11 +128,11 @@ def _reducer(function: Callable[..., Any]) -> Row:
     return row
 
 
-def _elementwise(function: Callable[..., Any]) -> Row:
+def _elementwise(function: Callable[..., Any]) -> _Row:
     return lambda node, values: np.asarray(function(*values))
 
 
-def _quantization(node: OnnxNode, values: Sequence[Array]) -> tuple[Array, Array]:
+def _quantization(node: OnnxNode, values: Sequence[_Array]) -> tuple[_Array, _Array]:
     """Scale and zero point of a node, laid along its axis."""
     if node.attrs.get("block_size", 0):
         raise UnsupportedError(f"node {node.name!r}: {node.op} in blocks")
@@ -144,14 +144,14 @@ def _quantization(node: OnnxNode, values: Sequence[Array]) -> tuple[Array, Array
     return scale, zero
 
 
-def _dequantize(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _dequantize(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     scale, zero = _quantization(node, values)
     return np.asarray(
         (values[0].astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale
     )
 
 
-def _quantize(node: OnnxNode, values: Sequence[Array]) -> Array:
+def _quantize(node: OnnxNode, values: Sequence[_Array]) -> _Array:
     scale, zero = _quantization(node, values)
     if zero.dtype.name not in ("int8", "uint8", "int16", "uint16"):
         raise UnsupportedError(f"node {node.name!r} quantizes a constant to {zero.dtype.name}")
@@ -160,7 +160,7 @@ def _quantize(node: OnnxNode, values: Sequence[Array]) -> Array:
     return np.clip(steps + zero.astype(np.float64), ends.min, ends.max).astype(zero.dtype)
 
 
-ROWS: dict[str, Row] = {
+FOLDING_RULES: dict[str, _Row] = {
     "Identity": lambda node, v: v[0],
     "Cast": _cast,
     "ConstantOfShape": _filled,
@@ -206,10 +206,10 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Or": np.logical_or,
     "Where": np.where,
 }
-ROWS |= {name: _elementwise(function) for name, function in _ELEMENTWISE.items()}
+FOLDING_RULES |= {name: _elementwise(function) for name, function in _ELEMENTWISE.items()}
 
 
-def constant_value(node: OnnxNode) -> Array:
+def constant_value(node: OnnxNode) -> _Array:
     """Value of an ONNX ``Constant`` node."""
     for key in ("value", "value_float", "value_int", "value_floats", "value_ints"):
         if key in node.attrs:
@@ -221,14 +221,14 @@ def constant_value(node: OnnxNode) -> Array:
 
 def can_fold(op: str) -> bool:
     """Whether ``op`` on constants has a rule."""
-    return op in ROWS or op in LOWERINGS
+    return op in FOLDING_RULES or op in LOWERINGS
 
 
-def fold(node: OnnxNode, constants: dict[str, Array]) -> list[Array]:
+def fold(node: OnnxNode, constants: dict[str, _Array]) -> list[_Array]:
     """Outputs of a node on constant inputs. Raises ``UnsupportedError`` or ``ModelError``."""
     values = [constants[name] for name in node.inputs if name]
-    if node.op in ROWS:
-        value = ROWS[node.op](node, values)
+    if node.op in FOLDING_RULES:
+        value = FOLDING_RULES[node.op](node, values)
         _bounded(node, value.shape)
         return [value]
     builder = Builder(
@@ -243,8 +243,8 @@ def fold(node: OnnxNode, constants: dict[str, Array]) -> list[Array]:
         activations = network.activations(torch.zeros(1, 0, dtype=torch.float64))
     kind = values[0].dtype if values[0].dtype.kind in "iub" else np.dtype(np.float64)
     results = [activations[name][0].numpy() for name in found]
-    if kind.kind != "f" and not all((np.abs(value) <= EXACT).all() for value in results):
+    if kind.kind != "f" and not all((np.abs(value) <= _EXACT).all() for value in results):
         raise UnsupportedError(
-            f"node {node.name!r} ({node.op}) computes with integers beyond {EXACT}"
+            f"node {node.name!r} ({node.op}) computes with integers beyond {_EXACT}"
         )
     return [value.astype(kind) for value in results]

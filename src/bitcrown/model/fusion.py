@@ -15,7 +15,7 @@ import numpy as np
 
 from bitcrown.model.graph import Node
 
-Array = np.ndarray[Any, Any]
+_Array = np.ndarray[Any, Any]
 
 
 def fused(
@@ -88,7 +88,7 @@ def _slices_after(source: Node, node: Node) -> tuple[tuple[int, int, int], ...]:
     return tuple(result)
 
 
-def _along_axis(value: Array, shape: tuple[int, ...], axis: int) -> Array | None:
+def _along_axis(value: _Array, shape: tuple[int, ...], axis: int) -> _Array | None:
     """``value`` broadcast to ``shape`` as ``[extent]`` if it varies along ``axis`` only."""
     lifted = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
     rows = np.moveaxis(lifted, axis, -1).reshape(-1, lifted.shape[axis])
@@ -97,7 +97,7 @@ def _along_axis(value: Array, shape: tuple[int, ...], axis: int) -> Array | None
     return np.broadcast_to(rows[0], (shape[axis],))
 
 
-def _gain_and_shift(scale: Node, shape: tuple[int, ...], axis: int) -> tuple[Array, Array] | None:
+def _gain_and_shift(scale: Node, shape: tuple[int, ...], axis: int) -> tuple[_Array, _Array] | None:
     gain = _along_axis(np.asarray(scale.params.get("scale", np.ones(()))), shape, axis)
     shift = _along_axis(np.asarray(scale.params.get("shift", np.zeros(()))), shape, axis)
     return None if gain is None or shift is None else (gain, shift)
@@ -123,6 +123,8 @@ def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
     if found is None:
         return None
     gain, shift = found
+    # gain (W x + b) + shift = (gain W) x + (gain b + shift); a transposed convolution keeps its
+    # output channels on the second axis of the weight.
     weight = source.params["weight"].astype(np.float64)
     lead = (1, -1) if source.op == "ConvTranspose" else (-1,)
     weight = weight * gain.reshape(*lead, *([1] * (weight.ndim - len(lead))))
@@ -168,13 +170,15 @@ def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tupl
     return flat, replace(merged, inputs=(flat.name,))
 
 
-def _scaled_weights(node: Node, gain: Array, shift: Array) -> Node | None:
+def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
     """``W (gain x + shift) + b`` as one node; a shift cannot pass under zero padding."""
     weight = node.params["weight"].astype(np.float64)
     if node.op == "Conv" and (
         node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))
     ):
         return None
+    # W (gain x + shift) + b = (W gain) x + (W shift + b), where gain and shift belong to the
+    # inputs of W, its second axis.
     tail = [1] * (weight.ndim - 2)
     params = {"weight": weight * gain.reshape(1, -1, *tail)}
     offset = (weight * shift.reshape(1, -1, *tail)).sum(axis=tuple(range(1, weight.ndim)))
@@ -191,6 +195,7 @@ def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
     )
     if outer.shape[0] * inner.shape[1] > inner.size + outer.size:
         return None
+    # V (W x + b) + c = (V W) x + (V b + c)
     params = {"weight": outer @ inner}
     bias = second.params.get("bias")
     if "bias" in first.params:

@@ -10,7 +10,9 @@ from bitcrown.model.graph import Graph, Node
 
 def join(graphs: Mapping[str, Graph]) -> Graph:
     """Disjoint union; names get the network's name in front, inputs and outputs follow the order of
-    the mapping."""
+    the mapping. One network alone stays as it is."""
+    if len(graphs) == 1:
+        return next(iter(graphs.values()))
     nodes: dict[str, Node] = {}
     inputs: list[str] = []
     outputs: list[str] = []

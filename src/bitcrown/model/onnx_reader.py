@@ -8,20 +8,18 @@ over the whole file and reported together. Batch axes are taken as they are; sym
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.folding import can_fold, constant_value, fold
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
@@ -31,58 +29,18 @@ from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
-LARGEST_FILE = 2 << 30
-OPSETS = range(7, 26)
+_OPSETS = range(7, 26)
 
 
-def model_bytes(path: Path) -> bytes:
-    """Content of ``path``, or of ``path.gz``; gzip is recognised by its first bytes. Raises
-    ``ModelError``."""
-    if not path.exists() and Path(f"{path}.gz").exists():
-        path = Path(f"{path}.gz")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(2)
-            if head == b"\x1f\x8b":
-                with gzip.open(path, "rb") as packed:
-                    data = packed.read(LARGEST_FILE + 1)
-            else:
-                data = head + file.read(LARGEST_FILE)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
-    if len(data) > LARGEST_FILE:
-        raise ModelError(f"the network file {path} is larger than {LARGEST_FILE >> 30} GiB")
-    return data
+def stored_arrays(file: NetworkFile) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights of a file by name. Raises ``ModelError``."""
+    return {
+        tensor.name: _stored_array(tensor, file.path) for tensor in file.proto.graph.initializer
+    }
 
 
-def parsed_model(path: Path) -> Any:
-    try:
-        model = onnx.ModelProto.FromString(model_bytes(path))
-    except DecodeError as error:
-        raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
-    if not model.graph.output:
-        raise ModelError(f"{path} is not an ONNX file: it has no outputs")
-    if not all(
-        isinstance(name, str) for name in _names(model)
-    ):  # protobuf gives bytes where UTF-8 is broken
-        raise ModelError(f"{path} is damaged: it has names that are not UTF-8")
-    if model.graph.sparse_initializer:
-        raise UnsupportedError(f"{path} has sparse weights; save it with dense ones")
-    return model
-
-
-def _names(model: Any) -> Iterator[Any]:
-    for proto in model.graph.node:
-        yield from (proto.op_type, proto.name, proto.domain, *proto.input, *proto.output)
-        yield from (attribute.name for attribute in proto.attribute)
-    for group in (model.graph.initializer, model.graph.input, model.graph.output):
-        yield from (entry.name for entry in group)
-    yield from (entry.domain for entry in model.opset_import)
-
-
-def stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
-    """Value of a tensor stored in the file itself: other files are never opened on a model's
-    word."""
+def _stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
+    """Value of a tensor in the file itself: no other file is opened on a model's word."""
     if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelError(
             f"{path} keeps weight {tensor.name!r} in another file; save it as one file"
@@ -102,16 +60,16 @@ def _opset(model: Any, path: Path) -> int:
     version = next(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
     )
-    if version not in OPSETS:
+    if version not in _OPSETS:
         raise UnsupportedError(
-            f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}"
+            f"{path} uses opset {version}; supported are {_OPSETS.start} to {_OPSETS.stop - 1}"
         )
     return int(version)
 
 
 def _attribute(attribute: Any, path: Path) -> Any:
     if attribute.type == onnx.AttributeProto.TENSOR:
-        return stored_array(attribute.t, path)
+        return _stored_array(attribute.t, path)
     try:
         value = onnx.helper.get_attribute_value(attribute)
     except ValueError as error:
@@ -123,45 +81,36 @@ def _attribute(attribute: Any, path: Path) -> Any:
     return value
 
 
-def model_nodes(model: Any, path: Path) -> list[OnnxNode]:
-    opset = _opset(model, path)
+def file_nodes(file: NetworkFile) -> list[OnnxNode]:
+    """The nodes of a file in its order, attributes as Python values; a node without a name gets
+    one. Raises ``ModelError``."""
+    opset = _opset(file.proto, file.path)
     result = []
-    for index, proto in enumerate(model.graph.node):
+    for index, proto in enumerate(file.proto.graph.node):
         name = proto.name or f"{proto.op_type}_{index}"
-        attrs = {attribute.name: _attribute(attribute, path) for attribute in proto.attribute}
+        attrs = {attribute.name: _attribute(attribute, file.path) for attribute in proto.attribute}
         op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
         result.append(OnnxNode(op, name, tuple(proto.input), tuple(proto.output), attrs, opset))
     return result
 
 
-def _read_inputs(
-    builder: Builder, model: Any, path: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and numpy types of the network inputs; older files list their weights there as well."""
+def _read_inputs(builder: Builder, file: NetworkFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and numpy types of the network inputs, which become nodes."""
     names, dtypes = [], []
-    for info in model.graph.input:
-        if info.name in builder.constants:
-            continue
-        tensor = info.type.tensor_type
-        if (
-            not info.type.HasField("tensor_type")
-            or not tensor.HasField("shape")
-            or info.name in builder.nodes
-        ):
+    for name, shape, dtype in file.inputs:
+        if shape is None or name in builder.nodes:
             raise ModelError(
-                f"{path}: input {info.name!r} is declared twice, or without a tensor shape"
+                f"{file.path}: input {name!r} is declared twice, or without a tensor shape"
             )
-        shape = tuple(max(1, dim.dim_value) for dim in tensor.shape.dim)
         if math.prod(shape) > LARGEST:
-            raise ModelError(f"{path}: input {info.name!r} of shape {list(shape)} is too large")
-        try:
-            dtypes.append(str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
-        except KeyError as error:
-            raise ModelError(f"{path}: input {info.name!r} has no known element type") from error
-        builder.nodes[info.name] = Node(info.name, "Input", (), shape, source=info.name)
-        builder.tensors[info.name] = info.name
-        builder.dtypes[info.name] = dtypes[-1]
-        names.append(info.name)
+            raise ModelError(f"{file.path}: input {name!r} of shape {list(shape)} is too large")
+        if dtype is None:
+            raise ModelError(f"{file.path}: input {name!r} has no known element type")
+        builder.nodes[name] = Node(name, "Input", (), shape, source=name)
+        builder.tensors[name] = name
+        builder.dtypes[name] = str(dtype)
+        names.append(name)
+        dtypes.append(str(dtype))
     return tuple(names), tuple(dtypes)
 
 
@@ -176,17 +125,18 @@ class _Reading(NamedTuple):
     """Whether rounding decides on which side of a step a value falls."""
 
 
-def _read(path: Path) -> _Reading:
-    model = parsed_model(path)
+def _read(file: NetworkFile) -> _Reading:
     builder = Builder()
-    for tensor in model.graph.initializer:
-        builder.constants[tensor.name] = stored_array(tensor, path)
-    inputs, dtypes = _read_inputs(builder, model, path)
-    missing: list[tuple[OnnxNode, str]] = []
-    lost: set[str] = set()
-    nodes = model_nodes(model, path)
+    builder.constants.update(stored_arrays(file))
+    inputs, dtypes = _read_inputs(builder, file)
+    nodes = file_nodes(file)
+    outputs = tuple(tensor.name for tensor in file.outputs)
     builder.readers = Counter(name for node in nodes for name in set(node.inputs))
-    builder.readers.update(info.name for info in model.graph.output)
+    builder.readers.update(outputs)
+    missing: list[tuple[OnnxNode, str]] = []
+    # Tensors that nothing can be said of, because a node before them has no rule. Only the nodes
+    # where that begins are reported, and operators without a rule wherever they are.
+    lost: set[str] = set()
     for node in nodes:
         reason: str | None = None
         if not lost.isdisjoint(node.inputs):
@@ -195,9 +145,8 @@ def _read(path: Path) -> _Reading:
             reason = ""
         else:
             try:
-                with np.errstate(
-                    all="ignore"
-                ):  # weights may be anything; what is not finite gives no bound
+                # Weights may be anything; what is not finite gives no bound.
+                with np.errstate(all="ignore"):
                     _read_node(builder, node)
                 continue
             except UnsupportedError as error:
@@ -205,10 +154,9 @@ def _read(path: Path) -> _Reading:
         lost.update(name for name in node.outputs if name)
         if reason is not None:
             missing.append((node, reason))
-    outputs = tuple(info.name for info in model.graph.output)
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
-            raise ModelError(f"{path}: no node writes the output {name!r}")
+            raise ModelError(f"{file.path}: no node writes the output {name!r}")
     has_steps = any(node.op in QUANTIZERS for node in nodes)
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
@@ -218,31 +166,26 @@ def _has_rule(node: OnnxNode) -> bool:
 
 
 def nodes_and_constants(
-    path: Path,
+    file: NetworkFile,
 ) -> tuple[
     list[OnnxNode], Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]], tuple[str, ...]
 ]:
     """The file's nodes in order, every tensor whose value is known, the shapes of its inputs by
     name, and the names of its outputs."""
-    read = _read(path)
+    read = _read(file)
     shapes = {name: read.builder.shape(name) for name in read.inputs}
-    return model_nodes(parsed_model(path), path), read.builder.constants, shapes, read.outputs
+    return file_nodes(file), read.builder.constants, shapes, read.outputs
 
 
-def unsupported_operators(path: Path) -> list[tuple[str, str]]:
-    """``(operator, node name)`` of every node that has no rule. Raises ``ModelError`` for a bad
-    file."""
-    return [(node.op, node.name) for node, _ in _read(path).missing]
-
-
-def read_graph(path: Path, semantics: str = "real") -> Graph:
-    """Read, fold, lower and simplify a network; ``path`` may be plain or gzip, or lack its ``.gz``.
+def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
+    """Read, fold, lower and simplify a network (a path is opened for this alone).
 
     With semantics ``runtime``, and always where tensors of sixteen bits depend on the input, nodes
     say how onnxruntime rounds them, and are merged no more than that allows. Raises ``ModelError``
     for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
-    read = _read(path)
+    file = NetworkFile.of(source)
+    read = _read(file)
     if read.missing:
         plain: dict[str, list[str]] = {}
         for node, reason in read.missing:
@@ -250,11 +193,13 @@ def read_graph(path: Path, semantics: str = "real") -> Graph:
                 plain.setdefault(node.op, []).append(node.name)
         parts = [f"{op}: {', '.join(names)}" for op, names in sorted(plain.items())]
         parts += [reason for _, reason in read.missing if reason]
-        raise UnsupportedError(f"{path.name} uses operators without a rule ({'; '.join(parts)})")
+        raise UnsupportedError(
+            f"{file.path.name} uses operators without a rule ({'; '.join(parts)})"
+        )
     scaled = [name for name in read.outputs if name in read.builder.units]
     if scaled:
         raise UnsupportedError(
-            f"{path.name}: the output {scaled[0]!r} is never multiplied by the scale of its "
+            f"{file.path.name}: the output {scaled[0]!r} is never multiplied by the scale of its "
             "integers"
         )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
@@ -263,7 +208,8 @@ def read_graph(path: Path, semantics: str = "real") -> Graph:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(
-                f"{path.name}: how onnxruntime rounds is not known of all operators ({operators})"
+                f"{file.path.name}: how onnxruntime rounds is not known of all operators "
+                f"({operators})"
             )
         return without_equal_nodes(graph)
     with np.errstate(all="ignore"):

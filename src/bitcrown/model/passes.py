@@ -17,16 +17,16 @@ from bitcrown.model.fusion import fused
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.weighted_mean import centred
 
-Rule = Callable[[Node, Mapping[str, Node], Mapping[str, int]], "str | tuple[Node, ...]"]
+_Rule = Callable[[Node, Mapping[str, Node], Mapping[str, int]], "str | tuple[Node, ...]"]
 """``rule(node, earlier nodes, number of readers of each)`` gives the name of an equal earlier node,
 or what to put in place of ``node``, the last of which has its name."""
 
-ROUNDS = 20
+_ROUNDS = 20
 
 
 def simplified(graph: Graph) -> Graph:
     """All passes, repeated until nothing changes."""
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         before = [(node.name, node.op, node.inputs) for node in graph.nodes.values()]
         graph = rewritten(rewritten(merge_equal(without_dead_nodes(graph)), fused), centred)
         graph = without_dead_nodes(graph)
@@ -61,7 +61,7 @@ def without_dead_nodes(graph: Graph) -> Graph:
     )
 
 
-def rewritten(graph: Graph, rule: Rule) -> Graph:
+def rewritten(graph: Graph, rule: _Rule) -> Graph:
     """Apply ``rule`` once to every node; readers of replaced nodes follow."""
     nodes: dict[str, Node] = {}
     alias: dict[str, str] = {}
@@ -72,6 +72,9 @@ def rewritten(graph: Graph, rule: Rule) -> Graph:
         node = replace(original, inputs=tuple(alias.get(name, name) for name in original.inputs))
         result = rule(node, nodes, readers) if node.op != "Input" else (node,)
         if isinstance(result, str):
+            # The earlier node gets this one's readers and loses this one as a reader. (A node that
+            # is merely equal never read it: the count is then one short until the next pass. It
+            # only decides whether work would be done twice.)
             alias[node.name] = result
             readers[result] += readers[node.name] - 1
             continue

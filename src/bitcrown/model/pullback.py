@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from bitcrown.model.execute import Network
 from bitcrown.model.strided_adjoint import PhasedAdjoint
 
-FRESH = ("Conv", "Linear", "Add", "Sub")
+_FRESH = ("Conv", "Linear", "Add", "Sub")
 """Operators whose value is a tensor of its own, neither their operand nor a view of it."""
 
 
@@ -56,7 +56,7 @@ class Pullback:
             for node in self.nodes
             if node.op == "Relu"
             and self.uses[node.inputs[0]] == 1
-            and graph.nodes[node.inputs[0]].op in FRESH
+            and graph.nodes[node.inputs[0]].op in _FRESH
         }
 
     @classmethod

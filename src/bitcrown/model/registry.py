@@ -8,9 +8,7 @@ An *affine* operator is ``f(x_1 .. x_k) = sum_i W_i x_i + b``. Its row has
   ``absolute``  ``sum_i |W_i| x_i`` without ``b`` (for the radius of an interval and for rounding
                 error bounds);
   ``adjoint``   ``a -> (W_1^T a, .., W_k^T a)``; left out, it is derived automatically as a
-                vector-Jacobian product;
-  ``terms``     how many products are summed into one output element (for the rounding error
-                constant).
+                vector-Jacobian product.
 A *nonlinear* operator has only ``forward`` here; its interval and relaxation rules live in
 ``bounds.relaxations``. It is *local* if an element of its value depends on the same element of its
 operands alone, and *has jumps* if it is constant between jumps, so that its derivative says
@@ -28,9 +26,13 @@ from bitcrown.model.graph import Node
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Params = dict[str, Tensor]
-    Forward = Callable[[Node, Params, Sequence[Tensor]], Tensor]
-    Adjoint = Callable[[Node, Params, Tensor, Sequence[tuple[int, ...]]], Sequence[Tensor]]
+    _Forward = Callable[[Node, "Params", Sequence[Tensor]], Tensor]
+    _Adjoint = Callable[[Node, "Params", Tensor, "Shapes"], Sequence[Tensor]]
+
+Params = dict[str, "Tensor"]
+"""Weights of a node."""
+Shapes = Sequence[tuple[int, ...]]
+"""Of what a node reads, without the batch extent."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,10 @@ class Op:
     per input."""
 
     name: str
-    forward: Forward
+    forward: _Forward
     is_affine: bool
-    absolute: Forward | None = None
-    adjoint: Adjoint | None = None
-    terms: Callable[[Node], int] = lambda node: 1
+    absolute: _Forward | None = None
+    adjoint: _Adjoint | None = None
     is_local: bool = True
     has_jumps: bool = False
 

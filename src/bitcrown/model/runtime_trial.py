@@ -15,11 +15,11 @@ import numpy as np
 from bitcrown.budget import Budget
 from bitcrown.child_process import text_or_error
 from bitcrown.errors import ModelError
-from bitcrown.model.onnx_reader import model_bytes
+from bitcrown.model.file import NetworkFile, first_line, runtime_session
 
-SECONDS = 120.0
-MEMORY = 32 << 30
-TYPES = {
+_SECONDS = 120.0
+_MEMORY = 32 << 30
+_DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
@@ -32,38 +32,29 @@ TYPES = {
 }
 
 
-def require_runtime(path: Path, content: bytes = b"") -> None:
+def require_runtime(file: NetworkFile, content: bytes = b"") -> None:
     """Raises a ``BitcrownError`` with one sentence where onnxruntime cannot load or run the file.
 
     ``content``: what is run in its place, for files that need another form.
     """
-    given = content or model_bytes(path)
+    given = content or file.content
     text_or_error(
-        lambda: _trial(given, path),
-        Budget.of_seconds(SECONDS, MEMORY),
-        f"that runs {path} in onnxruntime",
+        lambda: _trial(given, file.path),
+        Budget.of_seconds(_SECONDS, _MEMORY),
+        f"that runs {file.path} in onnxruntime",
     )
 
 
 def _trial(content: bytes, path: Path) -> str:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    doing = "load"
+    session = runtime_session(content, path)
     try:
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        doing = "run"
         feed = {}
         for info in session.get_inputs():
             shape = [
                 extent if isinstance(extent, int) and extent > 0 else 1 for extent in info.shape
             ]
-            feed[info.name] = np.zeros(shape, dtype=TYPES.get(info.type, "float32"))
+            feed[info.name] = np.zeros(shape, dtype=_DTYPES.get(info.type, "float32"))
         session.run(None, feed)
     except Exception as error:  # onnxruntime raises classes that only exist inside its extension
-        reason = next(iter(str(error).splitlines()), repr(error))
-        raise ModelError(f"onnxruntime cannot {doing} {path}: {reason}") from error
+        raise ModelError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
     return ""

@@ -96,6 +96,8 @@ class PhasedAdjoint:
 
 
 def _axis(extent: int, kernel: int, stride: int, padding: int) -> _Axis:
+    # Residue a reads tap k = a + padding - stride d, and 0 <= k < kernel for some a < stride only
+    # if low <= d <= high.
     low, high = -((kernel - 1 - padding) // stride), (stride - 1 + padding) // stride
     taps = []
     for a in range(stride):

@@ -3,9 +3,8 @@ several cases?
 
 Everything is an integer, so a strict inequality is a plain one with the bound lowered by one, and
 no tolerance exists anywhere. A case is an AND of constraints ``sum_i c_i o_i <= b`` over the output
-integers ``o``; the query is an OR of cases. Robustness of label ``y`` under "first index of the
-maximum": for ``i < y`` the violation is ``o_i >= o_y``, for ``i > y`` it is ``o_i >= o_y + 1``.
-Legend: ``N`` input elements, ``M`` outputs, ``B`` samples.
+integers ``o``; the query is an OR of cases. Legend: ``N`` input elements, ``M`` outputs, ``B``
+samples.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import numpy.typing as npt
 from bitcrown.quant.network.entry import EvenlySpaced
 from bitcrown.quant.network.graph import WIDTH_LIMIT, Input, IntegerNetwork, Ints, QuantError
 from bitcrown.spec.problem import Case, Constraint, Problem
+from bitcrown.spec.robustness import wrong_labels
 
-Flags = npt.NDArray[np.bool_]
+_Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,11 @@ class IntegerQuery:
             total *= max(b - a + 1, 0)
         return total
 
-    def violated(self, outputs: Ints) -> Flags:
+    def violated(self, outputs: Ints) -> _Flags:
         """Whether each row of ``outputs`` [B, M] is a counterexample, exactly; [B]."""
         return self.surely_violated(outputs, outputs)
 
-    def surely_violated(self, low: Ints, high: Ints) -> Flags:
+    def surely_violated(self, low: Ints, high: Ints) -> _Flags:
         """Whether one case holds for all outputs between ``low`` and ``high`` [B, M]; [B]."""
         if self.exact_cases is not None:
             pairs = zip(low.tolist(), high.tolist(), strict=True)
@@ -92,11 +92,11 @@ class IntegerQuery:
             )
         return self._any_case(low, high)
 
-    def possibly_violated(self, low: Ints, high: Ints) -> Flags:
+    def possibly_violated(self, low: Ints, high: Ints) -> _Flags:
         """Whether some output between ``low`` and ``high`` [B, M] may satisfy a case; [B]."""
         return self._any_case(high, low)
 
-    def _any_case(self, low: Ints, high: Ints) -> Flags:
+    def _any_case(self, low: Ints, high: Ints) -> _Flags:
         """Positive coefficients meet ``high``, negative ones ``low``."""
         found = np.zeros(len(low), dtype=bool)
         for case in self.cases:
@@ -133,46 +133,36 @@ def robustness_query(network: IntegerNetwork, x: Ints, label: int, eps: int) -> 
             f"the sample has {x.size} elements, the network takes {node.low.size}; check the "
             "image size"
         )
-    if not 0 <= label < outputs:
-        raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
+    _check_label(label, outputs)
     if eps < 0:
         raise QuantError(
             f"the radius {eps} is negative; give a whole number of input steps, 0 or more"
         )
     cases = []
-    for other in range(outputs):
-        if other != label:
-            terms = sorted(((label, 1), (other, -1)))
-            cases.append((LinearConstraint(tuple(terms), 0 if other < label else -1),))
+    for wrong in wrong_labels(label, outputs, first_wins=True):
+        terms = {output: factor for (output,), factor in wrong.terms}
+        constraint = integral(terms, wrong.bound, wrong.strict)
+        assert isinstance(constraint, LinearConstraint)
+        cases.append((constraint,))
     low, high = np.maximum(x - eps, node.low), np.minimum(x + eps, node.high)
     return IntegerQuery(network, low, high, tuple(cases))
 
 
-def label_query(
+def real_robustness_query(
     network: IntegerNetwork, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...], label: int
 ) -> IntegerQuery:
     """All inputs of the file's closed box [N] whose real outputs have their first maximum elsewhere
     than at label."""
-    outputs = len(network.exit.values)
+    outputs, n_inputs = len(network.exit.values), len(lower)
+    _check_label(label, outputs)
+    wrong = wrong_labels(label, outputs, first_wins=True, first_output=n_inputs)
+    cases = [Case(lower, upper, (constraint,)) for constraint in wrong]
+    return _query_of_box(n_inputs, (), network, cases)
+
+
+def _check_label(label: int, outputs: int) -> None:
     if not 0 <= label < outputs:
         raise QuantError(f"label {label} is not one of the {outputs} outputs; labels count from 0")
-    one = Fraction(1)
-    cases = [
-        Case(
-            lower,
-            upper,
-            (
-                Constraint(
-                    (((len(lower) + label,), one), ((len(lower) + i,), -one)),
-                    Fraction(0),
-                    i > label,
-                ),
-            ),
-        )
-        for i in range(outputs)
-        if i != label
-    ]
-    return _query_of_box(len(lower), (), network, cases)
 
 
 def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> LinearConstraint | bool:
@@ -201,25 +191,6 @@ def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> Linea
             "an output constraint needs integers above 40 bits; write it with fewer digits"
         )
     return LinearConstraint(constraint.terms, max(min(top, WIDTH_LIMIT), -WIDTH_LIMIT))
-
-
-def from_problem(problem: Problem, network: IntegerNetwork) -> IntegerQuery:
-    """The integer form of a VNN-LIB problem over one network; mixed or nonlinear constraints are
-    refused.
-
-    All cases must share one box (cases with different boxes are separate queries:
-    ``split_by_box``).
-    """
-    boxes = {(case.lower, case.upper) for case in problem.cases}
-    if len(boxes) > 1:
-        raise QuantError(
-            "the cases have different input boxes; decide them one box at a time (split_by_box)"
-        )
-    if not problem.cases:
-        node = network.nodes[0]
-        assert isinstance(node, Input)
-        return IntegerQuery(network, node.low, node.high, (), None, problem.notes)
-    return split_by_box(problem, network)[0]
 
 
 def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery]:
@@ -309,8 +280,11 @@ def _integer_constraint(
         if step is not None:
             slope, first = factor * step[0], factor * step[1]
         else:
+            # slope k + first <= factor values[k] for every k, so the constraint still holds
+            # wherever the exact one does.
             slope = factor * (values[-1] - values[0]) / (len(values) - 1)
             first = min(factor * value - slope * k for k, value in enumerate(values))
+        # The output integer is low + k: slope k + first = slope output + (first - slope low).
         terms[index] = terms.get(index, Fraction(0)) + slope
         bound -= first - slope * low
     return integral(terms, bound, constraint.strict)

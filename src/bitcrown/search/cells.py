@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.folding import fold
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.onnx_reader import nodes_and_constants
-from bitcrown.search.objective import box_of
-from bitcrown.spec.problem import Case, Problem
+from bitcrown.spec.problem import Case
+from bitcrown.spec.rounding import box_of
 from bitcrown.verdict import Status, Verdict
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None
     problem, kinds = run.problem, run.replay.dtypes()
     if any(_mentions_inputs(case, problem.n_inputs) for case in problem.cases):
         return None
-    read, unread = input_steps(problem)
+    read, unread = input_steps(next(iter(run.files.values())))
     boxes: dict[tuple[int, int], list[Case]] = {}
     for case in problem.cases:
         boxes.setdefault((id(case.lower), id(case.upper)), []).append(case)
@@ -125,10 +126,10 @@ def _representatives(
     return np.sort(found[first])
 
 
-def input_steps(problem: Problem) -> tuple[Mapping[int, Mapping[str, float]], set[int]]:
+def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[str, float]], set[int]]:
     """Numbers of the inputs that are read in steps only, each with its steps and the magnitude
     below which they are some; and numbers of the inputs that nothing reads."""
-    nodes, constants, shapes, outputs = nodes_and_constants(next(iter(problem.networks.values())))
+    nodes, constants, shapes, outputs = nodes_and_constants(file)
     number = 0
     places: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():

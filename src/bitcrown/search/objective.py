@@ -6,12 +6,8 @@ has a lower bound above ``rhs`` there.
 
 Exactness: a row is scaled to integer coefficients, which float64 holds exactly (a row where it
 cannot is refused), and ``rhs`` is rounded upward, so that the violation set never shrinks. A strict
-``<`` is treated as ``<=``: proving the larger set empty is a proof. Boxes are rounded outward, and
-further where the nearest number of the input's own type lies outside: the network, and the
-competition's scorer, read the bound as that number, so the proof covers both readings. An input of
-whole numbers between two of which no whole number lies is read as either of them. Numbers beyond
-the range of float64 become its ends, or infinite, on the side where that is sound. Padding rows
-have ``C = D = 0`` and ``rhs = inf``: they never exclude anything.
+``<`` is treated as ``<=``: proving the larger set empty is a proof. Boxes are rounded outward
+(``spec.rounding``). Padding rows have ``C = D = 0`` and ``rhs = inf``: they never exclude anything.
 """
 
 from __future__ import annotations
@@ -19,69 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 from bitcrown.errors import UnsupportedError
 from bitcrown.spec.problem import Case, Constraint, Problem
-
-LARGEST = Fraction(np.finfo(np.float64).max)
-Kind = str | type[np.generic]
-"""Type of an input: numpy's, or its name."""
-BFLOAT16_BITS = 8
-BFLOAT16_MAX = (2.0 - 2.0**-7) * 2.0**127
-
-
-def round_up(value: Fraction) -> float:
-    """The least float64 not below ``value``: infinite above all numbers, the least number below all
-    numbers."""
-    if abs(value) > LARGEST:
-        return math.inf if value > 0 else -float(LARGEST)
-    nearest = float(value)
-    return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
-
-
-def round_down(value: Fraction) -> float:
-    return -round_up(-value)
-
-
-def box_lower(value: Fraction, dtype: str = "float32") -> float:
-    """A float64 not above ``value`` nor above the nearest number of the float type ``dtype``."""
-    exact = round_down(value)
-    return min(exact, _read_as(exact, dtype), _read_as(round_up(value), dtype))
-
-
-def box_upper(value: Fraction, dtype: str = "float32") -> float:
-    return -box_lower(-value, dtype)
-
-
-def _read_as(value: float, dtype: str) -> float:
-    """The nearest number of a float type (in bfloat16 the one towards ``-inf``), within its
-    range."""
-    if dtype == "bfloat16":
-        value = max(-BFLOAT16_MAX, min(value, BFLOAT16_MAX))
-        significand, exponent = math.frexp(value)
-        return math.ldexp(
-            math.floor(math.ldexp(significand, BFLOAT16_BITS)), exponent - BFLOAT16_BITS
-        )
-    largest = float(np.finfo(dtype).max)
-    return float(np.clip(value, -largest, largest).astype(dtype))
-
-
-def box_of(lower: Fraction, upper: Fraction, kind: Kind) -> tuple[float, float]:
-    """Ends of an input of type ``kind`` in both readings; see above. What is no number type is read
-    as float32."""
-    dtype = kind if isinstance(kind, str) else np.dtype(kind).name
-    is_number = dtype in np.sctypeDict
-    if is_number and np.issubdtype(dtype, np.integer):
-        low, high = math.ceil(lower), math.floor(upper)
-        if low > high:
-            return round_down(min(lower, Fraction(high))), round_up(max(upper, Fraction(low)))
-        return round_down(lower), round_up(upper)
-    is_float = dtype == "bfloat16" or (is_number and np.issubdtype(dtype, np.floating))
-    name = dtype if is_float else "float32"
-    return box_lower(lower, name), box_upper(upper, name)
+from bitcrown.spec.rounding import Kind, box_of, round_up
 
 
 @dataclass(frozen=True)
@@ -99,11 +38,6 @@ class Objective:
     @property
     def n_cases(self) -> int:
         return int(self.C.shape[0])
-
-    def is_trivial(self) -> np.ndarray:
-        """``[P]``: cases without any finite row, which every point of the box violates."""
-        result: np.ndarray = np.isinf(self.rhs).all(axis=1)
-        return result
 
 
 def _integer_row(constraint: Constraint) -> tuple[list[tuple[int, float]], float]:

@@ -1,6 +1,6 @@
 """Networks with quantized operators: decided in integers, exactly as onnxruntime computes them.
 
-A network that ``looks_quantized`` is read as an ``IntegerNetwork``; the property's boxes become
+A network whose file ``is_quantized`` is read as an ``IntegerNetwork``; the property's boxes become
 boxes of integers, its cases integer constraints, and ``quant.decide`` searches. A counterexample is
 a lattice point; the input that represents it inside the property's box is replayed on the original
 file like every other witness.
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitcrown.quant.bounds.intervals import Program
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import IntegerNetwork, QuantError
 from bitcrown.quant.proof.writer import certificate_form
 from bitcrown.quant.query import IntegerQuery, split_by_box
-from bitcrown.quant.search.decide import decide
-from bitcrown.search.objective import Kind, box_of
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.spec.problem import Case, Problem
+from bitcrown.spec.rounding import Kind, box_of
 from bitcrown.verdict import Reason, Status, Verdict
 
 if TYPE_CHECKING:
@@ -39,16 +39,17 @@ def decide_in_integers(run: Run) -> Verdict | None:
     problem = run.problem
     if len(problem.networks) != 1:
         return None
-    path = next(iter(problem.networks.values()))
-    if not looks_quantized(path):
+    file = next(iter(run.files.values()))
+    if not file.is_quantized:
         return None
     try:
         with run.phase("read"):
-            network = read_onnx(path, seed=run.settings.seed)
+            network = read_onnx(file, seed=run.settings.seed)
             queries = split_by_box(covering(problem, run.replay.dtypes()), network)
     except QuantError as error:
         run.counters["not_read_as_integers"] = str(error)
         return None
+    run.files.clear()
     run.counters["is_exact"] = int(network.is_exact())
     with run.phase("integers"):
         return _decide_queries(run, network, queries)
@@ -83,7 +84,7 @@ def _decide_queries(run: Run, network: IntegerNetwork, queries: list[IntegerQuer
     keeps_proof = run.want_certificate and len(queries) == 1
     certificate: dict[str, Any] | None = None
     for query in queries:
-        decision = decide(query, run.budget, run.settings.seed, keeps_proof, program)
+        decision = decide_query(query, run.budget, run.settings.seed, keeps_proof, program)
         for name, value in decision.counters.items():
             run.counters[name] = (
                 run.counters.get(name, 0) + value if isinstance(value, int) else value

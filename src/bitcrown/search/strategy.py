@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.attacks.property.probes import probe
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
+from bitcrown.model.file import NetworkFile
 from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
@@ -37,7 +38,12 @@ Report = Callable[[str, dict[str, Any]], None]
 
 
 class Run:
-    """State of one decision: budget, phases (seconds), counters, and how to confirm a witness."""
+    """State of one decision: budget, phases (seconds), counters, and how to confirm a witness.
+
+    ``files``: the networks' files, each opened when it is first read; emptied when all reading is
+    done, because bytes and parsed model are as large as the weights. ``replay``: an open one of the
+    same networks and tensors, for a caller who decides many problems about them.
+    """
 
     def __init__(
         self,
@@ -46,6 +52,7 @@ class Run:
         budget: Budget,
         report: Report | None,
         want_certificate: bool = False,
+        replay: RuntimeReplay | None = None,
     ) -> None:
         self.problem, self.settings, self.budget = problem, settings, budget
         self._report = report or (lambda phase, facts: None)
@@ -53,7 +60,8 @@ class Run:
         self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
-        self.replay = Replay(problem.query, problem.networks)
+        self.files = {path: NetworkFile(path) for path in problem.networks.values()}
+        self.replay = replay or RuntimeReplay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
 
     def report(self, phase: str, facts: dict[str, Any]) -> None:
@@ -121,4 +129,8 @@ def decide(run: Run) -> Verdict:
 def _decide_with_bounds(run: Run) -> Verdict:
     with run.phase("import"):
         from bitcrown.search import cells, decision, quantized
-    return quantized.decide_in_integers(run) or cells.decide_in_cells(run) or decision.decide(run)
+    return (
+        quantized.decide_in_integers(run)
+        or cells.decide_in_cells(run)
+        or decision.decide_in_floats(run)
+    )

@@ -13,13 +13,13 @@ from bitcrown.errors import PropertyError
 from bitcrown.model.execute import Network
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.search.objective import round_down, round_up
 from bitcrown.spec.problem import Problem
+from bitcrown.spec.rounding import round_down, round_up
 
 if TYPE_CHECKING:
     import numpy as np
 
-MEMORY = 1 << 30
+_MEMORY = 1 << 30
 
 
 def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,8 +28,8 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
 
     Raises ``PropertyError`` for a name the network does not have.
     """
-    graphs = {name: read_graph(path) for name, path in problem.networks.items()}
-    graph = next(iter(graphs.values())) if len(graphs) == 1 else join(graphs)
+    of_path = {path: read_graph(path) for path in dict.fromkeys(problem.networks.values())}
+    graph = join({name: of_path[path] for name, path in problem.networks.items()})
     name = graph.outputs[0] if tensor is None else tensor
     if name not in graph.nodes:
         raise PropertyError(
@@ -39,7 +39,7 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     box = problem.cases[case]
     lower = network.tensor([[round_down(value) for value in box.lower]])
     upper = network.tensor([[round_up(value) for value in box.upper]])
-    bounder = LayerBounder(network, MEMORY)
+    bounder = LayerBounder(network, _MEMORY)
     with torch.no_grad():
         enclosure = bounder.run(lower, upper)
         found = enclosure.bounds[name]

@@ -10,12 +10,12 @@ from fractions import Fraction
 
 from bitcrown.spec.problem import Constraint, Monomial
 
-MAX_PASSES = 64
+_MAX_PASSES = 64
 
-Terms = tuple[tuple[Monomial, Fraction], ...]
+_Terms = tuple[tuple[Monomial, Fraction], ...]
 
 
-def is_less(left: Fraction, right: Fraction) -> bool:
+def _is_less(left: Fraction, right: Fraction) -> bool:
     """``left < right``; several times faster than the operator, which checks types first."""
     a, b = left.as_integer_ratio()
     c, d = right.as_integer_ratio()
@@ -31,15 +31,10 @@ class Box:
     upper: dict[int, Fraction] = field(default_factory=dict)
     parent: Box | None = None
 
-    def get_lower(self, number: int) -> Fraction | None:
-        """The greatest lower bound known."""
-        found = self.lower.get(number)
-        return self.parent.lower.get(number) if found is None and self.parent is not None else found
-
-    def get_upper(self, number: int) -> Fraction | None:
-        """The least upper bound known."""
-        found = self.upper.get(number)
-        return self.parent.upper.get(number) if found is None and self.parent is not None else found
+    def end(self, number: int, is_upper: bool) -> Fraction | None:
+        """The least upper or greatest lower bound known of an input."""
+        found = (self.upper if is_upper else self.lower).get(number)
+        return self.parent.end(number, is_upper) if found is None and self.parent else found
 
     def child(self) -> Box:
         """A copy to tighten further. The base is never copied: all cases refer to the same one."""
@@ -49,22 +44,16 @@ class Box:
 
     def tighten(self, number: int, is_upper: bool, value: Fraction) -> bool:
         """Intersect with one bound; whether the box changed."""
-        if is_upper:
-            old = self.get_upper(number)
-            if old is not None and not is_less(value, old):
-                return False
-            self.upper[number] = value
-        else:
-            old = self.get_lower(number)
-            if old is not None and not is_less(old, value):
-                return False
-            self.lower[number] = value
+        old = self.end(number, is_upper)
+        if old is not None and not (_is_less(value, old) if is_upper else _is_less(old, value)):
+            return False
+        (self.upper if is_upper else self.lower)[number] = value
         return True
 
     def is_empty_at(self, number: int) -> bool:
         """Whether the bounds of this one input contradict each other."""
-        low, high = self.get_lower(number), self.get_upper(number)
-        return low is not None and high is not None and is_less(high, low)
+        low, high = self.end(number, False), self.end(number, True)
+        return low is not None and high is not None and _is_less(high, low)
 
     def first_empty(self, numbers: Iterable[int]) -> int | None:
         """The first of ``numbers`` whose bounds contradict each other."""
@@ -88,7 +77,7 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
     other constraint only fills in bounds that are missing, because repeated tightening could go on
     for ever in ever smaller steps.
 
-    A bound may be read as the number of the input's type that is nearest to it (``slack``), and
+    A bound may be read as the number of the input's type that is nearest to it (``_slack``), and
     what holds of the decimals need not hold of those. So implied bounds are looser by that much,
     except of ``x <= z``, where both are read alike; and bounds that cross by less are left as they
     were: ties are constraints of the case in any event.
@@ -99,15 +88,18 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
             users.setdefault(monomial[0], []).append(place)
     queue = deque(range(len(ties)))
     queued = [True] * len(ties)
-    budget = MAX_PASSES * len(ties) + MAX_PASSES
+    budget = _MAX_PASSES * len(ties) + _MAX_PASSES
     while queue and budget:
         budget -= 1
         place = queue.popleft()
         queued[place] = False
         for number, is_upper, value in _implied(box, ties[place]):
-            other = box.get_lower(number) if is_upper else box.get_upper(number)
-            if other is not None and (is_less(value, other) if is_upper else is_less(other, value)):
-                if abs(value - other) > slack(value) + slack(other):
+            other = box.end(number, not is_upper)
+            crosses = other is not None and (
+                _is_less(value, other) if is_upper else _is_less(other, value)
+            )
+            if other is not None and crosses:
+                if abs(value - other) > _slack(value) + _slack(other):
                     box.tighten(number, is_upper, value)
                     return number
                 continue
@@ -122,9 +114,10 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
 
 def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     """The bound that ``tie`` implies for each of its inputs from the bounds of the others."""
+    # sum c_i x_i <= b implies c_k x_k <= b - sum over i != k of min c_i x_i.
     least: list[Fraction | None] = []
     for monomial, coefficient in tie.terms:
-        end = box.get_lower(monomial[0]) if coefficient > 0 else box.get_upper(monomial[0])
+        end = box.end(monomial[0], is_upper=coefficient < 0)
         least.append(None if end is None else coefficient * end)
     missing = sum(value is None for value in least)
     if missing > 1:
@@ -133,20 +126,19 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     is_difference = len(tie.terms) == 2 and tie.terms[0][1] == -tie.terms[1][1]
     room = Fraction(0)
     if not is_difference or tie.bound:
-        room = sum((slack(value) for value in least if value is not None), Fraction(0))
+        room = sum((_slack(value) for value in least if value is not None), Fraction(0))
     implied: list[tuple[int, bool, Fraction]] = []
     for (monomial, coefficient), own in zip(tie.terms, least, strict=True):
         if missing and own is not None:
             continue
         number, is_upper = monomial[0], coefficient > 0
-        known = box.get_upper(number) if is_upper else box.get_lower(number)
-        if known is None or is_difference:
+        if box.end(number, is_upper) is None or is_difference:
             rest = total if own is None else total - own
             implied.append((number, is_upper, (tie.bound - rest + room) / coefficient))
     return implied
 
 
-def slack(bound: Fraction) -> Fraction:
+def _slack(bound: Fraction) -> Fraction:
     """At least the distance of a bound from the nearest number of any float type: half a step of
     bfloat16, or of the smallest float16. Numbers of eight digits in base two, neither large nor
     small, are numbers of all types."""
@@ -162,12 +154,12 @@ def reduced(constraints: list[Constraint]) -> list[Constraint]:
     tightest."""
     if len(constraints) < 2:
         return constraints
-    tightest: dict[Terms, Constraint] = {}
+    tightest: dict[_Terms, Constraint] = {}
     for constraint in constraints:
         other = tightest.get(constraint.terms)
         if (
             other is None
-            or is_less(constraint.bound, other.bound)
+            or _is_less(constraint.bound, other.bound)
             or (constraint.strict and constraint.bound == other.bound)
         ):
             tightest[constraint.terms] = constraint
@@ -180,7 +172,7 @@ def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
     if single is None:
         return False
     number, coefficient = single
-    end = box.get_upper(number) if coefficient > 0 else box.get_lower(number)
+    end = box.end(number, is_upper=coefficient > 0)
     if end is None:
         return False
     return coefficient * end < constraint.bound or (
@@ -191,15 +183,15 @@ def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
 def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tuple[Constraint, ...]:
     """One constraint that no point of the box meets, or two that contradict each other; empty if
     neither is seen."""
-    seen: dict[Terms, Constraint] = {}
+    seen: dict[_Terms, Constraint] = {}
     several = len(constraints) > 1
     for constraint in constraints:
         single = _single_input(constraint, n_inputs)
         if single is not None:
             number, coefficient = single
-            end = box.get_lower(number) if coefficient > 0 else box.get_upper(number)
+            end = box.end(number, is_upper=coefficient < 0)
             if end is not None:
-                least = coefficient * end - abs(coefficient) * slack(end)
+                least = coefficient * end - abs(coefficient) * _slack(end)
                 if _misses(least, constraint.bound, constraint.strict):
                     return (constraint,)
         if several:

@@ -14,7 +14,7 @@ from bitcrown.spec.polynomial import Numbering, Polynomial, difference
 from bitcrown.spec.problem import Constraint
 from bitcrown.spec.query import And, Compare, Const, Formula, Or, Var
 
-Bound = tuple[int, bool, Fraction]
+_Bound = tuple[int, bool, Fraction]
 """An input's number, whether this is an upper bound, and the value."""
 
 _ONE = Fraction(1)
@@ -26,7 +26,7 @@ class Clause:
     """A conjunction. ``choices`` has one entry for each ``or``: its alternatives. ``is_false``:
     never satisfied."""
 
-    bounds: list[Bound] = field(default_factory=list)
+    bounds: list[_Bound] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
     choices: list[list[Clause]] = field(default_factory=list)
     is_false: bool = False

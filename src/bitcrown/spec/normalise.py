@@ -19,8 +19,8 @@ from bitcrown.spec.words import constraint_text
 
 MAX_CASES = 1_000_000
 MAX_STEPS = 4 * MAX_CASES
-MAX_NOTES = 20
-MAX_INPUTS = 1 << 26
+_MAX_NOTES = 20
+_MAX_INPUTS = 1 << 26
 
 
 def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
@@ -36,9 +36,9 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     """
     files = _files(query, networks)
     numbering = number_variables(query)
-    if numbering.n_inputs > MAX_INPUTS:
+    if numbering.n_inputs > _MAX_INPUTS:
         raise UnsupportedError(
-            f"the networks have {numbering.n_inputs} inputs in total; {MAX_INPUTS} is the limit."
+            f"the networks have {numbering.n_inputs} inputs in total; {_MAX_INPUTS} is the limit."
         )
     builder = _Builder(query, numbering)
     builder.build(compile_formula(query.assertion, numbering))
@@ -77,7 +77,7 @@ def _files(query: Query, networks: Mapping[str, Path]) -> dict[str, Path]:
                 f"({given} and {base}); "
                 "pass the same file or leave it out."
             )
-        files[network.name] = base if given is None and base is not None else networks[network.name]
+        files[network.name] = networks[network.name] if base is None else base
     return files
 
 
@@ -210,7 +210,7 @@ class _Builder:
         if min(counts) == self.numbering.n_inputs:
             return
         for number in range(self.numbering.n_inputs):
-            no_lower, no_upper = box.get_lower(number) is None, box.get_upper(number) is None
+            no_lower, no_upper = box.end(number, False) is None, box.end(number, True) is None
             if no_lower or no_upper:
                 side = (
                     "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
@@ -228,20 +228,20 @@ class _Builder:
         return f"case {len(self.cases) + self.dropped + 1}"
 
     def _bounds_text(self, box: Box, number: int) -> str:
-        name, low, high = self._name(number), box.get_lower(number), box.get_upper(number)
+        name, low, high = self._name(number), box.end(number, False), box.end(number, True)
         parts = [f"{name} >= {short_text(low)}"] if low is not None else []
         return " and ".join(parts + ([f"{name} <= {short_text(high)}"] if high is not None else []))
 
     def _drop(self, text: str) -> None:
-        if self.dropped < MAX_NOTES:
+        if self.dropped < _MAX_NOTES:
             self.notes.append(text.format(self._this_case()))
         self.dropped += 1
 
     def final_notes(self) -> list[str]:
         """The notes, with a count of those that were not written out."""
         notes = list(self.notes)
-        if self.dropped > MAX_NOTES:
-            notes.append(f"{self.dropped - MAX_NOTES} more cases were left out for such reasons")
+        if self.dropped > _MAX_NOTES:
+            notes.append(f"{self.dropped - _MAX_NOTES} more cases were left out for such reasons")
         if not self.cases:
             notes.append(
                 "no case is left, so there is no counterexample whatever the network computes"

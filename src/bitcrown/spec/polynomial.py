@@ -10,9 +10,9 @@ from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.problem import Monomial
 from bitcrown.spec.query import Const, Product, Query, Sum, TensorDecl, Term, Var
 
-MAX_TERMS = 100_000
-MAX_DEGREE = 32
-MAX_BITS = 1 << 17
+_MAX_TERMS = 100_000
+_MAX_DEGREE = 32
+_MAX_BITS = 1 << 17
 
 Polynomial = dict[Monomial, Fraction]
 """Monomial to coefficient, the empty monomial being the constant. Zero coefficients are left
@@ -94,11 +94,11 @@ def difference(left: Term, right: Term, numbering: Numbering) -> Polynomial:
         hidden variable. PropertyError: an undeclared variable.
     """
     result = _expand(left, numbering)
-    add_scaled(result, _expand(right, numbering), -_ONE)
+    _add_scaled(result, _expand(right, numbering), -_ONE)
     return result
 
 
-def add_scaled(target: Polynomial, other: Polynomial, factor: Fraction) -> None:
+def _add_scaled(target: Polynomial, other: Polynomial, factor: Fraction) -> None:
     """Add ``factor * other`` to ``target`` in place, dropping monomials that cancel."""
     for monomial, coefficient in other.items():
         total = target.get(monomial, _ZERO) + factor * coefficient
@@ -142,21 +142,21 @@ def _unit(node: Sum | Product) -> Polynomial:
 
 def _accumulate(node: Sum | Product, value: Polynomial, child: Polynomial) -> Polynomial:
     if isinstance(node, Sum):
-        add_scaled(value, child, _ONE)
-        if len(value) > MAX_TERMS:
-            raise _too_large(f"more than {MAX_TERMS} monomials")
+        _add_scaled(value, child, _ONE)
+        if len(value) > _MAX_TERMS:
+            raise _too_large(f"more than {_MAX_TERMS} monomials")
         return value
-    if len(value) * len(child) > MAX_TERMS:
-        raise _too_large(f"more than {MAX_TERMS} monomials")
+    if len(value) * len(child) > _MAX_TERMS:
+        raise _too_large(f"more than {_MAX_TERMS} monomials")
     result: Polynomial = {}
     for left, factor in value.items():
         for right, coefficient in child.items():
-            if len(left) + len(right) > MAX_DEGREE:
-                raise _too_large(f"a degree above {MAX_DEGREE}")
+            if len(left) + len(right) > _MAX_DEGREE:
+                raise _too_large(f"a degree above {_MAX_DEGREE}")
             scaled = factor * coefficient
-            if scaled.numerator.bit_length() + scaled.denominator.bit_length() > MAX_BITS:
+            if scaled.numerator.bit_length() + scaled.denominator.bit_length() > _MAX_BITS:
                 raise _too_large("numbers with tens of thousands of digits")
-            add_scaled(result, {tuple(sorted(left + right)): scaled}, _ONE)
+            _add_scaled(result, {tuple(sorted(left + right)): scaled}, _ONE)
     return result
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 from bitcrown.errors import PropertyError
+from bitcrown.files import DAMAGED_GZIP, find_file, unpacking
 from bitcrown.spec.query import Query
 from bitcrown.spec.sexpr import Source, read_forms
 from bitcrown.spec.vnnlib1 import parse_vnnlib1
 from bitcrown.spec.vnnlib2 import parse_vnnlib2
 
 MAX_BYTES = 2 * 1024**3
-_CHUNK = 1 << 22
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_query(path: Path) -> Query:
@@ -28,16 +24,15 @@ def read_query(path: Path) -> Query:
             the message names the file, the line, what is wrong and what to do.
         UnsupportedError: well formed, but outside what bitcrown can read.
     """
-    found = path
+    found = find_file(path) or path
     try:
-        if not path.exists() and path.name:
-            found = path.with_name(path.name + ".gz")
         if not found.exists():
             raise PropertyError(
-                f"{path}: no such file, nor {found.name}; check the path of the property."
+                f"{path}: no such file, nor {path.name}.gz; check the path of the property."
             )
-        data = _read_bytes(found)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        with unpacking(found) as file:
+            data = file.read(MAX_BYTES + 1)
+    except DAMAGED_GZIP as problem:
         raise PropertyError(
             f"{found}: damaged gzip data ({problem}); fetch the file again."
         ) from problem
@@ -45,6 +40,10 @@ def read_query(path: Path) -> Query:
         raise PropertyError(
             f"{found}: cannot be read ({problem.strerror}); check that it is a file."
         ) from None
+    if len(data) > MAX_BYTES:
+        raise PropertyError(
+            f"{found}: holds more than {MAX_BYTES} bytes of text; split the property."
+        )
     return parse_query(data.decode("utf-8-sig", errors="replace"), str(found))
 
 
@@ -65,26 +64,3 @@ def parse_query(text: str, name: str = "property") -> Query:
     is_version2 = first.head() in ("vnnlib-version", "declare-network")
     parse = parse_vnnlib2 if is_version2 else parse_vnnlib1
     return parse(source, chain((first,), forms))
-
-
-def _read_bytes(path: Path) -> bytes:
-    with path.open("rb") as raw:
-        is_gzip = raw.read(2) == _GZIP_MAGIC
-        raw.seek(0)
-        if not is_gzip:
-            return _limited(raw.read, path)
-        with gzip.GzipFile(fileobj=raw) as unpacked:
-            return _limited(unpacked.read, path)
-
-
-def _limited(read: Callable[[int], bytes], path: Path) -> bytes:
-    # In chunks, so that a small file that unpacks to something enormous is noticed before it fills
-    # the memory.
-    data = bytearray()
-    while chunk := read(_CHUNK):
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise PropertyError(
-                f"{path}: holds more than {MAX_BYTES} bytes of text; split the property."
-            )
-    return bytes(data)

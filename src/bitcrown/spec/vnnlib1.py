@@ -11,7 +11,7 @@ from bitcrown.spec.formula import FormulaReader
 from bitcrown.spec.query import And, Formula, NetworkDecl, Query, TensorDecl, Var
 from bitcrown.spec.sexpr import Form, Source, shown
 
-NETWORK_NAME = "N"
+_NETWORK_NAME = "N"
 _NAME = re.compile(r"([XY])_(0|[1-9][0-9]{0,8})")
 # Solver commands of the SMT-LIB heritage that say nothing about the property.
 _IGNORED = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
@@ -47,7 +47,7 @@ def parse_vnnlib1(source: Source, forms: Iterable[Form]) -> Query:
         )
     inputs, outputs = _count(source, declared, "X"), _count(source, declared, "Y")
     network = NetworkDecl(
-        NETWORK_NAME, (TensorDecl("X", "real", (inputs,)),), (TensorDecl("Y", "real", (outputs,)),)
+        _NETWORK_NAME, (TensorDecl("X", "real", (inputs,)),), (TensorDecl("Y", "real", (outputs,)),)
     )
     return Query((1, 0), (network,), And(tuple(formulas)))
 

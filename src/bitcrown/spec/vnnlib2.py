@@ -13,8 +13,8 @@ from bitcrown.spec.formula import FormulaReader
 from bitcrown.spec.query import And, Formula, NetworkDecl, Query, TensorDecl, Var
 from bitcrown.spec.sexpr import Form, Source, shown
 
-MAX_ELEMENTS = 1 << 26
-MAX_RANK = 32
+_MAX_ELEMENTS = 1 << 26
+_MAX_RANK = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _VERSION = re.compile(r"<?\s*([0-9]{1,4})\.([0-9]{1,4})\s*>?")
 _INDICES = re.compile(r"\s*[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*")
@@ -264,17 +264,17 @@ class _Declarations:
                 form.offset, f"[{shown(text)}] is no shape", "write whole numbers such as [1,5]"
             )
         shape = tuple(int(part) for part in text.split(","))
-        if len(shape) > MAX_RANK:
+        if len(shape) > _MAX_RANK:
             raise self.source.error(
-                form.offset, f"a shape has {len(shape)} extents", f"use at most {MAX_RANK}"
+                form.offset, f"a shape has {len(shape)} extents", f"use at most {_MAX_RANK}"
             )
         if 0 in shape:
             raise self.source.error(
                 form.offset, f"the shape {list(shape)} has no elements", "use extents from 1 on"
             )
-        if prod(shape) > MAX_ELEMENTS:
+        if prod(shape) > _MAX_ELEMENTS:
             raise UnsupportedError(
-                f"{self.source.name}: the shape {list(shape)} has more than {MAX_ELEMENTS} "
+                f"{self.source.name}: the shape {list(shape)} has more than {_MAX_ELEMENTS} "
                 "elements; use a smaller one."
             )
         return shape

@@ -9,23 +9,23 @@ from bitcrown.spec.decimals import short_text
 from bitcrown.spec.polynomial import number_variables
 from bitcrown.spec.problem import Case, Constraint, Problem
 
-MAX_CASES_SHOWN = 3
-MAX_CONSTRAINTS_SHOWN = 8
-MAX_INPUTS_SHOWN = 8
-MAX_TERMS_SHOWN = 12
+_MAX_CASES_SHOWN = 3
+_MAX_CONSTRAINTS_SHOWN = 8
+_MAX_INPUTS_SHOWN = 8
+_MAX_TERMS_SHOWN = 12
 
 
 def constraint_text(constraint: Constraint, name: Callable[[int], str]) -> str:
     """A constraint as mathematics, variables named by ``name``: ``Y_0 <= Y_3 + 0.5``."""
     left: list[str] = []
     right: list[str] = []
-    for monomial, coefficient in constraint.terms[:MAX_TERMS_SHOWN]:
+    for monomial, coefficient in constraint.terms[:_MAX_TERMS_SHOWN]:
         factors = "*".join(name(number) for number in monomial)
         size = abs(coefficient)
         (left if coefficient > 0 else right).append(
             factors if size == 1 else f"{short_text(size)}*{factors}"
         )
-    if len(constraint.terms) > MAX_TERMS_SHOWN:
+    if len(constraint.terms) > _MAX_TERMS_SHOWN:
         left.append("...")
     bound, sign = constraint.bound, "<" if constraint.strict else "<="
     if not left:  # -y <= -3 reads better as y >= 3
@@ -59,10 +59,10 @@ def property_in_words(problem: Problem) -> str:
         )
         lines.append("unsat means that no such input exists: the property holds for the whole box.")
         lines += _boxes(problem, name)
-        for place, case in enumerate(problem.cases[:MAX_CASES_SHOWN]):
+        for place, case in enumerate(problem.cases[:_MAX_CASES_SHOWN]):
             lines.append(f"Case {place + 1}: {_case(case, name)}.")
-        if len(problem.cases) > MAX_CASES_SHOWN:
-            lines.append(f"... and {len(problem.cases) - MAX_CASES_SHOWN} more cases.")
+        if len(problem.cases) > _MAX_CASES_SHOWN:
+            lines.append(f"... and {len(problem.cases) - _MAX_CASES_SHOWN} more cases.")
     else:
         lines.append(
             "There is nothing to find: the property is unsat whatever the network computes."
@@ -87,7 +87,7 @@ def _boxes(problem: Problem, name: Callable[[int], str]) -> list[str]:
     if moving:
         text += f"; widths from {short_text(min(moving))} to {short_text(max(moving))}"
     lines = [text + "."]
-    if len(widths) <= MAX_INPUTS_SHOWN:
+    if len(widths) <= _MAX_INPUTS_SHOWN:
         lines += [
             f"  {_interval(name(i), first.lower[i], first.upper[i])}" for i in range(len(widths))
         ]
@@ -109,7 +109,8 @@ def _case(case: Case, name: Callable[[int], str]) -> str:
     if not case.constraints:
         return "any input of the box will do, whatever the outputs are"
     shown = [
-        constraint_text(constraint, name) for constraint in case.constraints[:MAX_CONSTRAINTS_SHOWN]
+        constraint_text(constraint, name)
+        for constraint in case.constraints[:_MAX_CONSTRAINTS_SHOWN]
     ]
     more = len(case.constraints) - len(shown)
     return " and ".join(shown) + (f" and {more} more constraints" if more else "")

@@ -17,8 +17,7 @@ from torch import Tensor
 def ascended(
     loss: Callable[[Tensor], Tensor], images: Tensor, eps: Tensor | float, steps: int, start: Tensor
 ) -> Tensor:
-    """Points ``[B, C, H, W]`` in [0, 1] within ``eps`` of ``images`` that have a large
-    ``loss(points) [B]``.
+    """Points ``[B, C, H, W]`` in [0, 1] within ``eps`` of ``images`` of a large ``loss``.
 
     ``start`` in [0, 1] says where in its range each value begins.
     """

@@ -17,6 +17,7 @@ Legend: ``C`` channels, ``H``/``W`` height and width; shapes here are without th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from bitcrown.errors import SettingsError
@@ -24,9 +25,9 @@ from bitcrown.errors import SettingsError
 
 @dataclass(frozen=True)
 class Layer:
-    """One tensor: ``op`` is Input, Conv, BatchNorm, Relu, Add, Flatten or Linear; ``shape`` that of
-    the result.
+    """One tensor: its ``op``, and the ``shape`` of the result.
 
+    ``op`` is Input, Conv, BatchNorm, Relu, Add, Flatten or Linear.
     ``kernel``, ``stride`` and ``padding`` belong to Conv and are the same on both axes.
     """
 
@@ -41,8 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stage:
-    """``blocks`` residual blocks with ``channels`` outputs; the first one has ``stride``, the
-    others 1."""
+    """``blocks`` residual blocks of ``channels``; the first has ``stride``, the others 1."""
 
     channels: int
     blocks: int
@@ -51,8 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """``input_shape`` is ``(C, H, W)``; the stem's convolution is 3x3; ``hidden`` neurons between
-    the linear layers."""
+    """``input_shape`` is ``(C, H, W)``; ``hidden`` neurons between the linear layers."""
 
     name: str
     input_shape: tuple[int, int, int]
@@ -66,47 +65,18 @@ class Architecture:
 
 LAST_OF_BLOCK = "_second_bn"
 """End of the name of each block's last batch norm."""
-IMAGE = (3, 32, 32)
+_IMAGE = (3, 32, 32)
+_LARGE = (Stage(64, 2, 1), Stage(128, 2, 2), Stage(128, 2, 2), Stage(256, 2, 2))
+_SUPER = (Stage(128, 3, 2), Stage(256, 3, 2), Stage(256, 3, 2))
 ARCHITECTURES = {
-    row.name: row
-    for row in (
-        Architecture("resnet_mini", IMAGE, 16, 2, 0, (Stage(32, 1, 2), Stage(64, 1, 2)), 100, 100),
-        Architecture(
-            "resnet_small", IMAGE, 64, 2, 0, (Stage(128, 2, 2), Stage(128, 2, 2)), 100, 100
-        ),
-        Architecture(
-            "resnet_medium", IMAGE, 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 100, 100
-        ),
-        Architecture(
-            "resnet_large",
-            IMAGE,
-            64,
-            1,
-            1,
-            (Stage(64, 2, 1), Stage(128, 2, 2), Stage(128, 2, 2), Stage(256, 2, 2)),
-            100,
-            100,
-        ),
-        Architecture(
-            "resnet_super",
-            IMAGE,
-            128,
-            2,
-            0,
-            (Stage(128, 3, 2), Stage(256, 3, 2), Stage(256, 3, 2)),
-            100,
-            100,
-        ),
-        Architecture(
-            "tiny_resnet_medium",
-            (3, 56, 56),
-            64,
-            2,
-            0,
-            (Stage(128, 4, 2), Stage(128, 4, 2)),
-            200,
-            200,
-        ),
+    name: Architecture(name, shape, stem, stride, padding, stages, hidden, classes)
+    for name, shape, stem, stride, padding, stages, hidden, classes in (
+        ("resnet_mini", _IMAGE, 16, 2, 0, (Stage(32, 1, 2), Stage(64, 1, 2)), 100, 100),
+        ("resnet_small", _IMAGE, 64, 2, 0, (Stage(128, 2, 2), Stage(128, 2, 2)), 100, 100),
+        ("resnet_medium", _IMAGE, 64, 2, 0, (Stage(128, 4, 2), Stage(128, 4, 2)), 100, 100),
+        ("resnet_large", _IMAGE, 64, 1, 1, _LARGE, 100, 100),
+        ("resnet_super", _IMAGE, 128, 2, 0, _SUPER, 100, 100),
+        ("tiny_resnet_medium", (3, 56, 56), 64, 2, 0, (Stage(128, 4, 2),) * 2, 200, 200),
     )
 }
 
@@ -114,8 +84,7 @@ ARCHITECTURES = {
 def architecture(
     name: str, classes: int | None = None, input_shape: tuple[int, int, int] | None = None
 ) -> Architecture:
-    """The named architecture, with other classes or images if asked. Raises ``SettingsError`` where
-    that is nothing."""
+    """The named one, with other classes or images if asked. Raises ``SettingsError``."""
     if name not in ARCHITECTURES:
         raise SettingsError(
             f"there is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}"
@@ -133,60 +102,45 @@ def architecture(
 
 def layers(of: Architecture) -> tuple[Layer, ...]:
     """All layers in topological order; the first is the input ``x``, the last gives the logits."""
-    writer = _Writer([Layer("x", "Input", (), of.input_shape)])
+    writer = _Writer(of.input_shape)
     last = writer.convolved("stem", "x", of.stem_channels, 3, of.stem_stride, of.stem_padding)
     last = writer.add("stem_relu", "Relu", last)
     for s, stage in enumerate(of.stages, 1):
         for b in range(1, stage.blocks + 1):
-            last = writer.block(
-                f"stage{s}_block{b}", last, stage.channels, stage.stride if b == 1 else 1
-            )
-    last = writer.flattened(last)
-    last = writer.linear("hidden", last, of.hidden)
+            stride = stage.stride if b == 1 else 1
+            last = writer.block(f"stage{s}_block{b}", last, stage.channels, stride)
+    last = writer.add("flat", "Flatten", last, shape=(math.prod(writer.layers[last].shape),))
+    last = writer.add("hidden", "Linear", last, shape=(of.hidden,))
     last = writer.add("hidden_relu", "Relu", last)
-    writer.linear("logits", last, of.classes)
-    return tuple(writer.layers)
+    writer.add("logits", "Linear", last, shape=(of.classes,))
+    return tuple(writer.layers.values())
 
 
 class _Writer:
-    """Appends layers and keeps track of their shapes."""
+    """Appends layers, by name; each method returns the name of the last one."""
 
-    def __init__(self, layers: list[Layer]) -> None:
-        self.layers = layers
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        self.layers = {"x": Layer("x", "Input", (), input_shape)}
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return next(layer.shape for layer in self.layers if layer.name == name)
-
-    def add(self, name: str, op: str, *inputs: str) -> str:
-        self.layers.append(Layer(name, op, inputs, self.shape(inputs[0])))
+    def add(self, name: str, op: str, *inputs: str, shape: tuple[int, ...] | None = None) -> str:
+        """A layer whose result has the shape of its first input unless ``shape`` says otherwise."""
+        self.layers[name] = Layer(name, op, inputs, shape or self.layers[inputs[0]].shape)
         return name
 
     def convolved(
         self, name: str, source: str, channels: int, kernel: int, stride: int, padding: int
     ) -> str:
         """Convolution and batch norm."""
-        extents = [
-            (extent + 2 * padding - kernel) // stride + 1 for extent in self.shape(source)[1:]
-        ]
-        shape = (channels, *extents)
-        self.layers.append(Layer(f"{name}_conv", "Conv", (source,), shape, kernel, stride, padding))
-        return self.add(f"{name}_bn", "BatchNorm", f"{name}_conv")
+        room = (extent + 2 * padding - kernel for extent in self.layers[source].shape[1:])
+        shape = (channels, *(extent // stride + 1 for extent in room))
+        conv = Layer(f"{name}_conv", "Conv", (source,), shape, kernel, stride, padding)
+        self.layers[conv.name] = conv
+        return self.add(f"{name}_bn", "BatchNorm", conv.name)
 
     def block(self, name: str, source: str, channels: int, stride: int) -> str:
         inner = self.convolved(f"{name}_first", source, channels, 3, stride, 1)
         inner = self.add(f"{name}_relu", "Relu", inner)
         inner = self.convolved(f"{name}_second", inner, channels, 3, 1, 1)
-        if stride != 1 or self.shape(source)[0] != channels:
+        if stride != 1 or self.layers[source].shape[0] != channels:
             source = self.convolved(f"{name}_shortcut", source, channels, 1, stride, 0)
         return self.add(f"{name}_sum", "Add", inner, source)
-
-    def flattened(self, source: str) -> str:
-        size = 1
-        for extent in self.shape(source):
-            size *= extent
-        self.layers.append(Layer("flat", "Flatten", (source,), (size,)))
-        return "flat"
-
-    def linear(self, name: str, source: str, size: int) -> str:
-        self.layers.append(Layer(name, "Linear", (source,), (size,)))
-        return name

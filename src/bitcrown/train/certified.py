@@ -30,7 +30,7 @@ FUSED_FROM = 20
 otherwise."""
 
 
-class Box(NamedTuple):
+class InputBox(NamedTuple):
     """``lower``, ``upper``: ``[B, n]``, in the units of the network's input."""
 
     lower: Tensor
@@ -44,8 +44,9 @@ def margin_rows(network: Network, labels: Tensor) -> Tensor:
 
 
 def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval ``[B, K]`` of the margins ``z_j - z_y`` over the *intervals* before the last layer
-    (affine)."""
+    """Interval ``[B, K]`` of the margins, from the intervals before the last layer (affine)."""
+    # z = W x + b with rows W_j, so m_j = (W_j - W_y) x + b_j - b_y: one interval of one affine
+    # function, which is narrower than the difference of the intervals of z_j and z_y.
     last = network.graph.nodes[network.graph.outputs[0]]
     (source,) = last.inputs
     low, up = bounds[source]
@@ -53,58 +54,61 @@ def interval_margins(network: Network, bounds: Bounds, labels: Tensor) -> tuple[
     (rows,) = network.adjoint(last, units.reshape(-1, *last.shape))
     rows, offset = rows.flatten(1), network.offset(last).flatten()
     a = rows - rows[labels].unsqueeze(1)
-    centre, radius = (
-        (low + up).flatten(1).unsqueeze(2) * 0.5,
-        (up - low).flatten(1).unsqueeze(2) * 0.5,
-    )
+    centre = (low + up).flatten(1).unsqueeze(2) * 0.5
+    radius = (up - low).flatten(1).unsqueeze(2) * 0.5
+    # |a (x - centre)| <= |a| radius.
     middle = torch.bmm(a, centre).squeeze(2) + (offset - offset[labels].unsqueeze(1))
     reach = torch.bmm(a.abs(), radius).squeeze(2)
     return middle - reach, middle + reach
 
 
-def crown_bound(network: Network, bounds: Bounds, box: Box, rows: Tensor) -> Tensor:
-    """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` with relaxations over the given intervals
-    (CROWN-IBP)."""
+def crown_bound(network: Network, bounds: Bounds, box: InputBox, rows: Tensor) -> Tensor:
+    """CROWN lower bounds ``[B, S]`` of ``rows [B, S, K]`` over given intervals (CROWN-IBP)."""
     backward = Backward(network, relaxations_of(network, bounds))
     return minimum(backward.run(output_seeds(network, rows)), box.lower, box.upper)
 
 
 def chord(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and intercept of the line through ``exp`` at both ends: an upper bound of it in
-    between.
+    """Slope and intercept of the line through ``exp`` at both ends: above it in between.
 
     Narrow intervals use the series of ``(exp(w) - 1) / w``: the quotient would have gradients of
     the size ``1 / w``.
     """
+    # slope = (e^up - e^low) / width = e^low (e^width - 1) / width.
     width = up - low
     is_wide = width > 0.05
     safe = torch.where(is_wide, width, torch.ones_like(width))
     series = 1 + width / 2 * (1 + width / 3 * (1 + width / 4 * (1 + width / 5)))
     slope = torch.where(is_wide, (up.exp() - low.exp()) / safe, low.exp() * series)
+    # Both ends give the same intercept but for rounding; the larger one is above both.
     return slope, torch.maximum(low.exp() - slope * low, up.exp() - slope * up)
 
 
 def fused_bound(
-    network: Network, bounds: Bounds, box: Box, labels: Tensor, margins: tuple[Tensor, Tensor]
+    network: Network, bounds: Bounds, box: InputBox, labels: Tensor, margins: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image; ``margins`` is
-    ``interval_margins``."""
+    """Upper bounds ``[B]`` of the cross entropy by one CROWN row an image."""
     low, up = margins
+    # log sum_j exp(m_j) = top + log sum_j exp(m_j - top): no exponential exceeds 1.
     top = up.detach().amax(dim=1, keepdim=True)
+    # exp(m_j - top) <= slope_j (m_j - top) + intercept_j on [low_j, up_j]; the label has m_y = 0
+    # exactly and is added below as exp(-top).
     slope, intercept = chord(low - top, up - top)
     is_other = torch.ones_like(slope).scatter(1, labels.unsqueeze(1), 0.0)
     slope, intercept = slope * is_other, intercept * is_other
+    # sum_j slope_j m_j = sum_j slope_j z_j - (sum_j slope_j) z_y. CROWN bounds from below, so the
+    # row is its negative, and -least bounds it from above.
     row = (-slope).scatter_add(1, labels.unsqueeze(1), slope.sum(1, keepdim=True)).unsqueeze(1)
     least = crown_bound(network, bounds, box, row).squeeze(1)
+    # sum_j exp(m_j - top) <= total. (Rounding may make a tiny total negative, hence the floor.)
     total = (intercept - slope * top).sum(1) + torch.exp(-top.squeeze(1)) - least
     return total.clamp(min=torch.finfo(total.dtype).tiny).log() + top.squeeze(1)
 
 
 def certified_loss(
-    network: Network, box: Box, labels: Tensor, beta: float | Tensor, is_fused: bool
+    network: Network, box: InputBox, labels: Tensor, beta: float | Tensor, is_fused: bool
 ) -> Tensor:
-    """Upper bounds ``[B]`` of the cross entropy over the boxes: ``beta`` CROWN-IBP and ``1 - beta``
-    interval.
+    """Upper bounds ``[B]`` of the cross entropy: ``beta`` CROWN-IBP, the rest interval.
 
     Each mixture of valid bounds is valid. Without fusion the margins are mixed, with it the two
     bounds of the loss.
@@ -124,16 +128,21 @@ def certified_loss(
     return torch.logsumexp(upper, dim=1)
 
 
-def certified_margins(network: Network, box: Box, labels: Tensor, entries: int = 1 << 26) -> Tensor:
+def certified_margins(
+    network: Network, box: InputBox, labels: Tensor, entries: int = 1 << 26
+) -> Tensor:
     """``[B]``: a lower bound of the least margin ``z_y - z_j`` over ``j != y``; a guide, no proof.
 
     Each margin has the better of its two bounds; CROWN bounds only those whose interval does not
     decide. ``entries`` limits the size of one tensor.
     """
     bounds = interval_bounds(network, box.lower, box.upper, gamma=0.0)
+    # -upper(m_j) <= z_y - z_j; the label's own row must not be the least.
     found = -interval_margins(network, bounds, labels)[1].scatter(
         1, labels.unsqueeze(1), -torch.inf
     )
+    # CROWN can only help where the interval does not decide; an image with fewer such rows than
+    # another gets a few that are decided, which does no harm.
     rows = margin_rows(network, labels)
     count = int((found <= 0).sum(1).amax())
     hardest = found.argsort(dim=1)[:, :count]

@@ -22,31 +22,21 @@ from bitcrown.train.images import Normalisation
 from bitcrown.train.network import TrainableNetwork
 from bitcrown.train.settings import TrainSettings
 from bitcrown.train.step import optimiser_of
-from bitcrown.train.training import Run, device_of
+from bitcrown.train.training import TrainingRun, training_device
 
-FORMAT = 1
+_FORMAT = 1
 _DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    pickle.UnpicklingError,
-)
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 """What a damaged stream of pickled instructions makes torch's reader raise: it trusts the order of
 things."""
 
 
-def save_checkpoint(run: Run, path: Path) -> None:
+def save_checkpoint(run: TrainingRun, path: Path) -> None:
     """Write ``path`` whole or not at all. Raises ``ResourceError`` if it cannot be written."""
     content = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "architecture": asdict(run.network.architecture),
         "settings": run.settings.as_dict(),
         "normalisation": asdict(run.normalisation),
@@ -63,9 +53,8 @@ def save_checkpoint(run: Run, path: Path) -> None:
         raise ResourceError(f"the checkpoint cannot be written to {path}: {error}") from error
 
 
-def load_checkpoint(path: Path, device: str | None = None) -> Run:
-    """The run that ``path`` holds, on ``device`` or where its settings say. Raises ``ModelError``
-    for a bad file."""
+def load_checkpoint(path: Path, device: str | None = None) -> TrainingRun:
+    """The run in ``path``, on ``device`` or where its settings say. Raises ``ModelError``."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -74,36 +63,27 @@ def load_checkpoint(path: Path, device: str | None = None) -> Run:
         raise ModelError(
             f"{path} is not a checkpoint of bitcrown train, or it is damaged"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {FORMAT})")
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ModelError(f"{path} is not a checkpoint of bitcrown train (format {_FORMAT})")
     try:
         return _restored(content, device)
     except (*_DAMAGE, SettingsError) as error:
         raise ModelError(f"{path} does not fit together: {error}") from error
 
 
-def _restored(content: dict[str, Any], device: str | None) -> Run:
+def _restored(content: dict[str, Any], device: str | None) -> TrainingRun:
     values = content["settings"] if device is None else {**content["settings"], "device": device}
     settings = TrainSettings.from_mapping(values)
     fields = dict(content["architecture"])
     fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
     fields["input_shape"] = tuple(fields["input_shape"])
-    normalisation = Normalisation(
-        *(tuple(content["normalisation"][key]) for key in ("mean", "std"))
-    )
-    network = TrainableNetwork(Architecture(**fields)).to(device_of(settings))
+    stored = content["normalisation"]
+    normalisation = Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
+    network = TrainableNetwork(Architecture(**fields)).to(training_device(settings))
     network.load_state_dict(content["network"])
     optimiser = optimiser_of(network, settings)
-    groups = optimiser.state_dict()[
-        "param_groups"
-    ]  # those of this device: which kernels, and where the rate lives
+    # The groups of this device stay: which kernels, and where the learning rate lives.
+    groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": content["optimiser"]["state"], "param_groups": groups})
-    return Run(
-        network,
-        optimiser,
-        settings,
-        normalisation,
-        content["epoch"],
-        content["seconds"],
-        list(content["history"]),
-    )
+    epoch, seconds, history = content["epoch"], content["seconds"], list(content["history"])
+    return TrainingRun(network, optimiser, settings, normalisation, epoch, seconds, history)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.errors import DataError, SettingsError
-from bitcrown.train.certified import Box
+from bitcrown.train.certified import InputBox
 
 NORMALISATIONS = {
     "none": ((0.0,), (1.0,)),
@@ -40,11 +40,10 @@ class Normalisation:
         mean, std = _constants(self.mean, self.std, images.dtype, images.device)
         return (images - mean) / std
 
-    def box(self, images: Tensor, eps: float | Tensor) -> Box:
-        """Boxes ``[B, n]`` of radius ``eps`` around ``images [B, C, H, W]`` in [0, 1],
-        normalised."""
+    def box(self, images: Tensor, eps: float | Tensor) -> InputBox:
+        """Boxes ``[B, n]`` of radius ``eps`` around ``images`` in [0, 1], normalised."""
         lower, upper = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
-        return Box(self(lower).flatten(1), self(upper).flatten(1))
+        return InputBox(self(lower).flatten(1), self(upper).flatten(1))
 
 
 @lru_cache(maxsize=16)
@@ -59,7 +58,7 @@ def _constants(
     return next(values), next(values)
 
 
-def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+def middle_crop(images: Tensor, height: int, width: int) -> Tensor:
     """The middle ``[B, C, height, width]``. Raises ``DataError`` where images are smaller."""
     rows, columns = images.shape[2:]
     if rows < height or columns < width:
@@ -71,8 +70,7 @@ def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
 
 
 class Crops(NamedTuple):
-    """Where each of ``B`` images is cut from its padded self, and whether it is mirrored: ``[B]``
-    each."""
+    """Where each image is cut from its padded self, and whether it is mirrored: ``[B]`` each."""
 
     top: Tensor
     left: Tensor
@@ -83,16 +81,14 @@ class Crops(NamedTuple):
 
 
 def drawn_crops(count: int, room: tuple[int, int], flip: bool, generator: torch.Generator) -> Crops:
-    """Random crops, on the generator's device; ``room``: rows and columns that the padded images
-    have to spare."""
+    """Random crops; ``room``: rows and columns that the padded images have to spare."""
     top, left = (torch.randint(0, spare + 1, (count,), generator=generator) for spare in room)
     mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
     return Crops(top, left, mirrored)
 
 
 def cropped(images: Tensor, crops: Crops, height: int, width: int, padding: int) -> Tensor:
-    """``images [B, C, H, W]`` padded with zeros and cut; on any device, which is asked for
-    nothing."""
+    """``images [B, C, H, W]`` padded with zeros and cut, without asking the device."""
     padded = torch.nn.functional.pad(images, [padding] * 4) if padding else images
     count, channels, _, columns = padded.shape
     row = crops.top.unsqueeze(1) + torch.arange(height, device=images.device)

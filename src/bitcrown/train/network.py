@@ -21,10 +21,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitcrown.model.execute import Network, Params
+from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.registry import Params
 from bitcrown.train.architectures import LAST_OF_BLOCK, Architecture, Layer, layers
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]
@@ -37,8 +39,7 @@ class TrainableNetwork(nn.Module):
     def __init__(
         self, architecture: Architecture, generator: torch.Generator | None = None
     ) -> None:
-        """Blocks begin as their shortcuts (Goyal et al. 2017): intervals, which grow with every
-        layer, stay small."""
+        """Blocks begin as their shortcuts (Goyal et al. 2017), so that intervals stay small."""
         super().__init__()
         self.architecture = architecture
         self.layers = layers(architecture)
@@ -55,10 +56,10 @@ class TrainableNetwork(nn.Module):
                     assert isinstance(part, nn.BatchNorm2d)
                     part.weight.zero_()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.template = Network(template_graph(self.layers), torch.float32)
+        self.template = Network(_template_graph(self.layers), torch.float32)
 
     def part(self, layer: Layer) -> nn.Module | None:
-        """The module of a layer with weights."""
+        """The module of a layer with weights, None for others."""
         return dict(self.parts.items()).get(layer.name)
 
     def size(self) -> int:
@@ -74,45 +75,34 @@ class TrainableNetwork(nn.Module):
         return self._run(x, self.running_moments())
 
     def clean_pass(self, x: Tensor, low: torch.dtype | None = None) -> tuple[Tensor, Moments]:
-        """Logits ``[B, K]`` and the moments of this batch, values in ``low``; updates the running
-        averages."""
+        """Logits ``[B, K]`` and the moments of this batch; updates the running averages."""
         moments: dict[str, tuple[Tensor, Tensor]] = {}
         return self._run(x.to(low), moments).to(x.dtype), moments
 
     def _run(self, x: Tensor, moments: Moments) -> Tensor:
-        """Layer by layer, in the type of ``x``; moments that are missing are measured and put into
-        ``moments``."""
+        """Layer by layer, in the type of ``x``; missing moments are measured and entered."""
         values = {self.layers[0].name: x}
         for layer in self.layers[1:]:
             inputs = [values[name] for name in layer.inputs]
-            if layer.op == "BatchNorm":
-                part = self.parts[layer.name]
-                assert isinstance(part, nn.BatchNorm2d)
+            part = self.part(layer)
+            if isinstance(part, nn.BatchNorm2d):
                 if layer.name not in moments:
                     assert isinstance(moments, dict)
                     moments[layer.name] = _measured(part, inputs[0])
                 gain, shift = _gain_and_shift(part, *moments[layer.name])
                 gain, shift = _per_channel(gain).to(x.dtype), _per_channel(shift).to(x.dtype)
-                values[layer.name] = torch.addcmul(shift, inputs[0], gain)
-            elif layer.op == "Relu":
-                values[layer.name] = inputs[0].relu()
-            elif layer.op == "Add":
-                values[layer.name] = inputs[0] + inputs[1]
-            elif layer.op == "Flatten":
-                values[layer.name] = inputs[0].flatten(1)
-            elif layer.op == "Conv":
-                part = self.parts[layer.name]
-                assert isinstance(part, nn.Conv2d)
+                value = torch.addcmul(shift, inputs[0], gain)
+            elif isinstance(part, nn.Conv2d):
                 weight = part.weight.to(x.dtype)
-                values[layer.name] = nn.functional.conv2d(
-                    inputs[0], weight, None, layer.stride, layer.padding
-                )
+                value = nn.functional.conv2d(inputs[0], weight, None, layer.stride, layer.padding)
+            elif isinstance(part, nn.Linear):
+                weight, bias = part.weight.to(x.dtype), part.bias.to(x.dtype)
+                value = nn.functional.linear(inputs[0], weight, bias)
+            elif layer.op == "Add":
+                value = inputs[0] + inputs[1]
             else:
-                part = self.parts[layer.name]
-                assert isinstance(part, nn.Linear)
-                values[layer.name] = nn.functional.linear(
-                    inputs[0], part.weight.to(x.dtype), part.bias.to(x.dtype)
-                )
+                value = inputs[0].relu() if layer.op == "Relu" else inputs[0].flatten(1)
+            values[layer.name] = value
         return values[self.layers[-1].name]
 
     def running_moments(self) -> Moments:
@@ -124,8 +114,7 @@ class TrainableNetwork(nn.Module):
         return result
 
     def folded(self, moments: Moments | None = None) -> Network:
-        """The network that the bound engine sees, differentiable in the weights; running averages
-        by default."""
+        """What the bound engine sees, differentiable in the weights (default: running averages)."""
         moments = self.running_moments() if moments is None else moments
         params: dict[str, Params] = {}
         for layer in self.layers:
@@ -148,7 +137,7 @@ def detached(network: Network) -> Network:
     return _with_each(network, Tensor.detach)
 
 
-def rounded(network: Network, dtype: torch.dtype) -> Network:
+def with_dtype(network: Network, dtype: torch.dtype) -> Network:
     """The same network with its weights in ``dtype``; gradients go through the rounding."""
     return _with_each(network, lambda value: value.to(dtype))
 
@@ -163,9 +152,8 @@ def _with_each(network: Network, change: Callable[[Tensor], Tensor]) -> Network:
     )
 
 
-def template_graph(of: tuple[Layer, ...]) -> Graph:
-    """The engine's graph: convolution and batch norm are one node, named after the latter; weights
-    are zeros."""
+def _template_graph(of: tuple[Layer, ...]) -> Graph:
+    """The engine's graph, all weights zero; a convolution is part of its batch norm's node."""
     by_name = {layer.name: layer for layer in of}
     nodes: dict[str, Node] = {}
     for layer in of:
@@ -173,25 +161,23 @@ def template_graph(of: tuple[Layer, ...]) -> Graph:
         if layer.op == "BatchNorm":
             conv = by_name[layer.inputs[0]]
             weight = (conv.shape[0], by_name[conv.inputs[0]].shape[0], conv.kernel, conv.kernel)
-            two = [conv.stride] * 2, [conv.padding] * 2
-            attrs = {"strides": two[0], "pads": two[1], "dilations": [1, 1], "group": 1}
-            params = {
-                "weight": np.zeros(weight, np.float32),
-                "bias": np.zeros(conv.shape[0], np.float32),
-            }
-            nodes[layer.name] = Node(layer.name, "Conv", conv.inputs, shape, attrs, params)
+            strides, pads = [conv.stride] * 2, [conv.padding] * 2
+            attrs = {"strides": strides, "pads": pads, "dilations": [1, 1], "group": 1}
+            nodes[layer.name] = Node(
+                layer.name, "Conv", conv.inputs, shape, attrs, _zeros(weight, conv.shape[:1])
+            )
         elif layer.op == "Linear":
-            wide = by_name[layer.inputs[0]].shape[0]
-            params = {
-                "weight": np.zeros((layer.shape[0], wide), np.float32),
-                "bias": np.zeros(layer.shape, np.float32),
-            }
+            params = _zeros((layer.shape[0], by_name[layer.inputs[0]].shape[0]), layer.shape)
             nodes[layer.name] = Node(layer.name, "Linear", layer.inputs, shape, {}, params)
         elif layer.op == "Flatten":
             nodes[layer.name] = Node(layer.name, "Reshape", layer.inputs, shape, {"shape": shape})
         elif layer.op != "Conv":
             nodes[layer.name] = Node(layer.name, layer.op, layer.inputs, shape)
     return Graph(nodes, (of[0].name,), (of[-1].name,), ("float32",))
+
+
+def _zeros(weight: tuple[int, ...], bias: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
+    return {"weight": np.zeros(weight, np.float32), "bias": np.zeros(bias, np.float32)}
 
 
 def _module(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
@@ -208,8 +194,7 @@ def _module(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | 
 
 
 def _initialise(part: nn.Module, generator: torch.Generator | None) -> None:
-    """He et al. (2015): variance 2 / fan-in, from ``generator`` so that a seed determines the
-    weights."""
+    """He et al. (2015): variance 2 / fan-in, drawn from ``generator``."""
     if isinstance(part, nn.Conv2d | nn.Linear):
         fan_in = part.weight[0].numel()
         part.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
@@ -227,8 +212,7 @@ def _gain_and_shift(part: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> tup
 
 
 def _measured(part: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments of ``x [B, C, H, W]``; the running averages move towards them (variance unbiased, as
-    torch has it)."""
+    """Moments of ``x [B, C, H, W]``; the running averages move towards them, as torch's do."""
     variance, mean = torch.var_mean(x.to(part.weight.dtype), dim=(0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
     assert (

@@ -18,12 +18,11 @@ from bitcrown.files import write_whole
 from bitcrown.train.architectures import Layer
 from bitcrown.train.network import TrainableNetwork
 
-OPSET = 13
+_OPSET = 13
 
 
 def write_onnx(network: TrainableNetwork, path: Path) -> None:
-    """Write ``network`` to ``path`` (whole or not at all). Raises ``ResourceError`` if it
-    cannot."""
+    """Write ``network`` to ``path``, whole or not at all. Raises ``ResourceError``."""
     first, last = network.layers[0], network.layers[-1]
     weights: list[onnx.TensorProto] = []
     nodes = [_node(network, layer, weights) for layer in network.layers[1:]]
@@ -35,7 +34,7 @@ def write_onnx(network: TrainableNetwork, path: Path) -> None:
         weights,
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="bitcrown"
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="bitcrown"
     )
     model.ir_version = 8
     onnx.checker.check_model(model)

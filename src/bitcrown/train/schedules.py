@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from bitcrown.train.settings import TrainSettings
 
-POWER = 4.0
-MIDDLE = 0.25
-DROPS = (0.7, 0.9)
+_POWER = 4.0
+_MIDDLE = 0.25
+_DROPS = (0.7, 0.9)
 """Shares of the run after which the stepwise learning rate is divided by ten."""
 
 
-class Stage(NamedTuple):
+class StepValues(NamedTuple):
     """Values for one step."""
 
     eps: float
@@ -30,20 +30,16 @@ class Stage(NamedTuple):
     learning_rate: float
 
 
-def stage(settings: TrainSettings, t: float) -> Stage:
-    share = eps_share(settings, t)
+def step_values(settings: TrainSettings, t: float) -> StepValues:
+    share = _eps_share(settings, t)
     full = settings.eps * settings.train_eps_factor
     kappa = settings.kappa_start + (settings.kappa_end - settings.kappa_start) * share
     beta = 1.0 - share * (1.0 - settings.beta_end)
-    return Stage(
-        full * share,
-        beta,
-        1.0 if settings.method == "natural" else kappa,
-        learning_rate(settings, t),
-    )
+    kappa = 1.0 if settings.method == "natural" else kappa
+    return StepValues(full * share, beta, kappa, _learning_rate(settings, t))
 
 
-def eps_share(settings: TrainSettings, t: float) -> float:
+def _eps_share(settings: TrainSettings, t: float) -> float:
     """Share of the full radius."""
     if settings.eps_schedule == "constant" or t >= settings.eps_end:
         return 1.0
@@ -52,17 +48,17 @@ def eps_share(settings: TrainSettings, t: float) -> float:
     way = (t - settings.eps_start) / (settings.eps_end - settings.eps_start)
     if settings.eps_schedule == "linear":
         return way
-    scale = 1.0 / (1.0 + POWER * (1.0 - MIDDLE) / MIDDLE)
-    if way <= MIDDLE:
-        return float(scale * (way / MIDDLE) ** POWER)
-    return scale * (1.0 + POWER * (way - MIDDLE) / MIDDLE)
+    scale = 1.0 / (1.0 + _POWER * (1.0 - _MIDDLE) / _MIDDLE)
+    if way <= _MIDDLE:
+        return float(scale * (way / _MIDDLE) ** _POWER)
+    return scale * (1.0 + _POWER * (way - _MIDDLE) / _MIDDLE)
 
 
-def learning_rate(settings: TrainSettings, t: float) -> float:
+def _learning_rate(settings: TrainSettings, t: float) -> float:
     if t < settings.warm_up:
         return settings.learning_rate * max(0.01, t / settings.warm_up)
     if settings.learning_schedule == "steps":
-        return settings.learning_rate * 0.1 ** sum(t >= drop for drop in DROPS)
+        return settings.learning_rate * 0.1 ** sum(t >= drop for drop in _DROPS)
     if settings.learning_schedule == "cosine":
         way = (t - settings.warm_up) / max(1e-9, 1.0 - settings.warm_up)
         return settings.learning_rate * max(0.001, 0.5 * (1.0 + math.cos(math.pi * min(1.0, way))))

@@ -19,14 +19,21 @@ from torch import Tensor
 from bitcrown.errors import DataError, SettingsError
 from bitcrown.train.architectures import Architecture
 from bitcrown.train.certified import certified_margins
-from bitcrown.train.images import Crops, Normalisation, centre_crop, cropped, drawn_crops
+from bitcrown.train.images import Crops, Normalisation, cropped, drawn_crops, middle_crop
 from bitcrown.train.network import TrainableNetwork
-from bitcrown.train.schedules import stage
+from bitcrown.train.schedules import step_values
 from bitcrown.train.settings import TrainSettings
-from bitcrown.train.step import PARTS, Batch, Step, fast_products, optimiser_of, parts_of
+from bitcrown.train.step import (
+    PARTS,
+    TrainingBatch,
+    TrainingStep,
+    fast_products,
+    optimiser_of,
+    parts_of,
+)
 
-Report = Callable[[dict[str, Any]], None]
-LOOKS = 10
+_Report = Callable[[dict[str, Any]], None]
+_LOOKS = 10
 """Times an epoch at which losses are reported, and that they are numbers is checked."""
 
 
@@ -41,8 +48,7 @@ class Images:
     def of(
         cls, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], device: torch.device
     ) -> Images:
-        """From arrays. Raises ``DataError`` where they are not images in [0, 1] with a label
-        each."""
+        """From arrays. Raises ``DataError`` unless they are images in [0, 1] with labels."""
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
             raise DataError(
                 f"training needs images [B, C, H, W] with labels [B], but got {images.shape}"
@@ -56,7 +62,7 @@ class Images:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything that a checkpoint holds: the state after ``epoch`` finished epochs."""
 
     network: TrainableNetwork
@@ -68,7 +74,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def device_of(settings: TrainSettings) -> torch.device:
+def training_device(settings: TrainSettings) -> torch.device:
     """Raises ``SettingsError`` if CUDA is asked for and there is none."""
     has_cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not has_cuda:
@@ -78,28 +84,27 @@ def device_of(settings: TrainSettings) -> torch.device:
 
 def new_run(
     architecture: Architecture, settings: TrainSettings, normalisation: Normalisation
-) -> Run:
+) -> TrainingRun:
     generator = torch.Generator().manual_seed(settings.seed)
-    network = TrainableNetwork(architecture, generator).to(device_of(settings))
-    return Run(network, optimiser_of(network, settings), settings, normalisation)
+    network = TrainableNetwork(architecture, generator).to(training_device(settings))
+    return TrainingRun(network, optimiser_of(network, settings), settings, normalisation)
 
 
 def train(
-    run: Run,
+    run: TrainingRun,
     data: Images,
     held_out: Images | None = None,
-    report: Report | None = None,
+    report: _Report | None = None,
     until: int | None = None,
-) -> Iterator[Run]:
-    """Train up to epoch ``until`` (all by default); yields ``run`` after each epoch, when it may be
-    saved.
+) -> Iterator[TrainingRun]:
+    """Train up to epoch ``until``; yields ``run`` after each epoch, when it may be saved.
 
     ``report`` receives facts several times an epoch; ``held_out`` is measured after each. Raises
     ``DataError`` for data that does not fit the network, and ``SettingsError`` when the loss is no
     longer a number.
     """
     _check_fit(run, data)
-    step = Step(run.network, run.optimiser, run.settings, run.normalisation)
+    step = TrainingStep(run.network, run.optimiser, run.settings, run.normalisation)
     while run.epoch < min(run.settings.epochs, until or run.settings.epochs):
         started = time.monotonic()
         with fast_products(run.settings):
@@ -114,7 +119,7 @@ def train(
         yield run
 
 
-def _check_fit(run: Run, data: Images) -> None:
+def _check_fit(run: TrainingRun, data: Images) -> None:
     channels, classes = run.network.architecture.input_shape[0], run.network.architecture.classes
     if data.images.shape[1] != channels:
         raise DataError(
@@ -126,24 +131,26 @@ def _check_fit(run: Run, data: Images) -> None:
         )
 
 
-def _epoch(run: Run, data: Images, step: Step, report: Report | None) -> dict[str, Any]:
-    """One pass over the data; returns mean losses and the stage at its end.
+def _epoch(
+    run: TrainingRun, data: Images, step: TrainingStep, report: _Report | None
+) -> dict[str, Any]:
+    """One pass over the data; returns mean losses and the values of its last step.
 
-    The device is asked for the losses ``LOOKS`` times, not after each step: it must never wait for
+    The device is asked for the losses ``_LOOKS`` times, not after each step: it must never wait for
     the host.
     """
     settings = run.settings
     steps = max(1, len(data.labels) // settings.batch)
     totals = torch.zeros(len(PARTS), device=data.images.device)
     counts = dict.fromkeys(PARTS, 0)
-    now, means = stage(settings, 0.0), dict[str, float]()
+    now, means = step_values(settings, 0.0), dict[str, float]()
     run.network.train()
     for number, batch in enumerate(_batches(run, data), 1):
-        now = stage(settings, (run.epoch + (number - 1) / steps) / settings.epochs)
+        now = step_values(settings, (run.epoch + (number - 1) / steps) / settings.epochs)
         totals += step(batch, now)
         for name in parts_of(settings, now):
             counts[name] += 1
-        if number % max(1, steps // LOOKS) and number < steps:
+        if number % max(1, steps // _LOOKS) and number < steps:
             continue
         sums = zip(PARTS, totals.tolist(), strict=True)
         means = {name: value / counts[name] for name, value in sums if counts[name]}
@@ -155,18 +162,11 @@ def _epoch(run: Run, data: Images, step: Step, report: Report | None) -> dict[st
             report(
                 {"finished": False, "epoch": run.epoch + 1, "step": number, "steps": steps, **means}
             )
-    return {
-        **means,
-        "eps": now.eps,
-        "beta": now.beta,
-        "kappa": now.kappa,
-        "learning_rate": now.learning_rate,
-    }
+    return {**means, **now._asdict()}
 
 
-def _batches(run: Run, data: Images) -> Iterator[Batch]:
-    """The images in the epoch's own order, augmented; draws are made once an epoch, so nothing
-    waits for the host."""
+def _batches(run: TrainingRun, data: Images) -> Iterator[TrainingBatch]:
+    """The images in the epoch's own order, augmented; all draws are made at its start."""
     settings, device = run.settings, data.images.device
     _, height, width = run.network.architecture.input_shape
     mixed_seed = settings.seed * 1_000_003 + run.epoch + 1
@@ -185,12 +185,11 @@ def _batches(run: Run, data: Images) -> Iterator[Batch]:
         index = order[start : start + size]
         images = cropped(data.images[index], crops.select(index), height, width, settings.padding)
         noise = torch.rand(images.shape, generator=device_generator, device=device)
-        yield Batch(images, data.labels[index], noise)
+        yield TrainingBatch(images, data.labels[index], noise)
 
 
-def accuracy(run: Run, data: Images, batch: int = 100) -> dict[str, float]:
-    """Share of images that are correct, and that the training bounds (no proof) call robust at the
-    target radius."""
+def accuracy(run: TrainingRun, data: Images, batch: int = 100) -> dict[str, float]:
+    """Share of images that are correct, and that the training bounds call robust (no proof)."""
     network = run.network
     _, height, width = network.architecture.input_shape
     network.eval()
@@ -198,7 +197,7 @@ def accuracy(run: Run, data: Images, batch: int = 100) -> dict[str, float]:
     with torch.no_grad():
         view = network.folded()
         for start in range(0, len(data.labels), batch):
-            images = centre_crop(data.images[start : start + batch], height, width)
+            images = middle_crop(data.images[start : start + batch], height, width)
             labels = data.labels[start : start + batch]
             is_correct = network(run.normalisation(images)).argmax(1) == labels
             correct += int(is_correct.sum())

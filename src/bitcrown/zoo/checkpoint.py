@@ -22,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.zoo.crc32c import masked_crc32c
-from bitcrown.zoo.sstable import read_table, read_varint
+from bitcrown.zoo.sstable import index_error, masked_crc32c, read_table, read_varint
 
-MAX_INDEX_BYTES = 1 << 28
-MAX_RANK = 254
-MAX_SHARDS = 99_999
-DTYPES: Mapping[int, str] = {
+_MAX_INDEX_BYTES = 1 << 28
+_MAX_RANK = 254
+_MAX_SHARDS = 99_999
+_DTYPES: Mapping[int, str] = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 10: "|b1", 17: "<u2",
     19: "<f2", 22: "<u4",
     23: "<u8",
@@ -37,9 +36,8 @@ DTYPES: Mapping[int, str] = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where one variable lies. ``dtype`` is TensorFlow's number; ``is_sliced``: in pieces under
-    other keys."""
+class BundleEntry:
+    """Where one variable lies; ``dtype``: TensorFlow's; ``is_sliced``: under other keys."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -56,18 +54,17 @@ class Checkpoint:
 
     prefix: Path
     shards: int
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, BundleEntry]
 
     def read(self, name: str) -> NDArray[np.generic]:
-        """The variable ``name``, checked. Raises ``ModelError`` if it is absent, damaged or of a
-        kind not read."""
+        """The variable ``name``. Raises ``ModelError`` if absent, damaged or not supported."""
         if name not in self.entries:
             raise ModelError(
                 f"{self.prefix.name}: the checkpoint has no variable {name!r}; is it of another "
                 "network?"
             )
         entry = self.entries[name]
-        if entry.is_sliced or entry.dtype not in DTYPES:
+        if entry.is_sliced or entry.dtype not in _DTYPES:
             what = (
                 "is stored in slices"
                 if entry.is_sliced
@@ -76,12 +73,11 @@ class Checkpoint:
             raise UnsupportedError(
                 f"{self.prefix.name}: the variable {name!r} {what}, which bitcrown does not read"
             )
-        dtype = np.dtype(DTYPES[entry.dtype])
+        dtype = np.dtype(_DTYPES[entry.dtype])
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise ModelError(
                 f"{self.prefix.name}: {name!r} has {entry.size} bytes, which do not fill its "
-                f"shape {entry.shape}; "
-                "copy the checkpoint again"
+                f"shape {entry.shape}; copy the checkpoint again"
             )
         raw = self._bytes_of(name, entry)
         if masked_crc32c(raw) != entry.crc:
@@ -90,7 +86,7 @@ class Checkpoint:
             )
         return np.frombuffer(raw, dtype=dtype).reshape(entry.shape)
 
-    def _bytes_of(self, name: str, entry: Entry) -> bytes:
+    def _bytes_of(self, name: str, entry: BundleEntry) -> bytes:
         file = self.prefix.with_name(
             f"{self.prefix.name}.data-{entry.shard:05d}-of-{self.shards:05d}"
         )
@@ -110,13 +106,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint called ``path``: its prefix, its ``.index`` file, or a folder with exactly one
-    of them."""
+    """The checkpoint ``path``: its prefix, its ``.index``, or a folder with one of them."""
     index = _index_file(path)
     try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ModelError(
-                f"{index.name}: an index above {MAX_INDEX_BYTES} bytes is not one; check the path"
+                f"{index.name}: an index above {_MAX_INDEX_BYTES} bytes is not one; check the path"
             )
         data = index.read_bytes()
     except OSError as error:
@@ -127,8 +122,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if b"" not in table:
         raise UnsupportedError(
             f"{index.name}: a table without the header of a version 2 checkpoint; save it again "
-            "with "
-            "tf.compat.v1.train.Saver(write_version=2)"
+            "with tf.compat.v1.train.Saver(write_version=2)"
         )
     shards = _shard_count(table.pop(b""), index)
     entries = {}
@@ -157,8 +151,7 @@ def _index_file(path: Path) -> Path:
     if path.is_file() and not index.is_file():
         raise UnsupportedError(
             f"{path.name}: no {index.name} beside it; a single-file checkpoint of version 1 must "
-            "be saved again with "
-            "tf.compat.v1.train.Saver(write_version=2)"
+            "be saved again with tf.compat.v1.train.Saver(write_version=2)"
         )
     return index
 
@@ -181,13 +174,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
-            raise ModelError(
-                f"checkpoint index: a message has a field of kind {kind}; the file is damaged"
-            )
+            raise index_error(f"a message has a field of kind {kind}; the file is damaged")
         if at + length > len(data):
-            raise ModelError(
-                "checkpoint index: a field passes the end of its message; the file is damaged"
-            )
+            raise index_error("a field passes the end of its message; the file is damaged")
         part = data[at : at + length]
         at += length
         yield tag >> 3, part if kind == 2 else int.from_bytes(part, "little")
@@ -196,9 +185,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _number(value: int | bytes) -> int:
     """A whole number that must not be negative (negative ones have bit 63 set)."""
     if isinstance(value, bytes) or value >= 1 << 63:
-        raise ModelError(
-            "checkpoint index: a size or count is not a whole number; the file is damaged"
-        )
+        raise index_error("a size or count is not a whole number; the file is damaged")
     return value
 
 
@@ -209,12 +196,12 @@ def _shard_count(header: bytes, index: Path) -> int:
             f"{index.name}: written on a big-endian machine, which bitcrown does not read"
         )
     shards = _number(fields.get(1, 0))
-    if not 1 <= shards <= MAX_SHARDS:
+    if not 1 <= shards <= _MAX_SHARDS:
         raise ModelError(f"{index.name}: {shards} data files are not possible; the file is damaged")
     return shards
 
 
-def _entry(data: bytes, name: str, shards: int) -> Entry:
+def _entry(data: bytes, name: str, shards: int) -> BundleEntry:
     fields = list(_fields(data))
     plain = {number: value for number, value in fields if number not in (2, 7)}
     shape: tuple[int, ...] = ()
@@ -223,10 +210,8 @@ def _entry(data: bytes, name: str, shards: int) -> Entry:
             shape = _shape(value, name)
     shard = _number(plain.get(3, 0))
     if shard >= shards:
-        raise ModelError(
-            f"checkpoint index: {name!r} lies in data file {shard} of {shards}; the file is damaged"
-        )
-    return Entry(
+        raise index_error(f"{name!r} lies in data file {shard} of {shards}; the file is damaged")
+    return BundleEntry(
         dtype=_number(plain.get(1, 0)),
         shape=shape,
         shard=shard,
@@ -239,15 +224,13 @@ def _entry(data: bytes, name: str, shards: int) -> Entry:
 
 def _shape(message: int | bytes, name: str) -> tuple[int, ...]:
     if isinstance(message, int):
-        raise ModelError(
-            f"checkpoint index: the shape of {name!r} is not a message; the file is damaged"
-        )
+        raise index_error(f"the shape of {name!r} is not a message; the file is damaged")
     sizes = []
     for number, value in _fields(message):
         if number == 2 and isinstance(value, bytes):
             sizes.append(_number(dict(_fields(value)).get(1, 0)))
         elif number == 3 and value:
-            raise ModelError(f"checkpoint index: {name!r} has no known shape; the file is damaged")
-    if len(sizes) > MAX_RANK:
-        raise ModelError(f"checkpoint index: {name!r} has {len(sizes)} axes; the file is damaged")
+            raise index_error(f"{name!r} has no known shape; the file is damaged")
+    if len(sizes) > _MAX_RANK:
+        raise index_error(f"{name!r} has {len(sizes)} axes; the file is damaged")
     return tuple(sizes)

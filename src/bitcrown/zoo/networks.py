@@ -32,14 +32,13 @@ from torch import Tensor, nn
 
 from bitcrown.zoo.quantizer import Quantizer
 
-VARIANCE_FLOOR = 1e-9
-COLOURS = 3
+_VARIANCE_FLOOR = 1e-9
+_COLOURS = 3
 
 
 @dataclass(frozen=True)
-class Stage:
-    """``groups`` are the suffixes of the checkpoint's names, one each; ``plain`` stages are
-    residual units only."""
+class ZooStage:
+    """``groups``: suffixes of the checkpoint's names; ``plain``: residual units only."""
 
     width: int
     groups: tuple[str, ...]
@@ -50,32 +49,36 @@ class Stage:
 class ZooPlan:
     """Everything that fixes a network. ``quantized`` switches all ``Q``; they have no weights."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[ZooStage, ...]
     classes: int = 10
     steps: int = 10
     quantized: bool = True
     per_image: bool = False
 
 
-MODEL_1 = ZooPlan(
-    (Stage(48, ("",)), Stage(96, ("_0", "_1")), Stage(192, ("_1",)), Stage(384, ("_0", "_1")))
-)
-MODEL_2 = ZooPlan(
+_MODEL_1 = ZooPlan(
     (
-        Stage(48, ("",)),
-        Stage(96, ("_0", "_1", "_2", "_3", "_4")),
-        Stage(192, ("_4",)),
-        Stage(384, ("_0", "_1", "_2", "_3", "_4"), plain=True),
+        ZooStage(48, ("",)),
+        ZooStage(96, ("_0", "_1")),
+        ZooStage(192, ("_1",)),
+        ZooStage(384, ("_0", "_1")),
     )
 )
-SMALL = ZooPlan((Stage(8, ("",)), Stage(16, ("_0",)), Stage(32, ("_0",), plain=True)))
+_MODEL_2 = ZooPlan(
+    (
+        ZooStage(48, ("",)),
+        ZooStage(96, ("_0", "_1", "_2", "_3", "_4")),
+        ZooStage(192, ("_4",)),
+        ZooStage(384, ("_0", "_1", "_2", "_3", "_4"), plain=True),
+    )
+)
+_SMALL = ZooPlan((ZooStage(8, ("",)), ZooStage(16, ("_0",)), ZooStage(32, ("_0",), plain=True)))
 """The same blocks in a network that trains on one processor core."""
-PLANS = {"model_1": MODEL_1, "model_2": MODEL_2, "small": SMALL}
+PLANS = {"model_1": _MODEL_1, "model_2": _MODEL_2, "small": _SMALL}
 
 
-class Moments(nn.Module):
-    """``N``: subtract the mean, divide by the standard deviation over ``[B, H, W]`` or ``[H, W]``;
-    scale and shift."""
+class MomentNorm(nn.Module):
+    """``N``: mean and deviation over the batch or one image taken out, then scale and shift."""
 
     def __init__(self, channels: int, scope: str, per_image: bool) -> None:
         super().__init__()
@@ -86,15 +89,14 @@ class Moments(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.per_image:
-            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=VARIANCE_FLOOR)
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=_VARIANCE_FLOOR)
         return F.batch_norm(
-            x, None, None, self.weight, self.bias, training=True, eps=VARIANCE_FLOOR
+            x, None, None, self.weight, self.bias, training=True, eps=_VARIANCE_FLOOR
         )
 
 
 class SameConv(nn.Module):
-    """Convolution with TensorFlow's SAME padding: an odd amount goes to the end, so stride 2 pads
-    unevenly."""
+    """Convolution with TensorFlow's SAME padding: an odd amount goes to the end."""
 
     def __init__(
         self, inputs: int, outputs: int, scope: str, size: int = 3, stride: int = 1
@@ -122,9 +124,9 @@ class Residual(nn.Module):
         self, inputs: int, outputs: int, scope: str, per_image: bool, stride: int = 1
     ) -> None:
         super().__init__()
-        self.norm1 = Moments(inputs, f"{scope}/residual_only_activation", per_image)
+        self.norm1 = MomentNorm(inputs, f"{scope}/residual_only_activation", per_image)
         self.conv1 = SameConv(inputs, outputs, f"{scope}/sub1/conv1", stride=stride)
-        self.norm2 = Moments(outputs, f"{scope}/sub2", per_image)
+        self.norm2 = MomentNorm(outputs, f"{scope}/sub2", per_image)
         self.conv2 = SameConv(outputs, outputs, f"{scope}/sub2/conv2")
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.widen: nn.Module = nn.Identity()
@@ -163,7 +165,7 @@ class ZooNetwork(nn.Module):
             *(unit for index in range(len(plan.stages)) for unit in _stage(plan, index))
         )
         width = plan.stages[-1].width
-        self.norm = Moments(width, "unit_last", plan.per_image)
+        self.norm = MomentNorm(width, "unit_last", plan.per_image)
         self.logits = nn.Linear(width, plan.classes)
         self._draw_weights(generator)
 
@@ -204,14 +206,13 @@ class ZooNetwork(nn.Module):
 
 
 def _stage(plan: ZooPlan, index: int) -> list[nn.Module]:
-    """Units of one stage; names follow the published checkpoints (``block_1_layer_2_0_sub_0``,
-    ``stride_1``)."""
+    """Units of one stage; names are those of the published checkpoints."""
     stage, per_image = plan.stages[index], plan.per_image
     width = stage.width
     units: list[nn.Module] = []
     entry = narrow = width
     if index == 0:
-        entry = narrow = COLOURS
+        entry = narrow = _COLOURS
     else:
         units.append(
             Residual(plan.stages[index - 1].width, width, f"stride_{index}", per_image, stride=2)

@@ -25,8 +25,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-SCALE_FLOOR = 1e-9
-SMOOTH_STEEPNESS = 4.0
+_SCALE_FLOOR = 1e-9
+_SMOOTH_STEEPNESS = 4.0
 """``alpha * step`` of the ramp that the rule "smooth" differentiates: its slopes lie between 0.4
 and 1."""
 
@@ -46,22 +46,17 @@ class Quantizer(nn.Module):
         return peak * (b + step * (1.0 / (1.0 + torch.exp(-self.alpha * (s - b)))))
 
     def surrogate(self, x: Tensor, rule: str) -> Tensor:
-        """What BPDA differentiates: the scale ``M`` as it is, the staircase as a line or as a
-        gentler sigmoid."""
+        """What BPDA differentiates: ``M`` as it is, the staircase as a line or gentler sigmoid."""
         peak, s, step = self._scaled(x)
         with torch.no_grad():
             b = torch.round(s / step) * step
             level = b + step * torch.sigmoid(self.alpha * (s - b))
-        ramp = step * torch.sigmoid(SMOOTH_STEEPNESS * (s - b) / step) if rule == "smooth" else s
+        ramp = step * torch.sigmoid(_SMOOTH_STEEPNESS * (s - b) / step) if rule == "smooth" else s
         # The level is the real one, so that the derivative in M is that of the real block.
         return peak * (level + (ramp - ramp.detach()))
 
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``M`` (broadcastable to ``x``), ``s`` and the step, which is the quotient of two float32
-        as published."""
+        """``M``, broadcastable to ``x``, ``s`` and the step, a quotient of float32 as published."""
         peak = x.abs().amax(dim=(1, 2, 3), keepdim=True) if self.per_image else x.abs().amax()
         step = torch.ones((), dtype=x.dtype, device=x.device) / self.steps
-        return peak, (x / (peak + SCALE_FLOOR)).clamp(-1.0, 1.0), step
-
-    def extra_repr(self) -> str:
-        return f"steps={self.steps}, alpha={self.alpha:g}, per_image={self.per_image}"
+        return peak, (x / (peak + _SCALE_FLOOR)).clamp(-1.0, 1.0), step

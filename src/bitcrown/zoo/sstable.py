@@ -10,6 +10,9 @@ with its predecessor::
     footer  := metaindex:handle  index:handle  padding       handle := offset:varint  size:varint
     8 bytes of magic
 
+The checksum is CRC-32C, *masked* (rotated by 15 bits, plus a constant), so that checksums of
+checksums are safe.
+
 Files come from anywhere: every length is held against what is left before anything is taken, and
 every block's checksum is verified.
 """
@@ -18,35 +21,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.zoo.crc32c import masked_crc32c
+from bitcrown.errors import ModelError, ResourceError, UnsupportedError
 
 FOOTER_BYTES = 48
-TRAILER_BYTES = 5
+_TRAILER_BYTES = 5
 MAGIC = 0xDB4775248B80FB57
+_MASK_DELTA = 0xA282EAD8
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum as TensorFlow stores it. Raises ``ResourceError`` without the library."""
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise ResourceError(
+            "reading a TensorFlow checkpoint needs google-crc32c; install it with: pip install "
+            "'bitcrown[zoo]'"
+        ) from error
+    crc: int = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def index_error(what: str) -> ModelError:
+    return ModelError(f"checkpoint index: {what}")
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The base-128 number at ``at`` and where it ends. Raises ``ModelError`` if it does not end in
-    10 bytes."""
+    """The base-128 number at ``at`` and its end. Raises ``ModelError`` past 10 bytes."""
     value = 0
     for position in range(at, min(at + 10, len(data))):
         byte = data[position]
         value |= (byte & 0x7F) << (7 * (position - at))
         if byte < 0x80:
             return value, position + 1
-    raise ModelError(
-        f"checkpoint index: the number at byte {at} has no end; the file is damaged, copy it again"
-    )
+    raise index_error(f"the number at byte {at} has no end; the file is damaged, copy it again")
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Every key with its value, in order. Raises ``ModelError`` where ``data`` is no whole
-    table."""
+    """Every key with its value, in order. Raises ``ModelError`` for damaged ``data``."""
     if len(data) < FOOTER_BYTES or int.from_bytes(data[-8:], "little") != MAGIC:
-        raise ModelError(
-            "checkpoint index: the file does not end as a sorted string table; give the .index "
-            "file of a checkpoint"
+        raise index_error(
+            "the file does not end as a sorted string table; give the .index file of a checkpoint"
         )
     footer = data[-FOOTER_BYTES:]
     at = 0
@@ -60,9 +75,8 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
         size, _ = read_varint(pointer, at)
         for key, value_bytes in _entries(_block(data, offset, size)):
             if key in found:
-                raise ModelError(
-                    f"checkpoint index: the key {key!r} occurs twice; the file is damaged, copy "
-                    "it again"
+                raise index_error(
+                    f"the key {key!r} occurs twice; the file is damaged, copy it again"
                 )
             found[key] = value_bytes
     return found
@@ -70,23 +84,20 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
     end = offset + size
-    if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
-        raise ModelError(
-            f"checkpoint index: a block of {size} bytes at {offset} passes the end of the file; "
-            "copy the file again"
+    if end + _TRAILER_BYTES > len(data) - FOOTER_BYTES:
+        raise index_error(
+            f"a block of {size} bytes at {offset} passes the end of the file; copy the file again"
         )
-    if int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little") != masked_crc32c(
+    if int.from_bytes(data[end + 1 : end + _TRAILER_BYTES], "little") != masked_crc32c(
         data[offset : end + 1]
     ):
-        raise ModelError(
-            f"checkpoint index: the checksum of the block at byte {offset} is wrong; copy the "
-            "file again"
+        raise index_error(
+            f"the checksum of the block at byte {offset} is wrong; copy the file again"
         )
     if data[end]:
         raise UnsupportedError(
             f"checkpoint index: the block at byte {offset} is compressed (kind {data[end]}), "
-            "which TensorFlow's "
-            "checkpoints of version 2 are not; save the checkpoint again with "
+            "which TensorFlow's checkpoints of version 2 are not; save the checkpoint again with "
             "tf.compat.v1.train.Saver"
         )
     return data[offset:end]
@@ -96,18 +107,14 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
     if len(block) < 4 or end < 0:
-        raise ModelError(
-            "checkpoint index: a block is shorter than its restart points; copy the file again"
-        )
+        raise index_error("a block is shorter than its restart points; copy the file again")
     at, key = 0, b""
     while at < end:
         shared, at = read_varint(block, at)
         unshared, at = read_varint(block, at)
         length, at = read_varint(block, at)
         if shared > len(key) or at + unshared + length > end:
-            raise ModelError(
-                "checkpoint index: an entry passes the end of its block; copy the file again"
-            )
+            raise index_error("an entry passes the end of its block; copy the file again")
         key = key[:shared] + block[at : at + unshared]
         at += unshared
         yield key, block[at : at + length]

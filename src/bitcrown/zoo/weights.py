@@ -25,13 +25,12 @@ from bitcrown.archives import read_arrays
 from bitcrown.errors import DataError, ModelError
 from bitcrown.files import replacing
 from bitcrown.zoo.checkpoint import open_checkpoint
-from bitcrown.zoo.networks import Moments, SameConv, ZooNetwork
+from bitcrown.zoo.networks import MomentNorm, SameConv, ZooNetwork
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A parameter and the axes of torch in the order of TensorFlow; ``leading`` axes of size one
-    come first there."""
+    """A parameter, and its axes in TensorFlow's order behind ``leading`` axes of size one."""
 
     parameter: Tensor
     axes: tuple[int, ...]
@@ -65,15 +64,14 @@ def variables(network: ZooNetwork) -> dict[str, Variable]:
     for module in network.modules():
         if isinstance(module, SameConv):
             found[f"{module.scope}/DW"] = Variable(module.weight, (2, 3, 1, 0))
-        elif isinstance(module, Moments):
+        elif isinstance(module, MomentNorm):
             found[f"{module.scope}/BN/DN_Mean"] = Variable(module.bias, (0,), leading=3)
             found[f"{module.scope}/BN/DN_Variance"] = Variable(module.weight, (0,), leading=3)
     return found
 
 
 def load_weights(network: ZooNetwork, path: Path) -> tuple[str, ...]:
-    """Fill ``network`` from a checkpoint or from an archive of ``save_weights``; returns the names
-    it has no use for.
+    """Fill ``network`` from a checkpoint or archive; returns the names it has no use for.
 
     All of them are read and checked before the first weight changes. Raises ``ModelError`` if one
     is missing, has another shape or holds NaN or infinity.
@@ -102,11 +100,11 @@ def save_weights(network: ZooNetwork, path: Path) -> None:
         np.savez_compressed(file, **values)
 
 
-Reader = Callable[[str], NDArray[np.generic]]
+_Reader = Callable[[str], NDArray[np.generic]]
 
 
 def _checked(
-    path: Path, name: str, variable: Variable, names: tuple[str, ...], read: Reader
+    path: Path, name: str, variable: Variable, names: tuple[str, ...], read: _Reader
 ) -> Tensor:
     if name not in names:
         raise ModelError(
@@ -116,8 +114,7 @@ def _checked(
     if values.shape != variable.shape or values.dtype.kind != "f":
         raise ModelError(
             f"{path.name}: {name!r} is {values.dtype} {values.shape}, but the network wants "
-            f"floats {variable.shape}; "
-            "is the file of another network?"
+            f"floats {variable.shape}; is the file of another network?"
         )
     found = variable.imported(values)
     if not bool(torch.isfinite(found).all()):
@@ -127,7 +124,7 @@ def _checked(
     return found
 
 
-def _archive(path: Path) -> tuple[tuple[str, ...], Reader]:
+def _archive(path: Path) -> tuple[tuple[str, ...], _Reader]:
     try:
         arrays = read_arrays(path)
     except DataError as error:

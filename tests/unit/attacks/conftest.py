@@ -13,7 +13,7 @@ from bitcrown.attacks.images.components import SUITES, Component
 @pytest.fixture
 def short_suites(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same components with small budgets, and six images in every call."""
-    monkeypatch.setattr(victim, "ROWS", 6)
+    monkeypatch.setattr(victim, "CPU_ROWS", 6)
     for name in SUITES:
         monkeypatch.setitem(SUITES, name, tuple(_short(component) for component in SUITES[name]))
     monkeypatch.setattr(

@@ -12,11 +12,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.attacks.property.pgd import Target, pgd
+from bitcrown.attacks.property.pgd import pgd
 from bitcrown.attacks.property.probes import probe
+from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
-from bitcrown.check.truth import Checker
+from bitcrown.check.replay import RuntimeReplay
+from bitcrown.check.truth import AssertionCheck
 from bitcrown.check.witness import Confirmer
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
@@ -56,21 +57,21 @@ def bump_network(path: Path, centre: list[float], batch: int | str = "batch") ->
     return path
 
 
-def opened(path: Path, *asserts: str, n: int = N) -> tuple[Problem, Replay, Confirmer]:
+def opened(path: Path, *asserts: str, n: int = N) -> tuple[Problem, RuntimeReplay, Confirmer]:
     lines = [f"(declare-const X_{i} Real)" for i in range(n)] + ["(declare-const Y_0 Real)"]
     lines += [f"(assert (and (>= X_{i} -1) (<= X_{i} 1)))" for i in range(n)] + [
         f"(assert {a})" for a in asserts
     ]
     problem = problem_from_query(parse_query("\n".join(lines)), {"N": path})
-    replay = Replay(problem.query, problem.networks)
+    replay = RuntimeReplay(problem.query, problem.networks)
     return problem, replay, Confirmer(problem, replay)
 
 
-def holds(problem: Problem, replay: Replay, witness: Witness) -> bool:
+def holds(problem: Problem, replay: RuntimeReplay, witness: Witness) -> bool:
     """Once more, from nothing but the inputs."""
     inputs, outputs = replay.run(witness.inputs["X"].astype(np.float64))
     assert outputs[0].tolist() == witness.outputs["Y"].tolist()
-    return Checker(problem.query).holds({"X": inputs[0], "Y": outputs[0]})
+    return AssertionCheck(problem.query).holds({"X": inputs[0], "Y": outputs[0]})
 
 
 @pytest.mark.parametrize("batch", ["batch", 1])

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.property.losses import Target
 from bitcrown.attacks.property.pgd import pgd
+from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.attacks.property.probes import BoxRows, CaseRows, Slope, probe
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
@@ -47,7 +47,7 @@ def problem_of(path: Path, n: int, m: int, *asserts: str) -> Problem:
 
 
 def probed(problem: Problem, seconds: float = 20.0) -> Witness | None:
-    replay = Replay(problem.query, problem.networks)
+    replay = RuntimeReplay(problem.query, problem.networks)
     return probe(
         problem, replay, Confirmer(problem, replay), Budget.of_cpu_seconds(10 * seconds), 0, seconds
     )
@@ -117,7 +117,7 @@ def test_margins_of_mixed_constraints(
     problem = problem_of(
         linear_network(tmp_path / "n.onnx", np.ones((2, 1))), 2, 1, *cube(2, -5, 5), constraint
     )
-    replay = Replay(problem.query, problem.networks)
+    replay = RuntimeReplay(problem.query, problem.networks)
     rows = BoxRows(Confirmer(problem, replay).box(problem.cases[0]), [CaseRows(problem.cases[0])])
     random = np.random.default_rng(1)
     x, y = random.normal(size=(9, 2)), random.normal(size=(9, 1))

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bitcrown.attacks.images.bpda import RULES, block_names, bpda, with_substitute_gradient
+from bitcrown.attacks.images.bpda import RULES, SubstituteGradient, block_names, bpda
 from bitcrown.errors import SettingsError
-from bitcrown.zoo.networks import Stage, ZooNetwork, ZooPlan
+from bitcrown.zoo.networks import ZooNetwork, ZooPlan, ZooStage
 from bitcrown.zoo.quantizer import Quantizer
 
-TINY = ZooPlan((Stage(4, ("",)), Stage(6, ("_0",))))
+TINY = ZooPlan((ZooStage(4, ("",)), ZooStage(6, ("_0",))))
 
 
 def tiny(seed: int = 0) -> ZooNetwork:
@@ -57,7 +57,7 @@ def test_the_published_gradient_is_nan_and_every_rule_gives_one_that_is_not() ->
 
 def test_removed_has_the_gradient_of_the_network_without_blocks() -> None:
     network, x = tiny(), pixels()
-    outside = with_substitute_gradient(network, network.with_plan(quantized=False))
+    outside = SubstituteGradient(network, network.with_plan(quantized=False))
     assert torch.equal(gradient(bpda(network, "removed"), x), gradient(outside, x))
     # ... taken at the quantized values: the loss is that of the network that is attacked.
     assert not torch.equal(gradient(outside, x), gradient(network.with_plan(quantized=False), x))
@@ -146,7 +146,7 @@ def test_what_cannot_be_replaced_is_said() -> None:
             bpda(nn.Linear(2, 2), rule)
     with pytest.raises(SettingsError, match=r"0 \(ReLU\) has no surrogate"):
         bpda(nn.Sequential(nn.ReLU()), "smooth", lambda module: isinstance(module, nn.ReLU))
-    wrong = with_substitute_gradient(nn.Identity(), lambda x: x[:, :1])
+    wrong = SubstituteGradient(nn.Identity(), lambda x: x[:, :1])
     with pytest.raises(SettingsError, match="shape"):
         wrong(torch.zeros(2, 3, requires_grad=True))
 

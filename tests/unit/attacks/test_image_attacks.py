@@ -14,17 +14,16 @@ from image_models import Linear, conv_net, some_images
 from torch import Tensor
 
 from bitcrown.attacks.images.apgd import apgd
-from bitcrown.attacks.images.apgd_l1 import apgd_l1
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.components import Component, run_component
 from bitcrown.attacks.images.fab import fab
 from bitcrown.attacks.images.hyperplane import shortest_move
+from bitcrown.attacks.images.losses import cross_entropy, dlr, lead, targeted_dlr
 from bitcrown.attacks.images.noise import stream_keys
 from bitcrown.attacks.images.square import random_points, square
 from bitcrown.attacks.images.square_mass import two_bumps
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Victim
-from bitcrown.attacks.property.losses import cross_entropy, dlr, lead, targeted_dlr
 
 NET = conv_net(2)
 DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
@@ -97,12 +96,26 @@ def test_apgd_reaches_the_optimum_of_a_linear_model(
 
 def test_l1_apgd_comes_close_to_the_optimum_of_a_linear_model() -> None:
     def attack(model: Linear, x: Tensor, y: Tensor, ball: Ball) -> Trace:
-        return apgd_l1(Victim(model), x, y, ball, keys(40), 60, cross_entropy, y)
+        return apgd(Victim(model), x, y, ball, keys(40), 60, cross_entropy, y)
 
     model = Linear(5, classes=2)
     # The optimum moves the steepest pixel alone; with three pixels near it the radius is used as
     # well.
     judge("L1", attack, 0.9, model)
+
+
+def test_l1_apgd_ends_where_its_starts_leave_nothing_standing() -> None:
+    def sums(x: Tensor) -> Tensor:
+        total = (x.flatten(1) - 0.5).sum(dim=1, keepdim=True)
+        return torch.cat([total, -total], dim=1)
+
+    images, ball = torch.full((20, 3, 4, 4), 0.5001), Ball("L1", 2.0)
+    is_broken = sums(ball.start(images, keys(20))).argmax(dim=1) != 0
+    assert bool(is_broken.any())
+    images, labels = images[is_broken], torch.zeros(int(is_broken.sum()), dtype=torch.int64)
+    chosen = keys(20)[is_broken.numpy()]
+    trace = apgd(Victim(sums), images, labels, ball, chosen, 60, cross_entropy, labels)
+    assert bool(trace.found.all()) and bool(ball.contains(trace.x, images).all())
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

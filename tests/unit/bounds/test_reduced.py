@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown.bounds.alpha_beta import Layout, Parameters, Rows, proved_minimum
 from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.layout import Layout
+from bitcrown.bounds.multipliers import Multipliers, proved_minimum
+from bitcrown.bounds.rows import Rows
 from bitcrown.bounds.subnetworks.reduced import reduced_network
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
+from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
+from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.guide import whole_guide
+from bitcrown.search.neurons.root import root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit
+from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
 from tests.random_networks import conv_graph, dense_graph
 
@@ -84,9 +91,9 @@ def test_parameters_prove_on_the_original_what_they_promise_here(kind: str) -> N
     small = LayerBounder(reduced.network, 1 << 22).run(lower, upper)
     bounds = {**small.bounds, **reduced.bounds}
     here = proved_minimum(
-        reduced.network, rows, bounds, small.scales, Parameters(reduced.layout, alpha, beta, split)
+        reduced.network, rows, bounds, small.scales, Multipliers(reduced.layout, alpha, beta, split)
     )
-    whole = Parameters(layout, *(reduced.expand(part) for part in (alpha, beta, split)))
+    whole = Multipliers(layout, *(reduced.expand(part) for part in (alpha, beta, split)))
     there = proved_minimum(network, rows, enclosure.bounds, enclosure.scales, whole)
     assert torch.allclose(here, there, rtol=1e-8, atol=1e-8)
 
@@ -107,17 +114,26 @@ def objective(lower: torch.Tensor, upper: torch.Tensor, threshold: float) -> Obj
     )
 
 
+def bounder_for(proof: Network, guide: Network, goal: Objective) -> DomainBounder:
+    budget = Budget.of_cpu_seconds(60)
+    rows = rows_of_cases(proof, goal)
+    enclosure = LayerBounder(proof, budget.memory // 4).run(rows.x_lower, rows.x_upper)
+    root = root_of(proof, guide, rows, enclosure, budget.memory)
+    return bounder_of(root, whole_guide(root, guide), Trials(lambda x: x.tolist()), budget)
+
+
 @pytest.mark.parametrize("form", ["whole", "reduced", "rough"])
 def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cost(search: NeuronSplit, domains: object, network: Network) -> float:
-        if search.reduced is None:
+    def cost(bounder: DomainBounder, domains: Domains) -> float:
+        guide = bounder.guide
+        if guide.reduced is None:
             return 0.0 if form == "whole" else 9.0
-        return 1.0 if (network is search.reduced.rough) == (form == "rough") else 5.0
+        return 1.0 if (guide.climber is guide.reduced.rough) == (form == "rough") else 5.0
 
-    monkeypatch.setattr(NeuronSplit, "_seconds", cost)
-    monkeypatch.setattr("bitcrown.search.neurons.bounds.CLIP_INPUTS", 0)
+    monkeypatch.setattr(DomainBounder, "seconds", cost)
+    monkeypatch.setattr("bitcrown.search.neurons.root.CLIP_INPUTS", 0)
     for seed in range(4):
         graph = conv_graph(seed)
         proof, guide = Network(graph, torch.float64), Network(graph, torch.float32)
@@ -129,22 +145,16 @@ def test_every_form_of_the_network_leads_the_search_to_the_same_answer(
             generator=torch.Generator().manual_seed(seed),
         )
         least = float(proof(lower + share.round() * (upper - lower))[:, 0].min())
-        goal = objective(lower, upper, 0.0)
-        whole = NeuronSplit(
-            proof, guide, goal, np.array([0]), lambda x: None, Budget.of_cpu_seconds(60)
-        )
-        whole.root()
-        crown = float(whole.root_value)
+        crown = float(bounder_for(proof, guide, objective(lower, upper, 0.0)).root.case_value)
         for threshold, holds in ((crown + 0.25 * (least - crown), True), (least + 1e-3, False)):
-            goal = objective(lower, upper, threshold)
-            search = NeuronSplit(
-                proof, guide, goal, np.array([0]), lambda x: x.tolist(), Budget.of_cpu_seconds(60)
-            )
-            domains = search.root_domains(search.root(), 3)
-            outcome = search.run(domains)
+            bounder = bounder_for(proof, guide, objective(lower, upper, threshold))
+            domains = bounder.root_domains(bounder.root.open_cases(), 3)
+            search = NeuronSplit(bounder, domains)
+            outcome = search.run()
             assert outcome.proved == holds and (outcome.witness is None) == holds
             if len(domains):
-                assert (search.reduced is not None) == (form != "whole")
-                assert search.reduced is None or (search.climber is search.reduced.rough) == (
+                chosen = search.bounder.guide
+                assert (chosen.reduced is not None) == (form != "whole")
+                assert chosen.reduced is None or (chosen.climber is chosen.reduced.rough) == (
                     form == "rough"
                 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
@@ -70,9 +70,9 @@ def unit_box(inputs: int, low: str = "0", high: str = "1") -> list[str]:
     return [f"({op} X_{i} {end})" for i in range(inputs) for op, end in ((">=", low), ("<=", high))]
 
 
-def opened(text: str, *paths: Path) -> tuple[Problem, Replay, Confirmer]:
+def opened(text: str, *paths: Path) -> tuple[Problem, RuntimeReplay, Confirmer]:
     query = parse_query(text)
     files = dict(zip([network.name for network in query.networks], paths, strict=False))
     problem = problem_from_query(query, files)
-    replay = Replay(query, problem.networks)
+    replay = RuntimeReplay(query, problem.networks)
     return problem, replay, Confirmer(problem, replay)

@@ -10,7 +10,7 @@ import pytest
 from small_nets import property_1
 
 from bitcrown.check.truth import (
-    Checker,
+    AssertionCheck,
     atom_holds,
     exact_value,
     first_failure,
@@ -99,12 +99,14 @@ def test_large_integers_are_not_rounded() -> None:
     query = parse_query(
         "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 9007199254740992))"
     )
-    assert not Checker(query).holds(values | {"Y": np.zeros(1)})
+    assert not AssertionCheck(query).holds(values | {"Y": np.zeros(1)})
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_never_holds(bad: float) -> None:
-    checker = Checker(parse_query(property_1(1, 2, "(>= X_0 0)", "(<= X_0 1)", "(<= Y_0 5)")))
+    checker = AssertionCheck(
+        parse_query(property_1(1, 2, "(>= X_0 0)", "(<= X_0 1)", "(<= Y_0 5)"))
+    )
     assert checker.holds({"X": np.float32([0.5]), "Y": np.float32([0.0, 1.0])})
     assert not checker.holds({"X": np.float32([0.5]), "Y": np.float32([0.0, bad])})
     assert not checker.holds({"X": np.float32([bad]), "Y": np.float32([0.0, 1.0])})
@@ -135,7 +137,7 @@ def test_checker_agrees_with_plain_evaluation() -> None:
         "(>= Y_0 (* X_0 X_1))",
     )
     query, random = parse_query(text), np.random.default_rng(0)
-    checker, seen = Checker(query), set()
+    checker, seen = AssertionCheck(query), set()
     edges = np.float32([0.1, 0.3, -0.7, 0.0])
     edges = np.concatenate(
         [edges, np.nextafter(edges, np.float32(9)), np.nextafter(edges, np.float32(-9))]

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_nets import affine, opened, property_1, unit_box
 
-from bitcrown.check.replay import Replay, unpacked
+from bitcrown.check.replay import RuntimeReplay, unpacked
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.reader import parse_query
 
@@ -95,23 +95,23 @@ def test_shapes_of_version_2_must_correspond(tmp_path: Path) -> None:
         query = parse_query(
             text.format(shape=shape, one="X[" + ",".join("0" * shape.count(",") + "0") + "]")
         )
-        assert Replay(query, {"f": net}).n_inputs == 6
+        assert RuntimeReplay(query, {"f": net}).n_inputs == 6
     with pytest.raises(PropertyError, match=r"X \[3, 2\].*\[1, 2, 3\]"):
-        Replay(parse_query(text.format(shape="[3,2]", one="X[0,0]")), {"f": net})
+        RuntimeReplay(parse_query(text.format(shape="[3,2]", one="X[0,0]")), {"f": net})
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     query = parse_query(TEXT)
     with pytest.raises(ModelError, match="gone.onnx"):
-        Replay(query, {"N": tmp_path / "gone.onnx"})
+        RuntimeReplay(query, {"N": tmp_path / "gone.onnx"})
     (tmp_path / "junk.onnx").write_bytes(b"\x08\x08junk")
     with pytest.raises(ModelError, match="junk.onnx"):
-        Replay(query, {"N": tmp_path / "junk.onnx"})
+        RuntimeReplay(query, {"N": tmp_path / "junk.onnx"})
     data = gzip.compress(affine(tmp_path / "net.onnx", np.eye(2)).read_bytes())
     for number, damaged in enumerate([data[:-9], data[:20] + b"\xff\xff\xff\xff" + data[24:]]):
         (tmp_path / f"{number}.onnx.gz").write_bytes(damaged)
         with pytest.raises(ModelError, match=f"{number}.onnx.gz cannot be read"):
-            Replay(query, {"N": tmp_path / f"{number}.onnx"})
+            RuntimeReplay(query, {"N": tmp_path / f"{number}.onnx"})
 
 
 def test_a_bomb_is_noticed() -> None:
@@ -146,7 +146,7 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "zip.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     query = parse_query(property_1(2, 1, *unit_box(2), "(<= Y_0 1)"))
-    replay = Replay(query, {query.networks[0].name: path})
+    replay = RuntimeReplay(query, {query.networks[0].name: path})
     with pytest.raises(
         ModelError, match=r"zip.onnx computes outputs that are no tensors of numbers"
     ):

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.result_file import check_result
 from bitcrown.check.witness import Confirmer, format_witness, inward_box, number_text, tied_inputs
 from bitcrown.spec.normalise import problem_from_query
@@ -48,7 +48,7 @@ def problem_1(path: Path, box: str, output: str) -> Problem:
 
 
 def confirmer_of(problem: Problem) -> Confirmer:
-    return Confirmer(problem, Replay(problem.query, problem.networks))
+    return Confirmer(problem, RuntimeReplay(problem.query, problem.networks))
 
 
 UNIT = "(assert (>= X_0 0.1))(assert (<= X_0 0.7))(assert (>= X_1 -0.3))(assert (<= X_1 0.3))"

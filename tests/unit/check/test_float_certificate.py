@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 import bitcrown
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates.files import check_files
+from bitcrown.certificates.files import check_certificate
 from bitcrown.certificates.neurons import NeuronSearch
 from bitcrown.certificates.writer import certificate_of
-from bitcrown.check.certificates.floats.checker import check, subject_of
-from bitcrown.check.certificates.floats.format import ArrayStore, decode, encode
+from bitcrown.check.certificates.floats.checker import check_float_proof, subject_of
+from bitcrown.check.certificates.floats.format import ArrayStore, decoded, encoded
 from bitcrown.check.certificates.floats.property import outward
 from bitcrown.errors import BudgetExpired
 from bitcrown.search.neurons.recorder import Hints
@@ -31,7 +31,7 @@ CPU = Settings(device="cpu", threads=1)
 
 
 def kinds(data: bytes) -> set[str]:
-    return {part["kind"] for part in decode(data)["parts"]}
+    return {part["kind"] for part in decoded(data)["parts"]}
 
 
 def activated(
@@ -100,18 +100,20 @@ def test_every_piecewise_linear_operator_is_covered(tmp_path: Path, name: str) -
     verdict = bitcrown.verify(problem, CPU, seconds=60, want_certificate=True)
     assert verdict.status == "unsat"
     assert isinstance(verdict.certificate, bytes)
-    assert check(verdict.certificate, subject_of(problem)).accepted
+    assert check_float_proof(verdict.certificate, subject_of(problem)).accepted
     prop.write_text(box_property(-box, box, 1, f"(<= Y_0 {lowest + 1e-9!r})"))
     false = subject_of(load(onnx_path, prop))
-    assert not check(encode({**decode(verdict.certificate), **false.digests}), false).accepted
+    assert not check_float_proof(
+        encoded({**decoded(verdict.certificate), **false.digests}), false
+    ).accepted
 
 
 def test_neurons_are_split_where_many_inputs_vary(tmp_path: Path) -> None:
     subject = dense_subject(tmp_path, 3, [20, 14, 10, 1], 0.25, "(<= Y_0 -0.45)")
     data = written(subject)
-    part = decode(data)["parts"][0]
+    part = decoded(data)["parts"][0]
     assert part["kind"] == "neurons" and len(part["relus"]) > 2
-    assert check(data, subject).accepted
+    assert check_float_proof(data, subject).accepted
     assert written(subject) == data, "the same proof is written again"
 
 
@@ -124,11 +126,11 @@ def test_rows_that_must_hold_together_and_several_boxes(tmp_path: Path) -> None:
     subject = subject_of(load(onnx_path, prop))
     assert len(subject.groups) == 2
     data = written(subject)
-    assert check(data, subject).accepted
-    content = decode(data)
+    assert check_float_proof(data, subject).accepted
+    content = decoded(data)
     for part in range(len(content["parts"])):
-        less = encode({**content, "parts": content["parts"][:part] + content["parts"][part + 1 :]})
-        assert "is not refuted by any part" in check(less, subject).message
+        less = encoded({**content, "parts": content["parts"][:part] + content["parts"][part + 1 :]})
+        assert "is not refuted by any part" in check_float_proof(less, subject).message
 
 
 def test_rows_over_an_affine_network_of_many_inputs(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_rows_over_an_affine_network_of_many_inputs(tmp_path: Path) -> None:
         tmp_path, 3, [20, 2], 0.5, "(and (<= Y_0 -0.5) (<= Y_1 -0.5) (>= (+ Y_0 Y_1) -0.9))"
     )
     data = written(subject)
-    assert kinds(data) == {"neurons"} and check(data, subject).accepted
+    assert kinds(data) == {"neurons"} and check_float_proof(data, subject).accepted
 
 
 def test_the_search_leaves_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +159,12 @@ def test_the_search_leaves_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert followed and followed[0] > 1
     certificate = tmp_path / "proof.gz"
     certificate.write_bytes(verdict.certificate)
-    assert check_files(onnx_path, prop, certificate).accepted
+    assert check_certificate(onnx_path, prop, certificate).accepted
     other = tmp_path / "other.vnnlib"
     other.write_text(box_property(-box, box, 1, "(<= Y_0 -0.5)"))
-    assert "other files (property)" in check_files(onnx_path, other, certificate).message
+    assert "other files (property)" in check_certificate(onnx_path, other, certificate).message
     save_onnx(dense_graph(4, [20, 14, 10, 1]), onnx_path)
-    assert "other files (networks)" in check_files(onnx_path, prop, certificate).message
+    assert "other files (networks)" in check_certificate(onnx_path, prop, certificate).message
 
 
 def test_smooth_networks_say_why_there_is_none(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_a_property_without_cases_is_proved_by_nothing(tmp_path: Path) -> None:
     prop.write_text(box_property(np.ones(2), -np.ones(2), 1, "(<= Y_0 0.0)"))
     verdict = bitcrown.verify(load(onnx_path, prop), CPU, seconds=30, want_certificate=True)
     assert verdict.status == "unsat" and isinstance(verdict.certificate, bytes)
-    assert check(verdict.certificate, subject_of(load(onnx_path, prop))).accepted
+    assert check_float_proof(verdict.certificate, subject_of(load(onnx_path, prop))).accepted
 
 
 def test_time_that_is_up_costs_the_certificate_only(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.api import load
 from bitcrown.check.certificates.floats.checker import subject_of
-from bitcrown.check.certificates.floats.nodes import Relu
+from bitcrown.check.certificates.floats.nodes import ReluNode
 from bitcrown.check.certificates.floats.reader import read_networks
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import BitcrownError, ModelError, UnsupportedError
 from bitcrown.spec.problem import Problem
 
@@ -175,13 +175,13 @@ def test_operator_computes_what_onnxruntime_does(tmp_path: Path, name: str) -> N
         .astype(np.float32)
         .astype(np.float64)
     )
-    wanted = np.stack([Replay(problem.query, problem.networks).run(x)[1][0] for x in points])
+    wanted = np.stack([RuntimeReplay(problem.query, problem.networks).run(x)[1][0] for x in points])
     found = network.values(points)[network.output]
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
     for number, item in enumerate(
         network.nodes[1:], 1
     ):  # transposes and magnitudes agree with the map itself
-        if isinstance(item, Relu):
+        if isinstance(item, ReluNode):
             continue
         sources = [network.values(points)[s] for s in item.sources]
         linear = item.forward(sources)
@@ -234,7 +234,7 @@ def test_a_reader_that_errs_is_found_out(tmp_path: Path, monkeypatch: pytest.Mon
 
     problem = saved(tmp_path, [node("LeakyRelu", alpha=0.5)], MATRIX, {})
     subject_of(problem)
-    monkeypatch.setitem(float_reader.RULES, "LeakyRelu", float_reader.RULES["Relu"])
+    monkeypatch.setitem(float_reader.FLOAT_RULES, "LeakyRelu", float_reader.FLOAT_RULES["Relu"])
     with pytest.raises(ModelError, match="differs from onnxruntime"):
         subject_of(problem)
 

@@ -18,7 +18,7 @@ from small_classifier import blobs, train, write_classifier
 
 from bitcrown.cli.main import main
 from bitcrown.errors import BitcrownError, DataError, ModelError, SettingsError
-from bitcrown.evaluation.accuracies import Evaluator, Outcome, selected
+from bitcrown.evaluation.accuracies import Evaluator, ImageOutcome, selected
 from bitcrown.evaluation.attacking import ball_of
 from bitcrown.evaluation.boxes import ImageBoxes
 from bitcrown.evaluation.data.sets import read_images
@@ -28,7 +28,8 @@ from bitcrown.evaluation.proving import LEVELS, Prover, parse_levels
 from bitcrown.evaluation.report.summary import Share, run_record, shares
 from bitcrown.evaluation.report.tables import bounds_table
 from bitcrown.evaluation.subjects import layer_count, parameter_count
-from bitcrown.evaluation.workers import prove_blocks
+from bitcrown.evaluation.workers import prove_in_processes
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.objective import objective_of
 from bitcrown.settings import Settings
@@ -51,8 +52,14 @@ def plan_for(network: Path, **changes: object) -> Plan:
     return Plan(network, **{"eps": EPS, **values, **changes})  # type: ignore[arg-type]
 
 
-def evaluate(plan: Plan, data: Path, folder: Path | None = None) -> tuple[Evaluator, list[Outcome]]:
-    evaluator = Evaluator(plan, read_images(data), Journal(folder, plan.identity()))
+def identity(plan: Plan) -> dict[str, Any]:
+    return plan.identity(NetworkFile(Path(plan.network)).digest)
+
+
+def evaluate(
+    plan: Plan, data: Path, folder: Path | None = None
+) -> tuple[Evaluator, list[ImageOutcome]]:
+    evaluator = Evaluator(plan, read_images(data), Journal(folder, identity(plan)))
     return evaluator, evaluator.run()
 
 
@@ -82,13 +89,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(
     classifier: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Evaluator, list[Outcome], Path]:
+) -> tuple[Evaluator, list[ImageOutcome], Path]:
     folder = tmp_path_factory.mktemp("out") / "run"
     evaluator, outcomes = evaluate(plan_for(classifier), data, folder)
     return evaluator, outcomes, folder
 
 
-Finished = tuple[Evaluator, list[Outcome], Path]
+Finished = tuple[Evaluator, list[ImageOutcome], Path]
 
 
 def test_every_status_is_what_onnxruntime_and_sampling_say(
@@ -138,18 +145,18 @@ def test_what_the_search_breaks_is_counted_beside_the_attack() -> None:
     """Six images: wrong, broken by the attack, broken by the search, proved twice, open."""
     plain: dict[str, Any] = {"label": 0, "predicted": 0, "margin": 1.0, "is_right": True}
     six = [
-        Outcome(0, label=0, predicted=1, margin=-1.0, is_right=False),
-        Outcome(1, **plain, broken_by="pgd"),
-        Outcome(2, **plain, broken_by="search"),
-        Outcome(3, **plain, proved_by="crown"),
-        Outcome(4, **plain, proved_by="bab"),
-        Outcome(5, **plain),
+        ImageOutcome(0, label=0, predicted=1, margin=-1.0, is_right=False),
+        ImageOutcome(1, **plain, broken_by="pgd"),
+        ImageOutcome(2, **plain, broken_by="search"),
+        ImageOutcome(3, **plain, proved_by="crown"),
+        ImageOutcome(4, **plain, proved_by="bab"),
+        ImageOutcome(5, **plain),
     ]
     assert [one.status for one in six] == ["wrong", "broken", "broken", "proved", "proved", "open"]
     rows = {row.name: row.count for row in shares(six, LEVELS, True)}
     assert rows == {"clean": 5, "crown": 1, "alpha": 1, "bab": 2, "attack": 4, "standing": 3}
     assert selected(six) == [4, 5]
-    assert Outcome(6, **plain, broken_by="pgd", proved_by="bab").is_contradiction
+    assert ImageOutcome(6, **plain, broken_by="pgd", proved_by="bab").is_contradiction
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
@@ -224,7 +231,7 @@ def test_a_lost_worker_proves_nothing(code: int, message: str) -> None:
         for k in range(2)
     ]
     with pytest.raises(BitcrownError, match=message):
-        list(prove_blocks(Dying(code), Settings(device="cpu", memory_gib=1.0), blocks, 2))
+        list(prove_in_processes(Dying(code), Settings(device="cpu", memory_gib=1.0), blocks, 2))
 
 
 def test_another_evaluation_in_the_folder_is_refused(
@@ -232,12 +239,12 @@ def test_another_evaluation_in_the_folder_is_refused(
 ) -> None:
     folder = finished[2]
     with pytest.raises(SettingsError, match="eps"):
-        Journal(folder, plan_for(classifier, eps=Fraction(1, 255)).identity())
+        Journal(folder, identity(plan_for(classifier, eps=Fraction(1, 255))))
     images = read_images(data)
     other = type(images)(images.name, images.images[::-1].copy(), images.labels[::-1].copy())
     plan = plan_for(classifier)
     with pytest.raises(SettingsError, match="another one"):
-        Evaluator(plan, other, Journal(folder, plan.identity())).run()
+        Evaluator(plan, other, Journal(folder, identity(plan))).run()
 
 
 def test_a_damaged_adversarial_image_is_noticed(
@@ -424,7 +431,7 @@ def test_wilson_interval_and_levels() -> None:
 
 
 def test_size_and_layers(classifier: Path, finished: Finished) -> None:
-    assert parameter_count(classifier) == 4 * 9 + 4 + 36 * 24 + 24 + 24 * 3 + 3
+    assert parameter_count(NetworkFile(classifier)) == 4 * 9 + 4 + 36 * 24 + 24 + 24 * 3 + 3
     assert layer_count(read_graph(classifier)) == 3
     evaluator, outcomes, _ = finished
     text = bounds_table("small", run_record(evaluator, outcomes, 1.0), "blobs")

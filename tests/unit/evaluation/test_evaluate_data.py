@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bitcrown.errors import DataError
 from bitcrown.evaluation.data.sets import ImageSet, centre_crop, read_images, unit_pixels
@@ -78,23 +79,21 @@ def test_npz_of_objects_is_refused(tmp_path: Path) -> None:
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
     images, labels = levels(150, (3, 4, 2)), np.arange(150) % 7
     sheet = np.zeros((2 * 4, 100 * 2, 3), dtype=np.uint8)
     for k in range(150):
         row, column = divmod(k, 100)
         sheet[4 * row : 4 * row + 4, 2 * column : 2 * column + 2] = images[k].transpose(1, 2, 0)
-    image.fromarray(sheet).save(tmp_path / "sheet.png")
+    Image.fromarray(sheet).save(tmp_path / "sheet.png")
     np.save(tmp_path / "sheet.labels.npy", labels.astype(np.uint8))
     check(read_images(tmp_path / "sheet.png", first=120), images[:120], labels[:120])
 
 
 def test_class_folders_are_read_in_sorted_order(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
     images = levels(4, (3, 6, 6))
     for name, k in (("b/x_1.png", 2), ("b/x_10.png", 3), ("a/2.png", 1), ("a/1.png", 0)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        image.fromarray(images[k].transpose(1, 2, 0)).save(tmp_path / name)
+        Image.fromarray(images[k].transpose(1, 2, 0)).save(tmp_path / name)
     check(read_images(tmp_path), images[[0, 1, 2, 3]], np.array([0, 0, 1, 1]))
 
 

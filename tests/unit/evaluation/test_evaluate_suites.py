@@ -30,6 +30,7 @@ from bitcrown.evaluation.journal import BOUNDS, Journal
 from bitcrown.evaluation.plan import Plan
 from bitcrown.evaluation.runs import Evaluation, evaluate_runs, folder_name
 from bitcrown.evaluation.subjects import Space
+from bitcrown.model.file import NetworkFile
 from bitcrown.quant.formats.fixed_point import read_h5
 from bitcrown.settings import Settings
 from bitcrown.zoo.networks import build_network
@@ -180,7 +181,9 @@ def test_a_proof_of_a_broken_image_is_loud(
     plan = plan_for(classifier, levels=("crown",))
     images = read_images(data)
     folder = tmp_path / folder_name(plan)
-    evaluator = Evaluator(plan, images, Journal(folder, plan.identity()))
+    evaluator = Evaluator(
+        plan, images, Journal(folder, plan.identity(NetworkFile(classifier).digest))
+    )
     broken = next(one.image for one in evaluator.run() if one.broken_by)
     evaluator.journal.add(
         BOUNDS, broken, {**evaluator.journal.findings[BOUNDS][broken], "proved_by": "crown"}
@@ -407,7 +410,7 @@ def test_network_that_quantizes_its_own_input_is_attacked_on_pixels_and_judged_b
 
 
 def test_ties_go_to_the_first_output(integer_file: Path, data: Path) -> None:
-    subject = IntegerSubject(integer_file, (1, 6, 6))
+    subject = IntegerSubject(NetworkFile(integer_file), (1, 6, 6))
     points = subject.space.points(read_images(data).images)
     outputs = subject.network.evaluate(subject.integers(points))
     logits = subject.classifier("")(points).numpy()

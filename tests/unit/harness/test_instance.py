@@ -9,7 +9,6 @@ import pytest
 from bitcrown.errors import PropertyError
 from bitcrown.harness.instance import (
     Instance,
-    find_file,
     find_suites,
     network_field,
     parse_timeout,
@@ -108,14 +107,6 @@ def test_timeout_may_be_decimal() -> None:
 def test_bad_rows_are_named(tmp_path: Path, content: str | bytes, where: str) -> None:
     with pytest.raises(PropertyError, match=where):
         read_instances(written(tmp_path, content))
-
-
-def test_file_or_its_gz(tmp_path: Path) -> None:
-    assert find_file(tmp_path / "a.onnx") is None
-    packed = written(tmp_path, b"", "a.onnx.gz")
-    assert find_file(tmp_path / "a.onnx") == packed
-    plain = written(tmp_path, b"", "a.onnx")
-    assert find_file(tmp_path / "a.onnx") == plain
 
 
 def test_layouts_of_all_years(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bitcrown.harness import load as module
 from bitcrown.harness.load import WAKES, WINDOW, WORK, Load
-from bitcrown.harness.run import WAIT_VARIABLE, Request, _environment
+from bitcrown.harness.request import WAIT_VARIABLE, Request, worker_environment
 from bitcrown.harness.watchdog import safety_margin
 from bitcrown.settings import Settings
 
@@ -91,12 +91,12 @@ def test_threads_sleep_where_cores_are_not_free(
     free, taken = Load(), Load()
     machine.compute(0.01, 0.02)
     taken.look()
-    assert WAIT_VARIABLE not in _environment(request, free)
-    assert _environment(request, taken)[WAIT_VARIABLE] == "PASSIVE"
-    assert _environment(replace(request, cpu_seconds=5.0), free)[WAIT_VARIABLE] == "PASSIVE"
-    assert _environment(request, free)["OMP_NUM_THREADS"] == "3"
+    assert WAIT_VARIABLE not in worker_environment(request, free)
+    assert worker_environment(request, taken)[WAIT_VARIABLE] == "PASSIVE"
+    assert worker_environment(replace(request, cpu_seconds=5.0), free)[WAIT_VARIABLE] == "PASSIVE"
+    assert worker_environment(request, free)["OMP_NUM_THREADS"] == "3"
     monkeypatch.setenv(WAIT_VARIABLE, "ACTIVE")
-    assert _environment(request, taken)[WAIT_VARIABLE] == "ACTIVE"
+    assert worker_environment(request, taken)[WAIT_VARIABLE] == "ACTIVE"
 
 
 def test_the_margin_takes_at_most_half_of_the_limit() -> None:

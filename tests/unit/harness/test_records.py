@@ -1,4 +1,4 @@
-"""Outcomes from messages, whole files, records that survive a killed writer, tables."""
+"""Answers from messages, records that survive a killed writer, tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from bitcrown.errors import ResourceError, SettingsError
-from bitcrown.files import write_whole
-from bitcrown.harness.expected import read_expected, wrong_rows
-from bitcrown.harness.outcome import outcome_of, parse_message
-from bitcrown.harness.report import markdown, percentile, plain_table
-from bitcrown.harness.results import append_record, read_records, write_results_csv
+from bitcrown.errors import SettingsError
+from bitcrown.files import append_record, read_records
+from bitcrown.harness.answer import answer_of, parse_message
+from bitcrown.harness.bench import write_results_csv
+from bitcrown.harness.instance import read_expected
+from bitcrown.harness.tables import markdown, percentile, plain_table, wrong_rows
 from bitcrown.harness.watchdog import safety_margin
 from bitcrown.provenance import commit, machine, version
 from bitcrown.settings import Settings, measured_limit
@@ -35,32 +35,12 @@ def test_what_is_no_message(line: bytes) -> None:
      {"status": ["unsat"]}, {"status": None}],
 )  # fmt: skip
 def test_no_verdict_without_its_evidence(message: dict[str, Any]) -> None:
-    assert outcome_of(message).status is Status.UNKNOWN
+    assert answer_of(message).status is Status.UNKNOWN
 
 
 def test_only_sat_carries_a_witness() -> None:
-    assert outcome_of({"status": "unsat", "witness": "((X_0 1))"}).text() == "unsat\n"
-    assert outcome_of({"status": "sat", "witness": "((X_0 1))\n"}).text() == "sat\n((X_0 1))\n"
-
-
-def test_files_are_replaced_whole(tmp_path: Path) -> None:
-    file = tmp_path / "new folder" / "out.txt"
-    write_whole(file, "first\n")
-    write_whole(file, "second\n")
-    assert file.read_text() == "second\n"
-    assert [path.name for path in file.parent.iterdir()] == ["out.txt"]
-
-
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real.txt").write_text("old")
-    (tmp_path / "link.txt").symlink_to("real.txt")
-    write_whole(tmp_path / "link.txt", "new")
-    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
-
-
-def test_folder_in_place_of_a_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="cannot be written"):
-        write_whole(tmp_path, "text")
+    assert answer_of({"status": "unsat", "witness": "((X_0 1))"}).text() == "unsat\n"
+    assert answer_of({"status": "sat", "witness": "((X_0 1))\n"}).text() == "sat\n((X_0 1))\n"
 
 
 @pytest.mark.parametrize(
@@ -143,14 +123,14 @@ def test_results_csv_is_the_harness_format(tmp_path: Path) -> None:
     facts = {
         "category": "c",
         "network": network,
-        "property": "p",
-        "prepare_time": 1,
+        "vnnlib": "p",
+        "prepare_s": 1,
         "result": "sat",
-        "run_time": 2,
+        "wall_s": 2.5,
     }
     write_results_csv(tmp_path / "results.csv", [facts])
     with (tmp_path / "results.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["c", network, "p", "1", "sat", "2"]]
+        assert list(csv.reader(file)) == [["c", network, "p", "1.000000", "sat", "2.500000"]]
 
 
 def test_expected_may_have_commas_in_later_columns(tmp_path: Path) -> None:

@@ -23,7 +23,14 @@ from bitcrown.harness import worker
 from bitcrown.settings import Settings
 from bitcrown.verdict import Reason, Status, Verdict
 
-REQUEST = {"network": "n.onnx", "vnnlib": "p.vnnlib", "settings": Settings().as_dict(), "parent": 0}
+REQUEST = {
+    "network": "n.onnx",
+    "vnnlib": "p.vnnlib",
+    "settings": Settings().as_dict(),
+    "parent": 0,
+    "certificate": "",
+    "cpu_seconds": None,
+}
 
 
 def final_message(
@@ -33,16 +40,22 @@ def final_message(
     before it."""
 
     def decide(
-        network: str, vnnlib: str, seconds: float, settings: Settings, report: Any, proof: bool
+        network: str,
+        vnnlib: str,
+        seconds: float,
+        settings: Settings,
+        report: Any,
+        proof: bool,
+        cpu_seconds: float | None,
     ) -> Any:
         assert (network, vnnlib) == ("n.onnx", "p.vnnlib") and 0 < seconds <= 30
-        assert proof == ("certificate" in REQUEST)
+        assert proof == bool(REQUEST["certificate"]) and cpu_seconds is None
         report("root", {"cases": 2})
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome, None
 
-    monkeypatch.setattr(bitcrown.api, "decide", decide)
+    monkeypatch.setattr(bitcrown.api, "load_and_verify", decide)
     channel = io.BytesIO()
     message = worker._decide(REQUEST | {"deadline": time.monotonic() + 30}, channel)
     return message, [json.loads(line) for line in channel.getvalue().splitlines()]

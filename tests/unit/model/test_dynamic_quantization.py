@@ -15,8 +15,8 @@ from tiny_models import run_graph, run_onnxruntime
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.quant.formats.onnx_file import looks_quantized
 from tests.quant_models import Writer
 
 RNG = np.random.default_rng(3)
@@ -128,8 +128,8 @@ def test_values_are_those_of_onnxruntime(
     path = w.save(tmp_path, build(w, "x"))
     graph = read_graph(path)
     assert "DynamicQuantize" in {node.op for node in graph.nodes.values()}
-    assert not looks_quantized(path)
-    assert crosscheck(graph, path, 0) < 1e-5
+    assert not NetworkFile(path).is_quantized
+    assert crosscheck(graph, NetworkFile(path), 0) < 1e-5
     # Inputs of one sign, of both, and zero: the range of the integers always contains zero.
     for low, high in ((-2, 3), (0.5, 1), (-4, -1), (0, 0)):
         feed = {"x": np.random.default_rng(5).uniform(low, high, (1, 3)).astype(np.float32)}
@@ -150,7 +150,7 @@ def test_elements_that_round_to_the_other_side_are_no_misreading(tmp_path: Path)
     """Layers of it carry float32 noise across jumps, and every jump feeds the next layers."""
     w = Writer([1, 3])
     path = w.save(tmp_path, deep(w))
-    assert crosscheck(read_graph(path), path, 0) < 1e-5
+    assert crosscheck(read_graph(path), NetworkFile(path), 0) < 1e-5
 
 
 @pytest.mark.parametrize("place", (0, 1))
@@ -161,9 +161,9 @@ def test_a_misread_layer_is_found_before_and_behind_a_jump(place: int, tmp_path:
     layer = [node for node in graph.nodes.values() if node.op == "Linear"][place]
     params = {**layer.params, "weight": layer.params["weight"] * 1.02}
     misread = replace(graph, nodes={**graph.nodes, layer.name: replace(layer, params=params)})
-    crosscheck(graph, path, 0)
+    crosscheck(graph, NetworkFile(path), 0)
     with pytest.raises(ModelError, match="differs from onnxruntime"):
-        crosscheck(misread, path, 0)
+        crosscheck(misread, NetworkFile(path), 0)
 
 
 def test_a_misread_staircase_at_the_output_is_found(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_a_misread_staircase_at_the_output_is_found(tmp_path: Path) -> None:
     w = Writer([1, 3])
     path = w.save(tmp_path, w.add("Round", w.add("Mul", "x", w.constant([5.0, 7.0, 9.0]))))
     graph = read_graph(path)
-    assert crosscheck(graph, path, 0) == 0
+    assert crosscheck(graph, NetworkFile(path), 0) == 0
     scale = next(node for node in graph.nodes.values() if node.op == "Scale")
     for factor in (1.5, np.nan):
         params = {"scale": scale.params["scale"] * factor}
         misread = replace(graph, nodes={**graph.nodes, scale.name: replace(scale, params=params)})
         with pytest.raises(ModelError, match="differs from onnxruntime"):
-            crosscheck(misread, path, 0)
+            crosscheck(misread, NetworkFile(path), 0)
 
 
 def sums_of(w: Writer, x: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 
 from bitcrown.model.crosscheck import crosscheck
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.onnx_reader import read_graph
@@ -306,7 +307,7 @@ def test_operator_equals_onnxruntime(case: Case, save: Callable[..., Path]) -> N
     outputs = [f"y{index}" for index in range(case.outputs)]
     node = helper.make_node(case.op, names, outputs, name="only", **case.attrs)
     path = save([node], inputs, weights, outputs, opset=case.opset)
-    assert crosscheck(read_graph(path), path, seed=0) < 2e-5
+    assert crosscheck(read_graph(path), NetworkFile(path), seed=0) < 2e-5
 
 
 def test_every_lowering_has_a_case() -> None:

@@ -15,9 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from bitcrown.cli import main as cli
 from bitcrown.errors import BitcrownError
 from bitcrown.model import runtime_trial
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.runtime_trial import require_runtime
+from bitcrown.quant.formats import agreement
 from bitcrown.quant.formats.onnx_file import read_onnx
-from bitcrown.quant.network import agreement
 
 DATA = Path(__file__).parents[2] / "data"
 SENTENCE = (
@@ -32,7 +33,7 @@ def gemm(save: Save, dtype: type[np.generic]) -> Path:
 
 def test_a_network_that_runs_is_accepted(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
     path = gemm(save, np.float32)
-    require_runtime(path)
+    require_runtime(NetworkFile(path))
     assert cli.main(["inspect", str(path)]) == 0
     assert not capsys.readouterr().err
 
@@ -40,7 +41,7 @@ def test_a_network_that_runs_is_accepted(save: Save, capsys: pytest.CaptureFixtu
 def test_types_that_do_not_match_are_said(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
     path = gemm(save, np.float64)
     with pytest.raises(BitcrownError, match=SENTENCE):
-        require_runtime(path)
+        require_runtime(NetworkFile(path))
     assert cli.main(["inspect", str(path)]) == 2
     shown = capsys.readouterr()
     assert (
@@ -55,7 +56,7 @@ def test_what_fails_only_when_it_runs_is_said(save: Save) -> None:
     ]
     path = save(nodes, {"x": ("batch", 2)}, {"w": np.ones(5, np.float32)})
     with pytest.raises(BitcrownError, match="onnxruntime cannot run"):
-        require_runtime(path)
+        require_runtime(NetworkFile(path))
 
 
 def test_a_crash_is_a_sentence(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
 from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.layout import Layout
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.search.neurons.clip import Clipper, Region, clipper_of

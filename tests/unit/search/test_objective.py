@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitcrown.errors import UnsupportedError
-from bitcrown.search.objective import box_lower, box_upper, objective_of, round_down, round_up
+from bitcrown.search.objective import objective_of
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.reader import parse_query
+from bitcrown.spec.rounding import box_lower, box_upper, round_down, round_up
 
 NUMBERS = st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=10**12)
 

@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 import bitcrown
-from bitcrown.quant.formats.export import export_onnx
+from benchmarks.qnn_robustness.integer_onnx import export_onnx
 from bitcrown.quant.network.entry import WholeEntry
-from bitcrown.quant.network.graph import Dense, Exit, Input, IntegerNetwork, Staircase
-from bitcrown.quant.network.thresholds import exact_rows
+from bitcrown.quant.network.graph import Dense, Exit, Input, IntegerNetwork, Stairs
 from bitcrown.verdict import Status
+from tests.exact_staircases import exact_rows
 from tests.quant_models import run
 
 
@@ -29,9 +29,9 @@ def small_network(seed: int) -> IntegerNetwork:
     nodes = (
         Input((3,), low, high),
         Dense((4,), 0, random.integers(-16, 16, (4, 3)), random.integers(-500, 500, 4)),
-        Staircase((4,), 1, hidden[0], hidden[1], hidden[1], "shift"),
+        Stairs((4,), 1, hidden[0], hidden[1], hidden[1], "shift"),
         Dense((3,), 2, random.integers(-16, 16, (3, 4)), random.integers(-60, 60, 3)),
-        Staircase((3,), 3, output[0], output[1], output[1], "shift"),
+        Stairs((3,), 3, output[0], output[1], output[1], "shift"),
     )
     values = (tuple(Fraction(k) for k in range(-8, 8)),) * 3
     return IntegerNetwork(

@@ -16,21 +16,21 @@ from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.train.certified import margin_rows
 from bitcrown.train.checkpoint import load_checkpoint, save_checkpoint
-from bitcrown.train.images import Normalisation, centre_crop, cropped, drawn_crops
+from bitcrown.train.images import Normalisation, cropped, drawn_crops, middle_crop
 from bitcrown.train.onnx_export import write_onnx
-from bitcrown.train.schedules import stage
+from bitcrown.train.schedules import step_values
 from bitcrown.train.settings import TrainSettings, radius_of
-from bitcrown.train.training import Images, Run, accuracy, train
+from bitcrown.train.training import Images, TrainingRun, accuracy, train
 
 
-def trained(images: int = 1000, **changed: object) -> Run:
+def trained(images: int = 1000, **changed: object) -> TrainingRun:
     run = tiny_run(epochs=4, **changed)
     for _ in train(run, tiny_data(0, images)):
         pass
     return run
 
 
-def proved(run: Run, data: Images, path: Path) -> float:
+def proved(run: TrainingRun, data: Images, path: Path) -> float:
     """Share of ``data`` that plain CROWN proves robust on the exported file, in float64 with
     rounding."""
     write_onnx(run.network, path)
@@ -134,7 +134,7 @@ def test_radius_rises_to_its_full_value_without_jumps(schedule: str) -> None:
     settings = tiny_settings(
         eps_schedule=schedule, eps_start=0.2, eps_end=0.7, train_eps_factor=1.1, beta_end=0.0
     )
-    values = [stage(settings, t / 1000) for t in range(1001)]
+    values = [step_values(settings, t / 1000) for t in range(1001)]
     eps = [value.eps for value in values]
     assert eps == sorted(eps) and eps[-1] == pytest.approx(1.1 * EPS) == pytest.approx(eps[700])
     if schedule != "constant":
@@ -148,7 +148,7 @@ def test_radius_rises_to_its_full_value_without_jumps(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "steps", "constant"])
 def test_learning_rate_warms_up_and_never_rises_again(schedule: str) -> None:
     settings = tiny_settings(learning_schedule=schedule, warm_up=0.1, learning_rate=0.01)
-    rates = [stage(settings, t / 100).learning_rate for t in range(101)]
+    rates = [step_values(settings, t / 100).learning_rate for t in range(101)]
     assert max(rates) == pytest.approx(0.01) and rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True) and min(rates) > 0
 
@@ -185,7 +185,7 @@ def test_boxes_are_clipped_before_normalisation() -> None:
     box = normalise.box(torch.tensor([[[[0.0, 0.5, 1.0]]]]), 0.1)
     assert torch.allclose(box.lower, torch.tensor([[-2.0, -0.4, 1.6]]), atol=1e-6)
     assert torch.allclose(box.upper, torch.tensor([[-1.6, 0.4, 2.0]]), atol=1e-6)
-    assert centre_crop(torch.arange(64.0).reshape(1, 1, 8, 8), 2, 2).flatten().tolist() == [
+    assert middle_crop(torch.arange(64.0).reshape(1, 1, 8, 8), 2, 2).flatten().tolist() == [
         27,
         28,
         35,

@@ -12,7 +12,7 @@ import torch
 from bitcrown.train.architectures import Architecture, Stage
 from bitcrown.train.images import Normalisation
 from bitcrown.train.settings import TrainSettings
-from bitcrown.train.training import Images, Run, new_run
+from bitcrown.train.training import Images, TrainingRun, new_run
 
 EPS = 0.05
 TINY = Architecture("tiny", (1, 8, 8), 8, 2, 1, (Stage(8, 1, 2),), 16, 4)
@@ -50,5 +50,5 @@ def tiny_settings(**changed: object) -> TrainSettings:
     return TrainSettings.from_mapping({**values, "eps_end": 0.6, **changed})
 
 
-def tiny_run(**changed: object) -> Run:
+def tiny_run(**changed: object) -> TrainingRun:
     return new_run(TINY, tiny_settings(**changed), NORMALISATION)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bitcrown.zoo.crc32c import masked_crc32c
-from bitcrown.zoo.sstable import FOOTER_BYTES, MAGIC
+from bitcrown.zoo.sstable import FOOTER_BYTES, MAGIC, masked_crc32c
 
 
 def varint(value: int) -> bytes:

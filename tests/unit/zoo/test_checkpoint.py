@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import block, entry, field, index_of, signed, table, varint
 
-from bitcrown.errors import BitcrownError, ModelError, UnsupportedError
+from bitcrown.errors import BitcrownError, ModelError, ResourceError, UnsupportedError
 from bitcrown.zoo.checkpoint import open_checkpoint
-from bitcrown.zoo.crc32c import LANE_BYTES, crc32c, masked_crc32c
-from bitcrown.zoo.sstable import FOOTER_BYTES, MAGIC, read_table, read_varint
+from bitcrown.zoo.sstable import FOOTER_BYTES, MAGIC, masked_crc32c, read_table, read_varint
 
 REAL = Path(__file__).resolve().parents[2] / "data" / "zoo" / "tiny"
 """Written by TensorFlow 2.21 with tests/oracles/write_tf1_checkpoint.py."""
@@ -29,24 +29,40 @@ def plain_crc32c(data: bytes) -> int:
     return register ^ 0xFFFFFFFF
 
 
-def test_checksums_of_the_standard() -> None:
-    # RFC 3720, appendix B.4, and the customary check value.
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c(bytes(range(32))) == 0x46DD794E
-    assert crc32c(b"") == 0
+def unmasked(stored: int) -> int:
+    """The inverse of what TensorFlow does to a checksum before it stores it."""
+    rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("rest", [0, 1, 77])
-def test_checksum_in_lanes_is_the_checksum(lanes: int, rest: int) -> None:
-    data = (
-        np.random.default_rng(lanes)
-        .integers(0, 256, lanes * LANE_BYTES + rest, dtype=np.uint8)
-        .tobytes()
-    )
-    assert crc32c(data) == plain_crc32c(data)
+@pytest.mark.parametrize(
+    ("data", "crc"),
+    [
+        # RFC 3720, appendix B.4, and the customary check value.
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (b"", 0),
+    ],
+)
+def test_checksums_of_the_standard(data: bytes, crc: int) -> None:
+    assert plain_crc32c(data) == crc
+    assert unmasked(masked_crc32c(data)) == crc
+
+
+@pytest.mark.parametrize("size", [1, 77, 1024, 5 * 1024 + 3])
+def test_the_checksum_is_the_one_of_the_definition(size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8).tobytes()
+    assert unmasked(masked_crc32c(data)) == plain_crc32c(data)
+
+
+def test_without_the_library_of_checksums_one_sentence_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(ResourceError, match=r"pip install 'bitcrown\[zoo\]'"):
+        open_checkpoint(REAL)
 
 
 def test_a_checkpoint_of_tensorflow_is_read_whole() -> None:

@@ -16,18 +16,18 @@ from torch import Tensor
 from bitcrown.errors import ModelError
 from bitcrown.zoo.networks import (
     PLANS,
-    Moments,
+    MomentNorm,
     SameConv,
-    Stage,
     ZooNetwork,
     ZooPlan,
+    ZooStage,
     build_network,
 )
 from bitcrown.zoo.quantizer import Quantizer
 from bitcrown.zoo.weights import load_weights, save_weights, variables
 
 REAL = Path(__file__).resolve().parents[2] / "data" / "zoo"
-TINY = ZooPlan((Stage(2, ("",)), Stage(4, ("_0",), plain=True)))
+TINY = ZooPlan((ZooStage(2, ("",)), ZooStage(4, ("_0",), plain=True)))
 
 
 def real_tiny() -> ZooNetwork:
@@ -177,7 +177,7 @@ def test_same_padding_is_tensorflows(size: int, stride: int, extent: int) -> Non
 
 @pytest.mark.parametrize("per_image", [False, True])
 def test_moments_are_those_of_the_batch_or_the_image(per_image: bool) -> None:
-    layer = Moments(2, "", per_image).double().eval()
+    layer = MomentNorm(2, "", per_image).double().eval()
     layer.weight.data = torch.tensor([2.0, 0.5], dtype=torch.float64)
     layer.bias.data = torch.tensor([0.1, -1.0], dtype=torch.float64)
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))

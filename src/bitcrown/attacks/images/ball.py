@@ -28,11 +28,12 @@ from bitcrown.attacks.images.noise import Keys, normal_like, uniform_like
 from bitcrown.errors import SettingsError
 
 NORMS = ("Linf", "L2", "L1")
-SHRINKS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
-"""Shares of the radius given up, one after the other, until the rounded point lies inside; the last
-is the image."""
-ROUGH = 0.01
-"""Share by which a distance computed in float32 may be off, and more: it is below a thousandth."""
+_SHRINKS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
+"""Shares by which a move is made shorter, one tried after the other, until the rounded point lies
+inside the ball."""
+_ROUGH = 0.01
+"""A distance computed in float32 is off by less than a thousandth of itself; this is ten times as
+much."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class Ball:
             raise SettingsError(f"pixel range {self.low!r} to {self.high!r} is empty or not finite")
 
     def limits(self, clean: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and greatest value of each pixel, rounded inward to the dtype of
-        ``clean [B, C, H, W]``.
+        """Least and greatest value of each pixel, rounded inward to the dtype of ``clean``.
 
         For L2 and L1 this is the smallest box around the ball.
         """
+        # Subtraction in float64 and the conversion back may each err to the outside by one float32;
+        # whatever lies outside moves inward by one, and then exact - lower <= eps as computed.
         exact = clean.double()
         lower = (exact - self.eps).clamp(min=self.low).to(clean.dtype)
         upper = (exact + self.eps).clamp(max=self.high).to(clean.dtype)
@@ -71,20 +73,22 @@ class Ball:
         return lower, upper
 
     def project(self, x: Tensor, clean: Tensor) -> Tensor:
-        """A point of the ball around ``clean`` near (L-infinity, L1: nearest to) ``x``, both
-        ``[B, C, H, W]``."""
+        """A point of the ball around ``clean`` near (Linf, L1: nearest to) ``x [B, C, H, W]``."""
         return self.around(clean).project(x)
 
-    def around(self, clean: Tensor) -> Region:
+    def around(self, clean: Tensor) -> BallAround:
         """The ball around each image of ``clean [B, C, H, W]``, for many projections."""
-        return Region(self, clean, *self.limits(clean))
+        return BallAround(self, clean, *self.limits(clean))
 
     def _shrunk(self, x: Tensor, clean: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """``x`` pulled into an L2 or L1 ball; ``contains`` holds for every point returned."""
         centre = clean.double()
         move = x.double() - centre
         shrink = self._l2_shrink(move) if self.norm == "L2" else self._l1_shrink(move, centre)
         result = torch.minimum(torch.maximum((centre + shrink).to(clean.dtype), lower), upper)
-        for share in SHRINKS:
+        # The projection is right in real numbers. Where its rounding is outside, the move is made
+        # shorter by ever larger shares; the last is all of it, which leaves the clean image.
+        for share in _SHRINKS:
             is_out = ~self.contains(result, clean)
             if not bool(is_out.any()):
                 break
@@ -99,12 +103,17 @@ class Ball:
         return move * share
 
     def _l1_shrink(self, move: Tensor, centre: Tensor) -> Tensor:
+        # With the least t >= 0 for which the sum is at most eps, sign(d) min(max(|d| - t, 0), room)
+        # is the move of ball and pixel range nearest to d: t is the multiplier of the radius.
         room = torch.where(move > 0, self.high - centre, centre - self.low).clamp(min=0.0)
         size = move.abs()
 
         def shrunk(cut: Tensor) -> Tensor:
             return torch.minimum((size - cut).clamp(min=0.0), room)
 
+        # The sum falls in t, from its value at 0 to nothing at t = max |d|. Bisection keeps
+        # sum(least) > eps >= sum(most); a row that fits already has least = most = 0. 60 halvings
+        # exhaust the 53 bits of a double.
         least = torch.zeros(len(move), 1, 1, 1, dtype=move.dtype, device=move.device)
         most = size.amax(dim=(1, 2, 3), keepdim=True)
         most = torch.where(shrunk(least).sum(dim=(1, 2, 3), keepdim=True) <= self.eps, least, most)
@@ -119,8 +128,7 @@ class Ball:
         return self._length((x.double() - clean.double()).flatten(1))
 
     def _length(self, move: Tensor) -> Tensor:
-        """``[B]`` of ``move [B, n]``; torch's own norms of order 1 and infinity take many times as
-        long."""
+        """``[B]`` of ``move [B, n]``; torch's norms of order 1 and infinity take much longer."""
         if self.norm == "L2":
             length: Tensor = torch.linalg.vector_norm(move, dim=1)
             return length
@@ -133,9 +141,9 @@ class Ball:
         inside = (pixels.amin(dim=1).double() >= self.low) & (
             pixels.amax(dim=1).double() <= self.high
         )
-        # Most points that are asked about are far outside, and a distance in double precision costs
-        # as much as a step.
-        inside &= self._length((x - clean).flatten(1)) <= self.eps * (1.0 + ROUGH)
+        # First in float32, which is cheap: who is beyond the radius by more than its error is out.
+        # Only the others need the distance in float64, which costs as much as a step of an attack.
+        inside &= self._length((x - clean).flatten(1)) <= self.eps * (1.0 + _ROUGH)
         near = inside.nonzero().flatten()
         inside[near] = (
             self.distance(x.index_select(0, near), clean.index_select(0, near)) <= self.eps
@@ -143,8 +151,7 @@ class Ball:
         return inside
 
     def start(self, clean: Tensor, keys: Keys) -> Tensor:
-        """A random point on the sphere, then clamped to the pixel range (``keys [B]``: one stream
-        per image)."""
+        """A random point on the sphere, clamped to the pixel range; ``keys [B]``: streams."""
         if self.norm == "Linf":
             noise = uniform_like(clean, keys)
             return self.project(
@@ -156,15 +163,16 @@ class Ball:
         return self.project(clean + noise, clean)
 
     def start_inside(self, clean: Tensor, keys: Keys) -> Tensor:
-        """As ``start``, but uniform over the box for L-infinity (Madry et al. 2018)."""
+        """A random start for PGD: for L-infinity any point of the box, all equally likely (Madry et
+        al. 2018); for L2 and L1 on the sphere, as ``start``."""
         if self.norm == "Linf":
             return self.project(clean + self.eps * uniform_like(clean, keys), clean)
         return self.start(clean, keys)
 
 
-class Region(NamedTuple):
-    """One ball per image; ``lower``/``upper`` are its limits in the dtype of ``clean``, all
-    ``[B, C, H, W]``."""
+class BallAround(NamedTuple):
+    """``ball`` around each image of ``clean``, with the ``limits`` computed once for many
+    projections; tensors are ``[B, C, H, W]``."""
 
     ball: Ball
     clean: Tensor
@@ -177,9 +185,9 @@ class Region(NamedTuple):
             return x.clamp(self.lower, self.upper)
         return self.ball._shrunk(x, self.clean, self.lower, self.upper)
 
-    def at(self, index: Tensor) -> Region:
-        """The regions of some of the images."""
-        return Region(
+    def at(self, index: Tensor) -> BallAround:
+        """Of the images of numbers ``index`` only."""
+        return BallAround(
             self.ball,
             *(field.index_select(0, index) for field in (self.clean, self.lower, self.upper)),
         )

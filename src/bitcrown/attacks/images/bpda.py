@@ -18,7 +18,7 @@ Which stand-in, ``rule``:
 * ``smooth``: the staircase's derivative is that of a smooth ramp between its steps.
 
 The last two reach inside: a block says how (``Block.surrogate``), and rounding functions of torch
-called anywhere in the network (also by networks read from ONNX) follow ``ROUNDING_SLOPES``.
+called anywhere in the network (also by networks read from ONNX) follow ``rounding_slopes``.
 
 Legend: ``B`` images, ``K`` classes, ``...`` any further axes.
 """
@@ -26,19 +26,17 @@ Legend: ``B`` images, ``K`` classes, ``...`` any further axes.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from bitcrown.attacks.images.victim import Classifier
+from bitcrown.attacks.rounding_slopes import RoundingSlopes
 from bitcrown.errors import SettingsError
 
-Classifier = Callable[[Tensor], Tensor]
-"""Pixels ``[B, C, H, W]`` to logits ``[B, K]``."""
 RULES = ("identity", "removed", "straight-through", "smooth")
 _INSIDE = ("straight-through", "smooth")
 
@@ -48,8 +46,7 @@ class Block(Protocol):
     """A module that attacks should not differentiate as it is written."""
 
     def surrogate(self, x: Tensor, rule: str) -> Tensor:
-        """What to differentiate in its place, near the block's own value; ``rule`` reaches inside a
-        block."""
+        """What to differentiate in its place, near its own value; ``rule`` reaches inside."""
 
 
 class _ValueAndStandIn(torch.autograd.Function):
@@ -66,8 +63,10 @@ class _ValueAndStandIn(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class SubstituteGradient:
-    """A classifier or part of one with the values of ``model`` and the derivatives of
-    ``substitute``."""
+    """A classifier, or part of one, with the values of ``model`` and the slopes of ``substitute``.
+
+    The values are ``model``'s bit for bit. Raises ``SettingsError`` where the two differ in shape.
+    """
 
     model: Classifier
     substitute: Classifier
@@ -81,23 +80,15 @@ class SubstituteGradient:
         if stand_in.shape != value.shape:
             raise SettingsError(
                 "a substitute must have the shape of what it stands for, but "
-                f"{tuple(stand_in.shape)} is not "
-                f"{tuple(value.shape)}; choose another substitute"
+                f"{tuple(stand_in.shape)} is not {tuple(value.shape)}; choose another substitute"
             )
         return _as_tensor(_ValueAndStandIn.apply(value, stand_in))  # type: ignore[no-untyped-call]
-
-
-def with_substitute_gradient(model: Classifier, substitute: Classifier) -> Classifier:
-    """``model``'s values, bit for bit, with the gradient of ``substitute``, both ``[B, ...]`` to
-    ``[B, K]``."""
-    return SubstituteGradient(model, substitute)
 
 
 def block_names(
     model: nn.Module, is_block: Callable[[nn.Module], bool] | None = None
 ) -> tuple[str, ...]:
-    """Names of the outermost modules in ``model`` that ``is_block`` (by default: that are a
-    ``Block``)."""
+    """Names of the outermost modules that ``is_block`` (by default: that are a ``Block``)."""
     chosen = is_block or (lambda module: isinstance(module, Block))
     found: list[str] = []
     for name, module in model.named_modules():
@@ -110,8 +101,7 @@ def block_names(
 def bpda(
     model: Classifier, rule: str, is_block: Callable[[nn.Module], bool] | None = None
 ) -> Classifier:
-    """``model`` with its values unchanged, bit for bit, and the gradient that ``rule`` (of
-    ``RULES``) says.
+    """``model`` with its values, bit for bit, and the gradient that ``rule`` (of ``RULES``) says.
 
     Weights are shared, not copied; switch ``model`` to evaluation mode first. Raises
     ``SettingsError`` where there is nothing the rule could apply to.
@@ -122,8 +112,7 @@ def bpda(
     if not names and rule not in _INSIDE:
         raise SettingsError(
             f"BPDA rule {rule!r} needs blocks to replace, but the network has none: name them "
-            "with is_block, "
-            f"or use {' or '.join(_INSIDE)} for rounding anywhere in the network"
+            f"with is_block, or use {' or '.join(_INSIDE)} for rounding anywhere in the network"
         )
     substitute: Classifier = model
     if names:
@@ -155,8 +144,7 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
-    """A copy that shares every parameter and buffer, with stand-ins for the blocks called
-    ``names``."""
+    """A copy that shares all parameters and buffers, with stand-ins for the blocks ``names``."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     for name in names:
@@ -164,8 +152,8 @@ def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
         if rule in _INSIDE and not isinstance(block, Block):
             raise SettingsError(
                 f"BPDA rule {rule!r} reaches inside a block, but {name or 'the network'} "
-                f"({type(block).__name__}) has "
-                "no surrogate(x, rule); add it, or use identity or removed"
+                f"({type(block).__name__}) has no surrogate(x, rule); add it, or use identity or "
+                "removed"
             )
         stand_in = nn.Identity() if rule == "removed" else _Part(block, rule)
         if not name:
@@ -173,93 +161,6 @@ def _replaced(model: nn.Module, names: tuple[str, ...], rule: str) -> nn.Module:
         outer, _, last = name.rpartition(".")
         setattr(twin.get_submodule(outer), last, stand_in)
     return twin
-
-
-# ---- Rounding functions called anywhere in a network
-
-
-def _one(x: Tensor) -> Tensor:
-    return torch.ones_like(x)
-
-
-def _hard_tanh_slope(x: Tensor) -> Tensor:
-    return (x.abs() <= 1).to(x.dtype)
-
-
-def _wave_at_halves(x: Tensor) -> Tensor:
-    return 1 - torch.cos(2 * math.pi * x)
-
-
-def _wave_at_wholes(x: Tensor) -> Tensor:
-    return 1 + torch.cos(2 * math.pi * x)
-
-
-def _tanh_slope(x: Tensor) -> Tensor:
-    return 1 - torch.tanh(x).square()
-
-
-ROUNDING_SLOPES: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
-    "straight-through": {
-        "round": _one,
-        "floor": _one,
-        "ceil": _one,
-        "trunc": _one,
-        "sign": _hard_tanh_slope,
-    },
-    "smooth": {
-        "round": _wave_at_halves,
-        "floor": _wave_at_wholes,
-        "ceil": _wave_at_wholes,
-        "trunc": _wave_at_wholes,
-        "sign": _tanh_slope,
-    },
-}
-"""Slope given to each rounding function at its input; the waves are one on average and largest at
-the jumps."""
-
-
-class _Sloped(torch.autograd.Function):
-    """``(value, x, slope) -> value`` with ``dvalue/dx = slope``."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return None, gradients[0] * slope, None
-
-
-class RoundingSlopes(TorchFunctionMode):
-    """While it lasts, torch's rounding functions keep their values and get the slopes of a rule."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__()
-        self.slopes: dict[Any, Callable[[Tensor], Tensor]] = {}
-        for name, slope in ROUNDING_SLOPES[rule].items():
-            self.slopes[getattr(torch, name)] = self.slopes[getattr(Tensor, name)] = slope
-
-    def __torch_function__(
-        self,
-        function: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        slope = self.slopes.get(function)
-        x = args[0] if args else None
-        if (
-            slope is None
-            or not isinstance(x, Tensor)
-            or not x.requires_grad
-            or not torch.is_grad_enabled()
-        ):
-            return function(*args, **(kwargs or {}))
-        with torch.no_grad():
-            value, at_x = function(*args, **(kwargs or {})), slope(x)
-        return _Sloped.apply(value, x, at_x)  # type: ignore[no-untyped-call]
 
 
 def _with_rounding_slopes(network: Classifier, rule: str) -> Classifier:

@@ -14,7 +14,7 @@ Legend: ``B`` images, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,17 +23,15 @@ import torch
 from torch import Tensor
 
 from bitcrown.attacks.images.apgd import apgd
-from bitcrown.attacks.images.apgd_l1 import apgd_l1
 from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.fab import fab
+from bitcrown.attacks.images.losses import cross_entropy, dlr, targeted_dlr
 from bitcrown.attacks.images.noise import Keys, stream_keys
 from bitcrown.attacks.images.square import random_points, square
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import ImageLoss, Victim
-from bitcrown.attacks.property.losses import cross_entropy, dlr, targeted_dlr
+from bitcrown.attacks.images.windows import Places
 from bitcrown.errors import SettingsError
-
-Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,7 @@ SUITES = {"standard": _STANDARD, "plus": _PLUS, "rand": _RAND, "black-box": _BLA
 
 
 def components(suite: str, norm: str) -> tuple[Component, ...]:
-    """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for a name that is no
-    suite."""
+    """What ``suite`` consists of for ``norm``. Raises ``SettingsError`` for other names."""
     if suite not in SUITES:
         raise SettingsError(f"attack suite {suite!r} is not known; use one of {', '.join(SUITES)}")
     return _STANDARD_L1 if suite == "standard" and norm == "L1" else SUITES[suite]
@@ -138,27 +135,23 @@ def run_component(
     ball: Ball,
     seed: int,
 ) -> Trace:
-    """All runs of one component on ``clean [B, C, H, W]``, whose numbers in the data set are
-    ``number [B]``."""
+    """All runs of one component on ``clean [B, C, H, W]``; ``number [B]``: in the data set."""
     victim = replace(victim, repeats=component.repeats)
     whole = Trace.empty(clean)
     whole.flat.fill_(True)
     ranking = _ranking(victim.logits(clean), labels)
     job = _Job(component, victim, ball, clean, labels, number, seed, ranking)
     for runs in component.series(ranking.shape[1]):
-        run, place = (
-            np.repeat(np.arange(len(runs)), len(clean)),
-            np.tile(np.arange(len(clean)), len(runs)),
-        )
+        run = np.repeat(np.arange(len(runs)), len(clean))
+        place = np.tile(np.arange(len(clean)), len(runs))
         while True:
             stands = ~whole.found.cpu().numpy()[place]
             run, place = run[stands], place[stands]
             if not len(run):
                 break
-            # (A network whose logits depend on the batch gets the images of one run at a time.)
-            count = (
-                int((run == run[0]).sum()) if victim.rows is None else max(len(clean), victim.rows)
-            )
+            # A network whose logits depend on the batch gets the images of one run at a time.
+            alone = int((run == run[0]).sum())
+            count = alone if victim.rows is None else max(len(clean), victim.rows)
             job.merge(whole, runs, run[:count], place[:count])
             run, place = run[count:], place[count:]
     return whole
@@ -186,8 +179,7 @@ class _Job:
     def merge(
         self, whole: Trace, runs: Sequence[tuple[int, int]], run: Places, place: Places
     ) -> None:
-        """Do run ``runs[run[k]]`` on image ``place[k]`` for all ``k``, which are sorted by run; add
-        to ``whole``."""
+        """Add to ``whole`` run ``runs[run[k]]`` on image ``place[k]``, all ``k``, sorted by run."""
         parts = [(number, np.flatnonzero(run == number)) for number in np.unique(run).tolist()]
         keys = np.concatenate([
             stream_keys(self.seed, self.number[place[part]], self.component.name, first, second + 1)
@@ -205,23 +197,18 @@ class _Job:
     def _trace(
         self, clean: Tensor, labels: Tensor, keys: Keys, restart: int, targets: Tensor | None
     ) -> Trace:
-        name, budget, victim, ball = (
-            self.component.name,
-            self.component.budget,
-            self.victim,
-            self.ball,
-        )
+        name, budget = self.component.name, self.component.budget
+        victim, ball = self.victim, self.ball
         if name in ("square", "random"):
             search = square if name == "square" else random_points
             return search(victim, clean, labels, ball, keys, budget)
         if name.startswith("fab"):
             return fab(victim, clean, labels, ball, keys if restart else None, budget, targets)
-        ascent: Callable[..., Trace] = apgd_l1 if ball.norm == "L1" else apgd
         loss: ImageLoss = cross_entropy if name == "apgd-ce" else dlr
         classes = labels
         if targets is not None:
             loss, classes = _pair_dlr, torch.stack([labels, targets], dim=1)
-        return ascent(victim, clean, labels, ball, keys, budget, loss, classes)
+        return apgd(victim, clean, labels, ball, keys, budget, loss, classes)
 
 
 def _pair_dlr(logits: Tensor, classes: Tensor) -> Tensor:

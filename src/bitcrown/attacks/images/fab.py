@@ -31,10 +31,10 @@ from bitcrown.attacks.images.noise import Keys
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Victim
 
-MOST_CLEAN = 0.1
-OVERSHOOT = 1.05
-BACKWARD = 0.9
-DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
+_MOST_CLEAN = 0.1
+_OVERSHOOT = 1.05
+_BACKWARD = 0.9
+_DUAL = {"Linf": 1.0, "L2": 2.0, "L1": torch.inf}
 
 
 class _Boundary(NamedTuple):
@@ -45,8 +45,7 @@ class _Boundary(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """The images still standing; every field ``[R, ...]``. ``targets``: absent for all
-    boundaries."""
+    """The images still standing; every field ``[R, ...]``. No ``targets``: all boundaries."""
 
     place: Tensor
     clean: Tensor
@@ -88,10 +87,11 @@ def fab(
 
 
 def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
-    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, no gradient)
-    stays."""
+    """The next points for ``x [R, C, H, W]``; one whose boundary is unknown (NaN, none) stays."""
     both = torch.stack([x.flatten(1), clean.flatten(1)])
     now, origin = both
+    # The hyperplane f + w . (x - x_k) = 0: a move d from x_k reaches it with w . d = -f, one from
+    # the clean image with w . d = -f + w . (x_k - x_clean).
     w, offset = boundary.normal, -boundary.value
     largest = w.abs().amax(dim=1)
     usable = torch.isfinite(largest) & (largest > 0) & torch.isfinite(offset)
@@ -101,9 +101,12 @@ def _step(x: Tensor, clean: Tensor, boundary: _Boundary, ball: Ball) -> Tensor:
         offset = torch.where(usable, offset, torch.zeros_like(offset))
     reach = torch.stack([offset, offset + (now - origin).mul_(w).sum(dim=1)])
     move = shortest_move(both, w, reach, ball.norm, ball.low, ball.high)
+    # a = |d_1| / (|d_1| + |d_3|), at most 0.1: the nearer x_k is to the boundary, the less the
+    # clean image pulls.
     near, far = _length(move, ball.norm)
-    share = (near / (near + far).clamp(min=1e-30)).clamp(max=MOST_CLEAN).unsqueeze(1)
-    first, third = move.mul_(OVERSHOOT).add_(both).mul_(torch.stack([1.0 - share, share]))
+    share = (near / (near + far).clamp(min=1e-30)).clamp(max=_MOST_CLEAN).unsqueeze(1)
+    # (1 - a) (x_k + 1.05 d_1) + a (x_clean + 1.05 d_3), both terms computed in one tensor.
+    first, third = move.mul_(_OVERSHOOT).add_(both).mul_(torch.stack([1.0 - share, share]))
     ahead: Tensor = first.add_(third).clamp_(ball.low, ball.high)
     if not is_whole:
         ahead = torch.where(usable.unsqueeze(1), ahead, now)
@@ -121,8 +124,7 @@ def _length(move: Tensor, norm: str) -> Tensor:
 def _judge(
     victim: Victim, x: Tensor, walk: _Walk, ball: Ball, trace: Trace
 ) -> tuple[Tensor, _Walk]:
-    """What is left: broken images inside the ball are recorded and leave, those broken outside turn
-    back."""
+    """What is left: images broken inside the ball leave, those broken outside turn back."""
     logits = victim.logits(x)
     beyond = (logits.argmax(dim=1) != walk.labels).nonzero().flatten()
     if not len(beyond):
@@ -132,7 +134,7 @@ def _judge(
     place = beyond[inside]
     broken = inside[victim.breaks(found[inside], logits[place], walk.labels[place])]
     trace.record(walk.place[beyond[broken]], found[broken])
-    x = x.index_copy(0, beyond, (1.0 - BACKWARD) * origin + BACKWARD * found)
+    x = x.index_copy(0, beyond, (1.0 - _BACKWARD) * origin + _BACKWARD * found)
     if not len(broken):
         return x, walk
     left = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -142,16 +144,17 @@ def _judge(
 
 
 def _boundary(victim: Victim, x: Tensor, walk: _Walk, norm: str) -> _Boundary:
-    """The boundary aimed at, or among those of all classes the one that is nearest by its
-    linearisation."""
+    """The boundary aimed at, or of all classes the nearest by its linearisation."""
     if walk.targets is not None:
         _, value, slope = victim.gradient(x, _rise, torch.stack([walk.labels, walk.targets], dim=1))
         return _Boundary(value, slope.flatten(1))
     logits, slopes = victim.jacobian(x)
+    # f_k = z_k - z_y for every class k; the distance to {f_k + w_k . d = 0} is |f_k| / ||w_k||_q
+    # with the dual norm q. The label itself (0 / 0) is never the nearest.
     own = walk.labels.reshape(-1, 1)
     value = logits - logits.gather(1, own)
     normal = slopes - slopes.gather(1, own.unsqueeze(2).expand(-1, 1, slopes.shape[2]))
-    distance = value.abs() / torch.linalg.vector_norm(normal, ord=DUAL[norm], dim=2).clamp(
+    distance = value.abs() / torch.linalg.vector_norm(normal, ord=_DUAL[norm], dim=2).clamp(
         min=1e-30
     )
     nearest = distance.nan_to_num(torch.inf).scatter(1, own, torch.inf).argmin(dim=1)

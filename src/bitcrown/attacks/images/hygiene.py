@@ -26,24 +26,23 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bitcrown.attacks.images.ball import Ball
+from bitcrown.attacks.images.losses import lead
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Classifier
-from bitcrown.attacks.property.losses import lead
 
-SAMPLE = 16
-DIFFERENCE = 1e-4
+_SAMPLE = 16
+_DIFFERENCE = 1e-4
 """Logits that differ by more than this share of the largest one do not differ by rounding."""
-STEEP = 1e3
+_STEEP = 1e3
 """A first-order change over the ball this many times the spread of the logits describes no
 function."""
-FLAT_SHARE, ZERO_SHARE, SQUARE_SHARE, GAP_SHARE = 0.1, 0.01, 0.002, 0.01
-Z95 = 1.959963984540054
+_FLAT_SHARE, _ZERO_SHARE, _SQUARE_SHARE, _GAP_SHARE = 0.1, 0.01, 0.002, 0.01
+_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to doubt the number: ``name`` for programs, ``sentence`` for readers, ``measured``
-    behind both."""
+    """One reason to doubt the number: for programs, for readers, and what was measured."""
 
     name: str
     sentence: str
@@ -52,8 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What ``inspect`` learned. ``is_batch_dependent`` and ``is_differentiable`` decide how the
-    attacks run."""
+    """What ``inspect`` learned; the two flags decide how the attacks run."""
 
     findings: tuple[Finding, ...]
     is_batch_dependent: bool
@@ -61,19 +59,19 @@ class Inspection:
 
 
 def inspect(model: Classifier, images: Tensor, labels: Tensor, ball: Ball) -> Inspection:
-    """Check the network on the first ``SAMPLE`` of ``images [B, C, H, W]``."""
-    x, y = images[:SAMPLE], labels[:SAMPLE]
+    """Check the network on the first ``_SAMPLE`` of ``images [B, C, H, W]``."""
+    x, y = images[:_SAMPLE], labels[:_SAMPLE]
     with torch.no_grad():
         logits = model(x)
-    randomness = randomised_forward(model, x, logits)
-    dependence = None if randomness else batch_dependence(model, x, logits)
+    randomness = _randomised_forward(model, x, logits)
+    dependence = None if randomness else _batch_dependence(model, x, logits)
     is_differentiable = _has_gradient(model, x)
-    findings = [randomness, dependence, softmax_output(logits)]
+    findings = [randomness, dependence, _softmax_output(logits)]
     if is_differentiable:
         findings += [
-            dynamic_forward(model, x),
-            cross_gradient(model, x, y),
-            *gradient_size(model, x, y, ball),
+            _dynamic_forward(model, x),
+            _cross_gradient(model, x, y),
+            *_gradient_size(model, x, y, ball),
         ]
     return Inspection(
         tuple(f for f in findings if f is not None), dependence is not None, is_differentiable
@@ -86,31 +84,28 @@ def _has_gradient(model: Classifier, x: Tensor) -> bool:
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two lots of logits, as a share of the largest logit; NaN against a
-    number is infinite."""
+    """Largest difference of logits as a share of the largest; NaN against a number: infinite."""
     gap = torch.where(torch.isnan(first) & torch.isnan(second), 0.0, (first - second).abs())
     scale = first.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp(min=1e-12)
     return float((gap / scale).nan_to_num(torch.inf).max())
 
 
-def randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
+def _randomised_forward(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
     """The same batch several times."""
     with torch.no_grad():
         worst = max(_difference(logits, model(x)) for _ in range(4))
-    if worst <= DIFFERENCE:
+    if worst <= _DIFFERENCE:
         return None
     return Finding(
         "randomised",
         f"the same images give logits that differ by {worst:.2g} of the largest one: gradients "
-        "and decisions are "
-        "random; use the suite rand, which averages gradients",
+        "and decisions are random; use the suite rand, which averages gradients",
         {"difference": worst},
     )
 
 
-def batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
-    """Each image alone, with half of its batch, and with other companions (all black, all
-    white)."""
+def _batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | None:
+    """Each image alone, with half of its batch, and with all black or all white companions."""
     half = max(1, len(x) // 2)
     with torch.no_grad():
         alone = torch.cat([model(x[k : k + 1]) for k in range(len(x))])
@@ -123,21 +118,19 @@ def batch_dependence(model: Classifier, x: Tensor, logits: Tensor) -> Finding | 
         _difference(logits, alone),
         *(_difference(logits[:half], other) for other in (*others, halved)),
     )
-    if worst <= DIFFERENCE:
+    if worst <= _DIFFERENCE:
         return None
     changed = int((alone.argmax(dim=1) != logits.argmax(dim=1)).sum())
     return Finding(
         "batch-dependent",
         f"logits of an image change by {worst:.2g} of the largest one with the images beside it; "
-        f"{changed} of "
-        f"{len(x)} decisions differ when alone: robustness of a single image has no meaning here, "
-        "and every number "
-        "depends on batch size and order",
+        f"{changed} of {len(x)} decisions differ when alone: robustness of a single image has no "
+        "meaning here, and every number depends on batch size and order",
         {"difference": worst, "decisions_changed": float(changed), "images": float(len(x))},
     )
 
 
-def cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | None:
+def _cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | None:
     """The gradient of the losses of the first half of a batch in the images of the second half."""
     half = len(x) // 2
     if not half:
@@ -156,7 +149,7 @@ def cross_gradient(model: Classifier, x: Tensor, labels: Tensor) -> Finding | No
     )
 
 
-def gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> list[Finding]:
+def _gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> list[Finding]:
     """NaN, zero and exploding gradients at the images themselves."""
     slope = _slope(model, x, labels, len(x)).flatten(1)
     with torch.no_grad():
@@ -169,18 +162,16 @@ def gradient_size(model: Classifier, x: Tensor, labels: Tensor, ball: Ball) -> l
     steepest = float(steep.nan_to_num(0.0, 0.0, 0.0).max())
     found = []
     if broken:
-        found.append(
-            _share("nan-gradient", broken, len(x), "have gradients that are NaN or infinite")
-        )
+        what = "have gradients that are NaN or infinite"
+        found.append(_share("nan-gradient", broken, len(x), what))
     if zero:
         found.append(_share("zero-gradient", zero, len(x), "have gradients that are exactly zero"))
-    if steepest > STEEP:
+    if steepest > _STEEP:
         found.append(
             Finding(
                 "exploding-gradient",
                 f"by its gradient the lead would change by {steepest:.2g} times the spread of the "
-                "logits within the "
-                "ball: the gradient does not describe the network",
+                "logits within the ball: the gradient does not describe the network",
                 {"ratio": steepest},
             )
         )
@@ -212,7 +203,7 @@ class _GradientCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
+def _dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
     """A forward pass that calls autograd optimises something at test time."""
     with torch.no_grad(), _GradientCalls() as calls:
         model(x)
@@ -221,13 +212,12 @@ def dynamic_forward(model: Classifier, x: Tensor) -> Finding | None:
     return Finding(
         "dynamic",
         f"the forward pass calls autograd {calls.count} times: the network optimises at test "
-        "time, which these "
-        "attacks do not see through",
+        "time, which these attacks do not see through",
         {"calls": float(calls.count)},
     )
 
 
-def softmax_output(logits: Tensor) -> Finding | None:
+def _softmax_output(logits: Tensor) -> Finding | None:
     """Outputs between 0 and 1 that sum to 1."""
     off = float((logits.sum(dim=1) - 1.0).abs().max())
     if not (float(logits.min()) >= 0.0 and float(logits.max()) <= 1.0 and off <= 1e-5):
@@ -235,70 +225,49 @@ def softmax_output(logits: Tensor) -> Finding | None:
     return Finding(
         "softmax-output",
         f"the outputs lie between 0 and 1 and sum to 1 within {off:.1g}: they look like "
-        "probabilities, whose gradients "
-        "vanish; attack the logits before the softmax",
+        "probabilities, whose gradients vanish; attack the logits before the softmax",
         {"sum_off": off},
     )
 
 
 def gradients_met(name: str, attempted: int, broken: int, zero: int, flat: int) -> list[Finding]:
-    """What one gradient attack met on ``attempted`` images: broken gradients, zero ones, a loss
-    that never rose."""
+    """What a gradient attack met on ``attempted`` images: see the counts of ``notice``."""
     found = []
     if broken:
-        found.append(
-            _share(
-                f"nan-gradient:{name}",
-                broken,
-                attempted,
-                f"met NaN or infinite gradients under {name}",
-            )
-        )
-    if zero > ZERO_SHARE * attempted:
-        found.append(
-            _share(
-                f"zero-gradient:{name}",
-                zero,
-                attempted,
-                f"began {name} with a gradient of exactly zero",
-            )
-        )
-    if name.startswith("apgd") and flat > FLAT_SHARE * attempted:
+        what = f"met NaN or infinite gradients under {name}"
+        found.append(_share(f"nan-gradient:{name}", broken, attempted, what))
+    if zero > _ZERO_SHARE * attempted:
+        what = f"began {name} with a gradient of exactly zero"
+        found.append(_share(f"zero-gradient:{name}", zero, attempted, what))
+    if name.startswith("apgd") and flat > _FLAT_SHARE * attempted:
         sentence = f"the loss of {flat} of {attempted} images never rose above where {name} began"
-        found.append(
-            Finding(
-                f"flat-loss:{name}", sentence, {"count": float(flat), "images": float(attempted)}
-            )
-        )
+        measured = {"count": float(flat), "images": float(attempted)}
+        found.append(Finding(f"flat-loss:{name}", sentence, measured))
     return found
 
 
 def black_box_ahead(images: int, before: int, name: str, broken: int) -> Finding | None:
-    """Random search broke ``broken`` of ``images`` that the gradient attacks ``before`` it had left
-    standing."""
-    if not before or broken <= SQUARE_SHARE * images:
+    """Random search broke ``broken`` images that ``before`` gradient attacks had left."""
+    if not before or broken <= _SQUARE_SHARE * images:
         return None
     return Finding(
         "black-box-ahead",
         f"{name} broke {broken} images ({100 * broken / images:.1f} % of all) that the {before} "
-        "attacks with gradients "
-        "before it could not: their gradients mislead",
+        "attacks with gradients before it could not: their gradients mislead",
         {"broken": float(broken), "images": float(images)},
     )
 
 
 def substitute_gap(images: int, without: int, with_substitute: int) -> Finding | None:
-    """Standing images ``without`` and ``with_substitute`` gradients (BPDA): a large gap means
-    gradients were hidden."""
+    """Images standing ``without`` and with substitute gradients: a gap means hidden ones."""
     gap = without - with_substitute
-    if gap <= GAP_SHARE * images:
+    if gap <= _GAP_SHARE * images:
         return None
     return Finding(
         "substitute-gradient-gap",
         f"with substitute gradients {100 * with_substitute / images:.1f} % stand, with the "
-        "network's own "
-        f"{100 * without / images:.1f} %: it hides its gradients; only the smaller number means "
-        "anything",
+        f"network's own {100 * without / images:.1f} %: it hides its gradients; only the smaller "
+        "number means anything",
         {"without": without / images, "with": with_substitute / images, "images": float(images)},
     )
 
@@ -307,10 +276,10 @@ def confidence_interval(successes: int, images: int) -> tuple[float, float]:
     """Wilson's 95 % interval for a share measured on ``images``, as shares (Wilson 1927)."""
     if not images:
         return 0.0, 1.0
-    share, z2 = successes / images, Z95 * Z95
+    share, z2 = successes / images, _Z95 * _Z95
     middle = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = (
-        Z95
+        _Z95
         / (1 + z2 / images)
         * math.sqrt(share * (1 - share) / images + z2 / (4 * images * images))
     )
@@ -326,15 +295,13 @@ def small_sample(successes: int, images: int) -> Finding | None:
     return Finding(
         "sample-size",
         f"{images} images: the 95 % interval is {100 * lower:.1f} to {100 * upper:.1f} %; "
-        "differences within it mean "
-        "nothing",
+        "differences within it mean nothing",
         {"lower": lower, "upper": upper, "images": float(images)},
     )
 
 
 def notice(trace: Trace) -> tuple[int, int, int]:
-    """Images with broken gradients, with zero ones, and with a loss that never rose (broken images
-    aside)."""
+    """Images with broken gradients, with zero ones, and unbroken ones whose loss never rose."""
     return (
         int(trace.broken_gradient.sum()),
         int(trace.zero_gradient.sum()),

@@ -34,8 +34,7 @@ def _mix(z: Keys) -> Keys:
 
 
 def stream_keys(seed: int, image: npt.NDArray[np.int64], *names: str | int) -> Keys:
-    """``[B]``: one key per image number in ``image [B]``; ``names`` say which attack, restart,
-    target ... it is for."""
+    """``[B]``: one key an image number of ``image [B]``; ``names``: attack, restart, target."""
     keys = _mix(np.full(len(image), seed % (1 << 64), dtype=np.uint64) + _GOLDEN)
     keys = _mix((keys ^ image.astype(np.uint64)) + _GOLDEN)
     for name in names:
@@ -47,8 +46,7 @@ def stream_keys(seed: int, image: npt.NDArray[np.int64], *names: str | int) -> K
 def uniforms(
     keys: Keys, count: int, first: int | npt.NDArray[np.int64] = 0
 ) -> npt.NDArray[np.float64]:
-    """``[B, count]``: numbers ``first .. first + count - 1`` of each stream, strictly between 0 and
-    1.
+    """``[B, count]``: numbers from ``first`` on of each stream, strictly between 0 and 1.
 
     ``first`` may be one for all or ``[B]``.
     """
@@ -65,8 +63,7 @@ def uniform_like(x: Tensor, keys: Keys) -> Tensor:
 
 
 def normal_like(x: Tensor, keys: Keys) -> Tensor:
-    """Standard normal (Box & Muller 1958), in the shape, dtype and on the device of
-    ``x [B, C, H, W]``."""
+    """Standard normal (Box & Muller 1958), in shape, dtype and device of ``x [B, C, H, W]``."""
     half = (x[0].numel() + 1) // 2
     rows = []
     for key in keys:

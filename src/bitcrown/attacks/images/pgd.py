@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from bitcrown.attacks.images.ball import Ball
+from bitcrown.attacks.images.losses import cross_entropy
 from bitcrown.attacks.images.noise import Keys, stream_keys
 from bitcrown.attacks.images.victim import Classifier, Victim, rows_for
-from bitcrown.attacks.property.losses import cross_entropy
 
-L1_SHARE = 0.05
+_L1_SHARE = 0.05
 """Share of the pixels that one L1 step moves."""
 
 
@@ -36,8 +36,7 @@ def pgd_images(
     seed: int,
     batch: int = 100,
 ) -> Tensor:
-    """``[B, C, H, W]``: a misclassified point of the ball for each image, the clean image where
-    none was found.
+    """``[B, C, H, W]``: a misclassified point of each ball, the clean image where none is found.
 
     Images that are misclassified as they are stay as they are. ``batch`` bounds memory and changes
     no result.
@@ -89,10 +88,9 @@ def _ascend(
 
 
 def steepest(slope: Tensor, norm: str) -> Tensor:
-    """Direction of unit length in ``norm`` along which a function of gradient
-    ``slope [B, C, H, W]`` grows fastest.
+    """Unit direction in ``norm`` in which a function of gradient ``slope`` grows fastest.
 
-    For L1 that would be one pixel: the largest ``L1_SHARE`` of them share the step. NaN moves
+    For L1 that would be one pixel: the largest ``_L1_SHARE`` of them share the step. NaN moves
     nothing.
     """
     slope = slope.nan_to_num(0.0, 0.0, 0.0)
@@ -102,7 +100,17 @@ def steepest(slope: Tensor, norm: str) -> Tensor:
     if norm == "L2":
         length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         return (flat / length.clamp(min=1e-30)).reshape(slope.shape)
-    count = max(1, int(L1_SHARE * flat.shape[1]))
-    least = flat.abs().topk(count, dim=1).values[:, -1:]
+    share = torch.full((len(flat),), _L1_SHARE, dtype=torch.float64, device=flat.device)
+    return sparse_direction(slope, share)
+
+
+def sparse_direction(slope: Tensor, share: Tensor) -> Tensor:
+    """Signs of the largest entries of ``slope [B, C, H, W]``, a ``share [B]`` of them (one at
+    least), of sum 1 in absolute value. NaN moves nothing."""
+    flat = slope.nan_to_num(0.0, 0.0, 0.0).flatten(1)
+    count = (share * flat.shape[1]).long().clamp(1, flat.shape[1])
+    # The count-th largest size is the threshold; ties with it move too, zeros have no sign.
+    ranked = flat.abs().sort(dim=1, descending=True).values
+    least = ranked.gather(1, count.unsqueeze(1) - 1)
     signs = torch.where(flat.abs() >= least, flat.sign(), torch.zeros_like(flat))
     return (signs / signs.abs().sum(dim=1, keepdim=True).clamp(min=1.0)).reshape(slope.shape)

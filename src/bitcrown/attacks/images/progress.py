@@ -28,6 +28,9 @@ from bitcrown.archives import read_arrays
 from bitcrown.errors import DataError, ResourceError, SettingsError
 from bitcrown.files import replacing
 
+_COUNTS = ("broken_by", "done", "seconds", "noticed")
+"""Fields of ``Standing`` besides the images, in their order."""
+
 
 @dataclass
 class Standing:
@@ -63,30 +66,21 @@ def fingerprint(images: Tensor, labels: Tensor, *words: object) -> str:
     return digest.hexdigest()
 
 
-def save(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
-    """Replace ``path`` by the present state; ``logits [B, K]`` of the clean images tell networks
-    apart."""
+def save_state(path: Path, standing: Standing, question: str, logits: Tensor) -> None:
+    """Replace ``path`` by the present state; ``logits [B, K]`` tell networks apart."""
+    counts = {name: getattr(standing, name) for name in _COUNTS}
+    images, known = standing.adversarial.cpu().numpy(), logits.cpu().numpy()
     try:
         with replacing(path) as file:
-            np.savez(
-                file,
-                question=np.array(question),
-                logits=logits.cpu().numpy(),
-                adversarial=standing.adversarial.cpu().numpy(),
-                broken_by=standing.broken_by,
-                done=standing.done,
-                seconds=standing.seconds,
-                noticed=standing.noticed,
-            )
+            np.savez(file, question=np.array(question), logits=known, adversarial=images, **counts)
     except OSError as error:
         raise ResourceError(
             f"the state of the attack cannot be written to {path}: {error}"
         ) from error
 
 
-def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
-    """The state in ``path``, or ``fresh`` without such a file. Raises ``SettingsError`` if it is of
-    another run."""
+def load_state(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing:
+    """The state in ``path``, else ``fresh``. Raises ``SettingsError`` if it is of another run."""
     if not path.exists():
         return fresh
     stored = _arrays(path)
@@ -95,8 +89,8 @@ def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing
             f"{path} belongs to another attack (other images, ball, suite or seed); name another "
             "file"
         )
-    known = stored["logits"]
-    now = logits.cpu().numpy()
+    # Another machine may give other last bits; another network gives other numbers.
+    known, now = stored["logits"], logits.cpu().numpy()
     if (
         known.shape != now.shape
         or known.dtype.kind != "f"
@@ -108,17 +102,14 @@ def load(path: Path, fresh: Standing, question: str, logits: Tensor) -> Standing
         raise SettingsError(
             f"{path} is damaged: its images have shape {images.shape}; delete it and begin again"
         )
-    adversarial = torch.from_numpy(images).to(fresh.adversarial.device)
-    for name in ("broken_by", "done", "seconds", "noticed"):
-        expected = getattr(fresh, name)
-        if stored[name].shape != expected.shape or stored[name].dtype != expected.dtype:
+    for name in _COUNTS:
+        found, expected = stored[name], getattr(fresh, name)
+        if found.shape != expected.shape or found.dtype != expected.dtype:
             raise SettingsError(
-                f"{path} is damaged: {name} has shape {stored[name].shape}; delete it and begin "
-                "again"
+                f"{path} is damaged: {name} has shape {found.shape}; delete it and begin again"
             )
-    return Standing(
-        adversarial, stored["broken_by"], stored["done"], stored["seconds"], stored["noticed"]
-    )
+    adversarial = torch.from_numpy(images).to(fresh.adversarial.device)
+    return Standing(adversarial, *(stored[name] for name in _COUNTS))
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -128,15 +119,7 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise SettingsError(
             f"{path} is not the state of an attack ({error}); delete it or name another file"
         ) from error
-    missing = {
-        "question",
-        "logits",
-        "adversarial",
-        "broken_by",
-        "done",
-        "seconds",
-        "noticed",
-    } - found.keys()
+    missing = {"question", "logits", "adversarial", *_COUNTS} - found.keys()
     if missing:
         raise SettingsError(
             f"{path} is not the state of an attack: {', '.join(sorted(missing))} missing"

@@ -24,35 +24,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.images.ball import Ball, Region
+from bitcrown.attacks.images.ball import Ball, BallAround
+from bitcrown.attacks.images.losses import lead
 from bitcrown.attacks.images.noise import Keys, uniforms
 from bitcrown.attacks.images.square_mass import moved_mass, tiled_start
 from bitcrown.attacks.images.trace import Trace
 from bitcrown.attacks.images.victim import Victim
 from bitcrown.attacks.images.windows import BLOCK, Draws, Places, edges, places
-from bitcrown.attacks.property.losses import lead
 
-FIRST_SHARE = 0.8
-HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_FIRST_SHARE = 0.8
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass
 class _Search:
-    """The images still standing; every field ``[R, ...]``. ``asked``: queries answered, also the
-    next one's number."""
+    """The images still standing, fields ``[R, ...]``; ``asked``: the next query's number."""
 
     place: Tensor
     x: Tensor
     value: Tensor
-    region: Region
+    region: BallAround
     labels: Tensor
     draws: Draws
     asked: Places
 
-    def keep(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    def keep(self, mask: npt.NDArray[np.bool_]) -> None:
         """The images of ``mask [R]`` only."""
         if mask.all():
             return
@@ -63,12 +63,13 @@ class _Search:
         self.draws, self.asked = self.draws.keep(kept), self.asked[kept]
 
     def questions(self, rows: int | None, queries: int) -> tuple[Places, Places]:
-        """Images and numbers of the next queries, both ``[Q]``: as many as a call has ``rows``,
-        those behind first."""
+        """Images and numbers of the next queries, both ``[Q]``, for a call of ``rows``."""
         count = len(self.asked)
         image = np.arange(count)
         if rows is None or rows == count:
             return image, self.asked
+        # Fewer rows than images: those that have asked least. More: an equal share of the rows
+        # each, the remainder to those behind, but no query past the budget or the numbers drawn.
         behind = np.argsort(self.asked, kind="stable")
         if rows < count:
             image = np.sort(behind[:rows])
@@ -104,7 +105,7 @@ def square(
         if (query >= search.draws.first[image] + BLOCK).any():
             search.draws = Draws.of(search.draws.keys, search.asked, clean)
         index = torch.from_numpy(image).to(clean.device)
-        halvings = (query[:, None] > np.array(HALVED_AFTER)).sum(axis=1)
+        halvings = (query[:, None] > np.array(_HALVED_AFTER)).sum(axis=1)
         change = _flipped if ball.norm == "Linf" else _moved
         random = search.draws.at(image, query)
         tried = change(search.region, index, search.x.index_select(0, index), random, halvings)
@@ -113,16 +114,18 @@ def square(
 def _judge(
     victim: Victim, search: _Search, image: Places, query: Places, tried: Tensor, trace: Trace
 ) -> None:
-    """Take over the first success of each image among the points ``tried [Q, C, H, W]``; what
-    breaks leaves."""
+    """Take over the first success of each image among ``tried [Q, C, H, W]``."""
     logits = victim.logits(tried)
     index = torch.from_numpy(image).to(tried.device)
     labels = search.labels[index]
     ahead = lead(logits, labels)
     better, wrong = ahead > search.value[index], ahead > 0
+    # The queries of an image stand in their order: up to its first event they were asked from the
+    # point it is still at, the later ones are void and are asked again from the new point.
     events = (better | wrong).nonzero().flatten().cpu().numpy()
     who, first = np.unique(image[events], return_index=True)
     first = events[first]
+    # Without an event all queries count, otherwise those up to it.
     search.asked = search.asked + np.bincount(image, minlength=len(search.asked))
     search.asked[who] = query[first] + 1
     chosen = torch.from_numpy(first).to(tried.device)
@@ -141,8 +144,7 @@ def _judge(
 def random_points(
     victim: Victim, clean: Tensor, labels: Tensor, ball: Ball, keys: Keys, queries: int
 ) -> Trace:
-    """``queries`` independent points of each image's sphere: what chance alone achieves, and a
-    floor for the others."""
+    """``queries`` random points of each sphere: what chance achieves, a floor for the others."""
     trace = Trace.empty(clean)
     place = torch.arange(len(clean), device=clean.device)
     for query in range(queries):
@@ -155,18 +157,19 @@ def random_points(
     return trace
 
 
-def _striped_start(region: Region, keys: Keys) -> Tensor:
+def _striped_start(region: BallAround, keys: Keys) -> Tensor:
     count, channels, _, width = region.clean.shape
     coin = torch.from_numpy(uniforms(keys, channels * width) > 0.5).to(region.clean.device)
     return torch.where(coin.reshape(count, channels, 1, width), region.upper, region.lower)
 
 
-def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
-    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range;
-    ``random [Q, J]``."""
+def _flipped(
+    region: BallAround, index: Tensor, x: Tensor, random: Tensor, halvings: Places
+) -> Tensor:
+    """``x [Q, C, H, W]`` of images ``index [Q]``, one window of each at an end of its range."""
     _, channels, height, width = x.shape
     sides = [
-        round((FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(HALVED_AFTER) + 1)
+        round((_FIRST_SHARE / 2**k * height * width) ** 0.5) for k in range(len(_HALVED_AFTER) + 1)
     ]
     side = torch.from_numpy(np.array(sides).clip(1, min(height, width))[halvings]).to(x.device)
     rows, columns = edges(places(random[:, :2], side, height, width), side, height, width)
@@ -181,13 +184,15 @@ def _flipped(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings:
     )
 
 
-def _moved(region: Region, index: Tensor, x: Tensor, random: Tensor, halvings: Places) -> Tensor:
+def _moved(
+    region: BallAround, index: Tensor, x: Tensor, random: Tensor, halvings: Places
+) -> Tensor:
     """As ``_flipped``, by ``moved_mass``: windows of one size together."""
     parts, order = [], []
     for number in np.unique(halvings).tolist():
         part = torch.from_numpy(np.flatnonzero(halvings == number)).to(x.device)
         parts.append(
-            moved_mass(region.at(index[part]), x[part], random[part], FIRST_SHARE / 2**number)
+            moved_mass(region.at(index[part]), x[part], random[part], _FIRST_SHARE / 2**number)
         )
         order.append(part)
     return torch.cat(parts) if len(parts) == 1 else torch.cat(parts)[torch.cat(order).argsort()]

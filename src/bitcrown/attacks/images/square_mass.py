@@ -18,19 +18,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.images.ball import Region
+from bitcrown.attacks.images.ball import BallAround
 from bitcrown.attacks.images.noise import Keys, uniforms
 from bitcrown.attacks.images.windows import PLACES, edges, places
 
-TINY = 1e-12
-POWER = {"L2": 2, "L1": 1}
-FALL = {"L2": 2, "L1": 4}
-INSIDE = 1.0 - 1e-6
+_TINY = 1e-12
+_POWER = {"L2": 2, "L1": 1}
+_FALL = {"L2": 2, "L1": 4}
+_INSIDE = 1.0 - 1e-6
 """Share of the radius that is used: less than rounding adds up to, or every point would have to be
 projected anew."""
 
 
-def tiled_start(region: Region, keys: Keys) -> Tensor:
+def tiled_start(region: BallAround, keys: Keys) -> Tensor:
     """Bumps of random sign and orientation side by side, ``[R, C, H, W]``, on the sphere."""
     clean = region.clean
     count, channels, height, width = clean.shape
@@ -51,7 +51,7 @@ def tiled_start(region: Region, keys: Keys) -> Tensor:
     return _on_sphere(region, noise)
 
 
-def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tensor:
+def moved_mass(region: BallAround, x: Tensor, random: Tensor, share: float) -> Tensor:
     """A changed ``x [R, C, H, W]``, on the sphere; ``random [R, J]`` chooses."""
     _, channels, height, width = x.shape
     side = max(round((share * height * width) ** 0.5), 3)
@@ -66,16 +66,20 @@ def moved_mass(region: Region, x: Tensor, random: Tensor, share: float) -> Tenso
         .to(x.dtype)
         .reshape(-1, channels, 1, 1)
     )
+    # The new content of W1 before it gets its length: its own direction plus or minus the bump, of
+    # length 1 each, so that neither drowns the other.
     norm, eps = region.ball.norm, region.ball.eps
-    power = POWER[norm]
+    power = _POWER[norm]
     bump = _placed(two_bumps(side, x, norm), corner, random[:, 4] > 0.5, height, width)
     inside = torch.where(mask, nu, torch.zeros_like(nu))
     pile = torch.where(
-        mask, inside / (_length(inside, norm) + TINY) + sign * bump, torch.zeros_like(nu)
+        mask, inside / (_length(inside, norm) + _TINY) + sign * bump, torch.zeros_like(nu)
     )
+    # Lengths add up as p-th powers. What both windows hold and this channel's part of what the ball
+    # leaves goes to W1, W2 becomes zero: all channels together have eps^p again.
     held = _mass(torch.where(mask | emptied, nu, torch.zeros_like(nu)), norm)
     unused = (eps**power - _mass(nu, norm).sum(dim=1, keepdim=True)).clamp(min=0.0)
-    pile = pile / (_length(pile, norm) + TINY) * (held + unused / channels) ** (1 / power)
+    pile = pile / (_length(pile, norm) + _TINY) * (held + unused / channels) ** (1 / power)
     return _on_sphere(
         region, torch.where(mask, pile, torch.where(emptied, torch.zeros_like(nu), nu))
     )
@@ -88,8 +92,7 @@ def _window(corner: Tensor, side: Tensor, height: int, width: int) -> Tensor:
 
 
 def two_bumps(side: int, like: Tensor, norm: str) -> Tensor:
-    """``[side, side]`` of length 1: the upper half one bump, the lower the other, of opposite
-    sign."""
+    """``[side, side]`` of length 1: the upper half a bump, the lower one of opposite sign."""
     upper = side // 2
     halves = (
         [_bump(upper, side, norm), -_bump(side - upper, side, norm)]
@@ -103,8 +106,9 @@ def two_bumps(side: int, like: Tensor, norm: str) -> Tensor:
 def _bump(height: int, width: int, norm: str) -> Tensor:
     row = (torch.arange(height) - height // 2).abs().unsqueeze(1)
     column = (torch.arange(width) - width // 2).abs().unsqueeze(0)
+    # tails[d] = sum_{k >= d} 1 / (k + 1)^q, for every Chebyshev distance d that occurs.
     terms = (
-        1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** FALL[norm]
+        1.0 / torch.arange(1.0, max(height, width) // 2 + 2.0, dtype=torch.float64) ** _FALL[norm]
     )
     tails = terms.flip(0).cumsum(0).flip(0)
     bump = tails[torch.maximum(row, column)]
@@ -112,8 +116,7 @@ def _bump(height: int, width: int, norm: str) -> Tensor:
 
 
 def _placed(bump: Tensor, corner: Tensor, is_turned: Tensor, height: int, width: int) -> Tensor:
-    """``[R, 1, H, W]``: the bump (or its transpose) with its corner at ``corner [R, 2]``; outside,
-    anything."""
+    """``[R, 1, H, W]``: the bump, or its transpose, at ``corner [R, 2]``; outside, anything."""
     side = len(bump)
     row = (torch.arange(height, device=bump.device) - corner[:, :1]).clamp(0, side - 1).unsqueeze(2)
     column = (
@@ -134,8 +137,8 @@ def _length(nu: Tensor, norm: str) -> Tensor:
     return mass if norm == "L1" else mass.sqrt()
 
 
-def _on_sphere(region: Region, nu: Tensor) -> Tensor:
+def _on_sphere(region: BallAround, nu: Tensor) -> Tensor:
     ball = region.ball
-    length = _mass(nu, ball.norm).sum(dim=1, keepdim=True) ** (1 / POWER[ball.norm])
-    radius = INSIDE * ball.eps if ball.norm == "L1" else ball.eps
-    return region.project(region.clean + nu * (radius / (length + TINY)))
+    length = _mass(nu, ball.norm).sum(dim=1, keepdim=True) ** (1 / _POWER[ball.norm])
+    radius = _INSIDE * ball.eps if ball.norm == "L1" else ball.eps
+    return region.project(region.clean + nu * (radius / (length + _TINY)))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,8 +45,7 @@ class AttackRow(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """After each batch: the component, how many of its images are done, and how many images of all
-    still stand."""
+    """After each batch: images of the component that are done, and images that still stand."""
 
     name: str
     done: int
@@ -54,9 +54,8 @@ class Progress(NamedTuple):
     seconds: float
 
 
-class Replay(NamedTuple):
-    """The images that broke the network, given to it again: how many of ``stored`` fool it
-    together, how many alone.
+class SuiteReplay(NamedTuple):
+    """The images that broke the network, given to it again: how many fool it, and how.
 
     ``correct``: images of all, unbroken ones included, that are classified correctly when given
     together.
@@ -70,8 +69,7 @@ class Replay(NamedTuple):
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """``adversarial [B, C, H, W]``: the clean image where nothing was found; ``clean_correct [B]``
-    bool."""
+    """``adversarial [B, C, H, W]``: clean where none was found; ``clean_correct [B]`` bool."""
 
     suite: str
     ball: Ball
@@ -82,7 +80,7 @@ class SuiteResult:
     per_attack: tuple[AttackRow, ...]
     warnings: tuple[Finding, ...]
     statements: tuple[str, ...]
-    replay: Replay
+    replay: SuiteReplay
     is_batch_dependent: bool
 
     def standing(self) -> Tensor:
@@ -130,13 +128,13 @@ def run_suite(
         victim = Victim(
             model, None if found.is_batch_dependent else rows_for(len(images), images.device)
         )
-        logits = grouped_logits(victim, images, batch)
+        logits = _grouped_logits(victim, images, batch)
         said = statements(chosen, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
             chosen = _without_gradients(chosen)
-        cascade = _Cascade(victim, images, labels, ball, chosen, seed, batch, logits, resume, suite)
+        cascade = _Cascade(suite, victim, images, labels, ball, chosen, seed, batch, logits, resume)
         cascade.run(on_progress)
-        return cascade.result(suite, found, said)
+        return cascade.result(found, said)
 
 
 def _without_gradients(chosen: tuple[Component, ...]) -> tuple[Component, ...]:
@@ -145,41 +143,37 @@ def _without_gradients(chosen: tuple[Component, ...]) -> tuple[Component, ...]:
     return kept if random in kept else (random, *kept)
 
 
-def grouped_logits(victim: Victim, x: Tensor, batch: int) -> Tensor:
+def _grouped_logits(victim: Victim, x: Tensor, batch: int) -> Tensor:
     """``[B, K]``: the images in the order given, ``batch`` at a time."""
     return torch.cat([victim.logits(x[first : first + batch]) for first in range(0, len(x), batch)])
 
 
+@dataclass
 class _Cascade:
     """One run of a suite: what is asked, and how far it has come."""
 
-    def __init__(
-        self,
-        victim: Victim,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        chosen: tuple[Component, ...],
-        seed: int,
-        batch: int,
-        logits: Tensor,
-        resume: Path | None,
-        suite: str,
-    ) -> None:
-        self.victim, self.images, self.labels, self.ball = victim, images, labels, ball
-        self.components, self.seed, self.batch, self.logits, self.file = (
-            chosen,
-            seed,
-            batch,
-            logits,
-            resume,
-        )
-        self.correct = logits.argmax(dim=1) == labels
-        self.standing = progress.Standing.fresh(images, len(chosen))
-        own_batch = batch if victim.rows is None else 0
-        self.question = progress.fingerprint(images, labels, ball, chosen, seed, suite, own_batch)
-        if resume is not None:
-            self.standing = progress.load(resume, self.standing, self.question, logits)
+    suite: str
+    victim: Victim
+    images: Tensor
+    labels: Tensor
+    ball: Ball
+    components: tuple[Component, ...]
+    seed: int
+    batch: int
+    logits: Tensor
+    file: Path | None
+
+    def __post_init__(self) -> None:
+        self.correct = self.logits.argmax(dim=1) == self.labels
+        self.standing = progress.Standing.fresh(self.images, len(self.components))
+        # Where batches do not matter, a run may go on with another batch.
+        own_batch = self.batch if self.victim.rows is None else 0
+        words = (self.ball, self.components, self.seed, self.suite, own_batch)
+        self.question = progress.fingerprint(self.images, self.labels, *words)
+        if self.file is not None:
+            self.standing = progress.load_state(
+                self.file, self.standing, self.question, self.logits
+            )
 
     def run(self, on_progress: Callable[[Progress], None] | None) -> None:
         for index, component in enumerate(self.components):
@@ -190,15 +184,14 @@ class _Cascade:
                 self.standing.done[index, rows] = True
                 self.standing.seconds[index] += time.monotonic() - began
                 if self.file is not None:
-                    progress.save(self.file, self.standing, self.question, self.logits)
+                    progress.save_state(self.file, self.standing, self.question, self.logits)
                 if on_progress is not None:
                     on_progress(self._progress(index, component))
 
-    def _open(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        unbroken: np.ndarray[tuple[int], np.dtype[np.bool_]] = self.correct.cpu().numpy() & (
-            self.standing.broken_by < 0
-        )
-        return unbroken
+    def _open(self) -> npt.NDArray[np.bool_]:
+        """``[B]``: right, and not broken yet."""
+        is_open: npt.NDArray[np.bool_] = self.correct.cpu().numpy() & (self.standing.broken_by < 0)
+        return is_open
 
     def _victim(self, index: int) -> tuple[Victim, int]:
         """The network for a component, and how many images it gets at a time.
@@ -214,7 +207,7 @@ class _Cascade:
         rows = rows_for(int(at_start.sum()) * width, self.images.device)
         return replace(self.victim, rows=rows), max(1, self.batch // rows) * rows
 
-    def _next(self, index: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _next(self, index: int, size: int) -> npt.NDArray[np.int64]:
         """Numbers of the next images for a component."""
         return np.flatnonzero(self._open() & ~self.standing.done[index])[:size]
 
@@ -224,11 +217,7 @@ class _Cascade:
         return Progress(component.name, done, total, standing, float(self.standing.seconds[index]))
 
     def _run_batch(
-        self,
-        index: int,
-        component: Component,
-        victim: Victim,
-        rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+        self, index: int, component: Component, victim: Victim, rows: npt.NDArray[np.int64]
     ) -> None:
         torch.manual_seed(int(stream_keys(self.seed, rows[:1], component.name, "network")[0]))
         place = torch.from_numpy(rows).to(self.images.device)
@@ -240,12 +229,12 @@ class _Cascade:
         if component.needs_gradients():
             self.standing.noticed[index] += np.array(hygiene.notice(trace))
 
-    def result(self, suite: str, found: hygiene.Inspection, said: tuple[str, ...]) -> SuiteResult:
+    def result(self, found: hygiene.Inspection, said: tuple[str, ...]) -> SuiteResult:
         """Judge the stored images anew."""
         broken_by = self.standing.broken_by.copy()
         stored = torch.from_numpy(np.flatnonzero(broken_by >= 0)).to(self.images.device)
         adversarial = self.standing.adversarial
-        logits = grouped_logits(self.victim, adversarial, self.batch)
+        logits = _grouped_logits(self.victim, adversarial, self.batch)
         together = is_misclassified(logits, self.labels)[stored]
         alone = torch.zeros_like(together)
         single = Victim(self.victim.model, rows=None)
@@ -253,14 +242,12 @@ class _Cascade:
             lonely = single.logits(adversarial[place : place + 1])
             alone[k] = is_misclassified(lonely, self.labels[place : place + 1])[0]
         inside = self.ball.contains(adversarial[stored], self.images[stored])
-        failed = stored[~(together & inside)]
+        correct = int((logits.argmax(dim=1) == self.labels).sum())
+        replay = SuiteReplay(len(stored), int(together.sum()), int(alone.sum()), correct)
         warnings = [*found.findings, *self._comparisons()]
+        failed = stored[~(together & inside)]
         if len(failed) or not bool(alone.all()):
-            warnings.append(
-                _replay_finding(
-                    len(stored), int(together.sum()), int(alone.sum()), int(inside.sum())
-                )
-            )
+            warnings.append(_replay_finding(replay, int(inside.sum())))
         broken_by[failed.cpu().numpy()] = -1
         if self.victim.rows is not None:
             # (In a batch-dependent network taking one image back would change what the others do.)
@@ -271,10 +258,8 @@ class _Cascade:
         warnings.append(hygiene.small_sample(left, len(names)))
         idle = [row.name for row in self._rows() if not row.broken]
         said += (f"added nothing: {', '.join(idle)}",) if idle else ()
-        correct = int((logits.argmax(dim=1) == self.labels).sum())
-        replay = Replay(len(stored), int(together.sum()), int(alone.sum()), correct)
         return SuiteResult(
-            suite, self.ball, self.seed, adversarial, names, self.correct, self._rows(),
+            self.suite, self.ball, self.seed, adversarial, names, self.correct, self._rows(),
             tuple(warning for warning in warnings if warning is not None), said, replay,
             found.is_batch_dependent,
         )  # fmt: skip
@@ -307,18 +292,14 @@ class _Cascade:
         return found
 
 
-def _replay_finding(stored: int, together: int, alone: int, inside: int) -> Finding:
+def _replay_finding(replay: SuiteReplay, inside: int) -> Finding:
+    stored, together, alone, _ = replay
+    counts = {"stored": stored, "together": together, "alone": alone, "inside": inside}
     return Finding(
         "replay",
         f"of {stored} stored images {together} fool the network together, {alone} alone, {inside} "
-        "lie inside the ball; "
-        "only those that fool it together and lie inside count as broken",
-        {
-            "stored": float(stored),
-            "together": float(together),
-            "alone": float(alone),
-            "inside": float(inside),
-        },
+        "lie inside the ball; only those that fool it together and lie inside count as broken",
+        {name: float(count) for name, count in counts.items()},
     )
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 
 class Trace(NamedTuple):
-    """``found [B]`` bool, ``x [B, C, H, W]`` (the clean image where nothing was found); the rest
-    ``[B]`` bool.
+    """``found [B]`` bool, ``x [B, C, H, W]`` (clean where none was found); the rest ``[B]`` bool.
 
     ``broken_gradient``: NaN or infinite somewhere on the way; ``zero_gradient``: all zero at the
     start; ``flat``: a whole run in which the loss never rose above where it began.
@@ -40,16 +39,14 @@ class Trace(NamedTuple):
         self.x[place] = x
 
     def note_gradient(self, place: Tensor, slope: Tensor, is_first: bool) -> None:
-        """Look at the gradients ``slope`` of images ``place``; their largest entry tells zero, NaN
-        and infinity."""
+        """Look at the gradients ``slope`` of images ``place`` for zero, NaN and infinity."""
         largest = slope.abs().amax(dim=(1, 2, 3))
         self.broken_gradient[place] |= ~torch.isfinite(largest)
         if is_first:
             self.zero_gradient[place] |= largest == 0
 
     def merge(self, place: Tensor, other: Trace) -> None:
-        """Take over what a further run on the images ``place`` found and noticed (flat: only if all
-        runs were)."""
+        """Take over a further run on the images ``place`` (flat: only if all runs were)."""
         self.record(place[other.found], other.x[other.found])
         self.broken_gradient[place] |= other.broken_gradient
         self.zero_gradient[place] |= other.zero_gradient

@@ -11,7 +11,7 @@ the image, the seed, the network and ``rows`` alone.
 A network whose logits really depend on the batch (normalisation by batch moments) is not helped by
 that: it gets its images in the groups as they come (``rows=None``), and the record says so.
 
-An image counts as misclassified only if another logit is greater by more than ``THIN`` of the
+An image counts as misclassified only if another logit is greater by more than ``_THIN`` of the
 largest logit: what rounding could turn round in another batch is no success. It is also confirmed
 alone, in a batch of one.
 
@@ -27,27 +27,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.property.losses import lead
+from bitcrown.attacks.images.losses import lead
 
 Classifier = Callable[[Tensor], Tensor]
 """``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``; normalisation is inside."""
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``[B, K]`` and classes ``[B]`` (labels, or targets) to one number per image ``[B]``."""
 
-ROWS = 96
+CPU_ROWS = 96
 """Measured for a small residual network: calls of 48, 64 and 128 cost 1.25, 1.1 and 1.05 times as
 much an image."""
-CUDA_ROWS = 500
-THIN = 1e-5
+_CUDA_ROWS = 500
+_THIN = 1e-5
 
 
 @dataclass(frozen=True)
 class Victim:
-    """``rows``: images in every call (None: as they come). ``repeats``: gradients averaged
-    (randomised networks)."""
+    """``rows``: images in every call (None: as they come). ``repeats``: gradients averaged."""
 
     model: Classifier
-    rows: int | None = ROWS
+    rows: int | None = CPU_ROWS
     repeats: int = 1
 
     def logits(self, x: Tensor) -> Tensor:
@@ -58,8 +57,7 @@ class Victim:
     def gradient(
         self, x: Tensor, loss: ImageLoss, classes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits ``[B, K]``, loss ``[B]`` and its gradient in each image ``[B, C, H, W]``; one
-        forward, one backward.
+        """Logits ``[B, K]``, loss ``[B]`` and its gradient ``[B, C, H, W]``, in one forward pass.
 
         NaN and infinity in the gradient are passed on: who uses it decides what to do and what to
         report.
@@ -87,8 +85,7 @@ class Victim:
         return logits.detach(), value.detach(), slope
 
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, K]`` and the gradients of all of them ``[B, K, n]``: one forward, ``K``
-        backward passes."""
+        """Logits ``[B, K]`` and the gradients of all ``[B, K, n]``: ``K`` backward passes."""
         parts = []
         for kept, group in self._groups(x):
             group = group.detach().requires_grad_(True)
@@ -104,8 +101,7 @@ class Victim:
         return logits, slope
 
     def _groups(self, *tensors: Tensor) -> Iterator[Any]:
-        """What each call gets: how many rows of it are images that were asked about, and the rows
-        of each tensor."""
+        """For each call: how many rows are images asked about, and the rows of each tensor."""
         count = len(tensors[0])
         size = self.rows or max(1, count)
         for first in range(0, count, size):
@@ -121,8 +117,7 @@ class Victim:
                 yield count - first, *(tensor.index_select(0, index) for tensor in tensors)
 
     def breaks(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """``[B]``: clearly misclassified by these logits, and again when alone (``rows=None``: not
-        asked again)."""
+        """``[B]``: clearly misclassified, and again when alone (``rows=None``: not asked again)."""
         found = is_misclassified(logits, labels)
         if self.rows is None:
             return found
@@ -138,15 +133,13 @@ def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 
 def rows_for(count: int, device: torch.device) -> int:
-    """A size of group for ``count`` images that leaves little to fill up, and depends on nothing
-    else."""
-    most = CUDA_ROWS if device.type == "cuda" else ROWS
+    """Size of a group for ``count`` images: little to fill up, depends on nothing else."""
+    most = _CUDA_ROWS if device.type == "cuda" else CPU_ROWS
     groups = max(1, -(-count // most))
     return max(1, -(-count // groups))
 
 
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``: another class leads by more than rounding could make up for; never where a logit is
-    NaN."""
-    is_clear: Tensor = lead(logits, labels) > THIN * logits.abs().amax(dim=1)
+    """``[B]``: another class leads by more than rounding can; never where a logit is NaN."""
+    is_clear: Tensor = lead(logits, labels) > _THIN * logits.abs().amax(dim=1)
     return is_clear & torch.isfinite(logits).all(dim=1)

@@ -16,7 +16,7 @@ from bitcrown.attacks.images.noise import Keys, uniforms
 
 Places = npt.NDArray[np.int64]
 
-START = 1 << 24
+_START = 1 << 24
 """Queries use numbers of a stream from here on; what comes before is for the start."""
 BLOCK = 64
 """Queries whose numbers are drawn together: one by one they cost as much as a small network."""
@@ -36,7 +36,7 @@ class Draws:
     def of(cls, keys: Keys, first: Places, like: Tensor) -> Draws:
         """For images ``like [B, C, H, W]``."""
         count = PLACES + like.shape[1]
-        share = uniforms(keys, BLOCK * count, first=START + first * count).reshape(
+        share = uniforms(keys, BLOCK * count, first=_START + first * count).reshape(
             len(keys), BLOCK, count
         )
         return cls(keys, first, torch.from_numpy(share).to(like.device))
@@ -55,8 +55,8 @@ class Draws:
 
 
 def places(share: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """``[R, 2]``: row and column of the upper left corner, all equally likely, for ``share [R, 2]``
-    in (0, 1)."""
+    """``[R, 2]``: upper left corners, all equally likely, for ``share [R, 2]`` in (0, 1)."""
+    # A corner at row r fits for r in 0 .. height - side: height + 1 - side equally likely choices.
     choices = torch.tensor(
         [height + 1, width + 1], dtype=share.dtype, device=share.device
     ) - side.unsqueeze(1)
@@ -64,8 +64,7 @@ def places(share: Tensor, side: Tensor, height: int, width: int) -> Tensor:
 
 
 def edges(corner: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """``[R, H]`` and ``[R, W]`` bool: the rows and columns of the square of ``side [R]`` at
-    ``corner [R, 2]``."""
+    """``[R, H]``, ``[R, W]`` bool: rows and columns of squares of ``side [R]`` at ``corner``."""
     row = torch.arange(height, device=corner.device) - corner[:, :1]
     column = torch.arange(width, device=corner.device) - corner[:, 1:]
     side = side.unsqueeze(1)

@@ -3,8 +3,8 @@
 Madry et al. (2018) with Adam steps (as in alpha,beta-CROWN's attack) scaled by the width of the
 box; restarts begin at the middle, at random points and at random corners, half of them pushed apart
 first in a random output direction (Tashiro et al., "Output Diversified Initialization", 2020).
-Staircases get the slopes of the lines through them (``bpda``); where the network has no slope at
-all, points move at random.
+Staircases get the slopes of the lines through them (``rounding_slopes``); where the network has no
+slope at all, points move at random.
 
 Legend: ``B`` cases, ``K`` restarts, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
 """
@@ -17,21 +17,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitcrown.attacks.images.bpda import RoundingSlopes
-from bitcrown.attacks.property.losses import Target
+from bitcrown.attacks.property.target import Target
+from bitcrown.attacks.rounding_slopes import RoundingSlopes
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 
-EXTRA_STEPS = 3
+_EXTRA_STEPS = 3
 """Steps after the first violation: deeper ones survive the replay in another arithmetic more
 often."""
-MEMORY_SHARE = 8
+_MEMORY_SHARE = 8
 """The descent may take one part in this many of the budget's memory."""
 
 
 class Candidates(NamedTuple):
-    """``x [K', n]``, the case of each ``[K']`` and its excess ``[K']``, least (most violated)
-    first."""
+    """``x [K', n]``, case and excess ``[K']`` of each, least (most violated) first."""
 
     x: Tensor
     case: Tensor
@@ -48,15 +47,14 @@ def pgd(
     restarts: int,
     budget: Budget,
 ) -> Candidates:
-    """The best point of every restart, sorted. ``lower``/``upper [B, n]``, all of the network's
-    dtype and device.
+    """The best point of every restart, sorted; ``lower``/``upper [B, n]`` as the network's dtype.
 
     Stops soon after a case is violated (in the network's own dtype) or when time is up, but always
     looks at the starting points. Cases that do not fit into memory together are taken one chunk
     after the other, with a fair share of the time each. Nothing of torch's global state changes but
     the ``generator`` given.
     """
-    room = max(1, budget.memory // MEMORY_SHARE // _bytes_per_point(network, lower.dtype))
+    room = max(1, budget.memory // _MEMORY_SHARE // _bytes_per_point(network, lower.dtype))
     restarts = max(1, min(restarts, room))
     size = max(1, room // restarts)
     parts: list[Candidates] = []
@@ -90,14 +88,8 @@ def _starts(lower: Tensor, upper: Tensor, restarts: int, generator: torch.Genera
 
 
 def _random(like: Tensor, restarts: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(
-        len(like),
-        restarts,
-        like.shape[1],
-        generator=generator,
-        dtype=like.dtype,
-        device=like.device,
-    )
+    shape = len(like), restarts, like.shape[1]
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _clip(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -120,10 +112,8 @@ def _descend_chunk(
     direction = torch.randn(
         len(x), restarts, target.c.shape[2], generator=generator, dtype=x.dtype, device=x.device
     )
-    best, best_excess = (
-        x.clone(),
-        torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device),
-    )
+    best = x.clone()
+    best_excess = torch.full(x.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     warm = min(5, steps // 4)
     has_jumps = any(row.has_jumps for row in network.rows.values())
@@ -141,7 +131,7 @@ def _descend_chunk(
             better = excess < best_excess
             best[better], best_excess[better] = x[better], excess[better]
             if bool((best_excess <= 0).any()):
-                steps = min(steps, step + EXTRA_STEPS)
+                steps = min(steps, step + _EXTRA_STEPS)
         if step >= steps or budget.is_expired():
             break
         gradient = _gradient(loss, x)
@@ -149,11 +139,10 @@ def _descend_chunk(
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0) * width
             mean.lerp_(gradient, 0.1)
             square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-            move = (
-                mean
-                / (1 - 0.9 ** (step + 1))
-                / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-30)
-            )
+            # Adam (Kingma & Ba 2015): moments with the bias of their zero start taken out.
+            scale = (square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-30
+            move = mean / (1 - 0.9 ** (step + 1)) / scale
+            # No slope at all: a random point around the best one, in reach of the whole box.
             is_flat = (move == 0).all(dim=2, keepdim=True)
             if bool(is_flat.any()):
                 jump = best - (2 * _random(lower, restarts, generator) - 1) * 2 * width
@@ -169,6 +158,3 @@ def _gradient(loss: Tensor, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(loss, x, allow_unused=True)
     return torch.zeros_like(x) if found is None else found
-
-
-__all__ = ["Candidates", "Target", "pgd"]

@@ -19,22 +19,22 @@ from itertools import islice
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.truth import nearest_double
 from bitcrown.check.witness import Confirmer, InwardBox
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.verdict import Witness
 
-SECONDS = 0.25
-MANY_BOXES = 64
-MAX_SLOPE = 1 << 20
-SLICE = 8
-LARGEST_CHUNK = 1 << 10
-MAX_NUMBERS = 1 << 22
+_SECONDS = 0.25
+_MANY_BOXES = 64
+_MAX_SLOPE = 1 << 20
+_SLICE = 8
+_LARGEST_CHUNK = 1 << 10
+_MAX_NUMBERS = 1 << 22
 """Most numbers in one batch of points (32 MiB)."""
-CONFIRMED = 3
-CLOSE = 1e-6
-"""A margin above ``-CLOSE`` is worth a replay: the margins here are rounded, the replay is
+_CONFIRMED = 3
+_CLOSE = 1e-6
+"""A margin above ``-_CLOSE`` is worth a replay: the margins here are rounded, the replay is
 exact."""
 
 
@@ -54,8 +54,7 @@ class CaseRows:
         self.nonlinear = [_Polynomial(c) for c in case.constraints if not c.is_linear()]
 
     def margin(self, v: np.ndarray) -> np.ndarray:
-        """``[K]`` for points and their outputs side by side, ``v [K, n + m]``; NaN where that is
-        undefined."""
+        """``[K]`` for points beside their outputs, ``v [K, n + m]``; NaN where undefined."""
         slack = [self.bound - v[:, self.columns] @ self.matrix.T] if len(self.matrix) else []
         slack += [polynomial.slack(v)[:, None] for polynomial in self.nonlinear]
         least: np.ndarray = np.concatenate(slack, axis=1).min(axis=1) if slack else np.zeros(len(v))
@@ -101,8 +100,7 @@ class BoxRows:
 
 
 class Slope:
-    """How the outputs change with each input over the whole box, fitted to random points as they
-    come.
+    """How the outputs change with each input over the box, fitted to the points that come.
 
     For independent symmetric shares ``s`` the sum of ``(s - 1/2) (y - mean y)`` estimates the best
     linear fit, up to a factor; its sign says in which corner a linear function of the outputs is
@@ -123,8 +121,7 @@ class Slope:
         self.outputs += y.sum(axis=0)
 
     def corners(self, rows: BoxRows, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """For each case the corner where the constraint that is worst at ``x [n]``, ``y [m]``
-        should be best."""
+        """For each case the corner that should be best for its worst constraint at ``x``, ``y``."""
         slope = self.products - np.outer(self.shares, self.outputs / max(1, self.count))
         n, width = len(x), rows.upper - rows.lower
         points = []
@@ -145,22 +142,21 @@ class Slope:
 
 
 class _Search:
-    """The state that all boxes share: the clock, the random numbers, and how large a batch may
-    be."""
+    """What all boxes share: the clock, the random numbers, and how large a batch may be."""
 
     def __init__(
-        self, problem: Problem, replay: Replay, confirmer: Confirmer, deadline: float, seed: int
+        self,
+        problem: Problem,
+        replay: RuntimeReplay,
+        confirmer: Confirmer,
+        deadline: float,
+        seed: int,
     ) -> None:
-        self.problem, self.replay, self.confirmer, self.deadline = (
-            problem,
-            replay,
-            confirmer,
-            deadline,
-        )
+        self.problem, self.replay = problem, replay
+        self.confirmer, self.deadline = confirmer, deadline
         self.random = np.random.default_rng(seed)
-        self.largest = max(
-            1, min(LARGEST_CHUNK, MAX_NUMBERS // max(1, problem.n_inputs + problem.n_outputs))
-        )
+        numbers = max(1, problem.n_inputs + problem.n_outputs)
+        self.largest = max(1, min(_LARGEST_CHUNK, _MAX_NUMBERS // numbers))
 
     def is_over(self) -> bool:
         return time.monotonic() >= self.deadline
@@ -168,9 +164,8 @@ class _Search:
     def judge(
         self, rows: BoxRows, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Witness | None]:
-        """Margins and outputs of ``points [K, n]`` (of the first, if time is up) and a witness if
-        one is confirmed."""
-        size = len(points) if self.replay.takes_batches() else SLICE
+        """Margins and outputs of ``points [K, n]`` (if time is up, of the first), and a witness."""
+        size = len(points) if self.replay.takes_batches() else _SLICE
         margins: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
         witness = None
@@ -185,11 +180,10 @@ class _Search:
         return np.concatenate(margins), np.concatenate(outputs), witness
 
     def first_look(self) -> tuple[list[BoxRows], Witness | None]:
-        """The middle and two corners of every box; the boxes ordered by how close they come to a
-        violation."""
+        """The middle and two corners of every box; boxes ordered by how close they come."""
         found: list[tuple[float, int, BoxRows]] = []
         boxes = self.boxes()
-        while not self.is_over() and (chunk := list(islice(boxes, SLICE))):
+        while not self.is_over() and (chunk := list(islice(boxes, _SLICE))):
             ends = [
                 rows.box.project(np.stack([(rows.lower + rows.upper) / 2, rows.lower, rows.upper]))
                 for rows in chunk
@@ -201,11 +195,10 @@ class _Search:
                 if witness is not None:
                     return [], witness
                 found.append((-float(margin.max()), len(found), rows))
-        return [rows for _, _, rows in sorted(found)[:MANY_BOXES]], None
+        return [rows for _, _, rows in sorted(found)[:_MANY_BOXES]], None
 
     def boxes(self) -> Iterator[BoxRows]:
-        """The cases by box, made one after the other: a property may have tens of thousands of
-        boxes."""
+        """The cases by box, one after the other: there may be tens of thousands of boxes."""
         shared: dict[tuple[int, int], list[Case]] = {}
         for case in self.problem.cases:
             shared.setdefault((id(case.lower), id(case.upper)), []).append(case)
@@ -222,8 +215,8 @@ class _Search:
         self, rows: BoxRows, x: np.ndarray, margin: np.ndarray, which: np.ndarray
     ) -> Witness | None:
         """A witness among the points ``x [K, n]`` with the largest margins."""
-        for k in np.argsort(-margin, kind="stable")[:CONFIRMED]:
-            if margin[k] < -CLOSE:
+        for k in np.argsort(-margin, kind="stable")[:_CONFIRMED]:
+            if margin[k] < -_CLOSE:
                 break
             witness = self.confirmer.confirm(x[k], rows.cases[int(which[k])].case)
             if witness is not None:
@@ -231,15 +224,14 @@ class _Search:
         return None
 
     def run_box(self, rows: BoxRows, rounds: int) -> Witness | None:
-        """``rounds`` batches of one box, ever larger ones: points, corners, directed corners,
-        around the best."""
+        """``rounds`` ever larger batches: points, corners, directed corners, around the best."""
         n, m = self.problem.n_inputs, self.problem.n_outputs
-        slope = Slope(n, m) if n * m <= MAX_SLOPE else None
+        slope = Slope(n, m) if n * m <= _MAX_SLOPE else None
         best_x, best_y, best = None, None, -np.inf
         for turn in range(rounds):
             if self.is_over():
                 return None
-            count = int(min(self.largest, SLICE << min(turn // 2, 20)))
+            count = int(min(self.largest, _SLICE << min(turn // 2, 20)))
             shares, points = None, np.empty((0, n))
             if turn % 4 == 2 and slope is not None and best_x is not None and best_y is not None:
                 points = slope.corners(rows, best_x, best_y)
@@ -262,8 +254,7 @@ class _Search:
         return None
 
     def around(self, centre: np.ndarray, rows: BoxRows, count: int) -> np.ndarray:
-        """Points near the best one: coordinates redrawn, jittered or both, on every scale at
-        once."""
+        """Points near the best: coordinates redrawn, jittered or both, on all scales at once."""
         width = rows.upper - rows.lower
         varied = max(1, int((width > 0).sum()))
         scale = 0.3 * 10.0 ** (-3.0 * self.random.random((count, 1)))
@@ -280,11 +271,11 @@ class _Search:
 
 def probe(
     problem: Problem,
-    replay: Replay,
+    replay: RuntimeReplay,
     confirmer: Confirmer,
     budget: Budget,
     seed: int,
-    seconds: float = SECONDS,
+    seconds: float = _SECONDS,
 ) -> Witness | None:
     """A confirmed witness found within ``seconds``, or None.
 

@@ -15,12 +15,11 @@ leading axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
@@ -29,17 +28,15 @@ def _limits(node: Node) -> tuple[float, float]:
     return -math.inf if low is None else float(low), math.inf if up is None else float(up)
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     least, largest = _limits(node)
     return lowers[0].clamp(least, largest), uppers[0].clamp(least, largest)
 
 
-class Problem:
+class _Problem:
     """Both lower problems (the function, and its mirror image) of shape ``[2, B, *]``."""
 
-    def __init__(self, node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> None:
+    def __init__(self, node: Node, lowers: Operands, uppers: Operands) -> None:
         self.low = torch.stack([lowers[0], -uppers[0]])
         self.up = torch.stack([uppers[0], -lowers[0]])
         least, largest = _limits(node)
@@ -64,19 +61,15 @@ class Problem:
         return slope, self.pivot * rest - error
 
 
-def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
-    return Problem(node, lowers, uppers).default()
+def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
+    return _Problem(node, lowers, uppers).default()
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
-    slopes, intercepts = Problem(node, lowers, uppers).lines(alpha)
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
+    slopes, intercepts = _Problem(node, lowers, uppers).lines(alpha)
     return Relaxation((slopes[0],), intercepts[0], (slopes[1],), -intercepts[1])
 
 
-register(
-    Nonlinear(
-        "Clip", _interval, _relax, alphas=2, default_alpha=_default_alpha, is_piecewise_linear=True
-    )
+register_nonlinear(
+    "Clip", _interval, _relax, alphas=2, default_alpha=_default_alpha, is_piecewise_linear=True
 )

@@ -14,7 +14,7 @@ points where they are not defined; where ``l <= 0`` (``Log``) or 0 lies in the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,19 +23,17 @@ from torch import Tensor
 from bitcrown.bounds.relaxations.lines import (
     above,
     below,
-    chord_slope,
     gap_above,
     gap_below,
     lower_or_constant,
     mix,
     padding,
     reach,
+    secant_slope,
     upper_or_constant,
 )
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
-
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def convex_lines(
     lower = lower_or_constant(slope, intercept, ranges[0], low, up)
 
     value_low, value_up = curve.value(low), curve.value(up)
-    chord = chord_slope(low, up, value_low, value_up)
+    chord = secant_slope(low, up, value_low, value_up)
     chord = torch.minimum(torch.maximum(chord, curve.slope(low)), curve.slope(up))
     intercept = torch.maximum(gap_above(value_low, chord, low), gap_above(value_up, chord, up))
     return lower, upper_or_constant(chord, intercept, ranges[1], low, up)
@@ -102,17 +100,17 @@ def softplus(x: Tensor) -> Tensor:
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
-EXP = Convex(torch.exp, torch.exp, _exp_limit)
-SOFTPLUS = Convex(softplus, torch.sigmoid, _no_limit)
-SQUARE = Convex(torch.square, lambda x: 2 * x, _no_limit)
-MINUS_LOG = Convex(lambda x: -torch.log(x), lambda x: -torch.reciprocal(x), _positive(0.25))
-MINUS_SQRT = Convex(lambda x: -torch.sqrt(x), lambda x: -0.5 * torch.rsqrt(x), _positive(0.5))
-RECIPROCAL = Convex(torch.reciprocal, lambda x: -torch.reciprocal(x * x), _positive(0.25))
+_EXP = Convex(torch.exp, torch.exp, _exp_limit)
+_SOFTPLUS = Convex(softplus, torch.sigmoid, _no_limit)
+_SQUARE = Convex(torch.square, lambda x: 2 * x, _no_limit)
+_MINUS_LOG = Convex(lambda x: -torch.log(x), lambda x: -torch.reciprocal(x), _positive(0.25))
+_MINUS_SQRT = Convex(lambda x: -torch.sqrt(x), lambda x: -0.5 * torch.rsqrt(x), _positive(0.5))
+_RECIPROCAL = Convex(torch.reciprocal, lambda x: -torch.reciprocal(x * x), _positive(0.25))
 
-Ranges = Callable[[Tensor, Tensor], Pair]
+_Ranges = Callable[[Tensor, Tensor], Pair]
 
 
-def _increasing(value: Callable[[Tensor], Tensor], floor: float = -torch.inf) -> Ranges:
+def _increasing(value: Callable[[Tensor], Tensor], floor: float = -torch.inf) -> _Ranges:
     def ranges(low: Tensor, up: Tensor) -> Pair:
         return below(value(low)).clamp(min=floor), above(value(up))
 
@@ -147,11 +145,11 @@ def _sqrt_lines(
     low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair
 ) -> tuple[Pair, Pair]:
     flipped = (-ranges[1], -ranges[0])
-    return negated(convex_lines(MINUS_SQRT, low.clamp(min=0), up.clamp(min=0), fraction, flipped))
+    return negated(convex_lines(_MINUS_SQRT, low.clamp(min=0), up.clamp(min=0), fraction, flipped))
 
 
 def _log_lines(low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair) -> tuple[Pair, Pair]:
-    return negated(convex_lines(MINUS_LOG, low, up, fraction, (-ranges[1], -ranges[0])))
+    return negated(convex_lines(_MINUS_LOG, low, up, fraction, (-ranges[1], -ranges[0])))
 
 
 def _reciprocal_lines(
@@ -166,7 +164,9 @@ def _reciprocal_lines(
         torch.where(mirrored, -ranges[1], ranges[0]),
         torch.where(mirrored, -ranges[0], ranges[1]),
     )
-    (low_slope, low_cut), (up_slope, up_cut) = convex_lines(RECIPROCAL, near, far, fraction, bounds)
+    (low_slope, low_cut), (up_slope, up_cut) = convex_lines(
+        _RECIPROCAL, near, far, fraction, bounds
+    )
     lower = torch.where(mirrored, up_slope, low_slope), torch.where(mirrored, -up_cut, low_cut)
     upper = torch.where(mirrored, low_slope, up_slope), torch.where(mirrored, -low_cut, up_cut)
     return (
@@ -175,38 +175,36 @@ def _reciprocal_lines(
     )
 
 
-def middle_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def middle_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     """The tangent at the midpoint."""
     return torch.full_like(lowers[0], 0.5).unsqueeze(0)
 
 
 def _row(
     op: str,
-    ranges: Ranges,
+    ranges: _Ranges,
     lines: Callable[[Tensor, Tensor, Tensor | None, Pair], tuple[Pair, Pair]],
 ) -> None:
-    def interval(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Pair:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         return ranges(lowers[0], uppers[0])
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         low, up = lowers[0], uppers[0]
         return relaxation(lines(low, up, None if alpha is None else alpha[0], ranges(low, up)))
 
-    register(Nonlinear(op, interval, relax, alphas=1, default_alpha=middle_alpha))
+    register_nonlinear(op, interval, relax, alphas=1, default_alpha=middle_alpha)
 
 
-def _convex_row(op: str, curve: Convex, ranges: Ranges) -> None:
+def _convex_row(op: str, curve: Convex, ranges: _Ranges) -> None:
     def lines(low: Tensor, up: Tensor, fraction: Tensor | None, bounds: Pair) -> tuple[Pair, Pair]:
         return convex_lines(curve, low, up, fraction, bounds)
 
     _row(op, ranges, lines)
 
 
-_convex_row("Exp", EXP, _increasing(torch.exp, floor=0.0))
-_convex_row("Softplus", SOFTPLUS, _increasing(softplus, floor=0.0))
-_convex_row("Square", SQUARE, _square_range)
+_convex_row("Exp", _EXP, _increasing(torch.exp, floor=0.0))
+_convex_row("Softplus", _SOFTPLUS, _increasing(softplus, floor=0.0))
+_convex_row("Square", _SQUARE, _square_range)
 _row("Log", _log_range, _log_lines)
 _row("Sqrt", _sqrt_range, _sqrt_lines)
 _row("Reciprocal", _reciprocal_range, _reciprocal_lines)

@@ -6,7 +6,7 @@ With ``h = max(x, 0)`` and ``l = min(x, 0)`` over the whole tensor, ``s = (h - l
 most ``s / 2``; where ``q`` is clipped the two roundings met, and the distance is no larger. So
 ``|y - x| <= s / 2``, and ``s`` is bounded by the bounds of all elements. In float32, as onnxruntime
 computes, the three quotients (at most 255 each) are off by less than ``2**-15`` in total: ``y``
-stays within ``(1/2 + 2**-14) s``. ``RADIUS`` leaves as much again, several times over, for the
+stays within ``(1/2 + 2**-14) s``. ``_RADIUS`` leaves as much again, several times over, for the
 arithmetic of this module in either type. Signs are kept (zero is represented exactly): for
 ``x >= 0``, ``y >= 0``.
 
@@ -16,15 +16,13 @@ negative; the upper one likewise. Alpha chooses ``m``; by default it is the one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
-RADIUS = 0.5 + 2.0**-12
+_RADIUS = 0.5 + 2.0**-12
 """Largest distance of an element from its quantized value, in units of the scale."""
 
 
@@ -33,27 +31,23 @@ def _radius(node: Node, low: Tensor, up: Tensor) -> Tensor:
     places = tuple(range(-len(node.shape), 0))
     if places:
         low, up = low.amin(places, keepdim=True), up.amax(places, keepdim=True)
-    return (up.clamp(min=0) - low.clamp(max=0)) * (RADIUS / 255) + torch.finfo(low.dtype).tiny
+    return (up.clamp(min=0) - low.clamp(max=0)) * (_RADIUS / 255) + torch.finfo(low.dtype).tiny
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     low, up = lowers[0], uppers[0]
     radius = _radius(node, low, up)
     least = torch.where(low >= 0, (low - radius).clamp(min=0), low - radius)
     return least, torch.where(up <= 0, (up + radius).clamp(max=0), up + radius)
 
 
-def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     low, up = lowers[0], uppers[0]
     middle, radius = low * 0.5 + up * 0.5, _radius(node, low, up)
     return torch.stack([(low < 0) | (middle > radius), (up > 0) | (middle < -radius)]).to(low.dtype)
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     low, up = lowers[0], uppers[0]
     radius = _radius(node, low, up)
     below, above = _default_alpha(node, lowers, uppers) if alpha is None else alpha
@@ -61,4 +55,4 @@ def _relax(
     return Relaxation((below,), -radius * below, (above,), radius * above)
 
 
-register(Nonlinear("DynamicQuantize", _interval, _relax, alphas=2, default_alpha=_default_alpha))
+register_nonlinear("DynamicQuantize", _interval, _relax, alphas=2, default_alpha=_default_alpha)

@@ -10,8 +10,6 @@ at ``l``, at 0 or at ``u``, whatever the slope. For ``l >= 0`` it is the identit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -19,16 +17,16 @@ from bitcrown.bounds.relaxations.convex import Convex, convex_lines, middle_alph
 from bitcrown.bounds.relaxations.lines import (
     above,
     below,
-    chord_slope,
     gap_above,
     gap_below,
     lower_or_constant,
     mix,
     padding,
     reach,
+    secant_slope,
     upper_or_constant,
 )
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node
 
@@ -54,9 +52,7 @@ def _curve(scale: float) -> Convex:
     return Convex(value, slope, lambda dtype: (-torch.finfo(dtype).max, torch.finfo(dtype).max))
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     scale, low, up = _scale(node), lowers[0], uppers[0]
     value = _curve(scale).value
     return torch.where(low >= 0, low, below(value(low)).clamp(min=-scale)), torch.where(
@@ -76,15 +72,13 @@ def _kinked_lines(
     intercept = torch.minimum(at_p, gap_below(value_up, slope, up))
     lower = lower_or_constant(slope, intercept, ranges[0], low, up)
 
-    chord = chord_slope(low, up, value_low, value_up)
+    chord = secant_slope(low, up, value_low, value_up)
     intercept = torch.maximum(gap_above(value_low, chord, low), gap_above(value_up, chord, up))
     intercept = torch.where(up > 0, intercept.clamp(min=0), intercept)
     return lower, upper_or_constant(chord, intercept, ranges[1], low, up)
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     scale, low, up = _scale(node), lowers[0], uppers[0]
     fraction = None if alpha is None else alpha[0]
     lines = convex_lines if scale <= 1 else _kinked_lines
@@ -101,4 +95,4 @@ def _relax(
     )
 
 
-register(Nonlinear("Elu", _interval, _relax, alphas=1, default_alpha=middle_alpha))
+register_nonlinear("Elu", _interval, _relax, alphas=1, default_alpha=middle_alpha)

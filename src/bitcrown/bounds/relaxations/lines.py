@@ -6,7 +6,7 @@ many known points (ends, kinks) or bounded by a tangent inequality; each value `
 computed and moved outward by a bound on its error.
 
 *Values.* torch evaluates exp, log, tanh, sigmoid, erf, sin, ... to about one ulp (measured on the
-CPU against extended precision; the CUDA manual states two); ``ULPS`` epsilons, each one or two
+CPU against extended precision; the CUDA manual states two); ``_ULPS`` epsilons, each one or two
 ulps, are allowed for. *Products and sums* are correctly rounded: half an epsilon each. Anything
 below the smallest normal number is covered by adding that number. *Tangents.* If ``g`` is a
 subgradient of a convex ``f`` at ``p`` and ``|m - g| <= d``, then for all ``x``
@@ -22,13 +22,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ULPS = 8.0
+_ULPS = 8.0
 
 
 def padding(dtype: torch.dtype) -> tuple[float, float]:
     """``(relative, absolute)`` error allowed for one evaluated term."""
     info = torch.finfo(dtype)
-    return ULPS * info.eps, info.tiny
+    return _ULPS * info.eps, info.tiny
 
 
 def below(value: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def gap_above(value: Tensor, slope: Tensor, x: Tensor) -> Tensor:
 
 
 def reach(p: Tensor, low: Tensor, up: Tensor) -> Tensor:
-    """Largest ``|x - p|`` on ``[low, up]`` (a few ulps short of it at worst, which ``ULPS``
+    """Largest ``|x - p|`` on ``[low, up]`` (a few ulps short of it at worst, which ``_ULPS``
     covers)."""
     return torch.maximum((p - low).abs(), (up - p).abs())
 
@@ -73,7 +73,7 @@ def mix(low: Tensor, up: Tensor, fraction: Tensor) -> Tensor:
     return torch.clamp(point, low, up)
 
 
-def chord_slope(low: Tensor, up: Tensor, value_low: Tensor, value_up: Tensor) -> Tensor:
+def secant_slope(low: Tensor, up: Tensor, value_low: Tensor, value_up: Tensor) -> Tensor:
     """Slope between the end points; 0 for an interval without width."""
     return (value_up - value_low) / (up - low).clamp(min=torch.finfo(low.dtype).tiny)
 

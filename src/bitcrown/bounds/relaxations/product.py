@@ -17,19 +17,15 @@ difference, so a relative padding of both terms makes the intercept sound.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import mix, padding
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     (a, c), (b, d) = lowers, uppers
     products = torch.stack([a * c, a * d, b * c, b * d])
     info = torch.finfo(a.dtype)
@@ -43,13 +39,11 @@ def _interval(
     )
 
 
-def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     return torch.full_like(lowers[0] * lowers[1], 0.5).expand(2, *[-1] * lowers[0].dim())
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     (a, c), (b, d) = lowers, uppers
     relative, absolute = padding(a.dtype)
     range_low, range_up = _interval(node, lowers, uppers)
@@ -87,4 +81,4 @@ def _peak(slope: Tensor, low: Tensor, up: Tensor) -> Tensor:
     return torch.maximum(slope * low, slope * up)
 
 
-register(Nonlinear("Mul", _interval, _relax, alphas=2, default_alpha=_default_alpha))
+register_nonlinear("Mul", _interval, _relax, alphas=2, default_alpha=_default_alpha)

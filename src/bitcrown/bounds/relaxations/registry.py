@@ -21,8 +21,12 @@ from bitcrown.model.graph import Node
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Interval = Callable[[Node, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
-    Relax = Callable[[Node, Sequence[Tensor], Sequence[Tensor], Tensor | None], "Relaxation"]
+Operands = Sequence["Tensor"]
+"""One end of the interval of each operand."""
+Pair = tuple["Tensor", "Tensor"]
+Interval = Callable[[Node, Operands, Operands], Pair]
+Relax = Callable[[Node, Operands, Operands, "Tensor | None"], "Relaxation"]
+DefaultAlpha = Callable[[Node, Operands, Operands], "Tensor"]
 
 
 class Relaxation(NamedTuple):
@@ -56,18 +60,25 @@ class Nonlinear:
     interval: Interval
     relax: Relax
     alphas: int = 0
-    default_alpha: Callable[[Node, Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None
+    default_alpha: DefaultAlpha | None = None
     is_piecewise_linear: bool = False
 
 
 _ROWS: dict[str, Nonlinear] = {}
 
 
-def register(row: Nonlinear) -> Nonlinear:
-    if row.op in _ROWS:
-        raise ValueError(f"relaxation of {row.op} is registered twice")
-    _ROWS[row.op] = row
-    return row
+def register_nonlinear(
+    op: str,
+    interval: Interval,
+    relax: Relax,
+    alphas: int = 0,
+    default_alpha: DefaultAlpha | None = None,
+    is_piecewise_linear: bool = False,
+) -> None:
+    """Enter the row of ``op``; see ``Nonlinear``."""
+    if op in _ROWS:
+        raise ValueError(f"relaxation of {op} is registered twice")
+    _ROWS[op] = Nonlinear(op, interval, relax, alphas, default_alpha, is_piecewise_linear)
 
 
 def nonlinear_row(op: str) -> Nonlinear:

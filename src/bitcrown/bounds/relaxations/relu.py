@@ -19,30 +19,24 @@ normal number covers it, and adds nothing where the neuron is stable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     return lowers[0].clamp(min=0), uppers[0].clamp(min=0)
 
 
-def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     """The lower line of smaller area: slope 1 where ``u > -l``, else 0."""
     low = lowers[0]
     return (uppers[0].clamp(min=0) > low.clamp(max=0).neg()).to(low.dtype).unsqueeze(0)
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     low, up = lowers[0], uppers[0]
     info = torch.finfo(low.dtype)
     above = up.clamp(min=0)
@@ -59,8 +53,6 @@ def _relax(
     return Relaxation((lower_slope,), torch.zeros_like(low), (slope,), intercept)
 
 
-register(
-    Nonlinear(
-        "Relu", _interval, _relax, alphas=1, default_alpha=_default_alpha, is_piecewise_linear=True
-    )
+register_nonlinear(
+    "Relu", _interval, _relax, alphas=1, default_alpha=_default_alpha, is_piecewise_linear=True
 )

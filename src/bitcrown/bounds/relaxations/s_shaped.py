@@ -21,7 +21,7 @@ Upper line: all satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lower li
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,23 +31,23 @@ from torch import Tensor
 from bitcrown.bounds.relaxations.lines import (
     above,
     below,
-    chord_slope,
     gap_below,
     lower_or_constant,
     mix,
     padding,
     reach,
+    secant_slope,
 )
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
-TABLE_SIZE = 8192
-TABLE_END = 24.0
+_TABLE_SIZE = 8192
+_TABLE_END = 24.0
 """The table is uniform in ``log(1 + u)`` up to here and extrapolated beyond."""
 
 
 @dataclass(frozen=True)
-class Curve:
+class _Curve:
     """``value`` takes values in ``[floor, shift - floor]`` and ``f(x) = shift - f(-x)``; ``slope``
     is the derivative, computed with relative error ``slope_ulps`` epsilons plus ``slope_loss``
     epsilons absolutely. Tangent points are sought down to ``-farthest``."""
@@ -84,17 +84,20 @@ def _atan_slope(x: Tensor) -> Tensor:
 
 # The rounding of x^2 makes the relative error of exp(-x^2) about x^2 epsilons: below 40 for x^2 <=
 # 32, and beyond that below 1e3 * exp(-32) < 1e-10 epsilons absolutely.
-SIGMOID = Curve("Sigmoid", torch.sigmoid, _sigmoid_slope, floor=0.0, shift=1.0)
-TANH = Curve("Tanh", torch.tanh, _tanh_slope, floor=-1.0, shift=0.0)
-ERF = Curve("Erf", torch.erf, _erf_slope, floor=-1.0, shift=0.0, slope_ulps=48.0, slope_loss=1e-10)
-HALF_PI = math.nextafter(math.pi / 2, 2.0)  # math.pi / 2 lies below pi / 2, the next float above it
-ATAN = Curve("Atan", torch.atan, _atan_slope, floor=-HALF_PI, shift=0.0, farthest=1e6)
+_SIGMOID = _Curve("Sigmoid", torch.sigmoid, _sigmoid_slope, floor=0.0, shift=1.0)
+_TANH = _Curve("Tanh", torch.tanh, _tanh_slope, floor=-1.0, shift=0.0)
+_ERF = _Curve(
+    "Erf", torch.erf, _erf_slope, floor=-1.0, shift=0.0, slope_ulps=48.0, slope_loss=1e-10
+)
+# math.pi / 2 lies below pi / 2, the next float above it
+_HALF_PI = math.nextafter(math.pi / 2, 2.0)
+_ATAN = _Curve("Atan", torch.atan, _atan_slope, floor=-_HALF_PI, shift=0.0, farthest=1e6)
 
 
 @lru_cache(maxsize=32)
-def _tangent_table(curve: Curve, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``t(u)`` at ``log(1 + u) = 0 .. TABLE_END``, by bisection in float64."""
-    u = torch.expm1(torch.linspace(0.0, TABLE_END, TABLE_SIZE, dtype=torch.float64))
+def _tangent_table(curve: _Curve, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``t(u)`` at ``log(1 + u) = 0 .. _TABLE_END``, by bisection in float64."""
+    u = torch.expm1(torch.linspace(0.0, _TABLE_END, _TABLE_SIZE, dtype=torch.float64))
     value = curve.value(u)
     left, right = -u.clamp(max=curve.farthest), torch.zeros_like(u)
     for _ in range(60):
@@ -108,11 +111,11 @@ def _tangent_table(curve: Curve, dtype: torch.dtype, device: torch.device) -> Te
     return left.to(device=device, dtype=dtype)
 
 
-def _tangent_point(curve: Curve, u: Tensor) -> Tensor:
+def _tangent_point(curve: _Curve, u: Tensor) -> Tensor:
     """``t(u)``, approximately."""
     table = _tangent_table(curve, u.dtype, u.device)
-    position = torch.log1p(u.clamp(min=0)) * ((TABLE_SIZE - 1) / TABLE_END)
-    index = position.clamp(max=TABLE_SIZE - 2).long()
+    position = torch.log1p(u.clamp(min=0)) * ((_TABLE_SIZE - 1) / _TABLE_END)
+    index = position.clamp(max=_TABLE_SIZE - 2).long()
     left = table[index]
     interpolated = left + (position - index) * (table[index + 1] - left)
     return torch.where(u > 0, interpolated, u)
@@ -129,7 +132,7 @@ def _mirrored(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lower_lines(
-    curve: Curve, low: Tensor, up: Tensor, fraction: Tensor | None
+    curve: _Curve, low: Tensor, up: Tensor, fraction: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Slope and intercept of the line below ``curve`` on ``[low, up]``; ``fraction`` in ``[0, 1]``
     chooses ``p``."""
@@ -140,7 +143,7 @@ def _lower_lines(
     if fraction is None:
         fraction = _fractions(low, up, tangent)
     p = mix(low, tangent, fraction)
-    chord = chord_slope(low, up, value_low, value_up)
+    chord = secant_slope(low, up, value_low, value_up)
     chord = torch.minimum(torch.maximum(chord, curve.slope(up)), curve.slope(low))
     slope = torch.where(has_tangent, curve.slope(p), chord)
     epsilon = torch.finfo(low.dtype).eps
@@ -152,20 +155,16 @@ def _lower_lines(
     return lower_or_constant(slope, intercept, below(value_low).clamp(min=curve.floor), low, up)
 
 
-def _row(curve: Curve) -> Nonlinear:
-    def interval(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+def _row(curve: _Curve) -> None:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         low, up = below(curve.value(lowers[0])), above(curve.value(uppers[0]))
         return low.clamp(min=curve.floor), up.clamp(max=curve.ceiling)
 
-    def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+    def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
         low, up = _mirrored(lowers[0], uppers[0])
         return _fractions(low, up, torch.maximum(_tangent_point(curve, up), low))
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         low, up = _mirrored(lowers[0], uppers[0])
         slopes, intercepts = _lower_lines(curve, low, up, alpha)
         upper_intercept = -intercepts[1]
@@ -174,8 +173,8 @@ def _row(curve: Curve) -> Nonlinear:
             upper_intercept = shifted + shifted.abs() * torch.finfo(low.dtype).eps
         return Relaxation((slopes[0],), intercepts[0], (slopes[1],), upper_intercept)
 
-    return register(Nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha))
+    register_nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
-for _curve in (SIGMOID, TANH, ERF, ATAN):
+for _curve in (_SIGMOID, _TANH, _ERF, _ATAN):
     _row(_curve)

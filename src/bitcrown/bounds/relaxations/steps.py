@@ -20,19 +20,19 @@ as ``t (1 - m) + m o``, which is exactly ``o`` for ``m = 1`` however large ``t``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import padding
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
 @dataclass(frozen=True)
-class Staircase:
+class _Staircase:
     """``value`` with jumps of 1 at ``integer - offset``, the integer being the value reached;
     ``Sign`` has none."""
 
@@ -41,7 +41,9 @@ class Staircase:
     offset: float
 
 
-def _slope_limits(low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: Staircase) -> Tensor:
+def _slope_limits(
+    low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: _Staircase
+) -> Tensor:
     """``M`` of the lower and the upper line, ``[2, B, *]``; zero where the function is constant."""
     info = torch.finfo(low.dtype)
     room = torch.stack([up - (bottom + (1 - stair.offset)), (top - stair.offset) - low])
@@ -52,14 +54,14 @@ def _slope_limits(low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: S
 
 
 def _stair_default(
-    low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: Staircase
+    low: Tensor, up: Tensor, bottom: Tensor, top: Tensor, stair: _Staircase
 ) -> Tensor:
     middle = low * 0.5 + up * 0.5
     gains = torch.stack([middle > bottom + (1 - stair.offset), middle < top - stair.offset])
     return (gains | (top - bottom > 1)).to(low.dtype)
 
 
-def _stair_relax(stair: Staircase, low: Tensor, up: Tensor, alpha: Tensor | None) -> Relaxation:
+def _stair_relax(stair: _Staircase, low: Tensor, up: Tensor, alpha: Tensor | None) -> Relaxation:
     bottom, top = stair.value(low), stair.value(up)
     fraction = _stair_default(low, up, bottom, top, stair) if alpha is None else alpha
     slopes = fraction * _slope_limits(low, up, bottom, top, stair)
@@ -74,38 +76,30 @@ def _stair_relax(stair: Staircase, low: Tensor, up: Tensor, alpha: Tensor | None
     return Relaxation((slopes[0],), lower, (slopes[1],), upper)
 
 
-def _stair_row(stair: Staircase) -> None:
-    def interval(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+def _stair_row(stair: _Staircase) -> None:
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         return stair.value(lowers[0]), stair.value(uppers[0])
 
-    def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+    def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
         low, up = lowers[0], uppers[0]
         return _stair_default(low, up, stair.value(low), stair.value(up), stair)
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         return _stair_relax(stair, lowers[0], uppers[0], alpha)
 
-    register(Nonlinear(stair.op, interval, relax, alphas=2, default_alpha=default_alpha))
+    register_nonlinear(stair.op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
-def _sign_interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _sign_interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
     return torch.sign(lowers[0]), torch.sign(uppers[0])
 
 
-def _sign_default(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _sign_default(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     low, up = lowers[0], uppers[0]
     return torch.stack([up > -low, up < -low]).to(low.dtype)
 
 
-def _sign_relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _sign_relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     """The jump is at 0, so the intercepts are the values at the ends, exactly."""
     low, up = lowers[0], uppers[0]
     info = torch.finfo(low.dtype)
@@ -120,7 +114,7 @@ def _sign_relax(
     )
 
 
-register(Nonlinear("Sign", _sign_interval, _sign_relax, alphas=2, default_alpha=_sign_default))
-_stair_row(Staircase("Floor", torch.floor, 0.0))
-_stair_row(Staircase("Round", torch.round, 0.5))
-_stair_row(Staircase("Ceil", torch.ceil, 1.0))
+register_nonlinear("Sign", _sign_interval, _sign_relax, alphas=2, default_alpha=_sign_default)
+_stair_row(_Staircase("Floor", torch.floor, 0.0))
+_stair_row(_Staircase("Round", torch.round, 0.5))
+_stair_row(_Staircase("Ceil", torch.ceil, 1.0))

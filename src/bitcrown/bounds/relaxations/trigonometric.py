@@ -15,28 +15,28 @@ concave in ``m`` with derivative ``midpoint - minimiser(m)``.
 Rounding: if the computed minimiser is ``e`` away from the true one, the value is too large by at
 most ``e^2 / 2``, as ``|f''| <= 1`` and the derivative vanishes there; ``e`` is a few epsilons times
 ``|x| + 8``. The derivative of the intercept in ``m`` is minus the minimiser (envelope theorem), so
-the minimiser itself needs no derivative. Beyond ``LARGEST_ANGLE`` periods are not told apart safely
-and the constants -1 and 1 serve.
+the minimiser itself needs no derivative. Beyond ``_LARGEST_ANGLE`` periods are not told apart
+safely, and the constants -1 and 1 serve.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import gap_below, lower_or_constant
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
-TURN = 2 * math.pi
-LARGEST_ANGLE = 8192.0
-BISECTIONS = 14
+_TURN = 2 * math.pi
+_LARGEST_ANGLE = 8192.0
+_BISECTIONS = 14
 
 
-class Lines:
+class _BestLines:
     """Lower lines of ``f`` and of ``-f`` on ``[low, up] [B, *]``, computed together: everything
     else is ``[2, B, *]``.
 
@@ -52,7 +52,7 @@ class Lines:
         self.valley_of_f = valley
         self.valley = low.new_tensor([valley, valley + math.pi]).reshape(2, *axes)
         self.value_low, self.value_up = self.value(low), self.value(up)
-        self.is_far = torch.maximum(low.abs(), up.abs()) > LARGEST_ANGLE
+        self.is_far = torch.maximum(low.abs(), up.abs()) > _LARGEST_ANGLE
 
     def value(self, x: Tensor) -> Tensor:
         return self.sign * self.function(x)
@@ -60,10 +60,10 @@ class Lines:
     def inner_minimum(self, slope: Tensor) -> Tensor:
         """The local minimum of ``f - slope x`` that may be least, or an end of the interval."""
         first = torch.asin(slope.clamp(-1.0, 1.0)) + self.valley
-        last_turn = torch.floor((self.up - first) / TURN)
-        first_turn = torch.ceil((self.low - first) / TURN)
+        last_turn = torch.floor((self.up - first) / _TURN)
+        first_turn = torch.ceil((self.low - first) / _TURN)
         turns = torch.where(slope > 0, last_turn, first_turn)
-        return torch.clamp(first + turns * TURN, self.low, self.up)
+        return torch.clamp(first + turns * _TURN, self.low, self.up)
 
     def minimiser(self, slope: Tensor) -> Tensor:
         """Where ``f - slope x`` is least on the interval, approximately."""
@@ -95,7 +95,7 @@ class Lines:
         """Least and largest derivative, approximately: ``f'(x) = f(x + pi/2)`` has its valley a
         quarter earlier."""
         quarter = math.pi / 2
-        derivative = Lines(
+        derivative = _BestLines(
             lambda x: self.function(x + quarter), self.valley_of_f - quarter, self.low, self.up
         )
         least = derivative.least()
@@ -105,7 +105,7 @@ class Lines:
         """Where in the slope range the line highest at the midpoint is."""
         middle = self.low * 0.5 + self.up * 0.5
         left, right = torch.zeros_like(flattest), torch.ones_like(flattest)
-        for _ in range(BISECTIONS):
+        for _ in range(_BISECTIONS):
             fraction = (left + right) * 0.5
             should_rise = self.minimiser(flattest + fraction * (steepest - flattest)) < middle
             left, right = (
@@ -125,23 +125,19 @@ class Lines:
 
 
 def _row(op: str, function: Callable[[Tensor], Tensor], valley: float) -> None:
-    def interval(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        low, negated_up = Lines(function, valley, lowers[0], uppers[0]).least()
+    def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
+        low, negated_up = _BestLines(function, valley, lowers[0], uppers[0]).least()
         return low, -negated_up
 
-    def default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
-        problem = Lines(function, valley, lowers[0], uppers[0])
+    def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
+        problem = _BestLines(function, valley, lowers[0], uppers[0])
         return problem.best_fraction(*problem.slope_range())
 
-    def relax(
-        node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-    ) -> Relaxation:
-        slopes, intercepts = Lines(function, valley, lowers[0], uppers[0]).lines(alpha)
+    def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
+        slopes, intercepts = _BestLines(function, valley, lowers[0], uppers[0]).lines(alpha)
         return Relaxation((slopes[0],), intercepts[0], (-slopes[1],), -intercepts[1])
 
-    register(Nonlinear(op, interval, relax, alphas=2, default_alpha=default_alpha))
+    register_nonlinear(op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
 _row("Sin", torch.sin, -math.pi / 2)

@@ -12,13 +12,11 @@ What a number beyond ``most`` becomes depends on the processor: there is no boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.relaxations.lines import padding
-from bitcrown.bounds.relaxations.registry import Nonlinear, Relaxation, register
+from bitcrown.bounds.relaxations.registry import Operands, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
 
@@ -28,21 +26,17 @@ def _ends(node: Node, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.trunc(low), torch.trunc(up), (low > -most) & (up < most)
 
 
-def _interval(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _interval(node: Node, lowers: Operands, uppers: Operands) -> tuple[Tensor, Tensor]:
     bottom, top, fits = _ends(node, lowers[0], uppers[0])
     return torch.where(fits, bottom, -torch.inf), torch.where(fits, top, torch.inf)
 
 
-def _default_alpha(node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor]) -> Tensor:
+def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
     bottom, top, _ = _ends(node, lowers[0], uppers[0])
     return (top - bottom > 1).to(bottom.dtype).expand(2, *bottom.shape)
 
 
-def _relax(
-    node: Node, lowers: Sequence[Tensor], uppers: Sequence[Tensor], alpha: Tensor | None
-) -> Relaxation:
+def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     low, up = lowers[0], uppers[0]
     bottom, top, fits = _ends(node, low, up)
     slope = _default_alpha(node, lowers, uppers) if alpha is None else alpha
@@ -58,4 +52,4 @@ def _relax(
     return Relaxation((slope[0],), lower, (slope[1],), upper)
 
 
-register(Nonlinear("Truncate", _interval, _relax, alphas=2, default_alpha=_default_alpha))
+register_nonlinear("Truncate", _interval, _relax, alphas=2, default_alpha=_default_alpha)

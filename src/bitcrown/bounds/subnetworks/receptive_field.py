@@ -28,17 +28,17 @@ from torch import Tensor
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.rounding import Scales
-from bitcrown.model.execute import Network, Params, elements
+from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.registry import op_row
+from bitcrown.model.registry import Params, op_row
 
 Span = tuple[int, int]
 Field = tuple[Span, Span]
 """Rows and columns of a ``[1, C, H, W]`` node."""
 
-IMAGE_RANK = 4
-ELEMENTWISE = ("Add", "Sub", "Scale", "Constant")
-CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
+_IMAGE_RANK = 4
+_ELEMENTWISE = ("Add", "Sub", "Scale", "Constant")
+_CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
 """What one more call on a node costs, in entries that the call could have worked on meanwhile."""
 
 
@@ -47,7 +47,7 @@ class View:
     """``graph`` is the smaller network; ``fields`` and ``origins`` say of its nodes which part of
     which node they are.
 
-    Nodes that are not in ``origins`` pad another one and are nobody's operand but a convolution's.
+    A node without origin was added: it pads another node with zeros, for one convolution to read.
     """
 
     graph: Graph
@@ -183,10 +183,10 @@ def _cheapest(graph: Graph, source: str, indices: Tensor) -> tuple[int, int]:
     nodes."""
     best, best_size = 0, sum(graph.nodes[name].size for name in _ancestors(graph, source))
     height, width = (
-        graph.nodes[source].shape[2:] if len(graph.nodes[source].shape) == IMAGE_RANK else (0, 0)
+        graph.nodes[source].shape[2:] if len(graph.nodes[source].shape) == _IMAGE_RANK else (0, 0)
     )
     whole = _wanted(graph, source, ((0, height), (0, width)))
-    call = CALL_COST[indices.device.type] * len(whole or ())
+    call = _CALL_COST[indices.device.type] * len(whole or ())
     best_cost, side = len(indices) * best_size + call, 1
     while whole is not None and side < max(height, width):
         top, left = height // 2 // side * side, width // 2 // side * side
@@ -229,7 +229,7 @@ def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
     for node in reversed(list(graph.nodes.values())):
         if node.name not in wanted:
             continue
-        if len(node.shape) != IMAGE_RANK or node.shape[0] != 1:
+        if len(node.shape) != _IMAGE_RANK or node.shape[0] != 1:
             return None
         if _is_input(graph, node):
             continue
@@ -258,7 +258,7 @@ def _operand_field(graph: Graph, node: Node, field: Field) -> Field | None:
         )
         return (rows, columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
     row = op_row(node.op)
-    is_elementwise = node.op in ELEMENTWISE or (not row.is_affine and row.is_local)
+    is_elementwise = node.op in _ELEMENTWISE or (not row.is_affine and row.is_local)
     same = all(graph.nodes[name].shape == node.shape for name in node.inputs)
     return field if is_elementwise and same else None
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Graph, Node
@@ -71,6 +71,7 @@ def reduced_network(
     entries = (total + graph.n_outputs) * (graph.n_inputs + total)
     if not nodes or entries * torch.finfo(network.dtype).bits // 8 > memory:
         return None
+    # A block for each layer of unstable neurons, as functions of those before; then the outputs.
     rows = _Rows(network, layout, bounds, unstable, memory)
     blocks = []
     for count, node in enumerate(nodes):
@@ -88,6 +89,7 @@ def reduced_network(
         outputs[name] = identity[:, start : start + size].reshape(-1, *graph.nodes[name].shape)
         start += size
     blocks.append(rows.of(outputs, nodes))
+    # The new network, the bounds of its neurons, and where they stand among those of the old one.
     found = Network(_dense_graph(blocks, graph), network.dtype, network.device)
     kept = {
         f"z{k}": _part(bounds[node.inputs[0]], unstable[node.name]) for k, node in enumerate(nodes)
@@ -131,7 +133,7 @@ class _Rows:
     ) -> None:
         self.network, self.unstable = network, unstable
         self.relaxations = {}
-        for node in layout.nodes:
+        for node in layout.nodes:  # exact for a stable neuron; an unstable one cuts the way
             slope = (bounds[node.inputs[0]][0] >= 0).to(network.dtype).unsqueeze(1)
             zero = torch.zeros_like(slope)
             self.relaxations[node.name] = Relaxation((slope,), zero, (slope,), zero)

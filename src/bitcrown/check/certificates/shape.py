@@ -20,21 +20,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bitcrown.check.certificates.integers.network import Reject
+from bitcrown.check.certificates.documents import Reject
 
-CERTIFICATE_KEYS = {"format", "network", "property", "trunk", "roots", "parts", "digest"}
-Form = Callable[[Any], bool]
+_CERTIFICATE_KEYS = {"format", "network", "property", "trunk", "roots", "parts", "digest"}
+_Form = Callable[[Any], bool]
 
 
-def is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return type(value) is int
 
 
-def _list_of(form: Form) -> Form:
+def _list_of(form: _Form) -> _Form:
     return lambda value: type(value) is list and all(map(form, value))
 
 
-def _row_of(*forms: Form) -> Form:
+def _row_of(*forms: _Form) -> _Form:
     return lambda value: (
         type(value) is list
         and len(value) == len(forms)
@@ -42,16 +42,16 @@ def _row_of(*forms: Form) -> Form:
     )
 
 
-def _numbers(count: int) -> Form:
-    return _row_of(*[is_integer] * count)
+def _numbers(count: int) -> _Form:
+    return _row_of(*[_is_integer] * count)
 
 
-_tau = _list_of(is_integer)
+_tau = _list_of(_is_integer)
 _slope = _list_of(
-    lambda value: type(value) is list and len(value) in (2, 3) and all(map(is_integer, value))
+    lambda value: type(value) is list and len(value) in (2, 3) and all(map(_is_integer, value))
 )
-_slopes = _list_of(_row_of(is_integer, _slope))
-STEPS: dict[str, Form] = {
+_slopes = _list_of(_row_of(_is_integer, _slope))
+_STEPS: dict[str, _Form] = {
     "propagate": _row_of(),
     "empty": _row_of(),
     "enumerate": _row_of(),
@@ -59,17 +59,17 @@ STEPS: dict[str, Form] = {
     "split": _numbers(5),
     "tighten": _row_of(_tau, _slopes, _list_of(_numbers(4))),
     "clip": _row_of(_tau, _slopes, _list_of(_numbers(5))),
-    "bound": _row_of(_list_of(_row_of(*[is_integer] * 4, _tau, _slopes))),
+    "bound": _row_of(_list_of(_row_of(*[_is_integer] * 4, _tau, _slopes))),
 }
 
 
 def require_certificate(content: Any) -> None:
     """Raises ``Reject`` for what is no certificate by its form alone."""
-    if type(content) is not dict or CERTIFICATE_KEYS - content.keys():
+    if type(content) is not dict or _CERTIFICATE_KEYS - content.keys():
         raise Reject("it is no certificate")
-    if unknown := content.keys() - CERTIFICATE_KEYS - {"forms"}:
+    if unknown := content.keys() - _CERTIFICATE_KEYS - {"forms"}:
         raise Reject(f"the certificate has the unknown entry {min(unknown)[:40]!r}")
-    if not _list_of(is_integer)(content["roots"]):
+    if not _list_of(_is_integer)(content["roots"]):
         raise Reject("the roots are not a list of integers")
     if type(content["parts"]) is not list:
         raise Reject("the parts are not a list")
@@ -84,10 +84,10 @@ def require_certificate(content: Any) -> None:
                 type(step) is not list
                 or not step
                 or type(step[0]) is not str
-                or step[0] not in STEPS
+                or step[0] not in _STEPS
             ):
                 raise Reject(f"{name} step {place}: unknown step")
-            if not STEPS[step[0]](step[1:]):
+            if not _STEPS[step[0]](step[1:]):
                 raise Reject(
                     f"{name} step {place}: a field of {step[0]} is missing, or is not an integer "
                     "or a list"
@@ -113,5 +113,5 @@ def _is_constraint(value: Any) -> bool:
         type(value) is dict
         and value.keys() == {"terms", "bound"}
         and _list_of(_numbers(2))(value["terms"])
-        and is_integer(value["bound"])
+        and _is_integer(value["bound"])
     )

@@ -1,0 +1,4 @@
+"""Labelled images from the files that people have.
+
+Sees errors and ``archives`` only.
+"""

@@ -19,29 +19,28 @@ import numpy as np
 
 from bitcrown.errors import DataError
 
-Levels = tuple[np.ndarray, np.ndarray]
-SHAPE = (3, 32, 32)
-PIXELS = 3072
-MAX_BYTES = 1 << 30
-BINARY_PARTS = (
+_Levels = tuple[np.ndarray, np.ndarray]
+_SHAPE = (3, 32, 32)
+_PIXELS = 3072
+_MAX_BYTES = 1 << 30
+_BINARY_PARTS = (
     ("test_batch.bin", tuple(f"data_batch_{k}.bin" for k in range(1, 6)), 1),
     ("test.bin", ("train.bin",), 2),
 )
-PYTHON_PARTS = (
+_PYTHON_PARTS = (
     ("test_batch", tuple(f"data_batch_{k}" for k in range(1, 6))),
     ("test", ("train",)),
 )
 
 
-def read(path: Path, first: int | None, train: bool) -> Levels | None:
-    """Levels ``[B, 3, 32, 32]`` uint8 and labels ``[B]``, or None where ``path`` is no CIFAR file
-    or folder."""
-    parts: list[Levels] = []
-    for test, batches, label_bytes in BINARY_PARTS:
+def read_cifar(path: Path, first: int | None, train: bool) -> _Levels | None:
+    """Levels ``[B, 3, 32, 32]`` uint8 and labels ``[B]``, or None where it is no CIFAR."""
+    parts: list[_Levels] = []
+    for test, batches, label_bytes in _BINARY_PARTS:
         for file in _files(path, test, batches, train):
             parts.append(_binary(file, label_bytes))
     if not parts:
-        for test, batches in PYTHON_PARTS:
+        for test, batches in _PYTHON_PARTS:
             for file in _files(path, test, batches, train):
                 if _is_pickle(file):
                     parts.append(_python(file))
@@ -63,15 +62,15 @@ def _files(path: Path, test: str, batches: tuple[str, ...], train: bool) -> list
     return found
 
 
-def _binary(file: Path, label_bytes: int) -> Levels:
+def _binary(file: Path, label_bytes: int) -> _Levels:
     size = file.stat().st_size
-    record = label_bytes + PIXELS
-    if size % record or not size or size > MAX_BYTES:
+    record = label_bytes + _PIXELS
+    if size % record or not size or size > _MAX_BYTES:
         raise DataError(
             f"{file} has {size} bytes, which is no whole number of CIFAR records of {record} bytes"
         )
     rows = np.fromfile(file, dtype=np.uint8).reshape(-1, record)
-    return rows[:, label_bytes:].reshape(-1, *SHAPE), rows[:, label_bytes - 1]
+    return rows[:, label_bytes:].reshape(-1, *_SHAPE), rows[:, label_bytes - 1]
 
 
 def _is_pickle(file: Path) -> bool:
@@ -80,17 +79,16 @@ def _is_pickle(file: Path) -> bool:
 
 
 @dataclass
-class Record:
-    """A call that the pickle asks for and nobody makes: what, with which arguments, and the state
-    set afterwards."""
+class _Call:
+    """A call that the pickle asks for and nobody makes, and the state set afterwards."""
 
     what: Any
     arguments: Any
     state: Any = None
 
 
-def _python(file: Path) -> Levels:
-    if file.stat().st_size > MAX_BYTES:
+def _python(file: Path) -> _Levels:
+    if file.stat().st_size > _MAX_BYTES:
         raise DataError(f"{file} is larger than any CIFAR batch")
     try:
         batch = inert_pickle(file.read_bytes())
@@ -100,7 +98,7 @@ def _python(file: Path) -> Levels:
         shape, raw = tuple(rows.state[1]), rows.state[4]
         if (
             len(shape) != 2
-            or shape[1] != PIXELS
+            or shape[1] != _PIXELS
             or labels is None
             or not all(0 <= int(k) < 256 for k in labels)
         ):
@@ -108,25 +106,23 @@ def _python(file: Path) -> Levels:
         levels = np.frombuffer(_raw_bytes(raw), dtype=np.uint8)
         if rows.state[3]:
             levels = levels.reshape(shape[::-1]).T
-        return levels.reshape(-1, *SHAPE), np.array([int(k) for k in labels], dtype=np.int64)
+        return levels.reshape(-1, *_SHAPE), np.array([int(k) for k in labels], dtype=np.int64)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is no CIFAR batch in the Python version: {error}") from error
 
 
 def _raw_bytes(raw: Any) -> bytes:
-    """Bytes as Python 2 writes them (text), as Python 3 does, or as it does for readers of Python 2
-    (``encode``)."""
-    if isinstance(raw, Record) and str(raw.what) == "_codecs encode":
+    """Bytes as Python 2 writes them (text), as 3 does, or as 3 does for 2 (``encode``)."""
+    if isinstance(raw, _Call) and str(raw.what) == "_codecs encode":
         raw = raw.arguments[0]
     return raw.encode("latin-1") if isinstance(raw, str) else bytes(raw)
 
 
-MARK = object()
+_MARK = object()
 
 
 def inert_pickle(data: bytes) -> Any:
-    """What ``data`` describes, as containers, numbers, text, and ``Record`` for everything that
-    would be called.
+    """What ``data`` describes: containers, numbers, text, and a ``_Call`` for each call.
 
     Raises ``ValueError`` for an instruction that a batch of arrays and lists does not need.
     """
@@ -156,7 +152,7 @@ def inert_pickle(data: bytes) -> Any:
 
 def _since_mark(stack: list[Any]) -> list[Any]:
     items = []
-    while (item := stack.pop()) is not MARK:
+    while (item := stack.pop()) is not _MARK:
         items.append(item)
     return items[::-1]
 
@@ -183,7 +179,7 @@ def _append(stack: list[Any]) -> None:
 
 def _call(stack: list[Any]) -> None:
     arguments, what = stack.pop(), stack.pop()
-    stack.append(Record(what, arguments))
+    stack.append(_Call(what, arguments))
 
 
 def _build(stack: list[Any]) -> None:
@@ -201,7 +197,7 @@ def _tuple_of(count: int) -> Any:
 
 
 _BUILDERS = {
-    "MARK": lambda stack: stack.append(MARK),
+    "MARK": lambda stack: stack.append(_MARK),
     "EMPTY_DICT": lambda stack: stack.append({}),
     "EMPTY_LIST": lambda stack: stack.append([]),
     "EMPTY_TUPLE": lambda stack: stack.append(()),

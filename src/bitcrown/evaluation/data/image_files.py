@@ -6,31 +6,29 @@ Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitcrown.archives import read_array, read_arrays
-from bitcrown.errors import DataError, ResourceError
+from bitcrown.errors import DataError
+from bitcrown.files import UNREADABLE, find_file, unpacking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Levels = tuple[np.ndarray, np.ndarray]
-MAX_BYTES = 4 << 30
-TILES_A_ROW = 100
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
-NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
+_Levels = tuple[np.ndarray, np.ndarray]
+_MAX_BYTES = 4 << 30
+_TILES_A_ROW = 100
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+_NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
-def read(path: Path, first: int | None, train: bool) -> Levels | None:
-    """Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is none of the four
-    kinds."""
+def read_image_files(path: Path, first: int | None, train: bool) -> _Levels | None:
+    """Levels ``[B, C, H, W]`` and labels ``[B]``, or None where ``path`` is of no such kind."""
     if path.is_dir():
         found = _idx_in(path, train)
         return _class_folders(path, first, train) if found is None else _idx_pair(found, first)
@@ -38,7 +36,7 @@ def read(path: Path, first: int | None, train: bool) -> Levels | None:
         return _npz(path, first, train)
     if "-idx3-ubyte" in path.name or "-idx4-ubyte" in path.name or ".idx3-ubyte" in path.name:
         return _idx_pair(path, first)
-    if path.suffix in PICTURES:
+    if path.suffix in _PICTURES:
         return _contact_sheet(path, first)
     return None
 
@@ -54,13 +52,10 @@ def _idx_in(folder: Path, train: bool) -> Path | None:
     return found[0] if found else None
 
 
-def _idx_pair(path: Path, first: int | None) -> Levels:
+def _idx_pair(path: Path, first: int | None) -> _Levels:
     name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     plain = name.removesuffix(".gz")
-    labels = next(
-        (file for file in (path.with_name(plain), path.with_name(plain + ".gz")) if file.is_file()),
-        None,
-    )
+    labels = find_file(path.with_name(plain))
     if labels is None or labels == path:
         raise DataError(
             f"the labels of {path} are missing: expected {plain} (or {plain}.gz) beside it"
@@ -72,11 +67,9 @@ def _idx_pair(path: Path, first: int | None) -> Levels:
 
 
 def read_idx(path: Path, first: int | None = None) -> np.ndarray:
-    """An idx array of unsigned bytes, its ``first`` entries: magic ``0 0 8 rank``, extents
-    big-endian, then data."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    """The ``first`` entries of an idx array: ``0 0 8 rank``, extents big-endian, bytes."""
     try:
-        with opener(path, "rb") as stream:
+        with unpacking(path) as stream:
             magic = stream.read(4)
             if len(magic) != 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
                 raise DataError(f"{path} is no idx file of unsigned bytes")
@@ -84,10 +77,10 @@ def read_idx(path: Path, first: int | None = None) -> np.ndarray:
             if first is not None:
                 extents[0] = min(extents[0], first)
             size = prod(extents)
-            if size > MAX_BYTES:
+            if size > _MAX_BYTES:
                 raise DataError(f"{path} claims {size} bytes, more than can be read")
             data = stream.read(size)
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(data) != size:
         raise DataError(f"{path} ends early: {len(data)} bytes of {size}")
@@ -97,10 +90,10 @@ def read_idx(path: Path, first: int | None = None) -> np.ndarray:
 # -- npz -------------------------------------------------------------------------------------------
 
 
-def _npz(path: Path, first: int | None, train: bool) -> Levels:
+def _npz(path: Path, first: int | None, train: bool) -> _Levels:
     part = "train" if train else "test"
     arrays = read_arrays(path)
-    for keys in (*((f"{x}_{part}", f"{y}_{part}") for x, y in NPZ_KEYS), *NPZ_KEYS):
+    for keys in (*((f"{x}_{part}", f"{y}_{part}") for x, y in _NPZ_KEYS), *_NPZ_KEYS):
         if all(key in arrays for key in keys):
             images, labels = arrays[keys[0]], arrays[keys[1]]
             if not labels.ndim or labels.size != len(labels):
@@ -114,8 +107,7 @@ def _npz(path: Path, first: int | None, train: bool) -> Levels:
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
-    """``[B, H, W]``, ``[B, H, W, C]`` or ``[B, C, H, W]`` to the last; an axis of 1 or 3 is the
-    channels."""
+    """``[B, H, W]`` or ``[B, H, W, C]`` to ``[B, C, H, W]``; the channels are 1 or 3."""
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] in (1, 3):
@@ -129,12 +121,8 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _open(path: Path) -> Image:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise ResourceError(
-            "reading pictures needs Pillow; install it with: pip install 'bitcrown[images]'"
-        ) from error
+    from PIL import Image, UnidentifiedImageError
+
     try:
         picture = Image.open(path)
         picture.load()
@@ -156,24 +144,23 @@ def _pixels(picture: Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
 
 
-def _contact_sheet(path: Path, first: int | None) -> Levels | None:
+def _contact_sheet(path: Path, first: int | None) -> _Levels | None:
     labels_file = path.with_name(path.stem + ".labels.npy")
     if not labels_file.is_file():
         return None
     labels = read_array(labels_file)
     sheet = _pixels(_open(path))
-    rows = -(-labels.size // TILES_A_ROW)
-    if labels.ndim != 1 or not rows or sheet.shape[1] % rows or sheet.shape[2] % TILES_A_ROW:
-        raise DataError(f"{path} is no sheet of {labels.size} equal tiles, {TILES_A_ROW} a row")
-    channels, height, width = sheet.shape[0], sheet.shape[1] // rows, sheet.shape[2] // TILES_A_ROW
-    tiles = sheet.reshape(channels, rows, height, TILES_A_ROW, width).transpose(1, 3, 0, 2, 4)
+    rows = -(-labels.size // _TILES_A_ROW)
+    if labels.ndim != 1 or not rows or sheet.shape[1] % rows or sheet.shape[2] % _TILES_A_ROW:
+        raise DataError(f"{path} is no sheet of {labels.size} equal tiles, {_TILES_A_ROW} a row")
+    channels, height, width = sheet.shape[0], sheet.shape[1] // rows, sheet.shape[2] // _TILES_A_ROW
+    tiles = sheet.reshape(channels, rows, height, _TILES_A_ROW, width).transpose(1, 3, 0, 2, 4)
     tiles = tiles.reshape(-1, channels, height, width)[: len(labels)]
     return np.ascontiguousarray(tiles[:first]), labels[:first]
 
 
-def _class_folders(folder: Path, first: int | None, train: bool) -> Levels | None:
-    """``CLASS/**/*.png`` in sorted order of class, then of path: class numbers are ranks of the
-    folder names."""
+def _class_folders(folder: Path, first: int | None, train: bool) -> _Levels | None:
+    """``CLASS/**/*.png``, sorted by class, then path; class numbers are ranks of names."""
     part = folder / ("train" if train else "val")
     folder = next(
         (place for place in (part, folder / "test") if place.is_dir() and not train), folder
@@ -183,7 +170,7 @@ def _class_folders(folder: Path, first: int | None, train: bool) -> Levels | Non
     files: list[tuple[Path, int]] = []
     for number, name in enumerate(classes):
         pictures = sorted(
-            file for file in (folder / name).rglob("*") if file.suffix.lower() in PICTURES
+            file for file in (folder / name).rglob("*") if file.suffix.lower() in _PICTURES
         )
         files += [(file, number) for file in pictures]
     if not files:

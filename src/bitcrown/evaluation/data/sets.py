@@ -27,8 +27,7 @@ from bitcrown.errors import DataError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64; raises ``DataError`` where
-    they do not fit."""
+    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64, or ``DataError``."""
 
     name: str
     images: np.ndarray
@@ -65,8 +64,7 @@ class ImageSet:
 
 
 def unit_pixels(levels: np.ndarray) -> np.ndarray:
-    """8-bit levels as float32 in [0, 1]: the float32 nearest to ``k / 255``; floats are only
-    converted."""
+    """8-bit levels ``k`` as the float32 nearest to ``k / 255``; floats are only converted."""
     if levels.dtype == np.uint8:
         return levels.astype(np.float32) / np.float32(255)
     return levels.astype(np.float32)
@@ -84,8 +82,7 @@ def _class_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
-    """The middle ``size x size`` pixels of ``[B, C, H, W]``; an odd margin leaves the larger part
-    behind the crop."""
+    """The middle ``size x size`` of ``[B, C, H, W]``; an odd margin is larger behind."""
     rows, columns = images.shape[2:]
     if not 0 < size <= min(rows, columns):
         raise DataError(f"images of {rows}x{columns} pixels cannot be cropped to {size}x{size}")
@@ -97,16 +94,17 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
     """Images and labels of ``path``, at most the ``first`` ones.
 
     ``train`` chooses the training part where a folder holds both parts. Raises ``DataError`` for
-    what cannot be read and ``ResourceError`` where an optional library is missing.
+    what cannot be read.
     """
-    from bitcrown.evaluation.data import cifar_files, image_files
+    from bitcrown.evaluation.data.cifar_files import read_cifar
+    from bitcrown.evaluation.data.image_files import read_image_files
 
     path = Path(path)
     if first is not None and first < 1:
         raise DataError(f"the number of images must be at least 1, but got {first}")
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file or folder of labelled images")
-    for read in (cifar_files.read, image_files.read):
+    for read in (read_cifar, read_image_files):
         found = read(path, first, train)
         if found is not None:
             levels, labels = found
@@ -117,6 +115,6 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
             )
     raise DataError(
         f"{path} is no data set that can be read: an idx file or folder, an .npz, a CIFAR folder "
-        "or file, a contact "
-        "sheet with its .labels.npy, or a folder with one folder of images a class"
+        "or file, a contact sheet with its .labels.npy, or a folder with one folder of images a "
+        "class"
     )

@@ -20,13 +20,13 @@ import numpy as np
 from bitcrown.attacks.images import hygiene
 from bitcrown.attacks.images.hygiene import Finding
 from bitcrown.attacks.images.suite import SuiteResult
-from bitcrown.evaluation.accuracies import BY_SEARCH, OPEN, Evaluator, Outcome
+from bitcrown.evaluation.accuracies import BY_SEARCH, OPEN, Evaluator, ImageOutcome
 from bitcrown.evaluation.journal import ATTACK, CLEAN
 from bitcrown.evaluation.plan import Plan
 from bitcrown.evaluation.proving import LEVELS, SEARCH
 from bitcrown.provenance import commit, dependency_versions, machine, version
 
-FORMAT = 2
+_FORMAT = 2
 STANDING = "standing"
 
 
@@ -46,7 +46,9 @@ class Share:
         return hygiene.confidence_interval(self.count, self.total)
 
 
-def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool) -> list[Share]:
+def shares(
+    outcomes: Sequence[ImageOutcome], levels: Sequence[str], has_attack: bool
+) -> list[Share]:
     """Columns of the table: a verified one counts what its level or a cheaper one proved.
 
     ``attack`` counts what the attack left standing; ``standing`` stands beside it where the search
@@ -65,7 +67,9 @@ def shares(outcomes: Sequence[Outcome], levels: Sequence[str], has_attack: bool)
     return result
 
 
-def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -> dict[str, Any]:
+def run_record(
+    evaluator: Evaluator, outcomes: Sequence[ImageOutcome], wall: float
+) -> dict[str, Any]:
     """Everything about one finished run (a radius and a rule of gradients), ready for JSON."""
     plan = evaluator.plan
     levels = (SEARCH,) if plan.levels and evaluator.subject.kind == "integer" else plan.levels
@@ -73,7 +77,7 @@ def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -
     statuses = [one.status for one in outcomes]
     seconds = [one.seconds for one in outcomes if one.is_right and plan.levels]
     return {
-        **plan.identity(),
+        **plan.identity(evaluator.subject.digest),
         "norm": plan.norm,
         "bpda": plan.bpda or None,
         "images": len(outcomes),
@@ -99,7 +103,7 @@ def run_record(evaluator: Evaluator, outcomes: Sequence[Outcome], wall: float) -
     }
 
 
-def suite_record(suite: SuiteResult, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def suite_record(suite: SuiteResult, outcomes: Sequence[ImageOutcome]) -> dict[str, Any]:
     """What the suite did, attack by attack, and what its number is worth."""
     findings = [*suite.warnings, *_disagreements(suite, outcomes)]
     return {
@@ -119,7 +123,7 @@ def warning_record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _disagreements(suite: SuiteResult, outcomes: Sequence[Outcome]) -> list[Finding]:
+def _disagreements(suite: SuiteResult, outcomes: Sequence[ImageOutcome]) -> list[Finding]:
     """Where the network that is attacked and the one that judges say different things."""
     found = []
     clean = sum(
@@ -128,28 +132,27 @@ def _disagreements(suite: SuiteResult, outcomes: Sequence[Outcome]) -> list[Find
     )
     if clean:
         sentence = (
-            f"{clean} clean images are right for the attacks and wrong for the judge, or "
-            "the other way round"
+            f"{clean} clean images are right for the attacks and wrong for the judge, or the "
+            "other way round"
         )
         found.append(Finding("clean-disagreement", sentence, {"images": float(clean)}))
     pairs = zip(outcomes, suite.broken_by, strict=True)
     lost = sum(one.is_right and name is not None and one.broken_by != name for one, name in pairs)
     if lost:
         sentence = (
-            f"{lost} adversarial images of the attacks do not break the network that "
-            "judges; they do not count"
+            f"{lost} adversarial images of the attacks do not break the network that judges; they "
+            "do not count"
         )
         found.append(Finding("unconfirmed", sentence, {"images": float(lost)}))
     return found
 
 
 def document(runs: Sequence[dict[str, Any]], plan: Plan, data: str, wall: float) -> dict[str, Any]:
-    """The record of a command: what is common to its runs, and the runs. Gaps between rules are
-    added as warnings."""
+    """The record of a command: what is common to its runs, the runs, and gaps of rules."""
     for run in runs:
         add_gap_warning(run, runs)
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "version": version(),
         "commit": commit(),

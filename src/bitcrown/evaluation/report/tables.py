@@ -15,8 +15,8 @@ from bitcrown.evaluation.plan import PGD
 from bitcrown.evaluation.proving import ALPHA, CROWN, SEARCH
 from bitcrown.evaluation.report.summary import STANDING
 
-Run = Mapping[str, Any]
-TITLES = {
+_Run = Mapping[str, Any]
+_TITLES = {
     CROWN: "CROWN verified",
     ALPHA: "alpha-CROWN verified",
     SEARCH: "branch and bound verified",
@@ -25,16 +25,16 @@ TITLES = {
 
 def tables(record: Mapping[str, Any]) -> str:
     """Everything that is printed at the end of an evaluation."""
-    runs: Sequence[Run] = record["runs"]
+    runs: Sequence[_Run] = record["runs"]
     if all(run["attack"] is None or run["attack"]["name"] == PGD for run in runs):
         return "\n".join(bounds_table(record["model"], run, record["data"]) for run in runs)
     return "\n".join([suite_table(record), *(attack_table(run) for run in runs), remarks(runs)])
 
 
-def bounds_table(name: str, run: Run, data: str) -> str:
+def bounds_table(name: str, run: _Run, data: str) -> str:
     """One network as a row, accuracies in percent with their 95 % intervals."""
     attack = run["attack"]
-    titles = {CLEAN: "Clean acc.", STANDING: "not broken by any", **TITLES}
+    titles = {CLEAN: "Clean acc.", STANDING: "not broken by any", **_TITLES}
     if attack:
         titles[ATTACK] = f"PGD-{attack['steps']}x{attack['restarts']} acc."
     columns = [("Model", name)]
@@ -50,7 +50,7 @@ def bounds_table(name: str, run: Run, data: str) -> str:
 
 def suite_table(record: Mapping[str, Any]) -> str:
     """One row a radius; a column of robust accuracies for each rule of gradients."""
-    runs: Sequence[Run] = record["runs"]
+    runs: Sequence[_Run] = record["runs"]
     rules = list(dict.fromkeys(run["bpda"] for run in runs))
     header = ["Model", "Radius", "Clean Accuracy"]
     header += [_rule_title(rule, len(rules)) for rule in rules]
@@ -70,7 +70,7 @@ def suite_table(record: Mapping[str, Any]) -> str:
     return f"{sample}; in brackets 95 % intervals\n\n{aligned(header, rows)}"
 
 
-def _standing(run: Run) -> Mapping[str, Any]:
+def _standing(run: _Run) -> Mapping[str, Any]:
     found: Mapping[str, Any] = run["accuracy"].get(STANDING, run["accuracy"][ATTACK])
     return found
 
@@ -81,7 +81,7 @@ def _rule_title(rule: str | None, count: int) -> str:
     return f"Robust Accuracy with BPDA ({rule})"
 
 
-def attack_table(run: Run) -> str:
+def attack_table(run: _Run) -> str:
     """What each attack of a suite added."""
     rule = f", BPDA {run['bpda']}" if run["bpda"] else ""
     rows, left = [], run["accuracy"][CLEAN]["count"]
@@ -95,7 +95,7 @@ def attack_table(run: Run) -> str:
     return f"{_radius(run)}{rule}: {_counts(run)}\n\n{table}"
 
 
-def remarks(runs: Iterable[Run]) -> str:
+def remarks(runs: Iterable[_Run]) -> str:
     """Warnings and statements, each once for each run it is about."""
     lines = []
     for run in runs:
@@ -125,9 +125,9 @@ def _share(row: Mapping[str, Any]) -> str:
     return f"{100 * row['share']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _counts(run: Run) -> str:
+def _counts(run: _Run) -> str:
     return ", ".join(f"{count} {name}" for name, count in run["status"].items())
 
 
-def _radius(run: Run) -> str:
+def _radius(run: _Run) -> str:
     return f"{run['norm']} {run['eps']}"

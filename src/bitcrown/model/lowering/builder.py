@@ -61,7 +61,7 @@ write."""
 
 HUGE = 1e30
 """From where on a limit is kept apart: a sum with it has no digit left of what it limits."""
-MOST_LIMITS = 8
+_MOST_LIMITS = 8
 
 
 def lowers(*names: str) -> Callable[[Lowering], Lowering]:
@@ -329,7 +329,7 @@ class Builder:
             parts.append((limit == value, self.emit("Clip", (a,), ends)))
         if not is_huge.all():
             parts.append((~is_huge, best(a, self.known(np.where(is_huge, 0.0, limit)))))
-        if len(parts) > MOST_LIMITS:
+        if len(parts) > _MOST_LIMITS:
             raise UnsupportedError(
                 f"node {self.source!r}: limits of {len(parts)} magnitudes beyond {HUGE:g}"
             )

@@ -9,7 +9,7 @@ and ``z`` to 0, and every later node is lowered as ever.
 
 That is right only if the file multiplies by each scale exactly where it must. So each of these
 tensors has a ``Unit``, its value in the file being the value here times powers of scales (plus a
-zero point, for ``q`` itself); ``UNIT_RULES`` says what the operators make of units, an operator
+zero point, for ``q`` itself); ``_UNIT_RULES`` says what the operators make of units, an operator
 that is not there takes none, and outputs must have none.
 """
 
@@ -24,9 +24,9 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, Unit, lowers
 from bitcrown.model.lowering.weights import convolved, multiplied
 
-LARGEST_SUM = 1 << 31
+_LARGEST_SUM = 1 << 31
 """int32 sums wrap from here on."""
-UnitRule = Callable[[Builder, OnnxNode], Unit]
+_UnitRule = Callable[[Builder, OnnxNode], Unit]
 
 
 @lowers("DynamicQuantizeLinear")
@@ -84,7 +84,7 @@ def _centred(b: Builder, node: OnnxNode, operand: int) -> str | np.ndarray:
 def _check_sums(node: OnnxNode, size: float) -> None:
     """``size``: largest sum of absolute weights; integers of eight bits are at most 255 from their
     zero point."""
-    if 255 * size >= LARGEST_SUM:
+    if 255 * size >= _LARGEST_SUM:
         raise UnsupportedError(f"node {node.name!r}: sums of {node.op} may not fit into 32 bits")
 
 
@@ -130,7 +130,7 @@ def _integer_product(b: Builder, node: OnnxNode) -> Unit:
     return _multiplied(units)
 
 
-UNIT_RULES: Mapping[str, UnitRule] = {
+_UNIT_RULES: Mapping[str, _UnitRule] = {
     **dict.fromkeys(
         ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _unchanged
     ),
@@ -146,8 +146,8 @@ def unit_of_result(b: Builder, node: OnnxNode) -> Unit | None:
     units do not fit."""
     if not any(name in b.units for name in node.inputs):
         return None
-    if node.op not in UNIT_RULES:
+    if node.op not in _UNIT_RULES:
         raise UnsupportedError(
             f"{node.op} {node.name!r} of integers whose scale depends on the input"
         )
-    return UNIT_RULES[node.op](b, node)
+    return _UNIT_RULES[node.op](b, node)

@@ -12,9 +12,6 @@ from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import LARGEST, Builder, OnnxNode, lowers
 from bitcrown.model.lowering.weights import padded, spatial_attributes
 
-LARGEST_AXIS = 1 << 16
-"""Entries along a resized axis: beyond that a file means harm."""
-
 
 class _Windows:
     """Where the windows of a pooling lie on each axis: first entry (may be padding), step inside,

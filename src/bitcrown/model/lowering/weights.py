@@ -7,7 +7,7 @@ import numpy as np
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
-FARTHEST = 1 << 20
+_FARTHEST = 1 << 20
 """Largest stride, dilation or padding: what is beyond comes from a damaged file."""
 
 
@@ -124,7 +124,7 @@ def spatial_attributes(
     if (
         min(strides + dilations, default=1) < 1
         or min(pads, default=0) < 0
-        or max(strides + dilations + pads) > FARTHEST
+        or max(strides + dilations + pads) > _FARTHEST
     ):
         raise ModelError(
             f"node {node.name!r}: strides {strides}, dilations {dilations} or pads {pads} are out "

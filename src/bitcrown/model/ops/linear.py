@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Node
-from bitcrown.model.registry import Op, register
-
-Params = dict[str, Tensor]
+from bitcrown.model.registry import Op, Params, Shapes, register
 
 
 def _linear(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
@@ -22,9 +20,7 @@ def _linear_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Te
     return torch.matmul(inputs[0], params["weight"].abs().T)
 
 
-def _linear_adjoint(
-    node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]
-) -> list[Tensor]:
+def _linear_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
     weight = params["weight"]  # a guide may keep it in fewer bits than everything else
     return [torch.matmul(a.to(weight.dtype), weight).to(a.dtype)]
 
@@ -37,29 +33,9 @@ def _left_absolute(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tens
     return torch.matmul(params["matrix"].abs(), inputs[0])
 
 
-def _left_adjoint(
-    node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]
-) -> list[Tensor]:
+def _left_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
     return [torch.matmul(params["matrix"].T, a)]
 
 
-register(
-    Op(
-        "Linear",
-        _linear,
-        is_affine=True,
-        absolute=_linear_absolute,
-        adjoint=_linear_adjoint,
-        terms=lambda node: max(node.params["weight"].shape) + 1,
-    )
-)
-register(
-    Op(
-        "MatMulLeft",
-        _left,
-        is_affine=True,
-        absolute=_left_absolute,
-        adjoint=_left_adjoint,
-        terms=lambda node: max(node.params["matrix"].shape),
-    )
-)
+register(Op("Linear", _linear, is_affine=True, absolute=_linear_absolute, adjoint=_linear_adjoint))
+register(Op("MatMulLeft", _left, is_affine=True, absolute=_left_absolute, adjoint=_left_adjoint))

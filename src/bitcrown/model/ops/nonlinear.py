@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Node
-from bitcrown.model.registry import Op, register
-
-Params = dict[str, Tensor]
+from bitcrown.model.registry import Op, Params, register
 
 
 def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from bitcrown.model.graph import Node
-from bitcrown.model.registry import Op, register
+from bitcrown.model.registry import Op, Params, Shapes, register
 
-Params = dict[str, Tensor]
 _POOL = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
@@ -21,9 +19,7 @@ def _sum(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _sum_adjoint(
-    node: Node, params: Params, a: Tensor, shapes: Sequence[tuple[int, ...]]
-) -> list[Tensor]:
+def _sum_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
     kept = [1 if axis in node.attrs["axes"] else extent for axis, extent in enumerate(shapes[0])]
     return [a.reshape(a.shape[0], *kept).expand(a.shape[0], *shapes[0])]
 
@@ -36,7 +32,5 @@ def _average(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return value.reshape(*x.shape[:2], *value.shape[1:])
 
 
-register(Op("ReduceSum", _sum, True, _sum, _sum_adjoint, lambda node: int(node.attrs["count"])))
-register(
-    Op("AveragePool", _average, True, _average, None, lambda node: math.prod(node.attrs["kernel"]))
-)
+register(Op("ReduceSum", _sum, True, _sum, _sum_adjoint))
+register(Op("AveragePool", _average, True, _average))

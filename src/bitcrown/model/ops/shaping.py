@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Node
-from bitcrown.model.registry import Op, register
-
-Params = dict[str, Tensor]
-Shapes = Sequence[tuple[int, ...]]
+from bitcrown.model.registry import Op, Params, Shapes, register
 
 
 def _reshape(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:

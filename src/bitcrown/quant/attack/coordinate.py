@@ -17,13 +17,12 @@ import numpy as np
 from bitcrown.budget import Budget
 from bitcrown.quant.bounds.intervals import Program, StairTable
 from bitcrown.quant.bounds.staircase_dual import gather_windows, scatter_windows
-from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array
+from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.query import ConstraintCase, IntegerQuery
 
-RANKED_MOVES = 784
-WINDOW_LEVELS = 3
-LEAK = 1e-4
+_RANKED_MOVES = 784
+_WINDOW_LEVELS = 3
+_LEAK = 1e-4
 """Slope of the score beyond saturation: less than any step, enough to show the way back."""
 
 
@@ -44,14 +43,14 @@ class LatticeAttack:
             self.least, self.most = rows[:, 0] - 1, rows[:, -1]
             self.step = np.maximum((rows[:, -1] - rows[:, 0]) / max(rows.shape[1] - 1, 1), 1.0)
 
-    def scores(self, values: list[Ints], case: ConstraintCase) -> Array:
+    def scores(self, values: list[Ints], case: ConstraintCase) -> Numbers:
         """[B]: smallest ``bound - sum c v`` over the constraints, in output steps; larger is nearer
         to a witness."""
         outputs = values[self.node].astype(np.float64)
         if self.least is not None:
             table = self.program.stairs[self.program.output]
             inside = np.clip(outputs, self.least, self.most)
-            outputs = (inside + LEAK * (outputs - inside) - self.least) / self.step + table.base
+            outputs = (inside + _LEAK * (outputs - inside) - self.least) / self.step + table.base
         worst = np.full(len(outputs), np.inf)
         for constraint in case:
             index = [i for i, _ in constraint.terms]
@@ -59,7 +58,7 @@ class LatticeAttack:
             worst = np.minimum(worst, constraint.bound - outputs[:, index] @ factors)
         return worst
 
-    def gradient(self, values: list[Ints], case: ConstraintCase) -> Array:
+    def gradient(self, values: list[Ints], case: ConstraintCase) -> Numbers:
         """[N]: slope of the worst constraint's left side at one point (row 0 of ``values``),
         staircases smoothed."""
         scores = [float(self.scores(values, (constraint,))[0]) for constraint in case]
@@ -69,10 +68,10 @@ class LatticeAttack:
             seed[0, index] = factor
         return np.asarray(self.pulled([v[:1] for v in values], seed)[0])
 
-    def pulled(self, values: list[Ints], seeds: Array) -> Array:
+    def pulled(self, values: list[Ints], seeds: Numbers) -> Numbers:
         """[B, N]: slopes of ``seeds`` [B, M] times the scored accumulators at the points,
         staircases smoothed."""
-        coefficients: dict[int, Array] = {self.node: seeds}
+        coefficients: dict[int, Numbers] = {self.node: seeds}
         for number in reversed(range(1, self.node + 1)):
             outer = coefficients.pop(number, None)
             if outer is None:
@@ -93,7 +92,7 @@ class LatticeAttack:
                 coefficients[source] = coefficients.get(source, 0.0) + part
         return np.asarray(coefficients.get(0, np.zeros((len(seeds), self.program.sizes[0]))))
 
-    def is_movable(self, accumulator: Ints, index: int, factor: int) -> Array:
+    def is_movable(self, accumulator: Ints, index: int, factor: int) -> Numbers:
         """[B]: whether output ``index`` can still change towards ``factor * o`` smaller from these
         accumulators."""
         if self.least is None:
@@ -114,13 +113,17 @@ class LatticeAttack:
         for _ in range(moves):
             if budget.is_expired():
                 break
+            # to lower the worst constraint, an input goes to its lower end where the slope is
+            # positive
             slope = self.gradient(values, case)
             target = np.where(slope > 0, low, high)
             gain = np.abs(slope) * np.abs(target - point)
-            ranked = np.argsort(-gain)[:RANKED_MOVES]
+            ranked = np.argsort(-gain)[:_RANKED_MOVES]
             ranked = ranked[gain[ranked] > 0]
             if not len(ranked):
                 break
+            # trials: each ranked input to its end; by one step where that is less; the best 4, 12,
+            # 36 together
             wide = ranked[np.abs(target - point)[ranked] > 1]
             trial = np.repeat(point[None], len(ranked) + len(wide) + 3, axis=0)
             trial[np.arange(len(ranked)), ranked] = target[ranked]
@@ -141,13 +144,13 @@ class LatticeAttack:
         return None, score
 
 
-def _mean_slope(table: StairTable, argument: Ints) -> Array:
-    """Mean slope [1, N] of the staircase over ``WINDOW_LEVELS`` mean level widths to either side of
-    the argument."""
+def _mean_slope(table: StairTable, argument: Ints) -> Numbers:
+    """Mean slope [1, N] over ``_WINDOW_LEVELS`` mean level widths to either side of the
+    argument."""
     rows = table.late[table.channel]
     steps = rows.shape[1]
     if steps < 2:
         return np.full(argument.shape, 1e-3)
-    width = np.maximum((rows[:, -1] - rows[:, 0]) // (steps - 1), 1) * WINDOW_LEVELS
+    width = np.maximum((rows[:, -1] - rows[:, 0]) // (steps - 1), 1) * _WINDOW_LEVELS
     rise = table.level(table.late, argument + width) - table.level(table.late, argument - width)
     return np.asarray((rise + 1e-3) / (2 * width))

@@ -6,7 +6,7 @@ outputs need different aims: where ``o_y`` and ``o_i`` are both at their top, ``
 reached by raising ``o_i`` alone, while their difference before saturation never gets there. So a
 start moves all terms of the constraint, or only those that are to rise, or only those that are to
 fall, or those whose outputs can still change. The cases in which a few steps from the middle come
-nearest get the random starts, and coordinate moves (``lattice_attack``) finish the best points.
+nearest get the random starts, and coordinate moves (``coordinate``) finish the best points.
 Legend: ``B`` points, ``N`` inputs, ``M`` outputs.
 """
 
@@ -19,13 +19,12 @@ import numpy as np
 from bitcrown.budget import Budget
 from bitcrown.quant.attack.coordinate import LatticeAttack
 from bitcrown.quant.bounds.intervals import Program
-from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array
+from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.query import IntegerQuery
 
-ALL, RISING, FALLING, MOVABLE = range(4)
-FIRST_STEPS, STEPS, LAST_LENGTH = 16, 40, 0.02
-CASES, STARTS, CLIMBS, MOVES = 4, 6, 3, 40
+_ALL, _RISING, _FALLING, _MOVABLE = range(4)
+_FIRST_STEPS, _STEPS, _LAST_LENGTH = 16, 40, 0.02
+_CASES, _STARTS, _CLIMBS, _MOVES = 4, 6, 3, 40
 """Cases that get random starts, starts per case and aim, points that are climbed from and moves of
 each."""
 
@@ -46,22 +45,22 @@ class GradientAttack:
         middle = (self.query.low + self.query.high) // 2
         cases, aims = np.repeat(np.arange(count), 4), np.tile(np.arange(4), count)
         witness, _, scores = self.steps(
-            np.repeat(middle[None], len(cases), axis=0), cases, aims, FIRST_STEPS, budget
+            np.repeat(middle[None], len(cases), axis=0), cases, aims, _FIRST_STEPS, budget
         )
         if witness is not None:
             return witness
-        near = np.argsort(-scores.reshape(count, 4).max(axis=1))[:CASES]
-        cases, aims = np.repeat(near, 4 * STARTS), np.tile(np.arange(4), len(near) * STARTS)
+        near = np.argsort(-scores.reshape(count, 4).max(axis=1))[:_CASES]
+        cases, aims = np.repeat(near, 4 * _STARTS), np.tile(np.arange(4), len(near) * _STARTS)
         starts = rng.integers(self.query.low, self.query.high + 1, size=(len(cases), len(middle)))
-        witness, points, scores = self.steps(starts, cases, aims, STEPS, budget)
+        witness, points, scores = self.steps(starts, cases, aims, _STEPS, budget)
         return (
             witness
             if witness is not None
-            else self.climb(points, cases, scores, CLIMBS, MOVES, budget)
+            else self.climb(points, cases, scores, _CLIMBS, _MOVES, budget)
         )
 
     def climb(
-        self, points: Ints, cases: Ints, scores: Array, climbs: int, moves: int, budget: Budget
+        self, points: Ints, cases: Ints, scores: Numbers, climbs: int, moves: int, budget: Budget
     ) -> Ints | None:
         """Coordinate moves from the points [B, N] of the best scores."""
         for place in np.argsort(-scores)[:climbs]:
@@ -76,7 +75,7 @@ class GradientAttack:
 
     def steps(
         self, points: Ints, cases: Ints, aims: Ints, steps: int, budget: Budget
-    ) -> tuple[Ints | None, Ints, Array]:
+    ) -> tuple[Ints | None, Ints, Numbers]:
         """(witness or None, best points [B, N], their scores [B]) after so many steps from
         ``points``."""
         low, high = self.query.low, self.query.high
@@ -95,14 +94,14 @@ class GradientAttack:
                     return witness, best, top
             if step == steps or budget.is_expired():
                 break
-            length = np.maximum(np.rint(radius * max(LAST_LENGTH, 1 - step / steps)), 1).astype(
+            length = np.maximum(np.rint(radius * max(_LAST_LENGTH, 1 - step / steps)), 1).astype(
                 np.int64
             )
             slope = self.lattice.pulled(values, seeds)
             points = np.clip(points - length * np.sign(slope).astype(np.int64), low, high)
         return None, best, top
 
-    def aim(self, values: list[Ints], cases: Ints, aims: Ints) -> tuple[Array, Array]:
+    def aim(self, values: list[Ints], cases: Ints, aims: Ints) -> tuple[Numbers, Numbers]:
         """(scores [B], coefficients [B, M] of what each point is to lower)."""
         scores = np.empty(len(cases))
         seeds = np.zeros((len(cases), self.program.sizes[self.lattice.node]))
@@ -119,9 +118,9 @@ class GradientAttack:
                     can = self.lattice.is_movable(outputs[chosen, index], index, factor)
                     aim = aims[chosen]
                     is_meant = (
-                        (aim == ALL)
-                        | (aim == (RISING if factor < 0 else FALLING))
-                        | ((aim == MOVABLE) & can)
+                        (aim == _ALL)
+                        | (aim == (_RISING if factor < 0 else _FALLING))
+                        | ((aim == _MOVABLE) & can)
                     )
                     seeds[chosen, index] = factor * is_meant
         return scores, seeds

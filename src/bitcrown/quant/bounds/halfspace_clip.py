@@ -22,16 +22,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, Program
+from bitcrown.quant.bounds.intervals import Intervals, Program
 from bitcrown.quant.bounds.staircase_dual import DualValue
-from bitcrown.quant.network.graph import Dense, Ints
-from bitcrown.quant.network.linear_steps import FLOAT_EXACT, INT_EXACT, Array, largest
+from bitcrown.quant.network.graph import Dense, Ints, Numbers
+from bitcrown.quant.network.linear_steps import FLOAT_EXACT, INT_EXACT, largest
 
-MULTIPLES = (0.2, 0.45, 0.9, 1.8)
+_MULTIPLES = (0.2, 0.45, 0.9, 1.8)
 """Multiples of the natural scale that are tried for every accumulator."""
-LEAST_GAIN = 0.01
+_LEAST_GAIN = 0.01
 """Part of its width that an interval has to lose for an entry to be worth writing down."""
-MOST_WEIGHT = 2.0**14
+_MOST_WEIGHT = 2.0**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Clips:
     multiplier: Ints
     least: Ints
 
-    def narrow(self, bounds: Bounds, rows: Ints) -> None:
+    def narrow(self, bounds: Intervals, rows: Ints) -> None:
         """Shrink the intervals of ``bounds``, in which row k of the entries is ``rows[k]``."""
         low, high = bounds.low[self.node].copy(), bounds.high[self.node].copy()
         row, up = rows[self.row], self.sign > 0
@@ -82,9 +82,12 @@ class HalfspaceClipper:
                 return cls(program, table.source)
         return None
 
-    def propose(self, bounds: Bounds, constant: Array, line: Array) -> tuple[Array, Array]:
+    def propose(
+        self, bounds: Intervals, constant: Numbers, line: Numbers
+    ) -> tuple[Numbers, Numbers]:
         """(least value of ``+-a`` found in floats, multiple of the line for it), [2, R, N] each."""
         low, high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
+        # min over the box of (s w + t g) x is its value at the middle less |s w + t g| . radius
         middle, radius = (low + high) / 2, (high - low) / 2
         centre = middle @ self.wide.T + self.bias
         width = radius.astype(np.float32) @ np.abs(self.real).T
@@ -95,7 +98,7 @@ class HalfspaceClipper:
         moved = np.empty_like(self.real)
         short, reach = line.astype(np.float32), radius.astype(np.float32)
         for row in range(len(line)):
-            for multiple in MULTIPLES:
+            for multiple in _MULTIPLES:
                 t = multiple * width[row] / swing[row]
                 push = t[:, None] * short[row]
                 for side, sign in enumerate((1.0, -1.0)):
@@ -107,7 +110,7 @@ class HalfspaceClipper:
                     times[side, row] = np.where(better, t, times[side, row])
         return best, times
 
-    def clip(self, bounds: Bounds, dual: DualValue) -> Clips | None:
+    def clip(self, bounds: Intervals, dual: DualValue) -> Clips | None:
         """Entries that shrink intervals of ``bounds``, exactly; ``dual`` is the bound of its
         rows."""
         line = dual.input
@@ -115,11 +118,13 @@ class HalfspaceClipper:
         best, times = self.propose(bounds, constant.astype(np.float64), line.astype(np.float64))
         low, high = bounds.low[self.node], bounds.high[self.node]
         gain = best - np.stack([low, -high])
-        row, side, element = np.nonzero((gain > LEAST_GAIN * (high - low) + 1).transpose(1, 0, 2))
+        row, side, element = np.nonzero((gain > _LEAST_GAIN * (high - low) + 1).transpose(1, 0, 2))
+        # t / q is about ``scale``; q as large as keeps q w + t g and its product with the box below
+        # 2^53, where float64 sums of integers are exact
         scale = times[side, row, element]
         reach = max(largest(bounds.low[0]), largest(bounds.high[0]), 1.0)
         limit = FLOAT_EXACT / (4 * line.shape[1] * reach)
-        weight = np.floor(np.minimum(limit / (self.size + scale * largest(line)), MOST_WEIGHT))
+        weight = np.floor(np.minimum(limit / (self.size + scale * largest(line)), _MOST_WEIGHT))
         multiplier = np.rint(scale * weight)
         # a line that is flat, because all its numbers are 0, would fit any number of times
         fits = (weight >= 1) & (multiplier < FLOAT_EXACT)
@@ -134,7 +139,7 @@ class HalfspaceClipper:
         return Clips(self.node, row, element, sign, weight, multiplier, -(-value // weight))
 
     def _twice_least(
-        self, bounds: Bounds, line: Ints, row: Ints, element: Ints, factor: Ints, times: Ints
+        self, bounds: Intervals, line: Ints, row: Ints, element: Ints, factor: Ints, times: Ints
     ) -> Ints:
         """[E]: twice the least value of ``(factor w + times g) x`` over the row's box; every sum is
         below 2**53."""
@@ -142,6 +147,7 @@ class HalfspaceClipper:
         middle = (bounds.low[0] + bounds.high[0]).astype(np.float64)
         spread = (bounds.high[0] - bounds.low[0]).astype(np.float64)
         real, lines = factor.astype(np.float64), line.astype(np.float64)
+        # twice, so that middle and radius are the integers low + high and high - low
         starts = np.searchsorted(row, np.arange(len(line) + 1))
         for r in range(len(line)):
             part = slice(starts[r], starts[r + 1])

@@ -26,14 +26,15 @@ from bitcrown.quant.network.graph import (
     Ints,
     MaxPool,
     QuantError,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
     forward,
+    sources_of,
 )
 from bitcrown.quant.network.linear_steps import LinearStep, largest, window_index
 from bitcrown.quant.query import ConstraintCase
 
-MAGNITUDE_LIMIT = float(2**61)
+_MAGNITUDE_LIMIT = float(2**61)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class StairTable:
     is_exact: bool
 
     @classmethod
-    def of(cls, node: Staircase) -> StairTable:
+    def of(cls, node: Stairs) -> StairTable:
         size, channels = int(np.prod(node.shape)), len(node.base)
         channel = np.arange(size, dtype=np.int64) * channels // max(size, 1)
         late = np.clip(node.late, -WIDTH_LIMIT, WIDTH_LIMIT)
@@ -78,6 +79,8 @@ class StairTable:
     def preimage(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """Interval of the source that an output interval leaves (+-WIDTH_LIMIT where it says
         nothing)."""
+        # with m steps to be passed: output >= base + m possible only if argument >= early[m - 1];
+        # output <= base + m possible only if argument < late[m]
         steps = self.late.shape[1]
         least, most = low - self.base, high - self.base
         lower = np.full(low.shape, -WIDTH_LIMIT, dtype=np.int64)
@@ -88,13 +91,14 @@ class StairTable:
             lower = np.where(least > 0, needed, lower)
             first_above = self.late[channel, np.clip(most, 0, steps - 1)] - 1
             upper = np.where(most < steps, first_above, upper)
+        # more steps than there are, or fewer than none: the empty interval
         lower = np.where(least > steps, WIDTH_LIMIT + 1, lower)
         upper = np.where(most < 0, -WIDTH_LIMIT - 1, upper)
         return lower, upper
 
 
 @dataclass(eq=False)
-class Bounds:
+class Intervals:
     """``low[n]``/``high[n]``: [R, N_n] for every node; ``dirty``: nodes whose interval changed
     since ``propagate``."""
 
@@ -105,9 +109,11 @@ class Bounds:
     def __len__(self) -> int:
         return len(self.low[0])
 
-    def rows(self, index: Ints | list[int]) -> Bounds:
+    def rows(self, index: Ints | list[int]) -> Intervals:
         """A copy of some rows."""
-        return Bounds([a[index] for a in self.low], [a[index] for a in self.high], set(self.dirty))
+        return Intervals(
+            [a[index] for a in self.low], [a[index] for a in self.high], set(self.dirty)
+        )
 
     def intersect(self, node: int, low: Ints, high: Ints) -> bool:
         """Tighten one node; whether anything changed."""
@@ -126,12 +132,12 @@ class Bounds:
         return empty
 
 
-def joined(parts: Iterable[Bounds]) -> Bounds:
-    """Rows of several ``Bounds``, one after the other."""
+def joined(parts: Iterable[Intervals]) -> Intervals:
+    """Rows of several ``Intervals``, one after the other."""
     parts = list(parts)
     nodes = range(len(parts[0].low))
     dirty: set[int] = set().union(*(part.dirty for part in parts))
-    return Bounds(
+    return Intervals(
         [np.concatenate([p.low[n] for p in parts]) for n in nodes],
         [np.concatenate([p.high[n] for p in parts]) for n in nodes],
         dirty,
@@ -147,13 +153,14 @@ class Program:
         self.nodes = network.nodes
         self.output = network.output
         self.sizes = [int(np.prod(node.shape)) for node in network.nodes]
+        self.sources = [sources_of(node) for node in network.nodes]
         self.affine: dict[int, LinearStep] = {}
         self.stairs: dict[int, StairTable] = {}
         self.pools: dict[int, tuple[int, Ints]] = {}
         for number, node in enumerate(network.nodes):
-            if isinstance(node, Dense | Conv | Sum | Gather):
+            if isinstance(node, Dense | Conv | WeightedSum | Gather):
                 self.affine[number] = LinearStep(node, self.sizes)
-            elif isinstance(node, Staircase):
+            elif isinstance(node, Stairs):
                 self.stairs[number] = StairTable.of(node)
             elif isinstance(node, MaxPool):
                 self.pools[number] = (node.source, window_index(node))
@@ -161,39 +168,31 @@ class Program:
         for number, table in self.stairs.items():
             self.readers[table.source].append(number)
 
-    def root(self, low: Ints, high: Ints) -> Bounds:
+    def root(self, low: Ints, high: Ints) -> Intervals:
         """One row: the box [N] at the input and what follows from it by the forward rule."""
-        wide = 2**62
-        lows = [np.full((1, size), -wide, dtype=np.int64) for size in self.sizes]
-        highs = [np.full((1, size), wide, dtype=np.int64) for size in self.sizes]
         node = self.nodes[0]
         assert isinstance(node, Input)
-        lows[0], highs[0] = (
-            np.maximum(low, node.low)[None].copy(),
-            np.minimum(high, node.high)[None].copy(),
-        )
-        bounds = Bounds(lows, highs, {0})
+        bounds = self._unknown(np.maximum(low, node.low)[None], np.minimum(high, node.high)[None])
         if not bounds.is_empty().any():
             self._forward(bounds)
-            if (
-                max(max(largest(a), largest(b)) for a, b in zip(lows, highs, strict=True))
-                > MAGNITUDE_LIMIT
-            ):
+            if max(largest(end) for end in (*bounds.low, *bounds.high)) > _MAGNITUDE_LIMIT:
                 raise QuantError(
                     "an accumulator of the network could leave 61 bits; such widths are not "
                     "supported"
                 )
         return bounds
 
-    def images(self, points: Ints) -> Bounds:
+    def images(self, points: Ints) -> Intervals:
         """Intervals of every node at single inputs [B, N] (of length 0 where the arithmetic is
         pinned down)."""
-        lows = [np.full((len(points), size), -(2**62), dtype=np.int64) for size in self.sizes]
-        highs = [-low for low in lows]
-        lows[0], highs[0] = points.copy(), points.copy()
-        bounds = Bounds(lows, highs, {0})
+        bounds = self._unknown(points, points)
         self._forward(bounds)
         return bounds
+
+    def _unknown(self, low: Ints, high: Ints) -> Intervals:
+        """The box [R, N] at the input, and nothing known about any other node."""
+        wide = [np.full((len(low), size), WIDTH_LIMIT, dtype=np.int64) for size in self.sizes[1:]]
+        return Intervals([low.copy(), *(-end for end in wide)], [high.copy(), *wide], {0})
 
     def values(self, points: Ints) -> list[Ints]:
         """Value [B, N_node] of every node, like ``network.values`` but with the fast exact
@@ -208,8 +207,9 @@ class Program:
             )
         return out
 
-    def propagate(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
+    def propagate(self, bounds: Intervals, cases: list[ConstraintCase]) -> None:
         """Forward rule, constraints (``cases[r]`` of row r), backward rules; in place."""
+        assert len(cases) == len(bounds), "one case a row"
         empty = bounds.is_empty()
         if empty.all():
             return
@@ -217,16 +217,11 @@ class Program:
         self._constrain(bounds, cases)
         self._backward(bounds)
 
-    def _forward(self, bounds: Bounds) -> None:
+    def _forward(self, bounds: Intervals) -> None:
         for number, node in enumerate(self.nodes):
             if isinstance(node, Input):
                 continue
-            if number in self.affine:
-                sources: tuple[int, ...] = self.affine[number].sources
-            elif number in self.stairs:
-                sources = (self.stairs[number].source,)
-            else:
-                sources = (self.pools[number][0],)
+            sources = self.sources[number]
             if bounds.dirty.isdisjoint(sources):
                 continue
             low, high = [bounds.low[s] for s in sources], [bounds.high[s] for s in sources]
@@ -240,13 +235,14 @@ class Program:
             bounds.intersect(number, lower, upper)
         bounds.dirty.clear()
 
-    def _constrain(self, bounds: Bounds, cases: list[ConstraintCase]) -> None:
+    def _constrain(self, bounds: Intervals, cases: list[ConstraintCase]) -> None:
         low, high = bounds.low[self.output].copy(), bounds.high[self.output].copy()
         for row, case in enumerate(cases):
             for constraint in case:
                 ends = [
                     c * int(low[row, i] if c > 0 else high[row, i]) for i, c in constraint.terms
                 ]
+                # c_i o_i <= b - sum of the least values of all other terms
                 room = constraint.bound - sum(ends)
                 for (i, c), end in zip(constraint.terms, ends, strict=True):
                     limit = (room + end) // c if c > 0 else -((room + end) // -c)
@@ -256,7 +252,7 @@ class Program:
                         low[row, i] = max(low[row, i], min(limit, 2**62))
         bounds.intersect(self.output, low, high)
 
-    def _backward(self, bounds: Bounds) -> None:
+    def _backward(self, bounds: Intervals) -> None:
         for number in reversed(range(len(self.nodes))):
             if number not in bounds.dirty:
                 continue
@@ -267,6 +263,7 @@ class Program:
                 bounds.intersect(table.source, lower, upper)
             elif isinstance(node, Gather) and len(node.sources) == 1:
                 source = node.sources[0]
+                # several elements may show the same source: all their intervals hold for it
                 lower, upper = bounds.low[source].copy(), bounds.high[source].copy()
                 np.maximum.at(lower.T, node.index, bounds.low[number].T)
                 np.minimum.at(upper.T, node.index, bounds.high[number].T)
@@ -282,6 +279,7 @@ def box_points(low: Ints, high: Ints) -> Ints:
     """Every integer point of the box [N], row by row: [B, N]."""
     spans = (high - low + 1).tolist()
     total = int(np.prod(spans))
+    # the number of a point is read as digits in the mixed base of the spans
     numbers = np.arange(total, dtype=np.int64)
     points = np.repeat(low[None], total, axis=0)
     for element in np.nonzero(high > low)[0]:

@@ -27,14 +27,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, StairTable
-from bitcrown.quant.bounds.program_part import AnyProgram
-from bitcrown.quant.network.graph import Input, Ints
-from bitcrown.quant.network.linear_steps import INT_EXACT, Array, Overflow, exact_product, largest
+from bitcrown.quant.bounds.intervals import Intervals, StairTable
+from bitcrown.quant.bounds.subprogram import AnyProgram
+from bitcrown.quant.network.graph import Input, Ints, Numbers
+from bitcrown.quant.network.linear_steps import INT_EXACT, Overflow, exact_product, largest
 
-CHUNK_ELEMENTS = 4_000_000
-Slopes = dict[int, Array]
-Add = Callable[[int, Array], None]
+_CHUNK_ELEMENTS = 4_000_000
+Slopes = dict[int, Numbers]
+_Add = Callable[[int, Numbers], None]
 
 
 @dataclass(eq=False)
@@ -56,8 +56,8 @@ def _safe(*terms: float) -> None:
         raise Overflow("a bound could leave 62 bits")
 
 
-def stair_levels(
-    table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Array
+def _stair_levels(
+    table: StairTable, thresholds: Ints, low: Ints, high: Ints, positive: Numbers
 ) -> tuple[Ints, Ints]:
     """Arguments and levels [R, N, J] among which ``mu S(a) - lambda a`` is smallest on
     ``[low, high]``: [R, N].
@@ -65,6 +65,7 @@ def stair_levels(
     ``positive``: [R, N], whether lambda >= 0 (then the last argument of each level, else the first
     one). Levels out of reach repeat the last one.
     """
+    # within one level S is constant and -lambda a is linear: an end of the level decides
     first, last = table.level(thresholds, low), table.level(thresholds, high)
     reach = int((last - first).max(initial=0)) + 1
     level = np.minimum(first[..., None] + np.arange(reach, dtype=np.int64), last[..., None])
@@ -77,6 +78,7 @@ def stair_levels(
     right = np.where(level == last[..., None], high[..., None], ends)
     left = np.where(level == first[..., None], low[..., None], starts)
     argument = np.where(positive[..., None], right, left)
+    # where steps coincide, an argument passes several at once: its true level is looked up
     if (thresholds[:, 1:] == thresholds[:, :-1]).any():
         rows, size, _ = argument.shape
         flat = argument.transpose(0, 2, 1).reshape(-1, size)
@@ -97,7 +99,7 @@ def stair_costs(
         largest(outer) * (largest(table.base) + table.late.shape[1]),
         largest(inner) * max(largest(low), largest(high)),
     )
-    sides = [stair_levels(table, rows, low, high, positive) for rows in table.sides()]
+    sides = [_stair_levels(table, rows, low, high, positive) for rows in table.sides()]
     argument, level = sides[0]
     if len(sides) == 2:
         reach = max(sides[0][0].shape[2], sides[1][0].shape[2])
@@ -116,7 +118,7 @@ def stair_minimum(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: 
     """[R, N]: the exact minimum of each block, in chunks of elements that bound the memory."""
     out = np.empty(outer.shape, dtype=np.int64)
     span = int((table.level(table.early, high) - table.level(table.late, low)).max(initial=0)) + 1
-    rows = max(1, CHUNK_ELEMENTS // max(1, span * outer.shape[1]))
+    rows = max(1, _CHUNK_ELEMENTS // max(1, span * outer.shape[1]))
     for start in range(0, len(outer), rows):
         part = slice(start, start + rows)
         out[part] = stair_costs(table, outer[part], inner[part], low[part], high[part])[0].min(
@@ -126,8 +128,8 @@ def stair_minimum(table: StairTable, outer: Ints, inner: Ints, low: Ints, high: 
 
 
 def pool_minimum(
-    outer: Array, inner: Array, low: Array, high: Array, present: Array
-) -> tuple[Array, Array, Array]:
+    outer: Numbers, inner: Numbers, low: Numbers, high: Numbers, present: Numbers
+) -> tuple[Numbers, Numbers, Numbers]:
     """Smallest ``mu m - lambda x`` over ``low <= x <= high``, ``m = max(x)``: (value [R, N], m [R,
     N], x [R, N, W]).
 
@@ -136,15 +138,17 @@ def pool_minimum(
     two upper ends this is a minimum of linear functions of m, hence concave, so that m at an upper
     end or at the largest lower end decides.
     """
+    # the maximum m lies between the largest lower end (floor) and the upper ends above it
     far = np.where(present, low, np.min(low) if low.size else 0)
     floor = far.max(axis=2)
-    best: Array | None = None
+    best: Numbers | None = None
     tops = [floor] + [
         np.maximum(high[..., k], floor) * present[..., k] + floor * ~present[..., k]
         for k in range(low.shape[2])
     ]
     found_m, found_x = floor, low
     for top in tops:
+        # each x at its cheaper end, none above m; regret: what it costs to lift one of them to m
         free = np.where(inner > 0, np.minimum(high, top[..., None]), low)
         regret = np.where(inner > 0, 0, -inner * (top[..., None] - low))
         can = present & (high >= top[..., None])
@@ -167,12 +171,12 @@ def pool_minimum(
     return best, found_m, found_x
 
 
-def gather_windows(values: Array, index: Ints) -> Array:
+def gather_windows(values: Numbers, index: Ints) -> Numbers:
     """[R, N_source] -> [R, N, W]; padding becomes 0."""
     return np.where(index >= 0, values[:, np.maximum(index, 0)], 0)
 
 
-def scatter_windows(values: Array, index: Ints, size: int) -> Array:
+def scatter_windows(values: Numbers, index: Ints, size: int) -> Numbers:
     """Adjoint of ``gather_windows``: [R, N, W] -> [R, size]. Within one window place the sources
     are distinct."""
     total = np.zeros((len(values), size + 1), dtype=values.dtype)
@@ -183,7 +187,11 @@ def scatter_windows(values: Array, index: Ints, size: int) -> Array:
 
 
 def dual_value(
-    program: AnyProgram, bounds: Bounds, objective: dict[int, Ints], constant: Ints, slopes: Slopes
+    program: AnyProgram,
+    bounds: Intervals,
+    objective: dict[int, Ints],
+    constant: Ints,
+    slopes: Slopes,
 ) -> DualValue:
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
@@ -191,6 +199,7 @@ def dual_value(
     per pool, any values. Raises ``Overflow`` if a number could leave 62 bits.
     """
     value = constant.astype(np.int64)
+    # invariant: value + sum_n coefficients[n] . v_n is at most the objective, at every point
     coefficients: dict[int, Ints] = {n: c.astype(np.int64) for n, c in objective.items()}
     outer_of: dict[int, Ints] = {}
     inner_of: dict[int, Ints] = {}
@@ -235,7 +244,7 @@ def dual_value(
 
 
 def _pool_part(
-    program: AnyProgram, bounds: Bounds, number: int, outer: Ints, inner: Ints, add: Add
+    program: AnyProgram, bounds: Intervals, number: int, outer: Ints, inner: Ints, add: _Add
 ) -> Ints:
     source, index = program.pools[number]
     inner = np.where(index >= 0, inner, 0)
@@ -266,12 +275,14 @@ def reduced_stairs(
     reach = costs.shape[2]
     from_left = kept.argmax(axis=2)[..., None]
     from_right = (reach - 1 - kept[..., ::-1].argmax(axis=2))[..., None]
-    start, _ = stair_levels(table, table.late, low, high, np.zeros(low.shape, dtype=bool))
-    stop, _ = stair_levels(table, table.late, low, high, np.ones(low.shape, dtype=bool))
+    start, _ = _stair_levels(table, table.late, low, high, np.zeros(low.shape, dtype=bool))
+    stop, _ = _stair_levels(table, table.late, low, high, np.ones(low.shape, dtype=bool))
     new_low = np.take_along_axis(start, from_left, axis=2)[..., 0]
     new_high = np.take_along_axis(stop, from_right, axis=2)[..., 0]
     at_low = np.take_along_axis(costs + inner[..., None] * argument, from_left, axis=2)[..., 0]
     at_high = np.take_along_axis(costs + inner[..., None] * argument, from_right, axis=2)[..., 0]
+    # in the level kept last, at - lambda a <= limit with at = mu S constant: divide, rounding
+    # inwards
     divisor = np.where(inner == 0, 1, np.abs(inner))
     cut_low = -((limit - at_low) // divisor)
     cut_high = (limit - at_high) // divisor
@@ -282,6 +293,7 @@ def reduced_stairs(
 
 def reduced_input(coefficient: Ints, low: Ints, high: Ints, slack: Ints) -> tuple[Ints, Ints]:
     """Intervals [R, N] of the inputs whose term ``c x`` is within ``slack`` [R] of its minimum."""
+    assert (slack >= 0).all(), "a row without slack is closed, not tightened"
     divisor = np.where(coefficient == 0, 1, np.abs(coefficient))
     room = slack[:, None] // divisor
     new_high = np.where(coefficient > 0, np.minimum(high, low + room), high)

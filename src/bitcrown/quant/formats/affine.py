@@ -26,16 +26,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitcrown.quant.formats.lattice import CAST, FLOAT, Array, Lattice, Step, dequantized, evaluate
+from bitcrown.quant.formats.lattice import (
+    CAST,
+    FLOAT32,
+    ChainStep,
+    Lattice,
+    chain_values,
+    dequantized,
+)
 from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading
-from bitcrown.quant.network.graph import Ints
+from bitcrown.quant.network.graph import Ints, Numbers
 
-UNIT_ROUNDOFF = 2.0**-24
-TINY = 2.0**-126
-MOST_VALUES = 1 << 16
-MOST_TERMS = 1 << 20
-CLOSE = 2.0**-18
-WIDENED = 1 + 2.0**-20
+_UNIT_ROUNDOFF = 2.0**-24
+_TINY = 2.0**-126
+_MOST_VALUES = 1 << 16
+_MOST_TERMS = 1 << 20
+_CLOSE = 2.0**-18
+_WIDENED = 1 + 2.0**-20
 """Factor on bounds that are themselves computed in float64."""
 
 
@@ -53,7 +60,7 @@ class Affine:
     gain: int
     zero: int
     first: int
-    values: Array
+    values: Numbers
     deviation: float
 
     @property
@@ -72,17 +79,17 @@ def affine(reading: Reading, lattice: Lattice, user: str) -> Affine:
         raise NoRule(f"{user} takes a tensor whose scale or zero point differs between elements")
     first = int(reading.assembly.low[lattice.node].min())
     last = int(reading.assembly.high[lattice.node].max())
-    if last - first >= MOST_VALUES:
+    if last - first >= _MOST_VALUES:
         raise NoRule(f"{user} takes a tensor with {last - first + 1} values, not a quantized one")
     q = np.arange(first, last + 1, dtype=np.int64)
-    values = evaluate(lattice.chain, q[None], np.zeros(1, dtype=np.int64))[0][0]
-    if values.dtype != FLOAT:
+    values = chain_values(lattice.chain, q[None], np.zeros(1, dtype=np.int64))[0][0]
+    if values.dtype != FLOAT32:
         raise NoRule(f"{user} takes numbers of type {values.dtype}")
     return _fitted(reading, lattice, first, q, values, user)
 
 
 def _fitted(
-    reading: Reading, lattice: Lattice, first: int, q: Ints, values: Array, user: str
+    reading: Reading, lattice: Lattice, first: int, q: Ints, values: Numbers, user: str
 ) -> Affine:
     exact = values.astype(np.float64)
     head = lattice.chain[0]
@@ -98,7 +105,7 @@ def _fitted(
     if len(lattice.chain) > 1:
         ints = np.rint(exact / scale).astype(np.int64)
     deviation = float(np.abs(exact - scale * ints).max(initial=0.0))
-    if deviation > CLOSE * max(float(np.abs(exact).max(initial=0.0)), scale):
+    if deviation > _CLOSE * max(float(np.abs(exact).max(initial=0.0)), scale):
         raise NoRule(f"{user} takes a tensor whose values are not multiples of one scale")
     gaps = np.diff(ints)
     if (gaps < 0).any():
@@ -120,7 +127,7 @@ def grid_of(reading: Reading, name: str) -> Grid:
     if name in reading.grids:
         return reading.grids[name]
     value = reading.constants[name].astype(np.float64)
-    lsb = lowest_bit(value)
+    lsb = _lowest_bit(value)
     ints = value / lsb
     if np.abs(ints).max(initial=0.0) >= 2.0**40:
         raise NoRule(
@@ -129,7 +136,7 @@ def grid_of(reading: Reading, name: str) -> Grid:
     return Grid(ints.astype(np.int64), np.full(value.shape, lsb))
 
 
-def lowest_bit(values: Array) -> float:
+def _lowest_bit(values: Numbers) -> float:
     """The largest power of two of which all ``values`` are multiples (1 if all are zero)."""
     mantissa, exponent = np.frexp(np.asarray(values, dtype=np.float64).reshape(-1))
     whole = (np.abs(mantissa) * 2.0**53).astype(np.int64)
@@ -145,12 +152,12 @@ class Products:
     """The weights of a sum of products, one row an output: ``floats``, ``ints``: [out, terms],
     ``unit``: [out]."""
 
-    floats: Array
+    floats: Numbers
     ints: Ints
-    scale: Array
+    scale: Numbers
 
 
-def products(weight: Array, grid: Grid, user: str) -> Products:
+def products(weight: Numbers, grid: Grid, user: str) -> Products:
     """``weight`` and its grid as [out, terms]; every row has to have one scale."""
     rows = len(weight)
     scale = grid.scale.reshape(rows, -1)
@@ -166,17 +173,18 @@ def products(weight: Array, grid: Grid, user: str) -> Products:
     )
 
 
-def sum_step(x: Affine, w: Products, bias: Array, copies: int) -> tuple[Step, bool]:
+def sum_step(x: Affine, w: Products, bias: Numbers, copies: int) -> tuple[ChainStep, bool]:
     """The float32 value of ``sum w x + bias`` as a function of the accumulator, and whether it is
     exact.
 
     ``bias``: float64 [out]; each output stands for ``copies`` elements (the positions of a
     convolution).
     """
+    # sum w x = unit * sum ints q + offset, up to rounding and to what is off the grids
     unit = x.scale * w.scale
     absolute = np.abs(w.floats).sum(axis=1) * x.magnitude + np.abs(bias)
     lsb = min(
-        lowest_bit(x.values) * lowest_bit(w.floats), lowest_bit(bias) if bias.any() else np.inf
+        _lowest_bit(x.values) * _lowest_bit(w.floats), _lowest_bit(bias) if bias.any() else np.inf
     )
     on_grid = (
         x.deviation == 0.0
@@ -184,14 +192,16 @@ def sum_step(x: Affine, w: Products, bias: Array, copies: int) -> tuple[Step, bo
         and bool((w.floats == w.scale[:, None] * w.ints).all())
     )
     exact = on_grid and lsb >= 2.0**-120 and float(absolute.max()) < lsb * 2.0**24
+    # exact: every product and partial sum is a multiple of lsb below lsb * 2^24, a float32 number
     error = np.zeros(len(unit))
     if not exact:
         count = (w.floats != 0).sum(axis=1) + 4  # the bias, and what an average does after its sum
-        if count.max() > MOST_TERMS:
+        if count.max() > _MOST_TERMS:
             raise NoRule(
-                f"a sum of {count.max()} terms is longer than {MOST_TERMS}, too long for an error "
+                f"a sum of {count.max()} terms is longer than {_MOST_TERMS}, too long for an error "
                 "bound"
             )
+        # B of the module: the larger one of the positive and the negative parts, at the worst x
         parts = (
             w.floats[:, :, None]
             * x.values.astype(np.float64)[[x.values.argmin(), x.values.argmax()]]
@@ -199,19 +209,20 @@ def sum_step(x: Affine, w: Products, bias: Array, copies: int) -> tuple[Step, bo
         above = np.maximum(parts.max(axis=2), 0).sum(axis=1) + np.maximum(bias, 0)
         below = np.maximum(-parts.min(axis=2), 0).sum(axis=1) + np.maximum(-bias, 0)
         rounding = count * np.maximum(above, below) + absolute
-        rounding = rounding * UNIT_ROUNDOFF / (1 - (count + 2) * UNIT_ROUNDOFF)
+        rounding = rounding * _UNIT_ROUNDOFF / (1 - (count + 2) * _UNIT_ROUNDOFF)
+        # sum |W - scale * ints| |x| + |W| dx
         off_grid = np.abs(w.floats - w.scale[:, None] * w.ints).sum(axis=1) * (
             x.magnitude + x.deviation
         )
         off_grid = off_grid + np.abs(w.floats).sum(axis=1) * x.deviation
-        error = (rounding + off_grid + 2.0**-46 * absolute) * WIDENED + count * TINY
+        error = (rounding + off_grid + 2.0**-46 * absolute) * _WIDENED + count * _TINY
     params = tuple(np.repeat(p, copies) for p in (unit, bias, error))
-    return Step("sum in float32", spread_sum, params, spread=True), exact
+    return ChainStep("sum in float32", spread_sum, params, spread=True), exact
 
 
 def spread_sum(
-    least: Array, greatest: Array, unit: Array, offset: Array, error: Array
-) -> tuple[Array, Array]:
+    least: Numbers, greatest: Numbers, unit: Numbers, offset: Numbers, error: Numbers
+) -> tuple[Numbers, Numbers]:
     """``unit * a + offset -+ error``; every operation is monotone in a, and float32 rounding moves
     no float32 number.
 

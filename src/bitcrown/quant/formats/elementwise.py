@@ -19,21 +19,21 @@ import onnx
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.lattice import (
     CAST,
-    FLOAT,
+    FLOAT32,
     RAW,
-    Array,
+    ChainStep,
     Lattice,
-    Step,
     picked,
     spread_over,
 )
-from bitcrown.quant.formats.rule_table import NoRule, Reading, reads, type_range
-from bitcrown.quant.formats.sums import added
+from bitcrown.quant.formats.rule_table import NoRule, Reading, node_label, reads, type_range
+from bitcrown.quant.formats.sums import pairwise_sum
+from bitcrown.quant.network.graph import Numbers
 
-Function = Callable[..., Any]
+_Function = Callable[..., Any]
 
 
-def _operand(reading: Reading, name: str, lattice: Lattice) -> tuple[Array, Lattice]:
+def _operand(reading: Reading, name: str, lattice: Lattice) -> tuple[Numbers, Lattice]:
     """A constant as a parameter [1] or [N], and the tensor, repeated where the constant has more
     elements."""
     value = reading.constants[name]
@@ -41,16 +41,16 @@ def _operand(reading: Reading, name: str, lattice: Lattice) -> tuple[Array, Latt
         raise NoRule(f"constant {name!r} has entries that are not finite")
     shape = np.broadcast_shapes(lattice.shape, value.shape)
     if shape != lattice.shape:
-        lattice = broadcast(reading, lattice, shape)
+        lattice = _broadcast(reading, lattice, shape)
     return spread_over(value if lattice.is_float else value.astype(np.int64), shape), lattice
 
 
-def broadcast(reading: Reading, lattice: Lattice, shape: tuple[int, ...]) -> Lattice:
+def _broadcast(reading: Reading, lattice: Lattice, shape: tuple[int, ...]) -> Lattice:
     index = np.broadcast_to(np.arange(lattice.size).reshape(lattice.shape), shape)
     return rearranged(reading, lattice, index)
 
 
-def rearranged(reading: Reading, lattice: Lattice, index: Array) -> Lattice:
+def rearranged(reading: Reading, lattice: Lattice, index: Numbers) -> Lattice:
     """The tensor of ``index.shape`` whose elements are those of ``lattice`` at ``index``."""
     flat = np.ascontiguousarray(index, dtype=np.int64).reshape(-1)
     shape, chain = tuple(index.shape), picked(lattice.chain, flat)
@@ -62,12 +62,12 @@ def rearranged(reading: Reading, lattice: Lattice, index: Array) -> Lattice:
 
 
 def _stepped(
-    reading: Reading, node: OnnxNode, lattice: Lattice, step: Step, dtype: Any = None
+    reading: Reading, node: OnnxNode, lattice: Lattice, step: ChainStep, dtype: Any = None
 ) -> None:
     """Bind ``lattice`` with one more step, after a look at overflow where the result is an
     integer."""
     result = lattice.then(step, dtype)
-    reading.check_width(result, f"{node.op} {node.name!r}")
+    reading.check_width(result, node_label(node))
     reading.bind(node, result)
 
 
@@ -77,10 +77,11 @@ def arithmetic(reading: Reading, node: OnnxNode) -> None:
     if not reading.is_constant(left) and not reading.is_constant(right):
         if node.op not in ("Add", "Sub"):
             raise NoRule(
-                f"{node.op} {node.name!r} of two tensors that both depend on the input is not "
-                "linear"
+                f"{node_label(node)} of two tensors that both depend on the input is not linear"
             )
-        reading.bind(node, added(reading, node, reading.lattice(left), reading.lattice(right)))
+        reading.bind(
+            node, pairwise_sum(reading, node, reading.lattice(left), reading.lattice(right))
+        )
         return
     first = reading.is_constant(left)
     lattice = reading.lattice(right if first else left)
@@ -90,17 +91,17 @@ def arithmetic(reading: Reading, node: OnnxNode) -> None:
     _stepped(reading, node, lattice, _arithmetic_step(node, operand, first, lattice.is_float))
 
 
-def _arithmetic_step(node: OnnxNode, operand: Array, first: bool, is_float: bool) -> Step:
+def _arithmetic_step(node: OnnxNode, operand: Numbers, first: bool, is_float: bool) -> ChainStep:
     keeps = (
         bool((operand == np.rint(operand)).all()) and float(np.abs(operand).max(initial=0)) < 2**23
     )
     if node.op == "Div":
         if (operand == 0).any():
             raise NoRule(f"Div {node.name!r} divides by zero")
-        return Step(
+        return ChainStep(
             "Div", np.divide if is_float else _towards_zero, (operand,), keeps_whole=not is_float
         )
-    functions: dict[str, Function] = {
+    functions: dict[str, _Function] = {
         "Add": np.add,
         "Mul": np.multiply,
         "Sub": _from if first else np.subtract,
@@ -108,7 +109,7 @@ def _arithmetic_step(node: OnnxNode, operand: Array, first: bool, is_float: bool
     name = "Sub from" if first and node.op == "Sub" else node.op
     # a float product of whole numbers stays whole, but a scale belongs to what follows, not to the
     # integers
-    return Step(
+    return ChainStep(
         name,
         functions[node.op],
         (operand,),
@@ -116,19 +117,19 @@ def _arithmetic_step(node: OnnxNode, operand: Array, first: bool, is_float: bool
     )
 
 
-def _from(values: Array, minuend: Array) -> Array:
+def _from(values: Numbers, minuend: Numbers) -> Numbers:
     return np.asarray(minuend - values)
 
 
-def _towards_zero(values: Array, divisor: Array) -> Array:
+def _towards_zero(values: Numbers, divisor: Numbers) -> Numbers:
     return np.asarray(np.sign(values) * np.sign(divisor) * (np.abs(values) // np.abs(divisor)))
 
 
 @reads("Relu")
 def relu(reading: Reading, node: OnnxNode) -> None:
     lattice = reading.lattice(node.inputs[0])
-    zero = np.zeros(1, dtype=FLOAT if lattice.is_float else np.int64)
-    _stepped(reading, node, lattice, Step("Relu", np.maximum, (zero,), keeps_whole=True))
+    zero = np.zeros(1, dtype=FLOAT32 if lattice.is_float else np.int64)
+    _stepped(reading, node, lattice, ChainStep("Relu", np.maximum, (zero,), keeps_whole=True))
 
 
 @reads("Max", "Min")
@@ -136,19 +137,19 @@ def extreme(reading: Reading, node: OnnxNode) -> None:
     if len(node.inputs) != 2 or reading.is_constant(node.inputs[0]) == reading.is_constant(
         node.inputs[1]
     ):
-        raise NoRule(f"{node.op} {node.name!r} is supported for one tensor and one constant")
+        raise NoRule(f"{node_label(node)} is supported for one tensor and one constant")
     first = reading.is_constant(node.inputs[0])
     lattice = reading.lattice(node.inputs[int(first)])
     operand, lattice = _operand(reading, node.inputs[int(not first)], lattice)
     keeps = bool((operand == np.rint(operand)).all())
     function = np.maximum if node.op == "Max" else np.minimum
-    _stepped(reading, node, lattice, Step(node.op, function, (operand,), keeps_whole=keeps))
+    _stepped(reading, node, lattice, ChainStep(node.op, function, (operand,), keeps_whole=keeps))
 
 
 @reads("Clip")
 def clip(reading: Reading, node: OnnxNode) -> None:
     lattice = reading.lattice(node.inputs[0])
-    kind: Any = FLOAT if lattice.is_float else np.int64
+    kind: Any = FLOAT32 if lattice.is_float else np.int64
     if lattice.is_float:
         open_: tuple[Any, Any] = (np.finfo(np.float32).min, np.finfo(np.float32).max)
     else:
@@ -162,17 +163,17 @@ def clip(reading: Reading, node: OnnxNode) -> None:
             np.asarray(open_[position - 1] if given is None else given, dtype=kind).reshape(1)
         )
     keeps = all(bool(end == np.rint(end)) for end in ends)
-    _stepped(reading, node, lattice, Step("Clip", _clipped, tuple(ends), keeps_whole=keeps))
+    _stepped(reading, node, lattice, ChainStep("Clip", _clipped, tuple(ends), keeps_whole=keeps))
 
 
-def _clipped(values: Array, low: Array, high: Array) -> Array:
+def _clipped(values: Numbers, low: Numbers, high: Numbers) -> Numbers:
     return np.asarray(np.minimum(np.maximum(values, low), high))
 
 
 @reads("Floor", "Ceil", "Round", "Sign", "Neg", "Identity")
 def unary(reading: Reading, node: OnnxNode) -> None:
     lattice = reading.lattice(node.inputs[0])
-    functions: dict[str, Function] = {
+    functions: dict[str, _Function] = {
         "Floor": np.floor,
         "Ceil": np.ceil,
         "Round": np.rint,
@@ -184,19 +185,24 @@ def unary(reading: Reading, node: OnnxNode) -> None:
         return
     whole = node.op != "Neg"
     _stepped(
-        reading, node, lattice, Step(node.op, functions[node.op], whole=whole, keeps_whole=True)
+        reading,
+        node,
+        lattice,
+        ChainStep(node.op, functions[node.op], whole=whole, keeps_whole=True),
     )
 
 
 @reads("LeakyRelu")
 def leaky_relu(reading: Reading, node: OnnxNode) -> None:
-    slope = np.array([node.attrs.get("alpha", 0.01)], dtype=FLOAT)
+    slope = np.array([node.attrs.get("alpha", 0.01)], dtype=FLOAT32)
     if not slope[0] >= 0:
         raise NoRule(f"LeakyRelu {node.name!r} has a negative slope and is not monotone")
-    _stepped(reading, node, reading.lattice(node.inputs[0]), Step("LeakyRelu", _leaky, (slope,)))
+    _stepped(
+        reading, node, reading.lattice(node.inputs[0]), ChainStep("LeakyRelu", _leaky, (slope,))
+    )
 
 
-def _leaky(values: Array, slope: Array) -> Array:
+def _leaky(values: Numbers, slope: Numbers) -> Numbers:
     return np.asarray(np.where(values >= 0, values, values * slope))
 
 
@@ -208,7 +214,7 @@ def batch_normalization(reading: Reading, node: OnnxNode) -> None:
             "inference"
         )
     lattice = reading.lattice(node.inputs[0])
-    scale, bias, mean, variance = (reading.constant(node, k).astype(FLOAT) for k in range(1, 5))
+    scale, bias, mean, variance = (reading.constant(node, k).astype(FLOAT32) for k in range(1, 5))
     with np.errstate(all="ignore"):
         factor = scale * (
             np.float32(1) / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5)))
@@ -217,12 +223,12 @@ def batch_normalization(reading: Reading, node: OnnxNode) -> None:
     if not (np.isfinite(factor).all() and np.isfinite(addend).all()):
         raise NoRule(f"BatchNormalization {node.name!r} has parameters that are not finite")
     axes = (1, -1, *(1,) * (len(lattice.shape) - 2))
-    product = Step(
+    product = ChainStep(
         "BatchNormalization factor",
         np.multiply,
         (spread_over(factor.reshape(axes), lattice.shape),),
     )
-    total = Step(
+    total = ChainStep(
         "BatchNormalization addend", np.add, (spread_over(addend.reshape(axes), lattice.shape),)
     )
     reading.bind(node, lattice.then(product).then(total))
@@ -236,7 +242,7 @@ def bit_shift(reading: Reading, node: OnnxNode) -> None:
     if low < 0 or (amount < 0).any() or (amount >= high.bit_length()).any():
         raise NoRule(f"BitShift {node.name!r} needs an unsigned tensor and a shift below its width")
     function = np.right_shift if node.attrs.get("direction") == "RIGHT" else np.left_shift
-    _stepped(reading, node, lattice, Step("BitShift", function, (amount,), keeps_whole=True))
+    _stepped(reading, node, lattice, ChainStep("BitShift", function, (amount,), keeps_whole=True))
 
 
 @reads("Cast")
@@ -246,13 +252,15 @@ def cast(reading: Reading, node: OnnxNode) -> None:
     target = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
     if target == lattice.dtype:
         reading.bind(node, lattice)
-    elif target == FLOAT:
-        reading.bind(node, lattice.then(CAST, FLOAT))
+    elif target == FLOAT32:
+        reading.bind(node, lattice.then(CAST, FLOAT32))
     elif target.kind == "f":
         raise NoRule(f"Cast {node.name!r} goes to {target}; float32 is supported")
     else:
-        _stepped(reading, node, lattice, Step("Cast", _cut, whole=True, keeps_whole=True), target)
+        _stepped(
+            reading, node, lattice, ChainStep("Cast", _cut, whole=True, keeps_whole=True), target
+        )
 
 
-def _cut(values: Array) -> Array:
+def _cut(values: Numbers) -> Numbers:
     return np.trunc(values).astype(np.int64) if values.dtype.kind == "f" else values

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bitcrown.budget import Budget
 from bitcrown.child_process import text_or_error
@@ -41,20 +40,19 @@ from bitcrown.quant.network.graph import (
     Exit,
     Input,
     IntegerNetwork,
+    IntegerNode,
     Ints,
-    Node,
+    Numbers,
     QuantError,
-    Staircase,
+    Stairs,
 )
-from bitcrown.quant.network.thresholds import exact_rows
 
-Array = npt.NDArray[Any]
-BITS = range(2, 17)
-LARGEST_WEIGHT = 1 << 26
-LARGEST_FILE = 1 << 30
-MOST_LAYERS = 100
-READING_SECONDS = 20.0
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_BITS = range(2, 17)
+_LARGEST_WEIGHT = 1 << 26
+_LARGEST_FILE = 1 << 30
+_MOST_LAYERS = 100
+_READING_SECONDS = 20.0
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def read_h5(
@@ -68,14 +66,15 @@ def read_h5(
     named = re.search(r"in_(\d{1,3})_qu_(\d{1,3})", path.name)
     input_bits = input_bits or (int(named[1]) if named else 8)
     bits = bits or (int(named[2]) if named else 6)
-    if input_bits not in BITS or bits not in BITS:
+    if input_bits not in _BITS or bits not in _BITS:
         raise QuantError(
-            f"{path}: {input_bits} input bits and {bits} bits; both must be {BITS[0]} to {BITS[-1]}"
+            f"{path}: {input_bits} input bits and {bits} bits; both must be {_BITS[0]} to "
+            f"{_BITS[-1]}"
         )
     layers = _checked_layers(path)
     inputs = layers[0][0].shape[0]
     low, high = np.zeros(inputs, np.int64), np.full(inputs, 2**input_bits - 1, np.int64)
-    nodes: list[Node] = [Input((inputs,), low, high)]
+    nodes: list[IntegerNode] = [Input((inputs,), low, high)]
     fraction = input_bits
     for number, (weight, bias) in enumerate(layers):
         signed = signed_output and number == len(layers) - 1
@@ -101,25 +100,25 @@ def read_h5(
 
 
 def _layer_nodes(
-    weight: Array, bias: Array, fraction: int, bits: int, signed: bool, source: int
-) -> list[Node]:
+    weight: Numbers, bias: Numbers, fraction: int, bits: int, signed: bool, source: int
+) -> list[IntegerNode]:
     """The accumulator and the staircase of a layer whose input has ``fraction`` fractional bits."""
     shift = fraction + 1
     w = fixed_point(weight, bits, bits - 1).T
     b = fixed_point(bias, bits, bits - 2) << shift
     low = -(2 ** (bits - 1)) if signed else 0
-    base, rows = exact_rows(
-        [Fraction(1, 2**shift)], [Fraction(0)], low, low + 2**bits - 1, "half_up"
-    )
+    # half up: floor(a / 2^s + 1/2) >= t exactly where a >= (2 t - 1) 2^(s-1)
+    levels = low + 1 + np.arange(2**bits - 1, dtype=np.int64)
+    base, rows = np.array([low], dtype=np.int64), ((2 * levels - 1) << (shift - 1))[None]
     note = f"shift {shift}, half up, {'int' if signed else 'uint'}{bits}"
     shape = (len(b),)
     return [
         Dense(shape, source, np.ascontiguousarray(w), b),
-        Staircase(shape, source + 1, base, rows, rows, note),
+        Stairs(shape, source + 1, base, rows, rows, note),
     ]
 
 
-def fixed_point(values: Array, bits: int, fraction: int) -> Ints:
+def fixed_point(values: Numbers, bits: int, fraction: int) -> Ints:
     """Floats to signed integers of unit ``2^-fraction``: clamped to the range, then halves away
     from zero.
 
@@ -130,13 +129,13 @@ def fixed_point(values: Array, bits: int, fraction: int) -> Ints:
     return np.asarray(np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), dtype=np.int64)
 
 
-def _checked_layers(path: Path) -> list[tuple[Array, Array]]:
+def _checked_layers(path: Path) -> list[tuple[Numbers, Numbers]]:
     """``_layers``, once a child process has come to its end: damaged files send the HDF5 library
     round for ever."""
     try:
         text_or_error(
             lambda: str(len(_layers(path))),
-            Budget.of_cpu_seconds(READING_SECONDS),
+            Budget.of_cpu_seconds(_READING_SECONDS),
             f"that reads {path}",
         )
     except ModelError as error:
@@ -146,15 +145,15 @@ def _checked_layers(path: Path) -> list[tuple[Array, Array]]:
     return _layers(path)
 
 
-def _layers(path: Path) -> list[tuple[Array, Array]]:
+def _layers(path: Path) -> list[tuple[Numbers, Numbers]]:
     """Kernel [in, out] and bias [out] of every layer that has weights."""
     import h5py
 
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise QuantError(f"{path} is larger than {LARGEST_FILE >> 30} GiB")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise QuantError(f"{path} is larger than {_LARGEST_FILE >> 30} GiB")
         with open(path, "rb") as head:
-            if head.read(len(SIGNATURE)) != SIGNATURE:
+            if head.read(len(_SIGNATURE)) != _SIGNATURE:
                 raise QuantError(f"{path} is not an .h5 file of Keras weights")
         with h5py.File(path, "r") as file:
             names = _names(file, "layer_names", path)
@@ -179,14 +178,14 @@ def _names(group: Any, attribute: str, path: Path) -> list[str]:
             f"{path}: {group.name} does not list its {attribute}; is it a Keras weight file?"
         )
     raw = np.asarray(group.attrs[attribute]).reshape(-1).tolist()
-    if len(raw) > MOST_LAYERS or not all(isinstance(name, str | bytes) for name in raw):
+    if len(raw) > _MOST_LAYERS or not all(isinstance(name, str | bytes) for name in raw):
         raise QuantError(
-            f"{path}: {attribute} of {group.name} is not a list of at most {MOST_LAYERS} names"
+            f"{path}: {attribute} of {group.name} is not a list of at most {_MOST_LAYERS} names"
         )
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in raw]
 
 
-def _weights(file: Any, layer: str, path: Path) -> tuple[Array, Array] | None:
+def _weights(file: Any, layer: str, path: Path) -> tuple[Numbers, Numbers] | None:
     """None for a layer without weights (dropout, flatten)."""
     group = _member(file, layer, path)
     names = _names(group, "weight_names", path)
@@ -220,7 +219,7 @@ def _member(group: Any, name: str, path: Path) -> Any:
     return group
 
 
-def _array(group: Any, name: str, path: Path) -> Array:
+def _array(group: Any, name: str, path: Path) -> Numbers:
     import h5py
 
     data = _member(group, name, path)
@@ -231,9 +230,9 @@ def _array(group: Any, name: str, path: Path) -> Array:
         or data.dtype.kind != "f"
     ):
         raise QuantError(f"{path}: weight {name!r} is not an array of floats stored in the file")
-    if math.prod(data.shape) > LARGEST_WEIGHT:
+    if math.prod(data.shape) > _LARGEST_WEIGHT:
         raise QuantError(
-            f"{path}: weight {name!r} of shape {data.shape} has more than {LARGEST_WEIGHT} entries"
+            f"{path}: weight {name!r} of shape {data.shape} has more than {_LARGEST_WEIGHT} entries"
         )
     value = np.asarray(data[()])
     if not np.isfinite(value).all():

@@ -9,7 +9,7 @@ constants. So a chain has an order, and two evaluations describe it: where a ste
 to the bit (a sum of floats in unspecified order) it widens a value to an interval [least,
 greatest], and all later steps map the ends of that interval.
 
-Legend: N elements of the tensor, C channels of the node (as in ``Staircase``), K columns of a
+Legend: N elements of the tensor, C channels of the node (as in ``Stairs``), K columns of a
 table.
 """
 
@@ -20,18 +20,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bitcrown.quant.network.graph import Ints, QuantError
+from bitcrown.quant.network.graph import Ints, Numbers, QuantError
 
-Array = npt.NDArray[Any]
-FLOAT = np.dtype(np.float32)
+FLOAT32 = np.dtype(np.float32)
 RAW = -1
 """Number of the node that stands for the file's real input until a step quantizes it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class ChainStep:
     """``function(values, *params)``; ``params``: each [N], or [1] if it is the same for all
     elements.
 
@@ -42,16 +40,16 @@ class Step:
 
     name: str
     function: Callable[..., Any]
-    params: tuple[Array, ...] = ()
+    params: tuple[Numbers, ...] = ()
     whole: bool = False
     keeps_whole: bool = False
     spread: bool = False
 
     def apply(
-        self, least: Array, greatest: Array, params: tuple[Array, ...]
-    ) -> tuple[Array, Array]:
+        self, least: Numbers, greatest: Numbers, params: tuple[Numbers, ...]
+    ) -> tuple[Numbers, Numbers]:
         if self.spread:
-            pair: tuple[Array, Array] = self.function(least, greatest, *params)
+            pair: tuple[Numbers, Numbers] = self.function(least, greatest, *params)
             return pair
         first = np.asarray(self.function(least, *params))
         if least is greatest:
@@ -72,7 +70,7 @@ class Lattice:
     node: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chain: tuple[Step, ...] = ()
+    chain: tuple[ChainStep, ...] = ()
     order: Ints | None = None
 
     @property
@@ -88,21 +86,21 @@ class Lattice:
     def is_float(self) -> bool:
         return self.dtype.kind == "f"
 
-    def then(self, step: Step, dtype: np.dtype[Any] | None = None) -> Lattice:
+    def then(self, step: ChainStep, dtype: np.dtype[Any] | None = None) -> Lattice:
         return Lattice(self.node, self.shape, dtype or self.dtype, (*self.chain, step), self.order)
 
-    def on(self, node: int, chain: tuple[Step, ...] = ()) -> Lattice:
+    def on(self, node: int, chain: tuple[ChainStep, ...] = ()) -> Lattice:
         """The same tensor as a function of another node's integers."""
         return Lattice(node, self.shape, self.dtype, chain)
 
 
-def spread_over(value: Array, shape: tuple[int, ...]) -> Array:
+def spread_over(value: Numbers, shape: tuple[int, ...]) -> Numbers:
     """A constant as a step parameter for a tensor of ``shape``: [1] or [N]."""
     value = np.asarray(value)
     return value.reshape(1) if value.size == 1 else np.broadcast_to(value, shape).reshape(-1)
 
 
-def picked(chain: tuple[Step, ...], index: Ints) -> tuple[Step, ...]:
+def picked(chain: tuple[ChainStep, ...], index: Ints) -> tuple[ChainStep, ...]:
     """The chain of a tensor whose elements are ``index`` of this one's."""
     return tuple(
         replace(step, params=tuple(_pick(p, index) for p in step.params)) if step.params else step
@@ -110,11 +108,11 @@ def picked(chain: tuple[Step, ...], index: Ints) -> tuple[Step, ...]:
     )
 
 
-def _pick(param: Array, index: Ints) -> Array:
+def _pick(param: Numbers, index: Ints) -> Numbers:
     return param if param.size == 1 else param[index]
 
 
-def is_same_chain(one: tuple[Step, ...], other: tuple[Step, ...]) -> bool:
+def is_same_chain(one: tuple[ChainStep, ...], other: tuple[ChainStep, ...]) -> bool:
     """Whether both compute the same function, as far as names and parameters tell."""
     return len(one) == len(other) and all(
         a.name == b.name
@@ -128,7 +126,7 @@ def is_same_chain(one: tuple[Step, ...], other: tuple[Step, ...]) -> bool:
     )
 
 
-def evaluate(chain: tuple[Step, ...], q: Array, index: Ints) -> tuple[Array, Array]:
+def chain_values(chain: tuple[ChainStep, ...], q: Numbers, index: Ints) -> tuple[Numbers, Numbers]:
     """Least and greatest value: q: [C, K] with parameters of the elements ``index``: [C] -> two [C,
     K]."""
     least = greatest = q
@@ -143,7 +141,7 @@ def evaluate(chain: tuple[Step, ...], q: Array, index: Ints) -> tuple[Array, Arr
     return least, greatest
 
 
-def channels_of(chain: tuple[Step, ...], size: int, shape: tuple[int, ...]) -> int:
+def channels_of(chain: tuple[ChainStep, ...], size: int, shape: tuple[int, ...]) -> int:
     """The smallest C among 1, ``shape[0]`` and N for which every parameter is the same all over a
     channel."""
     candidates = [1] + [c for c in shape[:1] if 1 < c < size]
@@ -154,20 +152,22 @@ def channels_of(chain: tuple[Step, ...], size: int, shape: tuple[int, ...]) -> i
     return size
 
 
-def as_float(values: Array) -> Array:
+def _as_float(values: Numbers) -> Numbers:
     """Cast of integers to float32, rounding to nearest above 2^24."""
     return values.astype(np.float32)
 
 
-def dequantized(q: Array, scale: Array, zero: Array, gain: Array) -> Array:
+def dequantized(q: Numbers, scale: Numbers, zero: Numbers, gain: Numbers) -> Numbers:
     """``float32(gain * q - zero) * scale``; the gain is 1 but for two-valued numbers (q in {0, 1}
     means -1, 1)."""
     return np.asarray((gain * q - zero).astype(np.float32) * scale)
 
 
-def dequantize_step(scale: Array, zero: Array, gain: int = 1) -> Step:
+def dequantize_step(scale: Numbers, zero: Numbers, gain: int = 1) -> ChainStep:
     """``scale``: float32, ``zero``: int64, each [1] or [N]."""
-    return Step("DequantizeLinear", dequantized, (scale, zero, np.array([gain], dtype=np.int64)))
+    return ChainStep(
+        "DequantizeLinear", dequantized, (scale, zero, np.array([gain], dtype=np.int64))
+    )
 
 
-CAST = Step("Cast", as_float, whole=True, keeps_whole=True)
+CAST = ChainStep("Cast", _as_float, whole=True, keeps_whole=True)

@@ -21,82 +21,46 @@ import numpy as np
 import onnx
 
 from bitcrown.errors import ModelError
+from bitcrown.model.file import NetworkFile, with_outputs
 from bitcrown.model.lowering.builder import OnnxNode
-from bitcrown.model.onnx_reader import model_nodes, parsed_model, stored_array
+from bitcrown.model.onnx_reader import file_nodes, stored_arrays
 from bitcrown.quant.formats import elementwise, qdq, qonnx, qoperator, shaping, sums
-from bitcrown.quant.formats.lattice import CAST, FLOAT, RAW, Lattice, evaluate
-from bitcrown.quant.formats.qonnx import DOMAINS
-from bitcrown.quant.formats.rule_table import RULES, NoRule, Reading, type_range
-from bitcrown.quant.network.agreement import check_agreement, executable
+from bitcrown.quant.formats.agreement import check_agreement, executable
+from bitcrown.quant.formats.lattice import CAST, FLOAT32, RAW, Lattice, chain_values
+from bitcrown.quant.formats.rule_table import READING_RULES, NoRule, Reading, type_range
+from bitcrown.quant.formats.runtime import Runtime, evaluated, session
 from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
 from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, QuantError
-from bitcrown.quant.network.runtime import Runtime, evaluated, session
 
-WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
-"""Importing these fills ``RULES``."""
-QUANTIZED = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "MatMulInteger",
-    "ConvInteger",
-    "BitShift",
-    "Quant",
-    "BipolarQuant",
-    "QGemm",
-}
-"""Operators whose rounding or wrapping the float engine has no exact rule for; also everything
-named QLinear..."""
-MOST_OUTPUT_VALUES = 1 << 20
-
-
-def looks_quantized(path_or_model: Path | onnx.ModelProto) -> bool:
-    """Whether the file needs an exact reader, by its operators and input type alone. ``ModelError``
-    for a bad file.
-
-    Integers whose scale depends on the input (``DynamicQuantizeLinear``) have none: the float
-    engine encloses them.
-    """
-    model = parsed_model(path_or_model) if isinstance(path_or_model, Path) else path_or_model
-    stored = {tensor.name for tensor in model.graph.initializer}
-    kinds = {
-        info.type.tensor_type.elem_type for info in model.graph.input if info.name not in stored
-    }
-    narrow = {
-        onnx.TensorProto.INT8,
-        onnx.TensorProto.UINT8,
-        onnx.TensorProto.INT4,
-        onnx.TensorProto.UINT4,
-    }
-    if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
-        return False
-    return bool(kinds & narrow) or any(
-        node.op_type in QUANTIZED or node.op_type.startswith("QLinear") or node.domain in DOMAINS
-        for node in model.graph.node
-    )
+_WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
+"""Importing these fills ``READING_RULES``."""
+_MOST_OUTPUT_VALUES = 1 << 20
+_LARGEST_INPUT = 1 << 26
 
 
 def read_onnx(
-    path: Path, whole_input: tuple[int, int] | None = None, seed: int = 0, samples: int = 16
+    source: NetworkFile | Path,
+    whole_input: tuple[int, int] | None = None,
+    seed: int = 0,
+    samples: int = 16,
 ) -> IntegerNetwork:
-    """The integer network of a quantized ONNX file, compared with onnxruntime on ``samples`` random
-    inputs.
+    """The integer network of a quantized ONNX file (a path is opened for this alone), compared with
+    onnxruntime on ``samples`` random inputs.
 
     ``whole_input``: the float input holds whole numbers of this range by agreement with the user
     (pixels 0 to 255). Raises ``QuantError``, naming all operators without a rule at once, or
     another ``ModelError`` for a bad file.
     """
-    model = parsed_model(path)
-    reading = Reading()
-    for tensor in model.graph.initializer:
-        reading.constants[tensor.name] = stored_array(tensor, path)
-    entry_name = _read_input(reading, model, path, whole_input)
-    _walk(reading, model, path)
-    if len(model.graph.output) != 1:
+    file = NetworkFile.of(source)
+    path, reading = file.path, Reading()
+    reading.constants.update(stored_arrays(file))
+    entry_name, dtype = _read_input(reading, file, whole_input)
+    _walk(reading, file)
+    if len(file.outputs) != 1:
         raise QuantError(
-            f"{path} has {len(model.graph.output)} outputs; quantized networks with one are "
-            "supported"
+            f"{path} has {len(file.outputs)} outputs; quantized networks with one are supported"
         )
-    name = model.graph.output[0].name
+    name = file.outputs[0].name
     if name not in reading.tensors:
         raise QuantError(f"{path}: the output {name!r} does not depend on the input")
     try:
@@ -111,86 +75,66 @@ def read_onnx(
         reading.entry,
         exit_,
         notes=tuple(reading.notes),
-        facts=_facts(model, entry_name),
+        facts=_facts(file, entry_name),
     )
-    content, note = executable(model)
+    content, note = executable(file)
     if note:
         return replace(network, notes=(*network.notes, note))
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(_input(model).type.tensor_type.elem_type))
-    runtime = Runtime(session(content, str(path)), str(path), reading.input_shape, dtype)
-    network = replace(network, runtime=runtime)
     trace = {tensor: number_of[k] for tensor, k in reading.trace.items() if k in number_of}
-    return replace(
-        network, notes=(*network.notes, *check_agreement(network, path, seed, samples, trace))
-    )
+    opened = session(with_outputs(content, trace), str(path))
+    runtime = Runtime(opened, str(path), reading.input_shape, dtype)
+    network = replace(network, runtime=runtime)
+    notes = check_agreement(network, content, seed, samples, trace)
+    return replace(network, notes=(*network.notes, *notes))
 
 
-def _facts(model: Any, entry_name: str) -> dict[str, str]:
-    ops = {node.op_type for node in model.graph.node}
-    formats = [
-        name
-        for name, found in (
-            ("QDQ", "DequantizeLinear" in ops and not any(op.startswith("QLinear") for op in ops)),
-            ("QOperator", any(op.startswith("QLinear") for op in ops)),
-            ("QONNX", any(node.domain in DOMAINS for node in model.graph.node)),
-            ("integer arithmetic", bool(ops & {"MatMulInteger", "ConvInteger"})),
-        )
-        if found
-    ]
-    return {
-        "format": f"ONNX {', '.join(formats) or 'float32 with whole numbers'}",
-        "input": entry_name,
-    }
+def _facts(file: NetworkFile, entry_name: str) -> dict[str, str]:
+    formats = ", ".join(file.quantization) or "float32 with whole numbers"
+    return {"format": f"ONNX {formats}", "input": entry_name}
 
 
-def _input(model: Any) -> Any:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    found = [info for info in model.graph.input if info.name not in stored]
-    if len(found) != 1:
+def _read_input(
+    reading: Reading, file: NetworkFile, whole: tuple[int, int] | None
+) -> tuple[str, np.dtype[Any]]:
+    """Name and type of the one input, which becomes the first tensor of ``reading``."""
+    if len(file.inputs) != 1:
         raise QuantError(
-            f"the network has {len(found)} inputs; quantized networks with one are supported"
+            f"the network has {len(file.inputs)} inputs; quantized networks with one are supported"
         )
-    return found[0]
-
-
-def _read_input(reading: Reading, model: Any, path: Path, whole: tuple[int, int] | None) -> str:
-    info = _input(model)
-    tensor = info.type.tensor_type
-    if not tensor.HasField("shape"):
-        raise QuantError(f"{path}: input {info.name!r} has no shape")
-    shape = tuple(max(1, dim.dim_value) for dim in tensor.shape.dim)
+    name, shape, dtype = file.inputs[0]
+    if shape is None:
+        raise QuantError(f"{file.path}: input {name!r} has no shape")
     size = math.prod(shape)
-    if size > 1 << 26:
-        raise QuantError(f"{path}: input {info.name!r} of shape {list(shape)} is too large")
-    try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    except KeyError as error:
-        raise QuantError(f"{path}: input {info.name!r} has no known element type") from error
+    if size > _LARGEST_INPUT:
+        raise QuantError(f"{file.path}: input {name!r} of shape {list(shape)} is too large")
+    if dtype is None:
+        raise QuantError(f"{file.path}: input {name!r} has no known element type")
     reading.input_shape = shape
-    if dtype == FLOAT and whole is None:
-        reading.tensors[info.name] = Lattice(RAW, shape, FLOAT, (), np.arange(size))
-        return str(info.name)
-    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT:
+    if dtype == FLOAT32 and whole is None:
+        reading.tensors[name] = Lattice(RAW, shape, FLOAT32, (), np.arange(size))
+        return name, dtype
+    if (dtype.kind not in "iu" or dtype.itemsize > 4) and dtype != FLOAT32:
         raise QuantError(
-            f"{path}: input {info.name!r} has type {dtype}; float32 and integers of 32 bits are "
+            f"{file.path}: input {name!r} has type {dtype}; float32 and integers of 32 bits are "
             "supported"
         )
     low, high = whole if whole is not None else type_range(dtype)
     ends = np.full(size, low, dtype=np.int64), np.full(size, high, dtype=np.int64)
     reading.assembly.add(Input(Lattice(0, shape, dtype).sample_shape, *ends))
     reading.entry = WholeEntry(dtype, *ends)
-    reading.tensors[info.name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT else ())
-    return str(info.name)
+    reading.tensors[name] = Lattice(0, shape, dtype, (CAST,) if dtype == FLOAT32 else ())
+    return name, dtype
 
 
-def _walk(reading: Reading, model: Any, path: Path) -> None:
+def _walk(reading: Reading, file: NetworkFile) -> None:
     """Apply the rule of every node; what has none is reported together."""
+    path = file.path
     problems: list[str] = []
     unknown: dict[str, list[str]] = {}
     lost: set[str] = set()
-    for node, proto in zip(model_nodes(model, path), model.graph.node, strict=True):
+    for node, proto in zip(file_nodes(file), file.proto.graph.node, strict=True):
         if not lost.isdisjoint(node.inputs):
-            if node.op not in RULES:
+            if node.op not in READING_RULES:
                 unknown.setdefault(node.op, []).append(node.name)
             lost.update(node.outputs)
             continue
@@ -234,16 +178,16 @@ def _apply(reading: Reading, node: OnnxNode, proto: Any) -> bool:
         first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(99)
         shape = reading.tensors[node.inputs[0]].shape
         reading.constants[node.outputs[0]] = np.array(shape[first:last], dtype=np.int64)
-    elif constant and node.op not in FOLDED_HERE and "." not in node.op:
+    elif constant and node.op not in _FOLDED_HERE and "." not in node.op:
         _fold(reading, node)
-    elif node.op in RULES:
-        RULES[node.op](reading, node)
+    elif node.op in READING_RULES:
+        READING_RULES[node.op](reading, node)
     else:
         return False
     return True
 
 
-FOLDED_HERE = {
+_FOLDED_HERE = {
     "QuantizeLinear",
     "DequantizeLinear",
     "Reshape",
@@ -288,7 +232,7 @@ def _exit(reading: Reading, lattice: Lattice) -> tuple[int, Exit]:
             for a, b in zip(low.tolist(), high.tolist(), strict=True)
         )
         return lattice.node, Exit(low, values)
-    if int((high - low + 1).sum()) > MOST_OUTPUT_VALUES:
+    if int((high - low + 1).sum()) > _MOST_OUTPUT_VALUES:
         raise QuantError(
             "the output is not quantized: it takes too many values; add QuantizeLinear to its end"
         )
@@ -311,5 +255,5 @@ def _output_values(reading: Reading, lattice: Lattice) -> Iterator[tuple[Any, An
     low, high = reading.assembly.low[lattice.node], reading.assembly.high[lattice.node]
     for n in range(lattice.size):
         q = np.arange(low[n], high[n] + 1, dtype=np.int64)
-        least, greatest = evaluate(lattice.chain, q[None], np.array([n]))
+        least, greatest = chain_values(lattice.chain, q[None], np.array([n]))
         yield least[0].astype(np.float64), greatest[0].astype(np.float64)

@@ -14,18 +14,19 @@ import onnx
 
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.lattice import (
-    FLOAT,
-    Array,
-    Step,
+    FLOAT32,
+    ChainStep,
     dequantize_step,
     dequantized,
     spread_over,
 )
-from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads, type_range
-from bitcrown.quant.network.graph import QuantError
+from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, node_label, reads, type_range
+from bitcrown.quant.network.graph import Numbers, QuantError
 
 
-def rounded(values: Array, scale: Array, zero: Array, low: Array, high: Array) -> Array:
+def quantized_levels(
+    values: Numbers, scale: Numbers, zero: Numbers, low: Numbers, high: Numbers
+) -> Numbers:
     """``clip(rint(values / scale) + zero, low, high)`` in float32; the clip before rounding keeps
     infinities out."""
     with np.errstate(all="ignore"):
@@ -35,38 +36,37 @@ def rounded(values: Array, scale: Array, zero: Array, low: Array, high: Array) -
     return np.asarray(np.rint(np.clip(quotient, low - zero, high - zero)).astype(np.int64) + zero)
 
 
-def quantize_step(
-    scale: Array, zero: Array, dtype: np.dtype[Any], name: str = "QuantizeLinear"
-) -> Step:
+def _quantize_step(
+    scale: Numbers, zero: Numbers, dtype: np.dtype[Any], name: str = "QuantizeLinear"
+) -> ChainStep:
     low, high = (np.array([end], dtype=np.int64) for end in type_range(dtype))
-    return Step(name, rounded, (scale, zero, low, high), whole=True)
+    return ChainStep(name, quantized_levels, (scale, zero, low, high), whole=True)
 
 
-def along_axis(
-    value: Array, node: OnnxNode, shape: tuple[int, ...], default_axis: int = 1
-) -> Array:
+def _along_axis(
+    value: Numbers, node: OnnxNode, shape: tuple[int, ...], default_axis: int = 1
+) -> Numbers:
     """A scale or zero point, one number or one for every index of an axis, shaped to broadcast."""
     if value.size == 1:
         return value.reshape(())
     axis = int(node.attrs.get("axis", default_axis)) % max(1, len(shape))
     if value.ndim != 1 or not shape or shape[axis] != value.size:
         raise NoRule(
-            f"{node.op} {node.name!r} has a scale of shape {value.shape} for a tensor of {shape}"
+            f"{node_label(node)} has a scale of shape {value.shape} for a tensor of {shape}"
         )
     return value.reshape([-1 if k == axis else 1 for k in range(len(shape))])
 
 
 def _parameters(
     reading: Reading, node: OnnxNode, shape: tuple[int, ...], default: Any
-) -> tuple[Array, Array, Any]:
+) -> tuple[Numbers, Numbers, Any]:
     """Scale (float32) and zero point (int64), shaped to broadcast, and the integer type."""
     scale = reading.constant(node, 1)
-    if scale.dtype != FLOAT or not np.isfinite(scale).all() or not (scale > 0).all():
-        raise NoRule(f"{node.op} {node.name!r} has a scale that is not a positive float32 number")
+    if scale.dtype != FLOAT32 or not np.isfinite(scale).all() or not (scale > 0).all():
+        raise NoRule(f"{node_label(node)} has a scale that is not a positive float32 number")
     if node.attrs.get("block_size", 0):
         raise NoRule(
-            f"{node.op} {node.name!r} quantizes in blocks; one scale per tensor or axis is "
-            "supported"
+            f"{node_label(node)} quantizes in blocks; one scale per tensor or axis is supported"
         )
     if reading.has(node, 2):
         zero = reading.constant(node, 2)
@@ -78,7 +78,7 @@ def _parameters(
         )
         zero = np.zeros(scale.shape, dtype=dtype)
     type_range(dtype)
-    return along_axis(scale, node, shape), along_axis(zero.astype(np.int64), node, shape), dtype
+    return _along_axis(scale, node, shape), _along_axis(zero.astype(np.int64), node, shape), dtype
 
 
 @reads("QuantizeLinear")
@@ -87,16 +87,20 @@ def quantize_linear(reading: Reading, node: OnnxNode) -> None:
     if reading.is_constant(name):
         value = reading.constants[name]
         scale, zero, dtype = _parameters(reading, node, value.shape, np.uint8)
-        if value.dtype != FLOAT:
+        if value.dtype != FLOAT32:
             raise NoRule(f"QuantizeLinear {node.name!r} of {value.dtype}; float32 is supported")
         low, high = (np.array(end) for end in type_range(dtype))
-        reading.constants[node.outputs[0]] = rounded(value, scale, zero, low, high).astype(dtype)
+        reading.constants[node.outputs[0]] = quantized_levels(value, scale, zero, low, high).astype(
+            dtype
+        )
         return
     lattice = reading.lattice(name)
     if not lattice.is_float:
         raise NoRule(f"QuantizeLinear {node.name!r} of {lattice.dtype}; float32 is supported")
     scale, zero, dtype = _parameters(reading, node, lattice.shape, np.uint8)
-    step = quantize_step(spread_over(scale, lattice.shape), spread_over(zero, lattice.shape), dtype)
+    step = _quantize_step(
+        spread_over(scale, lattice.shape), spread_over(zero, lattice.shape), dtype
+    )
     reading.bind_settled(node, lattice.then(step, dtype))
 
 
@@ -117,4 +121,4 @@ def dequantize_linear(reading: Reading, node: OnnxNode) -> None:
     lattice = reading.settled(reading.lattice(name))
     scale, zero, _ = _parameters(reading, node, lattice.shape, lattice.dtype)
     step = dequantize_step(spread_over(scale, lattice.shape), spread_over(zero, lattice.shape))
-    reading.bind(node, lattice.then(step, FLOAT))
+    reading.bind(node, lattice.then(step, FLOAT32))

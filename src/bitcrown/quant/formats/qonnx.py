@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bitcrown.model.file import QONNX_DOMAINS
 from bitcrown.model.lowering.builder import OnnxNode
-from bitcrown.quant.formats.lattice import FLOAT, Array, Lattice, Step, dequantize_step, spread_over
+from bitcrown.quant.formats.lattice import FLOAT32, ChainStep, Lattice, dequantize_step, spread_over
 from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
-from bitcrown.quant.network.graph import QuantError
+from bitcrown.quant.network.graph import Numbers, QuantError
 
-DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
 ROUNDINGS: dict[str, Any] = {
     "ROUND": np.rint,
     "CEIL": np.ceil,
@@ -34,7 +34,7 @@ ROUNDINGS: dict[str, Any] = {
     "HALF_UP": lambda v: np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)),
     "HALF_DOWN": lambda v: np.sign(v) * np.ceil(np.abs(v) - np.float32(0.5)),
 }
-STANDARD = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
+_STANDARD = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
 
 def bit_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
@@ -43,9 +43,9 @@ def bit_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     return 0, 2**bits - 1 - int(narrow)
 
 
-def _settings(reading: Reading, node: OnnxNode) -> tuple[Array, int, tuple[int, int], str]:
+def _settings(reading: Reading, node: OnnxNode) -> tuple[Numbers, int, tuple[int, int], str]:
     """Scale, zero point, integer range and rounding mode of a Quant node."""
-    scale = reading.constant(node, 1).astype(FLOAT)
+    scale = reading.constant(node, 1).astype(FLOAT32)
     zero, bits = (
         reading.constant(node, 2).astype(np.float64),
         reading.constant(node, 3).astype(np.float64),
@@ -77,7 +77,7 @@ def quant_levels(mode: str, zero: int, ends: tuple[int, int]) -> Any:
     rounding = ROUNDINGS[mode]
     offset, low, high = np.float32(zero), np.float32(ends[0]), np.float32(ends[1])
 
-    def levels(values: Array, scale: Array) -> Array:
+    def levels(values: Numbers, scale: Numbers) -> Numbers:
         with np.errstate(all="ignore"):
             shifted = values / scale + offset
         if np.isnan(shifted).any():
@@ -87,13 +87,13 @@ def quant_levels(mode: str, zero: int, ends: tuple[int, int]) -> Any:
     return levels
 
 
-@reads(*(f"{domain}.Quant" for domain in DOMAINS))
+@reads(*(f"{domain}.Quant" for domain in QONNX_DOMAINS))
 def quant(reading: Reading, node: OnnxNode) -> None:
     scale, zero, ends, mode = _settings(reading, node)
     levels = quant_levels(mode, zero, ends)
     name = node.inputs[0]
     if reading.is_constant(name):
-        value = reading.constants[name].astype(FLOAT)
+        value = reading.constants[name].astype(FLOAT32)
         ints = levels(value, scale) - zero
         reading.constants[node.outputs[0]] = ints.astype(np.float32) * scale
         reading.grids[node.outputs[0]] = Grid(
@@ -102,14 +102,14 @@ def quant(reading: Reading, node: OnnxNode) -> None:
         return
     lattice = reading.lattice(name)
     scales = spread_over(scale, lattice.shape)
-    step = Step(f"Quant {mode} {ends} zero {zero}", levels, (scales,), whole=True)
+    step = ChainStep(f"Quant {mode} {ends} zero {zero}", levels, (scales,), whole=True)
     _requantized(reading, node, lattice, step, scales, zero, 1)
 
 
-@reads(*(f"{domain}.BipolarQuant" for domain in DOMAINS))
+@reads(*(f"{domain}.BipolarQuant" for domain in QONNX_DOMAINS))
 def bipolar(reading: Reading, node: OnnxNode) -> None:
     """Integers 0 and 1 stand for -scale and scale."""
-    scale = reading.constant(node, 1).astype(FLOAT)
+    scale = reading.constant(node, 1).astype(FLOAT32)
     if not np.isfinite(scale).all() or not (scale > 0).all():
         raise NoRule(f"BipolarQuant {node.name!r} has a scale that is not positive")
     name = node.inputs[0]
@@ -121,11 +121,11 @@ def bipolar(reading: Reading, node: OnnxNode) -> None:
         )
         return
     lattice = reading.lattice(name)
-    step = Step("BipolarQuant", _is_positive, whole=True)
+    step = ChainStep("BipolarQuant", _is_positive, whole=True)
     _requantized(reading, node, lattice, step, spread_over(scale, lattice.shape), 1, 2)
 
 
-def _is_positive(values: Array) -> Array:
+def _is_positive(values: Numbers) -> Numbers:
     return (values >= 0).astype(np.int64)
 
 
@@ -133,8 +133,8 @@ def _requantized(
     reading: Reading,
     node: OnnxNode,
     lattice: Lattice,
-    step: Step,
-    scale: Array,
+    step: ChainStep,
+    scale: Numbers,
     zero: int,
     gain: int,
 ) -> None:
@@ -142,11 +142,11 @@ def _requantized(
         raise NoRule(f"{node.op} {node.name!r} takes {lattice.dtype}; float32 is supported")
     settled = reading.settled(lattice.then(step))
     back = dequantize_step(scale, np.array([zero], dtype=np.int64), gain)
-    reading.bind(node, Lattice(settled.node, lattice.shape, FLOAT, (back,)))
+    reading.bind(node, Lattice(settled.node, lattice.shape, FLOAT32, (back,)))
 
 
 def has_quant(model: Any) -> bool:
-    return any(node.domain in DOMAINS for node in model.graph.node)
+    return any(node.domain in QONNX_DOMAINS for node in model.graph.node)
 
 
 def standard_form(model: Any) -> Any:
@@ -163,7 +163,9 @@ def standard_form(model: Any) -> Any:
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     del written.graph.node[:]
     for node in model.graph.node:
-        written.graph.node.extend(_expanded(node, constants) if node.domain in DOMAINS else [node])
+        written.graph.node.extend(
+            _expanded(node, constants) if node.domain in QONNX_DOMAINS else [node]
+        )
     del written.opset_import[:]
     # opset 11 brings Round; nothing else that these exporters write changed between 9 and 11 but
     # Clip and Pad
@@ -178,10 +180,10 @@ def standard_form(model: Any) -> Any:
     return written
 
 
-def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
+def _expanded(node: Any, constants: dict[str, Numbers]) -> list[Any]:
     out, name = node.output[0], node.output[0]
 
-    def constant(value: Array, part: str) -> Any:
+    def constant(value: Numbers, part: str) -> Any:
         tensor = numpy_helper.from_array(np.asarray(value, dtype=np.float32), f"{name}/{part}")
         return helper.make_node("Constant", [], [f"{name}/{part}"], value=tensor)
 
@@ -206,7 +208,7 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
     mode = attrs.get("rounding_mode", b"ROUND")
     mode = mode.decode() if isinstance(mode, bytes) else mode
     missing = [i for i in node.input[1:] if i not in constants]
-    if mode.upper() not in STANDARD or missing:
+    if mode.upper() not in _STANDARD or missing:
         raise QuantError(
             f"Quant {node.name!r} has no standard form (rounding {mode}, inputs "
             f"{', '.join(missing)})"
@@ -223,7 +225,7 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
         step("Div", [node.input[0], ".scale"], ".ratio"),
         step("Add", [".ratio", ".offset"], ".shifted"),
         step("Clip", [".shifted", ".low", ".high"], ".clipped"),
-        step(STANDARD[mode.upper()], [".clipped"], ".rounded"),
+        step(_STANDARD[mode.upper()], [".clipped"], ".rounded"),
         step("Sub", [".rounded", ".offset"], ".whole"),
         helper.make_node("Mul", [f"{name}/.whole", f"{name}/.scale"], [out]),
     ]

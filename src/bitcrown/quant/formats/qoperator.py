@@ -18,17 +18,13 @@ from typing import Any
 import numpy as np
 
 from bitcrown.model.lowering.builder import OnnxNode
-from bitcrown.quant.formats.lattice import FLOAT, Array, Lattice, Step, spread_over
-from bitcrown.quant.formats.rule_table import NoRule, Reading, reads, type_range
+from bitcrown.quant.formats.lattice import FLOAT32, ChainStep, Lattice, spread_over
+from bitcrown.quant.formats.rule_table import NoRule, Reading, node_label, reads, type_range
+from bitcrown.quant.formats.runtime import evaluated
 from bitcrown.quant.formats.sums import conv_geometry, pair_step
-from bitcrown.quant.network.graph import Conv, Dense, Ints, QuantError
-from bitcrown.quant.network.runtime import evaluated
+from bitcrown.quant.network.graph import Conv, Dense, Ints, Numbers, QuantError
 
-INT32 = np.dtype(np.int32)
-
-
-def _label(node: OnnxNode) -> str:
-    return f"{node.op} {node.name!r}"
+_INT32 = np.dtype(np.int32)
 
 
 def _whole(reading: Reading, name: str, label: str) -> Lattice:
@@ -42,15 +38,15 @@ def _zero(reading: Reading, node: OnnxNode, position: int) -> Ints:
     return reading.constant(node, position, 0).astype(np.int64)
 
 
-def _scale(reading: Reading, node: OnnxNode, position: int) -> Array:
+def _scale(reading: Reading, node: OnnxNode, position: int) -> Numbers:
     value = reading.constant(node, position)
-    if value.dtype != FLOAT or not np.isfinite(value).all() or not (value > 0).all():
-        raise NoRule(f"{_label(node)} has a scale that is not a positive float32 number")
+    if value.dtype != FLOAT32 or not np.isfinite(value).all() or not (value > 0).all():
+        raise NoRule(f"{node_label(node)} has a scale that is not a positive float32 number")
     return value
 
 
 def _matrix(
-    reading: Reading, x: Lattice, x_zero: Ints, weight: Array, w_zero: Ints, label: str
+    reading: Reading, x: Lattice, x_zero: Ints, weight: Numbers, w_zero: Ints, label: str
 ) -> Lattice:
     """Exact int32 ``(x - x_zero) (weight - w_zero)`` of one row x: [1, .., 1, in] and weight [in,
     out]."""
@@ -62,7 +58,7 @@ def _matrix(
         )
     ints = ints - (w_zero.reshape(()) if w_zero.size == 1 else w_zero.reshape(1, -1))
     shape = (*x.shape[:-1], ints.shape[1])
-    flat = Lattice(0, shape, INT32)
+    flat = Lattice(0, shape, _INT32)
     bias = -int(x_zero.reshape(())) * ints.sum(axis=0)
     number = reading.assembly.add(
         Dense(flat.sample_shape, x.node, np.ascontiguousarray(ints.T), bias)
@@ -75,12 +71,12 @@ def _image(
     node: OnnxNode,
     x: Lattice,
     x_zero: Ints,
-    weight: Array,
+    weight: Numbers,
     w_zero: Ints,
     bias: Ints | None,
 ) -> Lattice:
     """Exact int32 convolution, padded with the zero point."""
-    label = _label(node)
+    label = node_label(node)
     ints = weight.astype(np.int64)
     strides, dilations, padding, plane = conv_geometry(node, x.shape, weight.shape[2:])
     groups = int(node.attrs.get("group", 1))
@@ -96,20 +92,22 @@ def _image(
     number = reading.assembly.add(
         Conv(shape, x.node, image, ints, total, strides, padding, dilations, groups, zero)
     )
-    return Lattice(number, (1, *shape), INT32)
+    return Lattice(number, (1, *shape), _INT32)
 
 
 def _requantized(
-    reading: Reading, node: OnnxNode, acc: Lattice, multiplier: Array, zero: Array
+    reading: Reading, node: OnnxNode, acc: Lattice, multiplier: Numbers, zero: Numbers
 ) -> None:
     """``multiplier``: float32, one number or shaped to broadcast; ``zero`` in the output's type."""
     low, high = (np.array([end], dtype=np.int64) for end in type_range(zero.dtype))
     params = (spread_over(multiplier, acc.shape), zero.astype(np.int64).reshape(1), low, high)
-    step = Step(f"{node.op} requantize", requantized, params, whole=True)
+    step = ChainStep(f"{node.op} requantize", requantized, params, whole=True)
     reading.bind_settled(node, acc.then(step, zero.dtype))
 
 
-def requantized(acc: Array, multiplier: Array, zero: Array, low: Array, high: Array) -> Array:
+def requantized(
+    acc: Numbers, multiplier: Numbers, zero: Numbers, low: Numbers, high: Numbers
+) -> Numbers:
     ends = (low - zero).astype(np.float32), (high - zero).astype(np.float32)
     product = acc.astype(np.float32) * multiplier
     return np.asarray(np.rint(np.clip(product, *ends)).astype(np.int64) + zero)
@@ -117,7 +115,7 @@ def requantized(acc: Array, multiplier: Array, zero: Array, low: Array, high: Ar
 
 @reads("MatMulInteger")
 def matmul_integer(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     result = _matrix(
         reading,
@@ -133,7 +131,7 @@ def matmul_integer(reading: Reading, node: OnnxNode) -> None:
 
 @reads("ConvInteger")
 def conv_integer(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     zeros = _zero(reading, node, 2), _zero(reading, node, 3)
     result = _image(reading, node, x, zeros[0], reading.constant(node, 1), zeros[1], None)
@@ -143,7 +141,7 @@ def conv_integer(reading: Reading, node: OnnxNode) -> None:
 
 @reads("QLinearMatMul")
 def qlinear_matmul(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     zeros = _zero(reading, node, 2), _zero(reading, node, 5)
     acc = _matrix(reading, x, zeros[0], reading.constant(node, 3), zeros[1], label)
@@ -154,7 +152,7 @@ def qlinear_matmul(reading: Reading, node: OnnxNode) -> None:
 
 @reads("QLinearConv")
 def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     x = _whole(reading, node.inputs[0], label)
     bias = reading.constant(node, 8).astype(np.int64) if reading.has(node, 8) else None
     zeros = _zero(reading, node, 2), _zero(reading, node, 5)
@@ -167,7 +165,7 @@ def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
 
 @reads("com.microsoft.QLinearAdd")
 def qlinear_add(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     a_scale, b_scale, c_scale = (_scale(reading, node, k).reshape(()) for k in (1, 4, 6))
     c_zero = reading.constant(node, 7, 0)
     a_zero, b_zero = (np.float32(_zero(reading, node, k).reshape(())) for k in (2, 5))
@@ -181,7 +179,7 @@ def qlinear_add(reading: Reading, node: OnnxNode) -> None:
         ratios[0], a_zero, ratios[1] * b_zero
     )
 
-    def total(a: Array, b: Array) -> Array:
+    def total(a: Numbers, b: Numbers) -> Numbers:
         return _add_rounded(a, b, ratios, np.float32(fixed), inner, (low, high))
 
     constants = [reading.is_constant(node.inputs[k]) for k in (0, 3)]
@@ -195,7 +193,7 @@ def qlinear_add(reading: Reading, node: OnnxNode) -> None:
         function = (
             (lambda q, c, lo, hi: total(c, q)) if which else (lambda q, c, lo, hi: total(q, c))
         )
-        result = lattice.then(Step(label, function, params, whole=True), kind)
+        result = lattice.then(ChainStep(label, function, params, whole=True), kind)
     else:
         a, b = (_whole(reading, node.inputs[k], label) for k in (0, 3))
         if a.shape != b.shape:
@@ -230,13 +228,13 @@ def _product_sum(a: Any, b: Any, c: Any) -> Any:
 
 
 def _add_rounded(
-    a: Array, b: Array, ratios: Any, fixed: Any, inner: Any, ends: tuple[int, int]
-) -> Array:
+    a: Numbers, b: Numbers, ratios: Any, fixed: Any, inner: Any, ends: tuple[int, int]
+) -> Numbers:
     value = inner(ratios[0], a, inner(ratios[1], b, fixed))
     return np.asarray(np.clip(np.rint(value), *ends).astype(np.int64))
 
 
-def _is_fused(node: OnnxNode, kind: np.dtype[Any], constants: list[Array]) -> bool:
+def _is_fused(node: OnnxNode, kind: np.dtype[Any], constants: list[Numbers]) -> bool:
     """Whether this processor fuses: decided by the runtime itself on all 65,536 pairs of values."""
     low, high = type_range(kind)
     values = np.arange(low, high + 1)
@@ -253,12 +251,14 @@ def _is_fused(node: OnnxNode, kind: np.dtype[Any], constants: list[Array]) -> bo
         )
         if (_add_rounded(a, b, ratios, np.float32(fixed), inner, (low, high)) == found).all():
             return fused
-    raise NoRule(f"{_label(node)} is computed by this onnxruntime in a way that is not known here")
+    raise NoRule(
+        f"{node_label(node)} is computed by this onnxruntime in a way that is not known here"
+    )
 
 
 @reads("DynamicQuantizeLinear")
 def dynamic_quantize(reading: Reading, node: OnnxNode) -> None:
     raise NoRule(
-        f"{_label(node)} is not supported, because its scale depends on the input; quantize "
+        f"{node_label(node)} is not supported, because its scale depends on the input; quantize "
         "statically"
     )

@@ -18,37 +18,41 @@ import numpy as np
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.lattice import (
     CAST,
-    FLOAT,
+    FLOAT32,
     RAW,
-    Array,
+    ChainStep,
     Lattice,
-    Step,
+    chain_values,
     channels_of,
-    evaluate,
     is_same_chain,
     picked,
 )
 from bitcrown.quant.network.assembly import Assembly
 from bitcrown.quant.network.entry import RoundedEntry
-from bitcrown.quant.network.graph import Entry, Input, Ints, QuantError
+from bitcrown.quant.network.graph import Entry, Input, Ints, Numbers, QuantError
 
-Rule = Callable[["Reading", OnnxNode], None]
-RULES: dict[str, Rule] = {}
+ReadingRule = Callable[["Reading", OnnxNode], None]
+READING_RULES: dict[str, ReadingRule] = {}
 
-MOST_LEVELS = 2**24
+_MOST_LEVELS = 2**24
 """Whole numbers beyond this size are no longer all float32 numbers."""
 
 
-def reads(*names: str) -> Callable[[Rule], Rule]:
+def reads(*names: str) -> Callable[[ReadingRule], ReadingRule]:
     """Register a rule for the ONNX operators ``names`` (with their domain, but for the standard
     one)."""
 
-    def remember(function: Rule) -> Rule:
+    def remember(function: ReadingRule) -> ReadingRule:
         for name in names:
-            RULES[name] = function
+            READING_RULES[name] = function
         return function
 
     return remember
+
+
+def node_label(node: OnnxNode) -> str:
+    """How messages name a node."""
+    return f"{node.op} {node.name!r}"
 
 
 class NoRule(QuantError):
@@ -65,19 +69,19 @@ class Grid:
     """
 
     ints: Ints
-    scale: Array
+    scale: Numbers
 
 
 @dataclass
 class Reading:
     assembly: Assembly = field(default_factory=Assembly)
-    constants: dict[str, Array] = field(default_factory=dict)
+    constants: dict[str, Numbers] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     tensors: dict[str, Lattice] = field(default_factory=dict)
     trace: dict[str, int] = field(default_factory=dict)
     """Integer tensors of the file and their nodes, for the comparison with the runtime."""
     entry: Entry | None = None
-    entry_chain: tuple[Step, ...] = ()
+    entry_chain: tuple[ChainStep, ...] = ()
     input_shape: tuple[int, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -89,7 +93,7 @@ class Reading:
                 f"{name!r} is expected to depend on the input, but is a constant or is missing"
             ) from None
 
-    def constant(self, node: OnnxNode, position: int, default: Any = None) -> Array:
+    def constant(self, node: OnnxNode, position: int, default: Any = None) -> Numbers:
         """Input ``position`` of the node, which has to be known; ``default`` where it is left
         out."""
         name = node.inputs[position] if position < len(node.inputs) else ""
@@ -117,7 +121,7 @@ class Reading:
         if high - low >= 255:  # Python cannot fetch narrower tensors from onnxruntime
             self.trace[node.outputs[0]] = settled.node
 
-    def ends(self, lattice: Lattice) -> tuple[Array, Array]:
+    def ends(self, lattice: Lattice) -> tuple[Numbers, Numbers]:
         """[N] least and greatest value of every element over the network's whole input range."""
         index = np.arange(lattice.size)
         if lattice.node == RAW:
@@ -127,7 +131,7 @@ class Reading:
             q = np.stack(
                 [self.assembly.low[lattice.node], self.assembly.high[lattice.node]], axis=1
             )
-        least, greatest = evaluate(lattice.chain, q, index)
+        least, greatest = chain_values(lattice.chain, q, index)
         return least.min(axis=1), greatest.max(axis=1)
 
     def check_width(self, lattice: Lattice, label: str) -> None:
@@ -151,7 +155,7 @@ class Reading:
         index = np.arange(channels) * (lattice.size // channels)
 
         def levels(q: Ints) -> tuple[Ints, Ints]:
-            least, greatest = evaluate(lattice.chain, q, index)
+            least, greatest = chain_values(lattice.chain, q, index)
             return least.astype(np.int64), greatest.astype(np.int64)
 
         note = ", ".join(step.name for step in lattice.chain)
@@ -179,16 +183,16 @@ class Reading:
         node = self.assembly.gather((0,), order, lattice.sample_shape)
         return Lattice(node, lattice.shape, lattice.dtype)
 
-    def enter_rounded(self, chain: tuple[Step, ...], lattice: Lattice) -> None:
+    def enter_rounded(self, chain: tuple[ChainStep, ...], lattice: Lattice) -> None:
         size = lattice.size
 
-        def levels(values: Array) -> Ints:
+        def levels(values: Numbers) -> Ints:
             """[B, N] -> [B, N]."""
-            return evaluate(chain, values.T, np.arange(size))[0].T.astype(np.int64)
+            return chain_values(chain, values.T, np.arange(size))[0].T.astype(np.int64)
 
         reach = np.finfo(np.float32)
         extremes = np.broadcast_to(np.array([reach.min, reach.max], np.float32), (size, 2))
-        if np.abs(evaluate(chain, extremes, np.arange(size))[0]).max(initial=0) >= MOST_LEVELS:
+        if np.abs(chain_values(chain, extremes, np.arange(size))[0]).max(initial=0) >= _MOST_LEVELS:
             raise NoRule("the input is rounded without limits; clip it, or quantize it to 8 bits")
         ends = levels(extremes.T)
         self.assembly.add(
@@ -208,8 +212,8 @@ class Reading:
         first, rest = lattice.chain[:length], lattice.chain[length:]
         if not first or (first == (CAST,) and lattice.node != RAW):
             return lattice
-        settled = self.settled(Lattice(lattice.node, lattice.shape, FLOAT, first, lattice.order))
-        return Lattice(settled.node, lattice.shape, FLOAT, (CAST, *rest))
+        settled = self.settled(Lattice(lattice.node, lattice.shape, FLOAT32, first, lattice.order))
+        return Lattice(settled.node, lattice.shape, FLOAT32, (CAST, *rest))
 
 
 def type_range(dtype: np.dtype[Any]) -> tuple[int, int]:

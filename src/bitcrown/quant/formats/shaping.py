@@ -10,10 +10,10 @@ import numpy as np
 
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.elementwise import rearranged
-from bitcrown.quant.formats.lattice import RAW, Array, Lattice, channels_of, evaluate
+from bitcrown.quant.formats.lattice import RAW, Lattice, chain_values, channels_of
 from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
 from bitcrown.quant.formats.sums import conv_geometry
-from bitcrown.quant.network.graph import MaxPool
+from bitcrown.quant.network.graph import MaxPool, Numbers
 
 
 def _ints(reading: Reading, node: OnnxNode, key: str, position: int) -> list[int] | None:
@@ -27,7 +27,7 @@ def _ints(reading: Reading, node: OnnxNode, key: str, position: int) -> list[int
     )
 
 
-def moved_index(reading: Reading, node: OnnxNode, index: Array) -> Array:
+def _moved_index(reading: Reading, node: OnnxNode, index: Numbers) -> Numbers:
     """What the operator makes of an array of element numbers."""
     shape = index.shape
     if node.op == "Reshape":
@@ -51,16 +51,16 @@ def move(reading: Reading, node: OnnxNode) -> None:
     name = node.inputs[0]
     if name in reading.tensors:
         lattice = reading.tensors[name]
-        index = moved_index(reading, node, np.arange(lattice.size).reshape(lattice.shape))
+        index = _moved_index(reading, node, np.arange(lattice.size).reshape(lattice.shape))
         reading.bind(node, rearranged(reading, lattice, index))
         return
     value = reading.constant(node, 0)
-    reading.constants[node.outputs[0]] = moved_index(reading, node, value)
+    reading.constants[node.outputs[0]] = _moved_index(reading, node, value)
     if name in reading.grids:
         grid = reading.grids[name]
         scale = np.broadcast_to(grid.scale, grid.ints.shape)
         reading.grids[node.outputs[0]] = Grid(
-            moved_index(reading, node, grid.ints), moved_index(reading, node, scale)
+            _moved_index(reading, node, grid.ints), _moved_index(reading, node, scale)
         )
 
 
@@ -150,5 +150,5 @@ def max_pool(reading: Reading, node: OnnxNode) -> None:
 def _is_rising(reading: Reading, lattice: Lattice) -> bool:
     index = np.arange(lattice.size)
     ends = [bound[lattice.node][:, None] for bound in (reading.assembly.low, reading.assembly.high)]
-    first, last = (evaluate(lattice.chain, end, index) for end in ends)
+    first, last = (chain_values(lattice.chain, end, index) for end in ends)
     return bool((first[0] <= last[0]).all() and (first[1] <= last[1]).all())

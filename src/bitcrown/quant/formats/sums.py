@@ -17,22 +17,18 @@ import numpy as np
 
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.lowering.weights import spatial_attributes
-from bitcrown.quant.formats.affine import Affine, affine, grid_of, products, sum_step
-from bitcrown.quant.formats.lattice import FLOAT, Array, Lattice, Step
-from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
-from bitcrown.quant.network.graph import Conv, Dense, Ints, QuantError, Sum
+from bitcrown.quant.formats.affine import Affine, Products, affine, grid_of, products, sum_step
+from bitcrown.quant.formats.lattice import FLOAT32, ChainStep, Lattice
+from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, node_label, reads
+from bitcrown.quant.network.graph import Conv, Dense, Ints, Numbers, QuantError, WeightedSum
 
-MOST_PAIRS = 1 << 20
-LARGEST_DENSE = 1 << 26
-
-
-def _label(node: OnnxNode) -> str:
-    return f"{node.op} {node.name!r}"
+_MOST_PAIRS = 1 << 20
+_LARGEST_DENSE = 1 << 26
 
 
 @reads("MatMul", "Gemm")
 def matrix_product(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     weight = reading.constant(node, 1)
     grid = grid_of(reading, node.inputs[1])
     ints, scale = grid.ints, np.broadcast_to(grid.scale, weight.shape)
@@ -56,7 +52,7 @@ def matrix_product(reading: Reading, node: OnnxNode) -> None:
 
 
 def _rows_product(
-    reading: Reading, x: Affine, weight: Array, grid: Grid, bias: Array, label: str
+    reading: Reading, x: Affine, weight: Numbers, grid: Grid, bias: Numbers, label: str
 ) -> Lattice:
     """``x W^T + bias``; x: [1, .., 1, terms], or several such rows below each other."""
     outputs, terms = weight.shape
@@ -65,28 +61,32 @@ def _rows_product(
     w = products(weight, grid, label)
     shape = (*x.shape[:-1], outputs)
     rows = int(np.prod(x.shape[:-1]))
-    if rows * rows * outputs * terms > LARGEST_DENSE:
+    if rows * rows * outputs * terms > _LARGEST_DENSE:
         raise NoRule(f"{label} multiplies {rows} rows at once; one is supported")
     step, _ = sum_step(x, w, bias, 1)
     ints = np.kron(np.eye(rows, dtype=np.int64), w.ints)
     addend = -x.zero * np.tile(w.ints.sum(axis=1), rows)
     if rows > 1:
-        step = Step(
+        step = ChainStep(
             step.name, step.function, tuple(np.tile(p, rows) for p in step.params), spread=True
         )
-    flat = Lattice(0, shape, FLOAT)
+    flat = Lattice(0, shape, FLOAT32)
     number = reading.assembly.add(Dense(flat.sample_shape, x.node, x.gain * ints, addend))
-    return Lattice(number, shape, FLOAT, (step,))
+    return Lattice(number, shape, FLOAT32, (step,))
 
 
-def plain_source(reading: Reading, x: Affine, padded: bool) -> tuple[int, int, int]:
-    """Node, gain and zero of ``x``, such that padding with zero is an integer:
-    ``gain * q - zero = 0`` at q = zero."""
+def _plain_source(reading: Reading, x: Affine, padded: bool) -> tuple[int, int, int]:
+    """(node, gain, zero) of ``x``, such that the real number 0 of the padding is an integer q.
+
+    ``x`` is about ``scale * (gain * q - zero)``, which is 0 at ``q = zero / gain``. Where that is
+    no integer, ``gain * q - zero`` becomes a node of its own, whose gain is 1 and whose zero is 0.
+    """
+    assert x.gain >= 1
     if not padded or x.zero % x.gain == 0:
         return x.node, x.gain, x.zero
     shape = reading.assembly.nodes[x.node].shape
     node = reading.assembly.add(
-        Sum(shape, (x.node,), (x.gain,), np.array([-x.zero], dtype=np.int64))
+        WeightedSum(shape, (x.node,), (x.gain,), np.array([-x.zero], dtype=np.int64))
     )
     return node, 1, 0
 
@@ -98,8 +98,8 @@ def conv_geometry(
     C, H, W]."""
     if len(shape) != 4 or shape[0] != 1 or len(kernel) != 2:
         raise NoRule(
-            f"{_label(node)} works on shape {shape} with kernel {kernel}; images of one batch are "
-            "supported"
+            f"{node_label(node)} works on shape {shape} with kernel {kernel}; images of one batch "
+            "are supported"
         )
     found = spatial_attributes(node, 2, shape[2:], kernel)
     strides, dilations, pads = found["strides"], found["dilations"], found["pads"]
@@ -109,7 +109,7 @@ def conv_geometry(
         for k in (0, 1)
     )
     if min(plane) < 1:
-        raise QuantError(f"{_label(node)} has windows larger than its image")
+        raise QuantError(f"{node_label(node)} has windows larger than its image")
     return (
         (strides[0], strides[1]),
         (dilations[0], dilations[1]),
@@ -120,7 +120,7 @@ def conv_geometry(
 
 @reads("Conv")
 def convolution(reading: Reading, node: OnnxNode) -> None:
-    label = _label(node)
+    label = node_label(node)
     weight = reading.constant(node, 1)
     grid = grid_of(reading, node.inputs[1])
     bias = (
@@ -129,7 +129,7 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
         else np.zeros(len(weight))
     )
     x = affine(reading, reading.lattice(node.inputs[0]), label)
-    strides, dilations, padding, plane = conv_geometry(node, x.shape, weight.shape[2:])
+    conv_geometry(node, x.shape, weight.shape[2:])  # refuses what is no image
     groups = int(node.attrs.get("group", 1))
     if (
         x.shape[1] != weight.shape[1] * groups
@@ -140,24 +140,30 @@ def convolution(reading: Reading, node: OnnxNode) -> None:
             f"{label}: weights {weight.shape}, {groups} groups and {x.shape[1]} channels do not fit"
         )
     w = products(weight, Grid(grid.ints, np.broadcast_to(grid.scale, weight.shape)), label)
+    _bind_image_sum(reading, node, x, w, weight.shape, bias, groups)
+
+
+def _bind_image_sum(
+    reading: Reading,
+    node: OnnxNode,
+    x: Affine,
+    w: Products,
+    kernels: tuple[int, ...],
+    bias: Numbers,
+    groups: int,
+) -> None:
+    """The convolution of ``x`` with weights of shape ``kernels`` [out, in / groups, kh, kw], padded
+    with the real number 0."""
+    strides, dilations, padding, plane = conv_geometry(node, x.shape, kernels[2:])
     step, _ = sum_step(x, w, bias, plane[0] * plane[1])
-    source, gain, zero = plain_source(reading, x, any(padding))
-    shape = (len(weight), *plane)
+    source, gain, zero = _plain_source(reading, x, any(padding))
+    weight, addend = (gain * w.ints).reshape(kernels), -zero * w.ints.sum(axis=1)
+    shape, image = (len(bias), *plane), (x.shape[2], x.shape[3])
+    pad = zero // gain
     number = reading.assembly.add(
-        Conv(
-            shape,
-            source,
-            (x.shape[2], x.shape[3]),
-            (gain * w.ints).reshape(weight.shape),
-            -zero * w.ints.sum(axis=1),
-            strides,
-            padding,
-            dilations,
-            groups,
-            zero // gain,
-        )
+        Conv(shape, source, image, weight, addend, strides, padding, dilations, groups, pad)
     )
-    reading.bind(node, Lattice(number, (1, *shape), FLOAT, (step,)))
+    reading.bind(node, Lattice(number, (1, *shape), FLOAT32, (step,)))
 
 
 @reads("AveragePool", "GlobalAveragePool")
@@ -167,14 +173,14 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     Dividing, or multiplying with a rounded reciprocal, is two more roundings at most; a power of
     two is exact.
     """
-    label = _label(node)
+    label = node_label(node)
     x = affine(reading, reading.lattice(node.inputs[0]), label)
     if node.op == "GlobalAveragePool":
         kernel = tuple(x.shape[2:])
         node = OnnxNode("AveragePool", node.name, node.inputs, node.outputs, {}, node.opset)
     else:
         kernel = tuple(int(k) for k in node.attrs["kernel_shape"])
-    strides, dilations, padding, plane = conv_geometry(node, x.shape, kernel)
+    _, dilations, padding, _ = conv_geometry(node, x.shape, kernel)
     if node.attrs.get("ceil_mode", 0) or dilations != (1, 1):
         raise NoRule(f"{label} has ceil_mode or dilations")
     if any(padding) and not node.attrs.get("count_include_pad", 0):
@@ -185,38 +191,21 @@ def average_pool(reading: Reading, node: OnnxNode) -> None:
     channels, count = x.shape[1], kernel[0] * kernel[1]
     ones = np.ones((channels, 1, *kernel), dtype=np.int64)
     w = products(ones / count, Grid(ones, np.full(ones.shape, 1 / count)), label)
-    step, _ = sum_step(x, w, np.zeros(channels), plane[0] * plane[1])
-    source, gain, zero = plain_source(reading, x, any(padding))
-    shape = (channels, *plane)
-    bias = np.full(channels, -zero * count, dtype=np.int64)
-    image = (x.shape[2], x.shape[3])
-    number = reading.assembly.add(
-        Conv(
-            shape,
-            source,
-            image,
-            gain * ones,
-            bias,
-            strides,
-            padding,
-            (1, 1),
-            channels,
-            zero // gain,
-        )
-    )
-    reading.bind(node, Lattice(number, (1, *shape), FLOAT, (step,)))
+    _bind_image_sum(reading, node, x, w, ones.shape, np.zeros(channels), channels)
 
 
-def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> Lattice:
+def pairwise_sum(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> Lattice:
     """``left + right`` or ``left - right`` of two tensors that depend on the input."""
-    label, sign = _label(node), -1 if node.op == "Sub" else 1
+    label, sign = node_label(node), -1 if node.op == "Sub" else 1
     if left.shape != right.shape:
         raise NoRule(
             f"{label} combines the shapes {left.shape} and {right.shape}; equal ones are supported"
         )
     if not left.is_float:
         one, two = reading.settled(left), reading.settled(right)
-        total = Sum(one.sample_shape, (one.node, two.node), (1, sign), np.zeros(1, dtype=np.int64))
+        total = WeightedSum(
+            one.sample_shape, (one.node, two.node), (1, sign), np.zeros(1, dtype=np.int64)
+        )
         result = one.on(reading.assembly.add(total))
         reading.check_width(result, label)
         return result
@@ -227,7 +216,7 @@ def added(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice) -> La
         )
     weights = (a.scale * a.gain, sign * b.scale * b.gain)
     number, step = pair_step(reading, (a.node, b.node), (a.first, b.first), weights, sums, label)
-    return Lattice(number, left.shape, FLOAT, (step,))
+    return Lattice(number, left.shape, FLOAT32, (step,))
 
 
 def pair_step(
@@ -235,15 +224,17 @@ def pair_step(
     nodes: tuple[int, int],
     first: tuple[int, int],
     weights: tuple[float, float],
-    results: Array,
+    results: Numbers,
     label: str,
-) -> tuple[int, Step]:
+) -> tuple[int, ChainStep]:
     """Accumulator node and step of ``results[q1 - first1, q2 - first2]``, about rising with the
     weighted sum of q."""
-    if results.size > MOST_PAIRS:
+    if results.size > _MOST_PAIRS:
         raise NoRule(
             f"{label} combines {results.size} pairs of values; quantize both tensors to 8 bits"
         )
+    # the weights are floats, so whole multiples of 2^-200 unless absurdly small: a common unit
+    # makes the weighted sum of q an exact integer, which orders the pairs as their exact sums do
     ratio = [Fraction(weight) for weight in weights]
     unit = Fraction(np.gcd.reduce([int(r * 2**200) for r in ratio], dtype=object)) / 2**200
     factors = [int(r / unit) for r in ratio]
@@ -251,27 +242,30 @@ def pair_step(
         raise NoRule(f"{label} combines tensors with very different scales")
     shape = reading.assembly.nodes[nodes[0]].shape
     number = reading.assembly.add(
-        Sum(shape, nodes, (factors[0], factors[1]), np.zeros(1, dtype=np.int64))
+        WeightedSum(shape, nodes, (factors[0], factors[1]), np.zeros(1, dtype=np.int64))
     )
     ranges = [
         start + np.arange(count, dtype=np.int64)
         for start, count in zip(first, results.shape, strict=True)
     ]
     keys = (factors[0] * ranges[0][:, None] + factors[1] * ranges[1][None]).reshape(-1)
-    return number, Step(label, _Pairs(keys, results.reshape(-1)), spread=True)
+    return number, ChainStep(label, _Pairs(keys, results.reshape(-1)), spread=True)
 
 
 class _Pairs:
-    """Nondecreasing bounds of a result known at some accumulators: suffix minima and prefix
-    maxima."""
+    """Nondecreasing bounds of a result known at some accumulators ``keys`` [P].
 
-    def __init__(self, keys: Ints, results: Array) -> None:
+    The greatest nondecreasing function below the results is their minimum over all later keys, the
+    least one above them their maximum over all earlier ones.
+    """
+
+    def __init__(self, keys: Ints, results: Numbers) -> None:
         order = np.argsort(keys, kind="stable")
         self.keys, sorted_results = keys[order], results[order]
         self.least = np.minimum.accumulate(sorted_results[::-1])[::-1]
         self.greatest = np.maximum.accumulate(sorted_results)
 
-    def __call__(self, least: Ints, greatest: Ints) -> tuple[Array, Array]:
+    def __call__(self, least: Ints, greatest: Ints) -> tuple[Numbers, Numbers]:
         low = np.searchsorted(self.keys, least, side="left").clip(0, len(self.keys) - 1)
         high = np.searchsorted(self.keys, greatest, side="right").clip(1) - 1
         return self.least[low], self.greatest[high]

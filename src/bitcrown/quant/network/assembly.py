@@ -20,33 +20,34 @@ from bitcrown.quant.network.graph import (
     Dense,
     Gather,
     Input,
+    IntegerNode,
     Ints,
     MaxPool,
-    Node,
     QuantError,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
     forward,
+    sources_of,
     steps,
 )
-from bitcrown.quant.network.thresholds import Levels, bisected_rows
+from bitcrown.quant.network.thresholds import StepFunction, bisected_rows
 
-LARGEST_NODE = 1 << 26
-MOST_COMPARED = 1 << 22
+_LARGEST_NODE = 1 << 26
+_MOST_COMPARED = 1 << 22
 
 
 @dataclass
 class Assembly:
     """Nodes so far; ``low``/``high``: [N] of each node."""
 
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[IntegerNode] = field(default_factory=list)
     low: list[Ints] = field(default_factory=list)
     high: list[Ints] = field(default_factory=list)
 
-    def add(self, node: Node) -> int:
+    def add(self, node: IntegerNode) -> int:
         low, high = node_range(node, self.low, self.high)
-        if low.size > LARGEST_NODE:
-            raise QuantError(f"a tensor of {low.size} elements is more than {LARGEST_NODE}")
+        if low.size > _LARGEST_NODE:
+            raise QuantError(f"a tensor of {low.size} elements is more than {_LARGEST_NODE}")
         self.nodes.append(node)
         self.low.append(low)
         self.high.append(high)
@@ -76,13 +77,13 @@ class Assembly:
                         node, weight=node.weight * flip[:, None, None, None], bias=node.bias * flip
                     )
                 )
-        opposite = self.add(Sum(node.shape, (source,), (-1,), np.zeros(1, dtype=np.int64)))
+        opposite = self.add(WeightedSum(node.shape, (source,), (-1,), np.zeros(1, dtype=np.int64)))
         if mask.all():
             return opposite
         index = np.arange(len(mask), dtype=np.int64) + len(mask) * mask
         return self.add(Gather(node.shape, (source, opposite), index))
 
-    def staircase(self, source: int, channels: int, levels: Levels, note: str) -> int:
+    def staircase(self, source: int, channels: int, levels: StepFunction, note: str) -> int:
         """The step that ``levels`` is; per channel falling ones act on the negated accumulator. [C,
         K] -> [C, K].
 
@@ -90,13 +91,14 @@ class Assembly:
         """
         inner = self.nodes[source]
         if (
-            isinstance(inner, Staircase)
+            isinstance(inner, Stairs)
             and max(channels, len(inner.base)) % min(channels, len(inner.base)) == 0
         ):
             channels, levels = _composed(inner, channels, levels)
             source = inner.source
         low = self.low[source].reshape(channels, -1).min(axis=1)
         high = self.high[source].reshape(channels, -1).max(axis=1)
+        # a step that falls is one that rises in the negated accumulator
         falls = levels(low[:, None])[0][:, 0] > levels(high[:, None])[0][:, 0]
         falls |= levels(low[:, None])[1][:, 0] > levels(high[:, None])[1][:, 0]
         sign = np.where(falls, -1, 1).astype(np.int64)[:, None]
@@ -106,12 +108,12 @@ class Assembly:
             )
             low, high = np.where(falls, -high, low), np.where(falls, -low, high)
         base, early, late = bisected_rows(lambda a: levels(a * sign), low, high)
-        return self.add(Staircase(self.nodes[source].shape, source, base, early, late, note))
+        return self.add(Stairs(self.nodes[source].shape, source, base, early, late, note))
 
-    def is_identity(self, source: int, channels: int, levels: Levels) -> bool:
+    def is_identity(self, source: int, channels: int, levels: StepFunction) -> bool:
         """Whether ``levels`` changes no value that the source can have."""
         low, high = int(self.low[source].min()), int(self.high[source].max())
-        if (high - low + 1) * channels > MOST_COMPARED:
+        if (high - low + 1) * channels > _MOST_COMPARED:
             return False
         q = np.broadcast_to(np.arange(low, high + 1, dtype=np.int64), (channels, high - low + 1))
         return all(bool((end == q).all()) for end in levels(q))
@@ -126,7 +128,7 @@ class Assembly:
 
         return self.staircase(source, 1, levels, note)
 
-    def finished(self, output: int) -> tuple[tuple[Node, ...], dict[int, int]]:
+    def finished(self, output: int) -> tuple[tuple[IntegerNode, ...], dict[int, int]]:
         """What the output needs, renumbered, and the new number of each old one."""
         needed, open_ = {0}, [output]
         while open_:
@@ -135,16 +137,18 @@ class Assembly:
                 needed.add(number)
                 open_ += sources_of(self.nodes[number])
         number_of = {old: new for new, old in enumerate(sorted(needed))}
-        return tuple(renumbered(self.nodes[old], number_of) for old in sorted(needed)), number_of
+        return tuple(_renumbered(self.nodes[old], number_of) for old in sorted(needed)), number_of
 
 
-def _composed(inner: Staircase, channels: int, levels: Levels) -> tuple[int, Levels]:
+def _composed(inner: Stairs, channels: int, levels: StepFunction) -> tuple[int, StepFunction]:
     """Channels and levels of "``inner``, then ``levels``" as a function of the accumulator of
     ``inner``."""
     count = max(channels, len(inner.base))
     own = count // len(inner.base)
 
     def both(a: Ints) -> tuple[Ints, Ints]:
+        # least of the least and greatest of the greatest over both ends of the inner step: holds
+        # whether ``levels`` rises or falls
         ends = []
         for rows in (inner.late, inner.early):
             middle = np.stack(
@@ -161,23 +165,17 @@ def _composed(inner: Staircase, channels: int, levels: Levels) -> tuple[int, Lev
     return count, both
 
 
-def sources_of(node: Node) -> tuple[int, ...]:
-    if isinstance(node, Input):
-        return ()
-    return node.sources if isinstance(node, Sum | Gather) else (node.source,)
-
-
-def renumbered(node: Node, number_of: dict[int, int]) -> Node:
+def _renumbered(node: IntegerNode, number_of: dict[int, int]) -> IntegerNode:
     if isinstance(node, Input):
         return node
-    if isinstance(node, Sum | Gather):
+    if isinstance(node, WeightedSum | Gather):
         return replace(node, sources=tuple(number_of[source] for source in node.sources))
     return replace(node, source=number_of[node.source])
 
 
-def _check_width(node: Dense | Conv | Sum, low: list[Ints], high: list[Ints]) -> None:
+def _check_width(node: Dense | Conv | WeightedSum, low: list[Ints], high: list[Ints]) -> None:
     """In float64, relative error far below the factor 2 that WIDTH_LIMIT leaves to int64."""
-    if isinstance(node, Sum):
+    if isinstance(node, WeightedSum):
         widest = sum(
             abs(f) * max(abs(int(low[s].min())), abs(int(high[s].max())))
             for f, s in zip(node.factors, node.sources, strict=True)
@@ -196,13 +194,13 @@ def _check_width(node: Dense | Conv | Sum, low: list[Ints], high: list[Ints]) ->
         )
 
 
-def node_range(node: Node, low: list[Ints], high: list[Ints]) -> tuple[Ints, Ints]:
+def node_range(node: IntegerNode, low: list[Ints], high: list[Ints]) -> tuple[Ints, Ints]:
     """[N] least and greatest value of each element, given those of all earlier nodes."""
     if isinstance(node, Input):
         return node.low, node.high
-    if isinstance(node, Dense | Conv | Sum):
+    if isinstance(node, Dense | Conv | WeightedSum):
         _check_width(node, low, high)
-    if isinstance(node, Sum):
+    if isinstance(node, WeightedSum):
         ends = [
             (f * low[s], f * high[s]) if f >= 0 else (f * high[s], f * low[s])
             for f, s in zip(node.factors, node.sources, strict=True)
@@ -219,7 +217,7 @@ def node_range(node: Node, low: list[Ints], high: list[Ints]) -> tuple[Ints, Int
             _one(parts[0], first) + _one(parts[1], second)
             for first, second in ((low, high), (high, low))
         )
-    if isinstance(node, Staircase):
+    if isinstance(node, Stairs):
         return (
             steps(node, low[node.source][None], node.late)[0],
             steps(node, high[node.source][None], node.early)[0],

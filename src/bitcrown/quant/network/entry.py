@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from bitcrown.quant.network.graph import Ints, QuantError
 
-Floats = npt.NDArray[np.float32]
-Corners = tuple[Fraction, ...]
-LARGEST_FLOAT = Fraction(float(np.finfo(np.float32).max))
+_Floats = npt.NDArray[np.float32]
+_Corners = tuple[Fraction, ...]
+_LARGEST_FLOAT = Fraction(float(np.finfo(np.float32).max))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +46,7 @@ class WholeEntry:
             )
         return whole
 
-    def box(self, lower: Corners, upper: Corners) -> tuple[Ints, Ints]:
+    def box(self, lower: _Corners, upper: _Corners) -> tuple[Ints, Ints]:
         """[N] integers; an element without a whole number in its interval has low > high, and the
         box is empty."""
         low = np.array([math.ceil(v) for v in lower], dtype=object)
@@ -58,7 +58,7 @@ class WholeEntry:
             np.maximum(inner[1], wide[0]).astype(np.int64),
         )
 
-    def representative(self, integers: Ints, lower: Corners, upper: Corners) -> npt.NDArray[Any]:
+    def representative(self, integers: Ints, lower: _Corners, upper: _Corners) -> npt.NDArray[Any]:
         """[N] -> [N] of ``dtype``; the integers themselves, checked against the box."""
         for n, (value, low, high) in enumerate(zip(integers.tolist(), lower, upper, strict=True)):
             if not (low <= value <= high):
@@ -77,7 +77,7 @@ class RoundedEntry:
     in each element."""
 
     size: int
-    levels: Callable[[Floats], Ints]
+    levels: Callable[[_Floats], Ints]
 
     def integers(self, values: npt.NDArray[Any]) -> Ints:
         """[B, N] -> [B, N]; numbers beyond float32 are not accepted."""
@@ -86,10 +86,10 @@ class RoundedEntry:
             raise QuantError("the input has entries that are not finite in float32; give numbers")
         return self.levels(single)
 
-    def box(self, lower: Corners, upper: Corners) -> tuple[Ints, Ints]:
+    def box(self, lower: _Corners, upper: _Corners) -> tuple[Ints, Ints]:
         """[N] integers. Where no float32 number lies in an interval its neighbours are taken: a
         larger box."""
-        first, last = inward(lower, upper)
+        first, last = _inward(lower, upper)
         ends = self.levels(np.stack([np.minimum(first, last), np.maximum(first, last)]))
         return ends.min(axis=0), ends.max(axis=0)
 
@@ -108,14 +108,15 @@ class RoundedEntry:
             )
             return _from_ordinal(np.minimum(found, _ordinal(reach))).astype(np.float64)
 
+        # below the begin of the second level and above that of the last one everything saturates
         first, last = where(bottom + 1), where(top)
         margin = 0.1 * np.abs(last - first) + 0.5 * (np.abs(first) + 1) * (first == last)
         return first - margin, last + margin
 
-    def representative(self, integers: Ints, lower: Corners, upper: Corners) -> Floats:
+    def representative(self, integers: Ints, lower: _Corners, upper: _Corners) -> _Floats:
         """[N] -> [N] float32: about the middle of the numbers in the interval that are rounded to
         ``integers``."""
-        first, last = inward(lower, upper)
+        first, last = _inward(lower, upper)
         if (first > last).any():
             n = int(np.argmax(first > last))
             raise QuantError(
@@ -143,7 +144,7 @@ class RoundedEntry:
         return found
 
 
-def inward(lower: Corners, upper: Corners) -> tuple[Floats, Floats]:
+def _inward(lower: _Corners, upper: _Corners) -> tuple[_Floats, _Floats]:
     """[N] smallest float32 >= lower, and largest <= upper."""
     return np.array([_up(v) for v in lower], np.float32), np.array(
         [-_up(-v) for v in upper], np.float32
@@ -153,8 +154,8 @@ def inward(lower: Corners, upper: Corners) -> tuple[Floats, Floats]:
 def _up(value: Fraction) -> float:
     """The smallest float32 number that is at least ``value`` (the largest finite one beyond the
     range)."""
-    if abs(value) >= LARGEST_FLOAT:
-        return float(LARGEST_FLOAT if value > 0 else -LARGEST_FLOAT)
+    if abs(value) >= _LARGEST_FLOAT:
+        return float(_LARGEST_FLOAT if value > 0 else -_LARGEST_FLOAT)
     near = np.float32(float(value))
     while Fraction(float(near)) < value:
         near = np.nextafter(near, np.float32(np.inf))
@@ -165,22 +166,24 @@ def _up(value: Fraction) -> float:
         near = below
 
 
-def _ordinal(values: Floats) -> Ints:
+def _ordinal(values: _Floats) -> Ints:
     """Finite float32 numbers counted in their natural order; both zeros are 0."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
-def _from_ordinal(ordinal: Ints) -> Floats:
+def _from_ordinal(ordinal: Ints) -> _Floats:
     bits = np.abs(ordinal).astype(np.int32).view(np.float32)
     return np.where(ordinal < 0, -bits, bits).astype(np.float32)
 
 
 def _first_ordinal(
-    reached: Callable[[Ints], npt.NDArray[np.bool_]], first: Floats, last: Floats
+    reached: Callable[[Ints], npt.NDArray[np.bool_]], first: _Floats, last: _Floats
 ) -> Ints:
     """[N] the smallest ordinal in first .. last that is reached, or the one behind ``last``."""
     left, right = _ordinal(first), _ordinal(last) + 1
+    # invariant: nothing below ``left`` is reached, and ``right`` is (or is the one behind
+    # ``last``); there are fewer than 2^33 float32 numbers
     for _ in range(34):
         middle = np.minimum((left + right) // 2, right - 1)
         middle = np.maximum(middle, left)

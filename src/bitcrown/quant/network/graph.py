@@ -2,9 +2,9 @@
 
 Four kinds of steps are enough for every quantized format that bitcrown reads:
 
-* ``Dense``, ``Conv``, ``Sum``: accumulators, exact integer sums with integer weights (zero points
-  folded into them);
-* ``Staircase``: what rounding, clipping, saturation and ReLU do to an accumulator. A reader
+* ``Dense``, ``Conv``, ``WeightedSum``: accumulators, exact integer sums with integer weights (zero
+  points folded into them);
+* ``Stairs``: what rounding, clipping, saturation and ReLU do to an accumulator. A reader
   evaluates the format's own arithmetic (scale, zero point, bit width, rounding mode, ties,
   saturation, signedness) once, when it compiles the step into thresholds: the output is
   ``base + #{k : accumulator >= threshold[k]}``. Two different formats that compute the same
@@ -23,7 +23,7 @@ itself. Where they are equal (all integer formats), evaluation is bit-exact.
 Every per-sample tensor is flat in C order; the legend: ``B`` samples, ``N`` elements, ``C``
 channels (the first per-sample axis), ``K`` steps of a staircase. All arrays are int64; readers
 refuse a network in which an accumulator could leave 62 bits for some input in its declared range
-(``bound`` in integer_bounds.py).
+(``assembly``).
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ import numpy.typing as npt
 from bitcrown.errors import ModelError
 
 Ints = npt.NDArray[np.int64]
+Numbers = npt.NDArray[Any]
+"""Integers, or floats where a step is evaluated in both."""
 WIDTH_LIMIT = 2**62
 
 
@@ -88,7 +90,7 @@ class Conv:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sum:
+class WeightedSum:
     """``sum_k factors[k] * x_k + bias``; ``bias``: [N] (or [1])."""
 
     shape: tuple[int, ...]
@@ -98,7 +100,7 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Staircase:
+class Stairs:
     """Nondecreasing steps: between ``base + #{k: x >= late[c, k]}`` and
     ``base + #{k: x >= early[c, k]}``.
 
@@ -142,7 +144,7 @@ class Gather:
     index: Ints
 
 
-Node = Input | Dense | Conv | Sum | Staircase | MaxPool | Gather
+IntegerNode = Input | Dense | Conv | WeightedSum | Stairs | MaxPool | Gather
 
 
 class Entry(Protocol):
@@ -189,7 +191,7 @@ class IntegerNetwork:
     something else).
     """
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[IntegerNode, ...]
     output: int
     entry: Entry
     exit: Exit
@@ -200,7 +202,7 @@ class IntegerNetwork:
     def is_exact(self) -> bool:
         """Whether evaluation is pinned down to the bit (no staircase has two different threshold
         rows)."""
-        return all(node.is_exact() for node in self.nodes if isinstance(node, Staircase))
+        return all(node.is_exact() for node in self.nodes if isinstance(node, Stairs))
 
     def evaluate(self, x: Ints) -> Ints:
         """[B, N] integers of the input node -> [B, M] integers of the output node (late
@@ -215,7 +217,14 @@ class IntegerNetwork:
         return out
 
 
-def forward(node: Node, values: list[Ints], x: Ints) -> Ints:
+def sources_of(node: IntegerNode) -> tuple[int, ...]:
+    """Numbers of the nodes that it reads."""
+    if isinstance(node, Input):
+        return ()
+    return node.sources if isinstance(node, WeightedSum | Gather) else (node.source,)
+
+
+def forward(node: IntegerNode, values: list[Ints], x: Ints) -> Ints:
     """Value [B, N] of one node, given the values of all earlier ones and the input [B, N]."""
     if isinstance(node, Input):
         return np.ascontiguousarray(x, dtype=np.int64)
@@ -223,20 +232,20 @@ def forward(node: Node, values: list[Ints], x: Ints) -> Ints:
         return values[node.source] @ node.weight.T + node.bias
     if isinstance(node, Conv):
         return _conv(node, values[node.source])
-    if isinstance(node, Sum):
+    if isinstance(node, WeightedSum):
         total = sum(
             factor * values[source]
             for factor, source in zip(node.factors, node.sources, strict=True)
         )
         return np.asarray(total + node.bias, dtype=np.int64)
-    if isinstance(node, Staircase):
+    if isinstance(node, Stairs):
         return steps(node, values[node.source], node.late)
     if isinstance(node, MaxPool):
         return _max_pool(node, values[node.source])
     return np.concatenate([values[source] for source in node.sources], axis=1)[:, node.index]
 
 
-def steps(node: Staircase, accumulator: Ints, thresholds: Ints) -> Ints:
+def steps(node: Stairs, accumulator: Ints, thresholds: Ints) -> Ints:
     """``base + #{k : accumulator >= thresholds[c, k]}`` per channel; accumulator: [B, N] -> [B,
     N]."""
     channels = len(node.base)

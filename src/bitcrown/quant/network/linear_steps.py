@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +27,13 @@ from bitcrown.quant.network.graph import (
     Gather,
     Ints,
     MaxPool,
+    Numbers,
     QuantError,
-    Sum,
+    WeightedSum,
     windows,
 )
 
-Array = npt.NDArray[Any]
-AffineNode = Dense | Conv | Sum | Gather
+_AffineNode = Dense | Conv | WeightedSum | Gather
 FLOAT_EXACT = float(2**53)
 INT_EXACT = float(2**62)
 
@@ -43,12 +42,12 @@ class Overflow(ArithmeticError):
     """An exact product could leave 62 bits."""
 
 
-def largest(values: Array) -> float:
+def largest(values: Numbers) -> float:
     """Largest absolute value of an integer array, as a float (0 for an empty one)."""
     return max(abs(float(values.max())), abs(float(values.min()))) if values.size else 0.0
 
 
-def exact_product(left: Array, right: Array) -> Array:
+def exact_product(left: Numbers, right: Numbers) -> Numbers:
     """``left @ right``; exact if both are integer arrays (int64 result), a plain float product
     otherwise."""
     if left.dtype != np.int64 or right.dtype != np.int64:
@@ -78,7 +77,7 @@ class Matrix:
     def transposed(self) -> Matrix:
         return Matrix(self.value.T, self.real.T, self.size)
 
-    def times(self, other: Array) -> Array:
+    def times(self, other: Numbers) -> Numbers:
         """``self @ other`` (other: [..., m, k])."""
         if other.dtype != np.int64:
             return np.asarray(self.real @ other)
@@ -91,7 +90,7 @@ class LinearStep:
     """One affine node, ready for use. ``sources`` are node numbers, ``offset``: [N] is its value at
     zero."""
 
-    def __init__(self, node: AffineNode, widths: list[int]) -> None:
+    def __init__(self, node: _AffineNode, widths: list[int]) -> None:
         self.node = node
         self.sources = (node.source,) if isinstance(node, Dense | Conv) else node.sources
         self.widths = [widths[source] for source in self.sources]
@@ -127,7 +126,7 @@ class LinearStep:
             return np.repeat(self.node.bias, self.size // len(self.node.bias))
         return np.broadcast_to(self.node.bias, (self.size,)).astype(np.int64)
 
-    def forward(self, values: list[Array]) -> Array:
+    def forward(self, values: list[Numbers]) -> Numbers:
         """Source values [R, N_k] each -> [R, N], bias included; dtype of the values."""
         return self._linear(values, self.forward_matrix, self._pad()) + self.bias
 
@@ -135,7 +134,7 @@ class LinearStep:
         """Exact range [R, N] over the box of the sources."""
         if isinstance(self.node, Gather):
             return self._linear(low, [], 0), self._linear(high, [], 0)
-        if isinstance(self.node, Sum):
+        if isinstance(self.node, WeightedSum):
             pairs = [
                 (a, b) if f >= 0 else (b, a)
                 for a, b, f in zip(low, high, self.node.factors, strict=True)
@@ -147,7 +146,7 @@ class LinearStep:
         upper = self._linear(high, plus, pad) + self._linear(low, minus, pad) + self.bias
         return lower, upper
 
-    def _linear(self, values: list[Array], matrices: list[Matrix], pad: int) -> Array:
+    def _linear(self, values: list[Numbers], matrices: list[Matrix], pad: int) -> Numbers:
         node = self.node
         if isinstance(node, Dense):
             return np.ascontiguousarray(matrices[0].times(values[0].T).T)
@@ -157,11 +156,12 @@ class LinearStep:
                 if len(values) > 1
                 else values[0][:, node.index]
             )
-        if isinstance(node, Sum):
+        if isinstance(node, WeightedSum):
             total = np.zeros((len(values[0]), self.size), dtype=values[0].dtype)
             for factor, value in zip(node.factors, values, strict=True):
                 total += factor * value
             return total
+        # below 2^53 the patches are cut in float64 at once, which saves every product a conversion
         terms = matrices[0].value.shape[1] * max(m.size for m in matrices)
         flat, is_short = values[0], terms * max(largest(values[0]), abs(pad)) < FLOAT_EXACT
         columns = self._columns(flat.astype(np.float64, copy=False) if is_short else flat, pad)
@@ -169,7 +169,7 @@ class LinearStep:
         parts = [m.times(columns[:, g * per : (g + 1) * per]) for g, m in enumerate(matrices)]
         return np.concatenate(parts, axis=1).reshape(len(flat), -1).astype(flat.dtype, copy=False)
 
-    def _columns(self, flat: Array, pad: int) -> Array:
+    def _columns(self, flat: Numbers, pad: int) -> Numbers:
         """Patches [R, C * kh * kw, P] of a flat source [R, C * H * W]."""
         node = self.node
         assert isinstance(node, Conv)
@@ -190,7 +190,7 @@ class LinearStep:
         if isinstance(node, Dense):
             values = node.weight[elements]
             return [(np.broadcast_to(np.arange(values.shape[1]), values.shape), values)]
-        if isinstance(node, Sum):
+        if isinstance(node, WeightedSum):
             return [
                 (elements[:, None], np.full((len(elements), 1), factor)) for factor in node.factors
             ]
@@ -215,13 +215,13 @@ class LinearStep:
         numbers = self._columns(np.arange(self.widths[0], dtype=np.int64)[None], -1)[0]
         return np.asarray(numbers.reshape(self.node.groups, -1, numbers.shape[1]))
 
-    def adjoint(self, coefficients: Array) -> list[Array]:
+    def adjoint(self, coefficients: Numbers) -> list[Numbers]:
         """Coefficients [R, N] on the output -> coefficients [R, N_k] on each source (the constant
         is ``offset``)."""
         node = self.node
         if isinstance(node, Dense):
             return [np.ascontiguousarray(self.adjoint_matrix[0].times(coefficients.T).T)]
-        if isinstance(node, Sum):
+        if isinstance(node, WeightedSum):
             return [factor * coefficients for factor in node.factors]
         if isinstance(node, Gather):
             total = np.zeros((sum(self.widths), len(coefficients)), dtype=coefficients.dtype)
@@ -232,7 +232,7 @@ class LinearStep:
             ]
         return [self._conv_adjoint(coefficients)]
 
-    def _conv_adjoint(self, coefficients: Array) -> Array:
+    def _conv_adjoint(self, coefficients: Numbers) -> Numbers:
         node = self.node
         assert isinstance(node, Conv)
         rows, dtype = len(coefficients), coefficients.dtype
@@ -248,6 +248,7 @@ class LinearStep:
         top, left, bottom, right = node.padding
         height, width = node.plane
         _, out_h, out_w = node.shape
+        # what each kernel place sends back to the pixel it read; pixels add up what they receive
         columns = np.concatenate(parts, axis=1).reshape(
             rows, per * node.groups, kh, kw, out_h, out_w
         )

@@ -1,4 +1,4 @@
-"""Open subproblems and the proof that grows with them.
+"""A proof that grows with the search.
 
 A proof is a list of parts; a part is a list of steps, worked off in order on a state (the intervals
 of all nodes):
@@ -14,40 +14,37 @@ of all nodes):
   ``["split", node, element, k, low part, high part]``.
 
 Multipliers are integers, stored by node as ``[element, value]`` pairs without the zeros (pools:
-``[element, place, value]``). The rules are those of ``staircase_dual`` and ``integer_bounds``, and
-each is recomputed by the checker.
+``[element, place, value]``). The rules are those of ``bounds.staircase_dual`` and
+``bounds.intervals``, and each is recomputed by the checker.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, joined
 from bitcrown.quant.bounds.staircase_dual import Slopes
 from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.network.linear_steps import Array
 
-Step = list[Any]
-Part = list[Step]
+ProofStep = list[Any]
+ProofPart = list[ProofStep]
 
 
-class Proof:
+class ProofTree:
     """Parts by number; recording can be switched off, then nothing is kept."""
 
     def __init__(self, is_recorded: bool) -> None:
         self.is_recorded = is_recorded
-        self.parts: list[Part] = []
-        self.trunk: Part = []
+        self.parts: list[ProofPart] = []
+        self.trunk: ProofPart = []
         self.twins: dict[int, tuple[int, int, int]] = {}
 
     def new_part(self) -> int:
         self.parts.append([])
         return len(self.parts) - 1
 
-    def trunk_add(self, step: Step) -> None:
+    def trunk_add(self, step: ProofStep) -> None:
         """A step that holds for every case, taken before the parts."""
         if self.is_recorded:
             self.trunk.append(step)
@@ -112,7 +109,7 @@ class Proof:
             ]
         return False
 
-    def _copy(self, part: int, steps: Part, constraints: int) -> None:
+    def _copy(self, part: int, steps: ProofPart, constraints: int) -> None:
         todo = [(part, steps)]
         while todo:
             target, steps = todo.pop()
@@ -125,33 +122,9 @@ class Proof:
                     todo += [(new, self.parts[o]) for new, o in zip(rest[3:], old, strict=True)]
                 self.parts[target].append([kind, *rest])
 
-    def add(self, part: int, step: Step) -> None:
+    def add(self, part: int, step: ProofStep) -> None:
         if self.is_recorded:
             self.parts[part].append(step)
-
-
-@dataclass(eq=False)
-class Domain:
-    """One open subproblem: one row of intervals, its case, its proof part, multipliers to start
-    from.
-
-    ``margin``: by how much float bounds were too high so far (staircases with unequal steps have
-    more corners than the floats look at); the ascent aims above it.
-    """
-
-    bounds: Bounds
-    case: int
-    part: int
-    depth: int
-    slopes: Slopes | None = None
-    tau: Array | None = None
-    value: float = -np.inf
-    margin: float = 0.0
-    is_misled: bool = False
-
-
-def stacked(domains: list[Domain]) -> Bounds:
-    return joined([domain.bounds for domain in domains])
 
 
 def sparse(slopes: Slopes, row: int) -> list[list[Any]]:

@@ -12,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from fractions import Fraction
 from math import lcm
 from typing import Any
+
+import numpy as np
 
 from bitcrown.quant.network.entry import EvenlySpaced
 from bitcrown.quant.network.graph import (
@@ -23,78 +26,52 @@ from bitcrown.quant.network.graph import (
     Gather,
     Input,
     IntegerNetwork,
+    IntegerNode,
     MaxPool,
-    Node,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
 )
-from bitcrown.quant.proof.tree import Proof
+from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.spec.problem import Constraint
 
-NETWORK_FORMAT = "bitcrown-integer-network-1"
-CERTIFICATE_FORMAT = "bitcrown-integer-certificate-1"
-Json = dict[str, Any]
+_NETWORK_FORMAT = "bitcrown-integer-network-1"
+_CERTIFICATE_FORMAT = "bitcrown-integer-certificate-1"
+_Json = dict[str, Any]
 
 
-def network_form(network: IntegerNetwork) -> Json:
+def network_form(network: IntegerNetwork) -> _Json:
     """The canonical JSON form of a network."""
-    nodes = [{"shape": list(map(int, node.shape)), **_node_form(node)} for node in network.nodes]
-    return {"format": NETWORK_FORMAT, "nodes": nodes, "output": int(network.output)}
+    nodes = [_node_form(node) for node in network.nodes]
+    return {"format": _NETWORK_FORMAT, "nodes": nodes, "output": int(network.output)}
 
 
-def _node_form(node: Node) -> Json:
-    if isinstance(node, Input):
-        return {"op": "input", "low": node.low.tolist(), "high": node.high.tolist()}
-    if isinstance(node, Dense):
-        return {
-            "op": "dense",
-            "source": node.source,
-            "weight": node.weight.tolist(),
-            "bias": node.bias.tolist(),
-        }
-    if isinstance(node, Conv):
-        return {
-            "op": "conv",
-            "source": node.source,
-            "plane": list(node.plane),
-            "weight": node.weight.tolist(),
-            "bias": node.bias.tolist(),
-            "strides": list(node.strides),
-            "padding": list(node.padding),
-            "dilations": list(node.dilations),
-            "groups": node.groups,
-            "pad_value": node.pad_value,
-        }
-    if isinstance(node, Sum):
-        return {
-            "op": "sum",
-            "sources": list(node.sources),
-            "factors": list(node.factors),
-            "bias": node.bias.tolist(),
-        }
-    if isinstance(node, Staircase):
-        return {
-            "op": "staircase",
-            "source": node.source,
-            "base": node.base.tolist(),
-            "early": node.early.tolist(),
-            "late": node.late.tolist(),
-        }
-    if isinstance(node, MaxPool):
-        return {
-            "op": "maxpool",
-            "source": node.source,
-            "plane": list(node.plane),
-            "kernel": list(node.kernel),
-            "strides": list(node.strides),
-            "padding": list(node.padding),
-        }
-    assert isinstance(node, Gather)
-    return {"op": "gather", "sources": list(node.sources), "index": node.index.tolist()}
+_OPERATORS: dict[type[IntegerNode], str] = {
+    Input: "input",
+    Dense: "dense",
+    Conv: "conv",
+    WeightedSum: "sum",
+    Stairs: "staircase",
+    MaxPool: "maxpool",
+    Gather: "gather",
+}
 
 
-def property_form(query: IntegerQuery) -> Json:
+def _node_form(node: IntegerNode) -> _Json:
+    """The node's fields under their own names, without its note; arrays and tuples as lists.
+
+    So a field cannot be forgotten; one that is renamed is another format, which no checker reads.
+    """
+    values = {f.name: getattr(node, f.name) for f in fields(node) if f.name != "note"}
+    lists = {
+        name: value.tolist() if isinstance(value, np.ndarray) else list(map(int, value))
+        for name, value in values.items()
+        if not isinstance(value, int)
+    }
+    return {"op": _OPERATORS[type(node)], **values, **lists}
+
+
+def property_form(query: IntegerQuery) -> _Json:
     """The canonical JSON form of what is asked: the box and the cases that must not occur.
 
     Where the outputs' real values are no affine function of their integers, ``real`` holds both: an
@@ -111,7 +88,7 @@ def property_form(query: IntegerQuery) -> Json:
         ]
         for case in query.cases
     ]
-    form: Json = {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}
+    form: _Json = {"low": query.low.tolist(), "high": query.high.tolist(), "cases": cases}
     if query.exact_cases is None:
         return form
     exit_ = query.network.exit
@@ -123,7 +100,7 @@ def property_form(query: IntegerQuery) -> Json:
     return {**form, "real": {"outputs": outputs, "cases": real}}
 
 
-def _values_form(low: int, values: Sequence[Fraction]) -> Json:
+def _values_form(low: int, values: Sequence[Fraction]) -> _Json:
     """The real values of an output's integers from ``low`` on."""
     if isinstance(values, EvenlySpaced):
         return {
@@ -136,7 +113,7 @@ def _values_form(low: int, values: Sequence[Fraction]) -> Json:
     return {"low": low, "denominator": unit, "numerators": [int(value * unit) for value in values]}
 
 
-def _real_form(constraint: Constraint) -> Json:
+def _real_form(constraint: Constraint) -> _Json:
     terms = [[int(monomial[0]), _pair(factor)] for monomial, factor in constraint.terms]
     return {"terms": terms, "bound": _pair(constraint.bound), "strict": int(constraint.strict)}
 
@@ -145,7 +122,7 @@ def _pair(value: Fraction) -> list[int]:
     return [value.numerator, value.denominator]
 
 
-def digest(content: Json) -> str:
+def form_digest(content: _Json) -> str:
     """SHA-256 of the canonical text: sorted keys, no blanks."""
     return hashlib.sha256(
         json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -154,11 +131,11 @@ def digest(content: Json) -> str:
 
 def certificate_form(
     query: IntegerQuery,
-    proof: Proof,
+    proof: ProofTree,
     roots: tuple[int, ...],
     network_digest: str = "",
     with_forms: bool = False,
-) -> Json:
+) -> _Json:
     """A finished, recorded proof as JSON. ``network_digest`` saves hashing a network that was
     hashed before.
 
@@ -167,14 +144,14 @@ def certificate_form(
     """
     network = network_form(query.network) if with_forms or not network_digest else {}
     asked = property_form(query)
-    content: Json = {
-        "format": CERTIFICATE_FORMAT,
-        "network": network_digest or digest(network),
-        "property": digest(asked),
+    content: _Json = {
+        "format": _CERTIFICATE_FORMAT,
+        "network": network_digest or form_digest(network),
+        "property": form_digest(asked),
         "trunk": proof.trunk,
         "roots": list(roots),
         "parts": proof.parts,
     }
     if with_forms:
         content["forms"] = {"network": network, "property": asked}
-    return {**content, "digest": digest(content)}
+    return {**content, "digest": form_digest(content)}

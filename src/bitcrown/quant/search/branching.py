@@ -15,15 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitcrown.quant.bounds.intervals import Bounds, Program
-from bitcrown.quant.bounds.slope_ascent import Ascent
+from bitcrown.quant.bounds.intervals import Intervals, Program
+from bitcrown.quant.bounds.slope_ascent import AscentState
 from bitcrown.quant.network.graph import Ints
 from bitcrown.quant.query import ConstraintCase, LinearConstraint
 
-LEAST_GAP, LEAST_BALANCE, OUTPUT_WEIGHT = 1e-3, 0.5, 0.2
-FEW_INPUTS = 16
-"""Unpinned steps keep an interval even for one input; up to so many inputs only these are split,
-which surely ends."""
+_LEAST_GAP, _LEAST_BALANCE, _OUTPUT_WEIGHT = 1e-3, 0.5, 0.2
+_FEW_INPUTS = 16
+"""Where early and late thresholds differ, a staircase's output stays an interval even when its
+argument is one number, so that splitting arguments need not close anything. If no more inputs than
+these still vary, only inputs are split then: every branch ends in a single input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Split:
 
 
 def saturation_split(
-    program: Program, bounds: Bounds, row: int, case: ConstraintCase
+    program: Program, bounds: Intervals, row: int, case: ConstraintCase
 ) -> Split | None:
     """A split where an output saturates at the end at which the relaxation of the case's
     constraints is bad.
@@ -57,7 +58,7 @@ def saturation_split(
         return Split(table.source, index, edge) if lows[index] <= edge < highs[index] else None
 
     for constraint in case:
-        if is_implied(
+        if holds_between(
             constraint, bounds.low[program.output][row], bounds.high[program.output][row]
         ):
             continue
@@ -71,7 +72,7 @@ def saturation_split(
     return None
 
 
-def is_implied(constraint: LinearConstraint, low: Ints, high: Ints) -> bool:
+def holds_between(constraint: LinearConstraint, low: Ints, high: Ints) -> bool:
     """Whether the constraint holds for all outputs between ``low`` and ``high`` [M]."""
     return (
         sum(c * int(high[i] if c > 0 else low[i]) for i, c in constraint.terms) <= constraint.bound
@@ -79,12 +80,12 @@ def is_implied(constraint: LinearConstraint, low: Ints, high: Ints) -> bool:
 
 
 def choose_splits(
-    program: Program, bounds: Bounds, state: Ascent, rows: list[int]
+    program: Program, bounds: Intervals, state: AscentState, rows: list[int]
 ) -> list[Split | None]:
     """One split per row, on the intervals of ``bounds``; ``None`` for a single point that
     arithmetic leaves open."""
     varying = (bounds.high[0][rows] > bounds.low[0][rows]).sum(axis=1)
-    inputs_only = (varying <= FEW_INPUTS) & (not program.network.is_exact())
+    inputs_only = (varying <= _FEW_INPUTS) & (not program.network.is_exact())
     best = np.where(inputs_only, np.inf, 0.0)
     found: list[Split | None] = [None] * len(rows)
     for node in state.mean_argument:
@@ -95,15 +96,17 @@ def choose_splits(
         argument = np.clip(np.rint(state.mean_argument[node][rows]).astype(np.int64), low, high)
         first, last = table.level(table.late, low), table.level(table.early, high)
         value = table.base + table.level(table.late, argument)
+        # how far the relaxation has taken the output off its step
         gap = np.abs(state.mean_value[node][rows] - value)
         outer = state.outer[node][rows]
         ends = np.minimum(
             state.mean_argument[node][rows] - low, high - state.mean_argument[node][rows]
         )
         balance = np.clip(ends / np.maximum(high - low, 1), 0.0, 0.5)
-        score = np.abs(outer) * (gap + LEAST_GAP) * (LEAST_BALANCE + balance)
+        score = np.abs(outer) * (gap + _LEAST_GAP) * (_LEAST_BALANCE + balance)
         if node == program.output:
-            score *= OUTPUT_WEIGHT
+            score *= _OUTPUT_WEIGHT
+        # with one level in reach there is nothing to split
         score = np.where((last > first) & (high > low), score, -1.0)
         for place, element in enumerate(score.argmax(axis=1)):
             if score[place, element] > best[place]:
@@ -126,7 +129,7 @@ def _edge(thresholds: np.ndarray, first: int, last: int, argument: int, gap: flo
     return min(candidates, key=lambda t: abs(t - argument))
 
 
-def _input_split(bounds: Bounds, row: int) -> Split | None:
+def _input_split(bounds: Intervals, row: int) -> Split | None:
     """The middle of the widest input; once no staircase is left, inputs are all that can vary."""
     low, high = bounds.low[0][row], bounds.high[0][row]
     element = int((high - low).argmax())

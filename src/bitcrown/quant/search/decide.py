@@ -6,12 +6,10 @@ input of the box whose outputs, evaluated by ``network.evaluate`` (and by the fi
 where the arithmetic is not pinned down), satisfy a case. Floats only choose multipliers, candidates
 and branches.
 
-One round on a batch of open subproblems: interval rules; ascent of the multipliers; exact
-evaluation, which closes a subproblem or, by reduced costs, shrinks its intervals; candidates from
-the averaged minimisers; a split on the argument of the staircase whose averaged value lies farthest
-off its step, weighted by its coefficient, or on an input where no staircase is left. Splits are on
-integers (``a <= k | a >= k + 1``), so the search always ends; small boxes are enumerated. Legend:
-``R`` rows, ``N`` elements, ``T`` constraints of a case, ``M`` outputs.
+In order, the cheapest first: a few probes; a few rounds of branch and bound, which end most
+queries; the gradient attack; dual bounds on every accumulator behind a staircase; branch and bound
+to the end. Every split is on integers, so the search always ends. Legend: ``N`` input elements,
+``M`` outputs, ``B`` points.
 """
 
 from __future__ import annotations
@@ -23,27 +21,29 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.quant.attack.gradient import GradientAttack
-from bitcrown.quant.bounds.exact import argument_bounds
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.network.graph import Ints
-from bitcrown.quant.proof.tree import Domain, Proof
+from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import IntegerQuery
-from bitcrown.quant.search.search import Search, SearchSettings
+from bitcrown.quant.search.argument_bounds import argument_bounds
+from bitcrown.quant.search.branch_and_bound import Search
+from bitcrown.quant.search.settings import SearchSettings
+from bitcrown.quant.search.subproblem import Subproblem
 from bitcrown.verdict import Reason, Status
 
-RANDOM_PROBES = 5
-BOUNDS_SHARE = 0.3
-QUICK_ROUNDS = 4
+_RANDOM_PROBES = 5
+_BOUNDS_SHARE = 0.3
+_QUICK_ROUNDS = 4
 """Rounds before bounds on every accumulator behind a staircase are worth their time (most queries
 end here)."""
-ATTACK_SHARE = 0.2
-RUNTIME_TRIALS = 4
+_ATTACK_SHARE = 0.2
+_RUNTIME_TRIALS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Outcome of ``decide``. ``witness``: [N] integers of the input node when ``sat``; ``proof``
-    when ``unsat``."""
+    """Outcome of ``decide_query``. ``witness``: [N] integers of the input node when ``sat``;
+    ``proof`` when ``unsat``."""
 
     status: Status
     reason: Reason = Reason.NONE
@@ -51,11 +51,11 @@ class Decision:
     witness: Ints | None = None
     decided_by: str = ""
     counters: dict[str, Any] = field(default_factory=dict)
-    proof: Proof | None = None
+    proof: ProofTree | None = None
     roots: tuple[int, ...] = ()
 
 
-class Judge:
+class WitnessJudge:
     """Tries candidate inputs; only what certainly violates the query counts.
 
     Where the arithmetic is not pinned down, a point counts if the violation holds for every order
@@ -83,7 +83,7 @@ class Judge:
         if len(hits):
             return self._row(points, hits)
         possible = np.nonzero(query.possibly_violated(found.low[output], found.high[output]))[0]
-        for place, row in enumerate(possible[:RUNTIME_TRIALS]):
+        for place, row in enumerate(possible[:_RUNTIME_TRIALS]):
             outputs = self._runtime_outputs(points[row])
             if outputs is not None and query.violated(outputs)[0]:
                 return self._row(points, possible[[place]])
@@ -109,7 +109,7 @@ class Judge:
         return np.array([integers], dtype=np.int64)
 
 
-def decide(
+def decide_query(
     query: IntegerQuery,
     budget: Budget,
     seed: int = 0,
@@ -122,7 +122,7 @@ def decide(
 
     ``seed`` orders nothing that a verdict could depend on; it varies the random candidates.
     """
-    proof = Proof(want_certificate)
+    proof = ProofTree(want_certificate)
     if query.is_empty():
         roots = tuple(proof.new_part() for _ in query.cases)
         for part in roots:
@@ -130,25 +130,25 @@ def decide(
         detail = "the box is empty" if query.cases else "there is no case to satisfy"
         return Decision(Status.UNSAT, detail=detail, decided_by="empty", proof=proof, roots=roots)
     program = program or Program(query.network)
-    judge = Judge(query, program)
+    judge = WitnessJudge(query, program)
     rng = np.random.default_rng(seed)
     probes = [(query.low + query.high) // 2, query.low, query.high]
-    probes += list(rng.integers(query.low, query.high + 1, size=(RANDOM_PROBES, len(query.low))))
+    probes += list(rng.integers(query.low, query.high + 1, size=(_RANDOM_PROBES, len(query.low))))
     witness = judge.try_points(np.stack(probes))
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="probe")
     settings = settings or SearchSettings()
-    for rounds in (QUICK_ROUNDS, None):
-        proof = Proof(want_certificate)
-        search = Search(program, query, proof, judge.try_points, settings)
+    for rounds in (_QUICK_ROUNDS, None):
+        proof = ProofTree(want_certificate)
         root = program.root(query.low, query.high)
+        search = Search(program, query, root, proof, judge.try_points, settings)
         if rounds is None:
-            share = budget.capped(ATTACK_SHARE * budget.remaining())
+            share = budget.capped(_ATTACK_SHARE * budget.remaining())
             witness = GradientAttack(program, query, judge.try_points).run(share, rng)
             if witness is not None:
                 return Decision(Status.SAT, witness=witness, decided_by="attack")
-            argument_bounds(program, root, proof, budget.capped(BOUNDS_SHARE * budget.remaining()))
-        domains = search.roots(root)
+            argument_bounds(program, root, proof, budget.capped(_BOUNDS_SHARE * budget.remaining()))
+        domains = search.roots()
         roots = tuple(domain.part for domain in domains)
         witness, left = search.run(domains, budget, rounds)
         if witness is not None or not left:
@@ -157,7 +157,11 @@ def decide(
 
 
 def _concluded(
-    search: Search, proof: Proof, roots: tuple[int, ...], witness: Ints | None, left: list[Domain]
+    search: Search,
+    proof: ProofTree,
+    roots: tuple[int, ...],
+    witness: Ints | None,
+    left: list[Subproblem],
 ) -> Decision:
     counters = dict(vars(search.counters))
     if witness is not None:

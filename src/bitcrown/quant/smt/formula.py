@@ -26,24 +26,25 @@ over the depth of the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import numpy as np
 
 from bitcrown.budget import Budget
-from bitcrown.quant.formats.affine_rows import Leaf, Ranges, Row, Rows, channel_of, passed
-from bitcrown.quant.network.graph import Input, IntegerNetwork, Ints, MaxPool, QuantError, Staircase
+from bitcrown.quant.network.affine_rows import (
+    AffineRow,
+    AffineRows,
+    Leaf,
+    RowRanges,
+    channel_of,
+)
+from bitcrown.quant.network.graph import Input, IntegerNetwork, Ints, MaxPool, QuantError, Stairs
 from bitcrown.quant.smt.integer_bits import Accumulator, Arithmetic, Number, Parts, reachable_steps
 from bitcrown.quant.smt.offset_bits import OffsetArithmetic
+from bitcrown.quant.smt.property_rows import DenseCase, PropertyRows
 from bitcrown.quant.smt.signed_bits import SignedArithmetic
-from bitcrown.quant.smt.terms import Coordinate, Formula, TermBuilder
-
-Case = tuple[tuple[tuple[int, ...], int], ...]
-"""Rows (coefficients over the outputs, bound) that must hold together."""
-
-Bounded = tuple[Row, int]
-"""``row <= bound``."""
+from bitcrown.quant.smt.terms import BitvectorFormula, Coordinate, TermBuilder
 
 
 class Style(StrEnum):
@@ -58,10 +59,10 @@ def encode(
     network: IntegerNetwork,
     low: Ints,
     high: Ints,
-    cases: tuple[Case, ...],
+    cases: tuple[DenseCase, ...],
     style: Style | str = Style.IMPROVED,
     budget: Budget | None = None,
-) -> Formula:
+) -> BitvectorFormula:
     """The violation of a property on the box ``low <= x <= high`` ([N] each, within the input
     node's range).
 
@@ -79,7 +80,7 @@ def encode(
     return _Encoder(network, low.tolist(), high.tolist(), chosen, budget).formula(cases)
 
 
-def _check(network: IntegerNetwork, low: Ints, high: Ints, cases: tuple[Case, ...]) -> None:
+def _check(network: IntegerNetwork, low: Ints, high: Ints, cases: tuple[DenseCase, ...]) -> None:
     entry = network.nodes[0]
     if not isinstance(entry, Input):
         raise QuantError("node 0 of an integer network must be its Input")
@@ -119,11 +120,11 @@ class _Encoder:
         self._style = style
         self._low, self._high = low, high
         self._budget = budget
-        self._rows = Rows(network)
+        self._rows = AffineRows(network)
         entry = network.nodes[0]
         assert isinstance(entry, Input)
         whole = style is Style.BASELINE
-        self._ranges = Ranges(
+        self._ranges = RowRanges(
             self._rows, entry.low.tolist() if whole else low, entry.high.tolist() if whole else high
         )
         self._build = TermBuilder()
@@ -136,11 +137,12 @@ class _Encoder:
         self._coordinates: list[Coordinate] = []
         self._assertions: list[int] = []
 
-    def formula(self, cases: tuple[Case, ...]) -> Formula:
+    def formula(self, cases: tuple[DenseCase, ...]) -> BitvectorFormula:
+        rows = PropertyRows(self._network, self._rows, self._ranges, self._poll)
         if self._style is Style.BASELINE:
-            bounded = [self._plain(case) for case in cases]
+            bounded = [rows.plain(case) for case in cases]
         else:
-            bounded = list(self._decided(cases))
+            bounded = list(rows.left_open(cases, self._style is Style.IMPROVED))
         if self._style is Style.IMPROVED:
             roots = [row for case in bounded for row, _ in case]
         else:
@@ -156,7 +158,7 @@ class _Encoder:
             ]
         )
         self._assertions.append(violated)
-        return Formula(
+        return BitvectorFormula(
             terms=tuple(self._build.terms),
             assertions=tuple(self._assertions),
             coordinates=tuple(self._coordinates),
@@ -169,114 +171,7 @@ class _Encoder:
         if self._budget is not None:
             self._budget.check()
 
-    def _plain(self, case: Case) -> list[Bounded]:
-        """Rows over the output elements themselves, in the order of the outputs."""
-        node = self._network.output
-        return [
-            (Row(tuple(((node, m), int(c)) for m, c in enumerate(row) if c), 0), int(bound))
-            for row, bound in case
-        ]
-
-    def _decided(self, cases: tuple[Case, ...]) -> Iterator[list[Bounded]]:
-        """Cases that the ranges leave open, each with the rows they leave open; improved ones over
-        leaves."""
-        improved = self._style is Style.IMPROVED
-        for case in cases:
-            kept: list[Bounded] = []
-            for plain, bound in self._plain(case):
-                self._poll()
-                row = self._rows.combined(plain) if improved else plain
-                least, greatest = self._ranges.of_row(row)
-                if greatest <= bound:
-                    continue
-                if least > bound:
-                    break
-                if improved:
-                    row = self._ranges.without_constants(row)
-                    if self._is_refuted(row, bound):
-                        break
-                    row, bound = self._on_accumulator(row, bound)
-                kept.append((row, bound))
-            else:
-                yield kept
-
-    def _is_refuted(self, row: Row, bound: int) -> bool:
-        """Whether the accumulators refute ``c s(a) - c s(a') + d <= b`` for two neurons of one
-        exact staircase s.
-
-        At level j of s(a) there are a <= t[j] - 1 and, with k = floor((b - d) / c), s(a') >= level
-        - k, that is a' >= t[j - k - 1]; so a - a' is at most the greatest difference of the two
-        over the levels that both can reach. The range of the row a - a' knows what the two neurons
-        have in common, those of a and a' do not.
-        """
-        if len(row.parts) != 2:
-            return False
-        (raised, factor), (lowered, other) = sorted(row.parts, key=lambda part: -part[1])
-        shared = self._shared_steps(raised, lowered)
-        if factor <= 0 or factor != -other or shared is None:
-            return False
-        thresholds, rows = shared
-        slack = (bound - row.constant) // factor
-        (low, high), (other_low, other_high) = (self._ranges.of_row(inner) for inner in rows)
-        greatest: int | None = None
-        for level in range(passed(thresholds, low), passed(thresholds, high) + 1):
-            needed = level - slack
-            if needed > passed(thresholds, other_high):
-                continue
-            most = min(high, int(thresholds[level]) - 1) if level < len(thresholds) else high
-            least = max(other_low, int(thresholds[needed - 1])) if needed > 0 else other_low
-            greatest = most - least if greatest is None else max(greatest, most - least)
-        difference = self._rows.combined(
-            Row(((self._source(raised), 1), (self._source(lowered), -1)), 0)
-        )
-        return greatest is None or self._ranges.of_row(difference)[0] > greatest
-
-    def _shared_steps(self, a: Leaf, b: Leaf) -> tuple[Ints, tuple[Row, Row]] | None:
-        """The thresholds that two elements of exact staircases have in common with the same base,
-        and their rows."""
-        found: list[tuple[int, Ints, Row]] = []
-        for number, element in (a, b):
-            node = self._network.nodes[number]
-            if not isinstance(node, Staircase) or not node.is_exact():
-                return None
-            channel = channel_of(node, element, self._rows.sizes[number])
-            found.append(
-                (int(node.base[channel]), node.late[channel], self._rows.row(node.source, element))
-            )
-        if found[0][0] != found[1][0] or not np.array_equal(found[0][1], found[1][1]):
-            return None
-        return found[0][1], (found[0][2], found[1][2])
-
-    def _source(self, leaf: Leaf) -> Leaf:
-        node = self._network.nodes[leaf[0]]
-        assert isinstance(node, Staircase)
-        return node.source, leaf[1]
-
-    def _on_accumulator(self, row: Row, bound: int) -> Bounded:
-        """``c s(a) + d <= b`` of one exact staircase s as a threshold on a; the ranges leave it
-        open.
-
-        c > 0: s(a) <= k := floor((b - d) / c), that is a < t[k - base]. c < 0: s(a) >= k := ceil((b
-        - d) / c), that is a >= t[k - base - 1].
-        """
-        while len(row.parts) == 1:
-            ((number, element), factor) = row.parts[0]
-            node = self._network.nodes[number]
-            if not isinstance(node, Staircase) or not node.is_exact():
-                break
-            channel = channel_of(node, element, self._rows.sizes[number])
-            thresholds, base = node.late[channel].tolist(), int(node.base[channel])
-            inner = self._rows.row(node.source, element)
-            room = bound - row.constant
-            if factor > 0:
-                row, bound = inner, thresholds[room // factor - base] - 1
-            else:
-                # ceil(room / factor) with a negative divisor
-                level = -(room // -factor)
-                row, bound = inner.negated(), -thresholds[level - base - 1]
-        return row, bound
-
-    def _needed(self, roots: Iterable[Row]) -> list[Leaf]:
+    def _needed(self, roots: Iterable[AffineRow]) -> list[Leaf]:
         """Leaves under ``roots`` that are not constant over the box, in topological order."""
         found = self._reached(roots, keep_constant=True)
         for leaf in found:
@@ -284,7 +179,7 @@ class _Encoder:
             self._ranges.of(*leaf)
         return self._reached(roots, keep_constant=False)
 
-    def _reached(self, roots: Iterable[Row], keep_constant: bool) -> list[Leaf]:
+    def _reached(self, roots: Iterable[AffineRow], keep_constant: bool) -> list[Leaf]:
         seen: set[Leaf] = set()
         waiting = list(roots)
         while waiting:
@@ -300,9 +195,9 @@ class _Encoder:
                 waiting.extend(self._below(*leaf))
         return sorted(seen)
 
-    def _below(self, number: int, element: int) -> Sequence[Row]:
+    def _below(self, number: int, element: int) -> Sequence[AffineRow]:
         node = self._network.nodes[number]
-        if isinstance(node, Staircase):
+        if isinstance(node, Stairs):
             return [self._rows.row(node.source, element)]
         if isinstance(node, MaxPool):
             return [self._rows.row(*source) for source in self._rows.window(node, element)]
@@ -310,7 +205,7 @@ class _Encoder:
 
     def _number(self, number: int, element: int) -> Number:
         node = self._network.nodes[number]
-        if isinstance(node, Staircase):
+        if isinstance(node, Stairs):
             return self._staircase(number, node, element)
         if isinstance(node, MaxPool):
             return self._maximum(node, element)
@@ -329,7 +224,7 @@ class _Encoder:
             self._assertions.append(self._arithmetic.at_most([(number, -1)], -self._low[element]))
         return number
 
-    def _staircase(self, number: int, node: Staircase, element: int) -> Number:
+    def _staircase(self, number: int, node: Stairs, element: int) -> Number:
         accumulator = self._accumulator(self._rows.row(node.source, element))
         channel = channel_of(node, element, self._rows.sizes[number])
         base = int(node.base[channel])
@@ -367,7 +262,9 @@ class _Encoder:
         return self._arithmetic.larger(a, b)
 
     def _value(self, leaf: Leaf) -> Number:
-        """Any element: one that is no leaf is summed up now."""
+        """The number of any element. Leaves that the property needs were made before, in
+        topological order; an affine element (what a maximum looks at, say) is written down as a sum
+        of them when it is first asked for."""
         known = self._numbers.get(leaf)
         if known is None:
             row = self._rows.row(*leaf)
@@ -382,11 +279,11 @@ class _Encoder:
             self._numbers[leaf] = known
         return known
 
-    def _accumulator(self, row: Row) -> Accumulator:
+    def _accumulator(self, row: AffineRow) -> Accumulator:
         return Accumulator(self._parts(row), row.constant, *self._ranges.of_row(row))
 
-    def _parts(self, row: Row) -> Parts:
+    def _parts(self, row: AffineRow) -> Parts:
         return [(self._value(leaf), factor) for leaf, factor in row.parts]
 
-    def _at_most(self, row: Row, bound: int) -> int:
+    def _at_most(self, row: AffineRow, bound: int) -> int:
         return self._arithmetic.at_most(self._parts(row), bound - row.constant)

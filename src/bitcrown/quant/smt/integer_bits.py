@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bitcrown.quant.formats.affine_rows import passed
+from bitcrown.quant.network.affine_rows import passed
 from bitcrown.quant.network.graph import Ints
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from bitcrown.quant.smt.integer_bits import Accumulator, Number, Parts, Steps
 from bitcrown.quant.smt.terms import TermBuilder
 
-Unsigned = tuple[int, int]
+_Unsigned = tuple[int, int]
 """(term, greatest value): an unsigned bit-vector that never exceeds the second."""
 
 
@@ -88,13 +88,13 @@ class OffsetArithmetic:
             build.add(term, build.constant(rest, width)), origin, accumulator.low, accumulator.high
         )
 
-    def _sides(self, parts: Parts, limit: int | None) -> tuple[list[Unsigned], list[Unsigned]]:
+    def _sides(self, parts: Parts, limit: int | None) -> tuple[list[_Unsigned], list[_Unsigned]]:
         """P and N as summands: one for each bit of each distinct coefficient."""
-        groups: dict[int, list[Unsigned]] = defaultdict(list)
+        groups: dict[int, list[_Unsigned]] = defaultdict(list)
         for number, factor in parts:
             if number.term is not None:
                 groups[factor].append((number.term, number.high - number.origin))
-        sides: tuple[list[Unsigned], list[Unsigned]] = ([], [])
+        sides: tuple[list[_Unsigned], list[_Unsigned]] = ([], [])
         for factor, members in sorted(groups.items()):
             term, greatest = self._sum(members, limit)
             magnitude = abs(factor)
@@ -103,7 +103,7 @@ class OffsetArithmetic:
                     sides[factor < 0].append((self._builder.shifted(term, bit), greatest << bit))
         return sides
 
-    def _sum(self, summands: Iterable[Unsigned], limit: int | None) -> Unsigned:
+    def _sum(self, summands: Iterable[_Unsigned], limit: int | None) -> _Unsigned:
         """Narrowest first, each sum just wide enough; ``limit`` is a width above which bits do not
         matter."""
         build = self._builder
@@ -124,7 +124,7 @@ class OffsetArithmetic:
         greatest, term = heap[0]
         return term, greatest
 
-    def _known(self, value: int) -> Unsigned:
+    def _known(self, value: int) -> _Unsigned:
         return self._builder.constant(value, max(1, value.bit_length())), value
 
     def _fitted(self, term: int, width: int) -> int:

@@ -17,11 +17,11 @@ from __future__ import annotations
 from bitcrown.quant.smt.integer_bits import Accumulator, Number, Parts, Steps
 from bitcrown.quant.smt.terms import TermBuilder
 
-Ranged = tuple[int, int, int]
+_Ranged = tuple[int, int, int]
 """(term, low, high): a two's complement bit-vector and its range."""
 
 
-def signed_width(low: int, high: int) -> int:
+def _signed_width(low: int, high: int) -> int:
     """The fewest bits in which two's complement holds ``low`` and ``high``."""
     return (
         max((low if low >= 0 else ~low).bit_length(), (high if high >= 0 else ~high).bit_length())
@@ -38,7 +38,7 @@ class SignedArithmetic:
 
     def variable(self, name: str, low: int, high: int) -> tuple[Number, list[int]]:
         build = self._builder
-        width = signed_width(low, high)
+        width = _signed_width(low, high)
         term = build.variable(name, width)
         limits = [
             build.compare("bvsle", build.constant(low, width), term),
@@ -47,7 +47,7 @@ class SignedArithmetic:
         return Number(term, 0, low, high), limits
 
     def total(self, accumulator: Accumulator) -> Number:
-        width = signed_width(accumulator.low, accumulator.high)
+        width = _signed_width(accumulator.low, accumulator.high)
         summands = self._products(accumulator.parts, accumulator.constant, width)
         return Number(
             self._fitted(self._sum(summands, width), width), 0, accumulator.low, accumulator.high
@@ -66,7 +66,7 @@ class SignedArithmetic:
         total = self.total(rounded)
         assert total.term is not None
         level = build.extract(total.term, shift, build.width(total.term) - shift)
-        width = max(build.width(level), signed_width(low, high))
+        width = max(build.width(level), _signed_width(low, high))
         level = build.sign_extended(level, width)
         if greatest >> shift > high or not self._is_reduced:
             top = build.constant(high, width)
@@ -74,15 +74,15 @@ class SignedArithmetic:
         if least >> shift < low or not self._is_reduced:
             floor = build.constant(low, width)
             level = build.ite(build.compare("bvsle", floor, level), level, floor)
-        return Number(self._fitted(level, signed_width(low, high)), 0, low, high)
+        return Number(self._fitted(level, _signed_width(low, high)), 0, low, high)
 
     def larger(self, a: Number, b: Number) -> Number:
         build = self._builder
         low, high = max(a.low, b.low), max(a.high, b.high)
-        width = signed_width(min(a.low, b.low), high)
+        width = _signed_width(min(a.low, b.low), high)
         left, right = self._written(a, width), self._written(b, width)
         chosen = build.ite(build.compare("bvsle", left, right), right, left)
-        return Number(self._fitted(chosen, signed_width(low, high)), 0, low, high)
+        return Number(self._fitted(chosen, _signed_width(low, high)), 0, low, high)
 
     def at_most(self, parts: Parts, bound: int) -> int:
         build = self._builder
@@ -91,14 +91,14 @@ class SignedArithmetic:
             ends = factor * number.low, factor * number.high
             least += min(ends)
             greatest += max(ends)
-        width = signed_width(min(least, bound), max(greatest, bound))
+        width = _signed_width(min(least, bound), max(greatest, bound))
         total = self._fitted(self._sum(self._products(parts, 0, width), width), width)
         return build.compare("bvsle", total, build.constant(bound, width))
 
-    def _products(self, parts: Parts, constant: int, width: int) -> list[Ranged]:
+    def _products(self, parts: Parts, constant: int, width: int) -> list[_Ranged]:
         """The summands; not reduced, every one already has the width of the sum."""
         build = self._builder
-        summands: list[Ranged] = []
+        summands: list[_Ranged] = []
         for number, factor in parts:
             if number.term is None:
                 constant += factor * number.low
@@ -125,23 +125,23 @@ class SignedArithmetic:
         magnitude = abs(factor)
         twos = (magnitude & -magnitude).bit_length() - 1
         odd = magnitude >> twos
-        term = self._written(number, signed_width(number.low, number.high))
+        term = self._written(number, _signed_width(number.low, number.high))
         if odd > 1:
-            width = signed_width(odd * number.low, odd * number.high)
+            width = _signed_width(odd * number.low, odd * number.high)
             term = build.mul(self._fitted(term, width), build.constant(odd, width))
         term = build.shifted(term, twos)
         if factor > 0:
             return term
         width = max(
-            build.width(term), signed_width(-magnitude * number.high, -magnitude * number.low)
+            build.width(term), _signed_width(-magnitude * number.high, -magnitude * number.low)
         )
         return build.negate(self._fitted(term, width))
 
-    def _sum(self, summands: list[Ranged], limit: int) -> int:
+    def _sum(self, summands: list[_Ranged], limit: int) -> int:
         """A balanced tree in the given order."""
         build = self._builder
         while len(summands) > 1:
-            paired: list[Ranged] = []
+            paired: list[_Ranged] = []
             for (a, a_low, a_high), (b, b_low, b_high) in zip(
                 summands[::2], summands[1::2], strict=False
             ):
@@ -154,7 +154,7 @@ class SignedArithmetic:
         return summands[0][0]
 
     def _chosen_width(self, low: int, high: int, limit: int) -> int:
-        return min(limit, signed_width(low, high)) if self._is_reduced else limit
+        return min(limit, _signed_width(low, high)) if self._is_reduced else limit
 
     def _written(self, number: Number, width: int) -> int:
         if number.term is None:
@@ -174,7 +174,7 @@ class SignedArithmetic:
         build = self._builder
         assert number.term is not None
         bits = build.width(number.term)
-        width = signed_width(levels[0], levels[-1])
+        width = _signed_width(levels[0], levels[-1])
         chosen = build.constant(levels[0], width)
         for threshold, level in zip(steps.at, levels[1:], strict=True):
             passed = build.compare("bvsle", build.constant(threshold, bits), number.term)

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitcrown.quant.smt.terms import BOOL, Formula, Term
+from bitcrown.quant.smt.terms import BOOL, BitvectorFormula, BitvectorTerm
 
 
-def smtlib_script(formula: Formula) -> str:
+def smtlib_script(formula: BitvectorFormula) -> str:
     """The whole script, ending in ``(check-sat)``; ``(get-model)`` is left to the user, it is an
     error after unsat."""
     return "\n".join(_lines(formula)) + "\n"
 
 
-def _lines(formula: Formula) -> Iterator[str]:
+def _lines(formula: BitvectorFormula) -> Iterator[str]:
     yield from _header(formula)
     yield "(set-option :produce-models true)"
     yield "(set-logic QF_BV)"
@@ -43,7 +43,7 @@ def _lines(formula: Formula) -> Iterator[str]:
     yield "(exit)"
 
 
-def _header(formula: Formula) -> Iterator[str]:
+def _header(formula: BitvectorFormula) -> Iterator[str]:
     exactness = (
         "exact"
         if formula.is_exact
@@ -75,13 +75,13 @@ def _sort(width: int) -> str:
     return "Bool" if width == BOOL else f"(_ BitVec {width})"
 
 
-def _constant(term: Term) -> str:
+def _constant(term: BitvectorTerm) -> str:
     if term.width == BOOL:
         return "true" if term.data else "false"
     return f"#b{int(term.data):0{term.width}b}"
 
 
-def _application(term: Term, formula: Formula, names: list[str]) -> str:
+def _application(term: BitvectorTerm, formula: BitvectorFormula, names: list[str]) -> str:
     operands = " ".join(names[arg] for arg in term.args)
     if term.operator == "extract":
         low = int(term.data)

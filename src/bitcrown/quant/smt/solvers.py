@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -30,14 +30,15 @@ from bitcrown.budget import Budget
 from bitcrown.child_process import text_of_child
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.quant.network.graph import IntegerNetwork, Ints, QuantError
-from bitcrown.quant.smt.formula import Case, Style, encode
+from bitcrown.quant.smt.formula import Style, encode
+from bitcrown.quant.smt.property_rows import DenseCase
 from bitcrown.quant.smt.smtlib import smtlib_script
-from bitcrown.quant.smt.terms import Formula, Term
+from bitcrown.quant.smt.terms import BitvectorFormula, BitvectorTerm
 from bitcrown.verdict import Reason, Status
 
-CALLS_PER_LOOK = 256
-TERMS_PER_LOOK = 512
-GRACE = 0.5
+_CALLS_PER_LOOK = 256
+_TERMS_PER_LOOK = 512
+_GRACE = 0.5
 """Seconds after the deadline in which a solver may still say that it stopped."""
 
 
@@ -61,20 +62,19 @@ class BitvectorAnswer:
 
 def installed_solvers() -> tuple[str, ...]:
     """The solvers that can be named here, best first."""
-    return tuple(name for name, module in MODULES.items() if find_spec(module) is not None)
+    return tuple(name for name, module in _MODULES.items() if find_spec(module) is not None)
 
 
-def decide(
+def decide_by_bitvectors(
     network: IntegerNetwork,
     low: Ints,
     high: Ints,
-    cases: tuple[Case, ...],
+    cases: tuple[DenseCase, ...],
     budget: Budget,
     style: Style | str = Style.IMPROVED,
     solver: str = "boolector",
 ) -> BitvectorAnswer:
-    """Whether some integer input in ``low .. high`` ([N] each) satisfies a case; see
-    ``bitvectors.encode``."""
+    """Whether some integer input in ``low .. high`` ([N] each) satisfies a case; see ``encode``."""
     started = time.monotonic()
     try:
         formula = encode(network, low, high, cases, style, budget)
@@ -86,8 +86,9 @@ def decide(
     status, reason, assignment = solve(formula, budget, solver)
     phases = {"encode": encoded - started, "solve": time.monotonic() - encoded}
     counters = {"terms": len(formula.terms), "variables": len(formula.coordinates)}
+    decided_by = f"{solver}, {formula.style} encoding"
     answer = BitvectorAnswer(
-        status, reason, None, None, f"{solver}, {formula.style} encoding", phases, counters
+        status, reason, decided_by=decided_by, phases=phases, counters=counters
     )
     if status is not Status.SAT:
         return answer
@@ -98,27 +99,16 @@ def decide(
             "wrong"
         )
     if not formula.is_exact:
-        return BitvectorAnswer(
-            Status.UNKNOWN,
-            Reason.INCOMPLETE,
-            None,
-            point,
-            answer.decided_by,
-            answer.phases,
-            answer.counters,
-        )
+        return replace(answer, status=Status.UNKNOWN, reason=Reason.INCOMPLETE, candidate=point)
     if not violates(network.evaluate(point[None])[0], cases):
         raise RuntimeError(
             f"a model of {solver} does not violate the property in integers: the {formula.style} "
-            "encoding or the "
-            "solver is wrong"
+            "encoding or the solver is wrong"
         )
-    return BitvectorAnswer(
-        Status.SAT, Reason.NONE, point, None, answer.decided_by, answer.phases, answer.counters
-    )
+    return replace(answer, witness=point)
 
 
-def violates(outputs: Ints, cases: tuple[Case, ...]) -> bool:
+def violates(outputs: Ints, cases: tuple[DenseCase, ...]) -> bool:
     """Whether output integers [M] satisfy all rows of some case, in Python integers."""
     values = outputs.tolist()
     return any(
@@ -128,26 +118,26 @@ def violates(outputs: Ints, cases: tuple[Case, ...]) -> bool:
 
 
 def solve(
-    formula: Formula, budget: Budget, solver: str = "boolector"
+    formula: BitvectorFormula, budget: Budget, solver: str = "boolector"
 ) -> tuple[Status, Reason, dict[str, int]]:
     """Status, reason, and for sat the unsigned value of every variable by name.
 
     A name that is not among ``installed_solvers()`` raises QuantError or ResourceError.
     """
-    if solver not in MODULES:
+    if solver not in _MODULES:
         raise QuantError(
-            f"there is no bit-vector solver {solver!r}; choose one of {', '.join(MODULES)}"
+            f"there is no bit-vector solver {solver!r}; choose one of {', '.join(_MODULES)}"
         )
-    if find_spec(MODULES[solver]) is None:
+    if find_spec(_MODULES[solver]) is None:
         raise ResourceError(
-            f"the solver {solver} is not installed; install the Python package {MODULES[solver]}"
+            f"the solver {solver} is not installed; install the Python package {_MODULES[solver]}"
         )
     if budget.is_expired():
         return Status.TIMEOUT, Reason.DEADLINE, {}
     # here, so that a second question finds it loaded; every child would load it anew
-    import_module(MODULES[solver])
+    import_module(_MODULES[solver])
     inherited = budget.for_child()
-    text, reason = text_of_child(lambda: _answer(formula, _Stop(inherited), solver), budget, GRACE)
+    text, reason = text_of_child(lambda: _answer(formula, _Stop(inherited), solver), budget, _GRACE)
     word, _, rest = text.partition(" ")
     if word == "sat":
         pairs = (pair.split("=") for pair in rest.split())
@@ -161,7 +151,7 @@ def solve(
     return Status.TIMEOUT if reason is Reason.DEADLINE else Status.UNKNOWN, reason, {}
 
 
-def _answer(formula: Formula, stop: _Stop, solver: str) -> str:
+def _answer(formula: BitvectorFormula, stop: _Stop, solver: str) -> str:
     """In the child: ``sat x1=3 x2=0 ...``, ``unsat``, ``unknown REASON`` or ``failed`` and why."""
     try:
         word, assignment = BACKENDS[solver](formula, stop)
@@ -192,7 +182,7 @@ class _Stop:
             return True
         if self._budget.is_expired():
             self.reason = Reason.DEADLINE
-        elif self._calls % CALLS_PER_LOOK == 0 and self._process.memory_info().rss > self._ceiling:
+        elif self._calls % _CALLS_PER_LOOK == 0 and self._process.memory_info().rss > self._ceiling:
             self.reason = Reason.MEMORY
         self._calls += 1
         return self.reason is not Reason.NONE
@@ -203,7 +193,7 @@ class _Stop:
             raise BudgetExpired("the bit-vector solver was stopped while its formula was built")
 
 
-def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
+def _boolector(formula: BitvectorFormula, stop: _Stop) -> tuple[str, dict[str, int]]:
     from pyboolector import Boolector, BtorOption
 
     solver = Boolector()
@@ -211,7 +201,7 @@ def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     solver.Set_term(lambda _: stop(), (None,))
     nodes: list[Any] = []
     for number, term in enumerate(formula.terms):
-        if number % TERMS_PER_LOOK == 0:
+        if number % _TERMS_PER_LOOK == 0:
             stop.check()
         nodes.append(_boolector_node(solver, term, nodes))
     for assertion in formula.assertions:
@@ -228,7 +218,7 @@ def _boolector(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     return word, {str(term.data): int(node.assignment.replace("x", "0"), 2) for term, node in named}
 
 
-def _boolector_node(solver: Any, term: Term, nodes: list[Any]) -> Any:
+def _boolector_node(solver: Any, term: BitvectorTerm, nodes: list[Any]) -> Any:
     args = [nodes[arg] for arg in term.args]
     if term.operator == "variable":
         return solver.Var(solver.BitVecSort(term.width or 1), str(term.data))
@@ -240,10 +230,10 @@ def _boolector_node(solver: Any, term: Term, nodes: list[Any]) -> Any:
         return solver.Uext(args[0], term.width - args[0].width)
     if term.operator == "sign_extend":
         return solver.Sext(args[0], term.width - args[0].width)
-    return getattr(solver, BOOLECTOR_CALLS[term.operator])(*args)
+    return getattr(solver, _BOOLECTOR_CALLS[term.operator])(*args)
 
 
-def _bitwuzla(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
+def _bitwuzla(formula: BitvectorFormula, stop: _Stop) -> tuple[str, dict[str, int]]:
     """Through the exported script: what another user's solver would read is what is solved here."""
     import bitwuzla
 
@@ -267,7 +257,7 @@ def _bitwuzla(formula: Formula, stop: _Stop) -> tuple[str, dict[str, int]]:
     return word, assignment
 
 
-BOOLECTOR_CALLS = {
+_BOOLECTOR_CALLS = {
     "bvadd": "Add",
     "bvmul": "Mul",
     "bvneg": "Neg",
@@ -278,12 +268,11 @@ BOOLECTOR_CALLS = {
     "bvule": "Ulte",
     "bvslt": "Slt",
     "bvsle": "Slte",
-    "not": "Not",
     "and": "And",
     "or": "Or",
 }
-MODULES = {"boolector": "pyboolector", "bitwuzla": "bitwuzla"}
-BACKENDS: dict[str, Callable[[Formula, _Stop], tuple[str, dict[str, int]]]] = {
+_MODULES = {"boolector": "pyboolector", "bitwuzla": "bitwuzla"}
+BACKENDS: dict[str, Callable[[BitvectorFormula, _Stop], tuple[str, dict[str, int]]]] = {
     "boolector": _boolector,
     "bitwuzla": _bitwuzla,
 }

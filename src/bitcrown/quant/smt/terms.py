@@ -1,8 +1,8 @@
 """Bit-vector formulas as plain data: a list of terms, each one naming earlier terms, and the
 assertions among them.
 
-A formula knows no solver. ``smt.py`` hands its terms to a solver one by one, ``smtlib.py`` prints
-them one by one, and a test can evaluate them one by one; whoever walks the list needs one rule per
+A formula knows no solver. ``solvers`` hands its terms to one term by term, ``smtlib`` prints them
+one by one, and a test can evaluate them one by one; whoever walks the list needs one rule per
 operator and no recursion.
 
 Equal terms are the same number (hash consing), so a subterm that two neurons share is built,
@@ -20,7 +20,7 @@ from typing import NamedTuple
 BOOL = 0
 
 
-class Term(NamedTuple):
+class BitvectorTerm(NamedTuple):
     """``operator`` over earlier terms ``args``; ``data``: a constant's value, a slice's low bit, a
     variable's name."""
 
@@ -42,7 +42,7 @@ class Coordinate:
 
 
 @dataclass(frozen=True, eq=False)
-class Formula:
+class BitvectorFormula:
     """``terms`` in an order in which arguments come first; ``assertions``: Bool terms that must
     hold together.
 
@@ -52,7 +52,7 @@ class Formula:
     down: a model is then a candidate only.
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[BitvectorTerm, ...]
     assertions: tuple[int, ...]
     coordinates: tuple[Coordinate, ...]
     fixed: tuple[int, ...]
@@ -76,10 +76,10 @@ class TermBuilder:
     simplified."""
 
     def __init__(self) -> None:
-        self.terms: list[Term] = []
-        self._number: dict[Term, int] = {}
+        self.terms: list[BitvectorTerm] = []
+        self._number: dict[BitvectorTerm, int] = {}
 
-    def make(self, term: Term) -> int:
+    def make(self, term: BitvectorTerm) -> int:
         number = self._number.get(term)
         if number is None:
             number = self._number[term] = len(self.terms)
@@ -90,14 +90,14 @@ class TermBuilder:
         return self.terms[term].width
 
     def variable(self, name: str, width: int) -> int:
-        return self.make(Term("variable", width, (), name))
+        return self.make(BitvectorTerm("variable", width, (), name))
 
     def constant(self, value: int, width: int) -> int:
         """``value`` modulo 2^width, so that negative numbers are their two's complement."""
-        return self.make(Term("constant", width, (), value & ((1 << width) - 1)))
+        return self.make(BitvectorTerm("constant", width, (), value & ((1 << width) - 1)))
 
     def truth(self, value: bool) -> int:
-        return self.make(Term("constant", BOOL, (), int(value)))
+        return self.make(BitvectorTerm("constant", BOOL, (), int(value)))
 
     def value(self, term: int) -> int | None:
         """The unsigned value of a constant, None of anything else."""
@@ -107,7 +107,7 @@ class TermBuilder:
     def _same(self, operator: str, a: int, b: int) -> int:
         if self.width(a) != self.width(b):
             raise ValueError(f"{operator} of widths {self.width(a)} and {self.width(b)}")
-        return self.make(Term(operator, self.width(a), (a, b) if a < b else (b, a)))
+        return self.make(BitvectorTerm(operator, self.width(a), (a, b) if a < b else (b, a)))
 
     def add(self, a: int, b: int) -> int:
         if self.value(a) == 0 and self.width(a) == self.width(b):
@@ -120,13 +120,13 @@ class TermBuilder:
         return self._same("bvmul", a, b)
 
     def negate(self, a: int) -> int:
-        return self.make(Term("bvneg", self.width(a), (a,)))
+        return self.make(BitvectorTerm("bvneg", self.width(a), (a,)))
 
     def complement(self, a: int) -> int:
-        return self.make(Term("bvnot", self.width(a), (a,)))
+        return self.make(BitvectorTerm("bvnot", self.width(a), (a,)))
 
     def concat(self, high: int, low: int) -> int:
-        return self.make(Term("concat", self.width(high) + self.width(low), (high, low)))
+        return self.make(BitvectorTerm("concat", self.width(high) + self.width(low), (high, low)))
 
     def shifted(self, a: int, amount: int) -> int:
         """``a * 2^amount`` with ``amount`` more bits."""
@@ -137,14 +137,14 @@ class TermBuilder:
         return (
             a
             if low == 0 and width == self.width(a)
-            else self.make(Term("extract", width, (a,), low))
+            else self.make(BitvectorTerm("extract", width, (a,), low))
         )
 
     def zero_extended(self, a: int, width: int) -> int:
-        return a if width == self.width(a) else self.make(Term("zero_extend", width, (a,)))
+        return a if width == self.width(a) else self.make(BitvectorTerm("zero_extend", width, (a,)))
 
     def sign_extended(self, a: int, width: int) -> int:
-        return a if width == self.width(a) else self.make(Term("sign_extend", width, (a,)))
+        return a if width == self.width(a) else self.make(BitvectorTerm("sign_extend", width, (a,)))
 
     def ite(self, condition: int, then: int, other: int) -> int:
         if then == other:
@@ -152,17 +152,13 @@ class TermBuilder:
         known = self.value(condition)
         if known is not None:
             return then if known else other
-        return self.make(Term("ite", self.width(then), (condition, then, other)))
+        return self.make(BitvectorTerm("ite", self.width(then), (condition, then, other)))
 
     def compare(self, operator: str, a: int, b: int) -> int:
         """Bool: ``operator`` is bvult, bvule, bvslt, bvsle."""
         if self.width(a) != self.width(b):
             raise ValueError(f"{operator} of widths {self.width(a)} and {self.width(b)}")
-        return self.make(Term(operator, BOOL, (a, b)))
-
-    def negation(self, a: int) -> int:
-        known = self.value(a)
-        return self.truth(not known) if known is not None else self.make(Term("not", BOOL, (a,)))
+        return self.make(BitvectorTerm(operator, BOOL, (a, b)))
 
     def conjunction(self, parts: Iterable[int]) -> int:
         return self._join("and", parts, False)
@@ -182,5 +178,5 @@ class TermBuilder:
             return self.truth(not absorbing)
         joined = kept[0]
         for part in kept[1:]:
-            joined = self.make(Term(operator, BOOL, (joined, part)))
+            joined = self.make(BitvectorTerm(operator, BOOL, (joined, part)))
         return joined

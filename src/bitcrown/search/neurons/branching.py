@@ -12,38 +12,50 @@ Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``K`` candidates.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.claims import is_unstable, known, ratio
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.layout import Layout
 from bitcrown.model.execute import elements
+from bitcrown.search.neurons.domains import Domains
+
+if TYPE_CHECKING:
+    from bitcrown.search.neurons.bounder import DomainBounder
+
+_ALTERNATING = 8
+"""Rounds at the start in which the two scores take turns."""
+_AGAIN = 10
+"""Every so many rounds later the worse one has a turn."""
 
 
 def triangle_scores(
-    layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor, weights: Tensor
+    layout: Layout, bounds: Bounds, record: Mapping[str, Tensor], split: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``weights [B, S]`` says which
-    rows count.
+    """Two filter scores ``[B, N]``; zero for stable or split neurons. ``record`` holds the
+    coefficients with which the backward pass reached the ReLUs.
 
     The first counts only negative coefficients, which use the upper line: the lower one costs
     nothing where its slope is the best. The second counts both, because that slope is shared by
     everything behind the neuron.
     """
-    upper = torch.zeros(split.shape, dtype=weights.dtype, device=split.device)
+    dtype = next(iter(bounds.values()))[0].dtype
+    upper = torch.zeros(split.shape, dtype=dtype, device=split.device)
     both = torch.zeros_like(upper)
     for node in layout.nodes:
         if node.op != "Relu" or node.name not in record:
             continue
         where = layout.neuron_at[node.inputs[0]]
         low, up = (elements(part, 1) for part in bounds[node.inputs[0]])
+        # the height of the triangle over [low, up], which is what the upper line may lose
         gap = torch.where(is_unstable(low, up), ratio(-low * up, up - low), 0.0)
         a = elements(record[node.name], 2)
         for scores, size in ((upper, a.clamp(max=0).neg()), (both, a.abs())):
-            reached = (size * weights[:, :, None]).sum(1) if a.shape[1] > 1 else size[:, 0]
-            scores[:, where] += reached * gap
+            scores[:, where] += size.sum(1) * gap
     open_ = split == 0
     return upper * open_, both * open_
 
@@ -57,16 +69,16 @@ class ScoreChoice:
     is what its children won, as a share of the parent's distance from zero.
     """
 
-    def __init__(self, rounds: int = 8, again: int = 10) -> None:
-        self.rounds, self.again = rounds, again
+    def __init__(self) -> None:
         self.count, self.gain = [0, 0], [0.0, 0.0]
 
     def pick(self) -> int:
+        """The score of this round: the same until something is learned."""
         done = sum(self.count)
-        if done < self.rounds:
+        if done < _ALTERNATING:
             return done % 2
         better = int(self.gain[1] / self.count[1] > self.gain[0] / self.count[0])
-        return 1 - better if done % self.again == 0 else better
+        return 1 - better if done % _AGAIN == 0 else better
 
     def of(self, candidates: Tensor, score: int) -> Tensor:
         """``[B, K]``: the half of ``candidates [B, 2K]`` that ``score`` gave; the other half where
@@ -108,3 +120,32 @@ def choose(candidates: Tensor, parent: Tensor, negative: Tensor, positive: Tenso
         candidates != -1, gains[0] * gains[1], torch.full_like(floor, -1.0).expand_as(gains[0])
     )
     return candidates.gather(1, quality.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+class SmartBranching:
+    """The rule as ``rules`` wants it; works wherever there are neurons."""
+
+    def __init__(self, bounder: DomainBounder) -> None:
+        self.bounder, self.choice = bounder, ScoreChoice()
+
+    @staticmethod
+    def is_for(bounder: DomainBounder) -> bool:
+        return True
+
+    def branch(self, batch: Domains) -> tuple[Domains, Tensor]:
+        candidates = self.choice.of(batch.candidates, self.choice.pick())
+        if not (candidates[:, 1] != -1).any():  # nothing to choose from
+            return batch, candidates[:, 0]
+        count, width = candidates.shape
+        every = torch.arange(count, device=candidates.device).repeat_interleave(width)
+        neuron = candidates.flatten().clamp(min=0).unsqueeze(1)
+        parents = self.bounder.guide_bounds(batch)
+        trial, value = batch.select(every), []
+        for sign in (-1, 1):
+            child = replace(trial, split=trial.split.scatter(1, neuron, sign))
+            found = self.bounder.quick_bound(child, parents, width)
+            value.append(found.reshape(count, width))
+        return batch, choose(candidates, batch.value, value[0], value[1])
+
+    def learn(self, batch: Domains, children: Domains) -> None:
+        self.choice.learn(self.choice.pick(), batch.value, children.value)

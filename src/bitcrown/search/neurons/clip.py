@@ -26,7 +26,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.claims import (
     chord_slope,
     clipped,
@@ -40,25 +39,20 @@ from bitcrown.bounds.claims import (
     least_margin,
     limit,
     moved,
-    ratio,
     reciprocals,
     room,
     tightened,
 )
-from bitcrown.bounds.crown import Backward, output_seeds
-from bitcrown.bounds.intermediate import Enclosure, LayerBounder, undecided
-from bitcrown.model.execute import Network, elements
+from bitcrown.bounds.crown import Backward
+from bitcrown.bounds.intermediate import Enclosure
+from bitcrown.bounds.layout import Layout
+from bitcrown.model.execute import Network
+from bitcrown.search.neurons.halfspace import least_within
+from bitcrown.search.neurons.root_lines import LOST, PAD, NeuronLines, last_layer
 
-PAD = 1e-11
-"""More than the rounding error of any sum here, relative to its absolute terms."""
-LOST = 1e-295
-"""More than its products can lose below the smallest normal number."""
-NARROW = 1e-7
+_NARROW = 1e-7
 """Rows over inputs that vary by less cut nothing worth the work."""
-MULTIPLIERS = (0.3, 0.8, 2.0)
-"""Multiples of the natural scale (width of the neuron's line / width of the row) that are tried for
-a row."""
-ENTRIES = 4_000_000
+_ENTRIES = 4_000_000
 """Entries of one temporary in ``within_halfspace``: enough to amortise calls, small enough for the
 cache."""
 
@@ -74,114 +68,11 @@ class Region(NamedTuple):
     feasible: Tensor
 
 
-class NeuronLines:
-    """Root lines of the neurons ``index [K]`` (unstable ones): ``L``, ``U`` ``[K, n]``, ``l``,
-    ``u`` ``[K]``."""
-
-    def __init__(self, network: Network, layout: Layout, enclosure: Enclosure, memory: int) -> None:
-        low, up, index, offset = [], [], [], []
-        backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
-        bounder = LayerBounder(network, memory)
-        for node in layout.nodes:
-            if node.op != "Relu":
-                continue
-            source = node.inputs[0]
-            where = layout.neuron_at[source]
-            flat = undecided(node, *enclosure.bounds[source])
-            if not len(flat):
-                continue
-            shape, size = network.graph.nodes[source].shape, network.graph.nodes[source].size
-            step = max(1, bounder.rows_per_pass(1) // 2)
-            for begin in range(0, len(flat), step):
-                part = flat[begin : begin + step]
-                unit = torch.zeros(len(part), size, dtype=network.dtype, device=network.device)
-                unit[torch.arange(len(part), device=part.device), part] = 1
-                lines = backward.run({source: torch.cat([unit, -unit]).reshape(1, -1, *shape)})
-                reach = torch.maximum(*(enclosure_inputs(network, enclosure)))
-                error = lines.error[0] + bounder.gamma * (
-                    lines.coefficient[0].abs() @ reach + lines.constant[0].abs()
-                )
-                error = error + LOST
-                constant, count = lines.constant[0] - error, len(part)
-                coefficient, constant = _without_unbounded(lines.coefficient[0], constant)
-                low.append(coefficient[:count])
-                up.append(-coefficient[count:])
-                offset.append(torch.stack([constant[:count], -constant[count:]]))
-                index.append(part + where.start)
-        n = network.graph.n_inputs
-        empty = torch.zeros(0, n, dtype=network.dtype, device=network.device)
-        self.L, self.U = torch.cat([empty, *low]), torch.cat([empty, *up])
-        both = torch.cat([empty.new_zeros(2, 0), *offset], dim=1)
-        self.l, self.u = both[0], both[1]
-        self.index = torch.cat([torch.zeros(0, dtype=torch.int64, device=network.device), *index])
-
-
-def _without_unbounded(coefficient: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower lines that are not finite say nothing: coefficient 0, constant ``-inf``."""
-    is_known = torch.isfinite(coefficient).all(dim=1) & torch.isfinite(constant)
-    return torch.where(is_known.unsqueeze(1), coefficient, 0.0), torch.where(
-        is_known, constant, -torch.inf
-    )
-
-
-def enclosure_inputs(network: Network, enclosure: Enclosure) -> tuple[Tensor, Tensor]:
-    """Largest absolute value of each flat input at its two ends: two ``[n]``."""
-    low = torch.cat([enclosure.bounds[name][0].reshape(-1) for name in network.graph.inputs])
-    up = torch.cat([enclosure.bounds[name][1].reshape(-1) for name in network.graph.inputs])
-    return low.abs(), up.abs()
-
-
 def _extreme(a: Tensor, x_lower: Tensor, x_upper: Tensor) -> Tensor:
     """Least value ``[B, K]`` of ``a [K, n]`` over the boxes, rounded down."""
     least = x_lower @ a.clamp(min=0).T + x_upper @ a.clamp(max=0).T
     size = torch.maximum(x_lower.abs(), x_upper.abs()) @ a.abs().T
     return least - (PAD * size + LOST)
-
-
-def _least_within(
-    row: Tensor, offset: Tensor, a: Tensor, least: Tensor, x_lower: Tensor, x_upper: Tensor
-) -> Tensor:
-    """Least values ``[B, K]`` of ``row [B, K, n] x + offset [B, K]`` where ``a x + c <= 0``,
-    rounded down.
-
-    ``c`` is recovered from ``least [B]``, the least value of ``a x + c``. The large products run in
-    float32, whose rounding error (every sum has ``n`` terms and a few factors) is taken off, and
-    whatever its products and the float32 forms of its factors may lose below its smallest normal
-    number. For that ``a x + c`` is first divided by its largest coefficient, which changes no
-    halfspace. NaN-free: ``-inf`` says nothing.
-    """
-    inverse = reciprocals(a.abs().amax(dim=1, keepdim=True))[0]
-    a, least = a * inverse, least * inverse.squeeze(1)
-    middle, radius = (x_lower + x_upper) / 2, (x_upper - x_lower) / 2
-    size = torch.maximum(x_lower.abs(), x_upper.abs())
-    reach, swing, centre = (a.abs() * size).sum(1), (a.abs() * radius).sum(1), (a * middle).sum(1)
-    constant = least - (centre - swing) - (PAD * (reach + least.abs()) + LOST)
-    slope = (centre + constant).unsqueeze(1)
-    short = [
-        part.float()
-        for part in (row, offset, a, middle, radius, size, swing, slope, reach + constant.abs())
-    ]
-    row, offset, a, middle, radius, size, swing, slope, sway = short
-    single = torch.finfo(torch.float32)
-    pad = (a.shape[1] + 16) * single.eps
-    shifted = row.abs()
-    # A factor that falls below ``single.tiny`` is off by at most that; the other one is a size, or
-    # a coefficient.
-    lost = (a.shape[1] + 16) * single.tiny * (1 + size.amax(dim=1, keepdim=True))
-    sway = sway + lost.squeeze(1) / single.eps
-    width = torch.matmul(shifted, radius.unsqueeze(2)).squeeze(2)
-    error = pad * (torch.matmul(shifted, size.unsqueeze(2)).squeeze(2) + offset.abs())
-    error = error + lost * (1 + shifted.amax(dim=2))
-    fixed = torch.matmul(row, middle.unsqueeze(2)).squeeze(2) + offset - error
-    scale = ratio(width, swing.unsqueeze(1))
-    best = torch.full_like(offset, -torch.inf)
-    for multiple in MULTIPLIERS:
-        t = multiple * scale
-        torch.addcmul(row, t.unsqueeze(2), a.unsqueeze(1), out=shifted).abs_()
-        spread = torch.matmul(shifted, radius.unsqueeze(2)).squeeze(2)
-        value = fixed + t * slope - spread - pad * (t * sway.unsqueeze(1))
-        best = torch.maximum(best, known(value, -torch.inf))
-    return best.to(least.dtype)
 
 
 class Clipper:
@@ -232,23 +123,24 @@ class Clipper:
         lines = self.lines
         feasible = torch.ones(len(case), dtype=torch.bool, device=case.device)
         for _ in range(rounds):
+            # Box -> neurons: each lies between its lines on the box as it is now.
             low, up = self.tighten(case, x_lower, x_upper, low, up)
             low, up, is_empty = crossed(low, up)
             feasible &= ~is_empty
             k_low, k_up = low[:, lines.index], up[:, lines.index]
-            if (
-                self.rhs.shape[1] == 1
-            ):  # the line of a single row holds all that these cuts would find
+            if self.rhs.shape[1] == 1:  # a single row's line holds all that these cuts would find
                 continue
+            # Neurons -> box: L x + l <= a <= k_up, and -U x - u <= -a <= -k_low.
             x_lower, x_upper = self._cut(
                 x_lower, x_upper, lines.L, self.inverse_L, k_up - lines.l + self.slack
             )
             x_lower, x_upper = self._cut(
                 x_lower, x_upper, -lines.U, self.inverse_U, lines.u - k_low + self.slack
             )
+            # Rows -> box, or nothing is left of the domain.
             if self.active is not None:
-                x_lower, x_upper, excluded = self._cut_by_rows(case, x_lower, x_upper, low, up)
-                feasible &= ~excluded
+                x_lower, x_upper, is_out = self._cut_by_rows(case, x_lower, x_upper, low, up)
+                feasible &= ~is_out
             x_lower, x_upper, is_empty = crossed(x_lower, x_upper)
             feasible &= ~is_empty
         return Region(x_lower, x_upper, low, up, feasible)
@@ -268,6 +160,7 @@ class Clipper:
         c, active_a, active_constant = (
             _of_cases(part, case) for part in (self.last_known, *self.active)
         )
+        # Rising terms take z >= floor (L x + l), falling ones z <= slope (U x + u - min(low, 0)).
         low, up = low[:, lines.index], up[:, lines.index]
         below = low.clamp(max=0)
         slope = chord_slope(low, up).unsqueeze(1)
@@ -281,6 +174,7 @@ class Clipper:
             constant = torch.where(rising == 0, 0.0, rising * lines.l).sum(2)
             constant = constant + torch.where(falling == 0, 0.0, falling * lines.u).sum(2)
         constant = constant - torch.matmul(falling, below.unsqueeze(2)).squeeze(2) + active_constant
+        # Absolute terms of everything above, PAD of which is more than its rounding error.
         weight = rising - falling
         reach = self.magnitude @ size.amax(dim=0) + self.offsets
         terms = torch.matmul(weight, (reach - below).unsqueeze(2)).squeeze(2) + _of_cases(
@@ -308,12 +202,13 @@ class Clipper:
     ) -> tuple[Tensor, Tensor]:
         """Shrink boxes by the rows ``a [K, n] x <= bound [B, K]`` that can move an end of the box
         at all."""
+        # Only pairs (domain, row) whose gap is smaller than what the row varies by cut anything.
         least = _extreme(a, x_lower, x_upper)
         size, width = a.abs(), x_upper - x_lower
         swing = width @ size.T
         reach = torch.minimum(swing, size.amax(dim=1) * width.amax(dim=1, keepdim=True))
         gap = bound - least
-        domain, row = ((gap < reach) & (swing > NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
+        domain, row = ((gap < reach) & (swing > _NARROW * size.sum(dim=1))).nonzero(as_tuple=True)
         if not len(domain):
             return x_lower, x_upper
         rooms = room(bound[domain, row], least[domain, row]).unsqueeze(1)
@@ -326,6 +221,7 @@ class Clipper:
         """Neuron bounds on the part of the boxes where ``a x + c <= 0``; ``a [B, n]``,
         ``least [B]`` is the least value of ``a x + c`` over the boxes of ``region``, rounded
         down."""
+        # Unstable neurons only, as many a domain as the one with most has.
         lines = self.lines
         unstable = is_unstable(region.low[:, lines.index], region.up[:, lines.index])
         usable = torch.isfinite(least) & ~excluded(least)
@@ -334,7 +230,7 @@ class Clipper:
         if count == 0:
             return region
         low, up = region.low.clone(), region.up.clone()
-        step = max(1, ENTRIES // (count * a.shape[1]))
+        step = max(1, _ENTRIES // (count * a.shape[1]))
         for begin in range(0, len(a), step):
             part = slice(begin, begin + step)
             chosen = unstable[part].to(torch.int8).topk(count, dim=1).indices
@@ -345,7 +241,7 @@ class Clipper:
                 (up, self.short_U, lines.u, -1.0, torch.minimum),
             )
             for bounds, row, offset, sign, better in sides:
-                found = sign * _least_within(
+                found = sign * least_within(
                     sign * row[chosen], sign * offset[chosen], a[part], least[part], *box
                 )
                 found = torch.where(usable[part].unsqueeze(1), found, -sign * torch.inf)
@@ -368,6 +264,7 @@ class Clipper:
             _of_cases(part, case) for part in (self.last, self.rest, self.scale, self.rhs)
         )
         inverse = _of_cases(self.inverse_last, case)
+        # Every other term at its least: c_j z_j <= rhs - rest - least + c_j zlow_j, for c_j > 0.
         z_low, z_up = low.clamp(min=0).unsqueeze(1), up.clamp(min=0).unsqueeze(1)
         least = (
             torch.matmul(c.clamp(min=0), z_low.mT) + torch.matmul(c.clamp(max=0), z_up.mT)
@@ -382,30 +279,6 @@ class Clipper:
 def _of_cases(values: Tensor, case: Tensor) -> Tensor:
     """Rows of ``values [P, ...]``; where there is but one case, the one row for all to share."""
     return values if len(values) == 1 else values[case]
-
-
-def last_layer(network: Network, rows: Tensor) -> tuple[Tensor, Tensor, str] | None:
-    """Rows ``[P, S, m]`` as affine functions of one ReLU layer:
-    ``(c [P, S, size], rest [P, S], ReLU node)``.
-
-    None where the outputs also depend on something else.
-    """
-    pending = dict(output_seeds(network, rows))
-    constant = rows.new_zeros(rows.shape[:2])
-    for node in reversed(list(network.graph.nodes.values())):
-        if len(pending) == 1 and node.name in pending and node.op == "Relu":
-            return elements(pending[node.name], 2), constant, node.name
-        a = pending.pop(node.name, None)
-        if a is None:
-            continue
-        if node.name in network.graph.inputs or not network.rows[node.name].is_affine:
-            return None
-        constant = constant + elements(a, 2) @ network.offset(node).flatten()
-        parts = network.adjoint(node, a.flatten(0, 1)) if node.inputs else []
-        for source, part in zip(node.inputs, parts, strict=True):
-            part = part.reshape(*rows.shape[:2], *part.shape[1:])
-            pending[source] = pending[source] + part if source in pending else part
-    return None
 
 
 def clipper_of(

@@ -1,7 +1,7 @@
 """Open subproblems of the neuron split, as rows of tensors, and the stack they wait on.
 
-Legend: ``B`` domains, ``S`` rows per domain, ``N`` neurons (operands of ReLU), ``K`` branching
-candidates.
+Legend: ``B`` domains, ``S`` rows per domain, ``N`` neurons (operands of ReLU), ``K`` cuts, ``C``
+branching candidates, ``n`` inputs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Domains:
-    """``case [B]`` which case, ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``split [B, N]`` int8 in
-    {-1, 0, 1}, ``value [B]`` best lower bound so far (over rows), ``candidates [B, K]`` neurons
-    worth splitting (-1: none), ``x_lower``/``x_upper`` the domain's own box ``[B, n]``, or
-    ``[B, 0]`` where domains keep the root's; ``low``/``up`` the domain's own neuron bounds
-    ``[B, N]`` (float64), or ``[B, 0]`` likewise; ``mix [B, S]`` how a domain's rows are mixed into
-    the one that is bounded."""
+    """Everything that a domain knows beyond the root.
+
+    * ``case [B]``: which case; ``split [B, N]`` int8 in {-1, 0, 1}: the signs imposed;
+    * ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``mix [B, S]``, ``mu [B, K]``: multipliers found
+      so far (see ``bounds.multipliers``);
+    * ``value [B]``: the best lower bound so far, over rows;
+    * ``candidates [B, C]``: neurons worth splitting, -1 where there are no more;
+    * ``x_lower``/``x_upper [B, n]``: the domain's own box, and ``low``/``up [B, N]`` its own neuron
+      bounds (float64); ``[B, 0]`` where domains keep the root's.
+    """
 
     case: Tensor
     alpha: Tensor
@@ -32,6 +36,7 @@ class Domains:
     low: Tensor
     up: Tensor
     mix: Tensor
+    mu: Tensor
 
     def __len__(self) -> int:
         return int(self.case.shape[0])
@@ -56,55 +61,17 @@ class Domains:
             candidates=position[self.candidates],  # the entry at -1 stays -1
         )
 
-
-@dataclass
-class Outcome:
-    """``proved``: every case excluded. ``stuck``: domains with nothing left to split. ``open`` what
-    is left."""
-
-    proved: bool
-    rounds: int
-    domains: int
-    stuck: int
-    open: int
-    worst: float
-    witness: object | None = None
-    reason: str = ""
+    def children(self, neuron: Tensor) -> Domains:
+        """``[2 B]``: each domain with its neuron ``[B]`` negative, then each with it positive; all
+        else is the parent's."""
+        both = stacked_domains([self, self])
+        sign = torch.ones(len(both), dtype=torch.int8, device=neuron.device)
+        sign[: len(self)] = -1
+        split = both.split.scatter(1, neuron.repeat(2).unsqueeze(1), sign.unsqueeze(1))
+        return replace(both, split=split)
 
 
-def whole_cases(
-    case: Tensor,
-    alpha: Tensor,
-    value: Tensor,
-    mix: Tensor,
-    n_neurons: int,
-    n_candidates: int,
-    box: tuple[Tensor, Tensor] | None,
-) -> Domains:
-    """Domains without splits: ``alpha [1, N_alpha]`` for all; ``box`` (two ``[1, n]``) where
-    domains keep their own."""
-    count, device, dtype = len(case), value.device, value.dtype
-    flat = torch.zeros(count, n_neurons, dtype=dtype, device=device)
-    x_lower = x_upper = nothing = flat.new_zeros(count, 0, dtype=torch.float64)
-    if box is not None:
-        x_lower, x_upper = box[0].expand(count, -1), box[1].expand(count, -1)
-        nothing = x_lower.new_full((count, n_neurons), torch.inf)
-    return Domains(
-        case,
-        alpha[:, None, :].expand(count, 1, -1).clone(),
-        flat,
-        flat.to(torch.int8),
-        value,
-        torch.full((count, n_candidates), -1, device=device),
-        x_lower,
-        x_upper,
-        -nothing,
-        nothing,
-        mix,
-    )
-
-
-def concatenate(parts: list[Domains]) -> Domains:
+def stacked_domains(parts: list[Domains]) -> Domains:
     if len(parts) == 1:
         return parts[0]
     return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
@@ -139,4 +106,4 @@ class DomainStack:
                 chunk = chunk.select(index[:missing])
             parts.append(chunk)
             missing -= len(chunk)
-        return concatenate(parts)
+        return stacked_domains(parts)

@@ -16,22 +16,22 @@ Legend: ``N`` neurons, ``S`` rows, ``n`` inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.alpha_beta import Layout
 from bitcrown.bounds.claims import is_active, is_unstable
 from bitcrown.bounds.crown import Backward
+from bitcrown.bounds.layout import Layout
 from bitcrown.budget import Budget
 from bitcrown.errors import ResourceError
 from bitcrown.model.execute import Network
 from bitcrown.search.neurons.domains import Domains
 
-PROGRAMS = 16
+_PROGRAMS = 16
 """Programs solved per batch of domains: a program costs a millisecond, propagation of a domain a
 fraction of that."""
 
@@ -116,11 +116,16 @@ class LeafSolver:
 
     def assign(
         self, domains: Domains, low: np.ndarray, up: np.ndarray, budget: Budget
-    ) -> list[np.ndarray]:
-        """Solve all ``domains``, set their parameters and branching neuron; points where a
-        violation is possible."""
+    ) -> tuple[Domains, list[np.ndarray]]:
+        """``domains`` with multipliers and branching neuron as the programs say, and points where a
+        violation is possible. ``low``/``up [B or 1, N]`` are the neuron bounds.
+
+        Domains beyond ``_PROGRAMS``, or left when time is up, stay as they are.
+        """
         points = []
-        for i in range(min(len(domains), PROGRAMS)):
+        alpha, beta, mix = (part.clone() for part in (domains.alpha, domains.beta, domains.mix))
+        candidates = domains.candidates.clone()
+        for i in range(min(len(domains), _PROGRAMS)):
             if budget.is_expired():
                 break
             box = domains.x_lower[i].cpu().numpy(), domains.x_upper[i].cpu().numpy()
@@ -130,14 +135,15 @@ class LeafSolver:
             )
             if found is None:
                 continue
-            domains.alpha[i, 0] = torch.from_numpy(found.alpha)
-            domains.beta[i] = torch.from_numpy(found.beta)
-            domains.mix[i] = torch.from_numpy(found.mix)
-            domains.candidates[i] = -1
-            domains.candidates[i, 0] = found.neuron
+            alpha[i, 0] = torch.from_numpy(found.alpha)
+            beta[i] = torch.from_numpy(found.beta)
+            mix[i] = torch.from_numpy(found.mix)
+            candidates[i] = -1
+            candidates[i, 0] = found.neuron
             if found.optimum <= 1e-6:
                 points.append(found.x)
-        return points
+        found_all = replace(domains, alpha=alpha, beta=beta, mix=mix, candidates=candidates)
+        return found_all, points
 
     def solve(
         self,
@@ -176,15 +182,18 @@ class LeafSolver:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """``matrix (x, z, s) <= upper``, the unstable and the split neurons, and which rows are
         used."""
+        # Stable neurons are no variables: active ones are W x + b, inactive ones 0.
         net = self.net
         unstable = np.nonzero(is_unstable(torch.from_numpy(low), torch.from_numpy(up)).numpy())[0]
         active = np.nonzero(is_active(torch.from_numpy(low)).numpy())[0]
         k = len(unstable)
         c = net.c[case]
         used = np.isfinite(net.limit[case])
+        # c z + d x <= limit + s
         rows_x = net.d[case] + c[:, active] @ net.W[active]
         rows = np.concatenate([rows_x, c[:, unstable], -np.ones((len(c), 1))], axis=1)[used]
         rows_up = (net.limit[case] - c[:, active] @ net.b[active])[used]
+        # -sign (W x + b) <= s
         decided = np.nonzero(split)[0]
         sign = split[decided].astype(np.float64)[:, None]
         splits = np.concatenate(

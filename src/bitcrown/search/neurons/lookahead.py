@@ -14,6 +14,9 @@ where "short" means that little is left to vary (Jeroslow and Wang, 1990). Legen
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -22,11 +25,16 @@ from bitcrown.search.neurons.branching import best_candidates
 from bitcrown.search.neurons.clip import Clipper
 from bitcrown.search.neurons.domains import Domains
 
-WIDTH = 48
-ROUNDS = 4
-ROWS = 4096
+if TYPE_CHECKING:
+    from bitcrown.search.neurons.bounder import DomainBounder
+
+_WIDTH = 48
+"""Candidates judged for a domain."""
+_ROUNDS = 4
+"""Rounds of propagation in each of their children."""
+_CHILDREN = 4096
 """Children that are propagated at once."""
-NEGLIGIBLE = 1e-6
+_NEGLIGIBLE = 1e-6
 """Share of a neuron's width by which it must cross zero to be worth a split (bounds are padded by
 less)."""
 
@@ -41,42 +49,41 @@ def look_ahead(
     """
     scores = _scores(clipper, domains, low, up)
     candidates = best_candidates(
-        torch.where(domains.split == 0, scores, torch.zeros_like(scores)), WIDTH
+        torch.where(domains.split == 0, scores, torch.zeros_like(scores)), _WIDTH
     )
     count, width = candidates.shape
     settled = torch.zeros(2, count, width, dtype=low.dtype, device=low.device)
-    step = max(1, ROWS // (2 * width))
+    step = max(1, _CHILDREN // (2 * width))
     for part in torch.split(torch.arange(count, device=low.device), step):
         settled[:, part] = _settled(
             clipper, domains.select(part), low[part], up[part], candidates[part]
         )
     is_empty = torch.isinf(settled)
     is_forced = is_empty[0] ^ is_empty[1]
-    quality = torch.where(
-        is_forced, 1e30, settled[0] * settled[1]
-    )  # an empty child is no split at all
-    best = torch.where(candidates != -1, quality, -torch.ones_like(quality)).argmax(
-        dim=1, keepdim=True
-    )
-    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (
-        is_forced & (candidates != -1)
-    )
+    # With one child empty the split costs nothing: no other candidate can be better.
+    quality = torch.where(is_forced, 1e30, settled[0] * settled[1])
+    is_real = candidates != -1
+    best = torch.where(is_real, quality, -torch.ones_like(quality)).argmax(dim=1, keepdim=True)
+    # Signs that are forced hold in both children, whichever neuron is split.
+    sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (is_forced & is_real)
     forced = torch.zeros_like(domains.split).scatter_add(1, candidates.clamp(min=0), sign)
     return candidates.gather(1, best).squeeze(1), domains.split + forced
 
 
 def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tensor:
     """``[B, N]``, zero for decided neurons and those that hardly cross zero."""
+    # swing [B, K]: what a line varies by over the box; shortness about 1 / swing^2.
     lines = clipper.lines
     radius = (domains.x_upper - domains.x_lower) / 2
     weight = torch.maximum(lines.L.abs(), lines.U.abs())
     swing = radius @ weight.T
     shortness = ratio(swing, swing * (swing.square() + 1e-12))
+    # An input counts by the short lines it is in, a neuron by its inputs and how far it crosses 0.
     influence = (shortness @ weight) * radius
     k_low, k_up = low[:, lines.index], up[:, lines.index]
     share = ratio(torch.minimum(-k_low, k_up), k_up - k_low)
     found = torch.where(
-        share > NEGLIGIBLE, share * ((influence @ weight.T) + 1e-9), torch.zeros_like(share)
+        share > _NEGLIGIBLE, share * ((influence @ weight.T) + 1e-9), torch.zeros_like(share)
     )
     return torch.zeros_like(low).index_copy(1, lines.index, found)
 
@@ -99,8 +106,30 @@ def _settled(
         else:
             child_up = child_up.scatter(1, neuron, child_up.gather(1, neuron).clamp(max=0))
         box = domains.x_lower[index], domains.x_upper[index]
-        region = clipper.run(domains.case[index], *box, child_low, child_up, ROUNDS)
+        region = clipper.run(domains.case[index], *box, child_low, child_up, _ROUNDS)
+        # The share of width lost, summed over the neurons that were undecided.
         kept = ratio(region.up - region.low, before)
         lost = torch.where(is_open, 1 - kept, 0.0).clamp(0, 1).sum(dim=1)
         shares.append(torch.where(region.feasible, lost, torch.full_like(lost, torch.inf)))
     return torch.stack(shares).reshape(2, count, width)
+
+
+class LookAhead:
+    """The rule as ``rules`` wants it, where several rows must hold together and propagate."""
+
+    def __init__(self, bounder: DomainBounder) -> None:
+        self.bounder = bounder
+
+    @staticmethod
+    def is_for(bounder: DomainBounder) -> bool:
+        clipper = bounder.root.clipper
+        return clipper is not None and clipper.active is not None and bounder.has_joint_rows
+
+    def branch(self, batch: Domains) -> tuple[Domains, Tensor]:
+        clipper = self.bounder.root.clipper
+        assert clipper is not None
+        neuron, split = look_ahead(clipper, batch, *self.bounder.neuron_bounds(batch))
+        return replace(batch, split=split), neuron
+
+    def learn(self, batch: Domains, children: Domains) -> None:
+        """Nothing: propagation has no choice to make."""

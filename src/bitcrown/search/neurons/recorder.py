@@ -1,10 +1,11 @@
 """What the neuron split closed, as hints for a certificate: signs, slopes and multipliers of each
 closed domain.
 
-A recorder is given to a search that is to leave a certificate. It keeps rows of numbers and judges
-nothing: the writer (``certification.neurons``) proves every leaf again, and finds its own way where
-hints do not suffice. The closed domains of a finished search cover all signs, so they determine a
-tree: some neuron is decided in all of them, and divides them into two sets of the same kind.
+A recorder is given to a search that is to leave a certificate. It keeps numbers and judges nothing:
+the writer (``certificates.neurons``) proves every leaf again, with the checker's own bounds, and
+splits further where the hints do not prove it. The closed domains of a finished search cover all
+signs, so they determine a tree: some neuron is decided in all of them, and divides them into two
+sets of the same kind.
 
 Legend: ``H`` closed domains, ``U`` neurons that a record knows, ``S`` rows of a case.
 """
@@ -18,10 +19,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitcrown.bounds.alpha_beta import Layout
+    from bitcrown.bounds.layout import Layout
     from bitcrown.search.neurons.domains import Domains
 
-MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 
 class Batch(NamedTuple):
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class Recorder:
-    """Collects ``Batch``es up to ``MAX_BYTES``; ``names`` says which ReLU of the file a neuron
+    """Collects ``Batch``es up to ``_MAX_BYTES``; ``names`` says which ReLU of the file a neuron
     belongs to."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Recorder:
     def add(self, layout: Layout, neurons: Tensor | None, domains: Domains) -> None:
         """``layout`` is that of the whole network; ``neurons [U]`` those the domains know (None:
         all)."""
-        if not len(domains) or layout.n_alphas != layout.n_neurons or self.bytes > MAX_BYTES:
+        if not len(domains) or layout.n_alphas != layout.n_neurons or self.bytes > _MAX_BYTES:
             return
         if not self.names:
             self.names = [(node.name, place) for node in layout.nodes for place in range(node.size)]

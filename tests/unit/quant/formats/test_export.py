@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from bitcrown.quant.formats.export import export_onnx, shift_form
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
+from benchmarks.qnn_robustness.integer_onnx import export_onnx, shift_form
+from bitcrown.model.file import NetworkFile
+from bitcrown.quant.formats.onnx_file import read_onnx
+from bitcrown.quant.formats.runtime import session
 from bitcrown.quant.network.entry import WholeEntry
 from bitcrown.quant.network.graph import (
     Conv,
@@ -20,21 +22,20 @@ from bitcrown.quant.network.graph import (
     IntegerNetwork,
     MaxPool,
     QuantError,
-    Staircase,
+    Stairs,
 )
-from bitcrown.quant.network.runtime import session
-from bitcrown.quant.network.thresholds import exact_rows
+from tests.exact_staircases import exact_rows
 from tests.quant_models import run
 
 
 def stairs(
     shape: tuple[int, ...], source: int, shift: int, low: int, levels: int, channels: int = 1
-) -> Staircase:
+) -> Stairs:
     offsets = [Fraction(k, 3) for k in range(channels)]
     base, rows = exact_rows(
         [Fraction(1, 2**shift)] * channels, offsets, low, low + levels, "half_up"
     )
-    return Staircase(shape, source, base, rows, rows, "shift")
+    return Stairs(shape, source, base, rows, rows, "shift")
 
 
 def network() -> IntegerNetwork:
@@ -58,7 +59,7 @@ def test_exported_network_is_the_same_function(tmp_path: Path) -> None:
     flat = IntegerNetwork(original.nodes[:4], 3, original.entry, original.exit)
     onnx.save(export_onnx(flat), path)
     x = np.random.default_rng(1).integers(0, 256, (40, 32)).astype(np.uint8)
-    assert looks_quantized(path) and (run(path, x) == flat.evaluate(x)).all()
+    assert NetworkFile(path).is_quantized and (run(path, x) == flat.evaluate(x)).all()
     onnx.save(export_onnx(original), path)
     onnx.checker.check_model(str(path))
     expected = original.evaluate(x)
@@ -73,5 +74,5 @@ def test_exported_network_is_the_same_function(tmp_path: Path) -> None:
 def test_steps_that_are_no_shift_are_refused() -> None:
     base, rows = exact_rows([Fraction(1, 10)], [Fraction(0)], 0, 5, "half_up")
     with pytest.raises(QuantError, match="not a shift"):
-        shift_form(Staircase((1,), 0, base, rows, rows, "tenths"))
+        shift_form(Stairs((1,), 0, base, rows, rows, "tenths"))
     assert shift_form(stairs((1,), 0, 5, -32, 63))[0] == 5

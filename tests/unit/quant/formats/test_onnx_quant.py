@@ -13,8 +13,9 @@ import onnx
 import pytest
 
 from bitcrown.errors import ModelError
-from bitcrown.quant.formats.onnx_file import looks_quantized, read_onnx
-from bitcrown.quant.network.agreement import check_agreement, enclosure, exit_ends
+from bitcrown.model.file import NetworkFile
+from bitcrown.quant.formats.agreement import check_agreement, exit_ends, node_enclosures
+from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import Dense, QuantError
 from tests.quant_models import INT8, UINT8, Writer, run
 
@@ -36,7 +37,7 @@ def test_real_qoperator_network_is_bit_equal() -> None:
     path = DATA / "made_mnist_conv_int8_qop.onnx"
     network = read_onnx(path)
     values = images(30)
-    assert network.is_exact() and looks_quantized(path)
+    assert network.is_exact() and NetworkFile(path).is_quantized
     q = network.evaluate(network.entry.integers(values))
     found = np.stack([exit_ends(network.exit, row, row)[0] for row in q])
     assert (found == run(path, values)).all() and len(np.unique(found.argmax(axis=1))) > 2
@@ -49,20 +50,20 @@ def test_real_qdq_network_encloses_the_runtime() -> None:
     found = run(path, values)
     assert not network.is_exact()  # its first sum is of products that float32 rounds
     for x, expected in zip(network.entry.integers(values), found, strict=True):
-        low, high = enclosure(network, x)
+        low, high = node_enclosures(network, x)
         least, greatest = exit_ends(network.exit, low[-1], high[-1])
         assert ((least <= expected) & (expected <= greatest)).all()
     kinds = [type(node).__name__ for node in network.nodes]
     assert kinds == [
         "Input",
         "Conv",
-        "Staircase",
+        "Stairs",
         "MaxPool",
         "Conv",
-        "Staircase",
+        "Stairs",
         "MaxPool",
         "Dense",
-        "Staircase",
+        "Stairs",
     ]
 
 
@@ -213,29 +214,33 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path, case: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_looks_quantized_reads_operators_only(tmp_path: Path) -> None:
+def test_operators_and_input_type_tell_a_quantized_file(tmp_path: Path) -> None:
     w = Writer([1, 3])
-    assert not looks_quantized(w.model(w.add("Relu", "x")))
-    assert looks_quantized(w.model(small(w)))
-    assert looks_quantized(Writer([1, 3], UINT8).model("x"))
-    assert looks_quantized(Writer([1, 3], INT8).model("x"))
-    (tmp_path / "bad.onnx").write_bytes(b"\xff\xff\xff")
-    for function in (looks_quantized, read_onnx):
+    for model, is_quantized in (
+        (w.model(w.add("Relu", "x")), False),
+        (w.model(small(w)), True),
+        (Writer([1, 3], UINT8).model("x"), True),
+        (Writer([1, 3], INT8).model("x"), True),
+    ):
+        file = NetworkFile(tmp_path / "given.onnx", model.SerializeToString())
+        assert file.is_quantized is is_quantized
+    bad = NetworkFile(tmp_path / "bad.onnx", b"\xff\xff\xff")
+    for function in (lambda file: file.is_quantized, read_onnx):
         with pytest.raises(ModelError):
-            function(tmp_path / "bad.onnx")
+            function(bad)
 
 
 def test_disagreement_with_the_runtime_is_an_error(tmp_path: Path) -> None:
     w = Writer([1, 3])
     path = w.save(tmp_path, small(w))
     network = read_onnx(path)
-    check_agreement(network, path, 3, 8)
+    check_agreement(network, path.read_bytes(), 3, 8)
     changed = [
         replace(node, weight=node.weight + 1) if isinstance(node, Dense) else node
         for node in network.nodes
     ]
     with pytest.raises(QuantError, match="nothing can be proved"):
-        check_agreement(replace(network, nodes=tuple(changed)), path, 3, 8)
+        check_agreement(replace(network, nodes=tuple(changed)), path.read_bytes(), 3, 8)
 
 
 def test_an_optimiser_that_changes_the_function_is_reported(tmp_path: Path) -> None:

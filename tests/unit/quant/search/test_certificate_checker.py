@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bitcrown.check.certificates.integers.checker import check, digest
+from bitcrown.check.certificates.documents import content_digest
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 
 NETWORK: dict[str, Any] = {
     "format": "bitcrown-integer-network-1",
@@ -39,14 +40,14 @@ def signed(
 ) -> dict[str, Any]:
     content = {
         "format": "bitcrown-integer-certificate-1",
-        "network": digest(NETWORK),
-        "property": digest(claim),
+        "network": content_digest(NETWORK),
+        "property": content_digest(claim),
         "trunk": [],
         "roots": list(roots),
         "parts": parts,
         **extra,
     }
-    return {**content, "digest": digest(content)}
+    return {**content, "digest": content_digest(content)}
 
 
 BELOW_ONE, ABOVE_TWO = prop(0), prop(-3, -1)
@@ -65,7 +66,7 @@ GOOD = [
 
 @pytest.mark.parametrize("claim, parts", GOOD)
 def test_true_proofs_are_accepted(claim: dict[str, Any], parts: list[Any]) -> None:
-    finding = check(NETWORK, claim, signed(claim, parts))
+    finding = check_integer_proof(NETWORK, claim, signed(claim, parts))
     assert finding.accepted, finding.message
 
 
@@ -99,20 +100,20 @@ BAD = [
 
 @pytest.mark.parametrize("parts, words", BAD)
 def test_what_does_not_follow_is_named(parts: Any, words: str) -> None:
-    finding = check(NETWORK, BELOW_ONE, signed(BELOW_ONE, parts))
+    finding = check_integer_proof(NETWORK, BELOW_ONE, signed(BELOW_ONE, parts))
     assert not finding.accepted and words in finding.message
 
 
 def test_false_claim_is_rejected_by_enumeration_and_names_the_input() -> None:
     claim = prop(1)
-    finding = check(NETWORK, claim, signed(claim, [[["enumerate"]]]))
+    finding = check_integer_proof(NETWORK, claim, signed(claim, [[["enumerate"]]]))
     assert not finding.accepted and "input [0, 0]" in finding.message
 
 
 def test_every_case_needs_its_part() -> None:
     claim = {**BELOW_ONE, "cases": BELOW_ONE["cases"] * 2}
-    assert not check(NETWORK, claim, signed(claim, [[["prove", [1], []]]])).accepted
-    assert check(
+    assert not check_integer_proof(NETWORK, claim, signed(claim, [[["prove", [1], []]]])).accepted
+    assert check_integer_proof(
         NETWORK, claim, signed(claim, [[["prove", [1], []]], [["prove", [2], []]]], (0, 1))
     ).accepted
 
@@ -121,10 +122,10 @@ def test_another_network_property_or_number_is_rejected() -> None:
     certificate = signed(BELOW_ONE, [[["prove", [1], []]]])
     other = copy.deepcopy(NETWORK)
     other["nodes"][1]["bias"] = [4]
-    assert "another network" in check(other, BELOW_ONE, certificate).message
-    assert "another property" in check(NETWORK, prop(-1), certificate).message
+    assert "another network" in check_integer_proof(other, BELOW_ONE, certificate).message
+    assert "another property" in check_integer_proof(NETWORK, prop(-1), certificate).message
     changed = {**certificate, "parts": [[["prove", [2], []]]]}
-    assert "digest" in check(NETWORK, BELOW_ONE, changed).message
+    assert "digest" in check_integer_proof(NETWORK, BELOW_ONE, changed).message
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_another_network_property_or_number_is_rejected() -> None:
 )
 def test_bounds_need_a_sign_and_a_weight(bad: list[Any]) -> None:
     certificate = signed(BELOW_ONE, [[["prove", [1], []]]], trunk=bad[0])
-    assert "bad sign or weight" in check(NETWORK, BELOW_ONE, certificate).message
+    assert "bad sign or weight" in check_integer_proof(NETWORK, BELOW_ONE, certificate).message
 
 
 def test_networks_with_other_things_than_integers_are_rejected() -> None:
@@ -144,8 +145,8 @@ def test_networks_with_other_things_than_integers_are_rejected() -> None:
     ):
         broken = copy.deepcopy(NETWORK)
         broken["nodes"][1][place] = value
-        certificate = signed(BELOW_ONE, [[["prove", [1], []]]], network=digest(broken))
-        assert check(broken, BELOW_ONE, certificate).accepted == (value == [[2]])
+        certificate = signed(BELOW_ONE, [[["prove", [1], []]]], network=content_digest(broken))
+        assert check_integer_proof(broken, BELOW_ONE, certificate).accepted == (value == [[2]])
 
 
 def test_deep_nesting_and_missing_fields_are_findings() -> None:
@@ -153,8 +154,8 @@ def test_deep_nesting_and_missing_fields_are_findings() -> None:
     for _ in range(100_000):
         nested = [nested]
     for certificate in ({}, {"format": "bitcrown-integer-certificate-1"}, [], None):
-        assert not check(NETWORK, BELOW_ONE, certificate).accepted
-    assert not check(
+        assert not check_integer_proof(NETWORK, BELOW_ONE, certificate).accepted
+    assert not check_integer_proof(
         NETWORK,
         BELOW_ONE,
         {"format": "bitcrown-integer-certificate-1", "digest": "", "parts": nested},
@@ -170,8 +171,8 @@ def test_thresholds_may_cross_where_no_accumulator_lies() -> None:
     for low, bound, holds in ((1, 0, False), (1, 1, True), (2, 1, False)):
         claim = {"low": [low, 0], "high": [2, 2], "cases": [[{"terms": [[0, 1]], "bound": bound}]]}
         for closing in (["enumerate"], ["prove", [1], []]):
-            certificate = signed(claim, [[closing]], network=digest(network))
-            assert check(network, claim, certificate).accepted is not holds
+            certificate = signed(claim, [[closing]], network=content_digest(network))
+            assert check_integer_proof(network, claim, certificate).accepted is not holds
 
 
 def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
@@ -182,7 +183,9 @@ def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
     network["nodes"][2] |= {"shape": [2], "early": [[10, 20]], "late": [[1, 10]]}
     claim = {"low": [0, 0], "high": [2, 2], "cases": [[{"terms": [[0, 1]], "bound": 2}]]}
     parts = [[["split", 0, 0, 1, 1, 2]], [["propagate"], ["empty"]], [["propagate"], ["empty"]]]
-    finding = check(network, claim, signed(claim, parts, network=digest(network)))
+    finding = check_integer_proof(
+        network, claim, signed(claim, parts, network=content_digest(network))
+    )
     assert "at the accumulator 10" in finding.message
     network["nodes"][1] = {
         "op": "dense",
@@ -192,7 +195,9 @@ def test_thresholds_may_not_cross_where_an_accumulator_lies() -> None:
         "bias": [0, 0],
     }
     network["nodes"][2]["late"] = [[1, 11]]
-    assert not check(network, claim, signed(claim, parts, network=digest(network))).accepted
+    assert not check_integer_proof(
+        network, claim, signed(claim, parts, network=content_digest(network))
+    ).accepted
 
 
 REAL = {
@@ -219,7 +224,7 @@ def test_inputs_are_judged_by_the_real_case_which_implies_the_integer_one(
     claim = {"low": [0, 0], "high": [0, 9], "cases": [[{"terms": [[0, 1]], "bound": bound}]]}
     claim["real"] = copy.deepcopy(REAL)
     claim["real"]["cases"][0][0] |= {"bound": real, "strict": strict}  # type: ignore[call-overload, index]
-    finding = check(NETWORK, claim, signed(claim, [[["enumerate"]]]))
+    finding = check_integer_proof(NETWORK, claim, signed(claim, [[["enumerate"]]]))
     assert words in finding.message
 
 
@@ -242,4 +247,4 @@ def test_real_values_have_to_cover_the_outputs_and_rise(change: dict[str, Any]) 
         "real": copy.deepcopy(REAL),
     }
     claim["real"]["outputs"][0] |= change  # type: ignore[call-overload]
-    assert not check(NETWORK, claim, signed(claim, [[["enumerate"]]])).accepted
+    assert not check_integer_proof(NETWORK, claim, signed(claim, [[["enumerate"]]])).accepted

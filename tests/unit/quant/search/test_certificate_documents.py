@@ -12,14 +12,14 @@ import pytest
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
-from bitcrown.certificates.files import check_files, forms_of
+from bitcrown.certificates.files import check_certificate, forms_of
+from bitcrown.check.certificates.documents import NotJson, Reject, parsed
 from bitcrown.check.certificates.integers.fixed_point_file import canonical_form
-from bitcrown.check.certificates.strict_json import Malformed, NotJson, parsed
 from bitcrown.errors import ModelError
 from bitcrown.quant.formats.fixed_point import read_h5
 from bitcrown.quant.proof.writer import certificate_form, network_form
 from bitcrown.quant.query import split_by_box
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.search.quantized import covering
 from bitcrown.verdict import Status
 from tests.unit.quant.formats.test_fixed_point import write
@@ -48,7 +48,7 @@ def test_objects_lists_strings_and_integers_are_taken(content: Any) -> None:
 
 @pytest.mark.parametrize("text, words", BAD)
 def test_everything_else_is_named(text: str, words: str) -> None:
-    with pytest.raises(Malformed, match=words):
+    with pytest.raises(Reject, match=words):
         parsed(text)
 
 
@@ -105,17 +105,17 @@ def test_certificates_of_fixed_point_files(tmp_path: Path) -> None:
     ask("<")
     problem = load(model, vnnlib)
     (query,) = split_by_box(covering(problem, ["float32"] * problem.n_inputs), network)
-    decision = decide(query, Budget.of_seconds(60), 0, True)
+    decision = decide_query(query, Budget.of_seconds(60), 0, True)
     assert decision.status is Status.UNSAT and decision.proof is not None
     for with_forms in (True, False):
         certificate = certificate_form(query, decision.proof, decision.roots, with_forms=with_forms)
         proof.write_text(json.dumps(certificate))
-        assert check_files(model, vnnlib, proof).accepted
+        assert check_certificate(model, vnnlib, proof).accepted
     proof.write_text(
         json.dumps(certificate_form(query, decision.proof, decision.roots, with_forms=True))
     )
     other = perceptron(1, tmp_path / "other.h5", 0.25)
     assert forms_of(other, vnnlib)[0] != forms_of(model, vnnlib)[0]
-    assert "another network" in check_files(other, vnnlib, proof).message
+    assert "another network" in check_certificate(other, vnnlib, proof).message
     ask("<=")
-    assert "implies no case" in check_files(model, vnnlib, proof).message
+    assert "implies no case" in check_certificate(model, vnnlib, proof).message

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitcrown.quant.bounds.intervals import StairTable
-from bitcrown.quant.bounds.slope_ascent import corners
+from bitcrown.quant.bounds.relaxation import corners
 from bitcrown.quant.bounds.staircase_dual import (
     pool_minimum,
     reduced_input,
@@ -17,7 +17,7 @@ from bitcrown.quant.bounds.staircase_dual import (
     stair_costs,
     stair_minimum,
 )
-from bitcrown.quant.network.graph import WIDTH_LIMIT, Conv, Gather, Sum, forward
+from bitcrown.quant.network.graph import WIDTH_LIMIT, Conv, Gather, WeightedSum, forward
 from bitcrown.quant.network.linear_steps import LinearStep, Overflow, exact_product
 from tests.tiny_integer_networks import random_staircase
 
@@ -43,7 +43,7 @@ def linear_steps(rng: np.random.Generator) -> list[tuple[LinearStep, list[int]]]
         2,
         pad_value=3,
     )
-    total = Sum((6,), (0, 1), (3, -2), rng.integers(-5, 6, size=6))
+    total = WeightedSum((6,), (0, 1), (3, -2), rng.integers(-5, 6, size=6))
     gather = Gather((7,), (0, 1), rng.integers(0, 12, size=7))
     return [
         (LinearStep(conv, [40]), [40]),

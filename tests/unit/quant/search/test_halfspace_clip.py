@@ -12,7 +12,8 @@ from bitcrown.quant.bounds.case_objective import CaseObjective
 from bitcrown.quant.bounds.exact import exact_bound
 from bitcrown.quant.bounds.halfspace_clip import HalfspaceClipper
 from bitcrown.quant.bounds.intervals import Program
-from bitcrown.quant.bounds.slope_ascent import Relaxation, ascend
+from bitcrown.quant.bounds.relaxation import StaircaseRelaxation
+from bitcrown.quant.bounds.slope_ascent import ascend_slopes
 from bitcrown.quant.network.graph import Ints
 from bitcrown.quant.query import IntegerQuery, robustness_query
 from tests.tiny_integer_networks import box_points, random_chain
@@ -32,11 +33,12 @@ def clips_of(query: IntegerQuery, case: int, steps: int):
     program = Program(query.network)
     clipper = HalfspaceClipper.of(program)
     bounds = program.root(query.low, query.high)
-    cases = CaseObjective(program, query)
-    cases.root_bounds = bounds
+    cases = CaseObjective(program, query, bounds)
     objective, pinned = cases.on([case], bounds)
-    state = ascend(Relaxation(program, bounds, objective, pinned), None, None, steps, 1.0)
-    dual, _, _ = exact_bound(program, bounds, objective, state, np.array([0]), 12)
+    state = ascend_slopes(
+        StaircaseRelaxation(program, bounds, objective, pinned), None, None, steps, 1.0
+    )
+    dual = exact_bound(program, bounds, objective, state, np.array([0]), 12).dual
     return None if clipper is None or dual is None else clipper.clip(bounds, dual), clipper, bounds
 
 

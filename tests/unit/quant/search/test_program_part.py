@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from bitcrown.budget import Budget
-from bitcrown.check.certificates.integers.checker import check
-from bitcrown.quant.bounds import exact as exact_bound
+from bitcrown.check.certificates.integers.checker import check_integer_proof
 from bitcrown.quant.bounds.intervals import Program
-from bitcrown.quant.bounds.program_part import Part, by_position
 from bitcrown.quant.bounds.staircase_dual import dual_value
-from bitcrown.quant.network.graph import Conv, Input, IntegerNetwork, MaxPool, Staircase, Sum
-from bitcrown.quant.proof.tree import Proof, sparse
+from bitcrown.quant.bounds.subprogram import SubProgram, by_position
+from bitcrown.quant.network.graph import Conv, Input, IntegerNetwork, MaxPool, Stairs, WeightedSum
+from bitcrown.quant.proof.tree import ProofTree, sparse
 from bitcrown.quant.proof.writer import certificate_form, network_form, property_form
 from bitcrown.quant.search import decide as decide_module
-from bitcrown.quant.search.decide import decide
+from bitcrown.quant.search.argument_bounds import argument_bounds
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Status
 from tests.tiny_integer_networks import (
     finished,
@@ -30,9 +30,9 @@ from tests.tiny_integer_networks import (
 
 def fine_staircase(
     rng: np.random.Generator, shape: tuple[int, ...], source: int, exact: bool
-) -> Staircase:
+) -> Stairs:
     late = np.arange(-12, 13, 2)[None] + rng.integers(-2, 3, size=(shape[0], 1))
-    return Staircase(
+    return Stairs(
         shape, source, rng.integers(-2, 3, size=shape[0]), late - (0 if exact else 1), late
     )
 
@@ -64,7 +64,7 @@ def random_planes(rng: np.random.Generator, exact: bool = True) -> IntegerNetwor
         2,
         pad_value=1,
     )
-    twice = Sum((4, 3, 3), (5, 4, 5), (2, 1, -3), np.arange(36))
+    twice = WeightedSum((4, 3, 3), (5, 4, 5), (2, 1, -3), np.arange(36))
     last = random_dense(rng, 6, 36, 3)
     return finished(
         [start, first, steps, pool, second, fine_staircase(rng, (4, 3, 3), 4, exact), twice, last]
@@ -90,9 +90,9 @@ def test_bounds_in_a_part_equal_those_in_the_whole(make, seed: int) -> None:
         for group in by_position(
             network.nodes[node].shape, np.flatnonzero(rng.random(program.sizes[node]) < 0.7)
         ):
-            kept = Part.seen(program, bounds, node, group)
+            kept = SubProgram.seen(program, bounds, node, group)
             assert kept is not None
-            part = Part(program, bounds, kept)
+            part = SubProgram(program, bounds, kept)
             slopes = {n: rng.integers(-6, 7, size=(1, part.sizes[n])) for n in part.stairs}
             slopes |= {
                 n: rng.integers(-6, 7, size=(1, *i.shape)) * (i >= 0)
@@ -126,8 +126,8 @@ def test_parts_keep_only_what_varies_and_is_seen() -> None:
     below = program.root(low, np.where(np.arange(42) < 21, 1, high))
     for group in groups:
         whole, cut = (
-            Part.seen(program, everywhere, node, group),
-            Part.seen(program, below, node, group),
+            SubProgram.seen(program, everywhere, node, group),
+            SubProgram.seen(program, below, node, group),
         )
         assert whole is not None and cut is not None
         assert len(whole[node]) == len(cut[node]) == 4
@@ -142,16 +142,18 @@ def test_decisions_with_argument_bounds_are_right_and_their_proofs_accepted(
     make, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        decide_module, "QUICK_ROUNDS", 0
+        decide_module, "_QUICK_ROUNDS", 0
     )  # bounds on every accumulator, however easy the query
     rng = np.random.default_rng(7300 + seed)
     query = random_query(rng, make(rng))
-    found = decide(query, Budget.of_cpu_seconds(60.0), want_certificate=True)
+    found = decide_query(query, Budget.of_cpu_seconds(60.0), want_certificate=True)
     assert (found.status is Status.SAT) == is_satisfiable(query)
     if found.status is Status.UNSAT:
         assert found.proof is not None
         certificate = certificate_form(query, found.proof, found.roots)
-        finding = check(network_form(query.network), property_form(query), certificate)
+        finding = check_integer_proof(
+            network_form(query.network), property_form(query), certificate
+        )
         assert finding.accepted, finding
 
 
@@ -159,7 +161,7 @@ def test_decisions_with_argument_bounds_are_right_and_their_proofs_accepted(
 def test_argument_bounds_hold_and_gain_in_parts_as_in_the_whole(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitcrown.quant.bounds.program_part.MOST_ENTRIES", limit)
+    monkeypatch.setattr("bitcrown.quant.bounds.subprogram._MOST_ENTRIES", limit)
     gained = 0
     for seed in range(6):
         rng = np.random.default_rng(7500 + seed)
@@ -168,9 +170,7 @@ def test_argument_bounds_hold_and_gain_in_parts_as_in_the_whole(
         centre = rng.integers(1, 5, size=42)
         low, high = centre - (rng.random(42) < 0.25), centre + (rng.random(42) < 0.25)
         bounds = program.root(low, high)
-        gained += exact_bound.argument_bounds(
-            program, bounds, Proof(False), Budget.of_cpu_seconds(60.0)
-        )
+        gained += argument_bounds(program, bounds, ProofTree(False), Budget.of_cpu_seconds(60.0))
         points = rng.integers(low, high + 1, size=(400, 42))
         for value, lower, upper in zip(
             network.values(points), bounds.low, bounds.high, strict=True

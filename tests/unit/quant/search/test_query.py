@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bitcrown.quant.network.graph import Exit, QuantError
-from bitcrown.quant.query import LinearConstraint, from_problem, integral, robustness_query
+from bitcrown.quant.query import LinearConstraint, integral, robustness_query, split_by_box
 from bitcrown.spec.problem import Case, Constraint, Problem
 from tests.tiny_integer_networks import random_chain
 
@@ -80,7 +80,7 @@ def test_problem_constraints_are_over_the_real_outputs(seed: int) -> None:
     constraint = Constraint(
         (((size,), Fraction(2)), ((size + 1,), Fraction(-1))), Fraction(3, 7), seed % 3 == 0
     )
-    query = from_problem(problem_for(network, (constraint,)), network)
+    (query,) = split_by_box(problem_for(network, (constraint,)), network)
     assert (query.low == 0).all() and (query.high == 2).all()
     assert (query.exact_cases is None) == (seed % 2 == 0)
     for a, b in product(range(9), repeat=2):
@@ -97,4 +97,4 @@ def test_mixed_and_nonlinear_constraints_are_refused() -> None:
     size = network.nodes[0].low.size
     for terms in ((((0,), Fraction(1)), ((size,), Fraction(1))), (((size, size), Fraction(1)),)):
         with pytest.raises(QuantError, match="linear and free of inputs"):
-            from_problem(problem_for(network, (Constraint(terms, Fraction(0)),)), network)
+            split_by_box(problem_for(network, (Constraint(terms, Fraction(0)),)), network)

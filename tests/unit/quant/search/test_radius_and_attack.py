@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.qnn_robustness.maximum_radius import maximum_radius
 from bitcrown.budget import Budget
 from bitcrown.quant.attack.coordinate import LatticeAttack
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.query import robustness_query
-from bitcrown.quant.search.decide import decide
-from bitcrown.quant.search.radius import maximum_radius
+from bitcrown.quant.search.decide import decide_query
 from bitcrown.verdict import Reason, Status
 from tests.tiny_integer_networks import box_points, is_satisfiable, random_branched, random_chain
 
@@ -61,7 +61,7 @@ def test_no_time_is_a_timeout_with_its_reason() -> None:
         node = network.nodes[0]
         x = (node.low + node.high) // 2
         query = robustness_query(network, x, int(network.evaluate(x[None])[0].argmax()), 7)
-        decision = decide(query, Budget.of_seconds(-1.0))
+        decision = decide_query(query, Budget.of_seconds(-1.0))
         if decision.status is not Status.SAT:
             assert decision.status is Status.TIMEOUT and decision.reason is Reason.DEADLINE
             assert decision.proof is None and decision.witness is None

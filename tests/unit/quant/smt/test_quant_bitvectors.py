@@ -11,7 +11,7 @@ import pytest
 
 from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
-from bitcrown.quant.formats.affine_rows import Rows
+from bitcrown.quant.network.affine_rows import AffineRows
 from bitcrown.quant.network.graph import (
     Dense,
     Gather,
@@ -20,11 +20,12 @@ from bitcrown.quant.network.graph import (
     Ints,
     MaxPool,
     QuantError,
-    Staircase,
+    Stairs,
 )
-from bitcrown.quant.smt.formula import Case, Style, encode
+from bitcrown.quant.smt.formula import Style, encode
 from bitcrown.quant.smt.integer_bits import Steps, reachable_steps
-from bitcrown.quant.smt.solvers import decide
+from bitcrown.quant.smt.property_rows import DenseCase
+from bitcrown.quant.smt.solvers import decide_by_bitvectors
 from bitcrown.verdict import Status
 from tests.unit.quant.smt.tiny_networks import (
     all_points,
@@ -46,7 +47,7 @@ def two_outputs(weight: Ints, late: Ints, early: Ints | None = None) -> IntegerN
         [
             Input((2,), ints(0, 0), ints(15, 15)),
             Dense((2,), 0, weight, ints(0, 0)),
-            Staircase((2,), 1, ints(0), early[None], late[None]),
+            Stairs((2,), 1, ints(0), early[None], late[None]),
         ]
     )
 
@@ -55,7 +56,7 @@ def check_at_every_point(
     network: IntegerNetwork,
     low: Ints,
     high: Ints,
-    cases: tuple[Case, ...],
+    cases: tuple[DenseCase, ...],
     style: Style = Style.IMPROVED,
 ) -> None:
     points = all_points(low, high)
@@ -70,7 +71,7 @@ SLOW_STAIRS = np.arange(1, 8, dtype=np.int64) * 16 - 8
 @pytest.mark.parametrize("seed", range(24))
 def test_rows_over_leaves_are_the_values_of_every_node(seed: int) -> None:
     network = random_network(seed)
-    rows = Rows(network)
+    rows = AffineRows(network)
     entry = network.nodes[0]
     assert isinstance(entry, Input)
     points = np.random.default_rng(seed).integers(entry.low, entry.high + 1, (20, len(entry.low)))
@@ -193,7 +194,9 @@ def test_free_neurons_cover_every_rounding(style: Style, seed: int) -> None:
     outputs = np.array(sorted(reached))
     for bound in range(-8, 3):
         case = ((((-1, 1), bound),),)
-        answer = decide(network, ints(2, 3), ints(6, 9), case, Budget.of_cpu_seconds(60.0), style)
+        answer = decide_by_bitvectors(
+            network, ints(2, 3), ints(6, 9), case, Budget.of_cpu_seconds(60.0), style
+        )
         if violated(outputs, case).any():
             assert answer.status is Status.UNKNOWN
             assert answer.witness is None
@@ -214,10 +217,10 @@ def test_trivial_properties(style: Style) -> None:
     network = two_outputs(np.array([[3, 5], [2, -4]], dtype=np.int64), SLOW_STAIRS)
     box = ints(0, 0), ints(15, 15)
     budget = Budget.of_cpu_seconds(60.0)
-    assert decide(network, *box, (), budget, style).status is Status.UNSAT
-    everything = decide(network, *box, ((),), budget, style)
+    assert decide_by_bitvectors(network, *box, (), budget, style).status is Status.UNSAT
+    everything = decide_by_bitvectors(network, *box, ((),), budget, style)
     assert everything.status is Status.SAT
-    point = decide(network, ints(4, 9), ints(4, 9), ((((1, 0), 4),),), budget, style)
+    point = decide_by_bitvectors(network, ints(4, 9), ints(4, 9), ((((1, 0), 4),),), budget, style)
     assert point.status is Status.SAT
     assert point.witness is not None
     assert point.witness.tolist() == [4, 9]

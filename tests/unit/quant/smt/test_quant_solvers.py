@@ -17,8 +17,8 @@ from bitcrown.errors import ResourceError
 from bitcrown.quant.network.graph import IntegerNetwork, QuantError
 from bitcrown.quant.smt.formula import Style, encode
 from bitcrown.quant.smt.smtlib import smtlib_script
-from bitcrown.quant.smt.solvers import decide, installed_solvers, solve
-from bitcrown.quant.smt.terms import Formula, TermBuilder
+from bitcrown.quant.smt.solvers import decide_by_bitvectors, installed_solvers, solve
+from bitcrown.quant.smt.terms import BitvectorFormula, TermBuilder
 from bitcrown.verdict import Reason, Status
 from tests.unit.quant.smt.tiny_networks import (
     all_points,
@@ -40,7 +40,7 @@ SOLVERS = [
 SEEDS = range(16)
 
 
-def factoring(product: int, width: int) -> Formula:
+def factoring(product: int, width: int) -> BitvectorFormula:
     """Two nontrivial factors of ``product`` below 2^(width / 2): hard when both are large
     primes."""
     build = TermBuilder()
@@ -51,7 +51,7 @@ def factoring(product: int, width: int) -> Formula:
     ]
     target, made = build.constant(product, width), build.mul(*factors)
     held += [build.compare("bvule", target, made), build.compare("bvule", made, target)]
-    return Formula(tuple(build.terms), tuple(held), (), (), "improved", True)
+    return BitvectorFormula(tuple(build.terms), tuple(held), (), (), "improved", True)
 
 
 HARD = factoring(1_000_000_007 * 998_244_353, 64)
@@ -80,7 +80,7 @@ def test_a_solver_works_after_another_was_stopped(solver: str) -> None:
 def test_time_is_up_before_the_first_term() -> None:
     network, low, high, cases, _ = question(1)
     for style in Style:
-        answer = decide(network, low, high, cases, Budget.of_seconds(-1.0), style)
+        answer = decide_by_bitvectors(network, low, high, cases, Budget.of_seconds(-1.0), style)
         assert (answer.status, answer.reason) == (Status.TIMEOUT, Reason.DEADLINE)
 
 
@@ -161,7 +161,7 @@ def test_a_wrong_model_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {str(formula.terms[c.term].data) for c in formula.coordinates}
     monkeypatch.setitem(smt.BACKENDS, "boolector", lambda *_: ("sat", dict.fromkeys(names, 0)))
     with pytest.raises(RuntimeError, match="does not violate the property in integers"):
-        decide(network, low, high, cases, Budget.of_cpu_seconds(60.0))
+        decide_by_bitvectors(network, low, high, cases, Budget.of_cpu_seconds(60.0))
     full = {
         str(formula.terms[c.term].data): (1 << formula.terms[c.term].width) - 1
         for c in formula.coordinates
@@ -170,7 +170,7 @@ def test_a_wrong_model_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         smt.BACKENDS, "boolector", lambda *_: ("sat", {n: bits + 1000 for n, bits in full.items()})
     )
     with pytest.raises(RuntimeError, match="leaves the box"):
-        decide(network, low, high, cases, Budget.of_cpu_seconds(60.0))
+        decide_by_bitvectors(network, low, high, cases, Budget.of_cpu_seconds(60.0))
 
 
 def test_a_solver_that_never_asks_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,14 @@ from bitcrown.quant.network.graph import (
     Gather,
     Input,
     IntegerNetwork,
+    IntegerNode,
     Ints,
     MaxPool,
-    Node,
-    Staircase,
-    Sum,
+    Stairs,
+    WeightedSum,
 )
-from bitcrown.quant.smt.formula import Case
-from bitcrown.quant.smt.terms import Formula, Term
+from bitcrown.quant.smt.property_rows import DenseCase
+from bitcrown.quant.smt.terms import BitvectorFormula, BitvectorTerm
 
 STEP_KINDS = ("shift", "floor", "half even", "coarse jumps", "sign", "irregular")
 SHAPES = ("chain", "residual", "convolution", "affine outputs")
@@ -46,7 +46,7 @@ class IdentityEntry:
         return integers
 
 
-def as_network(nodes: Sequence[Node]) -> IntegerNetwork:
+def as_network(nodes: Sequence[IntegerNode]) -> IntegerNetwork:
     size = prod(nodes[-1].shape)
     return IntegerNetwork(
         tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.zeros(size, np.int64), ())
@@ -89,12 +89,12 @@ def staircase(
     reach: int,
     kind: str,
     per_channel: bool,
-) -> Staircase:
+) -> Stairs:
     channels = shape[0] if per_channel else 1
     made = [thresholds(random, kind, reach) for _ in range(channels)]
     longest = max(len(row) for _, row in made)
     late = np.array([row + [WIDTH_LIMIT] * (longest - len(row)) for _, row in made], dtype=np.int64)
-    return Staircase(shape, source, np.array([base for base, _ in made]), late, late, kind)
+    return Stairs(shape, source, np.array([base for base, _ in made]), late, late, kind)
 
 
 def random_network(seed: int) -> IntegerNetwork:
@@ -104,9 +104,9 @@ def random_network(seed: int) -> IntegerNetwork:
     shape = SHAPES[seed % len(SHAPES)]
     size = 3 if shape == "convolution" else int(random.integers(2, 4))
     lowest = int(random.choice([0, -8]))
-    nodes: list[Node] = [Input((size,), np.full(size, lowest), np.full(size, lowest + 15))]
+    nodes: list[IntegerNode] = [Input((size,), np.full(size, lowest), np.full(size, lowest + 15))]
 
-    def add(node: Node) -> int:
+    def add(node: IntegerNode) -> int:
         nodes.append(node)
         return len(nodes) - 1
 
@@ -142,7 +142,9 @@ def random_network(seed: int) -> IntegerNetwork:
         last = stepped(dense(last, int(random.integers(2, 5))), depth)
         if shape == "residual" and prod(nodes[before].shape) == prod(nodes[last].shape):
             bias = random.integers(-5, 6, 1)
-            last = stepped(add(Sum(nodes[last].shape, (last, before), (3, -2), bias)), depth + 1)
+            last = stepped(
+                add(WeightedSum(nodes[last].shape, (last, before), (3, -2), bias)), depth + 1
+            )
     if shape == "affine outputs":
         dense(last, 3)
     return as_network(nodes)
@@ -165,13 +167,13 @@ def random_box(random: np.random.Generator, network: IntegerNetwork) -> tuple[In
     return ends[0], ends[1]
 
 
-def random_cases(random: np.random.Generator, outputs: Ints) -> tuple[Case, ...]:
+def random_cases(random: np.random.Generator, outputs: Ints) -> tuple[DenseCase, ...]:
     """Rows whose bounds are at or just below what some output reaches, so that both verdicts are
     close.
 
     ``outputs``: [B, M], all outputs over the box.
     """
-    cases: list[Case] = []
+    cases: list[DenseCase] = []
     for _ in range(int(random.integers(1, 4))):
         rows = []
         for _ in range(int(random.integers(1, 3))):
@@ -191,7 +193,7 @@ def random_cases(random: np.random.Generator, outputs: Ints) -> tuple[Case, ...]
     return tuple(cases)
 
 
-def violated(outputs: Ints, cases: tuple[Case, ...]) -> np.ndarray:
+def violated(outputs: Ints, cases: tuple[DenseCase, ...]) -> np.ndarray:
     """[B, M] -> [B] whether some case holds."""
     out = np.zeros(len(outputs), dtype=bool)
     for case in cases:
@@ -202,7 +204,7 @@ def violated(outputs: Ints, cases: tuple[Case, ...]) -> np.ndarray:
     return out
 
 
-def formula_holds(formula: Formula, assignment: dict[str, Ints]) -> np.ndarray:
+def formula_holds(formula: BitvectorFormula, assignment: dict[str, Ints]) -> np.ndarray:
     """The conjunction of all assertions [B] for unsigned values [B] of the variables: a reader of
     terms of its own."""
     values: list[Ints] = []
@@ -217,7 +219,7 @@ def formula_holds(formula: Formula, assignment: dict[str, Ints]) -> np.ndarray:
     return held
 
 
-def formula_at(formula: Formula, points: Ints) -> np.ndarray:
+def formula_at(formula: BitvectorFormula, points: Ints) -> np.ndarray:
     """Whether the assertions hold [B] when the variables say the network inputs ``points`` [B,
     N]."""
     bits: dict[str, Ints] = {}
@@ -234,7 +236,7 @@ def _signed(value: Ints, width: int) -> Ints:
 
 
 def _term_value(
-    term: Term, args: list[Ints], widths: list[int], assignment: dict[str, Ints], size: int
+    term: BitvectorTerm, args: list[Ints], widths: list[int], assignment: dict[str, Ints], size: int
 ) -> Ints:
     operator = term.operator
     if operator == "variable":
@@ -257,7 +259,6 @@ def _term_value(
         "bvule": lambda a, b: a <= b,
         "bvslt": lambda a, b: a < b,
         "bvsle": lambda a, b: a <= b,
-        "not": lambda a: 1 - a,
         "and": lambda a, b: a & b,
         "or": lambda a, b: a | b,
     }

@@ -40,56 +40,62 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.nodes import Affine, Array, FloatNetwork, Input, Relu
+from bitcrown.check.certificates.floats.nodes import (
+    AffineMap,
+    FloatArray,
+    FloatNetwork,
+    InputNode,
+    ReluNode,
+)
 from bitcrown.errors import ModelError
 
-UNIT = 2.0**-53
-TINY = 2.0**-960
-SLACK = 1.0 + 1e-6
-LARGEST = 1e30
+UNIT_ROUNDOFF64 = 2.0**-53
+UNDERFLOW = 2.0**-960
+_SLACK = 1.0 + 1e-6
+LARGEST_VALUE = 1e30
 """Values beyond are refused; so limits of a Clip that are larger still are none."""
-CHUNK = 1 << 21
+PASS_ENTRIES = 1 << 21
 """Entries of the widest array of one backward pass."""
 
 
-class Line(NamedTuple):
+class ReluLine(NamedTuple):
     """ReLU of one node: ``lower z <= relu(z) <= upper z + offset``; arrays
     ``[1 or B, 1 or S, N]``."""
 
-    lower: Array
-    upper: Array
-    offset: Array
+    lower: FloatArray
+    upper: FloatArray
+    offset: FloatArray
 
 
-class Lines(NamedTuple):
+class RowBounds(NamedTuple):
     """``quantity >= coefficient x + constant - error``: ``[B, S, n]``, ``[B, S]``, ``[B, S]``."""
 
-    coefficient: Array
-    constant: Array
-    error: Array
+    coefficient: FloatArray
+    constant: FloatArray
+    error: FloatArray
 
 
 @dataclass(frozen=True)
-class Box:
+class BoxBatch:
     """``lower``/``upper [B, n]``."""
 
-    lower: Array
-    upper: Array
+    lower: FloatArray
+    upper: FloatArray
 
-    def centre(self) -> Array:
+    def centre(self) -> FloatArray:
         """Inside the box, whatever was rounded."""
         return np.clip(0.5 * self.lower + 0.5 * self.upper, self.lower, self.upper)
 
-    def radius(self, centre: Array) -> Array:
+    def radius(self, centre: FloatArray) -> FloatArray:
         """At least the distance from ``centre`` to either end: the greater difference, one float
         up."""
         return np.nextafter(np.maximum(self.upper - centre, centre - self.lower), np.inf)
 
-    def reach(self) -> Array:
+    def reach(self) -> FloatArray:
         return np.maximum(np.abs(self.lower), np.abs(self.upper))
 
 
-Bounds = dict[int, tuple[Array, Array]]
+OperandBounds = dict[int, tuple[FloatArray, FloatArray]]
 """Bounds ``[1 or B, N]`` of the operand of each ReLU, by the number of the ReLU."""
 
 
@@ -101,78 +107,80 @@ class Bounder:
     """
 
     def __init__(
-        self, network: FloatNetwork, root: Box, poll: Callable[[], None] = lambda: None
+        self, network: FloatNetwork, root: BoxBatch, poll: Callable[[], None] = lambda: None
     ) -> None:
         self.network, self.poll = network, poll
         longest = max(max(node.size, node.terms) for node in network.nodes)
         k = 4.0 * (longest + len(network.nodes)) + 256.0
-        self.gamma = k * UNIT / (1.0 - k * UNIT)
+        self.gamma = k * UNIT_ROUNDOFF64 / (1.0 - k * UNIT_ROUNDOFF64)
         if not self.gamma < 1e-7:
             raise ModelError("certificates: the network is too large for float64 sums")
-        self.dust = TINY
+        self.dust = UNDERFLOW
         """More than all underflows of one step amount to: below 2^50 products, each wrong by less
         than 2^-1022."""
-        self.size: list[Array] = [np.zeros(0)] * len(network.nodes)
+        self.size: list[FloatArray] = [np.zeros(0)] * len(network.nodes)
         """Upper bounds ``[N]`` of ``|z|`` on the root's box."""
-        self.reach: list[Array] = [np.zeros(0)] * len(network.nodes)
+        self.reach: list[FloatArray] = [np.zeros(0)] * len(network.nodes)
         with np.errstate(all="ignore"):
             self._measure(root)
         self.is_behind_relu = [False] * len(network.nodes)
         for number, node in enumerate(network.nodes):
-            self.is_behind_relu[number] = isinstance(node, Relu) or any(
+            self.is_behind_relu[number] = isinstance(node, ReluNode) or any(
                 self.is_behind_relu[s] for s in node.sources
             )
 
-    def _measure(self, root: Box) -> None:
+    def _measure(self, root: BoxBatch) -> None:
         """Sizes and reaches from plain intervals over the root's box."""
-        low: list[Array] = []
-        up: list[Array] = []
+        low: list[FloatArray] = []
+        up: list[FloatArray] = []
         for number, node in enumerate(self.network.nodes):
-            if isinstance(node, Input):
+            if isinstance(node, InputNode):
                 self.reach[number] = root.reach()[0]
                 low.append(root.lower)
                 up.append(root.upper)
-            elif isinstance(node, Relu):
+            elif isinstance(node, ReluNode):
                 source = node.sources[0]
-                self.reach[number] = 2.0 * self.size[source] * SLACK
+                self.reach[number] = 2.0 * self.size[source] * _SLACK
                 low.append(np.maximum(low[source], 0.0))
                 up.append(np.maximum(up[source], 0.0))
             else:
                 sizes = [self.size[source][None] for source in node.sources]
                 whole = node.forward(sizes, is_absolute=True)[0] + np.abs(node.bias)
-                self.reach[number] = whole * SLACK + TINY
+                self.reach[number] = whole * _SLACK + UNDERFLOW
                 ends = self._interval(number, node, [(low[s], up[s]) for s in node.sources])
                 low.append(ends[0])
                 up.append(ends[1])
             self.size[number] = np.maximum(np.abs(low[-1]), np.abs(up[-1]))[0]
-        self.dust = TINY * (1.0 + max(float(part.max(initial=0.0)) for part in self.size))
-        if not all((part < LARGEST).all() for part in self.reach + self.size):
+        self.dust = UNDERFLOW * (1.0 + max(float(part.max(initial=0.0)) for part in self.size))
+        if not all((part < LARGEST_VALUE).all() for part in self.reach + self.size):
             raise ModelError(
-                f"certificates: values inside the network exceed {LARGEST:g}, too much for "
+                f"certificates: values inside the network exceed {LARGEST_VALUE:g}, too much for "
                 "float64 sums"
             )
 
     def _interval(
-        self, number: int, node: Affine, ends: list[tuple[Array, Array]]
-    ) -> tuple[Array, Array]:
+        self, number: int, node: AffineMap, ends: list[tuple[FloatArray, FloatArray]]
+    ) -> tuple[FloatArray, FloatArray]:
         """``A c + b -+ (|A| r + error)``: forming either sum costs at most ``2 g reach``."""
-        boxes = [Box(low, up) for low, up in ends]
+        boxes = [BoxBatch(low, up) for low, up in ends]
         centres = [box.centre() for box in boxes]
         middle = node.forward(centres) + node.bias
         spread = node.forward(
             [box.radius(c) for box, c in zip(boxes, centres, strict=True)], is_absolute=True
         )
-        error = (8.0 * self.gamma * self.reach[number] + self.dust) * SLACK
+        error = (8.0 * self.gamma * self.reach[number] + self.dust) * _SLACK
         return middle - (spread + error), middle + (spread + error)
 
-    def intervals(self, box: Box, known: Bounds, until: int) -> tuple[Array, Array]:
+    def intervals(
+        self, box: BoxBatch, known: OperandBounds, until: int
+    ) -> tuple[FloatArray, FloatArray]:
         """Interval ``[B, N]`` of the node ``until``, from the ``known`` bounds of earlier ReLU
         operands."""
-        found: dict[int, tuple[Array, Array]] = {}
+        found: dict[int, tuple[FloatArray, FloatArray]] = {}
         for number, node in enumerate(self.network.nodes[: until + 1]):
-            if isinstance(node, Input):
+            if isinstance(node, InputNode):
                 found[number] = (box.lower, box.upper)
-            elif isinstance(node, Relu):
+            elif isinstance(node, ReluNode):
                 low, up = known[number]
                 found[number] = (np.maximum(low, 0.0), np.maximum(up, 0.0))
             else:
@@ -185,11 +193,11 @@ class Bounder:
 
     def backward(
         self,
-        seeds: Mapping[int, Array],
-        lines: Mapping[int, Line],
-        multipliers: Mapping[int, Array] | None = None,
-        record: dict[int, Array] | None = None,
-    ) -> Lines:
+        seeds: Mapping[int, FloatArray],
+        lines: Mapping[int, ReluLine],
+        multipliers: Mapping[int, FloatArray] | None = None,
+        record: dict[int, FloatArray] | None = None,
+    ) -> RowBounds:
         """Lines of ``sum <seed, z>``; ``seeds`` ``[1 or B, S, N]``, ``multipliers``:
         ``beta sigma [B, N]`` by ReLU.
 
@@ -205,7 +213,7 @@ class Bounder:
             self.poll()
             node = self.network.nodes[number]
             a = pending.pop(number, None)
-            if isinstance(node, Relu):
+            if isinstance(node, ReluNode):
                 source = node.sources[0]
                 signed = None if multipliers is None else multipliers.get(number)
                 if a is not None:
@@ -219,7 +227,7 @@ class Bounder:
                     error = error + self._cost(signed[:, None, :], self.size[source])
                     _add(pending, source, -signed[:, None, :])
             elif a is not None:
-                assert not isinstance(node, Input)
+                assert not isinstance(node, InputNode)
                 error = error + self._cost(a, self.reach[number])
                 if node.bias.any():
                     constant = constant + a @ node.bias
@@ -233,13 +241,13 @@ class Bounder:
         spread = [
             np.broadcast_to(part, (count, *part.shape[1:])) for part in (last, constant, error)
         ]
-        return Lines(*spread)
+        return RowBounds(*spread)
 
-    def _cost(self, a: Array, scale: Array) -> Array:
+    def _cost(self, a: FloatArray, scale: FloatArray) -> FloatArray:
         """``g <|a|, scale>`` and the underflow of as many products."""
         return self.gamma * (np.abs(a) @ scale) + self.dust
 
-    def least(self, lines: Lines, box: Box) -> Array:
+    def least(self, lines: RowBounds, box: BoxBatch) -> FloatArray:
         """Lower bounds ``[B, S]`` of the lines over the boxes; NaN and infinities are possible and
         prove nothing."""
         centre = box.centre()
@@ -249,22 +257,22 @@ class Bounder:
         swing = np.matmul(size, box.radius(centre)[:, :, None])[..., 0]
         reach = np.matmul(size, box.reach()[:, :, None])[..., 0]
         error = lines.error + 4.0 * self.gamma * (reach + np.abs(lines.constant)) + self.dust
-        result: Array = lines.constant + middle - swing - error * SLACK
+        result: FloatArray = lines.constant + middle - swing - error * _SLACK
         return result
 
 
-def _add(pending: dict[int, Array], number: int, part: Array) -> None:
+def _add(pending: dict[int, FloatArray], number: int, part: FloatArray) -> None:
     pending[number] = pending[number] + part if number in pending else part
 
 
-def _pass_relu(a: Array, line: Line) -> tuple[Array, Array]:
+def _pass_relu(a: FloatArray, line: ReluLine) -> tuple[FloatArray, FloatArray]:
     """Coefficients on the operand, and the constant ``<a^-, offset>``."""
     negative = np.minimum(a, 0.0)
     shift = np.einsum("bsn,bsn->bs", *np.broadcast_arrays(negative, line.offset))
     return a * np.where(a > 0, line.lower, line.upper), shift
 
 
-def relu_line(low: Array, up: Array, slope: Array | None = None) -> Line:
+def relu_line(low: FloatArray, up: FloatArray, slope: FloatArray | None = None) -> ReluLine:
     """The line of ReLU on ``[low, up]`` ``[B, S, N]``; ``slope`` for undecided neurons (default: 0
     or 1).
 
@@ -277,23 +285,25 @@ def relu_line(low: Array, up: Array, slope: Array | None = None) -> Line:
         width = below + above
         chord = np.clip(np.where(width > 0, above / np.where(width > 0, width, 1.0), 0.0), 0.0, 1.0)
         is_open = (below > 0) & (above > 0)
-        offset = np.maximum(chord * below, (1.0 - chord) * above) * (1.0 + 16 * UNIT) + np.where(
-            is_open, TINY, 0.0
-        )
+        offset = np.maximum(chord * below, (1.0 - chord) * above) * (
+            1.0 + 16 * UNIT_ROUNDOFF64
+        ) + np.where(is_open, UNDERFLOW, 0.0)
     offset = np.where(is_open, offset, np.where(np.isnan(width), np.nan, 0.0))
     chord = np.where(is_open, chord, (above > 0).astype(np.float64))
     default = (above > below).astype(np.float64)
     given = default if slope is None else np.clip(slope, 0.0, 1.0)
     lower = np.where(is_open, given, (above > 0).astype(np.float64))
-    return Line(lower, chord, offset)
+    return ReluLine(lower, chord, offset)
 
 
-def proves(value: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def proves(value: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Where ``value`` is a finite number above zero."""
     return np.asarray(np.isfinite(value) & (value > 0), dtype=bool)
 
 
-def intersect(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+def tighter_interval(
+    one: tuple[FloatArray, FloatArray], other: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray]:
     """The tighter of two valid intervals; a bound that is no number is none."""
     low = np.where(np.isfinite(other[0]) & (other[0] > one[0]), other[0], one[0])
     up = np.where(np.isfinite(other[1]) & (other[1] < one[1]), other[1], one[1])

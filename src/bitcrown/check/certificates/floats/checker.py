@@ -12,7 +12,7 @@ properties (``spec``).
 
 ``inputs``   A tree over the input box, level by level. At every node the layers and the rows of all
              open cases are bounded; a case closes when one of its rows is above its limit on the
-             whole box; the box shrinks to what open cases leave ``layers.clipped``); an
+             whole box; the box shrinks to what open cases leave (``layers.clipped_boxes``); an
              inner node splits it at ``x_axis <= point``, ``>= point``. At a leaf no case may be
              open.
 ``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over
@@ -27,48 +27,41 @@ ReLU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.bounds import Bounder, Bounds, proves
-from bitcrown.check.certificates.floats.format import (
-    Arrays,
+from bitcrown.check.certificates.documents import (
+    CertificateJudgement,
     Reject,
-    decode,
-    digest,
     field,
-    integer,
-    integers,
+    integer_in,
+    integers_in,
     need,
 )
-from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
-from bitcrown.check.certificates.floats.nodes import Array, FloatNetwork
-from bitcrown.check.certificates.floats.property import Group, groups_of
-from bitcrown.check.certificates.floats.reader import file_bytes, read_networks
+from bitcrown.check.certificates.floats.bounds import Bounder, OperandBounds, proves
+from bitcrown.check.certificates.floats.format import Arrays, decoded
+from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds, spread_slopes
+from bitcrown.check.certificates.floats.nodes import FloatArray, FloatNetwork
+from bitcrown.check.certificates.floats.property import Group, cases_by_box
+from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.floats.steps import Leaves, halves, leaf_values, refine
-from bitcrown.check.replay import Replay
+from bitcrown.check.replay import RuntimeReplay, unpacked_model
 from bitcrown.errors import ModelError
 from bitcrown.spec.problem import Problem
 
-MAX_MULTIPLIER = 1e100
+_MAX_MULTIPLIER = 1e100
 MAX_LEVELS = 10_000
-LEAVES_AT_ONCE = 1024
-POINTS = 6
-TOLERANCE = 2e-3
-
-
-class Outcome(NamedTuple):
-    """Whether the certificate is accepted, and otherwise the first thing wrong with it."""
-
-    accepted: bool
-    message: str
+_LEAVES_AT_ONCE = 1024
+_POINTS = 6
+_TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProofSubject:
     """What a certificate is about: the network, its cases by box, and the digests that bind the
     file to both."""
 
@@ -77,7 +70,7 @@ class Subject:
     digests: dict[str, Any]
 
 
-def subject_of(problem: Problem) -> Subject:
+def subject_of(problem: Problem) -> ProofSubject:
     """Reads network and property and compares the network with onnxruntime.
 
     Raises ``UnsupportedError`` for networks that are not piecewise linear, ``ModelError`` and
@@ -89,12 +82,13 @@ def subject_of(problem: Problem) -> Subject:
             "certificates: the property declares other sizes of inputs and outputs than the "
             "network has"
         )
-    groups = tuple(groups_of(problem, dtypes))
+    groups = tuple(cases_by_box(problem, dtypes))
     _compare(network, problem, groups)
     files = [
-        digest(file_bytes(problem.networks[declared.name])) for declared in problem.query.networks
+        hashlib.sha256(unpacked_model(problem.networks[declared.name])).hexdigest()
+        for declared in problem.query.networks
     ]
-    return Subject(network, groups, {"networks": files, "property": _property_digest(problem)})
+    return ProofSubject(network, groups, {"networks": files, "property": _property_digest(problem)})
 
 
 def _property_digest(problem: Problem) -> str:
@@ -104,16 +98,16 @@ def _property_digest(problem: Problem) -> str:
         f"{boxes[id(case.lower)]} {boxes[id(case.upper)]} {case.constraints}"
         for case in problem.cases
     ]
-    return digest("\n".join(lines).encode())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...]) -> None:
     """Raises ``ModelError`` if the network as read here differs from onnxruntime by more than
     float32 rounding."""
-    replay, generator = Replay(problem.query, problem.networks), np.random.default_rng(0)
+    replay, generator = RuntimeReplay(problem.query, problem.networks), np.random.default_rng(0)
     is_half = any(dtype is np.float16 for dtype in replay.dtypes())
-    for k in range(POINTS):
-        box = groups[k % len(groups)].box if groups and k < POINTS // 2 else None
+    for k in range(_POINTS):
+        box = groups[k % len(groups)].box if groups and k < _POINTS // 2 else None
         low, up = (box.lower[0], box.upper[0]) if box is not None else (-1.0, 1.0)
         x = generator.uniform(low, up, network.n_inputs)
         fed, outputs = replay.run(x)
@@ -124,7 +118,7 @@ def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...])
             np.concatenate([part.astype(np.float64) for part in outputs]),
         )
         inside = max(float(np.abs(value).max(initial=0.0)) for value in values)
-        room = max(TOLERANCE * float(np.abs(wanted).max(initial=0.0)), 1e-3 * TOLERANCE * inside)
+        room = max(_TOLERANCE * float(np.abs(wanted).max(initial=0.0)), 1e-3 * _TOLERANCE * inside)
         gap = float(np.abs(found - wanted).max(initial=0.0))
         if not gap <= room * (100 if is_half else 1):
             raise ModelError(
@@ -132,37 +126,41 @@ def _compare(network: FloatNetwork, problem: Problem, groups: tuple[Group, ...])
             )
 
 
-class Step(NamedTuple):
+class SignDecision(NamedTuple):
     """A decision on the way to a leaf: ``sign * z >= 0`` for the operand of one neuron. The root
     decides nothing."""
 
-    above: Step | None
+    above: SignDecision | None
     relu: int
     neuron: int
     sign: int
     depth: int
 
 
-def check(data: bytes, subject: Subject, poll: Callable[[], None] = lambda: None) -> Outcome:
+def check_float_proof(
+    data: bytes, subject: ProofSubject, poll: Callable[[], None] = lambda: None
+) -> CertificateJudgement:
     """Does the certificate ``data`` prove that no case of the property can be violated?
 
     ``poll`` is called again and again, so that a caller may raise an error when time is up.
     """
     try:
-        content = decode(data)
+        content = decoded(data)
         for name, value in subject.digests.items():
             need(field(content, name) == value, f"the certificate is about other files ({name})")
         with np.errstate(all="ignore"):  # what overflows ends as a bound that proves nothing
-            Checker(subject, content, poll).run()
-        return Outcome(True, "")
+            FloatProof(subject, content, poll).run()
+        return CertificateJudgement(True, "")
     except Reject as problem:
-        return Outcome(False, str(problem))
+        return CertificateJudgement(False, str(problem))
 
 
-class Checker:
+class FloatProof:
     """One certificate; ``run`` raises ``Reject`` unless every case is refuted."""
 
-    def __init__(self, subject: Subject, content: dict[str, Any], poll: Callable[[], None]) -> None:
+    def __init__(
+        self, subject: ProofSubject, content: dict[str, Any], poll: Callable[[], None]
+    ) -> None:
         self.subject, self.network, self.poll = subject, subject.network, poll
         self.arrays = Arrays(field(content, "arrays"))
         self.parts, self.roots = field(content, "parts"), field(content, "roots")
@@ -171,7 +169,7 @@ class Checker:
             "'parts' and 'roots' must be lists",
         )
         self.bounders: dict[int, Bounder] = {}
-        self.known: dict[int, tuple[int, Bounds]] = {}
+        self.known: dict[int, tuple[int, OperandBounds]] = {}
 
     def run(self) -> None:
         refuted: set[int] = set()
@@ -190,12 +188,12 @@ class Checker:
     # -- trees over the input box ------------------------------------------------------------------
 
     def _inputs(self, part: Any) -> set[int]:
-        number = integer(field(part, "group"), 0, len(self.subject.groups), "'group'")
+        number = integer_in(field(part, "group"), 0, len(self.subject.groups), "'group'")
         group = self.subject.groups[number]
         levels = field(part, "axes")
         need(type(levels) is list and len(levels) <= MAX_LEVELS, "'axes' must be a list of levels")
         axes = [
-            np.array(integers(level, -1, self.network.n_inputs, "an axis"), dtype=np.int64)
+            np.array(integers_in(level, -1, self.network.n_inputs, "an axis"), dtype=np.int64)
             for level in levels
         ]
         inner = sum(int((level >= 0).sum()) for level in axes)
@@ -215,23 +213,23 @@ class Checker:
 
     # -- trees of decisions about neurons ----------------------------------------------------------
 
-    def _root(self, place: Any) -> tuple[int, Bounds]:
-        number = integer(place, 0, len(self.roots), "'root'")
+    def _root(self, place: Any) -> tuple[int, OperandBounds]:
+        number = integer_in(place, 0, len(self.roots), "'root'")
         if number not in self.known:
             root = self.roots[number]
-            group = integer(field(root, "group"), 0, len(self.subject.groups), "'group'")
+            group = integer_in(field(root, "group"), 0, len(self.subject.groups), "'group'")
             given: dict[int, RowSlopes] = {}
             layers = field(root, "layers")
             need(type(layers) is list, "'layers' must be a list")
             for item in layers:
                 relu = self._relu(field(item, "relu"))
                 size = self.network.nodes[relu].size
-                index = integers(field(item, "index"), 0, size, "an index")
+                index = integers_in(field(item, "index"), 0, size, "an index")
                 need(len(set(index)) == len(index), "a neuron of a layer occurs twice")
                 slopes = self._slopes(field(item, "slopes"), 2 * len(index))
                 given[relu] = RowSlopes(np.array(index, dtype=np.int64), slopes)
 
-            def slopes_of(relu: int, index: Index, bounds: Bounds) -> RowSlopes | None:
+            def slopes_of(relu: int, index: Index, bounds: OperandBounds) -> RowSlopes | None:
                 return given.get(relu)
 
             bounds = layer_bounds(self.bounder(group), self.subject.groups[group].box, slopes_of)
@@ -239,18 +237,20 @@ class Checker:
         return self.known[number]
 
     def _relu(self, value: Any) -> int:
-        number = integer(value, 0, len(self.network.nodes), "a ReLU")
+        number = integer_in(value, 0, len(self.network.nodes), "a ReLU")
         need(number in self.network.relus, f"node {number} is no ReLU")
         return number
 
-    def _slopes(self, items: Any, count: int) -> dict[int, tuple[Index, Array]]:
+    def _slopes(self, items: Any, count: int) -> dict[int, tuple[Index, FloatArray]]:
         """By ReLU the neurons that slopes are given for (the others have 0), and the slopes
         ``[count, K]``."""
         need(type(items) is list, "'slopes' must be a list")
         result = {}
         for item in items:
             relu = self._relu(field(item, "relu"))
-            columns = integers(field(item, "columns"), 0, self.network.nodes[relu].size, "a column")
+            columns = integers_in(
+                field(item, "columns"), 0, self.network.nodes[relu].size, "a column"
+            )
             need(len(set(columns)) == len(columns), "a column occurs twice")
             values = self.arrays.get(
                 field(item, "values"), (count, len(columns)), 0.0, 1.0, "slopes"
@@ -258,46 +258,38 @@ class Checker:
             result[relu] = (np.array(columns, dtype=np.int64), values)
         return result
 
-    def _spread(self, slopes: Mapping[int, tuple[Index, Array]], rows: slice) -> dict[int, Array]:
-        """Some rows of slopes as ``[B, N]`` by ReLU."""
-        result = {}
-        for relu, (columns, values) in slopes.items():
-            part = values[rows]
-            result[relu] = np.zeros((len(part), self.network.nodes[relu].size))
-            result[relu][:, columns] = part
-        return result
-
     def _neurons(self, part: Any) -> set[int]:
         number, bounds = self._root(field(part, "root"))
         group = self.subject.groups[number]
-        place = integer(field(part, "case"), 0, len(group.cases), "'case'")
+        place = integer_in(field(part, "case"), 0, len(group.cases), "'case'")
         ends = self._ends(field(part, "relus"), field(part, "neurons"))
         total = sum(end.depth for end in ends)
         multipliers = self.arrays.get(
-            field(part, "multipliers"), (total,), 0.0, MAX_MULTIPLIER, "multipliers"
+            field(part, "multipliers"), (total,), 0.0, _MAX_MULTIPLIER, "multipliers"
         )
         shape = (len(ends), group.limit.shape[1])
-        weights = self.arrays.get(field(part, "weights"), shape, 0.0, MAX_MULTIPLIER, "weights")
+        weights = self.arrays.get(field(part, "weights"), shape, 0.0, _MAX_MULTIPLIER, "weights")
         slopes = self._slopes(field(part, "slopes"), len(ends))
-        used = 0
-        for start in range(0, len(ends), LEAVES_AT_ONCE):
-            rows = slice(start, start + LEAVES_AT_ONCE)
+        nodes, used = self.network.nodes, 0
+        for start in range(0, len(ends), _LEAVES_AT_ONCE):
+            rows = slice(start, start + _LEAVES_AT_ONCE)
             some = sum(end.depth for end in ends[rows])
             signs, betas = self._signs(ends[rows], multipliers[used : used + some])
             used += some
-            leaves = Leaves(self._spread(slopes, rows), signs, betas, weights[rows])
+            own = {r: spread_slopes(part, rows, nodes[r].size) for r, part in slopes.items()}
+            leaves = Leaves(own, signs, betas, weights[rows])
             value = leaf_values(self.bounder(number), group.of_case(place), bounds, leaves)
             need(proves(value).all(), "a leaf of a tree over neurons is not refuted")
         return {group.cases[place]}
 
-    def _ends(self, relus: Any, neurons: Any) -> list[Step]:
+    def _ends(self, relus: Any, neurons: Any) -> list[SignDecision]:
         """The leaves, in the order of the levels."""
         need(
             type(relus) is list and type(neurons) is list and len(relus) == len(neurons),
             "a tree has bad levels",
         )
         need(len(relus) <= MAX_LEVELS, "a tree is too deep")
-        level, leaves = [Step(None, -1, 0, 0, 0)], []
+        level, leaves = [SignDecision(None, -1, 0, 0, 0)], []
         for numbers, places in zip(relus, neurons, strict=True):
             need(type(numbers) is list and type(places) is list, "a level of a tree must be a list")
             need(
@@ -310,15 +302,17 @@ class Checker:
                     leaves.append(above)
                     continue
                 relu = self._relu(relu)
-                neuron = integer(neuron, 0, self.network.nodes[relu].size, "a neuron")
-                below += [Step(above, relu, neuron, sign, above.depth + 1) for sign in (-1, 1)]
+                neuron = integer_in(neuron, 0, self.network.nodes[relu].size, "a neuron")
+                below += [
+                    SignDecision(above, relu, neuron, sign, above.depth + 1) for sign in (-1, 1)
+                ]
             level = below
         need(not level, "a tree over neurons ends without leaves")
         return leaves
 
     def _signs(
-        self, ends: list[Step], multipliers: Array
-    ) -> tuple[dict[int, Array], dict[int, Array]]:
+        self, ends: list[SignDecision], multipliers: FloatArray
+    ) -> tuple[dict[int, FloatArray], dict[int, FloatArray]]:
         """Signs and ``multiplier * sign``, ``[B, N]`` by ReLU, of leaves whose decisions are
         counted from the root."""
         shapes = {relu: (len(ends), self.network.nodes[relu].size) for relu in self.network.relus}

@@ -16,39 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.nodes import Array
+from bitcrown.check.certificates.documents import (
+    Reject,
+    field,
+    integer_in,
+    integers_in,
+    need,
+    parsed,
+)
+from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.check.replay import unpacked
 
-FORMAT = "bitcrown-float-certificate-1"
-MAX_BYTES = 1 << 30
-
-
-class Reject(Exception):
-    """The certificate is malformed, or proves less than it has to."""
-
-
-def need(condition: object, message: str) -> None:
-    if not condition:
-        raise Reject(message)
-
-
-def integer(value: Any, low: int, high: int, what: str) -> int:
-    """``value`` if it is an ``int`` with ``low <= value < high``."""
-    need(
-        type(value) is int and low <= value < high,
-        f"{what} must be an integer from {low} to {high - 1}",
-    )
-    return int(value)
-
-
-def integers(value: Any, low: int, high: int, what: str) -> list[int]:
-    need(type(value) is list, f"{what} must be a list")
-    return [integer(item, low, high, what) for item in value]
-
-
-def field(content: Any, name: str) -> Any:
-    need(type(content) is dict and name in content, f"{name!r} is missing")
-    return content[name]
+FLOAT_FORMAT = "bitcrown-float-certificate-1"
+_MAX_BYTES = 1 << 30
 
 
 class Arrays:
@@ -57,11 +37,13 @@ class Arrays:
     def __init__(self, content: Any) -> None:
         need(type(content) is list, "'arrays' must be a list")
         self.content = content
-        self.decoded: dict[int, Array] = {}
+        self.decoded: dict[int, FloatArray] = {}
 
-    def get(self, place: Any, shape: tuple[int, ...], low: float, high: float, what: str) -> Array:
+    def get(
+        self, place: Any, shape: tuple[int, ...], low: float, high: float, what: str
+    ) -> FloatArray:
         """Array number ``place``, which must have this shape and entries in ``[low, high]``."""
-        number = integer(place, 0, len(self.content), what)
+        number = integer_in(place, 0, len(self.content), what)
         if number not in self.decoded:
             self.decoded[number] = self._decode(self.content[number], what)
         found = self.decoded[number]
@@ -72,8 +54,8 @@ class Arrays:
         )
         return found
 
-    def _decode(self, item: Any, what: str) -> Array:
-        shape = tuple(integers(field(item, "shape"), 0, 1 << 32, what))
+    def _decode(self, item: Any, what: str) -> FloatArray:
+        shape = tuple(integers_in(field(item, "shape"), 0, 1 << 32, what))
         text = field(item, "hex")
         need(
             type(text) is str and len(text) == 16 * math.prod(shape),
@@ -101,38 +83,19 @@ class ArrayStore:
         return self.known[key]
 
 
-def encode(content: dict[str, Any]) -> bytes:
+def encoded(content: dict[str, Any]) -> bytes:
     """The file's bytes; equal contents give equal bytes."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return gzip.compress(text.encode(), 6, mtime=0)
 
 
-def decode(data: bytes) -> dict[str, Any]:
+def decoded(data: bytes) -> dict[str, Any]:
     """Raises ``Reject`` for what is no certificate."""
     try:
-        text = unpacked(data, MAX_BYTES).decode("utf-8")
-        content = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_constant
-        )
-    except (ValueError, RecursionError) as error:
+        content = parsed(unpacked(data, _MAX_BYTES).decode("utf-8"), longest=_MAX_BYTES)
+    except (ValueError, Reject) as error:
         raise Reject(f"not a certificate: {error}") from error
-    need(
-        type(content) is dict and content.get("format") == FORMAT,
-        "the certificate has an unknown format",
-    )
+    is_known = type(content) is dict and content.get("format") == FLOAT_FORMAT
+    need(is_known, "the certificate has an unknown format")
     found: dict[str, Any] = content
     return found
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    need(len(result) == len(pairs), "a key occurs twice")
-    return result
-
-
-def _constant(text: str) -> Any:
-    raise Reject(f"the number {text} is no integer")
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

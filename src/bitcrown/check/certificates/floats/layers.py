@@ -24,21 +24,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitcrown.check.certificates.floats.bounds import (
-    CHUNK,
-    TINY,
-    UNIT,
+    PASS_ENTRIES,
+    UNDERFLOW,
+    UNIT_ROUNDOFF64,
     Bounder,
-    Bounds,
-    Box,
-    Line,
-    Lines,
-    intersect,
+    BoxBatch,
+    OperandBounds,
+    ReluLine,
+    RowBounds,
     proves,
     relu_line,
+    tighter_interval,
 )
-from bitcrown.check.certificates.floats.nodes import Array
+from bitcrown.check.certificates.floats.nodes import FloatArray
 
-CLIP_ROUNDS = 3
+_CLIP_ROUNDS = 3
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -52,31 +52,32 @@ class RowSlopes(NamedTuple):
     """
 
     neurons: Index
-    slopes: Mapping[int, tuple[Index, Array]]
-
-    def spread(self, relu: int, rows: slice, size: int) -> Array:
-        """Some rows of the slopes for one ReLU, over all its neurons: ``[rows, N]``."""
-        columns, values = self.slopes[relu]
-        part = values[rows]
-        result = np.zeros((len(part), size))
-        result[:, columns] = part
-        return result
+    slopes: Mapping[int, tuple[Index, FloatArray]]
 
 
-Given = Callable[[int, Index, Bounds], RowSlopes | None]
+def spread_slopes(given: tuple[Index, FloatArray], rows: slice, size: int) -> FloatArray:
+    """Some rows of slopes for the neurons of one ReLU, over all of them: ``[rows, N]``."""
+    columns, values = given
+    part = values[rows]
+    result = np.zeros((len(part), size))
+    result[:, columns] = part
+    return result
+
+
+Given = Callable[[int, Index, OperandBounds], RowSlopes | None]
 """Slopes for the operand of a ReLU, whose undecided neurons are listed, with the bounds of all
 earlier ones at hand."""
 
 
 def layer_bounds(
     bounder: Bounder,
-    box: Box,
+    box: BoxBatch,
     given: Given | None = None,
-) -> Bounds:
+) -> OperandBounds:
     """Bounds ``[B, N]`` of the operand of every ReLU on the boxes; ``given`` slopes are tried as
     well."""
-    bounds: Bounds = {}
-    lines: dict[int, Line] = {}
+    bounds: OperandBounds = {}
+    lines: dict[int, ReluLine] = {}
     for relu in bounder.network.relus:
         source = bounder.network.nodes[relu].sources[0]
         found = bounder.intervals(box, bounds, source)
@@ -94,14 +95,14 @@ def layer_bounds(
 
 def _improved(
     bounder: Bounder,
-    box: Box,
+    box: BoxBatch,
     source: int,
     index: Index,
-    found: tuple[Array, Array],
-    lines: Mapping[int, Line],
+    found: tuple[FloatArray, FloatArray],
+    lines: Mapping[int, ReluLine],
     given: RowSlopes | None = None,
-    bounds: Bounds | None = None,
-) -> tuple[Array, Array]:
+    bounds: OperandBounds | None = None,
+) -> tuple[FloatArray, FloatArray]:
     """``found`` with the elements ``index [K]`` of node ``source`` bounded by backward substitution
     as well."""
     if not len(index):
@@ -109,7 +110,7 @@ def _improved(
     count, size = len(box.lower), bounder.network.nodes[source].size
     low, up = (np.broadcast_to(part, (count, size)).copy() for part in found)
     widest = max(node.size for node in bounder.network.nodes)
-    step = max(1, CHUNK // (2 * widest * count))
+    step = max(1, PASS_ENTRIES // (2 * widest * count))
     for start in range(0, len(index), step):
         part = index[start : start + step]
         seed = np.zeros((1, 2 * len(part), size))
@@ -118,21 +119,22 @@ def _improved(
         used = dict(lines)
         for relu, (below, above) in (bounds or {}).items():
             if given is not None and relu in given.slopes:
-                mine = given.spread(relu, slice(2 * start, 2 * (start + len(part))), below.shape[1])
+                some = slice(2 * start, 2 * (start + len(part)))
+                mine = spread_slopes(given.slopes[relu], some, below.shape[1])
                 used[relu] = relu_line(below[:, None], above[:, None], mine[None])
         value = bounder.least(bounder.backward({source: seed}, used), box)
-        ends = intersect((low[:, part], up[:, part]), (value[:, ::2], -value[:, 1::2]))
+        ends = tighter_interval((low[:, part], up[:, part]), (value[:, ::2], -value[:, 1::2]))
         low[:, part], up[:, part] = ends
     return low, up
 
 
-def clipped(
+def clipped_boxes(
     bounder: Bounder,
-    lines: Lines,
-    limit: Array,
-    box: Box,
+    lines: RowBounds,
+    limit: FloatArray,
+    box: BoxBatch,
     is_open: Mask,
-) -> tuple[Box, Mask]:
+) -> tuple[BoxBatch, Mask]:
     """What the open cases leave of each box, and ``[B, Q]`` which of them stay open.
 
     ``lines`` bound the rows ``[B, Q * S]``; a violation has row ``<= limit [Q, S]``.
@@ -145,21 +147,27 @@ def clipped(
     )
     low, up = (np.repeat(part[:, None], cases, axis=1) for part in (box.lower, box.upper))
     with np.errstate(all="ignore"):
-        for _ in range(CLIP_ROUNDS):
+        for _ in range(_CLIP_ROUNDS):
             value = np.empty((count, cases, depth))
             for case in range(cases):
                 rows = slice(case * depth, (case + 1) * depth)
-                part = Lines(*(field[:, rows] for field in lines))
+                part = RowBounds(*(field[:, rows] for field in lines))
                 value[:, case] = above_limit(
-                    bounder.least(part, Box(low[:, case], up[:, case])), limit[case]
+                    bounder.least(part, BoxBatch(low[:, case], up[:, case])), limit[case]
                 )
             is_open &= ~proves(value).any(axis=2)
+            # a_i (x_i - low_i) <= -v where a_i > 0, and -a_i (up_i - x_i) <= -v where a_i < 0; what
+            # is not finite allows everything
             room = np.where(np.isfinite(value), np.maximum(-value, 0.0), np.inf)[..., None] * (
-                1.0 + 8 * UNIT
+                1.0 + 8 * UNIT_ROUNDOFF64
             )
             reach = (
-                np.where(np.isfinite(a) & (a != 0), room / np.abs(a) * (1.0 + 8 * UNIT), np.inf)
-                + TINY
+                np.where(
+                    np.isfinite(a) & (a != 0),
+                    room / np.abs(a) * (1.0 + 8 * UNIT_ROUNDOFF64),
+                    np.inf,
+                )
+                + UNDERFLOW
             )
             right = np.nextafter(low + np.where(a > 0, reach, np.inf).min(axis=2), np.inf)
             left = np.nextafter(up - np.where(a < 0, reach, np.inf).min(axis=2), -np.inf)
@@ -167,14 +175,15 @@ def clipped(
             is_open &= ~(new_low > new_up).any(axis=2)
             kept = is_open[..., None]
             low, up = np.where(kept, new_low, low), np.where(kept, new_up, up)
+    # the hull of what the open cases leave
     shut = ~is_open[..., None]
     lower = np.where(shut, np.inf, low).min(axis=1)
     upper = np.where(shut, -np.inf, up).max(axis=1)
     dead = ~is_open.any(axis=1, keepdims=True)
-    return Box(np.where(dead, box.lower, lower), np.where(dead, box.upper, upper)), is_open
+    return BoxBatch(np.where(dead, box.lower, lower), np.where(dead, box.upper, upper)), is_open
 
 
-def above_limit(value: Array, limit: Array) -> Array:
+def above_limit(value: FloatArray, limit: FloatArray) -> FloatArray:
     """A lower bound of ``value - limit``: one float below the difference."""
-    result: Array = np.nextafter(value - limit, -np.inf)
+    result: FloatArray = np.nextafter(value - limit, -np.inf)
     return result

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Input:
+class InputNode:
     """The concatenated inputs."""
 
     size: int
@@ -34,7 +34,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Relu:
+class ReluNode:
     """``max(x, 0)``, elementwise."""
 
     sources: tuple[int]
@@ -43,12 +43,12 @@ class Relu:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseNode:
     """``weight [m, k]`` applied to each of ``lead`` rows of ``k`` elements; ``bias [lead * m]``."""
 
     sources: tuple[int]
-    weight: Array
-    bias: Array
+    weight: FloatArray
+    bias: FloatArray
     lead: int = 1
 
     @property
@@ -60,27 +60,27 @@ class Dense:
         return max(self.size, len(self.weight), int(self.weight.shape[1]))
 
     @cached_property
-    def magnitude(self) -> Array:
+    def magnitude(self) -> FloatArray:
         return np.abs(self.weight)
 
-    def forward(self, values: Sequence[Array], is_absolute: bool = False) -> Array:
+    def forward(self, values: Sequence[FloatArray], is_absolute: bool = False) -> FloatArray:
         """``A x [R, size]`` without the bias, or ``|A| x``."""
         weight = self.magnitude if is_absolute else self.weight
         x = values[0].reshape(-1, weight.shape[1])
         return (x @ weight.T).reshape(len(values[0]), self.size)
 
-    def adjoint(self, a: Array) -> list[Array]:
+    def adjoint(self, a: FloatArray) -> list[FloatArray]:
         """``A^T a`` for ``a [R, size]``."""
         return [(a.reshape(-1, self.weight.shape[0]) @ self.weight).reshape(len(a), -1)]
 
 
 @dataclass(frozen=True)
-class Combine:
+class CombineNode:
     """``sum_i factors[i] * x_i + bias``, elementwise; a factor is one number or one an element."""
 
     sources: tuple[int, ...]
-    factors: tuple[Array, ...]
-    bias: Array
+    factors: tuple[FloatArray, ...]
+    bias: FloatArray
 
     @property
     def size(self) -> int:
@@ -90,24 +90,24 @@ class Combine:
     def terms(self) -> int:
         return max(self.size, len(self.sources))
 
-    def forward(self, values: Sequence[Array], is_absolute: bool = False) -> Array:
+    def forward(self, values: Sequence[FloatArray], is_absolute: bool = False) -> FloatArray:
         total = np.zeros((len(values[0]), self.size))
         for factor, value in zip(self.factors, values, strict=True):
             total += (np.abs(factor) if is_absolute else factor) * value
         return total
 
-    def adjoint(self, a: Array) -> list[Array]:
+    def adjoint(self, a: FloatArray) -> list[FloatArray]:
         return [a if factor.ndim == 0 and factor == 1.0 else a * factor for factor in self.factors]
 
 
 @dataclass(frozen=True)
-class Gather:
+class GatherNode:
     """``z_i = x[index_i]``, or 0 where ``index_i`` is -1. An element may be used several times."""
 
     sources: tuple[int]
     index: np.ndarray[Any, np.dtype[np.int64]]
     source_size: int
-    bias: Array = field(default_factory=lambda: np.zeros(()))
+    bias: FloatArray = field(default_factory=lambda: np.zeros(()))
 
     @property
     def size(self) -> int:
@@ -122,13 +122,13 @@ class Gather:
         used = np.nonzero(self.index >= 0)[0]
         return len(np.unique(self.index[used])) == len(used), used, self.index[used]
 
-    def forward(self, values: Sequence[Array], is_absolute: bool = False) -> Array:
+    def forward(self, values: Sequence[FloatArray], is_absolute: bool = False) -> FloatArray:
         _, used, index = self._places
         result = np.zeros((len(values[0]), self.size))
         result[:, used] = values[0][:, index]
         return result
 
-    def adjoint(self, a: Array) -> list[Array]:
+    def adjoint(self, a: FloatArray) -> list[FloatArray]:
         is_unique, used, index = self._places
         result = np.zeros((len(a), self.source_size))
         if is_unique:
@@ -139,7 +139,7 @@ class Gather:
 
 
 @dataclass(frozen=True)
-class Conv:
+class ConvNode:
     """Convolution of ``[C, H, W]`` with ``weight [O, C / groups, h, w]`` to ``[O, *out]``;
     ``bias [O * H' * W']``.
 
@@ -147,8 +147,8 @@ class Conv:
     """
 
     sources: tuple[int]
-    weight: Array
-    bias: Array
+    weight: FloatArray
+    bias: FloatArray
     plane: tuple[int, int]
     out: tuple[int, int]
     strides: tuple[int, int]
@@ -165,7 +165,7 @@ class Conv:
         return max(self.size, int(self.weight.size))
 
     @cached_property
-    def _matrix(self) -> Array:
+    def _matrix(self) -> FloatArray:
         """``[groups, h * w * C / groups, O / groups]``: the weights with kernel places first."""
         o, c, h, w = self.weight.shape
         grouped = self.weight.reshape(self.groups, o // self.groups, c, h * w)
@@ -193,7 +193,7 @@ class Conv:
         )
         return [(row, column) for row in rows for column in columns]
 
-    def forward(self, values: Sequence[Array], is_absolute: bool = False) -> Array:
+    def forward(self, values: Sequence[FloatArray], is_absolute: bool = False) -> FloatArray:
         count, channels = len(values[0]), int(self.weight.shape[1])
         x = values[0].reshape(count, self.groups * channels, *self.plane)
         padded = np.zeros((count, self.groups * channels, *self._padded))
@@ -203,10 +203,10 @@ class Conv:
         parts = [planes[:, :, :, row, column] for row, column in self._windows()]
         seen = np.stack(parts, axis=2).reshape(count, self.groups, len(parts) * channels, -1)
         matrix = np.abs(self._matrix) if is_absolute else self._matrix
-        result: Array = np.matmul(matrix.transpose(0, 2, 1), seen).reshape(count, self.size)
+        result: FloatArray = np.matmul(matrix.transpose(0, 2, 1), seen).reshape(count, self.size)
         return result
 
-    def adjoint(self, a: Array) -> list[Array]:
+    def adjoint(self, a: FloatArray) -> list[FloatArray]:
         count, channels = len(a), int(self.weight.shape[1])
         seen = np.matmul(self._matrix, a.reshape(count, self.groups, -1, self.out[0] * self.out[1]))
         windows = self._windows()
@@ -218,8 +218,8 @@ class Conv:
         return [padded[..., top : top + height, left : left + width].reshape(count, -1)]
 
 
-Affine = Dense | Combine | Gather | Conv
-Node = Input | Relu | Affine
+AffineMap = DenseNode | CombineNode | GatherNode | ConvNode
+FloatNode = InputNode | ReluNode | AffineMap
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class FloatNetwork:
     """Nodes in the order of computation, the first of them the input. ``output`` is the
     concatenated output."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[FloatNode, ...]
     output: int
     names: Mapping[str, int] = field(default_factory=dict)
     """The ReLU that computes a tensor of the file, by the tensor's name (files with one network
@@ -243,16 +243,16 @@ class FloatNetwork:
 
     @cached_property
     def relus(self) -> tuple[int, ...]:
-        return tuple(k for k, node in enumerate(self.nodes) if isinstance(node, Relu))
+        return tuple(k for k, node in enumerate(self.nodes) if isinstance(node, ReluNode))
 
-    def values(self, x: Array) -> list[Array]:
+    def values(self, x: FloatArray) -> list[FloatArray]:
         """Values ``[R, size]`` of all nodes at the points ``x [R, n]``, as float64 computes
         them."""
-        found: list[Array] = []
+        found: list[FloatArray] = []
         for node in self.nodes:
-            if isinstance(node, Input):
+            if isinstance(node, InputNode):
                 found.append(x)
-            elif isinstance(node, Relu):
+            elif isinstance(node, ReluNode):
                 found.append(np.maximum(found[node.sources[0]], 0.0))
             else:
                 found.append(node.forward([found[source] for source in node.sources]) + node.bias)

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.bounds import Box
-from bitcrown.check.certificates.floats.nodes import Array
+from bitcrown.check.certificates.floats.bounds import BoxBatch
+from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.errors import PropertyError
 from bitcrown.spec.problem import Case, Constraint, Problem
 
@@ -34,11 +34,11 @@ class Group:
     """All cases over one box: ``C [Q, S, m]``, ``D [Q, S, n]``, ``limit [Q, S]``; ``cases`` their
     numbers."""
 
-    box: Box
+    box: BoxBatch
     cases: tuple[int, ...]
-    C: Array
-    D: Array
-    limit: Array
+    C: FloatArray
+    D: FloatArray
+    limit: FloatArray
 
     @property
     def uses_inputs(self) -> bool:
@@ -50,7 +50,7 @@ class Group:
         return Group(self.box, self.cases[where], self.C[where], self.D[where], self.limit[where])
 
 
-def round_up(value: Fraction) -> float:
+def rounded_up(value: Fraction) -> float:
     """The least float64 not below ``value``; raises ``PropertyError`` beyond its range."""
     try:
         nearest = float(value)
@@ -63,7 +63,7 @@ def round_up(value: Fraction) -> float:
 
 def outward(value: Fraction, dtype: np.dtype[Any]) -> float:
     """A float64 not below ``value`` nor below any reading of it."""
-    found = round_up(value)
+    found = rounded_up(value)
     for reading in (dtype.type, np.float32):
         with np.errstate(over="ignore"):
             near = float(reading(float(value)))
@@ -71,7 +71,7 @@ def outward(value: Fraction, dtype: np.dtype[Any]) -> float:
     return found
 
 
-def groups_of(problem: Problem, dtypes: list[np.dtype[Any]]) -> list[Group]:
+def cases_by_box(problem: Problem, dtypes: list[np.dtype[Any]]) -> list[Group]:
     """The cases by box. Raises ``PropertyError`` for numbers that float64 cannot hold."""
     found: dict[tuple[int, int], list[int]] = {}
     for number, case in enumerate(problem.cases):  # cases with one box share its tuples
@@ -93,14 +93,14 @@ def _group(problem: Problem, dtypes: list[np.dtype[Any]], numbers: list[int]) ->
     )
     for q, constraints in enumerate(rows):
         for s, constraint in enumerate(constraints):
-            limit[q, s] = round_up(constraint.bound)
+            limit[q, s] = rounded_up(constraint.bound)
             for monomial, coefficient in constraint.terms:
                 variable, value = monomial[0], _nearest(coefficient)
                 if variable < problem.n_inputs:
                     d[q, s, variable] = value
                 else:
                     c[q, s, variable - problem.n_inputs] = value
-    return Group(Box(np.array([lower]), np.array([upper])), tuple(numbers), c, d, limit)
+    return Group(BoxBatch(np.array([lower]), np.array([upper])), tuple(numbers), c, d, limit)
 
 
 def _nearest(value: Fraction) -> float:

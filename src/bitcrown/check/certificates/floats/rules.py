@@ -1,11 +1,11 @@
 """One rule for each ONNX operator that certificates cover (those that only move elements:
-``float_shape_rules``).
+``shape_rules``).
 
 Piecewise linear operators become ReLU by identities of real numbers:
 ``LeakyRelu(x) = a x + (1 - a) relu(x)``, ``|x| = 2 relu(x) - x``,
 ``Clip(x; l, h) = l + relu(x - l) - relu(x - h)``, ``max(x, y) = x + relu(y - x)``. What a rule
 computes from constants (a reciprocal, a square root) is correct to a few units in the last place,
-which ``float_nodes`` counts as rounding of a product.
+which ``nodes`` counts as rounding of a product.
 """
 
 from __future__ import annotations
@@ -16,54 +16,55 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.floats.bounds import LARGEST
-from bitcrown.check.certificates.floats.nodes import Conv
+from bitcrown.check.certificates.floats.bounds import LARGEST_VALUE
+from bitcrown.check.certificates.floats.nodes import ConvNode
 from bitcrown.check.certificates.floats.reader import (
-    Builder,
     Call,
-    Entry,
-    Tensor,
-    exact,
+    GraphTensor,
+    NodeBuilder,
+    NodeTensor,
+    exact_floats,
+    flat_places,
+    float_rule,
     of_integers,
-    places,
-    rule,
     shape_of,
 )
+from bitcrown.check.certificates.onnx_files import Windows, cut_quotient, windows_over
 
 # -- affine ----------------------------------------------------------------------------------------
 
 
-@rule("Gemm")
-def gemm(b: Builder, call: Call) -> Sequence[Tensor]:
-    x, weight = call.entry(0), exact(call.constant(1), call)
+@float_rule("Gemm")
+def gemm(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
+    x, weight = call.entry(0), exact_floats(call.constant(1), call)
     if call.attributes.get("transA", 0) or len(x.shape) != 2 or weight.ndim != 2:
         raise call.refuse("a transposed first factor")
     weight = weight if call.attributes.get("transB", 0) else weight.T
     weight = weight * call.real("alpha", 1.0)
-    bias = exact(call.constant(2), call) * call.real("beta", 1.0) if call.has(2) else 0.0
+    bias = exact_floats(call.constant(2), call) * call.real("beta", 1.0) if call.has(2) else 0.0
     return [b.dense(x, weight, bias, (x.shape[0], weight.shape[0]))]
 
 
-@rule("MatMul")
-def matmul(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("MatMul")
+def matmul(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     left, right = call.inputs
-    if isinstance(left, Entry) and isinstance(right, np.ndarray) and right.ndim == 2:
-        weight = exact(right, call).T
+    if isinstance(left, NodeTensor) and isinstance(right, np.ndarray) and right.ndim == 2:
+        weight = exact_floats(right, call).T
         return [b.dense(left, weight, 0.0, (*left.shape[:-1], weight.shape[0]))]
     if (
-        isinstance(right, Entry)
+        isinstance(right, NodeTensor)
         and isinstance(left, np.ndarray)
         and left.ndim == 2
         and len(right.shape) == 2
     ):
-        turned = b.gather(right, places(right).T)
-        found = b.dense(turned, exact(left, call), 0.0, (right.shape[1], left.shape[0]))
-        return [b.gather(found, places(found).T)]
+        turned = b.gather(right, flat_places(right).T)
+        found = b.dense(turned, exact_floats(left, call), 0.0, (right.shape[1], left.shape[0]))
+        return [b.gather(found, flat_places(found).T)]
     raise call.refuse("only products with a constant matrix")
 
 
-@rule("Add", "Sub", "Sum")
-def add(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Add", "Sub", "Sum")
+def add(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if all(isinstance(item, np.ndarray) for item in call.inputs):
         return [of_integers(call, np.add if call.op != "Sub" else np.subtract)]
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
@@ -71,28 +72,28 @@ def add(b: Builder, call: Call) -> Sequence[Tensor]:
     parts = [
         (item, sign)
         for item, sign in zip(call.inputs, signs, strict=True)
-        if isinstance(item, Entry)
+        if isinstance(item, NodeTensor)
     ]
     fixed = [
-        exact(item, call) * sign
+        exact_floats(item, call) * sign
         for item, sign in zip(call.inputs, signs, strict=True)
-        if not isinstance(item, Entry) and item is not None
+        if not isinstance(item, NodeTensor) and item is not None
     ]
     if len(fixed) > 1:
         raise call.refuse("sums of constants")
     return [b.combine(parts, fixed[0] if fixed else 0.0, shape)]
 
 
-@rule("Mul", "Div")
-def multiply(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Mul", "Div")
+def multiply(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     left, right = call.inputs
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-        return [of_integers(call, np.multiply if call.op == "Mul" else np.floor_divide)]
+        return [of_integers(call, np.multiply if call.op == "Mul" else cut_quotient)]
     if isinstance(left, np.ndarray) and call.op == "Mul":
         left, right = right, left
-    if not isinstance(left, Entry) or not isinstance(right, np.ndarray):
+    if not isinstance(left, NodeTensor) or not isinstance(right, np.ndarray):
         raise call.refuse("only factors and divisors that are constant")
-    factor = exact(right, call)
+    factor = exact_floats(right, call)
     if call.op == "Div":
         if not factor.all():
             raise call.refuse("a division by zero")
@@ -100,17 +101,19 @@ def multiply(b: Builder, call: Call) -> Sequence[Tensor]:
     return [b.combine([(left, factor)], 0.0, np.broadcast_shapes(left.shape, factor.shape))]
 
 
-@rule("Neg")
-def negate(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Neg")
+def negate(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     return [b.combine([(call.entry(), -1.0)], 0.0, call.entry().shape)]
 
 
-@rule("BatchNormalization")
-def normalise(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("BatchNormalization")
+def normalise(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     if call.attributes.get("training_mode", 0):
         raise call.refuse("training mode")
-    scale, bias, mean, variance = (exact(call.constant(place), call) for place in range(1, 5))
+    scale, bias, mean, variance = (
+        exact_floats(call.constant(place), call) for place in range(1, 5)
+    )
     epsilon = call.real("epsilon", 1e-5)
     if not (variance >= 0).all() or not epsilon > 0:
         raise call.refuse("a negative variance")
@@ -120,14 +123,16 @@ def normalise(b: Builder, call: Call) -> Sequence[Tensor]:
     return [b.combine([(centred, factor.reshape(axes))], bias.reshape(axes), x.shape)]
 
 
-@rule("Conv")
-def convolution(b: Builder, call: Call) -> Sequence[Tensor]:
-    weight = exact(call.constant(1), call)
-    bias = exact(call.constant(2), call) if call.has(2) else np.zeros(weight.shape[0])
+@float_rule("Conv")
+def convolution(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
+    weight = exact_floats(call.constant(1), call)
+    bias = exact_floats(call.constant(2), call) if call.has(2) else np.zeros(weight.shape[0])
     return [_convolve(b, call, call.entry(), weight, bias, int(call.attributes.get("group", 1)))]
 
 
-def _convolve(b: Builder, call: Call, x: Entry, weight: Any, bias: Any, groups: int) -> Entry:
+def _convolve(
+    b: NodeBuilder, call: Call, x: NodeTensor, weight: Any, bias: Any, groups: int
+) -> NodeTensor:
     rank = len(x.shape) - 2
     if rank not in (1, 2) or x.shape[0] != 1 or weight.ndim != rank + 2:
         raise call.refuse(f"an input of shape {x.shape}; one image or series at a time")
@@ -135,60 +140,41 @@ def _convolve(b: Builder, call: Call, x: Entry, weight: Any, bias: Any, groups: 
         raise call.refuse(f"{groups} groups do not fit the shapes {x.shape} and {weight.shape}")
     plane: Any = x.shape[2:]
     kernel = weight.shape[2:]
-    strides, dilations, begin, out = _windows_of(call, plane, kernel)
+    windows: Any = _windows_of(call, plane, kernel)
+    strides, dilations, pads, out = windows
+    begin = pads[:rank]
     if rank == 1:
         weight, plane, out = weight[:, :, None], (1, *plane), (1, *out)
         strides, dilations, begin = (1, *strides), (1, *dilations), (0, *begin)
     spread = np.repeat(bias, math.prod(out))
-    node = Conv((x.node,), weight, spread, plane, out, strides, begin, dilations, groups)
+    node = ConvNode((x.node,), weight, spread, plane, out, strides, begin, dilations, groups)
     return b.add(node, (1, weight.shape[0], *out[2 - rank :]))
 
 
-def _windows_of(
-    call: Call, plane: Sequence[int], kernel: Sequence[int]
-) -> tuple[Any, Any, Any, Any]:
-    """Strides, dilations, pads at the beginning, and the extents of the result."""
-    rank = len(kernel)
-    strides = [int(s) for s in call.attributes.get("strides", [1] * rank)]
-    dilations = [int(d) for d in call.attributes.get("dilations", [1] * rank)]
-    pads = [int(p) for p in call.attributes.get("pads", [0] * 2 * rank)]
-    word = call.attributes.get("auto_pad", b"NOTSET").decode()
-    if word in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
-            for n, s, k, d in zip(plane, strides, kernel, dilations, strict=True)
-        ]
-        small = [value // 2 for value in total]
-        large = [value - half for value, half in zip(total, small, strict=True)]
-        pads = small + large if word == "SAME_UPPER" else large + small
-    elif word == "VALID":
-        pads = [0] * 2 * rank
-    if min(*strides, *dilations) < 1 or min(pads) < 0 or call.attributes.get("ceil_mode", 0):
-        raise call.refuse("strides and dilations below 1, negative pads or ceil_mode")
-    out = [
-        (n + pads[i] + pads[i + rank] - (k - 1) * d - 1) // s + 1
-        for i, (n, s, k, d) in enumerate(zip(plane, strides, kernel, dilations, strict=True))
-    ]
-    if min(out) < 1:
+def _windows_of(call: Call, plane: Sequence[int], kernel: Sequence[int]) -> Windows:
+    if call.attributes.get("ceil_mode", 0):
+        raise call.refuse("ceil_mode")
+    found = windows_over(call.attributes, plane, kernel)
+    if min(found.out) < 1:
         raise call.refuse("a kernel larger than its input")
-    return tuple(strides), tuple(dilations), tuple(pads[:rank]), tuple(out)
+    return found
 
 
-@rule("AveragePool")
-def average_pool(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("AveragePool")
+def average_pool(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, kernel = call.entry(), [int(k) for k in call.attributes["kernel_shape"]]
     channels = x.shape[1]
     total = _convolve(b, call, x, np.ones((channels, 1, *kernel)), np.zeros(channels), channels)
     if call.attributes.get("count_include_pad", 0):
         return [b.combine([(total, 1.0 / math.prod(kernel))], 0.0, total.shape)]
     node = b.nodes[total.node]
-    assert isinstance(node, Conv)
+    assert isinstance(node, ConvNode)
     counts = node.forward([np.ones((1, math.prod(x.shape)))]).reshape(total.shape)
     return [b.combine([(total, 1.0 / counts)], 0.0, total.shape)]
 
 
-@rule("GlobalAveragePool", "ReduceMean", "ReduceSum")
-def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("GlobalAveragePool", "ReduceMean", "ReduceSum")
+def reduce_axes(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     rank = len(x.shape)
     axes = (
@@ -202,7 +188,7 @@ def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
     keeps = call.op == "GlobalAveragePool" or bool(call.attributes.get("keepdims", 1))
     rest = [axis for axis in range(rank) if axis not in axes]
     count = math.prod(x.shape[axis] for axis in axes)
-    turned = b.gather(x, places(x).transpose(rest + axes).reshape(-1, count))
+    turned = b.gather(x, flat_places(x).transpose(rest + axes).reshape(-1, count))
     shape = tuple(
         1 if axis in axes else x.shape[axis] for axis in range(rank) if keeps or axis not in axes
     )
@@ -213,34 +199,35 @@ def reduce_axes(b: Builder, call: Call) -> Sequence[Tensor]:
 # -- piecewise linear ------------------------------------------------------------------------------
 
 
-@rule("Relu")
-def relu(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Relu")
+def relu(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     found = b.relu(call.entry())
     b.names[call.outputs[0]] = found.node
     return [found]
 
 
-@rule("LeakyRelu", "PRelu")
-def leaky_relu(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("LeakyRelu", "PRelu")
+def leaky_relu(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
-    slope = exact(call.constant(1), call) if call.op == "PRelu" else call.real("alpha", 0.01)
+    slope = exact_floats(call.constant(1), call) if call.op == "PRelu" else call.real("alpha", 0.01)
     return [b.combine([(x, slope), (b.relu(x), 1.0 - np.asarray(slope))], 0.0, x.shape)]
 
 
-@rule("Abs")
-def absolute(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Abs")
+def absolute(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     return [b.combine([(x, -1.0), (b.relu(x), 2.0)], 0.0, x.shape)]
 
 
-@rule("Clip")
-def clip(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Clip")
+def clip(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = call.entry()
     limits = [call.real("min", -math.inf), call.real("max", math.inf)]
     for place in (1, 2):
         if call.has(place):
-            limits[place - 1] = float(exact(call.constant(place), call).reshape(()))
-    low, high = (None if abs(limit) > LARGEST else limit for limit in limits)
+            limits[place - 1] = float(exact_floats(call.constant(place), call).reshape(()))
+    low = None if limits[0] < -LARGEST_VALUE else limits[0]
+    high = None if limits[1] > LARGEST_VALUE else limits[1]
     if low is not None and high is not None and low > high:
         raise call.refuse("limits that contradict each other")
     if low is None:
@@ -252,12 +239,12 @@ def clip(b: Builder, call: Call) -> Sequence[Tensor]:
     return [b.combine([(above, 1.0), (beyond, -1.0)], low, x.shape)]
 
 
-def _least(b: Builder, x: Entry, high: float) -> Entry:
+def _least(b: NodeBuilder, x: NodeTensor, high: float) -> NodeTensor:
     """``min(x, high) = high - relu(high - x)``."""
     return b.combine([(b.relu(b.combine([(x, -1.0)], high, x.shape)), -1.0)], high, x.shape)
 
 
-def _maximum(b: Builder, parts: list[Entry]) -> Entry:
+def _maximum(b: NodeBuilder, parts: list[NodeTensor]) -> NodeTensor:
     """Elementwise maximum of equal shapes, pair by pair."""
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=False)
@@ -266,19 +253,19 @@ def _maximum(b: Builder, parts: list[Entry]) -> Entry:
     return parts[0]
 
 
-def _larger(b: Builder, left: Entry, right: Entry) -> Entry:
+def _larger(b: NodeBuilder, left: NodeTensor, right: NodeTensor) -> NodeTensor:
     gap = b.relu(b.combine([(right, 1.0), (left, -1.0)], 0.0, left.shape))
     return b.combine([(left, 1.0), (gap, 1.0)], 0.0, left.shape)
 
 
-@rule("MaxPool")
-def max_pool(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("MaxPool")
+def max_pool(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, kernel = call.entry(), [int(k) for k in call.attributes["kernel_shape"]]
     if len(call.outputs) > 1 or x.shape[0] != 1 or len(kernel) != len(x.shape) - 2:
         raise call.refuse("indices, or several images at a time")
     plane = x.shape[2:]
     strides, dilations, begin, out = _windows_of(call, plane, kernel)
-    index = places(x)
+    index = flat_places(x)
     parts = []
     for offset in np.ndindex(*kernel):
         taken, inside = index[0], np.ones((1, *out), dtype=bool)
@@ -303,17 +290,17 @@ def max_pool(b: Builder, call: Call) -> Sequence[Tensor]:
     return [_maximum(b, windows)]
 
 
-@rule("Max")
-def maximum(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Max")
+def maximum(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     shape = np.broadcast_shapes(*(shape_of(item) for item in call.inputs))
     parts = [
-        b.gather(item, np.broadcast_to(places(item), shape))
+        b.gather(item, np.broadcast_to(flat_places(item), shape))
         for item in call.inputs
-        if isinstance(item, Entry)
+        if isinstance(item, NodeTensor)
     ]
     found = _maximum(b, parts)
     for item in call.inputs:
         if isinstance(item, np.ndarray):
-            gap = b.relu(b.combine([(found, 1.0)], -exact(item, call), shape))
-            found = b.combine([(gap, 1.0)], exact(item, call), shape)
+            gap = b.relu(b.combine([(found, 1.0)], -exact_floats(item, call), shape))
+            found = b.combine([(gap, 1.0)], exact_floats(item, call), shape)
     return [found]

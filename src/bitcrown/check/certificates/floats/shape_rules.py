@@ -1,5 +1,5 @@
 """Rules of operators that only move elements, or compute shapes from constants (see
-``float_rules``)."""
+``rules``)."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from typing import Any
 import numpy as np
 
 from bitcrown.check.certificates.floats.reader import (
-    Builder,
     Call,
-    Entry,
-    Tensor,
+    GraphTensor,
+    NodeBuilder,
+    NodeTensor,
     concatenated,
-    exact,
-    places,
-    rule,
+    exact_floats,
+    flat_places,
+    float_rule,
     shape_of,
 )
 
 
-def _moved(b: Builder, tensor: Tensor, move: Callable[[Any], Any]) -> Tensor:
+def _moved(b: NodeBuilder, tensor: GraphTensor, move: Callable[[Any], Any]) -> GraphTensor:
     """A movement of elements, of a constant or of places."""
     return (
-        b.gather(tensor, np.asarray(move(places(tensor))))
-        if isinstance(tensor, Entry)
+        b.gather(tensor, np.asarray(move(flat_places(tensor))))
+        if isinstance(tensor, NodeTensor)
         else np.asarray(move(tensor))
     )
 
 
-def _first(call: Call) -> Tensor:
+def _first(call: Call) -> GraphTensor:
     if not call.inputs or call.inputs[0] is None:
         raise call.refuse("no input")
     return call.inputs[0]
 
 
-@rule("Identity", "Dropout")
-def identity(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Identity", "Dropout")
+def identity(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if call.has(2) and call.constant(2).any():
         raise call.refuse("training mode")
     return [_first(call)]
 
 
-@rule("Cast")
-def cast(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Cast")
+def cast(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     x, dtype = _first(call), np.dtype(tensor_dtype_to_np_dtype(int(call.attributes["to"])))
-    if isinstance(x, Entry):
+    if isinstance(x, NodeTensor):
         if dtype not in (np.float32, np.float64):
             raise call.refuse(f"a cast to {dtype}")
         return [x]
@@ -59,8 +59,8 @@ def cast(b: Builder, call: Call) -> Sequence[Tensor]:
     return [moved]
 
 
-@rule("Constant")
-def constant(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Constant")
+def constant(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     from onnx import numpy_helper
 
     if "value" in call.attributes:
@@ -76,37 +76,37 @@ def constant(b: Builder, call: Call) -> Sequence[Tensor]:
     raise call.refuse("a constant of this kind")
 
 
-@rule("Shape")
-def shape_op(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Shape")
+def shape_op(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     if call.attributes.get("start", 0) or "end" in call.attributes:
         raise call.refuse("a part of a shape")
     return [np.asarray(shape_of(_first(call)), dtype=np.int64)]
 
 
-@rule("Flatten")
-def flatten(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Flatten")
+def flatten(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = _first(call)
     axis = int(call.attributes.get("axis", 1))
     axis += len(x.shape) if axis < 0 else 0
     return [_moved(b, x, lambda value: value.reshape(math.prod(value.shape[:axis]), -1))]
 
 
-@rule("Reshape")
-def reshape(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Reshape")
+def reshape(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, wanted = _first(call), call.integers(1, "shape") or []
     if not call.attributes.get("allowzero", 0):
         wanted = [x.shape[i] if extent == 0 else extent for i, extent in enumerate(wanted)]
     return [_moved(b, x, lambda value: value.reshape(wanted))]
 
 
-@rule("Transpose")
-def transpose(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Transpose")
+def transpose(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     order = call.attributes.get("perm")
     return [_moved(b, _first(call), lambda value: value.transpose(order))]
 
 
-@rule("Squeeze", "Unsqueeze")
-def squeeze(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Squeeze", "Unsqueeze")
+def squeeze(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     axes = call.integers(1, "axes")
     if call.op == "Squeeze":
         return [
@@ -119,25 +119,25 @@ def squeeze(b: Builder, call: Call) -> Sequence[Tensor]:
     return [_moved(b, _first(call), lambda value: np.expand_dims(value, tuple(axes or ())))]
 
 
-@rule("Concat")
-def concat(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Concat")
+def concat(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     parts = [item for item in call.inputs if item is not None]
     axis = int(call.attributes["axis"]) % len(parts[0].shape)
     if all(isinstance(item, np.ndarray) for item in parts):
         return [np.concatenate([np.asarray(item) for item in parts], axis)]
-    if not all(isinstance(item, Entry) for item in parts):
+    if not all(isinstance(item, NodeTensor) for item in parts):
         raise call.refuse("constants beside tensors that depend on the input")
-    return [concatenated(b, [item for item in parts if isinstance(item, Entry)], axis)]
+    return [concatenated(b, [item for item in parts if isinstance(item, NodeTensor)], axis)]
 
 
-@rule("Gather")
-def gather(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Gather")
+def gather(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     axis, index = int(call.attributes.get("axis", 0)), call.constant(1)
     return [_moved(b, _first(call), lambda value: np.take(value, index.astype(np.int64), axis))]
 
 
-@rule("Slice")
-def slice_op(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Slice")
+def slice_op(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x = _first(call)
     starts, ends = call.integers(1, "starts") or [], call.integers(2, "ends") or []
     axes = call.integers(3, "axes") or list(range(len(starts)))
@@ -148,8 +148,8 @@ def slice_op(b: Builder, call: Call) -> Sequence[Tensor]:
     return [_moved(b, x, lambda value: value[tuple(where)])]
 
 
-@rule("Split")
-def split(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Split")
+def split(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, axis = _first(call), int(call.attributes.get("axis", 0))
     sizes = call.integers(1, "split")
     if sizes is None:
@@ -158,22 +158,22 @@ def split(b: Builder, call: Call) -> Sequence[Tensor]:
         sizes = [x.shape[axis] // len(call.outputs)] * len(call.outputs)
     if sum(sizes) != x.shape[axis]:
         raise call.refuse("parts that do not add up")
-    whole = np.asarray(places(x) if isinstance(x, Entry) else x)
+    whole = np.asarray(flat_places(x) if isinstance(x, NodeTensor) else x)
     parts = np.split(whole, np.cumsum(sizes)[:-1], axis)
-    return [b.gather(x, part) if isinstance(x, Entry) else part for part in parts]
+    return [b.gather(x, part) if isinstance(x, NodeTensor) else part for part in parts]
 
 
-@rule("Pad")
-def pad(b: Builder, call: Call) -> Sequence[Tensor]:
+@float_rule("Pad")
+def pad(b: NodeBuilder, call: Call) -> Sequence[GraphTensor]:
     x, pads = call.entry(), call.integers(1, "pads") or []
     if (
-        call.attributes.get("mode", b"constant") != b"constant"
+        call.attributes.get("mode", "constant") != "constant"
         or call.has(3)
         or min(pads, default=0) < 0
     ):
         raise call.refuse("only constant padding of every axis by zero or more")
     value = (
-        float(exact(call.constant(2), call).reshape(()))
+        float(exact_floats(call.constant(2), call).reshape(()))
         if call.has(2)
         else float(call.attributes.get("value", 0.0))
     )
@@ -181,7 +181,7 @@ def pad(b: Builder, call: Call) -> Sequence[Tensor]:
     if len(pads) != 2 * rank:
         raise call.refuse("pads that do not fit the shape")
     widths = [(pads[i], pads[i + rank]) for i in range(rank)]
-    index = np.pad(places(x), widths, constant_values=-1)
+    index = np.pad(flat_places(x), widths, constant_values=-1)
     padded = b.gather(x, index)
     return [
         b.combine([(padded, 1.0)], np.where(index < 0, value, 0.0), index.shape)

@@ -2,7 +2,7 @@
 certificates as well.
 
 A step turns choices (a box to shrink, slopes, multipliers, weights) into closed cases and lower
-bounds that hold whatever was chosen (``bounds``, ``float_layers``).
+bounds that hold whatever was chosen (``bounds``, ``layers``).
 
 Legend: ``B`` boxes or leaves, ``Q`` cases over one box, ``S`` rows of a case, ``N`` neurons of a
 ReLU, ``n`` inputs.
@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from bitcrown.check.certificates.floats.bounds import (
-    CHUNK,
+    PASS_ENTRIES,
     Bounder,
-    Bounds,
-    Box,
-    Line,
-    Lines,
+    BoxBatch,
+    OperandBounds,
+    ReluLine,
+    RowBounds,
     relu_line,
 )
-from bitcrown.check.certificates.floats.layers import Mask, above_limit, clipped, layer_bounds
-from bitcrown.check.certificates.floats.nodes import Array
+from bitcrown.check.certificates.floats.layers import Mask, above_limit, clipped_boxes, layer_bounds
+from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.check.certificates.floats.property import Group
 
 
-def row_lines(bounder: Bounder, group: Group, lines: Mapping[int, Line]) -> Lines:
+def case_bounds(bounder: Bounder, group: Group, lines: Mapping[int, ReluLine]) -> RowBounds:
     """Lines of all rows of all cases, ``[B, Q * S]``."""
     m, n = group.C.shape[2], group.D.shape[2]
     seeds = {bounder.network.output: group.C.reshape(1, -1, m)}
@@ -42,16 +42,16 @@ def row_lines(bounder: Bounder, group: Group, lines: Mapping[int, Line]) -> Line
 def boxes_at_once(bounder: Bounder, group: Group) -> int:
     sizes = [node.size for node in bounder.network.nodes]
     rows = max([group.limit.size, *(2 * sizes[relu] for relu in bounder.network.relus)])
-    return max(1, min(512, CHUNK // (rows * max(sizes))))
+    return max(1, min(512, PASS_ENTRIES // (rows * max(sizes))))
 
 
 def refine(
     bounder: Bounder,
     group: Group,
-    box: Box,
+    box: BoxBatch,
     open_: Mask,
-    influence: Array | None = None,
-) -> tuple[Box, Mask]:
+    influence: FloatArray | None = None,
+) -> tuple[BoxBatch, Mask]:
     """Close what is refuted on the boxes ``[B]`` and shrink them: boxes and ``open_ [B, Q]``.
 
     ``influence [B, n]``, where given, receives the largest coefficient of each input in the rows of
@@ -62,11 +62,11 @@ def refine(
     step = boxes_at_once(bounder, group)
     for start in range(0, len(live), step):
         index = live[start : start + step]
-        part = Box(lower[index], upper[index])
+        part = BoxBatch(lower[index], upper[index])
         bounds = layer_bounds(bounder, part)
         lines = {relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in bounds.items()}
-        rows = row_lines(bounder, group, lines)
-        part, open_[index] = clipped(bounder, rows, group.limit, part, open_[index])
+        rows = case_bounds(bounder, group, lines)
+        part, open_[index] = clipped_boxes(bounder, rows, group.limit, part, open_[index])
         lower[index], upper[index] = part.lower, part.upper
         if influence is not None:
             a = (
@@ -75,10 +75,12 @@ def refine(
                 .max(axis=2)
             )
             influence[index] = np.where(open_[index][..., None], a, 0.0).max(axis=1)
-    return Box(lower, upper), open_
+    return BoxBatch(lower, upper), open_
 
 
-def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple[Box, Mask]:
+def halves(
+    box: BoxBatch, open_: Mask, index: Any, axes: Any, points: FloatArray
+) -> tuple[BoxBatch, Mask]:
     """Both halves of the boxes ``index``, each pair side by side; a point outside of a box leaves
     one half empty."""
     lower, upper = np.repeat(box.lower[index], 2, axis=0), np.repeat(box.upper[index], 2, axis=0)
@@ -87,7 +89,7 @@ def halves(box: Box, open_: Mask, index: Any, axes: Any, points: Array) -> tuple
     upper[2 * rows, axes] = np.minimum(upper[2 * rows, axes], points)
     lower[2 * rows + 1, axes] = np.maximum(lower[2 * rows + 1, axes], points)
     open_ &= (lower <= upper).all(axis=1, keepdims=True)
-    return Box(lower, upper), open_
+    return BoxBatch(lower, upper), open_
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,10 @@ class Leaves:
     """Choices of leaves over one case: ``slopes``, ``signs``, ``betas`` (times the sign) ``[B, N]``
     by ReLU, and ``weights [B, S]``."""
 
-    slopes: Mapping[int, Array]
-    signs: Mapping[int, Array]
-    betas: Mapping[int, Array]
-    weights: Array
+    slopes: Mapping[int, FloatArray]
+    signs: Mapping[int, FloatArray]
+    betas: Mapping[int, FloatArray]
+    weights: FloatArray
 
     def select(self, index: Any) -> Leaves:
         slopes, signs, betas = (
@@ -108,7 +110,7 @@ class Leaves:
         return Leaves(slopes, signs, betas, self.weights[index])
 
 
-def decided(bounds: Bounds, signs: Mapping[int, Array]) -> Bounds:
+def decided(bounds: OperandBounds, signs: Mapping[int, FloatArray]) -> OperandBounds:
     """``bounds`` with the signs ``[B, N]`` imposed."""
     return {
         relu: (
@@ -119,11 +121,13 @@ def decided(bounds: Bounds, signs: Mapping[int, Array]) -> Bounds:
     }
 
 
-def leaf_values(bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves) -> Array:
+def leaf_values(
+    bounder: Bounder, group: Group, bounds: OperandBounds, leaves: Leaves
+) -> FloatArray:
     """Lower bounds ``[B]`` of the weighted rows of the one case of ``group`` less their limits, on
     each leaf."""
     widest = max(node.size for node in bounder.network.nodes)
-    step = max(1, CHUNK // widest)
+    step = max(1, PASS_ENTRIES // widest)
     parts = [np.zeros(0)]
     for start in range(0, len(leaves.weights), step):
         part = leaves.select(slice(start, start + step))
@@ -137,7 +141,7 @@ def leaf_values(bounder: Bounder, group: Group, bounds: Bounds, leaves: Leaves) 
     return np.concatenate(parts)
 
 
-def leaf_lines(ends: Bounds, leaves: Leaves) -> dict[int, Line]:
+def leaf_lines(ends: OperandBounds, leaves: Leaves) -> dict[int, ReluLine]:
     result = {}
     for relu, (low, up) in ends.items():
         slope = leaves.slopes.get(relu)
@@ -150,11 +154,11 @@ def leaf_lines(ends: Bounds, leaves: Leaves) -> dict[int, Line]:
 def weighted_value(
     bounder: Bounder,
     group: Group,
-    weights: Array,
-    lines: Mapping[int, Line],
-    betas: Mapping[int, Array],
-    record: dict[int, Array] | None = None,
-) -> tuple[Array, Lines]:
+    weights: FloatArray,
+    lines: Mapping[int, ReluLine],
+    betas: Mapping[int, FloatArray],
+    record: dict[int, FloatArray] | None = None,
+) -> tuple[FloatArray, RowBounds]:
     """Lower bounds ``[B]`` of ``sum_s weight_s (row_s - limit_s)``, less the rounding of the sums;
     and the lines."""
     c, d, limit = group.C[0], group.D[0], group.limit[0]

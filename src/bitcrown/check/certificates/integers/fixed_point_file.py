@@ -19,11 +19,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from bitcrown.check.certificates.integers.network import need
+from bitcrown.check.certificates.documents import need
 from bitcrown.errors import ModelError
 
-MOST_LAYERS = 100
-MOST_WEIGHTS = 1 << 22
+_MOST_LAYERS = 100
+_MOST_WEIGHTS = 1 << 22
 
 
 def canonical_form(path: Path) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _layer(group: Any) -> tuple[list[list[float]], list[float]] | None:
     kernel, bias = arrays["kernel"], arrays["bias"]
     plain = all(not a.external and not a.is_virtual and a.dtype.kind == "f" for a in (kernel, bias))
     need(
-        plain and kernel.ndim == 2 and bias.ndim == 1 and 0 < kernel.size <= MOST_WEIGHTS,
+        plain and kernel.ndim == 2 and bias.ndim == 1 and 0 < kernel.size <= _MOST_WEIGHTS,
         "a layer is no matrix",
     )
     return kernel[()].astype(float).tolist(), bias[()].astype(float).tolist()
@@ -113,7 +113,7 @@ def _layer(group: Any) -> tuple[list[list[float]], list[float]] | None:
 
 def _listed(group: Any, attribute: str) -> list[str]:
     names = [n.decode() if isinstance(n, bytes) else str(n) for n in list(group.attrs[attribute])]
-    need(len(names) <= MOST_LAYERS, f"{attribute} is too long")
+    need(len(names) <= _MOST_LAYERS, f"{attribute} is too long")
     return names
 
 

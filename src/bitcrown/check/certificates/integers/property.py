@@ -19,23 +19,25 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Any, NamedTuple
 
-from bitcrown.check.certificates.integers.network import Network, Row, integer, need, numbers
+from bitcrown.check.certificates.documents import integer, integer_list, need
+from bitcrown.check.certificates.integers.affine import Integers
+from bitcrown.check.certificates.integers.network import IntegerCircuit
 
-MOST_VALUES = 1 << 20
+_MOST_VALUES = 1 << 20
 
 
-class Rule(NamedTuple):
+class IntegerConstraint(NamedTuple):
     """``sum k o <= bound`` over output integers; ``terms`` maps an output to its k."""
 
     terms: dict[int, int]
     bound: int
 
-    def may_hold(self, low: Row, high: Row) -> bool:
+    def may_hold(self, low: Integers, high: Integers) -> bool:
         """For some outputs between ``low`` and ``high``: the least left side is small enough."""
         return sum(k * (low if k > 0 else high)[i] for i, k in self.terms.items()) <= self.bound
 
 
-class RealRule(NamedTuple):
+class RealConstraint(NamedTuple):
     """``sum c y <= bound`` (``<`` if strict) over the real values of the outputs."""
 
     terms: dict[int, Fraction]
@@ -46,11 +48,11 @@ class RealRule(NamedTuple):
         return least < self.bound or (least == self.bound and not self.strict)
 
 
-class Values:
+class OutputValues:
     """The real values of one output: ``of(o)`` for ``low <= o <= high``, nondecreasing."""
 
     def __init__(self, low: int, known: Sequence[Fraction]) -> None:
-        need(0 < len(known) <= MOST_VALUES, "an output has no values, or too many")
+        need(0 < len(known) <= _MOST_VALUES, "an output has no values, or too many")
         need(
             all(a <= b for a, b in zip(known, known[1:], strict=False)),
             "the values of an output decrease",
@@ -67,7 +69,7 @@ class Values:
         return min(c * v - k * o for o, v in enumerate(self.known, self.low))
 
 
-class EvenValues(Values):
+class EvenValues(OutputValues):
     """``first + step (o - low)`` with ``step >= 0``, without a table: outputs that are wide
     integers."""
 
@@ -89,32 +91,34 @@ class Claim(NamedTuple):
     Nothing asked depends on a case that stands for none: it need not be refuted.
     """
 
-    low: Row
-    high: Row
-    cases: list[list[Rule]]
-    outputs: list[Values]
-    real: list[list[list[RealRule]] | None]
+    low: Integers
+    high: Integers
+    cases: list[list[IntegerConstraint]]
+    outputs: list[OutputValues]
+    real: list[list[list[RealConstraint]] | None]
 
-    def is_broken(self, case: int, low: Row, high: Row) -> bool:
+    def is_broken(self, case: int, low: Integers, high: Integers) -> bool:
         """Whether no output between ``low`` and ``high`` satisfies the case, or any real one that
         it stands for."""
         if not all(rule.may_hold(low, high) for rule in self.cases[case]):
             return True
         real = self.real[case]
         return real is not None and all(
-            any(not rule.allows(least_value(rule, self.outputs, low, high)) for rule in rules)
+            any(not rule.allows(least_left_side(rule, self.outputs, low, high)) for rule in rules)
             for rules in real
         )
 
 
-def least_value(rule: RealRule, outputs: list[Values], low: Row, high: Row) -> Fraction:
+def least_left_side(
+    rule: RealConstraint, outputs: list[OutputValues], low: Integers, high: Integers
+) -> Fraction:
     """The least left side for output integers between ``low`` and ``high``."""
     return sum(
         (c * outputs[i].of((low if c > 0 else high)[i]) for i, c in rule.terms.items()), Fraction(0)
     )
 
 
-def follows(rule: Rule, real: RealRule, outputs: list[Values]) -> bool:
+def follows(rule: IntegerConstraint, real: RealConstraint, outputs: list[OutputValues]) -> bool:
     """Whether every output of the whole range that satisfies ``real`` satisfies ``rule``."""
     ends = [k * (outputs[i].high if k > 0 else outputs[i].low) for i, k in rule.terms.items()]
     if sum(ends) <= rule.bound:
@@ -128,7 +132,9 @@ def follows(rule: Rule, real: RealRule, outputs: list[Values]) -> bool:
     return (ceil(limit) - 1 if real.strict else floor(limit)) <= rule.bound
 
 
-def _ratio(rule: Rule, real: RealRule, outputs: list[Values]) -> Fraction | None:
+def _ratio(
+    rule: IntegerConstraint, real: RealConstraint, outputs: list[OutputValues]
+) -> Fraction | None:
     """The t for which the widest term of ``real`` has, from end to end, the slope that it has in
     ``rule``."""
     best, found = Fraction(0), None
@@ -142,34 +148,38 @@ def _ratio(rule: Rule, real: RealRule, outputs: list[Values]) -> Fraction | None
     return found if found is not None and found > 0 else None
 
 
-def is_impossible(rules: list[RealRule], outputs: list[Values]) -> bool:
+def is_impossible(rules: list[RealConstraint], outputs: list[OutputValues]) -> bool:
     """Whether a real case holds nowhere, because one rule of it holds for no outputs at all."""
     low, high = [values.low for values in outputs], [values.high for values in outputs]
-    return any(not rule.allows(least_value(rule, outputs, low, high)) for rule in rules)
+    return any(not rule.allows(least_left_side(rule, outputs, low, high)) for rule in rules)
 
 
-def is_implied(case: list[Rule], rules: list[RealRule], outputs: list[Values]) -> bool:
+def implies_case(
+    case: list[IntegerConstraint], rules: list[RealConstraint], outputs: list[OutputValues]
+) -> bool:
     """Whether every rule of the proof's case follows from one rule of the property's."""
     return all(any(follows(rule, real, outputs) for real in rules) for rule in case)
 
 
-def claim_of(form: dict[str, Any], network: Network) -> Claim:
+def claim_of(form: dict[str, Any], network: IntegerCircuit) -> Claim:
     """The claim in a property's JSON form. Raises ``Reject`` and what malformed JSON raises."""
     size, outputs = network.sizes[0], network.sizes[network.output]
-    low, high = (numbers(form[name], size, "the box of the property") for name in ("low", "high"))
+    low, high = (
+        integer_list(form[name], size, "the box of the property") for name in ("low", "high")
+    )
     cases = [[_rule(constraint, outputs) for constraint in case] for case in form["cases"]]
     claim = Claim(low, high, cases, [], [None] * len(cases))
     return _with_real(claim, form["real"], network) if "real" in form else claim
 
 
-def _rule(constraint: dict[str, Any], outputs: int) -> Rule:
+def _rule(constraint: dict[str, Any], outputs: int) -> IntegerConstraint:
     terms = {integer(i): integer(c) for i, c in constraint["terms"]}
     need(len(terms) == len(constraint["terms"]), "a constraint mentions an output twice")
     need(all(0 <= i < outputs for i in terms), "a constraint names no output")
-    return Rule(terms, integer(constraint["bound"]))
+    return IntegerConstraint(terms, integer(constraint["bound"]))
 
 
-def _with_real(claim: Claim, form: dict[str, Any], network: Network) -> Claim:
+def _with_real(claim: Claim, form: dict[str, Any], network: IntegerCircuit) -> Claim:
     """The claim with the property's own cases, one for each, every one of which must imply the
     proof's."""
     tables = [_values(entry) for entry in form["outputs"]]
@@ -179,13 +189,13 @@ def _with_real(claim: Claim, form: dict[str, Any], network: Network) -> Claim:
     real = [[_real_rule(constraint, len(tables)) for constraint in case] for case in form["cases"]]
     for number, (case, rules) in enumerate(zip(claim.cases, real, strict=True)):
         need(
-            is_implied(case, rules, tables),
+            implies_case(case, rules, tables),
             f"case {number} does not follow from the property's own",
         )
     return claim._replace(outputs=tables, real=[[rules] for rules in real])
 
 
-def _values(entry: dict[str, Any]) -> Values:
+def _values(entry: dict[str, Any]) -> OutputValues:
     low = integer(entry["low"])
     if "step" in entry:
         return EvenValues(
@@ -193,27 +203,27 @@ def _values(entry: dict[str, Any]) -> Values:
         )
     unit, rows = integer(entry["denominator"]), entry["numerators"]
     need(unit > 0, "a denominator is not positive")
-    return Values(
-        low, [Fraction(n, unit) for n in numbers(rows, len(rows), "the values of an output")]
+    return OutputValues(
+        low, [Fraction(n, unit) for n in integer_list(rows, len(rows), "the values of an output")]
     )
 
 
-def require_covered(outputs: list[Values], network: Network) -> None:
+def require_covered(outputs: list[OutputValues], network: IntegerCircuit) -> None:
     """Every output that the network may have over its declared range has a value."""
     low, high = network.low[network.output], network.high[network.output]
     for values, a, b in zip(outputs, low, high, strict=True):
         need(values.low <= a and b <= values.high, "an output may be an integer that has no value")
 
 
-def _real_rule(constraint: dict[str, Any], outputs: int) -> RealRule:
+def _real_rule(constraint: dict[str, Any], outputs: int) -> RealConstraint:
     terms = {integer(i): _fraction(value) for i, value in constraint["terms"]}
     need(len(terms) == len(constraint["terms"]), "a constraint mentions an output twice")
     need(all(0 <= i < outputs for i in terms), "a constraint names no output")
     need(constraint["strict"] in (0, 1), "a constraint is neither strict nor not")
-    return RealRule(terms, _fraction(constraint["bound"]), bool(constraint["strict"]))
+    return RealConstraint(terms, _fraction(constraint["bound"]), bool(constraint["strict"]))
 
 
 def _fraction(pair: Any) -> Fraction:
-    numerator, denominator = numbers(pair, 2, "a fraction")
+    numerator, denominator = integer_list(pair, 2, "a fraction")
     need(denominator > 0, "a denominator is not positive")
     return Fraction(numerator, denominator)

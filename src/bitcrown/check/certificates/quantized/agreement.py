@@ -1,11 +1,11 @@
-"""The certificate's network against onnxruntime, bit for bit, on inputs that nobody could choose
-beforehand.
+"""The certificate's network against onnxruntime, bit for bit, on drawn inputs.
 
-Inputs are drawn with the certificate's digest as the seed: anywhere in the range of the input,
-close to its ends, its corners, and inside the property's box. Every integer tensor of the file that
-the reading found in the network, and the output, has to lie between the two ends that the network
-gives, which are one number where arithmetic is pinned down. QONNX, which onnxruntime lacks, is
-written in standard operators first.
+The certificate's digest is the seed, so the same certificate is always judged alike; inputs lie
+anywhere in the range of the input, close to its ends, in its corners, and inside the property's
+box. This is a second net and no proof: who writes a certificate can try many digests. Every integer
+tensor of the file that the reading found in the network, and the output, has to lie between the two
+ends that the network gives, which are one number where arithmetic is pinned down. QONNX, which
+onnxruntime lacks, is written in standard operators first.
 """
 
 from __future__ import annotations
@@ -18,87 +18,84 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.check.certificates.integers.network import Affine, Row, need
-from bitcrown.check.certificates.integers.property import Claim, Values
-from bitcrown.check.certificates.quantized.chain import FLOAT, Array, Tensor, values_of
-from bitcrown.check.certificates.quantized.elementwise import QONNX, ROUNDINGS
+from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.integers.affine import Integers
+from bitcrown.check.certificates.integers.property import Claim, OutputValues
+from bitcrown.check.certificates.quantized.chain import (
+    BINARY32,
+    ChainTensor,
+    NumpyArray,
+    values_of,
+)
 from bitcrown.check.certificates.quantized.file import Read
-from bitcrown.check.certificates.quantized.reading import session, type_range
+from bitcrown.check.certificates.quantized.quantizers import QONNX, QONNX_ROUNDINGS
+from bitcrown.check.certificates.quantized.reading import integer_range
+from bitcrown.check.certificates.quantized.runtime import refusals
+from bitcrown.check.replay import open_session, run_session
 
-SAMPLES = 24
+_SAMPLES = 24
 
 
-def require_agreement(read: Read, claim: Claim, seed: str, samples: int = SAMPLES) -> None:
+def require_agreement(read: Read, claim: Claim, seed: str, samples: int = _SAMPLES) -> None:
     """Raises ``Reject`` with the first tensor that differs."""
-    model = standard_form(read.model)
+    model = without_qonnx(read.model)
     traced = _traced(read)
     present = {info.name for info in model.graph.output}
     model.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in traced if name not in present
     )
     names = [info.name for info in model.graph.output]
-    run = session(model.SerializeToString())
-    entry = run.get_inputs()[0].name
-    for point in drawn(read, claim, seed, samples):
+    with refusals():
+        opened = open_session(model.SerializeToString(), "it")
+    entry = opened.get_inputs()[0].name
+    for point in drawn_inputs(read, claim, seed, samples):
         feed = np.asarray(point, dtype=read.dtype).reshape(read.reading.shape)
-        found = dict(zip(names, run.run(None, {entry: feed}), strict=True))
-        low, high = enclosure(read, _integers(read, feed.reshape(-1)))
+        with refusals():
+            found = dict(zip(names, run_session(opened, {entry: feed}, "it"), strict=True))
+        integers = _integers(read, feed.reshape(-1))
+        low, high = read.reading.net.enclosure(integers, integers)
         for name, tensor in traced.items():
-            ends = [
-                np.array(
-                    [
-                        side[n][e]
-                        for n, e in zip(
-                            tensor.nodes.tolist(), tensor.elements.tolist(), strict=True
-                        )
-                    ]
-                )
-                for side in (low, high)
-            ]
+            least, most = tensor.picked(low), tensor.picked(high)
             values = found[name].reshape(-1).astype(np.int64)
-            inside = values.shape == ends[0].shape and bool(
-                ((ends[0] <= values) & (values <= ends[1])).all()
+            inside = values.shape == least.shape and bool(
+                ((least <= values) & (values <= most)).all()
             )
             need(inside, f"tensor {name!r} differs from onnxruntime on a drawn input")
-        _require_output(
-            read.outputs,
-            found[names[0]],
-            low[read.reading.net.output],
-            high[read.reading.net.output],
-        )
+        output = read.reading.net.output
+        _require_output(read.outputs, found[names[0]], low[output], high[output])
 
 
-def _require_output(outputs: list[Values], found: Array, low: Row, high: Row) -> None:
+def _require_output(
+    outputs: list[OutputValues], found: NumpyArray, low: Integers, high: Integers
+) -> None:
     values = [Fraction(v) for v in found.reshape(-1).astype(np.float64).tolist()]
     need(len(values) == len(outputs), "the file has another number of outputs than the network")
     for known, value, a, b in zip(outputs, values, low, high, strict=True):
-        need(
-            known.of(a) <= value <= known.of(b),
-            "the output differs from onnxruntime on a drawn input",
-        )
+        inside = known.of(a) <= value <= known.of(b)
+        need(inside, "the output differs from onnxruntime on a drawn input")
 
 
-def _traced(read: Read) -> dict[str, Tensor]:
+def _traced(read: Read) -> dict[str, ChainTensor]:
     """Integer tensors of the file of 8 bits or more that are elements of nodes as they stand."""
     found = {}
     for name, tensors in read.reading.viewed.items():
         plain = next((t for t in tensors if not t.chain and not t.is_float), None)
         if plain is not None and name not in (info.name for info in read.model.graph.input):
-            low, high = type_range(plain.dtype)
+            low, high = integer_range(plain.dtype)
             if high - low >= 255:
                 found[name] = plain
     return found
 
 
-def drawn(read: Read, claim: Claim, seed: str, samples: int) -> list[list[float]]:
+def drawn_inputs(read: Read, claim: Claim, seed: str, samples: int) -> list[list[float]]:
     """[samples, N] inputs of the file."""
     rng = random.Random(seed)
     net, size = read.reading.net, read.reading.net.sizes[0]
-    wide = _span(read) if read.dtype == FLOAT else (net.low[0], net.high[0])
+    wide = _span(read) if read.dtype == BINARY32 else (net.low[0], net.high[0])
     points = [list(wide[0]), list(wide[1])]
     for k in range(samples - 2):
         shares = [rng.random() if k % 3 else float(rng.random() < 0.5) for _ in range(size)]
-        if k % 2 and read.dtype != FLOAT:
+        if k % 2 and read.dtype != BINARY32:
             ends = claim.low, claim.high
             inner = [(max(a, c), min(b, d)) for a, b, c, d in zip(*wide, *ends, strict=True)]
             low, high = [min(a, b) for a, b in inner], [b for _, b in inner]
@@ -107,7 +104,9 @@ def drawn(read: Read, claim: Claim, seed: str, samples: int) -> list[list[float]
         else:
             low, high = list(wide[0]), list(wide[1])
         points.append([a + s * (b - a) for a, b, s in zip(low, high, shares, strict=True)])
-    return points if read.dtype == FLOAT else [[float(round(v)) for v in point] for point in points]
+    return (
+        points if read.dtype == BINARY32 else [[float(round(v)) for v in point] for point in points]
+    )
 
 
 def _span(read: Read) -> tuple[list[float], list[float]]:
@@ -129,29 +128,15 @@ def _span(read: Read) -> tuple[list[float], list[float]]:
     return ends[0], ends[1]
 
 
-def _integers(read: Read, values: Array) -> Row:
-    if read.dtype != FLOAT:
+def _integers(read: Read, values: NumpyArray) -> Integers:
+    if read.dtype != BINARY32:
         return [int(v) for v in values.tolist()]
     assert read.reading.entry is not None
     found = values_of(read.reading.entry, values[:, None], np.arange(len(values)))[0][:, 0]
     return [int(v) for v in found.tolist()]
 
 
-def enclosure(read: Read, point: Row) -> tuple[list[Row], list[Row]]:
-    """Least and greatest integer of every element of every node at one input."""
-    low, high = [point], [point]
-    for step in read.reading.net.compiled[1:]:
-        assert step is not None
-        if isinstance(step, Affine):
-            ends = step.ends(low, high), step.ends(high, low)
-        else:
-            ends = step.image(low[step.source], high[step.source])
-        low.append(ends[0])
-        high.append(ends[1])
-    return low, high
-
-
-def standard_form(model: Any) -> Any:
+def without_qonnx(model: Any) -> Any:
     """The same network without QONNX operators."""
     written = onnx.ModelProto()
     written.CopyFrom(model)
@@ -176,7 +161,7 @@ def standard_form(model: Any) -> Any:
     return written
 
 
-SIZED = {
+_SIZED = {
     "UP": "Ceil",
     "DOWN": "Floor",
     "ROUND_TO_ZERO": "Floor",
@@ -184,10 +169,10 @@ SIZED = {
     "HALF_DOWN": "Ceil",
 }
 """Roundings that act on the size of a number; the two halves move it first."""
-PLAIN = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
+_PLAIN = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
 
-def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
+def _expanded(node: Any, constants: dict[str, NumpyArray]) -> list[Any]:
     """One Quant or BipolarQuant in standard operators."""
     made: list[Any] = []
     name = node.output[0]
@@ -213,7 +198,7 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     mode = attrs.get("rounding_mode", b"ROUND").decode().upper()
     need(
-        mode in ROUNDINGS and all(i in constants for i in node.input[1:4]),
+        mode in QONNX_ROUNDINGS and all(i in constants for i in node.input[1:4]),
         f"{name!r} is quantized in an unknown way",
     )
     zero, bits = (constants[i].reshape(-1) for i in node.input[2:4])
@@ -226,12 +211,12 @@ def _expanded(node: Any, constants: dict[str, Array]) -> list[Any]:
     scale, offset = constant(constants[node.input[1]], "scale"), constant(zero[0], "offset")
     ratio = step("Add", step("Div", node.input[0], scale), offset)
     clipped = step("Clip", ratio, constant(float(low), "low"), constant(float(high), "high"))
-    if mode in PLAIN:
-        rounded = step(PLAIN[mode], clipped)
+    if mode in _PLAIN:
+        rounded = step(_PLAIN[mode], clipped)
     else:
         size = step("Abs", clipped)
         if mode.startswith("HALF"):
             size = step("Add" if mode == "HALF_UP" else "Sub", size, constant(0.5, "half"))
-        rounded = step("Mul", step("Sign", clipped), step(SIZED[mode], size))
+        rounded = step("Mul", step("Sign", clipped), step(_SIZED[mode], size))
     step("Mul", step("Sub", rounded, offset), scale, to=name)
     return made

@@ -2,24 +2,29 @@
 
 A candidate is a dense node or a convolution on just the integers that the operator's tensor is
 known by, with the operator's shape and geometry; its weights are carried over to roots. Whether it
-computes the operator's sum is for the rules to verify (``quantized_sums``,
-``quantized_integer_sums``).
+computes the operator's sum is for the rules to verify (``sums``, ``integer_sums``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.integers.network import need
-from bitcrown.check.certificates.quantized.chain import Array, Step, Tensor
-from bitcrown.check.certificates.quantized.reading import Operator, Origin, Reading
+from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.onnx_files import Windows, windows_over
+from bitcrown.check.certificates.quantized.chain import (
+    INTEGER_LIMIT,
+    ChainLink,
+    ChainTensor,
+    NumpyArray,
+)
+from bitcrown.check.certificates.quantized.reading import FileReading, Operator, Origin
 
-MOST_EXACT = 1 << 40
+_MOST_EXACT = 1 << 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +33,18 @@ class Candidate:
     ``pad`` as a root."""
 
     number: int
-    ints: Array
-    bias: Array
+    ints: NumpyArray
+    bias: NumpyArray
     pad: Fraction
     is_padded: bool
 
 
-def _is_root(reading: Reading, number: int) -> bool:
+def _is_root(reading: FileReading, number: int) -> bool:
     return bool((reading.origins[number].nodes == number).all())
 
 
 def dense_candidates(
-    reading: Reading, view: Tensor, rows: int, outputs: int
+    reading: FileReading, view: ChainTensor, rows: int, outputs: int
 ) -> Iterator[Candidate]:
     """Dense nodes on just these integers."""
     for number, node in enumerate(reading.net.nodes):
@@ -54,27 +59,35 @@ def dense_candidates(
             continue
         weight = exact_array([[*row, *[0] * (view.size - len(row))] for row in node["weight"]])
         bias = exact_array(node["bias"])
+        _require_small(weight, origin)
         ints = weight * origin.factor
         yield Candidate(number, ints, bias + weight @ origin.shift, Fraction(0), False)
 
 
-def exact_array(values: Any) -> Array:
+def exact_array(values: Any) -> NumpyArray:
     """int64 of numbers so small that sums of products of them stay exact. Raises ``Reject``."""
     found = np.array(values, dtype=object)
-    need(bool((np.abs(found) < MOST_EXACT).all()), "a weight is too large for a quantized network")
+    need(bool((np.abs(found) < _MOST_EXACT).all()), "a weight is too large for a quantized network")
     return found.astype(np.int64)
 
 
+def _require_small(weight: NumpyArray, origin: Origin) -> None:
+    """No sum over roots, nor any part of one, leaves int64. Raises ``Reject``."""
+    widest = int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max(initial=0))
+    largest = max(int(np.abs(part).max(initial=0)) for part in (origin.factor, origin.shift))
+    need(widest * largest < INTEGER_LIMIT, "a weight is too large for a quantized network")
+
+
 def conv_candidates(
-    reading: Reading,
-    view: Tensor,
+    reading: FileReading,
+    view: ChainTensor,
     node: Operator,
     kernel: tuple[int, ...],
     outputs: int,
     groups: int,
 ) -> Iterator[Candidate]:
     """Convolutions of the certificate with the geometry of the operator, on just these integers."""
-    strides, dilations, pads, plane = geometry(node, view.shape, kernel)
+    strides, dilations, pads, plane = map(list, image_windows(node, view.shape, kernel))
     for number, own in enumerate(reading.net.nodes):
         if (
             own["op"] != "conv"
@@ -98,6 +111,9 @@ def conv_candidates(
             continue
         factor, shift = int(origin.factor[0]), int(origin.shift[0])
         weight = exact_array(own["weight"])
+        if weight.shape[2:] != tuple(kernel):
+            continue  # as many weights, but over windows of another form
+        _require_small(weight, origin)
         total = weight.reshape(len(weight), -1).sum(axis=1)
         bias = exact_array(own["bias"]) + shift * total
         pad = Fraction(own["pad_value"] - shift, factor)
@@ -108,38 +124,13 @@ def _is_uniform(origin: Origin) -> bool:
     return all(bool((v == v[0]).all()) for v in (origin.factor, origin.shift))
 
 
-def geometry(
-    node: Operator, shape: tuple[int, ...], kernel: tuple[int, ...]
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Strides, dilations, padding (top, left, bottom, right) and output plane of windows over [1,
-    C, H, W]."""
-    need(
-        len(shape) == 4 and shape[0] == 1 and len(kernel) == 2, f"{node} does not work on one image"
-    )
-    strides = [int(v) for v in node.attrs.get("strides", (1, 1))]
-    dilations = [int(v) for v in node.attrs.get("dilations", (1, 1))]
-    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max(0, (-(-shape[2 + k] // strides[k]) - 1) * strides[k] + reach[k] - shape[2 + k])
-            for k in (0, 1)
-        ]
-        first = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
-        pads = [*first, *(t - f for t, f in zip(total, first, strict=True))]
-    else:
-        need(auto in ("NOTSET", "VALID"), f"{node} has an unknown auto_pad")
-        pads = (
-            [int(v) for v in node.attrs.get("pads", (0, 0, 0, 0))] if auto == "NOTSET" else [0] * 4
-        )
-    need(
-        min(*strides, *dilations) > 0 and min(pads) >= 0 and len(pads) == 4,
-        f"{node} has bad strides or pads",
-    )
-    plane = [(shape[2 + k] + pads[k] + pads[k + 2] - reach[k]) // strides[k] + 1 for k in (0, 1)]
-    return strides, dilations, pads, plane
+def image_windows(node: Operator, shape: tuple[int, ...], kernel: Sequence[int]) -> Windows:
+    """The windows of an operator over one image [1, C, H, W]; pads are top, left, bottom, right."""
+    is_image = len(shape) == 4 and shape[0] == 1 and len(kernel) == 2
+    need(is_image, f"{node} does not work on one image")
+    return windows_over(node.attrs, shape[2:], kernel)
 
 
-def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: Step) -> Tensor:
+def result(number: int, shape: tuple[int, ...], dtype: Any, *steps: ChainLink) -> ChainTensor:
     size = int(np.prod(shape))
-    return Tensor(np.full(size, number), np.arange(size), shape, np.dtype(dtype), steps)
+    return ChainTensor(np.full(size, number), np.arange(size), shape, np.dtype(dtype), steps)

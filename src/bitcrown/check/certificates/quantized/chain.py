@@ -15,6 +15,7 @@ Legend: N elements of a tensor, G groups of elements with equal parameters, K po
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,35 +23,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.check.certificates.integers.network import Stairs, need
+from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.integers.nodes import StepNode
 
-Array = npt.NDArray[Any]
-FLOAT = np.dtype(np.float32)
-LIMIT = 1 << 62
-MOST_CELLS = 1 << 21
+NumpyArray = npt.NDArray[Any]
+BINARY32 = np.dtype(np.float32)
+INTEGER_LIMIT = 1 << 62
+_MOST_CELLS = 1 << 21
 INPUT = -1
 """The node that stands for the file's own real input, before a step has made integers of it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class ChainLink:
     """``function(values, *params)``; params are [1] or [N]. ``whole``: gives whole numbers;
     ``keeps``: if given them.
 
-    ``widens``: ``function(least, greatest, *params)`` gives both ends.
+    ``widens``: ``function(least, greatest, *params)`` gives both ends. Name and parameters say all
+    about the function: steps that agree in both compute the same (``tabled``).
     """
 
     name: str
     function: Callable[..., Any]
-    params: tuple[Array, ...] = ()
+    params: tuple[NumpyArray, ...] = ()
     whole: bool = False
     keeps: bool = False
     widens: bool = False
 
-    def picked(self, index: Array) -> Step:
+    def picked(self, index: NumpyArray) -> ChainLink:
         return replace(self, params=tuple(p if p.size == 1 else p[index] for p in self.params))
 
-    def is_same(self, other: Step) -> bool:
+    def is_same(self, other: ChainLink) -> bool:
         return (
             self.name == other.name
             and len(self.params) == len(other.params)
@@ -58,30 +61,40 @@ class Step:
         )
 
 
-Chain = tuple[Step, ...]
+def tabled(name: str, *tables: NumpyArray) -> str:
+    """The name of a step whose function holds ``tables``: other tables, another name."""
+    content = hashlib.sha256()
+    for table in tables:
+        content.update(
+            f"{table.dtype} {table.shape} ".encode() + np.ascontiguousarray(table).tobytes()
+        )
+    return f"{name} {content.hexdigest()}"
 
 
-def as_float(values: Array) -> Array:
+Chain = tuple[ChainLink, ...]
+
+
+def _as_float(values: NumpyArray) -> NumpyArray:
     return np.asarray(values).astype(np.float32)
 
 
-TO_FLOAT = Step("to float32", as_float, keeps=True)
+TO_FLOAT = ChainLink("to float32", _as_float, keeps=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
+class ChainTensor:
     """``nodes``, ``elements``: [N], where the integer of each element comes from; ``dtype``: the
     file's type.
 
     ``keys``: the only integers that occur, if fewer than the node's range (sums of two tensors).
     """
 
-    nodes: Array
-    elements: Array
+    nodes: NumpyArray
+    elements: NumpyArray
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chain: Chain = ()
-    keys: Array | None = None
+    keys: NumpyArray | None = None
 
     @property
     def size(self) -> int:
@@ -91,14 +104,19 @@ class Tensor:
     def is_float(self) -> bool:
         return self.dtype.kind == "f"
 
-    def then(self, step: Step, dtype: Any = None) -> Tensor:
+    def then(self, step: ChainLink, dtype: Any = None) -> ChainTensor:
         return replace(
             self,
             chain=(*self.chain, step),
             dtype=np.dtype(dtype) if dtype is not None else self.dtype,
         )
 
-    def moved(self, index: Array) -> Tensor:
+    def picked(self, rows: list[list[int]]) -> NumpyArray:
+        """[N] the integer of every element, out of those of all nodes."""
+        pairs = zip(self.nodes.tolist(), self.elements.tolist(), strict=True)
+        return np.array([rows[n][e] for n, e in pairs])
+
+    def moved(self, index: NumpyArray) -> ChainTensor:
         """The tensor of ``index.shape`` whose elements are those of this one at ``index``."""
         flat = np.asarray(index, dtype=np.int64).reshape(-1)
         chain = tuple(step.picked(flat) for step in self.chain)
@@ -126,13 +144,13 @@ class Tensor:
         )
 
 
-def spread(value: Any, shape: tuple[int, ...]) -> Array:
+def as_parameter(value: Any, shape: tuple[int, ...]) -> NumpyArray:
     """A constant as a parameter of a tensor of that shape: [1] or [N]."""
     value = np.asarray(value)
     return value.reshape(1) if value.size == 1 else np.broadcast_to(value, shape).reshape(-1)
 
 
-def values_of(chain: Chain, q: Array, index: Array) -> tuple[Array, Array]:
+def values_of(chain: Chain, q: NumpyArray, index: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
     """Least and greatest value at q: [G, K], for the parameters of the elements ``index``: [G].
     Raises ``Reject``."""
     least = greatest = q
@@ -156,20 +174,18 @@ def values_of(chain: Chain, q: Array, index: Array) -> tuple[Array, Array]:
     return least, greatest
 
 
-def groups_of(tensor: Tensor, *more: Array) -> tuple[Array, Array]:
+def parameter_groups(tensor: ChainTensor, *more: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
     """Elements that stand for all: [G] positions of one of each group, and the group of each
     element [N].
 
     Elements of a group have equal parameters, and equal entries in every array of ``more`` ([N]
     each).
     """
-    columns = [
-        np.asarray(p, dtype=np.float64)
-        for s in tensor.chain
-        for p in s.params
-        if p.size == tensor.size > 1
-    ]
-    columns += [np.asarray(extra, dtype=np.float64) for extra in more]
+    params = [p for s in tensor.chain for p in s.params if p.size == tensor.size > 1]
+    columns = [np.asarray(column, dtype=np.float64) for column in (*params, *more)]
+    # beyond 2^53 two different integers may be one float64, and two groups one
+    fits = all(c.dtype.kind == "f" or bool((np.abs(c) <= 1 << 53).all()) for c in (*params, *more))
+    need(fits, "a parameter is out of proportion")
     if not columns:
         return np.zeros(1, dtype=np.int64), np.zeros(tensor.size, dtype=np.int64)
     _, first, group = np.unique(
@@ -179,12 +195,12 @@ def groups_of(tensor: Tensor, *more: Array) -> tuple[Array, Array]:
 
 
 def encloses(
-    stairs: Stairs,
-    tensor: Tensor,
+    stairs: StepNode,
+    tensor: ChainTensor,
     length: int,
-    sign: Array,
-    shift: Array,
-    ends: tuple[Array, Array],
+    sign: NumpyArray,
+    shift: NumpyArray,
+    ends: tuple[NumpyArray, NumpyArray],
 ) -> bool:
     """Whether the first ``length`` steps of the tensor stay between the staircase's two ends,
     wherever they are used.
@@ -197,8 +213,8 @@ def encloses(
     """
     part = replace(tensor, chain=tensor.chain[:length])
     rows = (np.array([id(row) for row in side]) for side in (stairs.late, stairs.early))
-    first, group = groups_of(part, *rows, np.array(stairs.base, dtype=object), sign, shift)
-    low, high = np.full(len(first), LIMIT), np.full(len(first), -LIMIT)
+    first, group = parameter_groups(part, *rows, np.array(stairs.base, dtype=object), sign, shift)
+    low, high = np.full(len(first), INTEGER_LIMIT), np.full(len(first), -INTEGER_LIMIT)
     np.minimum.at(low, group, ends[0])
     np.maximum.at(high, group, ends[1])
     most = (
@@ -206,7 +222,7 @@ def encloses(
         if tensor.keys is None
         else len(tensor.keys)
     )
-    size = max(1, MOST_CELLS // most)
+    size = max(1, _MOST_CELLS // most)
     return all(
         _encloses(stairs, part, first[start : start + size], sign, shift, low[start:], high[start:])
         for start in range(0, len(first), size)
@@ -214,14 +230,20 @@ def encloses(
 
 
 def _encloses(
-    stairs: Stairs, part: Tensor, first: Array, sign: Array, shift: Array, low: Array, high: Array
+    stairs: StepNode,
+    part: ChainTensor,
+    first: NumpyArray,
+    sign: NumpyArray,
+    shift: NumpyArray,
+    low: NumpyArray,
+    high: NumpyArray,
 ) -> bool:
     """``encloses`` for the groups whose elements ``first`` [G] stand for them; low, high: [G,
     ..]."""
     low, high = low[: len(first), None], high[: len(first), None]
     s, t = sign[first][:, None], shift[first][:, None]
 
-    def chain_at(points: Array) -> tuple[Array, Array]:
+    def chain_at(points: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
         return values_of(part.chain, s * (points - t), first)
 
     late, early = (
@@ -249,17 +271,21 @@ def _encloses(
     )
 
 
-def _padded(rows: list[list[int]]) -> Array:
+def _padded(rows: list[list[int]]) -> NumpyArray:
     """[G, K] thresholds, cut to +-LIMIT (accumulators are smaller), filled up with ones that are
     never passed."""
     most = max(map(len, rows))
     cut = [
-        [*(max(-LIMIT, min(LIMIT, t)) for t in row), *[LIMIT] * (most - len(row))] for row in rows
+        [
+            *(max(-INTEGER_LIMIT, min(INTEGER_LIMIT, t)) for t in row),
+            *[INTEGER_LIMIT] * (most - len(row)),
+        ]
+        for row in rows
     ]
     return np.array(cut, dtype=np.int64).reshape(len(rows), most)
 
 
-def _counts(thresholds: Array, points: Array) -> Array:
+def _counts(thresholds: NumpyArray, points: NumpyArray) -> NumpyArray:
     """[G, P] how many of the row's thresholds each point has passed."""
     return np.stack(
         [np.searchsorted(row, p, side="right") for row, p in zip(thresholds, points, strict=True)]

@@ -2,99 +2,103 @@
 is then claimed?
 
 The file is parsed with the ``onnx`` package and walked once, in order; every operator has a rule of
-the checker's own (``quantized_elementwise``, ``quantized_sums``, ``quantized_pairs``), constants
+the checker's own (``elementwise``, ``quantizers``, ``moves``, ``sums``, ``pairs``), constants
 are computed by onnxruntime. The result is a proof, as far as the rules are right about
 onnxruntime's arithmetic, and that is then compared, bit for bit, on inputs that the checker draws
-(``quantized_agreement``).
+(``agreement``).
 
 The property is the file's own text: its boxes become integers by the quantizer that the file begins
 with, and each of its cases must imply the certificate's, over the real values of the outputs
-(``certificate_property``).
+(``integers.property``).
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
-from math import ceil, floor
-from pathlib import Path
+from math import ceil, floor, prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from bitcrown.check.certificates.integers.network import Network, Reject, Row, need
+from bitcrown.check.certificates.documents import Reject, need
+from bitcrown.check.certificates.integers.affine import Integers
+from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.property import (
     Claim,
     EvenValues,
-    RealRule,
-    Values,
-    is_implied,
+    OutputValues,
+    RealConstraint,
+    implies_case,
     is_impossible,
     require_covered,
 )
-from bitcrown.check.certificates.quantized import elementwise, integer_sums, pairs, sums
+from bitcrown.check.certificates.onnx_files import (
+    attributes_of,
+    element_type,
+    extents,
+    graph_inputs,
+)
+from bitcrown.check.certificates.quantized import (
+    elementwise,
+    integer_sums,
+    moves,
+    pairs,
+    quantizers,
+    sums,
+)
 from bitcrown.check.certificates.quantized.chain import (
-    FLOAT,
+    BINARY32,
     INPUT,
     TO_FLOAT,
-    Array,
-    Tensor,
+    ChainTensor,
+    NumpyArray,
     values_of,
 )
 from bitcrown.check.certificates.quantized.reading import (
-    RULES,
+    _RULES,
+    FileReading,
     Operator,
-    Reading,
-    computed,
-    type_range,
+    integer_range,
 )
-from bitcrown.errors import ModelError
-from bitcrown.spec.problem import Case, Constraint
+from bitcrown.check.certificates.quantized.runtime import computed
+from bitcrown.spec.problem import Constraint, Problem
 
-LARGEST_FILE = 1 << 30
-MOST_OUTPUTS = 1 << 20
-WITH_RULES = (elementwise, integer_sums, pairs, sums)
-"""Importing these fills ``RULES``."""
-KEPT_GRIDS = ("DequantizeLinear", *elementwise.MOVES)
+_MOST_OUTPUTS = 1 << 20
+_WITH_RULES = (elementwise, integer_sums, moves, pairs, quantizers, sums)
+"""Importing these fills ``_RULES``."""
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+_RANDOM = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+)
 
 
 class Read(NamedTuple):
     """A file that the certificate's network encloses: the reading, the model as parsed, outputs and
     their values."""
 
-    reading: Reading
+    reading: FileReading
     model: Any
     dtype: np.dtype[Any]
-    outputs: list[Values]
+    outputs: list[OutputValues]
 
 
-def parsed_file(path: Path) -> Any:
-    """The ONNX model in ``path`` (or ``path.gz``). Raises ``ModelError``."""
-    found = path if path.exists() else Path(f"{path}.gz")
-    try:
-        with open(found, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(found, "rb") if packed else open(found, "rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        need(len(content) <= LARGEST_FILE, f"{found} is larger than {LARGEST_FILE >> 30} GiB")
-        return onnx.ModelProto.FromString(content)
-    except (OSError, EOFError, zlib.error, DecodeError) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
-
-
-def read_file(model: Any, network: Network) -> Read:
+def read_file(model: Any, network: IntegerCircuit) -> Read:
     """Raises ``Reject`` where the network is not what the file computes, or cannot be seen to
     be."""
     need(
         not model.functions and not model.graph.sparse_initializer,
         "the file has functions or sparse weights",
     )
-    reading = Reading(network)
+    reading = FileReading(network)
     for tensor in model.graph.initializer:
         reading.constants[tensor.name] = _stored(tensor)
     dtype = _enter(reading, model)
@@ -104,7 +108,7 @@ def read_file(model: Any, network: Network) -> Read:
     return Read(reading, model, dtype, list(_outputs(reading, model.graph.output[0].name)))
 
 
-def _stored(tensor: Any) -> Array:
+def _stored(tensor: Any) -> NumpyArray:
     need(
         not tensor.external_data and tensor.data_location == 0,
         f"weight {tensor.name!r} is kept in another file",
@@ -112,27 +116,26 @@ def _stored(tensor: Any) -> Array:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def _enter(reading: Reading, model: Any) -> np.dtype[Any]:
+def _enter(reading: FileReading, model: Any) -> np.dtype[Any]:
     """The file's input: real numbers that it quantizes itself, or integers, which then are node
     0."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in stored]
+    inputs = graph_inputs(model)
     need(
         len(inputs) == 1 and inputs[0].type.tensor_type.HasField("shape"),
         "the file has not one input with a shape",
     )
-    kind = inputs[0].type.tensor_type
-    shape = tuple(max(1, dim.dim_value) for dim in kind.shape.dim)
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    size = int(np.prod(shape))
+    shape, dtype = extents(inputs[0]), element_type(inputs[0])
+    size = prod(shape)
     need(size == reading.net.sizes[0], "the network has another number of inputs than the file")
     reading.shape = shape
-    if dtype != FLOAT:
-        low, high = type_range(dtype)
+    if dtype != BINARY32:
+        low, high = integer_range(dtype)
         fits = set(reading.net.low[0]) == {low} and set(reading.net.high[0]) == {high}
         need(fits, f"the network's input does not have the range of {dtype}")
-    number = INPUT if dtype == FLOAT else 0
-    reading.tensors[inputs[0].name] = [Tensor(np.full(size, number), np.arange(size), shape, dtype)]
+    number = INPUT if dtype == BINARY32 else 0
+    reading.tensors[inputs[0].name] = [
+        ChainTensor(np.full(size, number), np.arange(size), shape, dtype)
+    ]
     return dtype
 
 
@@ -141,17 +144,19 @@ def _operators(model: Any) -> Iterator[Operator]:
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
     )
     for proto in model.graph.node:
-        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-        attrs = {
-            k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()
-        }
         domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
         yield Operator(
-            domain + proto.op_type, proto.name, [*proto.input], [*proto.output], attrs, proto, opset
+            domain + proto.op_type,
+            proto.name,
+            [*proto.input],
+            [*proto.output],
+            attributes_of(proto),
+            proto,
+            opset,
         )
 
 
-def _apply(reading: Reading, node: Operator) -> None:
+def _apply(reading: FileReading, node: Operator) -> None:
     """One operator: computed where all its inputs are known, by its rule elsewhere."""
     used = [name for name in node.inputs if name]
     need(
@@ -164,24 +169,30 @@ def _apply(reading: Reading, node: Operator) -> None:
         reading.constants[node.outputs[0]] = shape[first:last]
         return
     known = all(name in reading.constants for name in used)
-    if known and node.op not in elementwise.MOVES and "." not in node.op:
+    if known and node.op not in moves.MOVES and "." not in node.op:
+        # A branch or a loop body may read any tensor of the file by its name, and a random number
+        # is no constant: neither is a function of the inputs that the node lists.
+        is_function = node.op not in _RANDOM and all(
+            a.type not in _GRAPHS for a in node.proto.attribute
+        )
+        need(is_function, f"{node} is not a function of constants alone")
         values = computed(node, [reading.constants[name] if name else None for name in node.inputs])
         reading.constants.update(zip(node.outputs, values, strict=True))
         if node.op == "DequantizeLinear":
             _keep_grid(reading, node)
         return
-    need(node.op in RULES, f"{node} has no rule here")
-    RULES[node.op](reading, node)
+    need(node.op in _RULES, f"{node} has no rule here")
+    _RULES[node.op](reading, node)
 
 
-def _keep_grid(reading: Reading, node: Operator) -> None:
+def _keep_grid(reading: FileReading, node: Operator) -> None:
     ints = reading.constants[node.inputs[0]]
-    scale, zero, _ = elementwise.parameters(reading, node, ints.shape, ints.dtype)
+    scale, zero, _ = quantizers.parameters(reading, node, ints.shape, ints.dtype)
     scales = np.broadcast_to(scale.astype(np.float64), ints.shape)
     reading.grids[node.outputs[0]] = ints.astype(np.int64) - zero, scales
 
 
-def _outputs(reading: Reading, name: str) -> list[Values]:
+def _outputs(reading: FileReading, name: str) -> list[OutputValues]:
     """The real value of every integer of every output of the network. Raises ``Reject``."""
     number = reading.net.output
     origin = reading.origins[number]
@@ -197,7 +208,8 @@ def _outputs(reading: Reading, name: str) -> list[Values]:
                     for a, b in zip(low, high, strict=True)
                 ]
             continue
-        need(int((high - low + 1).sum()) <= MOST_OUTPUTS, "the output takes too many values")
+        count = sum(b - a + 1 for a, b in zip(low.tolist(), high.tolist(), strict=True))
+        need(count <= _MOST_OUTPUTS, "the output takes too many values")
         tables = []
         for n in range(view.size):
             q = origin.factor[n] * (np.arange(low[n], high[n] + 1) - origin.shift[n])
@@ -209,7 +221,9 @@ def _outputs(reading: Reading, name: str) -> list[Values]:
             ):
                 break
             tables.append(
-                Values(int(low[n]), [Fraction(v) for v in least[0].astype(np.float64).tolist()])
+                OutputValues(
+                    int(low[n]), [Fraction(v) for v in least[0].astype(np.float64).tolist()]
+                )
             )
         else:
             require_covered(tables, reading.net)
@@ -219,7 +233,7 @@ def _outputs(reading: Reading, name: str) -> list[Values]:
     )
 
 
-def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Claim) -> Claim:
+def claim_of_file(read: Read, problem: Problem, hint: Claim) -> Claim:
     """What the property's cases demand of the certificate's. Raises ``Reject`` where the
     certificate claims less.
 
@@ -227,13 +241,12 @@ def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Clai
     be impossible, or to imply one of them; the integers that its box becomes have to lie in the
     certificate's.
     """
-    real: list[list[list[RealRule]]] = [[] for _ in hint.cases]
+    real: list[list[list[RealConstraint]]] = [[] for _ in hint.cases]
     place = 0
-    boxes: dict[tuple[int, int], tuple[Row, Row]] = {}
-    for number, case in enumerate(cases):
-        rules = [
-            _real_rule(constraint, n_inputs, len(read.outputs)) for constraint in case.constraints
-        ]
+    boxes: dict[tuple[int, int], tuple[Integers, Integers]] = {}
+    for number, case in enumerate(problem.cases):
+        inputs, outputs = problem.n_inputs, len(read.outputs)
+        rules = [_real_rule(constraint, inputs, outputs) for constraint in case.constraints]
         key = id(case.lower), id(case.upper)  # cases with one box share the tuples
         if key not in boxes:
             boxes[key] = integer_box(read, case.lower, case.upper)
@@ -246,7 +259,7 @@ def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Clai
             continue
         need(inside, f"case {number} of the property has inputs outside of the certificate's box")
         order = [*range(place, len(hint.cases)), *range(place)]
-        found = next((n for n in order if is_implied(hint.cases[n], rules, read.outputs)), None)
+        found = next((n for n in order if implies_case(hint.cases[n], rules, read.outputs)), None)
         if found is None:
             raise Reject(f"case {number} of the property implies no case of the certificate")
         real[found].append(rules)
@@ -254,7 +267,7 @@ def claim_of_file(read: Read, cases: tuple[Case, ...], n_inputs: int, hint: Clai
     return hint._replace(outputs=read.outputs, real=[*real])
 
 
-def _real_rule(constraint: Constraint, n_inputs: int, outputs: int) -> RealRule:
+def _real_rule(constraint: Constraint, n_inputs: int, outputs: int) -> RealConstraint:
     terms: dict[int, Fraction] = {}
     for monomial, factor in constraint.terms:
         need(
@@ -263,12 +276,12 @@ def _real_rule(constraint: Constraint, n_inputs: int, outputs: int) -> RealRule:
         )
         need(monomial[0] - n_inputs < outputs, "a constraint names no output")
         terms[monomial[0] - n_inputs] = terms.get(monomial[0] - n_inputs, Fraction(0)) + factor
-    return RealRule(terms, constraint.bound, constraint.strict)
+    return RealConstraint(terms, constraint.bound, constraint.strict)
 
 
 def integer_box(
     read: Read, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
-) -> tuple[Row, Row]:
+) -> tuple[Integers, Integers]:
     """The integers of node 0 for all inputs that the property means, read exactly or as the nearest
     float32.
 
@@ -281,7 +294,7 @@ def integer_box(
         "the property has another number of inputs than the file",
     )
     near = [np.array([_nearest(v) for v in side], np.float32) for side in (lower, upper)]
-    if read.dtype == FLOAT:
+    if read.dtype == BINARY32:
         chain = read.reading.entry
         if chain is None:
             raise Reject("the file's input is never made integers")

@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitcrown.check.certificates.integers.network import need
+from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.quantized.candidates import (
     Candidate,
     conv_candidates,
     dense_candidates,
     result,
 )
-from bitcrown.check.certificates.quantized.chain import FLOAT, Array, Step, Tensor, spread
-from bitcrown.check.certificates.quantized.reading import Operator, Reading, rule, type_range
+from bitcrown.check.certificates.quantized.chain import (
+    BINARY32,
+    ChainLink,
+    ChainTensor,
+    NumpyArray,
+    as_parameter,
+)
+from bitcrown.check.certificates.quantized.reading import (
+    FileReading,
+    Operator,
+    integer_range,
+    quantized_rule,
+)
 
-INT32 = np.dtype(np.int32)
+_INT32 = np.dtype(np.int32)
 
 
-def integer_view(reading: Reading, view: Tensor) -> tuple[int, int] | None:
+def integer_view(reading: FileReading, view: ChainTensor) -> tuple[int, int] | None:
     """(factor, shift) if the tensor is ``factor * r + shift`` of its integers r, alike in all
     elements."""
     if not view.chain:
@@ -40,8 +51,8 @@ def integer_view(reading: Reading, view: Tensor) -> tuple[int, int] | None:
     )
 
 
-@rule("MatMulInteger", "QLinearMatMul")
-def integer_matrix(reading: Reading, node: Operator) -> None:
+@quantized_rule("MatMulInteger", "QLinearMatMul")
+def integer_matrix(reading: FileReading, node: Operator) -> None:
     at = 3 if node.op == "QLinearMatMul" else 1
     weight = reading.constant(node, at).astype(np.int64)
     need(weight.ndim == 2, f"{node} is not one matrix times a tensor")
@@ -61,20 +72,23 @@ def integer_matrix(reading: Reading, node: Operator) -> None:
             if signs is not None:
                 found.append(
                     result(
-                        candidate.number, (*view.shape[:-1], len(weight)), INT32, *_signed(signs, 1)
+                        candidate.number,
+                        (*view.shape[:-1], len(weight)),
+                        _INT32,
+                        *_signed(signs, 1),
                     )
                 )
     _finish_integers(reading, node, found, at == 3, (-1,))
 
 
-def _row_bias(reading: Reading, node: Operator, weight: Array, at: int) -> Array:
+def _row_bias(reading: FileReading, node: Operator, weight: NumpyArray, at: int) -> NumpyArray:
     zero = reading.constant(node, 2, 0).astype(np.int64)
     need(zero.size == 1, f"{node} has several zero points for its input")
     return np.asarray(-int(zero.reshape(())) * weight.reshape(len(weight), -1).sum(axis=1))
 
 
-@rule("ConvInteger", "QLinearConv")
-def integer_convolution(reading: Reading, node: Operator) -> None:
+@quantized_rule("ConvInteger", "QLinearConv")
+def integer_convolution(reading: FileReading, node: Operator) -> None:
     at = 3 if node.op == "QLinearConv" else 1
     weight = reading.constant(node, at).astype(np.int64)
     w_zero = reading.constant(node, 5 if at == 3 else 3, 0).astype(np.int64)
@@ -103,13 +117,18 @@ def integer_convolution(reading: Reading, node: Operator) -> None:
             if signs is not None:
                 shape = reading.net.nodes[candidate.number]["shape"]
                 steps = _signed(signs, shape[1] * shape[2])
-                found.append(result(candidate.number, (1, *shape), INT32, *steps))
+                found.append(result(candidate.number, (1, *shape), _INT32, *steps))
     _finish_integers(reading, node, found, at == 3, (-1, 1, 1))
 
 
 def exact_signs(
-    reading: Reading, view: Tensor, candidate: Candidate, weight: Array, bias: Array, zero: int
-) -> Array | None:
+    reading: FileReading,
+    view: ChainTensor,
+    candidate: Candidate,
+    weight: NumpyArray,
+    bias: NumpyArray,
+    zero: int,
+) -> NumpyArray | None:
     """[out] 1 or -1, such that the node is that times ``weight x + bias`` for the tensor's integers
     x; else None.
 
@@ -127,17 +146,17 @@ def exact_signs(
     return np.where(same, 1, -1) if bool((same | opposite).all()) else None
 
 
-def _signed(signs: Array, copies: int) -> tuple[Step, ...]:
+def _signed(signs: NumpyArray, copies: int) -> tuple[ChainLink, ...]:
     """The step from the node's integers to the file's."""
     if (signs == 1).all():
         return ()
-    return (Step("negated", np.multiply, (np.repeat(signs, copies),), whole=True, keeps=True),)
+    return (ChainLink("negated", np.multiply, (np.repeat(signs, copies),), whole=True, keeps=True),)
 
 
 def _finish_integers(
-    reading: Reading,
+    reading: FileReading,
     node: Operator,
-    found: list[Tensor],
+    found: list[ChainTensor],
     is_requantized: bool,
     axes: tuple[int, ...],
 ) -> None:
@@ -149,13 +168,13 @@ def _finish_integers(
     if is_requantized:
         scales = [reading.constant(node, k).reshape(-1) for k in (1, 4, 6)]
         positive = all(
-            s.dtype == FLOAT and bool(np.isfinite(s).all() and (s > 0).all()) for s in scales
+            s.dtype == BINARY32 and bool(np.isfinite(s).all() and (s > 0).all()) for s in scales
         )
         need(positive, f"{node} has scales that are not positive float32 numbers")
         zero = reading.constant(node, 7)
         need(zero.size == 1, f"{node} has several zero points for its output")
         multiplier = (scales[0] * scales[1]) / scales[2]
-        step = Step(
+        step = ChainLink(
             "requantize",
             _requantized,
             (*_parameters(multiplier.reshape(axes), zero, found[0].shape),),
@@ -165,11 +184,15 @@ def _finish_integers(
     reading.bind(node, found)
 
 
-def _parameters(multiplier: Array, zero: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
-    low, high = (np.array([end]) for end in type_range(zero.dtype))
-    return spread(multiplier, shape), zero.astype(np.int64).reshape(1), low, high
+def _parameters(
+    multiplier: NumpyArray, zero: NumpyArray, shape: tuple[int, ...]
+) -> tuple[NumpyArray, ...]:
+    low, high = (np.array([end]) for end in integer_range(zero.dtype))
+    return as_parameter(multiplier, shape), zero.astype(np.int64).reshape(1), low, high
 
 
-def _requantized(acc: Array, multiplier: Array, zero: Array, low: Array, high: Array) -> Array:
+def _requantized(
+    acc: NumpyArray, multiplier: NumpyArray, zero: NumpyArray, low: NumpyArray, high: NumpyArray
+) -> NumpyArray:
     product = acc.astype(np.float32) * multiplier
     return np.asarray(np.rint(np.clip(product, low - zero, high - zero)).astype(np.int64) + zero)

@@ -15,17 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.check.certificates.integers.network import need
-from bitcrown.check.certificates.quantized.candidates import geometry
-from bitcrown.check.certificates.quantized.chain import Array, Step, Tensor, spread, values_of
+from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.quantized.candidates import image_windows
+from bitcrown.check.certificates.quantized.chain import (
+    ChainLink,
+    ChainTensor,
+    NumpyArray,
+    as_parameter,
+    tabled,
+    values_of,
+)
 from bitcrown.check.certificates.quantized.integer_sums import integer_view
-from bitcrown.check.certificates.quantized.reading import Operator, Reading, computed, rule
+from bitcrown.check.certificates.quantized.reading import (
+    FileReading,
+    Operator,
+    quantized_rule,
+)
+from bitcrown.check.certificates.quantized.runtime import computed
 
-MOST_PAIRS = 1 << 20
-Sides = tuple[tuple[int, Array], tuple[int, Array]]
+_MOST_PAIRS = 1 << 20
+_Sides = tuple[tuple[int, NumpyArray], tuple[int, NumpyArray]]
 
 
-def added(reading: Reading, node: Operator) -> None:
+def sum_of_two(reading: FileReading, node: Operator) -> None:
     """``left + right`` or ``left - right``, in float32 or in integers."""
     need(node.op in ("Add", "Sub"), f"{node} of two tensors that depend on the input is not linear")
     sign = 1 if node.op == "Add" else -1
@@ -42,13 +54,13 @@ def added(reading: Reading, node: Operator) -> None:
             0,
         ):
             size = one.size
-            found.append(Tensor(np.full(size, number), np.arange(size), one.shape, one.dtype))
+            found.append(ChainTensor(np.full(size, number), np.arange(size), one.shape, one.dtype))
     reading.bind(node, found)
 
 
 def sums(
-    reading: Reading, names: list[str]
-) -> Iterator[tuple[Tensor, Tensor, int, tuple[int, int, int]]]:
+    reading: FileReading, names: list[str]
+) -> Iterator[tuple[ChainTensor, ChainTensor, int, tuple[int, int, int]]]:
     """Nodes ``f1 r1 + f2 r2 + c`` of the certificate over the integers of two tensors, alike in all
     elements."""
     for one in reading.views(names[0]):
@@ -75,8 +87,8 @@ def sums(
 
 
 def pair_tensor(
-    number: int, like: Tensor, sides: Sides, factors: tuple[int, int, int], values: Array
-) -> Tensor:
+    number: int, like: ChainTensor, sides: _Sides, factors: tuple[int, int, int], values: NumpyArray
+) -> ChainTensor:
     """The sum as a function of the node's integer: between the least result at or behind it, and
     the greatest before.
 
@@ -84,7 +96,8 @@ def pair_tensor(
     """
     (first1, v1), (first2, v2) = sides
     need(
-        values.shape == (len(v1), len(v2)) and values.size <= MOST_PAIRS, "too many pairs of values"
+        values.shape == (len(v1), len(v2)) and values.size <= _MOST_PAIRS,
+        "too many pairs of values",
     )
     need(
         all(abs(f) < 2**46 for f in factors), "a sum has weights too large for a quantized network"
@@ -93,31 +106,36 @@ def pair_tensor(
         factors[0] * (first1 + np.arange(len(v1)))[:, None]
         + factors[1] * (first2 + np.arange(len(v2)))[None]
     )
+    # of all pairs with one integer, the least and the greatest result
     flat = (keys + factors[2]).reshape(-1)
     order = np.argsort(flat, kind="stable")
     known, start = np.unique(flat[order], return_index=True)
     least = np.minimum.reduceat(values.reshape(-1)[order], start)
     greatest = np.maximum.reduceat(values.reshape(-1)[order], start)
+    # made to rise: the least result at an integer or behind it, the greatest at it or before it
     least = np.minimum.accumulate(least[::-1])[::-1]
     greatest = np.maximum.accumulate(greatest)
 
-    def results(low: Array, high: Array) -> tuple[Array, Array]:
+    def results(low: NumpyArray, high: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
         first = np.searchsorted(known, low, side="right").clip(1) - 1
         last = np.searchsorted(known, high, side="right").clip(1) - 1
         return least[first], greatest[last]
 
     size = like.size
-    step = Step(f"pairs of node {number}", results, whole=values.dtype.kind != "f", widens=True)
-    return Tensor(np.full(size, number), np.arange(size), like.shape, like.dtype, (step,), known)
+    name = tabled("pairs", known, least, greatest)
+    step = ChainLink(name, results, whole=values.dtype.kind != "f", widens=True)
+    return ChainTensor(
+        np.full(size, number), np.arange(size), like.shape, like.dtype, (step,), known
+    )
 
 
-@rule("com.microsoft.QLinearAdd")
-def qlinear_add(reading: Reading, node: Operator) -> None:
+@quantized_rule("com.microsoft.QLinearAdd")
+def qlinear_add(reading: FileReading, node: Operator) -> None:
     others = {k: reading.constant(node, k) for k in (1, 2, 4, 5, 6, 7)}
     need(all(v.size == 1 for v in others.values()), f"{node} has several scales")
     kind = others[7].dtype
 
-    def results(a: Array, b: Array) -> Array:
+    def results(a: NumpyArray, b: NumpyArray) -> NumpyArray:
         inputs: list[Any] = [
             a.astype(kind),
             others[1],
@@ -137,7 +155,7 @@ def qlinear_add(reading: Reading, node: Operator) -> None:
         if sides[0] is None or sides[1] is None:
             continue
         grid = np.meshgrid(sides[0][1], sides[1][1], indexing="ij")
-        need(grid[0].size <= MOST_PAIRS, f"{node} has too many pairs of values")
+        need(grid[0].size <= _MOST_PAIRS, f"{node} has too many pairs of values")
         values = results(grid[0].reshape(-1), grid[1].reshape(-1)).reshape(grid[0].shape)
         found.append(
             replace(pair_tensor(number, one, (sides[0], sides[1]), factors, values), dtype=kind)
@@ -145,7 +163,7 @@ def qlinear_add(reading: Reading, node: Operator) -> None:
     reading.bind(node, found)
 
 
-def _with_known(reading: Reading, node: Operator, results: Any, at: int, other: int) -> None:
+def _with_known(reading: FileReading, node: Operator, results: Any, at: int, other: int) -> None:
     """One operand is known: a table over the values of the type, for every different number in
     it."""
     tensors = reading.given(node.inputs[at])
@@ -162,9 +180,9 @@ def _with_known(reading: Reading, node: Operator, results: Any, at: int, other: 
     table = results(pair[0].reshape(-1), pair[1].reshape(-1)).reshape(grid[0].shape)
     rises = bool((np.diff(table, axis=1) >= 0).all())
     need(rises, f"{node} falls where its input rises")
-    place = spread(np.searchsorted(values, known), tensors[0].shape)
-    step = Step(
-        f"table of {node}",
+    place = as_parameter(np.searchsorted(values, known), tensors[0].shape)
+    step = ChainLink(
+        tabled(f"integers from {low}", table),
         lambda q, row: table[row, np.clip(q - low, 0, high - low)],
         (place,),
         whole=True,
@@ -172,15 +190,15 @@ def _with_known(reading: Reading, node: Operator, results: Any, at: int, other: 
     reading.bind(node, [tensor.then(step, reading.constant(node, 7).dtype) for tensor in tensors])
 
 
-@rule("MaxPool")
-def max_pool(reading: Reading, node: Operator) -> None:
+@quantized_rule("MaxPool")
+def max_pool(reading: FileReading, node: Operator) -> None:
     """A maximum commutes with a function that rises, and is the same all over a channel: it acts on
     the integers."""
     kernel = [int(k) for k in node.attrs["kernel_shape"]]
     one = len([o for o in node.outputs if o]) == 1 and not node.attrs.get("storage_order", 0)
     found = []
     for view in reading.views(node.inputs[0]):
-        strides, dilations, pads, plane = geometry(node, view.shape, tuple(kernel))
+        strides, dilations, pads, plane = map(list, image_windows(node, view.shape, kernel))
         plane = _rounded_up(node, view.shape, kernel, strides, pads, plane)
         need(one and dilations == [1, 1], f"{node} has dilations, or gives positions")
         channels, size = view.shape[1], view.shape[2] * view.shape[3]
@@ -211,7 +229,7 @@ def max_pool(reading: Reading, node: Operator) -> None:
                 total = channels * count
                 shape = (1, channels, *plane)
                 found.append(
-                    Tensor(
+                    ChainTensor(
                         np.full(total, number),
                         np.arange(total),
                         shape,

@@ -2,7 +2,7 @@
 needs.
 
 Nothing is compiled here. The certificate's network says which sums and steps the file consists of;
-the rules of ``quantized_elementwise`` and ``quantized_sums`` follow the file's operators, keep for
+the rules of ``elementwise``, ``sums`` and their like follow the file's operators, keep for
 every tensor what it is as a function of some node's integers, and where integers are made, look for
 the node that encloses them. What no node encloses ends the reading with ``Reject``: a wrong network
 cannot pass, and neither can one that is right in a way that is not understood.
@@ -19,26 +19,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
-from bitcrown.check.certificates.integers.network import Affine, Network, Reject, Stairs, need
+from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.integers.affine import LinearRows
+from bitcrown.check.certificates.integers.network import IntegerCircuit
+from bitcrown.check.certificates.integers.nodes import StepNode
 from bitcrown.check.certificates.quantized.chain import (
     INPUT,
-    LIMIT,
+    INTEGER_LIMIT,
     TO_FLOAT,
-    Array,
     Chain,
-    Step,
-    Tensor,
+    ChainLink,
+    ChainTensor,
+    NumpyArray,
     encloses,
+    tabled,
     values_of,
 )
 
-MOST_VALUES = 1 << 16
-MOST_VIEWS = 6
-Rule = Callable[["Reading", "Operator"], None]
-RULES: dict[str, Rule] = {}
+_MOST_VALUES = 1 << 16
+_MOST_VIEWS = 6
+_Rule = Callable[["FileReading", "Operator"], None]
+_RULES: dict[str, _Rule] = {}
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Operator:
         return f"{self.op} {self.name!r}"
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def quantized_rule(*names: str) -> Callable[[_Rule], _Rule]:
     """Register the rule of the operators ``names``."""
 
-    def remember(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
+    def remember(function: _Rule) -> _Rule:
+        _RULES.update(dict.fromkeys(names, function))
         return function
 
     return remember
@@ -76,40 +78,40 @@ class Origin:
     """Element n of a node is ``factor[n] * r + shift[n]`` with r element ``elements[n]`` of node
     ``nodes[n]``."""
 
-    nodes: Array
-    elements: Array
-    factor: Array
-    shift: Array
+    nodes: NumpyArray
+    elements: NumpyArray
+    factor: NumpyArray
+    shift: NumpyArray
 
-    def is_of(self, tensor: Tensor) -> bool:
+    def is_of(self, tensor: ChainTensor) -> bool:
         return np.array_equal(self.nodes, tensor.nodes) and np.array_equal(
             self.elements, tensor.elements
         )
 
 
 @dataclass
-class Reading:
+class FileReading:
     """``grids``: integers and scales (both of the constant's shape) that a constant was dequantized
     from."""
 
-    net: Network
+    net: IntegerCircuit
     shape: tuple[int, ...] = ()
-    constants: dict[str, Array] = field(default_factory=dict)
-    grids: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    constants: dict[str, NumpyArray] = field(default_factory=dict)
+    grids: dict[str, tuple[NumpyArray, NumpyArray]] = field(default_factory=dict)
+    tensors: dict[str, list[ChainTensor]] = field(default_factory=dict)
     entry: Chain | None = None
     origins: list[Origin] = field(default_factory=list)
-    viewed: dict[str, list[Tensor]] = field(default_factory=dict)
+    viewed: dict[str, list[ChainTensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         reach = max((max(map(abs, row)) for row in (*self.net.low, *self.net.high)), default=0)
         need(
-            reach < LIMIT // 4,
+            reach < INTEGER_LIMIT // 4,
             "the network has integers beyond 60 bits, which no quantized file has",
         )
         self.origins = list(_origins(self.net))
 
-    def constant(self, node: Operator, position: int, default: Any = None) -> Array:
+    def constant(self, node: Operator, position: int, default: Any = None) -> NumpyArray:
         if not node.has(position) and default is not None:
             return np.asarray(default)
         need(
@@ -118,41 +120,45 @@ class Reading:
         )
         return self.constants[node.inputs[position]]
 
-    def given(self, name: str) -> list[Tensor]:
+    def given(self, name: str) -> list[ChainTensor]:
         need(name in self.tensors, f"{name!r} is expected to depend on the input")
         return self.tensors[name]
 
-    def bind(self, node: Operator, tensors: list[Tensor]) -> None:
+    def bind(self, node: Operator, tensors: list[ChainTensor]) -> None:
         need(bool(tensors), f"no node of the certificate's network computes {node}")
         for tensor in tensors[:1]:
             self.check_width(tensor, node)
-        self.tensors[node.outputs[0]] = tensors[:MOST_VIEWS]
+        self.tensors[node.outputs[0]] = tensors[:_MOST_VIEWS]
 
-    def check_width(self, tensor: Tensor, node: Operator) -> None:
+    def check_width(self, tensor: ChainTensor, node: Operator) -> None:
         """Integers have to stay in the range of their type: the runtime wraps there."""
-        if tensor.is_float or tensor.size == 0 or int(tensor.nodes[0]) == INPUT:
+        if tensor.is_float or tensor.size == 0:
             return
-        low, high = type_range(tensor.dtype)
+        low, high = integer_range(tensor.dtype)
+        least, greatest = self.range_of(tensor)
+        need(low <= least and greatest <= high, f"{node} can leave the range of {tensor.dtype}")
+
+    def range_of(self, tensor: ChainTensor) -> tuple[int, int]:
+        """Least and greatest integer of a tensor of integers: its chain is monotone, so the ends of
+        what it acts on decide."""
         least, greatest = values_of(
             tensor.chain, np.stack(self.ends(tensor), axis=1), np.arange(tensor.size)
         )
-        need(
-            int(least.min()) >= low and int(greatest.max()) <= high,
-            f"{node} can leave the range of {tensor.dtype}",
-        )
+        return int(least.min(initial=0)), int(greatest.max(initial=0))
 
-    def ends(self, tensor: Tensor) -> tuple[Array, Array]:
-        """[N] least and greatest integer of each element over the declared range of the input."""
-        pairs = list(zip(tensor.nodes.tolist(), tensor.elements.tolist(), strict=True))
-        return np.array([self.net.low[n][e] for n, e in pairs]), np.array(
-            [self.net.high[n][e] for n, e in pairs]
-        )
+    def ends(self, tensor: ChainTensor) -> tuple[NumpyArray, NumpyArray]:
+        """[N] least and greatest number that the chain of each element acts on, over the declared
+        range of the input."""
+        if tensor.size and int(tensor.nodes[0]) == INPUT:
+            most = np.full(tensor.size, np.finfo(np.float32).max, np.float32)
+            return -most, most
+        return tensor.picked(self.net.low), tensor.picked(self.net.high)
 
-    def views(self, name: str) -> list[Tensor]:
+    def views(self, name: str) -> list[ChainTensor]:
         """Everything that the tensor is known to be: as it stands, and as the integers of steps
         inside its chain."""
         if name not in self.viewed:
-            found: list[Tensor] = []
+            found: list[ChainTensor] = []
             for tensor in self.given(name):
                 for view in self._views(tensor):
                     if not any(
@@ -168,7 +174,7 @@ class Reading:
             self.viewed[name] = found
         return self.viewed[name]
 
-    def _views(self, tensor: Tensor) -> Iterator[Tensor]:
+    def _views(self, tensor: ChainTensor) -> Iterator[ChainTensor]:
         if tensor.size and int(tensor.nodes[0]) == INPUT:
             for length in tensor.whole_prefixes():
                 if self._enter(tensor, length):
@@ -191,15 +197,15 @@ class Reading:
                 if table is not None:
                     yield replace(tensor, nodes=own[0], elements=own[1], chain=(table,), keys=None)
 
-    def staircases(self, tensor: Tensor) -> Iterator[tuple[int, Stairs]]:
+    def staircases(self, tensor: ChainTensor) -> Iterator[tuple[int, StepNode]]:
         """Staircases on just these integers, up to sign and a constant."""
-        for number, stairs in enumerate(self.net.compiled):
-            if isinstance(stairs, Stairs) and self.net.sizes[number] == tensor.size:
+        for number, stairs in self.net.compiled.items():
+            if isinstance(stairs, StepNode) and self.net.sizes[number] == tensor.size:
                 origin = self.origins[stairs.source]
                 if origin.is_of(tensor) and (np.abs(origin.factor) == 1).all():
                     yield number, stairs
 
-    def _rest(self, tensor: Tensor, length: int) -> Chain:
+    def _rest(self, tensor: ChainTensor, length: int) -> Chain:
         """What follows the first steps, on integers; a float32 number goes on as one."""
         probe = np.zeros((1, 1), np.float32 if int(tensor.nodes[0]) == INPUT else np.int64)
         is_float = (
@@ -208,7 +214,7 @@ class Reading:
         )
         return (*((TO_FLOAT,) if is_float else ()), *tensor.chain[length:])
 
-    def _enter(self, tensor: Tensor, length: int) -> bool:
+    def _enter(self, tensor: ChainTensor, length: int) -> bool:
         """Whether the first steps on the file's real input give node 0, with all of its declared
         range and no more."""
         order, size = tensor.elements, self.net.sizes[0]
@@ -219,15 +225,17 @@ class Reading:
             return len(chain) == len(self.entry) and all(
                 a.is_same(b) for a, b in zip(chain, self.entry, strict=True)
             )
-        most = np.finfo(np.float32).max
-        low, high = values_of(chain, np.full((size, 2), [-most, most], np.float32), np.arange(size))
+        ends = np.stack(self.ends(tensor), axis=1)  # the same for every element of the input
+        low, high = values_of(chain, ends, np.arange(size))
         fits = np.array_equal(low.min(axis=1), self.net.low[0]) and np.array_equal(
             high.max(axis=1), self.net.high[0]
         )
         self.entry = chain if fits else None
         return fits
 
-    def _table(self, number: int, stairs: Stairs, tensor: Tensor, origin: Origin) -> Step | None:
+    def _table(
+        self, number: int, stairs: StepNode, tensor: ChainTensor, origin: Origin
+    ) -> ChainLink | None:
         """The tensor as a function of an exact staircase's level, if it is one: equal levels have
         equal values."""
         known = self.table(tensor)
@@ -239,26 +247,31 @@ class Reading:
             return None
         if (origin.factor != origin.factor[0]).any() or (origin.shift != origin.shift[0]).any():
             return None
+        # the level of every integer q that the tensor's root can be, and the tensor's value there
         first, values = known
         q = first + np.arange(len(values))
         a = origin.factor[0] * q + origin.shift[0]
-        steps = np.array([max(-LIMIT, min(LIMIT, t)) for t in stairs.late[0]], dtype=np.int64)
+        steps = np.array(
+            [max(-INTEGER_LIMIT, min(INTEGER_LIMIT, t)) for t in stairs.late[0]], dtype=np.int64
+        )
         levels = stairs.base[0] + np.searchsorted(steps, a, side="right")
+        # one value a level, the last one met; a function of the level only if all values agree
         low, high = int(levels.min()), int(levels.max())
         order = np.argsort(levels, kind="stable")
         place = np.searchsorted(levels[order], np.arange(low, high + 1), side="right") - 1
         lookup = values[order][place]
-        if high - low >= MOST_VALUES or not np.array_equal(lookup[levels - low], values):
+        if high - low >= _MOST_VALUES or not np.array_equal(lookup[levels - low], values):
             return None
-        return Step(f"table of node {number}", lambda t: lookup[np.clip(t - low, 0, high - low)])
+        name = tabled(f"levels from {low}", lookup)
+        return ChainLink(name, lambda t: lookup[np.clip(t - low, 0, high - low)])
 
-    def table(self, tensor: Tensor) -> tuple[int, Array] | None:
+    def table(self, tensor: ChainTensor) -> tuple[int, NumpyArray] | None:
         """The first integer and the values [K] of a tensor that is one pinned function of few
         integers, alike in all elements; otherwise None.
         """
         low, high = self.ends(tensor)
         first, last = int(low.min()), int(high.max())
-        if not tensor.is_uniform() or last - first >= MOST_VALUES:
+        if not tensor.is_uniform() or last - first >= _MOST_VALUES:
             return None
         least, greatest = values_of(
             tensor.chain, np.arange(first, last + 1)[None], np.zeros(1, dtype=np.int64)
@@ -266,11 +279,11 @@ class Reading:
         return (first, least[0]) if np.array_equal(least, greatest) else None
 
 
-def _origins(net: Network) -> Iterator[Origin]:
+def _origins(net: IntegerCircuit) -> Iterator[Origin]:
     """The roots of every node, in order."""
     found: list[Origin] = []
-    for number, step in enumerate(net.compiled):
-        size = net.sizes[number]
+    for number, size in enumerate(net.sizes):
+        step = net.compiled.get(number)
         own = Origin(
             np.full(size, number),
             np.arange(size),
@@ -279,9 +292,9 @@ def _origins(net: Network) -> Iterator[Origin]:
         )
         node = net.nodes[number]
         moves = node["op"] == "gather" or (node["op"] == "sum" and len(node["sources"]) == 1)
-        if isinstance(step, Affine) and moves and all(len(row) == 1 for row in step.rows):
+        if isinstance(step, LinearRows) and moves and all(len(row) == 1 for row in step.rows):
             own = _passed_on(step, found, own)
-        elif isinstance(step, Affine) and node["op"] in ("dense", "conv"):
+        elif isinstance(step, LinearRows) and node["op"] in ("dense", "conv"):
             for other in range(number):
                 copy = _signed_copy(net, number, other)
                 if copy is not None and (found[other].nodes == other).all():
@@ -291,7 +304,7 @@ def _origins(net: Network) -> Iterator[Origin]:
         yield own
 
 
-def _passed_on(step: Affine, found: list[Origin], own: Origin) -> Origin:
+def _passed_on(step: LinearRows, found: list[Origin], own: Origin) -> Origin:
     """Elements that are multiples of one element each."""
     parts = [(found[s], e, w, b) for ((s, e, w),), b in zip(step.rows, step.bias, strict=True)]
     values = [
@@ -306,13 +319,13 @@ def _passed_on(step: Affine, found: list[Origin], own: Origin) -> Origin:
     return Origin(nodes, elements, factor, shift)
 
 
-def _signed_copy(net: Network, number: int, other: int) -> Array | None:
+def _signed_copy(net: IntegerCircuit, number: int, other: int) -> NumpyArray | None:
     """The sign of every element, if one node computes what the other does, or the negative of
     it."""
-    a, b = net.compiled[number], net.compiled[other]
+    a, b = net.compiled.get(number), net.compiled.get(other)
     if (
-        not isinstance(a, Affine)
-        or not isinstance(b, Affine)
+        not isinstance(a, LinearRows)
+        or not isinstance(b, LinearRows)
         or net.nodes[number]["op"] != net.nodes[other]["op"]
     ):
         return None
@@ -329,7 +342,7 @@ def _signed_copy(net: Network, number: int, other: int) -> Array | None:
     return np.array(signs, dtype=np.int64)
 
 
-def type_range(dtype: Any) -> tuple[int, int]:
+def integer_range(dtype: Any) -> tuple[int, int]:
     """Least and greatest number of an integer type, by the name that ONNX has for it."""
     name = np.dtype(dtype).name
     digits = "".join(c for c in name if c.isdigit())
@@ -339,37 +352,3 @@ def type_range(dtype: Any) -> tuple[int, int]:
     )
     bits = int(digits)
     return (0, 2**bits - 1) if name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def computed(node: Operator, inputs: list[Array | None]) -> list[Array]:
-    """The operator on known tensors, by onnxruntime itself. Raises ``Reject``."""
-    names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
-    tensors = [
-        numpy_helper.from_array(np.asarray(v), n)
-        for v, n in zip(inputs, names, strict=True)
-        if v is not None
-    ]
-    outputs = [f"y{k}" for k, _ in enumerate(node.outputs)]
-    one = helper.make_node(node.proto.op_type, names, outputs, domain=node.proto.domain)
-    one.attribute.extend(node.proto.attribute)
-    graph = helper.make_graph(
-        [one], "one", [], [onnx.ValueInfoProto(name=name) for name in outputs], tensors
-    )
-    versions = [helper.make_opsetid("", node.opset), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=versions, ir_version=10)
-    return [np.asarray(value) for value in session(model.SerializeToString()).run(None, {})]
-
-
-def session(content: bytes) -> Any:
-    """onnxruntime as the definition of a file: CPU, one thread, graph optimisations off. Raises
-    ``Reject``."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes that only exist inside its extension
-        raise Reject(f"onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from error

@@ -27,18 +27,23 @@ from fractions import Fraction
 
 import numpy as np
 
-from bitcrown.check.certificates.integers.network import need
+from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.quantized.candidates import (
     Candidate,
     conv_candidates,
     dense_candidates,
     result,
 )
-from bitcrown.check.certificates.quantized.chain import FLOAT, Array, Step, Tensor
-from bitcrown.check.certificates.quantized.reading import Operator, Reading, rule
+from bitcrown.check.certificates.quantized.chain import (
+    BINARY32,
+    ChainLink,
+    ChainTensor,
+    NumpyArray,
+)
+from bitcrown.check.certificates.quantized.reading import FileReading, Operator, quantized_rule
 
-ROUNDOFF = 2.0**-24
-TINY = 2.0**-126
+_ROUNDOFF = 2.0**-24
+_TINY = 2.0**-126
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +51,15 @@ class Weights:
     """``floats``: [out, terms] float64; ``scales``: [out] of the integers behind them, if known;
     ``bias``: [out]."""
 
-    floats: Array
-    scales: Array | None
-    bias: Array
+    floats: NumpyArray
+    scales: NumpyArray | None
+    bias: NumpyArray
     extra: int = 1
     """Roundings besides those of the products and the additions between them."""
 
 
-@rule("MatMul", "Gemm")
-def matrix_product(reading: Reading, node: Operator) -> None:
+@quantized_rule("MatMul", "Gemm")
+def matrix_product(reading: FileReading, node: Operator) -> None:
     plain = all(node.attrs.get(k, 1.0) == 1.0 for k in ("alpha", "beta")) and not node.attrs.get(
         "transA", 0
     )
@@ -76,8 +81,8 @@ def matrix_product(reading: Reading, node: Operator) -> None:
         shape = (*view.shape[:-1], len(weight))
         rows = view.size // weight.shape[1]
         for candidate in dense_candidates(reading, view, rows, len(weight)):
-            step = sum_step(reading, view, _repeated(weights, rows), candidate)
-            found += [result(candidate.number, shape, FLOAT, step)] if step is not None else []
+            step = float_sum(reading, view, _repeated(weights, rows), candidate)
+            found += [result(candidate.number, shape, BINARY32, step)] if step is not None else []
     reading.bind(node, found)
 
 
@@ -91,12 +96,12 @@ def _repeated(weights: Weights, rows: int) -> Weights:
     )
 
 
-def _scales(reading: Reading, name: str) -> Array | None:
+def _scales(reading: FileReading, name: str) -> NumpyArray | None:
     """The scales behind a constant, in its shape."""
     return reading.grids[name][1] if name in reading.grids else None
 
 
-def _one_each(scales: Array | None) -> Array | None:
+def _one_each(scales: NumpyArray | None) -> NumpyArray | None:
     """[out] if every output has one scale."""
     if scales is None:
         return None
@@ -104,8 +109,8 @@ def _one_each(scales: Array | None) -> Array | None:
     return rows[:, 0] if rows.size and bool((rows == rows[:, :1]).all()) else None
 
 
-@rule("Conv")
-def convolution(reading: Reading, node: Operator) -> None:
+@quantized_rule("Conv")
+def convolution(reading: FileReading, node: Operator) -> None:
     weight = reading.constant(node, 1)
     need(weight.ndim == 4, f"{node} is no convolution of images")
     bias = reading.constant(node, 2).astype(np.float64) if node.has(2) else np.zeros(len(weight))
@@ -118,7 +123,7 @@ def convolution(reading: Reading, node: Operator) -> None:
 
 
 def _convolved(
-    reading: Reading,
+    reading: FileReading,
     node: Operator,
     weights: Weights,
     kernel: tuple[int, ...],
@@ -133,15 +138,15 @@ def _convolved(
         outputs = len(weights.floats)
         for candidate in conv_candidates(reading, view, node, kernel, outputs, groups):
             plane = reading.net.nodes[candidate.number]["shape"]
-            step = sum_step(reading, view, weights, candidate, plane[1] * plane[2])
+            step = float_sum(reading, view, weights, candidate, plane[1] * plane[2])
             found += (
-                [result(candidate.number, (1, *plane), FLOAT, step)] if step is not None else []
+                [result(candidate.number, (1, *plane), BINARY32, step)] if step is not None else []
             )
     reading.bind(node, found)
 
 
-@rule("AveragePool", "GlobalAveragePool")
-def average(reading: Reading, node: Operator) -> None:
+@quantized_rule("AveragePool", "GlobalAveragePool")
+def average(reading: FileReading, node: Operator) -> None:
     """Sums with the weight 1 / count; the division, or the product with a rounded reciprocal, is
     two roundings more."""
     shape = reading.given(node.inputs[0])[0].shape
@@ -170,9 +175,9 @@ def average(reading: Reading, node: Operator) -> None:
     _convolved(reading, node, weights, kernel, 1, shape[1])
 
 
-def sum_step(
-    reading: Reading, view: Tensor, weights: Weights, candidate: Candidate, copies: int = 1
-) -> Step | None:
+def float_sum(
+    reading: FileReading, view: ChainTensor, weights: Weights, candidate: Candidate, copies: int = 1
+) -> ChainLink | None:
     """The file's sum as a function of the node's integer; None where the two have nothing to do
     with each other.
 
@@ -183,13 +188,16 @@ def sum_step(
         return None
     first, values = known
     roots, v = first + np.arange(len(values), dtype=np.int64), values.astype(np.float64)
-    best: list[Array] = []
+    ends = np.abs([reading.net.low[candidate.number], reading.net.high[candidate.number]])
+    reaches = ends.max(axis=0).reshape(len(weights.floats), -1).max(axis=1).tolist()
+    best: list[NumpyArray] = []
     for scale, zero in fits(view, roots, v):
         if scale == 0 or (candidate.is_padded and scale * candidate.pad + zero != 0):
             continue
         for units in _units(weights, candidate, scale):
-            made = np.stack(_spread_of(weights, candidate, (roots, v), (scale, zero), units))
-            size = made[2] / np.maximum(np.abs(made[0]), TINY)
+            found = _spread_of(weights, candidate, (roots, v), (scale, zero), units, reaches)
+            made = np.stack(found)
+            size = made[2] / np.maximum(np.abs(made[0]), _TINY)
             best = (
                 [np.where(size < best[1], made, best[0]), np.minimum(size, best[1])]
                 if best
@@ -198,12 +206,12 @@ def sum_step(
     if not best or not np.isfinite(best[0]).all():
         return None
     unit, offset, error = (np.repeat(part, copies) for part in best[0])
-    return Step("sum", _spread, (unit, offset, error), widens=True)
+    return ChainLink("sum", _spread, (unit, offset, error), widens=True)
 
 
 def _spread(
-    least: Array, greatest: Array, unit: Array, offset: Array, error: Array
-) -> tuple[Array, Array]:
+    least: NumpyArray, greatest: NumpyArray, unit: NumpyArray, offset: NumpyArray, error: NumpyArray
+) -> tuple[NumpyArray, NumpyArray]:
     """Rounding to float32 never moves a float32 number past another one, so the sum itself stays
     inside."""
     ends = unit * least + offset, unit * greatest + offset
@@ -212,7 +220,9 @@ def _spread(
     )
 
 
-def fits(view: Tensor, roots: Array, v: Array) -> Iterator[tuple[Fraction, Fraction]]:
+def fits(
+    view: ChainTensor, roots: NumpyArray, v: NumpyArray
+) -> Iterator[tuple[Fraction, Fraction]]:
     """Ways to see the values as about ``scale * r + zero``: by the file's own scale, or by the
     smallest step."""
     for step in view.chain[:1]:
@@ -257,47 +267,67 @@ def _units(weights: Weights, candidate: Candidate, scale: Fraction) -> Iterator[
 def _spread_of(
     weights: Weights,
     candidate: Candidate,
-    table: tuple[Array, Array],
+    table: tuple[NumpyArray, NumpyArray],
     fit: tuple[Fraction, Fraction],
     units: list[Fraction],
-) -> tuple[Array, Array, Array]:
-    """Unit, offset and error of every output: [out] each; the inequality of the module's
-    docstring."""
+    reaches: list[int],
+) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
+    """Unit, offset and error of every output: [out] each; the inequality of the module's docstring.
+
+    ``reaches``: [out] the largest size of the node's integers.
+    """
     roots, v = table
     scale, zero = fit
     w, ints = weights.floats, candidate.ints
+    # v(r) is s r + z up to the deviation; the blur is float64's own error in s r + z
     line = float(scale) * roots + float(zero)
-    deviation, reach = float(np.abs(v - line).max()), float(np.abs(line).max())
-    magnitude = float(np.abs(v).max())
-    omega = np.array([float(u / scale) for u in units])
-    absolute = np.abs(w).sum(axis=1) * magnitude + np.abs(weights.bias)
-    off = np.abs(w - omega[:, None] * ints).sum(axis=1) * reach + np.abs(w).sum(axis=1) * deviation
+    blur = 2.0**-50 * (abs(float(scale)) * float(np.abs(roots).max()) + abs(float(zero)))
+    distance = float(np.abs(v - line).max())
+    deviation, reach = distance + blur, float(np.abs(line).max()) + blur
+    # sum |e_j| |s r_j + z| + sum |w_j| |v(r_j) - s r_j - z|
+    omega = [u / scale for u in units]
+    gap = np.abs(w - np.array([float(o) for o in omega])[:, None] * ints)
+    size = np.abs(w).sum(axis=1)
+    off = gap.sum(axis=1) * reach + size * deviation
+    # offset = c - unit b + (unit / s) z sum W
     sums = [int(row.sum()) for row in ints]
-    offset = [
-        Fraction(float(c)) - u * int(b) + u / scale * zero * total
-        for c, u, b, total in zip(weights.bias, units, candidate.bias, sums, strict=True)
+    offsets = [
+        Fraction(float(c)) - u * int(b) + o * zero * total
+        for c, u, b, o, total in zip(weights.bias, units, candidate.bias, omega, sums, strict=True)
     ]
-    unit, shift = np.array([float(u) for u in units]), np.array([float(o) for o in offset])
-    exact = (
-        deviation == 0.0
-        and not off.any()
+    unit, shift = np.array([float(u) for u in units]), np.array([float(o) for o in offsets])
+    absolute = size * float(np.abs(v).max()) + np.abs(weights.bias)
+    is_exact = (
+        distance == 0.0
+        and not gap.any()
         and _is_never_rounded(w, v, weights.bias, absolute)
-        and all(Fraction(float(u)) == u for u in units)
-        and all(Fraction(float(o)) == o for o in offset)
+        and [scale * r + zero for r in roots.tolist()] == v.tolist()
+        and all(map(_is_computed_exactly, omega, np.abs(ints).max(axis=1).tolist()))
+        and all(map(_is_computed_exactly, units, reaches, offsets))
     )
-    if exact:
+    if is_exact:
         return unit, shift, np.zeros(len(unit))
+    # the file's own rounding: (n B + sum |t_j|) u / (1 - (n + 2) u)
     count = (w != 0).sum(axis=1) + weights.extra
     ends = w[:, :, None] * np.array([v.min(), v.max()])
     above = np.maximum(ends.max(axis=2), 0).sum(axis=1) + np.maximum(weights.bias, 0)
     below = np.maximum(-ends.min(axis=2), 0).sum(axis=1) + np.maximum(-weights.bias, 0)
-    rounding = (
-        (count * np.maximum(above, below) + absolute) * ROUNDOFF / (1 - (count + 2) * ROUNDOFF)
-    )
-    return unit, shift, (rounding + off) * (1 + 2.0**-30) + 2.0**-47 * absolute + count * TINY
+    rounding = count * np.maximum(above, below) + absolute
+    rounding *= _ROUNDOFF / (1 - (count + 2) * _ROUNDOFF)
+    # float64's error here, and in ``unit a + offset``
+    own = 2.0**-47 * absolute + 2.0**-50 * (np.abs(unit) * np.array(reaches, float) + np.abs(shift))
+    return unit, shift, (rounding + off) * (1 + 2.0**-30) + own + count * _TINY
 
 
-def _is_never_rounded(w: Array, v: Array, bias: Array, absolute: Array) -> bool:
+def _is_computed_exactly(factor: Fraction, most: int, addend: Fraction = Fraction(0)) -> bool:
+    """Whether float64 has ``factor k + addend`` for all integers ``|k| <= most``: both, and so all
+    results, are multiples of a power of two and below 2^53 of it."""
+    grain = min((_grain(part) for part in (factor, addend) if part), default=Fraction(1))
+    is_held = Fraction(float(factor)) == factor and Fraction(float(addend)) == addend
+    return is_held and abs(factor) * most + abs(addend) < grain * 2**53
+
+
+def _is_never_rounded(w: NumpyArray, v: NumpyArray, bias: NumpyArray, absolute: NumpyArray) -> bool:
     """Whether all products, and so all sums, are multiples of a power of two that float32
     resolves."""
     unit = _lowest(w) * _lowest(v)
@@ -305,12 +335,12 @@ def _is_never_rounded(w: Array, v: Array, bias: Array, absolute: Array) -> bool:
     return unit >= 2.0**-120 and float(absolute.max()) < unit * 2.0**24
 
 
-def _lowest(values: Array) -> float:
+def _lowest(values: NumpyArray) -> float:
     """The largest power of two of which all values are multiples; 1 if all are 0."""
-    found = [Fraction(float(value)) for value in np.unique(np.abs(values)) if value]
-    if not found:
-        return 1.0
-    lowest = max(value.denominator for value in found)
-    if lowest > 1:
-        return 1.0 / lowest
-    return float(min(value.numerator & -value.numerator for value in found))
+    grains = (_grain(Fraction(float(value))) for value in np.unique(np.abs(values)) if value)
+    return float(min(grains, default=Fraction(1)))
+
+
+def _grain(value: Fraction) -> Fraction:
+    """The largest power of two that divides a float; of other fractions, no more than that."""
+    return Fraction(value.numerator & -value.numerator, value.denominator)

@@ -1,0 +1,118 @@
+"""Choosing the free parameters of a bound (``multipliers``) by gradient ascent.
+
+The bound is concave in beta, mu and mix and piecewise smooth in alpha, so a few tens of steps with
+decaying rates get most of what there is to get. Nothing here is rounded with care: what is found is
+proved afterwards.
+
+Legend: ``B`` domains, ``S`` rows per domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.adam import Adam
+from bitcrown.bounds.claims import known, ratio
+from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.multipliers import Multipliers, base_relaxations
+from bitcrown.bounds.rows import Rows, bound_rows
+from bitcrown.model.execute import Network
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How to climb; ``rate_beta`` is that of mu, too. ``decay`` multiplies all rates after every
+    iteration."""
+
+    iterations: int
+    rate_alpha: float = 0.1
+    rate_beta: float = 0.05
+    rate_mix: float = 0.1
+    decay: float = 0.98
+
+
+def ascend(
+    network: Network,
+    rows: Rows,
+    bounds: Bounds,
+    start: Multipliers,
+    ascent: Ascent,
+    target: float = 0.0,
+) -> tuple[Multipliers, Tensor]:
+    """Improve ``start`` for the rows; returns what was found and the last (not rigorous) bounds
+    ``[B, S]``.
+
+    A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to
+    the gradient, and the ascent ends when all are done. With ``start.mix`` all rows of a domain are
+    bounded as one mixture of them.
+    """
+    rows = rows.to(network.dtype)
+    with torch.no_grad():
+        bounds = {
+            name: (low.to(network.dtype), up.to(network.dtype))
+            for name, (low, up) in bounds.items()
+        }
+        bounds = start.layout.split_bounds(bounds, start.split)
+    current = _each(
+        start, lambda part: part.to(network.dtype).detach().clone().requires_grad_(True)
+    )
+    groups = _groups(current, ascent)
+    base = base_relaxations(start.layout, bounds)  # the same in every iteration
+    optimiser = Adam(groups, ascent.decay)
+    value = rows.rhs
+    for iteration in range(ascent.iterations):
+        goal = rows if current.mix is None else rows.mixed(current.mix)
+        value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
+        open_ = (value.amax(dim=1, keepdim=True) <= target) & torch.isfinite(value)
+        if not groups or iteration + 1 == ascent.iterations or not open_.any():
+            break
+        total = torch.where(open_, value, torch.zeros_like(value)).sum()
+        if not total.requires_grad:  # nothing that is free lies on the way from rows to inputs
+            break
+        optimiser.step(
+            torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True)
+        )
+        _project(current)
+    return _each(current, Tensor.detach), value.detach()
+
+
+def _each(given: Multipliers, change: Callable[[Tensor], Tensor]) -> Multipliers:
+    """``given`` with all that an ascent moves changed."""
+
+    def optional(part: Tensor | None) -> Tensor | None:
+        return None if part is None else change(part)
+
+    return replace(
+        given,
+        alpha=change(given.alpha),
+        beta=optional(given.beta),
+        mix=optional(given.mix),
+        mu=optional(given.mu),
+    )
+
+
+def _groups(current: Multipliers, ascent: Ascent) -> list[tuple[Tensor, float]]:
+    """Tensors to move, each with its rate."""
+    groups = [(current.alpha, ascent.rate_alpha)] if current.alpha.numel() else []
+    rates = (
+        (current.beta, ascent.rate_beta),
+        (current.mix, ascent.rate_mix),
+        (current.mu, ascent.rate_beta),
+    )
+    return groups + [(part, rate) for part, rate in rates if part is not None]
+
+
+def _project(current: Multipliers) -> None:
+    """Back into the feasible set, in place: alpha in [0, 1], the others >= 0."""
+    with torch.no_grad():
+        current.alpha.copy_(known(current.alpha, 0.5).clamp_(0.0, 1.0))
+        for part in (current.beta, current.mix, current.mu):
+            if part is not None:
+                part.copy_(known(part, 0.0).clamp_(min=0.0))
+        if current.mix is not None:  # only its direction matters: its largest entry is kept at 1
+            mix = current.mix
+            mix.copy_(ratio(mix, mix.amax(dim=1, keepdim=True)))

@@ -1,0 +1,119 @@
+"""``bitcrown bench`` and ``bitcrown report``: suites run as in the competition, and tables."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitcrown.cli.exit_codes import DONE, UNDECIDED, WRONG
+from bitcrown.cli.options import add_options, environment_of, given_options
+from bitcrown.cli.progress import ProgressLine
+from bitcrown.errors import PropertyError, SettingsError
+from bitcrown.settings import Settings, usable_cores
+
+if TYPE_CHECKING:
+    from bitcrown.harness.bench import Job
+
+
+def add_bench_commands(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="run a suite through the competition's scripts")
+    add = bench.add_argument
+    add("suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites")
+    add(
+        "--out", type=Path, default=Path("results/bench"), help="folder for results (results/bench)"
+    )
+    add("--timeout-cap", default="", metavar="S", help="at most this many seconds an instance")
+    add("--filter", default="*", metavar="GLOB", help="only instances whose names match")
+    add("--jobs", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
+    again = bench.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="skip finished instances (the default)"
+    )
+    again.add_argument("--fresh", action="store_true", help="forget finished instances")
+    add(
+        "--need-all",
+        action="store_true",
+        help="exit 3 if an instance with a known truth is undecided",
+    )
+    add_options(bench)
+    bench.set_defaults(run=bench_command)
+    report = commands.add_parser("report", help="a Markdown table of records")
+    report.add_argument("records", type=Path, nargs="+", help="records.jsonl of a bench run")
+    report.set_defaults(run=report_command)
+
+
+def bench_command(options: argparse.Namespace) -> int:
+    from bitcrown.harness.bench import BenchPlan, run_bench
+    from bitcrown.harness.instance import parse_timeout
+    from bitcrown.harness.tables import (
+        is_decided,
+        is_known,
+        plain_table,
+        wrong_rows,
+        wrong_sentence,
+    )
+    from bitcrown.provenance import ROOT
+
+    if options.jobs < 1:
+        raise SettingsError(f"--jobs needs a whole number from 1, but got {options.jobs}")
+    if not (ROOT / "run_instance.sh").is_file():
+        raise PropertyError(
+            "bench runs the tool's scripts, so it needs bitcrown installed from its repository"
+        )
+    settings = given_options(options)
+    Settings.from_mapping(settings)
+    if options.jobs > 1:
+        # Instances side by side share the cores, unless the user says how many threads each has.
+        settings.setdefault("threads", str(max(1, usable_cores() // options.jobs)))
+    # SIGTERM ends it as Ctrl-C does: what runs is ended, and what is finished stays finished.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cap = parse_timeout(options.timeout_cap) if options.timeout_cap else math.inf
+    environment = environment_of(settings)
+    plan = BenchPlan(
+        options.suite,
+        options.out,
+        ROOT,
+        cap,
+        options.filter,
+        options.jobs,
+        options.fresh,
+        environment,
+    )
+    rows = run_bench(plan, job_progress())
+    print(plain_table(rows), end="")
+    print(f"results: {options.out / 'results.csv'}, records: {options.out / 'records.jsonl'}")
+    wrong = wrong_rows(rows)
+    for row in wrong:
+        print(f"WRONG: {wrong_sentence(row)}")
+    if wrong:
+        return WRONG
+    undecided = any(is_known(row) and not is_decided(row) for row in rows)
+    return UNDECIDED if options.need_all and undecided else DONE
+
+
+def job_progress() -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
+    """Shows what runs, and keeps one line for each finished instance."""
+    line = ProgressLine()
+
+    def show(finished: int, total: int, job: Job, row: Mapping[str, Any] | None) -> None:
+        name = f"{job.suite.category} {job.instance.network} {job.instance.vnnlib}"
+        how = "running" if row is None else f"{row['result']:8s} {row['wall_s']:8.2f} s"
+        line.show(f"[{finished}/{total}] {how}  {name}", row is not None)
+
+    return show
+
+
+def report_command(options: argparse.Namespace) -> int:
+    from bitcrown.files import read_records
+    from bitcrown.harness.records import is_result
+    from bitcrown.harness.tables import markdown
+
+    rows = [row for path in options.records for row in read_records(path) if is_result(row)]
+    if not rows:
+        raise PropertyError("the files hold no records")
+    print(markdown(rows), end="")
+    return DONE

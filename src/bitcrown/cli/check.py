@@ -1,0 +1,59 @@
+"""``bitcrown check`` and ``bitcrown check-certificate``: is an answer true, whoever gave it?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from bitcrown.budget import Budget
+from bitcrown.cli.exit_codes import DONE, UNDECIDED, WRONG
+
+
+def add_check_commands(commands: Any) -> None:
+    check = commands.add_parser(
+        "check", help="replay the witness of a results file on the original network"
+    )
+    for name in ("result", "onnx", "vnnlib"):
+        check.add_argument(name)
+    check.set_defaults(run=check_command)
+
+    proof = commands.add_parser(
+        "check-certificate", help="check a proof of an unsat, independently"
+    )
+    for name, text in (
+        ("model", "ONNX, .h5 or JSON"),
+        ("property", "VNNLIB or JSON"),
+        ("certificate", "what verify --certificate wrote"),
+    ):
+        proof.add_argument(name, type=Path, help=text)
+    proof.set_defaults(run=check_certificate_command)
+
+
+def check_command(options: argparse.Namespace) -> int:
+    from bitcrown.check.result_file import CheckOutcome, check_result
+    from bitcrown.child_process import text_or_error
+
+    # In a child, because onnxruntime aborts on some damaged files: then that is what is said.
+    def replayed() -> str:
+        return json.dumps(
+            astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib)))
+        )
+
+    answer = CheckOutcome(
+        *json.loads(text_or_error(replayed, Budget.unlimited(), "that replays the witness"))
+    )
+    print(answer.sentence)
+    if not answer.accepted:
+        return WRONG
+    return DONE if answer.word in ("sat", "unsat") else UNDECIDED
+
+
+def check_certificate_command(options: argparse.Namespace) -> int:
+    from bitcrown.certificates.files import check_certificate
+
+    finding = check_certificate(options.model, options.property, options.certificate)
+    print("accepted" if finding.accepted else f"rejected: {finding.message}")
+    return DONE if finding.accepted else WRONG

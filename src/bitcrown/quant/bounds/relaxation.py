@@ -1,0 +1,255 @@
+"""The staircase bound in floats, ready to be evaluated again and again for changing slopes.
+
+For slopes ``lambda`` and coefficients ``mu`` the bound of ``staircase_dual`` is a sum of minima,
+one for each block (a staircase, a pool, the input box). Floats may miss by rounding, and a few
+corners may stand for all levels of a staircase, because nothing here is a claim: the slopes found
+are rounded to integers, and ``staircase_dual`` evaluates those exactly.
+
+The convex hull of a staircase with equal steps has its corners at the ends of the interval and at
+the ends of the first two and last two levels in reach, so these eight points stand for the
+staircase. Legend: ``R`` rows, ``N`` elements, ``V`` corners, ``W`` window size, ``T`` constraints
+of a case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitcrown.quant.bounds.intervals import Intervals, StairTable
+from bitcrown.quant.bounds.staircase_dual import (
+    Slopes,
+    gather_windows,
+    pool_minimum,
+    scatter_windows,
+)
+from bitcrown.quant.bounds.subprogram import AnyProgram
+from bitcrown.quant.network.graph import Ints, Numbers
+
+Reals = npt.NDArray[np.float64]
+TINIEST = 1e-12
+"""Added to divisors that can be 0, and below this a sum of shares counts as 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class DualObjective:
+    """Minimise ``sum_t tau_t (matrix[t] . v_node - bound[t])`` over the simplex of tau; rows
+    differ.
+
+    ``matrix``: [R, T, N_node] and ``bound``: [R, T]; unused constraints of a row have ``used`` [R,
+    T] false.
+    """
+
+    node: int
+    matrix: Ints
+    bound: Ints
+    used: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Pinned:
+    """Rows whose constraints hold by the output intervals alone: what is left to refute is that
+    those are reached.
+
+    The bound is then homogeneous in the slopes (it can be 0, or anything), so the slopes of the
+    output staircase are kept at a total of one unit. ``rows``: [R]; ``raised``/``lowered``: [R, N],
+    whether the lower/upper end of the argument is tighter than the box alone makes it (only then
+    can a negative/positive slope help); ``start``: [R, N], the slopes to begin with; ``unit``: [R,
+    N], a slope of ordinary size.
+    """
+
+    node: int
+    rows: npt.NDArray[np.bool_]
+    raised: npt.NDArray[np.bool_]
+    lowered: npt.NDArray[np.bool_]
+    start: Reals
+    unit: Reals
+
+    def project(self, slopes: Numbers) -> Numbers:
+        """[R, N] -> [R, N]: useless signs to zero, then scaled to a total of one unit; other rows
+        unchanged."""
+        share = slopes / self.unit
+        share = np.where(((share < 0) & self.raised) | ((share > 0) & self.lowered), share, 0.0)
+        total = np.abs(share).sum(axis=1, keepdims=True)
+        share = np.where(total > TINIEST, share / np.maximum(total, TINIEST), self.start)
+        return np.where(self.rows[:, None], share * self.unit, slopes)
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxedPoint:
+    """One evaluation. ``value``: [R], the bound; by node: ``outer`` [R, N] (mu, the coefficients on
+    its output), ``chosen`` [R, N] (the value that its block takes at the minimum; node 0: the
+    input) and ``argument`` ([R, N], pools [R, N, W]: where the block takes it)."""
+
+    value: Reals
+    outer: dict[int, Numbers]
+    chosen: dict[int, Numbers]
+    argument: dict[int, Numbers]
+
+
+def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
+    """(arguments, output values), [V, R, N] each: the ends of the first two and last two levels of
+    ``[low, high]``."""
+    arguments, values = [], []
+    for thresholds in table.sides():
+        steps = thresholds.shape[1]
+        first, last = table.level(thresholds, low), table.level(thresholds, high)
+        channel = np.broadcast_to(table.channel, low.shape)
+        for level in (first, np.minimum(first + 1, last), np.maximum(last - 1, first), last):
+            # a level begins at its own threshold and ends just before the next one; the outermost
+            # levels in reach are cut by the interval
+            start, end = low, high
+            if steps:
+                start = np.maximum(thresholds[channel, np.maximum(level - 1, 0)], low)
+                end = np.minimum(thresholds[channel, np.minimum(level, steps - 1)] - 1, high)
+                start = np.where(level == first, low, start)
+                end = np.where(level == last, high, end)
+            for argument in (start, end):
+                arguments.append(argument)
+                values.append(table.base + level)
+    return np.array(arguments, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+class StaircaseRelaxation:
+    """A program over one set of intervals, ready for repeated float evaluation."""
+
+    def __init__(
+        self,
+        program: AnyProgram,
+        bounds: Intervals,
+        objective: DualObjective,
+        pinned: Pinned | None = None,
+    ) -> None:
+        self.program, self.objective, self.pinned = program, objective, pinned
+        self.low, self.high = bounds.low[0].astype(np.float64), bounds.high[0].astype(np.float64)
+        self.matrix = objective.matrix.astype(np.float64)
+        self.limit = objective.bound.astype(np.float64)
+        self.reached = reached_nodes(program, objective.node)
+        self.stairs = [n for n in program.stairs if n in self.reached]
+        self.pools = [n for n in program.pools if n in self.reached]
+        self.corner: dict[int, tuple[Reals, Reals]] = {}
+        self.width: dict[int, Reals] = {}
+        self.chord: dict[int, Reals] = {}
+        for n in self.stairs:
+            table = program.stairs[n]
+            low, high = bounds.low[table.source], bounds.high[table.source]
+            self.corner[n] = corners(table, low, high)
+            self.width[n] = np.maximum((high - low).astype(np.float64), 1.0)
+            values = self.corner[n][1]
+            self.chord[n] = (values[-1] - values[0]) / self.width[n]
+        self.window: dict[int, tuple[Reals, Reals]] = {}
+        for n in self.pools:
+            source, index = program.pools[n]
+            lows, highs = (
+                gather_windows(ends[source], index) for ends in (bounds.low, bounds.high)
+            )
+            self.window[n] = (lows.astype(np.float64), highs.astype(np.float64))
+
+    def chord_slopes(self, tau: Reals) -> Slopes:
+        """A start: each slope is the coefficient times the chord of the staircase; a pool passes on
+        to its top end."""
+        slopes: Slopes = {}
+        self.evaluate(tau, slopes, fill=True)
+        return slopes
+
+    def evaluate(self, tau: Reals, slopes: Slopes, fill: bool = False) -> RelaxedPoint:
+        """The bound for ``tau`` [R, T] and ``slopes``; ``fill`` writes the missing slopes of the
+        chords into ``slopes`` on the way."""
+        program = self.program
+        coefficients: dict[int, Numbers] = {
+            self.objective.node: np.einsum("rt,rtn->rn", tau, self.matrix)
+        }
+        value = -(tau * self.limit).sum(axis=1)
+        point = RelaxedPoint(value, {}, {}, {})
+        # invariant: value + sum_n coefficients[n] . v_n bounds the objective from below
+        for number in reversed(range(1, self.objective.node + 1)):
+            outer = coefficients.pop(number, None)
+            if outer is None:
+                continue
+            if number in program.affine:
+                # mu (A v + offset) = (A^T mu) v + mu offset
+                step = program.affine[number]
+                value = value + outer @ step.offset.astype(np.float64)
+                pulled = list(zip(step.sources, step.adjoint(outer), strict=True))
+            else:
+                if fill:
+                    slopes[number] = self._chord(number, outer)
+                block = self._stairs if number in program.stairs else self._pool
+                least, source, part = block(number, outer, slopes[number], point)
+                value = value + least
+                pulled = [(source, part)]
+            point.outer[number] = outer
+            for source, part in pulled:
+                coefficients[source] = (
+                    coefficients[source] + part if source in coefficients else part
+                )
+        # what is left is a linear function of the input box, least at one of its corners
+        first = coefficients.pop(0, np.zeros_like(self.low))
+        point.chosen[0] = np.where(first > 0, self.low, self.high)
+        value = value + (first * point.chosen[0]).sum(axis=1)
+        return RelaxedPoint(value, point.outer, point.chosen, point.argument)
+
+    def _chord(self, number: int, outer: Numbers) -> Numbers:
+        if number in self.program.stairs:
+            slopes = outer * self.chord[number]
+            if self.pinned is not None and number == self.pinned.node:
+                slopes = self.pinned.project(np.where(self.pinned.rows[:, None], 0.0, slopes))
+            return np.asarray(slopes)
+        low, high = self.window[number]
+        present = self.program.pools[number][1] >= 0
+        top = np.where(present, low + high, -np.inf).argmax(axis=2)[..., None]
+        slopes = np.zeros(low.shape)
+        np.put_along_axis(slopes, top, outer[..., None], axis=2)
+        return slopes
+
+    def _stairs(
+        self, number: int, outer: Numbers, slopes: Numbers, point: RelaxedPoint
+    ) -> tuple[Reals, int, Numbers]:
+        """``sum_i min_a mu_i S(a) - lambda_i a`` [R] over the corners; the rest, ``lambda a``, goes
+        to the source."""
+        places, heights = self.corner[number]
+        cost = outer * heights - slopes * places
+        which = cost.argmin(axis=0)[None]
+        point.chosen[number] = np.take_along_axis(heights, which, axis=0)[0]
+        point.argument[number] = np.take_along_axis(places, which, axis=0)[0]
+        least = np.take_along_axis(cost, which, axis=0)[0].sum(axis=1)
+        return least, self.program.stairs[number].source, slopes
+
+    def _pool(
+        self, number: int, outer: Numbers, slopes: Numbers, point: RelaxedPoint
+    ) -> tuple[Reals, int, Numbers]:
+        source, index = self.program.pools[number]
+        low, high = self.window[number]
+        present = np.broadcast_to(index >= 0, low.shape)
+        inner = np.where(present, slopes, 0.0)
+        block, point.chosen[number], point.argument[number] = pool_minimum(
+            outer, inner, low, high, present
+        )
+        return block.sum(axis=1), source, scatter_windows(inner, index, self.program.sizes[source])
+
+    def images(self, chosen: dict[int, Numbers]) -> list[Numbers | None]:
+        """Every reached node's value if the blocks take the ``chosen`` values: affine steps are
+        applied to them."""
+        values: list[Numbers | None] = [None] * len(self.program.nodes)
+        for number in sorted(self.reached):
+            if number in self.program.affine:
+                step = self.program.affine[number]
+                values[number] = step.forward(
+                    [v for s in step.sources if (v := values[s]) is not None]
+                )
+            else:
+                values[number] = chosen[number]
+        return values
+
+
+def reached_nodes(program: AnyProgram, node: int) -> set[int]:
+    """The node and everything it is computed from."""
+    reached, stack = set(), [node]
+    while stack:
+        number = stack.pop()
+        if number not in reached:
+            reached.add(number)
+            stack.extend(program.sources[number])
+    return reached

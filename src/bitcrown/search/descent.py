@@ -1,0 +1,63 @@
+"""Attack steps inside a decision: descent on many cases at once, and replay of what it finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bitcrown.attacks.property.pgd import pgd
+from bitcrown.attacks.property.target import Target
+from bitcrown.budget import Budget
+from bitcrown.model.execute import Network
+from bitcrown.search.objective import Objective
+from bitcrown.verdict import Witness
+
+if TYPE_CHECKING:
+    from bitcrown.search.strategy import Run
+
+ATTACK_SHARE = 0.1
+"""Share of the time of a search that attacks inside it may take."""
+_REPLAYS = 4
+"""Points of one descent that are replayed."""
+
+
+def descend(
+    run: Run,
+    network: Network,
+    objective: Objective,
+    cases: np.ndarray,
+    budget: Budget,
+    steps: int,
+    restarts: int,
+) -> Witness | None:
+    """Projected gradient descent on all ``cases`` at once; what violates in ``network`` is
+    replayed. Every call draws other points."""
+    run.counters["attacks"] = run.counters.get("attacks", 0) + 1
+    generator = torch.Generator(device=network.device).manual_seed(
+        run.settings.seed + run.counters["attacks"]
+    )
+    box = objective.box[cases]
+    d = None if objective.D is None else network.tensor(objective.D[cases])
+    target = Target(network.tensor(objective.C[cases]), d, network.tensor(objective.rhs[cases]))
+    lower, upper = network.tensor(objective.lower[box]), network.tensor(objective.upper[box])
+    points, case, _ = pgd(network, lower, upper, target, generator, steps, restarts, budget)
+    points, case = points[:_REPLAYS].double().cpu(), case[:_REPLAYS]
+    for point, index in zip(points.numpy(), case.tolist(), strict=True):
+        witness = run.confirm(point, int(cases[index]))
+        if witness is not None:
+            return witness
+    return None
+
+
+def descend_to_the_end(
+    run: Run, network: Network, objective: Objective, cases: np.ndarray
+) -> Witness | None:
+    """Descent until a witness is found or time is up: bounds can do no more."""
+    with run.phase("attack"):
+        while not run.budget.is_expired():
+            witness = descend(run, network, objective, cases, run.budget.capped(10.0), 200, 16)
+            if witness is not None:
+                return witness
+    return None

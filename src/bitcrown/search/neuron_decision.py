@@ -1,0 +1,193 @@
+"""The decision where many inputs vary: root bounds, optimised bounds, then neurons are split.
+
+``decide_from_root`` is the part that begins where the root's bounds are known, whoever found them:
+``decide_by_neurons`` for a property, ``evaluation.proving`` for many images in one pass.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.intermediate_ascent import LayerAscent
+from bitcrown.model.execute import Network
+from bitcrown.search import descent
+from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
+from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.guide import guide_network, whole_guide
+from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
+from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
+from bitcrown.search.neurons.trials import Trials
+from bitcrown.search.objective import Objective
+from bitcrown.verdict import Reason, Status, Verdict, Witness
+
+if TYPE_CHECKING:
+    from bitcrown.search.strategy import Run
+
+_LAYER_SHARE = 0.15
+"""Share of the time left that optimising the bounds of inner layers may take."""
+_SMOOTH_SHARE = 0.6
+"""The same share where no neuron can be split."""
+_SMALLEST_GAIN = 0.02
+"""Share of the worst bound that a pass must win for another to follow."""
+_LAYER_STEPS = 10
+"""Steps of that ascent; five bring nearly all that twenty would."""
+_STEP_COST = 0.4
+"""Seconds of one such step, as a share of the plain root bounds (measured: 0.15 to 0.4)."""
+_GLANCE_SHARE = 0.05
+"""Share of the time left for the attack before any bound; where ten steps take less, the glance
+ends with them."""
+_ROOT_SHARE = 0.9
+"""Share of the time left that plain root bounds may take; what they cannot finish, only an attack
+can decide."""
+
+
+def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict:
+    """A glance of attack, root bounds, a longer attack, and ``decide_from_root`` for what is left.
+    All cases share one box."""
+    guide, cases = guide_network(proof), np.arange(objective.n_cases)
+    with run.phase("attack"):  # many violations are found in a fraction of what bounds cost
+        glance = run.budget.capped(max(0.5, _GLANCE_SHARE * run.budget.remaining()))
+        witness = descent.descend(run, guide, objective, cases, glance, 10, 2)
+    if witness is not None:
+        return run.sat(witness, "attack")
+    share = run.budget.capped(_ROOT_SHARE * run.budget.remaining())
+    rows = rows_of_cases(proof, objective)
+    bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
+    with run.phase("root bounds"), torch.no_grad():
+        started = time.monotonic()
+        enclosure = bounder.run(rows.x_lower, rows.x_upper)
+        root = root_of(proof, guide, rows, enclosure, run.budget.memory)
+        seconds = time.monotonic() - started
+    left = root.open_cases()
+    run.counters["open_after_crown"] = len(left)
+    if not len(left):
+        return run.verdict(Status.UNSAT, "root bounds")
+    if any(bool(torch.isinf(radius).any()) for radius in enclosure.scales.radii.values()):
+        return run.unknown(
+            Reason.NUMERICS,
+            "a value may leave the range of its number type, or be lost in rounding",
+        )
+    open_cases = cases[left.cpu().numpy()]
+    if share.is_expired():
+        run.counters["root_bounds_cut_short"] = 1
+        witness = descent.descend_to_the_end(run, guide, objective, open_cases)
+        return run.timeout() if witness is None else run.sat(witness, "attack")
+    with run.phase("attack"):
+        longer = run.budget.capped(2.0)
+        witness = descent.descend(run, guide, objective, open_cases, longer, 40, 8)
+    if witness is not None:
+        return run.sat(witness, "attack")
+    return decide_from_root(run, root, guide, objective, seconds)
+
+
+def decide_from_root(
+    run: Run, root: Root, guide: Network, objective: Objective, root_seconds: float
+) -> Verdict:
+    """Decide the cases that ``root`` leaves open: optimised bounds, sharper layers where
+    affordable, then splits.
+
+    ``guide`` is ``guide_network`` of the root's; ``root_seconds`` is what the root bounds took,
+    from which the cost of sharper layers is foreseen. Raises ``BudgetExpired``.
+    """
+    trials = Trials(run.confirm)
+    bounder = bounder_of(root, whole_guide(root, guide), trials, run.budget, run.recorder)
+    with run.phase("alpha"):
+        domains = bounder.root_domains(root.open_cases(), 20)
+    run.counters["open_after_alpha"] = len(domains)
+    bounder, domains = _sharpened_layers(run, bounder, domains, root_seconds)
+    if isinstance(trials.witness, Witness):
+        return run.sat(trials.witness, "alpha-CROWN")
+    if not len(domains):
+        return run.verdict(Status.UNSAT, "alpha-CROWN")
+    return _branch_and_bound(run, bounder, domains, objective)
+
+
+def _sharpened_layers(
+    run: Run, bounder: DomainBounder, domains: Domains, root_seconds: float
+) -> tuple[DomainBounder, Domains]:
+    """Open domains after ascent over the bounds of inner layers, and their bounder;
+    ``root_seconds`` is what plain root bounds took.
+
+    Where no neuron can be split, better layers are all that is left: passes with more and more
+    steps then follow each other until they gain nothing.
+    """
+    layout = bounder.root.layout
+    has_splits = bool(layout.n_neurons)
+    share = run.budget.capped(
+        (_LAYER_SHARE if has_splits else _SMOOTH_SHARE) * run.budget.remaining()
+    )
+    steps = int(min(_LAYER_STEPS, share.remaining() / (_STEP_COST * root_seconds + 1e-3)))
+    if not len(domains) or steps < 2 or not layout.n_alphas:
+        return bounder, domains
+    gain = 1.0
+    with run.phase("layers"):
+        while len(domains) and gain > _SMALLEST_GAIN and not share.is_expired():
+            worst = float(domains.value.min())
+            root, guide = bounder.root, bounder.guide.network
+            layers = LayerBounder(
+                root.proof, run.budget.memory // 8, LayerAscent(guide, steps, share)
+            )
+            box = root.rows.x_lower, root.rows.x_upper
+            enclosure = layers.run(*box, root.enclosure.bounds)
+            root = root_of(root.proof, guide, root.rows, enclosure, run.budget.memory)
+            bounder = bounder_of(
+                root, whole_guide(root, guide), bounder.trials, run.budget, run.recorder
+            )
+            domains = bounder.root_domains(root.open_cases(), 20 if has_splits else 100)
+            run.counters.update(layer_steps=steps, open_after_layers=len(domains))
+            if has_splits or not len(domains):
+                break
+            gain = 1 - float(domains.value.min()) / worst if worst else 0.0
+            steps *= 2
+    return bounder, domains
+
+
+def _branch_and_bound(
+    run: Run, bounder: DomainBounder, domains: Domains, objective: Objective
+) -> Verdict:
+    """Search below ``domains``, with attacks whenever those had less than their share of time."""
+    guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
+
+    def attack_steps(search: NeuronSplit) -> Witness | None:
+        run.report("neuron split", {"domains": search.domains, "open": len(search.stack)})
+        started = time.monotonic()
+        share = descent.ATTACK_SHARE * (started - spent["start"])
+        if spent["attack"] > share or not len(search.stack):
+            return None
+        chunks = [chunk.case for chunk in search.stack.chunks]
+        cases = np.unique(torch.cat(chunks).cpu().numpy())
+        restarts = max(4, 64 // len(cases))
+        budget = run.budget.capped(5.0)
+        witness = descent.descend(run, guide, objective, cases, budget, 100, restarts)
+        spent["attack"] += time.monotonic() - started
+        return witness
+
+    with run.phase("neuron split"):
+        outcome = NeuronSplit(bounder, domains).run(attack_steps)
+    run.counters.update(
+        domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
+    )
+    run.counters["attack_seconds"] = spent["attack"]
+    return _verdict_of(run, outcome, guide, objective)
+
+
+def _verdict_of(run: Run, outcome: SplitOutcome, guide: Network, objective: Objective) -> Verdict:
+    if isinstance(outcome.witness, Witness):
+        return run.sat(outcome.witness, "neuron split")
+    if outcome.proved:
+        return run.verdict(Status.UNSAT, "neuron split")
+    if outcome.reason == "memory":
+        return run.unknown(Reason.MEMORY)
+    if outcome.reason == "incomplete":
+        cases = np.arange(objective.n_cases)
+        witness = descent.descend_to_the_end(run, guide, objective, cases)
+        if witness is not None:
+            return run.sat(witness, "attack")
+    if run.budget.is_expired() and outcome.reason != "incomplete":
+        return run.timeout()
+    return run.unknown(Reason.INCOMPLETE, f"{outcome.stuck} domains have no neuron left to split")

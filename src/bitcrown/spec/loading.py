@@ -1,0 +1,46 @@
+"""Names of files to a ``Problem``: the property is read, its networks are only remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bitcrown.errors import PropertyError
+from bitcrown.spec.network_field import parse_network
+from bitcrown.spec.normalise import problem_from_query
+from bitcrown.spec.problem import Problem
+from bitcrown.spec.reader import read_query
+
+
+def _network_paths(
+    onnx: str | Path | Mapping[str, str | Path], names: tuple[str, ...]
+) -> dict[str, Path]:
+    """Files of the declared networks.
+
+    ``onnx`` is one path (then it serves every declared network that needs a file), a mapping from
+    declared name to path, or the text of VNN-COMP 2026's list of pairs
+    ``[('f', 'a.onnx'), ('g', 'b.onnx')]``. Raises ``PropertyError`` if a declared network has no
+    file.
+    """
+    if isinstance(onnx, str) and onnx.lstrip().startswith("["):
+        return {name: Path(path) for name, path in parse_network(onnx)}
+    if isinstance(onnx, Mapping):
+        return {name: Path(path) for name, path in onnx.items()}
+    return {name: Path(onnx) for name in names}
+
+
+def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Problem:
+    """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or
+    ``UnsupportedError``."""
+    query = read_query(Path(vnnlib))
+    names = tuple(network.name for network in query.networks)
+    paths = _network_paths(onnx, names)
+    for network in query.networks:
+        if network.name not in paths:
+            if not network.equal_to or network.equal_to not in paths:
+                raise PropertyError(
+                    f"the property declares network {network.name}, but no file was given for it "
+                    f"(given: {', '.join(paths) or 'none'})"
+                )
+            paths[network.name] = paths[network.equal_to]
+    return problem_from_query(query, {name: paths[name] for name in names})

@@ -1,0 +1,72 @@
+"""Exact decimals as floats, rounded to the side that is sound.
+
+What is proved of a property must hold for both ways to read its numbers. Box ends are therefore
+rounded outward, and further where the nearest number of the input's own type lies outside: the
+network, and the competition's scorer, read the bound as that number. An input of whole numbers,
+with a box between whose ends no whole number lies, is read as either of its neighbours. Numbers
+beyond the range of float64 become its ends, or infinite, on the side where that is sound.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+_LARGEST = Fraction(np.finfo(np.float64).max)
+Kind = str | type[np.generic]
+"""Type of an input: numpy's, or its name."""
+_BFLOAT16_BITS = 8
+_BFLOAT16_MAX = (2.0 - 2.0**-7) * 2.0**127
+
+
+def round_up(value: Fraction) -> float:
+    """The least float64 not below ``value``: infinite above all numbers, the least number below all
+    numbers."""
+    if abs(value) > _LARGEST:
+        return math.inf if value > 0 else -float(_LARGEST)
+    nearest = float(value)
+    return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
+
+
+def round_down(value: Fraction) -> float:
+    return -round_up(-value)
+
+
+def box_lower(value: Fraction, dtype: str = "float32") -> float:
+    """A float64 not above ``value`` nor above the nearest number of the float type ``dtype``."""
+    exact = round_down(value)
+    return min(exact, _read_as(exact, dtype), _read_as(round_up(value), dtype))
+
+
+def box_upper(value: Fraction, dtype: str = "float32") -> float:
+    return -box_lower(-value, dtype)
+
+
+def _read_as(value: float, dtype: str) -> float:
+    """The nearest number of a float type (in bfloat16 the one towards ``-inf``), within its
+    range."""
+    if dtype == "bfloat16":
+        value = max(-_BFLOAT16_MAX, min(value, _BFLOAT16_MAX))
+        significand, exponent = math.frexp(value)
+        return math.ldexp(
+            math.floor(math.ldexp(significand, _BFLOAT16_BITS)), exponent - _BFLOAT16_BITS
+        )
+    largest = float(np.finfo(dtype).max)
+    return float(np.clip(value, -largest, largest).astype(dtype))
+
+
+def box_of(lower: Fraction, upper: Fraction, kind: Kind) -> tuple[float, float]:
+    """Ends of an input of type ``kind`` in both readings; see above. What is no number type is read
+    as float32."""
+    dtype = kind if isinstance(kind, str) else np.dtype(kind).name
+    is_number = dtype in np.sctypeDict
+    if is_number and np.issubdtype(dtype, np.integer):
+        low, high = math.ceil(lower), math.floor(upper)
+        if low > high:
+            return round_down(min(lower, Fraction(high))), round_up(max(upper, Fraction(low)))
+        return round_down(lower), round_up(upper)
+    is_float = dtype == "bfloat16" or (is_number and np.issubdtype(dtype, np.floating))
+    name = dtype if is_float else "float32"
+    return box_lower(lower, name), box_upper(upper, name)
