@@ -110,8 +110,6 @@ def test_hardmax_and_shrink(compared: Compared) -> None:
     compared("Hardmax", (2, 2, 3), axis=1, opset=11)
     compared("Shrink", (3, 4), lambd=0.5, bias=0.5)
     compared("Shrink", (3, 4), lambd=1.0, bias=0.25)
-    compared("ThresholdedRelu", (3, 4), alpha=1.0)
-    compared("ThresholdedRelu", (3, 4), alpha=-0.5)
 
 
 @pytest.mark.parametrize("largest", [0, 1])

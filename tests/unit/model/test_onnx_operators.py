@@ -282,7 +282,7 @@ WINDOWS = [
 ]
 DECIDING = {
     *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
-    *("ArgMax", "ArgMin", "Hardmax", "OneHot", "TopK", "Shrink", "ThresholdedRelu"),
+    *("ArgMax", "ArgMin", "Hardmax", "OneHot", "TopK", "Shrink"),
     *("Einsum", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Scatter"),
     *("GroupNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
     *("MeanVarianceNormalization", "LSTM", "GRU", "RNN"),

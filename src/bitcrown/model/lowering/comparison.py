@@ -197,12 +197,3 @@ def shrink(b: Builder, node: OnnxNode) -> None:
             side = b.binary("Add", side, b.scaled(_step(b, beyond), lambd - bias, None))
         sides.append(side)
     b.bind(node, b.binary("Sub", *sides))
-
-
-@lowers("ThresholdedRelu")
-def thresholded(b: Builder, node: OnnxNode) -> None:
-    """``x [x > alpha] = max(x - alpha, 0) + alpha [x > alpha]``."""
-    alpha = node.real("alpha", 1.0)
-    beyond = b.scaled(b.node_of(node.inputs[0]), None, -alpha)
-    ramp = b.relu(beyond)
-    b.bind(node, b.binary("Add", ramp, b.scaled(_step(b, beyond), alpha, None)) if alpha else ramp)
