@@ -27,6 +27,7 @@ from bitcrown.errors import ModelError
 from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile, first_line, runtime_session, with_outputs
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.registry import op_row
 
 _Array = np.ndarray[Any, Any]
@@ -34,6 +35,7 @@ _TOLERANCE = 2e-3
 _INSIDE = 1e-3
 _MOST_MOVED = 0.01
 """Share of the elements behind jumps that may differ."""
+_STEPPED = {name.rpartition(".")[2] for name in QUANTIZERS} - {"DequantizeLinear"}
 _STEPS = 64
 """Half steps of a sixteen-bit type that its networks may differ by instead."""
 _RANGES = ((-0.1, 0.1), (-1.0, 1.0), (-3.0, 3.0), (0.5, 1.5))
@@ -80,7 +82,9 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
     found = {}
     for node in graph.nodes.values():
         producer = producers.get(node.name)
-        if producer is not None and op_row(node.op).has_jumps:
+        if producer is not None and producer.op_type in _STEPPED and node.op == "Scale":
+            found[node.name] = [node.name]  # the integers, zero point included
+        elif producer is not None and op_row(node.op).has_jumps:
             if producer.op_type == node.op:
                 found[node.name] = [node.name]
             elif (producer.op_type, node.op) == ("DynamicQuantizeLinear", "DynamicQuantize"):

@@ -132,17 +132,32 @@ def _elementwise(function: Callable[..., Any]) -> _Row:
     return lambda node, values: np.asarray(function(*values))
 
 
-def _dequantize(node: OnnxNode, values: Sequence[_Array]) -> _Array:
+def _quantization(node: OnnxNode, values: Sequence[_Array]) -> tuple[_Array, _Array]:
+    """Scale and zero point of a node, laid along its axis."""
     if node.attrs.get("block_size", 0):
-        raise UnsupportedError(f"node {node.name!r}: DequantizeLinear in blocks")
-    scale, zero = values[1], values[2] if len(values) > 2 else np.zeros(())
+        raise UnsupportedError(f"node {node.name!r}: {node.op} in blocks")
+    scale, zero = values[1], values[2] if len(values) > 2 else np.zeros((), np.uint8)
     if scale.size > 1:
         shape = [1] * values[0].ndim
         shape[int(node.attrs.get("axis", 1))] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero
+    return scale, zero
+
+
+def _dequantize(node: OnnxNode, values: Sequence[_Array]) -> _Array:
+    scale, zero = _quantization(node, values)
     return np.asarray(
         (values[0].astype(np.int64) - zero.astype(np.int64)).astype(np.float32) * scale
     )
+
+
+def _quantize(node: OnnxNode, values: Sequence[_Array]) -> _Array:
+    scale, zero = _quantization(node, values)
+    if zero.dtype.name not in ("int8", "uint8", "int16", "uint16"):
+        raise UnsupportedError(f"node {node.name!r} quantizes a constant to {zero.dtype.name}")
+    ends = np.iinfo(zero.dtype)
+    steps = np.rint(values[0].astype(np.float32) / scale.astype(np.float32)).astype(np.float64)
+    return np.clip(steps + zero.astype(np.float64), ends.min, ends.max).astype(zero.dtype)
 
 
 FOLDING_RULES: dict[str, _Row] = {
@@ -158,7 +173,8 @@ FOLDING_RULES: dict[str, _Row] = {
     "Range": _range,
     "Slice": _slice,
     "Div": _divide,
-    "DequantizeLinear": _dequantize,
+    **dict.fromkeys(("DequantizeLinear", "com.microsoft.DequantizeLinear"), _dequantize),
+    **dict.fromkeys(("QuantizeLinear", "com.microsoft.QuantizeLinear"), _quantize),
     "Concat": lambda node, v: np.concatenate(v, axis=int(node.attrs["axis"])),
     "Shape": lambda node, v: np.array(
         v[0].shape[node.attrs.get("start") : node.attrs.get("end")], dtype=np.int64

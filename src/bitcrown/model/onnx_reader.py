@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
+from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
@@ -119,6 +121,8 @@ class _Reading(NamedTuple):
     outputs: tuple[str, ...]
     missing: list[tuple[OnnxNode, str]]
     """Nodes without a rule, and why where it is not the operator as such."""
+    has_steps: bool
+    """Whether rounding decides on which side of a step a value falls."""
 
 
 def _read(file: NetworkFile) -> _Reading:
@@ -153,11 +157,24 @@ def _read(file: NetworkFile) -> _Reading:
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{file.path}: no node writes the output {name!r}")
-    return _Reading(builder, inputs, dtypes, outputs, missing)
+    has_steps = any(node.op in QUANTIZERS for node in nodes)
+    return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 
 def _has_rule(node: OnnxNode) -> bool:
     return node.op in ("Constant", "Shape", "Size") or can_fold(node.op)
+
+
+def nodes_and_constants(
+    file: NetworkFile,
+) -> tuple[
+    list[OnnxNode], Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]], tuple[str, ...]
+]:
+    """The file's nodes in order, every tensor whose value is known, the shapes of its inputs by
+    name, and the names of its outputs."""
+    read = _read(file)
+    shapes = {name: read.builder.shape(name) for name in read.inputs}
+    return file_nodes(file), read.builder.constants, shapes, read.outputs
 
 
 def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
@@ -187,7 +204,7 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
         )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder):
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(

@@ -36,6 +36,7 @@ import numpy as np
 from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
+from bitcrown.model.lowering.quantization import QUANTIZERS
 
 SMOOTH = 16.0
 SMOOTH_HALF = 2.0
@@ -58,7 +59,22 @@ FORMATS = {
     "float64": Format(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max)),
 }
 HALVES = ("float16", "bfloat16")
-CASTS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+CASTS = {
+    1: "float32",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+}
+REQUANTIZED = 4.0
+DECISIONS = {
+    **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
+    **dict.fromkeys(("Not", "And", "Or", "Xor"), "bool"),
+}
+"""Result types of operators that decide, whatever the type of what they look at."""
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 
 EXACT = {
@@ -94,6 +110,7 @@ SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose",
 """Of those treated step by step: no constant of the kernel is rounded beforehand."""
 EACH = SINGLE | {
     *(
+        "Atan",
         "AveragePool",
         "Celu",
         "Cos",
@@ -140,7 +157,7 @@ ARITHMETIC: dict[str, Callable[[Node], int]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Square", "Reciprocal", "Sqrt"), lambda node: 0),
 }
 """How many roundings, each of the size of the absolute terms, precede that of the result."""
-CURVED = {"Sigmoid", "Tanh", "Exp", "Log", "Sin", "Cos", "Erf", "Softplus", "Elu"}
+CURVED = {"Sigmoid", "Tanh", "Atan", "Exp", "Log", "Sin", "Cos", "Erf", "Softplus", "Elu"}
 
 
 def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
@@ -159,7 +176,7 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
     b.dtypes.update(dict.fromkeys((name for name in node.outputs if name), dtype))
-    _mark(b, node, FORMATS[dtype], list(b.nodes)[before:])
+    _mark(b, node, FORMATS.get(dtype, FORMATS["float32"]), list(b.nodes)[before:])
     for name in seen:
         b.tensors[name] = whole[name]
 
@@ -176,6 +193,8 @@ def _type_of(b: Builder, name: str) -> str:
 def _result_type(b: Builder, node: OnnxNode) -> str:
     if node.op == "Cast":
         return CASTS.get(int(node.attrs["to"]), "float32")
+    if node.op in DECISIONS:
+        return DECISIONS[node.op]
     return next(
         (kind for kind in (_type_of(b, name) for name in node.inputs if name) if kind in FORMATS),
         "float32",
@@ -223,6 +242,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _round_last(
             b, node, new, _result(form, 2.0)._replace(terms=8, extra=_normalised_size(b, node))
         )
+    elif node.op in QUANTIZERS:
+        _mark_quantizer(b, node, form, new)
     elif node.op in EACH:
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)
@@ -230,6 +251,23 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
                 _round(b, name, rounding)
     else:
         b.unrounded.append(f"{node.op}: {node.name}")
+
+
+def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
+    """Sums of products of integers are exact, and so is what follows a ``Round``; every other step
+    is off by at most ``REQUANTIZED`` half steps: scales are combined in float32 before they are
+    applied.
+    """
+    exact = {"Linear", "MatMulLeft", "Conv"}
+    if node.op == "QLinearMatMul":
+        exact |= {"Mul", "ReduceSum"}
+    for name in new:
+        made = b.nodes[name]
+        if made.op in exact or (made.op == "Scale" and "scale" not in made.params):
+            continue
+        rounding = _step(made, form, False, False)
+        if rounding is not None:
+            _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
 
 
 def _round_last(b: Builder, node: OnnxNode, new: list[str], rounding: Rounding) -> None:

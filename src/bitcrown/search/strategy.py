@@ -128,5 +128,9 @@ def decide(run: Run) -> Verdict:
 
 def _decide_with_bounds(run: Run) -> Verdict:
     with run.phase("import"):
-        from bitcrown.search import decision, quantized
-    return quantized.decide_in_integers(run) or decision.decide_in_floats(run)
+        from bitcrown.search import cells, decision, quantized
+    return (
+        quantized.decide_in_integers(run)
+        or cells.decide_in_cells(run)
+        or decision.decide_in_floats(run)
+    )

@@ -9,7 +9,8 @@ by ``x`` iff ``x`` lies in its box and every constraint holds with ``y = f(x)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +33,11 @@ class Constraint:
 
     def is_linear(self) -> bool:
         return all(len(monomial) == 1 for monomial, _ in self.terms)
+
+    def is_met(self, values: Sequence[Fraction]) -> bool:
+        """Whether it holds, exactly, where variable ``i`` is ``values[i]``."""
+        total = sum(c * math.prod(values[i] for i in monomial) for monomial, c in self.terms)
+        return total < self.bound or (total == self.bound and not self.strict)
 
 
 @dataclass(frozen=True, slots=True)

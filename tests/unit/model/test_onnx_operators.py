@@ -14,6 +14,7 @@ from onnx import helper
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.lowering import LOWERINGS
+from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.onnx_reader import read_graph
 
 
@@ -67,6 +68,7 @@ ELEMENTWISE = [
     *(
         case(op, (2, 3))
         for op in (
+            "Atan",
             "Log",
             "Sqrt",
             "Reciprocal",
@@ -278,6 +280,14 @@ WINDOWS = [
     ),
     case("Resize", IMAGE, f32(1, 1, 2, 2), opset=10),
 ]
+DECIDING = {
+    *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
+    *("ArgMax", "ArgMin", "Hardmax", "OneHot", "TopK", "Shrink"),
+    *("Einsum", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Scatter"),
+    *("GroupNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+    *("MeanVarianceNormalization", "LSTM", "GRU", "RNN"),
+}
+"""See ``test_chosen_operators``; for quantizers see ``test_quantization``."""
 CASES = [*ELEMENTWISE, *ARITHMETIC, *SHAPES, *REDUCTIONS, *PRODUCTS, *WINDOWS]
 NOT_IN_ONNXRUNTIME = {"Swish"}
 NOT_ALONE = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
@@ -301,4 +311,5 @@ def test_operator_equals_onnxruntime(case: Case, save: Callable[..., Path]) -> N
 
 
 def test_every_lowering_has_a_case() -> None:
-    assert set(LOWERINGS) == {case.op for case in CASES} | NOT_IN_ONNXRUNTIME | NOT_ALONE
+    here = {case.op for case in CASES} | NOT_IN_ONNXRUNTIME | NOT_ALONE
+    assert set(LOWERINGS) == here | DECIDING | QUANTIZERS

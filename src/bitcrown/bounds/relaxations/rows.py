@@ -11,6 +11,7 @@ from bitcrown.bounds.relaxations import (
     s_shaped,
     steps,
     trigonometric,
+    truncation,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "s_shaped",
     "steps",
     "trigonometric",
+    "truncation",
 ]

@@ -1,5 +1,6 @@
-"""S-shaped functions: convex left of zero, concave right of it, increasing, bounded (sigmoid, tanh,
-erf).
+"""S-shaped functions: convex left of zero, concave right of it, increasing, bounded.
+
+These are sigmoid, tanh, erf and the arc tangent.
 
 Lower line on ``[l, u]``. Let ``t(u)`` be the point left of zero whose tangent passes through
 ``(u, f(u))``, and ``t(u) = u`` for ``u <= 0``. If ``l < t(u)``, the tangent at any ``p`` in
@@ -13,12 +14,13 @@ derivative there, so ``f(x) - m x`` is at least ``f(p) - m p`` (up to the tangen
 ``lines``); on ``[max(l,0), u]`` the function is concave, so it is smallest at an end. The intercept
 is therefore ``min(f(p) - m p, f(u) - m u)``; for ``l >= 0`` again ``p = l``.
 
-Upper line: all three satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lower line on
+Upper line: all satisfy ``f(x) = shift - f(-x)``, so it is the mirrored lower line on
 ``[-u, -l]``. Both are computed together, on a leading axis of extent 2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,9 +48,9 @@ _TABLE_END = 24.0
 
 @dataclass(frozen=True)
 class _Curve:
-    """``value`` takes values in ``[floor, 1]`` and ``f(x) = shift - f(-x)``; ``slope`` is the
-    derivative, computed with relative error ``slope_ulps`` epsilons plus ``slope_loss`` epsilons
-    absolutely."""
+    """``value`` takes values in ``[floor, shift - floor]`` and ``f(x) = shift - f(-x)``; ``slope``
+    is the derivative, computed with relative error ``slope_ulps`` epsilons plus ``slope_loss``
+    epsilons absolutely. Tangent points are sought down to ``-farthest``."""
 
     op: str
     value: Callable[[Tensor], Tensor]
@@ -57,6 +59,11 @@ class _Curve:
     shift: float
     slope_ulps: float = 8.0
     slope_loss: float = 0.0
+    farthest: float = 60.0
+
+    @property
+    def ceiling(self) -> float:
+        return self.shift - self.floor
 
 
 def _sigmoid_slope(x: Tensor) -> Tensor:
@@ -71,6 +78,10 @@ def _erf_slope(x: Tensor) -> Tensor:
     return torch.exp(-x * x) * 1.1283791670955126
 
 
+def _atan_slope(x: Tensor) -> Tensor:
+    return torch.reciprocal(1 + x * x)
+
+
 # The rounding of x^2 makes the relative error of exp(-x^2) about x^2 epsilons: below 40 for x^2 <=
 # 32, and beyond that below 1e3 * exp(-32) < 1e-10 epsilons absolutely.
 _SIGMOID = _Curve("Sigmoid", torch.sigmoid, _sigmoid_slope, floor=0.0, shift=1.0)
@@ -78,6 +89,9 @@ _TANH = _Curve("Tanh", torch.tanh, _tanh_slope, floor=-1.0, shift=0.0)
 _ERF = _Curve(
     "Erf", torch.erf, _erf_slope, floor=-1.0, shift=0.0, slope_ulps=48.0, slope_loss=1e-10
 )
+# math.pi / 2 lies below pi / 2, the next float above it
+_HALF_PI = math.nextafter(math.pi / 2, 2.0)
+_ATAN = _Curve("Atan", torch.atan, _atan_slope, floor=-_HALF_PI, shift=0.0, farthest=1e6)
 
 
 @lru_cache(maxsize=32)
@@ -85,7 +99,7 @@ def _tangent_table(curve: _Curve, dtype: torch.dtype, device: torch.device) -> T
     """``t(u)`` at ``log(1 + u) = 0 .. _TABLE_END``, by bisection in float64."""
     u = torch.expm1(torch.linspace(0.0, _TABLE_END, _TABLE_SIZE, dtype=torch.float64))
     value = curve.value(u)
-    left, right = -u.clamp(max=60.0), torch.zeros_like(u)
+    left, right = -u.clamp(max=curve.farthest), torch.zeros_like(u)
     for _ in range(60):
         middle = (left + right) * 0.5
         # Left of t(u) the tangent passes below (u, f(u)).
@@ -144,7 +158,7 @@ def _lower_lines(
 def _row(curve: _Curve) -> None:
     def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         low, up = below(curve.value(lowers[0])), above(curve.value(uppers[0]))
-        return low.clamp(min=curve.floor), up.clamp(max=1.0)
+        return low.clamp(min=curve.floor), up.clamp(max=curve.ceiling)
 
     def default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
         low, up = _mirrored(lowers[0], uppers[0])
@@ -162,5 +176,5 @@ def _row(curve: _Curve) -> None:
     register_nonlinear(curve.op, interval, relax, alphas=2, default_alpha=default_alpha)
 
 
-for _curve in (_SIGMOID, _TANH, _ERF):
+for _curve in (_SIGMOID, _TANH, _ERF, _ATAN):
     _row(_curve)

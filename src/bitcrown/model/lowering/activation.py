@@ -13,6 +13,9 @@ from bitcrown.model.lowering.builder import HUGE, Builder, OnnxNode, lowers
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
+_BOOL = 9
+_WHOLE = {6: "int32", 7: "int64"}
+"""Whole numbers of ONNX in which nothing a network computes is ever cut off at the top."""
 _PLAIN = (
     "Sigmoid",
     "Tanh",
@@ -27,6 +30,7 @@ _PLAIN = (
     "Ceil",
     "Round",
     "Erf",
+    "Atan",
 )
 
 
@@ -35,12 +39,28 @@ def plain(b: Builder, node: OnnxNode) -> None:
     b.bind(node, b.emit(node.op, (b.node_of(node.inputs[0]),), name=node.outputs[0]))
 
 
-@lowers("Identity", "Dropout", "Cast")
-def identity(b: Builder, node: OnnxNode) -> None:
-    if node.op == "Cast" and node.attrs.get("to") not in FLOATS:
+@lowers("Cast")
+def cast(b: Builder, node: OnnxNode) -> None:
+    """To floats nothing happens here (see ``roundings``); to whole numbers fractions are cut off,
+    and a truth value is whether anything is there, ``|sign(x)|``."""
+    x, target = b.node_of(node.inputs[0]), int(node.attrs.get("to", 1))
+    source = b.dtypes.get(node.inputs[0], "")
+    if target in FLOATS or source == "bool":
+        b.bind(node, x)
+    elif target == _BOOL:
+        b.bind(node, b.absolute(b.emit("Sign", (x,))))
+    elif target not in _WHOLE:
         raise UnsupportedError(
-            f"node {node.name!r} casts a value that depends on the input to a non-float type"
+            f"node {node.name!r} casts what depends on the input to type {target}"
         )
+    elif source in _WHOLE.values() and np.iinfo(source).max <= np.iinfo(_WHOLE[target]).max:
+        b.bind(node, x)
+    else:
+        b.bind(node, b.emit("Truncate", (x,), {"most": float(np.iinfo(_WHOLE[target]).max)}))
+
+
+@lowers("Identity", "Dropout")
+def identity(b: Builder, node: OnnxNode) -> None:
     training = node.inputs[2] if node.op == "Dropout" and len(node.inputs) > 2 else ""
     if training and b.constant(training, "the training mode").any():
         raise UnsupportedError(

@@ -11,6 +11,9 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 @lowers("Add", "Sub", "Mul", "Div")
 def arithmetic(b: Builder, node: OnnxNode) -> None:
     left, right = node.inputs
+    kinds = {b.dtypes.get(tensor, "") for tensor in node.inputs}
+    if node.op == "Div" and any("int" in kind for kind in kinds):
+        raise UnsupportedError(f"node {node.name!r} divides whole numbers that depend on the input")
     if b.is_constant(right):
         b.bind(
             node, _with_constant(b, node.op, b.node_of(left), b.constants[right].astype(np.float64))

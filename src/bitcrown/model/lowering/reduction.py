@@ -77,7 +77,7 @@ def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
     return x
 
 
-def _normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
+def normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
     """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``."""
     centred = b.binary("Sub", x, mean(b, x, axes, True))
     variance = mean(b, b.emit("Square", (centred,)), axes, True)
@@ -92,7 +92,7 @@ def layer_normalization(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     rank = len(b.shape(x))
     axes = tuple(range(b.axis(int(node.attrs.get("axis", -1)), rank), rank))
-    value = _normalised(b, x, axes, node.real("epsilon", 1e-5))
+    value = normalised(b, x, axes, node.real("epsilon", 1e-5))
     value = b.binary("Mul", value, b.node_of(node.inputs[1]))
     if len(node.inputs) > 2 and node.inputs[2]:
         value = b.binary("Add", value, b.node_of(node.inputs[2]))
@@ -103,7 +103,7 @@ def layer_normalization(b: Builder, node: OnnxNode) -> None:
 def instance_normalization(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     rank = len(b.shape(x))
-    value = _normalised(b, x, tuple(range(2, rank)), node.real("epsilon", 1e-5))
+    value = normalised(b, x, tuple(range(2, rank)), node.real("epsilon", 1e-5))
     shape = (-1, *([1] * (rank - 2)))
     gain, shift = (
         b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3]

@@ -8,6 +8,7 @@ import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.comparison import chosen
 
 
 @lowers("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -216,8 +217,14 @@ def depth_to_space(b: Builder, node: OnnxNode) -> None:
 
 @lowers("Where")
 def where(b: Builder, node: OnnxNode) -> None:
-    """With a constant condition: ``c * x + (1 - c) * y``."""
-    condition = b.constant(node.inputs[0], "the condition").astype(np.float64)
+    """With a constant condition ``c * x + (1 - c) * y``, with another one ``y + c * (x - y)``."""
+    if not b.is_constant(node.inputs[0]):
+        for tensor in node.inputs[1:]:
+            if b.is_constant(tensor) and not np.isfinite(b.constants[tensor]).all():
+                raise UnsupportedError(f"node {node.name!r} may choose a value that is not finite")
+        b.bind(node, chosen(b, *(b.node_of(tensor) for tensor in node.inputs)))
+        return
+    condition = b.constants[node.inputs[0]].astype(np.float64)
     parts = []
     for tensor, mask in ((node.inputs[1], condition), (node.inputs[2], 1.0 - condition)):
         if b.is_constant(tensor):

@@ -50,7 +50,7 @@ def _dynamic_quantize(node: Node, params: Params, inputs: Sequence[Tensor]) -> T
     return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
 
 
-_JUMPS = ("Sign", "Floor", "Ceil", "Round")
+_JUMPS = ("Sign", "Floor", "Ceil", "Round", "Truncate")
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
@@ -66,7 +66,9 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Floor": torch.floor,
     "Ceil": torch.ceil,
     "Round": torch.round,
+    "Truncate": torch.trunc,
     "Erf": torch.erf,
+    "Atan": torch.atan,
     "Softplus": _softplus,
 }
 for _name, _function in _UNARY.items():

@@ -1,0 +1,223 @@
+"""Operators that compare, choose, sort, move or repeat: against onnxruntime, ties included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from bitcrown.bounds.interval import interval_bounds
+from bitcrown.errors import UnsupportedError
+from bitcrown.model.execute import Network
+from bitcrown.model.onnx_reader import read_graph
+
+Array = np.ndarray
+
+
+def weight(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def ints(*values: Any) -> Array:
+    return np.array(values, dtype=np.int64)
+
+
+def model(
+    op: str, inputs: list[Any], attrs: dict[str, Any], outputs: int, opset: int, domain: str = ""
+) -> bytes:
+    """``op`` on one network input of each shape, its outputs cast to float32; arrays are
+    weights."""
+    names, entries, weights = [], [], []
+    for k, given in enumerate(inputs):
+        names.append(f"x{k}" if given is not None else "")
+        if isinstance(given, tuple):
+            entries.append(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, given))
+        elif given is not None:
+            weights.append(numpy_helper.from_array(given, names[-1]))
+    nodes = [helper.make_node(op, names, [f"z{k}" for k in range(outputs)], domain=domain, **attrs)]
+    read = 1 if op == "TopK" else outputs
+    nodes += [helper.make_node("Cast", [f"z{k}"], [f"y{k}"], to=1) for k in range(read)]
+    ends = [onnx.ValueInfoProto(name=f"y{k}") for k in range(read)]
+    graph = helper.make_graph(nodes, "g", entries, ends, weights)
+    versions = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    made: bytes = helper.make_model(graph, opset_imports=versions, ir_version=9).SerializeToString()
+    return made
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Callable[..., None]:
+    def run(
+        op: str, *inputs: Any, outputs: int = 1, opset: int = 18, domain: str = "", **attrs: Any
+    ) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(model(op, list(inputs), attrs, outputs, opset, domain))
+        graph = read_graph(path)
+        network = Network(graph, torch.float64)
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        shapes = [given for given in inputs if isinstance(given, tuple)]
+        random = np.random.default_rng(3)
+        low, high = np.full(graph.n_inputs, -2.0), np.full(graph.n_inputs, 2.0)
+        with torch.no_grad():
+            bounds = interval_bounds(network, network.tensor(low[None]), network.tensor(high[None]))
+        for trial in range(8):
+            parts = [random.uniform(-2, 2, shape).astype(np.float32) for shape in shapes]
+            if trial % 2:  # whole numbers tie
+                parts = [np.rint(part) for part in parts]
+            feed = {info.name: p for info, p in zip(session.get_inputs(), parts, strict=True)}
+            expected = session.run(None, feed)
+            flat = np.concatenate([part.reshape(-1) for part in parts]).astype(np.float64)
+            found = network.activations(network.tensor(flat[None]))
+            for name, value in zip(graph.outputs, expected, strict=True):
+                mine = found[name][0].numpy()
+                assert mine.shape == value.shape
+                np.testing.assert_allclose(mine, value, rtol=2e-5, atol=2e-5)
+                assert (bounds[name][0][0].numpy() <= mine + 1e-9).all()
+                assert (bounds[name][1][0].numpy() >= mine - 1e-9).all()
+
+    return run
+
+
+Compared = Callable[..., None]
+COMPARISONS = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"]
+
+
+@pytest.mark.parametrize("op", COMPARISONS)
+def test_comparisons(compared: Compared, op: str) -> None:
+    compared(op, (2, 3), (2, 3))
+    compared(op, (2, 3), np.float32([0.0, 1.0, -1.0]))
+    compared(op, np.float32(1.0), (2, 3))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_position_of_the_best(
+    compared: Compared, op: str, axis: int, keepdims: int, last: int
+) -> None:
+    compared(op, (3, 5), axis=axis, keepdims=keepdims, select_last_index=last)
+
+
+def test_hardmax_and_shrink(compared: Compared) -> None:
+    compared("Hardmax", (2, 4), axis=-1)
+    compared("Hardmax", (2, 2, 3), axis=1, opset=11)
+    compared("Shrink", (3, 4), lambd=0.5, bias=0.5)
+    compared("Shrink", (3, 4), lambd=1.0, bias=0.25)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 2), (7, 7), (8, 3)])
+def test_largest_entries_in_order(compared: Compared, n: int, k: int, largest: int) -> None:
+    compared("TopK", (2, n), ints(k), axis=-1, largest=largest, outputs=2)
+    compared("TopK", (n, 2), ints(k), axis=0, largest=largest, outputs=2)
+
+
+@pytest.mark.parametrize("equation", [
+    "ij,jk->ik", "bij,bjk->bik", "bij,bkj->bik", "ij,jk", "ij->ji", "ij->i", "ij->",
+    "bhid,bhjd->bhij", "...ij,...jk->...ik", "ij,ij->ij", "ij,kl->ijkl", "bij,jk->bik", "i,i->",
+])  # fmt: skip
+@pytest.mark.parametrize("second", ["input", "weight", "left"])
+def test_einsum(compared: Compared, equation: str, second: str) -> None:
+    extents = dict(zip("bhijkld", (2, 3, 4, 5, 3, 2, 5), strict=True))
+    terms = equation.split("->")[0].replace("...", "bh").split(",")
+    shapes = [tuple(extents[c] for c in term) for term in terms]
+    given: list[Any] = list(shapes)
+    if len(shapes) > 1 and second != "input":
+        place = 1 if second == "weight" else 0
+        given[place] = weight(*shapes[place])
+    elif second != "input":
+        pytest.skip("one operand")
+    compared("Einsum", *given, equation=equation)
+
+
+def test_reads_and_writes_at_constant_places(compared: Compared) -> None:
+    compared("GatherND", (3, 4, 2), ints([0, 1], [-1, 3]))
+    compared("GatherND", (2, 3, 4), ints([[1], [0]], [[2], [-1]]), batch_dims=1)
+    compared("GatherElements", (3, 4), ints([0, 1, -1, 2], [2, 2, 0, 0]), axis=0)
+    compared("ScatterND", (4, 3), ints([1], [3]), (2, 3))
+    compared("ScatterND", (4, 3), ints([1, 2], [-1, 0]), (2,))
+    compared("ScatterND", (4, 3), ints([1], [1]), (2, 3), reduction="add")
+    compared("ScatterElements", (3, 4), ints([2, 0, 1, 0]), (1, 4), axis=0)
+    compared("ScatterElements", weight(3, 4), ints([2, 0]), (1, 2), axis=1)
+
+
+def test_a_place_written_twice_is_refused(compared: Compared) -> None:
+    with pytest.raises(UnsupportedError, match="one place twice"):
+        compared("ScatterND", (4, 3), ints([1], [1]), (2, 3))
+
+
+def test_normalisations(compared: Compared) -> None:
+    compared("GroupNormalization", (2, 6, 3), weight(3), weight(3, seed=1), num_groups=3)
+    compared(
+        "GroupNormalization", (1, 4, 2, 2), weight(4), weight(4, seed=1), num_groups=2, opset=21
+    )
+    compared("SimplifiedLayerNormalization", (2, 6), weight(6), axis=-1, epsilon=1e-3)
+    compared("MeanVarianceNormalization", (2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers(compared: Compared, op: str, direction: str) -> None:
+    gates, two = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 1 + (direction == "bidirectional")
+    size, entries, steps, batch = 3, 2, 4, 2
+    weights = weight(two, gates * size, entries), weight(two, gates * size, size, seed=1)
+    bias = weight(two, 2 * gates * size, seed=2)
+    common = {"hidden_size": size, "direction": direction}
+    outputs = 3 if op == "LSTM" else 2
+    compared(op, (steps, batch, entries), *weights, bias, outputs=outputs, **common)
+    start = [None, (two, batch, size), weight(two, batch, size)][: 3 if op == "LSTM" else 2]
+    compared(op, (steps, batch, entries), *weights, bias, *start, outputs=outputs, **common)
+    compared(op, (steps, batch, entries), *weights, outputs=outputs, clip=0.5, **common)
+
+
+def test_variants_of_recurrent_layers(compared: Compared) -> None:
+    gru = (3, 1, 2), weight(1, 9, 2), weight(1, 9, 3, seed=1), weight(1, 18, seed=2)
+    compared("GRU", *gru, hidden_size=3, linear_before_reset=1, outputs=2)
+    lstm = (3, 1, 2), weight(1, 12, 2), weight(1, 12, 3, seed=1), weight(1, 24, seed=2)
+    compared("LSTM", *lstm, None, None, None, weight(1, 9, seed=3), hidden_size=3, outputs=3)
+    rnn = (3, 1, 2), weight(1, 3, 2), weight(1, 3, 3, seed=1)
+    compared("RNN", *rnn, hidden_size=3, activations=["Relu"], outputs=2)
+
+
+def test_choices_by_conditions_of_the_input(tmp_path: Path) -> None:
+    """``where(x > 0.5 and not (x > 1), x, -x)`` and one-hot of a position, in one graph."""
+    nodes = [
+        helper.make_node("Greater", ["x", "half"], ["p"]),
+        helper.make_node("Greater", ["x", "one"], ["q"]),
+        helper.make_node("Not", ["q"], ["r"]),
+        helper.make_node("And", ["p", "r"], ["s"]),
+        helper.make_node("Or", ["p", "q"], ["o"]),
+        helper.make_node("Xor", ["p", "q"], ["e"]),
+        helper.make_node("Neg", ["x"], ["n"]),
+        helper.make_node("Where", ["s", "x", "n"], ["w"]),
+        helper.make_node("ArgMax", ["x"], ["a"], axis=1, keepdims=0),
+        helper.make_node("OneHot", ["a", "depth", "values"], ["h"], axis=-1),
+        *(helper.make_node("Cast", [name], [f"{name}f"], to=1) for name in ("o", "e")),
+        helper.make_node("Sum", ["w", "of", "ef", "h"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.float32(0.5), "half"),
+        numpy_helper.from_array(np.float32(1.0), "one"),
+        numpy_helper.from_array(np.array(5, np.int64), "depth"),
+        numpy_helper.from_array(np.float32([-1.0, 3.0]), "values"),
+    ]
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 5))
+    graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")], weights)
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
+    network = Network(read_graph(path), torch.float64)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        x = (random.integers(-4, 5, (2, 5)) / 2).astype(np.float32)
+        found = network(network.tensor(x.reshape(1, -1))).numpy().reshape(2, 5)
+        np.testing.assert_allclose(found, session.run(None, {"x": x})[0], atol=1e-6)

@@ -1,0 +1,194 @@
+"""Networks with quantizers among floats: every value that onnxruntime computes lies in the
+bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.errors import UnsupportedError
+from bitcrown.model.crosscheck import crosscheck
+from bitcrown.model.execute import Network
+from bitcrown.model.onnx_reader import read_graph
+
+Array = np.ndarray
+MS = "com.microsoft"
+
+
+class Writer:
+    """Nodes and weights of one file; every method returns the name of what it added."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self.random = np.random.default_rng(5)
+
+    def weight(self, value: Any) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def add(self, op: str, *inputs: str, domain: str = "", **attrs: Any) -> str:
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attrs))
+        return name
+
+    def levels(self, *shape: int, kind: type = np.int8) -> str:
+        return self.weight(self.random.integers(-100, 100, shape).astype(kind))
+
+    def quantized(self, x: str, scale: float, zero: int = 0, kind: type = np.uint8) -> str:
+        """``x`` in integers."""
+        return self.add(
+            "QuantizeLinear", x, self.weight(np.float32(scale)), self.weight(kind(zero))
+        )
+
+    def rounded(self, x: str, scale: float, zero: int = 0, kind: type = np.uint8) -> str:
+        """``x`` through a quantizer and back."""
+        s, z = self.weight(np.float32(scale)), self.weight(kind(zero))
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", x, s, z), s, z)
+
+    def saved(self, output: str, path: Path) -> Path:
+        entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)
+        end = onnx.ValueInfoProto(name=output)
+        graph = helper.make_graph(self.nodes, "g", [entry], [end], self.weights)
+        versions = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
+        onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
+        return path
+
+
+def gates(w: Writer) -> str:
+    """A dense layer with a hard swish and a sigmoid gate between quantizers."""
+    x = w.rounded("x", 1 / 64, 128)
+    weights = w.add(
+        "DequantizeLinear", w.levels(6, 8), w.weight(np.float32(0.01)), w.weight(np.int8(3))
+    )
+    h = w.add("HardSwish", w.add("Gemm", x, weights))
+    g = w.rounded(w.add("Sigmoid", w.rounded(h, 0.05, 10)), 1 / 256)
+    return w.rounded(w.add("Mul", w.rounded(h, 0.05, 10), g), 0.03, 100)
+
+
+def attention(w: Writer) -> str:
+    """Products of two activations and a softmax between quantizers."""
+    x = w.rounded(w.add("Reshape", "x", w.weight(np.array([2, 3]))), 1 / 50, 120)
+    scores = w.add("MatMul", x, w.add("Transpose", x, perm=[1, 0]))
+    shares = w.rounded(w.add("Softmax", w.rounded(scores, 0.04, 60), axis=-1), 1 / 255)
+    return w.rounded(w.add("MatMul", shares, x), 1 / 50, 128)
+
+
+def channels(w: Writer) -> str:
+    """A zero point and a scale for each channel of the activations."""
+    x = w.add("Reshape", "x", w.weight(np.array([1, 3, 2])))
+    s, z = w.weight(np.float32([0.01, 0.02, 0.03])), w.weight(np.uint8([100, 128, 130]))
+    q = w.add("QuantizeLinear", x, s, z, axis=1)
+    return w.add("DequantizeLinear", q, s, z, axis=1)
+
+
+def convolutions(w: Writer) -> str:
+    """QLinearConv with a scale for each channel, average, addition and activations on integers."""
+    image = w.add("Reshape", "x", w.weight(np.array([1, 1, 2, 3])))
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(125))
+    q = w.add("QuantizeLinear", image, s, z)
+    ws, wz = w.weight(np.float32([0.01, 0.02, 0.015])), w.weight(np.int8([0, 0, 0]))
+    ys, yz = w.weight(np.float32(0.05)), w.weight(np.uint8(110))
+    bias = w.weight(np.array([500, -300, 20], np.int32))
+    conv = w.add("QLinearConv", q, s, z, w.levels(3, 1, 2, 2), ws, wz, ys, yz, bias)
+    leaky = w.add("QLinearLeakyRelu", conv, ys, yz, ys, yz, domain=MS, alpha=0.2)
+    gate = w.add(
+        "QLinearSigmoid",
+        conv,
+        ys,
+        yz,
+        w.weight(np.float32(1 / 256)),
+        w.weight(np.uint8(0)),
+        domain=MS,
+    )
+    both = w.add(
+        "QLinearMul",
+        leaky,
+        ys,
+        yz,
+        gate,
+        w.weight(np.float32(1 / 256)),
+        w.weight(np.uint8(0)),
+        ys,
+        yz,
+        domain=MS,
+    )
+    total = w.add(
+        "QLinearAdd", both, ys, yz, conv, ys, yz, w.weight(np.float32(0.07)), yz, domain=MS
+    )
+    pooled = w.add(
+        "QLinearGlobalAveragePool", total, w.weight(np.float32(0.07)), yz, ys, yz, domain=MS
+    )
+    return w.add("DequantizeLinear", pooled, ys, yz)
+
+
+def products(w: Writer) -> str:
+    """QGemm and QLinearMatMul of integers."""
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(125))
+    q = w.add("QuantizeLinear", w.add("Reshape", "x", w.weight(np.array([1, 6]))), s, z)
+    ws, wz = w.weight(np.float32(0.02)), w.weight(np.int8(2))
+    ys, yz = w.weight(np.float32(0.04)), w.weight(np.uint8(90))
+    bias = w.weight(np.array([100, -100, 0, 40], np.int32))
+    gemm = w.add("QGemm", q, s, z, w.levels(4, 6), ws, wz, bias, ys, yz, domain=MS, transB=1)
+    again = w.add("QLinearMatMul", gemm, ys, yz, w.levels(4, 3), ws, wz, ys, yz)
+    joined = w.add("QLinearConcat", ys, yz, again, ys, yz, gemm, ys, yz, domain=MS, axis=1)
+    return w.add("DequantizeLinear", joined, ys, yz)
+
+
+def dynamic_products(w: Writer) -> str:
+    """QLinearMatMul of two tensors that both depend on the input."""
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(125))
+    q = w.add("QuantizeLinear", w.add("Reshape", "x", w.weight(np.array([2, 3]))), s, z)
+    turned = w.add("Transpose", q, perm=[1, 0])
+    ys, yz = w.weight(np.float32(0.05)), w.weight(np.uint8(60))
+    return w.add("DequantizeLinear", w.add("QLinearMatMul", q, s, z, turned, s, z, ys, yz), ys, yz)
+
+
+BUILDERS = [gates, attention, channels, convolutions, products, dynamic_products]
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_values_of_the_runtime_lie_inside(tmp_path: Path, build: Callable[[Writer], str]) -> None:
+    w = Writer((1, 6))
+    path = w.saved(build(w), tmp_path / "net.onnx")
+    graph = read_graph(path)
+    crosscheck(graph, path, 0)
+    network = Network(graph, torch.float64)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(1)
+    for width in (0.0, 0.0, 0.0, 0.01, 0.3):
+        centre = random.uniform(-1.5, 1.5, (1, 6)).astype(np.float32)
+        if width == 0.0:  # on the edges of the first quantizer
+            centre = ((np.rint(centre * 64) + 0.5) / 64).astype(np.float32)
+        low, high = centre.astype(np.float64) - width, centre.astype(np.float64) + width
+        with torch.no_grad():
+            found = LayerBounder(network, 1 << 28).run(network.tensor(low), network.tensor(high))
+        least, most = (part[0].numpy() for part in found.bounds[graph.outputs[0]])
+        assert np.isfinite(least).all()
+        assert np.isfinite(most).all()
+        for _ in range(30):
+            x = np.clip(random.uniform(low, high).astype(np.float32), low, high).astype(np.float32)
+            value = session.run(None, {"x": x})[0]
+            assert (value >= least).all()
+            assert (value <= most).all()
+
+
+def test_what_is_quantized_in_blocks_is_refused(tmp_path: Path) -> None:
+    w = Writer((1, 6))
+    s = w.weight(np.full((1, 3), 0.1, np.float32))
+    q = w.add("QuantizeLinear", "x", s, w.weight(np.zeros((1, 3), np.uint8)), axis=1, block_size=2)
+    with pytest.raises(UnsupportedError, match="blocks"):
+        read_graph(w.saved(w.add("DequantizeLinear", q, s), tmp_path / "net.onnx"))
