@@ -41,15 +41,15 @@ _GROWTH = 0.25
 def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
     """Seconds that the search will still need at the rate of the later half of its time."""
     now = search.history[-1]
-    value = [point.risen if by_rise else point.closed for point in search.history]
+    share = [point.risen if by_rise else point.closed for point in search.history]
     earlier = max(
         (k for k, point in enumerate(search.history) if point.seconds <= now.seconds / 2),
         default=0,
     )
-    gained = value[-1] - value[earlier]
-    if gained <= 0.0:
+    gained = max(share[-1] - share[earlier], 0.0)
+    if not gained:
         return math.inf
-    return (1.0 - value[-1]) * (now.seconds - search.history[earlier].seconds) / gained
+    return (1.0 - share[-1]) * (now.seconds - search.history[earlier].seconds) / gained
 
 
 class Race:

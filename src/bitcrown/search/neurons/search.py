@@ -40,7 +40,7 @@ class SplitOutcome:
     tactic: str = ""
 
 
-class Standing(NamedTuple):
+class TreeShare(NamedTuple):
     """Seconds of computing so far, and what they brought: see ``closed`` and ``risen``."""
 
     seconds: float
@@ -61,7 +61,7 @@ class NeuronSplit:
         self.rounds = self.domains = self.stuck = 0
         self.stuck_mass = 0.0
         self.seconds = 0.0
-        self.history = [Standing(0.0, 0.0, 0.0)]
+        self.history = [TreeShare(0.0, 0.0, 0.0)]
 
     def closed(self) -> float:
         """The share of the tree that is closed for good."""
@@ -102,7 +102,7 @@ class NeuronSplit:
             self.seconds += spent
             self.rounds += 1
             self.domains += 2 * len(batch)
-            self.history.append(Standing(self.seconds, self.closed(), self.risen()))
+            self.history.append(TreeShare(self.seconds, self.closed(), self.risen()))
             witness = self.bounder.trials.witness or (None if on_round is None else on_round(self))
             if witness is not None:
                 return self._outcome(False, witness=witness)
