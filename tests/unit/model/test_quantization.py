@@ -18,6 +18,7 @@ from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 
 Array = np.ndarray
@@ -163,7 +164,7 @@ def test_values_of_the_runtime_lie_inside(tmp_path: Path, build: Callable[[Write
     w = Writer((1, 6))
     path = w.saved(build(w), tmp_path / "net.onnx")
     graph = read_graph(path)
-    crosscheck(graph, path, 0)
+    crosscheck(graph, NetworkFile(path), 0)
     network = Network(graph, torch.float64)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
