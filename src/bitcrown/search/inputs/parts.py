@@ -220,7 +220,7 @@ class Parts:
         is_first = attempt.quota <= FIRST
         if not is_first and closed > SLOW and closed - before > STANDSTILL * before:
             attempt.closed_before, attempt.quota = closed, 2 * attempt.quota
-        elif len(part.root) > BRANCHES:
+        elif len(part.root) > BRANCHES or len(self.rules) == 1:
             self._drop(part)
             self.stuck += attempt.stuck
             self._deal_out(concatenate(attempt.stack), attempt.rule)

@@ -29,6 +29,7 @@ from torch import Tensor
 from bitcrown.bounds import claims
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
+from bitcrown.model.mirrored import without_mirrored_neurons
 from bitcrown.search.inputs.ascent import STEP_COST, STEPS, Tries, has_slopes, sharpened_lines
 from bitcrown.search.inputs.bounds import BoxBounder, RowBounds, Stage
 from bitcrown.search.inputs.boxes import Boxes, GroupedRows, concatenate
@@ -74,6 +75,9 @@ class InputSplit:
         budget: Budget,
         rules: Sequence[Rule] = RULES,
     ) -> None:
+        folded = without_mirrored_neurons(network.graph)
+        if folded is not network.graph:
+            network = Network(folded, network.dtype, network.device)
         self.network, self.confirm, self.budget = network, confirm, budget
         self.rows = GroupedRows(objective, cases, network)
         self.bounder = BoxBounder(network, self.rows, budget)
