@@ -36,6 +36,10 @@ ALLOWANCE = 4096
 """Boxes of a part before its progress is looked at; twice as many each time it is found well."""
 BRANCHES = 16
 """Parts that a winner's open boxes are dealt out to."""
+DEFICIT_POWER = 0.25
+"""A box that is nearly closed counts less, but not in proportion: the last steps are the longest."""
+DECISIVE = 0.5
+"""A race ends early where the first needs less than this share of the boxes of the second."""
 STANDSTILL = 0.25
 """A part stands still that closes less than this share of what it closed in as many boxes before."""
 SLOW = 0.02
@@ -63,13 +67,13 @@ class Attempt:
         total = 0.0
         for part in self.stack:
             deficit = torch.where(torch.isfinite(part.least), part.least / worst, 1.0)
-            total += float((part.mass * deficit.clamp(0.0, 1.0)).sum())
+            total += float((part.mass * deficit.clamp(0.0, 1.0) ** DEFICIT_POWER).sum())
         return total
 
     def projected(self, worst: float) -> float:
-        """Boxes that the whole tree needs if it goes on like this."""
-        done = 1.0 - self.left(worst)
-        return self.spent / done if done > 0 else math.inf
+        """Boxes that it takes to divide what is left by ``e``, if it goes on like this."""
+        left = self.left(worst)
+        return self.spent / -math.log(left) if 0.0 < left < 1.0 else self.spent * (left >= 1.0) * 1e9
 
 
 @dataclass(eq=False)
@@ -190,7 +194,9 @@ class Parts:
             return
         worst = part.worst()
         ranked = sorted(part.attempts, key=lambda attempt: attempt.projected(worst))
-        part.attempts = ranked[: SURVIVORS[part.rung]]
+        best, second = (attempt.projected(worst) for attempt in ranked[:2])
+        keep = 1 if best < DECISIVE * second else SURVIVORS[part.rung]
+        part.attempts = ranked[:keep]
         part.rung += 1
         if len(part.attempts) == 1 or part.rung == len(RUNGS):
             winner = part.attempts[0]

@@ -50,8 +50,8 @@ def _total(floor: float) -> Score:
 
 
 RULES = (
-    Rule("influence", _largest(1e-3)),
     Rule("look-ahead", _total(0.3), looks=6),
+    Rule("influence", _largest(1e-3)),
     Rule("total influence", _total(0.03)),
     Rule("raised influence", _largest(0.3)),
     Rule("longest edge", _longest),

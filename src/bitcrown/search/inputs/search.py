@@ -317,20 +317,24 @@ class InputSplit:
         return score, width.new_full((len(boxes),), cost)
 
     def _look_ahead(self, rule: Rule, boxes: Boxes, score: Tensor) -> Tensor:
-        """Products of what both halves gain, for the best few coordinates; ties go to ``score``."""
+        """Products of what both halves gain, for the best few coordinates; ties go to ``score``.
+
+        Gains are those of the cheap stage over itself: the box's own bounds may come from a sharper
+        one, against which no half would gain anything.
+        """
         count = min(rule.looks, score.shape[1])
         best = score.topk(count, dim=1)
-        halves = concatenate([_halves(boxes, best.indices[:, k]) for k in range(count)])
-        rows = self.bounder.row_bounds(halves, self.bounder.quick(halves))
-        reached = _worst(halves, rows).reshape(count, len(boxes), 2)
-        gain = (reached - boxes.least[None, :, None]).clamp(min=0.0)
-        gain = torch.where(torch.isfinite(gain), gain, 0.0)
-        limit = torch.where(torch.isfinite(boxes.least), -boxes.least, torch.inf)
-        gain = torch.minimum(gain, limit[None, :, None]) + 1e-6 * gain.amax((0, 2), keepdim=True)
-        product = gain.prod(dim=2).T
-        top = torch.where(best.values >= 0, product, -1.0)
-        ties = 1e-9 * claims.ratio(best.values, best.values[:, :1]) * product.amax(1, keepdim=True)
-        return torch.full_like(score, -1.0).scatter(1, best.indices, top + ties.clamp(min=0.0))
+        halves = [_halves(boxes, best.indices[:, k]) for k in range(count)]
+        tried = concatenate([boxes, *halves])
+        rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
+        least = _worst(tried, rows)
+        before, reached = least[: len(boxes)], least[len(boxes) :].reshape(count, len(boxes), 2)
+        limit = torch.where(torch.isfinite(before), -before, 1.0)[None, :, None]
+        gain = claims.ratio((reached - before[None, :, None]).clamp(min=0.0), limit)
+        product = (gain.clamp(max=1.0) + 1e-8).prod(dim=2).T
+        ties = 1e-16 * claims.ratio(best.values, best.values[:, :1])
+        found = torch.where(best.values >= 0, product + ties, -1.0)
+        return torch.full_like(score, -1.0).scatter(1, best.indices, found)
 
 
 def _kept(boxes: Boxes, rows: RowBounds) -> tuple[Boxes, RowBounds]:
