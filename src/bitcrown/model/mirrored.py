@@ -130,4 +130,10 @@ def _unmirrored(first: Node, relu: Node, second: Node) -> tuple[Node, ...] | Non
         {"weight": gathered[is_kept].T.copy()},
         second.source,
     )
-    return z, a, around, through, replace(second, op="Add", inputs=(around.name, through.name), params={})
+    return (
+        z,
+        a,
+        around,
+        through,
+        replace(second, op="Add", inputs=(around.name, through.name), params={}),
+    )

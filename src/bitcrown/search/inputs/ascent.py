@@ -73,11 +73,10 @@ def has_slopes(bounder: BoxBounder) -> bool:
     return any(nonlinear_row(node.op).alphas for node in bounder.nonlinear)
 
 
-def sharpened_lines(
+def sharpened_values(
     bounder: BoxBounder, boxes: Boxes, stage: Stage, box: Tensor, row: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Lines ``[P, n]`` and least values ``[P]`` of the rows ``row [P]`` in the boxes ``box [P]``
-    after the ascent."""
+) -> Tensor:
+    """Lower bounds ``[P]`` of the rows ``row [P]`` in the boxes ``box [P]`` after the ascent."""
     ends = boxes.lower[box], boxes.upper[box]
     group = boxes.group[box]
     bounds = {
@@ -118,7 +117,7 @@ def sharpened_lines(
             if grad is not None:
                 alphas[name] = (alpha.detach() + 0.5**step * 0.5 * grad.sign()).clamp(0.0, 1.0)
     lines: Lines = bounder.lines(group, row, relaxed(kept), stage.scales)
-    return lines.coefficient[:, 0], minimum(lines, *ends, bounder.gamma)[:, 0]
+    return minimum(lines, *ends, bounder.gamma)[:, 0]
 
 
 def _picked(part: Tensor, index: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ from bitcrown.search.inputs.boxes import Boxes, GroupedRows
 
 PAIRS_BELOW = 8192
 """Entries read by nonlinear nodes up to which (box, entry) pairs are bounded one by one."""
+SMALL_LOSS = 1e-8
+"""Rounding, as a share of the largest value of a layer, below which its worst case serves all rows;
+elsewhere every pass adds up its own."""
 CACHED = 1 << 24
 """Bytes of one backward pass: what stays in the caches of a CPU."""
 
@@ -81,7 +84,7 @@ class BoxBounder:
         self.takes_pairs = sum(self.sizes) <= PAIRS_BELOW
         self.work = 0
         self.root_scales: rounding.Scales | None = None
-        self.losses: dict[str, Tensor] | None = None
+        self.losses: dict[str, Tensor] = {}
 
     def root(self) -> tuple[Tensor, Tensor]:
         """Bounds ``[1, N]`` of inner entries over the hull of all root boxes."""
@@ -89,16 +92,18 @@ class BoxBounder:
             self.rows.lower.amin(0, keepdim=True),
             self.rows.upper.amax(0, keepdim=True),
         )
+        if not self.takes_pairs:
+            return low[:, :0], low[:, :0]
         enclosure = self.layers.run(low, up)
         sizes = [*enclosure.scales.values(), *enclosure.scales.radii.values()]
         if all(bool(torch.isfinite(size).all()) for size in sizes):
             self.root_scales = enclosure.scales
             self.losses = self._losses(enclosure.scales)
-        return self._flat(enclosure.bounds, 1) if self.takes_pairs else (low[:, :0], low[:, :0])
+        return self._flat(enclosure.bounds, 1)
 
-    def _losses(self, scales: rounding.Scales) -> dict[str, Tensor] | None:
+    def _losses(self, scales: rounding.Scales) -> dict[str, Tensor]:
         """How much rounding may cost a backward pass that begins with one entry of a node:
-        ``[1, *]``, for every node and every smaller box; None where slopes have no bound.
+        ``[1, *]``, on every smaller box; only for nodes where it is small, and where slopes are bounded.
 
         A pass loses ``gamma sum_p <|a_p|, scale_p>`` (``rounding``). With slopes in [0, 1] the
         coefficients ``|a_p|`` are at most those of a pass through ``|W|``, so the sum over all
@@ -109,7 +114,7 @@ class BoxBounder:
         """
         network, total = self.network, dict[str, Tensor]()
         if scales.radii or any(node.op != "Relu" for node in self.nonlinear):
-            return None
+            return {}
         for node in network.graph.nodes.values():
             if node.name in network.graph.inputs:
                 total[node.name] = scales[node.name]
@@ -123,9 +128,14 @@ class BoxBounder:
             passed = row.absolute(node, network.params[node.name], sources) if sources else 0.0
             total[node.name] = scales[node.name] + passed
         tiny = rounding.underflow(self.gamma, network.dtype)
-        return {
+        losses = {
             name: (2 * self.gamma * size + scales.lost + tiny) * (1 + 1e-6)
             for name, size in total.items()
+        }
+        return {
+            name: loss
+            for name, loss in losses.items()
+            if bool((loss <= SMALL_LOSS * scales[name].amax()).all())
         }
 
     def _flat(self, bounds: Bounds, boxes: int) -> tuple[Tensor, Tensor]:
@@ -209,9 +219,7 @@ class BoxBounder:
     ) -> tuple[Tensor, Tensor]:
         """``interval`` of ``source`` met with CROWN bounds of its undecided entries, box by box."""
         shape = self.network.graph.nodes[source].shape
-        low, up = (
-            elements(end.expand(len(boxes), *shape), 1).clone() for end in interval
-        )
+        low, up = (elements(end.expand(len(boxes), *shape), 1).clone() for end in interval)
         undecided = claims.is_unstable(low, up) if consumer == "Relu" else low < up
         box, entry = undecided.nonzero(as_tuple=True)
         step = max(1, CACHED // (8 * 8 * 2 * self.widest))
@@ -243,8 +251,10 @@ class BoxBounder:
         self.work += 2 * len(box)
         seeds = {source: seed.reshape(len(box), 2, *node.shape)}
         ends = boxes.lower[box], boxes.upper[box]
-        if self.losses is None:
-            value = minimum(Backward(self.network, chosen, scales=scales).run(seeds), *ends, self.gamma)
+        if source not in self.losses:
+            value = minimum(
+                Backward(self.network, chosen, scales=scales).run(seeds), *ends, self.gamma
+            )
             return value[:, 0], -value[:, 1]
         value = minimum(Backward(self.network, chosen).run(seeds), *ends)
         loss = self.losses[source].flatten()[entry]
@@ -327,4 +337,6 @@ def gathered(relaxation: Relaxation, index: Tensor) -> Relaxation:
         tuple(pick(slope) for slope in slopes)
         for slopes in (relaxation.lower_slopes, relaxation.upper_slopes)
     )
-    return Relaxation(lower, pick(relaxation.lower_intercept), upper, pick(relaxation.upper_intercept))
+    return Relaxation(
+        lower, pick(relaxation.lower_intercept), upper, pick(relaxation.upper_intercept)
+    )

@@ -27,9 +27,9 @@ from torch import Tensor
 from bitcrown.search.inputs.boxes import Boxes, concatenate
 from bitcrown.search.inputs.rules import Rule
 
-FIRST = 16
+FIRST = 64
 """Boxes of the first attempt before the rules race."""
-RUNGS = (32, 128, 512)
+RUNGS = (64, 192, 512)
 """Boxes of every attempt at the end of each round of a race."""
 SURVIVORS = (3, 2, 1)
 ALLOWANCE = 4096
@@ -73,7 +73,9 @@ class Attempt:
     def projected(self, worst: float) -> float:
         """Boxes that it takes to divide what is left by ``e``, if it goes on like this."""
         left = self.left(worst)
-        return self.spent / -math.log(left) if 0.0 < left < 1.0 else self.spent * (left >= 1.0) * 1e9
+        return (
+            self.spent / -math.log(left) if 0.0 < left < 1.0 else self.spent * (left >= 1.0) * 1e9
+        )
 
 
 @dataclass(eq=False)

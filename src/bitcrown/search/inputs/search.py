@@ -30,7 +30,7 @@ from bitcrown.bounds import claims
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.mirrored import without_mirrored_neurons
-from bitcrown.search.inputs.ascent import STEP_COST, STEPS, Tries, has_slopes, sharpened_lines
+from bitcrown.search.inputs.ascent import STEP_COST, STEPS, Tries, has_slopes, sharpened_values
 from bitcrown.search.inputs.bounds import BoxBounder, RowBounds, Stage
 from bitcrown.search.inputs.boxes import Boxes, GroupedRows, concatenate
 from bitcrown.search.inputs.parts import Parts
@@ -93,7 +93,7 @@ class InputSplit:
         self.roots_left = len(self.rows.lower)
         self.root_known: tuple[Tensor, Tensor] | None = None
         self.open_roots: list[Boxes] = []
-        self.batch = SMALLEST_BATCH
+        self.batch = SMALLEST_BATCH if self.bounder.takes_pairs else 1
 
     @property
     def stuck(self) -> int:
@@ -151,7 +151,13 @@ class InputSplit:
         return witness
 
     def _resize(self) -> None:
-        """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room."""
+        """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room.
+
+        In wide networks one box is work enough, and has zonotopes, which a batch has not.
+        """
+        if not self.bounder.takes_pairs:
+            self.batch = 1
+            return
         entries = self.bounder.work / max(self.domains, 1) * self.bounder.mean_width
         known = sum(self.bounder.sizes) * 16 * 64
         total = sum(node.size for node in self.network.graph.nodes.values())
@@ -204,7 +210,10 @@ class InputSplit:
         return left
 
     def _ascend(self, boxes: Boxes, stage: Stage, rows: RowBounds) -> RowBounds:
-        """Better slopes for the best row of every open case, in boxes where that is worth it."""
+        """Better slopes for the best row of every open case, in boxes where that is worth it.
+
+        Only the value is used: a line whose slopes suit one bound says less about where to split.
+        """
         is_open = boxes.open.any(dim=1).nonzero().flatten()
         if not len(is_open):
             return rows
@@ -220,12 +229,9 @@ class InputSplit:
         best = rows.best[box, case].argmax(dim=1)
         group = boxes.group[box]
         row = self.rows.place[group, case, best]
-        a, value = sharpened_lines(self.bounder, boxes, stage, box, row)
+        value = sharpened_values(self.bounder, boxes, stage, box, row)
         value = claims.least_margin(value, self.rows.rhs[group, case, best])
-        is_better = value > rows.least[box, case, best]
-        where = tuple(index[is_better] for index in (box, case, best))
-        rows.a[where], rows.least[where] = a[is_better], value[is_better]
-        rows.best[where] = torch.maximum(rows.best[where], value[is_better])
+        rows.best[box, case, best] = torch.maximum(rows.best[box, case, best], value)
         boxes.open &= ~claims.excluded(rows.best).any(dim=2)
         self.tries.note(kind, ~boxes.open[chosen].any(dim=1))
         return rows
@@ -283,7 +289,9 @@ class InputSplit:
             mine = torch.isin(boxes.region, boxes.region.new_tensor(numbers)).nonzero().flatten()
             if len(mine):
                 found = RowBounds(*(part[mine] for part in rows))
-                score[mine], cost[mine] = self._scores(rule, boxes.select(mine), found, can[index][mine])
+                score[mine], cost[mine] = self._scores(
+                    rule, boxes.select(mine), found, can[index][mine]
+                )
         children = _halves(boxes, score.argmax(dim=1))
         if len(children) < FEW:
             children = self._halves_again(children, score.repeat_interleave(2, dim=0))
