@@ -16,13 +16,13 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.search.inputs import parts, search
-from bitcrown.search.inputs.rules import RULES, Rule
-from bitcrown.search.inputs.search import InputSplit, Outcome
+from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule
+from bitcrown.search.inputs.search import InputOutcome, InputSplit
 from bitcrown.search.objective import Objective
 from tests.random_networks import dense_graph
 
 MEMORY = 1 << 30
-NAMES = [rule.name for rule in RULES]
+NAMES = [rule.name for rule in SPLIT_RULES]
 
 
 def objective(graph: Graph, width: float, limits: Sequence[float]) -> Objective:
@@ -41,8 +41,11 @@ def objective(graph: Graph, width: float, limits: Sequence[float]) -> Objective:
 
 
 def outcome(
-    graph: Graph, question: Objective, rules: Sequence[Rule] = RULES, seconds: float = 60.0
-) -> Outcome:
+    graph: Graph,
+    question: Objective,
+    rules: Sequence[SplitRule] = SPLIT_RULES,
+    seconds: float = 60.0,
+) -> InputOutcome:
     """The search with witnesses replayed by the network itself."""
     network = Network(graph, torch.float64)
 
@@ -76,20 +79,20 @@ def questions(seed: int) -> list[tuple[Graph, Objective, bool]]:
     return result
 
 
-def is_right(found: Outcome, is_violated: bool) -> bool:
+def is_right(found: InputOutcome, is_violated: bool) -> bool:
     return (found.witness is not None) == is_violated and found.proved == (not is_violated)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+@pytest.mark.parametrize("rule", SPLIT_RULES, ids=NAMES)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_rule_alone_decides(rule: Rule, seed: int) -> None:
+def test_every_rule_alone_decides(rule: SplitRule, seed: int) -> None:
     for graph, question, is_violated in questions(seed):
         assert is_right(outcome(graph, question, [rule]), is_violated)
 
 
 @pytest.mark.parametrize("missing", NAMES)
 def test_no_rule_is_needed(missing: str) -> None:
-    others = [rule for rule in RULES if rule.name != missing]
+    others = [rule for rule in SPLIT_RULES if rule.name != missing]
     for graph, question, is_violated in questions(7):
         assert is_right(outcome(graph, question, others), is_violated)
 

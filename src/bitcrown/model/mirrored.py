@@ -1,10 +1,11 @@
 """ReLUs in mirrored pairs become one: ``max(-z, 0) = max(z, 0) - z``, exactly.
 
-Networks that compute minima, maxima or absolute values in a layer have neurons whose pre-activations
-are each other's negatives (``min(a, b) = (s - |d|) / 2`` with ``s = a + b``, ``d = a - b``, and each
-of ``s`` and ``|d|`` is a sum of two ReLUs). A relaxation does not know that: it bounds the two apart,
-and even ``max(s, 0) - max(-s, 0)``, which is ``s``, becomes an interval. Here the second of each pair
-is replaced, so that what is linear is linear again, and a ReLU whose two shares cancel goes.
+Networks that compute minima, maxima or absolute values in a layer have neurons whose
+pre-activations are each other's negatives (``min(a, b) = (s - |d|) / 2`` with ``s = a + b``,
+``d = a - b``, and each of ``s`` and ``|d|`` is a sum of two ReLUs). A relaxation does not know
+that: it bounds the two apart, and even ``max(s, 0) - max(-s, 0)``, which is ``s``, becomes an
+interval. Here the second of each pair is replaced, so that what is linear is linear again, and a
+ReLU whose two shares cancel goes.
 
 For ``y = C relu(z) + c`` with ``z = B x + b`` and ``z_j = -z_i`` for the pairs ``(i, j)``:
 
@@ -25,7 +26,7 @@ import numpy as np
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.passes import simplified
 
-Array = np.ndarray[Any, Any]
+_Array = np.ndarray[Any, Any]
 
 WORTH = 0.25
 """Share of a layer's ReLUs that must go for a second path around it to pay."""
@@ -67,7 +68,7 @@ def _layer(
     return (first, relu, node) if first.op == "Linear" and is_inner else None
 
 
-def _pairs(weight: Array, bias: Array) -> tuple[Array, Array]:
+def _pairs(weight: _Array, bias: _Array) -> tuple[_Array, _Array]:
     """``keeper [N]``: an earlier neuron (or itself) with the same or the negated row, and
     ``sign [N]``: which of the two."""
     rows = np.concatenate([weight, bias[:, None]], axis=1) + 0.0  # no negative zeros

@@ -5,8 +5,8 @@ rounding error, steps along the sign of the gradient. What it finds is bounded a
 error, and only that counts. Inner bounds stay as they are: the pass costs as much as a row, where
 another split would bound hundreds of inner entries twice.
 
-Whether that pays is measured, not assumed. ``Tries`` counts, for each size of the gap, how often the
-ascent closes a box, and lets it run where it saves more work (two children) than it costs.
+Whether that pays is measured, not assumed. ``Tries`` counts, for each size of the gap, how often
+the ascent closes a box, and lets it run where it saves more work (two children) than it costs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.crown import Lines, minimum, relaxation_of
+from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
+from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, gathered
 from bitcrown.search.inputs.boxes import Boxes
-from bitcrown.search.inputs.bounds import BoxBounder, Stage, gathered
 
-STEPS = 5
-STEP_COST = 3.0
+ASCENT_STEPS = 5
+ASCENT_STEP_COST = 3.0
 """Passes that one step costs: forward, and its derivative."""
 EDGES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Gaps, as multiples of what the last split gained, that are told apart."""
-SAMPLE = 32
+_SAMPLE = 32
 """Boxes of a kind that are tried before their record decides."""
 AGAIN = 16
 """A kind that does not pay is tried again once in so many rounds."""
@@ -41,7 +42,8 @@ class Tries:
     round: int = 0
 
     def kinds(self, least: Tensor, before: Tensor) -> Tensor:
-        """``[B]``: which kind a box is whose worst row is at ``least``, its parent's at ``before``."""
+        """``[B]``: the kinds of boxes whose worst rows are at ``least``, their parents' at
+        ``before``."""
         gain = torch.where(torch.isfinite(before), least - before, 0.0)
         gap = torch.where(gain > 0, -least / gain, torch.inf)
         return torch.bucketize(gap, gap.new_tensor(EDGES))
@@ -54,8 +56,8 @@ class Tries:
         for k, (tried, closed) in enumerate(zip(self.tried, self.closed, strict=True)):
             if tried and closed / tried * worth > 1:
                 result |= kind == k
-            elif tried < SAMPLE or self.round % AGAIN == 0:
-                some = (kind == k).nonzero().flatten()[:SAMPLE]
+            elif tried < _SAMPLE or self.round % AGAIN == 0:
+                some = (kind == k).nonzero().flatten()[:_SAMPLE]
                 result[some] = True
         return result
 
@@ -65,7 +67,7 @@ class Tries:
             is_kind = kind == k
             self.tried[k] += float(is_kind.sum())
             self.closed[k] += float((is_kind & closed).sum())
-            if self.tried[k] > 64 * SAMPLE:
+            if self.tried[k] > 64 * _SAMPLE:
                 self.tried[k], self.closed[k] = self.tried[k] / 2, self.closed[k] / 2
 
 
@@ -74,13 +76,13 @@ def has_slopes(bounder: BoxBounder) -> bool:
 
 
 def sharpened_values(
-    bounder: BoxBounder, boxes: Boxes, stage: Stage, box: Tensor, row: Tensor
+    bounder: BoxBounder, boxes: Boxes, stage: RelaxedBoxes, box: Tensor, row: Tensor
 ) -> Tensor:
     """Lower bounds ``[P]`` of the rows ``row [P]`` in the boxes ``box [P]`` after the ascent."""
     ends = boxes.lower[box], boxes.upper[box]
     group = boxes.group[box]
-    bounds = {
-        name: tuple(_picked(stage.bounds[name][end], box) for end in (0, 1))
+    bounds: Bounds = {
+        name: (_picked(stage.bounds[name][0], box), _picked(stage.bounds[name][1], box))
         for node in bounder.nonlinear
         for name in node.inputs
     }
@@ -102,16 +104,16 @@ def sharpened_values(
 
     best = ends[0].new_full((len(box),), -torch.inf)
     kept = dict(alphas)
-    for step in range(STEPS + 1):
+    for step in range(ASCENT_STEPS + 1):
         with torch.enable_grad():
             given = {name: value.detach().requires_grad_() for name, value in alphas.items()}
             value = minimum(bounder.lines(group, row, relaxed(given), None), *ends)[:, 0]
             known = torch.where(torch.isfinite(value), value, 0.0)
-            wanted = list(given.values()) if step < STEPS else []
-            grads = torch.autograd.grad(known.sum(), wanted, allow_unused=True) if wanted else []
+            wanted = list(given.values())
+            grads = torch.autograd.grad(known.sum(), wanted, allow_unused=True)
         is_better = value.detach() > best
         best = torch.where(is_better, value.detach(), best)
-        for (name, alpha), grad in zip(given.items(), grads or [None] * len(given), strict=True):
+        for (name, alpha), grad in zip(given.items(), grads, strict=True):
             mask = is_better.reshape(1, -1, *[1] * (alpha.dim() - 2))
             kept[name] = torch.where(mask, alpha.detach(), kept[name])
             if grad is not None:

@@ -1,8 +1,8 @@
-"""Bounds of the rows over many boxes at once, in stages: the cheap ones for all, the others for what
-they leave.
+"""Bounds of the rows over many boxes at once, in stages: the cheap ones for all, the others for
+what they leave.
 
-1. *Intervals*, met with what the parent box knows, give relaxations; one backward pass for the rows.
-   The outputs' own intervals exclude a row, too (``interval_values``).
+1. *Intervals*, met with what the parent box knows, give relaxations; one backward pass for the
+   rows. The outputs' own intervals exclude a row, too (``interval_values``).
 2. *CROWN* for every inner entry that is still undecided in that very box. All (box, entry) pairs of
    a layer are one backward pass: a batch never pays for an entry in boxes where it is decided.
 3. The rows again, with the relaxations of 2.
@@ -35,7 +35,7 @@ PAIRS_BELOW = 8192
 SMALL_LOSS = 1e-8
 """Rounding, as a share of the largest value of a layer, below which its worst case serves all rows;
 elsewhere every pass adds up its own."""
-CACHED = 1 << 24
+_CACHED = 1 << 24
 """Bytes of one backward pass: what stays in the caches of a CPU."""
 
 
@@ -48,7 +48,7 @@ class RowBounds(NamedTuple):
     best: Tensor
 
 
-class Stage(NamedTuple):
+class RelaxedBoxes(NamedTuple):
     """Bounds ``[B, *]`` of every node and the relaxations that follow from them."""
 
     bounds: Bounds
@@ -103,7 +103,8 @@ class BoxBounder:
 
     def _losses(self, scales: rounding.Scales) -> dict[str, Tensor]:
         """How much rounding may cost a backward pass that begins with one entry of a node:
-        ``[1, *]``, on every smaller box; only for nodes where it is small, and where slopes are bounded.
+        ``[1, *]``, on every smaller box; only for nodes where it is small, and where slopes are
+        bounded.
 
         A pass loses ``gamma sum_p <|a_p|, scale_p>`` (``rounding``). With slopes in [0, 1] the
         coefficients ``|a_p|`` are at most those of a pass through ``|W|``, so the sum over all
@@ -160,15 +161,15 @@ class BoxBounder:
 
     # -- stages ------------------------------------------------------------------------------------
 
-    def quick(self, boxes: Boxes) -> Stage:
-        """Stage 1."""
+    def quick(self, boxes: Boxes) -> RelaxedBoxes:
+        """RelaxedBoxes 1."""
         if not self.takes_pairs:
             enclosure = self.layers.run(boxes.lower, boxes.upper)
-            return Stage(enclosure.bounds, enclosure.relaxations, enclosure.scales)
+            return RelaxedBoxes(enclosure.bounds, enclosure.relaxations, enclosure.scales)
         return self._walk(boxes, is_sharp=False)
 
-    def sharp(self, boxes: Boxes) -> tuple[Stage, Boxes]:
-        """Stage 2, and the boxes with what is known of them now."""
+    def sharp(self, boxes: Boxes) -> tuple[RelaxedBoxes, Boxes]:
+        """RelaxedBoxes 2, and the boxes with what is known of them now."""
         if not self.takes_pairs:
             return self.quick(boxes), boxes
         stage = self._walk(boxes, is_sharp=True)
@@ -176,7 +177,7 @@ class BoxBounder:
         known = Boxes(**{**vars(boxes), "known_lower": low, "known_upper": up})
         return stage, known
 
-    def _walk(self, boxes: Boxes, is_sharp: bool) -> Stage:
+    def _walk(self, boxes: Boxes, is_sharp: bool) -> RelaxedBoxes:
         network, graph = self.network, self.network.graph
         known = self._known(boxes)
         lowers, uppers = network.split_inputs(boxes.lower), network.split_inputs(boxes.upper)
@@ -206,7 +207,7 @@ class BoxBounder:
                 radius = node_radius(network, node, bounds[node.name], scales)
                 if radius is not None:
                     scales.radii[node.name] = radius
-        return Stage(bounds, relaxations, scales)
+        return RelaxedBoxes(bounds, relaxations, scales)
 
     def _tightened(
         self,
@@ -222,7 +223,7 @@ class BoxBounder:
         low, up = (elements(end.expand(len(boxes), *shape), 1).clone() for end in interval)
         undecided = claims.is_unstable(low, up) if consumer == "Relu" else low < up
         box, entry = undecided.nonzero(as_tuple=True)
-        step = max(1, CACHED // (8 * 8 * 2 * self.widest))
+        step = max(1, _CACHED // (8 * 8 * 2 * self.widest))
         for some_box, some in zip(torch.split(box, step), torch.split(entry, step), strict=True):
             if not len(some):
                 continue
@@ -242,7 +243,7 @@ class BoxBounder:
         scales: rounding.Scales,
         boxes: Boxes,
     ) -> tuple[Tensor, Tensor]:
-        """CROWN bounds ``[P]`` of the entries ``entry [P]`` of ``source`` in the boxes ``box [P]``."""
+        """CROWN bounds ``[P]`` of entries ``entry [P]`` of ``source`` in the boxes ``box [P]``."""
         node = self.network.graph.nodes[source]
         seed = self.rows.lower.new_zeros(len(box), 2, node.size)
         place = torch.arange(len(box), device=box.device)
@@ -262,7 +263,7 @@ class BoxBounder:
 
     # -- rows --------------------------------------------------------------------------------------
 
-    def row_bounds(self, boxes: Boxes, stage: Stage) -> RowBounds:
+    def row_bounds(self, boxes: Boxes, stage: RelaxedBoxes) -> RowBounds:
         """Bounds of the rows of open cases, minus ``rhs``, with the relaxations of ``stage``.
 
         Rows that no open case of a box reads are not bounded: their lines are zero, their values
@@ -272,8 +273,10 @@ class BoxBounder:
         count, rows = len(boxes), self.rows.C.shape[1]
         a = boxes.lower.new_zeros(count, rows, boxes.lower.shape[1])
         value = boxes.lower.new_full((count, rows), -torch.inf)
-        step = max(1, CACHED // (8 * 8 * self.widest))
+        step = max(1, _CACHED // (8 * 8 * self.widest))
         for some_box, some in zip(torch.split(box, step), torch.split(row, step), strict=True):
+            if not len(some):
+                continue
             chosen = {name: gathered(found, some_box) for name, found in stage.relaxations.items()}
             group = boxes.group[some_box]
             lines = self.lines(group, some, chosen, stage.scales)
@@ -299,7 +302,7 @@ class BoxBounder:
         own = self.rows.D[group, row].unsqueeze(1)
         return lines._replace(coefficient=lines.coefficient + own)
 
-    def _spread(self, boxes: Boxes, stage: Stage, a: Tensor, value: Tensor) -> RowBounds:
+    def _spread(self, boxes: Boxes, stage: RelaxedBoxes, a: Tensor, value: Tensor) -> RowBounds:
         rhs = self.rows.rhs[boxes.group]
         least = claims.least_margin(self.rows.spread(value, boxes.group), rhs)
         interval = self.rows.spread(self.interval_values(boxes, stage.bounds), boxes.group)

@@ -1,7 +1,8 @@
 """Open boxes of the input split, and the rows that each of them still has to exclude.
 
-Legend: ``B`` boxes, ``G`` root boxes, ``Q`` cases of a root box, ``S`` rows of a case, ``n`` inputs,
-``m`` outputs, ``N`` entries of all tensors that a nonlinear node reads.
+Legend: ``B`` boxes, ``G`` root boxes, ``Q`` cases of a root box, ``S`` rows of a case, ``R``
+different rows of a root box, ``n`` inputs, ``m`` outputs, ``N`` entries of all tensors that a
+nonlinear node reads.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Boxes:
     """Open boxes with what they inherit from the boxes that they were cut from.
 
     ``lower``/``upper [B, n]``; ``group [B]``: which root box; ``open [B, Q]``: cases not excluded;
-    ``mass [B]``: the share of its region that a box stands for: halved by every split, and not
-    changed by clipping; ``least [B]``: the least row that the parent could prove for its open cases
-    (not positive); ``region [B]``: which part of the search it belongs to (see ``regions``);
+    ``mass [B]``: the share of its part that a box stands for: halved by every split, and not
+    changed by clipping; ``least [B]``: the least, over open cases, of what the best row proved on
+    the parent (not positive); ``region [B]``: which attempt it belongs to (see ``parts``);
     ``known_lower``/``known_upper [B, N]``: bounds of inner tensors that hold on the parent, or
     ``[B, 0]`` where they are not kept.
     """
@@ -46,7 +47,7 @@ class Boxes:
         return Boxes(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def concatenate(parts: Sequence[Boxes]) -> Boxes:
+def joined(parts: Sequence[Boxes]) -> Boxes:
     """All boxes in order; ``parts`` is not empty."""
     if len(parts) == 1:
         return parts[0]
@@ -92,7 +93,7 @@ class GroupedRows:
         self.used = torch.as_tensor(used, device=network.device)
 
     def roots(self, index: Tensor, known: tuple[Tensor, Tensor]) -> Boxes:
-        """The root boxes ``index [B]``, sharing the mass of one region; ``known`` are ``[1, N]``."""
+        """The root boxes ``index [B]``, sharing the mass of a region; ``known`` are ``[1, N]``."""
         count = len(index)
         share = self.lower.new_full((count,), 1.0 / max(count, 1))
         inherited = (ends.expand(count, -1) for ends in known)

@@ -24,24 +24,24 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bitcrown.search.inputs.boxes import Boxes, concatenate
-from bitcrown.search.inputs.rules import Rule
+from bitcrown.search.inputs.boxes import Boxes, joined
+from bitcrown.search.inputs.rules import SplitRule
 
-FIRST = 64
+FIRST = 16
 """Boxes of the first attempt before the rules race."""
-RUNGS = (64, 192, 512)
+RUNGS = (32, 96, 256)
 """Boxes of every attempt at the end of each round of a race."""
 SURVIVORS = (3, 2, 1)
 ALLOWANCE = 4096
 """Boxes of a part before its progress is looked at; twice as many each time it is found well."""
 BRANCHES = 16
-"""Parts that a winner's open boxes are dealt out to."""
+"""Subtrees that a winner's open boxes are dealt out to."""
 DEFICIT_POWER = 0.25
-"""A box that is nearly closed counts less, but not in proportion: the last steps are the longest."""
-DECISIVE = 0.5
+"""A box that is nearly closed counts less, but not in proportion: the last steps take longest."""
+DECISIVE = 0.7
 """A race ends early where the first needs less than this share of the boxes of the second."""
 STANDSTILL = 0.25
-"""A part stands still that closes less than this share of what it closed in as many boxes before."""
+"""A part stands still that closes less than this share of what as many boxes closed before."""
 SLOW = 0.02
 """So does one that has closed less than this share in all of its allowance."""
 
@@ -51,7 +51,7 @@ class Attempt:
     """A tree grown by ``rule``: open boxes, the boxes bounded so far, and how many it may."""
 
     number: int
-    rule: Rule
+    rule: SplitRule
     stack: list[Boxes]
     quota: float
     spent: float = 0.0
@@ -79,7 +79,7 @@ class Attempt:
 
 
 @dataclass(eq=False)
-class Part:
+class Subtree:
     """``root``: its boxes as they were before any attempt; ``rung`` is None while nothing races."""
 
     root: Boxes
@@ -92,12 +92,12 @@ class Part:
 
 
 @dataclass
-class Parts:
+class Subtrees:
     """All open parts. ``rules[0]`` makes the first attempt at everything."""
 
-    rules: Sequence[Rule]
-    parts: list[Part] = field(default_factory=list)
-    attempts: dict[int, tuple[Part, Attempt]] = field(default_factory=dict)
+    rules: Sequence[SplitRule]
+    parts: list[Subtree] = field(default_factory=list)
+    attempts: dict[int, tuple[Subtree, Attempt]] = field(default_factory=dict)
     races: int = 0
     stuck: int = 0
     wins: dict[str, int] = field(default_factory=dict)
@@ -109,10 +109,10 @@ class Parts:
             min(sum(map(len, attempt.stack)) for attempt in part.attempts) for part in self.parts
         )
 
-    def add(self, boxes: Boxes, rule: Rule, quota: float) -> None:
+    def add(self, boxes: Boxes, rule: SplitRule, quota: float) -> None:
         """A new part with one attempt."""
         boxes = replace(boxes, mass=boxes.mass / boxes.mass.sum())
-        part = Part(boxes, [])
+        part = Subtree(boxes, [])
         self.parts.append(part)
         self._begin(part, rule, quota)
 
@@ -123,18 +123,18 @@ class Parts:
         else:
             self._deal_out(boxes, self.rules[0])
 
-    def _begin(self, part: Part, rule: Rule, quota: float) -> None:
+    def _begin(self, part: Subtree, rule: SplitRule, quota: float) -> None:
         self._count += 1
         boxes = replace(part.root, region=torch.full_like(part.root.region, self._count))
         attempt = Attempt(self._count, rule, [boxes], quota)
         part.attempts.append(attempt)
         self.attempts[self._count] = part, attempt
 
-    def _deal_out(self, boxes: Boxes, rule: Rule) -> None:
+    def _deal_out(self, boxes: Boxes, rule: SplitRule) -> None:
         """Neighbours stay together; the part with the worst box comes first."""
         index = torch.arange(len(boxes), device=boxes.lower.device)
-        chunks = torch.split(index, -(-len(boxes) // BRANCHES))
-        chunks = sorted(chunks, key=lambda chunk: float(boxes.least[chunk].min()), reverse=True)
+        runs = torch.split(index, -(-len(boxes) // BRANCHES))
+        chunks = sorted(runs, key=lambda chunk: float(boxes.least[chunk].min()), reverse=True)
         for chunk in chunks:
             self.add(boxes.select(chunk), rule, ALLOWANCE)
 
@@ -157,12 +157,12 @@ class Parts:
                     room, count = room - len(boxes), count - len(boxes)
             if count <= 0:
                 break
-        return concatenate(taken)
+        return joined(taken)
 
     def give(self, children: Boxes, costs: Tensor, stuck: Tensor) -> None:
         """What the boxes taken last have become; ``costs [children]`` is what looking ahead has
         cost each of them, in boxes; ``stuck [K]`` are the regions of boxes too small to cut."""
-        touched: dict[int, Part] = {}
+        touched: dict[int, Subtree] = {}
         for part in self.parts:
             for attempt in part.attempts:
                 if attempt.taken:
@@ -179,7 +179,7 @@ class Parts:
         for part in touched.values():
             self._advance(part)
 
-    def _advance(self, part: Part) -> None:
+    def _advance(self, part: Subtree) -> None:
         finished = [attempt for attempt in part.attempts if not attempt.stack]
         if any(not attempt.stuck for attempt in finished):
             self._drop(part)
@@ -205,18 +205,18 @@ class Parts:
             self.wins[winner.rule.name] = self.wins.get(winner.rule.name, 0) + 1
             self._drop(part)
             self.stuck += winner.stuck
-            self._deal_out(concatenate(winner.stack), winner.rule)
+            self._deal_out(joined(winner.stack), winner.rule)
             return
         for attempt in part.attempts:
             attempt.quota = max(attempt.quota, RUNGS[part.rung])
 
-    def _drop(self, part: Part) -> None:
+    def _drop(self, part: Subtree) -> None:
         self.parts.remove(part)
         self.attempts = {
             number: found for number, found in self.attempts.items() if found[0] is not part
         }
 
-    def _look_at(self, part: Part) -> None:
+    def _look_at(self, part: Subtree) -> None:
         """Let the only attempt at a part go on, or let the others race with it."""
         attempt = part.attempts[0]
         if attempt.spent >= attempt.quota / 2 and attempt.closed_before is None:
@@ -231,11 +231,11 @@ class Parts:
         elif len(part.root) > BRANCHES or len(self.rules) == 1:
             self._drop(part)
             self.stuck += attempt.stuck
-            self._deal_out(concatenate(attempt.stack), attempt.rule)
+            self._deal_out(joined(attempt.stack), attempt.rule)
         else:
             self._race(part, attempt)
 
-    def _race(self, part: Part, first: Attempt) -> None:
+    def _race(self, part: Subtree, first: Attempt) -> None:
         self.races += 1
         part.rung = 0
         first.quota = max(first.spent, RUNGS[0])

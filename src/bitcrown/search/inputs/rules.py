@@ -6,7 +6,8 @@ relaxations tighten, which the line does not show: a coordinate may decide every
 small coefficient. The others guard against that, each in its own way; ``look-ahead`` bounds both
 halves along every coordinate with the cheap stage and multiplies what they gain.
 
-Widths are measured against the root box, coefficients with them: rescaling an input changes nothing.
+Widths are measured against the root box, coefficients with them: rescaling an input changes
+nothing.
 Legend: see ``boxes``.
 """
 
@@ -24,7 +25,7 @@ width for the rows of open cases (zero elsewhere), ``share`` a box's width over 
 
 
 @dataclass(frozen=True)
-class Rule:
+class SplitRule:
     """``looks``: how many of the best coordinates are tried out before one is chosen."""
 
     name: str
@@ -49,16 +50,16 @@ def _total(floor: float) -> Score:
     return lambda weight, share: _raised(weight.sum(1), floor) * share
 
 
-RULES = (
-    Rule("look-ahead", _total(0.3), looks=6),
-    Rule("influence", _largest(1e-3)),
-    Rule("total influence", _total(0.03)),
-    Rule("raised influence", _largest(0.3)),
-    Rule("longest edge", _longest),
+SPLIT_RULES = (
+    SplitRule("look-ahead", _total(0.3), looks=6),
+    SplitRule("influence", _largest(1e-3)),
+    SplitRule("total influence", _total(0.03)),
+    SplitRule("raised influence", _largest(0.3)),
+    SplitRule("longest edge", _longest),
 )
 
 
-def scores(rule: Rule, a: Tensor, is_open: Tensor, width: Tensor, root: Tensor) -> Tensor:
+def scores(rule: SplitRule, a: Tensor, is_open: Tensor, width: Tensor, root: Tensor) -> Tensor:
     """Scores ``[B, n]`` of the coordinates: finite, larger is better, ties go to the longer edge.
 
     ``a [B, Q, S, n]``, ``is_open [B, Q]``, widths ``[B, n]``. Rows without a bound say nothing.

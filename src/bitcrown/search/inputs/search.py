@@ -11,9 +11,9 @@ A domain is a box together with the cases still open on it. Each round takes a b
    (Clip-and-Verify, 2025, "relaxed" form; ``bounds.claims``);
 4. halves what is left along the coordinate that the rule of its part says (``rules``, ``parts``).
 
-All numbers are float64 and rounded outward (``bounds.rounding``), so a closed domain is a proof. The
-size of a batch follows from the work of a box, not from clocks: neither a near deadline nor a busy
-machine changes the tree. Legend: see ``boxes``.
+All numbers are float64 and rounded outward (``bounds.rounding``), so a closed domain is a proof.
+The size of a batch follows from the work of a box, not from clocks: neither a near deadline nor a
+busy machine changes the tree. Legend: see ``boxes``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ from bitcrown.bounds import claims
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.mirrored import without_mirrored_neurons
-from bitcrown.search.inputs.ascent import STEP_COST, STEPS, Tries, has_slopes, sharpened_values
-from bitcrown.search.inputs.bounds import BoxBounder, RowBounds, Stage
-from bitcrown.search.inputs.boxes import Boxes, GroupedRows, concatenate
-from bitcrown.search.inputs.parts import Parts
-from bitcrown.search.inputs.rules import RULES, Rule, scores
+from bitcrown.search.inputs.ascent import (
+    ASCENT_STEP_COST,
+    ASCENT_STEPS,
+    Tries,
+    has_slopes,
+    sharpened_values,
+)
+from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
+from bitcrown.search.inputs.boxes import Boxes, GroupedRows, joined
+from bitcrown.search.inputs.parts import Subtrees
+from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule, scores
 from bitcrown.search.objective import Objective
 
-CLIP_ROUNDS = 3
+_CLIP_ROUNDS = 3
 ROUND_ENTRIES = 1 << 22
 """Entries of the passes of one round: more are no faster on a CPU core, fewer wait for Python."""
 LARGEST_BATCH, SMALLEST_BATCH = 4096, 8
@@ -50,7 +56,7 @@ CHEAP_TRIAL = 16
 
 
 @dataclass
-class Outcome:
+class InputOutcome:
     """``proved`` says that every case was excluded everywhere; ``stuck`` counts domains too small
     to split."""
 
@@ -73,7 +79,7 @@ class InputSplit:
         cases: np.ndarray,
         confirm: Callable[[np.ndarray], object | None],
         budget: Budget,
-        rules: Sequence[Rule] = RULES,
+        rules: Sequence[SplitRule] = SPLIT_RULES,
     ) -> None:
         folded = without_mirrored_neurons(network.graph)
         if folded is not network.graph:
@@ -82,7 +88,7 @@ class InputSplit:
         self.rows = GroupedRows(objective, cases, network)
         self.bounder = BoxBounder(network, self.rows, budget)
         usable = [rule for rule in rules if self.bounder.takes_pairs or not rule.looks]
-        self.parts = Parts(usable or list(rules))
+        self.parts = Subtrees(usable or list(rules))
         self.tries = Tries()
         self.takes_slopes = self.bounder.takes_pairs and has_slopes(self.bounder)
         self.root_width = (self.rows.upper - self.rows.lower).amax(0, keepdim=True)
@@ -99,7 +105,9 @@ class InputSplit:
     def stuck(self) -> int:
         return self.parts.stuck
 
-    def run(self, seconds: float, on_progress: Callable[[int, int], None] | None = None) -> Outcome:
+    def run(
+        self, seconds: float, on_progress: Callable[[int, int], None] | None = None
+    ) -> InputOutcome:
         """Search until everything is excluded, a witness is confirmed, the deadline passes, or
         ``seconds`` are over (at least one round is done).
 
@@ -121,8 +129,8 @@ class InputSplit:
     def _left(self) -> int:
         return self.roots_left + sum(map(len, self.open_roots)) + len(self.parts)
 
-    def _outcome(self, proved: bool, left: int, witness: object | None = None) -> Outcome:
-        return Outcome(proved, self.rounds, self.domains, self.stuck, left, witness)
+    def _outcome(self, proved: bool, left: int, witness: object | None = None) -> InputOutcome:
+        return InputOutcome(proved, self.rounds, self.domains, self.stuck, left, witness)
 
     # -- rounds ------------------------------------------------------------------------------------
 
@@ -140,7 +148,7 @@ class InputSplit:
         if len(boxes):
             self.open_roots.append(boxes)
         if not self.roots_left and self.open_roots:
-            self.parts.add_roots(concatenate(self.open_roots))
+            self.parts.add_roots(joined(self.open_roots))
             self.open_roots = []
         return None
 
@@ -209,7 +217,7 @@ class InputSplit:
         self.quick_closed += len(boxes) - len(left)
         return left
 
-    def _ascend(self, boxes: Boxes, stage: Stage, rows: RowBounds) -> RowBounds:
+    def _ascend(self, boxes: Boxes, stage: RelaxedBoxes, rows: RowBounds) -> RowBounds:
         """Better slopes for the best row of every open case, in boxes where that is worth it.
 
         Only the value is used: a line whose slopes suit one bound says less about where to split.
@@ -218,7 +226,9 @@ class InputSplit:
         if not len(is_open):
             return rows
         kind = self.tries.kinds(_worst(boxes, rows)[is_open], boxes.least[is_open])
-        passes = float(boxes.open[is_open].sum()) / len(is_open) * (STEPS * STEP_COST + 2)
+        passes = (
+            float(boxes.open[is_open].sum()) / len(is_open) * (ASCENT_STEPS * ASCENT_STEP_COST + 2)
+        )
         saved = 2.0 * self.sharp_work / max(self.sharp_boxes, 1.0)
         chosen = self.tries.chosen(kind, saved / passes)
         kind, chosen = kind[chosen], is_open[chosen]
@@ -264,7 +274,7 @@ class InputSplit:
         low, up = (
             end.unsqueeze(1).expand(-1, rows.a.shape[1], -1) for end in (boxes.lower, boxes.upper)
         )
-        low, up, is_left = claims.clipped(low, up, rows.a, rows.least, CLIP_ROUNDS)
+        low, up, is_left = claims.clipped(low, up, rows.a, rows.least, _CLIP_ROUNDS)
         feasible = boxes.open & is_left
         shut = ~feasible.unsqueeze(2)
         lower = torch.where(shut, torch.inf, low).amin(dim=1)
@@ -310,7 +320,7 @@ class InputSplit:
         return children
 
     def _scores(
-        self, rule: Rule, boxes: Boxes, rows: RowBounds, can: Tensor
+        self, rule: SplitRule, boxes: Boxes, rows: RowBounds, can: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Scores ``[B, n]``, -1 where a coordinate cannot be halved, and their cost in boxes."""
         width = boxes.upper - boxes.lower
@@ -324,7 +334,7 @@ class InputSplit:
         cost = (self.bounder.work - work) / max(len(boxes), 1) / max(box, 1.0)
         return score, width.new_full((len(boxes),), cost)
 
-    def _look_ahead(self, rule: Rule, boxes: Boxes, score: Tensor) -> Tensor:
+    def _look_ahead(self, rule: SplitRule, boxes: Boxes, score: Tensor) -> Tensor:
         """Products of what both halves gain, for the best few coordinates; ties go to ``score``.
 
         Gains are those of the cheap stage over itself: the box's own bounds may come from a sharper
@@ -333,7 +343,7 @@ class InputSplit:
         count = min(rule.looks, score.shape[1])
         best = score.topk(count, dim=1)
         halves = [_halves(boxes, best.indices[:, k]) for k in range(count)]
-        tried = concatenate([boxes, *halves])
+        tried = joined([boxes, *halves])
         rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
         least = _worst(tried, rows)
         before, reached = least[: len(boxes)], least[len(boxes) :].reshape(count, len(boxes), 2)
