@@ -1,97 +1,62 @@
 """Branch and bound over the input box: for networks with few inputs that vary.
 
-A domain is a box together with the cases still open on it. Each round takes a batch of domains and
+A domain is a box together with the cases still open on it. Each round takes a batch of boxes and
 
-1. bounds every layer (interval, then CROWN where it matters) and the rows of all open cases;
-2. closes a case when one of its rows is positive on the whole box;
+1. bounds the rows of all open cases, in stages (``bounds``), and closes a case when one of its rows
+   is positive on the whole box; rows that are nearly positive get better slopes (``ascent``);
+2. probes the midpoint and the minimiser of the worst row with the network itself;
 3. clips: a violation of a case must satisfy ``a x + c <= 0`` for *each* of its rows, so every
    coordinate obeys ``a_i x_i <= min_i - L`` with ``L`` the row's least value and ``min_i`` the
    least value of ``a_i x_i``; a domain keeps the hull of what its open cases leave
    (Clip-and-Verify, 2025, "relaxed" form; ``bounds.claims``);
-4. probes the midpoint and the minimiser of the worst row with the network itself;
-5. halves what is left along the coordinate that matters most to the rows (smart branching:
-   ``|a_i| * width``).
+4. halves what is left along the coordinate that the rule of its part says (``rules``, ``parts``).
 
 All numbers are float64 and rounded outward (``bounds.rounding``), so a closed domain is a proof.
-Legend: ``B`` domains, ``Q`` cases of a box, ``S`` rows of a case, ``n`` inputs, ``m`` outputs.
+The size of a batch follows from the work of a box, not from clocks: neither a near deadline nor a
+busy machine changes the tree. Legend: see ``boxes``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitcrown.bounds import claims
-from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds
-from bitcrown.bounds.intermediate import Enclosure, LayerBounder
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
+from bitcrown.model.mirrored import without_mirrored_neurons
+from bitcrown.search.inputs.ascent import (
+    ASCENT_STEP_COST,
+    ASCENT_STEPS,
+    Tries,
+    has_slopes,
+    sharpened_values,
+)
+from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
+from bitcrown.search.inputs.boxes import Boxes, GroupedRows, joined
+from bitcrown.search.inputs.parts import Subtrees
+from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule, scores
 from bitcrown.search.objective import Objective
 
-CLIP_ROUNDS = 3
+_CLIP_ROUNDS = 3
+ROUND_ENTRIES = 1 << 22
+"""Entries of the passes of one round: more are no faster on a CPU core, fewer wait for Python."""
+LARGEST_BATCH, SMALLEST_BATCH = 4096, 8
+FEW = 16
+"""Boxes up to which a round costs the same however many they are: they are cut more than once."""
+PROBED = 8
+"""Candidates replayed in a round."""
+CHEAP_TRIAL = 16
+"""A stage that closes too little is tried again once in so many rounds."""
 
 
 @dataclass
-class Boxes:
-    """Domains: ``lower``/``upper [B, n]``, ``group [B]`` (which original box), ``open [B, Q]``
-    (cases not excluded)."""
-
-    lower: Tensor
-    upper: Tensor
-    group: Tensor
-    open: Tensor
-
-    def __len__(self) -> int:
-        return int(self.lower.shape[0])
-
-    def select(self, index: Tensor) -> Boxes:
-        return Boxes(self.lower[index], self.upper[index], self.group[index], self.open[index])
-
-
-def concatenate(parts: list[Boxes]) -> Boxes:
-    fields = zip(*((p.lower, p.upper, p.group, p.open) for p in parts), strict=True)
-    return Boxes(*(torch.cat(list(field)) for field in fields))
-
-
-class GroupedRows:
-    """Rows of all cases, grouped by box: ``C [G, Q, S, m]``, ``D [G, Q, S, n]`` or None,
-    ``rhs [G, Q, S]``."""
-
-    def __init__(self, objective: Objective, cases: np.ndarray, network: Network) -> None:
-        boxes, group_of = np.unique(objective.box[cases], return_inverse=True)
-        counts = np.bincount(group_of, minlength=len(boxes))
-        depth, width = objective.C.shape[1], int(counts.max())
-        place = np.zeros(len(cases), dtype=np.int64)
-        seen = np.zeros(len(boxes), dtype=np.int64)
-        for k, g in enumerate(group_of):
-            place[k], seen[g] = seen[g], seen[g] + 1
-        c = np.zeros((len(boxes), width, depth, objective.C.shape[2]))
-        c[group_of, place] = objective.C[cases]
-        rhs = np.full((len(boxes), width, depth), np.inf)
-        rhs[group_of, place] = objective.rhs[cases]
-        used = np.zeros((len(boxes), width), dtype=bool)
-        used[group_of, place] = True
-        self.C, self.rhs = network.tensor(c), network.tensor(rhs)
-        self.D = None
-        if objective.D is not None:
-            d = np.zeros((len(boxes), width, depth, objective.D.shape[2]))
-            d[group_of, place] = objective.D[cases]
-            self.D = network.tensor(d)
-        self.roots = Boxes(
-            network.tensor(objective.lower[boxes]),
-            network.tensor(objective.upper[boxes]),
-            torch.arange(len(boxes), device=network.device),
-            torch.as_tensor(used, device=network.device),
-        )
-
-
-@dataclass
-class Outcome:
+class InputOutcome:
     """``proved`` says that every case was excluded everywhere; ``stuck`` counts domains too small
     to split."""
 
@@ -104,7 +69,8 @@ class Outcome:
 
 
 class InputSplit:
-    """``confirm(x [n]) -> witness or None`` replays a candidate on the original network."""
+    """``confirm(x [n]) -> witness or None`` replays a candidate on the original network; ``rules``
+    compete, the first one begins."""
 
     def __init__(
         self,
@@ -113,190 +79,299 @@ class InputSplit:
         cases: np.ndarray,
         confirm: Callable[[np.ndarray], object | None],
         budget: Budget,
+        rules: Sequence[SplitRule] = SPLIT_RULES,
     ) -> None:
+        folded = without_mirrored_neurons(network.graph)
+        if folded is not network.graph:
+            network = Network(folded, network.dtype, network.device)
         self.network, self.confirm, self.budget = network, confirm, budget
         self.rows = GroupedRows(objective, cases, network)
-        self.bounder = LayerBounder(network, min(budget.memory // 4, 1 << 29), quick=True)
-        self.batch = self._first_batch()
-        self.rounds = self.domains = self.stuck = 0
+        self.bounder = BoxBounder(network, self.rows, budget)
+        usable = [rule for rule in rules if self.bounder.takes_pairs or not rule.looks]
+        self.parts = Subtrees(usable or list(rules))
+        self.tries = Tries()
+        self.takes_slopes = self.bounder.takes_pairs and has_slopes(self.bounder)
+        self.root_width = (self.rows.upper - self.rows.lower).amax(0, keepdim=True)
+        self.rounds = self.domains = 0
         self.rejected = 0
-        self.stack = [self.rows.roots]
+        self.sharp_boxes = self.sharp_work = self.quick_boxes = self.quick_work = 0.0
+        self.quick_closed = 0.0
+        self.roots_left = len(self.rows.lower)
+        self.root_known: tuple[Tensor, Tensor] | None = None
+        self.open_roots: list[Boxes] = []
+        self.batch = SMALLEST_BATCH if self.bounder.takes_pairs else 1
 
-    def _first_batch(self) -> int:
-        """Boxes per round to begin with; grows or shrinks with the measured time per box."""
-        widest = max(node.size for node in self.network.graph.nodes.values())
-        return max(1, min(256, (1 << 16) // widest))
+    @property
+    def stuck(self) -> int:
+        return self.parts.stuck
 
-    def run(self, seconds: float, on_progress: Callable[[int, int], None] | None = None) -> Outcome:
+    def run(
+        self, seconds: float, on_progress: Callable[[int, int], None] | None = None
+    ) -> InputOutcome:
         """Search until everything is excluded, a witness is confirmed, the deadline passes, or
         ``seconds`` are over (at least one round is done).
 
         Only an outcome that says ``proved`` proves anything; calling again goes on.
         """
-        stack = self.stack
-        best_rate = 0.0
         first, end = self.rounds, time.monotonic() + seconds
-        while stack:
+        while self.roots_left or len(self.parts.parts):
             if self.budget.is_expired() or (self.rounds > first and time.monotonic() > end):
-                return self._outcome(False, sum(len(part) for part in stack))
-            batch = self._take(stack)
-            started = time.perf_counter()
-            rest, witness = self._round(batch)
+                return self._outcome(False, self._left())
+            with torch.no_grad():
+                witness = self._root_round() if self.roots_left else self._tree_round()
             if witness is not None:
                 return self._outcome(False, 0, witness)
-            rate = len(batch) / (time.perf_counter() - started)
-            best_rate = self._resize(len(batch), rate, best_rate)
-            if len(rest):
-                stack.append(rest)
             self.rounds += 1
-            self.domains += len(batch)
             if on_progress is not None:
-                on_progress(self.domains, sum(len(part) for part in stack))
+                on_progress(self.domains, self._left())
         return self._outcome(self.stuck == 0, self.stuck)
 
-    def _outcome(self, proved: bool, left: int, witness: object | None = None) -> Outcome:
-        return Outcome(proved, self.rounds, self.domains, self.stuck, left, witness)
+    def _left(self) -> int:
+        return self.roots_left + sum(map(len, self.open_roots)) + len(self.parts)
 
-    def _resize(self, size: int, rate: float, best: float) -> float:
-        """Double the batch while that raises the rate and a round stays short against the time
-        left."""
-        seconds = size / rate
-        if seconds > min(2.0, 0.1 * max(self.budget.remaining(), 0.1)):
-            self.batch = max(1, self.batch // 2)
-        elif (
-            size == self.batch
-            and rate > 0.9 * best
-            and seconds < 0.5
-            and self._fits(2 * self.batch)
-        ):
-            self.batch *= 2
-        return max(best, rate)
+    def _outcome(self, proved: bool, left: int, witness: object | None = None) -> InputOutcome:
+        return InputOutcome(proved, self.rounds, self.domains, self.stuck, left, witness)
 
-    def _fits(self, boxes: int) -> bool:
+    # -- rounds ------------------------------------------------------------------------------------
+
+    def _root_round(self) -> object | None:
+        """Bound root boxes; what is open when all are becomes the first part."""
+        if self.root_known is None:
+            self.root_known = self.bounder.root()
+        done = len(self.rows.lower) - self.roots_left
+        count = min(self.roots_left, self.batch)
+        index = torch.arange(done, done + count, device=self.rows.lower.device)
+        boxes, _, witness = self._examine(self.rows.roots(index, self.root_known))
+        if witness is not None:
+            return witness
+        self.roots_left -= count
+        if len(boxes):
+            self.open_roots.append(boxes)
+        if not self.roots_left and self.open_roots:
+            self.parts.add_roots(joined(self.open_roots))
+            self.open_roots = []
+        return None
+
+    def _tree_round(self) -> object | None:
+        boxes, rows, witness = self._examine(self.parts.take(self.batch))
+        if witness is None:
+            self.parts.give(*self._split(boxes, rows))
+        return witness
+
+    def _resize(self) -> None:
+        """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room.
+
+        In wide networks one box is work enough, and has zonotopes, which a batch has not.
+        """
+        if not self.bounder.takes_pairs:
+            self.batch = 1
+            return
+        entries = self.bounder.work / max(self.domains, 1) * self.bounder.mean_width
+        known = sum(self.bounder.sizes) * 16 * 64
         total = sum(node.size for node in self.network.graph.nodes.values())
-        return boxes * total * 8 * 6 < self.budget.memory // 2
+        room = self.budget.memory // 4 // (total * 8 * 6 + known + 1)
+        wanted = int(min(LARGEST_BATCH, ROUND_ENTRIES / max(entries, 1.0), room))
+        self.batch = max(1, min(max(wanted, SMALLEST_BATCH), 4 * self.batch, max(room, 1)))
 
-    def _take(self, stack: list[Boxes]) -> Boxes:
-        parts, size = [], 0
-        while stack and size < self.batch:
-            part = stack.pop()
-            if size + len(part) > self.batch:
-                cut = self.batch - size
-                index = torch.arange(len(part), device=part.lower.device)
-                stack.append(part.select(index[cut:]))
-                part = part.select(index[:cut])
-            parts.append(part)
-            size += len(part)
-        return parts[0] if len(parts) == 1 else concatenate(parts)
-
-    def _round(self, boxes: Boxes) -> tuple[Boxes, object | None]:
-        with torch.no_grad():
-            enclosure = self.bounder.run(boxes.lower, boxes.upper)
-            lines, values = self._bound_rows(boxes, enclosure)
-            boxes.open &= ~claims.excluded(values).any(dim=2)
-            keep = boxes.open.any(dim=1).nonzero().flatten()
-            if not len(keep):
-                return boxes.select(keep), None
-            boxes = boxes.select(keep)
-            coefficient, values = lines.coefficient[keep], values[keep]
-            coefficient = coefficient.reshape(*values.shape, -1)
-            witness = self._probe(boxes, coefficient, values)
-            if witness is not None:
-                return boxes, witness
-            boxes, coefficient, values = self._clip(boxes, coefficient, values)
-            return self._split(boxes, coefficient, values), None
-
-    def _bound_rows(self, boxes: Boxes, enclosure: Enclosure) -> tuple[Lines, Tensor]:
-        """Lines of all rows and their least values minus ``rhs``: ``[B, Q, S]``."""
-        shared = len(self.rows.C) == 1
-        group = boxes.group[:1] if shared else boxes.group
-        c, rhs = self.rows.C[group], self.rows.rhs[group]
-        relaxations = enclosure.relaxations
-        backward = Backward(self.network, relaxations, scales=enclosure.scales)
-        lines = backward.run(output_seeds(self.network, c.flatten(1, 2)))
-        lines = Lines(*(part.expand(len(boxes), *part.shape[1:]) for part in lines))
-        if self.rows.D is not None:
-            lines = lines._replace(coefficient=lines.coefficient + self.rows.D[group].flatten(1, 2))
-        gamma = self.bounder.gamma
-        value = minimum(lines, boxes.lower, boxes.upper, gamma)
-        return lines, claims.least_margin(value, rhs.flatten(1)).reshape(len(boxes), *c.shape[1:3])
-
-    def _probe(self, boxes: Boxes, coefficient: Tensor, values: Tensor) -> object | None:
-        """Try midpoints and row minimisers; replay what the float network finds to violate."""
-        worst = (
-            torch.where(boxes.open.unsqueeze(2), values, torch.full_like(values, np.inf))
-            .flatten(1)
-            .argmin(1)
+    def _examine(self, boxes: Boxes) -> tuple[Boxes, RowBounds, object | None]:
+        """The boxes that stay open, clipped, and the bounds of their rows; or a witness."""
+        self.domains += len(boxes)
+        if self._is_quick_useful():
+            boxes = self._close_quickly(boxes)
+        before, work = len(boxes), self.bounder.work
+        stage, boxes = self.bounder.sharp(boxes)
+        rows = self.bounder.row_bounds(boxes, stage)
+        self.sharp_boxes, self.sharp_work = (
+            self.sharp_boxes + before,
+            self.sharp_work + self.bounder.work - work,
         )
-        a = coefficient.flatten(1, 2)[torch.arange(len(boxes), device=worst.device), worst]
+        boxes.open = boxes.open & ~claims.excluded(rows.best).any(dim=2)
+        if self.takes_slopes:
+            rows = self._ascend(boxes, stage, rows)
+        boxes, rows = _kept(boxes, rows)
+        self._resize()
+        if not len(boxes):
+            return boxes, rows, None
+        witness = self._probe(boxes, rows)
+        if witness is not None:
+            return boxes, rows, witness
+        boxes = replace(boxes, least=_worst(boxes, rows).clamp(max=0.0))
+        return *self._clip(boxes, rows), None
+
+    def _is_quick_useful(self) -> bool:
+        """Whether the cheap stage closes enough boxes to pay for itself."""
+        if not self.bounder.takes_pairs or not self.rounds:
+            return False
+        if self.rounds % CHEAP_TRIAL == 0 or not self.quick_boxes or not self.sharp_boxes:
+            return True
+        saved = self.quick_closed / self.quick_boxes * self.sharp_work / self.sharp_boxes
+        return saved > self.quick_work / self.quick_boxes
+
+    def _close_quickly(self, boxes: Boxes) -> Boxes:
+        work = self.bounder.work
+        rows = self.bounder.row_bounds(boxes, self.bounder.quick(boxes))
+        boxes.open = boxes.open & ~claims.excluded(rows.best).any(dim=2)
+        left = boxes.select(boxes.open.any(dim=1).nonzero().flatten())
+        self.quick_boxes += len(boxes)
+        self.quick_work += self.bounder.work - work
+        self.quick_closed += len(boxes) - len(left)
+        return left
+
+    def _ascend(self, boxes: Boxes, stage: RelaxedBoxes, rows: RowBounds) -> RowBounds:
+        """Better slopes for the best row of every open case, in boxes where that is worth it.
+
+        Only the value is used: a line whose slopes suit one bound says less about where to split.
+        """
+        is_open = boxes.open.any(dim=1).nonzero().flatten()
+        if not len(is_open):
+            return rows
+        kind = self.tries.kinds(_worst(boxes, rows)[is_open], boxes.least[is_open])
+        passes = (
+            float(boxes.open[is_open].sum()) / len(is_open) * (ASCENT_STEPS * ASCENT_STEP_COST + 2)
+        )
+        saved = 2.0 * self.sharp_work / max(self.sharp_boxes, 1.0)
+        chosen = self.tries.chosen(kind, saved / passes)
+        kind, chosen = kind[chosen], is_open[chosen]
+        if not len(chosen):
+            return rows
+        place, case = boxes.open[chosen].nonzero(as_tuple=True)
+        box = chosen[place]
+        best = rows.best[box, case].argmax(dim=1)
+        group = boxes.group[box]
+        row = self.rows.place[group, case, best]
+        value = sharpened_values(self.bounder, boxes, stage, box, row)
+        value = claims.least_margin(value, self.rows.rhs[group, case, best])
+        rows.best[box, case, best] = torch.maximum(rows.best[box, case, best], value)
+        boxes.open &= ~claims.excluded(rows.best).any(dim=2)
+        self.tries.note(kind, ~boxes.open[chosen].any(dim=1))
+        return rows
+
+    def _probe(self, boxes: Boxes, rows: RowBounds) -> object | None:
+        """Try midpoints and row minimisers; replay what the float network finds to violate."""
+        worst = torch.where(boxes.open.unsqueeze(2), rows.least, torch.inf).flatten(1).argmin(1)
+        a = rows.a.flatten(1, 2)[torch.arange(len(boxes), device=worst.device), worst]
         corner = claims.corner(a, boxes.lower, boxes.upper)
         points = torch.cat([(boxes.lower + boxes.upper) / 2, corner])
         outputs = self.network(points)
         group = boxes.group.repeat(2)
-        reached = (self.rows.C[group] * outputs[:, None, None, :]).sum(3)
+        reached = (self.rows.C[group] * outputs[:, None, :]).sum(2)
         if self.rows.D is not None:
-            reached = reached + (self.rows.D[group] * points[:, None, None, :]).sum(3)
-        bad = (
-            ((reached <= self.rows.rhs[group]).all(dim=2) & boxes.open.repeat(2, 1))
-            .any(dim=1)
-            .nonzero()
-            .flatten()
-        )
-        for k in bad[:8].tolist():
+            reached = reached + (self.rows.D[group] * points[:, None, :]).sum(2)
+        violated = (self.rows.spread(reached, group) <= self.rows.rhs[group]).all(dim=2)
+        bad = (violated & boxes.open.repeat(2, 1)).any(dim=1).nonzero().flatten()
+        for k in bad[:PROBED].tolist():
             witness = self.confirm(points[k].cpu().numpy())
             if witness is not None:
                 return witness
             self.rejected += 1
         return None
 
-    def _clip(self, boxes: Boxes, a: Tensor, values: Tensor) -> tuple[Boxes, Tensor, Tensor]:
+    def _clip(self, boxes: Boxes, rows: RowBounds) -> tuple[Boxes, RowBounds]:
         """Shrink boxes to the hull of what each open case leaves; drop boxes that become empty.
 
         Rows are used again on the box that the others left, which is how conjunctions pay.
         """
         low, up = (
-            end.unsqueeze(1).expand(-1, a.shape[1], -1) for end in (boxes.lower, boxes.upper)
+            end.unsqueeze(1).expand(-1, rows.a.shape[1], -1) for end in (boxes.lower, boxes.upper)
         )
-        low, up, is_left = claims.clipped(low, up, a, values, CLIP_ROUNDS)
+        low, up, is_left = claims.clipped(low, up, rows.a, rows.least, _CLIP_ROUNDS)
         feasible = boxes.open & is_left
         shut = ~feasible.unsqueeze(2)
         lower = torch.where(shut, torch.inf, low).amin(dim=1)
         upper = torch.where(shut, -torch.inf, up).amax(dim=1)
-        keep = feasible.any(dim=1).nonzero().flatten()
-        clipped = Boxes(lower, upper, boxes.group, feasible).select(keep)
-        return clipped, a[keep], values[keep]
+        return _kept(replace(boxes, lower=lower, upper=upper, open=feasible), rows)
 
-    def _split(self, boxes: Boxes, a: Tensor, values: Tensor) -> Boxes:
-        """Halve each box along its most influential coordinate; boxes that floats cannot halve are
-        stuck."""
-        width = boxes.upper - boxes.lower
-        weight = (
-            torch.where(boxes.open[:, :, None, None], a.abs(), torch.zeros_like(a))
-            .flatten(1, 2)
-            .amax(1)
-        )
-        score = (weight + 1e-3 * weight.amax(1, keepdim=True)) * width + 1e-12 * width
+    # -- splits ------------------------------------------------------------------------------------
+
+    def _split(self, boxes: Boxes, rows: RowBounds) -> tuple[Boxes, Tensor, Tensor]:
+        """Both halves of every box along the coordinate that its rule chooses, what choosing has
+        cost each of them, and the regions of boxes that floats cannot halve."""
         middle = (boxes.lower + boxes.upper) / 2
-        can_split = (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
-        score = torch.where(
-            torch.isfinite(score), score, width
-        )  # rows without bound say nothing about coordinates
-        score = torch.where(can_split, score, torch.full_like(score, -1.0))
-        axis = score.argmax(dim=1)
-        movable = can_split.any(dim=1)
-        self.stuck += int((~movable).sum())
-        boxes, axis, middle = (
-            boxes.select(movable.nonzero().flatten()),
-            axis[movable],
-            middle[movable],
-        )
-        index = torch.arange(len(boxes), device=axis.device)
-        left_upper, right_lower = boxes.upper.clone(), boxes.lower.clone()
-        left_upper[index, axis] = middle[index, axis]
-        right_lower[index, axis] = middle[index, axis]
-        return Boxes(
-            torch.cat([boxes.lower, right_lower]),
-            torch.cat([left_upper, boxes.upper]),
-            boxes.group.repeat(2),
-            boxes.open.repeat(2, 1),
-        )
+        can = (middle > boxes.lower) & (middle < boxes.upper) & torch.isfinite(middle)
+        movable = can.any(dim=1)
+        stuck = boxes.region[~movable]
+        index = movable.nonzero().flatten()
+        boxes, rows = boxes.select(index), RowBounds(*(part[index] for part in rows))
+        score = boxes.lower.new_full(boxes.lower.shape, -1.0)
+        cost = boxes.lower.new_zeros(len(boxes))
+        for rule in self.parts.rules:
+            numbers = [n for n, (_, tried) in self.parts.attempts.items() if tried.rule is rule]
+            mine = torch.isin(boxes.region, boxes.region.new_tensor(numbers)).nonzero().flatten()
+            if len(mine):
+                found = RowBounds(*(part[mine] for part in rows))
+                score[mine], cost[mine] = self._scores(
+                    rule, boxes.select(mine), found, can[index][mine]
+                )
+        children = _halves(boxes, score.argmax(dim=1))
+        if len(children) < FEW:
+            children = self._halves_again(children, score.repeat_interleave(2, dim=0))
+        share = len(children) // max(len(boxes), 1)
+        return children, (cost / max(share, 1)).repeat_interleave(share), stuck
+
+    def _halves_again(self, children: Boxes, score: Tensor) -> Boxes:
+        """While boxes are few a round costs the same for twice as many: cut along the second-best
+        coordinate, too."""
+        middle = (children.lower + children.upper) / 2
+        first = score.argmax(dim=1, keepdim=True)
+        second = score.scatter(1, first, -1.0)
+        second = torch.where((middle > children.lower) & (middle < children.upper), second, -1.0)
+        if len(children) and bool((second > 0).any(dim=1).all()):
+            return _halves(children, second.argmax(dim=1))
+        return children
+
+    def _scores(
+        self, rule: SplitRule, boxes: Boxes, rows: RowBounds, can: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``[B, n]``, -1 where a coordinate cannot be halved, and their cost in boxes."""
+        width = boxes.upper - boxes.lower
+        score = scores(rule, rows.a, boxes.open, width, self.root_width)
+        score = torch.where(can, score, -1.0)
+        if not rule.looks:
+            return score, width.new_zeros(len(boxes))
+        work = self.bounder.work
+        score = self._look_ahead(rule, boxes, score)
+        box = self.sharp_work / max(self.sharp_boxes, 1.0)
+        cost = (self.bounder.work - work) / max(len(boxes), 1) / max(box, 1.0)
+        return score, width.new_full((len(boxes),), cost)
+
+    def _look_ahead(self, rule: SplitRule, boxes: Boxes, score: Tensor) -> Tensor:
+        """Products of what both halves gain, for the best few coordinates; ties go to ``score``.
+
+        Gains are those of the cheap stage over itself: the box's own bounds may come from a sharper
+        one, against which no half would gain anything.
+        """
+        count = min(rule.looks, score.shape[1])
+        best = score.topk(count, dim=1)
+        halves = [_halves(boxes, best.indices[:, k]) for k in range(count)]
+        tried = joined([boxes, *halves])
+        rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
+        least = _worst(tried, rows)
+        before, reached = least[: len(boxes)], least[len(boxes) :].reshape(count, len(boxes), 2)
+        limit = torch.where(torch.isfinite(before), -before, 1.0)[None, :, None]
+        gain = claims.ratio((reached - before[None, :, None]).clamp(min=0.0), limit)
+        product = (gain.clamp(max=1.0) + 1e-8).prod(dim=2).T
+        ties = 1e-16 * claims.ratio(best.values, best.values[:, :1])
+        found = torch.where(best.values >= 0, product + ties, -1.0)
+        return torch.full_like(score, -1.0).scatter(1, best.indices, found)
+
+
+def _kept(boxes: Boxes, rows: RowBounds) -> tuple[Boxes, RowBounds]:
+    """Boxes with an open case."""
+    index = boxes.open.any(dim=1).nonzero().flatten()
+    return boxes.select(index), RowBounds(*(part[index] for part in rows))
+
+
+def _worst(boxes: Boxes, rows: RowBounds) -> Tensor:
+    """``[B]``: the least, over open cases, of what their best row proves."""
+    best = rows.best.amax(dim=2)
+    return torch.where(boxes.open, best, torch.inf).amin(dim=1)
+
+
+def _halves(boxes: Boxes, axis: Tensor) -> Boxes:
+    """``[2 B]``: the two halves of each box next to each other."""
+    index = torch.arange(len(boxes), device=axis.device)
+    middle = ((boxes.lower + boxes.upper) / 2)[index, axis]
+    both = boxes.select(index.repeat_interleave(2))
+    both.upper[2 * index, axis] = middle
+    both.lower[2 * index + 1, axis] = middle
+    return replace(both, mass=both.mass / 2)

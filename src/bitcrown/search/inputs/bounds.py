@@ -1,0 +1,345 @@
+"""Bounds of the rows over many boxes at once, in stages: the cheap ones for all, the others for
+what they leave.
+
+1. *Intervals*, met with what the parent box knows, give relaxations; one backward pass for the
+   rows. The outputs' own intervals exclude a row, too (``interval_values``).
+2. *CROWN* for every inner entry that is still undecided in that very box. All (box, entry) pairs of
+   a layer are one backward pass: a batch never pays for an entry in boxes where it is decided.
+3. The rows again, with the relaxations of 2.
+
+Wide networks leave 1 and 2 to ``bounds.intermediate``, which has zonotopes and receptive fields.
+
+Every bound here is float64 with rounding error (``bounds.rounding``). Magnitudes are those of the
+root, which hold on every smaller box. Legend: see ``boxes``; ``P`` pairs, ``*`` a node's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds import claims, rounding
+from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_radius, node_scale
+from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.budget import Budget
+from bitcrown.model.execute import Network, elements
+from bitcrown.search.inputs.boxes import Boxes, GroupedRows
+
+PAIRS_BELOW = 8192
+"""Entries read by nonlinear nodes up to which (box, entry) pairs are bounded one by one."""
+SMALL_LOSS = 1e-8
+"""Rounding, as a share of the largest value of a layer, below which its worst case serves all rows;
+elsewhere every pass adds up its own."""
+_CACHED = 1 << 24
+"""Bytes of one backward pass: what stays in the caches of a CPU."""
+
+
+class RowBounds(NamedTuple):
+    """``quantity >= a x + c`` with ``a [B, Q, S, n]`` and least value ``least [B, Q, S]`` over the
+    box; ``best`` is not below ``least`` and bounds the row, not this line."""
+
+    a: Tensor
+    least: Tensor
+    best: Tensor
+
+
+class RelaxedBoxes(NamedTuple):
+    """Bounds ``[B, *]`` of every node and the relaxations that follow from them."""
+
+    bounds: Bounds
+    relaxations: dict[str, Relaxation]
+    scales: rounding.Scales
+
+
+class BoxBounder:
+    """``work`` counts the entries that backward passes have touched: the measure of cost."""
+
+    def __init__(self, network: Network, rows: GroupedRows, budget: Budget) -> None:
+        self.network, self.rows, self.budget = network, rows, budget
+        self.gamma = rounding.gamma(network)
+        graph = network.graph
+        self.nonlinear = [
+            node
+            for node in graph.nodes.values()
+            if node.name not in graph.inputs and not network.rows[node.name].is_affine
+        ]
+        operands = dict.fromkeys(name for node in self.nonlinear for name in node.inputs)
+        self.operands = [name for name in operands if name not in graph.inputs]
+        self.sizes = [graph.nodes[name].size for name in self.operands]
+        self.first = {
+            name
+            for name in self.operands
+            if graph.nodes[name].inputs
+            and all(source in graph.inputs for source in graph.nodes[name].inputs)
+        }
+        self.widest = max(node.size for node in graph.nodes.values())
+        self.mean_width = sum(node.size for node in graph.nodes.values()) / len(graph.nodes)
+        memory = min(budget.memory // 4, 1 << 29)
+        self.layers = LayerBounder(network, memory, quick=True, budget=budget)
+        self.takes_pairs = sum(self.sizes) <= PAIRS_BELOW
+        self.work = 0
+        self.root_scales: rounding.Scales | None = None
+        self.losses: dict[str, Tensor] = {}
+
+    def root(self) -> tuple[Tensor, Tensor]:
+        """Bounds ``[1, N]`` of inner entries over the hull of all root boxes."""
+        low, up = (
+            self.rows.lower.amin(0, keepdim=True),
+            self.rows.upper.amax(0, keepdim=True),
+        )
+        if not self.takes_pairs:
+            return low[:, :0], low[:, :0]
+        enclosure = self.layers.run(low, up)
+        sizes = [*enclosure.scales.values(), *enclosure.scales.radii.values()]
+        if all(bool(torch.isfinite(size).all()) for size in sizes):
+            self.root_scales = enclosure.scales
+            self.losses = self._losses(enclosure.scales)
+        return self._flat(enclosure.bounds, 1)
+
+    def _losses(self, scales: rounding.Scales) -> dict[str, Tensor]:
+        """How much rounding may cost a backward pass that begins with one entry of a node:
+        ``[1, *]``, on every smaller box; only for nodes where it is small, and where slopes are
+        bounded.
+
+        A pass loses ``gamma sum_p <|a_p|, scale_p>`` (``rounding``). With slopes in [0, 1] the
+        coefficients ``|a_p|`` are at most those of a pass through ``|W|``, so the sum over all
+        passes at once is one forward pass: ``T = scale + |W| T`` at an affine node, and
+        ``T = 2 scale + T`` at a ReLU, whose lines have ``|slope z| + |intercept| <= 2 max |z|``.
+        An input counts with its magnitude, and the constants are among the same terms once more,
+        which doubles the sum; ``1e-6`` covers the rounding of coefficients and of ``T`` itself.
+        """
+        network, total = self.network, dict[str, Tensor]()
+        if scales.radii or any(node.op != "Relu" for node in self.nonlinear):
+            return {}
+        for node in network.graph.nodes.values():
+            if node.name in network.graph.inputs:
+                total[node.name] = scales[node.name]
+                continue
+            sources = [total[name] for name in node.inputs]
+            row = network.rows[node.name]
+            if not row.is_affine:
+                total[node.name] = 2 * scales[node.inputs[0]] + sources[0]
+                continue
+            assert row.absolute is not None
+            passed = row.absolute(node, network.params[node.name], sources) if sources else 0.0
+            total[node.name] = scales[node.name] + passed
+        tiny = rounding.underflow(self.gamma, network.dtype)
+        losses = {
+            name: (2 * self.gamma * size + scales.lost + tiny) * (1 + 1e-6)
+            for name, size in total.items()
+        }
+        return {
+            name: loss
+            for name, loss in losses.items()
+            if bool((loss <= SMALL_LOSS * scales[name].amax()).all())
+        }
+
+    def _flat(self, bounds: Bounds, boxes: int) -> tuple[Tensor, Tensor]:
+        empty = self.rows.lower.new_zeros(boxes, 0)
+        ends = (
+            [elements(bounds[name][end], 1).expand(boxes, -1) for name in self.operands]
+            for end in (0, 1)
+        )
+        low, up = (torch.cat([empty, *parts], dim=1) for parts in ends)
+        return low, up
+
+    def _known(self, boxes: Boxes) -> Bounds:
+        if not boxes.known_lower.shape[1]:
+            return {}
+        shapes = [self.network.graph.nodes[name].shape for name in self.operands]
+        lows = torch.split(boxes.known_lower, self.sizes, dim=1)
+        ups = torch.split(boxes.known_upper, self.sizes, dim=1)
+        return {
+            name: (low.reshape(-1, *shape), up.reshape(-1, *shape))
+            for name, low, up, shape in zip(self.operands, lows, ups, shapes, strict=True)
+        }
+
+    # -- stages ------------------------------------------------------------------------------------
+
+    def quick(self, boxes: Boxes) -> RelaxedBoxes:
+        """RelaxedBoxes 1."""
+        if not self.takes_pairs:
+            enclosure = self.layers.run(boxes.lower, boxes.upper)
+            return RelaxedBoxes(enclosure.bounds, enclosure.relaxations, enclosure.scales)
+        return self._walk(boxes, is_sharp=False)
+
+    def sharp(self, boxes: Boxes) -> tuple[RelaxedBoxes, Boxes]:
+        """RelaxedBoxes 2, and the boxes with what is known of them now."""
+        if not self.takes_pairs:
+            return self.quick(boxes), boxes
+        stage = self._walk(boxes, is_sharp=True)
+        low, up = self._flat(stage.bounds, len(boxes))
+        known = Boxes(**{**vars(boxes), "known_lower": low, "known_upper": up})
+        return stage, known
+
+    def _walk(self, boxes: Boxes, is_sharp: bool) -> RelaxedBoxes:
+        network, graph = self.network, self.network.graph
+        known = self._known(boxes)
+        lowers, uppers = network.split_inputs(boxes.lower), network.split_inputs(boxes.upper)
+        bounds: Bounds = {}
+        relaxations: dict[str, Relaxation] = {}
+        scales = rounding.Scales(self.gamma) if self.root_scales is None else self.root_scales
+        done = set(graph.inputs) | self.first
+        for node in graph.nodes.values():
+            if node.name in lowers:
+                bounds[node.name] = (lowers[node.name], uppers[node.name])
+            else:
+                if not network.rows[node.name].is_affine:
+                    for source in node.inputs:
+                        if is_sharp and source not in done:
+                            done.add(source)
+                            bounds[source] = self._tightened(
+                                source, node.op, bounds[source], relaxations, scales, boxes
+                            )
+                    relaxations[node.name] = relaxation_of(node, bounds)
+                operands = [bounds[name] for name in node.inputs]
+                interval = node_interval(network, node, operands, self.gamma)
+                if node.name in known:
+                    interval = intersect(interval, known[node.name])
+                bounds[node.name] = interval
+            if self.root_scales is None:
+                scales[node.name] = node_scale(network, node, bounds[node.name], scales)
+                radius = node_radius(network, node, bounds[node.name], scales)
+                if radius is not None:
+                    scales.radii[node.name] = radius
+        return RelaxedBoxes(bounds, relaxations, scales)
+
+    def _tightened(
+        self,
+        source: str,
+        consumer: str,
+        interval: tuple[Tensor, Tensor],
+        relaxations: Mapping[str, Relaxation],
+        scales: rounding.Scales,
+        boxes: Boxes,
+    ) -> tuple[Tensor, Tensor]:
+        """``interval`` of ``source`` met with CROWN bounds of its undecided entries, box by box."""
+        shape = self.network.graph.nodes[source].shape
+        low, up = (elements(end.expand(len(boxes), *shape), 1).clone() for end in interval)
+        undecided = claims.is_unstable(low, up) if consumer == "Relu" else low < up
+        box, entry = undecided.nonzero(as_tuple=True)
+        step = max(1, _CACHED // (8 * 8 * 2 * self.widest))
+        for some_box, some in zip(torch.split(box, step), torch.split(entry, step), strict=True):
+            if not len(some):
+                continue
+            if self.budget.is_expired():
+                break
+            found = self._pairs(source, some_box, some, relaxations, scales, boxes)
+            new = intersect((low[some_box, some], up[some_box, some]), found)
+            low[some_box, some], up[some_box, some] = new
+        return low.reshape(-1, *shape), up.reshape(-1, *shape)
+
+    def _pairs(
+        self,
+        source: str,
+        box: Tensor,
+        entry: Tensor,
+        relaxations: Mapping[str, Relaxation],
+        scales: rounding.Scales,
+        boxes: Boxes,
+    ) -> tuple[Tensor, Tensor]:
+        """CROWN bounds ``[P]`` of entries ``entry [P]`` of ``source`` in the boxes ``box [P]``."""
+        node = self.network.graph.nodes[source]
+        seed = self.rows.lower.new_zeros(len(box), 2, node.size)
+        place = torch.arange(len(box), device=box.device)
+        seed[place, 0, entry], seed[place, 1, entry] = 1.0, -1.0
+        chosen = {name: gathered(found, box) for name, found in relaxations.items()}
+        self.work += 2 * len(box)
+        seeds = {source: seed.reshape(len(box), 2, *node.shape)}
+        ends = boxes.lower[box], boxes.upper[box]
+        if source not in self.losses:
+            value = minimum(
+                Backward(self.network, chosen, scales=scales).run(seeds), *ends, self.gamma
+            )
+            return value[:, 0], -value[:, 1]
+        value = minimum(Backward(self.network, chosen).run(seeds), *ends)
+        loss = self.losses[source].flatten()[entry]
+        return value[:, 0] - loss, loss - value[:, 1]
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def row_bounds(self, boxes: Boxes, stage: RelaxedBoxes) -> RowBounds:
+        """Bounds of the rows of open cases, minus ``rhs``, with the relaxations of ``stage``.
+
+        Rows that no open case of a box reads are not bounded: their lines are zero, their values
+        ``-inf``.
+        """
+        box, row = self.rows.needed(boxes.group, boxes.open).nonzero(as_tuple=True)
+        count, rows = len(boxes), self.rows.C.shape[1]
+        a = boxes.lower.new_zeros(count, rows, boxes.lower.shape[1])
+        value = boxes.lower.new_full((count, rows), -torch.inf)
+        step = max(1, _CACHED // (8 * 8 * self.widest))
+        for some_box, some in zip(torch.split(box, step), torch.split(row, step), strict=True):
+            if not len(some):
+                continue
+            chosen = {name: gathered(found, some_box) for name, found in stage.relaxations.items()}
+            group = boxes.group[some_box]
+            lines = self.lines(group, some, chosen, stage.scales)
+            a[some_box, some] = lines.coefficient[:, 0]
+            ends = boxes.lower[some_box], boxes.upper[some_box]
+            value[some_box, some] = minimum(lines, *ends, self.gamma)[:, 0]
+        return self._spread(boxes, stage, a, value)
+
+    def lines(
+        self,
+        group: Tensor,
+        row: Tensor,
+        relaxations: Mapping[str, Relaxation],
+        scales: rounding.Scales | None,
+    ) -> Lines:
+        """Lines ``[P, 1, ...]`` of the rows ``row [P]`` of the root boxes ``group [P]``."""
+        self.work += len(row)
+        seeds = output_seeds(self.network, self.rows.C[group, row].unsqueeze(1))
+        lines = Backward(self.network, relaxations, scales=scales).run(seeds)
+        lines = Lines(*(part.expand(len(row), *part.shape[1:]) for part in lines))
+        if self.rows.D is None:
+            return lines
+        own = self.rows.D[group, row].unsqueeze(1)
+        return lines._replace(coefficient=lines.coefficient + own)
+
+    def _spread(self, boxes: Boxes, stage: RelaxedBoxes, a: Tensor, value: Tensor) -> RowBounds:
+        rhs = self.rows.rhs[boxes.group]
+        least = claims.least_margin(self.rows.spread(value, boxes.group), rhs)
+        interval = self.rows.spread(self.interval_values(boxes, stage.bounds), boxes.group)
+        best = torch.maximum(least, claims.least_margin(interval, rhs))
+        return RowBounds(self.rows.spread(a, boxes.group), least, best)
+
+    def interval_values(self, boxes: Boxes, bounds: Bounds) -> Tensor:
+        """Least values ``[B, R]`` of the rows, from the intervals of the outputs.
+
+        A row is ``C y + D x``: linear in ``(y, x)``, which lie in a box; ``minimum`` is exact there
+        up to a sum of ``m + n`` products, whose rounding ``gamma`` must cover.
+        """
+        outputs = self.network.graph.outputs
+        ends = [
+            [elements(bounds[name][end], 1).expand(len(boxes), -1) for name in outputs]
+            for end in (0, 1)
+        ]
+        low, up = (torch.cat(parts, dim=1) for parts in ends)
+        group = boxes.group if len(self.rows.C) > 1 else boxes.group[:1]
+        coefficient = self.rows.C[group]
+        if self.rows.D is not None:
+            low, up = torch.cat([low, boxes.lower], 1), torch.cat([up, boxes.upper], 1)
+            coefficient = torch.cat([coefficient, self.rows.D[group]], dim=2)
+        zero = coefficient.new_zeros(coefficient.shape[:2])
+        unit = torch.finfo(low.dtype).eps
+        gamma = max(self.gamma, 2 * (coefficient.shape[2] + 2) * unit)
+        return minimum(Lines(coefficient, zero, zero), low, up, gamma)
+
+
+def gathered(relaxation: Relaxation, index: Tensor) -> Relaxation:
+    def pick(part: Tensor) -> Tensor:
+        return part[index] if part.shape[0] > 1 else part
+
+    lower, upper = (
+        tuple(pick(slope) for slope in slopes)
+        for slopes in (relaxation.lower_slopes, relaxation.upper_slopes)
+    )
+    return Relaxation(
+        lower, pick(relaxation.lower_intercept), upper, pick(relaxation.upper_intercept)
+    )

@@ -1,0 +1,244 @@
+"""Which rule cuts which part of the tree: rules race on small trees from the same boxes.
+
+A *part* is a set of boxes that must be excluded; an *attempt* at it is a tree below them, grown by
+one rule. A part is done as soon as one attempt has nothing left.
+
+* A part begins with one attempt, and a small tree needs no other.
+* Where that stands still, all rules *race*: each grows a tree from the same boxes, ``RUNGS`` boxes
+  long; those with most left drop out. Nothing of the winner's tree is lost: what it has left open
+  is dealt out to parts of their own, which its rule goes on with.
+* A part that has used its allowance without closing its share as fast as before races again, from
+  its own first box: bad splits at its top are undone. The attempt so far takes part in the race.
+
+The measure is the share of the part that is left, each box weighted by its deficit: how far its
+worst row is from positive, relative to the part's. Work is counted in boxes, never in seconds: a
+busy machine grows the same tree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bitcrown.search.inputs.boxes import Boxes, joined
+from bitcrown.search.inputs.rules import SplitRule
+
+FIRST = 16
+"""Boxes of the first attempt before the rules race."""
+RUNGS = (32, 96, 256)
+"""Boxes of every attempt at the end of each round of a race."""
+SURVIVORS = (3, 2, 1)
+ALLOWANCE = 4096
+"""Boxes of a part before its progress is looked at; twice as many each time it is found well."""
+BRANCHES = 16
+"""Subtrees that a winner's open boxes are dealt out to."""
+DEFICIT_POWER = 0.25
+"""A box that is nearly closed counts less, but not in proportion: the last steps take longest."""
+DECISIVE = 0.7
+"""A race ends early where the first needs less than this share of the boxes of the second."""
+STANDSTILL = 0.25
+"""A part stands still that closes less than this share of what as many boxes closed before."""
+SLOW = 0.02
+"""So does one that has closed less than this share in all of its allowance."""
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A tree grown by ``rule``: open boxes, the boxes bounded so far, and how many it may."""
+
+    number: int
+    rule: SplitRule
+    stack: list[Boxes]
+    quota: float
+    spent: float = 0.0
+    taken: int = 0
+    stuck: int = 0
+    closed_before: float | None = None
+
+    def open_mass(self) -> float:
+        return sum(float(part.mass.sum()) for part in self.stack)
+
+    def left(self, worst: float) -> float:
+        """The share of the part that is left, weighted by deficits; ``worst < 0`` is the part's."""
+        total = 0.0
+        for part in self.stack:
+            deficit = torch.where(torch.isfinite(part.least), part.least / worst, 1.0)
+            total += float((part.mass * deficit.clamp(0.0, 1.0) ** DEFICIT_POWER).sum())
+        return total
+
+    def projected(self, worst: float) -> float:
+        """Boxes that it takes to divide what is left by ``e``, if it goes on like this."""
+        left = self.left(worst)
+        return (
+            self.spent / -math.log(left) if 0.0 < left < 1.0 else self.spent * (left >= 1.0) * 1e9
+        )
+
+
+@dataclass(eq=False)
+class Subtree:
+    """``root``: its boxes as they were before any attempt; ``rung`` is None while nothing races."""
+
+    root: Boxes
+    attempts: list[Attempt]
+    rung: int | None = None
+
+    def worst(self) -> float:
+        least = self.root.least[torch.isfinite(self.root.least)]
+        return min(float(least.min()) if len(least) else -1.0, -1e-300)
+
+
+@dataclass
+class Subtrees:
+    """All open parts. ``rules[0]`` makes the first attempt at everything."""
+
+    rules: Sequence[SplitRule]
+    parts: list[Subtree] = field(default_factory=list)
+    attempts: dict[int, tuple[Subtree, Attempt]] = field(default_factory=dict)
+    races: int = 0
+    stuck: int = 0
+    wins: dict[str, int] = field(default_factory=dict)
+    _count: int = 0
+
+    def __len__(self) -> int:
+        """Open boxes; of a part that several attempts are made at, those of the shortest list."""
+        return sum(
+            min(sum(map(len, attempt.stack)) for attempt in part.attempts) for part in self.parts
+        )
+
+    def add(self, boxes: Boxes, rule: SplitRule, quota: float) -> None:
+        """A new part with one attempt."""
+        boxes = replace(boxes, mass=boxes.mass / boxes.mass.sum())
+        part = Subtree(boxes, [])
+        self.parts.append(part)
+        self._begin(part, rule, quota)
+
+    def add_roots(self, boxes: Boxes) -> None:
+        """Boxes left open at the root: one part if they are few."""
+        if len(boxes) <= BRANCHES:
+            self.add(boxes, self.rules[0], FIRST)
+        else:
+            self._deal_out(boxes, self.rules[0])
+
+    def _begin(self, part: Subtree, rule: SplitRule, quota: float) -> None:
+        self._count += 1
+        boxes = replace(part.root, region=torch.full_like(part.root.region, self._count))
+        attempt = Attempt(self._count, rule, [boxes], quota)
+        part.attempts.append(attempt)
+        self.attempts[self._count] = part, attempt
+
+    def _deal_out(self, boxes: Boxes, rule: SplitRule) -> None:
+        """Neighbours stay together; the part with the worst box comes first."""
+        index = torch.arange(len(boxes), device=boxes.lower.device)
+        runs = torch.split(index, -(-len(boxes) // BRANCHES))
+        chunks = sorted(runs, key=lambda chunk: float(boxes.least[chunk].min()), reverse=True)
+        for chunk in chunks:
+            self.add(boxes.select(chunk), rule, ALLOWANCE)
+
+    # -- rounds ------------------------------------------------------------------------------------
+
+    def take(self, count: int) -> Boxes:
+        """Up to ``count`` boxes, at least one, of the attempts that have not used their quotas."""
+        taken: list[Boxes] = []
+        for part in reversed(self.parts):
+            for attempt in part.attempts:
+                room = min(count, math.ceil(attempt.quota - attempt.spent))
+                while attempt.stack and room > 0:
+                    boxes = attempt.stack.pop()
+                    if len(boxes) > room:
+                        index = torch.arange(len(boxes), device=boxes.lower.device)
+                        attempt.stack.append(boxes.select(index[: len(boxes) - room]))
+                        boxes = boxes.select(index[len(boxes) - room :])
+                    taken.append(boxes)
+                    attempt.taken += len(boxes)
+                    room, count = room - len(boxes), count - len(boxes)
+            if count <= 0:
+                break
+        return joined(taken)
+
+    def give(self, children: Boxes, costs: Tensor, stuck: Tensor) -> None:
+        """What the boxes taken last have become; ``costs [children]`` is what looking ahead has
+        cost each of them, in boxes; ``stuck [K]`` are the regions of boxes too small to cut."""
+        touched: dict[int, Subtree] = {}
+        for part in self.parts:
+            for attempt in part.attempts:
+                if attempt.taken:
+                    attempt.spent += attempt.taken
+                    attempt.taken = 0
+                    touched[id(part)] = part
+        for number in torch.unique(children.region).tolist():
+            _, attempt = self.attempts[number]
+            index = (children.region == number).nonzero().flatten()
+            attempt.stack.append(children.select(index))
+            attempt.spent += float(costs[index].sum())
+        for number in stuck.tolist():
+            self.attempts[number][1].stuck += 1
+        for part in touched.values():
+            self._advance(part)
+
+    def _advance(self, part: Subtree) -> None:
+        finished = [attempt for attempt in part.attempts if not attempt.stack]
+        if any(not attempt.stuck for attempt in finished):
+            self._drop(part)
+            return
+        part.attempts = [attempt for attempt in part.attempts if attempt.stack]
+        if not part.attempts:
+            self.stuck += min(attempt.stuck for attempt in finished)
+            self._drop(part)
+            return
+        if part.rung is None:
+            self._look_at(part)
+            return
+        if any(attempt.spent < attempt.quota for attempt in part.attempts):
+            return
+        worst = part.worst()
+        ranked = sorted(part.attempts, key=lambda attempt: attempt.projected(worst))
+        best, second = (attempt.projected(worst) for attempt in ranked[:2])
+        keep = 1 if best < DECISIVE * second else SURVIVORS[part.rung]
+        part.attempts = ranked[:keep]
+        part.rung += 1
+        if len(part.attempts) == 1 or part.rung == len(RUNGS):
+            winner = part.attempts[0]
+            self.wins[winner.rule.name] = self.wins.get(winner.rule.name, 0) + 1
+            self._drop(part)
+            self.stuck += winner.stuck
+            self._deal_out(joined(winner.stack), winner.rule)
+            return
+        for attempt in part.attempts:
+            attempt.quota = max(attempt.quota, RUNGS[part.rung])
+
+    def _drop(self, part: Subtree) -> None:
+        self.parts.remove(part)
+        self.attempts = {
+            number: found for number, found in self.attempts.items() if found[0] is not part
+        }
+
+    def _look_at(self, part: Subtree) -> None:
+        """Let the only attempt at a part go on, or let the others race with it."""
+        attempt = part.attempts[0]
+        if attempt.spent >= attempt.quota / 2 and attempt.closed_before is None:
+            attempt.closed_before = 1.0 - attempt.open_mass()
+        if attempt.spent < attempt.quota:
+            return
+        closed = 1.0 - attempt.open_mass()
+        before = attempt.closed_before or 0.0
+        is_first = attempt.quota <= FIRST
+        if not is_first and closed > SLOW and closed - before > STANDSTILL * before:
+            attempt.closed_before, attempt.quota = closed, 2 * attempt.quota
+        elif len(part.root) > BRANCHES or len(self.rules) == 1:
+            self._drop(part)
+            self.stuck += attempt.stuck
+            self._deal_out(joined(attempt.stack), attempt.rule)
+        else:
+            self._race(part, attempt)
+
+    def _race(self, part: Subtree, first: Attempt) -> None:
+        self.races += 1
+        part.rung = 0
+        first.quota = max(first.spent, RUNGS[0])
+        for rule in self.rules:
+            if rule is not first.rule:
+                self._begin(part, rule, RUNGS[0])

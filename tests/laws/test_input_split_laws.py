@@ -1,0 +1,160 @@
+"""Laws of the input split: rules differ in the tree that they grow, never in what is true.
+
+Verdicts are compared between rules, with the search that lacks one of them, with enumeration on a
+grid, and with a clock that runs away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from bitcrown.budget import Budget
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Graph
+from bitcrown.search.inputs import parts, search
+from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule
+from bitcrown.search.inputs.search import InputOutcome, InputSplit
+from bitcrown.search.objective import Objective
+from tests.random_networks import dense_graph
+
+MEMORY = 1 << 30
+NAMES = [rule.name for rule in SPLIT_RULES]
+
+
+def objective(graph: Graph, width: float, limits: Sequence[float]) -> Objective:
+    """Violated where ``y_0 <= limits[0]``, or where ``y_1 <= limits[1]``, and so on."""
+    n, m = graph.n_inputs, graph.n_outputs
+    rows = np.zeros((len(limits), 1, m))
+    rows[np.arange(len(limits)), 0, np.arange(len(limits))] = 1.0
+    return Objective(
+        rows,
+        None,
+        np.array(limits)[:, None],
+        np.full((1, n), -width),
+        np.full((1, n), width),
+        np.zeros(len(limits), dtype=np.int64),
+    )
+
+
+def outcome(
+    graph: Graph,
+    question: Objective,
+    rules: Sequence[SplitRule] = SPLIT_RULES,
+    seconds: float = 60.0,
+) -> InputOutcome:
+    """The search with witnesses replayed by the network itself."""
+    network = Network(graph, torch.float64)
+
+    def confirm(x: np.ndarray) -> object | None:
+        y = network(torch.from_numpy(x)[None])[0].numpy()
+        reached = (question.C[:, 0] @ y <= question.rhs[:, 0]).any()
+        inside = (x >= question.lower[0]).all() and (x <= question.upper[0]).all()
+        return x if reached and inside else None
+
+    cases = np.arange(question.n_cases)
+    budget = Budget.of_cpu_seconds(seconds, MEMORY)
+    split = InputSplit(network, question, cases, confirm, budget, rules)
+    return split.run(seconds)
+
+
+def least_on_grid(graph: Graph, width: float, steps: int) -> np.ndarray:
+    axes = [np.linspace(-width, width, steps)] * graph.n_inputs
+    points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, graph.n_inputs)
+    values: np.ndarray = Network(graph, torch.float64)(torch.from_numpy(points)).numpy().min(0)
+    return values
+
+
+def questions(seed: int) -> list[tuple[Graph, Objective, bool]]:
+    """Small networks with limits above and below the least value that a fine grid finds."""
+    result = []
+    for op in ("Relu", "Tanh"):
+        graph = dense_graph(seed, [2, 10, 10, 2], op)
+        least = least_on_grid(graph, 1.0, 201)
+        result.append((graph, objective(graph, 1.0, least - 0.05), False))
+        result.append((graph, objective(graph, 1.0, [least[0] - 1.0, least[1] + 0.01]), True))
+    return result
+
+
+def is_right(found: InputOutcome, is_violated: bool) -> bool:
+    return (found.witness is not None) == is_violated and found.proved == (not is_violated)
+
+
+@pytest.mark.parametrize("rule", SPLIT_RULES, ids=NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_rule_alone_decides(rule: SplitRule, seed: int) -> None:
+    for graph, question, is_violated in questions(seed):
+        assert is_right(outcome(graph, question, [rule]), is_violated)
+
+
+@pytest.mark.parametrize("missing", NAMES)
+def test_no_rule_is_needed(missing: str) -> None:
+    others = [rule for rule in SPLIT_RULES if rule.name != missing]
+    for graph, question, is_violated in questions(7):
+        assert is_right(outcome(graph, question, others), is_violated)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_races_change_no_verdict(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny trials and allowances: parts race, are dealt out and race again all the time."""
+    monkeypatch.setattr(parts, "FIRST", 1)
+    monkeypatch.setattr(parts, "RUNGS", (2, 4, 8))
+    monkeypatch.setattr(parts, "ALLOWANCE", 4)
+    monkeypatch.setattr(parts, "STANDSTILL", 1.0)
+    monkeypatch.setattr(parts, "BRANCHES", 2)
+    for graph, question, is_violated in questions(seed):
+        assert is_right(outcome(graph, question), is_violated)
+
+
+def test_a_slow_clock_grows_the_same_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reading of the clock is a day later; what counts work does not notice."""
+    graph, question, _ = questions(1)[0]
+    expected = outcome(graph, question)
+    network, day = Network(graph, torch.float64), [0.0]
+
+    def monotonic() -> float:
+        day[0] += 86400.0
+        return day[0]
+
+    monkeypatch.setattr(search.time, "monotonic", monotonic)
+    split = InputSplit(
+        network, question, np.arange(2), lambda x: None, Budget(float("inf"), MEMORY)
+    )
+    for _ in range(1000):
+        found = split.run(1.0)
+        if found.proved:
+            break
+    assert found.proved and (found.domains, found.rounds) == (expected.domains, expected.rounds)
+
+
+def test_a_deadline_that_has_passed_proves_nothing() -> None:
+    graph, question, _ = questions(2)[0]
+    found = outcome(graph, question, seconds=0.0)
+    assert not found.proved and found.witness is None
+
+
+def test_conjunctions_and_several_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty boxes, more than one part takes, with both rows of a case to hold together."""
+    monkeypatch.setattr(parts, "FIRST", 4)
+    graph = dense_graph(3, [2, 10, 2])
+    edges = np.linspace(-1.0, 1.0, 41)
+    lower = np.stack([edges[:-1], np.full(40, -1.0)], axis=1)
+    upper = np.stack([edges[1:], np.full(40, 1.0)], axis=1)
+    rows = np.broadcast_to(np.eye(2)[None], (40, 2, 2)).copy()
+    points = np.random.default_rng(0).uniform(-1, 1, (20000, 2))
+    y = Network(graph, torch.float64)(torch.from_numpy(points)).numpy()
+    least = float(y.max(axis=1).min())
+    for shift, is_violated in ((-0.1, False), (0.05, True)):
+        rhs = np.full((40, 2), least + shift)
+        question = Objective(rows, None, rhs, lower, upper, np.arange(40))
+        network = Network(graph, torch.float64)
+
+        def confirm(x: np.ndarray, limit: float = least + shift, net: Network = network) -> object:
+            return x if (net(torch.from_numpy(x)[None])[0] <= limit).all() else None
+
+        budget = Budget.of_cpu_seconds(60.0, MEMORY)
+        split = InputSplit(network, question, np.arange(40), confirm, budget)
+        assert is_right(split.run(60.0), is_violated)
