@@ -28,9 +28,9 @@ from bitcrown.check.certificates.floats.bounds import (
     PASS_ENTRIES,
     Bounder,
     BoxBatch,
+    LineBounds,
     OperandBounds,
     ReluLine,
-    RowBounds,
     relu_line,
 )
 from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
@@ -67,7 +67,7 @@ def followed(
     bounder: Bounder,
     lines: Mapping[int, ReluLine],
     met: Mapping[int, FloatArray],
-    found: RowBounds,
+    found: LineBounds,
     box: BoxBatch,
 ) -> list[FloatArray]:
     """Values ``[B, S, N]`` of all nodes at the minimisers of ``found``, each ReLU as the line that

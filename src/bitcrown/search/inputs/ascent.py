@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import ratio
 from bitcrown.bounds.crown import Lines, minimum, relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
@@ -45,7 +46,7 @@ class Tries:
         """``[B]``: the kinds of boxes whose worst rows are at ``least``, their parents' at
         ``before``."""
         gain = torch.where(torch.isfinite(before), least - before, 0.0)
-        gap = torch.where(gain > 0, -least / gain, torch.inf)
+        gap = torch.where(torch.sign(gain) == 1, ratio(-least, gain), torch.inf)
         return torch.bucketize(gap, gap.new_tensor(EDGES))
 
     def chosen(self, kind: Tensor, worth: float) -> Tensor:
@@ -111,7 +112,7 @@ def sharpened_values(
             known = torch.where(torch.isfinite(value), value, 0.0)
             wanted = list(given.values())
             grads = torch.autograd.grad(known.sum(), wanted, allow_unused=True)
-        is_better = value.detach() > best
+        is_better = torch.sign(value.detach() - best) == 1
         best = torch.where(is_better, value.detach(), best)
         for (name, alpha), grad in zip(given.items(), grads, strict=True):
             mask = is_better.reshape(1, -1, *[1] * (alpha.dim() - 2))

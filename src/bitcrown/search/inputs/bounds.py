@@ -221,7 +221,7 @@ class BoxBounder:
         """``interval`` of ``source`` met with CROWN bounds of its undecided entries, box by box."""
         shape = self.network.graph.nodes[source].shape
         low, up = (elements(end.expand(len(boxes), *shape), 1).clone() for end in interval)
-        undecided = claims.is_unstable(low, up) if consumer == "Relu" else low < up
+        undecided = claims.is_unstable(low, up) if consumer == "Relu" else low != up
         box, entry = undecided.nonzero(as_tuple=True)
         step = max(1, _CACHED // (8 * 8 * 2 * self.widest))
         for some_box, some in zip(torch.split(box, step), torch.split(entry, step), strict=True):

@@ -47,7 +47,7 @@ class Boxes:
         return Boxes(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def joined(parts: Sequence[Boxes]) -> Boxes:
+def joined_boxes(parts: Sequence[Boxes]) -> Boxes:
     """All boxes in order; ``parts`` is not empty."""
     if len(parts) == 1:
         return parts[0]
@@ -114,7 +114,7 @@ class GroupedRows:
         asked = is_open.unsqueeze(2) & torch.isfinite(self.rhs[group])
         count = torch.zeros(len(group), self.C.shape[1], dtype=torch.int32, device=group.device)
         count.scatter_add_(1, place.flatten(1), asked.flatten(1).to(torch.int32))
-        return count > 0
+        return count != 0
 
     def spread(self, values: Tensor, group: Tensor) -> Tensor:
         """Values ``[B, R, ...]`` of the different rows as ``[B, Q, S, ...]``."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bitcrown.search.inputs.boxes import Boxes, joined
+from bitcrown.search.inputs.boxes import Boxes, joined_boxes
 from bitcrown.search.inputs.rules import SplitRule
 
 FIRST = 16
@@ -44,6 +44,8 @@ STANDSTILL = 0.25
 """A part stands still that closes less than this share of what as many boxes closed before."""
 SLOW = 0.02
 """So does one that has closed less than this share in all of its allowance."""
+_STANDING_STILL = 1e9
+"""Boxes, for each one spent, that an attempt is thought to need which has closed nothing."""
 
 
 @dataclass(eq=False)
@@ -72,10 +74,11 @@ class Attempt:
 
     def projected(self, worst: float) -> float:
         """Boxes that it takes to divide what is left by ``e``, if it goes on like this."""
-        left = self.left(worst)
-        return (
-            self.spent / -math.log(left) if 0.0 < left < 1.0 else self.spent * (left >= 1.0) * 1e9
-        )
+        left = min(self.left(worst), 1.0)
+        if not left:
+            return 0.0
+        folds = -math.log(left)
+        return self.spent / folds if folds else _STANDING_STILL * self.spent
 
 
 @dataclass(eq=False)
@@ -146,7 +149,7 @@ class Subtrees:
         for part in reversed(self.parts):
             for attempt in part.attempts:
                 room = min(count, math.ceil(attempt.quota - attempt.spent))
-                while attempt.stack and room > 0:
+                while attempt.stack and room >= 1:
                     boxes = attempt.stack.pop()
                     if len(boxes) > room:
                         index = torch.arange(len(boxes), device=boxes.lower.device)
@@ -155,9 +158,9 @@ class Subtrees:
                     taken.append(boxes)
                     attempt.taken += len(boxes)
                     room, count = room - len(boxes), count - len(boxes)
-            if count <= 0:
+            if count < 1:
                 break
-        return joined(taken)
+        return joined_boxes(taken)
 
     def give(self, children: Boxes, costs: Tensor, stuck: Tensor) -> None:
         """What the boxes taken last have become; ``costs [children]`` is what looking ahead has
@@ -205,7 +208,7 @@ class Subtrees:
             self.wins[winner.rule.name] = self.wins.get(winner.rule.name, 0) + 1
             self._drop(part)
             self.stuck += winner.stuck
-            self._deal_out(joined(winner.stack), winner.rule)
+            self._deal_out(joined_boxes(winner.stack), winner.rule)
             return
         for attempt in part.attempts:
             attempt.quota = max(attempt.quota, RUNGS[part.rung])
@@ -231,7 +234,7 @@ class Subtrees:
         elif len(part.root) > BRANCHES or len(self.rules) == 1:
             self._drop(part)
             self.stuck += attempt.stuck
-            self._deal_out(joined(attempt.stack), attempt.rule)
+            self._deal_out(joined_boxes(attempt.stack), attempt.rule)
         else:
             self._race(part, attempt)
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import ratio
+
 Score = Callable[[Tensor, Tensor], Tensor]
 """``score(weight [B, rows, n], share [B, n]) -> [B, n]``: ``weight`` is ``|a|`` times the root's
 width for the rows of open cases (zero elsewhere), ``share`` a box's width over the root's."""
@@ -65,7 +67,7 @@ def scores(rule: SplitRule, a: Tensor, is_open: Tensor, width: Tensor, root: Ten
     ``a [B, Q, S, n]``, ``is_open [B, Q]``, widths ``[B, n]``. Rows without a bound say nothing.
     """
     used = torch.where(is_open[:, :, None, None] & torch.isfinite(a), a.abs(), 0.0).flatten(1, 2)
-    share = torch.where(root > 0, width / root, 0.0)
+    share = ratio(width, root)
     score = rule.score(used * root.unsqueeze(1), share)
     score = torch.where(torch.isfinite(score), score, share)
     return score + 1e-9 * score.amax(1, keepdim=True) * share

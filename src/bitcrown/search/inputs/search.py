@@ -38,7 +38,7 @@ from bitcrown.search.inputs.ascent import (
     sharpened_values,
 )
 from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
-from bitcrown.search.inputs.boxes import Boxes, GroupedRows, joined
+from bitcrown.search.inputs.boxes import Boxes, GroupedRows, joined_boxes
 from bitcrown.search.inputs.parts import Subtrees
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule, scores
 from bitcrown.search.objective import Objective
@@ -148,7 +148,7 @@ class InputSplit:
         if len(boxes):
             self.open_roots.append(boxes)
         if not self.roots_left and self.open_roots:
-            self.parts.add_roots(joined(self.open_roots))
+            self.parts.add_roots(joined_boxes(self.open_roots))
             self.open_roots = []
         return None
 
@@ -286,8 +286,7 @@ class InputSplit:
     def _split(self, boxes: Boxes, rows: RowBounds) -> tuple[Boxes, Tensor, Tensor]:
         """Both halves of every box along the coordinate that its rule chooses, what choosing has
         cost each of them, and the regions of boxes that floats cannot halve."""
-        middle = (boxes.lower + boxes.upper) / 2
-        can = (middle > boxes.lower) & (middle < boxes.upper) & torch.isfinite(middle)
+        can = _can_be_halved(boxes)
         movable = can.any(dim=1)
         stuck = boxes.region[~movable]
         index = movable.nonzero().flatten()
@@ -311,11 +310,10 @@ class InputSplit:
     def _halves_again(self, children: Boxes, score: Tensor) -> Boxes:
         """While boxes are few a round costs the same for twice as many: cut along the second-best
         coordinate, too."""
-        middle = (children.lower + children.upper) / 2
         first = score.argmax(dim=1, keepdim=True)
         second = score.scatter(1, first, -1.0)
-        second = torch.where((middle > children.lower) & (middle < children.upper), second, -1.0)
-        if len(children) and bool((second > 0).any(dim=1).all()):
+        second = torch.where(_can_be_halved(children), second, -1.0)
+        if len(children) and bool((torch.sign(second) == 1).any(dim=1).all()):
             return _halves(children, second.argmax(dim=1))
         return children
 
@@ -343,7 +341,7 @@ class InputSplit:
         count = min(rule.looks, score.shape[1])
         best = score.topk(count, dim=1)
         halves = [_halves(boxes, best.indices[:, k]) for k in range(count)]
-        tried = joined([boxes, *halves])
+        tried = joined_boxes([boxes, *halves])
         rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
         least = _worst(tried, rows)
         before, reached = least[: len(boxes)], least[len(boxes) :].reshape(count, len(boxes), 2)
@@ -351,7 +349,7 @@ class InputSplit:
         gain = claims.ratio((reached - before[None, :, None]).clamp(min=0.0), limit)
         product = (gain.clamp(max=1.0) + 1e-8).prod(dim=2).T
         ties = 1e-16 * claims.ratio(best.values, best.values[:, :1])
-        found = torch.where(best.values >= 0, product + ties, -1.0)
+        found = torch.where(torch.sign(best.values) != -1, product + ties, -1.0)
         return torch.full_like(score, -1.0).scatter(1, best.indices, found)
 
 
@@ -365,6 +363,12 @@ def _worst(boxes: Boxes, rows: RowBounds) -> Tensor:
     """``[B]``: the least, over open cases, of what their best row proves."""
     best = rows.best.amax(dim=2)
     return torch.where(boxes.open, best, torch.inf).amin(dim=1)
+
+
+def _can_be_halved(boxes: Boxes) -> Tensor:
+    """``[B, n]``: whether a float lies between the ends; the middle never lies outside."""
+    middle = (boxes.lower + boxes.upper) / 2
+    return (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
 
 
 def _halves(boxes: Boxes, axis: Tensor) -> Boxes:

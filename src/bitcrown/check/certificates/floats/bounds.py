@@ -67,7 +67,7 @@ class ReluLine(NamedTuple):
     offset: FloatArray
 
 
-class RowBounds(NamedTuple):
+class LineBounds(NamedTuple):
     """``quantity >= coefficient x + constant - error``: ``[B, S, n]``, ``[B, S]``, ``[B, S]``."""
 
     coefficient: FloatArray
@@ -197,7 +197,7 @@ class Bounder:
         lines: Mapping[int, ReluLine],
         multipliers: Mapping[int, FloatArray] | None = None,
         record: dict[int, FloatArray] | None = None,
-    ) -> RowBounds:
+    ) -> LineBounds:
         """Lines of ``sum <seed, z>``; ``seeds`` ``[1 or B, S, N]``, ``multipliers``:
         ``beta sigma [B, N]`` by ReLU.
 
@@ -241,13 +241,13 @@ class Bounder:
         spread = [
             np.broadcast_to(part, (count, *part.shape[1:])) for part in (last, constant, error)
         ]
-        return RowBounds(*spread)
+        return LineBounds(*spread)
 
     def _cost(self, a: FloatArray, scale: FloatArray) -> FloatArray:
         """``g <|a|, scale>`` and the underflow of as many products."""
         return self.gamma * (np.abs(a) @ scale) + self.dust
 
-    def least(self, lines: RowBounds, box: BoxBatch) -> FloatArray:
+    def least(self, lines: LineBounds, box: BoxBatch) -> FloatArray:
         """Lower bounds ``[B, S]`` of the lines over the boxes; NaN and infinities are possible and
         prove nothing."""
         centre = box.centre()

@@ -29,9 +29,9 @@ from bitcrown.check.certificates.floats.bounds import (
     UNIT_ROUNDOFF64,
     Bounder,
     BoxBatch,
+    LineBounds,
     OperandBounds,
     ReluLine,
-    RowBounds,
     proves,
     relu_line,
     tighter_interval,
@@ -130,7 +130,7 @@ def _improved(
 
 def clipped_boxes(
     bounder: Bounder,
-    lines: RowBounds,
+    lines: LineBounds,
     limit: FloatArray,
     box: BoxBatch,
     is_open: Mask,
@@ -151,7 +151,7 @@ def clipped_boxes(
             value = np.empty((count, cases, depth))
             for case in range(cases):
                 rows = slice(case * depth, (case + 1) * depth)
-                part = RowBounds(*(field[:, rows] for field in lines))
+                part = LineBounds(*(field[:, rows] for field in lines))
                 value[:, case] = above_limit(
                     bounder.least(part, BoxBatch(low[:, case], up[:, case])), limit[case]
                 )

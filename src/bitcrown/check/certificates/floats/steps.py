@@ -20,9 +20,9 @@ from bitcrown.check.certificates.floats.bounds import (
     PASS_ENTRIES,
     Bounder,
     BoxBatch,
+    LineBounds,
     OperandBounds,
     ReluLine,
-    RowBounds,
     relu_line,
 )
 from bitcrown.check.certificates.floats.layers import Mask, above_limit, clipped_boxes, layer_bounds
@@ -30,7 +30,7 @@ from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.check.certificates.floats.property import Group
 
 
-def case_bounds(bounder: Bounder, group: Group, lines: Mapping[int, ReluLine]) -> RowBounds:
+def case_bounds(bounder: Bounder, group: Group, lines: Mapping[int, ReluLine]) -> LineBounds:
     """Lines of all rows of all cases, ``[B, Q * S]``."""
     m, n = group.C.shape[2], group.D.shape[2]
     seeds = {bounder.network.output: group.C.reshape(1, -1, m)}
@@ -158,7 +158,7 @@ def weighted_value(
     lines: Mapping[int, ReluLine],
     betas: Mapping[int, FloatArray],
     record: dict[int, FloatArray] | None = None,
-) -> tuple[FloatArray, RowBounds]:
+) -> tuple[FloatArray, LineBounds]:
     """Lower bounds ``[B]`` of ``sum_s weight_s (row_s - limit_s)``, less the rounding of the sums;
     and the lines."""
     c, d, limit = group.C[0], group.D[0], group.limit[0]
