@@ -48,7 +48,8 @@ ROUND_ENTRIES = 1 << 22
 """Entries of the passes of one round: more are no faster on a CPU core, fewer wait for Python."""
 LARGEST_BATCH, SMALLEST_BATCH = 4096, 8
 FEW = 16
-"""Boxes up to which a round costs the same however many they are: they are cut more than once."""
+"""Boxes below a batch over this are cut more than once: a round of so little work waits for Python,
+however many boxes it has."""
 PROBED = 8
 """Candidates replayed in a round."""
 CHEAP_TRIAL = 16
@@ -302,7 +303,7 @@ class InputSplit:
                     rule, boxes.select(mine), found, can[index][mine]
                 )
         children = _halves(boxes, score.argmax(dim=1))
-        if len(children) < FEW:
+        if len(children) < self.batch // FEW:
             children = self._halves_again(children, score.repeat_interleave(2, dim=0))
         share = len(children) // max(len(boxes), 1)
         return children, (cost / max(share, 1)).repeat_interleave(share), stuck
