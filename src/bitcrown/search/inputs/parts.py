@@ -42,6 +42,8 @@ DECISIVE = 0.7
 """A race ends early where the first needs less than this share of the boxes of the second."""
 STANDSTILL = 0.25
 """A part stands still that closes less than this share of what as many boxes closed before."""
+_WORST_FIRST = 4
+"""Once in so many rounds the worst boxes come first, whatever their depth."""
 SLOW = 0.02
 """So does one that has closed less than this share in all of its allowance."""
 _STANDING_STILL = 1e9
@@ -71,6 +73,12 @@ class Attempt:
             deficit = torch.where(torch.isfinite(part.least), part.least / worst, 1.0)
             total += float((part.mass * deficit.clamp(0.0, 1.0) ** DEFICIT_POWER).sum())
         return total
+
+    def bring_up_worst(self) -> None:
+        """Sort the open boxes, the least bound on top. A violation lies where bounds are bad, and
+        is found by chance only in a corner that depth-first search comes to late."""
+        boxes = joined_boxes(self.stack)
+        self.stack = [boxes.select(boxes.least.argsort(descending=True))]
 
     def projected(self, worst: float) -> float:
         """Boxes that it takes to divide what is left by ``e``, if it goes on like this."""
@@ -105,6 +113,7 @@ class Subtrees:
     stuck: int = 0
     wins: dict[str, int] = field(default_factory=dict)
     _count: int = 0
+    _takes: int = 0
 
     def __len__(self) -> int:
         """Open boxes; of a part that several attempts are made at, those of the shortest list."""
@@ -146,8 +155,11 @@ class Subtrees:
     def take(self, count: int) -> Boxes:
         """Up to ``count`` boxes, at least one, of the attempts that have not used their quotas."""
         taken: list[Boxes] = []
+        self._takes += 1
         for part in reversed(self.parts):
             for attempt in part.attempts:
+                if self._takes % _WORST_FIRST == 0:
+                    attempt.bring_up_worst()
                 room = min(count, math.ceil(attempt.quota - attempt.spent))
                 while attempt.stack and room >= 1:
                     boxes = attempt.stack.pop()
