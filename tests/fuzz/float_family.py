@@ -303,9 +303,11 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__} in {last}"
 
 
-def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None = None) -> str:
-    """Why an ``unsat`` about this instance is false (``exact``, ``real``, ``runtime``); empty:
-    nothing says so."""
+def refuted(
+    instance: Instance, rng: np.random.Generator, pieces: Pieces | None = None, how: str = ""
+) -> str:
+    """Why an ``unsat`` that ``how`` decided about this instance is false (``exact``, ``real``,
+    ``runtime``); empty: nothing says so."""
     if any(
         Fraction(a) > Fraction(b)
         for a, b in zip(instance.prop.lower, instance.prop.upper, strict=True)
@@ -318,6 +320,10 @@ def refuted(instance: Instance, rng: np.random.Generator, pieces: Pieces | None 
     ):
         # one more bound on an input that is read as the nearest number: which reading holds is open
         return ""
+    if how == "cells":  # what was run in every cell is onnxruntime, and nothing else is claimed
+        found = searched(instance, rng, SEARCHED)
+        points = [point for point in (instance.point, found) if point is not None]
+        return "runtime" if any(Judge(instance).violates(point) for point in points) else ""
     if pieces is None and instance.facts.get("exact") and is_piecewise_linear(instance.model):
         with contextlib.suppress(TooMany):
             pieces = Pieces(instance.model, instance.prop)
@@ -362,7 +368,7 @@ def trial(seed: int, index: int) -> dict[str, Any]:
         **{k: v for k, v in instance.facts.items() if k != "ops"},
     }
     if answer["word"] == "unsat":
-        why = refuted(instance, rng, pieces)
+        why = refuted(instance, rng, pieces, answer["how"])
         if why:
             result.update(
                 kind="false unsat", why=why, signature=f"false unsat ({why}) by {answer['how']}"
@@ -390,7 +396,7 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
     rng = np.random.default_rng([seed, index])
     instance, pieces = drawn(rng)
     if result["kind"] == "false unsat":
-        refuted(instance, np.random.default_rng(index), pieces)
+        refuted(instance, np.random.default_rng(index), pieces, result["how"])
 
     def failing(candidate: Instance) -> bool:
         answer = asked(candidate, folder, SHRINKING)
@@ -398,7 +404,7 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
             return answer["word"] == "traceback" and answer["how"] == result["how"]
         return (
             answer["word"] == "unsat"
-            and refuted(candidate, np.random.default_rng(index)) == result["why"]
+            and refuted(candidate, np.random.default_rng(index), how=answer["how"]) == result["why"]
         )
 
     small = (
@@ -409,7 +415,7 @@ def explained(seed: int, index: int, result: dict[str, Any], folder: Path) -> st
     answer = asked(small, folder, max(SECONDS))
     line = f"bitcrown says {answer['word']} ({answer['how']})"
     if result["kind"] == "false unsat":
-        why = refuted(small, np.random.default_rng(index))
+        why = refuted(small, np.random.default_rng(index), how=result["how"])
         line += f"; false by a point ({why}): {small.facts.get('witness')}"
         (folder / "witness.txt").write_text(
             "\n".join(small.facts.get("witness", [])) + "\n", encoding="ascii"

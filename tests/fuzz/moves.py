@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.fuzz.choices import CHOICES
 from tests.fuzz.graphs import Generator, Net, Unfit
 from tests.fuzz.operators import activations, layers, operand
 
@@ -237,4 +238,5 @@ GENERATORS: dict[str, Generator] = {
     **MOVES,
     **dict.fromkeys(FOLDED[:7], constant),
     **dict.fromkeys(FOLDED[7:], comparison),
+    **CHOICES,
 }

@@ -198,6 +198,10 @@ class Judge:
         self.instance = instance
         self.runtime, self.reference = Runtime(instance), Reference(instance)
 
+    def violates(self, point: Array) -> bool:
+        """As onnxruntime computes."""
+        return satisfied_case(self.instance.prop, point, self.runtime.outputs(point)) is not None
+
     def verdict(self, point: Array) -> str:
         """``real``, ``runtime`` (only that) or an empty word: nothing certain."""
         prop = self.instance.prop

@@ -172,6 +172,7 @@ OPERATORS = [
         "Erf",
         "Sin",
         "Cos",
+        "Atan",
         "Softplus",
         "Elu",
         "Selu",

@@ -119,21 +119,26 @@ def test_largest_entries_in_order(compared: Compared, n: int, k: int, largest: i
     compared("TopK", (n, 2), ints(k), axis=0, largest=largest, outputs=2)
 
 
-@pytest.mark.parametrize("equation", [
-    "ij,jk->ik", "bij,bjk->bik", "bij,bkj->bik", "ij,jk", "ij->ji", "ij->i", "ij->",
-    "bhid,bhjd->bhij", "...ij,...jk->...ik", "ij,ij->ij", "ij,kl->ijkl", "bij,jk->bik", "i,i->",
-])  # fmt: skip
-@pytest.mark.parametrize("second", ["input", "weight", "left"])
-def test_einsum(compared: Compared, equation: str, second: str) -> None:
+EQUATIONS = [
+    *("ij,jk->ik", "bij,bjk->bik", "bij,bkj->bik", "ij,jk", "bhid,bhjd->bhij", "i,i->"),
+    *("...ij,...jk->...ik", "ij,ij->ij", "ij,kl->ijkl", "bij,jk->bik", "ij->ji", "ij->i", "ij->"),
+]
+KNOWN = [
+    (equation, known)
+    for equation in EQUATIONS
+    for known in ((), (0,), (1,))
+    if not known or "," in equation
+]
+
+
+@pytest.mark.parametrize(("equation", "known"), KNOWN)
+def test_einsum(compared: Compared, equation: str, known: tuple[int, ...]) -> None:
+    """Operands in ``known`` are weights."""
     extents = dict(zip("bhijkld", (2, 3, 4, 5, 3, 2, 5), strict=True))
     terms = equation.split("->")[0].replace("...", "bh").split(",")
-    shapes = [tuple(extents[c] for c in term) for term in terms]
-    given: list[Any] = list(shapes)
-    if len(shapes) > 1 and second != "input":
-        place = 1 if second == "weight" else 0
-        given[place] = weight(*shapes[place])
-    elif second != "input":
-        pytest.skip("one operand")
+    given: list[Any] = [tuple(extents[letter] for letter in term) for term in terms]
+    for place in known:
+        given[place] = weight(*given[place])
     compared("Einsum", *given, equation=equation)
 
 
