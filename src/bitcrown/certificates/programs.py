@@ -26,7 +26,7 @@ from bitcrown.check.certificates.floats.bounds import Bounder, OperandBounds
 from bitcrown.check.certificates.floats.nodes import FloatArray, InputNode, ReluNode
 from bitcrown.check.certificates.floats.property import Group
 from bitcrown.check.certificates.floats.steps import Leaves
-from bitcrown.errors import ResourceError
+from bitcrown.search.linear_program import LinearProgram
 
 MAX_VARIABLES = 1000
 _ELASTIC = 1e6
@@ -45,13 +45,8 @@ class Programs:
     """Solves domains of one case. Raises ``ResourceError`` if highspy is not installed."""
 
     def __init__(self, bounder: Bounder, group: Group, bounds: OperandBounds) -> None:
-        try:
-            import highspy
-        except ImportError as error:
-            raise ResourceError(
-                "linear programs need the package highspy; install_tool.sh installs it"
-            ) from error
-        self.highspy, self.bounder, self.group, self.bounds = highspy, bounder, group, bounds
+        self.program = LinearProgram()
+        self.bounder, self.group, self.bounds = bounder, group, bounds
         self.open = {
             r: np.nonzero((low[0] < 0) & (up[0] > 0))[0] for r, (low, up) in bounds.items()
         }
@@ -60,9 +55,6 @@ class Programs:
             zip(self.open, np.cumsum([n, *map(len, self.open.values())])[:-1], strict=True)
         )
         self.variables = n + sum(map(len, self.open.values()))
-        self.solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-        self.solver.setOptionValue("output_flag", False)
-        self.solver.setOptionValue("threads", 1)
         self.is_ready = False
 
     def _affine(self) -> None:
@@ -127,7 +119,7 @@ class Programs:
         upper[len(self.rows) + len(done) + k :][sign < 0] = np.inf
         h_low, h_up = np.where(sign > 0, -np.inf, 0.0), np.where(sign < 0, 0.0, np.inf)
         box = self.group.box
-        found = self._run(
+        found = self.program.least(
             np.concatenate([matrix, elastic], axis=1),
             upper,
             np.concatenate([box.lower[0], h_low, [-_ELASTIC]]),
@@ -166,30 +158,3 @@ class Programs:
                 gap[where],
             )
         return Solution(Leaves(slopes, leaves.signs, betas, dual[None, :s]), gaps)
-
-    def _run(
-        self, matrix: FloatArray, upper: FloatArray, low: FloatArray, up: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-        """Minimise the last column: point, row duals, column duals."""
-        highspy, kept = self.highspy, np.isfinite(upper)
-        lp = highspy.HighsLp()
-        part = matrix[kept]
-        lp.num_row_, lp.num_col_ = part.shape
-        cost = np.zeros(part.shape[1])
-        cost[-1] = 1.0
-        lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, low, up
-        lp.row_lower_, lp.row_upper_ = np.full(len(part), -highspy.kHighsInf), upper[kept]
-        row, column = np.nonzero(part)
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.concatenate(
-            [[0], np.cumsum(np.bincount(row, minlength=len(part)))]
-        ).astype(np.int32)
-        lp.a_matrix_.index_, lp.a_matrix_.value_ = column.astype(np.int32), part[row, column]
-        self.solver.passModel(lp)
-        self.solver.run()
-        if self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            return None
-        found = self.solver.getSolution()
-        duals = np.zeros(len(matrix))
-        duals[kept] = np.array(found.row_dual)
-        return np.array(found.col_value), duals, np.array(found.col_dual)

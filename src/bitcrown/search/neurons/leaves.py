@@ -17,7 +17,6 @@ Legend: ``N`` neurons, ``S`` rows, ``n`` inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ from bitcrown.bounds.claims import is_active, is_unstable
 from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.layout import Layout
 from bitcrown.budget import Budget
-from bitcrown.errors import ResourceError
 from bitcrown.model.execute import Network
+from bitcrown.search.linear_program import LinearProgram
 from bitcrown.search.neurons.domains import Domains
 
 _PROGRAMS = 16
@@ -103,16 +102,7 @@ class LeafSolver:
     not installed."""
 
     def __init__(self, net: ShallowNetwork) -> None:
-        try:
-            import highspy
-        except ImportError as error:
-            raise ResourceError(
-                "linear programs need the package highspy; install_tool.sh installs it"
-            ) from error
-        self.highspy, self.net = highspy, net
-        self.solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
-        self.solver.setOptionValue("output_flag", False)
-        self.solver.setOptionValue("threads", 1)
+        self.net, self.program = net, LinearProgram()
 
     def assign(
         self, domains: Domains, low: np.ndarray, up: np.ndarray, budget: Budget
@@ -160,7 +150,7 @@ class LeafSolver:
         n, k = len(x_lower), len(unstable)
         lower_col = np.concatenate([x_lower, np.zeros(k), [-1e6]])
         upper_col = np.concatenate([x_upper, up[unstable], [1e6]])
-        found = self._run(matrix, upper, lower_col, upper_col)
+        found = self.program.least(matrix, upper, lower_col, upper_col)
         if found is None:
             return None
         point, row_dual, col_dual = found
@@ -210,31 +200,3 @@ class LeafSolver:
         matrix = np.concatenate([rows, splits, above, chord])
         upper = np.concatenate([rows_up, splits_up, -net.b[unstable], chord_up])
         return matrix, upper, unstable, decided, used
-
-    def _run(
-        self, matrix: np.ndarray, upper: np.ndarray, col_lower: np.ndarray, col_upper: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Minimise the last column: point, row duals, column duals."""
-        highspy = self.highspy
-        lp = highspy.HighsLp()
-        lp.num_row_, lp.num_col_ = matrix.shape
-        cost = np.zeros(matrix.shape[1])
-        cost[-1] = 1.0
-        lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, col_lower, col_upper
-        lp.row_lower_, lp.row_upper_ = np.full(len(matrix), -highspy.kHighsInf), upper
-        row, column = np.nonzero(matrix)
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.concatenate(
-            [[0], np.cumsum(np.bincount(row, minlength=len(matrix)))]
-        ).astype(np.int32)
-        lp.a_matrix_.index_, lp.a_matrix_.value_ = column.astype(np.int32), matrix[row, column]
-        self.solver.passModel(lp)
-        self.solver.run()
-        if self.solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            return None
-        solution = self.solver.getSolution()
-        return (
-            np.array(solution.col_value),
-            np.array(solution.row_dual),
-            np.array(solution.col_dual),
-        )
