@@ -195,10 +195,10 @@ def _result_type(b: Builder, node: OnnxNode) -> str:
         return CASTS.get(int(node.attrs["to"]), "float32")
     if node.op in DECISIONS:
         return DECISIONS[node.op]
-    return next(
-        (kind for kind in (_type_of(b, name) for name in node.inputs if name) if kind in FORMATS),
-        "float32",
-    )
+    kinds = [_type_of(b, name) for name in node.inputs if name]
+    # of whole numbers come whole numbers: what divides them must know
+    whole = (kind for kind in kinds if "int" in kind)
+    return next((kind for kind in kinds if kind in FORMATS), next(whole, "float32"))
 
 
 def _result(form: Format, ulps: float = 1.0) -> Rounding:

@@ -226,3 +226,21 @@ def test_choices_by_conditions_of_the_input(tmp_path: Path) -> None:
         x = (random.integers(-4, 5, (2, 5)) / 2).astype(np.float32)
         found = network(network.tensor(x.reshape(1, -1))).numpy().reshape(2, 5)
         np.testing.assert_allclose(found, session.run(None, {"x": x})[0], atol=1e-6)
+
+
+def test_whole_numbers_are_not_divided_as_if_they_were_real(tmp_path: Path) -> None:
+    """``(argmax(x) + 1) / 2`` cuts fractions off, also behind another operator."""
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["a"], axis=1),
+        helper.make_node("Add", ["a", "one"], ["b"]),
+        helper.make_node("Div", ["b", "two"], ["c"], name="halved"),
+        helper.make_node("Cast", ["c"], ["y"], to=1),
+    ]
+    weights = [numpy_helper.from_array(ints(k), name) for k, name in ((1, "one"), (2, "two"))]
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4))
+    graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")], weights)
+    versions = [helper.make_opsetid("", 17)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
+    with pytest.raises(UnsupportedError, match="halved"):
+        read_graph(path)

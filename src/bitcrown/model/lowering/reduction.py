@@ -34,6 +34,8 @@ def reduce_sum(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     axes, keep = reduction_axes(b, node, len(b.shape(x)))
     if node.op in ("ReduceMean", "GlobalAveragePool"):
+        if "int" in b.dtypes.get(node.inputs[0], ""):
+            raise UnsupportedError(f"node {node.name!r} averages whole numbers")
         b.bind(node, mean(b, x, axes, keep))
         return
     if node.op in ("ReduceSumSquare", "ReduceL2"):
