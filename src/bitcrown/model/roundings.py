@@ -78,73 +78,20 @@ DECISIONS = {
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 
 EXACT = {
-    *(
-        "Abs",
-        "Clip",
-        "Concat",
-        "DepthToSpace",
-        "Dropout",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GlobalMaxPool",
-        "Identity",
-    ),
-    *(
-        "Max",
-        "MaxPool",
-        "Min",
-        "Neg",
-        "Pad",
-        "ReduceMax",
-        "ReduceMin",
-        "Relu",
-        "Reshape",
-        "Sign",
-        "Slice",
-    ),
-    *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
+    *("Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather"),
+    *("GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
+    *("ReduceMin", "Relu", "Reshape", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze", "Where"),
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
 SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
 """Of those treated step by step: no constant of the kernel is rounded beforehand."""
 EACH = SINGLE | {
-    *(
-        "Atan",
-        "AveragePool",
-        "Celu",
-        "Cos",
-        "CumSum",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "GlobalAveragePool",
-        "HardSigmoid",
-    ),
-    *(
-        "HardSwish",
-        "Log",
-        "LpNormalization",
-        "Mean",
-        "Mish",
-        "Pow",
-        "Reciprocal",
-        "ReduceL1",
-        "ReduceL2",
-    ),
-    *(
-        "ReduceLogSum",
-        "ReduceMean",
-        "ReduceSumSquare",
-        "Selu",
-        "Sigmoid",
-        "Sin",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-    ),
-    *("Swish", "Tanh"),
+    *("Atan", "AveragePool", "Celu", "Cos", "CumSum", "Elu", "Erf", "Exp", "Gelu"),
+    *("GlobalAveragePool", "HardSigmoid", "HardSwish", "Log", "LpNormalization", "Mean", "Mish"),
+    *("Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceMean"),
+    *("ReduceSumSquare", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Swish"),
+    *("Tanh",),
 }
 ARITHMETIC: dict[str, Callable[[Node], int]] = {
     "Linear": lambda node: int(node.params["weight"].shape[1]) + 4,
