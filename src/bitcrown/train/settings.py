@@ -62,6 +62,9 @@ class TrainSettings:
         1.0, "share of CROWN (the rest: interval) in the last bound at full eps"
     )
     certified_weight: float = _share(0.5, "share of the certified loss in a mixed one")
+    certified_every: int = _option(
+        1, "a mixed loss has its certified part every N-th step only", low=1, high=1000
+    )
     fusion: str = _word("auto", "one bound of the loss, or one of each margin", "on", "off")
     attack_steps: int = _option(3, "PGD steps of the adversarial loss", low=1, high=1000)
     padding: int = _option(4, "pixels of padding for random crops; 0: none", low=0, high=64)

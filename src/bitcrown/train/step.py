@@ -45,17 +45,16 @@ WARM_UP = 3
 """Steps of a kind before it is recorded: lazily made states and workspaces must exist."""
 
 
-def parts_of(settings: TrainSettings, now: StepValues) -> tuple[str, ...]:
-    """Which of ``PARTS`` a step at this stage has."""
+def parts_of(settings: TrainSettings, now: StepValues, number: int) -> tuple[str, ...]:
+    """Which of ``PARTS`` step ``number`` of an epoch (from 1) has at this stage.
+
+    A mixed loss has its certified part, the dearest one, in every ``certified_every``-th step only.
+    """
     share = settings.certified_share()
-    has = {"certified": share > 0, "adversarial": share < 1}
-    return tuple(
-        name for name in PARTS if name not in has or (has[name] and _is_robust(settings, now))
-    )
-
-
-def _is_robust(settings: TrainSettings, now: StepValues) -> bool:
-    return settings.method != "natural" and now.eps > 0
+    is_robust = settings.method != "natural" and now.eps > 0
+    is_turn = settings.method != "mixed" or number % settings.certified_every == 0
+    has = {"certified": is_robust and is_turn and share > 0, "adversarial": is_robust and share < 1}
+    return tuple(name for name in PARTS if has.get(name, True))
 
 
 class TrainingBatch(NamedTuple):
@@ -67,10 +66,10 @@ class TrainingBatch(NamedTuple):
 
 
 class TrainingStep:
-    """``step(batch, values)`` moves the weights once and gives the means of ``PARTS``.
+    """``step(batch, values, parts)`` moves the weights once and gives the means of ``PARTS``.
 
-    A part that is not in ``parts_of`` is zero. The result belongs to the caller until the next
-    step.
+    A part that is not in ``parts`` (see ``parts_of``) is zero. The result belongs to the caller
+    until the next step.
     """
 
     def __init__(
@@ -84,10 +83,10 @@ class TrainingStep:
         self.settings, self.normalisation = settings, normalisation
         self.device = next(network.parameters()).device
         self.stage = torch.zeros(3, device=self.device)
-        self.steps_taken = {True: 0, False: 0}
-        self.recorded: dict[bool, _Recording] = {}
+        self.steps_taken: dict[tuple[str, ...], int] = {}
+        self.recorded: dict[tuple[str, ...], _Recording] = {}
 
-    def __call__(self, batch: TrainingBatch, now: StepValues) -> Tensor:
+    def __call__(self, batch: TrainingBatch, now: StepValues, parts: tuple[str, ...]) -> Tensor:
         # A recorded step reads the tensors it was recorded with: what changes from step to step is
         # written into them, nothing is replaced.
         self.stage.copy_(torch.tensor([now.eps, now.beta, now.kappa]), non_blocking=True)
@@ -96,64 +95,64 @@ class TrainingStep:
                 group["lr"].fill_(now.learning_rate)
             else:
                 group["lr"] = now.learning_rate
-        is_robust = _is_robust(self.settings, now)
         if self.device.type != "cuda":
-            return self.taken(batch, is_robust)
-        # Steps with and without the robust losses are different graphs: one recording of each.
-        if is_robust not in self.recorded:
-            self.steps_taken[is_robust] += 1
-            if self.steps_taken[is_robust] <= WARM_UP:
-                return self._aside(batch, is_robust)
+            return self.taken(batch, parts)
+        # Steps with other losses are other graphs: one recording of each kind.
+        if parts not in self.recorded:
+            self.steps_taken[parts] = self.steps_taken.get(parts, 0) + 1
+            if self.steps_taken[parts] <= WARM_UP:
+                return self._aside(batch, parts)
             # Gradients must be allocated inside the recording, from the graph's own memory.
             self.optimiser.zero_grad(set_to_none=True)
-            self.recorded[is_robust] = _Recording(lambda given: self.taken(given, is_robust), batch)
-        return self.recorded[is_robust](batch)
+            self.recorded[parts] = _Recording(lambda given: self.taken(given, parts), batch)
+        return self.recorded[parts](batch)
 
-    def _aside(self, batch: TrainingBatch, is_robust: bool) -> Tensor:
+    def _aside(self, batch: TrainingBatch, parts: tuple[str, ...]) -> Tensor:
         """On a stream of its own: what is made on the default stream cannot be recorded later."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # Before: what this step reads is written. After: nobody reads its result too early.
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            result = self.taken(batch, is_robust)
+            result = self.taken(batch, parts)
         current.wait_stream(side)
         return result
 
-    def taken(self, batch: TrainingBatch, is_robust: bool) -> Tensor:
+    def taken(self, batch: TrainingBatch, parts: tuple[str, ...]) -> Tensor:
         self.optimiser.zero_grad(set_to_none=True)
-        parts = self.losses(batch, is_robust)
-        parts["loss"].backward()  # type: ignore[no-untyped-call]
+        losses = self.losses(batch, parts)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         self.optimiser.step()
         missing = torch.zeros((), device=self.device)
-        return torch.stack([parts.get(name, missing).detach() for name in PARTS])
+        return torch.stack([losses.get(name, missing).detach() for name in PARTS])
 
-    def losses(self, batch: TrainingBatch, is_robust: bool) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch, parts: tuple[str, ...]) -> dict[str, Tensor]:
         """Means over the batch; ``loss`` is what is minimised."""
         settings, (eps, beta, kappa) = self.settings, self.stage
-        share = settings.certified_share()
+        has_certified, has_adversarial = "certified" in parts, "adversarial" in parts
+        share = settings.certified_share() if has_certified else 0.0
         low = torch.bfloat16 if settings.precision == "mixed" else torch.float32
         logits, moments = self.network.clean_pass(self.normalisation(batch.images), low)
-        parts = {"natural": torch.nn.functional.cross_entropy(logits, batch.labels)}
-        parts["accuracy"] = (logits.argmax(1) == batch.labels).float().mean()
-        parts["loss"] = parts["natural"]
-        if not is_robust:
-            return parts
+        losses = {"natural": torch.nn.functional.cross_entropy(logits, batch.labels)}
+        losses["accuracy"] = (logits.argmax(1) == batch.labels).float().mean()
+        losses["loss"] = losses["natural"]
+        if not (has_certified or has_adversarial):
+            return losses
         # One function for all robust losses: batch norm with the moments of the clean batch.
         view = self.network.folded(moments)
         robust = torch.zeros((), device=self.device)
-        if share > 0:
+        if has_certified:
             is_fused = settings.fusion == "on" or (
                 settings.fusion == "auto" and logits.shape[1] >= FUSED_FROM
             )
             box = self.normalisation.box(batch.images, eps)
             # beta falls from 1 to beta_end; where it stays 1 it is a number and no tensor.
             crown_share = 1.0 if settings.beta_end == 1.0 else beta
-            parts["certified"] = certified_loss(
+            losses["certified"] = certified_loss(
                 view, box, batch.labels, crown_share, is_fused
             ).mean()
-            robust = robust + share * parts["certified"]
-        if share < 1:
+            robust = robust + share * losses["certified"]
+        if has_adversarial:
             view = with_dtype(view, low)
             # The attack differentiates in the points only, the loss at its last points in weights.
             fixed = detached(view)
@@ -164,10 +163,10 @@ class TrainingStep:
                 settings.attack_steps,
                 batch.noise,
             )
-            parts["adversarial"] = self._losses_at(view, points, batch.labels).mean()
-            robust = robust + (1 - share) * parts["adversarial"]
-        parts["loss"] = kappa * parts["natural"] + (1 - kappa) * robust
-        return parts
+            losses["adversarial"] = self._losses_at(view, points, batch.labels).mean()
+            robust = robust + (1 - share) * losses["adversarial"]
+        losses["loss"] = kappa * losses["natural"] + (1 - kappa) * robust
+        return losses
 
     def _losses_at(self, view: Network, points: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy ``[B]`` at ``points [B, C, H, W]``."""

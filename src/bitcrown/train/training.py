@@ -147,8 +147,9 @@ def _epoch(
     run.network.train()
     for number, batch in enumerate(_batches(run, data), 1):
         now = step_values(settings, (run.epoch + (number - 1) / steps) / settings.epochs)
-        totals += step(batch, now)
-        for name in parts_of(settings, now):
+        parts = parts_of(settings, now, number)
+        totals += step(batch, now, parts)
+        for name in parts:
             counts[name] += 1
         if number % max(1, steps // _LOOKS) and number < steps:
             continue

@@ -20,6 +20,7 @@ from bitcrown.train.images import Normalisation, cropped, drawn_crops, middle_cr
 from bitcrown.train.onnx_export import write_onnx
 from bitcrown.train.schedules import step_values
 from bitcrown.train.settings import TrainSettings, radius_of
+from bitcrown.train.step import parts_of
 from bitcrown.train.training import Images, TrainingRun, accuracy, train
 
 
@@ -71,9 +72,21 @@ def test_attacks_take_part(method: str) -> None:
     assert ("certified" in run.history[-1]) == (method == "mixed")
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_mixed_loss_has_its_certified_part_every_so_many_steps(every: int) -> None:
+    settings = tiny_settings(method="mixed", certified_every=every, eps_schedule="constant")
+    kinds = [parts_of(settings, step_values(settings, 0.5), number) for number in range(1, 7)]
+    assert [n for n, parts in enumerate(kinds, 1) if "certified" in parts] == list(
+        range(every, 7, every)
+    )
+    assert all("adversarial" in parts for parts in kinds)
+    alone = tiny_settings(method="certified", certified_every=every, eps_schedule="constant")
+    assert "certified" in parts_of(alone, step_values(alone, 0.5), 1)
+
+
 def test_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     data = tiny_data(0, 200)
-    changes = {"epochs": 3, "padding": 1, "flip": "on", "method": "mixed"}
+    changes = {"epochs": 3, "padding": 1, "flip": "on", "method": "mixed", "certified_every": 2}
     whole, part = tiny_run(**changes), tiny_run(**changes)
     for _ in train(whole, data):
         pass
