@@ -8,7 +8,8 @@ import numpy as np
 
 from bitcrown.model.execute import Network
 from bitcrown.search import descent
-from bitcrown.search.inputs.search import InputSplit
+from bitcrown.search.fastest_device import network_where_faster
+from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputSplit
 from bitcrown.search.objective import Objective
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
@@ -22,6 +23,11 @@ _MANY_CASES = 1000
 def decide_by_inputs(run: Run, proof: Network, objective: Objective) -> Verdict:
     """Branch and bound over the box, in turns with attacks: each turn takes twice as long."""
     cases = np.arange(objective.n_cases)
+    if run.settings.device == "auto":
+        box = objective.lower[0], objective.upper[0]
+        neurons = sum(node.size for node in proof.graph.nodes.values())
+        count = max(1, min(LARGEST_BATCH, ROUND_ENTRIES // neurons))
+        proof = network_where_faster(proof, box, count)
     search = InputSplit(proof, objective, cases, run.confirm, run.budget)
     seconds, restarts = 0.3, max(2, 64 // len(cases))
     while True:
