@@ -232,7 +232,7 @@ def _opened(
     from bitcrown.evaluation.data.sets import ImageSet, unit_pixels
     from bitcrown.evaluation.plan import open_subject
     from bitcrown.evaluation.subjects import TorchSubject
-    from bitcrown.search.decision import device_of
+    from bitcrown.search.device import device_of
 
     pixels = ImageSet("images", unit_pixels(np.asarray(images)), np.asarray(labels, dtype=np.int64))
     if callable(model):

@@ -28,7 +28,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.runtime_trial import require_runtime
 from bitcrown.quant.formats.agreement import executable
-from bitcrown.search.decision import device_of
+from bitcrown.search.device import device_of
 from bitcrown.settings import Settings
 
 LINF = "Linf"

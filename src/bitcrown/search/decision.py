@@ -16,6 +16,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.input_decision import decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
 from bitcrown.search.objective import objective_of
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
 
 FEW_INPUTS = 16
 """Up to this many varying inputs a box is split rather than the neurons."""
-
-
-def device_of(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def read_problem_graph(run: Run) -> Graph:
@@ -49,7 +44,9 @@ def decide_in_floats(run: Run) -> Verdict:
     with run.phase("read"):
         graph = read_problem_graph(run)
         objective = objective_of(run.problem, run.replay.dtypes())
-        proof = Network(graph, torch.float64, device_of(run.settings.device))
+        device = device_of(run.settings.device)
+        run.budget = budget_on(run.budget, device)
+        proof = Network(graph, torch.float64, device)
     varied = int((objective.upper != objective.lower).any(axis=0).sum())
     run.counters.update(cases=objective.n_cases, boxes=len(objective.lower), varied_inputs=varied)
     if len(objective.lower) > 1 or varied <= FEW_INPUTS:

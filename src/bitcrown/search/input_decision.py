@@ -8,7 +8,7 @@ import numpy as np
 
 from bitcrown.model.execute import Network
 from bitcrown.search import descent
-from bitcrown.search.fastest_device import network_where_faster
+from bitcrown.search.device import network_where_faster
 from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputSplit
 from bitcrown.search.objective import Objective
 from bitcrown.verdict import Reason, Status, Verdict, Witness

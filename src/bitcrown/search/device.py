@@ -1,4 +1,4 @@
-"""Where boxes are bounded faster: on the device, or on the CPU beside it.
+"""The device: which one, how much memory it has, and whether boxes are bounded faster on the CPU.
 
 A round of the input split over a small network is a chain of a thousand short kernels, and a GPU
 waits for their launches, however fast it is: on an H100 a round over the 300 neurons of an ACAS Xu
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from bitcrown.bounds.crown import Backward, minimum, output_seeds, relaxations_of
 from bitcrown.bounds.interval import interval_bounds
+from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 
 _REPETITIONS = 3
@@ -26,6 +28,24 @@ _ROWS = 8
 _GROWTH = 16
 """Fewer boxes are measured first: where the CPU is far slower, all of them would take too long."""
 _Box = tuple[np.ndarray, np.ndarray]
+
+
+def device_of(name: str) -> torch.device:
+    """``name``: auto (CUDA if there is one), cpu or cuda."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def budget_on(budget: Budget, device: torch.device) -> Budget:
+    """``budget`` with no more memory than the device has free, less an eighth.
+
+    The eighth is for what tensors do not show: workspaces of libraries, and fragments of blocks.
+    """
+    if device.type != "cuda":
+        return budget
+    free, _ = torch.cuda.mem_get_info(device)
+    return replace(budget, memory=min(budget.memory, free - free // 8))
 
 
 def network_where_faster(

@@ -1,4 +1,5 @@
-"""Small networks are bounded on the CPU although there is another device, large ones are not."""
+"""Small networks are bounded on the CPU although there is another device, large ones are not; and
+no search plans with more memory than the device has."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
-from bitcrown.search.fastest_device import network_where_faster, pass_seconds
+from bitcrown.search.device import budget_on, network_where_faster, pass_seconds
 from tests.random_networks import dense_graph
 
 BOX = np.zeros(3), np.ones(3)
@@ -45,3 +47,13 @@ def test_a_network_on_the_cpu_is_left_alone() -> None:
 def test_a_pass_is_measured() -> None:
     network = Network(dense_graph(0, [3, 8, 2]), torch.float64)
     assert pass_seconds(network, BOX, 4) > 0
+
+
+def test_a_device_with_less_memory_than_the_machine_bounds_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 1000))
+    budget = Budget(1.0, memory=5000, cpu_deadline=2.0)
+    assert budget_on(budget, torch.device("cuda")) == Budget(1.0, 700, 2.0)
+    assert budget_on(Budget(1.0, 10), torch.device("cuda")).memory == 10
+    assert budget_on(budget, torch.device("cpu")) is budget
