@@ -76,6 +76,8 @@ class Domains:
 def stacked_domains(parts: list[Domains]) -> Domains:
     if len(parts) == 1:
         return parts[0]
+    if not isinstance(parts[0], Domains):
+        return parts[0].stacked(parts)
     return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
 
 

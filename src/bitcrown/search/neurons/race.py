@@ -59,8 +59,19 @@ class Race:
         self, bounder: DomainBounder, domains: Domains, tactics: list[Tactic] | None = None
     ) -> None:
         self.recorder = bounder.recorder
+        ranges = []
+        layout = bounder.root.layout
+        if any(node.op not in ("Relu",) for node in layout.nodes):
+            from bitcrown.search.ranges.bounder import RangeBounder, RangeBranching
+            from bitcrown.search.ranges.domains import OperandAxis, RangeDomains
+            axis = OperandAxis(layout, bounder.root.enclosure.bounds)
+            rb = RangeBounder(bounder.root, bounder.guide, bounder.trials, bounder.budget, axis)
+            ranges.append(NeuronSplit(rb, rb.improve(RangeDomains.of(domains), __import__("bitcrown.bounds.ascent").bounds.ascent.Ascent(3)), Tactic("ranges", RangeBranching, 10, lambda b: True)))
+            if not layout.n_neurons or __import__("os").environ.get("ONLYR"):
+                self.searches = ranges
+                return
         bounder, domains = fastest(bounder, domains)
-        self.searches = [
+        self.searches = ranges + [
             NeuronSplit(self._own(bounder), domains, tactic)
             for tactic in (suitable_tactics(bounder) if tactics is None else tactics)
         ]
