@@ -222,7 +222,7 @@ def worst_atom(formula: Formula, values: TensorValues) -> tuple[Compare, Fractio
 
 
 def names(query: Query) -> tuple[list[str], list[str]]:
-    """Names of all input tensors and of all output tensors, in the order of ``Replay.run``."""
-    inputs = [tensor.name for network in query.networks for tensor in network.inputs]
-    outputs = [tensor.name for network in query.networks for tensor in network.outputs]
+    """Names of all given tensors and of all computed ones, in the order of ``Replay.run``."""
+    inputs = [tensor.name for network in query.networks for tensor in network.given]
+    outputs = [tensor.name for network in query.networks for tensor in network.computed]
     return inputs, outputs

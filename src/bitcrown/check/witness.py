@@ -191,7 +191,7 @@ class Confirmer:
         """(tensor, element) of the inputs for which the box holds no number of their type."""
         if not box.is_off.any():
             return frozenset()
-        tensors = [tensor for network in self.problem.query.networks for tensor in network.inputs]
+        tensors = [tensor for network in self.problem.query.networks for tensor in network.given]
         elements = [
             (tensor.name, index) for tensor in tensors for index in range(math.prod(tensor.shape))
         ]
@@ -264,14 +264,11 @@ def _format_1(query: Query, witness: Witness) -> str:
 
 def _format_2(query: Query, witness: Witness) -> str:
     lines = ["sat"]
+    values = {**witness.inputs, **witness.outputs}
     for network in query.networks:
-        for tensors, values in (
-            (network.inputs, witness.inputs),
-            (network.outputs, witness.outputs),
-        ):
-            for tensor in tensors:
-                lines.append(_header(tensor))
-                lines += [number_text(value) for value in values[tensor.name]]
+        for tensor in network.inputs + network.hidden + network.outputs:
+            lines.append(_header(tensor))
+            lines += [number_text(value) for value in values[tensor.name]]
     return "\n".join(lines) + "\n"
 
 

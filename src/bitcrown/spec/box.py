@@ -77,7 +77,7 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
     other constraint only fills in bounds that are missing, because repeated tightening could go on
     for ever in ever smaller steps.
 
-    A bound may be read as the number of the input's type that is nearest to it (``_slack``), and
+    A bound may be read as the number of the input's type that is nearest to it (``slack``), and
     what holds of the decimals need not hold of those. So implied bounds are looser by that much,
     except of ``x <= z``, where both are read alike; and bounds that cross by less are left as they
     were: ties are constraints of the case in any event.
@@ -99,7 +99,7 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
                 _is_less(value, other) if is_upper else _is_less(other, value)
             )
             if other is not None and crosses:
-                if abs(value - other) > _slack(value) + _slack(other):
+                if abs(value - other) > slack(value) + slack(other):
                     box.tighten(number, is_upper, value)
                     return number
                 continue
@@ -126,7 +126,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     is_difference = len(tie.terms) == 2 and tie.terms[0][1] == -tie.terms[1][1]
     room = Fraction(0)
     if not is_difference or tie.bound:
-        room = sum((_slack(value) for value in least if value is not None), Fraction(0))
+        room = sum((slack(value) for value in least if value is not None), Fraction(0))
     implied: list[tuple[int, bool, Fraction]] = []
     for (monomial, coefficient), own in zip(tie.terms, least, strict=True):
         if missing and own is not None:
@@ -138,7 +138,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     return implied
 
 
-def _slack(bound: Fraction) -> Fraction:
+def slack(bound: Fraction) -> Fraction:
     """At least the distance of a bound from the nearest number of any float type: half a step of
     bfloat16, or of the smallest float16. Numbers of eight digits in base two, neither large nor
     small, are numbers of all types."""
@@ -191,7 +191,7 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
             number, coefficient = single
             end = box.end(number, is_upper=coefficient < 0)
             if end is not None:
-                least = coefficient * end - abs(coefficient) * _slack(end)
+                least = coefficient * end - abs(coefficient) * slack(end)
                 if _misses(least, constraint.bound, constraint.strict):
                     return (constraint,)
         if several:

@@ -53,7 +53,7 @@ def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
     """Turn a formula into a clause over numbered variables.
 
     Raises:
-        UnsupportedError: a hidden variable, or a polynomial that grows out of hand.
+        UnsupportedError: a polynomial that grows out of hand.
         PropertyError: an undeclared variable.
     """
     root = Clause()

@@ -12,9 +12,11 @@ from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.box import Box, contradiction, is_implied, is_tie, propagate, reduced
 from bitcrown.spec.decimals import short_text
 from bitcrown.spec.dnf import Clause, compile_formula
+from bitcrown.spec.equal_networks import Twins, twin_networks, with_equal_outputs
 from bitcrown.spec.polynomial import Numbering, number_variables
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import Query
+from bitcrown.spec.unbounded import closed_boxes, eliminate
 from bitcrown.spec.words import constraint_text
 
 MAX_CASES = 1_000_000
@@ -30,9 +32,8 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     entry, and a VNN-LIB 1.0 query, whose file names no network, accepts its one entry under any
     name.
 
-    Raises: PropertyError: a network without a file or a file without a network, or an input without
-        finite bounds. UnsupportedError: a hidden variable in a constraint, more than ``MAX_CASES``
-        cases, or a polynomial too large.
+    Raises: PropertyError: a network without a file or a file without a network. UnsupportedError:
+        more than ``MAX_CASES`` cases, or a polynomial too large.
     """
     files = _files(query, networks)
     numbering = number_variables(query)
@@ -40,7 +41,7 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
         raise UnsupportedError(
             f"the networks have {numbering.n_inputs} inputs in total; {_MAX_INPUTS} is the limit."
         )
-    builder = _Builder(query, numbering)
+    builder = _Builder(query, numbering, twin_networks(query, files, numbering))
     builder.build(compile_formula(query.assertion, numbering))
     return Problem(
         query,
@@ -49,6 +50,7 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
         numbering.n_outputs,
         tuple(builder.cases),
         tuple(builder.final_notes()),
+        builder.covers_all,
     )
 
 
@@ -94,6 +96,8 @@ class _State:
 class _Builder:
     query: Query
     numbering: Numbering
+    twins: list[Twins]
+    covers_all: bool = True
     cases: list[Case] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dropped: int = 0
@@ -166,6 +170,12 @@ class _Builder:
         kept = [
             constraint for constraint in constraints if not is_implied(constraint, box, n_inputs)
         ]
+        if self.twins:
+            said_of_one = with_equal_outputs(kept, self.twins, box, n_inputs)
+            if said_of_one is None:
+                self._drop("{} asks equal networks for different outputs on equal inputs")
+                return
+            kept = reduced(said_of_one)
         conflict = contradiction(kept, box, n_inputs)
         if conflict:
             texts = [constraint_text(constraint, self._name) for constraint in conflict]
@@ -173,10 +183,34 @@ class _Builder:
                 texts.append(self._bounds_text(box, conflict[0].terms[0][0][0]))
             self._drop(f"{{}} contradicts itself: {' and '.join(texts)}")
             return
-        self._check_bounded(box)
-        self.cases.append(
-            Case(self._side(box.lower, False), self._side(box.upper, True), tuple(kept))
-        )
+        for closed in self._closed(box, ties):
+            self.cases.append(
+                Case(self._side(closed.lower, False), self._side(closed.upper, True), tuple(kept))
+            )
+
+    def _closed(self, box: Box, ties: list[Constraint]) -> list[Box]:
+        """The box itself, or those that take its place where inputs lack an end."""
+        missing = self._open_inputs(box)
+        if not missing:
+            return [box]
+        box = box.child()
+        eliminate(box, ties, missing)
+        empty = box.first_empty(missing)
+        if empty is not None:
+            self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
+            return []
+        missing = self._open_inputs(box)
+        if not missing:
+            return [box]
+        types = [(number, self.numbering.tensor_of(number)[0].dtype) for number in missing]
+        boxes, covers = closed_boxes(box, types)
+        if self.covers_all and not covers:
+            self.covers_all = False
+            self.notes.append(
+                f"input {self._name(missing[0])} has no bounds on both sides: a counterexample is "
+                "looked for, but nothing can be proved of all real numbers"
+            )
+        return boxes
 
     def _side(self, own: Mapping[int, Fraction], is_upper: bool) -> tuple[Fraction, ...]:
         """The bounds of one side as a tuple, the same object for equal contents."""
@@ -202,24 +236,19 @@ class _Builder:
             ]
         return side
 
-    def _check_bounded(self, box: Box) -> None:
-        counts = [
+    def _open_inputs(self, box: Box) -> list[int]:
+        count = self.numbering.n_inputs
+        known = [
             len(self.base.lower.keys() | box.lower.keys()),
             len(self.base.upper.keys() | box.upper.keys()),
         ]
-        if min(counts) == self.numbering.n_inputs:
-            return
-        for number in range(self.numbering.n_inputs):
-            no_lower, no_upper = box.end(number, False) is None, box.end(number, True) is None
-            if no_lower or no_upper:
-                side = (
-                    "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
-                )
-                raise PropertyError(
-                    f"input {self._name(number)} has no {side} bound in {self._this_case()}; "
-                    f"add an assert that bounds it, such as ({'>=' if no_lower else '<='} "
-                    f"{self._name(number)} 0)."
-                )
+        if min(known) == count:
+            return []
+        return [
+            number
+            for number in range(count)
+            if box.end(number, False) is None or box.end(number, True) is None
+        ]
 
     def _name(self, number: int) -> str:
         return self.numbering.name(number, self.query.version)

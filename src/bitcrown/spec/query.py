@@ -16,12 +16,14 @@ from fractions import Fraction
 @dataclass(frozen=True, slots=True)
 class TensorDecl:
     """One declared tensor. ``dtype`` is the word of the file (``real``, ``float32`` ...), lower
-    case."""
+    case. ``onnx_name`` names a hidden tensor in the network's file; ``is_initialized`` marks an
+    input that keeps the value that the file stores for it."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     onnx_name: str = ""
+    is_initialized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,23 @@ class NetworkDecl:
     hidden: tuple[TensorDecl, ...] = ()
     equal_to: str = ""
     isomorphic_to: str = ""
+
+    @property
+    def given(self) -> tuple[TensorDecl, ...]:
+        """What a counterexample chooses: the inputs without those that keep their stored value."""
+        return tuple(tensor for tensor in self.inputs if not tensor.is_initialized)
+
+    @property
+    def computed(self) -> tuple[TensorDecl, ...]:
+        """What follows from the given tensors, in the order in which they are numbered: outputs,
+        hidden tensors, stored inputs."""
+        stored = tuple(tensor for tensor in self.inputs if tensor.is_initialized)
+        return self.outputs + self.hidden + stored
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether tensors are computed that are no outputs of the file."""
+        return len(self.computed) > len(self.outputs)
 
 
 @dataclass(frozen=True, slots=True)

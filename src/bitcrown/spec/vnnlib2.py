@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.element_types import ELEMENT_TYPES
 from bitcrown.spec.formula import FormulaReader
 from bitcrown.spec.query import And, Formula, NetworkDecl, Query, TensorDecl, Var
 from bitcrown.spec.sexpr import Form, Source, shown
@@ -18,34 +19,6 @@ _MAX_RANK = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _VERSION = re.compile(r"<?\s*([0-9]{1,4})\.([0-9]{1,4})\s*>?")
 _INDICES = re.compile(r"\s*[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*")
-_FLOATS = (
-    "real",
-    "float",
-    "double",
-    "float16",
-    "float32",
-    "float64",
-    "bfloat16",
-    "f16",
-    "f32",
-    "f64",
-    "bf16",
-)
-_SMALL_FLOATS = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float4e2m1")
-_INTEGERS = (
-    "int4",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint4",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-)
-_DTYPES = frozenset(_FLOATS + _SMALL_FLOATS + _INTEGERS)
 _NO_ARITHMETIC = frozenset({"string", "complex64", "complex128", "c64", "c128"})
 _ORDER = {
     "equal-to": 0,
@@ -61,13 +34,16 @@ def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
 
     Raises:
         PropertyError: another major version, no network or assertion, a name that is declared twice
-            or not at all, a bad shape or index, an equivalence with a network that does not fit.
-        UnsupportedError: an element type without arithmetic, a tensor too large, division, ``not``
-        and the like.
+            or not at all, a bad shape or index, a comparison that is not well typed, an
+            equivalence with a network that does not fit.
+        UnsupportedError: an element type without arithmetic, a tensor too large, division and the
+            like.
     """
     version: tuple[int, int] | None = None
     declarations = _Declarations(source)
-    reader = FormulaReader(source, declarations.variable, division=False)
+    reader = FormulaReader(
+        source, declarations.variable, division=False, type_of=declarations.type_of
+    )
     formulas: list[Formula] = []
     for form in forms:
         head = form.head()
@@ -151,6 +127,10 @@ class _Declarations:
             flat = flat * extent + index
         return Var(tensor.name, flat)
 
+    def type_of(self, word: str) -> str:
+        """The declared element type of a variable that ``variable`` knows."""
+        return self.tensors[word.partition("[")[0].rstrip()].dtype
+
     def network(self, form: Form) -> None:
         """Add one ``declare-network``; ``PropertyError`` if it is not well formed."""
         name = self._new_name(form, form[1] if len(form) > 1 else "")
@@ -228,11 +208,12 @@ class _Declarations:
             f"({form[0]} NAME TYPE "
             f"[1,5]{' ' + chr(34) + 'onnx name' + chr(34) if is_hidden else ''})"
         )
-        if "initialized" in form:
-            raise UnsupportedError(
-                f"{self.source.name}: initialized inputs are not supported; declare {usage}."
-            )
-        if len(form) != 3 + is_hidden or not isinstance(form[2], str) or "[" not in form[2]:
+        is_initialized = form.head() == "declare-input" and form[-1] == "initialized"
+        if (
+            len(form) - is_initialized != 3 + is_hidden
+            or not isinstance(form[2], str)
+            or "[" not in form[2]
+        ):
             raise self.source.error(
                 form.offset, f"{shown(form)} declares no tensor", f"write {usage}"
             )
@@ -243,7 +224,7 @@ class _Declarations:
             raise UnsupportedError(
                 f"{self.source.name}: {name} has the type {dtype}, on which no bound exists."
             )
-        if dtype not in _DTYPES:
+        if dtype not in ELEMENT_TYPES:
             raise self.source.error(
                 form.offset, f"{shown(word.strip())!r} is no element type", "use real or float32"
             )
@@ -252,7 +233,8 @@ class _Declarations:
             raise self.source.error(
                 form.offset, f"hidden tensor {name} has no ONNX name", f"write {usage}"
             )
-        decl = TensorDecl(name, dtype, self._shape(form, extents[:-1]), onnx_name.strip('"'))
+        shape = self._shape(form, extents[:-1])
+        decl = TensorDecl(name, dtype, shape, onnx_name.strip('"'), is_initialized)
         self.tensors[name] = decl
         return decl
 
@@ -286,7 +268,10 @@ class _Declarations:
 
         # Isomorphic networks may differ in element type, equal ones may not.
         def signature(tensors: tuple[TensorDecl, ...]) -> list[tuple[object, ...]]:
-            return [(t.shape, t.dtype) if decl.equal_to else (t.shape,) for t in tensors]
+            return [
+                (t.shape, t.is_initialized, ELEMENT_TYPES[t.dtype].name if decl.equal_to else "")
+                for t in tensors
+            ]
 
         if signature(decl.inputs) != signature(base.inputs) or signature(decl.outputs) != signature(
             base.outputs
@@ -296,3 +281,9 @@ class _Declarations:
                 f"shapes{' or types' if decl.equal_to else ''}"
             )
             raise self.source.error(form.offset, what, "declare the same tensors in both")
+        if decl.equal_to:
+            known = {t.onnx_name: signature((t,)) for t in base.hidden}
+            for tensor in decl.hidden:
+                if signature((tensor,)) != known.get(tensor.onnx_name, signature((tensor,))):
+                    what = f"{tensor.name} differs from the tensor of that name in {base.name}"
+                    raise self.source.error(form.offset, what, "declare it alike in both")
