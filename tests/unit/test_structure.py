@@ -65,7 +65,7 @@ QUANT_MAY_IMPORT = {
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 5900,
-    "spec": 2600,
+    "spec": 3400,
     "check": 8400,
     "bounds": 4000,
     "attacks": 3500,

@@ -7,10 +7,24 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeGuard
 
+import numpy as np
+
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.blocks import BlockReader, TextBlock
 from bitcrown.spec.decimals import parse_decimal
 from bitcrown.spec.element_types import type_complaint
-from bitcrown.spec.query import And, Compare, Const, Formula, Or, Product, Sum, Term, Var
+from bitcrown.spec.query import (
+    And,
+    Compare,
+    Const,
+    Formula,
+    ManyBounds,
+    Or,
+    Product,
+    Sum,
+    Term,
+    Var,
+)
 from bitcrown.spec.sexpr import Form, Source, shown
 
 _COMPARE = {  # word -> (stored operator, sides exchanged)
@@ -43,7 +57,9 @@ _MAX_CACHE = 1 << 19
 class FormulaReader:
     """Reads the formulas of one file. ``variable(word)`` gives a declared variable, ``None``, or
     raises ``ValueError``. With ``type_of``, which gives a variable's declared type, every
-    comparison has to be well typed.
+    comparison has to be well typed. ``elements(prefix, indices [k, rank])`` gives the tensor and
+    flat indices ``[k]`` of what begins so, all of them declared and of a type without limits; or
+    None, and each is looked at by itself.
 
     Equal words give the same ``Const`` and ``Var`` objects, which saves time and memory in large
     files.
@@ -55,14 +71,17 @@ class FormulaReader:
         variable: Callable[[str], Var | None],
         division: bool,
         type_of: Callable[[str], str] | None = None,
+        elements: Callable[[str, np.ndarray], tuple[str, np.ndarray] | None] | None = None,
     ) -> None:
         self._source = source
         self._variable = variable
         self._division = division
         self._type_of = type_of
+        self._elements = elements
+        self._blocks = BlockReader(source.text)
         self._atoms: dict[str, Term] = {}
 
-    def read(self, node: Form | str, parent: Form) -> Formula:
+    def read(self, node: Form | str | TextBlock, parent: Form) -> Formula:
         """The formula that ``node`` writes; ``parent`` is the form that holds it.
 
         Raises:
@@ -70,7 +89,7 @@ class FormulaReader:
             UnsupportedError: a connective or function outside VNN-LIB.
         """
         if not _is_connective(node):
-            return self._comparison(node, parent, False)
+            return self._leaf(node, parent, False)
         # ``negated``: a ``not`` or the left side of an ``=>`` stands around it. It goes inwards
         # (not a <= b is b < a; not (a or b) is (not a) and (not b)), so no formula ever holds one.
         stack: list[tuple[Form, int, list[Formula], bool]] = []
@@ -85,7 +104,7 @@ class FormulaReader:
                     form, position, done = child, 1, []
                     negated = turned != (child[0] == "not")
                 else:
-                    done.append(self._comparison(child, form, turned))
+                    done.append(self._leaf(child, form, turned))
             self._check_count(form, len(done))
             result: Formula = done[0]
             if form[0] != "not":
@@ -95,6 +114,35 @@ class FormulaReader:
                 return result
             form, position, done, negated = stack.pop()
             done.append(result)
+
+    def asserted(self, block: TextBlock) -> tuple[Formula, ...]:
+        """The conjuncts of a block of asserts."""
+        return self._conjuncts(block)
+
+    def _leaf(self, node: Form | str | TextBlock, parent: Form, negated: bool) -> Formula:
+        if not isinstance(node, TextBlock):
+            return self._comparison(node, parent, negated)
+        if not negated:
+            return And(self._conjuncts(node))
+        self._blocks.read(node)
+        return Or(tuple(self._of_spans(self._blocks.spans(node), True)))
+
+    def _conjuncts(self, block: TextBlock) -> tuple[Formula, ...]:
+        found = self._blocks.read(block)
+        known = None if self._elements is None else self._elements(found.prefix, found.indices)
+        if known is None or not len(found.indices):
+            return tuple(self._of_spans(self._blocks.spans(block), False))
+        bounds = ManyBounds(known[0], known[1], found.is_upper, found.values)
+        return bounds, *self._of_spans(found.rest, False)
+
+    def _of_spans(self, spans: list[tuple[int, int]], negated: bool) -> list[Compare]:
+        """Comparisons of a block, each read by itself."""
+        result = []
+        for start, stop in spans:
+            form = Form(self._source.text[start + 1 : stop - 1].split(" "))
+            form.offset = start
+            result.append(self._comparison(form, form, negated))
+        return result
 
     def _check_count(self, form: Form, count: int) -> None:
         wanted = {"not": 1, "=>": 2}.get(form.head())
@@ -127,12 +175,12 @@ class FormulaReader:
 
     def _check_types(self, node: Form, type_of: Callable[[str], str]) -> None:
         words: list[tuple[str, Fraction | None]] = []
-        pending: list[Form | str] = [node]
+        pending: list[Form | str | TextBlock] = [node]
         while pending:
             part = pending.pop()
             if isinstance(part, Form):
                 pending.extend(reversed(part))
-            elif part not in _COMPARE and part not in _ARITHMETIC:
+            elif isinstance(part, str) and part not in _COMPARE and part not in _ARITHMETIC:
                 atom = self._atom(part, node)
                 words.append((part, atom.value if isinstance(atom, Const) else None))
         what = type_complaint(words, type_of)
@@ -179,7 +227,9 @@ class FormulaReader:
             self._atoms[word] = term
         return term
 
-    def _term(self, node: Form | str, parent: Form) -> Term:
+    def _term(self, node: Form | str | TextBlock, parent: Form) -> Term:
+        if isinstance(node, TextBlock):
+            raise self._source.error(node.start, "a case stands where a term belongs", _EXAMPLE)
         if isinstance(node, str):
             return self._atom(node, parent)
         stack: list[tuple[Form, int, list[Term]]] = []
@@ -192,8 +242,8 @@ class FormulaReader:
             while position < len(form):
                 child = form[position]
                 position += 1
-                if isinstance(child, str):
-                    done.append(self._atom(child, form))
+                if not isinstance(child, Form):
+                    done.append(self._term(child, form))
                 else:
                     stack.append((form, position, done))
                     form, position, done = child, 1, []
@@ -249,7 +299,7 @@ _CONNECTIVES = ("and", "or", "not", "=>")
 _EXAMPLE = "write for example (<= X_0 0.5)"
 
 
-def _is_connective(node: Form | str) -> TypeGuard[Form]:
+def _is_connective(node: Form | str | TextBlock) -> TypeGuard[Form]:
     return type(node) is Form and len(node) > 0 and node[0] in _CONNECTIVES
 
 

@@ -3,7 +3,8 @@ and constraints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -105,7 +106,7 @@ class _Builder:
     base_constraints: list[Constraint] = field(default_factory=list)
     base_ties: list[Constraint] = field(default_factory=list)
     sides: dict[bool, list[Fraction | None]] = field(default_factory=dict)
-    tuples: dict[tuple[object, ...], tuple[Fraction, ...]] = field(default_factory=dict)
+    tuples: dict[tuple[object, ...], Sequence[Fraction]] = field(default_factory=dict)
 
     def build(self, root: Clause) -> None:
         """Multiply out, depth first and in file order, dropping a branch as soon as its box is
@@ -113,12 +114,14 @@ class _Builder:
         if root.is_false:
             self.notes.append("an assertion is false whatever the inputs and outputs are")
             return
-        _apply(self.base, root)
+        self._apply(self.base, root)
         self.base_constraints = reduced(root.constraints)
         self.base_ties = [
             tie for tie in self.base_constraints if is_tie(tie, self.numbering.n_inputs)
         ]
-        empty = self.base.first_empty(self.base.upper)
+        empty = self.base.first_empty_in_arrays()
+        if empty is None:
+            empty = self.base.first_empty([*self.base.upper, *self.base.lower])
         if empty is None:
             empty = propagate(self.base, self.base_ties)
         if empty is not None:
@@ -141,12 +144,24 @@ class _Builder:
         self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Clause]]
     ) -> None:
         box = state.box.child()
-        empty = box.first_empty(_apply(box, clause))
+        empty = self._apply(box, clause)
         if empty is not None:
             self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
             return
         choices = state.choices[1:] + clause.choices
         self._advance(_State(box, state.constraints + clause.constraints, choices), open_clauses)
+
+    def _apply(self, box: Box, clause: Clause) -> int | None:
+        """Intersect a box with the bounds of a clause; an input that has none left, or None."""
+        for block in clause.blocks:
+            box.tighten_block(*block, self.numbering.n_inputs)
+        touched = [
+            number
+            for number, is_upper, value in clause.bounds
+            if box.tighten(number, is_upper, value)
+        ]
+        empty = box.first_empty(touched)
+        return box.first_empty_in_arrays() if empty is None and clause.blocks else empty
 
     def _advance(self, state: _State, open_clauses: list[tuple[_State, Clause]]) -> None:
         if state.choices:
@@ -185,12 +200,12 @@ class _Builder:
             return
         for closed in self._closed(box, ties):
             self.cases.append(
-                Case(self._side(closed.lower, False), self._side(closed.upper, True), tuple(kept))
+                Case(self._side(closed, False), self._side(closed, True), tuple(kept))
             )
 
     def _closed(self, box: Box, ties: list[Constraint]) -> list[Box]:
         """The box itself, or those that take its place where inputs lack an end."""
-        missing = self._open_inputs(box)
+        missing = box.open_inputs(self.numbering.n_inputs)
         if not missing:
             return [box]
         box = box.child()
@@ -199,7 +214,7 @@ class _Builder:
         if empty is not None:
             self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
             return []
-        missing = self._open_inputs(box)
+        missing = box.open_inputs(self.numbering.n_inputs)
         if not missing:
             return [box]
         types = [(number, self.numbering.tensor_of(number)[0].dtype) for number in missing]
@@ -212,14 +227,24 @@ class _Builder:
             )
         return boxes
 
-    def _side(self, own: Mapping[int, Fraction], is_upper: bool) -> tuple[Fraction, ...]:
-        """The bounds of one side as a tuple, the same object for equal contents."""
+    def _side(self, box: Box, is_upper: bool) -> Sequence[Fraction]:
+        """The bounds of one side, the same object for equal contents."""
+        own = box.upper if is_upper else box.lower
+        if is_upper in box.arrays:
+            ends, _ = box.ends(is_upper, self.numbering.n_inputs)
+            digest = hashlib.blake2b(ends.mantissa.tobytes(), digest_size=32)
+            digest.update(ends.exponent.tobytes())
+            return self.tuples.setdefault(
+                (is_upper, digest.digest(), *sorted(ends.others.items())), ends
+            )
         # Integers, because hashing a Fraction costs a modular inverse.
         key = (
             is_upper,
             *sorted((number, value.as_integer_ratio()) for number, value in own.items()),
         )
         found = self.tuples.get(key)
+        if found is None and box.has_arrays():
+            found = self.tuples[key] = box.ends(is_upper, self.numbering.n_inputs)[0]
         if found is None:
             values = list(self._base_side(is_upper))
             for number, value in own.items():
@@ -235,20 +260,6 @@ class _Builder:
                 bounds.get(number) for number in range(self.numbering.n_inputs)
             ]
         return side
-
-    def _open_inputs(self, box: Box) -> list[int]:
-        count = self.numbering.n_inputs
-        known = [
-            len(self.base.lower.keys() | box.lower.keys()),
-            len(self.base.upper.keys() | box.upper.keys()),
-        ]
-        if min(known) == count:
-            return []
-        return [
-            number
-            for number in range(count)
-            if box.end(number, False) is None or box.end(number, True) is None
-        ]
 
     def _name(self, number: int) -> str:
         return self.numbering.name(number, self.query.version)
@@ -276,10 +287,3 @@ class _Builder:
                 "no case is left, so there is no counterexample whatever the network computes"
             )
         return notes
-
-
-def _apply(box: Box, clause: Clause) -> list[int]:
-    """Intersect a box with the bounds of a clause; the inputs it tightened."""
-    return [
-        number for number, is_upper, value in clause.bounds if box.tighten(number, is_upper, value)
-    ]

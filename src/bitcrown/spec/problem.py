@@ -51,15 +51,15 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One disjunct. ``lower``/``upper`` have one exact entry per input; cases with one box share
-    the tuples.
+    """One disjunct. ``lower``/``upper`` have one exact entry per input (tuples, or vectors where
+    bounds came in blocks); cases with one box share the objects.
 
     ``constraints`` may be empty (then any point of the box violates) and may mention inputs,
     outputs or both.
     """
 
-    lower: tuple[Fraction, ...]
-    upper: tuple[Fraction, ...]
+    lower: Sequence[Fraction]
+    upper: Sequence[Fraction]
     constraints: tuple[Constraint, ...]
 
 

@@ -9,8 +9,15 @@ element ``k``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bitcrown.spec.exact_vector import ExactVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +106,32 @@ class Or:
     args: tuple[Formula, ...]
 
 
-Formula = Compare | And | Or
+@dataclass(frozen=True, slots=True, eq=False)
+class ManyBounds:
+    """A conjunction of many bounds ``<=`` (``is_upper [k]``) or ``>=`` on the elements ``indices
+    [k]`` of one tensor: most of a large property, in arrays."""
+
+    tensor: str
+    indices: np.ndarray
+    is_upper: np.ndarray
+    values: ExactVector
+
+    def atoms(self) -> Iterator[Compare]:
+        """The same as comparisons, one by one."""
+        for index, is_upper, value in zip(
+            self.indices.tolist(), self.is_upper.tolist(), self.values, strict=True
+        ):
+            var, const = Var(self.tensor, index), Const(value)
+            yield Compare("<=", var, const) if is_upper else Compare("<=", const, var)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ManyBounds) and list(self.atoms()) == list(other.atoms())
+
+    def __hash__(self) -> int:
+        return hash((self.tensor, len(self.indices)))
+
+
+Formula = Compare | And | Or | ManyBounds
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.blocks import DECLARATIONS, TextBlock
 from bitcrown.spec.element_types import ELEMENT_TYPES
 from bitcrown.spec.formula import FormulaReader
 from bitcrown.spec.query import And, Formula, NetworkDecl, Query, TensorDecl, Var
@@ -19,6 +22,8 @@ _MAX_RANK = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _VERSION = re.compile(r"<?\s*([0-9]{1,4})\.([0-9]{1,4})\s*>?")
 _INDICES = re.compile(r"\s*[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*")
+_WIDE_TYPES = ("real", "float32", "float64", "bfloat16")
+"""Types that hold every number of 18 digits (with an exponent, see ``_decimals``, too)."""
 _NO_ARITHMETIC = frozenset({"string", "complex64", "complex128", "c64", "c128"})
 _ORDER = {
     "equal-to": 0,
@@ -29,7 +34,7 @@ _ORDER = {
 }
 
 
-def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
+def parse_vnnlib2(source: Source, forms: Iterable[Form | TextBlock]) -> Query:
     """Read the forms of a VNN-LIB 2.0 file, the version form included.
 
     Raises:
@@ -42,10 +47,20 @@ def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
     version: tuple[int, int] | None = None
     declarations = _Declarations(source)
     reader = FormulaReader(
-        source, declarations.variable, division=False, type_of=declarations.type_of
+        source,
+        declarations.variable,
+        division=False,
+        type_of=declarations.type_of,
+        elements=declarations.elements,
     )
     formulas: list[Formula] = []
     for form in forms:
+        if isinstance(form, TextBlock):
+            if form.kind == DECLARATIONS:
+                what, remedy = "declare-const has no place here", "use declare-network"
+                raise source.error(form.start, what, remedy)
+            formulas += reader.asserted(form)
+            continue
         head = form.head()
         if head == "assert":
             if len(form) != 2:
@@ -131,6 +146,15 @@ class _Declarations:
         """The declared element type of a variable that ``variable`` knows."""
         return self.tensors[word.partition("[")[0].rstrip()].dtype
 
+    def elements(self, prefix: str, indices: np.ndarray) -> tuple[str, np.ndarray] | None:
+        """``X[`` and indices ``[k, rank]``: see ``FormulaReader``."""
+        tensor = self.tensors.get(prefix.removesuffix("["))
+        if tensor is None or ELEMENT_TYPES[tensor.dtype].name not in _WIDE_TYPES:
+            return None
+        if len(tensor.shape) != indices.shape[1] or (indices >= np.array(tensor.shape)).any():
+            return None
+        return tensor.name, np.ravel_multi_index(tuple(indices.T), tensor.shape)
+
     def network(self, form: Form) -> None:
         """Add one ``declare-network``; ``PropertyError`` if it is not well formed."""
         name = self._new_name(form, form[1] if len(form) > 1 else "")
@@ -178,7 +202,7 @@ class _Declarations:
         self._check_equivalence(form, decl)
         self.networks[name] = decl
 
-    def _new_name(self, form: Form, name: Form | str) -> str:
+    def _new_name(self, form: Form, name: Form | str | TextBlock) -> str:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise self.source.error(
                 form.offset, f"{shown(name)!r} is no name", "use letters, digits and _"
