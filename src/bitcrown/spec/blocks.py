@@ -80,7 +80,9 @@ class BlockReader:
         if found is None or 2 * len(found.rest) > len(found.indices):
             # A new window, or this one was read for the elements of another tensor.
             self._start = block.start
-            self._stop = max(block.stop, min(len(self._text), block.start + _WINDOW))
+            self._stop = block.stop
+            if 4 * (block.stop - block.start) < _WINDOW:
+                self._stop = min(len(self._text), block.start + _WINDOW)
             self._window = _window(self._text[self._start : self._stop])
             found = self._found(block)
         return found
@@ -178,6 +180,32 @@ def _decimals(
     data: np.ndarray, start: np.ndarray, stop: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mantissa, exponent and number of digits of the numbers from ``start`` up to ``stop``."""
+    sign = (data[start] == ord("-")).astype(np.int64)
+    points, powers = np.flatnonzero(data == ord(".")), np.flatnonzero(data == ord("e"))
+    point = np.minimum(_first_after(points, start), stop)
+    digits = stop - start - sign - (point < stop)
+    exponent = np.maximum(stop - point - 1, 0)
+    is_short = (digits <= MOST_DIGITS) & (_first_after(powers, start) >= stop)
+    length = np.where(is_short, stop - start, 0)
+    padded = np.append(data, np.zeros(MOST_DIGITS + 2, dtype=np.uint8))
+    mantissa = np.zeros(len(start), dtype=np.int64)
+    for width in range(int(length.max(initial=0))):
+        value = padded[start + width] - np.uint8(48)
+        is_digit = (value < 10) & (width < length)
+        mantissa *= np.where(is_digit, 10, 1)
+        mantissa += np.where(is_digit, value, 0)
+    mantissa = np.where(sign == 1, -mantissa, mantissa)
+    left = np.flatnonzero(~is_short)
+    if len(left):
+        mantissa[left], exponent[left], digits[left] = _long_decimals(data, start[left], stop[left])
+    return mantissa, exponent.astype(np.int16), digits
+
+
+def _long_decimals(
+    data: np.ndarray, start: np.ndarray, stop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of numbers with an exponent, or perhaps too many digits for an int64: zeros in front
+    are not counted."""
     count = len(start)
     mantissa, power = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     digits, places = np.zeros(count, dtype=np.int16), np.zeros(count, dtype=np.int16)

@@ -96,8 +96,10 @@ class Box:
                 if not (np.diff(places) > 0).all():
                     places, first = np.unique(places, return_index=True)
                 new, old = values.taken(left[first]), ends.taken(places)
-                is_tighter = new.is_less(old) if side else old.is_less(new)
-                chosen = np.flatnonzero(is_tighter | ~is_known[places])
+                is_new = ~is_known[places]
+                if not is_new.all():
+                    is_new |= new.is_less(old) if side else old.is_less(new)
+                chosen = np.flatnonzero(is_new)
                 ends = ends.replaced(places[chosen], new.taken(chosen))
                 is_known = is_known.copy()
                 is_known[places] = True

@@ -17,6 +17,9 @@ from bitcrown.spec.blocks import BLOCK_PATTERN, CASE, TextBlock
 MAX_DEPTH = 1000
 MAX_WORDS_PER_FORM = 20_000_000
 _LETTERS_PER_WORD = 8
+_TOO_DEEP = f"parentheses are nested more than {MAX_DEPTH} deep", "flatten the formula"
+_NOT_OPENED = "a ')' closes nothing", "remove it or add the missing '('"
+_NOT_CLOSED = "a '(' is never closed", "add the missing ')' (is the file complete?)"
 _CONNECTIVES = ("assert", "and", "or", "not", "=>")
 
 _WORD = r'[^\s()\[\];"]++(?:\s*+\[[^\[\]();"]*+\])?+'
@@ -85,12 +88,11 @@ def read_forms(source: Source) -> Iterator[Form | TextBlock]:
         kind = match.lastindex
         if kind is not None and kind <= _LAST_BLOCK:
             block = TextBlock(kind, match.start(kind), match.end(kind))
-            words += (block.stop - block.start) // _LETTERS_PER_WORD
             _check_place(source, block, current)
             if current is None:
                 yield block
-                words = 0
             else:
+                words += (block.stop - block.start) // _LETTERS_PER_WORD
                 current.append(block)
         elif kind == _LEAF:
             leaf = Form(match.group(4, 5, 6))
@@ -110,13 +112,10 @@ def read_forms(source: Source) -> Iterator[Form | TextBlock]:
             current = opened
             words += 1
             if len(outer) >= MAX_DEPTH:
-                what = f"parentheses are nested more than {MAX_DEPTH} deep"
-                raise source.error(opened.offset, what, "flatten the formula")
+                raise source.error(opened.offset, *_TOO_DEEP)
         elif kind == _CLOSE:
             if current is None:
-                raise source.error(
-                    match.start(_CLOSE), "a ')' closes nothing", "remove it or add the missing '('"
-                )
+                raise source.error(match.start(_CLOSE), *_NOT_OPENED)
             closed, current = current, outer.pop() if outer else None
             if current is None:
                 yield closed
@@ -132,9 +131,7 @@ def read_forms(source: Source) -> Iterator[Form | TextBlock]:
             what = f"one form has more than {MAX_WORDS_PER_FORM} words"
             raise source.error(match.start(), what, "split it into several asserts")
     if current is not None:
-        raise source.error(
-            current.offset, "a '(' is never closed", "add the missing ')' (is the file complete?)"
-        )
+        raise source.error(current.offset, *_NOT_CLOSED)
 
 
 def _check_place(source: Source, block: TextBlock, current: Form | None) -> None:
