@@ -74,18 +74,21 @@ class BlockReader:
 
     def read(self, block: TextBlock) -> BlockBounds:
         """The bounds of a block of asserts, or of one case."""
-        found = (
-            self._found(block) if self._start <= block.start < block.stop <= self._stop else None
-        )
-        if found is None or 2 * len(found.rest) > len(found.indices):
-            # A new window, or this one was read for the elements of another tensor.
-            self._start = block.start
-            self._stop = block.stop
-            if 4 * (block.stop - block.start) < _WINDOW:
+        is_inside = self._start <= block.start < block.stop <= self._stop
+        if not is_inside or not self._begins_alike(block):
+            self._start, self._stop = block.start, block.stop
+            if not is_inside and 4 * (block.stop - block.start) < _WINDOW:
                 self._stop = min(len(self._text), block.start + _WINDOW)
             self._window = _window(self._text[self._start : self._stop])
-            found = self._found(block)
-        return found
+        return self._found(block)
+
+    def _begins_alike(self, block: TextBlock) -> bool:
+        """Whether the window was read for the tensor that the block begins with. Where it was not,
+        tensors alternate, and a block is read by itself."""
+        assert self._window is not None
+        place = self._place(block).start
+        start = self._start + int(self._window.start[place]) + 4
+        return self._text.startswith(self._window.prefix, start)
 
     def spans(self, block: TextBlock) -> list[tuple[int, int]]:
         """(start, stop) of every comparison of the block that was read last."""
