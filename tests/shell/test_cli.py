@@ -77,6 +77,24 @@ def test_version_and_help(scripts: Scripts) -> None:
     assert cli(scripts, "unsat").returncode == 2
 
 
+def test_capabilities_in_the_words_of_the_standard(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> list[str]:
+        assert main(arguments) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert said("--name") == ["bitcrown"]
+    low, high = map(int, said("supports", "--onnx-opset-versions"))
+    assert low <= 13 <= 21 <= high
+    assert {"Conv", "Gemm", "Relu"} <= set(said("supports", "--onnx-operators"))
+    assert said("supports", "--vnnlib-versions") == ["2.0", "2.1"]
+    assert "H" in said("supports", "--hidden-node-theories")
+    spelled = said("supports", "--multiple-inputs-output-theories")
+    assert spelled == said("supports", "--multiple-input-output-theories") == ["SIO", "MIO"]
+    assert said("supports", "--serialise-assignments") == ["false"]
+    with pytest.raises(SystemExit):
+        main(["supports"])
+
+
 def test_inspect_says_what_was_read_and_what_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     suite = Path(__file__).resolve().parents[2] / "benchmarks/quickstart"
     files = [str(suite / "onnx/cartpole.onnx"), str(suite / "vnnlib/cartpole_case_unsafe_3.vnnlib")]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitcrown.check.asked_tensors import with_asked_outputs
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
@@ -64,15 +65,21 @@ class RuntimeReplay:
     def __init__(self, query: Query, networks: Mapping[str, Path]) -> None:
         self.query = query
         self.members: list[_Member] = []
-        opened: dict[Path, Any] = {}
+        opened: dict[tuple[Path, tuple[TensorDecl, ...]], Any] = {}
         for declared in query.networks:
             path = _path_of(declared, networks)
-            if path not in opened:
-                opened[path] = open_session(_model_of(path), path)
-            self.members.append(_Member(declared, path, opened[path], query.version[0] > 1))
-        self.sizes = [_count(member.declared.inputs) for member in self.members]
+            key = (path, declared.hidden + declared.inputs if declared.asks_more else ())
+            if key not in opened:
+                model = (
+                    with_asked_outputs(path, declared, unpacked_model(path))
+                    if key[1]
+                    else _model_of(path)
+                )
+                opened[key] = open_session(model, path)
+            self.members.append(_Member(declared, path, opened[key], query.version[0] > 1))
+        self.sizes = [_count(member.declared.given) for member in self.members]
         self.n_inputs = sum(self.sizes)
-        self.n_outputs = sum(_count(member.declared.outputs) for member in self.members)
+        self.n_outputs = sum(_count(member.declared.computed) for member in self.members)
 
     def dtypes(self) -> np.ndarray:
         """Element type of each flat input, as an object array ``[n]`` of numpy types."""
@@ -86,8 +93,8 @@ class RuntimeReplay:
         return result
 
     def run(self, x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Inputs as really fed (rounded) and outputs at a flat ``x [n]``: one flat array per
-        declared tensor.
+        """Inputs as really fed (rounded) and computed tensors at a flat ``x [n]``: one flat array
+        per declared tensor.
 
         Tensors follow the declarations, network by network.
         """
@@ -97,8 +104,8 @@ class RuntimeReplay:
         for member, size in zip(self.members, self.sizes, strict=True):
             parts, values = member.run(x[start : start + size])
             start += size
-            fed += _fit(parts, member.declared.inputs)
-            outputs += _fit(values, member.declared.outputs)
+            fed += _fit(parts, member.declared.given)
+            outputs += _fit(values, member.declared.computed)
         return fed, outputs
 
     def takes_batches(self) -> bool:
@@ -125,10 +132,10 @@ class _Member:
             for item in session.get_inputs()
         ]
         ends = session.get_outputs()
-        _check_fit("input", declared.inputs, [slot.shape for slot in self.slots], path, has_shapes)
+        _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
             _check_fit(
-                "output", declared.outputs, [_shape(item.shape) for item in ends], path, has_shapes
+                "output", declared.computed, [_shape(item.shape) for item in ends], path, has_shapes
             )
         first = session.get_inputs()[0].shape if len(self.slots) == 1 else []
         self.takes_batches = bool(first) and not isinstance(first[0], int)
@@ -151,10 +158,10 @@ class _Member:
                 f"{self.path.name} computes outputs that are no tensors of numbers; save it "
                 "without them"
             )
-        found, wanted = sum(value.size for value in values), _count(self.declared.outputs)
+        found, wanted = sum(value.size for value in values), _count(self.declared.computed)
         if found != wanted:
             raise PropertyError(
-                f"the property declares {_shapes_text(self.declared.outputs)} as outputs "
+                f"the property declares {_shapes_text(self.declared.computed)} as outputs "
                 f"({wanted} numbers), but "
                 f"{self.path.name} computes {found} numbers; declare what the network computes"
             )

@@ -16,6 +16,7 @@ from bitcrown.cli.check import add_check_commands
 from bitcrown.cli.evaluate import add_evaluate_command
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.inspect import add_inspect_commands
+from bitcrown.cli.supports import SOLVER_NAME, add_supports_command
 from bitcrown.cli.train import add_train_command
 from bitcrown.cli.verify import add_verify_command
 from bitcrown.errors import BitcrownError
@@ -24,6 +25,9 @@ from bitcrown.errors import BitcrownError
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.name:
+        print(SOLVER_NAME)
+        return DONE
     if options.version:
         return show_version()
     if options.run is None:
@@ -52,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "unknown or timeout.",
         allow_abbrev=False,
     )
+    parser.add_argument("--name", action="store_true", help="the solver's name")
     parser.add_argument(
         "--version", action="store_true", help="version, commit and versions of the dependencies"
     )
@@ -61,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_verify_command,
         add_inspect_commands,
         add_check_commands,
+        add_supports_command,
         add_bench_commands,
         add_train_command,
         add_evaluate_command,

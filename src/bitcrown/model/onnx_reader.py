@@ -29,7 +29,7 @@ from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
-_OPSETS = range(7, 26)
+OPSETS = range(7, 26)
 
 
 def stored_arrays(file: NetworkFile) -> dict[str, np.ndarray[Any, Any]]:
@@ -60,9 +60,9 @@ def _opset(model: Any, path: Path) -> int:
     version = next(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
     )
-    if version not in _OPSETS:
+    if version not in OPSETS:
         raise UnsupportedError(
-            f"{path} uses opset {version}; supported are {_OPSETS.start} to {_OPSETS.stop - 1}"
+            f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}"
         )
     return int(version)
 

@@ -195,7 +195,7 @@ def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> Linea
 
 def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery]:
     """One query for every different input box among the cases, in order of appearance."""
-    groups: dict[tuple[tuple[Fraction, ...], tuple[Fraction, ...]], list[Case]] = {}
+    groups: dict[tuple[Sequence[Fraction], Sequence[Fraction]], list[Case]] = {}
     for case in problem.cases:
         groups.setdefault((case.lower, case.upper), []).append(case)
     queries = []
@@ -208,7 +208,7 @@ def _query_of_box(
     n_inputs: int, notes: tuple[str, ...], network: IntegerNetwork, cases: list[Case]
 ) -> IntegerQuery:
     """``cases`` share one box."""
-    box = cases[0].lower, cases[0].upper
+    box = tuple(cases[0].lower), tuple(cases[0].upper)
     low, high = network.entry.box(*box)
     steps = [_affine_exit(values) for values in network.exit.values]
     proof: list[ConstraintCase] = []

@@ -13,6 +13,7 @@ from bitcrown.errors import PropertyError
 from bitcrown.model.execute import Network
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.strategy import opened_files
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.rounding import round_down, round_up
 
@@ -28,8 +29,9 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
 
     Raises ``PropertyError`` for a name the network does not have.
     """
-    of_path = {path: read_graph(path) for path in dict.fromkeys(problem.networks.values())}
-    graph = join({name: of_path[path] for name, path in problem.networks.items()})
+    files = opened_files(problem)
+    of_file = {file: read_graph(file) for file in dict.fromkeys(files.values())}
+    graph = join({name: of_file[file] for name, file in files.items()})
     name = graph.outputs[0] if tensor is None else tensor
     if name not in graph.nodes:
         raise PropertyError(

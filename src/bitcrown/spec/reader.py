@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bitcrown.errors import PropertyError
 from bitcrown.files import DAMAGED_GZIP, find_file, unpacking
+from bitcrown.spec.blocks import TextBlock
 from bitcrown.spec.query import Query
 from bitcrown.spec.sexpr import Source, read_forms
 from bitcrown.spec.vnnlib1 import parse_vnnlib1
@@ -61,6 +62,9 @@ def parse_query(text: str, name: str = "property") -> Query:
         raise PropertyError(
             f"{name}: the file holds no property; it is empty or has only comments."
         )
-    is_version2 = first.head() in ("vnnlib-version", "declare-network")
+    is_version2 = not isinstance(first, TextBlock) and first.head() in (
+        "vnnlib-version",
+        "declare-network",
+    )
     parse = parse_vnnlib2 if is_version2 else parse_vnnlib1
     return parse(source, chain((first,), forms))
