@@ -53,6 +53,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from bitcrown.provenance import version
+
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module 'bitcrown' has no attribute {name!r}")
     return getattr(import_module(f"bitcrown.{_HOMES[name]}"), name)

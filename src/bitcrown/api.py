@@ -61,6 +61,7 @@ def verify(
     """
     from bitcrown.search.strategy import Run, decide
 
+    _require_problem(problem, "verify")
     settings = settings or Settings()
     if budget is None:
         limit = seconds if cpu_seconds is None else cpu_seconds
@@ -72,6 +73,14 @@ def verify(
 
         return certified(run, verdict)
     return verdict
+
+
+def _require_problem(problem: object, function: str) -> None:
+    if not isinstance(problem, Problem):
+        raise PropertyError(
+            f"{function} takes a problem, bitcrown.{function}(bitcrown.load('net.onnx', "
+            f"'property.vnnlib')), but a {type(problem).__name__} was given"
+        )
 
 
 def bound(
@@ -86,6 +95,7 @@ def bound(
     """
     from bitcrown.search.tensor_bounds import tensor_bounds
 
+    _require_problem(problem, "bound")
     if not 0 <= case < len(problem.cases):
         raise PropertyError(
             f"case {case} does not exist: the property has {len(problem.cases)} cases"

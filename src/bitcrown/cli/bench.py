@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.cli.exit_codes import DONE, UNDECIDED, WRONG
+from bitcrown.cli.exit_codes import BAD_INPUT, DONE, UNDECIDED, WRONG
 from bitcrown.cli.options import add_options, environment_of, given_options
 from bitcrown.cli.progress import ProgressLine
 from bitcrown.errors import PropertyError, SettingsError
@@ -50,7 +51,9 @@ def bench_command(options: argparse.Namespace) -> int:
     from bitcrown.harness.bench import BenchPlan, run_bench
     from bitcrown.harness.instance import parse_timeout
     from bitcrown.harness.tables import (
+        failure_sentence,
         is_decided,
+        is_failed,
         is_known,
         plain_table,
         wrong_rows,
@@ -86,11 +89,16 @@ def bench_command(options: argparse.Namespace) -> int:
     rows = run_bench(plan, job_progress())
     print(plain_table(rows), end="")
     print(f"results: {options.out / 'results.csv'}, records: {options.out / 'records.jsonl'}")
+    failures = [failure_sentence(row) for row in rows if is_failed(row)]
+    for sentence in failures:
+        print(f"ERROR: {sentence}")
     wrong = wrong_rows(rows)
     for row in wrong:
         print(f"WRONG: {wrong_sentence(row)}")
     if wrong:
         return WRONG
+    if failures:
+        return BAD_INPUT
     undecided = any(is_known(row) and not is_decided(row) for row in rows)
     return UNDECIDED if options.need_all and undecided else DONE
 
@@ -110,10 +118,17 @@ def job_progress() -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
 def report_command(options: argparse.Namespace) -> int:
     from bitcrown.files import read_records
     from bitcrown.harness.records import is_result
-    from bitcrown.harness.tables import markdown
+    from bitcrown.harness.tables import latest, markdown
 
     rows = [row for path in options.records for row in read_records(path) if is_result(row)]
     if not rows:
         raise PropertyError("the files hold no records")
-    print(markdown(rows), end="")
+    counted = latest(rows)
+    if len(counted) < len(rows):
+        print(
+            f"bitcrown: {len(rows) - len(counted)} records are of instances that were run again "
+            "later; the last run of each counts",
+            file=sys.stderr,
+        )
+    print(markdown(counted), end="")
     return DONE

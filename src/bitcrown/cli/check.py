@@ -16,8 +16,12 @@ def add_check_commands(commands: Any) -> None:
     check = commands.add_parser(
         "check", help="replay the witness of a results file on the original network"
     )
-    for name in ("result", "onnx", "vnnlib"):
-        check.add_argument(name)
+    for name, text in (
+        ("result", "results file: what verify --result or run_instance.sh wrote"),
+        ("onnx", "the network that it is about (or the list of a pair)"),
+        ("vnnlib", "the property that it is about"),
+    ):
+        check.add_argument(name, help=text)
     check.set_defaults(run=check_command)
 
     proof = commands.add_parser(

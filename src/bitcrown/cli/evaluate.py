@@ -21,6 +21,7 @@ from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
 
 if TYPE_CHECKING:
+    from bitcrown.evaluation.data.sets import ImageSet
     from bitcrown.evaluation.plan import Plan
 
 _PLAIN_SECONDS = 30.0
@@ -142,6 +143,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
         raise SettingsError("--select needs one radius and one rule of gradients")
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
+    tell_classes(images)
     if options.crop is not None:
         images = replace(images, images=centre_crop(images.images, options.crop))
     progress = StageProgress()
@@ -165,6 +167,13 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if options.html is not None:
         write_whole(options.html, found.html())
     return DONE
+
+
+def tell_classes(images: ImageSet) -> None:
+    """Which label each named class has: a network may have learned them in another order."""
+    if images.classes:
+        named = ", ".join(f"{number} {name}" for number, name in enumerate(images.classes))
+        print(f"bitcrown: labels of {images.name}: {named}", file=sys.stderr)
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

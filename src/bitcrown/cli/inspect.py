@@ -11,18 +11,18 @@ from bitcrown.cli.exit_codes import DONE
 
 def add_inspect_commands(commands: Any) -> None:
     inspect = commands.add_parser("inspect", help="what a network (and a property) consists of")
-    inspect.add_argument("onnx")
-    inspect.add_argument("vnnlib", nargs="?")
+    inspect.add_argument("onnx", metavar="ONNX", help="network file, or the list of a pair")
+    inspect.add_argument("vnnlib", metavar="VNNLIB", nargs="?", help="property about it")
     inspect.set_defaults(run=inspect_command)
 
     bounds = commands.add_parser(
         "bounds", help="sound bounds of a tensor over the property's input box"
     )
     add = bounds.add_argument
-    add("onnx")
-    add("vnnlib")
-    add("--tensor", help="name as inspect prints it (default: the output)")
-    add("--case", type=int, default=0, help="which case of the property (default: 0)")
+    add("onnx", metavar="ONNX", help="network file, or the list of a pair")
+    add("vnnlib", metavar="VNNLIB", help="property whose box is taken")
+    add("--tensor", metavar="NAME", help="name as inspect prints it (default: the output)")
+    add("--case", type=int, default=0, metavar="N", help="which case of the property (default: 0)")
     bounds.set_defaults(run=bounds_command)
 
 

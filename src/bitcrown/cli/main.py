@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from bitcrown.cli.bench import add_bench_commands
 from bitcrown.cli.check import add_check_commands
@@ -22,6 +23,28 @@ from bitcrown.errors import BitcrownError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        code = _run(arguments)
+        # Here, where an error can still be said: the interpreter's own flush comes too late.
+        sys.stdout.flush()
+        return code
+    except BitcrownError as error:
+        print(f"bitcrown: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nbitcrown: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_stdout()  # the reader (head, less) is gone
+        return UNDECIDED
+    except OSError as error:
+        _close_stdout()
+        where = f"the file {error.filename}" if error.filename else "the output"
+        print(f"bitcrown: {where} cannot be used: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.version:
@@ -30,18 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_usage(sys.stderr)
         return BAD_INPUT
     run: Callable[[argparse.Namespace], int] = options.run
-    try:
-        return run(options)
-    except BitcrownError as error:
-        print(f"bitcrown: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\nbitcrown: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) is gone; Python's own flush at the end must not fail again.
+    return run(options)
+
+
+def _close_stdout() -> None:
+    """What is still to be written goes nowhere, so that Python's flush at the end cannot fail."""
+    with suppress(OSError, ValueError):  # not a file at all, as in a notebook
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNDECIDED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import PATIENCE
-from bitcrown.cli.exit_codes import BAD_INPUT, DONE, UNDECIDED
+from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.options import add_options, environment_of, given_options
 from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
-from bitcrown.verdict import Status
+from bitcrown.verdict import Reason, Status
 
 if TYPE_CHECKING:
     from bitcrown.harness.answer import Answer
@@ -34,17 +34,24 @@ def add_verify_command(commands: Any) -> None:
     add("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
     add("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
     add("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat")
-    add("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
+    add(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="append a JSON record of the run here (default: BITCROWN_RECORD, or "
+        "~/.local/state/bitcrown/records.jsonl)",
+    )
     add_options(verify)
     verify.set_defaults(run=verify_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    from bitcrown.files import write_whole
+    from bitcrown.files import require_appendable, write_whole
+    from bitcrown.harness.answer import Answer
     from bitcrown.harness.instance import parse_timeout
     from bitcrown.harness.request import Request, check_files
     from bitcrown.harness.results_file import write_answer
-    from bitcrown.harness.run import watch
+    from bitcrown.harness.run import record_path, watch
     from bitcrown.harness.watchdog import Signals
 
     started = time.monotonic()
@@ -60,14 +67,21 @@ def verify_command(options: argparse.Namespace) -> int:
     usual = _DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + _START_SECONDS
     timeout = usual if options.timeout is None else parse_timeout(options.timeout)
     request = Request("", network, vnnlib, timeout, started, settings, str(certificate or ""), cpu)
+    record = options.record or record_path()
+    if options.record is not None:
+        require_appendable(options.record)
     if options.result is not None:
         write_answer(options.result, f"{Status.TIMEOUT}\n")
-    seen = watch(request, options.result, Signals(), options.record)
+    signals = Signals(Answer(Status.UNKNOWN, Reason.INTERRUPTED))
+    seen = watch(request, options.result, signals, record)
     answer = seen.answer
     if certificate is not None:
         report_certificate(certificate, answer)
     if answer.status is Status.ERROR:
         return BAD_INPUT
+    if answer.reason == Reason.INTERRUPTED:
+        print(f"\nbitcrown: interrupted ({answer.detail})", file=sys.stderr)
+        return INTERRUPTED
     word = (
         "timed-out" if answer.status is Status.TIMEOUT and options.network else answer.status.value
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bitcrown.errors import SettingsError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
@@ -29,8 +30,13 @@ FEW_INPUTS = 16
 
 
 def device_of(name: str) -> torch.device:
+    """The device of a setting. Raises ``SettingsError`` where CUDA is asked for and not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "this machine has no CUDA device that torch can use; leave --device cuda out"
+        )
     return torch.device(name)
 
 
