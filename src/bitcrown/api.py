@@ -5,6 +5,7 @@ verdict = bitcrown.verify(problem)
 lower, upper = bitcrown.bound(problem)
 found = bitcrown.attack("net.onnx", images, labels, "8/255")
 evaluation = bitcrown.evaluate("net.onnx", images, labels, ["1/255", "2/255"], bounds="bab")
+answer = bitcrown.robust(torch_module, image, "2/255")
 
 Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bitcrown.attacks.images.suite import SuiteResult
+    from bitcrown.evaluation.around import Robustness
     from bitcrown.evaluation.data.sets import ImageSet
     from bitcrown.evaluation.plan import Plan
     from bitcrown.evaluation.runs import Evaluation
@@ -286,4 +288,74 @@ def load_and_verify(
     ), problem
 
 
-__all__ = ["UnsupportedError", "attack", "bound", "evaluate", "load", "load_and_verify", "verify"]
+def robust(
+    model: Any,
+    x: Any,
+    eps: ExactNumber,
+    *,
+    label: int | None = None,
+    target: int | None = None,
+    norm: str = "Linf",
+    eps_map: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    limits: tuple[ExactNumber, ExactNumber] | str | None = "auto",
+    mean: Sequence[ExactNumber] | None = None,
+    std: Sequence[ExactNumber] | None = None,
+    order: str = "auto",
+    radius: bool = False,
+    seconds: float = 60.0,
+    cpu_seconds: float | None = None,
+    settings: Settings | None = None,
+    report: Callable[[str, dict[str, Any]], None] | None = None,
+    vnnlib: str | Path | None = None,
+) -> Robustness:
+    """Does every input within ``eps`` of ``x`` keep its class? With ``radius``: within how much?
+
+    ``model``: the path of an ONNX file (also a quantized one) or ``.h5``, a torch module, or an
+    exported program; torch networks are exported to a temporary folder and compared there. ``x``:
+    an array or tensor ``[C, H, W]``, ``[H, W, C]`` or of the network's own shape, or a word as the
+    command takes it (picture, ``.npy``, ``SET:INDEX``). ``label``: default the network's own;
+    ``target``: only this class counts. ``eps_map`` and ``mask`` multiply ``eps`` for each value.
+    ``limits``: of values; ``auto`` is [0, 1] for pictures and for arrays within it. ``vnnlib``: a
+    file for the property.
+
+    The result has ``status`` (``unsat``: proved), ``sentence()``, ``verdict``, ``adversarial``.
+    Raises ``ModelError``, ``DataError`` or ``SettingsError``.
+    """
+    import tempfile
+
+    from bitcrown.evaluation.around import Asker
+    from bitcrown.evaluation.question import Neighbourhood, open_classifier, weights_of
+    from bitcrown.evaluation.samples import sample_from
+    from bitcrown.files import write_whole
+    from bitcrown.spec.robustness import vnnlib_text
+
+    settings = settings or Settings()
+    limit = seconds if cpu_seconds is None else cpu_seconds
+    budget = Budget.of(limit, settings.memory_bytes(), cpu_seconds is not None)
+    with tempfile.TemporaryDirectory(prefix="bitcrown-robust-") as folder:
+        means, stds = (
+            None if row is None else tuple(exact_radius(value) for value in row)
+            for row in (mean, std)
+        )
+        kept = tuple(exact_radius(end) for end in limits) if isinstance(limits, tuple) else limits
+        network = open_classifier(model, sample_from(x, kept), means, stds, order, Path(folder))
+        around = Neighbourhood(exact_radius(eps), norm, weights_of(network.sample, eps_map, mask))
+        asker = Asker(network, label, target, settings, report)
+        if vnnlib is not None:
+            query = network.query(around, asker.label, target)
+            comment = f"{network.sample.name}, eps {around.eps}, class {asker.label}"
+            write_whole(Path(vnnlib), vnnlib_text(query, comment))
+        return asker.radius(around, budget) if radius else asker.ask(around, budget)
+
+
+__all__ = [
+    "UnsupportedError",
+    "attack",
+    "bound",
+    "evaluate",
+    "load",
+    "load_and_verify",
+    "robust",
+    "verify",
+]

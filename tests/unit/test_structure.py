@@ -74,10 +74,10 @@ MOST_LINES = {
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
-    "evaluation": 3300,
-    "harness": 2000,
-    "cli": 1100,
-    "modules": 1300,
+    "evaluation": 4250,
+    "harness": 2050,
+    "cli": 2000,
+    "modules": 1400,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""

@@ -17,6 +17,8 @@ from bitcrown.cli.check import add_check_commands
 from bitcrown.cli.evaluate import add_evaluate_command
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.inspect import add_inspect_commands
+from bitcrown.cli.options import json_text
+from bitcrown.cli.robust import add_robust_command
 from bitcrown.cli.train import add_train_command
 from bitcrown.cli.verify import add_verify_command
 from bitcrown.errors import BitcrownError
@@ -47,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
+    try:
+        return _command(parser, options)
+    except BitcrownError as error:
+        if getattr(options, "json", False):
+            facts = {"status": "error", "reason": str(error)}
+            print(json_text(options.name, facts))
+        raise
+
+
+def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.version:
         return show_version()
     if options.run is None:
@@ -76,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND")
     for add in (
+        add_robust_command,
         add_verify_command,
         add_inspect_commands,
         add_check_commands,
@@ -84,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_evaluate_command,
     ):
         add(commands)
+    for name, command in commands.choices.items():
+        command.set_defaults(name=name)
     return parser
 
 

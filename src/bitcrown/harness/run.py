@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bitcrown.errors import BitcrownError, ResourceError
@@ -65,12 +65,19 @@ def main(arguments: Sequence[str], started: float) -> int:
     return watch(request, Path(results), signals, record_path()).exit_code
 
 
-def watch(request: Request, results: Path | None, signals: Signals, record: Path | None) -> Watched:
-    """Run the worker on ``request`` and write the results file (if any) and the record (if any)."""
+def watch(
+    request: Request,
+    results: Path | None,
+    signals: Signals,
+    record: Path | None,
+    look: Callable[[Watched], None] | None = None,
+) -> Watched:
+    """Run the worker on ``request`` and write the results file (if any) and the record (if any).
+    ``look`` sees how far it has come."""
     load = Load()
     memory = request.settings.process_bytes()
     dog = Watchdog(
-        worker_command(request, load), request.end, request.timeout, memory, signals, load
+        worker_command(request, load), request.end, request.timeout, memory, signals, load, look
     )
     environment = worker_environment(request, load)
     seen = dog.run(environment, (lambda: None) if record is None else _look_around)

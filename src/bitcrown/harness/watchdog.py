@@ -144,7 +144,7 @@ class Watchdog:
 
     ``end`` is the ``time.monotonic()`` reading at which ``timeout`` seconds are over; the worker is
     ended earlier by ``safety_margin``, which follows the ``load``. ``memory`` is bytes for all
-    processes of the worker together.
+    processes of the worker together. ``look`` is called with what was seen, many times a second.
     """
 
     def __init__(
@@ -155,7 +155,9 @@ class Watchdog:
         memory: int,
         signals: Signals,
         load: Load,
+        look: Callable[[Watched], None] | None = None,
     ) -> None:
+        self.look = look or (lambda seen: None)
         self.command, self.end, self.timeout, self.memory = tuple(command), end, timeout, memory
         self.signals, self.load = signals, load
         self.token = os.urandom(16).hex()
@@ -257,6 +259,7 @@ class Watchdog:
                 if ended:
                     self._read_rest(reader, output)
                 answer = self._answer()
+                self.look(self.seen)
                 if answer is not None:
                     # A message may have waited in the pipe while this process did not run.
                     return answer if time.monotonic() < self.end else _too_late(answer)

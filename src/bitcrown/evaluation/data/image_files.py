@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _Levels = tuple[np.ndarray, np.ndarray]
 _MAX_BYTES = 4 << 30
 _TILES_A_ROW = 100
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 _NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
@@ -36,7 +36,7 @@ def read_image_files(path: Path, first: int | None, train: bool) -> _Levels | No
         return _npz(path, first, train)
     if "-idx3-ubyte" in path.name or "-idx4-ubyte" in path.name or ".idx3-ubyte" in path.name:
         return _idx_pair(path, first)
-    if path.suffix in _PICTURES:
+    if path.suffix in PICTURES:
         return _contact_sheet(path, first)
     return None
 
@@ -137,6 +137,11 @@ def _open(path: Path) -> Image:
     return picture
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """Levels ``[C, H, W]`` (uint8) of one picture. Raises ``DataError``."""
+    return _pixels(_open(path))
+
+
 def _pixels(picture: Image) -> np.ndarray:
     """``[C, H, W]`` uint8: grey stays grey, everything else becomes RGB."""
     if picture.mode in ("L", "1"):
@@ -165,7 +170,7 @@ def _class_folders(folder: Path, first: int | None, train: bool) -> _Levels | No
     files: list[tuple[Path, int]] = []
     for number, name in class_numbers(folder):
         pictures = sorted(
-            file for file in (folder / name).rglob("*") if file.suffix.lower() in _PICTURES
+            file for file in (folder / name).rglob("*") if file.suffix.lower() in PICTURES
         )
         files += [(file, number) for file in pictures]
     if not files:

@@ -1,0 +1,108 @@
+"""Torch networks as ONNX files, and ONNX files whose input has free extents as ones that have not.
+
+Everything is decided and replayed on an ONNX file. A torch module becomes one in a folder of the
+caller, and is run beside it on the input that is asked about: what the exporter wrote is what the
+answer is about, so it has to be the module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitcrown.errors import ModelError
+from bitcrown.model.file import NetworkFile, first_line
+
+_OPSET = 17
+_TOLERANCE = 1e-3
+"""Of the largest output: float32 rounding in another order stays far below."""
+
+
+def exported(model: Any, inputs: np.ndarray, folder: Path) -> Path:
+    """``model`` (a torch module or exported program) as an ONNX file in ``folder``, with inputs of
+    the shape of ``inputs``, at which both are compared. Raises ``ModelError``."""
+    import torch
+
+    title = type(model).__name__
+    module = model
+    if isinstance(model, torch.export.ExportedProgram):
+        module = model.module()
+        # It was exported in the one mode it has, and raises where it is told to take that.
+        for name in ("train", "eval"):
+            setattr(module, name, lambda mode=True, itself=module: itself)
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(
+            f"a network is the path of a file, a torch module or an exported program, not {title}"
+        )
+    parameter = next(iter(module.parameters()), None)
+    example = torch.from_numpy(inputs)
+    if parameter is not None:
+        example = example.to(parameter.device, parameter.dtype)
+    path = folder / f"{title}.onnx"
+    was_training = getattr(module, "training", False)
+    try:
+        module.eval()
+        with torch.no_grad():
+            expected = module(example)
+        _write(module, example, path)
+    except Exception as error:  # whatever a user's own module raises
+        raise ModelError(f"torch cannot export {title}: {first_line(error)}") from error
+    finally:
+        module.train(was_training)
+    found = NetworkFile(path).session.run(
+        None, {NetworkFile(path).inputs[0].name: example.cpu().numpy()}
+    )[0]
+    wanted = np.asarray(expected.detach().cpu().numpy(), np.float64)
+    gap = np.abs(found - wanted).max() if found.shape == wanted.shape else np.inf
+    if not gap <= _TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+        raise ModelError(
+            f"the ONNX file that torch writes of {title} computes something else than the module "
+            f"(outputs differ by {gap:.3g}); export it yourself and give the file"
+        )
+    return path
+
+
+def _write(module: Any, example: Any, path: Path) -> None:
+    import torch
+
+    # (The exporter by tracing needs no further package; what it has to say is for its developers.)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (example,), str(path), dynamo=False, opset_version=_OPSET)
+
+
+def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) -> NetworkFile:
+    """``file`` with the free extents of its one input set to ``shape`` (the first one, of the
+    batch, to 1), written to ``folder``; ``file`` itself where it has none but the batch."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(file.content)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [info for info in model.graph.input if info.name not in stored]
+    dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
+    free = [place for place, dim in enumerate(dims) if dim.dim_value <= 0]
+    if not any(free):
+        return file
+    wanted = shape if len(dims) == len(shape) else (1, *shape)
+    if len(dims) != len(wanted):
+        raise ModelError(
+            f"the input of {file.path.name} has free extents ({_extents(dims)}), which an input of "
+            f"shape {list(shape)} does not settle; save the network with a fixed input shape"
+        )
+    for place in free:
+        dims[place].dim_value = wanted[place]
+    for info in model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    path = folder / file.path.name.removesuffix(".gz")
+    path.write_bytes(model.SerializeToString())
+    return NetworkFile(path)
+
+
+def _extents(dims: Any) -> str:
+    return ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)
