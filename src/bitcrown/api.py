@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitcrown.evaluation.plan import Plan
     from bitcrown.evaluation.runs import Evaluation
     from bitcrown.evaluation.subjects import Subject
+    from bitcrown.search.outlook import Outlook
 
 ExactNumber = str | float | Fraction
 """In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for
@@ -75,6 +76,15 @@ def verify(
 
         return certified(run, verdict)
     return verdict
+
+
+def outlook(problem: Problem, settings: Settings | None = None) -> Outlook:
+    """What ``verify`` will do with ``problem`` in the float engine, how loose its bounds are, and
+    every reason for ``unknown`` that is known before the search."""
+    from bitcrown.search.outlook import outlook_of
+
+    _require_problem(problem, "outlook")
+    return outlook_of(problem, settings)
 
 
 def _require_problem(problem: object, function: str) -> None:

@@ -98,7 +98,7 @@ def test_paths_that_are_something_else(
 
 
 def test_every_argument_is_described(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("verify", "inspect", "bounds", "check", "check-certificate", "bench"):
+    for command in ("verify", "inspect", "bounds", "check", "check-certificate", "bench", "robust"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = capsys.readouterr().out

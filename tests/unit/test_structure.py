@@ -70,7 +70,7 @@ MOST_LINES = {
     "bounds": 4000,
     "attacks": 3500,
     "quant": 9200,
-    "search": 4600,
+    "search": 4750,
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,

@@ -6,12 +6,19 @@ import argparse
 import math
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, UNDECIDED, WRONG
-from bitcrown.cli.options import add_options, environment_of, given_options
+from bitcrown.cli.options import (
+    Verbosity,
+    add_options,
+    add_verbosity,
+    environment_of,
+    given_options,
+    verbosity_of,
+)
 from bitcrown.cli.progress import ProgressLine
 from bitcrown.errors import PropertyError, SettingsError
 from bitcrown.settings import Settings, usable_cores
@@ -40,6 +47,7 @@ def add_bench_commands(commands: Any) -> None:
         action="store_true",
         help="exit 3 if an instance with a known truth is undecided",
     )
+    add_verbosity(bench)
     add_options(bench)
     bench.set_defaults(run=bench_command)
     report = commands.add_parser("report", help="a Markdown table of records")
@@ -55,7 +63,6 @@ def bench_command(options: argparse.Namespace) -> int:
         is_decided,
         is_failed,
         is_known,
-        plain_table,
         wrong_rows,
         wrong_sentence,
     )
@@ -86,15 +93,14 @@ def bench_command(options: argparse.Namespace) -> int:
         options.fresh,
         environment,
     )
-    rows = run_bench(plan, job_progress())
-    print(plain_table(rows), end="")
-    print(f"results: {options.out / 'results.csv'}, records: {options.out / 'records.jsonl'}")
+    say = verbosity_of(options)
+    rows = run_bench(plan, job_progress(say))
     failures = [failure_sentence(row) for row in rows if is_failed(row)]
-    for sentence in failures:
-        print(f"ERROR: {sentence}")
-    wrong = wrong_rows(rows)
-    for row in wrong:
-        print(f"WRONG: {wrong_sentence(row)}")
+    wrong = [wrong_sentence(row) for row in wrong_rows(rows)]
+    if say.is_json:
+        say.json("bench", {"rows": rows, "failures": failures, "wrong": wrong})
+    else:
+        show_rows(rows, options.out, failures, wrong)
     if wrong:
         return WRONG
     if failures:
@@ -103,9 +109,22 @@ def bench_command(options: argparse.Namespace) -> int:
     return UNDECIDED if options.need_all and undecided else DONE
 
 
-def job_progress() -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
+def show_rows(
+    rows: list[dict[str, Any]], out: Path, failures: Sequence[str], wrong: Sequence[str]
+) -> None:
+    from bitcrown.harness.tables import plain_table
+
+    print(plain_table(rows), end="")
+    print(f"results: {out / 'results.csv'}, records: {out / 'records.jsonl'}")
+    for sentence in failures:
+        print(f"ERROR: {sentence}")
+    for sentence in wrong:
+        print(f"WRONG: {sentence}")
+
+
+def job_progress(say: Verbosity) -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
     """Shows what runs, and keeps one line for each finished instance."""
-    line = ProgressLine()
+    line = ProgressLine(say.is_quiet)
 
     def show(finished: int, total: int, job: Job, row: Mapping[str, Any] | None) -> None:
         name = f"{job.suite.category} {job.instance.network} {job.instance.vnnlib}"

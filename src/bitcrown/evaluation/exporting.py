@@ -86,7 +86,7 @@ def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) ->
     inputs = [info for info in model.graph.input if info.name not in stored]
     dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
     free = [place for place, dim in enumerate(dims) if dim.dim_value <= 0]
-    if not any(free):
+    if not any(free):  # none, or the first one alone
         return file
     wanted = shape if len(dims) == len(shape) else (1, *shape)
     if len(dims) != len(wanted):
@@ -102,6 +102,16 @@ def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) ->
     path = folder / file.path.name.removesuffix(".gz")
     path.write_bytes(model.SerializeToString())
     return NetworkFile(path)
+
+
+def free_extents(file: NetworkFile) -> str:
+    """The extents of an input that leaves more than the first one free, in words; else empty."""
+    stored = {tensor.name for tensor in file.proto.graph.initializer}
+    for info in file.proto.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name not in stored and any(dim.dim_value <= 0 for dim in list(dims)[1:]):
+            return _extents(dims)
+    return ""
 
 
 def _extents(dims: Any) -> str:
