@@ -9,7 +9,6 @@ sides, so there are two bisections, with the open radii between their ends.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -284,7 +283,7 @@ class Asker:
     def radius(self, around: Neighbourhood, budget: Budget) -> Robustness:
         """The largest proved and the smallest broken radius, from ``around.eps`` on, while
         ``budget`` lasts."""
-        started, spent = time.monotonic(), dict[str, float]()
+        asked, spent = 1, dict[str, float]()
         proved: Fraction | None = None
         broken: Robustness | None = None
         least: Fraction | None = None
@@ -307,6 +306,7 @@ class Asker:
                 break
             share = max(1.0, budget.remaining() / _SHARE)
             last = self.ask(replace(around, eps=following), budget.capped(share))
+            asked += 1
         best = broken or last
         done = proved is not None and (least is not None or proved == top)
         verdict = replace(best.verdict, phases=spent)
@@ -315,9 +315,10 @@ class Asker:
             verdict = replace(verdict, status=status)
             if status is Status.UNSAT:
                 verdict = replace(verdict, reason=Reason.NONE, detail="")
+        how = f"{asked} radii asked"
         return replace(
             best,
-            verdict=replace(verdict, counters={"seconds": round(time.monotonic() - started, 3)}),
+            verdict=replace(verdict, decided_by=how, counters={"radii": asked}),
             has_radius=True,
             proved=proved,
             broken=least,
@@ -359,18 +360,20 @@ def _next_radius(
         if top is not None and proved >= top:
             return None
         return 2 * proved if top is None else min(2 * proved, top)
-    # The proof's end first: what is asked between it and the least radius that is not proved.
+    high_open = max(above, default=None)
+    # A counterexample costs less than a proof, and bounds what is to be proved.
+    if broken is None and high_open is not None:
+        following = 2 * high_open if top is None else min(2 * high_open, top)
+        if following > high_open:
+            return following
+    # The proof's end: between it and the least radius that is not proved.
     if proved is None:
         return low_end / 2 if low_end > _SMALLEST else None
     if low_end > proved * _FINE:
         return (proved + low_end) / 2
     # Then the counterexample's: between the largest open radius and the smallest broken one.
-    high_open = max(above, default=None)
-    if high_open is None:
+    if high_open is None or broken is None:
         return None
-    if broken is None:
-        following = 2 * high_open if top is None else min(2 * high_open, top)
-        return following if following > high_open else None
     return (high_open + broken) / 2 if broken > high_open * _FINE else None
 
 

@@ -20,6 +20,14 @@ import bitcrown
 from bitcrown.cli.main import main
 from bitcrown.errors import DataError, ModelError, SettingsError
 from bitcrown.evaluation.around import radius_words
+from bitcrown.evaluation.question import (
+    FileClassifier,
+    Neighbourhood,
+    open_classifier,
+    weights_of,
+)
+from bitcrown.evaluation.samples import sample_of
+from bitcrown.spec.query import Compare, Const
 from bitcrown.verdict import Status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -308,3 +316,71 @@ def test_command_refuses_in_one_sentence(
     assert main(["robust", str(file), str(picture), *words]) == 2
     said = capsys.readouterr()
     assert sentence in said.err and len(said.err.splitlines()) == 1 and not said.out
+
+
+# -- the box ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["chw", "hwc"])
+@pytest.mark.parametrize("is_normalised", [False, True])
+@pytest.mark.parametrize("has_map", [False, True])
+def test_box_holds_the_set_and_little_else(
+    order: str, is_normalised: bool, has_map: bool, tmp_path: Path
+) -> None:
+    """Every image of the set, normalised in float32 or exactly, is an input of the box; the ends of
+    the box are those of the set but for rounding."""
+
+    class Last(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :3] * torch.tensor([1.0, 2.0, 3.0])
+
+    shape = (3, 4, 5) if order == "chw" else (4, 5, 3)
+    path = tmp_path / "net.onnx"
+    save(Last(), torch.rand(1, *shape), path)
+    generator = np.random.default_rng(5)
+    image = generator.random((3, 4, 5)).astype(np.float32)
+    image[0, 0] = [0, 1, 0.5, 1e-3, 0.999]
+    mean, std = (Fraction(1, 3), Fraction(1, 2), Fraction(2, 5)), (Fraction(1, 4),) * 3
+    sample = sample_of(image, "x")
+    opened = open_classifier(
+        path,
+        sample,
+        mean if is_normalised else None,
+        std if is_normalised else None,
+        "auto",
+        tmp_path,
+    )
+    assert isinstance(opened, FileClassifier)
+    weights = generator.random((4, 5)) if has_map else None
+    eps = Fraction(20, 255)
+    around = Neighbourhood(eps, "Linf", weights_of(sample, weights, None))
+    ends = opened.query(around, 0, None).assertion.args[:-1]
+    numbers = [
+        [side.value for side in (one.left, one.right) if isinstance(side, Const)][0]
+        for one in ends
+        if isinstance(one, Compare)
+    ]
+    lower, upper = numbers[:60], numbers[60:]
+    exact_eps = float(eps) * (np.ones((3, 4, 5)) if weights is None else weights[None])
+    low = np.clip(image.astype(np.float64) - exact_eps, 0, 1)
+    high = np.clip(image.astype(np.float64) + exact_eps, 0, 1)
+    centre, scale = (np.array([float(v) for v in row])[:, None, None] for row in (mean, std))
+    if not is_normalised:
+        centre, scale = np.float64(0.0), np.float64(1.0)
+
+    def flat(values: np.ndarray) -> np.ndarray:
+        moved = (values - centre) / scale
+        result: np.ndarray = (moved.transpose(1, 2, 0) if order == "hwc" else moved).ravel()
+        return result
+
+    for wanted, found in ((flat(low), lower), (flat(high), upper)):
+        assert np.abs(wanted - np.array([float(v) for v in found])).max() < 2e-6
+    for _ in range(20):
+        image_of_set = generator.uniform(low, high).astype(np.float32)
+        corner = generator.random(low.shape) < 0.3
+        image_of_set = np.clip(np.where(corner, high, image_of_set), low, high)
+        inputs = flat(image_of_set)
+        assert all(
+            float(a) - 1e-12 <= x <= float(b) + 1e-12
+            for a, x, b in zip(lower, inputs.tolist(), upper, strict=True)
+        )
