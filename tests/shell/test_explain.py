@@ -4,6 +4,9 @@ inspect says before a decision."""
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +123,22 @@ def test_progress_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]
             assert said[0].endswith(" s, neuron split: 4 bounded, 2 open, worst bound -0.5")
 
 
+def test_progress_goes_on_while_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    line = PhaseLine(Verbosity(is_verbose=True))
+    line.report("root bounds", {})
+    line.next = 0.0
+    line.tick()
+    said = ""
+    while not said:  # as long as the machine takes
+        said += capsys.readouterr().err
+    line.end()
+    assert said.endswith(" s, root bounds\n")
+    line.report("root bounds", {})
+    assert not capsys.readouterr().err
+
+
 def test_facts_in_words() -> None:
-    assert fact_words({"boxes": 3, "left": 4, "name": "x", "flag": True}) == (
-        "3 boxes bounded, 4 boxes open"
-    )
+    assert fact_words({"boxes": 3, "left": 4, "name": "x", "flag": True}) == ("3 bounded, 4 open")
 
 
 # -- inspect and bounds ----------------------------------------------------------------------------
@@ -210,3 +225,26 @@ def test_outlook_measures_what_bounds_lose(tmp_path: Path) -> None:
     assert found.sentences[1].startswith(
         "Relu: 1 of 2 elements are loose on this box, lines up to 1 "
     )
+
+
+def completed(scripts: Scripts, *words: str) -> list[str]:
+    """What bash offers for the last of ``words``."""
+    line = " ".join(shlex.quote(word) for word in words)
+    command = f"""
+    eval "$('{sys.executable}' -m bitcrown completion bash)"
+    COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _bitcrown; echo "${{COMPREPLY[*]}}" """
+    done = subprocess.run(
+        ["bash", "-euc", command], env=scripts.environment("unsat"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_completion(scripts: Scripts) -> None:
+    assert completed(scripts, "bitcrown", "ver") == ["verify"]
+    assert "--cpu-seconds" in completed(scripts, "bitcrown", "verify", "x", "--c")
+    assert completed(scripts, "bitcrown", "bounds", "--te") == ["--tensor"]
+    assert completed(scripts, "bitcrown", "bounds", "fi") == []
+    for shell in ("zsh", "fish"):
+        said = cli(scripts, "unsat", "completion", shell)
+        assert said.returncode == 0 and "cpu-seconds" in said.stdout

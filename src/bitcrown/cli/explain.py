@@ -138,8 +138,8 @@ def fact_words(facts: Mapping[str, Any]) -> str:
     words = {
         "domains": "bounded",
         "open": "open",
-        "boxes": "boxes bounded",
-        "left": "boxes open",
+        "boxes": "bounded",
+        "left": "open",
         "cells": "cells run",
     }
     shown = [

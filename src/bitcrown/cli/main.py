@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from bitcrown.cli.bench import add_bench_commands
 from bitcrown.cli.check import add_check_commands
+from bitcrown.cli.completion import add_completion_command
 from bitcrown.cli.evaluate import add_evaluate_command
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.inspect import add_inspect_commands
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_bench_commands,
         add_train_command,
         add_evaluate_command,
+        add_completion_command,
     ):
         add(commands)
     for name, command in commands.choices.items():

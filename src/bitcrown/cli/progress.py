@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -59,25 +60,40 @@ class PhaseLine:
         self.started = time.monotonic()
         self.next = self.started + (_LIVE_SECONDS if self.line.live else _PLAIN_SECONDS)
         self.facts: dict[str, Mapping[str, Any]] = {}
+        self._phase, self._lock = "start", threading.Lock()
+        self._ended = threading.Event()
 
     def report(self, phase: str, facts: Mapping[str, Any]) -> None:
         """What the library reports, as it comes."""
         if facts := {name: value for name, value in facts.items() if name != "counters"}:
             self.facts[phase] = facts
+        self._phase = phase
         self._show(phase, self.facts.get(phase, {}))
+
+    def tick(self) -> None:
+        """Go on showing the seconds, in a thread, while a phase reports nothing."""
+        if self.is_shown:
+            threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(_LIVE_SECONDS):
+            self._show(self._phase, self.facts.get(self._phase, {}))
 
     def look(self, seen: Watched) -> None:
         """What the watch over a worker has seen; called several times a second."""
         self._show(seen.progress.get("phase", "start"), seen.progress.get("facts", {}))
 
     def _show(self, phase: str, facts: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        if not self.is_shown or now < self.next:
-            return
-        self.next = now + (_LIVE_SECONDS if self.line.live else _PLAIN_SECONDS)
-        words = fact_words(facts)
-        text = f"bitcrown: {now - self.started:.0f} s, {phase}{': ' if words else ''}{words}"
-        self.line.show(text, stays=not self.line.live)
+        with self._lock:
+            now = time.monotonic()
+            if not self.is_shown or now < self.next or self._ended.is_set():
+                return
+            self.next = now + (_LIVE_SECONDS if self.line.live else _PLAIN_SECONDS)
+            words = fact_words(facts)
+            text = f"bitcrown: {now - self.started:.0f} s, {phase}{': ' if words else ''}{words}"
+            self.line.show(text, stays=not self.line.live)
 
     def end(self) -> None:
-        self.line.wipe()
+        with self._lock:
+            self._ended.set()
+            self.line.wipe()

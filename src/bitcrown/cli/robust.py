@@ -76,6 +76,7 @@ def robust_command(options: argparse.Namespace) -> int:
     torch.set_num_threads(settings.thread_count())
     say = verbosity_of(options)
     line = PhaseLine(say)
+    line.tick()
     cpu = None if options.cpu_seconds is None else parse_timeout(options.cpu_seconds)
     try:
         found = robust(
