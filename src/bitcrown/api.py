@@ -238,8 +238,8 @@ def _plan(
     return Plan(
         name if callable(model) or name.startswith(ZOO) else Path(name),
         exact_radius(eps),
-        None if mean is None else tuple(exact_radius(value) for value in mean),
-        None if std is None else tuple(exact_radius(value) for value in std),
+        _exact_row(mean),
+        _exact_row(std),
         weights=None if weights is None else Path(weights),
         settings=settings or Settings(),
         **others,
@@ -261,6 +261,10 @@ def _opened(
         device = device_of(plan.settings.device)
         return TorchSubject(model, str(plan.network), pixels.shape, plan.batch, device), pixels
     return open_subject(plan, pixels.shape), pixels
+
+
+def _exact_row(row: Sequence[ExactNumber] | None) -> tuple[Fraction, ...] | None:
+    return None if row is None else tuple(exact_radius(value) for value in row)
 
 
 def exact_radius(value: ExactNumber) -> Fraction:
@@ -308,6 +312,8 @@ def robust(
     norm: str = "Linf",
     eps_map: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    brightness: ExactNumber = 0,
+    contrast: ExactNumber = 0,
     limits: tuple[ExactNumber, ExactNumber] | str | None = "auto",
     mean: Sequence[ExactNumber] | None = None,
     std: Sequence[ExactNumber] | None = None,
@@ -326,11 +332,12 @@ def robust(
     an array or tensor ``[C, H, W]``, ``[H, W, C]`` or of the network's own shape, or a word as the
     command takes it (picture, ``.npy``, ``SET:INDEX``). ``label``: default the network's own;
     ``target``: only this class counts. ``eps_map`` and ``mask`` multiply ``eps`` for each value.
+    ``brightness`` and ``contrast``, where one is not 0, are asked in place of ``eps``: images
+    ``m + (1 + c)(x - m) + b`` with ``m`` the middle of the limits, ``|b|`` and ``|c|`` within them.
     ``limits``: of values; ``auto`` is [0, 1] for pictures and for arrays within it. ``vnnlib``: a
     file for the property.
 
-    The result has ``status`` (``unsat``: proved), ``sentence()``, ``verdict``, ``adversarial``.
-    Raises ``ModelError``, ``DataError`` or ``SettingsError``.
+    The result has ``status``, ``sentence()``, ``adversarial``. Raises a ``BitcrownError``.
     """
     import tempfile
 
@@ -338,24 +345,22 @@ def robust(
     from bitcrown.evaluation.question import Neighbourhood, open_classifier, weights_of
     from bitcrown.evaluation.samples import sample_from
     from bitcrown.files import write_whole
-    from bitcrown.spec.robustness import vnnlib_text
 
     settings = settings or Settings()
     limit = seconds if cpu_seconds is None else cpu_seconds
     budget = Budget.of(limit, settings.memory_bytes(), cpu_seconds is not None)
     with tempfile.TemporaryDirectory(prefix="bitcrown-robust-") as folder:
-        means, stds = (
-            None if row is None else tuple(exact_radius(value) for value in row)
-            for row in (mean, std)
-        )
         kept = tuple(exact_radius(end) for end in limits) if isinstance(limits, tuple) else limits
-        network = open_classifier(model, sample_from(x, kept), means, stds, order, Path(folder))
+        sample = sample_from(x, kept)
+        means, stds = _exact_row(mean), _exact_row(std)
+        network = open_classifier(model, sample, means, stds, order, Path(folder))
         around = Neighbourhood(exact_radius(eps), norm, weights_of(network.sample, eps_map, mask))
+        light = exact_radius(brightness), exact_radius(contrast)
+        if any(light):
+            around = around.lit(light, radius or vnnlib is not None)
         asker = Asker(network, label, target, settings, report)
         if vnnlib is not None:
-            query = network.query(around, asker.label, target)
-            comment = f"{network.sample.name}, eps {around.eps}, class {asker.label}"
-            write_whole(Path(vnnlib), vnnlib_text(query, comment))
+            write_whole(Path(vnnlib), asker.property_text(around))
         return asker.radius(around, budget) if radius else asker.ask(around, budget)
 
 

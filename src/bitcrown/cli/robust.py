@@ -50,6 +50,8 @@ def add_robust_command(commands: Any) -> None:
     add("--target", type=int, metavar="K", help="only this other class counts")
     add("--eps-map", type=Path, metavar="NPY", help="multiplies eps for each value")
     add("--mask", type=Path, metavar="NPY", help="only values where this is not zero may move")
+    add("--brightness", default="0", metavar="B", help="in place of eps: x + b, |b| at most B")
+    add("--contrast", default="0", metavar="C", help="in place of eps: (1 + c)(x - 1/2) + 1/2")
     add("--limits", metavar="L,H", help="range of values, or none (pictures: 0,1)")
     add("--normalisation", metavar="NAME", help=f"{', '.join(_NORMALISATIONS)} (default: none)")
     add("--mean", metavar="M,M,M", help="subtracted from each channel before the network sees it")
@@ -88,6 +90,8 @@ def robust_command(options: argparse.Namespace) -> int:
             norm=options.norm,
             eps_map=_array(options.eps_map),
             mask=_array(options.mask),
+            brightness=options.brightness,
+            contrast=options.contrast,
             limits=_limits(options.limits),
             mean=mean,
             std=std,
@@ -189,9 +193,10 @@ def write_counterexample(found: Robustness, options: argparse.Namespace) -> list
 
 def _next_steps(found: Robustness) -> list[str]:
     """What somebody with this answer would ask next."""
-    from bitcrown.evaluation.around import BY_ITSELF, radius_words
+    from bitcrown.evaluation.around import BY_ITSELF
+    from bitcrown.evaluation.radii import radius_words
 
-    if found.has_radius:
+    if found.has_radius or found.around.light is not None:
         return []
     if found.status is Status.SAT and found.verdict.decided_by == BY_ITSELF:
         return ["next: leave --label out, which then is the network's own class"]

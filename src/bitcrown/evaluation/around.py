@@ -23,19 +23,18 @@ from bitcrown.errors import SettingsError
 from bitcrown.evaluation.attacking import inside, pgd_attack
 from bitcrown.evaluation.data.sets import unit_pixels
 from bitcrown.evaluation.question import FileClassifier, LevelClassifier, Neighbourhood
+from bitcrown.evaluation.radii import next_radius, radius_words
 from bitcrown.model.classifier import GraphClassifier
 from bitcrown.model.execute import Network
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.decision import device_of
 from bitcrown.settings import Settings
 from bitcrown.spec.decimals import short_text
+from bitcrown.spec.robustness import vnnlib_text
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 _STEPS, _RESTARTS = 100, 5
 """Of the attack in a ball that is no box."""
-_FINE = Fraction(21, 20)
-"""Radii whose ratio is smaller are not told apart."""
-_SMALLEST = Fraction(1, 10**6)
 _SHARE = 8
 """A radius of a bisection has at most one part in this many of the time that is left."""
 BY_ITSELF = "the input itself"
@@ -74,6 +73,12 @@ class Robustness:
         if self.has_radius:
             return self._radius_sentence()
         where = f"within {self._radius(self.around.eps)} of {self.name}{self._kept()}"
+        if self.around.light is not None:
+            brightness, contrast = (short_text(end) for end in self.around.light)
+            where = (
+                f"made of {self.name}{self._kept()} by brightness {brightness} and contrast "
+                f"{contrast} at most"
+            )
         goal = f"the class {self.label}"
         changes = f"changes {goal}" if self.target is None else f"makes {self.target} reach {goal}"
         if self.status is Status.UNSAT:
@@ -119,6 +124,7 @@ class Robustness:
             "input": self.name,
             "eps": str(self.around.eps),
             "norm": self.around.norm,
+            "brightness_contrast": self.around.light and [str(end) for end in self.around.light],
             "label": self.label,
             "target": self.target,
             "class_found": self.seen,
@@ -151,6 +157,12 @@ class Asker:
             raise SettingsError(f"the target {target} is the class of the input itself")
         self._classifier: GraphClassifier | None = None
 
+    def property_text(self, around: Neighbourhood) -> str:
+        """The question as VNN-LIB."""
+        query = self.network.query(around, self.label, self.target)
+        name = self.network.sample.name
+        return vnnlib_text(query, f"{name}, eps {around.eps}, class {self.label}")
+
     def ask(self, around: Neighbourhood, budget: Budget) -> Robustness:
         """The answer for one radius. Raises ``SettingsError`` for a norm that cannot be asked."""
         if around.norm not in NORMS:
@@ -163,7 +175,9 @@ class Asker:
             witness = _witness(values, itself.logits)
             verdict = Verdict(Status.SAT, witness=witness, decided_by=BY_ITSELF)
             return self._answer(around, verdict, values)
-        if around.norm != "Linf":
+        if around.light is not None and min(around.light) < 0:
+            raise SettingsError("brightness and contrast must not be negative")
+        if around.norm != "Linf" and around.light is None:
             return self._ask_ball(around, budget)
         return self._confirmed(around, *self._decide(around, budget))
 
@@ -301,7 +315,7 @@ class Asker:
                     broken, least = last, distance
             else:
                 opened.append(eps)
-            following = _next_radius(proved, least, opened, top)
+            following = next_radius(proved, least, opened, top)
             if following is None or budget.remaining() <= 0 or last.verdict.decided_by == BY_ITSELF:
                 break
             share = max(1.0, budget.remaining() / _SHARE)
@@ -332,49 +346,6 @@ class Asker:
         moves = np.abs(found.adversarial.astype(np.float64) - found.original.astype(np.float64))
         # (float64 holds differences of float32 of like size exactly; one step covers the others.)
         return min(found.around.eps, Fraction(float(np.nextafter(moves.max(), np.inf))))
-
-
-def radius_words(eps: Fraction) -> str:
-    """``8/255``, ``0.1``, or the nearest numbers to something longer, in levels of a picture,
-    too."""
-    levels = eps * 255
-    if levels.denominator == 1 and 0 < levels < 255:
-        return f"{levels}/255"
-    if "/" not in (text := short_text(eps)) and len(text) <= 8:
-        return text
-    return f"{float(eps):.6g} ({float(levels):.4g}/255)"
-
-
-def _next_radius(
-    proved: Fraction | None,
-    broken: Fraction | None,
-    opened: list[Fraction],
-    top: Fraction | None,
-) -> Fraction | None:
-    """The radius to ask next; None where both ends are known well enough."""
-    above = [eps for eps in opened if proved is None or eps > proved]
-    low_end = min([*above, *([] if broken is None else [broken])], default=None)
-    # Upwards, while nothing limits the proof but the range of values.
-    if low_end is None:
-        assert proved is not None
-        if top is not None and proved >= top:
-            return None
-        return 2 * proved if top is None else min(2 * proved, top)
-    high_open = max(above, default=None)
-    # A counterexample costs less than a proof, and bounds what is to be proved.
-    if broken is None and high_open is not None:
-        following = 2 * high_open if top is None else min(2 * high_open, top)
-        if following > high_open:
-            return following
-    # The proof's end: between it and the least radius that is not proved.
-    if proved is None:
-        return low_end / 2 if low_end > _SMALLEST else None
-    if low_end > proved * _FINE:
-        return (proved + low_end) / 2
-    # Then the counterexample's: between the largest open radius and the smallest broken one.
-    if high_open is None or broken is None:
-        return None
-    return (high_open + broken) / 2 if broken > high_open * _FINE else None
 
 
 def _width(limits: tuple[Fraction, Fraction]) -> Fraction:

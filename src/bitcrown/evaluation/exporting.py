@@ -79,15 +79,13 @@ def _write(module: Any, example: Any, path: Path) -> None:
 def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) -> NetworkFile:
     """``file`` with the free extents of its one input set to ``shape`` (the first one, of the
     batch, to 1), written to ``folder``; ``file`` itself where it has none but the batch."""
-    import onnx
-
-    model = onnx.ModelProto.FromString(file.content)
+    if not free_extents(file):
+        return file
+    model = _copied(file)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [info for info in model.graph.input if info.name not in stored]
     dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
     free = [place for place, dim in enumerate(dims) if dim.dim_value <= 0]
-    if not any(free):  # none, or the first one alone
-        return file
     wanted = shape if len(dims) == len(shape) else (1, *shape)
     if len(dims) != len(wanted):
         raise ModelError(
@@ -100,6 +98,60 @@ def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) ->
         info.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
     path = folder / file.path.name.removesuffix(".gz")
+    path.write_bytes(model.SerializeToString())
+    return NetworkFile(path)
+
+
+def _copied(file: NetworkFile) -> Any:
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(file.proto)
+    return model
+
+
+def lit(
+    file: NetworkFile, directions: np.ndarray, base: np.ndarray, folder: Path, **ends: Any
+) -> NetworkFile:
+    """``file`` behind ``clip(base + z directions)``, as a network of ``z [1, k]``.
+
+    ``directions [k, n]``, ``base [n]`` and the normalisation ``mean``, ``std`` (``[n]``) are
+    float32 in the order of the network's input; ``low``, ``high`` (or None) are limits of values.
+    Raises ``ModelError`` for files of an opset without ``Clip`` of tensors.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    opset = next((one.version for one in file.proto.opset_import if one.domain == ""), 0)
+    if opset < 13:
+        raise ModelError(
+            f"{file.path.name} has opset {opset}; brightness and contrast need 13 or later: "
+            "export it again"
+        )
+    model, name = _copied(file), file.inputs[0].name
+    shape = np.array(file.inputs[0].shape, np.int64)
+    stored = {"directions": directions, "base": base, "shape": shape, **ends}
+    stored = {key: value for key, value in stored.items() if value is not None}
+    named = {key: f"bitcrown/{key}" for key in stored}
+    steps = [("MatMul", ["bitcrown/light", named["directions"]]), ("Add", [named["base"]])]
+    if "low" in stored:
+        steps.append(("Clip", [named["low"], named["high"]]))
+    steps += [("Sub", [named["mean"]]), ("Div", [named["std"]]), ("Reshape", [named["shape"]])]
+    nodes, before = [], ""
+    for place, (op, others) in enumerate(steps):
+        after = name if place == len(steps) - 1 else f"bitcrown/{op}"
+        nodes.append(helper.make_node(op, [before, *others] if before else others, [after]))
+        before = after
+    inner = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *inner])
+    kept = [info for info in model.graph.input if info.name != name]
+    del model.graph.input[:]
+    light = helper.make_tensor_value_info("bitcrown/light", TensorProto.FLOAT, [1, len(directions)])
+    model.graph.input.extend([light, *kept])
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), named[key]) for key, value in stored.items()
+    )
+    path = folder / f"lit-{file.path.name.removesuffix('.gz')}"
     path.write_bytes(model.SerializeToString())
     return NetworkFile(path)
 

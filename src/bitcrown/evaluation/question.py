@@ -17,6 +17,7 @@ Legend: ``C`` channels, ``H`` rows, ``W`` columns, ``n`` flat inputs, ``K`` clas
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,7 +33,7 @@ from bitcrown.check.witness import inward_box
 from bitcrown.errors import ModelError, SettingsError
 from bitcrown.evaluation.attacking import Judgement
 from bitcrown.evaluation.boxes import ImageBoxes
-from bitcrown.evaluation.exporting import exported, with_input_shape
+from bitcrown.evaluation.exporting import exported, lit, with_input_shape
 from bitcrown.evaluation.integers import IntegerProver, IntegerSubject, is_keras
 from bitcrown.evaluation.samples import Sample, grey_where_wanted
 from bitcrown.model.classifier import ImageLayout, Shape, layout_for
@@ -47,16 +48,32 @@ from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 _FLOATS = ("float16", "float32", "float64")
 _NARROW = ("uint8", "int8")
+_TORCH = (".pt", ".pth", ".pt2", ".ckpt", ".safetensors")
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
     """Radius ``eps`` in ``norm``; ``weights [C, H, W]`` multiply it for each value (1 everywhere
-    where None)."""
+    where None).
+
+    With ``light``, at most (brightness, contrast), it is another set in place of the box:
+    ``m + (1 + c)(v - m) + b`` cut to the limits, ``m`` in their middle, ``|b|`` and ``|c|`` within
+    the two."""
 
     eps: Fraction
     norm: str = "Linf"
     weights: tuple[Fraction, ...] | None = None
+    light: tuple[Fraction, Fraction] | None = None
+
+    def lit(self, light: tuple[Fraction, Fraction], is_more_asked: bool) -> Neighbourhood:
+        """Brightness and contrast in place of the box. Raises ``SettingsError`` where something is
+        asked that only a box has."""
+        if is_more_asked or self.weights is not None:
+            raise SettingsError(
+                "brightness and contrast are asked by themselves: without radius, maps, masks and "
+                "a property file"
+            )
+        return Neighbourhood(Fraction(0), light=light)
 
     def radii(self) -> list[Fraction] | None:
         if self.weights is None:
@@ -138,6 +155,8 @@ class FileClassifier:
         report: Report | None,
     ) -> tuple[Verdict, np.ndarray | None]:
         """The verdict on the box, and its counterexample as values, moved into the exact set."""
+        if around.light is not None:
+            return self._decide_light(around.light, label, target, settings, budget, report)
         query = self.query(around, label, target)
         problem = problem_from_query(query, {NETWORK: self.file.path})
         verdict = decide(Run(problem, settings, budget, report, replay=self.replay))
@@ -145,6 +164,60 @@ class FileClassifier:
             return verdict, None
         parts = [np.asarray(part, np.float64).ravel() for part in verdict.witness.inputs.values()]
         return verdict, self.values_of(np.concatenate(parts), around)
+
+    def _decide_light(
+        self,
+        light: tuple[Fraction, Fraction],
+        label: int,
+        target: int | None,
+        settings: Settings,
+        budget: Budget,
+        report: Report | None,
+    ) -> tuple[Verdict, np.ndarray | None]:
+        """The same about brightness and contrast: a network of two inputs, whose box is split."""
+        if self.dtype != "float32":
+            raise ModelError("brightness and contrast need a network that takes float32")
+        values, limits = self.sample.values, self.sample.limits
+        slopes = np.stack([np.ones_like(values), values - self._middle()])
+        ends = () if limits is None else limits
+        shape = (*values.shape,)
+        channels = (
+            np.broadcast_to(np.array([float(one) for one in row], np.float32)[:, None, None], shape)
+            for row in (self.layout.mean, self.layout.std)
+        )
+        low, high = (np.float32(float(end)) for end in ends) if ends else (None, None)
+        mean, std = (self._flat(one) for one in channels)
+        with tempfile.TemporaryDirectory(prefix="bitcrown-light-") as folder:
+            file = lit(
+                self.file,
+                np.stack([self._flat(one) for one in slopes]),
+                self._flat(values),
+                Path(folder),
+                mean=mean,
+                std=std,
+                low=low,
+                high=high,
+            )
+            box = decimal_ends([-end for end in light], light)
+            first_wins = self.file.is_quantized
+            query = other_label_query(*box, label, self.classes, first_wins, target)
+            problem = problem_from_query(query, {NETWORK: file.path})
+            verdict = decide(Run(problem, settings, budget, report))
+        if verdict.witness is None:
+            return verdict, None
+        parts = [np.asarray(part).ravel() for part in verdict.witness.inputs.values()]
+        move = np.concatenate(parts).astype(np.float32)
+        found = values + move[0] * slopes[0] + move[1] * slopes[1]
+        return verdict, found if low is None else np.clip(found, low, high)
+
+    def _middle(self) -> np.float32:
+        limits = self.sample.limits
+        return np.float32(0 if limits is None else float((limits[0] + limits[1]) / 2))
+
+    def _flat(self, values: np.ndarray) -> np.ndarray:
+        contiguous = torch.from_numpy(np.ascontiguousarray(values)[None])
+        result: np.ndarray = self.layout.flat(contiguous).numpy()[0]
+        return result
 
     @property
     def has_gradients(self) -> bool:
@@ -230,9 +303,9 @@ class LevelClassifier:
         budget: Budget,
         report: Report | None,
     ) -> tuple[Verdict, np.ndarray | None]:
-        if around.weights is not None or target is not None:
+        if (around.weights, around.light, target) != (None, None, None):
             raise SettingsError(
-                "networks that take whole levels are asked with one radius and no target"
+                "networks that take whole levels are asked with one radius, and no target"
             )
         prover = IntegerProver(
             self.subject,
@@ -273,6 +346,11 @@ def open_classifier(
     shape = sample.values.shape if sample.is_image else sample.values.shape[2:]
     if isinstance(model, str | Path):
         file = NetworkFile(Path(model))
+        if file.path.suffix in _TORCH:
+            raise ModelError(
+                f"{file.path.name} is a torch file, which is a program and not opened: write it "
+                "with torch.onnx.export, or give the module to bitcrown.robust"
+            )
         if not is_keras(file.path):
             file = with_input_shape(file, shape, folder)
     else:

@@ -62,6 +62,8 @@ def read_sample(word: str) -> Sample:
         return sample_of(read_array(path), path.name)
     if path.suffix.lower() in PICTURES:
         return Sample(path.name, unit_pixels(read_picture(path)), UNIT, True)
+    if path.suffix == ".onnx":
+        raise DataError(f"{word} is a network, not an image; the network comes first")
     raise DataError(f"{word} is neither a picture ({', '.join(PICTURES)}) nor an .npy file")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bitcrown.bounds import claims
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder
 from bitcrown.bounds.relaxations.registry import nonlinear_row
 from bitcrown.budget import Budget
@@ -103,7 +104,7 @@ def _looseness(network: Network, objective: Objective, settings: Settings) -> li
         gap = _gap(network, enclosure, name)
         total = counts.setdefault(node.op, [0.0, 0.0, 0.0])
         total[0] += node.size
-        total[1] += float((gap > 0).sum())
+        total[1] += float(torch.count_nonzero(gap))
         total[2] = max(total[2], float(gap.max()))
     found = []
     for op, (size, loose, worst) in counts.items():
@@ -124,5 +125,4 @@ def _gap(network: Network, enclosure: Enclosure, name: str) -> torch.Tensor:
         total = total + torch.maximum(slope * low, slope * up)
     # (What is exact has lines that are apart by their rounding.)
     scale = torch.maximum(lines.upper_intercept.abs(), lines.lower_intercept.abs())
-    total = torch.where(total <= 1e-9 * (1.0 + scale), torch.zeros_like(total), total)
-    return total.nan_to_num(nan=torch.inf)[0]
+    return claims.known(torch.relu(total - 1e-9 * (1.0 + scale)), torch.inf)[0]

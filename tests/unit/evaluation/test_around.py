@@ -19,13 +19,13 @@ from torch import nn
 import bitcrown
 from bitcrown.cli.main import main
 from bitcrown.errors import DataError, ModelError, SettingsError
-from bitcrown.evaluation.around import radius_words
 from bitcrown.evaluation.question import (
     FileClassifier,
     Neighbourhood,
     open_classifier,
     weights_of,
 )
+from bitcrown.evaluation.radii import next_radius, radius_words
 from bitcrown.evaluation.samples import sample_of
 from bitcrown.spec.query import Compare, Const
 from bitcrown.verdict import Status
@@ -194,6 +194,66 @@ def test_normalised_input_is_asked_in_pixels(image: torch.Tensor) -> None:
         assert plain.status is named.status and plain.label == named.label
     assert named.adversarial is not None
     assert np.abs(named.adversarial.astype(np.float64) - image.numpy()).max() <= 30 / 255
+
+
+@pytest.mark.parametrize("order", ["chw", "hwc"])
+def test_brightness_and_contrast(image: torch.Tensor, tmp_path: Path, order: str) -> None:
+    """Two numbers: whether they are robust can be seen on a grid, and the search is complete."""
+    torch.manual_seed(1)
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(
+                nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.permute(0, 3, 1, 2) if order == "hwc" else x)
+
+    network = Last().eval()
+    path = tmp_path / "net.onnx"
+    shape = (1, 3, 8, 8) if order == "chw" else (1, 8, 8, 3)
+    save(network, torch.rand(*shape), path, opset_version=17)
+    mean, std = ["0.4", "0.5", "0.6"], ["0.25", "0.5", "0.3"]
+
+    def seen(values: np.ndarray) -> np.ndarray:
+        rows = (np.array([float(v) for v in row], np.float32)[:, None, None] for row in (mean, std))
+        centre, scale = rows
+        moved = torch.from_numpy((values - centre) / scale)
+        with torch.no_grad():
+            found: np.ndarray = network.inner(moved).argmax(dim=1).numpy()
+        return found
+
+    statuses = set()
+    grid = np.linspace(-1, 1, 21, dtype=np.float32)
+    for brightness, contrast in (("0.01", "0.01"), ("0", "0.02"), ("0.9", "0.9")):
+        found = bitcrown.robust(
+            path,
+            image,
+            0,
+            brightness=brightness,
+            contrast=contrast,
+            mean=mean,
+            std=std,
+            cpu_seconds=30,
+        )
+        statuses.add(found.status)
+        pairs = [(b * float(brightness), c * float(contrast)) for b in grid for c in grid]
+        x = image.numpy()
+        lit = np.stack([np.clip(0.5 + (1 + c) * (x - 0.5) + b, 0, 1) for b, c in pairs])
+        kept = (seen(lit.astype(np.float32)) == found.label).all()
+        assert kept or found.status is Status.SAT
+        if found.adversarial is not None:
+            assert seen(found.adversarial[None])[0] == found.seen != found.label
+            design = np.stack([np.ones(x.size), (x - 0.5).ravel()], axis=1)
+            free = (found.adversarial > 0) & (found.adversarial < 1)
+            move = (found.adversarial - x)[free]
+            rest = np.linalg.lstsq(design[free.ravel()], move, rcond=None)[1]
+            assert not rest.size or rest[0] < 1e-6
+    assert statuses == {Status.UNSAT, Status.SAT}
+    with pytest.raises(SettingsError, match="asked by themselves"):
+        bitcrown.robust(path, image, 0, brightness="0.1", radius=True)
 
 
 def test_arrays_of_any_shape_and_range() -> None:
@@ -384,3 +444,40 @@ def test_box_holds_the_set_and_little_else(
             float(a) - 1e-12 <= x <= float(b) + 1e-12
             for a, x, b in zip(lower, inputs.tolist(), upper, strict=True)
         )
+
+
+@pytest.mark.parametrize("top", [None, Fraction(1)])
+@pytest.mark.parametrize(
+    ("proves", "breaks"),
+    [
+        (Fraction(1, 7), Fraction(1, 5)),
+        (Fraction(1, 9000), Fraction(1, 2)),
+        (Fraction(0), Fraction(1, 300)),
+        (Fraction(3, 4), Fraction(99)),
+        (Fraction(99), Fraction(99)),
+    ],
+)
+def test_bisections_end_and_close_in(
+    top: Fraction | None, proves: Fraction, breaks: Fraction
+) -> None:
+    """A verifier that proves up to ``proves`` and breaks from ``breaks`` on, simulated."""
+    proved, broken, opened, eps = None, None, [], Fraction(1, 100)
+    for _ in range(100):
+        if eps <= proves:
+            proved = max(proved or eps, eps)
+        elif eps >= breaks:
+            broken = min(broken or eps, eps)
+        else:
+            opened.append(eps)
+        following = next_radius(proved, broken, opened, top)
+        if following is None or following > 1000:
+            break
+        assert top is None or following <= top
+        eps = following
+    else:
+        pytest.fail("it goes on for ever")
+    reach = min(proves, top or 1000)
+    if proves >= Fraction(1, 10**5):
+        assert proved is not None and proved * Fraction(11, 10) >= reach / (1 if top else 2)
+    if breaks <= (top or 1000):
+        assert broken is not None and broken <= breaks * Fraction(11, 10)
