@@ -107,9 +107,11 @@ class FileClassifier:
         fit."""
         require_runtime(file)
         if len(file.inputs) != 1 or len(file.outputs) != 1:
+            names = (", ".join(one.name for one in ends) for ends in (file.inputs, file.outputs))
             raise ModelError(
-                f"{file.path.name} has {len(file.inputs)} inputs and {len(file.outputs)} outputs; "
-                "a classifier has one of each: write a property and use verify"
+                f"{file.path.name} has more than one input ({next(names)}) or output "
+                f"({next(names)}); a classifier has one of each: export the scores alone, or write "
+                "a property and use verify"
             )
         found, dtype = file.inputs[0].shape, str(file.inputs[0].dtype)
         if found is None or dtype not in _FLOATS:
