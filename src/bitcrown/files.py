@@ -154,6 +154,20 @@ def write_in_place(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def require_appendable(path: Path) -> None:
+    """Raises ``ResourceError`` where ``append_record`` would; makes the file if it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            return
+    except OSError as error:
+        raise _unwritable_record(path, error) from error
+
+
+def _unwritable_record(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"the record {path} cannot be written: {error.strerror or error}")
+
+
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Append ``record`` as one line, after closing a half line of a killed writer. Raises
     ``ResourceError``."""
@@ -168,9 +182,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             line = json.dumps(record, default=str).encode() + b"\n"
             file.write(b"\n" + line if broken else line)
     except OSError as error:
-        raise ResourceError(
-            f"the record {path} cannot be written: {error.strerror or error}"
-        ) from error
+        raise _unwritable_record(path, error) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

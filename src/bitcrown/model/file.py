@@ -181,6 +181,8 @@ def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
 def _unpacked(path: Path) -> bytes:
     if not path.exists() and Path(f"{path}.gz").exists():
         path = Path(f"{path}.gz")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; name the network file in it")
     try:
         with open(path, "rb") as file:
             head = file.read(len(_GZIP_MAGIC))
@@ -204,6 +206,11 @@ def _parsed(content: bytes, path: Path) -> Any:
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
+        if content.lstrip()[:1] in (b"(", b";"):
+            raise ModelError(
+                f"{path} is no ONNX file but text, as properties are; the network comes first, the "
+                "property after it"
+            ) from error
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
     if not model.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it has no outputs")

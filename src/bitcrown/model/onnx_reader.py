@@ -53,6 +53,12 @@ def _stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
         raise ModelError(f"{path}: weight {tensor.name!r} is damaged: {error}") from error
     if value.dtype.kind not in "fiub" and value.dtype.itemsize > 2:
         raise UnsupportedError(f"{path}: weight {tensor.name!r} has type {value.dtype}")
+    # (Infinite ones are masks of attention; the least of numbers with a NaN among them is NaN.)
+    if value.dtype.kind == "f" and value.size and np.isnan(value.min()):
+        raise ModelError(
+            f"{path}: weight {tensor.name!r} holds NaN, so nothing can be said of any output; "
+            "was the training stopped by an overflow?"
+        )
     return np.asarray(value)
 
 

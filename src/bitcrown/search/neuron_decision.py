@@ -68,6 +68,7 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
     run.counters["open_after_crown"] = len(left)
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
+    run.counters["worst"] = float(root.case_value[left].min())
     if any(bool(torch.isinf(radius).any()) for radius in enclosure.scales.radii.values()):
         return run.unknown(
             Reason.NUMERICS,
@@ -100,6 +101,8 @@ def decide_from_root(
     with run.phase("alpha"):
         domains = bounder.root_domains(root.open_cases(), 20)
     run.counters["open_after_alpha"] = len(domains)
+    if len(domains):
+        run.counters["worst"] = float(domains.value.min())
     bounder, domains = _sharpened_layers(run, bounder, domains, root_seconds)
     if isinstance(trials.witness, Witness):
         return run.sat(trials.witness, "alpha-CROWN")
@@ -155,7 +158,8 @@ def _branch_and_bound(
     guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
 
     def attack_steps(search: NeuronSplit) -> Witness | None:
-        run.report("neuron split", {"domains": search.domains, "open": len(search.stack)})
+        facts = {"domains": search.domains, "open": len(search.stack), "worst": search.worst()}
+        run.report("neuron split", facts)
         started = time.monotonic()
         share = descent.ATTACK_SHARE * (started - spent["start"])
         if spent["attack"] > share or not len(search.stack):

@@ -46,7 +46,7 @@ def test_a_missing_file_names_both_paths(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_property(tmp_path: Path) -> None:
-    with pytest.raises(PropertyError, match="cannot be read"):
+    with pytest.raises(PropertyError, match="is a folder"):
         read_query(tmp_path)
 
 

@@ -68,6 +68,10 @@ class NeuronSplit:
         left = sum(float(chunk.mass.sum()) for chunk in self.stack.chunks) + self.stuck_mass
         return max(0.0, 1.0 - left / self.whole)
 
+    def worst(self) -> float:
+        """The least bound of an open domain; 0 where none is open."""
+        return min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
+
     def risen(self) -> float:
         """The same share, counting how far the bounds of open domains have risen towards zero."""
         left = self.stuck_mass
@@ -113,7 +117,7 @@ class NeuronSplit:
     def _outcome(
         self, proved: bool, reason: str = "", witness: object | None = None
     ) -> SplitOutcome:
-        worst = min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
+        worst = self.worst()
         counts = self.rounds, self.domains, self.stuck, len(self.stack)
         return SplitOutcome(proved, *counts, worst, witness, reason, self.tactic.name)
 
