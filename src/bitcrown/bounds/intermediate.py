@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.centred.measures import Reference
+from bitcrown.bounds.centred.passes import CentredRows
 from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.intermediate_ascent import LayerAscent
@@ -127,6 +129,7 @@ class LayerBounder:
         scales = rounding.Scales(self.gamma)
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
+        reference = Reference.of_box(network, x_lower, x_upper) if self.ascent is None else None
         forward = self._zonotopes(x_lower, x_upper) if known is None else None
         for node in graph.nodes.values():
             forward = None if self._is_expired() else forward
@@ -143,7 +146,7 @@ class LayerBounder:
                         tight.add(source)
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(
-                            node, source, bounds, backward, x_lower, x_upper
+                            node, source, bounds, backward, x_lower, x_upper, reference
                         )
                 relaxations[node.name] = relaxation_of(node, bounds)
             # The node itself: interval, what was known, zonotope. Each is valid, so is their meet.
@@ -201,18 +204,34 @@ class LayerBounder:
         backward: Backward,
         x_lower: Tensor,
         x_upper: Tensor,
+        reference: Reference | None,
     ) -> tuple[Tensor, Tensor]:
         lower, upper = bounds[source]
         indices = undecided(consumer, lower, upper)
         if indices.numel() == 0 or self._is_first_layer(source) or self._is_expired():
             return lower, upper
-        found = self.bound_elements(backward, source, indices, bounds, x_lower, x_upper)
+        radii = backward.scales.radii if backward.scales is not None else {}
+        if reference is not None and reference.extend(source, bounds, backward.relaxations, radii):
+            may_stop = self._serves_signs_alone(source)
+            rows = CentredRows(reference, source, bounds, may_stop, self.budget)
+            one = rows.run(indices)
+            found = one[0].unsqueeze(0), one[1].unsqueeze(0)
+        else:
+            found = self.bound_elements(backward, source, indices, bounds, x_lower, x_upper)
         boxes, shape = x_lower.shape[0], lower.shape[1:]
         flat_lower = lower.expand(boxes, *shape).reshape(boxes, -1).clone()
         flat_upper = upper.expand(boxes, *shape).reshape(boxes, -1).clone()
         new = intersect((flat_lower[:, indices], flat_upper[:, indices]), found)
         flat_lower[:, indices], flat_upper[:, indices] = new
         return flat_lower.reshape(boxes, *shape), flat_upper.reshape(boxes, *shape)
+
+    def _serves_signs_alone(self, source: str) -> bool:
+        """Whether a neuron of ``source`` that keeps its sign needs no better bounds than that."""
+        graph = self.network.graph
+        readers = [graph.nodes[name] for name in graph.consumers()[source]]
+        return source not in graph.outputs and all(
+            self.network.rows[node.name].is_affine or node.op == "Relu" for node in readers
+        )
 
     def _is_first_layer(self, source: str) -> bool:
         """Whether ``source`` is one affine map of the inputs, whose interval is already exact."""
