@@ -52,6 +52,9 @@ _LEAST = 2.0**-100
 """
 _MOVES = ("Add", "Sub", "Scale", "Reshape", "Slice", "Transpose", "Concat", "Pad")
 """Operators whose adjoint adds up nothing."""
+_LINE = 16
+"""Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger of
+the two lines: two of the product with ``upper``, eight of the other, one of the sum, and room."""
 _UNSAFE = ("ConvTranspose",)
 """Operators whose adjoint is a convolution of a library."""
 
@@ -76,14 +79,13 @@ def is_exact_type(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one node, in single precision: ``radius`` and ``loss`` ``[H, W, C]`` or ``[*]``; of a
-    nonlinear node ``slopes`` (lower and upper, operand by operand) and ``offsets`` (lower, upper).
+    """Of one node, in single precision: ``loss`` ``[H, W, C]`` or ``[*]``; of a nonlinear node ``lines``: the
+    upper slope and what the lower one has more, operand by operand, then the same of the offsets.
     ``centre [1, *]`` is double."""
 
     centre: Tensor
     loss: Tensor
-    slopes: tuple[Tensor, ...] = ()
-    offsets: tuple[Tensor, ...] = ()
+    lines: tuple[Tensor, ...] = ()
 
 
 class Reference:
@@ -138,7 +140,7 @@ class Reference:
                 self.lost += 8 * self._terms(node) * _TINY * (sizes + node.size + 1)
             if node.name == source:
                 break
-        used = [part for each in self.of.values() for part in (each.loss, *each.offsets)]
+        used = [part for each in self.of.values() for part in (each.loss, *each.lines)]
         return self.lost < 1.0 and all(bool(torch.isfinite(part).all()) for part in used)
 
     def radius(self, name: str, bounds: Bounds) -> Tensor:
@@ -162,7 +164,9 @@ class Reference:
             terms = len(params["weight"])
         elif node.op == "AveragePool":
             terms = math.prod(node.attrs["kernel"])
-        elif node.op in _MOVES or not self.network.rows[node.name].is_affine:
+        elif not self.network.rows[node.name].is_affine:
+            terms = _LINE
+        elif node.op in _MOVES:
             terms = 2
         else:
             terms = max([node.size] + [value.numel() for value in params.values()])
@@ -202,7 +206,7 @@ class Reference:
         size = torch.maximum(given.lower_intercept.abs(), given.upper_intercept.abs()).squeeze(1)
         size = size + centre.abs()
         loss = torch.full_like(centre, _LEAST)
-        slopes = []
+        lines = []
         pairs = zip(node.inputs, given.lower_slopes, given.upper_slopes, strict=True)
         for name, below, above in pairs:
             at = self.of[name].centre
@@ -212,12 +216,13 @@ class Reference:
             # (a slope that single precision lacks is off by less than _LEAST)
             radius = self.radius(name, bounds)
             loss = loss + share(self._terms(node)) * (steepest * radius + _LEAST * radius)
-            slopes += [self._plain(node, below.squeeze(1)), self._plain(node, above.squeeze(1))]
-        offsets = self._plain(node, low), self._plain(node, up)
-        loss = loss + share(8) * torch.maximum(low.abs(), up.abs()) + 2.0**-45 * size
+            lines += [above.squeeze(1), (below - above).squeeze(1)]
+        lines += [up, low - up]
+        loss = loss + share(_LINE) * torch.maximum(low.abs(), up.abs()) + 2.0**-45 * size
         if runtime is not None:
             loss = loss + runtime
-        return Measures(centre, self.image(node, loss), tuple(slopes), offsets)
+        plain = tuple(self._plain(node, line) for line in lines)
+        return Measures(centre, self.image(node, loss), plain)
 
     def _plain(self, node: Node, value: Tensor) -> Tensor:
         flat = value.expand(1, *node.shape)[0].float()

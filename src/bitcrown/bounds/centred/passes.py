@@ -27,7 +27,7 @@ from bitcrown.budget import Budget
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.registry import op_row
 
-_ENTRIES = {"cpu": 1 << 19, "cuda": 1 << 26}
+_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Of the largest tensor of a pass: what the caches hold a few of; what keeps a GPU busy."""
 _SHORT = 32
 """Rows that walk together in any case."""

@@ -22,6 +22,9 @@ from bitcrown.bounds.centred.measures import Reference
 from bitcrown.bounds.centred.windows import Geometry, Window, geometry_of, is_image, seen_by
 from bitcrown.model.graph import Node
 
+_NARROW = 12
+"""Channels below which a product for each kernel offset is too narrow: one for all of them."""
+
 
 @dataclass
 class RowState:
@@ -65,7 +68,7 @@ class Maps:
 
     def __init__(self, windows: Mapping[str, Window | None], extents: tuple[int, int]) -> None:
         self.windows, self.extents = windows, extents
-        self._padded: dict[tuple[str, str], Tensor] = {}
+        self._padded: dict[tuple[str, str], list[Tensor]] = {}
 
     def seen(self, node: Node, kind: str, parts: Sequence[Tensor], place: Tensor) -> list[Tensor]:
         """``parts [H, W, C]`` of ``node`` as ``[h, w, S or 1, C]``; ``kind`` names them."""
@@ -74,17 +77,23 @@ class Maps:
             return [part.unsqueeze(2) for part in parts]
         key = (node.name, kind)
         if key not in self._padded:
-            self._padded[key] = self._pad(torch.cat(list(parts), dim=-1), window)
-        padded = self._padded[key]
+            self._padded[key] = [self._pad(part, window) for part in parts]
+        if self.is_one_place(place):
+            place = place[:1]
         rows, columns = (
             window.stride[axis] * place[:, axis]
             + torch.arange(window.extents[axis], device=place.device).unsqueeze(1)
             + max(window.low[axis], 0)
             for axis in (0, 1)
         )
-        index = rows.unsqueeze(1) * padded.shape[1] + columns.unsqueeze(0)
-        found = padded.flatten(0, 1)[index.flatten()].reshape(*index.shape, -1)
-        return list(found.split([part.shape[-1] for part in parts], dim=-1))
+        padded = self._padded[key]
+        index = rows.unsqueeze(1) * padded[0].shape[1] + columns.unsqueeze(0)
+        flat = index.flatten()
+        return [part.flatten(0, 1)[flat].reshape(*index.shape, -1) for part in padded]
+
+    def is_one_place(self, place: Tensor) -> bool:
+        """Whether all rows see the same window (asked on a CPU alone: a GPU would have to wait)."""
+        return place.device.type == "cpu" and bool((place == place[:1]).all())
 
     def _pad(self, value: Tensor, window: Window) -> Tensor:
         sides = []
@@ -123,6 +132,10 @@ def taps_adjoint(
     lie outside of ``out`` is left out. One element is a sum of at most ``k k' O / groups``
     products.
     """
+    together = None
+    if weight is not None and weight.shape[2] == 1 and weight.shape[4] < _NARROW:
+        together = _product(a, weight.permute(2, 3, 0, 1, 4).flatten(2))
+        together = together.reshape(*a.shape[:3], *weight.shape[:2], weight.shape[4])
     for i in range(geometry.kernel[0]):
         for j in range(geometry.kernel[1]):
             spans = [
@@ -136,8 +149,12 @@ def taps_adjoint(
             ]
             if spans[0] is not None and spans[1] is not None:
                 (ys, yd), (xs, xd) = spans[0], spans[1]
-                part = a[ys, xs]
-                out[yd, xd] += part if weight is None else _product(part, weight[i, j])
+                if together is not None:
+                    out[yd, xd] += together[ys, xs, :, i, j]
+                elif weight is None:
+                    out[yd, xd] += a[ys, xs]
+                else:  # whole lines: a matrix as they lie
+                    out[yd, xd] += _product(a[ys], weight[i, j])[:, xs]
     return out
 
 
@@ -156,9 +173,9 @@ def _product(a: Tensor, weight: Tensor) -> Tensor:
     """``a [h, w, S, O]`` times ``weight [groups, O / groups, C / groups]``."""
     groups, outputs, inputs = weight.shape
     if groups == 1:
-        return a @ weight[0]
-    parts = a.reshape(*a.shape[:-1], groups, outputs)
-    return torch.einsum("...go,goc->...gc", parts, weight).flatten(-2)
+        return (a.reshape(-1, outputs) @ weight[0]).reshape(*a.shape[:-1], inputs)
+    parts = a.reshape(-1, groups, outputs).transpose(0, 1) @ weight
+    return parts.transpose(0, 1).reshape(*a.shape[:-1], groups * inputs)
 
 
 class Step:
@@ -199,7 +216,7 @@ class Step:
         state.error = state.error + self.loss(node, a)
         measures = self.reference.of[node.name]
         is_loose = node.name in state.loose
-        if measures.slopes:
+        if measures.lines:
             return self._nonlinear(node, a, state)
         if is_loose and self.windows[node.name] is not None:
             inside = torch.ones(*node.shape[2:], 1, dtype=a.dtype, device=a.device)
@@ -250,21 +267,23 @@ class Step:
 
     def _nonlinear(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
         """``a (f - c) >= a (s (y - c_y) + o)``, the lower line where ``a`` is positive, else the
-        upper one."""
+        upper one: ``a upper + max(a, 0) (lower - upper)``."""
         measures, axes = self.reference.of[node.name], (0, 1, 3)
-        lines = [*measures.slopes, *measures.offsets]
+        lines = list(measures.lines)
         if is_image(node):
             lines = self.maps.seen(node, "lines", lines, state.place)
         else:
             axes = tuple(range(1, a.dim()))
-        is_positive = a > 0
-        gained = (torch.where(is_positive, *lines[-2:]) * a).sum(axes, dtype=torch.float64)
-        state.constant = state.constant + gained
+        positive = a.clamp(min=0)
         window, parts = self.windows[node.name], []
-        for name, low, up in zip(node.inputs, lines[0:-2:2], lines[1:-2:2], strict=True):
-            part = torch.where(is_positive, low, up) * a
-            parts.append(self._moved(part, name, window, state))
-        return parts
+        for upper, rise in zip(lines[0::2], lines[1::2], strict=True):
+            parts.append((a * upper).addcmul_(positive, rise))
+        gained = parts.pop().sum(axes, dtype=torch.float64)
+        state.constant = state.constant + gained
+        return [
+            self._moved(part, name, window, state)
+            for part, name in zip(parts, node.inputs, strict=True)
+        ]
 
     def _convolution(self, node: Node, a: Tensor, state: RowState) -> Tensor:
         (name,) = node.inputs
