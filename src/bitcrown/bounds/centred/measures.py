@@ -80,12 +80,15 @@ def is_exact_type(device: torch.device) -> bool:
 @dataclass(frozen=True)
 class Measures:
     """Of one node, in single precision: ``loss`` ``[H, W, C]`` or ``[*]``; of a nonlinear node ``lines``: the
-    upper slope and what the lower one has more, operand by operand, then the same of the offsets.
+    upper slope and what the lower one has more, operand by operand, then the same of the offsets; of a
+    ReLU ``band``: slope, offset of the middle and half the width of the lines ``s y`` and
+    ``s y + t`` around it.
     ``centre [1, *]`` is double."""
 
     centre: Tensor
     loss: Tensor
     lines: tuple[Tensor, ...] = ()
+    band: tuple[Tensor, ...] = ()
 
 
 class Reference:
@@ -140,7 +143,7 @@ class Reference:
                 self.lost += 8 * self._terms(node) * _TINY * (sizes + node.size + 1)
             if node.name == source:
                 break
-        used = [part for each in self.of.values() for part in (each.loss, *each.lines)]
+        used = [part for each in self.of.values() for part in (each.loss, *each.lines, *each.band)]
         return self.lost < 1.0 and all(bool(torch.isfinite(part).all()) for part in used)
 
     def radius(self, name: str, bounds: Bounds) -> Tensor:
@@ -218,11 +221,18 @@ class Reference:
             loss = loss + share(self._terms(node)) * (steepest * radius + _LEAST * radius)
             lines += [above.squeeze(1), (below - above).squeeze(1)]
         lines += [up, low - up]
+        band: tuple[Tensor, ...] = ()
+        gap = given.upper_intercept.squeeze(1)
+        if node.op == "Relu" and bool(((lines[0] >= 0) & (lines[0] <= 1) & (gap >= 0)).all()):
+            # s y <= max(y, 0) <= s y + t for any s in [0, 1]
+            middle, half = self._plain(node, up - gap / 2), self.image(node, gap / 2)
+            band = (self._plain(node, lines[0]), middle, half)
+            loss = loss + share(_LINE) * gap
         loss = loss + share(_LINE) * torch.maximum(low.abs(), up.abs()) + 2.0**-45 * size
         if runtime is not None:
             loss = loss + runtime
         plain = tuple(self._plain(node, line) for line in lines)
-        return Measures(centre, self.image(node, loss), plain)
+        return Measures(centre, self.image(node, loss), plain, band)
 
     def _plain(self, node: Node, value: Tensor) -> Tensor:
         flat = value.expand(1, *node.shape)[0].float()

@@ -8,6 +8,7 @@ node, as many as make good use of the caches there; a window may grow from one p
 image on the way.
 
 Legend: ``K`` elements of ``source``; ``S`` rows: 2 k is element k from below, 2 k + 1 from above.
+Where a row is shared by both sides it is 2 k.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Of the largest tensor of a pass: what the caches hold a few of; what keeps a GPU busy."""
 _SHORT = 32
 """Rows that walk together in any case."""
+_TRIAL = 64
+"""Elements that are asked whether cheaper rows pay."""
 _DOWN = 2.0**-45
 """Relative: more than the roundings in double precision of the few sums that make a bound."""
 
@@ -75,10 +78,45 @@ class CentredRows:
     def run(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds ``[K]`` of the elements ``indices [K]``, in double precision; infinite where
         nothing was found."""
-        count = 2 * indices.numel()
+        self.element = indices
         self.centre = self.reference.of[self.source.name].centre.flatten()[indices]
-        self.found = self.centre.new_full((count,), -torch.inf)
-        order = self._order(indices)
+        self.found = self.centre.new_full((2 * len(indices),), -torch.inf)
+        self.errors = torch.zeros_like(self.centre)
+        left = self._order(indices)
+        if self.may_stop and self._has_bands():
+            left = self._left_by_bands(left)
+        self._bound(left, is_shared=False)
+        return self._ends(torch.arange(len(indices), device=indices.device))
+
+    def _ends(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known of the elements ``indices[which]``."""
+        centre, below, above = self.centre[which], self.found[2 * which], self.found[2 * which + 1]
+        low = centre + below - (centre.abs() + below.abs()) * _DOWN
+        up = centre - above + (centre.abs() + above.abs()) * _DOWN
+        return known(low, -torch.inf), known(up, torch.inf)
+
+    def _has_bands(self) -> bool:
+        of, rows = self.reference.of, self.reference.network.rows
+        inner = [name for name in self.windows if not rows[name].is_affine]
+        return self.source.name not in inner and all(of[name].band for name in inner)
+
+    def _left_by_bands(self, order: Tensor) -> Tensor:
+        """Elements whose sign rows between parallel lines leave open. One such row costs half of
+        what two rows do, so it pays where it decides more than every other element; some elements
+        say whether it does."""
+        step = len(order) // _TRIAL
+        if step < 4:
+            return order
+        self._bound(order[::step], is_shared=True)
+        is_open = is_unstable(*self._ends(order[::step]))
+        if 2 * int(is_open.sum()) > len(is_open):
+            return order[is_unstable(*self._ends(order))]
+        rest = torch.arange(len(order), device=order.device) % step != 0
+        self._bound(order[rest], is_shared=True)
+        return order[is_unstable(*self._ends(order))]
+
+    def _bound(self, order: Tensor, is_shared: bool) -> None:
+        """Rows of the elements ``indices[order]``, one each if ``is_shared``, else two."""
         waiting: list[list[RowState]] = [[] for _ in self.segments]
         begun = 0
         while self.budget is None or not self.budget.is_expired():
@@ -89,7 +127,7 @@ class CentredRows:
             if level == 0:
                 part = order[begun : begun + self.capacity[0] // 2]
                 begun += len(part)
-                state = self._begin(indices, part)
+                state = self._begin(part, is_shared)
             else:
                 state = RowState.joined(waiting[level], self.images)
                 limit = self.capacity[level]
@@ -100,11 +138,6 @@ class CentredRows:
             left = self._walk(level, state)
             if left is not None and len(left.number):
                 waiting[level + 1].append(left)
-        below, above = self.found[0::2], self.found[1::2]
-        slack = (self.centre.abs() + below.abs()) * _DOWN, (self.centre.abs() + above.abs()) * _DOWN
-        return known(self.centre + below - slack[0], -torch.inf), known(
-            self.centre - above + slack[1], torch.inf
-        )
 
     def _next(self, rows: list[int], has_more: bool) -> int | None:
         """The segment that is walked next: the last one that has its fill, else one that fills
@@ -123,13 +156,12 @@ class CentredRows:
         pixels = self.source.shape[2] * self.source.shape[3]
         return torch.argsort(indices % pixels, stable=True)
 
-    def _begin(self, indices: Tensor, part: Tensor) -> RowState:
-        """Rows of the elements ``indices[part]``: coefficient 1 from below, -1 from above."""
-        source, device = self.source, indices.device
-        element = indices[part].repeat_interleave(2)
-        rows = torch.arange(len(element), device=device)
-        sign = (1 - 2 * (rows % 2)).float()
-        number = 2 * part.repeat_interleave(2) + rows % 2
+    def _begin(self, part: Tensor, is_shared: bool) -> RowState:
+        """Rows of the elements ``indices[part]``: coefficient 1, and -1 from above."""
+        source, device = self.source, part.device
+        number = 2 * part if is_shared else torch.stack([2 * part, 2 * part + 1], 1).flatten()
+        element, rows = self.element[number // 2], torch.arange(len(number), device=device)
+        sign = (1 - 2 * (number % 2)).float()
         zero = torch.zeros(len(rows), dtype=torch.float64, device=device)
         place = torch.zeros(len(rows), 2, dtype=torch.long, device=device)
         if self.images[source.name]:
@@ -147,7 +179,7 @@ class CentredRows:
             a[rows, element] = sign
             a = a.reshape(-1, *source.shape)
         error = zero + self.reference.lost
-        return RowState({source.name: a}, zero, error, zero - torch.inf, place, number)
+        return RowState({source.name: a}, zero, error, zero, place, number, is_shared)
 
     def _walk(self, level: int, state: RowState) -> RowState | None:
         """``state`` at the end of its segment; None where that is the end."""
@@ -171,17 +203,19 @@ class CentredRows:
             self.step.cost(nodes[name], a, self.radii[name], state.place)
             for name, a in state.pending.items()
         ]
-        cost = sum(costs, torch.zeros_like(state.error)) + state.error
-        value = state.constant - cost
-        value = value - _DOWN * (cost.abs() + state.constant.abs())
-        state.best = torch.maximum(state.best, known(value, -torch.inf))
-        self.found[state.number] = torch.maximum(self.found[state.number], state.best)
+        cost = sum(costs, state.spread) + state.error
+        cost = cost + _DOWN * (cost.abs() + state.constant.abs())
+        sides = [(state.number, state.constant)]
+        if state.is_shared:
+            sides.append((state.number + 1, -state.constant))
+        else:
+            self.errors[state.number // 2] = state.error
+        for number, constant in sides:
+            value = known(constant - cost, -torch.inf)
+            self.found[number] = torch.maximum(self.found[number], value)
 
     def _without_decided(self, state: RowState) -> RowState:
-        centre = self.centre[state.number[0::2] // 2]
-        slack = centre.abs() * 2 * _DOWN
-        low, up = centre + state.best[0::2] - slack, centre - state.best[1::2] + slack
-        left = is_unstable(low, up).repeat_interleave(2).nonzero().flatten()
+        left = is_unstable(*self._ends(state.number // 2)).nonzero().flatten()
         return state if len(left) == len(state.number) else state.part(left, self.images)
 
 

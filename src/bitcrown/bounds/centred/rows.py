@@ -29,16 +29,19 @@ _NARROW = 12
 @dataclass
 class RowState:
     """``pending`` holds ``a_p``, ``[h, w, S, C]`` or ``[S, *]``; ``constant``, ``error`` and
-    ``best`` (the best bound of each so far) are ``[S]``, double; ``place [S, 2]`` is where each row
-    begins, ``number [S]`` which one it is. Coefficients of nodes in ``loose`` may be other than zero
-    outside of the image."""
+    ``spread`` are ``[S]``, double; ``place [S, 2]`` is where each row begins, ``number [S]`` which
+    one it is. Coefficients of nodes in ``loose`` may be other than zero outside of the image.
+
+    Rows that are ``shared`` bound their quantity from both sides:
+    it is within ``error + spread`` of ``sum_p <a_p, z_p - c_p> + constant``."""
 
     pending: dict[str, Tensor]
     constant: Tensor
     error: Tensor
-    best: Tensor
+    spread: Tensor
     place: Tensor
     number: Tensor
+    is_shared: bool
     loose: set[str] = field(default_factory=set)
 
     def part(self, index: Tensor | slice, images: Mapping[str, bool]) -> RowState:
@@ -46,8 +49,9 @@ class RowState:
         pending = {
             name: a[:, :, index] if images[name] else a[index] for name, a in self.pending.items()
         }
-        vectors = (self.constant, self.error, self.best, self.place, self.number)
-        return RowState(pending, *(vector[index] for vector in vectors), loose=set(self.loose))
+        vectors = (self.constant, self.error, self.spread, self.place, self.number)
+        parts = (vector[index] for vector in vectors)
+        return RowState(pending, *parts, is_shared=self.is_shared, loose=set(self.loose))
 
     @staticmethod
     def joined(states: Sequence[RowState], images: Mapping[str, bool]) -> RowState:
@@ -58,9 +62,10 @@ class RowState:
             name: torch.cat([state.pending[name] for state in states], 2 if images[name] else 0)
             for name in states[0].pending
         }
-        names = ("constant", "error", "best", "place", "number")
+        names = ("constant", "error", "spread", "place", "number")
         vectors = (torch.cat([getattr(state, name) for state in states]) for name in names)
-        return RowState(pending, *vectors, loose=set().union(*(state.loose for state in states)))
+        loose = set().union(*(state.loose for state in states))
+        return RowState(pending, *vectors, is_shared=states[0].is_shared, loose=loose)
 
 
 class Maps:
@@ -268,12 +273,15 @@ class Step:
     def _nonlinear(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
         """``a (f - c) >= a (s (y - c_y) + o)``, the lower line where ``a`` is positive, else the
         upper one: ``a upper + max(a, 0) (lower - upper)``."""
-        measures, axes = self.reference.of[node.name], (0, 1, 3)
-        lines = list(measures.lines)
-        if is_image(node):
-            lines = self.maps.seen(node, "lines", lines, state.place)
-        else:
-            axes = tuple(range(1, a.dim()))
+        measures = self.reference.of[node.name]
+        axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
+        if state.is_shared:
+            upper, middle, half = self._seen(node, "band", measures.band, state.place)
+            gained, spread = a * middle, a.abs() * half
+            state.spread = state.spread + spread.sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
+            state.constant = state.constant + gained.sum(axes, dtype=torch.float64)
+            return [self._moved(a * upper, node.inputs[0], self.windows[node.name], state)]
+        lines = self._seen(node, "lines", measures.lines, state.place)
         positive = a.clamp(min=0)
         window, parts = self.windows[node.name], []
         for upper, rise in zip(lines[0::2], lines[1::2], strict=True):
@@ -284,6 +292,11 @@ class Step:
             self._moved(part, name, window, state)
             for part, name in zip(parts, node.inputs, strict=True)
         ]
+
+    def _seen(
+        self, node: Node, kind: str, parts: Sequence[Tensor], place: Tensor
+    ) -> Sequence[Tensor]:
+        return self.maps.seen(node, kind, parts, place) if is_image(node) else parts
 
     def _convolution(self, node: Node, a: Tensor, state: RowState) -> Tensor:
         (name,) = node.inputs
