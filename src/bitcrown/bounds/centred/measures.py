@@ -53,8 +53,9 @@ _LEAST = 2.0**-100
 _MOVES = ("Add", "Sub", "Scale", "Reshape", "Slice", "Transpose", "Concat", "Pad")
 """Operators whose adjoint adds up nothing."""
 _LINE = 16
-"""Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger of
-the two lines: two of the product with ``upper``, eight of the other, one of the sum, and room."""
+"""Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger
+of the two lines: two of the product with ``upper``, eight of the other, one of the sum, and
+room."""
 _UNSAFE = ("ConvTranspose",)
 """Operators whose adjoint is a convolution of a library."""
 
@@ -79,11 +80,10 @@ def is_exact_type(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one node, in single precision: ``loss`` ``[H, W, C]`` or ``[*]``; of a nonlinear node ``lines``: the
-    upper slope and what the lower one has more, operand by operand, then the same of the offsets; of a
-    ReLU ``band``: slope, offset of the middle and half the width of the lines ``s y`` and
-    ``s y + t`` around it.
-    ``centre [1, *]`` is double."""
+    """Of one node, in single precision, ``[H, W, C]`` or ``[*]``: ``loss``; of a nonlinear node
+    ``lines``: the upper slope and what the lower one has more, operand by operand, then the same of
+    the offsets; of a ReLU ``band``: slope, offset of the middle and half the width of the band
+    ``s y`` to ``s y + t``. ``centre [1, *]`` is double."""
 
     centre: Tensor
     loss: Tensor
@@ -173,7 +173,7 @@ class Reference:
             terms = 2
         else:
             terms = max([node.size] + [value.numel() for value in params.values()])
-        return terms + 8 + sum(self.readers[name] for name in node.inputs)
+        return int(terms) + 8 + sum(self.readers[name] for name in node.inputs)
 
     def _affine(self, node: Node, bounds: Bounds, runtime: Tensor | None) -> Measures:
         network, params = self.network, self.network.params[node.name]

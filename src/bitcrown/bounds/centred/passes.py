@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.centred.measures import Reference
-from bitcrown.bounds.centred.rows import RowState, Step
-from bitcrown.bounds.centred.windows import is_image, windows_of
+from bitcrown.bounds.centred.rows import RowState, RowStep
+from bitcrown.bounds.centred.windows import is_image, windows_behind
 from bitcrown.bounds.claims import is_unstable, known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.budget import Budget
@@ -56,9 +56,9 @@ class CentredRows:
         self.reference, self.budget, self.may_stop = reference, budget, may_stop
         graph = reference.network.graph
         self.source = graph.nodes[source]
-        self.windows = windows_of(graph, source)
+        self.windows = windows_behind(graph, source)
         self.images = {name: is_image(graph.nodes[name]) for name in self.windows}
-        self.step = Step(reference, self.windows, self.source)
+        self.step = RowStep(reference, self.windows, self.source)
         self.radii = {
             name: reference.image(graph.nodes[name], reference.radius(name, bounds))
             for name in self.windows
@@ -78,15 +78,24 @@ class CentredRows:
     def run(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds ``[K]`` of the elements ``indices [K]``, in double precision; infinite where
         nothing was found."""
-        self.element = indices
-        self.centre = self.reference.of[self.source.name].centre.flatten()[indices]
-        self.found = self.centre.new_full((2 * len(indices),), -torch.inf)
-        self.errors = torch.zeros_like(self.centre)
-        left = self._order(indices)
+        left = self._prepared(indices)
         if self.may_stop and self._has_bands():
             left = self._left_by_bands(left)
         self._bound(left, is_shared=False)
         return self._ends(torch.arange(len(indices), device=indices.device))
+
+    def run_bands(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """What one row an element shows, between parallel lines."""
+        self._bound(self._prepared(indices), is_shared=True)
+        return self._ends(torch.arange(len(indices), device=indices.device))
+
+    def _prepared(self, indices: Tensor) -> Tensor:
+        """The order in which ``indices`` are taken; nothing is known of them yet."""
+        self.element = indices
+        self.centre = self.reference.of[self.source.name].centre.flatten()[indices]
+        self.found = self.centre.new_full((2 * len(indices),), -torch.inf)
+        self.errors = torch.zeros_like(self.centre)
+        return self._order(indices)
 
     def _ends(self, which: Tensor) -> tuple[Tensor, Tensor]:
         """What is known of the elements ``indices[which]``."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from bitcrown.model.graph import Node
 
 _NARROW = 12
 """Channels below which a product for each kernel offset is too narrow: one for all of them."""
+
+_VECTORS = ("constant", "error", "spread", "place", "number")
 
 
 @dataclass
@@ -49,9 +52,8 @@ class RowState:
         pending = {
             name: a[:, :, index] if images[name] else a[index] for name, a in self.pending.items()
         }
-        vectors = (self.constant, self.error, self.spread, self.place, self.number)
-        parts = (vector[index] for vector in vectors)
-        return RowState(pending, *parts, is_shared=self.is_shared, loose=set(self.loose))
+        vectors: dict[str, Any] = {name: getattr(self, name)[index] for name in _VECTORS}
+        return replace(self, pending=pending, loose=set(self.loose), **vectors)
 
     @staticmethod
     def joined(states: Sequence[RowState], images: Mapping[str, bool]) -> RowState:
@@ -62,10 +64,9 @@ class RowState:
             name: torch.cat([state.pending[name] for state in states], 2 if images[name] else 0)
             for name in states[0].pending
         }
-        names = ("constant", "error", "spread", "place", "number")
-        vectors = (torch.cat([getattr(state, name) for state in states]) for name in names)
-        loose = set().union(*(state.loose for state in states))
-        return RowState(pending, *vectors, is_shared=states[0].is_shared, loose=loose)
+        vectors = {name: torch.cat([getattr(state, name) for state in states]) for name in _VECTORS}
+        loose = {name for state in states for name in state.loose}
+        return replace(states[0], pending=pending, loose=loose, **vectors)
 
 
 class Maps:
@@ -183,7 +184,7 @@ def _product(a: Tensor, weight: Tensor) -> Tensor:
     return parts.transpose(0, 1).reshape(*a.shape[:-1], groups * inputs)
 
 
-class Step:
+class RowStep:
     """How the nodes of ``reference.network`` are passed by rows over ``windows``."""
 
     def __init__(
@@ -205,14 +206,15 @@ class Step:
         return total * (1 + 2.0**-20)
 
     def loss(self, node: Node, a: Tensor) -> Tensor:
-        """``<|a|, loss>`` of each row, rounded up: ``[S]``, double. Of an image the largest loss
-        of each channel counts: it is small, and the sum is that much faster."""
+        """``<|a|, loss>`` of each row, rounded up: ``[S]``, double. Over windows the largest loss
+        of each channel counts: the sum is faster."""
         loss = self.reference.of[node.name].loss
         if not is_image(node):
             total = (a.abs() * loss).flatten(1).sum(1, dtype=torch.float64)
+        elif self.windows[node.name] is None:
+            total = (a.abs() * loss.unsqueeze(2)).sum((0, 1, 3), dtype=torch.float64)
         else:
-            channel = a.abs().sum((0, 1)).double()
-            total = channel @ loss.amax((0, 1)).double()
+            total = a.abs().sum((0, 1)).double() @ loss.amax((0, 1)).double()
         return total * (1 + 2.0**-12 * max(1, node.size >> 11))
 
     def run(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
@@ -302,25 +304,21 @@ class Step:
         (name,) = node.inputs
         window, target = self.windows[node.name], self.windows[name]
         operand = self.nodes[name]
-        count, channels = a.shape[2], operand.shape[1]
-        geometry = geometry_of(node)
+        behind, geometry = (a.shape[2], operand.shape[1]), geometry_of(node)
         assert geometry is not None
         if node.op == "Conv":
             weight = self._weight(node)
         else:
             weight, a = None, a * (1.0 / math.prod(geometry.kernel))
         if window is None:
-            at, extents = (-geometry.pads[0], -geometry.pads[1]), operand.shape[2:]
-        else:
-            seen = seen_by(node, window)
-            assert seen is not None
-            over = seen if target is None else target
-            at = seen.low[0] - over.low[0], seen.low[1] - over.low[1]
-            extents = over.extents
-        out = taps_adjoint(a, weight, geometry, at, a.new_zeros(*extents, count, channels))
-        if window is not None and target is None:
-            out = self.maps.spread(out, operand, seen, state.place)
-        return out
+            at = -geometry.pads[0], -geometry.pads[1]
+            return taps_adjoint(a, weight, geometry, at, a.new_zeros(*operand.shape[2:], *behind))
+        seen = seen_by(node, window)
+        assert seen is not None
+        over = seen if target is None else target
+        at = seen.low[0] - over.low[0], seen.low[1] - over.low[1]
+        out = taps_adjoint(a, weight, geometry, at, a.new_zeros(*over.extents, *behind))
+        return out if target is not None else self.maps.spread(out, operand, seen, state.place)
 
     def _weight(self, node: Node) -> Tensor:
         """``[k, k', groups, O / groups, C / groups]``."""

@@ -91,7 +91,7 @@ def seen_by(node: Node, window: Window) -> Window | None:
     return Window((s, t), (a, c), (b, d))
 
 
-def windows_of(graph: Graph, source: str) -> dict[str, Window | None]:
+def windows_behind(graph: Graph, source: str) -> dict[str, Window | None]:
     """The window of every node that ``source`` depends on, itself included."""
     one = Window((1, 1), (0, 0), (1, 1)) if is_image(graph.nodes[source]) else None
     wanted: dict[str, Window | None] = {source: one}
