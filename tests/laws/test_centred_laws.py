@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from bitcrown.bounds import intermediate
 from bitcrown.bounds.centred import rows as centred_rows
 from bitcrown.bounds.centred.measures import Reference, is_exact_type
 from bitcrown.bounds.centred.passes import CentredRows
 from bitcrown.bounds.claims import is_unstable
-from bitcrown.bounds.crown import Backward, relaxations_of
+from bitcrown.bounds.crown import Backward, minimum, output_seeds, relaxations_of
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder, undecided
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.wanted import wanted_elements
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from tests.random_networks import conv_graph, dense_graph
@@ -273,7 +275,10 @@ def test_bounds_are_those_of_double_precision(kind: str, width: float) -> None:
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_whole_run_is_about_as_tight_as_in_double_precision(kind: str) -> None:
+def test_whole_run_is_about_as_tight_as_in_double_precision(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intermediate, "_WIDE", 1)
     for seed in range(3):
         case = case_of(kind, seed, 0.05)
         with torch.no_grad():
@@ -286,6 +291,47 @@ def test_whole_run_is_about_as_tight_as_in_double_precision(kind: str) -> None:
             assert (below >= low - 1e-3 * (up - low)).all()
             assert (above <= up + 1e-3 * (up - low)).all()
             assert len(undecided(node, *ends)) <= len(wanted) + 1
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_what_a_row_does_not_read_changes_nothing(kind: str) -> None:
+    """Rows over some outputs have the same bounds where only what they depend on is bounded, and
+    what is not wanted has no derivative."""
+    for seed in range(3):
+        case = case_of(kind, seed, 0.1)
+        network, (lower, upper) = case.network, case.box
+        outputs = torch.zeros(network.graph.n_outputs, dtype=torch.bool)
+        outputs[seed % len(outputs)] = True
+        wanted = wanted_elements(network, outputs)
+        bounder = LayerBounder(network, 1 << 26, may_round=False)
+        with torch.no_grad():
+            enclosure = bounder.run(lower, upper, outputs=outputs)
+        values = []
+        for each in (enclosure, case.enclosure):
+            backward = Backward(network, each.relaxations)
+            rows = torch.diag(outputs.double())[outputs].unsqueeze(0)
+            lines = backward.run(output_seeds(network, torch.cat([rows, -rows], 1)))
+            values.append(minimum(lines, lower, upper))
+        assert torch.allclose(*values, rtol=1e-9, atol=1e-9)
+        # every element is a leaf of its own: the others do not move the outputs that are read
+        inner = network.activations(lower + 0.3 * (upper - lower))
+        for name, mask in wanted.items():
+            moved = inner[name] + torch.where(mask, 0.0, 1.0)
+            changed = network.activations(lower, {**_before(network, name, inner), name: moved})
+            same = network.activations(lower, {**_before(network, name, inner)})
+            ends = [
+                torch.cat([each[out].flatten() for out in network.graph.outputs])[outputs]
+                for each in (changed, same)
+            ]
+            assert torch.equal(*ends), name
+
+
+def _before(
+    network: Network, name: str, values: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Values of the nodes up to ``name``."""
+    names = list(network.graph.nodes)
+    return {each: values[each] for each in names[: names.index(name) + 1]}
 
 
 @pytest.mark.parametrize("size", [1e30, 1e60, float("inf")])

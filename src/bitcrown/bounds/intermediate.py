@@ -32,6 +32,7 @@ from bitcrown.bounds.interval import (
 )
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
+from bitcrown.bounds.wanted import wanted_elements
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
@@ -58,7 +59,8 @@ class Enclosure(NamedTuple):
 
 
 _WIDE = 1000
-"""Entries of the widest tensor from which zonotopes are worth their set-up."""
+"""Entries of the widest tensor from which zonotopes, and passes in single precision, are worth
+their set-up."""
 _CHEAP_FORWARD = 1 << 28
 """Entries of all zonotopes that are worth their tightness alone: a few seconds on one core."""
 _SAVING = 5
@@ -122,11 +124,18 @@ class LayerBounder:
             memory = min(memory, max(_CACHED, _SHORT_PASS * row))
         return max(2, int(memory // row) // 2 * 2)
 
-    def run(self, x_lower: Tensor, x_upper: Tensor, known: Bounds | None = None) -> Enclosure:
+    def run(
+        self,
+        x_lower: Tensor,
+        x_upper: Tensor,
+        known: Bounds | None = None,
+        outputs: Tensor | None = None,
+    ) -> Enclosure:
         """Intervals of all nodes, with operands of nonlinear nodes tightened by CROWN; ``[B, *]``
         each.
 
         ``known`` bounds (valid on these boxes) are intersected in before anything is computed.
+        Elements that none of ``outputs [m]`` (booleans, default: all) depends on keep intervals.
         """
         network, graph = self.network, self.network.graph
         # Nodes are in topological order: the operands of one are bounded before it is reached.
@@ -135,7 +144,8 @@ class LayerBounder:
         scales = rounding.Scales(self.gamma)
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
-        is_plain = self.ascent is None and self.may_round
+        is_plain = self.ascent is None and self.may_round and self.widest >= _WIDE
+        wanted = None if outputs is None else wanted_elements(network, outputs)
         reference = Reference.of_box(network, x_lower, x_upper) if is_plain else None
         forward = self._zonotopes(x_lower, x_upper) if known is None else None
         for node in graph.nodes.values():
@@ -153,7 +163,7 @@ class LayerBounder:
                         tight.add(source)
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(
-                            node, source, bounds, backward, x_lower, x_upper, reference
+                            node, source, bounds, backward, x_lower, x_upper, reference, wanted
                         )
                 relaxations[node.name] = relaxation_of(node, bounds)
             # The node itself: interval, what was known, zonotope. Each is valid, so is their meet.
@@ -212,9 +222,13 @@ class LayerBounder:
         x_lower: Tensor,
         x_upper: Tensor,
         reference: Reference | None,
+        wanted: Mapping[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         lower, upper = bounds[source]
         indices = undecided(consumer, lower, upper)
+        if wanted is not None:
+            is_read = wanted.get(source)
+            indices = indices[:0] if is_read is None else indices[is_read.flatten()[indices]]
         if indices.numel() == 0 or self._is_first_layer(source) or self._is_expired():
             return lower, upper
         rounded = self._rounded(backward, source, indices, bounds, reference)

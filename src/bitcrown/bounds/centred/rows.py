@@ -64,7 +64,9 @@ class RowState:
             name: torch.cat([state.pending[name] for state in states], 2 if images[name] else 0)
             for name in states[0].pending
         }
-        vectors = {name: torch.cat([getattr(state, name) for state in states]) for name in _VECTORS}
+        vectors: dict[str, Any] = {
+            name: torch.cat([getattr(state, name) for state in states]) for name in _VECTORS
+        }
         loose = {name for state in states for name in state.loose}
         return replace(states[0], pending=pending, loose=loose, **vectors)
 
