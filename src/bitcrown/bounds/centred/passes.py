@@ -209,7 +209,7 @@ class CentredRows:
         """The bound that rows have where they are."""
         nodes = self.reference.network.graph.nodes
         costs = [
-            self.step.cost(nodes[name], a, self.radii[name], state.place)
+            self.step.cost(nodes[name], a, "radius", self.radii[name], state.place)
             for name, a in state.pending.items()
         ]
         cost = sum(costs, state.spread) + state.error

@@ -198,32 +198,17 @@ class RowStep:
         self.nodes = reference.network.graph.nodes
         self._weights: dict[str, Tensor] = {}
 
-    def cost(self, node: Node, a: Tensor, radius: Tensor, place: Tensor) -> Tensor:
-        """``<|a|, radius>`` of each row, rounded up: ``[S]``, double."""
-        if is_image(node):
-            (part,) = self.maps.seen(node, "radius", [radius], place)
-            total = (a.abs() * part).sum((0, 1, 3), dtype=torch.float64)
-        else:
-            total = (a.abs() * radius).flatten(1).sum(1, dtype=torch.float64)
-        return total * (1 + 2.0**-20)
-
-    def loss(self, node: Node, a: Tensor) -> Tensor:
-        """``<|a|, loss>`` of each row, rounded up: ``[S]``, double. Over windows the largest loss
-        of each channel counts: the sum is faster."""
-        loss = self.reference.of[node.name].loss
-        if not is_image(node):
-            total = (a.abs() * loss).flatten(1).sum(1, dtype=torch.float64)
-        elif self.windows[node.name] is None:
-            total = (a.abs() * loss.unsqueeze(2)).sum((0, 1, 3), dtype=torch.float64)
-        else:
-            total = a.abs().sum((0, 1)).double() @ loss.amax((0, 1)).double()
-        return total * (1 + 2.0**-12 * max(1, node.size >> 11))
+    def cost(self, node: Node, a: Tensor, kind: str, of: Tensor, place: Tensor) -> Tensor:
+        """``<|a|, of>`` of each row, rounded up, for ``of`` >= 0 of ``node``: ``[S]``, double."""
+        axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
+        (part,) = self._seen(node, kind, [of], place)
+        return (a.abs() * part).sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
 
     def run(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
         """Coefficients of the operands of ``node``, whose own ``a`` they replace; constant and
         error of ``state`` grow."""
-        state.error = state.error + self.loss(node, a)
         measures = self.reference.of[node.name]
+        state.error = state.error + self.cost(node, a, "loss", measures.loss, state.place)
         is_loose = node.name in state.loose
         if measures.lines:
             return self._nonlinear(node, a, state)
@@ -281,8 +266,8 @@ class RowStep:
         axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
         if state.is_shared:
             upper, middle, half = self._seen(node, "band", measures.band, state.place)
-            gained, spread = a * middle, a.abs() * half
-            state.spread = state.spread + spread.sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
+            gained, spread = a * middle, (a.abs() * half).sum(axes, dtype=torch.float64)
+            state.spread = state.spread + spread * (1 + 2.0**-20)
             state.constant = state.constant + gained.sum(axes, dtype=torch.float64)
             return [self._moved(a * upper, node.inputs[0], self.windows[node.name], state)]
         lines = self._seen(node, "lines", measures.lines, state.place)
