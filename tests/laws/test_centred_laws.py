@@ -29,7 +29,8 @@ torch.set_num_threads(1)
 
 
 def pooled_graph(seed: int) -> Graph:
-    """A wide image, windows that overhang, an average, two depths that meet again, a Pad."""
+    """A wide image, convolutions in a row whose windows overhang, an average, two depths that meet
+    again, a Pad."""
     random = np.random.default_rng(seed)
 
     def conv(
@@ -43,7 +44,8 @@ def pooled_graph(seed: int) -> Graph:
     wide, half, sides = (1, 3, 12, 10), (1, 3, 6, 5), ([0, 0, 0, 1], [0, 0, 1, 0])
     nodes = [
         Node("x", "Input", (), (1, 2, 12, 10)),
-        conv("c1", "x", wide, 2, 3, 1),
+        conv("c0", "x", wide, 2, 3, 1),
+        conv("c1", "c0", wide, 3, 3, 1),
         Node("r1", "Relu", ("c1",), wide),
         conv("c2", "r1", wide, 3, 3, 1),
         Node("sum", "Add", ("c1", "c2"), wide),
