@@ -295,6 +295,54 @@ def test_whole_run_is_about_as_tight_as_in_double_precision(
             assert len(undecided(node, *ends)) <= len(wanted) + 1
 
 
+def outer_graph(seed: int) -> Graph:
+    """``h h^T`` of a hidden layer: each of its elements is copied six times, twice."""
+    random = np.random.default_rng(seed)
+
+    def linear(name: str, source: str, outputs: int, inputs: int) -> Node:
+        params = {
+            "weight": random.normal(size=(outputs, inputs)),
+            "bias": random.normal(size=outputs),
+        }
+        return Node(name, "Linear", (source,), (1, outputs), {}, params)
+
+    tall, broad, square = (1, 6, 1), (1, 1, 6), (1, 6, 6)
+    nodes = [
+        Node("x", "Input", (), (1, 4)),
+        linear("z", "x", 8, 4),
+        Node("r", "Relu", ("z",), (1, 8)),
+        linear("h", "r", 6, 8),
+        Node("tall", "Reshape", ("h",), tall, {"shape": tall}),
+        Node("broad", "Reshape", ("h",), broad, {"shape": broad}),
+        Node("rows", "Expand", ("tall",), square, {"shape": square}),
+        Node("columns", "Expand", ("broad",), square, {"shape": square}),
+        Node("y", "Mul", ("rows", "columns"), square),
+    ]
+    return Graph({node.name: node for node in nodes}, ("x",), ("y",), ("float32",))
+
+
+@pytest.mark.parametrize("wide", [1, 1000])
+def test_copies_have_the_bounds_of_what_they_copy(
+    wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In either precision; each element is bounded once."""
+    monkeypatch.setattr(intermediate, "_WIDE", wide)
+    for seed in range(4):
+        network = Network(outer_graph(seed), torch.float64)
+        box = torch.full((1, 4), -0.5).double(), torch.full((1, 4), 0.5).double()
+        with torch.no_grad():
+            found = LayerBounder(network, 1 << 26).run(*box).bounds
+            with monkeypatch.context() as patch:
+                patch.setattr(intermediate, "_COPIES", ())
+                alone = LayerBounder(network, 1 << 26).run(*box).bounds
+        for name in ("rows", "columns"):
+            width = (alone[name][1] - alone[name][0]).amin()
+            for end, wanted in zip(found[name], alone[name], strict=True):
+                assert torch.allclose(end, wanted, rtol=0, atol=1e-3 * float(width))
+                lines = end[0, 0] if name == "rows" else end[0, 0].T
+                assert torch.allclose(lines, lines[:, :1].expand(6, 6), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_what_a_row_does_not_read_changes_nothing(kind: str) -> None:
     """Rows over some outputs have the same bounds where only what they depend on is bounded, and

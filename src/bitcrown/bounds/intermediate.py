@@ -77,6 +77,8 @@ bounded in double precision."""
 _SHORT_PASS = 16
 """Rows that a pass takes in any case: below, its calls cost more than its arithmetic."""
 _FEW_BOXES = 64
+_COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
+"""Operators of one operand whose every element is one of the operand's."""
 
 
 def _widest(network: Network) -> int:
@@ -231,22 +233,39 @@ class LayerBounder:
             indices = indices[:0] if is_read is None else indices[is_read.flatten()[indices]]
         if indices.numel() == 0 or self._is_first_layer(source) or self._is_expired():
             return lower, upper
-        rounded = self._rounded(backward, source, indices, bounds, reference)
+        origin, places = self._origin(source)
+        asked, back = torch.unique(places[indices], return_inverse=True)
+        rounded = self._rounded(backward, origin, asked, bounds, reference, source)
         if rounded is None:
-            found = self.bound_elements(backward, source, indices, bounds, x_lower, x_upper)
+            found = self.bound_elements(backward, origin, asked, bounds, x_lower, x_upper)
         else:
             found, coarse = rounded
             if coarse.numel():
-                part = indices[coarse]
-                fine = self.bound_elements(backward, source, part, bounds, x_lower, x_upper)
+                part = asked[coarse]
+                fine = self.bound_elements(backward, origin, part, bounds, x_lower, x_upper)
                 for ends, end in zip(found, fine, strict=True):
                     ends[:, coarse] = end
+        found = found[0][:, back], found[1][:, back]
         boxes, shape = x_lower.shape[0], lower.shape[1:]
         flat_lower = lower.expand(boxes, *shape).reshape(boxes, -1).clone()
         flat_upper = upper.expand(boxes, *shape).reshape(boxes, -1).clone()
         new = intersect((flat_lower[:, indices], flat_upper[:, indices]), found)
         flat_lower[:, indices], flat_upper[:, indices] = new
         return flat_lower.reshape(boxes, *shape), flat_upper.reshape(boxes, *shape)
+
+    def _origin(self, source: str) -> tuple[str, Tensor]:
+        """The node whose elements ``source`` only moves or copies (itself, if it does neither), and
+        for each element of ``source`` the flat place of that element: ``[N]``."""
+        graph, chain = self.network.graph, []
+        node = graph.nodes[source]
+        while node.op in _COPIES and node.rounding is None and node.inputs[0] not in graph.inputs:
+            chain.append(node)
+            node = graph.nodes[node.inputs[0]]
+        places = torch.arange(node.size, dtype=torch.float64, device=self.network.device)
+        value = places.reshape(1, *node.shape)
+        for copy in reversed(chain):
+            value = self.network.forward_node(copy, [value]).expand(1, *copy.shape)
+        return node.name, value.flatten().long()
 
     def _rounded(
         self,
@@ -255,15 +274,18 @@ class LayerBounder:
         indices: Tensor,
         bounds: Bounds,
         reference: Reference | None,
+        asked_by: str,
     ) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
         """Bounds ``[1, K]`` from passes in single precision, and which of them rounding has made
-        too wide; None where there are none."""
+        too wide; None where there are none. ``asked_by`` is ``source`` or what copies it."""
         radii = backward.scales.radii if backward.scales is not None else {}
         if reference is None:
             return None
         if not reference.extend(source, bounds, backward.relaxations, radii):
             return None
-        rows = CentredRows(reference, source, bounds, self._serves_signs_alone(source), self.budget)
+        rows = CentredRows(
+            reference, source, bounds, self._serves_signs_alone(asked_by), self.budget
+        )
         low, up = rows.run(indices)
         coarse = (2 * rows.errors > _ROUNDED * (up - low)).nonzero().flatten()
         return (low.unsqueeze(0), up.unsqueeze(0)), coarse

@@ -50,7 +50,7 @@ _UP = 1 + 2.0**-20
 _LEAST = 2.0**-100
 """Far more than all underflows in double precision, and than weights that single precision lacks.
 """
-_MOVES = ("Add", "Sub", "Scale", "Reshape", "Slice", "Transpose", "Concat", "Pad")
+_MOVES = ("Add", "Sub", "Scale", "Reshape", "Slice", "Transpose", "Concat", "Pad", "ReduceSum")
 """Operators whose adjoint adds up nothing."""
 _LINE = 16
 """Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger
@@ -171,6 +171,8 @@ class Reference:
             terms = _LINE
         elif node.op in _MOVES:
             terms = 2
+        elif node.op == "Expand":
+            terms = node.size // self.network.graph.nodes[node.inputs[0]].size
         else:
             terms = max([node.size] + [value.numel() for value in params.values()])
         return int(terms) + 8 + sum(self.readers[name] for name in node.inputs)
