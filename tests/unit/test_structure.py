@@ -67,7 +67,7 @@ MOST_LINES = {
     "model": 5900,
     "spec": 3400,
     "check": 8400,
-    "bounds": 4000,
+    "bounds": 5050,
     "attacks": 3500,
     "quant": 9200,
     "search": 4750,

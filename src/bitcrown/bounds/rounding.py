@@ -29,8 +29,9 @@ Backward, a coefficient is off by ``k tiny``, so a pass over a node with operand
 The slopes and intercepts themselves are sound as rounded: ``bounds.relaxations`` chooses intercepts
 for the slope that was really stored. Winograd and FFT convolutions do not satisfy the first
 inequality, and reduced-precision tensor cores do not have the stated ``u``; proofs are therefore
-made in float64, for which neither exists, and float32 serves only to *find* slopes and multipliers,
-every value of which gives a valid bound.
+made in float64, for which neither exists, or in matrix products of float32 that are checked for
+their bits (``centred``). Elsewhere float32 serves only to *find* slopes and multipliers, every
+value of which gives a valid bound.
 
 *The runtime's rounding.* Where a node has a ``Rounding`` (sixteen-bit types, or semantics
 ``runtime``), the network that is bounded computes ``z = f(inputs) + e`` there with any

@@ -61,7 +61,7 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
     bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():
         started = time.monotonic()
-        enclosure = bounder.run(rows.x_lower, rows.x_upper)
+        enclosure = bounder.run(rows.x_lower, rows.x_upper, outputs=rows.outputs())
         root = root_of(proof, guide, rows, enclosure, run.budget.memory)
         seconds = time.monotonic() - started
     left = root.open_cases()
@@ -137,7 +137,7 @@ def _sharpened_layers(
                 root.proof, run.budget.memory // 8, LayerAscent(guide, steps, share)
             )
             box = root.rows.x_lower, root.rows.x_upper
-            enclosure = layers.run(*box, root.enclosure.bounds)
+            enclosure = layers.run(*box, root.enclosure.bounds, root.rows.outputs())
             root = root_of(root.proof, guide, root.rows, enclosure, run.budget.memory)
             bounder = bounder_of(
                 root, whole_guide(root, guide), bounder.trials, run.budget, run.recorder
