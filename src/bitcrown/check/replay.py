@@ -13,10 +13,11 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from bitcrown.check.outside import completed_model
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
@@ -26,6 +27,7 @@ _BATCH_TRIAL = 3
 _BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
+_OUTSIDE_KEY = b"location"
 NUMBERS = "fiub"
 """Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of
 strings."""
@@ -237,23 +239,35 @@ def run_session(session: Any, feed: Mapping[str, np.ndarray], name: object) -> l
 
 
 def _model_of(path: Path) -> str | bytes:
-    """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its
-    name) holds."""
+    """What onnxruntime opens: the path of a plain file, or the bytes where it is gzip (whatever its
+    name) or keeps weights in other files."""
     found = _found(path)
     try:
         with found.open("rb") as raw:
-            if raw.read(2) != GZIP_MAGIC:
+            if raw.read(2) != GZIP_MAGIC and not _names_other_files(raw):
                 return str(found)
     except OSError as error:
         raise ModelError(f"the network file {found} cannot be read: {error}") from error
     return unpacked_model(found)
 
 
+def _names_other_files(raw: BinaryIO) -> bool:
+    """Whether the rest of ``raw`` has the key under which a weight says in which file it lies."""
+    tail = b""
+    while part := raw.read(_CHUNK):
+        if _OUTSIDE_KEY in tail + part:
+            return True
+        tail = part[-len(_OUTSIDE_KEY) :]
+    return False
+
+
 def unpacked_model(path: Path) -> bytes:
-    """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
+    """Content of ``path`` (or ``path.gz``), unpacked, with the weights that it keeps in files
+    beside it. Raises ``ModelError``."""
     found = _found(path)
     try:
-        return unpacked(found.read_bytes(), MAX_MODEL_BYTES)
+        content = unpacked(found.read_bytes(), MAX_MODEL_BYTES)
+        return completed_model(content, found, MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(f"the network file {found} cannot be read: {error}") from error
 
