@@ -85,12 +85,16 @@ def file_nodes(file: NetworkFile) -> list[OnnxNode]:
     """The nodes of a file in its order, attributes as Python values; a node without a name gets
     one. Raises ``ModelError``."""
     opset = _opset(file.proto, file.path)
+    versions = {entry.domain: int(entry.version) for entry in file.proto.opset_import}
     result = []
     for index, proto in enumerate(file.proto.graph.node):
         name = proto.name or f"{proto.op_type}_{index}"
         attrs = {attribute.name: _attribute(attribute, file.path) for attribute in proto.attribute}
-        op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-        result.append(OnnxNode(op, name, tuple(proto.input), tuple(proto.output), attrs, opset))
+        is_own = proto.domain in ("", "ai.onnx")
+        op = proto.op_type if is_own else f"{proto.domain}.{proto.op_type}"
+        version = opset if is_own else versions.get(proto.domain, 1)
+        ends = tuple(proto.input), tuple(proto.output)
+        result.append(OnnxNode(op, name, *ends, attrs, version))
     return result
 
 
@@ -140,8 +144,8 @@ def _read(file: NetworkFile) -> _Reading:
     for node in nodes:
         reason: str | None = None
         if not lost.isdisjoint(node.inputs):
-            reason = None if _has_rule(node) else ""
-        elif not _has_rule(node):
+            reason = None if _has_rule(builder, node) else ""
+        elif not _has_rule(builder, node):
             reason = ""
         else:
             try:
@@ -161,8 +165,10 @@ def _read(file: NetworkFile) -> _Reading:
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 
-def _has_rule(node: OnnxNode) -> bool:
-    return node.op in ("Constant", "Shape", "Size") or can_fold(node.op)
+def _has_rule(builder: Builder, node: OnnxNode) -> bool:
+    if node.op in LOWERINGS or node.op in ("Constant", "Shape", "Size"):
+        return True
+    return can_fold(node.op) and all(builder.is_constant(name) for name in node.inputs if name)
 
 
 def nodes_and_constants(

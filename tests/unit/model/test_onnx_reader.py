@@ -168,6 +168,12 @@ def test_operators_without_inputs_are_not_taken_for_constants(op: str, save: Sav
         read_graph(save([helper.make_node(op, [], ["y"], shape=[2])], {"x": (2,)}))
 
 
+def test_what_is_drawn_at_random_is_no_constant(save: Save) -> None:
+    node = helper.make_node("RandomNormalLike", ["w"], ["y"])
+    with pytest.raises(UnsupportedError, match="RandomNormalLike"):
+        read_graph(save([node], {"x": (2,)}, {"w": np.ones(2, np.float32)}))
+
+
 @pytest.mark.parametrize("kept", [0, 1, 10, 60])
 def test_truncated_file(kept: int, save: Save) -> None:
     path = save([relu()], {"x": (1, 3)})
