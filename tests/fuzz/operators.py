@@ -22,6 +22,7 @@ WITHOUT = {
     ),
     "RMSNormalization": "needs opset 23",
     "SimplifiedLayerNormalization": "onnxruntime's own, of no opset",
+    **dict.fromkeys(("IsNaN", "IsInf"), "false of every number"),
     "Scatter": "the old name of ScatterElements",
 }
 """Operators of the reader that have no generator here, and why."""

@@ -19,6 +19,9 @@ from bitcrown.model.graph import Node
 
 Bounds = dict[str, tuple[Tensor, Tensor]]
 """Node name to ``(lower, upper)``, each ``[B, *shape]``."""
+_LARGE = 2.0**-32
+"""A lower end above this share of a type's largest number says as much as that share itself, of
+which halves and sums do not overflow."""
 
 
 def node_interval(
@@ -48,8 +51,17 @@ def _plain_interval(
         return nonlinear_row(node.op).interval(
             node, [low for low, _ in inputs], [up for _, up in inputs]
         )
+    lower, upper = _affine_interval(network, node, inputs, gamma)
+    if gamma == 0.0 or bool(torch.isfinite(upper - lower).all()):
+        return lower, upper
+    return _half_open_interval(network, node, inputs, gamma)
+
+
+def _affine_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    row, params = network.rows[node.name], network.params[node.name]
     assert row.absolute is not None
-    params = network.params[node.name]
     # f(x) = f(c) + W (x - c), so |f(x) - f(c)| <= |W| r, elementwise.
     centres = [(low + up) * 0.5 for low, up in inputs]
     radii = [(up - low) * 0.5 for low, up in inputs]
@@ -67,6 +79,39 @@ def _plain_interval(
         gamma, scale.dtype
     )
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
+
+
+def _half_open_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Where ends of operands are infinite: the result loses an end to those that it reads.
+
+    The lower end is ``sum W+ l - W- u``: it is infinite where ``W+`` meets an infinite ``l``, or
+    ``W-`` an infinite ``u``. Elsewhere each term has a finite end of its own; with that one in
+    place of the other, too, the ordinary rule has the same lower end. Likewise above. That a term
+    is met is a sum of signs, none of them negative: no cancellation, no underflow hides one.
+    """
+    row, params = network.rows[node.name], network.params[node.name]
+    assert row.absolute is not None
+    signs = {k: torch.sign(v) for k, v in params.items() if k not in ("bias", "shift")}
+    sides = [{key: (sign * s).clamp(min=0) for key, sign in signs.items()} for s in (1, -1)]
+    ends = [[(~torch.isfinite(pair[k])).to(pair[k].dtype) for pair in inputs] for k in (0, 1)]
+    lost = []
+    for own, other in ((0, 1), (1, 0)):
+        # An operand that is subtracted, or a weight below zero, reads the other end.
+        pairs = enumerate(zip(ends[own], ends[other], strict=True))
+        met = [turned if k in row.negated else end for k, (end, turned) in pairs]
+        total = row.absolute(node, sides[0], met)
+        lost.append(total + row.absolute(node, sides[1], ends[other]) if signs else total)
+    finite = []
+    for low, up in inputs:
+        large = _LARGE * torch.finfo(low.dtype).max
+        low, up = low.clamp(max=large), up.clamp(min=-large)
+        rest = torch.where(torch.isfinite(up), up, 0.0)
+        low = torch.where(torch.isfinite(low), low, rest)
+        finite.append((low, torch.where(torch.isfinite(up), up, low)))
+    lower, upper = _affine_interval(network, node, finite, gamma)
+    return torch.where(lost[0] > 0, -torch.inf, lower), torch.where(lost[1] > 0, torch.inf, upper)
 
 
 def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

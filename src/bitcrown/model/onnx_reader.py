@@ -30,6 +30,8 @@ from bitcrown.model.passes import simplified, without_equal_nodes, without_round
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
 _OPSETS = range(7, 26)
+_AFTER_A_MASK = {"Add", "Softmax"}
+"""What may read a tensor to which minus infinity was added."""
 
 
 def stored_arrays(file: NetworkFile) -> dict[str, np.ndarray[Any, Any]]:
@@ -208,6 +210,8 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
             f"{file.path.name}: the output {scaled[0]!r} is never multiplied by the scale of its "
             "integers"
         )
+    if not read.builder.removed.keys().isdisjoint(read.outputs):
+        raise UnsupportedError(f"{file.path.name} has entries of minus infinity as outputs")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
     if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps:
@@ -262,6 +266,10 @@ def _lower(builder: Builder, node: OnnxNode) -> None:
         names = [name for name in node.outputs if name]
         builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
     elif node.op in LOWERINGS:
+        if node.op not in _AFTER_A_MASK and not builder.removed.keys().isdisjoint(node.inputs):
+            raise UnsupportedError(
+                f"node {node.name!r} ({node.op}) reads a tensor with entries of minus infinity"
+            )
         lower_with_roundings(builder, node)
     else:
         raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")

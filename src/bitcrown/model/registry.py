@@ -47,6 +47,8 @@ class Op:
     adjoint: _Adjoint | None = None
     is_local: bool = True
     has_jumps: bool = False
+    negated: tuple[int, ...] = ()
+    """Operands that an affine operator without weights subtracts; it adds the others."""
 
 
 _OPS: dict[str, Op] = {}

@@ -282,12 +282,13 @@ WINDOWS = [
 ]
 DECIDING = {
     *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
+    *("IsNaN", "IsInf"),
     *("ArgMax", "ArgMin", "Hardmax", "OneHot", "TopK", "Shrink"),
     *("Einsum", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Scatter"),
     *("GroupNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
     *("MeanVarianceNormalization", "LSTM", "GRU", "RNN"),
 }
-"""See ``test_chosen_operators``; for quantizers see ``test_quantization``."""
+"""See ``test_chosen_operators`` and ``test_attention_masks``; for quantizers see ``test_quantization``."""
 CASES = [*ELEMENTWISE, *ARITHMETIC, *SHAPES, *REDUCTIONS, *PRODUCTS, *WINDOWS]
 NOT_IN_ONNXRUNTIME = {"Swish"}
 NOT_ALONE = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}

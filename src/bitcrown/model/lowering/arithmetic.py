@@ -14,6 +14,8 @@ def arithmetic(b: Builder, node: OnnxNode) -> None:
     kinds = {b.dtypes.get(tensor, "") for tensor in node.inputs}
     if node.op == "Div" and any("int" in kind for kind in kinds):
         raise UnsupportedError(f"node {node.name!r} divides whole numbers that depend on the input")
+    if _adds_a_mask(b, node):
+        return
     if b.is_constant(right):
         b.bind(
             node, _with_constant(b, node.op, b.node_of(left), b.constants[right].astype(np.float64))
@@ -34,6 +36,23 @@ def arithmetic(b: Builder, node: OnnxNode) -> None:
         b.bind(node, b.binary(node.op, x, y))
     else:
         b.bind(node, product(b, x, b.emit("Reciprocal", (y,)) if node.op == "Div" else y))
+
+
+def _adds_a_mask(b: Builder, node: OnnxNode) -> bool:
+    """Whether the node added a constant with minus infinities, or something to such a sum, after
+    which a softmax must follow (``Builder.removed``)."""
+    tensor, constant = sorted(node.inputs, key=b.is_constant)
+    value = b.constants.get(constant, np.zeros(()))
+    gone = np.isneginf(value) if value.dtype.kind == "f" else np.zeros((), dtype=bool)
+    if b.removed.keys().isdisjoint(node.inputs) and not (node.op == "Add" and gone.any()):
+        return False
+    if node.op != "Add" or constant not in b.constants:
+        raise UnsupportedError(f"node {node.name!r}: arithmetic with minus infinity")
+    name = b.scaled(b.node_of(tensor), None, np.where(gone, 0.0, value.astype(np.float64)))
+    gone = gone | b.removed.get(tensor, np.zeros((), dtype=bool))
+    b.removed[node.outputs[0]] = np.broadcast_to(gone, b.shape(name))
+    b.bind(node, name)
+    return True
 
 
 def _with_constant(b: Builder, op: str, x: str, value: np.ndarray) -> str:

@@ -82,6 +82,9 @@ class Builder:
     tensors: dict[str, str] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     """Of ONNX tensors that are not what they are in the file (see ``dynamic_quantization``)."""
+    removed: dict[str, np.ndarray] = field(default_factory=dict)
+    """Entries of ONNX tensors that are minus infinity in the file and anything finite here: masks
+    of attentions, which only some operators may read."""
     source: str = ""
     dtypes: dict[str, str] = field(default_factory=dict)
     """Element types of ONNX tensors that depend on the input (see ``model.roundings``)."""

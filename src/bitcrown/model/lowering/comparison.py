@@ -48,6 +48,13 @@ def compare(b: Builder, node: OnnxNode) -> None:
         b.bind(node, _step(b, difference))
 
 
+@lowers("IsNaN", "IsInf")
+def is_no_number(b: Builder, node: OnnxNode) -> None:
+    """Values of a real function are numbers."""
+    shape = b.shape(b.node_of(node.inputs[0]))
+    b.constants[node.outputs[0]] = np.zeros(shape, dtype=bool)
+
+
 @lowers("Not")
 def negated(b: Builder, node: OnnxNode) -> None:
     b.bind(node, _negation(b, b.node_of(node.inputs[0])))

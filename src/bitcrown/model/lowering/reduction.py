@@ -80,11 +80,23 @@ def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
 
 
 def normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
-    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``."""
+    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``.
+
+    Of ``n`` numbers with sum zero and sum of squares at most ``n``, none exceeds ``sqrt(n - 1)``: a
+    limit that changes no value, and that products of ranges are far from knowing.
+    """
+    count = math.prod(b.shape(x)[axis] for axis in axes)
     centred = b.binary("Sub", x, mean(b, x, axes, True))
     variance = mean(b, b.emit("Square", (centred,)), axes, True)
     deviation = b.emit("Sqrt", (b.scaled(variance, None, epsilon),))
-    return b.binary("Mul", centred, b.emit("Reciprocal", (deviation,)))
+    value = b.binary("Mul", centred, b.emit("Reciprocal", (deviation,)))
+    return within(b, value, count - 1.0) if epsilon >= 0 else value
+
+
+def within(b: Builder, x: str, square: float) -> str:
+    """``x``, of which it is known that ``x^2 <= square``."""
+    limit = math.nextafter(math.sqrt(square), math.inf)
+    return b.emit("Clip", (x,), {"min": -limit, "max": limit})
 
 
 @lowers("LayerNormalization")
@@ -131,25 +143,42 @@ def softmax(b: Builder, node: OnnxNode) -> None:
     rank = len(shape)
     axis = b.axis(int(node.attrs.get("axis", 1 if node.opset < 13 else -1)), rank)
     is_log = node.op == "LogSoftmax"
+    masked = b.removed.get(node.inputs[0])
     if node.opset < 13 and axis != rank - 1:
-        folded = b.reshaped(x, (*shape[:axis], math.prod(shape[axis:])))
-        b.bind(node, b.reshaped(_softmax_over(b, folded, axis, is_log), shape))
+        line = (*shape[:axis], math.prod(shape[axis:]))
+        masked = None if masked is None else masked.reshape(line)
+        value = _softmax_over(b, b.reshaped(x, line), axis, is_log, masked)
+        b.bind(node, b.reshaped(value, shape))
         return
-    b.bind(node, _softmax_over(b, x, axis, is_log))
+    b.bind(node, _softmax_over(b, x, axis, is_log, masked))
 
 
-def _softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
+def _softmax_over(
+    b: Builder, x: str, axis: int, is_log: bool, masked: np.ndarray | None = None
+) -> str:
+    """A ``masked`` entry is minus infinity: it is an exact zero, and no term of any sum."""
     shape = b.shape(x)
-    if shape[axis] > 1024:
-        raise UnsupportedError(f"node {b.source!r}: Softmax over {shape[axis]} entries")
-    full = (*shape[:axis], shape[axis], shape[axis], *shape[axis + 1 :])
+    n = shape[axis]
+    if n > 1024:
+        raise UnsupportedError(f"node {b.source!r}: Softmax over {n} entries")
+    full = (*shape[:axis], n, n, *shape[axis + 1 :])
     column = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
     row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
     exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
-    total = b.summed(exponentials, (axis + 1,), False)
-    return (
-        b.scaled(b.emit("Log", (total,)), -1.0, None) if is_log else b.emit("Reciprocal", (total,))
-    )
+    # exp(x_i - x_i) is 1 whatever x_i is known to be, so the sum of the others begins with 1.
+    counted = 1.0 - np.eye(n).reshape(n, n, *([1] * (len(shape) - axis - 1)))
+    if masked is not None:
+        if is_log or masked.all(axis=axis).any():
+            raise UnsupportedError(
+                f"node {b.source!r}: a Softmax of minus infinity alone, or its logarithm"
+            )
+        counted = counted * ~np.expand_dims(masked, axis)
+    total = b.summed(b.scaled(exponentials, counted, None), (axis + 1,), False)
+    total = b.scaled(total, None, 1.0)
+    if is_log:
+        return b.scaled(b.emit("Log", (total,)), -1.0, None)
+    value = b.emit("Reciprocal", (total,))
+    return value if masked is None else b.scaled(value, 1.0 - masked, None)
 
 
 @lowers("LpNormalization")

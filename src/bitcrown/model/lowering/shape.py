@@ -225,10 +225,15 @@ def where(b: Builder, node: OnnxNode) -> None:
         b.bind(node, chosen(b, *(b.node_of(tensor) for tensor in node.inputs)))
         return
     condition = b.constants[node.inputs[0]].astype(np.float64)
-    parts = []
+    parts, gone = [], np.zeros((), dtype=bool)
     for tensor, mask in ((node.inputs[1], condition), (node.inputs[2], 1.0 - condition)):
         if b.is_constant(tensor):
-            parts.append(b.known(np.where(mask != 0, b.constants[tensor].astype(np.float64), 0.0)))
+            value = b.constants[tensor].astype(np.float64)
+            gone = gone | ((mask != 0) & np.isneginf(value))
+            parts.append(b.known(np.where((mask != 0) & ~np.isneginf(value), value, 0.0)))
         else:
             parts.append(b.scaled(b.node_of(tensor), mask, None))
-    b.bind(node, b.binary("Add", parts[0], parts[1]))
+    result = b.binary("Add", parts[0], parts[1])
+    if gone.any():
+        b.removed[node.outputs[0]] = np.broadcast_to(gone, b.shape(result))
+    b.bind(node, result)
