@@ -64,19 +64,19 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 6150,
+    "model": 6500,
     "spec": 2300,
-    "check": 8350,
-    "bounds": 4080,
-    "attacks": 3500,
+    "check": 8370,
+    "bounds": 4160,
+    "attacks": 3590,
     "quant": 9200,
-    "search": 4600,
+    "search": 4620,
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
     "evaluation": 3300,
     "harness": 2000,
-    "cli": 1100,
+    "cli": 1160,
     "modules": 1300,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs

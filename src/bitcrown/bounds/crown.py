@@ -201,11 +201,20 @@ class _Pass:
             return True
         return self.scales.unbounded.isdisjoint((node.name, *node.inputs))
 
+    def _capped(self, a: Tensor, relaxation: Relaxation) -> Tensor:
+        """What is left of ``a`` where the upper line of an affine node may be a constant."""
+        is_cut = (a < 0) & (relaxation.upper_slopes[0] == 0)
+        cut = torch.where(is_cut, a * relaxation.upper_intercept, 0.0)
+        self.constant = self.constant + elements(cut, 2).sum(2)
+        return torch.where(is_cut, 0.0, a)
+
     def _pass_affine(self, node: Node, a: Tensor) -> list[Tensor]:
         """``<a, W z + b> = <W^T a, z> + <a, b>``, with every row of every box in one batch."""
         if self.scales is not None:
             scale = self.scales[node.name].unsqueeze(1)
             self._add_error(a, scale, self.given.gamma, node.name not in self.scales.unbounded)
+        if node.name in self.given.relaxations:
+            a = self._capped(a, self.given.relaxations[node.name])
         if not self.network.has_zero_offset(node):
             offset = self.network.offset(node)
             self.constant = self.constant + torch.matmul(elements(a, 2), offset.flatten())
@@ -256,7 +265,8 @@ def relaxations_of(
     of extent 1."""
     result = {}
     for node in network.graph.nodes.values():
-        if node.name in network.graph.inputs or network.rows[node.name].is_affine:
+        row = network.rows[node.name]
+        if node.name in network.graph.inputs or (row.is_affine and not row.is_capped):
             continue
         if names is not None and node.name not in names:
             continue

@@ -52,9 +52,12 @@ def _plain_interval(
             node, [low for low, _ in inputs], [up for _, up in inputs]
         )
     lower, upper = _affine_interval(network, node, inputs, gamma)
-    if gamma == 0.0 or bool(torch.isfinite(upper - lower).all()):
+    if gamma != 0.0 and not bool(torch.isfinite(upper - lower).all()):
+        lower, upper = _half_open_interval(network, node, inputs, gamma)
+    if not row.is_capped:
         return lower, upper
-    return _half_open_interval(network, node, inputs, gamma)
+    lows, ups = [low for low, _ in inputs], [up for _, up in inputs]
+    return intersect((lower, upper), nonlinear_row(node.op).interval(node, lows, ups))
 
 
 def _affine_interval(

@@ -49,6 +49,8 @@ class Op:
     has_jumps: bool = False
     negated: tuple[int, ...] = ()
     """Operands that an affine operator without weights subtracts; it adds the others."""
+    is_capped: bool = False
+    """Whether an affine operator has a range and an upper line beyond what its operands say."""
 
 
 _OPS: dict[str, Op] = {}
