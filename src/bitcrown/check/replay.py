@@ -47,6 +47,9 @@ _TYPES: dict[str, type[np.generic]] = {
 }
 
 
+_NUMERIC = {*_TYPES, "tensor(bool)", "tensor(bfloat16)"}
+
+
 class Slot(NamedTuple):
     """One input of an ONNX file; ``shape`` has 1 in place of every free extent."""
 
@@ -127,6 +130,12 @@ class _Member:
             for item in session.get_inputs()
         ]
         ends = session.get_outputs()
+        strange = [item.name for item in ends if item.type not in _NUMERIC]
+        if strange:
+            raise ModelError(
+                f"{path.name} computes {', '.join(map(repr, strange))}, no tensors of numbers; "
+                "choose an output with --output, or save the network without them"
+            )
         _check_fit("input", declared.inputs, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
             _check_fit(

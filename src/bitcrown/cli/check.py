@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitcrown.budget import Budget
+from bitcrown.cli.chosen_output import add_output_option, network_with
 from bitcrown.cli.exit_codes import DONE, UNDECIDED, WRONG
 
 
@@ -18,6 +19,7 @@ def add_check_commands(commands: Any) -> None:
     )
     for name in ("result", "onnx", "vnnlib"):
         check.add_argument(name)
+    add_output_option(check)
     check.set_defaults(run=check_command)
 
     proof = commands.add_parser(
@@ -38,9 +40,10 @@ def check_command(options: argparse.Namespace) -> int:
 
     # In a child, because onnxruntime aborts on some damaged files: then that is what is said.
     def replayed() -> str:
-        return json.dumps(
-            astuple(check_result(Path(options.result), options.onnx, Path(options.vnnlib)))
-        )
+        with network_with(options.onnx, options.output) as onnx:
+            return json.dumps(
+                astuple(check_result(Path(options.result), onnx, Path(options.vnnlib)))
+            )
 
     answer = CheckOutcome(
         *json.loads(text_or_error(replayed, Budget.unlimited(), "that replays the witness"))

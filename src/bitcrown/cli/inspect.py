@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bitcrown.cli.chosen_output import add_output_option, network_with
 from bitcrown.cli.exit_codes import DONE
 
 
@@ -13,6 +14,7 @@ def add_inspect_commands(commands: Any) -> None:
     inspect = commands.add_parser("inspect", help="what a network (and a property) consists of")
     inspect.add_argument("onnx")
     inspect.add_argument("vnnlib", nargs="?")
+    add_output_option(inspect)
     inspect.set_defaults(run=inspect_command)
 
     bounds = commands.add_parser(
@@ -23,22 +25,28 @@ def add_inspect_commands(commands: Any) -> None:
     add("vnnlib")
     add("--tensor", help="name as inspect prints it (default: the output)")
     add("--case", type=int, default=0, help="which case of the property (default: 0)")
+    add_output_option(bounds)
     bounds.set_defaults(run=bounds_command)
 
 
 def inspect_command(options: argparse.Namespace) -> int:
+    with network_with(options.onnx, options.output) as onnx:
+        return _inspected(onnx, options.vnnlib)
+
+
+def _inspected(onnx: str, vnnlib: str | None) -> int:
     from bitcrown.model.describe import describe
     from bitcrown.model.file import NetworkFile
     from bitcrown.model.onnx_reader import read_graph
     from bitcrown.model.runtime_trial import require_runtime
 
-    file = NetworkFile(Path(options.onnx))
+    file = NetworkFile(Path(onnx))
     print(describe(read_graph(file)))
-    if options.vnnlib:
+    if vnnlib:
         from bitcrown.api import load
         from bitcrown.spec.words import property_in_words
 
-        problem = load(options.onnx, options.vnnlib)
+        problem = load(onnx, vnnlib)
         print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
         print(property_in_words(problem))
     require_runtime(file)
@@ -48,7 +56,8 @@ def inspect_command(options: argparse.Namespace) -> int:
 def bounds_command(options: argparse.Namespace) -> int:
     from bitcrown.api import bound, load
 
-    lower, upper = bound(load(options.onnx, options.vnnlib), options.tensor, options.case)
+    with network_with(options.onnx, options.output) as onnx:
+        lower, upper = bound(load(onnx, options.vnnlib), options.tensor, options.case)
     for number, (low, high) in enumerate(
         zip(lower.ravel().tolist(), upper.ravel().tolist(), strict=True)
     ):

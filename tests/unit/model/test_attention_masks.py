@@ -148,3 +148,38 @@ def test_normalised_entries_have_the_bounds_of_normalised_entries(op: str, tmp_p
     found, expected = run_graph(graph, {"x": x})[0], run_onnxruntime(path, {"x": x})[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert found.max() > 0.99 * limit
+
+
+def mean_square_normalised(op: str) -> list[Any]:
+    """``x / sqrt(mean(x^2) + 1e-5)`` as exporters write it out."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["q"]),
+        helper.make_node("ReduceMean", ["q"], ["m"], axes=[-1]),
+        helper.make_node("Add", ["m", "e"], ["n"]),
+        helper.make_node("Sqrt", ["n"], ["r"]),
+    ]
+    if op == "Div":
+        return [*nodes, helper.make_node("Div", ["x", "r"], ["y"])]
+    return [
+        *nodes,
+        helper.make_node("Reciprocal", ["r"], ["i"]),
+        helper.make_node("Mul", ["i", "x"], ["y"]),
+    ]
+
+
+@pytest.mark.parametrize("op", ["Div", "Mul"])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.1, -1e-6])
+def test_a_normalisation_written_out_is_known_as_one(
+    op: str, epsilon: float, tmp_path: Path
+) -> None:
+    """With ``epsilon < 0`` entries may be larger than ``sqrt(n)``: then nothing is claimed."""
+    constants = {"e": np.float32(epsilon)}
+    path = saved(model_of(mean_square_normalised(op), {"x": (2, 4)}, ["y"], constants), tmp_path)
+    graph = read_graph(path)
+    has_limit = any(node.op == "Clip" for node in graph.nodes.values())
+    assert has_limit == (epsilon > 0)
+    for scale in (1e-3, 1.0, 100.0):
+        x = np.float32(scale) * np.eye(2, 4, dtype=np.float32)
+        found, expected = run_graph(graph, {"x": x})[0], run_onnxruntime(path, {"x": x})[0]
+        if np.isfinite(expected).all():
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

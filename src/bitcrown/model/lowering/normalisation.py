@@ -8,8 +8,9 @@ import math
 import numpy as np
 
 from bitcrown.errors import ModelError
+from bitcrown.model.lowering.arithmetic import within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
-from bitcrown.model.lowering.reduction import mean, normalised, within
+from bitcrown.model.lowering.reduction import mean, normalised
 
 
 @lowers("GroupNormalization")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from bitcrown.errors import UnsupportedError
-from bitcrown.model.lowering.arithmetic import product
+from bitcrown.model.lowering.arithmetic import product, within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 
@@ -93,12 +93,6 @@ def normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str
     return within(b, value, count - 1.0) if epsilon >= 0 else value
 
 
-def within(b: Builder, x: str, square: float) -> str:
-    """``x``, of which it is known that ``x^2 <= square``."""
-    limit = math.nextafter(math.sqrt(square), math.inf)
-    return b.emit("Clip", (x,), {"min": -limit, "max": limit})
-
-
 @lowers("LayerNormalization")
 def layer_normalization(b: Builder, node: OnnxNode) -> None:
     if any(node.outputs[1:]):
@@ -147,13 +141,13 @@ def softmax(b: Builder, node: OnnxNode) -> None:
     if node.opset < 13 and axis != rank - 1:
         line = (*shape[:axis], math.prod(shape[axis:]))
         masked = None if masked is None else masked.reshape(line)
-        value = _softmax_over(b, b.reshaped(x, line), axis, is_log, masked)
+        value = softmax_over(b, b.reshaped(x, line), axis, is_log, masked)
         b.bind(node, b.reshaped(value, shape))
         return
-    b.bind(node, _softmax_over(b, x, axis, is_log, masked))
+    b.bind(node, softmax_over(b, x, axis, is_log, masked))
 
 
-def _softmax_over(
+def softmax_over(
     b: Builder, x: str, axis: int, is_log: bool, masked: np.ndarray | None = None
 ) -> str:
     """A ``masked`` entry is minus infinity: it is an exact zero, and no term of any sum."""
@@ -189,4 +183,4 @@ def lp_normalization(b: Builder, node: OnnxNode) -> None:
         norm = b.emit("Sqrt", (b.summed(b.emit("Square", (x,)), (axis,), True),))
     else:
         norm = b.summed(b.absolute(x), (axis,), True)
-    b.bind(node, product(b, x, b.emit("Reciprocal", (norm,))))
+    b.bind(node, within(b, product(b, x, b.emit("Reciprocal", (norm,))), 1.0))
