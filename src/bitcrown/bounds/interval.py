@@ -51,7 +51,10 @@ def _plain_interval(
         return nonlinear_row(node.op).interval(
             node, [low for low, _ in inputs], [up for _, up in inputs]
         )
-    lower, upper = _affine_interval(network, node, inputs, gamma)
+    if gamma != 0.0 and inputs and network.params[node.name].keys() <= {"scale", "shift"}:
+        lower, upper = _signed_interval(network, node, inputs, gamma)
+    else:
+        lower, upper = _affine_interval(network, node, inputs, gamma)
     if gamma != 0.0 and not bool(torch.isfinite(upper - lower).all()):
         lower, upper = _half_open_interval(network, node, inputs, gamma)
     if not row.is_capped:
@@ -84,6 +87,37 @@ def _affine_interval(
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
 
 
+def _signed_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    """An affine node that adds and subtracts entries, or scales each: which end of an operand makes
+    which end of the result is known.
+
+    ``f(l)`` is computed with error ``gamma (|W| |l| + |b|)``, however far away ``u`` is: a sum of
+    exponentials that are at least 0 is, whatever the largest of them may be.
+    """
+    row, params = network.rows[node.name], network.params[node.name]
+    assert row.absolute is not None
+    scale = params.get("scale")
+    ends: list[list[Tensor]] = [[], []]
+    for k, (low, up) in enumerate(inputs):
+        if scale is not None:
+            low, up = torch.where(scale < 0, up, low), torch.where(scale < 0, low, up)
+        elif k in row.negated:
+            low, up = up, low
+        ends[0].append(low)
+        ends[1].append(up)
+    shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
+    found = []
+    for side, sign in zip(ends, (-1, 1), strict=True):
+        sizes = [rounding.raised(network, node, end.abs()) for end in side]
+        size = row.absolute(node, params, sizes)
+        slack = (size + network.offset(node).abs()) * gamma
+        slack = slack + torch.sign(size) * rounding.underflow(gamma, size.dtype)
+        found.append((network.forward_node(node, side) + sign * slack).expand(shape))
+    return found[0], found[1]
+
+
 def _half_open_interval(
     network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +147,8 @@ def _half_open_interval(
         rest = torch.where(torch.isfinite(up), up, 0.0)
         low = torch.where(torch.isfinite(low), low, rest)
         finite.append((low, torch.where(torch.isfinite(up), up, low)))
-    lower, upper = _affine_interval(network, node, finite, gamma)
+    interval = _signed_interval if signs.keys() <= {"scale"} else _affine_interval
+    lower, upper = interval(network, node, finite, gamma)
     return torch.where(lost[0] > 0, -torch.inf, lower), torch.where(lost[1] > 0, torch.inf, upper)
 
 
