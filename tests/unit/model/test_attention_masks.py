@@ -183,3 +183,35 @@ def test_a_normalisation_written_out_is_known_as_one(
         found, expected = run_graph(graph, {"x": x})[0], run_onnxruntime(path, {"x": x})[0]
         if np.isfinite(expected).all():
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_norm_of_another_line_is_no_limit(tmp_path: Path) -> None:
+    """Sums of rows, laid along a row by broadcasting: entry (i, j) meets the sum of row j."""
+    nodes = mean_square_normalised("Div")
+    nodes[1] = helper.make_node("ReduceMean", ["q"], ["m"], axes=[1], keepdims=0)
+    path = saved(model_of(nodes, {"x": (3, 3)}, ["y"], {"e": np.float32(1e-5)}), tmp_path)
+    graph = read_graph(path)
+    x = np.float32([[9, 9, 9], [1, 1, 1], [0.1, 0.1, 0.1]])
+    found, expected = run_graph(graph, {"x": x})[0], run_onnxruntime(path, {"x": x})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert found.max() > 50
+
+
+def test_a_norm_kept_from_zero_is_a_norm(tmp_path: Path) -> None:
+    """``x / max(|x|, 1e-12)``, as torch writes ``normalize``: no entry is larger than 1."""
+    nodes = [
+        helper.make_node("ReduceL2", ["x"], ["n"], axes=[1], keepdims=1),
+        helper.make_node("Clip", ["n", "e"], ["c"]),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Expand", ["c", "s"], ["w"]),
+        helper.make_node("Div", ["x", "w"], ["y"]),
+    ]
+    path = saved(model_of(nodes, {"x": (2, 3)}, ["y"], {"e": np.float32(1e-12)}), tmp_path)
+    graph = read_graph(path)
+    network = Network(graph, torch.float64)
+    ends = torch.full((1, graph.n_inputs), -3.0, dtype=torch.float64)
+    bounds = LayerBounder(network, 1 << 28).run(ends, -ends).bounds[graph.outputs[0]]
+    assert (bounds[0] >= -1 - 1e-9).all() and (bounds[1] <= 1 + 1e-9).all()
+    feed = random_feed(graph)
+    found, expected = run_graph(graph, feed)[0], run_onnxruntime(path, feed)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

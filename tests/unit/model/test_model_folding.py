@@ -311,3 +311,34 @@ def test_refused_constants(name: str, tmp_path: Path) -> None:
     constants = {"w": ints(2, 3), "one": np.int64(1), "z0": np.int64(0), **REFUSED[name].constants}
     with pytest.raises(ModelError, match="node"):
         read_graph(saved(model_of(REFUSED[name].nodes, {"x": (2, 3)}, ["y"], constants), tmp_path))
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_branch_whose_condition_is_known_is_taken(first: int, tmp_path: Path) -> None:
+    """As an exporter asks whether an axis may be squeezed; the branches read tensors from around
+    them, and weights of their own."""
+
+    def branch(op: str, name: str, value: float) -> onnx.GraphProto:
+        weight = onnx.numpy_helper.from_array(floats(value), f"w_{name}")
+        output = onnx.ValueInfoProto(name=name)
+        return helper.make_graph([node(op, f"h w_{name}", name)], name, [], [output], [weight])
+
+    nodes = [
+        node("Add", "x x", "h"),
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "g"),
+        node("Equal", "g one", "q"),
+        helper.make_node(
+            "If",
+            ["q"],
+            ["z"],
+            then_branch=branch("Mul", "product", 3.0),
+            else_branch=branch("Sub", "difference", 5.0),
+        ),
+        node("Relu", "z", "y"),
+    ]
+    constants = {"zero": np.int64(0), "one": np.int64(1)}
+    path = saved(model_of(nodes, {"x": (first, 3)}, ["y"], constants), tmp_path)
+    graph = read_graph(path)
+    feed = random_feed(graph)
+    np.testing.assert_allclose(run_graph(graph, feed)[0], run_onnxruntime(path, feed)[0], rtol=1e-6)

@@ -176,6 +176,8 @@ REDUCTIONS = [
     case("ReduceMean", (2, 3), ints(0), opset=18),
     case("ReduceLogSumExp", (2, 3), opset=13, axes=[1]),
     case("ReduceLogSum", (2, 3), opset=13, axes=[1]),
+    case("ReduceProd", (2, 3, 5), opset=13, axes=[-1]),
+    case("ReduceProd", (2, 3), ints(0, 1), opset=18, keepdims=0),
     case("GlobalAveragePool", IMAGE),
     case("GlobalMaxPool", IMAGE),
     case("Softmax", (2, 4)),
@@ -265,13 +267,15 @@ WINDOWS = [
     case("Upsample", IMAGE, f32(1, 1, 2, 3), opset=9, mode="linear"),
     *(
         case("Resize", IMAGE, "", f32(1, 1, 2, 1.5), mode=mode, coordinate_transformation_mode=rule)
-        for mode in ("nearest", "linear")
+        for mode in ("nearest", "linear", "cubic")
         for rule in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
     ),
     *(
         case("Resize", IMAGE, "", f32(1, 1, 0.6, 1.5), nearest_mode=rounding)
         for rounding in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
     ),
+    case("Resize", IMAGE, "", f32(1, 1, 0.6, 1.5), mode="cubic", cubic_coeff_a=-0.5),
+    case("Resize", IMAGE, "", f32(1, 1, 3, 1.5), mode="cubic", exclude_outside=1),
     case(
         "Resize",
         IMAGE,

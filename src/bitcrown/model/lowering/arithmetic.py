@@ -83,10 +83,27 @@ def within(b: Builder, x: str, square: float) -> str:
 
 def _behind(b: Builder, name: str, op: str) -> str:
     """What a node of operator ``op`` reads, also where it was repeated; "" if it is another."""
-    node = b.nodes[name]
-    while node.op == "Expand":
-        node = b.nodes[node.inputs[0]]
+    node = b.nodes[_once(b, name)]
     return node.inputs[0] if node.op == op else ""
+
+
+def _once(b: Builder, name: str) -> str:
+    while b.nodes[name].op == "Expand":
+        name = b.nodes[name].inputs[0]
+    return name
+
+
+def _raised(b: Builder, name: str) -> str:
+    """What ``max(x, c)`` with a constant is the maximum of: that is no larger than it."""
+    limit = b.nodes[_once(b, name)]
+    if limit.op != "Scale" or _behind(b, limit.inputs[0], "Relu") == "":
+        return name
+    shifted = b.nodes[_behind(b, limit.inputs[0], "Relu")]
+    both = [node.params for node in (limit, shifted)]
+    if shifted.op != "Scale" or any(params.keys() != {"shift"} for params in both):
+        return name
+    is_maximum = np.array_equal(both[0]["shift"], -both[1]["shift"])
+    return shifted.inputs[0] if is_maximum else name
 
 
 def norm_limit(b: Builder, x: str, y: str) -> float | None:
@@ -95,9 +112,9 @@ def norm_limit(b: Builder, x: str, y: str) -> float | None:
     Normalisations written out: ``z^2 <= sum z^2``, so with ``e >= 0`` the square is at most
     ``1 / a``.
     """
-    for z, root in ((x, y), (y, x)):
-        for op in ("Reciprocal", "Sqrt"):
-            root = _behind(b, root, op) if root else ""
+    for z, inverse in ((x, y), (y, x)):
+        root = _behind(b, inverse, "Reciprocal")
+        root = _behind(b, _raised(b, root), "Sqrt") if root else ""
         total, share = b.nodes.get(root), 1.0
         while total is not None and total.op == "Scale":
             scale, shift = (total.params.get(key, d) for key, d in (("scale", 1.0), ("shift", 0.0)))
@@ -107,7 +124,9 @@ def norm_limit(b: Builder, x: str, y: str) -> float | None:
             total = b.nodes[total.inputs[0]]
         if total is None or total.op != "ReduceSum" or not math.isfinite(1.0 / share):
             continue
-        if _behind(b, total.inputs[0], "Square") == z:
+        # Without the axis it was summed over, the sum of one line may meet entries of another.
+        meets = total.attrs["keepdims"] or len(total.attrs["axes"]) == len(b.shape(z))
+        if meets and _behind(b, total.inputs[0], "Square") == z:
             return math.nextafter(1.0 / share, math.inf)
     return None
 

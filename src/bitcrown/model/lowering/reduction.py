@@ -67,6 +67,25 @@ def reduce_max(b: Builder, node: OnnxNode) -> None:
     b.bind(node, x)
 
 
+@lowers("ReduceProd")
+def reduce_product(b: Builder, node: OnnxNode) -> None:
+    """Halves of each axis are multiplied until one entry is left."""
+    x = b.node_of(node.inputs[0])
+    axes, keep = reduction_axes(b, node, len(b.shape(x)))
+    shape = b.shape(x)
+    for axis in axes:
+        while b.shape(x)[axis] > 1:
+            extent = b.shape(x)[axis]
+            half = extent // 2
+            left, right = b.sliced(x, axis, 0, half), b.sliced(x, axis, half, 2 * half)
+            rest = (b.sliced(x, axis, 2 * half, extent),) if extent % 2 else ()
+            x = b.binary("Mul", left, right)
+            x = b.emit("Concat", (x, *rest), {"axis": axis}) if rest else x
+    if not keep:
+        x = b.reshaped(x, [extent for axis, extent in enumerate(shape) if axis not in axes])
+    b.bind(node, x)
+
+
 def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
     """Halve the axis until one entry is left: depth log2, one ReLU a comparison."""
     while b.shape(x)[axis] > 1:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
-from bitcrown.model.lowering.comparison import chosen
+from bitcrown.model.lowering.comparison import chosen, positions
 
 
 @lowers("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -127,10 +127,32 @@ def split(b: Builder, node: OnnxNode) -> None:
 def gather(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     axis = b.axis(int(node.attrs.get("axis", 0)), len(b.shape(x)))
+    if not b.is_constant(node.inputs[1]):
+        b.bind(node, _looked_up(b, x, axis, b.node_of(node.inputs[1])))
+        return
     indices = b.constant(node.inputs[1], "the indices").astype(np.int64)
     value = b.gathered(x, axis, indices.reshape(-1))
     shape = b.shape(x)
     b.bind(node, b.reshaped(value, (*shape[:axis], *indices.shape, *shape[axis + 1 :])))
+
+
+def _looked_up(b: Builder, table: str, axis: int, index: str) -> str:
+    """Rows of a table at positions that depend on the input: ``sum_k [index = k] row_k``, with
+    positions counted from the end as well."""
+    shape, places = b.shape(table), b.shape(index)
+    depth, count = shape[axis], math.prod(places)
+    hits = positions(b, index, len(places), depth)
+    before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    known = b.nodes[table].params.get("value") if b.nodes[table].op == "Constant" else None
+    if known is not None and before == 1:
+        weight = known.reshape(depth, after).T
+        rows = b.emit("Linear", (b.reshaped(hits, (count, depth)),), params={"weight": weight})
+        return b.reshaped(rows, (*shape[:axis], *places, *shape[axis + 1 :]))
+    full = (before, count, depth, after)
+    wide = b.expanded(b.reshaped(table, (before, 1, depth, after)), full)
+    hits = b.expanded(b.reshaped(hits, (1, count, depth, 1)), full)
+    rows = b.summed(b.binary("Mul", hits, wide), (2,), False)
+    return b.reshaped(rows, (*shape[:axis], *places, *shape[axis + 1 :]))
 
 
 @lowers("Pad")
