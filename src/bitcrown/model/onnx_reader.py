@@ -83,7 +83,7 @@ def _attribute(attribute: Any, path: Path) -> Any:
     return value
 
 
-class Branch(NamedTuple):
+class InnerGraph(NamedTuple):
     """A graph inside a node: its nodes, weights, and the names of its outputs."""
 
     nodes: list[OnnxNode]
@@ -96,7 +96,7 @@ class Branch(NamedTuple):
 
 
 def _reads(node: OnnxNode) -> set[str]:
-    inner = (value.reads() for value in node.attrs.values() if isinstance(value, Branch))
+    inner = (value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph))
     return set(node.inputs).union(*inner)
 
 
@@ -111,7 +111,7 @@ def file_nodes(file: NetworkFile) -> list[OnnxNode]:
 
 def _nodes_of(graph: Any, versions: Mapping[str, int], path: Path) -> list[OnnxNode]:
     """The nodes of a graph; ``versions`` are those of the operator sets. A graph inside a node
-    becomes a ``Branch``."""
+    becomes a ``InnerGraph``."""
     result = []
     for index, proto in enumerate(graph.node):
         name = proto.name or f"{proto.op_type}_{index}"
@@ -120,7 +120,7 @@ def _nodes_of(graph: Any, versions: Mapping[str, int], path: Path) -> list[OnnxN
             if isinstance(value, onnx.GraphProto):
                 stored = {tensor.name: _stored_array(tensor, path) for tensor in value.initializer}
                 inner = _nodes_of(value, versions, path)
-                attrs[key] = Branch(inner, stored, tuple(info.name for info in value.output))
+                attrs[key] = InnerGraph(inner, stored, tuple(info.name for info in value.output))
         is_own = proto.domain in ("", "ai.onnx")
         op = proto.op_type if is_own else f"{proto.domain}.{proto.op_type}"
         version = versions.get("" if is_own else proto.domain, 1)
@@ -284,7 +284,7 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
 
 
 def _take_branch(builder: Builder, node: OnnxNode) -> None:
-    """``If`` of a known condition is one of its two graphs: exporters ask about shapes like that."""
+    """``If`` of a known condition is one of its graphs: exporters ask about shapes like that."""
     is_true = bool(builder.constant(node.inputs[0], "the condition").reshape(()))
     branch = node.attrs["then_branch" if is_true else "else_branch"]
     builder.constants.update(branch.stored)
@@ -298,9 +298,10 @@ def _take_branch(builder: Builder, node: OnnxNode) -> None:
         else:
             builder.tensors[outer] = builder.node_of(name)
             builder.dtypes[outer] = builder.dtypes.get(name, "float32")
-        for marks in (builder.units, builder.removed):
-            if name in marks:
-                marks[outer] = marks[name]
+        if name in builder.units:
+            builder.units[outer] = builder.units[name]
+        if name in builder.removed:
+            builder.removed[outer] = builder.removed[name]
 
 
 def _lower(builder: Builder, node: OnnxNode) -> None:
