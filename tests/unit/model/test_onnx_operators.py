@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper
 
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.model.crosscheck import crosscheck
+from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
+from bitcrown.model.graph import Graph
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.onnx_reader import read_graph
@@ -315,7 +319,26 @@ def test_operator_equals_onnxruntime(case: Case, save: Callable[..., Path]) -> N
     outputs = [f"y{index}" for index in range(case.outputs)]
     node = helper.make_node(case.op, names, outputs, name="only", **case.attrs)
     path = save([node], inputs, weights, outputs, opset=case.opset)
-    assert crosscheck(read_graph(path), NetworkFile(path), seed=0) < 2e-5
+    graph = read_graph(path)
+    assert crosscheck(graph, NetworkFile(path), seed=0) < 2e-5
+    if any(isinstance(operand, tuple) for operand in case.operands):
+        check_bounds(graph)
+
+
+def check_bounds(graph: Graph) -> None:
+    """On a box of positive numbers, where every operator here is defined: finite, and not left by
+    any sampled point."""
+    network = Network(graph, torch.float64)
+    low = torch.full((1, graph.n_inputs), 0.5, dtype=torch.float64)
+    bounds = LayerBounder(network, 1 << 28, quick=True).run(low, low + 0.75).bounds
+    random = np.random.default_rng(0).random((32, graph.n_inputs))
+    points = low + 0.75 * torch.from_numpy(random)
+    values = network.activations(points)
+    for name in graph.outputs:
+        (lower, upper), value = bounds[name], values[name]
+        room = 1e-9 * (1 + value.abs())
+        assert torch.isfinite(lower).all() and torch.isfinite(upper).all()
+        assert (lower <= value + room).all() and (value <= upper + room).all()
 
 
 def test_every_lowering_has_a_case() -> None:
