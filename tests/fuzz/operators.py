@@ -193,6 +193,15 @@ def pooling(op: str) -> Generator:
     return build
 
 
+def triangle(net: Net, x: str) -> str:
+    if net.opset < 14:
+        raise Unfit("Trilu is of opset 14")
+    columns = 2 if net.size(x) % 2 == 0 else 1
+    x = net.reshaped(x, net.size(x) // columns, columns)
+    diagonal = net.constant(int(net.rng.integers(-1, 2)), np.int64)
+    return net.add("Trilu", x, diagonal, upper=int(net.rng.integers(2)))
+
+
 def normalisation(op: str) -> Generator:
     def build(net: Net, x: str) -> str:
         if op == "LayerNormalization":
@@ -337,6 +346,7 @@ def layers() -> dict[str, Generator]:
         **{op: soft(op) for op in ("Softmax", "LogSoftmax")},
         "LpNormalization": unit_length,
         "CumSum": cumulative,
+        "Trilu": triangle,
         **{op: dynamic_product(op) for op in ("MatMulInteger", "ConvInteger")},
         "DynamicQuantizeLinear": dynamic_product("MatMulInteger"),
     }

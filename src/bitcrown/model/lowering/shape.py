@@ -211,6 +211,19 @@ def tile(b: Builder, node: OnnxNode) -> None:
     b.bind(node, x)
 
 
+@lowers("Trilu")
+def triangle(b: Builder, node: OnnxNode) -> None:
+    """Entries on one side of a diagonal are kept, the others are 0."""
+    x = b.node_of(node.inputs[0])
+    shape = b.shape(x)
+    if len(shape) < 2:
+        raise ModelError(f"node {node.name!r}: a triangle of a tensor of shape {list(shape)}")
+    given = len(node.inputs) > 1 and node.inputs[1]
+    k = b.integers(node.inputs[1], "the diagonal")[0] if given else 0
+    half = np.triu if node.attrs.get("upper", 1) else np.tril
+    b.bind(node, b.scaled(x, half(np.ones(shape[-2:]), k), None))
+
+
 @lowers("DepthToSpace", "SpaceToDepth")
 def depth_to_space(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
