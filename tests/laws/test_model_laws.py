@@ -64,6 +64,7 @@ AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
     "shift": ("Scale", [(2, 3)], {}, {"shift": array(2, 1)}),
     "add": ("Add", [(2, 3), (2, 3)], {}, {}),
     "sub": ("Sub", [(2, 3), (2, 3)], {}, {}),
+    "larger": ("Larger", [(2, 3)] * 4, {}, {}),
     "reshape": ("Reshape", [(2, 3)], {"shape": (3, 2)}, {}),
     "transpose": ("Transpose", [(2, 3, 4)], {"perm": (2, 0, 1)}, {}),
     "slice": ("Slice", [(4, 6)], {"slices": ((1, 3, 1), (0, 6, 2))}, {}),

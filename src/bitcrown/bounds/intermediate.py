@@ -168,6 +168,8 @@ class LayerBounder:
                             node, source, bounds, backward, x_lower, x_upper, reference, wanted
                         )
                 relaxations[node.name] = relaxation_of(node, bounds)
+            elif network.rows[node.name].is_capped:
+                relaxations[node.name] = relaxation_of(node, bounds)
             # The node itself: interval, what was known, zonotope. Each is valid, so is their meet.
             interval = node_interval(
                 network, node, [bounds[name] for name in node.inputs], self.gamma

@@ -119,7 +119,7 @@ class Scales(dict[str, Tensor]):
     costs any pass.
 
     ``radii`` bound how far the runtime's values of nodes with a ``Rounding`` are from the function
-    of their operands.
+    of their operands; ``unbounded`` are the nodes with a magnitude that is no finite number.
     """
 
     def __init__(
@@ -130,6 +130,7 @@ class Scales(dict[str, Tensor]):
     ) -> None:
         super().__init__()
         self.gamma = gamma
+        self.unbounded: set[str] = set()
         self.radii = dict(radii or {})
         self.lost: Tensor | float = 0.0
         for name, value in (values or {}).items():
@@ -138,5 +139,8 @@ class Scales(dict[str, Tensor]):
     def __setitem__(self, name: str, scale: Tensor) -> None:
         super().__setitem__(name, scale)
         sizes = scale.detach()  # what is infinite gives no pass over it a bound
-        total = torch.where(torch.isfinite(sizes), sizes, 0.0).sum() + sizes.numel()
+        is_finite = torch.isfinite(sizes)
+        if not bool(is_finite.all()):
+            self.unbounded.add(name)
+        total = torch.where(is_finite, sizes, 0.0).sum() + sizes.numel()
         self.lost = self.lost + underflow(self.gamma, sizes.dtype) * total

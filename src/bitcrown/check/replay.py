@@ -13,11 +13,12 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from bitcrown.check.asked_tensors import with_asked_outputs
+from bitcrown.check.outside import completed_model
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
@@ -27,6 +28,7 @@ _BATCH_TRIAL = 3
 _BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
+_OUTSIDE_KEY = b"location"
 NUMBERS = "fiub"
 """Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of
 strings."""
@@ -44,6 +46,9 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(uint32)": np.uint32,
     "tensor(uint64)": np.uint64,
 }
+
+
+_NUMERIC = {*_TYPES, "tensor(bool)", "tensor(bfloat16)"}
 
 
 class Slot(NamedTuple):
@@ -132,6 +137,12 @@ class _Member:
             for item in session.get_inputs()
         ]
         ends = session.get_outputs()
+        strange = [item.name for item in ends if item.type not in _NUMERIC]
+        if strange:
+            raise ModelError(
+                f"{path.name} computes {', '.join(map(repr, strange))}, no tensors of numbers; "
+                "choose an output with --output, or save the network without them"
+            )
         _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
             _check_fit(
@@ -244,23 +255,35 @@ def run_session(session: Any, feed: Mapping[str, np.ndarray], name: object) -> l
 
 
 def _model_of(path: Path) -> str | bytes:
-    """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its
-    name) holds."""
+    """What onnxruntime opens: the path of a plain file, or the bytes where it is gzip (whatever its
+    name) or keeps weights in other files."""
     found = _found(path)
     try:
         with found.open("rb") as raw:
-            if raw.read(2) != GZIP_MAGIC:
+            if raw.read(2) != GZIP_MAGIC and not _names_other_files(raw):
                 return str(found)
     except OSError as error:
         raise ModelError(f"the network file {found} cannot be read: {error}") from error
     return unpacked_model(found)
 
 
+def _names_other_files(raw: BinaryIO) -> bool:
+    """Whether the rest of ``raw`` has the key under which a weight says in which file it lies."""
+    tail = b""
+    while part := raw.read(_CHUNK):
+        if _OUTSIDE_KEY in tail + part:
+            return True
+        tail = part[-len(_OUTSIDE_KEY) :]
+    return False
+
+
 def unpacked_model(path: Path) -> bytes:
-    """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
+    """Content of ``path`` (or ``path.gz``), unpacked, with the weights that it keeps in files
+    beside it. Raises ``ModelError``."""
     found = _found(path)
     try:
-        return unpacked(found.read_bytes(), MAX_MODEL_BYTES)
+        content = unpacked(found.read_bytes(), MAX_MODEL_BYTES)
+        return completed_model(content, found, MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(f"the network file {found} cannot be read: {error}") from error
 

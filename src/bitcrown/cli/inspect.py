@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitcrown.cli.chosen_output import add_output_option, network_with
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE
 from bitcrown.cli.options import Verbosity, add_json, verbosity_of
 from bitcrown.errors import BitcrownError, ModelError, SettingsError, UnsupportedError
@@ -25,6 +26,7 @@ def add_inspect_commands(commands: Any) -> None:
     inspect.add_argument(
         "--input-shape", metavar="N,...", help="extents of an input that the file leaves free"
     )
+    add_output_option(inspect)
     add_json(inspect)
     inspect.set_defaults(run=inspect_command)
 
@@ -36,6 +38,7 @@ def add_inspect_commands(commands: Any) -> None:
     add("vnnlib", metavar="VNNLIB", help="property whose box is taken")
     add("--tensor", metavar="NAME", help="name as inspect prints it (default: the output)")
     add("--case", type=int, default=0, metavar="N", help="which case of the property (default: 0)")
+    add_output_option(bounds)
     add_json(bounds)
     bounds.set_defaults(run=bounds_command)
 
@@ -43,6 +46,11 @@ def add_inspect_commands(commands: Any) -> None:
 def inspect_command(options: argparse.Namespace) -> int:
     """Everything that can be said is said; what stands in the way comes last, each with its
     reason, and makes the exit code 2."""
+    with network_with(options.onnx, options.output) as onnx:
+        return _inspected(options, onnx)
+
+
+def _inspected(options: argparse.Namespace, onnx: str) -> int:
     from bitcrown.model.file import NetworkFile
     from bitcrown.spec.network_field import parse_network
 
@@ -50,15 +58,21 @@ def inspect_command(options: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"networks": []}
     obstacles: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bitcrown-inspect-") as folder:
-        for name, path in parse_network(options.onnx):
+        for name, path in parse_network(onnx):
             file = _of_shape(NetworkFile(Path(path)), options, Path(folder))
             text, reasons = _network(file)
-            facts["networks"].append({"name": name, "file": path, "description": text})
+            facts["networks"].append(
+                {
+                    "name": name,
+                    "file": options.onnx if options.output else path,
+                    "description": text,
+                }
+            )
             obstacles += reasons
             if not say.is_json and text:
-                print(f"network {name} ({path}):\n{text}" if name else text)
+                print(f"network {name} ({shown}):\n{text}" if name else text)
     if options.vnnlib:
-        obstacles += _property(options, say, facts)
+        obstacles += _property(onnx, options.vnnlib, say, facts)
     facts["obstacles"] = list(dict.fromkeys(obstacles))
     if say.is_json:
         say.json("inspect", facts)
@@ -109,12 +123,12 @@ def _network(file: NetworkFile) -> tuple[str, list[str]]:
     return text, reasons
 
 
-def _property(options: argparse.Namespace, say: Verbosity, facts: dict[str, Any]) -> list[str]:
+def _property(onnx: str, vnnlib: str, say: Verbosity, facts: dict[str, Any]) -> list[str]:
     """The property in words and what will be done with it; returns the obstacles."""
     from bitcrown.api import load, outlook
     from bitcrown.spec.words import property_in_words
 
-    problem = load(options.onnx, options.vnnlib)
+    problem = load(onnx, vnnlib)
     found = outlook(problem)
     version = ".".join(str(part) for part in problem.query.version)
     facts["property"] = {"version": version, "words": property_in_words(problem)}
@@ -131,7 +145,8 @@ def _property(options: argparse.Namespace, say: Verbosity, facts: dict[str, Any]
 def bounds_command(options: argparse.Namespace) -> int:
     from bitcrown.api import bound, load
 
-    lower, upper = bound(load(options.onnx, options.vnnlib), options.tensor, options.case)
+    with network_with(options.onnx, options.output) as onnx:
+        lower, upper = bound(load(onnx, options.vnnlib), options.tensor, options.case)
     ends = lower.ravel().tolist(), upper.ravel().tolist()
     say = verbosity_of(options)
     if say.is_json:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import PATIENCE
+from bitcrown.cli.chosen_output import add_output_option, network_with
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.explain import Ending, explanation
 from bitcrown.cli.options import (
@@ -51,12 +52,21 @@ def add_verify_command(commands: Any) -> None:
         help="append a JSON record of the run here (default: BITCROWN_RECORD, or "
         "~/.local/state/bitcrown/records.jsonl)",
     )
+    add_output_option(verify)
     add_verbosity(verify)
     add_options(verify)
     verify.set_defaults(run=verify_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
+    network, vnnlib = verify_files(options.files, options.network)
+    if options.network and options.output is not None:
+        raise SettingsError("--output is about one network, not about several")
+    with network_with(network, options.output) as onnx:
+        return _verified(options, onnx, vnnlib)
+
+
+def _verified(options: argparse.Namespace, network: str, vnnlib: str) -> int:
     from bitcrown.files import require_appendable, write_whole
     from bitcrown.harness.answer import Answer
     from bitcrown.harness.instance import parse_timeout
@@ -66,7 +76,6 @@ def verify_command(options: argparse.Namespace) -> int:
     from bitcrown.harness.watchdog import Signals
 
     started = time.monotonic()
-    network, vnnlib = verify_files(options.files, options.network)
     settings = Settings.from_environment(os.environ | environment_of(given_options(options)))
     check_files(network, vnnlib)
     certificate: Path | None = options.certificate

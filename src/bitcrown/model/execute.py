@@ -126,7 +126,11 @@ class Network:
         with torch.enable_grad():
             value = self.forward_node(node, points).expand(coefficient.shape[0], *node.shape)
         grads = torch.autograd.grad(
-            value, points, coefficient, create_graph=coefficient.requires_grad or self._is_trained
+            value,
+            points,
+            coefficient,
+            create_graph=coefficient.requires_grad or self._is_trained,
+            materialize_grads=True,  # an operand may be there for its range alone
         )
         return list(grads)
 

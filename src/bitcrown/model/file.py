@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.outside import with_outside_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,8 +73,9 @@ class NetworkFile:
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes, unpacked. Raises ``ModelError``."""
-        return _unpacked(self.path)
+        """The bytes, unpacked, with the weights that lie in files beside it. Raises
+        ``ModelError``."""
+        return with_outside_weights(_unpacked(self.path), self.path, _LARGEST_FILE)
 
     @cached_property
     def digest(self) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bitcrown.attacks.property.pattern import pattern_search
 from bitcrown.attacks.property.pgd import pgd
 from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
@@ -48,7 +49,15 @@ def descend(
         witness = run.confirm(point, int(cases[index]))
         if witness is not None:
             return witness
-    return None
+    if not len(points):
+        return None
+    k, looked_at = int(case[0]), (steps + 1) * restarts * len(cases)
+    start = points[0].to(lower.device, lower.dtype)
+    ends = lower[k], upper[k]
+    refined = pattern_search(network, start, *ends, target[k : k + 1], budget, looked_at)
+    if torch.equal(refined, start):
+        return None
+    return run.confirm(refined.double().cpu().numpy(), int(cases[k]))
 
 
 def descend_to_the_end(

@@ -37,7 +37,7 @@ Field = tuple[Span, Span]
 """Rows and columns of a ``[1, C, H, W]`` node."""
 
 _IMAGE_RANK = 4
-_ELEMENTWISE = ("Add", "Sub", "Scale", "Constant")
+_ELEMENTWISE = ("Add", "Sub", "Larger", "Scale", "Constant")
 _CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
 """What one more call on a node costs, in entries that the call could have worked on meanwhile."""
 

@@ -4,6 +4,7 @@ the table."""
 from bitcrown.model.lowering import (
     activation,
     arithmetic,
+    classical,
     comparison,
     contraction,
     dynamic_quantization,
@@ -23,6 +24,7 @@ __all__ = [
     "Builder",
     "activation",
     "arithmetic",
+    "classical",
     "comparison",
     "contraction",
     "dynamic_quantization",

@@ -31,8 +31,6 @@ _UnitRule = Callable[[Builder, OnnxNode], Unit]
 
 @lowers("DynamicQuantizeLinear")
 def dynamic_quantize(b: Builder, node: OnnxNode) -> None:
-    if b.is_constant(node.inputs[0]):
-        raise UnsupportedError(f"node {node.name!r} quantizes a constant while the network runs")
     integers, scale, zero = node.outputs
     b.bind(node, b.emit("DynamicQuantize", (b.node_of(node.inputs[0]),)))
     b.units[integers] = Unit({integers: -1}, zero_of=integers)

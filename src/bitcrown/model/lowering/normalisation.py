@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from bitcrown.errors import ModelError
+from bitcrown.model.lowering.arithmetic import within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 from bitcrown.model.lowering.reduction import mean, normalised
 
@@ -38,6 +39,8 @@ def root_mean_square(b: Builder, node: OnnxNode) -> None:
     size = mean(b, b.emit("Square", (x,)), axes, True)
     root = b.emit("Sqrt", (b.scaled(size, None, node.real("epsilon", 1e-5)),))
     value = b.binary("Mul", x, b.emit("Reciprocal", (root,)))
+    if node.real("epsilon", 1e-5) >= 0:  # of n squares with the sum n none is larger
+        value = within(b, value, float(math.prod(b.shape(x)[axis] for axis in axes)))
     b.bind(node, b.binary("Mul", value, b.node_of(node.inputs[1])))
 
 

@@ -176,9 +176,30 @@ def resize(b: Builder, node: OnnxNode) -> None:
             )
             np.add.at(matrix, (np.arange(size), np.clip(left + 1, 0, extent - 1)), places - left)
             x = b.along(x, axis, matrix)
+        elif mode == "cubic":
+            x = b.along(x, axis, _cubic(node, places, extent))
         else:
             raise UnsupportedError(f"node {node.name!r} resizes with mode {mode!r}")
     b.bind(node, x)
+
+
+def _cubic(node: OnnxNode, places: np.ndarray, extent: int) -> np.ndarray:
+    """Keys, "Cubic convolution interpolation" (1981), with ``a`` as the node has it: four
+    neighbours, those beyond the edge being the edge, or none with weights that sum to 1."""
+    a, left = node.real("cubic_coeff_a", -0.75), np.floor(places)
+    matrix, rows = np.zeros((len(places), extent)), np.arange(len(places))
+    for offset in (-1, 0, 1, 2):
+        t = np.abs(places - left - offset)
+        near = ((a + 2) * t - (a + 3)) * t * t + 1
+        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        weight = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+        column = left.astype(np.int64) + offset
+        if node.attrs.get("exclude_outside", 0):
+            weight = np.where((column >= 0) & (column < extent), weight, 0.0)
+        np.add.at(matrix, (rows, np.clip(column, 0, extent - 1)), weight)
+    if node.attrs.get("exclude_outside", 0):
+        matrix /= matrix.sum(axis=1, keepdims=True)
+    return matrix
 
 
 def _nearest(b: Builder, x: str, axis: int, indices: np.ndarray) -> str:

@@ -197,6 +197,8 @@ class BoxBounder:
                                 source, node.op, bounds[source], relaxations, scales, boxes
                             )
                     relaxations[node.name] = relaxation_of(node, bounds)
+                elif network.rows[node.name].is_capped:
+                    relaxations[node.name] = relaxation_of(node, bounds)
                 operands = [bounds[name] for name in node.inputs]
                 interval = node_interval(network, node, operands, self.gamma)
                 if node.name in known:
