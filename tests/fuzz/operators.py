@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from tests.fuzz.graphs import Generator, Net, Unfit
 
@@ -19,6 +20,10 @@ WITHOUT = {
     **dict.fromkeys(
         sorted(QUANTIZERS | {"com.microsoft.DequantizeLinear", "com.microsoft.QuantizeLinear"}),
         "makes a network quantized: the integer family and test_quantization build these",
+    ),
+    **dict.fromkeys(
+        sorted({op for op in LOWERINGS if op.startswith("com.microsoft.")} - QUANTIZERS),
+        "onnxruntime's own: test_chosen_operators and test_dynamic_quantization build these",
     ),
     "RMSNormalization": "needs opset 23",
     "SimplifiedLayerNormalization": "onnxruntime's own, of no opset",

@@ -43,11 +43,18 @@ def without_equal_nodes(graph: Graph) -> Graph:
 
 def without_roundings(graph: Graph) -> Graph:
     """The network as a real function."""
+    graph = rewritten(graph, _unperturbed)
     nodes = {
         name: node if node.rounding is None else replace(node, rounding=None)
         for name, node in graph.nodes.items()
     }
     return replace(graph, nodes=nodes)
+
+
+def _unperturbed(
+    node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]
+) -> str | tuple[Node, ...]:
+    return node.inputs[0] if node.op == "Perturb" else (node,)
 
 
 def without_dead_nodes(graph: Graph) -> Graph:

@@ -156,7 +156,33 @@ def dynamic_products(w: Writer) -> str:
     return w.add("DequantizeLinear", w.add("QLinearMatMul", q, s, z, turned, s, z, ys, yz), ys, yz)
 
 
-BUILDERS = [gates, attention, channels, convolutions, products, dynamic_products]
+def pools(w: Writer) -> str:
+    """Average, softmax and selection on integers."""
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(125))
+    wide = w.add("Reshape", "x", w.weight(np.array([1, 1, 2, 3])))
+    q = w.add("QuantizeLinear", wide, s, z)
+    window = {"kernel_shape": [2, 2], "pads": [1, 0, 0, 1]}
+    ms = w.weight(np.float32(1 / 71))
+    mean = w.add("QLinearAveragePool", q, s, z, ms, z, domain=MS, **window)
+    ys, yz = w.weight(np.float32(1 / 256)), w.weight(np.uint8(0))
+    share = w.add("QLinearSoftmax", mean, ms, z, ys, yz, domain=MS, axis=-1, opset=13)
+    mask = w.weight(np.array([[[[True, False, True], [False, True, True]]]]))
+    both = w.add("QLinearWhere", mask, share, ys, yz, q, s, z, s, z, domain=MS)
+    return w.add("DequantizeLinear", both, s, z)
+
+
+def normalised(w: Writer) -> str:
+    """Normalisations and a recurrent layer between quantizers."""
+    x = w.add("Reshape", w.rounded("x", 1 / 64, 128), w.weight(np.array([2, 1, 3])))
+    gain, shift = w.weight(np.float32([1, 0.5, 2])), w.weight(np.float32([0, 0.25, -1]))
+    h = w.rounded(w.add("LayerNormalization", x, gain, shift, axis=-1), 1 / 40, 128)
+    h = w.add("SkipLayerNormalization", h, x, gain, shift, shift, domain=MS, epsilon=1e-5)
+    h = w.rounded(h, 1 / 40, 128)
+    parts = [w.random.normal(size=(1, 12, 3)).astype(np.float32) for _ in range(2)]
+    return w.rounded(w.add("LSTM", h, *map(w.weight, parts), hidden_size=3), 1 / 128, 128)
+
+
+BUILDERS = [pools, normalised, gates, attention, channels, convolutions, products, dynamic_products]
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)

@@ -79,40 +79,6 @@ def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
     return x
 
 
-def normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
-    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``."""
-    centred = b.binary("Sub", x, mean(b, x, axes, True))
-    variance = mean(b, b.emit("Square", (centred,)), axes, True)
-    deviation = b.emit("Sqrt", (b.scaled(variance, None, epsilon),))
-    return b.binary("Mul", centred, b.emit("Reciprocal", (deviation,)))
-
-
-@lowers("LayerNormalization")
-def layer_normalization(b: Builder, node: OnnxNode) -> None:
-    if any(node.outputs[1:]):
-        raise UnsupportedError(f"node {node.name!r}: LayerNormalization with statistics as outputs")
-    x = b.node_of(node.inputs[0])
-    rank = len(b.shape(x))
-    axes = tuple(range(b.axis(int(node.attrs.get("axis", -1)), rank), rank))
-    value = normalised(b, x, axes, node.real("epsilon", 1e-5))
-    value = b.binary("Mul", value, b.node_of(node.inputs[1]))
-    if len(node.inputs) > 2 and node.inputs[2]:
-        value = b.binary("Add", value, b.node_of(node.inputs[2]))
-    b.bind(node, value)
-
-
-@lowers("InstanceNormalization")
-def instance_normalization(b: Builder, node: OnnxNode) -> None:
-    x = b.node_of(node.inputs[0])
-    rank = len(b.shape(x))
-    value = normalised(b, x, tuple(range(2, rank)), node.real("epsilon", 1e-5))
-    shape = (-1, *([1] * (rank - 2)))
-    gain, shift = (
-        b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3]
-    )
-    b.bind(node, b.scaled(value, gain, shift))
-
-
 @lowers("CumSum")
 def cumulative(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
@@ -133,12 +99,13 @@ def softmax(b: Builder, node: OnnxNode) -> None:
     is_log = node.op == "LogSoftmax"
     if node.opset < 13 and axis != rank - 1:
         folded = b.reshaped(x, (*shape[:axis], math.prod(shape[axis:])))
-        b.bind(node, b.reshaped(_softmax_over(b, folded, axis, is_log), shape))
+        b.bind(node, b.reshaped(softmax_over(b, folded, axis, is_log), shape))
         return
-    b.bind(node, _softmax_over(b, x, axis, is_log))
+    b.bind(node, softmax_over(b, x, axis, is_log))
 
 
-def _softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
+def softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
+    """Softmax along one axis, or its logarithm."""
     shape = b.shape(x)
     if shape[axis] > 1024:
         raise UnsupportedError(f"node {b.source!r}: Softmax over {shape[axis]} entries")
