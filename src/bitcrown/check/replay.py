@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitcrown.check.qonnx import standard_content
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
@@ -68,7 +69,7 @@ class RuntimeReplay:
         for declared in query.networks:
             path = _path_of(declared, networks)
             if path not in opened:
-                opened[path] = open_session(_model_of(path), path)
+                opened[path] = _opened(path)
             self.members.append(_Member(declared, path, opened[path], query.version[0] > 1))
         self.sizes = [_count(member.declared.inputs) for member in self.members]
         self.n_inputs = sum(self.sizes)
@@ -210,6 +211,17 @@ def _path_of(declared: NetworkDecl, networks: Mapping[str, Path]) -> Path:
         f"the property declares network {declared.name}, but no file was given for it "
         f"(given: {', '.join(networks) or 'none'})"
     )
+
+
+def _opened(path: Path) -> Any:
+    """A session of the file; of QONNX, which onnxruntime refuses, as ``qonnx`` writes it out."""
+    try:
+        return open_session(_model_of(path), path)
+    except ModelError:
+        standard = standard_content(unpacked_model(path), path)
+        if standard is None:
+            raise
+    return open_session(standard, path)
 
 
 def open_session(model: str | bytes, name: object) -> Any:

@@ -185,7 +185,8 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
     for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
     file = NetworkFile.of(source)
-    read = _read(file)
+    is_standard = file.standard is file
+    read = _read(file.standard)
     if read.missing:
         plain: dict[str, list[str]] = {}
         for node, reason in read.missing:
@@ -204,7 +205,7 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
         )
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps:
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or not is_standard:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(

@@ -1,5 +1,5 @@
-"""Operators of onnxruntime itself (domain ``com.microsoft``), which its optimiser writes into files:
-activations with a bias, and matrix products fused with what follows them.
+"""Operators of onnxruntime itself (domain ``com.microsoft``), which its optimiser writes into
+files: activations with a bias, and matrix products fused with what follows them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _CONTRIB = "com.microsoft."
 
 @lowers(*(_CONTRIB + name for name in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")))
 def fused_gelu(b: Builder, node: OnnxNode) -> None:
-    """``x g(x)`` of the sum with a bias, where there is one: ``g`` is ``(1 + erf(x / sqrt 2)) / 2``,
-    its approximation by tanh (fast), or by a sigmoid (quick)."""
+    """``x g(x)`` of the sum with a bias, where there is one: ``g`` is ``(1 + erf(x / sqrt 2)) /
+    2``, its approximation by tanh (fast), or by a sigmoid (quick)."""
     x = b.node_of(node.inputs[0])
     if len(node.inputs) > 1 and node.inputs[1]:
         x = b.binary("Add", x, b.node_of(node.inputs[1]))

@@ -141,11 +141,15 @@ def quantized_recurrent(b: Builder, node: OnnxNode) -> None:
         names.append(f"{node.inputs[k]}/{node.name}/real")
         b.constants[names[-1]] = ((weight - spread[1]) * spread[0]).swapaxes(1, 2)
     inputs = (node.inputs[0], *names, *node.inputs[3:8])
-    recurrent(b, replace(node, op="LSTM", inputs=inputs), is_quantized=True)
+    _unroll(b, replace(node, op="LSTM", inputs=inputs), is_quantized=True)
 
 
 @lowers("LSTM", "GRU", "RNN")
-def recurrent(b: Builder, node: OnnxNode, is_quantized: bool = False) -> None:
+def recurrent(b: Builder, node: OnnxNode) -> None:
+    _unroll(b, node, is_quantized=False)
+
+
+def _unroll(b: Builder, node: OnnxNode, is_quantized: bool) -> None:
     given = dict(enumerate(node.inputs))
     if node.attrs.get("layout", 0):  # onnxruntime has no kernel for it either
         raise UnsupportedError(f"node {node.name!r} ({node.op}) has its batch first")

@@ -1,0 +1,57 @@
+"""Networks with quantizers among floats, from file to verdict; truth by enumeration of what
+onnxruntime computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bitcrown
+from bitcrown.check.result_file import check_result
+from bitcrown.check.witness import format_witness
+from bitcrown.model.file import QONNX_DOMAINS, NetworkFile
+from tests.quant_models import Writer
+
+
+def box(outputs: int) -> str:
+    text = "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1"))
+    text += "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
+    return text + "".join(f"(assert (>= X_{i} -1))(assert (<= X_{i} 1))" for i in range(2))
+
+
+def qonnx_network(folder: Path) -> Path:
+    """Quant, a sigmoid that stays in floats, Trunc: 16 x 16 different inputs."""
+    w = Writer([1, 2], opset=13)
+    domain = QONNX_DOMAINS[2]
+    attrs = {"domain": domain, "signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
+    scale, zero, bits = w.constant(0.125), w.constant(0.0), w.constant(4.0)
+    x = w.add("Quant", "x", scale, zero, bits, **attrs)
+    h = w.add("Sigmoid", w.add("MatMul", x, w.constant([[1.5, -2.0, 0.5], [-1.0, 1.0, 3.0]])))
+    four, two = w.constant(6.0), w.constant(4.0)
+    t = w.add("Trunc", h, w.constant(1 / 32), zero, four, two, domain=domain)
+    return w.save(folder, w.add("MatMul", t, w.constant([[1.0], [-2.0], [1.5]])))
+
+
+def greatest(path: Path) -> float:
+    session = NetworkFile(path).session
+    steps = np.arange(-8, 8) / 8
+    points = np.array([[a, b] for a in steps for b in steps], np.float32)
+    return max(float(session.run(None, {"x": p[None]})[0].item()) for p in points)
+
+
+@pytest.mark.parametrize("is_sat", [False, True])
+def test_qonnx_with_floats_inside_is_decided(is_sat: bool, tmp_path: Path) -> None:
+    path = qonnx_network(tmp_path)
+    limit = greatest(path) + (-0.0625 if is_sat else 0.0625)
+    question = tmp_path / "p.vnnlib"
+    question.write_text(box(1) + f"(assert (>= Y_0 {limit:.9f}))")
+    problem = bitcrown.load(path, question)
+    verdict = bitcrown.verify(problem, cpu_seconds=60)
+    assert verdict.status == ("sat" if is_sat else "unsat"), verdict
+    if is_sat:
+        assert verdict.witness is not None
+        result = tmp_path / "result.txt"
+        result.write_text(format_witness(problem.query, verdict.witness))
+        assert check_result(result, str(path), question).accepted
