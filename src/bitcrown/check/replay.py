@@ -102,6 +102,14 @@ class RuntimeReplay:
             outputs += _fit(values, member.declared.outputs)
         return fed, outputs
 
+    def asked_outputs(self) -> dict[str, list[int]]:
+        """Which outputs of its file, counted from 0, each declared network's property is about."""
+        found = {}
+        for member in self.members:
+            names = [item.name for item in member.session.get_outputs()]
+            found[member.declared.name] = [names.index(name) for name in member.outputs]
+        return found
+
     def takes_batches(self) -> bool:
         """Whether ``run_batch`` runs many points in one call, as far as is known so far."""
         return all(member.takes_batches for member in self.members)
@@ -125,7 +133,9 @@ class _Member:
             Slot(item.name, _shape(item.shape), _dtype(item.type, path))
             for item in session.get_inputs()
         ]
-        ends = session.get_outputs()
+        ends = _asked(session.get_outputs(), declared)
+        self.outputs = [item.name for item in ends]
+        """What the property is about, by its name in the file."""
         _check_fit("input", declared.inputs, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
             _check_fit(
@@ -145,7 +155,7 @@ class _Member:
             start = end
         values = [
             np.asarray(value).reshape(-1)
-            for value in run_session(self.session, feed, self.path.name)
+            for value in run_session(self.session, feed, self.path.name, self.outputs)
         ]
         if not all(value.dtype.kind in NUMBERS for value in values):
             raise ModelError(
@@ -178,7 +188,7 @@ class _Member:
         name, shape, dtype = self.slots[0]
         try:
             feed = {name: _cast(points, dtype).reshape(-1, *shape[1:])}
-            values = run_session(self.session, feed, self.path.name)
+            values = run_session(self.session, feed, self.path.name, self.outputs)
         except ModelError:
             return None
         rows = [np.asarray(value) for value in values]
@@ -239,10 +249,15 @@ def open_session(model: str | bytes, name: object) -> Any:
         raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
 
 
-def run_session(session: Any, feed: Mapping[str, np.ndarray], name: object) -> list[Any]:
-    """All outputs. Raises ``ModelError``."""
+def run_session(
+    session: Any,
+    feed: Mapping[str, np.ndarray],
+    name: object,
+    outputs: Sequence[str] | None = None,
+) -> list[Any]:
+    """The ``outputs``, all where None. Raises ``ModelError``."""
     try:
-        result: list[Any] = session.run(None, dict(feed))
+        result: list[Any] = session.run(None if outputs is None else list(outputs), dict(feed))
     except Exception as error:  # onnxruntime's own classes live inside its extension
         raise ModelError(f"onnxruntime cannot run {name}: {_first_line(error)}") from error
     return result
@@ -326,6 +341,17 @@ def _shapes_text(tensors: tuple[TensorDecl, ...]) -> str:
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Extents of 1 do not change which number stands where."""
     return tuple(extent for extent in shape if extent != 1)
+
+
+def _asked(ends: list[Any], declared: NetworkDecl) -> list[Any]:
+    """The outputs of a file that a property is about: the first ones, if it declares exactly as
+    many numbers as those have together, all of them otherwise."""
+    total, wanted = 0, _count(declared.outputs)
+    for k, item in enumerate(ends, start=1):
+        total += math.prod(_shape(item.shape)) if item.type in _TYPES else 0
+        if total == wanted:
+            return ends[:k]
+    return ends
 
 
 def _check_fit(

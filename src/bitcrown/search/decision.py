@@ -6,6 +6,7 @@ Few varying inputs: the input is split (``input_decision``). Otherwise: neurons 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.passes import without_dead_nodes
 from bitcrown.search.input_decision import decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
 from bitcrown.search.objective import objective_of
@@ -41,7 +43,13 @@ def read_problem_graph(run: Run) -> Graph:
         of_path[path] = read_graph(file, run.settings.semantics)
         run.counters["crosscheck"] = crosscheck(of_path[path], file, run.settings.seed)
     run.files.clear()
-    return join({name: of_path[path] for name, path in run.problem.networks.items()})
+    asked = run.replay.asked_outputs()
+    graphs = {}
+    for name, path in run.problem.networks.items():
+        graph = of_path[path]
+        chosen = [graph.outputs[i] for i in asked.get(name, range(len(graph.outputs)))]
+        graphs[name] = without_dead_nodes(replace(graph, outputs=tuple(chosen)))
+    return join(graphs)
 
 
 def decide_in_floats(run: Run) -> Verdict:

@@ -6,11 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import bitcrown
 from bitcrown.check.result_file import check_result
 from bitcrown.check.witness import format_witness
+from bitcrown.errors import PropertyError
 from bitcrown.model.file import QONNX_DOMAINS, NetworkFile
 from tests.quant_models import Writer
 
@@ -55,3 +57,37 @@ def test_qonnx_with_floats_inside_is_decided(is_sat: bool, tmp_path: Path) -> No
         result = tmp_path / "result.txt"
         result.write_text(format_witness(problem.query, verdict.witness))
         assert check_result(result, str(path), question).accepted
+
+
+def two_outputs(folder: Path) -> Path:
+    """Quantized, of one number, and a file's second output of two."""
+    w = Writer([1, 2], opset=13)
+    x = w.quantized("x", 0.125, 8, np.uint8)
+    first = w.add("Sigmoid", w.add("MatMul", x, w.constant([[1.0], [-1.0]])))
+    second = w.add("MatMul", x, w.constant([[3.0, 1.0], [2.0, 0.0]]))
+    model = w.model(first)
+    model.graph.output.append(onnx.ValueInfoProto(name=second))
+    for info, extents in zip(model.graph.output, ((1, 1), (1, 2)), strict=True):
+        kind = onnx.TensorProto.FLOAT
+        info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, extents))
+    onnx.save(model, folder / "two.onnx")
+    return folder / "two.onnx"
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_property_may_be_about_the_first_outputs(outputs: int, tmp_path: Path) -> None:
+    path, question = two_outputs(tmp_path), tmp_path / "p.vnnlib"
+    reached = 1 / (1 + np.exp(-2.0))
+    for limit, word in ((reached + 1e-3, "unsat"), (reached - 1e-3, "sat")):
+        question.write_text(box(outputs) + f"(assert (>= Y_0 {limit:.9f}))")
+        verdict = bitcrown.verify(bitcrown.load(path, question), cpu_seconds=60)
+        assert verdict.status == word
+        if verdict.witness is not None:
+            assert sum(value.size for value in verdict.witness.outputs.values()) == outputs
+
+
+def test_a_property_about_no_prefix_of_the_outputs_is_refused(tmp_path: Path) -> None:
+    path, question = two_outputs(tmp_path), tmp_path / "p.vnnlib"
+    question.write_text(box(2) + "(assert (>= Y_0 0))")
+    with pytest.raises(PropertyError, match="declare what the network computes|use the network"):
+        bitcrown.verify(bitcrown.load(path, question), cpu_seconds=60)
