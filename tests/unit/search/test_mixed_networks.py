@@ -3,17 +3,22 @@ onnxruntime computes."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import bitcrown
 from bitcrown.check.result_file import check_result
 from bitcrown.check.witness import format_witness
 from bitcrown.errors import PropertyError
+from bitcrown.model.execute import Network
 from bitcrown.model.file import QONNX_DOMAINS, NetworkFile
+from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.twins import attack_networks
 from tests.quant_models import Writer
 
 
@@ -91,3 +96,37 @@ def test_a_property_about_no_prefix_of_the_outputs_is_refused(tmp_path: Path) ->
     question.write_text(box(2) + "(assert (>= Y_0 0))")
     with pytest.raises(PropertyError, match="declare what the network computes|use the network"):
         bitcrown.verify(bitcrown.load(path, question), cpu_seconds=60)
+
+
+def test_a_level_that_only_a_rounded_bound_reaches_hides_no_witness(tmp_path: Path) -> None:
+    """The first input reaches level 1 only at a number just outside the box, to which a reader of
+    the bound may round it; the second reaches its level inside."""
+    scale = np.float32(0.1)
+    step = np.float32(0.05)
+    while np.rint(step / scale) < 1:
+        step = np.nextafter(step, np.float32(1))
+    while np.rint(np.nextafter(step, np.float32(0)) / scale) >= 1:
+        step = np.nextafter(step, np.float32(0))
+    below = Fraction(float(step)) - Fraction(float(np.spacing(step))) / 4
+    w = Writer([1, 2], opset=13)
+    path = w.save(tmp_path, w.quantized("x", scale, 0, np.uint8))
+    question = tmp_path / "p.vnnlib"
+    names = "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "Y_0", "Y_1"))
+    limits = f"(assert (>= X_0 0))(assert (<= X_0 {float(below):.60f}))"
+    limits += "(assert (>= X_1 0))(assert (<= X_1 1))"
+    violation = "(assert (or (and (>= Y_0 0.05)) (and (<= Y_0 0.0) (>= Y_1 0.95))))"
+    question.write_text(names + limits + violation)
+    verdict = bitcrown.verify(bitcrown.load(path, question), cpu_seconds=60)
+    assert verdict.status == "sat"
+
+
+def test_the_twin_is_the_network_that_rounds_nothing(tmp_path: Path) -> None:
+    w = Writer([1, 2], opset=13)
+    h = w.add("MatMul", w.quantized("x", 0.125, 128, np.uint8), w.constant([[1.0], [-0.5]]))
+    path = w.save(tmp_path, w.quantized(h, 0.25, 128, np.uint8))
+    network, twin = attack_networks(Network(read_graph(path), torch.float64))
+    assert not any(node.op == "Round" for node in twin.graph.nodes.values())
+    x = torch.rand(50, 2, dtype=torch.float64) * 4 - 2
+    torch.testing.assert_close(twin(x)[:, 0], x[:, 0] - 0.5 * x[:, 1])
+    assert not torch.allclose(network(x), twin(x))
+    assert len(attack_networks(twin)) == 1
