@@ -46,7 +46,7 @@ def decide_in_integers(run: Run) -> Verdict | None:
         return None
     try:
         with run.phase("read"):
-            network = read_onnx(file, seed=run.settings.seed)
+            network = run.integers or read_onnx(file, seed=run.settings.seed)
             queries = _queries(run, network)
     except QuantError as error:
         run.counters["not_read_as_integers"] = str(error)

@@ -33,6 +33,8 @@ from bitcrown.verdict import Reason, Status, Verdict, Witness
 if TYPE_CHECKING:
     import numpy as np
 
+    from bitcrown.quant.network.graph import IntegerNetwork
+
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -63,6 +65,8 @@ class Run:
         self.files = {path: NetworkFile(path) for path in problem.networks.values()}
         self.replay = replay or RuntimeReplay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
+        self.integers: IntegerNetwork | None = None
+        """The network as read in integers, by a caller who decides many problems about it."""
 
     def report(self, phase: str, facts: dict[str, Any]) -> None:
         """Tell how far the run is; with the counters, because a run that is killed cannot tell them
