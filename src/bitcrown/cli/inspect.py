@@ -27,13 +27,11 @@ def add_inspect_commands(commands: Any) -> None:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    from bitcrown.model.describe import describe
+    from bitcrown.api import network_in_words
     from bitcrown.model.file import NetworkFile
-    from bitcrown.model.onnx_reader import read_graph
     from bitcrown.model.runtime_trial import require_runtime
 
-    file = NetworkFile(Path(options.onnx))
-    print(describe(read_graph(file)))
+    print(network_in_words(options.onnx))
     if options.vnnlib:
         from bitcrown.api import load
         from bitcrown.spec.words import property_in_words
@@ -41,7 +39,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         problem = load(options.onnx, options.vnnlib)
         print(f"property (VNN-LIB {'.'.join(str(part) for part in problem.query.version)}):")
         print(property_in_words(problem))
-    require_runtime(file)
+    require_runtime(NetworkFile(Path(options.onnx)))
     return DONE
 
 

@@ -127,7 +127,10 @@ def decide(run: Run) -> Verdict:
     except BudgetExpired:
         return run.timeout()
     except UnsupportedError as error:
-        return run.unknown(Reason.UNSUPPORTED, str(error))
+        reason = run.counters.get("not_read_as_integers")
+        return run.unknown(
+            Reason.UNSUPPORTED, f"{error}; as integers: {reason}" if reason else str(error)
+        )
 
 
 def _decide_with_bounds(run: Run) -> Verdict:
