@@ -227,16 +227,11 @@ def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) ->
     exact = {"Linear", "MatMulLeft", "Conv"}
     if node.op == "QLinearMatMul":
         exact |= {"Mul", "ReduceSum"}
-    if node.op == _CONTRIB + "QLinearSoftmax":
-        # whole numbers of 23 bits or more for the exponentials: each is off by 2^-22 of the largest
-        exact |= {"Sub", "Exp", "ReduceSum"}
     for name in new:
         made = b.nodes[name]
         if made.op in exact or (made.op == "Scale" and "scale" not in made.params):
             continue
         rounding = _step(made, form, False, False)
-        if rounding is not None and made.op == "Reciprocal":
-            rounding = rounding._replace(absolute=(8.0 * max(made.shape) + 64) * form.unit)
         if rounding is not None:
             _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
 

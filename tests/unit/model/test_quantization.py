@@ -157,18 +157,17 @@ def dynamic_products(w: Writer) -> str:
 
 
 def pools(w: Writer) -> str:
-    """Average, softmax and selection on integers."""
+    """Average and selection on integers."""
     s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(125))
     wide = w.add("Reshape", "x", w.weight(np.array([1, 1, 2, 3])))
     q = w.add("QuantizeLinear", wide, s, z)
     window = {"kernel_shape": [2, 2], "pads": [1, 0, 0, 1]}
     ms = w.weight(np.float32(1 / 71))
     mean = w.add("QLinearAveragePool", q, s, z, ms, z, domain=MS, **window)
-    ys, yz = w.weight(np.float32(1 / 256)), w.weight(np.uint8(0))
-    share = w.add("QLinearSoftmax", mean, ms, z, ys, yz, domain=MS, axis=-1, opset=13)
     mask = w.weight(np.array([[[[True, False, True], [False, True, True]]]]))
-    both = w.add("QLinearWhere", mask, share, ys, yz, q, s, z, s, z, domain=MS)
-    return w.add("DequantizeLinear", both, s, z)
+    ys = w.weight(np.float32(1 / 57))
+    both = w.add("QLinearWhere", mask, mean, ms, z, q, s, z, ys, z, domain=MS)
+    return w.add("DequantizeLinear", both, ys, z)
 
 
 def normalised(w: Writer) -> str:

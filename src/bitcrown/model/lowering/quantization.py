@@ -10,6 +10,9 @@ network with quantizers is therefore always read with roundings (``model.roundin
 value that the runtime may round is inside the enclosure of what enters ``Round``. A network whose
 tensors are integers from end to end is decided exactly elsewhere (``quant``); this reading serves
 what that one refuses.
+
+``QLinearSoftmax`` has no rule: its kernel divides whole numbers, truncates the inverse of the scale
+and wraps around where the quotient leaves the type, far from the softmax of what it reads.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 from bitcrown.model.lowering.pooling import averaged_windows
-from bitcrown.model.lowering.reduction import mean, reduction_axes, softmax_over
+from bitcrown.model.lowering.reduction import mean, reduction_axes
 from bitcrown.model.lowering.weights import convolved, multiplied
 
 _CONTRIB = "com.microsoft."
@@ -33,7 +36,7 @@ QUANTIZERS = {
         for name in (
             *("QuantizeLinear", "DequantizeLinear", "QGemm", "QLinearAdd", "QLinearMul"),
             *("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool", "QLinearConcat"),
-            *("QLinearReduceMean", "QLinearAveragePool", "QLinearSoftmax", "QLinearWhere"),
+            *("QLinearReduceMean", "QLinearAveragePool", "QLinearWhere"),
         )
     ),
 }
@@ -283,17 +286,6 @@ def qlinear_average_pool(b: Builder, node: OnnxNode) -> None:
     first = b.transposed(x, (0, rank - 1, *range(1, rank - 1)))
     value = averaged_windows(b, node, first)
     _requantized(b, node, b.transposed(value, (0, *range(2, rank), 1)), 3)
-
-
-@lowers(_CONTRIB + "QLinearSoftmax")
-def qlinear_softmax(b: Builder, node: OnnxNode) -> None:
-    """Up to opset 12 over all axes from ``axis`` on together; the opset is an attribute."""
-    x = _operand(b, node, 0)
-    shape = b.shape(x)
-    axis = b.axis(int(node.attrs.get("axis", -1)), len(shape))
-    if int(node.attrs.get("opset", 13)) < 13:
-        x = b.reshaped(x, (*shape[:axis], int(np.prod(shape[axis:]))))
-    _requantized(b, node, b.reshaped(softmax_over(b, x, axis, False), shape), 3)
 
 
 @lowers(_CONTRIB + "QLinearWhere")

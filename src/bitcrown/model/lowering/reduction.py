@@ -99,12 +99,12 @@ def softmax(b: Builder, node: OnnxNode) -> None:
     is_log = node.op == "LogSoftmax"
     if node.opset < 13 and axis != rank - 1:
         folded = b.reshaped(x, (*shape[:axis], math.prod(shape[axis:])))
-        b.bind(node, b.reshaped(softmax_over(b, folded, axis, is_log), shape))
+        b.bind(node, b.reshaped(_softmax_over(b, folded, axis, is_log), shape))
         return
-    b.bind(node, softmax_over(b, x, axis, is_log))
+    b.bind(node, _softmax_over(b, x, axis, is_log))
 
 
-def softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
+def _softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
     """Softmax along one axis, or its logarithm."""
     shape = b.shape(x)
     if shape[axis] > 1024:
