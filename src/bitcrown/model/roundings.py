@@ -222,7 +222,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
 def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     """Sums of products of integers are exact, and so is what follows a ``Round``; every other step
     is off by at most ``REQUANTIZED`` half steps: scales are combined in float32 before they are
-    applied.
+    applied. Kernels of 8 bits may add the zero point before they round, and QLinearAdd multiplies
+    integers before their zero points are subtracted: terms of 255, and of ``255 s / s_y``, cancel.
     """
     exact = {"Linear", "MatMulLeft", "Conv"}
     if node.op == "QLinearMatMul":
@@ -234,6 +235,19 @@ def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) ->
         rounding = _step(made, form, False, False)
         if rounding is not None:
             _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
+    if node.op.endswith("QuantizeLinear"):  # adds its zero point as an integer
+        return
+    sums = 1.0
+    if node.op == _CONTRIB + "QLinearAdd":
+        first, second, last = (
+            float(np.abs(b.constant(node.inputs[k], "a scale").astype(np.float64)).max())
+            for k in (1, 4, 6)
+        )
+        sums += (first + second) / last
+    for name in new:
+        if b.nodes[name].op == "Round":
+            wide = _result(form, REQUANTIZED)._replace(terms=8, extra=256 * sums)
+            _round(b, b.nodes[name].inputs[0], wide)
 
 
 def _mark_normalised(b: Builder, form: Format, new: list[str]) -> None:
