@@ -115,6 +115,18 @@ def bound(
     return tensor_bounds(problem, tensor, case)
 
 
+def network_in_words(onnx: str | Path) -> str:
+    """What the network in a file consists of, as the engine that decides it reads it.
+
+    Raises ``ModelError``, and ``UnsupportedError`` with the reasons of both engines where neither
+    reads it.
+    """
+    from bitcrown.model.file import NetworkFile
+    from bitcrown.search.readings import reading_in_words
+
+    return reading_in_words(NetworkFile(Path(onnx)))
+
+
 def attack(
     model: Any,
     images: np.ndarray,

@@ -21,6 +21,10 @@ WITHOUT = {
         sorted(QUANTIZERS | {"com.microsoft.DequantizeLinear", "com.microsoft.QuantizeLinear"}),
         "makes a network quantized: the integer family and test_quantization build these",
     ),
+    **dict.fromkeys(
+        sorted({op for op in LOWERINGS if op.startswith("com.microsoft.")} - QUANTIZERS),
+        "onnxruntime's own: test_chosen_operators and test_dynamic_quantization build these",
+    ),
     "RMSNormalization": "needs opset 23",
     "SimplifiedLayerNormalization": "onnxruntime's own, of no opset",
     **dict.fromkeys(

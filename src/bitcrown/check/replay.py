@@ -19,6 +19,7 @@ import numpy as np
 
 from bitcrown.check.asked_tensors import with_asked_outputs
 from bitcrown.check.outside import completed_model
+from bitcrown.check.qonnx import standard_content
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
@@ -75,12 +76,7 @@ class RuntimeReplay:
             path = _path_of(declared, networks)
             key = (path, declared.hidden + declared.inputs if declared.asks_more else ())
             if key not in opened:
-                model = (
-                    with_asked_outputs(path, declared, unpacked_model(path))
-                    if key[1]
-                    else _model_of(path)
-                )
-                opened[key] = open_session(model, path)
+                opened[key] = _opened(path, declared)
             self.members.append(_Member(declared, path, opened[key], query.version[0] > 1))
         self.sizes = [_count(member.declared.given) for member in self.members]
         self.n_inputs = sum(self.sizes)
@@ -113,6 +109,14 @@ class RuntimeReplay:
             outputs += _fit(values, member.declared.computed)
         return fed, outputs
 
+    def asked_outputs(self) -> dict[str, list[int]]:
+        """Which outputs of its file, counted from 0, each declared network's property is about."""
+        found = {}
+        for member in self.members:
+            names = [item.name for item in member.session.get_outputs()]
+            found[member.declared.name] = [names.index(name) for name in member.outputs]
+        return found
+
     def takes_batches(self) -> bool:
         """Whether ``run_batch`` runs many points in one call, as far as is known so far."""
         return all(member.takes_batches for member in self.members)
@@ -136,13 +140,15 @@ class _Member:
             Slot(item.name, _shape(item.shape), _dtype(item.type, path))
             for item in session.get_inputs()
         ]
-        ends = session.get_outputs()
+        ends = _asked(session.get_outputs(), declared)
         strange = [item.name for item in ends if item.type not in _NUMERIC]
         if strange:
             raise ModelError(
                 f"{path.name} computes {', '.join(map(repr, strange))}, no tensors of numbers; "
                 "choose an output with --output, or save the network without them"
             )
+        self.outputs = [item.name for item in ends]
+        """What the property is about, by its name in the file."""
         _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
             _check_fit(
@@ -162,7 +168,7 @@ class _Member:
             start = end
         values = [
             np.asarray(value).reshape(-1)
-            for value in run_session(self.session, feed, self.path.name)
+            for value in run_session(self.session, feed, self.path.name, self.outputs)
         ]
         if not all(value.dtype.kind in NUMBERS for value in values):
             raise ModelError(
@@ -195,7 +201,7 @@ class _Member:
         name, shape, dtype = self.slots[0]
         try:
             feed = {name: _cast(points, dtype).reshape(-1, *shape[1:])}
-            values = run_session(self.session, feed, self.path.name)
+            values = run_session(self.session, feed, self.path.name, self.outputs)
         except ModelError:
             return None
         rows = [np.asarray(value) for value in values]
@@ -230,6 +236,21 @@ def _path_of(declared: NetworkDecl, networks: Mapping[str, Path]) -> Path:
     )
 
 
+def _opened(path: Path, declared: NetworkDecl) -> Any:
+    """A session of the file with the tensors that ``declared`` asks for; of QONNX, which
+    onnxruntime refuses, as ``qonnx`` writes it out."""
+    content = None
+    if declared.asks_more:
+        content = with_asked_outputs(path, declared, unpacked_model(path))
+    try:
+        return open_session(_model_of(path) if content is None else content, path)
+    except ModelError:
+        standard = standard_content(content or unpacked_model(path), path)
+        if standard is None:
+            raise
+    return open_session(standard, path)
+
+
 def open_session(model: str | bytes, name: object) -> Any:
     """onnxruntime as the definition of a file (its path or content): CPU, one thread, graph
     optimisations off. Raises ``ModelError``, which calls it ``name``."""
@@ -245,10 +266,15 @@ def open_session(model: str | bytes, name: object) -> Any:
         raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
 
 
-def run_session(session: Any, feed: Mapping[str, np.ndarray], name: object) -> list[Any]:
-    """All outputs. Raises ``ModelError``."""
+def run_session(
+    session: Any,
+    feed: Mapping[str, np.ndarray],
+    name: object,
+    outputs: Sequence[str] | None = None,
+) -> list[Any]:
+    """The ``outputs``, all where None. Raises ``ModelError``."""
     try:
-        result: list[Any] = session.run(None, dict(feed))
+        result: list[Any] = session.run(None if outputs is None else list(outputs), dict(feed))
     except Exception as error:  # onnxruntime's own classes live inside its extension
         raise ModelError(f"onnxruntime cannot run {name}: {_first_line(error)}") from error
     return result
@@ -344,6 +370,19 @@ def _shapes_text(tensors: tuple[TensorDecl, ...]) -> str:
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Extents of 1 do not change which number stands where."""
     return tuple(extent for extent in shape if extent != 1)
+
+
+def _asked(ends: list[Any], declared: NetworkDecl) -> list[Any]:
+    """The outputs of a file that a property is about: the first ones, if it declares exactly as
+    many numbers as those have together, all of them otherwise."""
+    if declared.asks_more:  # what it asks for stands behind them
+        return ends
+    total, wanted = 0, _count(declared.outputs)
+    for k, item in enumerate(ends, start=1):
+        total += math.prod(_shape(item.shape)) if item.type in _TYPES else 0
+        if total == wanted:
+            return ends[:k]
+    return ends
 
 
 def _check_fit(

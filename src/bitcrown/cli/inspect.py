@@ -61,13 +61,8 @@ def _inspected(options: argparse.Namespace, onnx: str) -> int:
         for name, path in parse_network(onnx):
             file = _of_shape(NetworkFile(Path(path)), options, Path(folder))
             text, reasons = _network(file)
-            facts["networks"].append(
-                {
-                    "name": name,
-                    "file": options.onnx if options.output else path,
-                    "description": text,
-                }
-            )
+            shown = options.onnx if options.output else path  # not the copy
+            facts["networks"].append({"name": name, "file": shown, "description": text})
             obstacles += reasons
             if not say.is_json and text:
                 print(f"network {name} ({shown}):\n{text}" if name else text)
@@ -107,13 +102,12 @@ def _of_shape(file: NetworkFile, options: argparse.Namespace, folder: Path) -> N
 
 def _network(file: NetworkFile) -> tuple[str, list[str]]:
     """The description, and what stands in the way of reading or running the file."""
-    from bitcrown.model.describe import describe
-    from bitcrown.model.onnx_reader import read_graph
+    from bitcrown.api import network_in_words
     from bitcrown.model.runtime_trial import require_runtime
 
     text, reasons = "", []
     try:
-        text = describe(read_graph(file))
+        text = network_in_words(file.path)
     except UnsupportedError as error:
         reasons.append(str(error))
     try:

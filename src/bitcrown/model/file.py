@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 _LARGEST_FILE = 2 << 30
 """What a protobuf message may hold."""
 _GZIP_MAGIC = b"\x1f\x8b"
-QONNX_DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
+QONNX_DOMAINS = (
+    *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
+    "qonnx.custom_op.channels_last",
+)
 _QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -131,16 +134,27 @@ class NetworkFile:
         return tuple(name for name, is_used in formats.items() if is_used)
 
     @cached_property
+    def standard(self) -> NetworkFile:
+        """What onnxruntime can run: the file itself, or QONNX in standard operators. Raises
+        ``UnsupportedError`` where those cannot be written."""
+        if not any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node):
+            return self
+        from bitcrown.model.standard_form import standard_form
+
+        written = standard_form(self.proto, QONNX_DOMAINS)
+        return NetworkFile(self.path, written.SerializeToString())
+
+    @cached_property
     def session(self) -> Any:
-        """onnxruntime on the file as it is (see ``runtime_session``)."""
-        return runtime_session(self.content, self.path)
+        """onnxruntime on the ``standard`` file (see ``runtime_session``)."""
+        return runtime_session(self.standard.content, self.path)
 
     def release(self) -> None:
         """Forget the parsed model and the session, each as large as all weights.
 
         Either is made again from the bytes where it is asked for once more.
         """
-        for name in ("proto", "session"):
+        for name in ("proto", "session", "standard"):
             self.__dict__.pop(name, None)
 
 

@@ -26,7 +26,12 @@ from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
 from bitcrown.model.lowering.quantization import QUANTIZERS
-from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
+from bitcrown.model.passes import (
+    simplified,
+    without_equal_nodes,
+    without_limits,
+    without_roundings,
+)
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
 OPSETS = range(7, 26)
@@ -230,7 +235,8 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
     for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
     file = NetworkFile.of(source)
-    read = _read(file)
+    is_standard = file.standard is file
+    read = _read(file.standard)
     if read.missing:
         plain: dict[str, list[str]] = {}
         for node, reason in read.missing:
@@ -251,14 +257,14 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
         raise UnsupportedError(f"{file.path.name} has entries of minus infinity as outputs")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps:
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or not is_standard:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(
                 f"{file.path.name}: how onnxruntime rounds is not known of all operators "
                 f"({operators})"
             )
-        return without_equal_nodes(graph)
+        return without_equal_nodes(without_limits(graph))
     with np.errstate(all="ignore"):
         return simplified(without_roundings(graph))
 

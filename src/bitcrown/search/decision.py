@@ -6,6 +6,7 @@ Few varying inputs: the input is split (``input_decision``). Otherwise: neurons 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.passes import without_dead_nodes
 from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.input_decision import decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
@@ -36,9 +38,13 @@ def read_problem_graph(run: Run) -> Graph:
     for file in dict.fromkeys(run.files.values()):
         of_file[file] = read_graph(file, run.settings.semantics)
         run.counters["crosscheck"] = crosscheck(of_file[file], file, run.settings.seed)
-    graph = join({name: of_file[file] for name, file in run.files.items()})
+    asked, graphs = run.replay.asked_outputs(), {}
+    for name, file in run.files.items():
+        graph = of_file[file]
+        chosen = [graph.outputs[i] for i in asked.get(name, range(len(graph.outputs)))]
+        graphs[name] = without_dead_nodes(replace(graph, outputs=tuple(chosen)))
     run.files.clear()
-    return graph
+    return join(graphs)
 
 
 def decide_in_floats(run: Run) -> Verdict:

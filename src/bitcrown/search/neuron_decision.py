@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
+from bitcrown.search.twins import attack_networks
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 if TYPE_CHECKING:
@@ -77,13 +79,14 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
     open_cases = cases[left.cpu().numpy()]
     if share.is_expired():
         run.counters["root_bounds_cut_short"] = 1
-        witness = descent.descend_to_the_end(run, guide, objective, open_cases)
+        witness = descent.descend_to_the_end(run, attack_networks(guide), objective, open_cases)
         return run.timeout() if witness is None else run.sat(witness, "attack")
     with run.phase("attack"):
-        longer = run.budget.capped(2.0)
-        witness = descent.descend(run, guide, objective, open_cases, longer, 40, 8)
-    if witness is not None:
-        return run.sat(witness, "attack")
+        for network in attack_networks(guide):
+            longer = run.budget.capped(2.0)
+            witness = descent.descend(run, network, objective, open_cases, longer, 40, 8)
+            if witness is not None:
+                return run.sat(witness, "attack")
     return decide_from_root(run, root, guide, objective, seconds)
 
 
@@ -156,6 +159,7 @@ def _branch_and_bound(
 ) -> Verdict:
     """Search below ``domains``, with attacks whenever those had less than their share of time."""
     guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
+    networks = cycle(attack_networks(guide))
 
     def attack_steps(search: NeuronSplit) -> Witness | None:
         facts = {"domains": search.domains, "open": len(search.stack), "worst": search.worst()}
@@ -168,7 +172,7 @@ def _branch_and_bound(
         cases = np.unique(torch.cat(chunks).cpu().numpy())
         restarts = max(4, 64 // len(cases))
         budget = run.budget.capped(5.0)
-        witness = descent.descend(run, guide, objective, cases, budget, 100, restarts)
+        witness = descent.descend(run, next(networks), objective, cases, budget, 100, restarts)
         spent["attack"] += time.monotonic() - started
         return witness
 
@@ -190,7 +194,7 @@ def _verdict_of(run: Run, outcome: SplitOutcome, guide: Network, objective: Obje
         return run.unknown(Reason.MEMORY)
     if outcome.reason == "incomplete":
         cases = np.arange(objective.n_cases)
-        witness = descent.descend_to_the_end(run, guide, objective, cases)
+        witness = descent.descend_to_the_end(run, attack_networks(guide), objective, cases)
         if witness is not None:
             return run.sat(witness, "attack")
     if run.budget.is_expired() and outcome.reason != "incomplete":

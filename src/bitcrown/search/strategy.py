@@ -34,6 +34,8 @@ from bitcrown.verdict import Reason, Status, Verdict, Witness
 if TYPE_CHECKING:
     import numpy as np
 
+    from bitcrown.quant.network.graph import IntegerNetwork
+
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -64,6 +66,8 @@ class Run:
         self.files = opened_files(problem)
         self.replay = replay or RuntimeReplay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
+        self.integers: IntegerNetwork | None = None
+        """The network as read in integers, by a caller who decides many problems about it."""
 
     def report(self, phase: str, facts: dict[str, Any]) -> None:
         """Tell how far the run is; with the counters, because a run that is killed cannot tell them
@@ -145,7 +149,10 @@ def _decide_cases(run: Run) -> Verdict:
     except BudgetExpired:
         return run.timeout()
     except UnsupportedError as error:
-        return run.unknown(Reason.UNSUPPORTED, str(error))
+        reason = run.counters.get("not_read_as_integers")
+        return run.unknown(
+            Reason.UNSUPPORTED, f"{error}; as integers: {reason}" if reason else str(error)
+        )
 
 
 def _decide_with_bounds(run: Run) -> Verdict:

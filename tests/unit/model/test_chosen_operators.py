@@ -278,3 +278,22 @@ def test_whole_numbers_are_not_divided_as_if_they_were_real(tmp_path: Path) -> N
     onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
     with pytest.raises(UnsupportedError, match="halved"):
         read_graph(path)
+
+
+@pytest.mark.parametrize("op", ["Gelu", "BiasGelu", "FastGelu", "QuickGelu"])
+def test_fused_gelu(op: str, compared: Callable[..., None]) -> None:
+    bias = [weight(4)] if op in ("BiasGelu", "FastGelu") else []
+    compared(op, (2, 4), *bias, domain="com.microsoft")
+
+
+def test_fused_products(compared: Callable[..., None]) -> None:
+    turned = {"transA": 1, "transB": 1, "alpha": 0.5}
+    compared("FusedMatMul", (2, 3, 4), weight(5, 3), domain="com.microsoft", **turned)
+    compared("FusedMatMul", (2, 3, 4), (2, 4, 5), domain="com.microsoft")
+
+
+def test_skipped_normalisations(compared: Callable[..., None]) -> None:
+    parts = weight(4), weight(4, seed=1), weight(4, seed=2)
+    ms = {"domain": "com.microsoft", "epsilon": 1e-3}
+    compared("SkipLayerNormalization", (2, 3, 4), (2, 3, 4), *parts, **ms)
+    compared("SkipSimplifiedLayerNormalization", (2, 3, 4), (2, 3, 4), parts[0], parts[1], **ms)

@@ -19,6 +19,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from tests.quant_models import Writer
 
+MS = "com.microsoft"
 RNG = np.random.default_rng(3)
 
 
@@ -115,9 +116,34 @@ def with_a_constant(w: Writer, x: str) -> str:
     weight, zero = weights(w, (3, 4))
     known = floats(w, w.add("MatMulInteger", q, weight, z, zero), s, 0.1)
     return w.add("Add", dense(w, x), known)
+def fused_product(w: Writer, x: str) -> str:
+    """MatMulIntegerToFloat, then DynamicQuantizeMatMul."""
+    q, s, z = quantized(w, x)
+    weight, zero = weights(w, (3, 4), np.uint8, 130)
+    bias = w.constant([0.1, -0.2, 0.3, 0.0])
+    scale = w.constant(0.01)
+    h = w.add("MatMulIntegerToFloat", q, weight, s, scale, z, zero, bias, domain=MS)
+    weight, zero = weights(w, (4, 2), np.int8, [3, -4])
+    scales = w.constant([0.02, 0.03])
+    return w.add("DynamicQuantizeMatMul", h, weight, scales, zero, domain=MS)
+
+
+def recurrent(w: Writer, x: str) -> str:
+    """Two directions over three steps, every column with a scale of its own."""
+    turned = w.add("Reshape", x, w.constant([3, 1, 1], np.int64))
+    parts = []
+    for inputs in (1, 2):
+        weight, zero = weights(w, (2, inputs, 8), np.int8, np.zeros((2, 8)))
+        parts.append((weight, w.constant(RNG.uniform(0.005, 0.02, (2, 8))), zero))
+    bias = w.constant(RNG.normal(size=(2, 16)))
+    names = [turned, parts[0][0], parts[1][0], bias, "", "", "", "", *parts[0][1:], *parts[1][1:]]
+    attrs = {"hidden_size": 2, "direction": "bidirectional", "domain": MS}
+    return w.add("DynamicQuantizeLSTM", *names, **attrs)
 
 
 BUILDERS = (
+    fused_product,
+    recurrent,
     dense,
     with_a_constant,
     dense_by_column,

@@ -301,11 +301,18 @@ DECIDING = {
     *("Einsum", "GatherND", "GatherElements", "ScatterND", "ScatterElements", "Scatter"),
     *("GroupNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
     *("MeanVarianceNormalization", "LSTM", "GRU", "RNN"),
+    *(f"com.microsoft.{name}" for name in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")),
+    "com.microsoft.FusedMatMul",
+    *(f"com.microsoft.Skip{name}LayerNormalization" for name in ("", "Simplified")),
 }
 """See ``test_chosen_operators``, ``test_attention_masks`` and ``test_quantization``."""
 CASES = [*ELEMENTWISE, *ARITHMETIC, *SHAPES, *REDUCTIONS, *PRODUCTS, *WINDOWS]
 NOT_IN_ONNXRUNTIME = {"Swish"}
-NOT_ALONE = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+NOT_ALONE = {
+    *("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
+    *(f"com.microsoft.{name}" for name in ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")),
+    "com.microsoft.MatMulIntegerToFloat",
+}
 """Only read as parts of a layer: see ``test_dynamic_quantization``."""
 
 

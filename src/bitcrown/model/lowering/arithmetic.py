@@ -76,9 +76,10 @@ def _with_constant(b: Builder, op: str, x: str, value: np.ndarray) -> str:
 
 
 def within(b: Builder, x: str, square: float) -> str:
-    """``x``, of which it is known that ``x^2 <= square``: a limit that changes no value."""
+    """``x``, of which it is known that ``x^2 <= square``: a limit that changes no value of the real
+    function. The runtime's may be a rounding beyond it (``passes.without_limits``)."""
     limit = math.nextafter(math.sqrt(square), math.inf)
-    return b.emit("Clip", (x,), {"min": -limit, "max": limit})
+    return b.emit("Clip", (x,), {"min": -limit, "max": limit, "is_limit": True})
 
 
 def _behind(b: Builder, name: str, op: str) -> str:

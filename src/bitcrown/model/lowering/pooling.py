@@ -106,9 +106,12 @@ def _picked(b: Builder, x: str, axis: int, indices: np.ndarray, stride: int) -> 
 
 @lowers("AveragePool")
 def average_pool(b: Builder, node: OnnxNode) -> None:
-    """Zero padding and one divisor per position, unless the windows are as plain as torch has
-    them."""
-    x = b.node_of(node.inputs[0])
+    b.bind(node, averaged_windows(b, node, b.node_of(node.inputs[0])))
+
+
+def averaged_windows(b: Builder, node: OnnxNode, x: str) -> str:
+    """The pooling that the attributes of ``node`` describe: zero padding and one divisor per
+    position, unless the windows are as plain as torch has them."""
     windows = _Windows(b, node, x)
     include = bool(node.attrs.get("count_include_pad", 0))
     reach = [
@@ -137,7 +140,7 @@ def average_pool(b: Builder, node: OnnxNode) -> None:
     correction = np.ones(())
     for count, extent in zip(counts, windows.kernel, strict=True):
         correction = correction[..., None] * (extent / count)
-    b.bind(node, x if np.all(correction == 1) else b.scaled(x, correction, None))
+    return x if np.all(correction == 1) else b.scaled(x, correction, None)
 
 
 @lowers("Upsample", "Resize")

@@ -98,46 +98,6 @@ def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
     return x
 
 
-def normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
-    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``.
-
-    Of ``n`` numbers with sum zero and sum of squares at most ``n``, none exceeds ``sqrt(n - 1)``: a
-    limit that changes no value, and that products of ranges are far from knowing.
-    """
-    count = math.prod(b.shape(x)[axis] for axis in axes)
-    centred = b.binary("Sub", x, mean(b, x, axes, True))
-    variance = mean(b, b.emit("Square", (centred,)), axes, True)
-    deviation = b.emit("Sqrt", (b.scaled(variance, None, epsilon),))
-    value = b.binary("Mul", centred, b.emit("Reciprocal", (deviation,)))
-    return within(b, value, count - 1.0) if epsilon >= 0 else value
-
-
-@lowers("LayerNormalization")
-def layer_normalization(b: Builder, node: OnnxNode) -> None:
-    if any(node.outputs[1:]):
-        raise UnsupportedError(f"node {node.name!r}: LayerNormalization with statistics as outputs")
-    x = b.node_of(node.inputs[0])
-    rank = len(b.shape(x))
-    axes = tuple(range(b.axis(int(node.attrs.get("axis", -1)), rank), rank))
-    value = normalised(b, x, axes, node.real("epsilon", 1e-5))
-    value = b.binary("Mul", value, b.node_of(node.inputs[1]))
-    if len(node.inputs) > 2 and node.inputs[2]:
-        value = b.binary("Add", value, b.node_of(node.inputs[2]))
-    b.bind(node, value)
-
-
-@lowers("InstanceNormalization")
-def instance_normalization(b: Builder, node: OnnxNode) -> None:
-    x = b.node_of(node.inputs[0])
-    rank = len(b.shape(x))
-    value = normalised(b, x, tuple(range(2, rank)), node.real("epsilon", 1e-5))
-    shape = (-1, *([1] * (rank - 2)))
-    gain, shift = (
-        b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3]
-    )
-    b.bind(node, b.scaled(value, gain, shift))
-
-
 @lowers("CumSum")
 def cumulative(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
