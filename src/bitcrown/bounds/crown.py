@@ -28,6 +28,7 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.quadratic import coupled_step
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
 from bitcrown.model.execute import Network, elements
@@ -36,11 +37,12 @@ from bitcrown.model.graph import Node
 
 class Lines(NamedTuple):
     """``quantity >= coefficient . x + constant - error`` on the box: ``[B, S, n]``, ``[B, S]``,
-    ``[B, S]``."""
+    ``[B, S]``. ``form [B, S, K, K]``, where there is one, may be added (``quadratic``)."""
 
     coefficient: Tensor
     constant: Tensor
     error: Tensor
+    form: Tensor | None = None
 
 
 class Penalty(NamedTuple):
@@ -95,6 +97,7 @@ class _Pass:
         self.network, self.scales = given.network, given.scales
         self.constant = like.new_zeros(1, like.shape[1])
         self.error = like.new_zeros(1, like.shape[1])
+        self.form: Tensor | None = None
 
     def run(self, pending: dict[str, Tensor]) -> Lines:
         """``pending`` holds ``a_p`` of all nodes not yet passed that have one."""
@@ -142,6 +145,7 @@ class _Pass:
             torch.cat(parts, dim=2) if len(parts) > 1 else parts[0],
             self.constant.expand(rows, -1),
             self.error.expand(rows, -1),
+            self.form,
         )
 
     def _add_error(self, a: Tensor, scale: Tensor, factor: float) -> None:
@@ -177,9 +181,13 @@ class _Pass:
         positive, negative = a.clamp(min=0), a.clamp(max=0)
         intercepts = elements(positive * relaxation.lower_intercept, 2).sum(2)
         intercepts = intercepts + elements(negative * relaxation.upper_intercept, 2).sum(2)
-        self.constant = self.constant + intercepts
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-        return [positive * low + negative * up for low, up in pairs]
+        parts = [positive * low + negative * up for low, up in pairs]
+        if relaxation.coupled is not None:
+            parts, intercepts, form = coupled_step(a, relaxation.coupled, parts, intercepts)
+            self.form = form if self.form is None else self.form + form
+        self.constant = self.constant + intercepts
+        return parts
 
     def _pass_affine(self, node: Node, a: Tensor) -> list[Tensor]:
         """``<a, W z + b> = <W^T a, z> + <a, b>``, with every row of every box in one batch."""
@@ -200,8 +208,11 @@ def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales
     """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``."""
     scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
     pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-    for source, (low, up) in zip(node.inputs, pairs, strict=True):
-        scale = scale + torch.maximum(low.abs(), up.abs()) * scales[source].unsqueeze(1)
+    sizes = [scales[source].unsqueeze(1) for source in node.inputs]
+    for size, (low, up) in zip(sizes, pairs, strict=True):
+        scale = scale + torch.maximum(low.abs(), up.abs()) * size
+    if relaxation.coupled is not None:
+        scale = torch.maximum(scale, relaxation.coupled.scale(*sizes))
     return scale
 
 

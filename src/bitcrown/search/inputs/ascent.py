@@ -91,7 +91,7 @@ def sharpened_values(
     alphas: dict[str, Tensor] = {}
     for node in bounder.nonlinear:
         entry = nonlinear_row(node.op)
-        if entry.default_alpha is not None:
+        if entry.default_alpha is not None and stage.relaxations[node.name].coupled is None:
             lows, ups = ([bounds[name][end] for name in node.inputs] for end in (0, 1))
             start = entry.default_alpha(node, lows, ups)
             alphas[node.name] = start.expand(start.shape[0], len(box), *start.shape[2:]).clone()

@@ -170,7 +170,7 @@ class InputSplit:
         entries = self.bounder.work / max(self.domains, 1) * self.bounder.mean_width
         known = sum(self.bounder.sizes) * 16 * 64
         total = sum(node.size for node in self.network.graph.nodes.values())
-        room = self.budget.memory // 4 // (total * 8 * 6 + known + 1)
+        room = self.budget.memory // 4 // (total * 8 * (6 + 2 * self.bounder.symbols) + known + 1)
         wanted = int(min(LARGEST_BATCH, ROUND_ENTRIES / max(entries, 1.0), room))
         self.batch = max(1, min(max(wanted, SMALLEST_BATCH), 4 * self.batch, max(room, 1)))
 
