@@ -205,7 +205,13 @@ class _Pass:
 
 
 def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales) -> Tensor:
-    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``."""
+    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``.
+
+    A ReLU's slopes are in [0, 1], and its intercept is at most the largest bound of its operand, so
+    twice that serves every box.
+    """
+    if node.op == "Relu":
+        return 2 * scales[node.inputs[0]].unsqueeze(1)
     scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
     pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
     sizes = [scales[source].unsqueeze(1) for source in node.inputs]
