@@ -55,6 +55,20 @@ def joined_boxes(parts: Sequence[Boxes]) -> Boxes:
     return Boxes(*(torch.cat(column) for column in columns))
 
 
+def distinct_boxes(boxes: Boxes) -> tuple[Tensor, Tensor]:
+    """The first of each kind of equal boxes with equal cases, ``[U]``, and the kind of every box,
+    ``[B]``."""
+    columns = [boxes.lower, boxes.upper, boxes.group.unsqueeze(1), boxes.open]
+    _, kind = torch.unique(
+        torch.cat([part.to(boxes.lower.dtype) for part in columns], dim=1),
+        dim=0,
+        return_inverse=True,
+    )
+    place = torch.arange(len(boxes), device=kind.device)
+    first = place.new_full((len(boxes),), len(boxes)).scatter_reduce(0, kind, place, "amin")
+    return first[first != len(boxes)], kind
+
+
 class GroupedRows:
     """Rows of all cases, grouped by root box.
 

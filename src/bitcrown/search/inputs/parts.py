@@ -121,6 +121,9 @@ class Subtrees:
             min(sum(map(len, attempt.stack)) for attempt in part.attempts) for part in self.parts
         )
 
+    def is_racing(self) -> bool:
+        return any(part.rung is not None for part in self.parts)
+
     def add(self, boxes: Boxes, rule: SplitRule, quota: float) -> None:
         """A new part with one attempt."""
         boxes = replace(boxes, mass=boxes.mass / boxes.mass.sum())

@@ -38,7 +38,7 @@ from bitcrown.search.inputs.ascent import (
     sharpened_values,
 )
 from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
-from bitcrown.search.inputs.boxes import Boxes, GroupedRows, joined_boxes
+from bitcrown.search.inputs.boxes import Boxes, GroupedRows, distinct_boxes, joined_boxes
 from bitcrown.search.inputs.parts import Subtrees
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule, scores
 from bitcrown.search.objective import Objective
@@ -154,10 +154,29 @@ class InputSplit:
         return None
 
     def _tree_round(self) -> object | None:
-        boxes, rows, witness = self._examine(self.parts.take(self.batch))
+        taken = self.parts.take(self.batch)
+        examine = self._examine_once if self.parts.is_racing() else self._examine
+        boxes, rows, witness = examine(taken)
         if witness is None:
             self.parts.give(*self._split(boxes, rows))
         return witness
+
+    def _examine_once(self, taken: Boxes) -> tuple[Boxes, RowBounds, object | None]:
+        """As ``_examine``; equal boxes, which trees that race from the same root have, are bounded
+        once."""
+        first, kind = distinct_boxes(taken)
+        if len(first) == len(taken):
+            return self._examine(taken)
+        distinct = taken.select(first)
+        distinct.region = torch.arange(len(first), device=kind.device)
+        boxes, rows, witness = self._examine(distinct)
+        place = torch.full_like(first, -1)
+        place[boxes.region] = torch.arange(len(boxes), device=kind.device)
+        is_left = place[kind] != -1
+        every = place[kind][is_left]
+        mass, region = taken.mass[is_left], taken.region[is_left]
+        boxes = replace(boxes.select(every), mass=mass, region=region)
+        return boxes, RowBounds(*(part[every] for part in rows)), witness
 
     def _resize(self) -> None:
         """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room.
