@@ -17,7 +17,6 @@ from torch import Tensor
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.registry import Op, Params, op_row
 
-
 _DENSE = 32
 """Products of a dense matrix that take as long as one of a sparse one, or as reading an entry."""
 
@@ -154,7 +153,7 @@ class Network:
                 weight.dtype == self.dtype
                 and weight.numel() > _DENSE * sum(weight.shape)
                 and weight.numel() > _DENSE * (sum(weight.shape) + int(weight.count_nonzero()))
-                and torch.backends.mkl.is_available()
+                and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
             )
             with warnings.catch_warnings():  # torch calls the format new each time
                 warnings.simplefilter("ignore", UserWarning)
