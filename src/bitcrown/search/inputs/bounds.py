@@ -267,7 +267,8 @@ class BoxBounder:
         node = self.network.graph.nodes[source]
         seed = self.rows.lower.new_zeros(len(box), 2, node.size)
         place = torch.arange(len(box), device=box.device)
-        seed[place, 0, entry], seed[place, 1, entry] = 1.0, -1.0
+        one = seed.new_ones(())  # a number would be copied to the device
+        seed[place, 0, entry], seed[place, 1, entry] = one, -one
         chosen = {
             name: gathered(found._replace(coupled=None), box) for name, found in relaxations.items()
         }

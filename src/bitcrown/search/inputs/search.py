@@ -313,9 +313,10 @@ class InputSplit:
         boxes, rows = boxes.select(index), RowBounds(*(part[index] for part in rows))
         score = boxes.lower.new_full(boxes.lower.shape, -1.0)
         cost = boxes.lower.new_zeros(len(boxes))
-        for rule in self.parts.rules:
-            numbers = [n for n, (_, tried) in self.parts.attempts.items() if tried.rule is rule]
-            mine = torch.isin(boxes.region, boxes.region.new_tensor(numbers)).nonzero().flatten()
+        for rule, numbers in self.parts.taken_by().items():
+            mine = torch.arange(len(boxes), device=score.device)
+            if numbers is not None:
+                mine = mine[torch.isin(boxes.region, boxes.region.new_tensor(numbers))]
             if len(mine):
                 found = RowBounds(*(part[mine] for part in rows))
                 score[mine], cost[mine] = self._scores(
