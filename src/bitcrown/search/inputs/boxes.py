@@ -8,7 +8,7 @@ nonlinear node reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -67,6 +67,22 @@ def distinct_boxes(boxes: Boxes) -> tuple[Tensor, Tensor]:
     place = torch.arange(len(boxes), device=kind.device)
     first = place.new_full((len(boxes),), len(boxes)).scatter_reduce(0, kind, place, "amin")
     return first[first != len(boxes)], kind
+
+
+def can_be_halved(boxes: Boxes) -> Tensor:
+    """``[B, n]``: whether a float lies between the ends; the middle never lies outside."""
+    middle = (boxes.lower + boxes.upper) / 2
+    return (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
+
+
+def halves_of(boxes: Boxes, axis: Tensor) -> Boxes:
+    """``[2 B]``: the two halves of each box next to each other."""
+    index = torch.arange(len(boxes), device=axis.device)
+    middle = ((boxes.lower + boxes.upper) / 2)[index, axis]
+    both = boxes.select(index.repeat_interleave(2))
+    both.upper[2 * index, axis] = middle
+    both.lower[2 * index + 1, axis] = middle
+    return replace(both, mass=both.mass / 2)
 
 
 class GroupedRows:

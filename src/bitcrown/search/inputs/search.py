@@ -38,7 +38,14 @@ from bitcrown.search.inputs.ascent import (
     sharpened_values,
 )
 from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
-from bitcrown.search.inputs.boxes import Boxes, GroupedRows, distinct_boxes, joined_boxes
+from bitcrown.search.inputs.boxes import (
+    Boxes,
+    GroupedRows,
+    can_be_halved,
+    distinct_boxes,
+    halves_of,
+    joined_boxes,
+)
 from bitcrown.search.inputs.parts import Subtrees
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule, scores
 from bitcrown.search.objective import Objective
@@ -306,7 +313,7 @@ class InputSplit:
     def _split(self, boxes: Boxes, rows: RowBounds) -> tuple[Boxes, Tensor, Tensor]:
         """Both halves of every box along the coordinate that its rule chooses, what choosing has
         cost each of them, and the regions of boxes that floats cannot halve."""
-        can = _can_be_halved(boxes)
+        can = can_be_halved(boxes)
         movable = can.any(dim=1)
         stuck = boxes.region[~movable]
         index = movable.nonzero().flatten()
@@ -322,7 +329,7 @@ class InputSplit:
                 score[mine], cost[mine] = self._scores(
                     rule, boxes.select(mine), found, can[index][mine]
                 )
-        children = _halves(boxes, score.argmax(dim=1))
+        children = halves_of(boxes, score.argmax(dim=1))
         if len(children) < self.batch // FEW:
             children = self._halves_again(children, score.repeat_interleave(2, dim=0))
         share = len(children) // max(len(boxes), 1)
@@ -333,9 +340,9 @@ class InputSplit:
         coordinate, too."""
         first = score.argmax(dim=1, keepdim=True)
         second = score.scatter(1, first, -1.0)
-        second = torch.where(_can_be_halved(children), second, -1.0)
+        second = torch.where(can_be_halved(children), second, -1.0)
         if len(children) and bool((torch.sign(second) == 1).any(dim=1).all()):
-            return _halves(children, second.argmax(dim=1))
+            return halves_of(children, second.argmax(dim=1))
         return children
 
     def _scores(
@@ -361,7 +368,7 @@ class InputSplit:
         """
         count = min(rule.looks, score.shape[1])
         best = score.topk(count, dim=1)
-        halves = [_halves(boxes, best.indices[:, k]) for k in range(count)]
+        halves = [halves_of(boxes, best.indices[:, k]) for k in range(count)]
         tried = joined_boxes([boxes, *halves])
         rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
         least = _worst(tried, rows)
@@ -384,19 +391,3 @@ def _worst(boxes: Boxes, rows: RowBounds) -> Tensor:
     """``[B]``: the least, over open cases, of what their best row proves."""
     best = rows.best.amax(dim=2)
     return torch.where(boxes.open, best, torch.inf).amin(dim=1)
-
-
-def _can_be_halved(boxes: Boxes) -> Tensor:
-    """``[B, n]``: whether a float lies between the ends; the middle never lies outside."""
-    middle = (boxes.lower + boxes.upper) / 2
-    return (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
-
-
-def _halves(boxes: Boxes, axis: Tensor) -> Boxes:
-    """``[2 B]``: the two halves of each box next to each other."""
-    index = torch.arange(len(boxes), device=axis.device)
-    middle = ((boxes.lower + boxes.upper) / 2)[index, axis]
-    both = boxes.select(index.repeat_interleave(2))
-    both.upper[2 * index, axis] = middle
-    both.lower[2 * index + 1, axis] = middle
-    return replace(both, mass=both.mass / 2)
