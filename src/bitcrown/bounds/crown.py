@@ -28,6 +28,7 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.quadratic import coupled_step
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
 from bitcrown.model.execute import Network, elements
@@ -36,11 +37,12 @@ from bitcrown.model.graph import Node
 
 class Lines(NamedTuple):
     """``quantity >= coefficient . x + constant - error`` on the box: ``[B, S, n]``, ``[B, S]``,
-    ``[B, S]``."""
+    ``[B, S]``. ``form [B, S, K, K]``, where there is one, may be added (``quadratic``)."""
 
     coefficient: Tensor
     constant: Tensor
     error: Tensor
+    form: Tensor | None = None
 
 
 class Penalty(NamedTuple):
@@ -95,6 +97,7 @@ class _Pass:
         self.network, self.scales = given.network, given.scales
         self.constant = like.new_zeros(1, like.shape[1])
         self.error = like.new_zeros(1, like.shape[1])
+        self.form: Tensor | None = None
 
     def run(self, pending: dict[str, Tensor]) -> Lines:
         """``pending`` holds ``a_p`` of all nodes not yet passed that have one."""
@@ -142,6 +145,7 @@ class _Pass:
             torch.cat(parts, dim=2) if len(parts) > 1 else parts[0],
             self.constant.expand(rows, -1),
             self.error.expand(rows, -1),
+            self.form,
         )
 
     def _add_error(self, a: Tensor, scale: Tensor, factor: float, is_finite: bool = True) -> None:
@@ -191,9 +195,14 @@ class _Pass:
         terms = positive * relaxation.lower_intercept, negative * relaxation.upper_intercept
         if not self._is_bounded(node):  # an intercept that does not count may be infinite
             terms = torch.where(a > 0, terms[0], 0.0), torch.where(a < 0, terms[1], 0.0)
-        self.constant = self.constant + elements(terms[0], 2).sum(2) + elements(terms[1], 2).sum(2)
+        intercepts = elements(terms[0], 2).sum(2) + elements(terms[1], 2).sum(2)
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-        return [positive * low + negative * up for low, up in pairs]
+        parts = [positive * low + negative * up for low, up in pairs]
+        if relaxation.coupled is not None:
+            parts, intercepts, form = coupled_step(a, relaxation.coupled, parts, intercepts)
+            self.form = form if self.form is None else self.form + form
+        self.constant = self.constant + intercepts
+        return parts
 
     def _is_bounded(self, node: Node) -> bool:
         """Whether ``node`` and all that it reads are known to be finite; a guide does not ask."""
@@ -234,13 +243,22 @@ def _lines_alone(relaxation: Relaxation) -> tuple[Relaxation, Relaxation]:
 
 
 def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales) -> Tensor:
-    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``."""
+    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``.
+
+    A ReLU's slopes are in [0, 1], and its intercept is at most the largest bound of its operand, so
+    twice that serves every box.
+    """
+    if node.op == "Relu" and node.inputs[0] not in scales.unbounded:
+        return 2 * scales[node.inputs[0]].unsqueeze(1)
     scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
     pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-    for source, (low, up) in zip(node.inputs, pairs, strict=True):
-        slope, size = torch.maximum(low.abs(), up.abs()), scales[source].unsqueeze(1)
+    sizes = [scales[source].unsqueeze(1) for source in node.inputs]
+    for source, size, (low, up) in zip(node.inputs, sizes, pairs, strict=True):
+        slope = torch.maximum(low.abs(), up.abs())
         part = slope * size
         scale = scale + (torch.where(slope == 0, 0.0, part) if source in scales.unbounded else part)
+    if relaxation.coupled is not None:
+        scale = torch.maximum(scale, relaxation.coupled.scale(*sizes))
     return scale
 
 

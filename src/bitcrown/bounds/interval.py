@@ -163,12 +163,12 @@ def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tenso
     lower = torch.fmax(a[0], b[0])
     upper = torch.fmin(a[1], b[1])
     crossed = lower > upper
-    if crossed.any():
-        lower, upper = (
-            torch.where(crossed, torch.fmin(a[0], b[0]), lower),
-            torch.where(crossed, torch.fmax(a[1], b[1]), upper),
-        )
-    return lower, upper
+    if crossed.device.type == "cpu" and not crossed.any():  # elsewhere asking takes longer
+        return lower, upper
+    return (
+        torch.where(crossed, torch.fmin(a[0], b[0]), lower),
+        torch.where(crossed, torch.fmax(a[1], b[1]), upper),
+    )
 
 
 def interval_bounds(

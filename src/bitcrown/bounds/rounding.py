@@ -58,10 +58,7 @@ _SMALL = 2.0**20
 
 def gamma(network: Network) -> float:
     """``gamma_k`` for the largest sum that any pass over ``network`` can form."""
-    longest = 64
-    for node in network.graph.nodes.values():
-        weights = sum(value.numel() for value in network.params[node.name].values())
-        longest = max(longest, node.size, weights)
+    longest = max(64, network.longest_sum())
     unit = torch.finfo(network.dtype).eps / 2
     k = 4 * longest
     return k * unit / (1 - k * unit) if k * unit < 0.5 else math.inf

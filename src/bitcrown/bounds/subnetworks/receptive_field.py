@@ -106,7 +106,7 @@ class View:
         result = {}
         for name in self.graph.nodes:
             if name in given:
-                low, low_at, up, up_at = given[name]
+                low, low_at, up, up_at, _ = given[name]
                 result[name] = Relaxation(
                     parts(name, low),
                     self._part(name, low_at),
