@@ -190,6 +190,10 @@ class DomainBounder:
             region = clipper.run(domains.case, *box, *self.neuron_bounds(domains), rounds)
             return self._still_open(_narrowed(domains, region), region.feasible)
 
+    def closed(self, domains: Domains) -> Domains:
+        """Nothing: the recorder is told that all ``domains`` are excluded."""
+        return self._still_open(domains, torch.zeros_like(domains.case, dtype=torch.bool))
+
     def _still_open(self, domains: Domains, is_open: Tensor) -> Domains:
         """The domains that ``is_open [B]`` names. The recorder sees the others, with the neurons
         that they have values for: those of the guide, not of the whole network."""
