@@ -100,6 +100,8 @@ class CaseBounds:
         neurons = neurons.to(low.device)
         at = neurons if guide.reduced is None else guide.reduced.neurons[neurons]
         open_ = claims.is_unstable(low[0, at], up[0, at]).nonzero().flatten()
+        if not len(open_):
+            return True
         low, up = low.clone(), up.clone()
         step = LayerBounder(root.proof, bounder.budget.memory // 8).rows_per_pass(1)
         violation = Violation(guide.climber, guide.layout, premises, guide.bounds)
