@@ -127,8 +127,11 @@ def test_climbing_tightens_every_layer_and_the_proof_agrees(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("number", [*NOT_NUMBERS, -1.0, 2.0])
 def test_parameters_that_are_not_feasible_prove_nothing_wrong(number: float) -> None:
-    """A slope of 2, a weight of -1, no number at all."""
+    """A slope of 2, a weight of -1, no number at all; premises that hold by far punish a wrong
+    sign."""
     setting = Setting(GRAPHS["dense"](1), 1)
+    far = replace(setting.premises, rhs=setting.premises.rhs + 20.0)
+    setting.violation = replace(setting.violation, premises=far)
     generator = torch.Generator().manual_seed(1)
     neurons = setting.layers()[1]
     for place in ("alpha", "weight"):
@@ -156,7 +159,7 @@ def test_the_proof_covers_the_rounding_of_large_weights(size: float) -> None:
     """The premises touch a point: there the rows are all but 0, however they are weighted."""
     for seed in range(10):
         graph = dense_graph(seed, [3, 6, 6, 2])
-        setting = Setting(graph, seed, width=1e-7, count=1)
+        setting = Setting(graph, seed, width=0.0, count=1)
         values = exact_values(graph, [Fraction(v) for v in setting.points[0].tolist()])
         y = values[graph.outputs[0]]
         c = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 70, 2)))
