@@ -317,7 +317,7 @@ def test_a_case_that_is_violated_is_not_refuted_by_its_own_bounds() -> None:
             domains = given.root_domains(given.root.open_cases(), 1)
             for k in range(len(domains)):
                 own = CaseBounds(given, domains.select(torch.tensor([k])))
-                own.run(given.root.rows.of_cases(domains.case[k : k + 1]), 5.0)
+                own.run(given.root.rows.of_cases(domains.case[k : k + 1]), 5.0, 0.0)
                 assert share < 1 or len(own.domains)
                 refuted += share < 1 and not len(own.domains)
     assert refuted

@@ -12,6 +12,7 @@ only: all cases together are refuted, or nothing is.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -56,22 +57,24 @@ class CaseBounds:
     def can_go_on(self) -> bool:
         return bool(len(self.domains)) and self.depth <= self.layers
 
-    def run(self, premises: Rows, seconds: float) -> bool:
-        """Sweep for about ``seconds`` of computing, while that moves the bound at any depth;
-        returns whether it did. Raises ``BudgetExpired``."""
-        end, has_moved = self.seconds + seconds, False
-        while self.can_go_on and self.seconds < end:
+    def run(self, premises: Rows, seconds: float, lasting: float) -> bool:
+        """Sweep while that moves the bound at any depth, for ``seconds`` of computing, and beyond
+        them as long as the case would be refuted in less than ``lasting`` seconds at the rate of
+        the last sweep; returns whether the bound has moved. Raises ``BudgetExpired``."""
+        end, has_moved, projected = self.seconds + seconds, False, math.inf
+        while self.can_go_on and (self.seconds < end or projected < lasting):
             started = time.process_time()
-            gain = self._sweep(premises, started + end - self.seconds)
-            self.seconds += time.process_time() - started
-            if gain > _MOVES:
-                has_moved = True
-            elif self.seconds < end:  # a sweep that was cut short says nothing about the depth
-                self.depth = (
-                    self.depth + 1
-                    if self.depth == self.layers
-                    else min(2 * self.depth, self.layers)
-                )
+            is_beyond = self.seconds >= end
+            stop = math.inf if is_beyond else started + end - self.seconds
+            gain = self._sweep(premises, stop)
+            spent = time.process_time() - started
+            self.seconds += spent
+            has_moved |= gain > _MOVES
+            projected = spent / gain if gain > _MOVES else math.inf
+            # a sweep that was cut short says nothing about the depth
+            if gain <= _MOVES and (is_beyond or self.seconds < end):
+                is_last = self.depth == self.layers
+                self.depth = self.depth + 1 if is_last else min(2 * self.depth, self.layers)
         return has_moved or not len(self.domains)
 
     def _sweep(self, premises: Rows, end: float) -> float:

@@ -42,9 +42,7 @@ _GROWTH = 0.25
 def _half_time(search: NeuronSplit) -> int:
     """Where in its history the later half of its time begins."""
     end = search.history[-1].seconds
-    return max(
-        (k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0
-    )
+    return max((k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0)
 
 
 def lasting_seconds(search: NeuronSplit) -> float:
@@ -56,7 +54,7 @@ def lasting_seconds(search: NeuronSplit) -> float:
     """
     now, then = search.history[-1], search.history[_half_time(search)]
     left, before = 1.0 - now.closed, 1.0 - then.closed
-    if not 0.0 < left < before:
+    if not left or not max(before - left, 0.0):
         return math.inf
     decay = math.log(before / left) / (now.seconds - then.seconds)
     return math.log(max(left / search.smallest_share(), math.e)) / decay

@@ -7,8 +7,9 @@ take, and is expected to need longer than that, its open cases get bounds of the
 case whose bound that moves goes on in a race of its own, from its own root; the others stay where
 they are. A race of a case that does not come to its end pauses in the same way for tightening the
 case further, and goes on in the same trees. Where tightening moved nothing, it waits four times as
-long before it tries again. So tightening costs at most as much as searching, and nothing where a
-search is done soon.
+long before it tries again. Tightening goes on beyond that time only where it promises, at its own
+rate, to refute the case before the search will. So it costs little more than searching, and nothing
+where a search is done soon.
 
 All that is left to do has to be done, so searches take turns: the one that has had the least goes
 next.
@@ -22,6 +23,7 @@ from dataclasses import replace
 
 import torch
 
+from bitcrown.errors import BudgetExpired
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.case_bounds import CaseBounds
 from bitcrown.search.neurons.domains import Domains
@@ -79,12 +81,12 @@ class Turns:
         turn.since = race.seconds
         self.excluded |= race.cases - race.open_cases() if turn.own is None else set()
         order = sorted(race.open_cases(), key=lambda case: -float(self.unsplit[case].value))
-        left, moved = had, []
+        left, lasting, moved = had, race.lasting(), []
         for case in order:
             own = self.attempts.get(case) or CaseBounds(race.bounder, self.unsplit[case])
             self.attempts[case] = own
             before = own.seconds
-            if left > 0 and own.run(premises_of(self.rows, case, self.excluded), left):
+            if left > 0 and own.run(premises_of(self.rows, case, self.excluded), left, lasting):
                 moved.append(own)
             left -= own.seconds - before
         self.counters["tightening_seconds"] += had - left
@@ -149,7 +151,10 @@ class Turns:
         while self.turns:
             turn = min(self.turns, key=lambda turn: turn.race.seconds)
             if self.can_tighten and turn.is_tired():
-                self._tighten(turn)
+                try:
+                    self._tighten(turn)
+                except BudgetExpired:
+                    return self._outcome(turn.race.standing())
                 witness = turn.race.bounder.trials.witness
                 if witness is not None:
                     return self._outcome(SplitOutcome(False, 0, 0, 0, 0, 0.0, witness))
