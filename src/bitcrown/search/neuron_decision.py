@@ -21,8 +21,8 @@ from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import guide_network, whole_guide
 from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
+from bitcrown.search.neurons.tightening import TightenedRace
 from bitcrown.search.neurons.trials import Trials
-from bitcrown.search.neurons.turns import Turns
 from bitcrown.search.objective import Objective
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
@@ -171,9 +171,9 @@ def _branch_and_bound(
         return witness
 
     with run.phase("neuron split"):
-        turns = Turns(bounder, domains, seconds)
-        outcome = turns.run(attack_steps)
-    run.counters.update(turns.counters)
+        race = TightenedRace(bounder, domains, seconds)
+        outcome = race.run(attack_steps)
+    run.counters.update(race.counters)
     run.counters.update(
         domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
     )

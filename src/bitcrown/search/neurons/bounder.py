@@ -92,7 +92,7 @@ class DomainBounder:
     def _bounds(self, domains: Domains, layout: Layout, bounds: Bounds) -> Bounds:
         """``bounds`` of the root over ``layout``, narrowed to the domains; in their own dtype."""
         clipper = self.root.clipper
-        imposed = layout.split_bounds(bounds, domains.split)
+        imposed = layout.split_bounds(layout.gathered(bounds, domains.case), domains.split)
         if clipper is None:
             return imposed
         dtype = next(iter(bounds.values()))[0].dtype
@@ -219,7 +219,7 @@ class DomainBounder:
             split=self.guide.expanded(domains.split),
             cuts=root.cuts,
         )
-        bounds = root.enclosure.bounds
+        bounds = root.layout.gathered(root.enclosure.bounds, domains.case)
         if root.clipper is not None:
             bounds = self._bounds(domains, root.layout, bounds)
         value = proved_minimum(root.proof, self.rows(domains), bounds, root.enclosure.scales, found)

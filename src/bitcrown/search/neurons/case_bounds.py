@@ -40,14 +40,13 @@ class CaseBounds:
     """``bounder`` and the unsplit ``domains`` (one, or none once the case is refuted) of ``case``.
 
     ``depth`` layers from the last one are tightened in a sweep; ``seconds`` of computing have gone
-    into all sweeps. ``bounder`` may have any guide whose layout has a slope for each neuron.
+    into all sweeps.
     """
 
     def __init__(self, bounder: DomainBounder, domains: Domains) -> None:
         self.bounder, self.domains = bounder, domains
         self.case = int(domains.case[0])
         self.depth, self.seconds = 1, 0.0
-        self.gain = 1.0
 
     @property
     def layers(self) -> int:

@@ -72,21 +72,14 @@ def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
 
 
 class Race:
-    """Searches below ``domains``, which have no splits yet, one for each tactic that suits.
-
-    ``seconds`` of computing have gone into all of them. The guide is the fastest one, unless it
-    ``is_chosen`` already.
-    """
+    """Searches below ``domains``, which have no splits yet, one for each tactic that suits;
+    ``bounder`` has the guide that was chosen, ``seconds`` of computing have gone into all."""
 
     def __init__(
-        self,
-        bounder: DomainBounder,
-        domains: Domains,
-        tactics: list[Tactic] | None = None,
-        is_chosen: bool = False,
+        self, bounder: DomainBounder, domains: Domains, tactics: list[Tactic] | None = None
     ) -> None:
         self.recorder = bounder.recorder
-        self.bounder, self.domains = (bounder, domains) if is_chosen else fastest(bounder, domains)
+        self.bounder, self.domains = fastest(bounder, domains)
         self.cases = set(domains.case.tolist())
         self.searches = [
             NeuronSplit(self._own(self.bounder), self.domains, tactic)
@@ -156,15 +149,6 @@ class Race:
         for search in self.searches:
             search.narrow(bounder)
 
-    def keep_leader(self) -> None:
-        """Forget the trees of all others."""
-        expected = self.expected()
-        self.searches = [self.searches[expected.index(min(expected))]]
-
-    def bytes(self) -> int:
-        """Of all domains that wait."""
-        return sum(search.stack.bytes() for search in self.searches)
-
     def _next(self) -> NeuronSplit:
         """The leader, or a rival that has had less than its part of the leader's time."""
         expected = self.expected()
@@ -184,6 +168,6 @@ class Race:
     def _bound_memory(self, running: NeuronSplit) -> None:
         """All trees together have the memory of one: the largest of the others gives way."""
         limit = running.bounder.budget.memory // 2
-        while len(self.searches) > 1 and self.bytes() > limit:
+        while len(self.searches) > 1 and sum(s.stack.bytes() for s in self.searches) > limit:
             others = [search for search in self.searches if search is not running]
             self.searches.remove(max(others, key=lambda search: search.stack.bytes()))
