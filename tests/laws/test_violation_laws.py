@@ -277,7 +277,7 @@ def test_searches_with_bounds_of_their_own_find_every_violation_and_finish_every
     monkeypatch.setattr("bitcrown.search.neurons.case_bounds._STEPS", 8)
     tightened = proofs = 0
     for seed in (int(recorded),):
-        sizes = [4, 8, 8, 4] if kind == "dense" else [4, 6, 6, 6, 4]
+        sizes = [4, 6, 6, 4] if kind == "dense" else [4, 6, 6, 6, 4]
         graph = dense_graph(seed, sizes, residual=kind == "residual")
         objective, least = rivals(graph, seed, 0.5)
         start = bounder_for(graph, objective, None).root.case_value.numpy()
