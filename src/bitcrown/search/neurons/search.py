@@ -102,7 +102,20 @@ class NeuronSplit:
         for chunk in chunks:
             is_kept = ~torch.isin(chunk.case, chunk.case.new_tensor(gone))
             self.stack.push(chunk.select(is_kept.nonzero().flatten()))
-        self.history = [TreeShare(self.seconds, self.closed(), self.risen())]
+        # The rate at which what is left shrinks is the same as before: history is about the rest.
+        last, left, unrisen = self.history[-1], 1.0 - self.closed(), 1.0 - self.risen()
+        factors = (
+            left / (1.0 - last.closed) if last.closed != 1.0 else 1.0,
+            unrisen / (1.0 - last.risen) if last.risen != 1.0 else 1.0,
+        )
+        self.history = [
+            TreeShare(
+                point.seconds,
+                1.0 - factors[0] * (1.0 - point.closed),
+                1.0 - factors[1] * (1.0 - point.risen),
+            )
+            for point in self.history
+        ]
 
     def run(
         self, seconds: float, on_round: Callable[[NeuronSplit], object | None] | None = None
