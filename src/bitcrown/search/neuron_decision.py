@@ -20,9 +20,9 @@ from bitcrown.search import descent
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import guide_network, whole_guide
-from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
 from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
+from bitcrown.search.neurons.tightening import TightenedRace
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
 from bitcrown.search.twins import attack_networks
@@ -99,7 +99,7 @@ def decide_from_root(
     ``guide`` is ``guide_network`` of the root's; ``root_seconds`` is what the root bounds took,
     from which the cost of sharper layers is foreseen. Raises ``BudgetExpired``.
     """
-    trials = Trials(run.confirm)
+    trials, started = Trials(run.confirm), time.process_time()
     bounder = bounder_of(root, whole_guide(root, guide), trials, run.budget, run.recorder)
     with run.phase("alpha"):
         domains = bounder.root_domains(root.open_cases(), 20)
@@ -111,7 +111,8 @@ def decide_from_root(
         return run.sat(trials.witness, "alpha-CROWN")
     if not len(domains):
         return run.verdict(Status.UNSAT, "alpha-CROWN")
-    return _branch_and_bound(run, bounder, domains, objective)
+    seconds = time.process_time() - started
+    return _branch_and_bound(run, bounder, domains, objective, seconds)
 
 
 def _sharpened_layers(
@@ -155,9 +156,10 @@ def _sharpened_layers(
 
 
 def _branch_and_bound(
-    run: Run, bounder: DomainBounder, domains: Domains, objective: Objective
+    run: Run, bounder: DomainBounder, domains: Domains, objective: Objective, seconds: float
 ) -> Verdict:
-    """Search below ``domains``, with attacks whenever those had less than their share of time."""
+    """Search below ``domains``, with attacks whenever those had less than their share of time;
+    ``seconds`` of computing went into optimised bounds."""
     guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
     networks = cycle(attack_networks(guide))
 
@@ -177,7 +179,9 @@ def _branch_and_bound(
         return witness
 
     with run.phase("neuron split"):
-        outcome = Race(bounder, domains).run(attack_steps)
+        race = TightenedRace(bounder, domains, seconds)
+        outcome = race.run(attack_steps)
+    run.counters.update(race.counters)
     run.counters.update(
         domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
     )

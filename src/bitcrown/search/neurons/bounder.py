@@ -92,7 +92,7 @@ class DomainBounder:
     def _bounds(self, domains: Domains, layout: Layout, bounds: Bounds) -> Bounds:
         """``bounds`` of the root over ``layout``, narrowed to the domains; in their own dtype."""
         clipper = self.root.clipper
-        imposed = layout.split_bounds(bounds, domains.split)
+        imposed = layout.split_bounds(layout.gathered(bounds, domains.case), domains.split)
         if clipper is None:
             return imposed
         dtype = next(iter(bounds.values()))[0].dtype
@@ -190,6 +190,10 @@ class DomainBounder:
             region = clipper.run(domains.case, *box, *self.neuron_bounds(domains), rounds)
             return self._still_open(_narrowed(domains, region), region.feasible)
 
+    def closed(self, domains: Domains) -> Domains:
+        """Nothing: the recorder is told that all ``domains`` are excluded."""
+        return self._still_open(domains, torch.zeros_like(domains.case, dtype=torch.bool))
+
     def _still_open(self, domains: Domains, is_open: Tensor) -> Domains:
         """The domains that ``is_open [B]`` names. The recorder sees the others, with the neurons
         that they have values for: those of the guide, not of the whole network."""
@@ -215,7 +219,7 @@ class DomainBounder:
             split=self.guide.expanded(domains.split),
             cuts=root.cuts,
         )
-        bounds = root.enclosure.bounds
+        bounds = root.layout.gathered(root.enclosure.bounds, domains.case)
         if root.clipper is not None:
             bounds = self._bounds(domains, root.layout, bounds)
         value = proved_minimum(root.proof, self.rows(domains), bounds, root.enclosure.scales, found)

@@ -24,6 +24,7 @@ from dataclasses import replace
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import fastest
+from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.search.neurons.rules import Tactic, suitable_tactics
 from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
 
@@ -38,14 +39,32 @@ _GROWTH = 0.25
 """A slice is this part of the time that the tactic has had, so that slices are few."""
 
 
+def _half_time(search: NeuronSplit) -> int:
+    """Where in its history the later half of its time begins."""
+    end = search.history[-1].seconds
+    return max((k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0)
+
+
+def lasting_seconds(search: NeuronSplit) -> float:
+    """Seconds until nothing is left, if what is left goes on to fall by the same factor a second.
+
+    ``expected_seconds`` compares trees; for how long one will last it is far too hopeful, because
+    the last share of a tree takes longest. Here nothing is left once it is less than one domain as
+    deep as the deepest that is open.
+    """
+    now, then = search.history[-1], search.history[_half_time(search)]
+    left, before = 1.0 - now.closed, 1.0 - then.closed
+    if not left or not max(before - left, 0.0):
+        return math.inf
+    decay = math.log(before / left) / (now.seconds - then.seconds)
+    return math.log(max(left / search.smallest_share(), math.e)) / decay
+
+
 def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
     """Seconds that the search will still need at the rate of the later half of its time."""
     now = search.history[-1]
     share = [point.risen if by_rise else point.closed for point in search.history]
-    earlier = max(
-        (k for k, point in enumerate(search.history) if point.seconds <= now.seconds / 2),
-        default=0,
-    )
+    earlier = _half_time(search)
     gained = max(share[-1] - share[earlier], 0.0)
     if not gained:
         return math.inf
@@ -53,28 +72,39 @@ def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
 
 
 class Race:
-    """Searches below ``domains``, which have no splits yet, one for each tactic that suits."""
+    """Searches below ``domains``, which have no splits yet, one for each tactic that suits;
+    ``bounder`` has the guide that was chosen, ``seconds`` of computing have gone into all."""
 
     def __init__(
         self, bounder: DomainBounder, domains: Domains, tactics: list[Tactic] | None = None
     ) -> None:
         self.recorder = bounder.recorder
-        bounder, domains = fastest(bounder, domains)
+        self.bounder, self.domains = fastest(bounder, domains)
+        self.cases = set(domains.case.tolist())
         self.searches = [
-            NeuronSplit(self._own(bounder), domains, tactic)
-            for tactic in (suitable_tactics(bounder) if tactics is None else tactics)
+            NeuronSplit(self._own(self.bounder), self.domains, tactic)
+            for tactic in (suitable_tactics(self.bounder) if tactics is None else tactics)
         ]
+        self.seconds = 0.0
 
     def _own(self, bounder: DomainBounder) -> DomainBounder:
         """With a record of its own: a certificate is about one tree."""
-        return bounder if self.recorder is None else replace(bounder, recorder=self.recorder.copy())
+        return bounder if self.recorder is None else replace(bounder, recorder=Recorder())
 
-    def run(self, on_round: Callable[[NeuronSplit], object | None] | None = None) -> SplitOutcome:
-        """Until one search ends for all. A search with domains that nothing can split leaves the
-        race; if all do, what the last one left is the outcome."""
-        while True:
+    def run(
+        self,
+        on_round: Callable[[NeuronSplit], object | None] | None = None,
+        seconds: float = math.inf,
+    ) -> SplitOutcome | None:
+        """Until one search ends for all, or ``seconds`` of computing have passed (None). A search
+        with domains that nothing can split leaves the race; if all do, what the last one left is
+        the outcome."""
+        end = self.seconds + seconds
+        while self.seconds < end:
             search = self._next()
-            outcome = search.run(self._slice(search), on_round)
+            before = search.seconds
+            outcome = search.run(min(self._slice(search), end - self.seconds), on_round)
+            self.seconds += search.seconds - before
             self._bound_memory(search)
             if outcome is None:
                 continue
@@ -82,13 +112,46 @@ class Race:
                 self.searches.remove(search)
                 continue
             if outcome.proved and self.recorder is not None and search.bounder.recorder is not None:
-                self.recorder.take(search.bounder.recorder)
+                self.recorder.take(search.bounder.recorder, self.cases)
             return outcome
+        return None
+
+    def expected(self) -> list[float]:
+        """What each search is expected to need (see ``expected_seconds``)."""
+        by_rise = all(search.history[-1].closed == 0.0 for search in self.searches)
+        return [expected_seconds(search, by_rise) for search in self.searches]
+
+    def lasting(self) -> float:
+        """Seconds of computing that the race may still take (see ``lasting_seconds``)."""
+        return min(lasting_seconds(search) for search in self.searches)
+
+    def open_cases(self) -> set[int]:
+        """Cases that no tree has closed; with a record, that the trees have not all closed: it is
+        one tree that is written down."""
+        left = [self.cases if search.stuck else search.cases() for search in self.searches]
+        if self.recorder is not None:
+            return set.union(*left)
+        return set.intersection(*left)
+
+    def standing(self) -> SplitOutcome:
+        """How the leader stands."""
+        expected = self.expected()
+        return self.searches[expected.index(min(expected))].outcome(False, "deadline")
+
+    def drop(self, cases: set[int]) -> None:
+        """Leave ``cases`` to somebody else."""
+        self.cases = self.cases - cases
+        for search in self.searches:
+            search.drop(cases)
+
+    def narrow(self, bounder: DomainBounder) -> None:
+        """All trees go on below the tighter root of ``bounder``."""
+        for search in self.searches:
+            search.narrow(bounder)
 
     def _next(self) -> NeuronSplit:
         """The leader, or a rival that has had less than its part of the leader's time."""
-        by_rise = all(search.history[-1].closed == 0.0 for search in self.searches)
-        expected = [expected_seconds(search, by_rise) for search in self.searches]
+        expected = self.expected()
         best = min(expected)
         leader = self.searches[expected.index(best)]
         if leader.seconds < _FIRST_SLICE:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import torch
 
 from bitcrown.bounds.ascent import Ascent
 from bitcrown.errors import BudgetExpired
@@ -72,6 +74,10 @@ class NeuronSplit:
         """The least bound of an open domain; 0 where none is open."""
         return min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
 
+    def smallest_share(self) -> float:
+        """The share of the deepest open domain."""
+        return min([float(c.mass.min()) for c in self.stack.chunks], default=1.0) / self.whole
+
     def risen(self) -> float:
         """The same share, counting how far the bounds of open domains have risen towards zero."""
         left = self.stuck_mass
@@ -79,6 +85,41 @@ class NeuronSplit:
         for chunk in self.stack.chunks:
             left += float((chunk.mass * (chunk.value.double() / worst).clamp(0.0, 1.0)).sum())
         return 1.0 - left / self.whole
+
+    def narrow(self, bounder: DomainBounder) -> None:
+        """Go on with the tighter root of ``bounder``, which has the same guide: signs that were
+        decided stay decided, and what has no room any more shows as empty."""
+        self.bounder = replace(self.bounder, root=bounder.root, guide=bounder.guide)
+        self.rule = self.tactic.rule(self.bounder)
+
+    def cases(self) -> set[int]:
+        """Cases with open domains. Others are excluded, unless domains are ``stuck``."""
+        return {case for chunk in self.stack.chunks for case in chunk.case.tolist()}
+
+    def drop(self, cases: set[int]) -> None:
+        """Forget the open domains of ``cases``, which somebody else decides."""
+        gone = [case for case in self.cases() if case in cases]
+        if not gone:
+            return
+        self.whole = max(self.whole - len(gone), 1e-300)
+        chunks, self.stack = self.stack.chunks, DomainStack()
+        for chunk in chunks:
+            is_kept = ~torch.isin(chunk.case, chunk.case.new_tensor(gone))
+            self.stack.push(chunk.select(is_kept.nonzero().flatten()))
+        # The rate at which what is left shrinks is the same as before: history is about the rest.
+        last, left, unrisen = self.history[-1], 1.0 - self.closed(), 1.0 - self.risen()
+        factors = (
+            left / (1.0 - last.closed) if last.closed != 1.0 else 1.0,
+            unrisen / (1.0 - last.risen) if last.risen != 1.0 else 1.0,
+        )
+        self.history = [
+            TreeShare(
+                point.seconds,
+                1.0 - factors[0] * (1.0 - point.closed),
+                1.0 - factors[1] * (1.0 - point.risen),
+            )
+            for point in self.history
+        ]
 
     def run(
         self, seconds: float, on_round: Callable[[NeuronSplit], object | None] | None = None
@@ -91,16 +132,16 @@ class NeuronSplit:
         end = self.seconds + seconds
         while len(self.stack):
             if self.bounder.budget.is_expired():
-                return self._outcome(False, "deadline")
+                return self.outcome(False, "deadline")
             if self.stack.bytes() > self.bounder.budget.memory // 2:
-                return self._outcome(False, "memory")
+                return self.outcome(False, "memory")
             batch = self.stack.pop(self.batch)
             started = time.process_time()
             try:
                 self.stack.push(self._round(batch))
             except BudgetExpired:
                 self.stack.push(batch)
-                return self._outcome(False, "deadline")
+                return self.outcome(False, "deadline")
             spent = max(time.process_time() - started, 1e-6)
             self._resize(len(batch), spent)
             self.seconds += spent
@@ -109,14 +150,15 @@ class NeuronSplit:
             self.history.append(TreeShare(self.seconds, self.closed(), self.risen()))
             witness = self.bounder.trials.witness or (None if on_round is None else on_round(self))
             if witness is not None:
-                return self._outcome(False, witness=witness)
+                return self.outcome(False, witness=witness)
             if self.seconds >= end and len(self.stack):
                 return None
-        return self._outcome(self.stuck == 0, "incomplete" if self.stuck else "")
+        return self.outcome(self.stuck == 0, "incomplete" if self.stuck else "")
 
-    def _outcome(
+    def outcome(
         self, proved: bool, reason: str = "", witness: object | None = None
     ) -> SplitOutcome:
+        """How the search stands."""
         worst = self.worst()
         counts = self.rounds, self.domains, self.stuck, len(self.stack)
         return SplitOutcome(proved, *counts, worst, witness, reason, self.tactic.name)
