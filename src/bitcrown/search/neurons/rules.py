@@ -24,6 +24,7 @@ from bitcrown.search.neurons.branching import (
 )
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.lookahead import LookAhead, looks_ahead
+from bitcrown.search.neurons.slack import TightestLines
 
 
 class BranchingRule(Protocol):
@@ -55,6 +56,7 @@ def _smart(score: int, gain: Gain) -> Callable[[DomainBounder], BranchingRule]:
 
 
 TACTICS = (
+    Tactic("tightest lines", TightestLines, 10, looks_ahead),
     Tactic("look-ahead", LookAhead, 10, looks_ahead),
     Tactic("upper, product", _smart(UPPER, product_of_gains), 10, lambda bounder: True),
     Tactic("both, product", _smart(BOTH, product_of_gains), 10, _has_candidates),
