@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bitcrown.quant.formats.qonnx import has_quant, standard_form
+from bitcrown.model.file import QONNX_DOMAINS
+from bitcrown.model.standard_form import standard_form
 from tests.quant_models import UINT8, Writer, run
 
 FORMS = (
@@ -334,8 +335,8 @@ def box_and_points(rng: np.random.Generator, file: TinyFile) -> tuple[Any, Any, 
 def outputs_at(w: Writer, output: str, values: Any) -> Any:
     """[P, M] by onnxruntime, QONNX in its standard form."""
     model = w.model(output)
-    if has_quant(model):
-        model = standard_form(model)
+    if any(node.domain in QONNX_DOMAINS for node in model.graph.node):
+        model = standard_form(model, QONNX_DOMAINS)
     return run_model(model, values)
 
 

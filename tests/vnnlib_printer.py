@@ -20,7 +20,6 @@ from bitcrown.spec.query import (
     Product,
     Query,
     Sum,
-    TensorDecl,
     Term,
     Var,
 )
@@ -89,6 +88,7 @@ def _network_body(network: NetworkDecl) -> list[str]:
     ):
         for tensor in tensors:
             name = f' "{tensor.onnx_name}"' if word == "hidden" else ""
+            name += " initialized" * tensor.is_initialized
             if (
                 '"' in tensor.onnx_name
                 or "\n" in tensor.onnx_name
@@ -171,7 +171,9 @@ def _term(term: Term, query: Query, numbering: Numbering, whole: bool) -> str:
 
 
 def _variable(var: Var, query: Query, numbering: Numbering) -> str:
-    tensor = numbering.tensors.get(var.tensor) or _hidden(var, query)
+    tensor = numbering.tensors.get(var.tensor)
+    if tensor is None:
+        raise ValueError(f"{var.tensor} is not declared")
     if not 0 <= var.index < prod(tensor.shape):
         raise ValueError(
             f"index {var.index} is out of range for {tensor.name} of shape {list(tensor.shape)}"
@@ -179,11 +181,3 @@ def _variable(var: Var, query: Query, numbering: Numbering) -> str:
     if query.version[0] == 1:
         return f"{tensor.name}_{var.index}"
     return element_name(tensor, var.index)
-
-
-def _hidden(var: Var, query: Query) -> TensorDecl:
-    for network in query.networks:
-        for tensor in network.hidden:
-            if tensor.name == var.tensor:
-                return tensor
-    raise ValueError(f"{var.tensor} is not declared")

@@ -1,10 +1,11 @@
 """Decides one robustness query: check_mnist_robustness.py --sample_id 115 --eps 2 [--dataset
-fashion-mnist].
+fashion-mnist] [--images FOLDER].
 
-Prints the verdict in one line. ``--export`` writes the query as an SMT-LIB 2 script instead
-(``sat`` means vulnerable), for any solver of QF_BV; ``--certificate FILE`` writes the proof of a
-robust verdict, which ``bitcrown check-certificate`` checks; ``--max-radius`` searches the largest
-eps at which the sample is robust. Exit codes: 0 decided or written, 2 bad input, 3 undecided.
+Prints the accuracy of the network, and the verdict in one line. ``--export`` writes the query as an
+SMT-LIB 2 script instead (``sat`` means vulnerable), for any solver of QF_BV; ``--certificate FILE``
+writes the proof of a robust verdict, which ``bitcrown check-certificate`` checks; ``--max-radius``
+searches the largest eps at which the sample is robust. Exit codes: 0 decided or written, 2 bad
+input, 3 undecided.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from decision import answer, save_certificate
 from samples import DATASETS, MISCLASSIFIED, ROBUST, VULNERABLE, Benchmark, Query
 
 from bitcrown.budget import Budget
-from bitcrown.errors import BitcrownError, SettingsError
+from bitcrown.errors import BitcrownError
 from bitcrown.harness.instance import parse_timeout
 from bitcrown.quant.query import IntegerQuery, robustness_query
 
@@ -32,9 +33,21 @@ def main() -> int:
         description="robustness of one test image, decided exactly", allow_abbrev=False
     )
     parser.add_argument(
-        "--sample_id", type=int, required=True, metavar="N", help="number in the test set"
+        "--sample_id", type=int, default=0, metavar="N", help="number in the test set (default: 0)"
     )
-    parser.add_argument("--eps", type=int, metavar="E", help="radius in pixel steps (of 0 to 255)")
+    parser.add_argument(
+        "--eps",
+        type=int,
+        default=1,
+        metavar="E",
+        help="radius in pixel steps, of 0 to 255 (default: 1)",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="idx files of the whole test set (default: the images of the published queries)",
+    )
     parser.add_argument("--dataset", choices=DATASETS, default="mnist")
     parser.add_argument("--seconds", default="60", metavar="S", help="CPU seconds (default: 60)")
     parser.add_argument(
@@ -49,26 +62,29 @@ def main() -> int:
     what.add_argument(
         "--certificate", type=Path, metavar="FILE", help="write the proof of a robust verdict"
     )
-    what.add_argument(
-        "--max-radius", action="store_true", help="search the largest robust eps; needs no --eps"
-    )
+    what.add_argument("--max-radius", action="store_true", help="search the largest robust eps")
     options = parser.parse_args()
     try:
         options.seconds = parse_timeout(options.seconds)
         if options.max_radius:
             return radius(options)
-        if options.eps is None:
-            raise SettingsError(
-                "--eps is missing; give the radius in pixel steps, for example --eps 1"
-            )
         return export(options) if options.export else decide(options)
     except (BitcrownError, OSError) as error:
         print(f"check_mnist_robustness: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
+def opened(options: argparse.Namespace) -> Benchmark:
+    """The data set that is asked for; says how good the network is on it."""
+    benchmark = Benchmark.of(options.dataset, options.images)
+    right, total = benchmark.accuracy()
+    which = "stored" if options.images is None else "all"
+    print(f"test accuracy: {right / total:.2%} ({right} of {total} images, {which})")
+    return benchmark
+
+
 def decide(options: argparse.Namespace) -> int:
-    benchmark = Benchmark.of(options.dataset)
+    benchmark = opened(options)
     query = Query(options.dataset, options.sample_id, options.eps)
     found = answer(benchmark, query, options.seconds, options.certificate is not None)
     title = f"{query.dataset} sample {query.sample_id}, label {found.label}"
@@ -91,7 +107,7 @@ def export(options: argparse.Namespace) -> int:
     from bitcrown.quant.smt.formula import encode
     from bitcrown.quant.smt.smtlib import smtlib_script
 
-    benchmark = Benchmark.of(options.dataset)
+    benchmark = Benchmark.of(options.dataset, options.images)
     image, label = benchmark.samples.sample(options.sample_id)
     query = robustness_query(benchmark.network, image, label, options.eps)
     formula = encode(query.network, query.low, query.high, dense_cases(query), options.encoding)
@@ -117,7 +133,7 @@ def dense_cases(query: IntegerQuery) -> tuple[tuple[tuple[tuple[int, ...], int],
 def radius(options: argparse.Namespace) -> int:
     from maximum_radius import maximum_radius
 
-    benchmark = Benchmark.of(options.dataset)
+    benchmark = opened(options)
     image, label = benchmark.samples.sample(options.sample_id)
     started = time.process_time()
     budget = Budget.of_cpu_seconds(options.seconds)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bitcrown.errors import PropertyError
+from bitcrown.errors import DataError, PropertyError
+from bitcrown.evaluation.data.image_files import read_idx
+from bitcrown.files import find_file
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import IntegerNetwork
@@ -23,6 +25,7 @@ from bitcrown.quant.network.graph import IntegerNetwork
 HERE = Path(__file__).resolve().parent
 DATASETS = ("mnist", "fashion-mnist")
 MISCLASSIFIED, ROBUST, VULNERABLE, TIMEOUT = "misclassified", "robust", "vulnerable", "timeout"
+_PREFIX = {"mnist": "mnist-t10k", "fashion-mnist": "fashion-t10k"}
 VERDICTS = (MISCLASSIFIED, TIMEOUT, VULNERABLE, ROBUST)
 
 
@@ -61,7 +64,8 @@ class Samples:
         if not len(place):
             raise PropertyError(
                 f"test image {sample_id} of {self.dataset} is not stored with this suite; "
-                f"stored are the images of the published queries: {ranges(self.ids)}"
+                f"stored are the images of the published queries: {ranges(self.ids)}; give the "
+                "folder of the whole test set with --images"
             )
         return self.images[place[0]].astype(np.int64), int(self.labels[place[0]])
 
@@ -70,6 +74,25 @@ def ranges(ids: np.ndarray) -> str:
     """``0-249, 300-349``."""
     runs = np.split(ids, np.nonzero(np.diff(ids) != 1)[0] + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def read_test_set(folder: Path, dataset: str) -> Samples:
+    """The whole test set from the idx files in ``folder``. Raises ``DataError``."""
+    prefix = _PREFIX[dataset]
+    places = (folder / prefix, folder / dataset / "t10k", folder / "t10k")
+    for place in places:
+        images, labels = (
+            find_file(place.with_name(f"{place.name}-{kind}-ubyte"))
+            for kind in ("images-idx3", "labels-idx1")
+        )
+        if images is not None and labels is not None:
+            pixels = read_idx(images)
+            ids = np.arange(len(pixels))
+            return Samples(dataset, ids, pixels.reshape(len(ids), -1), read_idx(labels))
+    raise DataError(
+        f"{folder} holds no test images of {dataset}: {prefix}-images-idx3-ubyte (or "
+        f"{dataset}/t10k-images-idx3-ubyte), plain or .gz, with the labels beside it"
+    )
 
 
 def read_samples(dataset: str) -> Samples:
@@ -88,13 +111,20 @@ class Benchmark:
     network: IntegerNetwork
 
     @classmethod
-    def of(cls, dataset: str) -> Benchmark:
-        return cls(dataset, read_samples(dataset), read_onnx(network_path(dataset)))
+    def of(cls, dataset: str, images: Path | None = None) -> Benchmark:
+        """With the images that are stored here, or all of the test set in the folder ``images``."""
+        samples = read_samples(dataset) if images is None else read_test_set(images, dataset)
+        return cls(dataset, samples, read_onnx(network_path(dataset)))
 
     @cached_property
     def program(self) -> Program:
         """What queries on one network share."""
         return Program(self.network)
+
+    def accuracy(self) -> tuple[int, int]:
+        """How many of the images are labelled right, and how many there are."""
+        outputs = self.network.evaluate(self.samples.images.astype(np.int64))
+        return int((outputs.argmax(axis=1) == self.samples.labels).sum()), len(outputs)
 
     def predicted(self, image: np.ndarray) -> int:
         """The label that the network gives to ``image`` [784]: the first index of the largest

@@ -2,6 +2,7 @@
 
 problem = bitcrown.load("net.onnx", "property.vnnlib")
 verdict = bitcrown.verify(problem)
+answer = bitcrown.robust("net.onnx", "cat.png", "2/255")
 
 Names load when they are first used: ``import bitcrown`` alone imports nothing heavy.
 """
@@ -12,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitcrown.api import attack, bound, evaluate, load, verify
+    from bitcrown.api import attack, bound, evaluate, load, robust, verify
     from bitcrown.budget import Budget
     from bitcrown.errors import BitcrownError
     from bitcrown.settings import Settings
@@ -32,6 +33,7 @@ __all__ = [
     "bound",
     "evaluate",
     "load",
+    "robust",
     "verify",
 ]
 
@@ -48,11 +50,16 @@ _HOMES = {
     "bound": "api",
     "evaluate": "api",
     "load": "api",
+    "robust": "api",
     "verify": "api",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from bitcrown.provenance import version
+
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module 'bitcrown' has no attribute {name!r}")
     return getattr(import_module(f"bitcrown.{_HOMES[name]}"), name)

@@ -5,6 +5,7 @@ verdict = bitcrown.verify(problem)
 lower, upper = bitcrown.bound(problem)
 found = bitcrown.attack("net.onnx", images, labels, "8/255")
 evaluation = bitcrown.evaluate("net.onnx", images, labels, ["1/255", "2/255"], bounds="bab")
+answer = bitcrown.robust(torch_module, image, "2/255")
 
 Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 """
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bitcrown.attacks.images.suite import SuiteResult
+    from bitcrown.evaluation.around import Robustness
     from bitcrown.evaluation.data.sets import ImageSet
     from bitcrown.evaluation.plan import Plan
     from bitcrown.evaluation.runs import Evaluation
     from bitcrown.evaluation.subjects import Subject
+    from bitcrown.search.outlook import Outlook
 
 ExactNumber = str | float | Fraction
 """In pixels of [0, 1]; words such as "8/255" are exact, a float near a short fraction is taken for
@@ -61,6 +64,7 @@ def verify(
     """
     from bitcrown.search.strategy import Run, decide
 
+    _require_problem(problem, "verify")
     settings = settings or Settings()
     if budget is None:
         limit = seconds if cpu_seconds is None else cpu_seconds
@@ -72,6 +76,23 @@ def verify(
 
         return certified(run, verdict)
     return verdict
+
+
+def outlook(problem: Problem, settings: Settings | None = None) -> Outlook:
+    """What ``verify`` will do with ``problem`` in the float engine, how loose its bounds are, and
+    every reason for ``unknown`` that is known before the search."""
+    from bitcrown.search.outlook import outlook_of
+
+    _require_problem(problem, "outlook")
+    return outlook_of(problem, settings)
+
+
+def _require_problem(problem: object, function: str) -> None:
+    if not isinstance(problem, Problem):
+        raise PropertyError(
+            f"{function} takes a problem, bitcrown.{function}(bitcrown.load('net.onnx', "
+            f"'property.vnnlib')), but a {type(problem).__name__} was given"
+        )
 
 
 def bound(
@@ -86,11 +107,24 @@ def bound(
     """
     from bitcrown.search.tensor_bounds import tensor_bounds
 
+    _require_problem(problem, "bound")
     if not 0 <= case < len(problem.cases):
         raise PropertyError(
             f"case {case} does not exist: the property has {len(problem.cases)} cases"
         )
     return tensor_bounds(problem, tensor, case)
+
+
+def network_in_words(onnx: str | Path) -> str:
+    """What the network in a file consists of, as the engine that decides it reads it.
+
+    Raises ``ModelError``, and ``UnsupportedError`` with the reasons of both engines where neither
+    reads it.
+    """
+    from bitcrown.model.file import NetworkFile
+    from bitcrown.search.readings import reading_in_words
+
+    return reading_in_words(NetworkFile(Path(onnx)))
 
 
 def attack(
@@ -216,8 +250,8 @@ def _plan(
     return Plan(
         name if callable(model) or name.startswith(ZOO) else Path(name),
         exact_radius(eps),
-        None if mean is None else tuple(exact_radius(value) for value in mean),
-        None if std is None else tuple(exact_radius(value) for value in std),
+        _exact_row(mean),
+        _exact_row(std),
         weights=None if weights is None else Path(weights),
         settings=settings or Settings(),
         **others,
@@ -239,6 +273,10 @@ def _opened(
         device = device_of(plan.settings.device)
         return TorchSubject(model, str(plan.network), pixels.shape, plan.batch, device), pixels
     return open_subject(plan, pixels.shape), pixels
+
+
+def _exact_row(row: Sequence[ExactNumber] | None) -> tuple[Fraction, ...] | None:
+    return None if row is None else tuple(exact_radius(value) for value in row)
 
 
 def exact_radius(value: ExactNumber) -> Fraction:
@@ -276,4 +314,75 @@ def load_and_verify(
     ), problem
 
 
-__all__ = ["UnsupportedError", "attack", "bound", "evaluate", "load", "load_and_verify", "verify"]
+def robust(
+    model: Any,
+    x: Any,
+    eps: ExactNumber,
+    *,
+    label: int | None = None,
+    target: int | None = None,
+    norm: str = "Linf",
+    eps_map: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    brightness: ExactNumber = 0,
+    contrast: ExactNumber = 0,
+    limits: tuple[ExactNumber, ExactNumber] | str | None = "auto",
+    mean: Sequence[ExactNumber] | None = None,
+    std: Sequence[ExactNumber] | None = None,
+    order: str = "auto",
+    radius: bool = False,
+    seconds: float = 60.0,
+    cpu_seconds: float | None = None,
+    settings: Settings | None = None,
+    report: Callable[[str, dict[str, Any]], None] | None = None,
+    vnnlib: str | Path | None = None,
+) -> Robustness:
+    """Does every input within ``eps`` of ``x`` keep its class? With ``radius``: within how much?
+
+    ``model``: the path of an ONNX file (also a quantized one) or ``.h5``, a torch module, or an
+    exported program; torch networks are exported to a temporary folder and compared there. ``x``:
+    an array or tensor ``[C, H, W]``, ``[H, W, C]`` or of the network's own shape, or a word as the
+    command takes it (picture, ``.npy``, ``SET:INDEX``). ``label``: default the network's own;
+    ``target``: only this class counts. ``eps_map`` and ``mask`` multiply ``eps`` for each value.
+    ``brightness`` and ``contrast``, where one is not 0, are asked in place of ``eps``: images
+    ``m + (1 + c)(x - m) + b`` with ``m`` the middle of the limits, ``|b|`` and ``|c|`` within them.
+    ``limits``: of values; ``auto`` is [0, 1] for pictures and for arrays within it. ``vnnlib``: a
+    file for the property.
+
+    The result has ``status``, ``sentence()``, ``adversarial``. Raises a ``BitcrownError``.
+    """
+    import tempfile
+
+    from bitcrown.evaluation.around import Asker
+    from bitcrown.evaluation.question import Neighbourhood, open_classifier, weights_of
+    from bitcrown.evaluation.samples import sample_from
+    from bitcrown.files import write_whole
+
+    settings = settings or Settings()
+    limit = seconds if cpu_seconds is None else cpu_seconds
+    budget = Budget.of(limit, settings.memory_bytes(), cpu_seconds is not None)
+    with tempfile.TemporaryDirectory(prefix="bitcrown-robust-") as folder:
+        kept = tuple(exact_radius(end) for end in limits) if isinstance(limits, tuple) else limits
+        sample = sample_from(x, kept)
+        means, stds = _exact_row(mean), _exact_row(std)
+        network = open_classifier(model, sample, means, stds, order, Path(folder))
+        around = Neighbourhood(exact_radius(eps), norm, weights_of(network.sample, eps_map, mask))
+        light = exact_radius(brightness), exact_radius(contrast)
+        if any(light):
+            around = around.lit(light, radius or vnnlib is not None)
+        asker = Asker(network, label, target, settings, report)
+        if vnnlib is not None:
+            write_whole(Path(vnnlib), asker.property_text(around))
+        return asker.radius(around, budget) if radius else asker.ask(around, budget)
+
+
+__all__ = [
+    "UnsupportedError",
+    "attack",
+    "bound",
+    "evaluate",
+    "load",
+    "load_and_verify",
+    "robust",
+    "verify",
+]

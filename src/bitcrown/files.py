@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -72,6 +73,40 @@ def read_packed(path: Path, limit: int, what: str, error: type[BitcrownError]) -
     if len(data) > limit:
         raise error(f"{what} {found} is larger than {limit >> 30} GiB")
     return data
+
+
+def part_beside(folder: Path, location: str, offset: int, length: int | None, limit: int) -> bytes:
+    """``length`` bytes (None: all the rest) from ``offset`` of a file that another file names.
+
+    The name is nobody's word: the file must lie in ``folder`` or below it, without ``..``, and be a
+    plain one that is reached without any link. Raises ``OSError`` or ``ValueError``.
+    """
+    parts = location.split("/")
+    if not location or "" in parts or ".." in parts or "\\" in location:
+        raise ValueError("its name leaves the folder")
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    here = os.open(folder, flags | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, flags | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            os.close(here)
+            here = inner
+        # Not blocking: a pipe that nobody writes to would be waited for before it can be refused.
+        found = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=here)
+    finally:
+        os.close(here)
+    with os.fdopen(found, "rb") as file:
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no plain file")
+        rest = status.st_size - offset
+        size = rest if length is None else length
+        if offset < 0 or not 0 <= size <= rest:
+            raise ValueError(f"it has {status.st_size} bytes, not {size} from {offset} on")
+        if size > limit:
+            raise ValueError(f"its part has more than {limit} bytes")
+        file.seek(offset)
+        return file.read(size)
 
 
 def digest(data: bytes) -> str:
@@ -154,6 +189,20 @@ def write_in_place(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def require_appendable(path: Path) -> None:
+    """Raises ``ResourceError`` where ``append_record`` would; makes the file if it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            return
+    except OSError as error:
+        raise _unwritable_record(path, error) from error
+
+
+def _unwritable_record(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"the record {path} cannot be written: {error.strerror or error}")
+
+
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Append ``record`` as one line, after closing a half line of a killed writer. Raises
     ``ResourceError``."""
@@ -168,9 +217,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
             line = json.dumps(record, default=str).encode() + b"\n"
             file.write(b"\n" + line if broken else line)
     except OSError as error:
-        raise ResourceError(
-            f"the record {path} cannot be written: {error.strerror or error}"
-        ) from error
+        raise _unwritable_record(path, error) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

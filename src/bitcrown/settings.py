@@ -55,7 +55,11 @@ class Option:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         word = "a whole number" if isinstance(self.default, int) else "a number"
-        return f"{word} from {self.low:g} to {self.high:g}{' ' + self.unit if self.unit else ''}"
+        low, high = (
+            f"{int(end)}" if float(end).is_integer() and abs(end) < 1e15 else f"{end:g}"
+            for end in (self.low, self.high)
+        )
+        return f"{word} from {low} to {high}{' ' + self.unit if self.unit else ''}"
 
 
 OPTIONS = (

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     REPLAY = "candidates were found but none survived replay on the original network"
     NUMERICS = "a bound was not a number, so nothing could be concluded from it"
     BAD_INPUT = "the input files could not be used"
+    INTERRUPTED = "the run was interrupted before the search ended"
     CRASHED = "the worker process ended without an answer"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from tests.fuzz.graphs import Generator, Net, Unfit
 
@@ -20,8 +21,17 @@ WITHOUT = {
         sorted(QUANTIZERS | {"com.microsoft.DequantizeLinear", "com.microsoft.QuantizeLinear"}),
         "makes a network quantized: the integer family and test_quantization build these",
     ),
+    **dict.fromkeys(
+        sorted({op for op in LOWERINGS if op.startswith("com.microsoft.")} - QUANTIZERS),
+        "onnxruntime's own: test_chosen_operators and test_dynamic_quantization build these",
+    ),
     "RMSNormalization": "needs opset 23",
     "SimplifiedLayerNormalization": "onnxruntime's own, of no opset",
+    **dict.fromkeys(
+        sorted(op for op in LOWERINGS if op.startswith("ai.onnx.ml.")),
+        "of another domain: test_classical builds these",
+    ),
+    **dict.fromkeys(("IsNaN", "IsInf"), "false of every number"),
     "Scatter": "the old name of ScatterElements",
 }
 """Operators of the reader that have no generator here, and why."""
@@ -187,6 +197,15 @@ def pooling(op: str) -> Generator:
     return build
 
 
+def triangle(net: Net, x: str) -> str:
+    if net.opset < 14:
+        raise Unfit("Trilu is of opset 14")
+    columns = 2 if net.size(x) % 2 == 0 else 1
+    x = net.reshaped(x, net.size(x) // columns, columns)
+    diagonal = net.constant(int(net.rng.integers(-1, 2)), np.int64)
+    return net.add("Trilu", x, diagonal, upper=int(net.rng.integers(2)))
+
+
 def normalisation(op: str) -> Generator:
     def build(net: Net, x: str) -> str:
         if op == "LayerNormalization":
@@ -331,6 +350,7 @@ def layers() -> dict[str, Generator]:
         **{op: soft(op) for op in ("Softmax", "LogSoftmax")},
         "LpNormalization": unit_length,
         "CumSum": cumulative,
+        "Trilu": triangle,
         **{op: dynamic_product(op) for op in ("MatMulInteger", "ConvInteger")},
         "DynamicQuantizeLinear": dynamic_product("MatMulInteger"),
     }

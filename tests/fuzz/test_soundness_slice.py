@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 FUZZER = Path(__file__).with_name("soundness.py")
-SLICE = {"float": (2, 250), "integer": (1, 110), "parser": (1, 120), "certificate": (1, 34)}
+SLICE = {
+    "float": (2, 250),
+    "integer": (1, 110),
+    "mixed": (1, 60),
+    "parser": (1, 120),
+    "certificate": (1, 34),
+}
 """Seed and number of instances of each family: about two minutes in total."""
 
 

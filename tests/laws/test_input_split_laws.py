@@ -16,6 +16,7 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.search.inputs import parts, search
+from bitcrown.search.inputs.boxes import GroupedRows, distinct_boxes
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule
 from bitcrown.search.inputs.search import InputOutcome, InputSplit
 from bitcrown.search.objective import Objective
@@ -107,6 +108,30 @@ def test_races_change_no_verdict(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(parts, "BRANCHES", 2)
     for graph, question, is_violated in questions(seed):
         assert is_right(outcome(graph, question), is_violated)
+
+
+def test_trees_that_race_share_equal_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules that agree everywhere race at once: each box is bounded once, and counted for both."""
+    monkeypatch.setattr(parts, "FIRST", 1)
+    graph, question, _ = questions(3)[0]
+    influence = SPLIT_RULES[1]
+    twins = [influence] + [SplitRule(f"twin {k}", influence.score) for k in range(3)]
+    alone, together = outcome(graph, question, twins[:1]), outcome(graph, question, twins)
+    assert alone.proved and together.proved
+    assert together.domains < 2 * alone.domains
+
+
+def test_equal_boxes_are_found() -> None:
+    graph, question, _ = questions(3)[0]
+    grouped = GroupedRows(question, np.arange(2), Network(graph, torch.float64))
+    empty = torch.zeros(1, 0, dtype=torch.float64)
+    boxes = grouped.roots(torch.zeros(6, dtype=torch.int64), (empty, empty))
+    boxes.lower, boxes.open = boxes.lower.clone(), boxes.open.clone()
+    boxes.lower[[1, 4], 0] = -0.5
+    boxes.open[5, 0] = False
+    first, kind = distinct_boxes(boxes)
+    assert sorted(first.tolist()) == [0, 1, 5]
+    assert first[kind].tolist() == [0, 1, 0, 0, 1, 5]
 
 
 def test_a_slow_clock_grows_the_same_tree(monkeypatch: pytest.MonkeyPatch) -> None:

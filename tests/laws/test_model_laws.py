@@ -64,6 +64,7 @@ AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
     "shift": ("Scale", [(2, 3)], {}, {"shift": array(2, 1)}),
     "add": ("Add", [(2, 3), (2, 3)], {}, {}),
     "sub": ("Sub", [(2, 3), (2, 3)], {}, {}),
+    "larger": ("Larger", [(2, 3)] * 4, {}, {}),
     "reshape": ("Reshape", [(2, 3)], {"shape": (3, 2)}, {}),
     "transpose": ("Transpose", [(2, 3, 4)], {"perm": (2, 0, 1)}, {}),
     "slice": ("Slice", [(4, 6)], {"slices": ((1, 3, 1), (0, 6, 2))}, {}),
@@ -181,6 +182,27 @@ def test_products_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(network.adjoint(node, a)[0], whole)
     monkeypatch.setattr(convolution, "_WIDE_CHANNELS", 65)
     torch.testing.assert_close(network.adjoint(node, a)[0], whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_products_with_mostly_zeros_are_the_same(dtype: torch.dtype, rows: int) -> None:
+    """Compressed or dense, and differentiable either way."""
+    random = np.random.default_rng(0)
+    weight = np.zeros((160, 130))
+    weight[random.integers(160, size=130), np.arange(130)] = random.normal(size=130)
+    nodes = [
+        Node("x", "Input", (), (1, 130)),
+        Node("y", "Linear", ("x",), (1, 160), {}, {"weight": weight}),
+    ]
+    graph = Graph({node.name: node for node in nodes}, ("x",), ("y",), ("float32",))
+    network = Network(graph, dtype)
+    a = torch.randn(rows, 1, 160, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    (found,) = network.adjoint(graph.nodes["y"], a)
+    (dense,) = network.adjoint(graph.nodes["y"], a.clone().requires_grad_())
+    assert dense.requires_grad and not found.requires_grad
+    torch.testing.assert_close(found, dense.detach())
+    torch.testing.assert_close(found[:, 0], a[:, 0] @ torch.from_numpy(weight).to(dtype))
 
 
 @affine_cases()

@@ -21,13 +21,12 @@ import pytest
 from bitcrown.check.certificates.documents import Reject
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.property import Claim
-from bitcrown.check.certificates.quantized.agreement import (
-    require_agreement,
-    without_qonnx,
-)
+from bitcrown.check.certificates.quantized.agreement import require_agreement
 from bitcrown.check.certificates.quantized.chain import BINARY32, values_of
 from bitcrown.check.certificates.quantized.file import Read, read_file
+from bitcrown.check.qonnx import without_qonnx
 from bitcrown.model.file import QONNX_DOMAINS
+from bitcrown.model.standard_form import standard_form
 from bitcrown.quant.formats import qonnx
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import QuantError
@@ -146,7 +145,48 @@ def test_every_rounding_of_qonnx_has_a_standard_form(mode: str, signed: int) -> 
     expected = (qonnx.quant_levels(mode, 1, ends)(values, scale) - 1).astype(np.float32) * scale
     from tests.tiny_quantized_files import run_model
 
-    assert (run_model(without_qonnx(w.model(y)), values[None])[0] == expected).all()
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
+        assert (run_model(written, values[None])[0] == expected).all()
+
+
+def truncated(values: np.ndarray, mode: str, is_late: bool) -> np.ndarray:
+    """Five bits of a quarter of an integer each; the late version clips to three bits."""
+    f = np.float32
+    whole = np.rint(values / f(0.25) + f(2)) / f(4)
+    kept = np.clip(whole, f(-4), f(3)) if is_late else whole
+    kept = qonnx.ROUNDINGS[mode](kept) - (f(0.5) if is_late else f(2))
+    return np.asarray(kept * (f(1.0) if is_late else f(0.25)), dtype=f)
+
+
+@pytest.mark.parametrize("mode", ["ROUND", "FLOOR", "CEIL"])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_trunc_of_qonnx_is_what_its_specification_says(mode: str, is_late: bool) -> None:
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    w = Writer([1, 64], opset=13)
+    given = [0.25, 2.0, 5.0, *([1.0] if is_late else []), 3.0]
+    names = [w.constant(np.float32(value)) for value in given]
+    y = w.add("Trunc", "x", *names, domain=QONNX_DOMAINS[2], rounding_mode=mode)
+    values = (np.arange(64, dtype=np.float32) - 32) / 8
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
+        assert (run_model(written, values[None])[0] == truncated(values, mode, is_late)).all()
+
+
+def test_convolutions_with_channels_last_are_turned() -> None:
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    random, w = np.random.default_rng(0), Writer([1, 4, 5, 2], opset=13)
+    weight = random.integers(-3, 4, (3, 2, 2, 2)).astype(np.float32)
+    attrs = {"kernel_shape": [2, 2], "strides": [1, 2], "pads": [0, 0, 0, 0]}
+    y = w.add("Conv", "x", w.constant(weight), domain=QONNX_DOMAINS[3], **attrs)
+    x = random.integers(-3, 4, (4, 5, 2)).astype(np.float32)
+    expected = np.zeros((3, 2, 3))
+    for i, j, o in np.ndindex(expected.shape):
+        expected[i, j, o] = (x[i : i + 2, 2 * j : 2 * j + 2] * weight[o]).sum()
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
+        assert (run_model(written, x.reshape(1, -1))[0] == expected.reshape(-1)).all()
 
 
 def test_checking_needs_no_code_of_the_prover() -> None:

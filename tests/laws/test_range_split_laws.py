@@ -60,8 +60,16 @@ def domains_over(graph: Graph, width: float) -> tuple[OperandAxis, Layout, Range
     many = torch.zeros(2, 1, layout.n_alphas, dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
     start = RangeDomains(
-        torch.tensor([0, 1]), none.long(), none, none, many, ones[:, None], -ones, ones,
-        none.long(), none,
+        torch.tensor([0, 1]),
+        none.long(),
+        none,
+        none,
+        many,
+        ones[:, None],
+        -ones,
+        ones,
+        none.long(),
+        none,
     )
     return axis, layout, start, bounds
 

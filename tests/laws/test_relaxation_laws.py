@@ -137,6 +137,12 @@ CASES = {
     "Elu steep": Case(
         "Elu", lambda x, alpha: _elu(x, alpha), attrs={"alpha": 3.0}, linear=((0, 2), (1, 3))
     ),
+    "Perturb": Case(
+        "Perturb",
+        lambda v, q, share, least: v + (share * np.abs(q) + least) * np.sin(1e3 * (v + q)),
+        operands=2,
+        attrs={"share": 2.0**-9, "least": 2.0**-20},
+    ),
     "Mul": Case("Mul", lambda x, y: x * y, operands=2, smooth=(-5, 5)),
 }
 

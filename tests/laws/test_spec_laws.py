@@ -7,6 +7,7 @@ as the tree at every point; no text, however broken, raises anything but our own
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -82,15 +83,18 @@ def networks(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[NetworkDecl, ...]]
         )
         return (1, 0), (flat,)
     shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
-    dtypes = st.sampled_from(["real", "float32", "int8", "uint16"])
+    # One type for all: what is compared has to have one.
+    dtypes = st.just(draw(st.sampled_from(["real", "float32", "float64"])))
     decls = []
     for name in ("f", "g")[: draw(st.integers(1, 2))]:
         inputs = tuple(
-            TensorDecl(f"X{k}_{name}", draw(dtypes), draw(shapes))
+            TensorDecl(
+                f"X{k}_{name}", draw(dtypes), draw(shapes), is_initialized=draw(st.booleans())
+            )
             for k in range(draw(st.integers(1, 2)))
         )
         hidden = (
-            (TensorDecl(f"H_{name}", "real", draw(shapes), "relu 1"),)
+            (TensorDecl(f"H_{name}", draw(dtypes), draw(shapes), "relu 1"),)
             if draw(st.booleans())
             else ()
         )
@@ -98,7 +102,7 @@ def networks(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[NetworkDecl, ...]]
         decls.append(NetworkDecl(name, inputs, outputs, hidden))
     if len(decls) == 2 and draw(st.booleans()):
         first = decls[0]
-        inputs = tuple(TensorDecl(f"{t.name}_copy", t.dtype, t.shape) for t in first.inputs)
+        inputs = tuple(replace(t, name=f"{t.name}_copy") for t in first.inputs)
         outputs = tuple(TensorDecl(f"{t.name}_copy", t.dtype, t.shape) for t in first.outputs)
         relation = draw(st.sampled_from(["equal_to", "isomorphic_to"]))
         decls[1] = NetworkDecl("g", inputs, outputs, **{relation: "f"})
@@ -330,4 +334,4 @@ def test_ten_thousand_broken_texts_raise_only_our_errors() -> None:
         except (PropertyError, UnsupportedError) as problem:
             assert len(str(problem)) < 400
             rejected += 1
-    assert accepted > 300 and rejected > 5000
+    assert accepted > 200 and rejected > 5000

@@ -36,7 +36,10 @@ def cli(scripts: Scripts, mode: str, *arguments: str) -> subprocess.CompletedPro
 def test_verify(scripts: Scripts, mode: str, code: int, output: str) -> None:
     done = cli(scripts, mode, "verify", "net.onnx", "prop.vnnlib")
     assert (done.returncode, done.stdout) == (code, output)
-    assert len(done.stderr.splitlines()) == 1
+    said = done.stderr.splitlines()
+    # Without an answer it also says where the time went, and what to try.
+    assert len(said) == (3 if code == 3 else 1)
+    assert all(line.startswith("bitcrown: ") for line in said)
 
 
 def test_verify_writes_result_and_record(scripts: Scripts) -> None:
@@ -77,6 +80,24 @@ def test_version_and_help(scripts: Scripts) -> None:
     assert cli(scripts, "unsat").returncode == 2
 
 
+def test_capabilities_in_the_words_of_the_standard(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> list[str]:
+        assert main(arguments) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert said("--name") == ["bitcrown"]
+    low, high = map(int, said("supports", "--onnx-opset-versions"))
+    assert low <= 13 <= 21 <= high
+    assert {"Conv", "Gemm", "Relu"} <= set(said("supports", "--onnx-operators"))
+    assert said("supports", "--vnnlib-versions") == ["2.0", "2.1"]
+    assert "H" in said("supports", "--hidden-node-theories")
+    spelled = said("supports", "--multiple-inputs-output-theories")
+    assert spelled == said("supports", "--multiple-input-output-theories") == ["SIO", "MIO"]
+    assert said("supports", "--serialise-assignments") == ["false"]
+    with pytest.raises(SystemExit):
+        main(["supports"])
+
+
 def test_inspect_says_what_was_read_and_what_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     suite = Path(__file__).resolve().parents[2] / "benchmarks/quickstart"
     files = [str(suite / "onnx/cartpole.onnx"), str(suite / "vnnlib/cartpole_case_unsafe_3.vnnlib")]
@@ -95,4 +116,8 @@ def test_inspect_says_what_was_read_and_what_is_asked(capsys: pytest.CaptureFixt
         "Relu",
         "Linear",
     ]
-    assert lines[9] == "property (VNN-LIB 1.0):" and lines[-1] == "Case 1: Y_0 <= Y_1."
+    assert lines[9] == "property (VNN-LIB 1.0):"
+    told = lines.index("Case 1: Y_0 <= Y_1.")
+    assert lines[told + 1] == "verify:"
+    assert lines[told + 2] == "  4 of 4 inputs vary, in 1 box: boxes of inputs are split"
+    assert lines[told + 3].startswith("  Relu: ") and lines[told + 3].endswith("makes each exact")

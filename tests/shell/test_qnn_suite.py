@@ -107,6 +107,29 @@ def test_exported_cases_are_those_of_the_query(monkeypatch: pytest.MonkeyPatch) 
     assert [violates(row, dense_cases(query)) for row in outputs] == expected.tolist()
 
 
+def test_any_image_of_the_test_set(tmp_path: Path) -> None:
+    """Without arguments: image 0, eps 1. The accuracy is that of the images in the folder."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    labels = np.array([image_of("mnist", 0)[1], 9, 9, 9, 9], dtype=np.uint8)
+    images[0] = image_of("mnist", 0)[0].reshape(28, 28)
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        head = b"\0\0\x08" + bytes([array.ndim])
+        head += b"".join(extent.to_bytes(4, "big") for extent in array.shape)
+        (folder / f"t10k-{name}-ubyte").write_bytes(head + array.tobytes())
+    with_images = "--images", str(tmp_path)
+    code, output, errors = script("check_mnist_robustness.py", *with_images, folder=tmp_path)
+    assert code == 0, errors
+    assert re.fullmatch(r"test accuracy: \d+.00% \(\d of 5 images, all\)", output.splitlines()[0])
+    assert output.splitlines()[1].startswith("mnist sample 0, label 7, eps 1: robust (")
+    code, output, _ = script(
+        "check_mnist_robustness.py", *with_images, "--sample_id", "4", folder=tmp_path
+    )
+    assert code == 0 and output.splitlines()[1].startswith("mnist sample 4, label 9")
+
+
 def test_published_counts() -> None:
     with (SUITE / "published.csv").open(newline="") as file:
         words = [(row["dataset"], row["published"]) for row in csv.DictReader(file)]
@@ -134,7 +157,9 @@ def test_one_sample_and_its_certificate(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = "--sample_id", "175", "--eps", "2", "--certificate", "proof.json"
     code, output, errors = script("check_mnist_robustness.py", *arguments, folder=tmp_path)
     assert code == 0, errors
-    assert output.startswith("mnist sample 175, label 7, eps 2: robust (")
+    lines = output.splitlines()
+    assert lines[0] == "test accuracy: 97.75% (391 of 400 images, stored)"
+    assert lines[1].startswith("mnist sample 175, label 7, eps 2: robust (")
     certificate = tmp_path / "proof.json"
     network, prop = (
         SUITE / "networks" / "mnist_mlp.onnx",
@@ -163,11 +188,11 @@ def test_misclassified_sample_and_bad_input(
         return script_module.main()
 
     assert run("--sample_id", "217", "--eps", "3") == 0
-    assert capsys.readouterr().out == "mnist sample 217, label 6: misclassified as 5\n"
+    assert capsys.readouterr().out.endswith("\nmnist sample 217, label 6: misclassified as 5\n")
     for arguments, sentence in (
         (("--sample_id", "5000", "--eps", "1"), "test image 5000 of mnist is not stored"),
         (("--sample_id", "1", "--eps", "-1"), "the radius -1 is negative"),
-        (("--sample_id", "1"), "--eps is missing"),
+        (("--images", "nowhere"), "nowhere holds no test images of mnist"),
         (
             ("--sample_id", "1", "--eps", "1", "--seconds", "nan"),
             "the time limit must be a positive finite number",
@@ -251,7 +276,8 @@ def test_maximum_radius_is_between_a_proof_and_a_counterexample(
     )
     assert script_module.main() == 0
     found = re.fullmatch(
-        r"mnist sample 115, label 4: maximum robust radius (\d+) \(.*\)\n", capsys.readouterr().out
+        r"test accuracy: .*\nmnist sample 115, label 4: maximum robust radius (\d+) \(.*\)\n",
+        capsys.readouterr().out,
     )
     assert found is not None
     benchmark = samples.Benchmark.of("mnist")

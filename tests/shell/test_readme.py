@@ -1,4 +1,5 @@
-"""The README's commands, run as they stand there: every block after ``<!-- tested -->``."""
+"""The README's commands, run as they stand there: every block after ``<!-- tested -->``. One after
+``<!-- tested after it -->`` goes on in the folder of the block before it."""
 
 from __future__ import annotations
 
@@ -11,8 +12,14 @@ from pathlib import Path
 import pytest
 from conftest import HANG_GUARD, ROOT
 
-BLOCK = re.compile(r"<!-- tested -->\n```(\w+)\n(.*?)```", re.DOTALL)
-BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
+BLOCK = re.compile(r"<!-- tested( after it)? -->\n```(\w+)\n(.*?)```", re.DOTALL)
+FOUND = BLOCK.findall((ROOT / "README.md").read_text())
+BLOCKS = [(language, text) for _, language, text in FOUND]
+CHAINS = [
+    [(language, text)] + [one[1:] for one in FOUND[place + 1 : place + 2] if one[0]]
+    for place, (follows, language, text) in enumerate(FOUND)
+    if not follows
+]
 
 
 @pytest.fixture
@@ -29,30 +36,33 @@ def environment() -> dict[str, str]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == [
+        *("python", "sh", "sh"),
+        *("sh", "sh", "sh", "sh", "python"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("language", "text"),
-    BLOCKS,
-    ids=[f"{language}{place}" for place, (language, _) in enumerate(BLOCKS)],
+    "chain", CHAINS, ids=[f"{chain[0][0]}{place}" for place, chain in enumerate(CHAINS)]
 )
-def test_block(place: Path, language: str, text: str) -> None:
-    command = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-P", "-c", text]
-    done = subprocess.run(
-        command,
-        cwd=place,
-        env=environment(),
-        timeout=5 * HANG_GUARD,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_block(place: Path, chain: list[tuple[str, str]]) -> None:
+    for language, text in chain:
+        command = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-P", "-c", text]
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env=environment(),
+            timeout=5 * HANG_GUARD,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_command_of_the_line_is_shown() -> None:
     shown = "".join(text for language, text in BLOCKS if language == "sh")
     commands = [
+        "robust",
         "verify",
         "inspect",
         "bounds",

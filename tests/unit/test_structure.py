@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "harness": LEAVES | {"spec", "check", "api"},
     "cli": LEAVES
     | {"model", "spec", "check", "certificates", "evaluation", "train", "api", "harness"},
-    "__init__": {"api", "budget", "errors", "settings", "spec", "verdict"},
+    "__init__": {"api", "budget", "errors", "provenance", "settings", "spec", "verdict"},
     "__main__": {"cli"},
 }
 """Rooms that a room may import besides itself; every room has its row."""
@@ -64,20 +64,20 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 5900,
-    "spec": 2300,
-    "check": 8300,
-    "bounds": 4000,
-    "attacks": 3500,
+    "model": 6500,
+    "spec": 3400,
+    "check": 8450,
+    "bounds": 5050,
+    "attacks": 3590,
     "quant": 9200,
-    "search": 4700,
+    "search": 5100,
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
-    "evaluation": 3300,
-    "harness": 2000,
-    "cli": 1100,
-    "modules": 1300,
+    "evaluation": 4350,
+    "harness": 2050,
+    "cli": 2000,
+    "modules": 1400,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.quadratic import coupled_step
 from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
 from bitcrown.model.execute import Network, elements
@@ -36,11 +37,12 @@ from bitcrown.model.graph import Node
 
 class Lines(NamedTuple):
     """``quantity >= coefficient . x + constant - error`` on the box: ``[B, S, n]``, ``[B, S]``,
-    ``[B, S]``."""
+    ``[B, S]``. ``form [B, S, K, K]``, where there is one, may be added (``quadratic``)."""
 
     coefficient: Tensor
     constant: Tensor
     error: Tensor
+    form: Tensor | None = None
 
 
 class Penalty(NamedTuple):
@@ -95,6 +97,7 @@ class _Pass:
         self.network, self.scales = given.network, given.scales
         self.constant = like.new_zeros(1, like.shape[1])
         self.error = like.new_zeros(1, like.shape[1])
+        self.form: Tensor | None = None
 
     def run(self, pending: dict[str, Tensor]) -> Lines:
         """``pending`` holds ``a_p`` of all nodes not yet passed that have one."""
@@ -142,12 +145,19 @@ class _Pass:
             torch.cat(parts, dim=2) if len(parts) > 1 else parts[0],
             self.constant.expand(rows, -1),
             self.error.expand(rows, -1),
+            self.form,
         )
 
-    def _add_error(self, a: Tensor, scale: Tensor, factor: float) -> None:
-        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``."""
+    def _add_error(self, a: Tensor, scale: Tensor, factor: float, is_finite: bool = True) -> None:
+        """``error += factor <|a|, scale>`` with ``scale [1 or B, 1 or S, *]``; what has coefficient
+        zero costs nothing, also where it is not known to be finite."""
         flat = elements(a.abs(), 2)
         weight = elements(scale.detach(), 2)
+        if not is_finite:
+            known = torch.isfinite(weight)
+            met = elements(torch.where(known, 0.0, torch.sign(flat)), 2).sum(2)
+            self.error = self.error + torch.where(met > 0, torch.inf, 0.0)
+            weight = torch.where(known, weight, 0.0)
         if weight.shape[1] == 1:
             inner = torch.matmul(flat, weight.transpose(1, 2)).squeeze(2)
         else:
@@ -159,15 +169,22 @@ class _Pass:
         replace."""
         # The runtime's value is off by at most its radius, in either direction.
         if self.scales is not None and node.name in self.scales.radii:
-            self._add_error(a, self.scales.radii[node.name].unsqueeze(1), 1.0)
+            radius = self.scales.radii[node.name].unsqueeze(1)
+            self._add_error(a, radius, 1.0, bool(torch.isfinite(radius).all()))
         if self.network.rows[node.name].is_affine:
             return self._pass_affine(node, a)
         relaxation = self.given.relaxations[node.name]
         if self.given.record is not None:
             self.given.record[node.name] = a
         if self.scales is not None:
-            scale = _nonlinear_scale(node, relaxation, self.scales)
-            self._add_error(a, scale, self.given.gamma)
+            if self._is_bounded(node):
+                self._add_error(
+                    a, _nonlinear_scale(node, relaxation, self.scales), self.given.gamma
+                )
+            else:  # what the other line would cost may be infinite
+                lines = _lines_alone(relaxation)
+                below, above = (_nonlinear_scale(node, line, self.scales) for line in lines)
+                self._add_error(a, torch.where(a > 0, below, above), self.given.gamma, False)
         if node.op == "Relu":
             slopes = (relaxation.lower_slopes[0], relaxation.upper_slopes[0])
             part, constant = relu_step(a, *slopes, relaxation.upper_intercept)
@@ -175,16 +192,38 @@ class _Pass:
             return [part]
         # a f >= max(a, 0) * (lower line) + min(a, 0) * (upper line)
         positive, negative = a.clamp(min=0), a.clamp(max=0)
-        intercepts = elements(positive * relaxation.lower_intercept, 2).sum(2)
-        intercepts = intercepts + elements(negative * relaxation.upper_intercept, 2).sum(2)
-        self.constant = self.constant + intercepts
+        terms = positive * relaxation.lower_intercept, negative * relaxation.upper_intercept
+        if not self._is_bounded(node):  # an intercept that does not count may be infinite
+            terms = torch.where(a > 0, terms[0], 0.0), torch.where(a < 0, terms[1], 0.0)
+        intercepts = elements(terms[0], 2).sum(2) + elements(terms[1], 2).sum(2)
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-        return [positive * low + negative * up for low, up in pairs]
+        parts = [positive * low + negative * up for low, up in pairs]
+        if relaxation.coupled is not None:
+            parts, intercepts, form = coupled_step(a, relaxation.coupled, parts, intercepts)
+            self.form = form if self.form is None else self.form + form
+        self.constant = self.constant + intercepts
+        return parts
+
+    def _is_bounded(self, node: Node) -> bool:
+        """Whether ``node`` and all that it reads are known to be finite; a guide does not ask."""
+        if self.scales is None:
+            return True
+        return self.scales.unbounded.isdisjoint((node.name, *node.inputs))
+
+    def _capped(self, a: Tensor, relaxation: Relaxation) -> Tensor:
+        """What is left of ``a`` where the upper line of an affine node may be a constant."""
+        is_cut = (a < 0) & (relaxation.upper_slopes[0] == 0)
+        cut = torch.where(is_cut, a * relaxation.upper_intercept, 0.0)
+        self.constant = self.constant + elements(cut, 2).sum(2)
+        return torch.where(is_cut, 0.0, a)
 
     def _pass_affine(self, node: Node, a: Tensor) -> list[Tensor]:
         """``<a, W z + b> = <W^T a, z> + <a, b>``, with every row of every box in one batch."""
         if self.scales is not None:
-            self._add_error(a, self.scales[node.name].unsqueeze(1), self.given.gamma)
+            scale = self.scales[node.name].unsqueeze(1)
+            self._add_error(a, scale, self.given.gamma, node.name not in self.scales.unbounded)
+        if node.name in self.given.relaxations:
+            a = self._capped(a, self.given.relaxations[node.name])
         if not self.network.has_zero_offset(node):
             offset = self.network.offset(node)
             self.constant = self.constant + torch.matmul(elements(a, 2), offset.flatten())
@@ -196,12 +235,30 @@ class _Pass:
         return [part.reshape(rows, quantities, *part.shape[1:]) for part in parts]
 
 
+def _lines_alone(relaxation: Relaxation) -> tuple[Relaxation, Relaxation]:
+    """The lower line as both of them, and the upper line."""
+    below = relaxation.lower_slopes, relaxation.lower_intercept
+    above = relaxation.upper_slopes, relaxation.upper_intercept
+    return Relaxation(*below, *below), Relaxation(*above, *above)
+
+
 def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales) -> Tensor:
-    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``."""
+    """``|slope| m + |intercept|``, whichever line is taken: what gamma multiplies at ``node``.
+
+    A ReLU's slopes are in [0, 1], and its intercept is at most the largest bound of its operand, so
+    twice that serves every box.
+    """
+    if node.op == "Relu" and node.inputs[0] not in scales.unbounded:
+        return 2 * scales[node.inputs[0]].unsqueeze(1)
     scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
     pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-    for source, (low, up) in zip(node.inputs, pairs, strict=True):
-        scale = scale + torch.maximum(low.abs(), up.abs()) * scales[source].unsqueeze(1)
+    sizes = [scales[source].unsqueeze(1) for source in node.inputs]
+    for source, size, (low, up) in zip(node.inputs, sizes, pairs, strict=True):
+        slope = torch.maximum(low.abs(), up.abs())
+        part = slope * size
+        scale = scale + (torch.where(slope == 0, 0.0, part) if source in scales.unbounded else part)
+    if relaxation.coupled is not None:
+        scale = torch.maximum(scale, relaxation.coupled.scale(*sizes))
     return scale
 
 
@@ -226,7 +283,8 @@ def relaxations_of(
     of extent 1."""
     result = {}
     for node in network.graph.nodes.values():
-        if node.name in network.graph.inputs or network.rows[node.name].is_affine:
+        row = network.rows[node.name]
+        if node.name in network.graph.inputs or (row.is_affine and not row.is_capped):
             continue
         if names is not None and node.name not in names:
             continue

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
+from bitcrown.bounds.centred.measures import Reference
+from bitcrown.bounds.centred.passes import CentredRows
 from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.intermediate_ascent import LayerAscent
@@ -30,6 +32,7 @@ from bitcrown.bounds.interval import (
 )
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
+from bitcrown.bounds.wanted import wanted_elements
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
@@ -56,7 +59,8 @@ class Enclosure(NamedTuple):
 
 
 _WIDE = 1000
-"""Entries of the widest tensor from which zonotopes are worth their set-up."""
+"""Entries of the widest tensor from which zonotopes, and passes in single precision, are worth
+their set-up."""
 _CHEAP_FORWARD = 1 << 28
 """Entries of all zonotopes that are worth their tightness alone: a few seconds on one core."""
 _SAVING = 5
@@ -67,9 +71,14 @@ _CACHED = 1 << 24
 """Bytes of one backward pass on a CPU for few boxes: what fits the caches and the allocator's own
 pages is twice as fast as what fits the memory (measured: 9.9 s against 4.8 s for a ResNet's root
 bounds)."""
+_ROUNDED = 0.02
+"""Share of a bound's width that the rounding of single precision may be; above, the element is
+bounded in double precision."""
 _SHORT_PASS = 16
 """Rows that a pass takes in any case: below, its calls cost more than its arithmetic."""
 _FEW_BOXES = 64
+_COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
+"""Operators of one operand whose every element is one of the operand's."""
 
 
 def _widest(network: Network) -> int:
@@ -83,7 +92,9 @@ class LayerBounder:
     ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent``
     every element gets optimised slopes (one box only); without it the default relaxations serve all
     elements. A ``quick`` one makes no backward passes where it has zonotopes, for boxes that will
-    be split anyway. Once ``budget`` has expired, what is not bounded yet keeps its interval.
+    be split anyway. Rows over one box are passed in single precision, their rounding counted
+    (``centred``), unless ``may_round`` is false or that says too little. Once ``budget`` has
+    expired, what is not bounded yet keeps its interval.
     """
 
     def __init__(
@@ -93,8 +104,9 @@ class LayerBounder:
         ascent: LayerAscent | None = None,
         quick: bool = False,
         budget: Budget | None = None,
+        may_round: bool = True,
     ) -> None:
-        self.quick, self.budget = quick, budget
+        self.quick, self.budget, self.may_round = quick, budget, may_round
         self.network = network
         self.memory = memory
         self.ascent = ascent
@@ -114,11 +126,18 @@ class LayerBounder:
             memory = min(memory, max(_CACHED, _SHORT_PASS * row))
         return max(2, int(memory // row) // 2 * 2)
 
-    def run(self, x_lower: Tensor, x_upper: Tensor, known: Bounds | None = None) -> Enclosure:
+    def run(
+        self,
+        x_lower: Tensor,
+        x_upper: Tensor,
+        known: Bounds | None = None,
+        outputs: Tensor | None = None,
+    ) -> Enclosure:
         """Intervals of all nodes, with operands of nonlinear nodes tightened by CROWN; ``[B, *]``
         each.
 
         ``known`` bounds (valid on these boxes) are intersected in before anything is computed.
+        Elements that none of ``outputs [m]`` (booleans, default: all) depends on keep intervals.
         """
         network, graph = self.network, self.network.graph
         # Nodes are in topological order: the operands of one are bounded before it is reached.
@@ -127,6 +146,9 @@ class LayerBounder:
         scales = rounding.Scales(self.gamma)
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
+        is_plain = self.ascent is None and self.may_round and self.widest >= _WIDE
+        wanted = None if outputs is None else wanted_elements(network, outputs)
+        reference = Reference.of_box(network, x_lower, x_upper) if is_plain else None
         forward = self._zonotopes(x_lower, x_upper) if known is None else None
         for node in graph.nodes.values():
             forward = None if self._is_expired() else forward
@@ -143,8 +165,10 @@ class LayerBounder:
                         tight.add(source)
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(
-                            node, source, bounds, backward, x_lower, x_upper
+                            node, source, bounds, backward, x_lower, x_upper, reference, wanted
                         )
+                relaxations[node.name] = relaxation_of(node, bounds)
+            elif network.rows[node.name].is_capped:
                 relaxations[node.name] = relaxation_of(node, bounds)
             # The node itself: interval, what was known, zonotope. Each is valid, so is their meet.
             interval = node_interval(
@@ -201,18 +225,80 @@ class LayerBounder:
         backward: Backward,
         x_lower: Tensor,
         x_upper: Tensor,
+        reference: Reference | None,
+        wanted: Mapping[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         lower, upper = bounds[source]
         indices = undecided(consumer, lower, upper)
+        if wanted is not None:
+            is_read = wanted.get(source)
+            indices = indices[:0] if is_read is None else indices[is_read.flatten()[indices]]
         if indices.numel() == 0 or self._is_first_layer(source) or self._is_expired():
             return lower, upper
-        found = self.bound_elements(backward, source, indices, bounds, x_lower, x_upper)
+        origin, places = self._origin(source)
+        asked, back = torch.unique(places[indices], return_inverse=True)
+        rounded = self._rounded(backward, origin, asked, bounds, reference, source)
+        if rounded is None:
+            found = self.bound_elements(backward, origin, asked, bounds, x_lower, x_upper)
+        else:
+            found, coarse = rounded
+            if coarse.numel():
+                part = asked[coarse]
+                fine = self.bound_elements(backward, origin, part, bounds, x_lower, x_upper)
+                for ends, end in zip(found, fine, strict=True):
+                    ends[:, coarse] = end
+        found = found[0][:, back], found[1][:, back]
         boxes, shape = x_lower.shape[0], lower.shape[1:]
         flat_lower = lower.expand(boxes, *shape).reshape(boxes, -1).clone()
         flat_upper = upper.expand(boxes, *shape).reshape(boxes, -1).clone()
         new = intersect((flat_lower[:, indices], flat_upper[:, indices]), found)
         flat_lower[:, indices], flat_upper[:, indices] = new
         return flat_lower.reshape(boxes, *shape), flat_upper.reshape(boxes, *shape)
+
+    def _origin(self, source: str) -> tuple[str, Tensor]:
+        """The node whose elements ``source`` only moves or copies (itself, if it does neither), and
+        for each element of ``source`` the flat place of that element: ``[N]``."""
+        graph, chain = self.network.graph, []
+        node = graph.nodes[source]
+        while node.op in _COPIES and node.rounding is None and node.inputs[0] not in graph.inputs:
+            chain.append(node)
+            node = graph.nodes[node.inputs[0]]
+        places = torch.arange(node.size, dtype=torch.float64, device=self.network.device)
+        value = places.reshape(1, *node.shape)
+        for copy in reversed(chain):
+            value = self.network.forward_node(copy, [value]).expand(1, *copy.shape)
+        return node.name, value.flatten().long()
+
+    def _rounded(
+        self,
+        backward: Backward,
+        source: str,
+        indices: Tensor,
+        bounds: Bounds,
+        reference: Reference | None,
+        asked_by: str,
+    ) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
+        """Bounds ``[1, K]`` from passes in single precision, and which of them rounding has made
+        too wide; None where there are none. ``asked_by`` is ``source`` or what copies it."""
+        radii = backward.scales.radii if backward.scales is not None else {}
+        if reference is None:
+            return None
+        if not reference.extend(source, bounds, backward.relaxations, radii):
+            return None
+        rows = CentredRows(
+            reference, source, bounds, self._serves_signs_alone(asked_by), self.budget
+        )
+        low, up = rows.run(indices)
+        coarse = (2 * rows.errors > _ROUNDED * (up - low)).nonzero().flatten()
+        return (low.unsqueeze(0), up.unsqueeze(0)), coarse
+
+    def _serves_signs_alone(self, source: str) -> bool:
+        """Whether a neuron of ``source`` that keeps its sign needs no better bounds than that."""
+        graph = self.network.graph
+        readers = [graph.nodes[name] for name in graph.consumers()[source]]
+        return source not in graph.outputs and all(
+            self.network.rows[node.name].is_affine or node.op == "Relu" for node in readers
+        )
 
     def _is_first_layer(self, source: str) -> bool:
         """Whether ``source`` is one affine map of the inputs, whose interval is already exact."""

@@ -19,6 +19,9 @@ from bitcrown.model.graph import Node
 
 Bounds = dict[str, tuple[Tensor, Tensor]]
 """Node name to ``(lower, upper)``, each ``[B, *shape]``."""
+_LARGE = 2.0**-32
+"""A lower end above this share of a type's largest number says as much as that share itself, of
+which halves and sums do not overflow."""
 
 
 def node_interval(
@@ -48,8 +51,23 @@ def _plain_interval(
         return nonlinear_row(node.op).interval(
             node, [low for low, _ in inputs], [up for _, up in inputs]
         )
+    if gamma != 0.0 and inputs and network.params[node.name].keys() <= {"scale", "shift"}:
+        lower, upper = _signed_interval(network, node, inputs, gamma)
+    else:
+        lower, upper = _affine_interval(network, node, inputs, gamma)
+    if gamma != 0.0 and not bool(torch.isfinite(upper - lower).all()):
+        lower, upper = _half_open_interval(network, node, inputs, gamma)
+    if not row.is_capped:
+        return lower, upper
+    lows, ups = [low for low, _ in inputs], [up for _, up in inputs]
+    return intersect((lower, upper), nonlinear_row(node.op).interval(node, lows, ups))
+
+
+def _affine_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    row, params = network.rows[node.name], network.params[node.name]
     assert row.absolute is not None
-    params = network.params[node.name]
     # f(x) = f(c) + W (x - c), so |f(x) - f(c)| <= |W| r, elementwise.
     centres = [(low + up) * 0.5 for low, up in inputs]
     radii = [(up - low) * 0.5 for low, up in inputs]
@@ -69,6 +87,71 @@ def _plain_interval(
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
 
 
+def _signed_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    """An affine node that adds and subtracts entries, or scales each: which end of an operand makes
+    which end of the result is known.
+
+    ``f(l)`` is computed with error ``gamma (|W| |l| + |b|)``, however far away ``u`` is: a sum of
+    exponentials that are at least 0 is, whatever the largest of them may be.
+    """
+    row, params = network.rows[node.name], network.params[node.name]
+    assert row.absolute is not None
+    scale = params.get("scale")
+    ends: list[list[Tensor]] = [[], []]
+    for k, (low, up) in enumerate(inputs):
+        if scale is not None:
+            low, up = torch.where(scale < 0, up, low), torch.where(scale < 0, low, up)
+        elif k in row.negated:
+            low, up = up, low
+        ends[0].append(low)
+        ends[1].append(up)
+    shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
+    found = []
+    for side, sign in zip(ends, (-1, 1), strict=True):
+        sizes = [rounding.raised(network, node, end.abs()) for end in side]
+        size = row.absolute(node, params, sizes)
+        slack = (size + network.offset(node).abs()) * gamma
+        slack = slack + torch.sign(size) * rounding.underflow(gamma, size.dtype)
+        found.append((network.forward_node(node, side) + sign * slack).expand(shape))
+    return found[0], found[1]
+
+
+def _half_open_interval(
+    network: Network, node: Node, inputs: Sequence[tuple[Tensor, Tensor]], gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Where ends of operands are infinite: the result loses an end to those that it reads.
+
+    The lower end is ``sum W+ l - W- u``: it is infinite where ``W+`` meets an infinite ``l``, or
+    ``W-`` an infinite ``u``. Elsewhere each term has a finite end of its own; with that one in
+    place of the other, too, the ordinary rule has the same lower end. Likewise above. That a term
+    is met is a sum of signs, none of them negative: no cancellation, no underflow hides one.
+    """
+    row, params = network.rows[node.name], network.params[node.name]
+    assert row.absolute is not None
+    signs = {k: torch.sign(v) for k, v in params.items() if k not in ("bias", "shift")}
+    sides = [{key: (sign * s).clamp(min=0) for key, sign in signs.items()} for s in (1, -1)]
+    ends = [[(~torch.isfinite(pair[k])).to(pair[k].dtype) for pair in inputs] for k in (0, 1)]
+    lost = []
+    for own, other in ((0, 1), (1, 0)):
+        # An operand that is subtracted, or a weight below zero, reads the other end.
+        pairs = enumerate(zip(ends[own], ends[other], strict=True))
+        met = [turned if k in row.negated else end for k, (end, turned) in pairs]
+        total = row.absolute(node, sides[0], met)
+        lost.append(total + row.absolute(node, sides[1], ends[other]) if signs else total)
+    finite = []
+    for low, up in inputs:
+        large = _LARGE * torch.finfo(low.dtype).max
+        low, up = low.clamp(max=large), up.clamp(min=-large)
+        rest = torch.where(torch.isfinite(up), up, 0.0)
+        low = torch.where(torch.isfinite(low), low, rest)
+        finite.append((low, torch.where(torch.isfinite(up), up, low)))
+    interval = _signed_interval if signs.keys() <= {"scale"} else _affine_interval
+    lower, upper = interval(network, node, finite, gamma)
+    return torch.where(lost[0] > 0, -torch.inf, lower), torch.where(lost[1] > 0, torch.inf, upper)
+
+
 def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Intersection of two valid enclosures of the same values; ends that are no finite numbers
     count as unbounded.
@@ -80,12 +163,12 @@ def intersect(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tenso
     lower = torch.fmax(a[0], b[0])
     upper = torch.fmin(a[1], b[1])
     crossed = lower > upper
-    if crossed.any():
-        lower, upper = (
-            torch.where(crossed, torch.fmin(a[0], b[0]), lower),
-            torch.where(crossed, torch.fmax(a[1], b[1]), upper),
-        )
-    return lower, upper
+    if crossed.device.type == "cpu" and not crossed.any():  # elsewhere asking takes longer
+        return lower, upper
+    return (
+        torch.where(crossed, torch.fmin(a[0], b[0]), lower),
+        torch.where(crossed, torch.fmax(a[1], b[1]), upper),
+    )
 
 
 def interval_bounds(

@@ -26,6 +26,9 @@ class Layout:
 
     def __init__(self, network: Network) -> None:
         self.nodes: list[Node] = []
+        self.capped = [
+            node for node in network.graph.nodes.values() if network.rows[node.name].is_capped
+        ]
         self.alpha_at: dict[str, slice] = {}
         self.neuron_at: dict[str, slice] = {}
         alpha_end = neuron_end = 0
@@ -40,7 +43,7 @@ class Layout:
                 self.neuron_at[node.inputs[0]] = slice(neuron_end, neuron_end + node.size)
                 neuron_end += node.size
         self.n_alphas, self.n_neurons = alpha_end, neuron_end
-        self.operands = {name for node in self.nodes for name in node.inputs}
+        self.operands = {name for node in self.nodes + self.capped for name in node.inputs}
         self.shapes = {name: network.graph.nodes[name].shape for name in self.neuron_at}
 
     def alpha_of(self, node: Node, alpha: Tensor) -> Tensor | None:

@@ -64,7 +64,7 @@ class Multipliers:
             alpha = alpha[:, :1]
         if base is None:
             base = base_relaxations(self.layout, bounds)
-        relaxations: dict[str, Relaxation] = {}
+        relaxations = {node.name: base[node.name] for node in self.layout.capped}
         for node in self.layout.nodes:
             part = self.layout.alpha_of(node, alpha)
             if part is None:
@@ -88,7 +88,7 @@ def base_relaxations(layout: Layout, bounds: Bounds) -> dict[str, Relaxation]:
     """Relaxations that do not depend on alpha, and for ReLU the part of them that does not."""
     return {
         node.name: relaxation_of(node, bounds)
-        for node in layout.nodes
+        for node in layout.nodes + layout.capped
         if node.op == "Relu" or nonlinear_row(node.op).alphas == 0
     }
 

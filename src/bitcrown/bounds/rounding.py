@@ -29,8 +29,9 @@ Backward, a coefficient is off by ``k tiny``, so a pass over a node with operand
 The slopes and intercepts themselves are sound as rounded: ``bounds.relaxations`` chooses intercepts
 for the slope that was really stored. Winograd and FFT convolutions do not satisfy the first
 inequality, and reduced-precision tensor cores do not have the stated ``u``; proofs are therefore
-made in float64, for which neither exists, and float32 serves only to *find* slopes and multipliers,
-every value of which gives a valid bound.
+made in float64, for which neither exists, or in matrix products of float32 that are checked for
+their bits (``centred``). Elsewhere float32 serves only to *find* slopes and multipliers, every
+value of which gives a valid bound.
 
 *The runtime's rounding.* Where a node has a ``Rounding`` (sixteen-bit types, or semantics
 ``runtime``), the network that is bounded computes ``z = f(inputs) + e`` there with any
@@ -57,10 +58,7 @@ _SMALL = 2.0**20
 
 def gamma(network: Network) -> float:
     """``gamma_k`` for the largest sum that any pass over ``network`` can form."""
-    longest = 64
-    for node in network.graph.nodes.values():
-        weights = sum(value.numel() for value in network.params[node.name].values())
-        longest = max(longest, node.size, weights)
+    longest = max(64, network.longest_sum())
     unit = torch.finfo(network.dtype).eps / 2
     k = 4 * longest
     return k * unit / (1 - k * unit) if k * unit < 0.5 else math.inf
@@ -118,7 +116,7 @@ class Scales(dict[str, Tensor]):
     costs any pass.
 
     ``radii`` bound how far the runtime's values of nodes with a ``Rounding`` are from the function
-    of their operands.
+    of their operands; ``unbounded`` are the nodes with a magnitude that is no finite number.
     """
 
     def __init__(
@@ -129,6 +127,7 @@ class Scales(dict[str, Tensor]):
     ) -> None:
         super().__init__()
         self.gamma = gamma
+        self.unbounded: set[str] = set()
         self.radii = dict(radii or {})
         self.lost: Tensor | float = 0.0
         for name, value in (values or {}).items():
@@ -137,5 +136,8 @@ class Scales(dict[str, Tensor]):
     def __setitem__(self, name: str, scale: Tensor) -> None:
         super().__setitem__(name, scale)
         sizes = scale.detach()  # what is infinite gives no pass over it a bound
-        total = torch.where(torch.isfinite(sizes), sizes, 0.0).sum() + sizes.numel()
+        is_finite = torch.isfinite(sizes)
+        if not bool(is_finite.all()):
+            self.unbounded.add(name)
+        total = torch.where(is_finite, sizes, 0.0).sum() + sizes.numel()
         self.lost = self.lost + underflow(self.gamma, sizes.dtype) * total

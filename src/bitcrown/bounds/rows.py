@@ -43,6 +43,10 @@ class Rows:
         box = (end.expand(len(case), -1) for end in (self.x_lower, self.x_upper))
         return Rows(self.C[case], d, self.rhs[case], *box)
 
+    def outputs(self) -> Tensor:
+        """Whether any row reads an output: ``[m]``, booleans."""
+        return (self.C != 0).flatten(0, 1).any(0)
+
     def mixed(self, mix: Tensor) -> Rows:
         """One row per domain, ``sum_s mix_s row_s`` with ``mix [B, S] >= 0``: it must hold where
         all rows hold."""

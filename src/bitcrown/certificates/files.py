@@ -70,6 +70,8 @@ def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
 def _problem_of(model: Path, prop: Path) -> Problem:
     """The property's cases. Raises ``PropertyError``."""
     problem = load(model, prop)
+    if not problem.covers_all:
+        raise PropertyError(f"{prop} leaves inputs without bounds; certificates need a box")
     if len(problem.networks) != 1:
         raise PropertyError(
             f"{prop} is about {len(problem.networks)} networks; certificates are about one"

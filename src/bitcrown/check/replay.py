@@ -13,10 +13,13 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from bitcrown.check.asked_tensors import with_asked_outputs
+from bitcrown.check.outside import completed_model
+from bitcrown.check.qonnx import standard_content
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
@@ -26,6 +29,7 @@ _BATCH_TRIAL = 3
 _BATCH_TOLERANCE = 1e-3
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
+_OUTSIDE_KEY = b"location"
 NUMBERS = "fiub"
 """Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of
 strings."""
@@ -43,6 +47,9 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(uint32)": np.uint32,
     "tensor(uint64)": np.uint64,
 }
+
+
+_NUMERIC = {*_TYPES, "tensor(bool)", "tensor(bfloat16)"}
 
 
 class Slot(NamedTuple):
@@ -64,15 +71,16 @@ class RuntimeReplay:
     def __init__(self, query: Query, networks: Mapping[str, Path]) -> None:
         self.query = query
         self.members: list[_Member] = []
-        opened: dict[Path, Any] = {}
+        opened: dict[tuple[Path, tuple[TensorDecl, ...]], Any] = {}
         for declared in query.networks:
             path = _path_of(declared, networks)
-            if path not in opened:
-                opened[path] = open_session(_model_of(path), path)
-            self.members.append(_Member(declared, path, opened[path], query.version[0] > 1))
-        self.sizes = [_count(member.declared.inputs) for member in self.members]
+            key = (path, declared.hidden + declared.inputs if declared.asks_more else ())
+            if key not in opened:
+                opened[key] = _opened(path, declared)
+            self.members.append(_Member(declared, path, opened[key], query.version[0] > 1))
+        self.sizes = [_count(member.declared.given) for member in self.members]
         self.n_inputs = sum(self.sizes)
-        self.n_outputs = sum(_count(member.declared.outputs) for member in self.members)
+        self.n_outputs = sum(_count(member.declared.computed) for member in self.members)
 
     def dtypes(self) -> np.ndarray:
         """Element type of each flat input, as an object array ``[n]`` of numpy types."""
@@ -86,8 +94,8 @@ class RuntimeReplay:
         return result
 
     def run(self, x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Inputs as really fed (rounded) and outputs at a flat ``x [n]``: one flat array per
-        declared tensor.
+        """Inputs as really fed (rounded) and computed tensors at a flat ``x [n]``: one flat array
+        per declared tensor.
 
         Tensors follow the declarations, network by network.
         """
@@ -97,9 +105,17 @@ class RuntimeReplay:
         for member, size in zip(self.members, self.sizes, strict=True):
             parts, values = member.run(x[start : start + size])
             start += size
-            fed += _fit(parts, member.declared.inputs)
-            outputs += _fit(values, member.declared.outputs)
+            fed += _fit(parts, member.declared.given)
+            outputs += _fit(values, member.declared.computed)
         return fed, outputs
+
+    def asked_outputs(self) -> dict[str, list[int]]:
+        """Which outputs of its file, counted from 0, each declared network's property is about."""
+        found = {}
+        for member in self.members:
+            names = [item.name for item in member.session.get_outputs()]
+            found[member.declared.name] = [names.index(name) for name in member.outputs]
+        return found
 
     def takes_batches(self) -> bool:
         """Whether ``run_batch`` runs many points in one call, as far as is known so far."""
@@ -124,11 +140,19 @@ class _Member:
             Slot(item.name, _shape(item.shape), _dtype(item.type, path))
             for item in session.get_inputs()
         ]
-        ends = session.get_outputs()
-        _check_fit("input", declared.inputs, [slot.shape for slot in self.slots], path, has_shapes)
+        ends = _asked(session.get_outputs(), declared)
+        strange = [item.name for item in ends if item.type not in _NUMERIC]
+        if strange:
+            raise ModelError(
+                f"{path.name} computes {', '.join(map(repr, strange))}, no tensors of numbers; "
+                "choose an output with --output, or save the network without them"
+            )
+        self.outputs = [item.name for item in ends]
+        """What the property is about, by its name in the file."""
+        _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
         if all(isinstance(extent, int) for item in ends for extent in item.shape):
             _check_fit(
-                "output", declared.outputs, [_shape(item.shape) for item in ends], path, has_shapes
+                "output", declared.computed, [_shape(item.shape) for item in ends], path, has_shapes
             )
         first = session.get_inputs()[0].shape if len(self.slots) == 1 else []
         self.takes_batches = bool(first) and not isinstance(first[0], int)
@@ -144,17 +168,17 @@ class _Member:
             start = end
         values = [
             np.asarray(value).reshape(-1)
-            for value in run_session(self.session, feed, self.path.name)
+            for value in run_session(self.session, feed, self.path.name, self.outputs)
         ]
         if not all(value.dtype.kind in NUMBERS for value in values):
             raise ModelError(
                 f"{self.path.name} computes outputs that are no tensors of numbers; save it "
                 "without them"
             )
-        found, wanted = sum(value.size for value in values), _count(self.declared.outputs)
+        found, wanted = sum(value.size for value in values), _count(self.declared.computed)
         if found != wanted:
             raise PropertyError(
-                f"the property declares {_shapes_text(self.declared.outputs)} as outputs "
+                f"the property declares {_shapes_text(self.declared.computed)} as outputs "
                 f"({wanted} numbers), but "
                 f"{self.path.name} computes {found} numbers; declare what the network computes"
             )
@@ -177,7 +201,7 @@ class _Member:
         name, shape, dtype = self.slots[0]
         try:
             feed = {name: _cast(points, dtype).reshape(-1, *shape[1:])}
-            values = run_session(self.session, feed, self.path.name)
+            values = run_session(self.session, feed, self.path.name, self.outputs)
         except ModelError:
             return None
         rows = [np.asarray(value) for value in values]
@@ -212,6 +236,21 @@ def _path_of(declared: NetworkDecl, networks: Mapping[str, Path]) -> Path:
     )
 
 
+def _opened(path: Path, declared: NetworkDecl) -> Any:
+    """A session of the file with the tensors that ``declared`` asks for; of QONNX, which
+    onnxruntime refuses, as ``qonnx`` writes it out."""
+    content = None
+    if declared.asks_more:
+        content = with_asked_outputs(path, declared, unpacked_model(path))
+    try:
+        return open_session(_model_of(path) if content is None else content, path)
+    except ModelError:
+        standard = standard_content(content or unpacked_model(path), path)
+        if standard is None:
+            raise
+    return open_session(standard, path)
+
+
 def open_session(model: str | bytes, name: object) -> Any:
     """onnxruntime as the definition of a file (its path or content): CPU, one thread, graph
     optimisations off. Raises ``ModelError``, which calls it ``name``."""
@@ -227,33 +266,50 @@ def open_session(model: str | bytes, name: object) -> Any:
         raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
 
 
-def run_session(session: Any, feed: Mapping[str, np.ndarray], name: object) -> list[Any]:
-    """All outputs. Raises ``ModelError``."""
+def run_session(
+    session: Any,
+    feed: Mapping[str, np.ndarray],
+    name: object,
+    outputs: Sequence[str] | None = None,
+) -> list[Any]:
+    """The ``outputs``, all where None. Raises ``ModelError``."""
     try:
-        result: list[Any] = session.run(None, dict(feed))
+        result: list[Any] = session.run(None if outputs is None else list(outputs), dict(feed))
     except Exception as error:  # onnxruntime's own classes live inside its extension
         raise ModelError(f"onnxruntime cannot run {name}: {_first_line(error)}") from error
     return result
 
 
 def _model_of(path: Path) -> str | bytes:
-    """What onnxruntime opens: the path of a plain file, or the bytes that a gzip file (whatever its
-    name) holds."""
+    """What onnxruntime opens: the path of a plain file, or the bytes where it is gzip (whatever its
+    name) or keeps weights in other files."""
     found = _found(path)
     try:
         with found.open("rb") as raw:
-            if raw.read(2) != GZIP_MAGIC:
+            if raw.read(2) != GZIP_MAGIC and not _names_other_files(raw):
                 return str(found)
     except OSError as error:
         raise ModelError(f"the network file {found} cannot be read: {error}") from error
     return unpacked_model(found)
 
 
+def _names_other_files(raw: BinaryIO) -> bool:
+    """Whether the rest of ``raw`` has the key under which a weight says in which file it lies."""
+    tail = b""
+    while part := raw.read(_CHUNK):
+        if _OUTSIDE_KEY in tail + part:
+            return True
+        tail = part[-len(_OUTSIDE_KEY) :]
+    return False
+
+
 def unpacked_model(path: Path) -> bytes:
-    """Content of ``path`` (or ``path.gz``), unpacked. Raises ``ModelError``."""
+    """Content of ``path`` (or ``path.gz``), unpacked, with the weights that it keeps in files
+    beside it. Raises ``ModelError``."""
     found = _found(path)
     try:
-        return unpacked(found.read_bytes(), MAX_MODEL_BYTES)
+        content = unpacked(found.read_bytes(), MAX_MODEL_BYTES)
+        return completed_model(content, found, MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(f"the network file {found} cannot be read: {error}") from error
 
@@ -314,6 +370,19 @@ def _shapes_text(tensors: tuple[TensorDecl, ...]) -> str:
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Extents of 1 do not change which number stands where."""
     return tuple(extent for extent in shape if extent != 1)
+
+
+def _asked(ends: list[Any], declared: NetworkDecl) -> list[Any]:
+    """The outputs of a file that a property is about: the first ones, if it declares exactly as
+    many numbers as those have together, all of them otherwise."""
+    if declared.asks_more:  # what it asks for stands behind them
+        return ends
+    total, wanted = 0, _count(declared.outputs)
+    for k, item in enumerate(ends, start=1):
+        total += math.prod(_shape(item.shape)) if item.type in _TYPES else 0
+        if total == wanted:
+            return ends[:k]
+    return ends
 
 
 def _check_fit(

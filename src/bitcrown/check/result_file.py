@@ -305,7 +305,7 @@ def _read_text(path: Path) -> str:
 
 
 def _atom_text(atom: Compare, query: Query) -> str:
-    decls = {t.name: t for network in query.networks for t in network.inputs + network.outputs}
+    decls = {t.name: t for network in query.networks for t in network.given + network.computed}
     return f"{_term_text(atom.left, query, decls)} {atom.op} {_term_text(atom.right, query, decls)}"
 
 

@@ -12,12 +12,13 @@ alone (``rounded`` below names such inputs).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
-from bitcrown.spec.query import And, Compare, Const, Formula, Query, Sum, Term, Var
+from bitcrown.spec.query import And, Compare, Const, Formula, ManyBounds, Or, Query, Sum, Term, Var
 
 TensorValues = Mapping[str, np.ndarray]
 Rounded = Collection[str] | Collection[tuple[str, int]]
@@ -105,9 +106,65 @@ def formula_holds(formula: Formula, values: TensorValues, rounded: Rounded = ())
     """Truth of a boolean tree (depth is bounded by the parser)."""
     if isinstance(formula, Compare):
         return atom_holds(formula, values, rounded)
+    if isinstance(formula, ManyBounds):
+        return _bounds_hold(formula, values, rounded)
     if isinstance(formula, And):
         return all(formula_holds(part, values, rounded) for part in formula.args)
     return any(formula_holds(part, values, rounded) for part in formula.args)
+
+
+class _Group(NamedTuple):
+    """Bounds ``op`` of one kind on elements ``indices [k]`` of a tensor; ``near``: the float64
+    nearest to each constant."""
+
+    tensor: str
+    op: str
+    is_upper: bool
+    indices: np.ndarray
+    constants: Sequence[Fraction]
+    near: np.ndarray
+
+
+def _groups(bounds: ManyBounds) -> list[_Group]:
+    found = []
+    for is_upper in (False, True):
+        places = np.flatnonzero(bounds.is_upper == is_upper)
+        constants = bounds.values.taken(places)
+        near = bounds.values.nearest()[places]
+        found.append(_Group(bounds.tensor, "<=", is_upper, bounds.indices[places], constants, near))
+    return found
+
+
+def _bounds_hold(bounds: ManyBounds, values: TensorValues, rounded: Rounded) -> bool:
+    # Of many cases, nearly all fail at their first bound.
+    first = next(bounds.atoms(), None)
+    if first is not None and not atom_holds(first, values, rounded):
+        return False
+    return all(_group_holds(group, values, rounded) for group in _groups(bounds))
+
+
+def _group_holds(group: _Group, values: TensorValues, rounded: Rounded) -> bool:
+    tensor, op, is_upper, indices, constants, near = group
+    value = values[tensor][indices]
+    with np.errstate(over="ignore"):
+        own = near.astype(value.dtype) if np.issubdtype(value.dtype, np.floating) else near
+    low, high = (value, own) if is_upper else (own, value)
+    if not (low <= high if op == "<=" else low < high).all():
+        return False
+    # A float64 that differs from the nearest float64 of a number lies on the same side of the
+    # number.
+    wide = value.astype(np.float64)
+    low, high = (wide, near) if is_upper else (near, wide)
+    is_small_int = not np.issubdtype(value.dtype, np.integer) or np.abs(wide) < 2.0**53
+    for i in np.nonzero(~((low < high) & is_small_int))[0].tolist():
+        index = int(indices[i])
+        if tensor in rounded or (tensor, index) in rounded:
+            continue
+        exact = _exact(value[i])
+        left, right = (exact, constants[i]) if is_upper else (constants[i], exact)
+        if not _holds(op, left, right):
+            return False
+    return True
 
 
 def is_finite(values: TensorValues) -> bool:
@@ -121,12 +178,15 @@ class AssertionCheck:
     def __init__(self, query: Query) -> None:
         self.query = query
         self.rest: list[Formula] = []
+        self.groups: list[_Group] = []
         found: dict[tuple[str, str, bool], list[tuple[int, Fraction]]] = {}
         pending = list(reversed(query.assertion.args))
         while pending:
             part = pending.pop()
             if isinstance(part, And):
                 pending.extend(reversed(part.args))
+            elif isinstance(part, ManyBounds):
+                self.groups += _groups(part)
             elif isinstance(part, Compare) and part.op in ("<=", "<") and _is_bound(part):
                 var, const = (
                     (part.left, part.right)
@@ -139,45 +199,18 @@ class AssertionCheck:
                 )
             else:
                 self.rest.append(part)
-        self.bounds = {
-            key: (
-                np.array([i for i, _ in pairs]),
-                [c for _, c in pairs],
-                np.array([nearest_double(c) for _, c in pairs]),
-            )
-            for key, pairs in found.items()
-        }
+        for key, pairs in found.items():
+            constants = [c for _, c in pairs]
+            near = np.array([nearest_double(c) for c in constants])
+            self.groups.append(_Group(*key, np.array([i for i, _ in pairs]), constants, near))
 
     def holds(self, values: TensorValues, rounded: Rounded = ()) -> bool:
         """Whether all values are finite and every assertion holds in both readings."""
         if not is_finite(values):
             return False
-        return self._bounds_hold(values, rounded) and all(
+        return all(_group_holds(group, values, rounded) for group in self.groups) and all(
             formula_holds(part, values, rounded) for part in self.rest
         )
-
-    def _bounds_hold(self, values: TensorValues, rounded: Rounded) -> bool:
-        for (tensor, op, is_upper), (indices, constants, near) in self.bounds.items():
-            value = values[tensor][indices]
-            with np.errstate(over="ignore"):
-                own = near.astype(value.dtype) if np.issubdtype(value.dtype, np.floating) else near
-            low, high = (value, own) if is_upper else (own, value)
-            if not (low <= high if op == "<=" else low < high).all():
-                return False
-            # A float64 that differs from the nearest float64 of a number lies on the same side of
-            # the number.
-            wide = value.astype(np.float64)
-            low, high = (wide, near) if is_upper else (near, wide)
-            is_small_int = not np.issubdtype(value.dtype, np.integer) or np.abs(wide) < 2.0**53
-            for i in np.nonzero(~((low < high) & is_small_int))[0].tolist():
-                index = int(indices[i])
-                if tensor in rounded or (tensor, index) in rounded:
-                    continue
-                exact = _exact(value[i])
-                left, right = (exact, constants[i]) if is_upper else (constants[i], exact)
-                if not _holds(op, left, right):
-                    return False
-        return True
 
 
 def first_failure(
@@ -197,6 +230,8 @@ def mentions(formula: Formula) -> set[str]:
     """Names of the tensors that occur."""
     if isinstance(formula, Compare):
         return _tensors(formula.left) | _tensors(formula.right)
+    if isinstance(formula, ManyBounds):
+        return {formula.tensor}
     return {name for part in formula.args for name in mentions(part)}
 
 
@@ -216,13 +251,14 @@ def worst_atom(formula: Formula, values: TensorValues) -> tuple[Compare, Fractio
     if isinstance(formula, Compare):
         gap = exact_value(formula.left, values) - exact_value(formula.right, values)
         return formula, abs(gap) if formula.op == "==" else max(gap, Fraction(0))
-    found = [worst_atom(part, values) for part in formula.args if not formula_holds(part, values)]
-    pick = max if isinstance(formula, And) else min
+    parts = formula.atoms() if isinstance(formula, ManyBounds) else formula.args
+    found = [worst_atom(part, values) for part in parts if not formula_holds(part, values)]
+    pick = min if isinstance(formula, Or) else max
     return pick(found, key=lambda pair: pair[1])
 
 
 def names(query: Query) -> tuple[list[str], list[str]]:
-    """Names of all input tensors and of all output tensors, in the order of ``Replay.run``."""
-    inputs = [tensor.name for network in query.networks for tensor in network.inputs]
-    outputs = [tensor.name for network in query.networks for tensor in network.outputs]
+    """Names of all given tensors and of all computed ones, in the order of ``Replay.run``."""
+    inputs = [tensor.name for network in query.networks for tensor in network.given]
+    outputs = [tensor.name for network in query.networks for tensor in network.computed]
     return inputs, outputs

@@ -19,14 +19,28 @@ import numpy as np
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.result_file import CheckOutcome, check_result
 from bitcrown.check.truth import AssertionCheck, names
+from bitcrown.spec.exact_vector import ExactVector
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import Query, TensorDecl
 from bitcrown.verdict import Witness
+
+_LARGEST: dict[type[np.generic], float] = {
+    np.float32: float(np.finfo(np.float32).max),
+    np.float64: float(np.finfo(np.float64).max),
+}
 
 
 def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool) -> np.ndarray:
     """The numbers of ``dtype`` next to ``values``: not below them if ``is_lower``, not above them
     otherwise."""
+    if isinstance(values, ExactVector) and dtype in (np.float32, np.float64):
+        # The least float32 not below a number is the one not below its least float64.
+        wide = values.rounded(is_lower)
+        near = np.clip(wide, -_LARGEST[dtype], _LARGEST[dtype]).astype(dtype)
+        outside = near < wide if is_lower else near > wide
+        next_one = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=dtype))
+        found: np.ndarray = np.where(outside, next_one, near).astype(np.float64)
+        return found
     if issubclass(dtype, np.integer):
         limits = np.iinfo(dtype)
         whole = [math.ceil(value) if is_lower else math.floor(value) for value in values]
@@ -48,6 +62,12 @@ def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool)
     away = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=near.dtype))
     result: np.ndarray = np.where(wrong, away, near).astype(np.float64)
     return result
+
+
+def _entries(values: Sequence[Fraction], places: list[int]) -> Sequence[Fraction]:
+    if isinstance(values, ExactVector):
+        return values.taken(np.array(places, dtype=np.int64))
+    return [values[i] for i in places]
 
 
 def _nearest(value: Fraction) -> float:
@@ -73,8 +93,8 @@ def inward_box(
     for number in np.unique(kinds):
         places = np.nonzero(kinds == number)[0].tolist()
         kind = dtypes[places[0]]
-        low[places] = _inward([lower[i] for i in places], kind, True)
-        high[places] = _inward([upper[i] for i in places], kind, False)
+        low[places] = _inward(_entries(lower, places), kind, True)
+        high[places] = _inward(_entries(upper, places), kind, False)
     is_off = ~(low <= high) | ~np.isfinite(low) | ~np.isfinite(high)
     for i in np.nonzero(is_off)[0].tolist():
         middle = float((lower[i] + upper[i]) / 2)
@@ -191,7 +211,7 @@ class Confirmer:
         """(tensor, element) of the inputs for which the box holds no number of their type."""
         if not box.is_off.any():
             return frozenset()
-        tensors = [tensor for network in self.problem.query.networks for tensor in network.inputs]
+        tensors = [tensor for network in self.problem.query.networks for tensor in network.given]
         elements = [
             (tensor.name, index) for tensor in tensors for index in range(math.prod(tensor.shape))
         ]
@@ -264,14 +284,11 @@ def _format_1(query: Query, witness: Witness) -> str:
 
 def _format_2(query: Query, witness: Witness) -> str:
     lines = ["sat"]
+    values = {**witness.inputs, **witness.outputs}
     for network in query.networks:
-        for tensors, values in (
-            (network.inputs, witness.inputs),
-            (network.outputs, witness.outputs),
-        ):
-            for tensor in tensors:
-                lines.append(_header(tensor))
-                lines += [number_text(value) for value in values[tensor.name]]
+        for tensor in network.inputs + network.hidden + network.outputs:
+            lines.append(_header(tensor))
+            lines += [number_text(value) for value in values[tensor.name]]
     return "\n".join(lines) + "\n"
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitcrown.cli.exit_codes import DONE, UNDECIDED, WRONG
-from bitcrown.cli.options import add_options, environment_of, given_options
+from bitcrown.cli.exit_codes import BAD_INPUT, DONE, UNDECIDED, WRONG
+from bitcrown.cli.options import (
+    Verbosity,
+    add_options,
+    add_verbosity,
+    environment_of,
+    given_options,
+    verbosity_of,
+)
 from bitcrown.cli.progress import ProgressLine
 from bitcrown.errors import PropertyError, SettingsError
 from bitcrown.settings import Settings, usable_cores
@@ -39,6 +47,7 @@ def add_bench_commands(commands: Any) -> None:
         action="store_true",
         help="exit 3 if an instance with a known truth is undecided",
     )
+    add_verbosity(bench)
     add_options(bench)
     bench.set_defaults(run=bench_command)
     report = commands.add_parser("report", help="a Markdown table of records")
@@ -50,9 +59,10 @@ def bench_command(options: argparse.Namespace) -> int:
     from bitcrown.harness.bench import BenchPlan, run_bench
     from bitcrown.harness.instance import parse_timeout
     from bitcrown.harness.tables import (
+        failure_sentence,
         is_decided,
+        is_failed,
         is_known,
-        plain_table,
         wrong_rows,
         wrong_sentence,
     )
@@ -83,21 +93,38 @@ def bench_command(options: argparse.Namespace) -> int:
         options.fresh,
         environment,
     )
-    rows = run_bench(plan, job_progress())
-    print(plain_table(rows), end="")
-    print(f"results: {options.out / 'results.csv'}, records: {options.out / 'records.jsonl'}")
-    wrong = wrong_rows(rows)
-    for row in wrong:
-        print(f"WRONG: {wrong_sentence(row)}")
+    say = verbosity_of(options)
+    rows = run_bench(plan, job_progress(say))
+    failures = [failure_sentence(row) for row in rows if is_failed(row)]
+    wrong = [wrong_sentence(row) for row in wrong_rows(rows)]
+    if say.is_json:
+        say.json("bench", {"rows": rows, "failures": failures, "wrong": wrong})
+    else:
+        show_rows(rows, options.out, failures, wrong)
     if wrong:
         return WRONG
+    if failures:
+        return BAD_INPUT
     undecided = any(is_known(row) and not is_decided(row) for row in rows)
     return UNDECIDED if options.need_all and undecided else DONE
 
 
-def job_progress() -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
+def show_rows(
+    rows: list[dict[str, Any]], out: Path, failures: Sequence[str], wrong: Sequence[str]
+) -> None:
+    from bitcrown.harness.tables import plain_table
+
+    print(plain_table(rows), end="")
+    print(f"results: {out / 'results.csv'}, records: {out / 'records.jsonl'}")
+    for sentence in failures:
+        print(f"ERROR: {sentence}")
+    for sentence in wrong:
+        print(f"WRONG: {sentence}")
+
+
+def job_progress(say: Verbosity) -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
     """Shows what runs, and keeps one line for each finished instance."""
-    line = ProgressLine()
+    line = ProgressLine(say.is_quiet)
 
     def show(finished: int, total: int, job: Job, row: Mapping[str, Any] | None) -> None:
         name = f"{job.suite.category} {job.instance.network} {job.instance.vnnlib}"
@@ -110,10 +137,17 @@ def job_progress() -> Callable[[int, int, Job, Mapping[str, Any] | None], None]:
 def report_command(options: argparse.Namespace) -> int:
     from bitcrown.files import read_records
     from bitcrown.harness.records import is_result
-    from bitcrown.harness.tables import markdown
+    from bitcrown.harness.tables import latest, markdown
 
     rows = [row for path in options.records for row in read_records(path) if is_result(row)]
     if not rows:
         raise PropertyError("the files hold no records")
-    print(markdown(rows), end="")
+    counted = latest(rows)
+    if len(counted) < len(rows):
+        print(
+            f"bitcrown: {len(rows) - len(counted)} records are of instances that were run again "
+            "later; the last run of each counts",
+            file=sys.stderr,
+        )
+    print(markdown(counted), end="")
     return DONE

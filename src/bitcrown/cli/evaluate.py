@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.cli.exit_codes import DONE, WRONG
-from bitcrown.cli.options import add_options, given_options
+from bitcrown.cli.options import (
+    Verbosity,
+    add_options,
+    add_verbosity,
+    given_options,
+    verbosity_of,
+)
 from bitcrown.cli.progress import ProgressLine
 from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
 
 if TYPE_CHECKING:
+    from bitcrown.evaluation.data.sets import ImageSet
     from bitcrown.evaluation.plan import Plan
 
 _PLAIN_SECONDS = 30.0
@@ -66,6 +73,7 @@ def add_evaluate_command(commands: Any) -> None:
     add("--out", type=Path, metavar="DIR", help="findings, adversarial images and record.json")
     add("--html", type=Path, metavar="FILE", help="a report with tables, curves and pictures")
     add("--fresh", action="store_true", help="forget what --out holds")
+    add_verbosity(parser)
     add_options(parser)
     parser.set_defaults(run=evaluate_command)
 
@@ -142,9 +150,11 @@ def evaluate_command(options: argparse.Namespace) -> int:
         raise SettingsError("--select needs one radius and one rule of gradients")
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
+    tell_classes(images)
     if options.crop is not None:
         images = replace(images, images=centre_crop(images.images, options.crop))
-    progress = StageProgress()
+    say = verbosity_of(options)
+    progress = StageProgress(say)
     try:
         found = evaluate_runs(plan, radii, rules, images, options.out, options.fresh, progress.show)
     finally:
@@ -154,8 +164,12 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if options.select is not None:
         numbers = selected(found.outcomes[0])
         write_whole(options.select, "".join(f"{number}\n" for number in numbers))
-        print(f"{len(numbers)} images selected: {options.select}")
-    print(found.table(), end="")
+        if not say.is_json:
+            print(f"{len(numbers)} images selected: {options.select}")
+    if say.is_json:
+        say.json("evaluate", {"record": found.record})
+    else:
+        print(found.table(), end="")
     if found.record["contradictions"]:
         print(
             f"WRONG: broken and proved at once: images {found.record['contradictions']}",
@@ -165,6 +179,13 @@ def evaluate_command(options: argparse.Namespace) -> int:
     if options.html is not None:
         write_whole(options.html, found.html())
     return DONE
+
+
+def tell_classes(images: ImageSet) -> None:
+    """Which label each named class has: a network may have learned them in another order."""
+    if images.classes:
+        named = ", ".join(f"{number} {name}" for number, name in enumerate(images.classes))
+        print(f"bitcrown: labels of {images.name}: {named}", file=sys.stderr)
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -221,8 +242,9 @@ def exact_numbers(words: str | None, name: str) -> tuple[Fraction, ...] | None:
 class StageProgress:
     """How far a stage has come; where lines are not written over, one every ``_PLAIN_SECONDS``."""
 
-    def __init__(self) -> None:
-        self.line = ProgressLine()
+    def __init__(self, say: Verbosity) -> None:
+        self.line = ProgressLine(say.is_quiet)
+        self.pause = _PLAIN_SECONDS if not say.is_verbose else _PLAIN_SECONDS / 3
         self.stage, self.shown = "", 0.0
         self.started = self.last = time.monotonic()
 
@@ -235,7 +257,7 @@ class StageProgress:
         seconds = now - self.started
         left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total else ""
         facts = ", ".join(f"{value} {name}" for name, value in counts.items())
-        stays = done == total or (not self.line.live and now - self.shown > _PLAIN_SECONDS)
+        stays = done == total or (not self.line.live and now - self.shown > self.pause)
         if stays:
             self.shown = now
         self.line.show(f"{stage} [{done}/{total}] {facts}; {seconds:.0f} s{left}", stays)

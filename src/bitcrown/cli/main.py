@@ -10,28 +10,28 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from bitcrown.cli.bench import add_bench_commands
 from bitcrown.cli.check import add_check_commands
+from bitcrown.cli.completion import add_completion_command
 from bitcrown.cli.evaluate import add_evaluate_command
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.inspect import add_inspect_commands
+from bitcrown.cli.options import json_text
+from bitcrown.cli.robust import add_robust_command
+from bitcrown.cli.supports import SOLVER_NAME, add_supports_command
 from bitcrown.cli.train import add_train_command
 from bitcrown.cli.verify import add_verify_command
 from bitcrown.errors import BitcrownError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.version:
-        return show_version()
-    if options.run is None:
-        parser.print_usage(sys.stderr)
-        return BAD_INPUT
-    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        code = _run(arguments)
+        # Here, where an error can still be said: the interpreter's own flush comes too late.
+        sys.stdout.flush()
+        return code
     except BitcrownError as error:
         print(f"bitcrown: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -39,9 +39,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nbitcrown: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) is gone; Python's own flush at the end must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()  # the reader (head, less) is gone
         return UNDECIDED
+    except OSError as error:
+        _close_stdout()
+        where = f"the file {error.filename}" if error.filename else "the output"
+        print(f"bitcrown: {where} cannot be used: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _command(parser, options)
+    except BitcrownError as error:
+        if getattr(options, "json", False):
+            facts = {"status": "error", "reason": str(error)}
+            print(json_text(options.name, facts))
+        raise
+
+
+def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.solver_name:
+        print(SOLVER_NAME)
+        return DONE
+    if options.version:
+        return show_version()
+    if options.run is None:
+        parser.print_usage(sys.stderr)
+        return BAD_INPUT
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
+
+
+def _close_stdout() -> None:
+    """What is still to be written goes nowhere, so that Python's flush at the end cannot fail."""
+    with suppress(OSError, ValueError):  # not a file at all, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,20 +87,26 @@ def build_parser() -> argparse.ArgumentParser:
         "unknown or timeout.",
         allow_abbrev=False,
     )
+    parser.add_argument("--name", action="store_true", dest="solver_name", help="the solver's name")
     parser.add_argument(
         "--version", action="store_true", help="version, commit and versions of the dependencies"
     )
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(metavar="COMMAND")
     for add in (
+        add_robust_command,
         add_verify_command,
         add_inspect_commands,
         add_check_commands,
+        add_supports_command,
         add_bench_commands,
         add_train_command,
         add_evaluate_command,
+        add_completion_command,
     ):
         add(commands)
+    for name, command in commands.choices.items():
+        command.set_defaults(name=name)
     return parser
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitcrown.cli.evaluate import tell_classes
 from bitcrown.cli.exit_codes import DONE
 from bitcrown.cli.options import add_options, given_options
 from bitcrown.cli.progress import ProgressLine
@@ -99,9 +100,10 @@ def train_command(options: argparse.Namespace) -> int:
     started = time.monotonic()
     torch.set_num_threads(options.threads if options.threads > 0 else usable_cores())
     run, checkpoint = started_run(options)
-    data = images_of(
-        [read_images(path, first=options.first, train=True) for path in options.data], run
-    )
+    found = [read_images(path, first=options.first, train=True) for path in options.data]
+    for one in found:
+        tell_classes(one)
+    data = images_of(found, run)
     held_out = None
     if options.held_out:
         held_out = images_of([_spread(read_images(options.held_out), options.held_out_first)], run)

@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import PATIENCE
-from bitcrown.cli.exit_codes import BAD_INPUT, DONE, UNDECIDED
-from bitcrown.cli.options import add_options, environment_of, given_options
+from bitcrown.cli.chosen_output import add_output_option, network_with
+from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
+from bitcrown.cli.explain import Ending, explanation
+from bitcrown.cli.options import (
+    Verbosity,
+    add_options,
+    add_verbosity,
+    environment_of,
+    given_options,
+    verbosity_of,
+)
+from bitcrown.cli.progress import PhaseLine
 from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
-from bitcrown.verdict import Status
+from bitcrown.verdict import Reason, Status
 
 if TYPE_CHECKING:
     from bitcrown.harness.answer import Answer
+    from bitcrown.harness.watchdog import Watched
 
 _DEFAULT_TIMEOUT = 300.0
 _START_SECONDS = 60.0
@@ -34,21 +45,37 @@ def add_verify_command(commands: Any) -> None:
     add("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
     add("--result", type=Path, metavar="FILE", help="write the answer as VNN-COMP's results file")
     add("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat")
-    add("--record", type=Path, metavar="FILE", help="append a JSON record of the run")
+    add(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="append a JSON record of the run here (default: BITCROWN_RECORD, or "
+        "~/.local/state/bitcrown/records.jsonl)",
+    )
+    add_output_option(verify)
+    add_verbosity(verify)
     add_options(verify)
     verify.set_defaults(run=verify_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    from bitcrown.files import write_whole
+    network, vnnlib = verify_files(options.files, options.network)
+    if options.network and options.output is not None:
+        raise SettingsError("--output is about one network, not about several")
+    with network_with(network, options.output) as onnx:
+        return _verified(options, onnx, vnnlib)
+
+
+def _verified(options: argparse.Namespace, network: str, vnnlib: str) -> int:
+    from bitcrown.files import require_appendable, write_whole
+    from bitcrown.harness.answer import Answer
     from bitcrown.harness.instance import parse_timeout
     from bitcrown.harness.request import Request, check_files
     from bitcrown.harness.results_file import write_answer
-    from bitcrown.harness.run import watch
+    from bitcrown.harness.run import record_path, watch
     from bitcrown.harness.watchdog import Signals
 
     started = time.monotonic()
-    network, vnnlib = verify_files(options.files, options.network)
     settings = Settings.from_environment(os.environ | environment_of(given_options(options)))
     check_files(network, vnnlib)
     certificate: Path | None = options.certificate
@@ -60,25 +87,43 @@ def verify_command(options: argparse.Namespace) -> int:
     usual = _DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + _START_SECONDS
     timeout = usual if options.timeout is None else parse_timeout(options.timeout)
     request = Request("", network, vnnlib, timeout, started, settings, str(certificate or ""), cpu)
+    record = options.record or record_path()
+    if options.record is not None:
+        require_appendable(options.record)
     if options.result is not None:
         write_answer(options.result, f"{Status.TIMEOUT}\n")
-    seen = watch(request, options.result, Signals(), options.record)
-    answer = seen.answer
+    signals = Signals(Answer(Status.UNKNOWN, Reason.INTERRUPTED))
+    say = verbosity_of(options)
+    line = PhaseLine(say)
+    seen = watch(request, options.result, signals, record, line.look)
+    line.end()
     if certificate is not None:
-        report_certificate(certificate, answer)
-    if answer.status is Status.ERROR:
+        report_certificate(certificate, seen.answer)
+    if seen.answer.reason == Reason.INTERRUPTED:
+        print(f"\nbitcrown: interrupted ({seen.answer.detail})", file=sys.stderr)
+        return INTERRUPTED
+    if say.is_json:
+        facts = {"network": network, "property": vnnlib, "timeout": timeout}
+        answer = {**Ending.of_watched(seen).as_dict(), "witness": seen.answer.witness or None}
+        say.json("verify", {**facts, **answer, "seconds": time.monotonic() - started})
+    elif seen.answer.status is not Status.ERROR:
+        show_answer(seen, options, say, time.monotonic() - started)
+    if seen.lost or seen.answer.status is Status.ERROR:
         return BAD_INPUT
-    word = (
-        "timed-out" if answer.status is Status.TIMEOUT and options.network else answer.status.value
-    )
-    print(word)
+    return DONE if seen.answer.status in (Status.SAT, Status.UNSAT) else UNDECIDED
+
+
+def show_answer(seen: Watched, options: argparse.Namespace, say: Verbosity, seconds: float) -> None:
+    """The word and the counterexample on stdout, how it came about on stderr."""
+    answer = seen.answer
+    is_timed_out = answer.status is Status.TIMEOUT and options.network
+    print("timed-out" if is_timed_out else answer.status.value)
     if answer.status is Status.SAT and options.result is None:
         print(answer.witness.strip())
     how = answer.decided_by or answer.reason + (f" ({answer.detail})" if answer.detail else "")
-    print(f"bitcrown: {how}; {time.monotonic() - started:.2f} s", file=sys.stderr)
-    if seen.lost:
-        return BAD_INPUT
-    return DONE if answer.status in (Status.SAT, Status.UNSAT) else UNDECIDED
+    say.note(f"bitcrown: {how}; {seconds:.2f} s")
+    for sentence in explanation(Ending.of_watched(seen)):
+        say.note(f"bitcrown: {sentence}")
 
 
 def report_certificate(path: Path, answer: Answer) -> None:

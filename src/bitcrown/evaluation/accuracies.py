@@ -47,7 +47,7 @@ OnStage = Callable[[str, int, int, dict[str, int]], None]
 @dataclass(frozen=True)
 class ImageOutcome:
     """One image. ``margin``: label's clean logit minus the largest other; ``bound`` CROWN's lower
-    one."""
+    one; ``broken_as``: what the network takes the adversarial image for."""
 
     image: int
     label: int
@@ -59,6 +59,7 @@ class ImageOutcome:
     bound: float | None = None
     seconds: float = 0.0
     detail: str = ""
+    broken_as: int | None = None
 
     @property
     def is_contradiction(self) -> bool:
@@ -324,6 +325,7 @@ class Evaluator:
             bounds.get("bound"),
             float(sum(bounds.get("seconds", {}).values())),
             str(bounds.get("detail", "")),
+            (attack if attack.get("broken") else bounds).get("predicted") if broken_by else None,
         )
 
     def _progress(self, stage: str, done: int, total: int) -> None:

@@ -16,6 +16,7 @@ inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,36 +32,44 @@ from bitcrown.spec.robustness import NETWORK, other_label_query, wrong_labels
 from bitcrown.spec.rounding import box_lower, box_upper
 
 _Ends = tuple[Fraction, Fraction]
+UNIT = (Fraction(0), Fraction(1))
+"""Least and greatest value of a pixel."""
 
 
 class ImageBoxes:
     """Boxes and problems of images under one ``layout`` and radius ``eps``; ``dtype`` is the
-    network's float type."""
+    network's float type. Pixels stay within ``limits``; None is no limit."""
 
-    def __init__(self, layout: ImageLayout, eps: Fraction, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        layout: ImageLayout,
+        eps: Fraction,
+        dtype: str = "float32",
+        limits: _Ends | None = UNIT,
+    ) -> None:
         if eps < 0:
             raise SettingsError(f"eps must not be negative, but is {eps}")
-        self.layout, self.eps, self.dtype = layout, eps, dtype
-        self._ends: dict[tuple[int, float], _Ends] = {}
+        self.layout, self.eps, self.dtype, self.limits = layout, eps, dtype, limits
+        self._ends: dict[tuple[int, float, Fraction], _Ends] = {}
         self._floats: dict[tuple[int, float], tuple[float, float]] = {}
 
-    def ends(self, channel: int, value: float) -> _Ends:
+    def ends(self, channel: int, value: float, eps: Fraction | None = None) -> _Ends:
         """Exact least and greatest network input of a pixel whose clean value is the float32
-        ``value``."""
-        key = channel, value
+        ``value``; ``eps``: another radius for this pixel."""
+        radius = self.eps if eps is None else eps
+        key = channel, value, radius
         if key not in self._ends:
             mean, std = self.layout.mean[channel], self.layout.std[channel]
-            low, high = (
-                min(max(Fraction(value) + move, Fraction(0)), Fraction(1))
-                for move in (-self.eps, self.eps)
-            )
-            single = self._float32_ends(channel, value, low, high)
+            low, high = Fraction(value) - radius, Fraction(value) + radius
+            if self.limits is not None:
+                low, high = (min(max(end, self.limits[0]), self.limits[1]) for end in (low, high))
+            single = self._float32_ends(channel, value, low, high, radius)
             lower, upper = (low - mean) / std, (high - mean) / std
             self._ends[key] = min(lower, Fraction(single[0])), max(upper, Fraction(single[1]))
         return self._ends[key]
 
     def _float32_ends(
-        self, channel: int, value: float, low: Fraction, high: Fraction
+        self, channel: int, value: float, low: Fraction, high: Fraction, radius: Fraction
     ) -> tuple[float, float]:
         """Ends of the inputs computed in float32, of every float32 pixel in ``[low, high]`` and of
         ``value -+ eps``.
@@ -70,11 +79,17 @@ class ImageBoxes:
         """
         mean, std, eps = (
             np.float32(float(number))
-            for number in (self.layout.mean[channel], self.layout.std[channel], self.eps)
+            for number in (self.layout.mean[channel], self.layout.std[channel], radius)
         )
-        pixel, zero, one = np.float32(value), np.float32(0), np.float32(1)
-        least = min(max(pixel - eps, zero), np.float32(box_lower(low)))
-        most = max(min(pixel + eps, one), np.float32(box_upper(high)))
+        pixel = np.float32(value)
+        least, most = pixel - eps, pixel + eps
+        if self.limits is not None:
+            least, most = (
+                min(max(end, np.float32(self.limits[0])), np.float32(self.limits[1]))
+                for end in (least, most)
+            )
+        least = min(least, np.float32(box_lower(low)))
+        most = max(most, np.float32(box_upper(high)))
         return float((least - mean) / std), float((most - mean) / std)
 
     def outward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,13 +116,21 @@ class ImageBoxes:
         result: np.ndarray = self.layout.flat(torch.from_numpy(values)).numpy()
         return result
 
-    def exact(self, image: np.ndarray) -> tuple[list[Fraction], list[Fraction]]:
-        """Exact ends of the inputs of one image ``[C, H, W]``, flat in the network's order."""
+    def exact(
+        self, image: np.ndarray, radii: Sequence[Fraction] | None = None
+    ) -> tuple[list[Fraction], list[Fraction]]:
+        """Exact ends of the inputs of one image ``[C, H, W]``, flat in the network's order;
+        ``radii``: one for each pixel, flat in the order of the image."""
         channels = np.broadcast_to(np.arange(len(image))[:, None, None], image.shape)
+        places = np.arange(image.size).reshape(image.shape)
         order = [
-            self._flat(part[None].astype(np.float64))[0].tolist() for part in (channels, image)
+            self._flat(part[None].astype(np.float64))[0].tolist()
+            for part in (channels, image, places)
         ]
-        pairs = [self.ends(int(channel), value) for channel, value in zip(*order, strict=True)]
+        pairs = [
+            self.ends(int(channel), value, None if radii is None else radii[int(place)])
+            for channel, value, place in zip(*order, strict=True)
+        ]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
     def problem(self, image: np.ndarray, label: int, classes: int, network: Path) -> Problem:

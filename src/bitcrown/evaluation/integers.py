@@ -5,7 +5,8 @@ A network whose input is integers (``.h5`` files of the AAAI 2021 benchmark, int
 attacked in whole levels: the ball of radius eps around an 8-bit image is the levels at most
 ``floor(255 eps)`` away, and whatever point an attack proposes is rounded to a whole one, which
 stays inside. A network that quantizes its own float input (QDQ) is attacked on pixels, as a float
-network is, and evaluated in its integers. Neither has gradients: suites fall back to their attacks
+network is, with the gradients of its reading as floats, and evaluated in its integers; its proofs
+are the verifier's own verdicts. Whole inputs have no gradients: suites fall back to their attacks
 without.
 
 A label is right if it is the first of the largest outputs, the rule of the benchmark and of argmax.
@@ -27,13 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitcrown.attacks.images.bpda import SubstituteGradient, bpda
 from bitcrown.attacks.images.victim import Classifier
 from bitcrown.budget import Budget
-from bitcrown.errors import ModelError, SettingsError
+from bitcrown.errors import ModelError, SettingsError, UnsupportedError
 from bitcrown.evaluation.attacking import Judgement
 from bitcrown.evaluation.proving import SEARCH, Proof
 from bitcrown.evaluation.subjects import Space
-from bitcrown.model.classifier import ImageLayout, Shape
+from bitcrown.model.classifier import GraphClassifier, ImageLayout, Shape, read_classifier
 from bitcrown.model.file import NetworkFile
 from bitcrown.quant.bounds.intervals import Program
 from bitcrown.quant.formats.fixed_point import read_h5
@@ -104,7 +106,7 @@ class IntegerSubject:
         self.program = Program(self.network)
         self.classes = len(self.network.exit.low)
         self.space, self.low = Space(), 0
-        self.obstacle = "proofs need a network whose input is integers"
+        self.obstacle, self._slopes = "", None
         entry = self.network.entry
         if isinstance(entry, WholeEntry):
             if mean is not None or std is not None:
@@ -112,8 +114,20 @@ class IntegerSubject:
                     f"{path.name} takes the whole levels of pixels: leave --mean and --std out"
                 )
             self.low = int(entry.low.min())
-            self.space, self.obstacle = Space(int(entry.high.max()) - self.low), ""
+            self.space = Space(int(entry.high.max()) - self.low)
+        else:
+            self._slopes = self._float_reading(shape, mean, std)
         self._ranks = self._has_one_scale()
+
+    def _float_reading(
+        self, shape: Shape, mean: Sequence[Fraction] | None, std: Sequence[Fraction] | None
+    ) -> GraphClassifier | None:
+        """The network with floats between its quantizers, which has gradients; None where there is
+        no such reading."""
+        try:
+            return read_classifier(self.file, shape, mean, std, self.layout.order)
+        except (ModelError, UnsupportedError):
+            return None
 
     def _has_one_scale(self) -> bool:
         """Whether output integers can be compared with each other, exactly in float32 with room for
@@ -124,6 +138,11 @@ class IntegerSubject:
         reach = max(abs(int(low[0])), abs(int(low[0]) + len(first))) + 1
         return same and bool((low == low[0]).all()) and reach * self.classes < _EXACT_FLOAT32
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the input is integers, so that images move in whole levels."""
+        return isinstance(self.network.entry, WholeEntry)
+
     def integers(self, points: Tensor) -> Ints:
         """``points [B, C, H, W]`` to input integers ``[B, N]``."""
         if not self.space.levels:
@@ -132,6 +151,8 @@ class IntegerSubject:
         return whole + self.low
 
     def classifier(self, rule: str) -> Classifier:
+        if self._slopes is not None:
+            return SubstituteGradient(self._logits, bpda(self._slopes, rule or "straight-through"))
         if rule:
             raise SettingsError(
                 "an exact integer network has no gradients, so there is no BPDA rule for it"

@@ -17,17 +17,19 @@ import torch
 from bitcrown.attacks.images.ball import NORMS
 from bitcrown.attacks.images.bpda import RULES
 from bitcrown.attacks.images.components import SUITES
-from bitcrown.errors import SettingsError
+from bitcrown.errors import ModelError, SettingsError, UnsupportedError
 from bitcrown.evaluation.boxes import ImageBoxes
 from bitcrown.evaluation.integers import IntegerProver, IntegerSubject, is_integer_file, is_keras
 from bitcrown.evaluation.proving import LEVELS, SEARCH, ImageProver, Prover
 from bitcrown.evaluation.subjects import ZOO, FileSubject, Subject, read_zoo
+from bitcrown.evaluation.verdicts import VerdictProver
 from bitcrown.model.classifier import Shape, layout_of
 from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.runtime_trial import require_runtime
 from bitcrown.quant.formats.agreement import executable
+from bitcrown.quant.network.graph import QuantError
 from bitcrown.search.device import device_of
 from bitcrown.settings import Settings
 
@@ -156,13 +158,28 @@ def open_subject(plan: Plan, shape: Shape) -> Subject:
         content, _ = executable(file)
         if content:
             require_runtime(file, content)
-    subject: Subject
-    if is_integer_file(file):
-        subject = IntegerSubject(file, shape, plan.mean, plan.std, plan.order)
-    else:
-        subject = FileSubject(file, shape, plan.mean, plan.std, plan.order, device)
+    subject = _in_integers(file, shape, plan) or FileSubject(
+        file, shape, plan.mean, plan.std, plan.order, device
+    )
     file.release()
     return subject
+
+
+def _in_integers(file: NetworkFile, shape: Shape, plan: Plan) -> IntegerSubject | None:
+    """A network of integers from end to end; None where the file has floats between them. Raises
+    ``ModelError`` for a file that only integers could read."""
+    if not is_integer_file(file):
+        return None
+    try:
+        return IntegerSubject(file, shape, plan.mean, plan.std, plan.order)
+    except QuantError as reason:
+        if is_keras(file.path):
+            raise
+        try:
+            read_graph(file, plan.settings.semantics)
+        except UnsupportedError as error:
+            raise ModelError(f"{reason}; as floats: {error}") from error
+        return None
 
 
 def check_subject(plan: Plan, subject: Subject) -> None:
@@ -188,13 +205,13 @@ def make_prover(
 ) -> ImageProver:
     """The bounds of ``plan`` on images of ``shape``; what ``subject``, the opened network, has
     already is used again. Another process has the file's bytes alone."""
-    if is_integer_file(file):
-        integers = (
-            subject
-            if isinstance(subject, IntegerSubject)
-            else IntegerSubject(file, shape, plan.mean, plan.std, plan.order)
-        )
+    given = isinstance(subject, IntegerSubject)
+    integers = subject if given else None if subject else _in_integers(file, shape, plan)
+    if isinstance(integers, IntegerSubject) and integers.is_whole:
         return IntegerProver(integers, plan.eps, plan.seconds, settings.seed, plan.counts_cpu)
+    if isinstance(integers, IntegerSubject):
+        boxes = ImageBoxes(integers.layout, plan.eps)
+        return VerdictProver(integers, boxes, settings, plan.seconds, plan.counts_cpu)
     opened = subject if isinstance(subject, FileSubject) else None
     has_graph = opened is not None and settings.semantics == "real"
     graph = opened.graph if opened and has_graph else read_graph(file, settings.semantics)

@@ -171,11 +171,11 @@ class Prover:
         except BudgetExpired:
             verdict = run.timeout()
         seconds["search"] = self.clock() - started
-        return _proof_of(verdict, margin, seconds)
+        return proof_of(verdict, margin, seconds)
 
 
-def _proof_of(verdict: Verdict, margin: float, seconds: dict[str, float]) -> Proof:
-    """What the search said about an image that plain CROWN left open."""
+def proof_of(verdict: Verdict, margin: float | None, seconds: dict[str, float]) -> Proof:
+    """What the search said about an image (that plain CROWN, with its ``margin``, left open)."""
     proved_by = ""
     if verdict.status is Status.UNSAT:
         proved_by = ALPHA if verdict.decided_by == "alpha-CROWN" else SEARCH

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.errors import RecordError
-from bitcrown.evaluation.accuracies import Evaluator, ImageOutcome, OnStage
+from bitcrown.evaluation.accuracies import OPEN, Evaluator, ImageOutcome, OnStage
 from bitcrown.evaluation.data.sets import ImageSet
 from bitcrown.evaluation.journal import CLEAN, Journal
 from bitcrown.evaluation.plan import LINF, Plan, open_subject
@@ -59,7 +59,8 @@ class Evaluation:
         pictures: list[Picture] = []
         for run, adversarial in zip(self.record["runs"], self.adversarial, strict=True):
             pictures += _pictures_of(run, self.images, adversarial)
-        return html_report(pages, pictures, f"Robust accuracy of {self.record['model']}")
+        title = f"Robust accuracy of {self.record['model']}"
+        return html_report(pages, pictures, title, _origin(self.record))
 
 
 def evaluate_runs(
@@ -131,6 +132,13 @@ def _page_record(record: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str,
     }
 
 
+def _origin(record: Mapping[str, Any]) -> str:
+    """What made the numbers, for whoever wants the same ones again."""
+    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+    commit = f" ({record['commit'][:12]})" if record["commit"] else ""
+    return f"bitcrown {record['version']}{commit}, {record['time']}; {settings}"
+
+
 def _reason(one: Mapping[str, Any]) -> str:
     return str(one["broken_by"] or one["proved_by"])
 
@@ -138,16 +146,27 @@ def _reason(one: Mapping[str, Any]) -> str:
 def _pictures_of(
     run: Mapping[str, Any], images: ImageSet, adversarial: np.ndarray
 ) -> list[Picture]:
-    """The first broken images of a run."""
-    broken = [one["image"] for one in run["per_image"] if one["status"] == "broken"][:_PICTURES]
+    """The first broken images of a run, and the first open ones."""
+    broken, left = (
+        [one["image"] for one in run["per_image"] if one["status"] == status][:_PICTURES]
+        for status in ("broken", OPEN)
+    )
     eps = float(Fraction(run["eps"])) if run["norm"] == LINF else None
     rule = f", BPDA {run['bpda']}" if run["bpda"] else ""
     found = []
     for image in broken:
         one = run["per_image"][image]
         caption = (
-            f"image {image}, label {one['label']}: broken by {one['broken_by']} "
-            f"({run['norm']} {run['eps']}{rule})"
+            f"image {image}, label {one['label']}: taken for {one['broken_as']} after "
+            f"{one['broken_by']} ({run['norm']} {run['eps']}{rule})"
         )
         found.append(Picture(caption, images.images[image], adversarial[image], eps))
+    for image in left:
+        one = run["per_image"][image]
+        bound = "" if one["bound"] is None else f", CROWN's bound of the margin {one['bound']:.4g}"
+        caption = (
+            f"image {image}, label {one['label']}: open, neither broken nor proved{bound} "
+            f"({run['norm']} {run['eps']}{rule})"
+        )
+        found.append(Picture(caption, images.images[image]))
     return found

@@ -159,6 +159,9 @@ class FileSubject:
         return self._judge.replay
 
     def classifier(self, rule: str) -> Classifier:
+        """Where the network has steps, its own gradient is zero: then straight through them."""
+        has_jumps = any(row.has_jumps for row in self.model.network.rows.values())
+        rule = rule or ("straight-through" if has_jumps else "")
         return bpda(self.model, rule) if rule else self.model
 
     def judge(self, images: np.ndarray, labels: np.ndarray) -> list[Judgement]:

@@ -9,6 +9,7 @@ appended to ``records.jsonl`` one by one, so an interrupted run goes on where it
 from __future__ import annotations
 
 import csv
+import fcntl
 import fnmatch
 import io
 import math
@@ -18,8 +19,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,25 @@ def run_bench(plan: BenchPlan, progress: _Progress) -> list[dict[str, Any]]:
         raise ResourceError(
             f"results cannot be written to {plan.out}: {error.strerror}; choose --out"
         ) from error
+    with _sole_writer(plan.out):
+        return _run_jobs(plan, jobs, progress)
+
+
+@contextmanager
+def _sole_writer(out: Path) -> Iterator[None]:
+    """Holds ``out`` for this process: two that write there would run and count everything twice.
+    Raises ``ResourceError``."""
+    with (out / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResourceError(
+                f"another bench is writing to {out}; wait for it, or choose another --out"
+            ) from error
+        yield
+
+
+def _run_jobs(plan: BenchPlan, jobs: list[Job], progress: _Progress) -> list[dict[str, Any]]:
     records = plan.out / "records.jsonl"
     if plan.fresh:
         records.unlink(missing_ok=True)

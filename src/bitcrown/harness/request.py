@@ -66,9 +66,15 @@ def check_files(network: str, vnnlib: str) -> None:
     plain or ``.gz``."""
     for _, path in parse_network(network):
         if find_file(Path(path)) is None:
-            raise ModelError(f"the network file {path} does not exist (neither does {path}.gz)")
+            raise ModelError(f"the network file {path} {_why_missing(path)}")
     if find_file(Path(vnnlib)) is None:
-        raise PropertyError(f"the property file {vnnlib} does not exist (neither does {vnnlib}.gz)")
+        raise PropertyError(f"the property file {vnnlib} {_why_missing(vnnlib)}")
+
+
+def _why_missing(path: str) -> str:
+    if os.path.isdir(path):
+        return "is a folder; name the file in it"
+    return f"does not exist (neither does {path}.gz)"
 
 
 def worker_command(request: Request, load: Load) -> list[str]:

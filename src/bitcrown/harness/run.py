@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bitcrown.errors import BitcrownError, ResourceError
@@ -62,15 +62,22 @@ def main(arguments: Sequence[str], started: float) -> int:
     except BitcrownError as error:
         _say(str(error))
         return _finish(Path(results), Answer(Status.ERROR, Reason.BAD_INPUT, str(error)))[0]
-    return watch(request, Path(results), signals, _record_path()).exit_code
+    return watch(request, Path(results), signals, record_path()).exit_code
 
 
-def watch(request: Request, results: Path | None, signals: Signals, record: Path | None) -> Watched:
-    """Run the worker on ``request`` and write the results file (if any) and the record (if any)."""
+def watch(
+    request: Request,
+    results: Path | None,
+    signals: Signals,
+    record: Path | None,
+    look: Callable[[Watched], None] | None = None,
+) -> Watched:
+    """Run the worker on ``request`` and write the results file (if any) and the record (if any).
+    ``look`` sees how far it has come."""
     load = Load()
     memory = request.settings.process_bytes()
     dog = Watchdog(
-        worker_command(request, load), request.end, request.timeout, memory, signals, load
+        worker_command(request, load), request.end, request.timeout, memory, signals, load, look
     )
     environment = worker_environment(request, load)
     seen = dog.run(environment, (lambda: None) if record is None else _look_around)
@@ -87,7 +94,7 @@ def watch(request: Request, results: Path | None, signals: Signals, record: Path
             append_record(record, record_of(request, seen, time.monotonic() - request.started))
         except ResourceError as error:
             # Only where the user named the place: the default one may fail in silence.
-            if _RECORD_VARIABLE in os.environ:
+            if record != _default_record():
                 _say(str(error))
     return seen
 
@@ -113,11 +120,15 @@ def _finish(results: Path, answer: Answer) -> tuple[int, str]:
     return 0, ""
 
 
-def _record_path() -> Path | None:
+def record_path() -> Path | None:
     """``BITCROWN_RECORD``; empty for no record; otherwise a file in the user's state folder."""
     named = os.environ.get(_RECORD_VARIABLE)
     if named is not None:
         return Path(named) if named else None
+    return _default_record()
+
+
+def _default_record() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(home) / "bitcrown" / "records.jsonl"
 

@@ -23,6 +23,18 @@ def is_decided(row: _Row) -> bool:
     return row["result"] in _KNOWN
 
 
+def is_failed(row: _Row) -> bool:
+    """Whether there is no answer because the files could not be used, or a script failed."""
+    return row["result"] not in (*_KNOWN, "unknown", "timeout")
+
+
+def failure_sentence(row: _Row) -> str:
+    """What failed, and the last line of the reason where one is known."""
+    said = str(row.get("detail") or row.get("reason") or "").strip().splitlines()
+    why = said[-1] if said else "the script said nothing; run it by hand to see why"
+    return f"{_where(row)}: {row['result']}: {why}"
+
+
 def is_wrong(row: _Row) -> bool:
     """Whether the answer contradicts the known truth."""
     return is_known(row) and is_decided(row) and row["result"] != row["expected"]
@@ -105,8 +117,24 @@ def markdown(rows: Sequence[_Row]) -> str:
 
 
 def wrong_sentence(row: _Row) -> str:
-    where = f"{row['category']}: {row['network']} with {row['vnnlib']}"
-    return f"{where} is {row['expected']}, but the answer was {row['result']}"
+    return f"{_where(row)} is {row['expected']}, but the answer was {row['result']}"
+
+
+def _where(row: _Row) -> str:
+    return f"{row['category']}: {row['network']} with {row['vnnlib']}"
+
+
+def latest(rows: Iterable[_Row]) -> list[_Row]:
+    """The last row of each instance of a bench: run again, under another limit, it counts once.
+    Rows of single runs, which have no key, all count."""
+    found: dict[str, _Row] = {}
+    for place, row in enumerate(rows):
+        key = row.get("key")
+        # (The limit stands at the end of a key.)
+        name = repr(key[:-1]) if isinstance(key, list) else str(place)
+        found.pop(name, None)
+        found[name] = row
+    return list(found.values())
 
 
 def _distinct(values: Iterable[Any]) -> list[str]:

@@ -7,7 +7,7 @@ which only the end is kept.
 One loop waits for all of it, and ends with exactly one answer. In order, the first that holds:
 
     a complete final message     that answer (``timeout`` if it is seen after the limit)
-    a stop signal of the harness ``timeout``
+    a stop signal                ``timeout``, or what ``Signals`` say instead
     the worker is dead           ``unknown``: what is left in its pipes has been read before
     the deadline                 ``timeout``
     too much memory              ``unknown``
@@ -26,7 +26,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ _MOST_PATIENCE = 5.0
 """Longest wait for a killed worker to be gone."""
 _MAX_MESSAGE = 256 << 20
 _KEPT_OUTPUT = 8192
+_TIME_IS_OVER = Answer(Status.TIMEOUT, Reason.DEADLINE)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STATUS_OF_NUMBER = {-number.value: number.name for number in signal.Signals}
 
@@ -70,10 +71,14 @@ def safety_margin(timeout: float, needed: float = 0.0) -> float:
 
 class Signals:
     """Turns signals into bytes on a descriptor, and remembers which stop signal came. Install
-    before anything else."""
+    before anything else.
 
-    def __init__(self) -> None:
-        self.stopped_by = ""
+    ``answer``: of a run that a signal stops. A harness that stops one means that its time is over;
+    a user means that it is not (``INTERRUPTED``).
+    """
+
+    def __init__(self, answer: Answer = _TIME_IS_OVER) -> None:
+        self.stopped_by, self.answer = "", answer
         self.reader, writer = os.pipe()
         for descriptor in (self.reader, writer):
             os.set_blocking(descriptor, False)
@@ -139,7 +144,7 @@ class Watchdog:
 
     ``end`` is the ``time.monotonic()`` reading at which ``timeout`` seconds are over; the worker is
     ended earlier by ``safety_margin``, which follows the ``load``. ``memory`` is bytes for all
-    processes of the worker together.
+    processes of the worker together. ``look`` is called with what was seen, many times a second.
     """
 
     def __init__(
@@ -150,7 +155,9 @@ class Watchdog:
         memory: int,
         signals: Signals,
         load: Load,
+        look: Callable[[Watched], None] | None = None,
     ) -> None:
+        self.look = look or (lambda seen: None)
         self.command, self.end, self.timeout, self.memory = tuple(command), end, timeout, memory
         self.signals, self.load = signals, load
         self.token = os.urandom(16).hex()
@@ -252,12 +259,13 @@ class Watchdog:
                 if ended:
                     self._read_rest(reader, output)
                 answer = self._answer()
+                self.look(self.seen)
                 if answer is not None:
                     # A message may have waited in the pipe while this process did not run.
                     return answer if time.monotonic() < self.end else _too_late(answer)
                 if self.signals.stopped_by:
-                    return Answer(
-                        Status.TIMEOUT, Reason.DEADLINE, f"stopped by {self.signals.stopped_by}"
+                    return replace(
+                        self.signals.answer, detail=f"stopped by {self.signals.stopped_by}"
                     )
                 if ended:
                     return crashed(_how_it_ended(worker.returncode))

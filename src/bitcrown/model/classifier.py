@@ -13,6 +13,7 @@ inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -136,9 +137,19 @@ def layout_of(
         raise SettingsError(
             f"the order of image axes is one of {', '.join(_ORDERS)}, not {order!r}"
         )
+    return layout_for(graph.nodes[graph.inputs[0]].shape, shape, mean, std, order)
+
+
+def layout_for(
+    found: Sequence[int],
+    shape: Shape,
+    mean: Sequence[Fraction] | None = None,
+    std: Sequence[Fraction] | None = None,
+    order: str = "auto",
+) -> ImageLayout:
+    """The same for an input of shape ``found``."""
     channels, rows, columns = shape
-    found = graph.nodes[graph.inputs[0]].shape
-    if channels * rows * columns != graph.n_inputs:
+    if channels * rows * columns != math.prod(found):
         raise ModelError(
             f"images of {channels}x{rows}x{columns} do not fit a network input of shape "
             f"{list(found)}"

@@ -95,6 +95,7 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
 def crosscheck(graph: Graph, file: NetworkFile, seed: int) -> float:
     """Largest difference, relative to the largest output (see above); ``ModelError`` where it
     exceeds the tolerance."""
+    file = file.standard
     runtime = _Runtime(graph, file)
     network = Network(graph, torch.float64)
     generator = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.outside import with_outside_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 _LARGEST_FILE = 2 << 30
 """What a protobuf message may hold."""
 _GZIP_MAGIC = b"\x1f\x8b"
-QONNX_DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
+QONNX_DOMAINS = (
+    *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
+    "qonnx.custom_op.channels_last",
+)
 _QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -72,8 +76,9 @@ class NetworkFile:
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes, unpacked. Raises ``ModelError``."""
-        return _unpacked(self.path)
+        """The bytes, unpacked, with the weights that lie in files beside it. Raises
+        ``ModelError``."""
+        return with_outside_weights(_unpacked(self.path), self.path, _LARGEST_FILE)
 
     @cached_property
     def digest(self) -> str:
@@ -129,16 +134,27 @@ class NetworkFile:
         return tuple(name for name, is_used in formats.items() if is_used)
 
     @cached_property
+    def standard(self) -> NetworkFile:
+        """What onnxruntime can run: the file itself, or QONNX in standard operators. Raises
+        ``UnsupportedError`` where those cannot be written."""
+        if not any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node):
+            return self
+        from bitcrown.model.standard_form import standard_form
+
+        written = standard_form(self.proto, QONNX_DOMAINS)
+        return NetworkFile(self.path, written.SerializeToString())
+
+    @cached_property
     def session(self) -> Any:
-        """onnxruntime on the file as it is (see ``runtime_session``)."""
-        return runtime_session(self.content, self.path)
+        """onnxruntime on the ``standard`` file (see ``runtime_session``)."""
+        return runtime_session(self.standard.content, self.path)
 
     def release(self) -> None:
         """Forget the parsed model and the session, each as large as all weights.
 
         Either is made again from the bytes where it is asked for once more.
         """
-        for name in ("proto", "session"):
+        for name in ("proto", "session", "standard"):
             self.__dict__.pop(name, None)
 
 
@@ -181,6 +197,8 @@ def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
 def _unpacked(path: Path) -> bytes:
     if not path.exists() and Path(f"{path}.gz").exists():
         path = Path(f"{path}.gz")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; name the network file in it")
     try:
         with open(path, "rb") as file:
             head = file.read(len(_GZIP_MAGIC))
@@ -204,6 +222,11 @@ def _parsed(content: bytes, path: Path) -> Any:
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
+        if content.lstrip()[:1] in (b"(", b";"):
+            raise ModelError(
+                f"{path} is no ONNX file but text, as properties are; the network comes first, the "
+                "property after it"
+            ) from error
         raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
     if not model.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it has no outputs")

@@ -1,8 +1,8 @@
 """Constant folding: nodes whose inputs are all known are computed while reading.
 
-Shape arithmetic has short numpy rows here, in the types of the file. Any other operator on
-constants is lowered like one on activations and computed by the engine in float64. Rows that can
-make a large tensor from a small file ask first.
+Shape arithmetic has short numpy rows here, in the types of the file; rows that can make a large
+tensor from a small file ask first. Any other operator on constants is run by onnxruntime, on a
+model of that one node (``one_node``).
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
 from bitcrown.errors import ModelError, UnsupportedError
-from bitcrown.model.execute import Network
-from bitcrown.model.graph import Graph
-from bitcrown.model.lowering.builder import LARGEST, LOWERINGS, Builder, OnnxNode
+from bitcrown.model.lowering.builder import LARGEST, LOWERINGS, OnnxNode
+from bitcrown.model.one_node import has_schema, run_alone
 
 _Array = np.ndarray[Any, Any]
 _Row = Callable[[OnnxNode, Sequence[_Array]], _Array]
-_EXACT = 1 << 53
-"""The engine folds in float64, which has every integer up to here."""
 
 
 def _bounded(node: OnnxNode, shape: Sequence[int]) -> tuple[int, ...]:
@@ -220,8 +216,8 @@ def constant_value(node: OnnxNode) -> _Array:
 
 
 def can_fold(op: str) -> bool:
-    """Whether ``op`` on constants has a rule."""
-    return op in FOLDING_RULES or op in LOWERINGS
+    """Whether ``op`` on constants may have a value: onnxruntime is asked where no row is here."""
+    return op in FOLDING_RULES or op in LOWERINGS or has_schema(op)
 
 
 def fold(node: OnnxNode, constants: dict[str, _Array]) -> list[_Array]:
@@ -231,20 +227,4 @@ def fold(node: OnnxNode, constants: dict[str, _Array]) -> list[_Array]:
         value = FOLDING_RULES[node.op](node, values)
         _bounded(node, value.shape)
         return [value]
-    builder = Builder(
-        source=node.name, constants={name: constants[name] for name in node.inputs if name}
-    )
-    for name in node.inputs[:1]:
-        builder.node_of(name)
-    LOWERINGS[node.op](builder, node)
-    found = [builder.node_of(name) for name in node.outputs if name and name in builder.tensors]
-    network = Network(Graph(builder.nodes, (), tuple(found)), torch.float64)
-    with torch.no_grad():
-        activations = network.activations(torch.zeros(1, 0, dtype=torch.float64))
-    kind = values[0].dtype if values[0].dtype.kind in "iub" else np.dtype(np.float64)
-    results = [activations[name][0].numpy() for name in found]
-    if kind.kind != "f" and not all((np.abs(value) <= _EXACT).all() for value in results):
-        raise UnsupportedError(
-            f"node {node.name!r} ({node.op}) computes with integers beyond {_EXACT}"
-        )
-    return [value.astype(kind) for value in results]
+    return run_alone(node, constants)

@@ -26,10 +26,17 @@ from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
 from bitcrown.model.lowering.quantization import QUANTIZERS
-from bitcrown.model.passes import simplified, without_equal_nodes, without_roundings
+from bitcrown.model.passes import (
+    simplified,
+    without_equal_nodes,
+    without_limits,
+    without_roundings,
+)
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
-_OPSETS = range(7, 26)
+OPSETS = range(7, 26)
+_AFTER_A_MASK = {"Add", "Softmax"}
+"""What may read a tensor to which minus infinity was added."""
 
 
 def stored_arrays(file: NetworkFile) -> dict[str, np.ndarray[Any, Any]]:
@@ -53,6 +60,12 @@ def _stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
         raise ModelError(f"{path}: weight {tensor.name!r} is damaged: {error}") from error
     if value.dtype.kind not in "fiub" and value.dtype.itemsize > 2:
         raise UnsupportedError(f"{path}: weight {tensor.name!r} has type {value.dtype}")
+    # (Infinite ones are masks of attention; the least of numbers with a NaN among them is NaN.)
+    if value.dtype.kind == "f" and value.size and np.isnan(value.min()):
+        raise ModelError(
+            f"{path}: weight {tensor.name!r} holds NaN, so nothing can be said of any output; "
+            "was the training stopped by an overflow?"
+        )
     return np.asarray(value)
 
 
@@ -60,9 +73,9 @@ def _opset(model: Any, path: Path) -> int:
     version = next(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
     )
-    if version not in _OPSETS:
+    if version not in OPSETS:
         raise UnsupportedError(
-            f"{path} uses opset {version}; supported are {_OPSETS.start} to {_OPSETS.stop - 1}"
+            f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}"
         )
     return int(version)
 
@@ -81,16 +94,49 @@ def _attribute(attribute: Any, path: Path) -> Any:
     return value
 
 
+class InnerGraph(NamedTuple):
+    """A graph inside a node: its nodes, weights, and the names of its outputs."""
+
+    nodes: list[OnnxNode]
+    stored: dict[str, np.ndarray[Any, Any]]
+    outputs: tuple[str, ...]
+
+    def reads(self) -> list[str]:
+        """What its nodes read, and those of the graphs in them."""
+        return [name for node in self.nodes for name in _reads(node)] + list(self.outputs)
+
+
+def _reads(node: OnnxNode) -> set[str]:
+    inner = (value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph))
+    return set(node.inputs).union(*inner)
+
+
 def file_nodes(file: NetworkFile) -> list[OnnxNode]:
     """The nodes of a file in its order, attributes as Python values; a node without a name gets
     one. Raises ``ModelError``."""
     opset = _opset(file.proto, file.path)
+    versions = {entry.domain: int(entry.version) for entry in file.proto.opset_import}
+    versions[""] = opset
+    return _nodes_of(file.proto.graph, versions, file.path)
+
+
+def _nodes_of(graph: Any, versions: Mapping[str, int], path: Path) -> list[OnnxNode]:
+    """The nodes of a graph; ``versions`` are those of the operator sets. A graph inside a node
+    becomes a ``InnerGraph``."""
     result = []
-    for index, proto in enumerate(file.proto.graph.node):
+    for index, proto in enumerate(graph.node):
         name = proto.name or f"{proto.op_type}_{index}"
-        attrs = {attribute.name: _attribute(attribute, file.path) for attribute in proto.attribute}
-        op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-        result.append(OnnxNode(op, name, tuple(proto.input), tuple(proto.output), attrs, opset))
+        attrs = {attribute.name: _attribute(attribute, path) for attribute in proto.attribute}
+        for key, value in attrs.items():
+            if isinstance(value, onnx.GraphProto):
+                stored = {tensor.name: _stored_array(tensor, path) for tensor in value.initializer}
+                inner = _nodes_of(value, versions, path)
+                attrs[key] = InnerGraph(inner, stored, tuple(info.name for info in value.output))
+        is_own = proto.domain in ("", "ai.onnx")
+        op = proto.op_type if is_own else f"{proto.domain}.{proto.op_type}"
+        version = versions.get("" if is_own else proto.domain, 1)
+        ends = tuple(proto.input), tuple(proto.output)
+        result.append(OnnxNode(op, name, *ends, attrs, version))
     return result
 
 
@@ -131,7 +177,7 @@ def _read(file: NetworkFile) -> _Reading:
     inputs, dtypes = _read_inputs(builder, file)
     nodes = file_nodes(file)
     outputs = tuple(tensor.name for tensor in file.outputs)
-    builder.readers = Counter(name for node in nodes for name in set(node.inputs))
+    builder.readers = Counter(name for node in nodes for name in _reads(node))
     builder.readers.update(outputs)
     missing: list[tuple[OnnxNode, str]] = []
     # Tensors that nothing can be said of, because a node before them has no rule. Only the nodes
@@ -140,8 +186,8 @@ def _read(file: NetworkFile) -> _Reading:
     for node in nodes:
         reason: str | None = None
         if not lost.isdisjoint(node.inputs):
-            reason = None if _has_rule(node) else ""
-        elif not _has_rule(node):
+            reason = None if _has_rule(builder, node) else ""
+        elif not _has_rule(builder, node):
             reason = ""
         else:
             try:
@@ -161,8 +207,12 @@ def _read(file: NetworkFile) -> _Reading:
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 
-def _has_rule(node: OnnxNode) -> bool:
-    return node.op in ("Constant", "Shape", "Size") or can_fold(node.op)
+def _has_rule(builder: Builder, node: OnnxNode) -> bool:
+    if node.op in LOWERINGS or node.op in ("Constant", "Shape", "Size"):
+        return True
+    if node.op == "If":
+        return builder.is_constant(node.inputs[0]) if node.inputs else False
+    return can_fold(node.op) and all(builder.is_constant(name) for name in node.inputs if name)
 
 
 def nodes_and_constants(
@@ -185,7 +235,8 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
     for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
     file = NetworkFile.of(source)
-    read = _read(file)
+    is_standard = file.standard is file
+    read = _read(file.standard)
     if read.missing:
         plain: dict[str, list[str]] = {}
         for node, reason in read.missing:
@@ -202,16 +253,18 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
             f"{file.path.name}: the output {scaled[0]!r} is never multiplied by the scale of its "
             "integers"
         )
+    if not read.builder.removed.keys().isdisjoint(read.outputs):
+        raise UnsupportedError(f"{file.path.name} has entries of minus infinity as outputs")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps:
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or not is_standard:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(
                 f"{file.path.name}: how onnxruntime rounds is not known of all operators "
                 f"({operators})"
             )
-        return without_equal_nodes(graph)
+        return without_equal_nodes(without_limits(graph))
     with np.errstate(all="ignore"):
         return simplified(without_roundings(graph))
 
@@ -242,11 +295,34 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
         ) from error
 
 
+def _take_branch(builder: Builder, node: OnnxNode) -> None:
+    """``If`` of a known condition is one of its graphs: exporters ask about shapes like that."""
+    is_true = bool(builder.constant(node.inputs[0], "the condition").reshape(()))
+    branch = node.attrs["then_branch" if is_true else "else_branch"]
+    builder.constants.update(branch.stored)
+    for inner in branch.nodes:
+        if not _has_rule(builder, inner):
+            raise UnsupportedError(f"{inner.op} in a branch of node {node.name!r}")
+        _read_node(builder, inner)
+    for outer, name in zip(node.outputs, branch.outputs, strict=True):
+        if builder.is_constant(name):
+            builder.constants[outer] = builder.constants[name]
+        else:
+            builder.tensors[outer] = builder.node_of(name)
+            builder.dtypes[outer] = builder.dtypes.get(name, "float32")
+        if name in builder.units:
+            builder.units[outer] = builder.units[name]
+        if name in builder.removed:
+            builder.removed[outer] = builder.removed[name]
+
+
 def _lower(builder: Builder, node: OnnxNode) -> None:
     """Fold the node if all it reads is known, emit engine nodes for it otherwise."""
     unit = unit_of_result(builder, node)
     if node.op == "Constant":
         builder.constants[node.outputs[0]] = constant_value(node)
+    elif node.op == "If":
+        _take_branch(builder, node)
     elif node.op in ("Shape", "Size") and not builder.is_constant(node.inputs[0]):
         shape = builder.shape(builder.node_of(node.inputs[0]))
         first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))
@@ -256,6 +332,10 @@ def _lower(builder: Builder, node: OnnxNode) -> None:
         names = [name for name in node.outputs if name]
         builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
     elif node.op in LOWERINGS:
+        if node.op not in _AFTER_A_MASK and not builder.removed.keys().isdisjoint(node.inputs):
+            raise UnsupportedError(
+                f"node {node.name!r} ({node.op}) reads a tensor with entries of minus infinity"
+            )
         lower_with_roundings(builder, node)
     else:
         raise UnsupportedError(f"{node.op} of the network input at {node.name!r}")

@@ -43,11 +43,29 @@ def without_equal_nodes(graph: Graph) -> Graph:
 
 def without_roundings(graph: Graph) -> Graph:
     """The network as a real function."""
+    graph = rewritten(graph, _unperturbed)
     nodes = {
         name: node if node.rounding is None else replace(node, rounding=None)
         for name, node in graph.nodes.items()
     }
     return replace(graph, nodes=nodes)
+
+
+def _unperturbed(
+    node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]
+) -> str | tuple[Node, ...]:
+    return node.inputs[0] if node.op == "Perturb" else (node,)
+
+
+def without_limits(graph: Graph) -> Graph:
+    """The network without limits that only hold of the real function."""
+
+    def unlimited(
+        node: Node, nodes: Mapping[str, Node], readers: Mapping[str, int]
+    ) -> str | tuple[Node, ...]:
+        return node.inputs[0] if "is_limit" in node.attrs else (node,)
+
+    return rewritten(graph, unlimited)
 
 
 def without_dead_nodes(graph: Graph) -> Graph:

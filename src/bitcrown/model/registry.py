@@ -47,6 +47,10 @@ class Op:
     adjoint: _Adjoint | None = None
     is_local: bool = True
     has_jumps: bool = False
+    negated: tuple[int, ...] = ()
+    """Operands that an affine operator without weights subtracts; it adds the others."""
+    is_capped: bool = False
+    """Whether an affine operator has a range and an upper line beyond what its operands say."""
 
 
 _OPS: dict[str, Op] = {}

@@ -14,8 +14,11 @@ are of three kinds:
     800,000 float32 inputs a function).
 *last*: the lowering is exact where the kernel is one operation; its last step gets the error.
 
-An operator with no row has internal sums whose errors depend on cancellation inside
-(``LayerNormalization``): it can be bounded as a real function only.
+*normalised*: as *each*, but for the variance, whose error is a share of the mean square, however
+    small the variance is (``_mark_normalised``).
+*recurrent*: as *each*, for kernels that add the terms of input and state in one sum.
+
+An operator with no row can be bounded as a real function only.
 
 Sixteen-bit types have few kernels on a CPU. There onnxruntime computes in float32 between casts
 that it inserts itself, and leaves out roundings between two operators, so that of two readers of a
@@ -38,6 +41,7 @@ from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 from bitcrown.model.lowering.quantization import QUANTIZERS
 
+_CONTRIB = "com.microsoft."
 SMOOTH = 16.0
 SMOOTH_HALF = 2.0
 """The same in steps of a sixteen-bit type, next to which the error of float32 is nothing."""
@@ -81,7 +85,7 @@ EXACT = {
     *("Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather"),
     *("GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
     *("ReduceMin", "Relu", "Reshape", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze"),
-    *("Tile", "Transpose", "Unsqueeze", "Where"),
+    *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
 SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
@@ -91,8 +95,16 @@ EACH = SINGLE | {
     *("GlobalAveragePool", "HardSigmoid", "HardSwish", "Log", "LpNormalization", "Mean", "Mish"),
     *("Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceMean"),
     *("ReduceSumSquare", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Swish"),
-    *("Tanh",),
+    *("Tanh", "RMSNormalization", "SimplifiedLayerNormalization"),
+    *(_CONTRIB + name for name in ("SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu")),
+    *(_CONTRIB + name for name in ("Gelu", "QuickGelu", "DynamicQuantizeMatMul")),
+    *(_CONTRIB + name for name in ("MatMulIntegerToFloat", "FusedMatMul")),
 }
+NORMALISED = {
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
+    *("MeanVarianceNormalization", _CONTRIB + "SkipLayerNormalization"),
+}
+RECURRENT = {"LSTM", "GRU", "RNN", _CONTRIB + "DynamicQuantizeLSTM"}
 ARITHMETIC: dict[str, Callable[[Node], int]] = {
     "Linear": lambda node: int(node.params["weight"].shape[1]) + 4,
     "MatMulLeft": lambda node: int(node.params["matrix"].shape[1]) + 4,
@@ -185,12 +197,19 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         # by as much and n - 1
         count = 2.0 * max(b.shape(b.tensors[node.outputs[0]])) + SMOOTH
         _round_last(b, node, new, _result(form)._replace(absolute=count * form.unit))
+    elif node.op == "LogSoftmax":  # the same sum, whose logarithm is at most log n
+        count = 2.0 * max(b.shape(b.tensors[node.outputs[0]])) + 32 * SMOOTH
+        _round_last(b, node, new, _result(form, 4.0)._replace(absolute=count * form.unit))
     elif node.op == "BatchNormalization":
         _round_last(
             b, node, new, _result(form, 2.0)._replace(terms=8, extra=_normalised_size(b, node))
         )
     elif node.op in QUANTIZERS:
         _mark_quantizer(b, node, form, new)
+    elif node.op in NORMALISED:
+        _mark_normalised(b, form, new)
+    elif node.op in RECURRENT and form.unit >= FORMATS["float32"].unit:
+        _mark_recurrent(b, form, new)
     elif node.op in EACH:
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)
@@ -203,7 +222,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
 def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     """Sums of products of integers are exact, and so is what follows a ``Round``; every other step
     is off by at most ``REQUANTIZED`` half steps: scales are combined in float32 before they are
-    applied.
+    applied. Kernels of 8 bits may add the zero point before they round, and QLinearAdd multiplies
+    integers before their zero points are subtracted: terms of 255, and of ``255 s / s_y``, cancel.
     """
     exact = {"Linear", "MatMulLeft", "Conv"}
     if node.op == "QLinearMatMul":
@@ -215,6 +235,64 @@ def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) ->
         rounding = _step(made, form, False, False)
         if rounding is not None:
             _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
+    if node.op.endswith("QuantizeLinear"):  # adds its zero point as an integer
+        return
+    sums = 1.0
+    if node.op == _CONTRIB + "QLinearAdd":
+        first, second, last = (
+            float(np.abs(b.constant(node.inputs[k], "a scale").astype(np.float64)).max())
+            for k in (1, 4, 6)
+        )
+        sums += (first + second) / last
+    for name in new:
+        if b.nodes[name].op == "Round":
+            wide = _result(form, REQUANTIZED)._replace(terms=8, extra=256 * sums)
+            _round(b, b.nodes[name].inputs[0], wide)
+
+
+def _mark_normalised(b: Builder, form: Format, new: list[str]) -> None:
+    """Let ``Q = mean(x^2)`` over ``n`` terms, ``m`` the mean, ``v = Q - m^2`` the variance, and
+    ``g = gamma_(n + 5)``. Computed, ``Q`` is off by ``g Q`` and ``m`` by ``g mean|x| <= g sqrt Q``,
+    so ``m^2`` by ``(2 g + g^2 + 2 u) Q`` and the difference by ``u (1 + 4 g) Q`` more: less than
+    ``6 g Q`` together. The mean of squares of differences is off by ``g v + g^2 Q``, which is less.
+    The difference ``x - m`` may be scaled before it is formed: terms ``|x|`` and ``|m|``.
+    """
+    exact: set[str] = set()
+    for name in new:
+        made = b.nodes[name]
+        if made.op == "Perturb":
+            share = (int(made.attrs["count"]) + 5) * form.unit
+            share = 6 * share / (1 - share) if share < 0.5 else math.inf
+            least = (int(made.attrs["count"]) + 5) * form.least
+            b.nodes[name] = replace(made, attrs={"share": share, "least": least})
+            exact |= _made_from(b, made.inputs[0], made.attrs["of"])
+    for name in new:
+        rounding = None if name in exact else _step(b.nodes[name], form, False, False)
+        if rounding is not None:
+            is_difference = b.nodes[name].op == "Sub"
+            _round(b, name, rounding._replace(terms=4) if is_difference else rounding)
+
+
+def _made_from(b: Builder, name: str, source: str) -> set[str]:
+    """``name`` and all nodes between it and ``source``."""
+    if name == source:
+        return set()
+    return {name}.union(*(_made_from(b, one, source) for one in b.nodes[name].inputs))
+
+
+def _mark_recurrent(b: Builder, form: Format, new: list[str]) -> None:
+    """A kernel may start a sum of ``k`` terms from what it is added to; and it adds up the two
+    biases beforehand."""
+    made = [b.nodes[name] for name in new]
+    longest = max((ARITHMETIC["Linear"](node) for node in made if node.op == "Linear"), default=0)
+    for node in made:
+        rounding = _step(node, form, False, False)
+        if rounding is not None and node.op == "Linear":
+            rounding = rounding._replace(terms=2 * longest)
+        elif rounding is not None and node.op in ("Add", "Sub"):
+            rounding = rounding._replace(terms=longest)
+        if rounding is not None:
+            _round(b, node.name, rounding)
 
 
 def _round_last(b: Builder, node: OnnxNode, new: list[str], rounding: Rounding) -> None:

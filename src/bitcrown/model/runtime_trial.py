@@ -35,9 +35,9 @@ _DTYPES = {
 def require_runtime(file: NetworkFile, content: bytes = b"") -> None:
     """Raises a ``BitcrownError`` with one sentence where onnxruntime cannot load or run the file.
 
-    ``content``: what is run in its place, for files that need another form.
+    ``content``: what is run in place of its ``standard`` form.
     """
-    given = content or file.content
+    given = content or file.standard.content
     text_or_error(
         lambda: _trial(given, file.path),
         Budget.of_seconds(_SECONDS, _MEMORY),

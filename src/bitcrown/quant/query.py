@@ -10,7 +10,7 @@ samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil, floor, lcm
 
@@ -55,6 +55,9 @@ class IntegerQuery:
     exact_cases: tuple[tuple[Constraint, ...], ...] | None = None
     notes: tuple[str, ...] = field(default=())
     real_box: tuple[tuple[Fraction, ...], tuple[Fraction, ...]] | None = None
+    inner: tuple[Ints, Ints] | None = None
+    """A box inside this one, of integers that inputs strictly inside the property's box become:
+    where attacks look, while proofs are about the whole."""
 
     def __post_init__(self) -> None:
         node = self.network.nodes[0]
@@ -70,6 +73,13 @@ class IntegerQuery:
     def is_empty(self) -> bool:
         """Whether no input lies in the box, or no case is left."""
         return not self.cases or bool((self.low > self.high).any())
+
+    def reachable(self) -> IntegerQuery:
+        """The same question about the inner box, where there is one that is not empty."""
+        if self.inner is None:
+            return self
+        low, high = np.maximum(self.inner[0], self.low), np.minimum(self.inner[1], self.high)
+        return self if (low > high).any() else replace(self, low=low, high=high, inner=None)
 
     def points(self) -> int:
         """Number of inputs in the box."""
@@ -195,7 +205,7 @@ def integral(terms: dict[int, Fraction], bound: Fraction, strict: bool) -> Linea
 
 def split_by_box(problem: Problem, network: IntegerNetwork) -> list[IntegerQuery]:
     """One query for every different input box among the cases, in order of appearance."""
-    groups: dict[tuple[tuple[Fraction, ...], tuple[Fraction, ...]], list[Case]] = {}
+    groups: dict[tuple[Sequence[Fraction], Sequence[Fraction]], list[Case]] = {}
     for case in problem.cases:
         groups.setdefault((case.lower, case.upper), []).append(case)
     queries = []
@@ -208,7 +218,7 @@ def _query_of_box(
     n_inputs: int, notes: tuple[str, ...], network: IntegerNetwork, cases: list[Case]
 ) -> IntegerQuery:
     """``cases`` share one box."""
-    box = cases[0].lower, cases[0].upper
+    box = tuple(cases[0].lower), tuple(cases[0].upper)
     low, high = network.entry.box(*box)
     steps = [_affine_exit(values) for values in network.exit.values]
     proof: list[ConstraintCase] = []

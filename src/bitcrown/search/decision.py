@@ -6,20 +6,23 @@ Few varying inputs: the input is split (``input_decision``). Otherwise: neurons 
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.passes import without_dead_nodes
 from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.input_decision import decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
 from bitcrown.search.objective import objective_of
+from bitcrown.search.strict_rows import with_strict_rows
 from bitcrown.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -31,12 +34,17 @@ FEW_INPUTS = 16
 
 def read_problem_graph(run: Run) -> Graph:
     """The networks of the query as one graph, each checked against onnxruntime."""
-    of_path: dict[Path, Graph] = {}
-    for path, file in run.files.items():
-        of_path[path] = read_graph(file, run.settings.semantics)
-        run.counters["crosscheck"] = crosscheck(of_path[path], file, run.settings.seed)
+    of_file: dict[NetworkFile, Graph] = {}
+    for file in dict.fromkeys(run.files.values()):
+        of_file[file] = read_graph(file, run.settings.semantics)
+        run.counters["crosscheck"] = crosscheck(of_file[file], file, run.settings.seed)
+    asked, graphs = run.replay.asked_outputs(), {}
+    for name, file in run.files.items():
+        graph = of_file[file]
+        chosen = [graph.outputs[i] for i in asked.get(name, range(len(graph.outputs)))]
+        graphs[name] = without_dead_nodes(replace(graph, outputs=tuple(chosen)))
     run.files.clear()
-    return join({name: of_path[path] for name, path in run.problem.networks.items()})
+    return join(graphs)
 
 
 def decide_in_floats(run: Run) -> Verdict:
@@ -47,6 +55,7 @@ def decide_in_floats(run: Run) -> Verdict:
         device = device_of(run.settings.device)
         run.budget = budget_on(run.budget, device)
         proof = Network(graph, torch.float64, device)
+        objective = with_strict_rows(run.problem, proof, objective)
     varied = int((objective.upper != objective.lower).any(axis=0).sum())
     run.counters.update(cases=objective.n_cases, boxes=len(objective.lower), varied_inputs=varied)
     if len(objective.lower) > 1 or varied <= FEW_INPUTS:

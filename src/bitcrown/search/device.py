@@ -19,6 +19,7 @@ import torch
 from bitcrown.bounds.crown import Backward, minimum, output_seeds, relaxations_of
 from bitcrown.bounds.interval import interval_bounds
 from bitcrown.budget import Budget
+from bitcrown.errors import SettingsError
 from bitcrown.model.execute import Network
 
 _REPETITIONS = 3
@@ -31,9 +32,14 @@ _Box = tuple[np.ndarray, np.ndarray]
 
 
 def device_of(name: str) -> torch.device:
-    """``name``: auto (CUDA if there is one), cpu or cuda."""
+    """``name``: auto (CUDA if there is one), cpu or cuda. Raises ``SettingsError`` where CUDA is
+    asked for and not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "this machine has no CUDA device that torch can use; leave --device cuda out"
+        )
     return torch.device(name)
 
 

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from bitcrown.search import descent
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import guide_network, whole_guide
-from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
-from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
+from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
+from bitcrown.search.neurons.tightening import TightenedRace
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
+from bitcrown.search.ranges.bounder import RANGES
+from bitcrown.search.twins import attack_networks
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 if TYPE_CHECKING:
@@ -31,10 +34,6 @@ if TYPE_CHECKING:
 
 _LAYER_SHARE = 0.15
 """Share of the time left that optimising the bounds of inner layers may take."""
-_SMOOTH_SHARE = 0.6
-"""The same share where no neuron can be split."""
-_SMALLEST_GAIN = 0.02
-"""Share of the worst bound that a pass must win for another to follow."""
 _LAYER_STEPS = 10
 """Steps of that ascent; five bring nearly all that twenty would."""
 _STEP_COST = 0.4
@@ -61,13 +60,14 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
     bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():
         started = time.monotonic()
-        enclosure = bounder.run(rows.x_lower, rows.x_upper)
+        enclosure = bounder.run(rows.x_lower, rows.x_upper, outputs=rows.outputs())
         root = root_of(proof, guide, rows, enclosure, run.budget.memory)
         seconds = time.monotonic() - started
     left = root.open_cases()
     run.counters["open_after_crown"] = len(left)
     if not len(left):
         return run.verdict(Status.UNSAT, "root bounds")
+    run.counters["worst"] = float(root.case_value[left].min())
     if any(bool(torch.isinf(radius).any()) for radius in enclosure.scales.radii.values()):
         return run.unknown(
             Reason.NUMERICS,
@@ -76,13 +76,14 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
     open_cases = cases[left.cpu().numpy()]
     if share.is_expired():
         run.counters["root_bounds_cut_short"] = 1
-        witness = descent.descend_to_the_end(run, guide, objective, open_cases)
+        witness = descent.descend_to_the_end(run, attack_networks(guide), objective, open_cases)
         return run.timeout() if witness is None else run.sat(witness, "attack")
     with run.phase("attack"):
-        longer = run.budget.capped(2.0)
-        witness = descent.descend(run, guide, objective, open_cases, longer, 40, 8)
-    if witness is not None:
-        return run.sat(witness, "attack")
+        for network in attack_networks(guide):
+            longer = run.budget.capped(2.0)
+            witness = descent.descend(run, network, objective, open_cases, longer, 40, 8)
+            if witness is not None:
+                return run.sat(witness, "attack")
     return decide_from_root(run, root, guide, objective, seconds)
 
 
@@ -95,17 +96,20 @@ def decide_from_root(
     ``guide`` is ``guide_network`` of the root's; ``root_seconds`` is what the root bounds took,
     from which the cost of sharper layers is foreseen. Raises ``BudgetExpired``.
     """
-    trials = Trials(run.confirm)
+    trials, started = Trials(run.confirm), time.process_time()
     bounder = bounder_of(root, whole_guide(root, guide), trials, run.budget, run.recorder)
     with run.phase("alpha"):
         domains = bounder.root_domains(root.open_cases(), 20)
     run.counters["open_after_alpha"] = len(domains)
+    if len(domains):
+        run.counters["worst"] = float(domains.value.min())
     bounder, domains = _sharpened_layers(run, bounder, domains, root_seconds)
     if isinstance(trials.witness, Witness):
         return run.sat(trials.witness, "alpha-CROWN")
     if not len(domains):
         return run.verdict(Status.UNSAT, "alpha-CROWN")
-    return _branch_and_bound(run, bounder, domains, objective)
+    seconds = time.process_time() - started
+    return _branch_and_bound(run, bounder, domains, objective, seconds)
 
 
 def _sharpened_layers(
@@ -114,48 +118,36 @@ def _sharpened_layers(
     """Open domains after ascent over the bounds of inner layers, and their bounder;
     ``root_seconds`` is what plain root bounds took.
 
-    Where no neuron can be split, better layers are all that is left: passes with more and more
-    steps then follow each other until they gain nothing.
     """
-    layout = bounder.root.layout
-    has_splits = bool(layout.n_neurons)
-    share = run.budget.capped(
-        (_LAYER_SHARE if has_splits else _SMOOTH_SHARE) * run.budget.remaining()
-    )
+    root, guide = bounder.root, bounder.guide.network
+    share = run.budget.capped(_LAYER_SHARE * run.budget.remaining())
     steps = int(min(_LAYER_STEPS, share.remaining() / (_STEP_COST * root_seconds + 1e-3)))
-    if not len(domains) or steps < 2 or not layout.n_alphas:
+    if not len(domains) or steps < 2 or not root.layout.n_alphas:
         return bounder, domains
-    gain = 1.0
     with run.phase("layers"):
-        while len(domains) and gain > _SMALLEST_GAIN and not share.is_expired():
-            worst = float(domains.value.min())
-            root, guide = bounder.root, bounder.guide.network
-            layers = LayerBounder(
-                root.proof, run.budget.memory // 8, LayerAscent(guide, steps, share)
-            )
-            box = root.rows.x_lower, root.rows.x_upper
-            enclosure = layers.run(*box, root.enclosure.bounds)
-            root = root_of(root.proof, guide, root.rows, enclosure, run.budget.memory)
-            bounder = bounder_of(
-                root, whole_guide(root, guide), bounder.trials, run.budget, run.recorder
-            )
-            domains = bounder.root_domains(root.open_cases(), 20 if has_splits else 100)
-            run.counters.update(layer_steps=steps, open_after_layers=len(domains))
-            if has_splits or not len(domains):
-                break
-            gain = 1 - float(domains.value.min()) / worst if worst else 0.0
-            steps *= 2
+        layers = LayerBounder(root.proof, run.budget.memory // 8, LayerAscent(guide, steps, share))
+        box = root.rows.x_lower, root.rows.x_upper
+        enclosure = layers.run(*box, root.enclosure.bounds, root.rows.outputs())
+        root = root_of(root.proof, guide, root.rows, enclosure, run.budget.memory)
+        bounder = bounder_of(
+            root, whole_guide(root, guide), bounder.trials, run.budget, run.recorder
+        )
+        domains = bounder.root_domains(root.open_cases(), 20)
+    run.counters.update(layer_steps=steps, open_after_layers=len(domains))
     return bounder, domains
 
 
 def _branch_and_bound(
-    run: Run, bounder: DomainBounder, domains: Domains, objective: Objective
+    run: Run, bounder: DomainBounder, domains: Domains, objective: Objective, seconds: float
 ) -> Verdict:
-    """Search below ``domains``, with attacks whenever those had less than their share of time."""
+    """Search below ``domains``, with attacks whenever those had less than their share of time;
+    ``seconds`` of computing went into optimised bounds."""
     guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
+    networks = cycle(attack_networks(guide))
 
-    def attack_steps(search: NeuronSplit) -> Witness | None:
-        run.report("neuron split", {"domains": search.domains, "open": len(search.stack)})
+    def attack_steps(search: TreeSearch[Any]) -> Witness | None:
+        facts = {"domains": search.domains, "open": len(search.stack), "worst": search.worst()}
+        run.report("neuron split", facts)
         started = time.monotonic()
         share = descent.ATTACK_SHARE * (started - spent["start"])
         if spent["attack"] > share or not len(search.stack):
@@ -164,12 +156,14 @@ def _branch_and_bound(
         cases = np.unique(torch.cat(chunks).cpu().numpy())
         restarts = max(4, 64 // len(cases))
         budget = run.budget.capped(5.0)
-        witness = descent.descend(run, guide, objective, cases, budget, 100, restarts)
+        witness = descent.descend(run, next(networks), objective, cases, budget, 100, restarts)
         spent["attack"] += time.monotonic() - started
         return witness
 
     with run.phase("neuron split"):
-        outcome = Race(bounder, domains).run(attack_steps)
+        race = TightenedRace(bounder, domains, seconds)
+        outcome = race.run(attack_steps)
+    run.counters.update(race.counters)
     run.counters.update(
         domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
     )
@@ -181,12 +175,13 @@ def _verdict_of(run: Run, outcome: SplitOutcome, guide: Network, objective: Obje
     if isinstance(outcome.witness, Witness):
         return run.sat(outcome.witness, "neuron split")
     if outcome.proved:
-        return run.verdict(Status.UNSAT, "neuron split")
+        way = "range split" if outcome.tactic == RANGES.name else "neuron split"
+        return run.verdict(Status.UNSAT, way)
     if outcome.reason == "memory":
         return run.unknown(Reason.MEMORY)
     if outcome.reason == "incomplete":
         cases = np.arange(objective.n_cases)
-        witness = descent.descend_to_the_end(run, guide, objective, cases)
+        witness = descent.descend_to_the_end(run, attack_networks(guide), objective, cases)
         if witness is not None:
             return run.sat(witness, "attack")
     if run.budget.is_expired() and outcome.reason != "incomplete":

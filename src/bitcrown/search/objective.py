@@ -20,7 +20,7 @@ import numpy as np
 
 from bitcrown.errors import UnsupportedError
 from bitcrown.spec.problem import Case, Constraint, Problem
-from bitcrown.spec.rounding import Kind, box_of, round_up
+from bitcrown.spec.rounding import Kind, box_ends, round_up
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,16 @@ def objective_of(problem: Problem, kinds: Iterable[Kind] | None = None) -> Objec
     matrix_d = np.zeros((count, depth, n)) if needs_inputs else None
     rhs = np.full((count, depth), np.inf)
     boxes: dict[tuple[int, int], int] = {}
-    lower: list[list[float]] = []
-    upper: list[list[float]] = []
+    lower: list[np.ndarray] = []
+    upper: list[np.ndarray] = []
     box = np.zeros(count, dtype=np.int64)
     for p, case in enumerate(problem.cases):
         key = (id(case.lower), id(case.upper))
         if key not in boxes:
             boxes[key] = len(lower)
-            ends = [
-                box_of(*interval) for interval in zip(case.lower, case.upper, kinds, strict=True)
-            ]
-            lower.append([low for low, _ in ends])
-            upper.append([high for _, high in ends])
+            low, high = box_ends(case.lower, case.upper, kinds)
+            lower.append(low)
+            upper.append(high)
         box[p] = boxes[key]
         for s, constraint in enumerate(rows[p]):
             terms, rhs[p, s] = _integer_row(constraint)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.attacks.property.probes import probe
 from bitcrown.budget import Budget
+from bitcrown.check.asked_tensors import with_asked_outputs
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
@@ -33,6 +34,8 @@ from bitcrown.verdict import Reason, Status, Verdict, Witness
 if TYPE_CHECKING:
     import numpy as np
 
+    from bitcrown.quant.network.graph import IntegerNetwork
+
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -40,9 +43,9 @@ Report = Callable[[str, dict[str, Any]], None]
 class Run:
     """State of one decision: budget, phases (seconds), counters, and how to confirm a witness.
 
-    ``files``: the networks' files, each opened when it is first read; emptied when all reading is
-    done, because bytes and parsed model are as large as the weights. ``replay``: an open one of the
-    same networks and tensors, for a caller who decides many problems about them.
+    ``files``: the networks' files by declared name, each opened when it is first read; emptied when
+    all reading is done, because bytes and parsed model are as large as the weights. ``replay``: an
+    open one of the same networks and tensors, for a caller who decides many problems about them.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Run:
         self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
-        self.files = {path: NetworkFile(path) for path in problem.networks.values()}
+        self.files = opened_files(problem)
         self.replay = replay or RuntimeReplay(problem.query, problem.networks)
         self.confirmer = Confirmer(problem, self.replay)
+        self.integers: IntegerNetwork | None = None
+        """The network as read in integers, by a caller who decides many problems about it."""
 
     def report(self, phase: str, facts: dict[str, Any]) -> None:
         """Tell how far the run is; with the counters, because a run that is killed cannot tell them
@@ -106,11 +111,32 @@ class Run:
         return self.verdict(Status.TIMEOUT, reason=Reason.DEADLINE)
 
 
+def opened_files(problem: Problem) -> dict[str, NetworkFile]:
+    """The networks' files by declared name: one object for each file, and one for each network
+    that asks for more than its file's outputs."""
+    plain = {path: NetworkFile(path) for path in problem.networks.values()}
+    files: dict[str, NetworkFile] = {}
+    for declared in problem.query.networks:
+        path = problem.networks[declared.name]
+        files[declared.name] = plain[path]
+        if declared.asks_more:
+            content = with_asked_outputs(path, declared, plain[path].content)
+            files[declared.name] = NetworkFile(path, content)
+    return files
+
+
 def decide(run: Run) -> Verdict:
     """Decide the problem of ``run``.
 
     Raises ``ModelError`` or ``PropertyError`` for bad input; everything else is in the Verdict.
     """
+    verdict = _decide_cases(run)
+    if verdict.status is Status.UNSAT and run.problem.cases and not run.problem.covers_all:
+        return run.unknown(Reason.UNSUPPORTED, "; ".join(run.problem.notes))
+    return verdict
+
+
+def _decide_cases(run: Run) -> Verdict:
     problem, budget = run.problem, run.budget
     if not problem.cases:
         return run.verdict(Status.UNSAT, "vacuous: " + "; ".join(problem.notes))
@@ -123,7 +149,10 @@ def decide(run: Run) -> Verdict:
     except BudgetExpired:
         return run.timeout()
     except UnsupportedError as error:
-        return run.unknown(Reason.UNSUPPORTED, str(error))
+        reason = run.counters.get("not_read_as_integers")
+        return run.unknown(
+            Reason.UNSUPPORTED, f"{error}; as integers: {reason}" if reason else str(error)
+        )
 
 
 def _decide_with_bounds(run: Run) -> Verdict:

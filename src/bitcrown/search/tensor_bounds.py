@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,10 +10,13 @@ import torch
 from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import intersect
-from bitcrown.errors import PropertyError
+from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.model.execute import Network
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.quant.network.graph import QuantError
+from bitcrown.search.readings import integer_output_bounds
+from bitcrown.search.strategy import opened_files
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.rounding import round_down, round_up
 
@@ -26,10 +30,18 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     """CROWN bounds of ``tensor`` (the first output if None) over the box of
     ``problem.cases[case]``, float64, outward.
 
-    Raises ``PropertyError`` for a name the network does not have.
+    A network that only the integer engine reads has bounds of its output alone. Raises
+    ``PropertyError`` for a name the network does not have.
     """
-    of_path = {path: read_graph(path) for path in dict.fromkeys(problem.networks.values())}
-    graph = join({name: of_path[path] for name, path in problem.networks.items()})
+    files = opened_files(problem)
+    try:
+        of_file = {file: read_graph(file) for file in dict.fromkeys(files.values())}
+    except UnsupportedError:
+        if tensor is None and len(problem.networks) == 1:
+            with suppress(QuantError):
+                return integer_output_bounds(problem, case)
+        raise
+    graph = join({name: of_file[file] for name, file in files.items()})
     name = graph.outputs[0] if tensor is None else tensor
     if name not in graph.nodes:
         raise PropertyError(

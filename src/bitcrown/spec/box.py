@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import numpy as np
+
+from bitcrown.spec.exact_vector import ExactVector
 from bitcrown.spec.problem import Constraint, Monomial
 
 _MAX_PASSES = 64
@@ -22,25 +25,54 @@ def _is_less(left: Fraction, right: Fraction) -> bool:
     return a < c if b == d else a * d < c * b
 
 
+_Ends = tuple[ExactVector, np.ndarray]
+"""One side of a box, and which of its ends are known (bool ``[n]``)."""
+
+
 @dataclass(slots=True)
 class Box:
     """Bounds by input number; a missing number is unbounded on that side. ``parent`` holds what is
-    not tightened."""
+    not tightened. ``arrays``, by side (upper or not), hold what came in blocks: they include the
+    parent's bounds, and a bound in ``lower`` or ``upper`` is tighter."""
 
     lower: dict[int, Fraction] = field(default_factory=dict)
     upper: dict[int, Fraction] = field(default_factory=dict)
     parent: Box | None = None
+    arrays: dict[bool, _Ends] = field(default_factory=dict)
 
     def end(self, number: int, is_upper: bool) -> Fraction | None:
         """The least upper or greatest lower bound known of an input."""
         found = (self.upper if is_upper else self.lower).get(number)
+        if found is None and is_upper in self.arrays:
+            ends, is_known = self.arrays[is_upper]
+            return ends[number] if is_known[number] else None
         return self.parent.end(number, is_upper) if found is None and self.parent else found
 
     def child(self) -> Box:
         """A copy to tighten further. The base is never copied: all cases refer to the same one."""
         if self.parent is None:
             return Box({}, {}, self)
-        return Box(dict(self.lower), dict(self.upper), self.parent)
+        return Box(dict(self.lower), dict(self.upper), self.parent, dict(self.arrays))
+
+    def has_arrays(self) -> bool:
+        return bool(self.arrays) or (self.parent is not None and self.parent.has_arrays())
+
+    def ends(self, is_upper: bool, n_inputs: int) -> _Ends:
+        """All bounds of one side as arrays."""
+        if is_upper in self.arrays:
+            ends, is_known = self.arrays[is_upper]
+        elif self.parent is not None:
+            ends, is_known = self.parent.ends(is_upper, n_inputs)
+        else:
+            zeros = np.zeros(n_inputs, dtype=np.int64)
+            ends, is_known = ExactVector(zeros, zeros.astype(np.int16)), zeros.astype(bool)
+        own = self.upper if is_upper else self.lower
+        if own:
+            places = np.array(list(own), dtype=np.int64)
+            ends = ends.replaced(places, ExactVector.of(list(own.values())))
+            is_known = is_known.copy()
+            is_known[places] = True
+        return ends, is_known
 
     def tighten(self, number: int, is_upper: bool, value: Fraction) -> bool:
         """Intersect with one bound; whether the box changed."""
@@ -50,6 +82,30 @@ class Box:
         (self.upper if is_upper else self.lower)[number] = value
         return True
 
+    def tighten_block(
+        self, numbers: np.ndarray, is_upper: np.ndarray, values: ExactVector, n_inputs: int
+    ) -> None:
+        """Intersect with many bounds, as ``tighten`` does with each."""
+        for side in (False, True):
+            ends, is_known = self.ends(side, n_inputs)
+            (self.upper if side else self.lower).clear()
+            left = np.flatnonzero(is_upper == side)
+            while len(left):
+                # One bound of each input at a time; nearly always there is no second.
+                places, first = numbers[left], np.arange(len(left))
+                if not (np.diff(places) > 0).all():
+                    places, first = np.unique(places, return_index=True)
+                new, old = values.taken(left[first]), ends.taken(places)
+                is_new = ~is_known[places]
+                if not is_new.all():
+                    is_new |= new.is_less(old) if side else old.is_less(new)
+                chosen = np.flatnonzero(is_new)
+                ends = ends.replaced(places[chosen], new.taken(chosen))
+                is_known = is_known.copy()
+                is_known[places] = True
+                left = np.delete(left, first)
+            self.arrays[side] = ends, is_known
+
     def is_empty_at(self, number: int) -> bool:
         """Whether the bounds of this one input contradict each other."""
         low, high = self.end(number, False), self.end(number, True)
@@ -58,6 +114,25 @@ class Box:
     def first_empty(self, numbers: Iterable[int]) -> int | None:
         """The first of ``numbers`` whose bounds contradict each other."""
         return next((number for number in numbers if self.is_empty_at(number)), None)
+
+    def first_empty_in_arrays(self) -> int | None:
+        """The first input whose bounds of the two ``arrays`` contradict each other."""
+        if len(self.arrays) < 2:
+            return None
+        (low, has_low), (high, has_high) = self.arrays[False], self.arrays[True]
+        empty = np.flatnonzero(has_low & has_high & high.is_less(low))
+        return int(empty[0]) if len(empty) else None
+
+    def open_inputs(self, n_inputs: int) -> list[int]:
+        """The inputs that lack a bound on some side."""
+        if self.has_arrays():
+            is_known = self.ends(False, n_inputs)[1] & self.ends(True, n_inputs)[1]
+            return [int(number) for number in np.flatnonzero(~is_known)]
+        top = Box() if self.parent is None else self.parent
+        known = self.lower.keys() | top.lower.keys(), self.upper.keys() | top.upper.keys()
+        if min(map(len, known)) == n_inputs:
+            return []
+        return [number for number in range(n_inputs) if not all(number in side for side in known)]
 
 
 def is_tie(constraint: Constraint, n_inputs: int) -> bool:
@@ -77,7 +152,7 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
     other constraint only fills in bounds that are missing, because repeated tightening could go on
     for ever in ever smaller steps.
 
-    A bound may be read as the number of the input's type that is nearest to it (``_slack``), and
+    A bound may be read as the number of the input's type that is nearest to it (``slack``), and
     what holds of the decimals need not hold of those. So implied bounds are looser by that much,
     except of ``x <= z``, where both are read alike; and bounds that cross by less are left as they
     were: ties are constraints of the case in any event.
@@ -99,7 +174,7 @@ def propagate(box: Box, ties: list[Constraint]) -> int | None:
                 _is_less(value, other) if is_upper else _is_less(other, value)
             )
             if other is not None and crosses:
-                if abs(value - other) > _slack(value) + _slack(other):
+                if abs(value - other) > slack(value) + slack(other):
                     box.tighten(number, is_upper, value)
                     return number
                 continue
@@ -126,7 +201,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     is_difference = len(tie.terms) == 2 and tie.terms[0][1] == -tie.terms[1][1]
     room = Fraction(0)
     if not is_difference or tie.bound:
-        room = sum((_slack(value) for value in least if value is not None), Fraction(0))
+        room = sum((slack(value) for value in least if value is not None), Fraction(0))
     implied: list[tuple[int, bool, Fraction]] = []
     for (monomial, coefficient), own in zip(tie.terms, least, strict=True):
         if missing and own is not None:
@@ -138,7 +213,7 @@ def _implied(box: Box, tie: Constraint) -> list[tuple[int, bool, Fraction]]:
     return implied
 
 
-def _slack(bound: Fraction) -> Fraction:
+def slack(bound: Fraction) -> Fraction:
     """At least the distance of a bound from the nearest number of any float type: half a step of
     bfloat16, or of the smallest float16. Numbers of eight digits in base two, neither large nor
     small, are numbers of all types."""
@@ -191,7 +266,7 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
             number, coefficient = single
             end = box.end(number, is_upper=coefficient < 0)
             if end is not None:
-                least = coefficient * end - abs(coefficient) * _slack(end)
+                least = coefficient * end - abs(coefficient) * slack(end)
                 if _misses(least, constraint.bound, constraint.strict):
                     return (constraint,)
         if several:

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
+import numpy as np
+
+from bitcrown.spec.exact_vector import ExactVector
 from bitcrown.spec.polynomial import Numbering, Polynomial, difference
 from bitcrown.spec.problem import Constraint
-from bitcrown.spec.query import And, Compare, Const, Formula, Or, Var
+from bitcrown.spec.query import And, Compare, Const, Formula, ManyBounds, Or, Var
 
 _Bound = tuple[int, bool, Fraction]
 """An input's number, whether this is an upper bound, and the value."""
+
+
+class BoundBlock(NamedTuple):
+    """Many bounds: inputs' numbers ``[k]``, whether upper ``[k]``, and the values."""
+
+    numbers: np.ndarray
+    is_upper: np.ndarray
+    values: ExactVector
+
 
 _ONE = Fraction(1)
 _MINUS_ONE = Fraction(-1)
@@ -23,10 +36,11 @@ _MINUS_ONE = Fraction(-1)
 
 @dataclass(slots=True)
 class Clause:
-    """A conjunction. ``choices`` has one entry for each ``or``: its alternatives. ``is_false``:
-    never satisfied."""
+    """A conjunction of ``bounds``, ``blocks`` of them and the rest. ``choices`` has one
+    entry for each ``or``: its alternatives. ``is_false``: never satisfied."""
 
     bounds: list[_Bound] = field(default_factory=list)
+    blocks: list[BoundBlock] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
     choices: list[list[Clause]] = field(default_factory=list)
     is_false: bool = False
@@ -34,6 +48,7 @@ class Clause:
     def merge(self, other: Clause) -> None:
         """Conjoin ``other`` to this clause."""
         self.bounds += other.bounds
+        self.blocks += other.blocks
         self.constraints += other.constraints
         self.choices += other.choices
         self.is_false |= other.is_false
@@ -53,12 +68,12 @@ def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
     """Turn a formula into a clause over numbered variables.
 
     Raises:
-        UnsupportedError: a hidden variable, or a polynomial that grows out of hand.
+        UnsupportedError: a polynomial that grows out of hand.
         PropertyError: an undeclared variable.
     """
     root = Clause()
-    if isinstance(formula, Compare):
-        _compare(formula, numbering, root)
+    if isinstance(formula, Compare | ManyBounds):
+        _conjoin(formula, numbering, root)
         return root
     # One entry per open connective: its arguments, the next one, and, for an And, the clause it
     # conjoins to, for an Or, the alternatives so far.
@@ -73,8 +88,8 @@ def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
             if isinstance(node, Or):
                 target = Clause()
                 alternatives.append(target)
-            if isinstance(child, Compare):
-                _compare(child, numbering, target)
+            if isinstance(child, Compare | ManyBounds):
+                _conjoin(child, numbering, target)
                 continue
             stack.append((node, position, clause, alternatives))
             node, position, clause, alternatives = child, 0, target, []
@@ -89,12 +104,25 @@ def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
         node, position, clause, alternatives = stack.pop()
 
 
+def _conjoin(formula: Compare | ManyBounds, numbering: Numbering, clause: Clause) -> None:
+    if isinstance(formula, Compare):
+        _compare(formula, numbering, clause)
+        return
+    start = numbering.number(Var(formula.tensor, 0))
+    if start < numbering.n_inputs:
+        block = BoundBlock(start + formula.indices, formula.is_upper, formula.values)
+        clause.blocks.append(block)
+        return
+    for atom in formula.atoms():
+        _compare(atom, numbering, clause)
+
+
 def _flattened(alternatives: list[Clause]) -> list[Clause]:
     """``or(a, or(b, c))`` is ``or(a, b, c)``."""
     result: list[Clause] = []
     for clause in alternatives:
         only_a_choice = len(clause.choices) == 1 and not (
-            clause.bounds or clause.constraints or clause.is_false
+            clause.bounds or clause.blocks or clause.constraints or clause.is_false
         )
         if only_a_choice:
             result += clause.choices[0]

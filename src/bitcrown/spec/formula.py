@@ -7,9 +7,24 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeGuard
 
+import numpy as np
+
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.blocks import BlockReader, TextBlock
 from bitcrown.spec.decimals import parse_decimal
-from bitcrown.spec.query import And, Compare, Const, Formula, Or, Product, Sum, Term, Var
+from bitcrown.spec.element_types import type_complaint
+from bitcrown.spec.query import (
+    And,
+    Compare,
+    Const,
+    Formula,
+    ManyBounds,
+    Or,
+    Product,
+    Sum,
+    Term,
+    Var,
+)
 from bitcrown.spec.sexpr import Form, Source, shown
 
 _COMPARE = {  # word -> (stored operator, sides exchanged)
@@ -21,10 +36,9 @@ _COMPARE = {  # word -> (stored operator, sides exchanged)
     "==": ("==", False),
     "!=": ("!=", False),
 }
+_NEGATED = {"<=": "<", "<": "<=", "==": "!=", "!=": "=="}
 _ARITHMETIC = ("+", "-", "*", "/")
 _KNOWN_BUT_UNSUPPORTED = (
-    "not",
-    "=>",
     "xor",
     "ite",
     "let",
@@ -42,21 +56,32 @@ _MAX_CACHE = 1 << 19
 
 class FormulaReader:
     """Reads the formulas of one file. ``variable(word)`` gives a declared variable, ``None``, or
-    raises ``ValueError``.
+    raises ``ValueError``. With ``type_of``, which gives a variable's declared type, every
+    comparison has to be well typed. ``elements(prefix, indices [k, rank])`` gives the tensor and
+    flat indices ``[k]`` of what begins so, all of them declared and of a type without limits; or
+    None, and each is looked at by itself.
 
     Equal words give the same ``Const`` and ``Var`` objects, which saves time and memory in large
     files.
     """
 
     def __init__(
-        self, source: Source, variable: Callable[[str], Var | None], division: bool
+        self,
+        source: Source,
+        variable: Callable[[str], Var | None],
+        division: bool,
+        type_of: Callable[[str], str] | None = None,
+        elements: Callable[[str, np.ndarray], tuple[str, np.ndarray] | None] | None = None,
     ) -> None:
         self._source = source
         self._variable = variable
         self._division = division
+        self._type_of = type_of
+        self._elements = elements
+        self._blocks = BlockReader(source.text)
         self._atoms: dict[str, Term] = {}
 
-    def read(self, node: Form | str, parent: Form) -> Formula:
+    def read(self, node: Form | str | TextBlock, parent: Form) -> Formula:
         """The formula that ``node`` writes; ``parent`` is the form that holds it.
 
         Raises:
@@ -64,29 +89,69 @@ class FormulaReader:
             UnsupportedError: a connective or function outside VNN-LIB.
         """
         if not _is_connective(node):
-            return self._comparison(node, parent)
-        stack: list[tuple[Form, int, list[Formula]]] = []
-        form, position, done = node, 1, list[Formula]()
+            return self._leaf(node, parent, False)
+        # ``negated``: a ``not`` or the left side of an ``=>`` stands around it. It goes inwards
+        # (not a <= b is b < a; not (a or b) is (not a) and (not b)), so no formula ever holds one.
+        stack: list[tuple[Form, int, list[Formula], bool]] = []
+        form, position, done, negated = node, 1, list[Formula](), node[0] == "not"
         while True:
             while position < len(form):
                 child = form[position]
+                turned = negated != (form[0] == "=>" and position == 1)
                 position += 1
                 if _is_connective(child):
-                    stack.append((form, position, done))
+                    stack.append((form, position, done, negated))
                     form, position, done = child, 1, []
+                    negated = turned != (child[0] == "not")
                 else:
-                    done.append(self._comparison(child, form))
-            if not done:
-                raise self._source.error(
-                    form.offset, f"({form[0]}) has no arguments", "write at least one inside it"
-                )
-            result: Formula = And(tuple(done)) if form[0] == "and" else Or(tuple(done))
+                    done.append(self._leaf(child, form, turned))
+            self._check_count(form, len(done))
+            result: Formula = done[0]
+            if form[0] != "not":
+                is_and = (form[0] == "and") != negated
+                result = And(tuple(done)) if is_and else Or(tuple(done))
             if not stack:
                 return result
-            form, position, done = stack.pop()
+            form, position, done, negated = stack.pop()
             done.append(result)
 
-    def _comparison(self, node: Form | str, parent: Form) -> Compare:
+    def asserted(self, block: TextBlock) -> tuple[Formula, ...]:
+        """The conjuncts of a block of asserts."""
+        return self._conjuncts(block)
+
+    def _leaf(self, node: Form | str | TextBlock, parent: Form, negated: bool) -> Formula:
+        if not isinstance(node, TextBlock):
+            return self._comparison(node, parent, negated)
+        if not negated:
+            return And(self._conjuncts(node))
+        self._blocks.read(node)
+        return Or(tuple(self._of_spans(self._blocks.spans(node), True)))
+
+    def _conjuncts(self, block: TextBlock) -> tuple[Formula, ...]:
+        found = self._blocks.read(block)
+        known = None if self._elements is None else self._elements(found.prefix, found.indices)
+        if known is None or not len(found.indices):
+            return tuple(self._of_spans(self._blocks.spans(block), False))
+        bounds = ManyBounds(known[0], known[1], found.is_upper, found.values)
+        return bounds, *self._of_spans(found.rest, False)
+
+    def _of_spans(self, spans: list[tuple[int, int]], negated: bool) -> list[Compare]:
+        """Comparisons of a block, each read by itself."""
+        result = []
+        for start, stop in spans:
+            form = Form(self._source.text[start + 1 : stop - 1].split(" "))
+            form.offset = start
+            result.append(self._comparison(form, form, negated))
+        return result
+
+    def _check_count(self, form: Form, count: int) -> None:
+        wanted = {"not": 1, "=>": 2}.get(form.head())
+        if count == 0 or count != (wanted or count):
+            what = f"({form[0]}) has {count or 'no'} arguments"
+            remedy = "write at least one inside it" if wanted is None else f"it takes {wanted}"
+            raise self._source.error(form.offset, what, remedy)
+
+    def _comparison(self, node: Form | str, parent: Form, negated: bool) -> Compare:
         if type(node) is Form and len(node) == 3:
             head, first, second = node
             known = _COMPARE.get(head) if type(head) is str else None
@@ -99,10 +164,28 @@ class FormulaReader:
                     left = self._term(first, node)
                 if right is None:
                     right = self._term(second, node)
-                return (
-                    Compare(known[0], right, left) if known[1] else Compare(known[0], left, right)
-                )
+                if self._type_of is not None:
+                    self._check_types(node, self._type_of)
+                op, exchanged = known
+                if negated:
+                    op = _NEGATED[op]
+                    exchanged ^= op in ("<=", "<")
+                return Compare(op, right, left) if exchanged else Compare(op, left, right)
         raise self._no_comparison(node, parent)
+
+    def _check_types(self, node: Form, type_of: Callable[[str], str]) -> None:
+        words: list[tuple[str, Fraction | None]] = []
+        pending: list[Form | str | TextBlock] = [node]
+        while pending:
+            part = pending.pop()
+            if isinstance(part, Form):
+                pending.extend(reversed(part))
+            elif isinstance(part, str) and part not in _COMPARE and part not in _ARITHMETIC:
+                atom = self._atom(part, node)
+                words.append((part, atom.value if isinstance(atom, Const) else None))
+        what = type_complaint(words, type_of)
+        if what:
+            raise self._source.error(node.offset, what, "nothing is converted from type to type")
 
     def _no_comparison(self, node: Form | str, parent: Form) -> PropertyError | UnsupportedError:
         if isinstance(node, str):
@@ -144,7 +227,9 @@ class FormulaReader:
             self._atoms[word] = term
         return term
 
-    def _term(self, node: Form | str, parent: Form) -> Term:
+    def _term(self, node: Form | str | TextBlock, parent: Form) -> Term:
+        if isinstance(node, TextBlock):
+            raise self._source.error(node.start, "a case stands where a term belongs", _EXAMPLE)
         if isinstance(node, str):
             return self._atom(node, parent)
         stack: list[tuple[Form, int, list[Term]]] = []
@@ -157,8 +242,8 @@ class FormulaReader:
             while position < len(form):
                 child = form[position]
                 position += 1
-                if isinstance(child, str):
-                    done.append(self._atom(child, form))
+                if not isinstance(child, Form):
+                    done.append(self._term(child, form))
                 else:
                     stack.append((form, position, done))
                     form, position, done = child, 1, []
@@ -210,11 +295,12 @@ class FormulaReader:
         )
 
 
+_CONNECTIVES = ("and", "or", "not", "=>")
 _EXAMPLE = "write for example (<= X_0 0.5)"
 
 
-def _is_connective(node: Form | str) -> TypeGuard[Form]:
-    return type(node) is Form and len(node) > 0 and (node[0] == "and" or node[0] == "or")
+def _is_connective(node: Form | str | TextBlock) -> TypeGuard[Form]:
+    return type(node) is Form and len(node) > 0 and node[0] in _CONNECTIVES
 
 
 def _negated(term: Term) -> Term:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bitcrown.errors import PropertyError
+from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
@@ -25,13 +25,29 @@ def _network_paths(
     if isinstance(onnx, str) and onnx.lstrip().startswith("["):
         return {name: Path(path) for name, path in parse_network(onnx)}
     if isinstance(onnx, Mapping):
+        for path in onnx.values():
+            _require_path(path)
         return {name: Path(path) for name, path in onnx.items()}
+    _require_path(onnx)
     return {name: Path(onnx) for name in names}
+
+
+def _require_path(network: object) -> None:
+    if not isinstance(network, str | Path):
+        raise ModelError(
+            f"a network is the path of its ONNX file, but a {type(network).__name__} was given; "
+            "write a torch module with torch.onnx.export(module, (x,), 'net.onnx'), or ask about "
+            "one input with bitcrown.robust(module, x, eps), which does so itself"
+        )
 
 
 def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Problem:
     """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or
     ``UnsupportedError``."""
+    if not isinstance(vnnlib, str | Path):
+        raise PropertyError(
+            f"a property is the path of its VNN-LIB file, but a {type(vnnlib).__name__} was given"
+        )
     query = read_query(Path(vnnlib))
     names = tuple(network.name for network in query.networks)
     paths = _network_paths(onnx, names)

@@ -3,7 +3,8 @@ and constraints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -12,9 +13,11 @@ from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.box import Box, contradiction, is_implied, is_tie, propagate, reduced
 from bitcrown.spec.decimals import short_text
 from bitcrown.spec.dnf import Clause, compile_formula
+from bitcrown.spec.equal_networks import Twins, twin_networks, with_equal_outputs
 from bitcrown.spec.polynomial import Numbering, number_variables
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import Query
+from bitcrown.spec.unbounded import closed_boxes, eliminate
 from bitcrown.spec.words import constraint_text
 
 MAX_CASES = 1_000_000
@@ -30,9 +33,8 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     entry, and a VNN-LIB 1.0 query, whose file names no network, accepts its one entry under any
     name.
 
-    Raises: PropertyError: a network without a file or a file without a network, or an input without
-        finite bounds. UnsupportedError: a hidden variable in a constraint, more than ``MAX_CASES``
-        cases, or a polynomial too large.
+    Raises: PropertyError: a network without a file or a file without a network. UnsupportedError:
+        more than ``MAX_CASES`` cases, or a polynomial too large.
     """
     files = _files(query, networks)
     numbering = number_variables(query)
@@ -40,7 +42,7 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
         raise UnsupportedError(
             f"the networks have {numbering.n_inputs} inputs in total; {_MAX_INPUTS} is the limit."
         )
-    builder = _Builder(query, numbering)
+    builder = _Builder(query, numbering, twin_networks(query, files, numbering))
     builder.build(compile_formula(query.assertion, numbering))
     return Problem(
         query,
@@ -49,6 +51,7 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
         numbering.n_outputs,
         tuple(builder.cases),
         tuple(builder.final_notes()),
+        builder.covers_all,
     )
 
 
@@ -94,6 +97,8 @@ class _State:
 class _Builder:
     query: Query
     numbering: Numbering
+    twins: list[Twins]
+    covers_all: bool = True
     cases: list[Case] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dropped: int = 0
@@ -101,7 +106,7 @@ class _Builder:
     base_constraints: list[Constraint] = field(default_factory=list)
     base_ties: list[Constraint] = field(default_factory=list)
     sides: dict[bool, list[Fraction | None]] = field(default_factory=dict)
-    tuples: dict[tuple[object, ...], tuple[Fraction, ...]] = field(default_factory=dict)
+    tuples: dict[tuple[object, ...], Sequence[Fraction]] = field(default_factory=dict)
 
     def build(self, root: Clause) -> None:
         """Multiply out, depth first and in file order, dropping a branch as soon as its box is
@@ -109,12 +114,14 @@ class _Builder:
         if root.is_false:
             self.notes.append("an assertion is false whatever the inputs and outputs are")
             return
-        _apply(self.base, root)
+        self._apply(self.base, root)
         self.base_constraints = reduced(root.constraints)
         self.base_ties = [
             tie for tie in self.base_constraints if is_tie(tie, self.numbering.n_inputs)
         ]
-        empty = self.base.first_empty(self.base.upper)
+        empty = self.base.first_empty_in_arrays()
+        if empty is None:
+            empty = self.base.first_empty([*self.base.upper, *self.base.lower])
         if empty is None:
             empty = propagate(self.base, self.base_ties)
         if empty is not None:
@@ -137,12 +144,24 @@ class _Builder:
         self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Clause]]
     ) -> None:
         box = state.box.child()
-        empty = box.first_empty(_apply(box, clause))
+        empty = self._apply(box, clause)
         if empty is not None:
             self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
             return
         choices = state.choices[1:] + clause.choices
         self._advance(_State(box, state.constraints + clause.constraints, choices), open_clauses)
+
+    def _apply(self, box: Box, clause: Clause) -> int | None:
+        """Intersect a box with the bounds of a clause; an input that has none left, or None."""
+        for block in clause.blocks:
+            box.tighten_block(*block, self.numbering.n_inputs)
+        touched = [
+            number
+            for number, is_upper, value in clause.bounds
+            if box.tighten(number, is_upper, value)
+        ]
+        empty = box.first_empty(touched)
+        return box.first_empty_in_arrays() if empty is None and clause.blocks else empty
 
     def _advance(self, state: _State, open_clauses: list[tuple[_State, Clause]]) -> None:
         if state.choices:
@@ -166,6 +185,12 @@ class _Builder:
         kept = [
             constraint for constraint in constraints if not is_implied(constraint, box, n_inputs)
         ]
+        if self.twins:
+            said_of_one = with_equal_outputs(kept, self.twins, box, n_inputs)
+            if said_of_one is None:
+                self._drop("{} asks equal networks for different outputs on equal inputs")
+                return
+            kept = reduced(said_of_one)
         conflict = contradiction(kept, box, n_inputs)
         if conflict:
             texts = [constraint_text(constraint, self._name) for constraint in conflict]
@@ -173,19 +198,53 @@ class _Builder:
                 texts.append(self._bounds_text(box, conflict[0].terms[0][0][0]))
             self._drop(f"{{}} contradicts itself: {' and '.join(texts)}")
             return
-        self._check_bounded(box)
-        self.cases.append(
-            Case(self._side(box.lower, False), self._side(box.upper, True), tuple(kept))
-        )
+        for closed in self._closed(box, ties):
+            self.cases.append(
+                Case(self._side(closed, False), self._side(closed, True), tuple(kept))
+            )
 
-    def _side(self, own: Mapping[int, Fraction], is_upper: bool) -> tuple[Fraction, ...]:
-        """The bounds of one side as a tuple, the same object for equal contents."""
+    def _closed(self, box: Box, ties: list[Constraint]) -> list[Box]:
+        """The box itself, or those that take its place where inputs lack an end."""
+        missing = box.open_inputs(self.numbering.n_inputs)
+        if not missing:
+            return [box]
+        box = box.child()
+        eliminate(box, ties, missing)
+        empty = box.first_empty(missing)
+        if empty is not None:
+            self._drop(f"the box of {{}} is empty: {self._bounds_text(box, empty)}")
+            return []
+        missing = box.open_inputs(self.numbering.n_inputs)
+        if not missing:
+            return [box]
+        types = [(number, self.numbering.tensor_of(number)[0].dtype) for number in missing]
+        boxes, covers = closed_boxes(box, types)
+        if self.covers_all and not covers:
+            self.covers_all = False
+            self.notes.append(
+                f"input {self._name(missing[0])} has no bounds on both sides: a counterexample is "
+                "looked for, but nothing can be proved of all real numbers"
+            )
+        return boxes
+
+    def _side(self, box: Box, is_upper: bool) -> Sequence[Fraction]:
+        """The bounds of one side, the same object for equal contents."""
+        own = box.upper if is_upper else box.lower
+        if is_upper in box.arrays:
+            ends, _ = box.ends(is_upper, self.numbering.n_inputs)
+            digest = hashlib.blake2b(ends.mantissa.tobytes(), digest_size=32)
+            digest.update(ends.exponent.tobytes())
+            return self.tuples.setdefault(
+                (is_upper, digest.digest(), *sorted(ends.others.items())), ends
+            )
         # Integers, because hashing a Fraction costs a modular inverse.
         key = (
             is_upper,
             *sorted((number, value.as_integer_ratio()) for number, value in own.items()),
         )
         found = self.tuples.get(key)
+        if found is None and box.has_arrays():
+            found = self.tuples[key] = box.ends(is_upper, self.numbering.n_inputs)[0]
         if found is None:
             values = list(self._base_side(is_upper))
             for number, value in own.items():
@@ -201,25 +260,6 @@ class _Builder:
                 bounds.get(number) for number in range(self.numbering.n_inputs)
             ]
         return side
-
-    def _check_bounded(self, box: Box) -> None:
-        counts = [
-            len(self.base.lower.keys() | box.lower.keys()),
-            len(self.base.upper.keys() | box.upper.keys()),
-        ]
-        if min(counts) == self.numbering.n_inputs:
-            return
-        for number in range(self.numbering.n_inputs):
-            no_lower, no_upper = box.end(number, False) is None, box.end(number, True) is None
-            if no_lower or no_upper:
-                side = (
-                    "lower or upper" if no_lower and no_upper else "lower" if no_lower else "upper"
-                )
-                raise PropertyError(
-                    f"input {self._name(number)} has no {side} bound in {self._this_case()}; "
-                    f"add an assert that bounds it, such as ({'>=' if no_lower else '<='} "
-                    f"{self._name(number)} 0)."
-                )
 
     def _name(self, number: int) -> str:
         return self.numbering.name(number, self.query.version)
@@ -247,10 +287,3 @@ class _Builder:
                 "no case is left, so there is no counterexample whatever the network computes"
             )
         return notes
-
-
-def _apply(box: Box, clause: Clause) -> list[int]:
-    """Intersect a box with the bounds of a clause; the inputs it tightened."""
-    return [
-        number for number, is_upper, value in clause.bounds if box.tighten(number, is_upper, value)
-    ]

@@ -24,41 +24,38 @@ _ZERO = Fraction(0)
 
 @dataclass(frozen=True)
 class Numbering:
-    """Where each tensor starts: inputs ``0 .. n_inputs-1`` in declaration order, then the
-    outputs."""
+    """Where each tensor starts: the given ones are ``0 .. n_inputs-1`` in declaration order, then
+    come the computed ones, network by network."""
 
     n_inputs: int
     n_outputs: int
     offsets: dict[str, int]
     tensors: dict[str, TensorDecl]
-    hidden: frozenset[str]
 
     def number(self, var: Var) -> int:
         """The number of a variable.
 
         Raises:
-            UnsupportedError: it belongs to a hidden tensor.
             PropertyError: it was never declared (possible only for queries not made by a reader).
         """
         offset = self.offsets.get(var.tensor)
         if offset is None:
-            if var.tensor in self.hidden:
-                raise UnsupportedError(
-                    f"the property constrains the hidden tensor {var.tensor}, which bitcrown "
-                    "cannot bound; "
-                    "state it over inputs and outputs."
-                )
             raise PropertyError(
                 f"{var.tensor} is used but not declared; declare it as an input or output."
             )
         return offset + var.index
 
-    def name(self, number: int, version: tuple[int, int]) -> str:
-        """The variable as its file writes it: ``X_3`` in VNN-LIB 1.0, ``X[0,3]`` in 2.0."""
+    def tensor_of(self, number: int) -> tuple[TensorDecl, int]:
+        """The tensor of a variable, and its place in there."""
         tensor, index = next(
             (t, number - o) for t, o in reversed(self.offsets.items()) if o <= number
         )
-        return f"{tensor}_{index}" if version[0] == 1 else element_name(self.tensors[tensor], index)
+        return self.tensors[tensor], index
+
+    def name(self, number: int, version: tuple[int, int]) -> str:
+        """The variable as its file writes it: ``X_3`` in VNN-LIB 1.0, ``X[0,3]`` in 2.0."""
+        tensor, index = self.tensor_of(number)
+        return f"{tensor.name}_{index}" if version[0] == 1 else element_name(tensor, index)
 
 
 def element_name(tensor: TensorDecl, index: int) -> str:
@@ -72,26 +69,23 @@ def element_name(tensor: TensorDecl, index: int) -> str:
 
 
 def number_variables(query: Query) -> Numbering:
-    """Number the inputs and outputs of all networks of a query."""
+    """Number the given and the computed tensors of all networks of a query."""
     offsets: dict[str, int] = {}
-    inputs = [tensor for network in query.networks for tensor in network.inputs]
-    outputs = [tensor for network in query.networks for tensor in network.outputs]
+    given = [tensor for network in query.networks for tensor in network.given]
+    computed = [tensor for network in query.networks for tensor in network.computed]
     start = 0
-    for tensor in inputs + outputs:
+    for tensor in given + computed:
         offsets[tensor.name] = start
         start += prod(tensor.shape)
-    n_inputs = sum(prod(tensor.shape) for tensor in inputs)
-    hidden = frozenset(tensor.name for network in query.networks for tensor in network.hidden)
-    return Numbering(
-        n_inputs, start - n_inputs, offsets, {t.name: t for t in inputs + outputs}, hidden
-    )
+    n_inputs = sum(prod(tensor.shape) for tensor in given)
+    return Numbering(n_inputs, start - n_inputs, offsets, {t.name: t for t in given + computed})
 
 
 def difference(left: Term, right: Term, numbering: Numbering) -> Polynomial:
     """``left - right`` as a polynomial.
 
-    Raises: UnsupportedError: too many monomials, too high a degree, numbers of absurd length, or a
-        hidden variable. PropertyError: an undeclared variable.
+    Raises: UnsupportedError: too many monomials, too high a degree, or numbers of absurd length.
+        PropertyError: an undeclared variable.
     """
     result = _expand(left, numbering)
     _add_scaled(result, _expand(right, numbering), -_ONE)

@@ -2,7 +2,8 @@
 constraints.
 
 Variables are numbered over all networks: ``x`` is the concatenation of every declared input tensor
-(network by network, declaration order, C order), ``y`` likewise for the outputs. A case is violated
+(network by network, declaration order, C order), ``y`` likewise of the outputs, and of hidden and
+stored tensors that the property declares. A case is violated
 by ``x`` iff ``x`` lies in its box and every constraint holds with ``y = f(x)``. The problem is
 ``unsat`` iff no case can be violated.
 """
@@ -36,21 +37,29 @@ class Constraint:
 
     def is_met(self, values: Sequence[Fraction]) -> bool:
         """Whether it holds, exactly, where variable ``i`` is ``values[i]``."""
-        total = sum(c * math.prod(values[i] for i in monomial) for monomial, c in self.terms)
+        return self.is_within(
+            sum(
+                (c * math.prod(values[i] for i in monomial) for monomial, c in self.terms),
+                Fraction(0),
+            )
+        )
+
+    def is_within(self, total: Fraction) -> bool:
+        """Whether its left side may be ``total``."""
         return total < self.bound or (total == self.bound and not self.strict)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One disjunct. ``lower``/``upper`` have one exact entry per input; cases with one box share
-    the tuples.
+    """One disjunct. ``lower``/``upper`` have one exact entry per input (tuples, or vectors where
+    bounds came in blocks); cases with one box share the objects.
 
     ``constraints`` may be empty (then any point of the box violates) and may mention inputs,
     outputs or both.
     """
 
-    lower: tuple[Fraction, ...]
-    upper: tuple[Fraction, ...]
+    lower: Sequence[Fraction]
+    upper: Sequence[Fraction]
     constraints: tuple[Constraint, ...]
 
 
@@ -61,7 +70,8 @@ class Problem:
 
     ``cases`` leaves out disjuncts whose box is empty or whose input-free constraints contradict
     each other; no cases at all means the property is vacuously ``unsat`` (``notes`` then says so in
-    words).
+    words). ``covers_all`` is false where inputs of type ``real`` have no bounds: then the cases are
+    only places to look for a counterexample, and nothing is proved by excluding them.
     """
 
     query: Query
@@ -70,3 +80,4 @@ class Problem:
     n_outputs: int
     cases: tuple[Case, ...]
     notes: tuple[str, ...] = ()
+    covers_all: bool = True

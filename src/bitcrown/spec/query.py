@@ -9,19 +9,28 @@ element ``k``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bitcrown.spec.exact_vector import ExactVector
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDecl:
     """One declared tensor. ``dtype`` is the word of the file (``real``, ``float32`` ...), lower
-    case."""
+    case. ``onnx_name`` names a hidden tensor in the network's file; ``is_initialized`` marks an
+    input that keeps the value that the file stores for it."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     onnx_name: str = ""
+    is_initialized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,23 @@ class NetworkDecl:
     hidden: tuple[TensorDecl, ...] = ()
     equal_to: str = ""
     isomorphic_to: str = ""
+
+    @property
+    def given(self) -> tuple[TensorDecl, ...]:
+        """What a counterexample chooses: the inputs without those that keep their stored value."""
+        return tuple(tensor for tensor in self.inputs if not tensor.is_initialized)
+
+    @property
+    def computed(self) -> tuple[TensorDecl, ...]:
+        """What follows from the given tensors, in the order in which they are numbered: outputs,
+        hidden tensors, stored inputs."""
+        stored = tuple(tensor for tensor in self.inputs if tensor.is_initialized)
+        return self.outputs + self.hidden + stored
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether tensors are computed that are no outputs of the file."""
+        return len(self.computed) > len(self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +106,32 @@ class Or:
     args: tuple[Formula, ...]
 
 
-Formula = Compare | And | Or
+@dataclass(frozen=True, slots=True, eq=False)
+class ManyBounds:
+    """A conjunction of many bounds ``<=`` (``is_upper [k]``) or ``>=`` on the elements ``indices
+    [k]`` of one tensor: most of a large property, in arrays."""
+
+    tensor: str
+    indices: np.ndarray
+    is_upper: np.ndarray
+    values: ExactVector
+
+    def atoms(self) -> Iterator[Compare]:
+        """The same as comparisons, one by one."""
+        for index, is_upper, value in zip(
+            self.indices.tolist(), self.is_upper.tolist(), self.values, strict=True
+        ):
+            var, const = Var(self.tensor, index), Const(value)
+            yield Compare("<=", var, const) if is_upper else Compare("<=", const, var)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ManyBounds) and list(self.atoms()) == list(other.atoms())
+
+    def __hash__(self) -> int:
+        return hash((self.tensor, len(self.indices)))
+
+
+Formula = Compare | And | Or | ManyBounds
 
 
 @dataclass(frozen=True, slots=True)

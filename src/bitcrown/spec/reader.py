@@ -7,12 +7,16 @@ from pathlib import Path
 
 from bitcrown.errors import PropertyError
 from bitcrown.files import DAMAGED_GZIP, find_file, unpacking
+from bitcrown.spec.blocks import TextBlock
 from bitcrown.spec.query import Query
 from bitcrown.spec.sexpr import Source, read_forms
 from bitcrown.spec.vnnlib1 import parse_vnnlib1
 from bitcrown.spec.vnnlib2 import parse_vnnlib2
 
 _MAX_BYTES = 2 * 1024**3
+_CONTROL = frozenset(range(9))
+"""Bytes that no text has, and every ONNX file at its beginning."""
+_HEAD = 64
 
 
 def read_query(path: Path) -> Query:
@@ -30,6 +34,8 @@ def read_query(path: Path) -> Query:
             raise PropertyError(
                 f"{path}: no such file, nor {path.name}.gz; check the path of the property."
             )
+        if found.is_dir():
+            raise PropertyError(f"{found} is a folder; name the property file in it.")
         with unpacking(found) as file:
             data = file.read(_MAX_BYTES + 1)
     except DAMAGED_GZIP as problem:
@@ -43,6 +49,11 @@ def read_query(path: Path) -> Query:
     if len(data) > _MAX_BYTES:
         raise PropertyError(
             f"{found}: holds more than {_MAX_BYTES} bytes of text; split the property."
+        )
+    if _CONTROL & set(data[:_HEAD]):
+        raise PropertyError(
+            f"{found} is no VNN-LIB text but a binary file, as networks are; the network comes "
+            "first, the property after it."
         )
     return parse_query(data.decode("utf-8-sig", errors="replace"), str(found))
 
@@ -61,6 +72,9 @@ def parse_query(text: str, name: str = "property") -> Query:
         raise PropertyError(
             f"{name}: the file holds no property; it is empty or has only comments."
         )
-    is_version2 = first.head() in ("vnnlib-version", "declare-network")
+    is_version2 = not isinstance(first, TextBlock) and first.head() in (
+        "vnnlib-version",
+        "declare-network",
+    )
     parse = parse_vnnlib2 if is_version2 else parse_vnnlib1
     return parse(source, chain((first,), forms))

@@ -10,9 +10,13 @@ beyond the range of float64 become its ends, or infinite, on the side where that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+
+from bitcrown.spec.exact_vector import ExactVector
 
 _LARGEST = Fraction(np.finfo(np.float64).max)
 Kind = str | type[np.generic]
@@ -70,3 +74,30 @@ def box_of(lower: Fraction, upper: Fraction, kind: Kind) -> tuple[float, float]:
     is_float = dtype == "bfloat16" or (is_number and np.issubdtype(dtype, np.floating))
     name = dtype if is_float else "float32"
     return box_lower(lower, name), box_upper(upper, name)
+
+
+def box_ends(
+    lower: Sequence[Fraction], upper: Sequence[Fraction], kinds: Sequence[Kind]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``box_of`` of every input: two float64 arrays ``[n]``."""
+    if isinstance(lower, ExactVector) and isinstance(upper, ExactVector):
+        names = {kind if isinstance(kind, str) else np.dtype(kind).name for kind in set(kinds)}
+        if len(names) == 1 and names <= {"float32", "float64"}:
+            return _vector_ends(lower, upper, np.dtype(names.pop()))
+    ends = [box_of(*interval) for interval in zip(lower, upper, kinds, strict=True)]
+    pairs = np.array(ends, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _vector_ends(
+    lower: ExactVector, upper: ExactVector, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    ends = []
+    largest = float(np.finfo(dtype).max)
+    for vector, is_upper, outward in ((lower, False, np.minimum), (upper, True, np.maximum)):
+        exact = vector.rounded(is_upper)
+        for reading in (exact, vector.rounded(not is_upper)):
+            near = np.clip(reading, -largest, largest).astype(dtype).astype(np.float64)
+            exact = outward(exact, near)
+        ends.append(exact)
+    return ends[0], ends[1]

@@ -12,21 +12,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitcrown.errors import PropertyError
+from bitcrown.spec.blocks import BLOCK_PATTERN, CASE, TextBlock
 
 MAX_DEPTH = 1000
 MAX_WORDS_PER_FORM = 20_000_000
+_LETTERS_PER_WORD = 8
+_TOO_DEEP = f"parentheses are nested more than {MAX_DEPTH} deep", "flatten the formula"
+_NOT_OPENED = "a ')' closes nothing", "remove it or add the missing '('"
+_NOT_CLOSED = "a '(' is never closed", "add the missing ')' (is the file complete?)"
+_CONNECTIVES = ("assert", "and", "or", "not", "=>")
 
 _WORD = r'[^\s()\[\];"]++(?:\s*+\[[^\[\]();"]*+\])?+'
 # The first alternative takes a whole list of three plain words at once: nearly all of a property
 # file is ``(<= X_0 0.5)``, and one match instead of five makes reading three times faster. Every
 # quantifier is possessive, so no text can make the match backtrack.
 _TOKEN = re.compile(
-    rf'\s*+(?:\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n]*+|(\S))'
+    rf'\s*+(?:{BLOCK_PATTERN}|\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n]*+|(\S))'
 )
-_LEAF, _OPEN, _CLOSE, _ATOM, _STRING = 3, 4, 5, 6, 7
+_LAST_BLOCK, _LEAF, _OPEN, _CLOSE, _ATOM, _STRING = 3, 6, 7, 8, 9, 10
 
 
-class Form(list["Form | str"]):
+class Form(list["Form | str | TextBlock"]):
     """A parenthesised list; ``offset`` is the place of its first character, or of its first word,
     in the text."""
 
@@ -55,8 +61,10 @@ class Source:
         return PropertyError(f"{self.name}, line {self.line(offset)}: {what}; {remedy}.")
 
 
-def shown(node: Form | str) -> str:
+def shown(node: Form | str | TextBlock) -> str:
     """A short piece of text for messages, whatever the size of ``node``."""
+    if isinstance(node, TextBlock):
+        return "(...)"
     if isinstance(node, str):
         return node if len(node) <= 40 else node[:37] + "..."
     words = [shown(child) if isinstance(child, str) else "(...)" for child in node[:4]]
@@ -65,8 +73,8 @@ def shown(node: Form | str) -> str:
     return "(" + " ".join(words) + ")"
 
 
-def read_forms(source: Source) -> Iterator[Form]:
-    """Yield the top-level forms of a text one after the other.
+def read_forms(source: Source) -> Iterator[Form | TextBlock]:
+    """Yield the top-level forms of a text one after the other, long runs of plain ones as a block.
 
     Raises:
         PropertyError: unbalanced parentheses, a word outside any form, nesting deeper than
@@ -78,9 +86,17 @@ def read_forms(source: Source) -> Iterator[Form]:
     words = 0
     for match in _TOKEN.finditer(source.text):
         kind = match.lastindex
-        if kind == _LEAF:
-            leaf = Form(match.group(1, 2, 3))
-            leaf.offset = match.start(1)
+        if kind is not None and kind <= _LAST_BLOCK:
+            block = TextBlock(kind, match.start(kind), match.end(kind))
+            _check_place(source, block, current)
+            if current is None:
+                yield block
+            else:
+                words += (block.stop - block.start) // _LETTERS_PER_WORD
+                current.append(block)
+        elif kind == _LEAF:
+            leaf = Form(match.group(4, 5, 6))
+            leaf.offset = match.start(4)
             words += 3
             if current is None:
                 yield leaf
@@ -96,13 +112,10 @@ def read_forms(source: Source) -> Iterator[Form]:
             current = opened
             words += 1
             if len(outer) >= MAX_DEPTH:
-                what = f"parentheses are nested more than {MAX_DEPTH} deep"
-                raise source.error(opened.offset, what, "flatten the formula")
+                raise source.error(opened.offset, *_TOO_DEEP)
         elif kind == _CLOSE:
             if current is None:
-                raise source.error(
-                    match.start(_CLOSE), "a ')' closes nothing", "remove it or add the missing '('"
-                )
+                raise source.error(match.start(_CLOSE), *_NOT_OPENED)
             closed, current = current, outer.pop() if outer else None
             if current is None:
                 yield closed
@@ -118,9 +131,17 @@ def read_forms(source: Source) -> Iterator[Form]:
             what = f"one form has more than {MAX_WORDS_PER_FORM} words"
             raise source.error(match.start(), what, "split it into several asserts")
     if current is not None:
-        raise source.error(
-            current.offset, "a '(' is never closed", "add the missing ')' (is the file complete?)"
-        )
+        raise source.error(current.offset, *_NOT_CLOSED)
+
+
+def _check_place(source: Source, block: TextBlock, current: Form | None) -> None:
+    """Raise ``PropertyError`` unless a block may stand here: a case inside a formula, anything else
+    outside any form."""
+    is_inside = current is not None and current.head() in _CONNECTIVES
+    if is_inside if block.kind == CASE else current is None:
+        return
+    what = f"unexpected {source.text[block.start : block.start + 16]!r}"
+    raise source.error(block.start, what, "a form is not closed, or has no assert")
 
 
 def _stray(source: Source, match: re.Match[str]) -> PropertyError:

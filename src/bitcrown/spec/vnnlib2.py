@@ -8,7 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.blocks import DECLARATIONS, TextBlock
+from bitcrown.spec.element_types import ELEMENT_TYPES
 from bitcrown.spec.formula import FormulaReader
 from bitcrown.spec.query import And, Formula, NetworkDecl, Query, TensorDecl, Var
 from bitcrown.spec.sexpr import Form, Source, shown
@@ -18,34 +22,8 @@ _MAX_RANK = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _VERSION = re.compile(r"<?\s*([0-9]{1,4})\.([0-9]{1,4})\s*>?")
 _INDICES = re.compile(r"\s*[0-9]{1,9}\s*(?:,\s*[0-9]{1,9}\s*)*")
-_FLOATS = (
-    "real",
-    "float",
-    "double",
-    "float16",
-    "float32",
-    "float64",
-    "bfloat16",
-    "f16",
-    "f32",
-    "f64",
-    "bf16",
-)
-_SMALL_FLOATS = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float4e2m1")
-_INTEGERS = (
-    "int4",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint4",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-)
-_DTYPES = frozenset(_FLOATS + _SMALL_FLOATS + _INTEGERS)
+_WIDE_TYPES = ("real", "float32", "float64", "bfloat16")
+"""Types that hold every number of 18 digits (with an exponent, see ``_decimals``, too)."""
 _NO_ARITHMETIC = frozenset({"string", "complex64", "complex128", "c64", "c128"})
 _ORDER = {
     "equal-to": 0,
@@ -56,20 +34,33 @@ _ORDER = {
 }
 
 
-def parse_vnnlib2(source: Source, forms: Iterable[Form]) -> Query:
+def parse_vnnlib2(source: Source, forms: Iterable[Form | TextBlock]) -> Query:
     """Read the forms of a VNN-LIB 2.0 file, the version form included.
 
     Raises:
         PropertyError: another major version, no network or assertion, a name that is declared twice
-            or not at all, a bad shape or index, an equivalence with a network that does not fit.
-        UnsupportedError: an element type without arithmetic, a tensor too large, division, ``not``
-        and the like.
+            or not at all, a bad shape or index, a comparison that is not well typed, an
+            equivalence with a network that does not fit.
+        UnsupportedError: an element type without arithmetic, a tensor too large, division and the
+            like.
     """
     version: tuple[int, int] | None = None
     declarations = _Declarations(source)
-    reader = FormulaReader(source, declarations.variable, division=False)
+    reader = FormulaReader(
+        source,
+        declarations.variable,
+        division=False,
+        type_of=declarations.type_of,
+        elements=declarations.elements,
+    )
     formulas: list[Formula] = []
     for form in forms:
+        if isinstance(form, TextBlock):
+            if form.kind == DECLARATIONS:
+                what, remedy = "declare-const has no place here", "use declare-network"
+                raise source.error(form.start, what, remedy)
+            formulas += reader.asserted(form)
+            continue
         head = form.head()
         if head == "assert":
             if len(form) != 2:
@@ -151,6 +142,19 @@ class _Declarations:
             flat = flat * extent + index
         return Var(tensor.name, flat)
 
+    def type_of(self, word: str) -> str:
+        """The declared element type of a variable that ``variable`` knows."""
+        return self.tensors[word.partition("[")[0].rstrip()].dtype
+
+    def elements(self, prefix: str, indices: np.ndarray) -> tuple[str, np.ndarray] | None:
+        """``X[`` and indices ``[k, rank]``: see ``FormulaReader``."""
+        tensor = self.tensors.get(prefix.removesuffix("["))
+        if tensor is None or ELEMENT_TYPES[tensor.dtype].name not in _WIDE_TYPES:
+            return None
+        if len(tensor.shape) != indices.shape[1] or (indices >= np.array(tensor.shape)).any():
+            return None
+        return tensor.name, np.ravel_multi_index(tuple(indices.T), tensor.shape)
+
     def network(self, form: Form) -> None:
         """Add one ``declare-network``; ``PropertyError`` if it is not well formed."""
         name = self._new_name(form, form[1] if len(form) > 1 else "")
@@ -198,7 +202,7 @@ class _Declarations:
         self._check_equivalence(form, decl)
         self.networks[name] = decl
 
-    def _new_name(self, form: Form, name: Form | str) -> str:
+    def _new_name(self, form: Form, name: Form | str | TextBlock) -> str:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise self.source.error(
                 form.offset, f"{shown(name)!r} is no name", "use letters, digits and _"
@@ -228,11 +232,12 @@ class _Declarations:
             f"({form[0]} NAME TYPE "
             f"[1,5]{' ' + chr(34) + 'onnx name' + chr(34) if is_hidden else ''})"
         )
-        if "initialized" in form:
-            raise UnsupportedError(
-                f"{self.source.name}: initialized inputs are not supported; declare {usage}."
-            )
-        if len(form) != 3 + is_hidden or not isinstance(form[2], str) or "[" not in form[2]:
+        is_initialized = form.head() == "declare-input" and form[-1] == "initialized"
+        if (
+            len(form) - is_initialized != 3 + is_hidden
+            or not isinstance(form[2], str)
+            or "[" not in form[2]
+        ):
             raise self.source.error(
                 form.offset, f"{shown(form)} declares no tensor", f"write {usage}"
             )
@@ -243,7 +248,7 @@ class _Declarations:
             raise UnsupportedError(
                 f"{self.source.name}: {name} has the type {dtype}, on which no bound exists."
             )
-        if dtype not in _DTYPES:
+        if dtype not in ELEMENT_TYPES:
             raise self.source.error(
                 form.offset, f"{shown(word.strip())!r} is no element type", "use real or float32"
             )
@@ -252,7 +257,8 @@ class _Declarations:
             raise self.source.error(
                 form.offset, f"hidden tensor {name} has no ONNX name", f"write {usage}"
             )
-        decl = TensorDecl(name, dtype, self._shape(form, extents[:-1]), onnx_name.strip('"'))
+        shape = self._shape(form, extents[:-1])
+        decl = TensorDecl(name, dtype, shape, onnx_name.strip('"'), is_initialized)
         self.tensors[name] = decl
         return decl
 
@@ -286,7 +292,10 @@ class _Declarations:
 
         # Isomorphic networks may differ in element type, equal ones may not.
         def signature(tensors: tuple[TensorDecl, ...]) -> list[tuple[object, ...]]:
-            return [(t.shape, t.dtype) if decl.equal_to else (t.shape,) for t in tensors]
+            return [
+                (t.shape, t.is_initialized, ELEMENT_TYPES[t.dtype].name if decl.equal_to else "")
+                for t in tensors
+            ]
 
         if signature(decl.inputs) != signature(base.inputs) or signature(decl.outputs) != signature(
             base.outputs
@@ -296,3 +305,9 @@ class _Declarations:
                 f"shapes{' or types' if decl.equal_to else ''}"
             )
             raise self.source.error(form.offset, what, "declare the same tensors in both")
+        if decl.equal_to:
+            known = {t.onnx_name: signature((t,)) for t in base.hidden}
+            for tensor in decl.hidden:
+                if signature((tensor,)) != known.get(tensor.onnx_name, signature((tensor,))):
+                    what = f"{tensor.name} differs from the tensor of that name in {base.name}"
+                    raise self.source.error(form.offset, what, "declare it alike in both")

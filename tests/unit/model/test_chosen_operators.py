@@ -112,6 +112,40 @@ def test_hardmax_and_shrink(compared: Compared) -> None:
     compared("Shrink", (3, 4), lambd=1.0, bias=0.25)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_rows_of_a_table_at_positions_of_the_input(
+    axis: int, is_known: bool, tmp_path: Path
+) -> None:
+    """Positions are cast from real numbers; -1 is the last row."""
+    table = weight(5, 4) if axis == 0 else weight(4, 5)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Add", ["t", "z"], ["table"]),
+        helper.make_node("Gather", ["table", "i"], ["y"], axis=axis),
+    ]
+    entries = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3))]
+    weights = [numpy_helper.from_array(table, "t")]
+    zero = np.zeros(table.shape, np.float32)
+    if is_known:
+        weights.append(numpy_helper.from_array(zero, "z"))
+    else:
+        entries.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, table.shape))
+    graph = helper.make_graph(nodes, "g", entries, [onnx.ValueInfoProto(name="y")], weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(made.SerializeToString())
+    read = read_graph(path)
+    network = Network(read, torch.float64)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for seed in range(5):
+        x = np.random.default_rng(seed).uniform(-5.9, 4.9, (2, 3)).astype(np.float32)
+        feed = {"x": x} if is_known else {"x": x, "z": weight(*table.shape, seed=seed)}
+        flat = np.concatenate([feed[name].reshape(-1) for name in read.inputs])
+        found = network(network.tensor(flat[None]))[0].numpy()
+        np.testing.assert_allclose(found, session.run(None, feed)[0].reshape(-1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("largest", [0, 1])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 2), (7, 7), (8, 3)])
 def test_largest_entries_in_order(compared: Compared, n: int, k: int, largest: int) -> None:
@@ -244,3 +278,22 @@ def test_whole_numbers_are_not_divided_as_if_they_were_real(tmp_path: Path) -> N
     onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
     with pytest.raises(UnsupportedError, match="halved"):
         read_graph(path)
+
+
+@pytest.mark.parametrize("op", ["Gelu", "BiasGelu", "FastGelu", "QuickGelu"])
+def test_fused_gelu(op: str, compared: Callable[..., None]) -> None:
+    bias = [weight(4)] if op in ("BiasGelu", "FastGelu") else []
+    compared(op, (2, 4), *bias, domain="com.microsoft")
+
+
+def test_fused_products(compared: Callable[..., None]) -> None:
+    turned = {"transA": 1, "transB": 1, "alpha": 0.5}
+    compared("FusedMatMul", (2, 3, 4), weight(5, 3), domain="com.microsoft", **turned)
+    compared("FusedMatMul", (2, 3, 4), (2, 4, 5), domain="com.microsoft")
+
+
+def test_skipped_normalisations(compared: Callable[..., None]) -> None:
+    parts = weight(4), weight(4, seed=1), weight(4, seed=2)
+    ms = {"domain": "com.microsoft", "epsilon": 1e-3}
+    compared("SkipLayerNormalization", (2, 3, 4), (2, 3, 4), *parts, **ms)
+    compared("SkipSimplifiedLayerNormalization", (2, 3, 4), (2, 3, 4), parts[0], parts[1], **ms)

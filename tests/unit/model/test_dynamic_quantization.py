@@ -19,6 +19,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from tests.quant_models import Writer
 
+MS = "com.microsoft"
 RNG = np.random.default_rng(3)
 
 
@@ -109,8 +110,42 @@ def convolution(w: Writer, x: str) -> str:
     return floats(w, sums, s, RNG.uniform(0.01, 0.02, (1, 4, 1, 1)))
 
 
+def with_a_constant(w: Writer, x: str) -> str:
+    """A second operand that is quantized as the network runs, though it never changes."""
+    q, s, z = quantized(w, w.constant([[1.0, -2.0, 3.0]]))
+    weight, zero = weights(w, (3, 4))
+    known = floats(w, w.add("MatMulInteger", q, weight, z, zero), s, 0.1)
+    return w.add("Add", dense(w, x), known)
+def fused_product(w: Writer, x: str) -> str:
+    """MatMulIntegerToFloat, then DynamicQuantizeMatMul."""
+    q, s, z = quantized(w, x)
+    weight, zero = weights(w, (3, 4), np.uint8, 130)
+    bias = w.constant([0.1, -0.2, 0.3, 0.0])
+    scale = w.constant(0.01)
+    h = w.add("MatMulIntegerToFloat", q, weight, s, scale, z, zero, bias, domain=MS)
+    weight, zero = weights(w, (4, 2), np.int8, [3, -4])
+    scales = w.constant([0.02, 0.03])
+    return w.add("DynamicQuantizeMatMul", h, weight, scales, zero, domain=MS)
+
+
+def recurrent(w: Writer, x: str) -> str:
+    """Two directions over three steps, every column with a scale of its own."""
+    turned = w.add("Reshape", x, w.constant([3, 1, 1], np.int64))
+    parts = []
+    for inputs in (1, 2):
+        weight, zero = weights(w, (2, inputs, 8), np.int8, np.zeros((2, 8)))
+        parts.append((weight, w.constant(RNG.uniform(0.005, 0.02, (2, 8))), zero))
+    bias = w.constant(RNG.normal(size=(2, 16)))
+    names = [turned, parts[0][0], parts[1][0], bias, "", "", "", "", *parts[0][1:], *parts[1][1:]]
+    attrs = {"hidden_size": 2, "direction": "bidirectional", "domain": MS}
+    return w.add("DynamicQuantizeLSTM", *names, **attrs)
+
+
 BUILDERS = (
+    fused_product,
+    recurrent,
     dense,
+    with_a_constant,
     dense_by_column,
     dense_from_the_left,
     reshaped,
@@ -245,13 +280,6 @@ def multiplied_integers(w: Writer) -> str:
     return w.add("Mul", w.add("Mul", q, s), w.constant(0.1))
 
 
-def constant(w: Writer) -> str:
-    q, s, z = quantized(w, w.constant([[1.0, -2.0, 3.0]]))
-    weight, zero = weights(w, (3, 4))
-    known = floats(w, w.add("MatMulInteger", q, weight, z, zero), s, np.array(0.1))
-    return w.add("Add", w.add("MatMul", "x", w.constant(np.ones((3, 4)))), known)
-
-
 def zero_points_by_channel(w: Writer) -> str:
     q, s, z = quantized(w, w.add("Reshape", "x", w.constant([1, 1, 1, 3], np.int64)))
     weight, zero = weights(w, (2, 1, 1, 1), np.int8, np.array([3, 4]))
@@ -276,7 +304,6 @@ REFUSED = {
     zero_point_as_weight: "zero point of .* is not its own",
     cast_integers: "casts integers whose zero point",
     multiplied_integers: "multiplies integers whose zero point",
-    constant: "quantizes a constant while the network runs",
     zero_points_by_channel: "several zero points",
     long_sums: "may not fit into 32 bits",
 }

@@ -207,6 +207,55 @@ CASES = {
         {"w": floats(1, 2, 3), "n": ints(1)},
         ARITHMETIC,
     ),
+    "remainder": Case(  # of a head size, as an attention's exporter writes it
+        [
+            node("Mod", "a b", "m"),
+            node("Div", "a b", "d"),
+            node("Add", "m d", "t"),
+            node("Reshape", "x t", "y"),
+        ],
+        {"a": ints(15), "b": ints(10)},
+        MOVES,
+    ),
+    "triangle of ones": Case(
+        [
+            node("ConstantOfShape", "n", "o", value=helper.make_tensor("v", 1, [1], [1.0])),
+            node("Trilu", "o k", "t", upper=0),
+            node("MatMul", "x t", "y"),
+        ],
+        {"n": ints(3, 3), "k": np.int64(0)},
+        {"Input", "Linear"},
+    ),
+    "identity matrix": Case(
+        [node("EyeLike", "w", "e", dtype=1, k=1), node("MatMul", "x e", "y")],
+        {"w": np.zeros((3, 4), np.int64)},
+        {"Input", "Linear"},
+    ),
+    "one in each row": Case(
+        [
+            node("Range", "zero three one", "r"),
+            node("OneHot", "r three v", "h", axis=-1),
+            node("Cast", "h", "c", to=1),
+            node("MatMul", "x c", "y"),
+        ],
+        {"zero": np.int64(0), "three": np.int64(3), "one": np.int64(1), "v": ints(0, 2)},
+        {"Input", "Linear", "Scale"},
+    ),
+    "entry written into a constant": Case(
+        [node("ScatterND", "w i u", "s"), node("Add", "x s", "y")],
+        {"w": floats(1, 2, 3), "i": np.array([[1]], np.int64), "u": floats(9)},
+        ARITHMETIC,
+    ),
+    "positions of the largest": Case(
+        [node("TopK", "w k", "v i", axis=0), node("Gather", "x i", "y", axis=1)],
+        {"w": floats(1, 5, 3), "k": ints(2)},
+        MOVES,
+    ),
+    "table of many entries": Case(
+        [node("Einsum", "w v", "s", equation="ij,jk->k"), node("Add", "x s", "y")],
+        {"w": np.ones((7, 1000), np.float32), "v": np.ones((1000, 3), np.float32)},
+        ARITHMETIC,
+    ),
     "wide exponent": Case(
         [node("Pow", "x e", "y")], {"e": np.full((4, 1, 3), 2, np.float32)}, {"Square", *MOVES}
     ),
@@ -241,6 +290,16 @@ REFUSED = {
         [node("Resize", "x - - huge", "y")], {"huge": ints(1 << 40, 3)}, set()
     ),
     "resize to nothing": Case([node("Resize", "x - - none", "y")], {"none": ints(0, 3)}, set()),
+    "one of a million million": Case(
+        [node("OneHot", "one depth w", "s"), node("Gather", "s one", "t"), node("Add", "x t", "y")],
+        {"depth": np.int64(1 << 40)},
+        set(),
+    ),
+    "padding beyond memory": Case(
+        [node("Pad", "w pads", "s"), node("Gather", "s one", "t"), node("Add", "x t", "y")],
+        {"pads": ints(1 << 40, 0)},
+        set(),
+    ),
     "range with step zero": Case(
         [node("Range", "one one z0", "s"), node("Add", "x s", "y")], {}, set()
     ),
@@ -252,3 +311,34 @@ def test_refused_constants(name: str, tmp_path: Path) -> None:
     constants = {"w": ints(2, 3), "one": np.int64(1), "z0": np.int64(0), **REFUSED[name].constants}
     with pytest.raises(ModelError, match="node"):
         read_graph(saved(model_of(REFUSED[name].nodes, {"x": (2, 3)}, ["y"], constants), tmp_path))
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_branch_whose_condition_is_known_is_taken(first: int, tmp_path: Path) -> None:
+    """As an exporter asks whether an axis may be squeezed; the branches read tensors from around
+    them, and weights of their own."""
+
+    def branch(op: str, name: str, value: float) -> onnx.GraphProto:
+        weight = onnx.numpy_helper.from_array(floats(value), f"w_{name}")
+        output = onnx.ValueInfoProto(name=name)
+        return helper.make_graph([node(op, f"h w_{name}", name)], name, [], [output], [weight])
+
+    nodes = [
+        node("Add", "x x", "h"),
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "g"),
+        node("Equal", "g one", "q"),
+        helper.make_node(
+            "If",
+            ["q"],
+            ["z"],
+            then_branch=branch("Mul", "product", 3.0),
+            else_branch=branch("Sub", "difference", 5.0),
+        ),
+        node("Relu", "z", "y"),
+    ]
+    constants = {"zero": np.int64(0), "one": np.int64(1)}
+    path = saved(model_of(nodes, {"x": (first, 3)}, ["y"], constants), tmp_path)
+    graph = read_graph(path)
+    feed = random_feed(graph)
+    np.testing.assert_allclose(run_graph(graph, feed)[0], run_onnxruntime(path, feed)[0], rtol=1e-6)

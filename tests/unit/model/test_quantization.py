@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.interval import interval_bounds
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
@@ -156,7 +157,32 @@ def dynamic_products(w: Writer) -> str:
     return w.add("DequantizeLinear", w.add("QLinearMatMul", q, s, z, turned, s, z, ys, yz), ys, yz)
 
 
-BUILDERS = [gates, attention, channels, convolutions, products, dynamic_products]
+def pools(w: Writer) -> str:
+    """Average and selection on integers."""
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(125))
+    wide = w.add("Reshape", "x", w.weight(np.array([1, 1, 2, 3])))
+    q = w.add("QuantizeLinear", wide, s, z)
+    window = {"kernel_shape": [2, 2], "pads": [1, 0, 0, 1]}
+    ms = w.weight(np.float32(1 / 71))
+    mean = w.add("QLinearAveragePool", q, s, z, ms, z, domain=MS, **window)
+    mask = w.weight(np.array([[[[True, False, True], [False, True, True]]]]))
+    ys = w.weight(np.float32(1 / 57))
+    both = w.add("QLinearWhere", mask, mean, ms, z, q, s, z, ys, z, domain=MS)
+    return w.add("DequantizeLinear", both, ys, z)
+
+
+def normalised(w: Writer) -> str:
+    """Normalisations and a recurrent layer between quantizers."""
+    x = w.add("Reshape", w.rounded("x", 1 / 64, 128), w.weight(np.array([2, 1, 3])))
+    gain, shift = w.weight(np.float32([1, 0.5, 2])), w.weight(np.float32([0, 0.25, -1]))
+    h = w.rounded(w.add("LayerNormalization", x, gain, shift, axis=-1), 1 / 40, 128)
+    h = w.add("SkipLayerNormalization", h, x, gain, shift, shift, domain=MS, epsilon=1e-5)
+    h = w.rounded(h, 1 / 40, 128)
+    parts = [w.random.normal(size=(1, 12, 3)).astype(np.float32) for _ in range(2)]
+    return w.rounded(w.add("LSTM", h, *map(w.weight, parts), hidden_size=3), 1 / 128, 128)
+
+
+BUILDERS = [pools, normalised, gates, attention, channels, convolutions, products, dynamic_products]
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
@@ -185,6 +211,24 @@ def test_values_of_the_runtime_lie_inside(tmp_path: Path, build: Callable[[Write
             value = session.run(None, {"x": x})[0]
             assert (value >= least).all()
             assert (value <= most).all()
+
+
+def test_integers_are_added_before_their_zero_points_are_subtracted(tmp_path: Path) -> None:
+    """``-0.45950 - 13 * 0.04276`` is 160.49997 steps of the result; the kernel, whose terms are 72
+    times as large, makes 161 of it."""
+    w = Writer((1, 1))
+    scales = (0.45950430631637573, 105), (0.04276052862405777, 172), (0.006326436530798674, 231)
+    first, second, last = ((w.weight(np.float32(s)), w.weight(np.uint8(z))) for s, z in scales)
+    parts = [w.add("QuantizeLinear", "x", *one) for one in (first, second)]
+    y = w.add("QLinearAdd", parts[0], *first, parts[1], *second, *last, domain=MS)
+    path = w.saved(w.add("DequantizeLinear", y, *last), tmp_path / "net.onnx")
+    graph = read_graph(path)
+    network, x = Network(graph, torch.float64), np.array([[-0.5748791]], np.float32)
+    point = network.tensor(x.astype(np.float64))
+    low, high = (float(end) for end in interval_bounds(network, point, point)[graph.outputs[0]])
+    value = float(NetworkFile(path).session.run(None, {"x": x})[0].item())
+    assert value == pytest.approx(-161 * 0.006326436530798674)
+    assert low <= value <= high
 
 
 def test_what_is_quantized_in_blocks_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bitcrown
+from bitcrown.search.neurons import race
+from bitcrown.search.neurons.rules import TACTICS
+from bitcrown.spec.problem import Problem
 from bitcrown.verdict import Status
 
 
@@ -64,6 +67,17 @@ def random_clauses(seed: int, n: int, count: int) -> list[list[int]]:
     ]
 
 
+def formula_problem(folder: Path, clauses: list[list[int]], n: int) -> Problem:
+    network = formula_network(folder / "formula.onnx", clauses, n)
+    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [
+        f"(declare-const Y_{j} Real)" for j in range(2)
+    ]
+    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 1.0))" for i in range(n)]
+    prop = folder / "formula.vnnlib"
+    prop.write_text("\n".join([*lines, "(assert (>= Y_0 1.0))", "(assert (<= Y_1 0.0))"]))
+    return bitcrown.load(network, prop)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_verdict_equals_truth_table(seed: int, tmp_path: Path) -> None:
     n = 9
@@ -72,12 +86,34 @@ def test_verdict_equals_truth_table(seed: int, tmp_path: Path) -> None:
         all(any((x[abs(v) - 1] > 0) == (v > 0) for v in clause) for clause in clauses)
         for x in itertools.product([0, 1], repeat=n)
     )
-    network = formula_network(tmp_path / "formula.onnx", clauses, n)
-    lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [
-        f"(declare-const Y_{j} Real)" for j in range(2)
-    ]
-    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 1.0))" for i in range(n)]
-    prop = tmp_path / "formula.vnnlib"
-    prop.write_text("\n".join([*lines, "(assert (>= Y_0 1.0))", "(assert (<= Y_1 0.0))"]))
-    verdict = bitcrown.verify(bitcrown.load(network, prop), cpu_seconds=60.0)
+    verdict = bitcrown.verify(formula_problem(tmp_path, clauses, n), cpu_seconds=60.0)
     assert verdict.status is (Status.SAT if is_true else Status.UNSAT)
+
+
+def leaves_of_a_tree(seed: int, n: int, count: int) -> list[list[int]]:
+    """``count`` clauses, one against each leaf of a random tree of decisions: no point is left."""
+    rng = np.random.default_rng(seed)
+    leaves: list[list[int]] = [[]]
+    while len(leaves) < count:
+        leaf = leaves.pop(int(rng.integers(min(len(leaves), 4))))
+        variable = int(rng.choice(np.setdiff1d(np.arange(n) + 1, np.abs(leaf))))
+        leaves += [[*leaf, variable], [*leaf, -variable]]
+    return leaves
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_tree_of_clauses_is_found_again(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, clauses = 30, leaves_of_a_tree(seed, 30, 150)
+    tactic = next(tactic for tactic in TACTICS if tactic.name == "tightest lines")
+    monkeypatch.setattr(race, "suitable_tactics", lambda bounder: [tactic])
+    verdict = bitcrown.verify(formula_problem(tmp_path, clauses, n), cpu_seconds=120.0)
+    assert verdict.status is Status.UNSAT
+    # Where one child is a leaf the other follows without a split.
+    nodes = {tuple(leaf[:depth]) for leaf in clauses for depth in range(len(leaf))}
+    splits = sum(
+        all((*node, sign * variable) in nodes for sign in (-1, 1))
+        for node, variable in {(leaf[:-1], abs(leaf[-1])) for leaf in map(tuple, nodes) if leaf}
+    )
+    assert verdict.counters["domains"] <= 2 * splits

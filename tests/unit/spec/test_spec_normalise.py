@@ -9,7 +9,7 @@ import pytest
 
 from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.normalise import problem_from_query
-from bitcrown.spec.problem import Constraint, Problem
+from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.reader import parse_query
 
 HEADER = "".join(f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0", "Y_1"))
@@ -231,30 +231,34 @@ def test_many_notes_are_counted_not_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "asserts", "what"),
+    ("box", "what"),
     [
-        ("(assert (<= X_0 1))", "", "input X_0 has no lower bound in case 1"),
-        (
-            "(assert (and (>= X_0 1) (<= X_1 1) (>= X_1 0)))",
-            "",
-            "input X_0 has no upper bound in case 1",
-        ),
-        (
-            "(assert (and (>= X_0 0) (<= X_0 1)))",
-            "",
-            "input X_1 has no lower or upper bound in case 1",
-        ),
-        (
-            "(assert (and (>= X_0 0) (<= X_0 1) (>= X_1 0)))",
-            "(assert (or (<= X_1 1) (<= Y_0 0)))",
-            "X_1 has no upper bound in case 2",
-        ),
+        ("(assert (<= X_0 1))", "input X_0"),
+        ("(assert (and (>= X_0 1) (<= X_1 1) (>= X_1 0)))", "input X_0"),
+        ("(assert (and (>= X_0 0) (<= X_0 1)))", "input X_1"),
     ],
 )
-def test_unbounded_inputs_are_named(box: str, asserts: str, what: str) -> None:
-    with pytest.raises(PropertyError) as caught:
-        problem("(assert (<= Y_0 0))" + asserts, box)
-    assert what in str(caught.value) and "add an assert" in str(caught.value)
+def test_unbounded_real_inputs_are_searched_but_not_covered(box: str, what: str) -> None:
+    found = problem("(assert (<= Y_0 0))", box)
+    assert not found.covers_all and found.notes[0].startswith(what)
+    assert len(found.cases) == 2
+    for case in found.cases:
+        assert all(low < high for low, high in zip(case.lower, case.upper, strict=True))
+
+
+def test_a_contradiction_of_unbounded_inputs_is_one() -> None:
+    found = problem("(assert (and (<= Y_0 0) (>= Y_0 1)))", "(assert (<= X_0 1))")
+    assert found.cases == () and found.covers_all
+
+
+def test_constraints_bound_inputs_together() -> None:
+    diamond = " ".join(f"(<= (+ (* {a} X_0) (* {b} X_1)) 1)" for a in (1, -1) for b in (1, -1))
+    found = problem("(assert (<= Y_0 0))", f"(assert (and {diamond}))")
+    (case,) = found.cases
+    assert found.covers_all and len(case.constraints) == 5
+    assert (case.lower, case.upper) == ((-1, -1), (1, 1))
+    half = problem("(assert (<= Y_0 0))", f"(assert (and {diamond.rsplit('(<=', 1)[0]}))")
+    assert not half.covers_all
 
 
 def test_too_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,12 +316,12 @@ def pair(asserts: str, relation: str = "equal-to", **files: str) -> Problem:
 
 def test_networks_are_numbered_one_after_the_other_and_ties_bound_them() -> None:
     result = pair("(assert (< Y[0,1] V[0,1]))")
-    assert (result.n_inputs, result.n_outputs) == (4, 4)
+    assert (result.n_inputs, result.n_outputs) == (4, 5)
     assert result.networks == {"f": Path("a.onnx"), "g": Path("a.onnx")}
     (case,) = result.cases
     assert case.lower == (0, Fraction(1, 2), 0, Fraction(1, 2))
     assert case.upper == (Fraction(3, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1, 2))
-    assert at_most("0", (5, "1"), (7, "-1"), strict=True) in case.constraints
+    assert at_most("0", (5, "1"), (8, "-1"), strict=True) in case.constraints
     assert at_most("0", (0, "1"), (2, "-1")) in case.constraints
 
 
@@ -365,10 +369,40 @@ def test_a_version_1_query_takes_its_one_file_under_any_name() -> None:
     }
 
 
-def test_hidden_variables_parse_but_cannot_be_decided() -> None:
-    assert len(pair("(assert (<= Y[0,0] 1.0))").cases) == 1
-    with pytest.raises(UnsupportedError, match="hidden tensor H"):
-        pair("(assert (<= H[0] 1.0))")
+def test_hidden_variables_are_numbered_behind_the_outputs_of_their_network() -> None:
+    (case,) = pair("(assert (<= H[0] 1.0))").cases
+    assert at_most("1", (6, "1")) in case.constraints
+    (case,) = pair("(assert (<= V[0,0] 1.0))").cases
+    assert at_most("1", (7, "1")) in case.constraints
+
+
+EQUAL = "(assert (== X[0] U[0]))"
+
+
+@pytest.mark.parametrize("relation", ["equal-to", "isomorphic-to"])
+def test_equal_networks_on_equal_inputs(relation: str) -> None:
+    """Every pair of a strict or a gap comparison, and what is left of the others."""
+    files = {"f": "a.onnx", "g": "./a.onnx"}
+
+    def cases(text: str, ties: str = EQUAL) -> tuple[Case, ...]:
+        return pair(ties + f"(assert {text})", relation, **files).cases
+
+    assert cases("(< Y[0,1] V[0,1])") == () == cases("(<= (+ V[0,0] 0.01) Y[0,0])")
+    assert cases("(!= Y[0,1] V[0,1])") == ()
+    (case,) = cases("(<= Y[0,1] V[0,1])")
+    assert all(monomial[0] < 4 for c in case.constraints for monomial, _ in c.terms)
+    (case,) = cases("(< Y[0,1] V[0,0])")
+    assert at_most("0", (4, "-1"), (5, "1"), strict=True) in case.constraints
+    assert cases("(< (* Y[0,1] Y[0,1]) (* V[0,1] Y[0,1]))") == ()
+    # Not all inputs are equal, or the files differ: nothing follows.
+    assert len(cases("(< Y[0,1] V[0,1])", "")) == 1
+    assert len(cases("(< Y[0,1] V[0,1])", "(assert (<= X[0] U[0]))")) == 1
+    assert len(cases("(< Y[0,1] V[0,1])", "(assert (== (+ X[0] 0.1) U[0]))")) == 1
+    pins = "(assert (and (== X[0] 0.25) (== U[0] 0.25)))"
+    assert cases("(< Y[0,1] V[0,1])", pins) == ()
+    files["g"] = "b.onnx"
+    if relation == "isomorphic-to":
+        assert len(cases("(< Y[0,1] V[0,1])")) == 1
 
 
 def test_decimals_that_are_read_as_other_numbers_empty_no_box() -> None:

@@ -46,7 +46,7 @@ def test_a_missing_file_names_both_paths(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_property(tmp_path: Path) -> None:
-    with pytest.raises(PropertyError, match="cannot be read"):
+    with pytest.raises(PropertyError, match="is a folder"):
         read_query(tmp_path)
 
 
@@ -84,10 +84,10 @@ def test_errors_name_the_file_and_line(tmp_path: Path) -> None:
         read_query(path)
 
 
-def test_reading_imports_only_the_standard_library() -> None:
+def test_reading_imports_nothing_heavier_than_numpy() -> None:
     code = (
         "import sys; import bitcrown.spec.reader, bitcrown.spec.normalise, bitcrown.spec.words;"
-        "print(sorted({'torch', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+        "print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -67,7 +67,7 @@ def reach(p: Tensor, low: Tensor, up: Tensor) -> Tensor:
     return torch.maximum((p - low).abs(), (up - p).abs())
 
 
-def mix(low: Tensor, up: Tensor, fraction: Tensor) -> Tensor:
+def mix(low: Tensor, up: Tensor, fraction: Tensor | float) -> Tensor:
     """A point of ``[low, up]``, at the given fraction of the way, without overflow."""
     point = low * (1 - fraction) + up * fraction
     return torch.clamp(point, low, up)

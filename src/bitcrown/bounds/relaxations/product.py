@@ -47,8 +47,10 @@ def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None)
     (a, c), (b, d) = lowers, uppers
     relative, absolute = padding(a.dtype)
     range_low, range_up = _interval(node, lowers, uppers)
+    first: Tensor | float
+    second: Tensor | float
     if alpha is None:
-        first = second = a.new_tensor(0.5)
+        first = second = 0.5
     else:
         # Where the derivative (a product of two widths) could overflow, alpha is left alone: no NaN
         # in gradients.

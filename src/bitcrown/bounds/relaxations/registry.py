@@ -21,6 +21,8 @@ from bitcrown.model.graph import Node
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bitcrown.bounds.quadratic import Coupling
+
 Operands = Sequence["Tensor"]
 """One end of the interval of each operand."""
 Pair = tuple["Tensor", "Tensor"]
@@ -34,13 +36,15 @@ class Relaxation(NamedTuple):
     upper_intercept``.
 
     All tensors are ``[B, *]``, or ``[B, S, *]`` where they depend on ``alpha`` given per
-    specification.
+    specification. ``coupled`` is what the elements of a product know together, where that is known
+    (``bounds.quadratic``).
     """
 
     lower_slopes: tuple[Tensor, ...]
     lower_intercept: Tensor
     upper_slopes: tuple[Tensor, ...]
     upper_intercept: Tensor
+    coupled: Coupling | None = None
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,11 @@ class _BestLines:
     ) -> None:
         self.function, self.low, self.up = function, low, up
         axes = [1] * low.dim()
-        self.sign = low.new_tensor([1.0, -1.0]).reshape(2, *axes)
+        # Made on the device: a list would be copied there, and waited for, at each call.
+        number = torch.arange(2, dtype=low.dtype, device=low.device).reshape(2, *axes)
+        self.sign = 1 - 2 * number
         self.valley_of_f = valley
-        self.valley = low.new_tensor([valley, valley + math.pi]).reshape(2, *axes)
+        self.valley = valley + math.pi * number
         self.value_low, self.value_up = self.value(low), self.value(up)
         self.is_far = torch.maximum(low.abs(), up.abs()) > _LARGEST_ANGLE
 

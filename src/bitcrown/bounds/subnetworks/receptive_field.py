@@ -37,7 +37,7 @@ Field = tuple[Span, Span]
 """Rows and columns of a ``[1, C, H, W]`` node."""
 
 _IMAGE_RANK = 4
-_ELEMENTWISE = ("Add", "Sub", "Scale", "Constant")
+_ELEMENTWISE = ("Add", "Sub", "Larger", "Scale", "Constant")
 _CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
 """What one more call on a node costs, in entries that the call could have worked on meanwhile."""
 
@@ -106,7 +106,7 @@ class View:
         result = {}
         for name in self.graph.nodes:
             if name in given:
-                low, low_at, up, up_at = given[name]
+                low, low_at, up, up_at, _ = given[name]
                 result[name] = Relaxation(
                     parts(name, low),
                     self._part(name, low_at),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _Levels = tuple[np.ndarray, np.ndarray]
 _MAX_BYTES = 4 << 30
 _TILES_A_ROW = 100
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 _NPZ_KEYS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
@@ -36,7 +36,7 @@ def read_image_files(path: Path, first: int | None, train: bool) -> _Levels | No
         return _npz(path, first, train)
     if "-idx3-ubyte" in path.name or "-idx4-ubyte" in path.name or ".idx3-ubyte" in path.name:
         return _idx_pair(path, first)
-    if path.suffix in _PICTURES:
+    if path.suffix in PICTURES:
         return _contact_sheet(path, first)
     return None
 
@@ -137,6 +137,11 @@ def _open(path: Path) -> Image:
     return picture
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """Levels ``[C, H, W]`` (uint8) of one picture. Raises ``DataError``."""
+    return _pixels(_open(path))
+
+
 def _pixels(picture: Image) -> np.ndarray:
     """``[C, H, W]`` uint8: grey stays grey, everything else becomes RGB."""
     if picture.mode in ("L", "1"):
@@ -160,17 +165,12 @@ def _contact_sheet(path: Path, first: int | None) -> _Levels | None:
 
 
 def _class_folders(folder: Path, first: int | None, train: bool) -> _Levels | None:
-    """``CLASS/**/*.png``, sorted by class, then path; class numbers are ranks of names."""
-    part = folder / ("train" if train else "val")
-    folder = next(
-        (place for place in (part, folder / "test") if place.is_dir() and not train), folder
-    )
-    folder = part if part.is_dir() else folder
-    classes = sorted(place.name for place in folder.iterdir() if place.is_dir())
+    """``CLASS/**/*.png``, sorted by class, then path."""
+    folder = _part(folder, train)
     files: list[tuple[Path, int]] = []
-    for number, name in enumerate(classes):
+    for number, name in class_numbers(folder):
         pictures = sorted(
-            file for file in (folder / name).rglob("*") if file.suffix.lower() in _PICTURES
+            file for file in (folder / name).rglob("*") if file.suffix.lower() in PICTURES
         )
         files += [(file, number) for file in pictures]
     if not files:
@@ -180,6 +180,37 @@ def _class_folders(folder: Path, first: int | None, train: bool) -> _Levels | No
     if len({picture.shape for picture in pixels}) != 1:
         raise DataError(f"the pictures in {folder} differ in size")
     return np.stack(pixels), np.array([number for _, number in files])
+
+
+def _part(folder: Path, train: bool) -> Path:
+    """The folder of the part that is wanted, where ``folder`` holds both."""
+    part = folder / ("train" if train else "val")
+    others = () if train else (folder / "test",)
+    return next((place for place in (part, *others) if place.is_dir()), folder)
+
+
+def named_classes(path: Path, train: bool) -> tuple[str, ...]:
+    """The names behind the numbers of ``path``, where those are ranks of names of folders."""
+    if not path.is_dir() or _idx_in(path, train) is not None:
+        return ()
+    names = [name for _, name in class_numbers(_part(path, train))]
+    return () if all(name.isdigit() for name in names) else tuple(names)
+
+
+def class_numbers(folder: Path) -> list[tuple[int, str]]:
+    """The label of every class folder, in order: its name where that is a number, else its rank
+    among the names. Raises ``DataError`` where some are numbers and some not, or two the same."""
+    names = sorted(place.name for place in folder.iterdir() if place.is_dir())
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
+    if numbers and len(numbers) < len(names):
+        odd = next(name for name in names if not (name.isascii() and name.isdigit()))
+        raise DataError(
+            f"the folders in {folder} are labels if their names are numbers, but {odd!r} is none; "
+            "give all of them numbers, or all of them words"
+        )
+    if len(set(numbers)) < len(numbers):
+        raise DataError(f"two folders in {folder} have the same number as their name")
+    return sorted(zip(numbers, names, strict=True)) if numbers else list(enumerate(names))
 
 
 def _same_channels(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:

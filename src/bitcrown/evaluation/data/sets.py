@@ -10,7 +10,9 @@ everywhere. What a path may be:
 * CIFAR-10 or CIFAR-100: the folder or a single file, binary or Python version (which is parsed,
   never unpickled);
 * a contact sheet: one lossless image of equal tiles, 100 a row, with ``NAME.labels.npy`` beside it;
-* a folder with one folder of images a class, classes and files in sorted order.
+* a folder with one folder of images a class, files in sorted order. A folder's name is the label
+  where all of them are numbers; otherwise labels are ranks of names, and ``ImageSet.classes`` says
+  which.
 
 Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 """
@@ -27,11 +29,15 @@ from bitcrown.errors import DataError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64, or ``DataError``."""
+    """``images [B, C, H, W]`` float32 in [0, 1], ``labels [B]`` int64, or ``DataError``.
+
+    ``classes``: names of the labels 0, 1, ..., where the data have names in place of numbers.
+    """
 
     name: str
     images: np.ndarray
     labels: np.ndarray
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.float32:
@@ -60,7 +66,7 @@ class ImageSet:
         return channels, rows, columns
 
     def select(self, index: np.ndarray) -> ImageSet:
-        return ImageSet(self.name, self.images[index], self.labels[index])
+        return ImageSet(self.name, self.images[index], self.labels[index], self.classes)
 
 
 def unit_pixels(levels: np.ndarray) -> np.ndarray:
@@ -97,7 +103,7 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
     what cannot be read.
     """
     from bitcrown.evaluation.data.cifar_files import read_cifar
-    from bitcrown.evaluation.data.image_files import read_image_files
+    from bitcrown.evaluation.data.image_files import named_classes, read_image_files
 
     path = Path(path)
     if first is not None and first < 1:
@@ -111,7 +117,10 @@ def read_images(path: Path, *, first: int | None = None, train: bool = False) ->
             if levels.dtype.kind not in "fiub":
                 raise DataError(f"{path}: images of type {levels.dtype} are no pixels")
             return ImageSet(
-                path.name.partition(".")[0], unit_pixels(levels), _class_numbers(labels, path)
+                path.name.partition(".")[0],
+                unit_pixels(levels),
+                _class_numbers(labels, path),
+                named_classes(path, train) if read is read_image_files else (),
             )
     raise DataError(
         f"{path} is no data set that can be read: an idx file or folder, an .npz, a CIFAR folder "

@@ -48,23 +48,28 @@ _RESULTS = ("wrong", "broken", "proved", "open")
 
 @dataclass(frozen=True)
 class Picture:
-    """A row of the grid: two images ``[C, H, W]`` in [0, 1]; ``eps``: radius if Linf."""
+    """A row of the grid: images ``[C, H, W]`` in [0, 1]; ``eps``: radius if Linf. An open image has
+    no adversarial one."""
 
     caption: str
     clean: NDArray[np.floating[Any]]
-    adversarial: NDArray[np.floating[Any]]
+    adversarial: NDArray[np.floating[Any]] | None = None
     eps: float | None = None
 
 
 def html_report(
-    records: Sequence[_Record], pictures: Sequence[Picture] = (), title: str = "Robust accuracy"
+    records: Sequence[_Record],
+    pictures: Sequence[Picture] = (),
+    title: str = "Robust accuracy",
+    origin: str = "",
 ) -> str:
-    """The whole page."""
+    """The whole page; ``origin`` says what made the numbers."""
     for record in records:
         _check(record)
     return filled(
         "page.html.jinja",
         title=title,
+        origin=origin,
         records=[_shown(record) for record in records],
         drawings=_curves(records),
         figures=[_figure(picture) for picture in pictures],
@@ -211,6 +216,11 @@ def _curve(name: str, records: Sequence[_Record]) -> AccuracyCurve:
 
 def _figure(picture: Picture) -> dict[str, Any]:
     """Grey is no change, black and white are a change by ``scale``."""
+    if picture.adversarial is None:
+        return {
+            "caption": picture.caption,
+            "addresses": {"original": data_address(levels(picture.clean))},
+        }
     difference = np.asarray(picture.adversarial, np.float64) - np.asarray(picture.clean, np.float64)
     peak = float(np.abs(difference).max(initial=0.0))
     scale = max(picture.eps or 0.0, peak) or 1.0

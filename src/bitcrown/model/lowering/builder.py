@@ -82,6 +82,9 @@ class Builder:
     tensors: dict[str, str] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     """Of ONNX tensors that are not what they are in the file (see ``dynamic_quantization``)."""
+    removed: dict[str, np.ndarray] = field(default_factory=dict)
+    """Entries of ONNX tensors that are minus infinity in the file and anything finite here: masks
+    of attentions, which only some operators may read."""
     source: str = ""
     dtypes: dict[str, str] = field(default_factory=dict)
     """Element types of ONNX tensors that depend on the input (see ``model.roundings``)."""
@@ -296,6 +299,11 @@ class Builder:
         """``max(a, b) = b + relu(a - b)``: splits like any other ReLU, and loses no digit unless
         ``b`` is huge."""
         limit = self._known(b)
+        if limit is None and self._known(a) is None:
+            shape = np.broadcast_shapes(self.shape(a), self.shape(b))
+            a, b = self.expanded(a, shape), self.expanded(b, shape)
+            d = self.emit("Sub", (a, b))
+            return self.emit("Larger", (self.relu(d), b, a, d))
         if limit is not None and (limit <= -HUGE).any():
             return self._limited(
                 a, limit, "min", limit <= -HUGE, limit <= -self.unlimited(), self.maximum
@@ -305,6 +313,9 @@ class Builder:
     def minimum(self, a: str, b: str) -> str:
         """``min(a, b) = b - relu(b - a)``."""
         limit = self._known(b)
+        if limit is None and self._known(a) is None:
+            lesser = self.maximum(self.scaled(a, -1.0, None), self.scaled(b, -1.0, None))
+            return self.scaled(lesser, -1.0, None)
         if limit is not None and (limit >= HUGE).any():
             return self._limited(
                 a, limit, "max", limit >= HUGE, limit >= self.unlimited(), self.minimum

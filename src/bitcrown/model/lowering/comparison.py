@@ -48,6 +48,13 @@ def compare(b: Builder, node: OnnxNode) -> None:
         b.bind(node, _step(b, difference))
 
 
+@lowers("IsNaN", "IsInf")
+def is_no_number(b: Builder, node: OnnxNode) -> None:
+    """Values of a real function are numbers."""
+    shape = b.shape(b.node_of(node.inputs[0]))
+    b.constants[node.outputs[0]] = np.zeros(shape, dtype=bool)
+
+
 @lowers("Not")
 def negated(b: Builder, node: OnnxNode) -> None:
     b.bind(node, _negation(b, b.node_of(node.inputs[0])))
@@ -126,10 +133,15 @@ def one_hot(b: Builder, node: OnnxNode) -> None:
     index = b.node_of(node.inputs[0])
     depth = b.integers(node.inputs[1], "the depth")[0]
     off, on = (float(v) for v in b.constant(node.inputs[2], "the values").astype(np.float64))
+    axis = b.axis(int(node.attrs.get("axis", -1)), len(b.shape(index)) + 1)
+    b.bind(node, b.scaled(positions(b, index, axis, depth), on - off, off))
+
+
+def positions(b: Builder, index: str, axis: int, depth: int) -> str:
+    """``[index = k]`` for ``k < depth`` along a new ``axis``; -1 is the last place."""
     shape = b.shape(index)
-    axis = b.axis(int(node.attrs.get("axis", -1)), len(shape) + 1)
     if not 0 < depth <= _MOST_ENTRIES:
-        raise UnsupportedError(f"node {node.name!r}: OneHot of depth {depth}")
+        raise UnsupportedError(f"node {b.source!r} looks for one of {depth} positions")
     full = (*shape[:axis], depth, *shape[axis:])
     wide = b.expanded(b.reshaped(index, (*shape[:axis], 1, *shape[axis:])), full)
     number = np.arange(depth, dtype=np.float64).reshape(-1, *([1] * (len(shape) - axis)))
@@ -137,7 +149,7 @@ def one_hot(b: Builder, node: OnnxNode) -> None:
         _negation(b, b.absolute(b.emit("Sign", (b.scaled(wide, None, -number + wrap),))))
         for wrap in (0.0, float(depth))
     ]
-    b.bind(node, b.scaled(b.binary("Add", *hits), on - off, off))
+    return b.binary("Add", *hits)
 
 
 @lowers("TopK")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,8 +32,6 @@ _UnitRule = Callable[[Builder, OnnxNode], Unit]
 
 @lowers("DynamicQuantizeLinear")
 def dynamic_quantize(b: Builder, node: OnnxNode) -> None:
-    if b.is_constant(node.inputs[0]):
-        raise UnsupportedError(f"node {node.name!r} quantizes a constant while the network runs")
     integers, scale, zero = node.outputs
     b.bind(node, b.emit("DynamicQuantize", (b.node_of(node.inputs[0]),)))
     b.units[integers] = Unit({integers: -1}, zero_of=integers)
@@ -130,6 +129,19 @@ def _integer_product(b: Builder, node: OnnxNode) -> Unit:
     return _multiplied(units)
 
 
+def _scaled_product(b: Builder, node: OnnxNode) -> Unit:
+    """The product of two tensors of integers with their scales, which are its next operands."""
+    zeros = (*node.inputs[4:6], "", "")[:2]
+    unit = _integer_product(b, replace(node, inputs=(*node.inputs[:2], *zeros)))
+    scales = [b.units[name] for name in node.inputs[2:4] if name in b.units]
+    if any(scale.zero_of for scale in scales):
+        raise UnsupportedError(f"node {node.name!r} takes a zero point for a scale")
+    unit = _multiplied([unit, *scales])
+    if unit.powers and any(node.inputs[6:]):
+        raise UnsupportedError(f"node {node.name!r} adds a bias to integers without their scale")
+    return unit
+
+
 _UNIT_RULES: Mapping[str, _UnitRule] = {
     **dict.fromkeys(
         ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _unchanged
@@ -138,6 +150,7 @@ _UNIT_RULES: Mapping[str, _UnitRule] = {
     "Mul": _product,
     "MatMulInteger": _integer_product,
     "ConvInteger": _integer_product,
+    "com.microsoft.MatMulIntegerToFloat": _scaled_product,
 }
 
 

@@ -106,9 +106,12 @@ def _picked(b: Builder, x: str, axis: int, indices: np.ndarray, stride: int) -> 
 
 @lowers("AveragePool")
 def average_pool(b: Builder, node: OnnxNode) -> None:
-    """Zero padding and one divisor per position, unless the windows are as plain as torch has
-    them."""
-    x = b.node_of(node.inputs[0])
+    b.bind(node, averaged_windows(b, node, b.node_of(node.inputs[0])))
+
+
+def averaged_windows(b: Builder, node: OnnxNode, x: str) -> str:
+    """The pooling that the attributes of ``node`` describe: zero padding and one divisor per
+    position, unless the windows are as plain as torch has them."""
     windows = _Windows(b, node, x)
     include = bool(node.attrs.get("count_include_pad", 0))
     reach = [
@@ -137,7 +140,7 @@ def average_pool(b: Builder, node: OnnxNode) -> None:
     correction = np.ones(())
     for count, extent in zip(counts, windows.kernel, strict=True):
         correction = correction[..., None] * (extent / count)
-    b.bind(node, x if np.all(correction == 1) else b.scaled(x, correction, None))
+    return x if np.all(correction == 1) else b.scaled(x, correction, None)
 
 
 @lowers("Upsample", "Resize")
@@ -176,9 +179,30 @@ def resize(b: Builder, node: OnnxNode) -> None:
             )
             np.add.at(matrix, (np.arange(size), np.clip(left + 1, 0, extent - 1)), places - left)
             x = b.along(x, axis, matrix)
+        elif mode == "cubic":
+            x = b.along(x, axis, _cubic(node, places, extent))
         else:
             raise UnsupportedError(f"node {node.name!r} resizes with mode {mode!r}")
     b.bind(node, x)
+
+
+def _cubic(node: OnnxNode, places: np.ndarray, extent: int) -> np.ndarray:
+    """Keys, "Cubic convolution interpolation" (1981), with ``a`` as the node has it: four
+    neighbours, those beyond the edge being the edge, or none with weights that sum to 1."""
+    a, left = node.real("cubic_coeff_a", -0.75), np.floor(places)
+    matrix, rows = np.zeros((len(places), extent)), np.arange(len(places))
+    for offset in (-1, 0, 1, 2):
+        t = np.abs(places - left - offset)
+        near = ((a + 2) * t - (a + 3)) * t * t + 1
+        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        weight = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+        column = left.astype(np.int64) + offset
+        if node.attrs.get("exclude_outside", 0):
+            weight = np.where((column >= 0) & (column < extent), weight, 0.0)
+        np.add.at(matrix, (rows, np.clip(column, 0, extent - 1)), weight)
+    if node.attrs.get("exclude_outside", 0):
+        matrix /= matrix.sum(axis=1, keepdims=True)
+    return matrix
 
 
 def _nearest(b: Builder, x: str, axis: int, indices: np.ndarray) -> str:

@@ -10,6 +10,9 @@ network with quantizers is therefore always read with roundings (``model.roundin
 value that the runtime may round is inside the enclosure of what enters ``Round``. A network whose
 tensors are integers from end to end is decided exactly elsewhere (``quant``); this reading serves
 what that one refuses.
+
+``QLinearSoftmax`` has no rule: its kernel divides whole numbers, truncates the inverse of the scale
+and wraps around where the quotient leaves the type, far from the softmax of what it reads.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.pooling import averaged_windows
 from bitcrown.model.lowering.reduction import mean, reduction_axes
 from bitcrown.model.lowering.weights import convolved, multiplied
 
@@ -32,7 +36,7 @@ QUANTIZERS = {
         for name in (
             *("QuantizeLinear", "DequantizeLinear", "QGemm", "QLinearAdd", "QLinearMul"),
             *("QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool", "QLinearConcat"),
-            "QLinearReduceMean",
+            *("QLinearReduceMean", "QLinearAveragePool", "QLinearWhere"),
         )
     ),
 }
@@ -270,6 +274,27 @@ def qlinear_mean(b: Builder, node: OnnxNode) -> None:
         plain = OnnxNode(node.op, node.name, node.inputs[:1], node.outputs, node.attrs, node.opset)
         axes, keep = reduction_axes(b, plain, rank)
     _requantized(b, node, mean(b, x, axes, keep), 3)
+
+
+@lowers(_CONTRIB + "QLinearAveragePool")
+def qlinear_average_pool(b: Builder, node: OnnxNode) -> None:
+    x = _operand(b, node, 0)
+    rank = len(b.shape(x))
+    if not node.attrs.get("channels_last", 0):
+        _requantized(b, node, averaged_windows(b, node, x), 3)
+        return
+    first = b.transposed(x, (0, rank - 1, *range(1, rank - 1)))
+    value = averaged_windows(b, node, first)
+    _requantized(b, node, b.transposed(value, (0, *range(2, rank), 1)), 3)
+
+
+@lowers(_CONTRIB + "QLinearWhere")
+def qlinear_where(b: Builder, node: OnnxNode) -> None:
+    """Inputs: a condition, ``x`` with scale and zero point, ``y`` with both, both of the result."""
+    condition = b.constant(node.inputs[0], "the condition").astype(np.float64)
+    x, y = _operand(b, node, 1), _operand(b, node, 4)
+    kept = b.binary("Mul", x, b.known(condition)), b.binary("Mul", y, b.known(1 - condition))
+    _requantized(b, node, b.binary("Add", *kept), 7)
 
 
 @lowers(_CONTRIB + "QLinearConcat")

@@ -6,13 +6,16 @@ maps of the input and of the state before, activations, and products of gates. T
 input is one affine map for the whole sequence. Gates stand one below the other in the weights, in
 the order of the standard: ``i o f c`` (LSTM), ``z r h`` (GRU).
 
+``DynamicQuantizeLSTM`` has weights of integers, ``W [D, I, G H]``, and quantizes what meets them:
+the whole input sequence at once, and each state before it is used.
+
 Legend: ``T`` steps, ``B`` batch, ``I`` inputs, ``H`` state, ``G`` gates, ``D`` directions (1 or 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _ACTIVATIONS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+_DYNAMIC = "com.microsoft.DynamicQuantizeLSTM"
 _SMOOTH = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu", "softplus": "Softplus"}
 _MOST_STEPS = 1024
 Step = Callable[[str, tuple[str, ...]], tuple[str, ...]]
@@ -42,6 +46,8 @@ class _Cell:
     activations: tuple[str, ...]
     limit: float
     """Arguments of activations are clipped to ``[-limit, limit]``."""
+    is_quantized: bool = False
+    """Whether states are quantized before they meet the weights."""
 
     def linear(self, x: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
         params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
@@ -76,6 +82,7 @@ class _Cell:
     def lstm(self, x: str, state: tuple[str, ...]) -> tuple[str, ...]:
         """``c' = f c + i g``, ``h' = o tanh(c')`` with gates ``i o f`` and candidate ``g``."""
         h, c = state
+        h = self.b.emit("DynamicQuantize", (h,)) if self.is_quantized else h
         total = self.added(x, self.linear(h, self.r, self.r_bias))
         i = self.activated(self.seen(self.gate(total, 0), c, 0), 0)
         forget = self.activated(self.seen(self.gate(total, 2), c, 2), 0)
@@ -118,12 +125,36 @@ class _Cell:
         return found[::-1] if backward else found, state
 
 
+@lowers(_DYNAMIC)
+def quantized_recurrent(b: Builder, node: OnnxNode) -> None:
+    """An ``LSTM`` whose first weights are what the integers stand for. Inputs from the ninth on:
+    scale and zero point of ``W``, those of ``R``, one a direction or one a column."""
+    b.source = node.name
+    names = []
+    for k, place in ((1, 8), (2, 10)):
+        weight = b.constant(node.inputs[k], "the weights").astype(np.float64)
+        scale, zero = (
+            b.constant(node.inputs[place + i], "a scale or zero point").astype(np.float64)
+            for i in range(2)
+        )
+        spread = [part.reshape(len(weight), 1, -1) for part in (scale, zero)]
+        names.append(f"{node.inputs[k]}/{node.name}/real")
+        b.constants[names[-1]] = ((weight - spread[1]) * spread[0]).swapaxes(1, 2)
+    inputs = (node.inputs[0], *names, *node.inputs[3:8])
+    _unroll(b, replace(node, op="LSTM", inputs=inputs), is_quantized=True)
+
+
 @lowers("LSTM", "GRU", "RNN")
 def recurrent(b: Builder, node: OnnxNode) -> None:
+    _unroll(b, node, is_quantized=False)
+
+
+def _unroll(b: Builder, node: OnnxNode, is_quantized: bool) -> None:
     given = dict(enumerate(node.inputs))
     if node.attrs.get("layout", 0):  # onnxruntime has no kernel for it either
         raise UnsupportedError(f"node {node.name!r} ({node.op}) has its batch first")
     x = b.node_of(node.inputs[0])
+    x = b.emit("DynamicQuantize", (x,)) if is_quantized else x
     steps, batch, _ = b.shape(x)
     if steps > _MOST_STEPS:
         raise UnsupportedError(f"node {node.name!r} ({node.op}) has a sequence of {steps} steps")
@@ -136,7 +167,7 @@ def recurrent(b: Builder, node: OnnxNode) -> None:
     rows: list[list[str]] = []
     lasts: list[tuple[str, ...]] = []
     for d in range(directions):
-        cell = _cell(b, node, d, directions)
+        cell = replace(_cell(b, node, d, directions), is_quantized=is_quantized)
         start = tuple(_start(b, tensor, d, (batch, cell.size)) for tensor in states)
         is_backward = d == 1 or node.attrs.get("direction") == "reverse"
         found, last = cell.run(x, start, is_backward)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from bitcrown.errors import UnsupportedError
-from bitcrown.model.lowering.arithmetic import product
+from bitcrown.model.lowering.arithmetic import product, within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 
@@ -67,6 +67,25 @@ def reduce_max(b: Builder, node: OnnxNode) -> None:
     b.bind(node, x)
 
 
+@lowers("ReduceProd")
+def reduce_product(b: Builder, node: OnnxNode) -> None:
+    """Halves of each axis are multiplied until one entry is left."""
+    x = b.node_of(node.inputs[0])
+    axes, keep = reduction_axes(b, node, len(b.shape(x)))
+    shape = b.shape(x)
+    for axis in axes:
+        while b.shape(x)[axis] > 1:
+            extent = b.shape(x)[axis]
+            half = extent // 2
+            left, right = b.sliced(x, axis, 0, half), b.sliced(x, axis, half, 2 * half)
+            rest = (b.sliced(x, axis, 2 * half, extent),) if extent % 2 else ()
+            x = b.binary("Mul", left, right)
+            x = b.emit("Concat", (x, *rest), {"axis": axis}) if rest else x
+    if not keep:
+        x = b.reshaped(x, [extent for axis, extent in enumerate(shape) if axis not in axes])
+    b.bind(node, x)
+
+
 def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
     """Halve the axis until one entry is left: depth log2, one ReLU a comparison."""
     while b.shape(x)[axis] > 1:
@@ -77,40 +96,6 @@ def _best_along(b: Builder, x: str, axis: int, smallest: bool) -> str:
         rest = (b.sliced(x, axis, 2 * half, extent),) if extent % 2 else ()
         x = b.emit("Concat", (best, *rest), {"axis": axis}) if rest else best
     return x
-
-
-def normalised(b: Builder, x: str, axes: tuple[int, ...], epsilon: float) -> str:
-    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes``."""
-    centred = b.binary("Sub", x, mean(b, x, axes, True))
-    variance = mean(b, b.emit("Square", (centred,)), axes, True)
-    deviation = b.emit("Sqrt", (b.scaled(variance, None, epsilon),))
-    return b.binary("Mul", centred, b.emit("Reciprocal", (deviation,)))
-
-
-@lowers("LayerNormalization")
-def layer_normalization(b: Builder, node: OnnxNode) -> None:
-    if any(node.outputs[1:]):
-        raise UnsupportedError(f"node {node.name!r}: LayerNormalization with statistics as outputs")
-    x = b.node_of(node.inputs[0])
-    rank = len(b.shape(x))
-    axes = tuple(range(b.axis(int(node.attrs.get("axis", -1)), rank), rank))
-    value = normalised(b, x, axes, node.real("epsilon", 1e-5))
-    value = b.binary("Mul", value, b.node_of(node.inputs[1]))
-    if len(node.inputs) > 2 and node.inputs[2]:
-        value = b.binary("Add", value, b.node_of(node.inputs[2]))
-    b.bind(node, value)
-
-
-@lowers("InstanceNormalization")
-def instance_normalization(b: Builder, node: OnnxNode) -> None:
-    x = b.node_of(node.inputs[0])
-    rank = len(b.shape(x))
-    value = normalised(b, x, tuple(range(2, rank)), node.real("epsilon", 1e-5))
-    shape = (-1, *([1] * (rank - 2)))
-    gain, shift = (
-        b.constant(t, "a parameter").astype(np.float64).reshape(shape) for t in node.inputs[1:3]
-    )
-    b.bind(node, b.scaled(value, gain, shift))
 
 
 @lowers("CumSum")
@@ -131,25 +116,42 @@ def softmax(b: Builder, node: OnnxNode) -> None:
     rank = len(shape)
     axis = b.axis(int(node.attrs.get("axis", 1 if node.opset < 13 else -1)), rank)
     is_log = node.op == "LogSoftmax"
+    masked = b.removed.get(node.inputs[0])
     if node.opset < 13 and axis != rank - 1:
-        folded = b.reshaped(x, (*shape[:axis], math.prod(shape[axis:])))
-        b.bind(node, b.reshaped(_softmax_over(b, folded, axis, is_log), shape))
+        line = (*shape[:axis], math.prod(shape[axis:]))
+        masked = None if masked is None else masked.reshape(line)
+        value = softmax_over(b, b.reshaped(x, line), axis, is_log, masked)
+        b.bind(node, b.reshaped(value, shape))
         return
-    b.bind(node, _softmax_over(b, x, axis, is_log))
+    b.bind(node, softmax_over(b, x, axis, is_log, masked))
 
 
-def _softmax_over(b: Builder, x: str, axis: int, is_log: bool) -> str:
+def softmax_over(
+    b: Builder, x: str, axis: int, is_log: bool, masked: np.ndarray | None = None
+) -> str:
+    """A ``masked`` entry is minus infinity: it is an exact zero, and no term of any sum."""
     shape = b.shape(x)
-    if shape[axis] > 1024:
-        raise UnsupportedError(f"node {b.source!r}: Softmax over {shape[axis]} entries")
-    full = (*shape[:axis], shape[axis], shape[axis], *shape[axis + 1 :])
+    n = shape[axis]
+    if n > 1024:
+        raise UnsupportedError(f"node {b.source!r}: Softmax over {n} entries")
+    full = (*shape[:axis], n, n, *shape[axis + 1 :])
     column = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
     row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
     exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
-    total = b.summed(exponentials, (axis + 1,), False)
-    return (
-        b.scaled(b.emit("Log", (total,)), -1.0, None) if is_log else b.emit("Reciprocal", (total,))
-    )
+    # exp(x_i - x_i) is 1 whatever x_i is known to be, so the sum of the others begins with 1.
+    counted = 1.0 - np.eye(n).reshape(n, n, *([1] * (len(shape) - axis - 1)))
+    if masked is not None:
+        if is_log or masked.all(axis=axis).any():
+            raise UnsupportedError(
+                f"node {b.source!r}: a Softmax of minus infinity alone, or its logarithm"
+            )
+        counted = counted * ~np.expand_dims(masked, axis)
+    total = b.summed(b.scaled(exponentials, counted, None), (axis + 1,), False)
+    total = b.scaled(total, None, 1.0)
+    if is_log:
+        return b.scaled(b.emit("Log", (total,)), -1.0, None)
+    value = b.emit("Reciprocal", (total,))
+    return value if masked is None else b.scaled(value, 1.0 - masked, None)
 
 
 @lowers("LpNormalization")
@@ -160,4 +162,4 @@ def lp_normalization(b: Builder, node: OnnxNode) -> None:
         norm = b.emit("Sqrt", (b.summed(b.emit("Square", (x,)), (axis,), True),))
     else:
         norm = b.summed(b.absolute(x), (axis,), True)
-    b.bind(node, product(b, x, b.emit("Reciprocal", (norm,))))
+    b.bind(node, within(b, product(b, x, b.emit("Reciprocal", (norm,))), 1.0))

@@ -8,7 +8,7 @@ import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
-from bitcrown.model.lowering.comparison import chosen
+from bitcrown.model.lowering.comparison import chosen, positions
 
 
 @lowers("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -127,10 +127,32 @@ def split(b: Builder, node: OnnxNode) -> None:
 def gather(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     axis = b.axis(int(node.attrs.get("axis", 0)), len(b.shape(x)))
+    if not b.is_constant(node.inputs[1]):
+        b.bind(node, _looked_up(b, x, axis, b.node_of(node.inputs[1])))
+        return
     indices = b.constant(node.inputs[1], "the indices").astype(np.int64)
     value = b.gathered(x, axis, indices.reshape(-1))
     shape = b.shape(x)
     b.bind(node, b.reshaped(value, (*shape[:axis], *indices.shape, *shape[axis + 1 :])))
+
+
+def _looked_up(b: Builder, table: str, axis: int, index: str) -> str:
+    """Rows of a table at positions that depend on the input: ``sum_k [index = k] row_k``, with
+    positions counted from the end as well."""
+    shape, places = b.shape(table), b.shape(index)
+    depth, count = shape[axis], math.prod(places)
+    hits = positions(b, index, len(places), depth)
+    before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    known = b.nodes[table].params.get("value") if b.nodes[table].op == "Constant" else None
+    if known is not None and before == 1:
+        weight = known.reshape(depth, after).T
+        rows = b.emit("Linear", (b.reshaped(hits, (count, depth)),), params={"weight": weight})
+        return b.reshaped(rows, (*shape[:axis], *places, *shape[axis + 1 :]))
+    full = (before, count, depth, after)
+    wide = b.expanded(b.reshaped(table, (before, 1, depth, after)), full)
+    hits = b.expanded(b.reshaped(hits, (1, count, depth, 1)), full)
+    rows = b.summed(b.binary("Mul", hits, wide), (2,), False)
+    return b.reshaped(rows, (*shape[:axis], *places, *shape[axis + 1 :]))
 
 
 @lowers("Pad")
@@ -189,6 +211,19 @@ def tile(b: Builder, node: OnnxNode) -> None:
     b.bind(node, x)
 
 
+@lowers("Trilu")
+def triangle(b: Builder, node: OnnxNode) -> None:
+    """Entries on one side of a diagonal are kept, the others are 0."""
+    x = b.node_of(node.inputs[0])
+    shape = b.shape(x)
+    if len(shape) < 2:
+        raise ModelError(f"node {node.name!r}: a triangle of a tensor of shape {list(shape)}")
+    given = len(node.inputs) > 1 and node.inputs[1]
+    k = b.integers(node.inputs[1], "the diagonal")[0] if given else 0
+    half = np.triu if node.attrs.get("upper", 1) else np.tril
+    b.bind(node, b.scaled(x, half(np.ones(shape[-2:]), k), None))
+
+
 @lowers("DepthToSpace", "SpaceToDepth")
 def depth_to_space(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
@@ -225,10 +260,15 @@ def where(b: Builder, node: OnnxNode) -> None:
         b.bind(node, chosen(b, *(b.node_of(tensor) for tensor in node.inputs)))
         return
     condition = b.constants[node.inputs[0]].astype(np.float64)
-    parts = []
+    parts, gone = [], np.zeros((), dtype=bool)
     for tensor, mask in ((node.inputs[1], condition), (node.inputs[2], 1.0 - condition)):
         if b.is_constant(tensor):
-            parts.append(b.known(np.where(mask != 0, b.constants[tensor].astype(np.float64), 0.0)))
+            value = b.constants[tensor].astype(np.float64)
+            gone = gone | ((mask != 0) & np.isneginf(value))
+            parts.append(b.known(np.where((mask != 0) & ~np.isneginf(value), value, 0.0)))
         else:
             parts.append(b.scaled(b.node_of(tensor), mask, None))
-    b.bind(node, b.binary("Add", parts[0], parts[1]))
+    result = b.binary("Add", parts[0], parts[1])
+    if gone.any():
+        b.removed[node.outputs[0]] = np.broadcast_to(gone, b.shape(result))
+    b.bind(node, result)

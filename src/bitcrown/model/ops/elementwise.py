@@ -1,5 +1,6 @@
 """Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``,
-``Constant``."""
+``Constant``, and ``Larger``: ``b + r`` of ``(r, b, a, d)``, which is ``max(a, b)`` because
+``r = relu(d)`` and ``d = a - b`` (see ``bounds.relaxations.larger``)."""
 
 from __future__ import annotations
 
@@ -35,6 +36,11 @@ def _sub(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0] - inputs[1]
 
 
+def _larger_adjoint(node: Node, params: Params, a: Tensor, shapes: Shapes) -> list[Tensor]:
+    nothing = a.new_zeros(()).expand_as(a)
+    return [a, a, nothing, nothing]
+
+
 def _constant(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return params["value"].unsqueeze(0)
 
@@ -51,4 +57,5 @@ register(Op("Input", _input, True, _input))
 register(Op("Constant", _constant, True, _zeros, lambda node, params, a, shapes: []))
 register(Op("Scale", _scale, True, _scale_absolute, _scale_adjoint))
 register(Op("Add", _add, True, _add, lambda node, params, a, shapes: [a, a]))
-register(Op("Sub", _sub, True, _add, lambda node, params, a, shapes: [a, -a]))
+register(Op("Larger", _add, True, _add, _larger_adjoint, is_capped=True))
+register(Op("Sub", _sub, True, _add, lambda node, params, a, shapes: [a, -a], negated=(1,)))

@@ -50,6 +50,10 @@ def _dynamic_quantize(node: Node, params: Params, inputs: Sequence[Tensor]) -> T
     return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
 
 
+def _first(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0]
+
+
 _JUMPS = ("Sign", "Floor", "Ceil", "Round", "Truncate")
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Relu": torch.relu,
@@ -76,4 +80,5 @@ for _name, _function in _UNARY.items():
 register(Op("Clip", _clip, is_affine=False))
 register(Op("Elu", _elu, is_affine=False))
 register(Op("Mul", _product, is_affine=False))
+register(Op("Perturb", _first, is_affine=False))
 register(Op("DynamicQuantize", _dynamic_quantize, is_affine=False, is_local=False, has_jumps=True))

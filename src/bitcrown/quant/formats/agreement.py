@@ -21,9 +21,8 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.child_process import text_or_error
-from bitcrown.errors import BitcrownError
+from bitcrown.errors import BitcrownError, UnsupportedError
 from bitcrown.model.file import NetworkFile
-from bitcrown.quant.formats.qonnx import has_quant, standard_form
 from bitcrown.quant.formats.runtime import Runtime, session
 from bitcrown.quant.network.assembly import node_range
 from bitcrown.quant.network.entry import RoundedEntry
@@ -35,11 +34,9 @@ _NOTE_BYTES = 8 << 30
 
 def executable(file: NetworkFile) -> tuple[bytes, str]:
     """What onnxruntime can run of a file, or a note why there is nothing."""
-    if not has_quant(file.proto):
-        return file.content, ""
     try:
-        return standard_form(file.proto).SerializeToString(), ""
-    except QuantError as error:
+        return file.standard.content, ""
+    except UnsupportedError as error:
         return b"", f"no runtime executes this network, so it was not compared with one: {error}"
 
 

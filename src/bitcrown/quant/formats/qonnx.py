@@ -5,7 +5,7 @@ Semantics (QONNX specification, as its own executor computes it, in float32):
 ``Quant(x, scale, zero, bits)`` is ``(round(clip(x / scale + zero, low, high)) - zero) *
 scale`` with low and high from ``bits``, ``signed`` and ``narrow``; ``BipolarQuant(x,
 scale)`` is ``scale`` for x >= 0 and ``-scale`` below. onnxruntime has no such operators, so no
-runtime is the reference here; ``standard_form`` writes them with standard operators, which
+runtime is the reference here; ``model.standard_form`` writes them with standard operators, which
 onnxruntime executes, and the comparison at load uses that.
 """
 
@@ -14,8 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from bitcrown.model.file import QONNX_DOMAINS
 from bitcrown.model.lowering.builder import OnnxNode
@@ -34,7 +32,6 @@ ROUNDINGS: dict[str, Any] = {
     "HALF_UP": lambda v: np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)),
     "HALF_DOWN": lambda v: np.sign(v) * np.ceil(np.abs(v) - np.float32(0.5)),
 }
-_STANDARD = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
 
 def bit_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
@@ -143,89 +140,3 @@ def _requantized(
     settled = reading.settled(lattice.then(step))
     back = dequantize_step(scale, np.array([zero], dtype=np.int64), gain)
     reading.bind(node, Lattice(settled.node, lattice.shape, FLOAT32, (back,)))
-
-
-def has_quant(model: Any) -> bool:
-    return any(node.domain in QONNX_DOMAINS for node in model.graph.node)
-
-
-def standard_form(model: Any) -> Any:
-    """The same network in standard operators, for onnxruntime; ``QuantError`` where it cannot be
-    written."""
-    written = onnx.ModelProto()
-    written.CopyFrom(model)
-    opset = next(
-        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
-    )
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    del written.graph.node[:]
-    for node in model.graph.node:
-        written.graph.node.extend(
-            _expanded(node, constants) if node.domain in QONNX_DOMAINS else [node]
-        )
-    del written.opset_import[:]
-    # opset 11 brings Round; nothing else that these exporters write changed between 9 and 11 but
-    # Clip and Pad
-    if opset < 11 and any(
-        node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
-    ):
-        raise QuantError(
-            "the network has operators of an old opset that have no standard form; raise its "
-            "opset to 13"
-        )
-    written.opset_import.extend([helper.make_opsetid("", max(opset, 11))])
-    return written
-
-
-def _expanded(node: Any, constants: dict[str, Numbers]) -> list[Any]:
-    out, name = node.output[0], node.output[0]
-
-    def constant(value: Numbers, part: str) -> Any:
-        tensor = numpy_helper.from_array(np.asarray(value, dtype=np.float32), f"{name}/{part}")
-        return helper.make_node("Constant", [], [f"{name}/{part}"], value=tensor)
-
-    def step(op: str, inputs: list[str], part: str, **attrs: Any) -> Any:
-        return helper.make_node(
-            op, [f"{name}/{i}" if i[0] == "." else i for i in inputs], [f"{name}/{part}"], **attrs
-        )
-
-    if node.op_type == "BipolarQuant":
-        # x >= 0 as 1 - (x < 0), then 2 b - 1
-        return [
-            constant(np.zeros(()), ".zero"),
-            constant(np.array(2.0), ".two"),
-            constant(np.array(1.0), ".one"),
-            step("Less", [node.input[0], ".zero"], ".less"),
-            step("Cast", [".less"], ".number", to=onnx.TensorProto.FLOAT),
-            step("Mul", [".number", ".two"], ".twice"),
-            step("Sub", [".one", ".twice"], ".sign"),
-            helper.make_node("Mul", [f"{name}/.sign", node.input[1]], [out]),
-        ]
-    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    mode = attrs.get("rounding_mode", b"ROUND")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
-    missing = [i for i in node.input[1:] if i not in constants]
-    if mode.upper() not in _STANDARD or missing:
-        raise QuantError(
-            f"Quant {node.name!r} has no standard form (rounding {mode}, inputs "
-            f"{', '.join(missing)})"
-        )
-    scale, zero, bits = (np.asarray(constants[i]) for i in node.input[1:4])
-    low, high = bit_range(
-        int(bits.reshape(-1)[0]), bool(attrs.get("signed", 1)), bool(attrs.get("narrow", 0))
-    )
-    return [
-        constant(scale, ".scale"),
-        constant(zero.reshape(()), ".offset"),
-        constant(np.array(float(low)), ".low"),
-        constant(np.array(float(high)), ".high"),
-        step("Div", [node.input[0], ".scale"], ".ratio"),
-        step("Add", [".ratio", ".offset"], ".shifted"),
-        step("Clip", [".shifted", ".low", ".high"], ".clipped"),
-        step(_STANDARD[mode.upper()], [".clipped"], ".rounded"),
-        step("Sub", [".rounded", ".offset"], ".whole"),
-        helper.make_node("Mul", [f"{name}/.whole", f"{name}/.scale"], [out]),
-    ]

@@ -52,7 +52,8 @@ class Search:
         self.stuck: list[Subproblem] = []
         self.started, self.attack_seconds = time.monotonic(), 0.0
         self.implied: dict[bytes, tuple[int, int]] = {}
-        self.attack = LatticeAttack(program, query, try_points)
+        self.reachable = query.reachable()
+        self.attack = LatticeAttack(program, self.reachable, try_points)
         self.root = root
         self.refuter = Refuter(program, query, proof, settings, self.counters, root)
 
@@ -222,7 +223,7 @@ class Search:
         """Averaged inputs of the open rows, rounded, and climbs from the best of them; a witness
         [N] or ``None``."""
         points = np.rint(state.mean_input[rows]).astype(np.int64)
-        points = np.clip(points, self.query.low, self.query.high)
+        points = np.clip(points, self.reachable.low, self.reachable.high)
         self.counters.candidates += len(points)
         witness = self.try_points(points)
         if witness is not None:

@@ -14,6 +14,7 @@ to the end. Every split is on integers, so the search always ends. Legend: ``N``
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,9 +117,10 @@ def decide_query(
     want_certificate: bool = False,
     program: Program | None = None,
     settings: SearchSettings | None = None,
+    proposals: Callable[[Budget], Iterable[Ints]] | None = None,
 ) -> Decision:
     """Whether some input of the box satisfies a case. ``program`` may be shared between queries on
-    one network.
+    one network. ``proposals`` are points [B, N] that others hold for promising, made in a budget.
 
     ``seed`` orders nothing that a verdict could depend on; it varies the random candidates.
     """
@@ -132,8 +134,9 @@ def decide_query(
     program = program or Program(query.network)
     judge = WitnessJudge(query, program)
     rng = np.random.default_rng(seed)
-    probes = [(query.low + query.high) // 2, query.low, query.high]
-    probes += list(rng.integers(query.low, query.high + 1, size=(_RANDOM_PROBES, len(query.low))))
+    low, high = query.reachable().low, query.reachable().high
+    probes = [(low + high) // 2, low, high]
+    probes += list(rng.integers(low, high + 1, size=(_RANDOM_PROBES, len(low))))
     witness = judge.try_points(np.stack(probes))
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="probe")
@@ -144,7 +147,7 @@ def decide_query(
         search = Search(program, query, root, proof, judge.try_points, settings)
         if rounds is None:
             share = budget.capped(_ATTACK_SHARE * budget.remaining())
-            witness = GradientAttack(program, query, judge.try_points).run(share, rng)
+            witness = _attacked(program, query.reachable(), judge, share, rng, proposals)
             if witness is not None:
                 return Decision(Status.SAT, witness=witness, decided_by="attack")
             argument_bounds(program, root, proof, budget.capped(_BOUNDS_SHARE * budget.remaining()))
@@ -154,6 +157,22 @@ def decide_query(
         if witness is not None or not left:
             break
     return _concluded(search, proof, roots, witness, left)
+
+
+def _attacked(
+    program: Program,
+    query: IntegerQuery,
+    judge: WitnessJudge,
+    budget: Budget,
+    rng: np.random.Generator,
+    proposals: Callable[[Budget], Iterable[Ints]] | None,
+) -> Ints | None:
+    if proposals is not None:
+        for points in proposals(budget.capped(0.5 * budget.remaining())):
+            witness = judge.try_points(np.clip(points, query.low, query.high))
+            if witness is not None:
+                return witness
+    return GradientAttack(program, query, judge.try_points).run(budget, rng)
 
 
 def _concluded(

@@ -31,7 +31,7 @@ EDGES = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SAMPLE = 32
 """Boxes of a kind that are tried before their record decides."""
 AGAIN = 16
-"""A kind that does not pay is tried again once in so many rounds."""
+"""A kind that does not pay is tried again once in so many rounds; before, in rounds 1, 2, 4, 8."""
 
 
 @dataclass
@@ -41,33 +41,45 @@ class Tries:
     tried: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
     closed: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
     round: int = 0
+    edges: Tensor | None = None
 
     def kinds(self, least: Tensor, before: Tensor) -> Tensor:
         """``[B]``: the kinds of boxes whose worst rows are at ``least``, their parents' at
         ``before``."""
         gain = torch.where(torch.isfinite(before), least - before, 0.0)
         gap = torch.where(torch.sign(gain) == 1, ratio(-least, gain), torch.inf)
-        return torch.bucketize(gap, gap.new_tensor(EDGES))
+        if self.edges is None:
+            self.edges = gap.new_tensor(EDGES)
+        return torch.bucketize(gap, self.edges)
 
     def chosen(self, kind: Tensor, worth: float) -> Tensor:
         """``[B]`` bool: boxes to try; ``worth`` is what closing a box saves over what a try
         costs."""
         self.round += 1
-        result = torch.zeros_like(kind, dtype=torch.bool)
+        # A small tree must not pay for what only a large one can learn.
+        explores = self.round & (self.round - 1) == 0 or self.round % AGAIN == 0
+        most = [0] * len(self.tried)
         for k, (tried, closed) in enumerate(zip(self.tried, self.closed, strict=True)):
             if tried and closed / tried * worth > 1:
-                result |= kind == k
-            elif tried < _SAMPLE or self.round % AGAIN == 0:
-                some = (kind == k).nonzero().flatten()[:_SAMPLE]
-                result[some] = True
-        return result
+                most[k] = len(kind)
+            elif explores and (tried < _SAMPLE or self.round % AGAIN == 0):
+                most[k] = _SAMPLE
+        if not any(most):
+            return torch.zeros_like(kind, dtype=torch.bool)
+        rank = self._is_kind(kind).cumsum(0).gather(1, kind.unsqueeze(1)).squeeze(1)
+        room = kind.new_tensor(most)[kind] - rank
+        return torch.sign(room) != -1
+
+    def _is_kind(self, kind: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(kind, len(self.tried))
 
     def note(self, kind: Tensor, closed: Tensor) -> None:
         """Outcomes ``[K]``; old ones count half after a while, since later boxes differ."""
-        for k in torch.unique(kind).tolist():
-            is_kind = kind == k
-            self.tried[k] += float(is_kind.sum())
-            self.closed[k] += float((is_kind & closed).sum())
+        is_kind = self._is_kind(kind)
+        counts = torch.stack([is_kind.sum(0), (is_kind * closed.unsqueeze(1)).sum(0)])
+        for k, (tried, won) in enumerate(counts.T.tolist()):
+            self.tried[k] += tried
+            self.closed[k] += won
             if self.tried[k] > 64 * _SAMPLE:
                 self.tried[k], self.closed[k] = self.tried[k] / 2, self.closed[k] / 2
 
@@ -91,7 +103,7 @@ def sharpened_values(
     alphas: dict[str, Tensor] = {}
     for node in bounder.nonlinear:
         entry = nonlinear_row(node.op)
-        if entry.default_alpha is not None:
+        if entry.default_alpha is not None and stage.relaxations[node.name].coupled is None:
             lows, ups = ([bounds[name][end] for name in node.inputs] for end in (0, 1))
             start = entry.default_alpha(node, lows, ups)
             alphas[node.name] = start.expand(start.shape[0], len(box), *start.shape[2:]).clone()

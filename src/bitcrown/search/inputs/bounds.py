@@ -22,12 +22,15 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import claims, rounding
+from bitcrown.bounds.affine_forms import AffineForm, AffineForms, varying_inputs
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_radius, node_scale
+from bitcrown.bounds.quadratic import Coupling, coupling, sums_of_products, tangent
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
+from bitcrown.model.graph import Node
 from bitcrown.search.inputs.boxes import Boxes, GroupedRows
 
 PAIRS_BELOW = 8192
@@ -80,6 +83,10 @@ class BoxBounder:
         self.widest = max(node.size for node in graph.nodes.values())
         self.mean_width = sum(node.size for node in graph.nodes.values()) / len(graph.nodes)
         memory = min(budget.memory // 4, 1 << 29)
+        varying = varying_inputs(rows.lower, rows.upper)
+        self.products = sums_of_products(network, len(varying))
+        self.forms = AffineForms(network, self.gamma, varying, self.products)
+        self.symbols = len(varying) if self.products else 0
         self.layers = LayerBounder(network, memory, quick=True, budget=budget)
         self.takes_pairs = sum(self.sizes) <= PAIRS_BELOW
         self.work = 0
@@ -185,6 +192,7 @@ class BoxBounder:
         relaxations: dict[str, Relaxation] = {}
         scales = rounding.Scales(self.gamma) if self.root_scales is None else self.root_scales
         done = set(graph.inputs) | self.first
+        forms = self.forms.inputs(boxes.lower, boxes.upper) if self.products else {}
         for node in graph.nodes.values():
             if node.name in lowers:
                 bounds[node.name] = (lowers[node.name], uppers[node.name])
@@ -196,18 +204,32 @@ class BoxBounder:
                             bounds[source] = self._tightened(
                                 source, node.op, bounds[source], relaxations, scales, boxes
                             )
+                    relaxations[node.name] = self._relaxed(node, bounds, forms)
+                elif network.rows[node.name].is_capped:
                     relaxations[node.name] = relaxation_of(node, bounds)
                 operands = [bounds[name] for name in node.inputs]
                 interval = node_interval(network, node, operands, self.gamma)
                 if node.name in known:
                     interval = intersect(interval, known[node.name])
                 bounds[node.name] = interval
+            if node.name in self.forms.needed and node.name not in lowers:
+                forms[node.name] = self.forms.step(
+                    node, forms, bounds, relaxations, scales.radii.get(node.name)
+                )
             if self.root_scales is None:
                 scales[node.name] = node_scale(network, node, bounds[node.name], scales)
                 radius = node_radius(network, node, bounds[node.name], scales)
                 if radius is not None:
                     scales.radii[node.name] = radius
         return RelaxedBoxes(bounds, relaxations, scales)
+
+    def _relaxed(self, node: Node, bounds: Bounds, forms: Mapping[str, AffineForm]) -> Relaxation:
+        found = relaxation_of(node, bounds)
+        if node.name not in self.products:
+            return found
+        first, second = node.inputs
+        together = coupling(forms[first], forms[second], bounds[second], node.shape)
+        return found._replace(coupled=together)
 
     def _tightened(
         self,
@@ -247,8 +269,11 @@ class BoxBounder:
         node = self.network.graph.nodes[source]
         seed = self.rows.lower.new_zeros(len(box), 2, node.size)
         place = torch.arange(len(box), device=box.device)
-        seed[place, 0, entry], seed[place, 1, entry] = 1.0, -1.0
-        chosen = {name: gathered(found, box) for name, found in relaxations.items()}
+        one = seed.new_ones(())  # a number would be copied to the device
+        seed[place, 0, entry], seed[place, 1, entry] = one, -one
+        chosen = {
+            name: gathered(found._replace(coupled=None), box) for name, found in relaxations.items()
+        }
         self.work += 2 * len(box)
         seeds = {source: seed.reshape(len(box), 2, *node.shape)}
         ends = boxes.lower[box], boxes.upper[box]
@@ -273,17 +298,19 @@ class BoxBounder:
         count, rows = len(boxes), self.rows.C.shape[1]
         a = boxes.lower.new_zeros(count, rows, boxes.lower.shape[1])
         value = boxes.lower.new_full((count, rows), -torch.inf)
+        tight = value.clone()
         step = max(1, _CACHED // (8 * 8 * self.widest))
         for some_box, some in zip(torch.split(box, step), torch.split(row, step), strict=True):
             if not len(some):
                 continue
             chosen = {name: gathered(found, some_box) for name, found in stage.relaxations.items()}
             group = boxes.group[some_box]
+            ends = boxes.lower[some_box], boxes.upper[some_box]
             lines = self.lines(group, some, chosen, stage.scales)
             a[some_box, some] = lines.coefficient[:, 0]
-            ends = boxes.lower[some_box], boxes.upper[some_box]
-            value[some_box, some] = minimum(lines, *ends, self.gamma)[:, 0]
-        return self._spread(boxes, stage, a, value)
+            value[some_box, some] = found = minimum(lines, *ends, self.gamma)[:, 0]
+            tight[some_box, some] = self._lowest(lines, ends, found)
+        return self._spread(boxes, stage, a, value, tight)
 
     def lines(
         self,
@@ -296,17 +323,34 @@ class BoxBounder:
         self.work += len(row)
         seeds = output_seeds(self.network, self.rows.C[group, row].unsqueeze(1))
         lines = Backward(self.network, relaxations, scales=scales).run(seeds)
-        lines = Lines(*(part.expand(len(row), *part.shape[1:]) for part in lines))
-        if self.rows.D is None:
-            return lines
-        own = self.rows.D[group, row].unsqueeze(1)
-        return lines._replace(coefficient=lines.coefficient + own)
+        a, constant, error, form = lines
+        form = None if form is None else form.expand(len(row), *form.shape[1:])
+        shape = (len(row), *constant.shape[1:])
+        lines = Lines(a.expand(*shape, -1), constant.expand(shape), error.expand(shape), form)
+        if self.rows.D is not None:
+            own = self.rows.D[group, row].unsqueeze(1)
+            lines = lines._replace(coefficient=lines.coefficient + own)
+        return lines
 
-    def _spread(self, boxes: Boxes, stage: RelaxedBoxes, a: Tensor, value: Tensor) -> RowBounds:
+    def _lowest(self, lines: Lines, ends: tuple[Tensor, Tensor], found: Tensor) -> Tensor:
+        """``[P]``: bounds of the rows that are not below ``found``, those of the lines.
+
+        The tangent at the least point is steep nowhere, so the lines themselves say better where to
+        split and clip.
+        """
+        if lines.form is None:
+            return found
+        lines = tangent(lines, *ends, self.forms.varying, self.gamma)
+        return torch.maximum(found, minimum(lines, *ends, self.gamma)[:, 0])
+
+    def _spread(
+        self, boxes: Boxes, stage: RelaxedBoxes, a: Tensor, value: Tensor, tight: Tensor
+    ) -> RowBounds:
         rhs = self.rows.rhs[boxes.group]
         least = claims.least_margin(self.rows.spread(value, boxes.group), rhs)
-        interval = self.rows.spread(self.interval_values(boxes, stage.bounds), boxes.group)
-        best = torch.maximum(least, claims.least_margin(interval, rhs))
+        interval = self.interval_values(boxes, stage.bounds)
+        tight = self.rows.spread(torch.maximum(tight, interval), boxes.group)
+        best = torch.maximum(least, claims.least_margin(tight, rhs))
         return RowBounds(self.rows.spread(a, boxes.group), least, best)
 
     def interval_values(self, boxes: Boxes, bounds: Bounds) -> Tensor:
@@ -340,6 +384,11 @@ def gathered(relaxation: Relaxation, index: Tensor) -> Relaxation:
         tuple(pick(slope) for slope in slopes)
         for slopes in (relaxation.lower_slopes, relaxation.upper_slopes)
     )
+    coupled = relaxation.coupled
     return Relaxation(
-        lower, pick(relaxation.lower_intercept), upper, pick(relaxation.upper_intercept)
+        lower,
+        pick(relaxation.lower_intercept),
+        upper,
+        pick(relaxation.upper_intercept),
+        None if coupled is None else Coupling(*(pick(part) for part in coupled)),
     )

@@ -8,7 +8,7 @@ nonlinear node reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -53,6 +53,36 @@ def joined_boxes(parts: Sequence[Boxes]) -> Boxes:
         return parts[0]
     columns = ([getattr(part, field.name) for part in parts] for field in fields(Boxes))
     return Boxes(*(torch.cat(column) for column in columns))
+
+
+def distinct_boxes(boxes: Boxes) -> tuple[Tensor, Tensor]:
+    """The first of each kind of equal boxes with equal cases, ``[U]``, and the kind of every box,
+    ``[B]``."""
+    columns = [boxes.lower, boxes.upper, boxes.group.unsqueeze(1), boxes.open]
+    _, kind = torch.unique(
+        torch.cat([part.to(boxes.lower.dtype) for part in columns], dim=1),
+        dim=0,
+        return_inverse=True,
+    )
+    place = torch.arange(len(boxes), device=kind.device)
+    first = place.new_full((len(boxes),), len(boxes)).scatter_reduce(0, kind, place, "amin")
+    return first[first != len(boxes)], kind
+
+
+def can_be_halved(boxes: Boxes) -> Tensor:
+    """``[B, n]``: whether a float lies between the ends; the middle never lies outside."""
+    middle = (boxes.lower + boxes.upper) / 2
+    return (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
+
+
+def halves_of(boxes: Boxes, axis: Tensor) -> Boxes:
+    """``[2 B]``: the two halves of each box next to each other."""
+    index = torch.arange(len(boxes), device=axis.device)
+    middle = ((boxes.lower + boxes.upper) / 2)[index, axis]
+    both = boxes.select(index.repeat_interleave(2))
+    both.upper[2 * index, axis] = middle
+    both.lower[2 * index + 1, axis] = middle
+    return replace(both, mass=both.mass / 2)
 
 
 class GroupedRows:

@@ -64,15 +64,16 @@ class Attempt:
     closed_before: float | None = None
 
     def open_mass(self) -> float:
-        return sum(float(part.mass.sum()) for part in self.stack)
+        return float(torch.cat([part.mass for part in self.stack]).sum()) if self.stack else 0.0
 
     def left(self, worst: float) -> float:
         """The share of the part that is left, weighted by deficits; ``worst < 0`` is the part's."""
-        total = 0.0
-        for part in self.stack:
-            deficit = torch.where(torch.isfinite(part.least), part.least / worst, 1.0)
-            total += float((part.mass * deficit.clamp(0.0, 1.0) ** DEFICIT_POWER).sum())
-        return total
+        if not self.stack:
+            return 0.0
+        least = torch.cat([part.least for part in self.stack])
+        mass = torch.cat([part.mass for part in self.stack])
+        deficit = torch.where(torch.isfinite(least), least / worst, 1.0)
+        return float((mass * deficit.clamp(0.0, 1.0) ** DEFICIT_POWER).sum())
 
     def bring_up_worst(self) -> None:
         """Sort the open boxes, the least bound on top. A violation lies where bounds are bad, and
@@ -120,6 +121,9 @@ class Subtrees:
         return sum(
             min(sum(map(len, attempt.stack)) for attempt in part.attempts) for part in self.parts
         )
+
+    def is_racing(self) -> bool:
+        return any(part.rung is not None for part in self.parts)
 
     def add(self, boxes: Boxes, rule: SplitRule, quota: float) -> None:
         """A new part with one attempt."""
@@ -174,6 +178,14 @@ class Subtrees:
                 break
         return joined_boxes(taken)
 
+    def taken_by(self) -> dict[SplitRule, list[int] | None]:
+        """The rules of the boxes taken last with the regions of each; None where it has all."""
+        found: dict[SplitRule, list[int] | None] = {}
+        for number, (_, attempt) in self.attempts.items():
+            if attempt.taken:
+                found[attempt.rule] = [*(found.get(attempt.rule) or []), number]
+        return found if len(found) > 1 else dict.fromkeys(found)
+
     def give(self, children: Boxes, costs: Tensor, stuck: Tensor) -> None:
         """What the boxes taken last have become; ``costs [children]`` is what looking ahead has
         cost each of them, in boxes; ``stuck [K]`` are the regions of boxes too small to cut."""
@@ -184,11 +196,15 @@ class Subtrees:
                     attempt.spent += attempt.taken
                     attempt.taken = 0
                     touched[id(part)] = part
-        for number in torch.unique(children.region).tolist():
+        numbers, place, counts = torch.unique(
+            children.region, return_inverse=True, return_counts=True
+        )
+        total = costs.new_zeros(len(numbers)).index_add(0, place, costs)
+        order = torch.split(place.argsort(stable=True), counts.tolist())
+        for number, index, cost in zip(numbers.tolist(), order, total.tolist(), strict=True):
             _, attempt = self.attempts[number]
-            index = (children.region == number).nonzero().flatten()
             attempt.stack.append(children.select(index))
-            attempt.spent += float(costs[index].sum())
+            attempt.spent += cost
         for number in stuck.tolist():
             self.attempts[number][1].stuck += 1
         for part in touched.values():

@@ -38,7 +38,14 @@ from bitcrown.search.inputs.ascent import (
     sharpened_values,
 )
 from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
-from bitcrown.search.inputs.boxes import Boxes, GroupedRows, joined_boxes
+from bitcrown.search.inputs.boxes import (
+    Boxes,
+    GroupedRows,
+    can_be_halved,
+    distinct_boxes,
+    halves_of,
+    joined_boxes,
+)
 from bitcrown.search.inputs.parts import Subtrees
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule, scores
 from bitcrown.search.objective import Objective
@@ -154,10 +161,29 @@ class InputSplit:
         return None
 
     def _tree_round(self) -> object | None:
-        boxes, rows, witness = self._examine(self.parts.take(self.batch))
+        taken = self.parts.take(self.batch)
+        examine = self._examine_once if self.parts.is_racing() else self._examine
+        boxes, rows, witness = examine(taken)
         if witness is None:
             self.parts.give(*self._split(boxes, rows))
         return witness
+
+    def _examine_once(self, taken: Boxes) -> tuple[Boxes, RowBounds, object | None]:
+        """As ``_examine``; equal boxes, which trees that race from the same root have, are bounded
+        once."""
+        first, kind = distinct_boxes(taken)
+        if len(first) == len(taken):
+            return self._examine(taken)
+        distinct = taken.select(first)
+        distinct.region = torch.arange(len(first), device=kind.device)
+        boxes, rows, witness = self._examine(distinct)
+        place = torch.full_like(first, -1)
+        place[boxes.region] = torch.arange(len(boxes), device=kind.device)
+        is_left = place[kind] != -1
+        every = place[kind][is_left]
+        mass, region = taken.mass[is_left], taken.region[is_left]
+        boxes = replace(boxes.select(every), mass=mass, region=region)
+        return boxes, RowBounds(*(part[every] for part in rows)), witness
 
     def _resize(self) -> None:
         """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room.
@@ -170,7 +196,7 @@ class InputSplit:
         entries = self.bounder.work / max(self.domains, 1) * self.bounder.mean_width
         known = sum(self.bounder.sizes) * 16 * 64
         total = sum(node.size for node in self.network.graph.nodes.values())
-        room = self.budget.memory // 4 // (total * 8 * 6 + known + 1)
+        room = self.budget.memory // 4 // (total * 8 * (6 + 2 * self.bounder.symbols) + known + 1)
         wanted = int(min(LARGEST_BATCH, ROUND_ENTRIES / max(entries, 1.0), room))
         self.batch = max(1, min(max(wanted, SMALLEST_BATCH), 4 * self.batch, max(room, 1)))
 
@@ -287,22 +313,23 @@ class InputSplit:
     def _split(self, boxes: Boxes, rows: RowBounds) -> tuple[Boxes, Tensor, Tensor]:
         """Both halves of every box along the coordinate that its rule chooses, what choosing has
         cost each of them, and the regions of boxes that floats cannot halve."""
-        can = _can_be_halved(boxes)
+        can = can_be_halved(boxes)
         movable = can.any(dim=1)
         stuck = boxes.region[~movable]
         index = movable.nonzero().flatten()
         boxes, rows = boxes.select(index), RowBounds(*(part[index] for part in rows))
         score = boxes.lower.new_full(boxes.lower.shape, -1.0)
         cost = boxes.lower.new_zeros(len(boxes))
-        for rule in self.parts.rules:
-            numbers = [n for n, (_, tried) in self.parts.attempts.items() if tried.rule is rule]
-            mine = torch.isin(boxes.region, boxes.region.new_tensor(numbers)).nonzero().flatten()
+        for rule, numbers in self.parts.taken_by().items():
+            mine = torch.arange(len(boxes), device=score.device)
+            if numbers is not None:
+                mine = mine[torch.isin(boxes.region, boxes.region.new_tensor(numbers))]
             if len(mine):
                 found = RowBounds(*(part[mine] for part in rows))
                 score[mine], cost[mine] = self._scores(
                     rule, boxes.select(mine), found, can[index][mine]
                 )
-        children = _halves(boxes, score.argmax(dim=1))
+        children = halves_of(boxes, score.argmax(dim=1))
         if len(children) < self.batch // FEW:
             children = self._halves_again(children, score.repeat_interleave(2, dim=0))
         share = len(children) // max(len(boxes), 1)
@@ -313,9 +340,9 @@ class InputSplit:
         coordinate, too."""
         first = score.argmax(dim=1, keepdim=True)
         second = score.scatter(1, first, -1.0)
-        second = torch.where(_can_be_halved(children), second, -1.0)
+        second = torch.where(can_be_halved(children), second, -1.0)
         if len(children) and bool((torch.sign(second) == 1).any(dim=1).all()):
-            return _halves(children, second.argmax(dim=1))
+            return halves_of(children, second.argmax(dim=1))
         return children
 
     def _scores(
@@ -341,7 +368,7 @@ class InputSplit:
         """
         count = min(rule.looks, score.shape[1])
         best = score.topk(count, dim=1)
-        halves = [_halves(boxes, best.indices[:, k]) for k in range(count)]
+        halves = [halves_of(boxes, best.indices[:, k]) for k in range(count)]
         tried = joined_boxes([boxes, *halves])
         rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
         least = _worst(tried, rows)
@@ -364,19 +391,3 @@ def _worst(boxes: Boxes, rows: RowBounds) -> Tensor:
     """``[B]``: the least, over open cases, of what their best row proves."""
     best = rows.best.amax(dim=2)
     return torch.where(boxes.open, best, torch.inf).amin(dim=1)
-
-
-def _can_be_halved(boxes: Boxes) -> Tensor:
-    """``[B, n]``: whether a float lies between the ends; the middle never lies outside."""
-    middle = (boxes.lower + boxes.upper) / 2
-    return (middle != boxes.lower) & (middle != boxes.upper) & torch.isfinite(middle)
-
-
-def _halves(boxes: Boxes, axis: Tensor) -> Boxes:
-    """``[2 B]``: the two halves of each box next to each other."""
-    index = torch.arange(len(boxes), device=axis.device)
-    middle = ((boxes.lower + boxes.upper) / 2)[index, axis]
-    both = boxes.select(index.repeat_interleave(2))
-    both.upper[2 * index, axis] = middle
-    both.lower[2 * index + 1, axis] = middle
-    return replace(both, mass=both.mass / 2)

@@ -27,7 +27,7 @@ from bitcrown.bounds.rows import Rows, bound_lines, bound_rows, row_lines
 from bitcrown.budget import Budget
 from bitcrown.search.neurons.branching import best_candidates, triangle_scores
 from bitcrown.search.neurons.clip import Region
-from bitcrown.search.neurons.domains import Domains, stacked_domains
+from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import Guide
 from bitcrown.search.neurons.leaves import LeafSolver, shallow_network, snapped
 from bitcrown.search.neurons.recorder import Recorder
@@ -58,6 +58,10 @@ class DomainBounder:
 
     def with_guide(self, guide: Guide) -> DomainBounder:
         return replace(self, guide=guide)
+
+    def narrowed(self, other: DomainBounder) -> DomainBounder:
+        """With the tighter root of ``other``, which has the same guide."""
+        return replace(self, root=other.root, guide=other.guide)
 
     @property
     def has_joint_rows(self) -> bool:
@@ -92,7 +96,7 @@ class DomainBounder:
     def _bounds(self, domains: Domains, layout: Layout, bounds: Bounds) -> Bounds:
         """``bounds`` of the root over ``layout``, narrowed to the domains; in their own dtype."""
         clipper = self.root.clipper
-        imposed = layout.split_bounds(bounds, domains.split)
+        imposed = layout.split_bounds(layout.gathered(bounds, domains.case), domains.split)
         if clipper is None:
             return imposed
         dtype = next(iter(bounds.values()))[0].dtype
@@ -117,7 +121,7 @@ class DomainBounder:
             mix = torch.full_like(row_value[part], 0.1).scatter(1, best, 1.0)
             fresh = self._fresh(part, value[part], mix)
             parts.append(self.improve(fresh, Ascent(iterations, rate_alpha=0.25, rate_beta=0.05)))
-        return stacked_domains(parts)
+        return Domains.stacked(parts)
 
     def _fresh(self, case: Tensor, value: Tensor, mix: Tensor) -> Domains:
         """Domains of whole cases, with the root's slopes and no other multipliers yet."""
@@ -190,6 +194,10 @@ class DomainBounder:
             region = clipper.run(domains.case, *box, *self.neuron_bounds(domains), rounds)
             return self._still_open(_narrowed(domains, region), region.feasible)
 
+    def closed(self, domains: Domains) -> Domains:
+        """Nothing: the recorder is told that all ``domains`` are excluded."""
+        return self._still_open(domains, torch.zeros_like(domains.case, dtype=torch.bool))
+
     def _still_open(self, domains: Domains, is_open: Tensor) -> Domains:
         """The domains that ``is_open [B]`` names. The recorder sees the others, with the neurons
         that they have values for: those of the guide, not of the whole network."""
@@ -215,7 +223,7 @@ class DomainBounder:
             split=self.guide.expanded(domains.split),
             cuts=root.cuts,
         )
-        bounds = root.enclosure.bounds
+        bounds = root.layout.gathered(root.enclosure.bounds, domains.case)
         if root.clipper is not None:
             bounds = self._bounds(domains, root.layout, bounds)
         value = proved_minimum(root.proof, self.rows(domains), bounds, root.enclosure.scales, found)

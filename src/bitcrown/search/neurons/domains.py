@@ -7,9 +7,34 @@ branching candidates, ``n`` inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+
+class OpenDomains(Protocol):
+    """What a search asks of its domains, whatever they split; ``case``, ``value`` and ``mass`` are
+    those of ``Domains``."""
+
+    @property
+    def case(self) -> Tensor: ...
+    @property
+    def value(self) -> Tensor: ...
+    @property
+    def mass(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+    def bytes(self) -> int: ...
+    def select(self, index: Tensor) -> Self: ...
+    def children(self, choice: Tensor) -> Self:
+        """``[2 B]``: both halves of each domain, by the rule's ``choice [B]``."""
+        ...
+
+    @classmethod
+    def stacked(cls, parts: list[Self]) -> Self: ...
+
+
+D = TypeVar("D", bound=OpenDomains)
 
 
 @dataclass(frozen=True)
@@ -63,30 +88,28 @@ class Domains:
             candidates=position[self.candidates],  # the entry at -1 stays -1
         )
 
-    def children(self, neuron: Tensor) -> Domains:
-        """``[2 B]``: each domain with its neuron ``[B]`` negative, then each with it positive; all
-        else is the parent's."""
-        both = stacked_domains([self, self])
-        sign = torch.ones(len(both), dtype=torch.int8, device=neuron.device)
+    @classmethod
+    def stacked(cls, parts: list[Domains]) -> Domains:
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    def children(self, choice: Tensor) -> Domains:
+        """``[2 B]``: each domain with the neuron ``choice [B]`` negative, then each with it
+        positive; all else is the parent's."""
+        both = self.stacked([self, self])
+        sign = torch.ones(len(both), dtype=torch.int8, device=choice.device)
         sign[: len(self)] = -1
-        split = both.split.scatter(1, neuron.repeat(2).unsqueeze(1), sign.unsqueeze(1))
+        split = both.split.scatter(1, choice.repeat(2).unsqueeze(1), sign.unsqueeze(1))
         return replace(both, split=split, mass=both.mass / 2)
 
 
-def stacked_domains(parts: list[Domains]) -> Domains:
-    if len(parts) == 1:
-        return parts[0]
-    if not isinstance(parts[0], Domains):
-        return parts[0].stacked(parts)
-    return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
-
-
-class DomainStack:
+class DomainStack(Generic[D]):
     """Last in, first out, by chunks: keeps the store small, since deep domains are proved
     soonest."""
 
     def __init__(self) -> None:
-        self.chunks: list[Domains] = []
+        self.chunks: list[D] = []
 
     def __len__(self) -> int:
         return sum(len(chunk) for chunk in self.chunks)
@@ -94,13 +117,13 @@ class DomainStack:
     def bytes(self) -> int:
         return sum(chunk.bytes() for chunk in self.chunks)
 
-    def push(self, domains: Domains) -> None:
+    def push(self, domains: D) -> None:
         if len(domains):
             self.chunks.append(domains)
 
-    def pop(self, count: int) -> Domains:
+    def pop(self, count: int) -> D:
         """Up to ``count`` domains from the top."""
-        parts: list[Domains] = []
+        parts: list[D] = []
         missing = count
         while self.chunks and missing:
             chunk = self.chunks.pop()
@@ -110,4 +133,4 @@ class DomainStack:
                 chunk = chunk.select(index[:missing])
             parts.append(chunk)
             missing -= len(chunk)
-        return stacked_domains(parts)
+        return type(parts[0]).stacked(parts)

@@ -9,7 +9,7 @@ Legend: ``N`` neurons of the network, ``U`` those that the guide knows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +70,16 @@ def _reduced_guide(root: Root, whole: Guide, reduced: Reduced, climber: Network)
         ends = root.layout.flat_bounds(root.enclosure.bounds)
         cuts = cuts.restricted(reduced.neurons, *ends).to(whole.network.dtype)
     return Guide(reduced.network, climber, reduced.layout, reduced.bounds, cuts, reduced)
+
+
+def narrowed_guide(guide: Guide, root: Root) -> Guide:
+    """``guide`` with the bounds that its neurons have in ``root``."""
+    low, up = root.layout.flat_bounds(root.enclosure.bounds)
+    if guide.reduced is not None:
+        low, up = low[:, guide.reduced.neurons], up[:, guide.reduced.neurons]
+    dtype = guide.network.dtype
+    bounds = guide.layout.with_flat_bounds(guide.bounds, low.to(dtype), up.to(dtype))
+    return replace(guide, bounds=bounds)
 
 
 def fastest(bounder: DomainBounder, domains: Domains) -> tuple[DomainBounder, Domains]:

@@ -7,9 +7,8 @@ So candidates are judged by what propagation makes of their two children, as in 
 for satisfiability (Heule and van Maaren, 2009): the product of the shares of neuron width that the
 children lose. Where one child is found empty the other sign is forced, whatever else is split.
 
-Candidates come from a cheap score: an undecided neuron whose inputs occur in many short lines,
-where "short" means that little is left to vary (Jeroslow and Wang, 1990). Legend: ``B`` domains,
-``N`` neurons, ``K`` candidates.
+Candidates come from a cheap score: neurons whose inputs are in the tightest constraints
+(``slack``). Legend: ``B`` domains, ``N`` neurons, ``K`` candidates.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from bitcrown.bounds.claims import is_unstable, ratio
 from bitcrown.search.neurons.branching import best_candidates
 from bitcrown.search.neurons.clip import Clipper
 from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.slack import slack_scores
 
 if TYPE_CHECKING:
     from bitcrown.search.neurons.bounder import DomainBounder
@@ -34,9 +34,6 @@ _ROUNDS = 4
 """Rounds of propagation in each of their children."""
 _CHILDREN = 4096
 """Children that are propagated at once."""
-_NEGLIGIBLE = 1e-6
-"""Share of a neuron's width by which it must cross zero to be worth a split (bounds are padded by
-less)."""
 
 
 def look_ahead(
@@ -47,7 +44,7 @@ def look_ahead(
 
     ``low``/``up [B, N]`` are the domains' neuron bounds.
     """
-    scores = _scores(clipper, domains, low, up)
+    scores = slack_scores(clipper, domains, low, up)
     candidates = best_candidates(
         torch.where(domains.split == 0, scores, torch.zeros_like(scores)), _WIDTH
     )
@@ -68,24 +65,6 @@ def look_ahead(
     sign = torch.where(is_empty[0], 1, -1).to(domains.split.dtype) * (is_forced & is_real)
     forced = torch.zeros_like(domains.split).scatter_add(1, candidates.clamp(min=0), sign)
     return candidates.gather(1, best).squeeze(1), domains.split + forced
-
-
-def _scores(clipper: Clipper, domains: Domains, low: Tensor, up: Tensor) -> Tensor:
-    """``[B, N]``, zero for decided neurons and those that hardly cross zero."""
-    # swing [B, K]: what a line varies by over the box; shortness about 1 / swing^2.
-    lines = clipper.lines
-    radius = (domains.x_upper - domains.x_lower) / 2
-    weight = torch.maximum(lines.L.abs(), lines.U.abs())
-    swing = radius @ weight.T
-    shortness = ratio(swing, swing * (swing.square() + 1e-12))
-    # An input counts by the short lines it is in, a neuron by its inputs and how far it crosses 0.
-    influence = (shortness @ weight) * radius
-    k_low, k_up = low[:, lines.index], up[:, lines.index]
-    share = ratio(torch.minimum(-k_low, k_up), k_up - k_low)
-    found = torch.where(
-        share > _NEGLIGIBLE, share * ((influence @ weight.T) + 1e-9), torch.zeros_like(share)
-    )
-    return torch.zeros_like(low).index_copy(1, lines.index, found)
 
 
 def _settled(

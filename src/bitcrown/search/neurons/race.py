@@ -20,12 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import fastest
+from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.search.neurons.rules import Tactic, suitable_tactics
-from bitcrown.search.neurons.search import NeuronSplit, SplitOutcome
+from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
+from bitcrown.search.ranges.bounder import RANGES, RangeBounder, splits_ranges
 
 _FIRST_SLICE = 0.5
 """Seconds of computing after which the first tactic is compared with others."""
@@ -38,14 +41,32 @@ _GROWTH = 0.25
 """A slice is this part of the time that the tactic has had, so that slices are few."""
 
 
-def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
+def _half_time(search: TreeSearch[Any]) -> int:
+    """Where in its history the later half of its time begins."""
+    end = search.history[-1].seconds
+    return max((k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0)
+
+
+def lasting_seconds(search: TreeSearch[Any]) -> float:
+    """Seconds until nothing is left, if what is left goes on to fall by the same factor a second.
+
+    ``expected_seconds`` compares trees; for how long one will last it is far too hopeful, because
+    the last share of a tree takes longest. Here nothing is left once it is less than one domain as
+    deep as the deepest that is open.
+    """
+    now, then = search.history[-1], search.history[_half_time(search)]
+    left, before = 1.0 - now.closed, 1.0 - then.closed
+    if not left or not max(before - left, 0.0):
+        return math.inf
+    decay = math.log(before / left) / (now.seconds - then.seconds)
+    return math.log(max(left / search.smallest_share(), math.e)) / decay
+
+
+def expected_seconds(search: TreeSearch[Any], by_rise: bool) -> float:
     """Seconds that the search will still need at the rate of the later half of its time."""
     now = search.history[-1]
     share = [point.risen if by_rise else point.closed for point in search.history]
-    earlier = max(
-        (k for k, point in enumerate(search.history) if point.seconds <= now.seconds / 2),
-        default=0,
-    )
+    earlier = _half_time(search)
     gained = max(share[-1] - share[earlier], 0.0)
     if not gained:
         return math.inf
@@ -53,39 +74,43 @@ def expected_seconds(search: NeuronSplit, by_rise: bool) -> float:
 
 
 class Race:
-    """Searches below ``domains``, which have no splits yet, one for each tactic that suits."""
+    """Searches below ``domains``, which have no splits yet, one for each tactic that suits;
+    ``bounder`` has the guide that was chosen, ``seconds`` of computing have gone into all."""
 
     def __init__(
         self, bounder: DomainBounder, domains: Domains, tactics: list[Tactic] | None = None
     ) -> None:
         self.recorder = bounder.recorder
-        ranges = []
-        layout = bounder.root.layout
-        if any(node.op not in ("Relu",) for node in layout.nodes):
-            from bitcrown.search.ranges.bounder import RangeBounder, RangeBranching
-            from bitcrown.search.ranges.domains import OperandAxis, RangeDomains
-            axis = OperandAxis(layout, bounder.root.enclosure.bounds)
-            rb = RangeBounder(bounder.root, bounder.guide, bounder.trials, bounder.budget, axis)
-            ranges.append(NeuronSplit(rb, rb.improve(RangeDomains.of(domains), __import__("bitcrown.bounds.ascent").bounds.ascent.Ascent(3)), Tactic("ranges", RangeBranching, 10, lambda b: True)))
-            if not layout.n_neurons or __import__("os").environ.get("ONLYR"):
-                self.searches = ranges
-                return
-        bounder, domains = fastest(bounder, domains)
-        self.searches = ranges + [
-            NeuronSplit(self._own(bounder), domains, tactic)
-            for tactic in (suitable_tactics(bounder) if tactics is None else tactics)
+        self.bounder, self.domains = fastest(bounder, domains)
+        self.cases = set(domains.case.tolist())
+        if tactics is None:
+            tactics = suitable_tactics(self.bounder) if bounder.root.layout.n_neurons else []
+        self.searches: list[TreeSearch[Any]] = [
+            TreeSearch(self._own(self.bounder), self.domains, tactic) for tactic in tactics
         ]
+        if splits_ranges(bounder.root.layout):
+            ranges = RangeBounder.of(bounder)
+            self.searches.append(TreeSearch(ranges, ranges.begun(domains), RANGES))
+        self.seconds = 0.0
 
     def _own(self, bounder: DomainBounder) -> DomainBounder:
         """With a record of its own: a certificate is about one tree."""
-        return bounder if self.recorder is None else replace(bounder, recorder=self.recorder.copy())
+        return bounder if self.recorder is None else replace(bounder, recorder=Recorder())
 
-    def run(self, on_round: Callable[[NeuronSplit], object | None] | None = None) -> SplitOutcome:
-        """Until one search ends for all. A search with domains that nothing can split leaves the
-        race; if all do, what the last one left is the outcome."""
-        while True:
+    def run(
+        self,
+        on_round: Callable[[TreeSearch[Any]], object | None] | None = None,
+        seconds: float = math.inf,
+    ) -> SplitOutcome | None:
+        """Until one search ends for all, or ``seconds`` of computing have passed (None). A search
+        with domains that nothing can split leaves the race; if all do, what the last one left is
+        the outcome."""
+        end = self.seconds + seconds
+        while self.seconds < end:
             search = self._next()
-            outcome = search.run(self._slice(search), on_round)
+            before = search.seconds
+            outcome = search.run(min(self._slice(search), end - self.seconds), on_round)
+            self.seconds += search.seconds - before
             self._bound_memory(search)
             if outcome is None:
                 continue
@@ -93,13 +118,46 @@ class Race:
                 self.searches.remove(search)
                 continue
             if outcome.proved and self.recorder is not None and search.bounder.recorder is not None:
-                self.recorder.take(search.bounder.recorder)
+                self.recorder.take(search.bounder.recorder, self.cases)
             return outcome
+        return None
 
-    def _next(self) -> NeuronSplit:
-        """The leader, or a rival that has had less than its part of the leader's time."""
+    def expected(self) -> list[float]:
+        """What each search is expected to need (see ``expected_seconds``)."""
         by_rise = all(search.history[-1].closed == 0.0 for search in self.searches)
-        expected = [expected_seconds(search, by_rise) for search in self.searches]
+        return [expected_seconds(search, by_rise) for search in self.searches]
+
+    def lasting(self) -> float:
+        """Seconds of computing that the race may still take (see ``lasting_seconds``)."""
+        return min(lasting_seconds(search) for search in self.searches)
+
+    def open_cases(self) -> set[int]:
+        """Cases that no tree has closed; with a record, that the trees have not all closed: it is
+        one tree that is written down."""
+        left = [self.cases if search.stuck else search.cases() for search in self.searches]
+        if self.recorder is not None:
+            return set.union(*left)
+        return set.intersection(*left)
+
+    def standing(self) -> SplitOutcome:
+        """How the leader stands."""
+        expected = self.expected()
+        return self.searches[expected.index(min(expected))].outcome(False, "deadline")
+
+    def drop(self, cases: set[int]) -> None:
+        """Leave ``cases`` to somebody else."""
+        self.cases = self.cases - cases
+        for search in self.searches:
+            search.drop(cases)
+
+    def narrow(self, bounder: DomainBounder) -> None:
+        """All trees go on below the tighter root of ``bounder``."""
+        for search in self.searches:
+            search.narrow(bounder)
+
+    def _next(self) -> TreeSearch[Any]:
+        """The leader, or a rival that has had less than its part of the leader's time."""
+        expected = self.expected()
         best = min(expected)
         leader = self.searches[expected.index(best)]
         if leader.seconds < _FIRST_SLICE:
@@ -110,10 +168,10 @@ class Race:
                 return search
         return leader
 
-    def _slice(self, search: NeuronSplit) -> float:
+    def _slice(self, search: TreeSearch[Any]) -> float:
         return max(_FIRST_SLICE * _GROWTH, _GROWTH * search.seconds)
 
-    def _bound_memory(self, running: NeuronSplit) -> None:
+    def _bound_memory(self, running: TreeSearch[Any]) -> None:
         """All trees together have the memory of one: the largest of the others gives way."""
         limit = running.bounder.budget.memory // 2
         while len(self.searches) > 1 and sum(s.stack.bytes() for s in self.searches) > limit:

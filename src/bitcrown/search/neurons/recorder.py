@@ -46,15 +46,14 @@ class Recorder:
         self.names: list[tuple[str, int]] = []
         self.bytes = 0
 
-    def copy(self) -> Recorder:
-        """One that goes on from here by itself."""
-        other = Recorder()
-        other.take(self)
-        return other
-
-    def take(self, other: Recorder) -> None:
-        """Keep what ``other`` has, and nothing else."""
-        self.batches, self.names, self.bytes = list(other.batches), other.names, other.bytes
+    def take(self, other: Recorder, cases: set[int]) -> None:
+        """Also keep what ``other`` has about ``cases``."""
+        self.names = self.names or other.names
+        for batch in other.batches:
+            rows = np.isin(batch.case, list(cases))
+            kept = Batch(batch.neurons, *(part[rows] for part in batch[1:]))
+            self.batches.append(kept)
+            self.bytes += sum(part.nbytes for part in kept)
 
     def add(self, layout: Layout, neurons: Tensor | None, domains: Domains) -> None:
         """``layout`` is that of the whole network; ``neurons [U]`` those the domains know (None:

@@ -36,7 +36,9 @@ hardly shrinks."""
 class Root:
     """``rows`` are those of all cases, ``C [P, S, m]``, over the one box ``[1, n]``;
     ``row_value [P, S]`` their proved bounds there; ``slopes [1, N_alpha]`` where every ascent
-    begins. Domains have boxes and neuron bounds of their own where there is a ``clipper``."""
+    begins. Domains have boxes and neuron bounds of their own where there is a ``clipper``. Bounds
+    of the ``enclosure`` hold in every case, ``[1, *]``, or in one each, ``[P, *]``
+    (``case_bounds``)."""
 
     proof: Network
     layout: Layout

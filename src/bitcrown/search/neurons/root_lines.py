@@ -25,10 +25,10 @@ LOST = 1e-295
 
 class NeuronLines:
     """Root lines of the neurons ``index [K]`` (unstable ones): ``L``, ``U`` ``[K, n]``, ``l``,
-    ``u`` ``[K]``."""
+    ``u`` ``[K]``; ``width [K]`` is how wide the root's own bounds of them are."""
 
     def __init__(self, network: Network, layout: Layout, enclosure: Enclosure, memory: int) -> None:
-        low, up, index, offset = [], [], [], []
+        low, up, index, offset, width = [], [], [], [], []
         backward = Backward(network, enclosure.relaxations, scales=enclosure.scales)
         bounder = LayerBounder(network, memory)
         for node in layout.nodes:
@@ -39,6 +39,8 @@ class NeuronLines:
             flat = undecided(node, *enclosure.bounds[source])
             if not len(flat):
                 continue
+            ends = enclosure.bounds[source]
+            width.append((ends[1] - ends[0]).flatten()[flat])
             shape, size = network.graph.nodes[source].shape, network.graph.nodes[source].size
             step = max(1, bounder.rows_per_pass(1) // 2)
             for begin in range(0, len(flat), step):
@@ -64,6 +66,7 @@ class NeuronLines:
         self.L, self.U = torch.cat([empty, *low]), torch.cat([empty, *up])
         both = torch.cat([empty.new_zeros(2, 0), *offset], dim=1)
         self.l, self.u = both[0], both[1]
+        self.width = torch.cat([empty.new_zeros(0), *width])
         self.index = torch.cat([torch.zeros(0, dtype=torch.int64, device=network.device), *index])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,16 +22,18 @@ from bitcrown.search.neurons.branching import (
     largest_gain,
     product_of_gains,
 )
-from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.domains import D
 from bitcrown.search.neurons.lookahead import LookAhead, looks_ahead
+from bitcrown.search.neurons.slack import TightestLines
 
 
-class BranchingRule(Protocol):
+class BranchingRule(Protocol[D]):
     """A rule is made once for a search, with its bounder."""
 
-    def branch(self, batch: Domains) -> tuple[Domains, Tensor]:
-        """``batch``, perhaps with more signs where those were found to be forced, and the neuron
-        ``[B]`` to split in each domain, -1 where none is left."""
+    def branch(self, batch: D) -> tuple[D, Tensor]:
+        """``batch``, perhaps with more signs where those were found to be forced, and what to split
+        in each domain ``[B]`` (a neuron, or one of the domain's candidates), -1 where nothing is
+        left."""
         ...
 
 
@@ -40,7 +42,7 @@ class Tactic:
     """``steps`` of ascent for every child; ``suits(bounder)`` says where the rule works at all."""
 
     name: str
-    rule: Callable[[DomainBounder], BranchingRule]
+    rule: Callable[[Any], BranchingRule[Any]]
     steps: int
     suits: Callable[[DomainBounder], bool]
 
@@ -50,11 +52,12 @@ def _has_candidates(bounder: DomainBounder) -> bool:
     return bounder.leaf_solver is None
 
 
-def _smart(score: int, gain: Gain) -> Callable[[DomainBounder], BranchingRule]:
+def _smart(score: int, gain: Gain) -> Callable[[DomainBounder], BranchingRule[Any]]:
     return partial(SmartBranching, score=score, gain=gain)
 
 
 TACTICS = (
+    Tactic("tightest lines", TightestLines, 10, looks_ahead),
     Tactic("look-ahead", LookAhead, 10, looks_ahead),
     Tactic("upper, product", _smart(UPPER, product_of_gains), 10, lambda bounder: True),
     Tactic("both, product", _smart(BOTH, product_of_gains), 10, _has_candidates),

@@ -10,13 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, Self
+
+import torch
 
 from bitcrown.bounds.ascent import Ascent
+from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
 from bitcrown.search.neurons.bounder import DomainBounder
-from bitcrown.search.neurons.domains import Domains, DomainStack
-from bitcrown.search.neurons.rules import Tactic
+from bitcrown.search.neurons.domains import D, DomainStack
+from bitcrown.search.neurons.recorder import Recorder
+from bitcrown.search.neurons.root import Root
+from bitcrown.search.neurons.rules import BranchingRule, Tactic
+from bitcrown.search.neurons.trials import Trials
 
 _FIRST_BATCH = 8
 """Domains of the first round; later ones have as many as the machine works off fastest."""
@@ -48,12 +54,29 @@ class TreeShare(NamedTuple):
     risen: float
 
 
-class NeuronSplit:
+class TreeBounder(Protocol[D]):
+    """What a search asks of its bounder."""
+
+    @property
+    def root(self) -> Root: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def trials(self) -> Trials: ...
+    @property
+    def recorder(self) -> Recorder | None: ...
+    def fitting(self, wanted: int) -> int: ...
+    def improve(self, domains: D, ascent: Ascent) -> D: ...
+    def narrowed(self, other: DomainBounder) -> Self: ...
+
+
+class TreeSearch(Generic[D]):
     """A search below ``domains`` by one tactic. All of them have the root's share of the tree."""
 
-    def __init__(self, bounder: DomainBounder, domains: Domains, tactic: Tactic) -> None:
-        self.bounder, self.tactic, self.rule = bounder, tactic, tactic.rule(bounder)
-        self.stack = DomainStack()
+    def __init__(self, bounder: TreeBounder[D], domains: D, tactic: Tactic) -> None:
+        self.bounder, self.tactic = bounder, tactic
+        self.rule: BranchingRule[D] = tactic.rule(bounder)
+        self.stack: DomainStack[D] = DomainStack()
         self.stack.push(domains)
         self.whole = max(float(domains.mass.sum()), 1e-300)
         self.start = domains.value.clamp(max=0.0).double()
@@ -68,6 +91,14 @@ class NeuronSplit:
         left = sum(float(chunk.mass.sum()) for chunk in self.stack.chunks) + self.stuck_mass
         return max(0.0, 1.0 - left / self.whole)
 
+    def worst(self) -> float:
+        """The least bound of an open domain; 0 where none is open."""
+        return min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
+
+    def smallest_share(self) -> float:
+        """The share of the deepest open domain."""
+        return min([float(c.mass.min()) for c in self.stack.chunks], default=1.0) / self.whole
+
     def risen(self) -> float:
         """The same share, counting how far the bounds of open domains have risen towards zero."""
         left = self.stuck_mass
@@ -76,8 +107,43 @@ class NeuronSplit:
             left += float((chunk.mass * (chunk.value.double() / worst).clamp(0.0, 1.0)).sum())
         return 1.0 - left / self.whole
 
+    def narrow(self, bounder: DomainBounder) -> None:
+        """Go on with the tighter root of ``bounder``, which has the same guide: signs that were
+        decided stay decided, and what has no room any more shows as empty."""
+        self.bounder = self.bounder.narrowed(bounder)
+        self.rule = self.tactic.rule(self.bounder)
+
+    def cases(self) -> set[int]:
+        """Cases with open domains. Others are excluded, unless domains are ``stuck``."""
+        return {case for chunk in self.stack.chunks for case in chunk.case.tolist()}
+
+    def drop(self, cases: set[int]) -> None:
+        """Forget the open domains of ``cases``, which somebody else decides."""
+        gone = [case for case in self.cases() if case in cases]
+        if not gone:
+            return
+        self.whole = max(self.whole - len(gone), 1e-300)
+        chunks, self.stack = self.stack.chunks, DomainStack()
+        for chunk in chunks:
+            is_kept = ~torch.isin(chunk.case, chunk.case.new_tensor(gone))
+            self.stack.push(chunk.select(is_kept.nonzero().flatten()))
+        # The rate at which what is left shrinks is the same as before: history is about the rest.
+        last, left, unrisen = self.history[-1], 1.0 - self.closed(), 1.0 - self.risen()
+        factors = (
+            left / (1.0 - last.closed) if last.closed != 1.0 else 1.0,
+            unrisen / (1.0 - last.risen) if last.risen != 1.0 else 1.0,
+        )
+        self.history = [
+            TreeShare(
+                point.seconds,
+                1.0 - factors[0] * (1.0 - point.closed),
+                1.0 - factors[1] * (1.0 - point.risen),
+            )
+            for point in self.history
+        ]
+
     def run(
-        self, seconds: float, on_round: Callable[[NeuronSplit], object | None] | None = None
+        self, seconds: float, on_round: Callable[[TreeSearch[D]], object | None] | None = None
     ) -> SplitOutcome | None:
         """Go on for ``seconds`` of computing (at least a round): None if that was not the end.
 
@@ -87,16 +153,16 @@ class NeuronSplit:
         end = self.seconds + seconds
         while len(self.stack):
             if self.bounder.budget.is_expired():
-                return self._outcome(False, "deadline")
+                return self.outcome(False, "deadline")
             if self.stack.bytes() > self.bounder.budget.memory // 2:
-                return self._outcome(False, "memory")
+                return self.outcome(False, "memory")
             batch = self.stack.pop(self.batch)
             started = time.process_time()
             try:
                 self.stack.push(self._round(batch))
             except BudgetExpired:
                 self.stack.push(batch)
-                return self._outcome(False, "deadline")
+                return self.outcome(False, "deadline")
             spent = max(time.process_time() - started, 1e-6)
             self._resize(len(batch), spent)
             self.seconds += spent
@@ -105,15 +171,16 @@ class NeuronSplit:
             self.history.append(TreeShare(self.seconds, self.closed(), self.risen()))
             witness = self.bounder.trials.witness or (None if on_round is None else on_round(self))
             if witness is not None:
-                return self._outcome(False, witness=witness)
+                return self.outcome(False, witness=witness)
             if self.seconds >= end and len(self.stack):
                 return None
-        return self._outcome(self.stuck == 0, "incomplete" if self.stuck else "")
+        return self.outcome(self.stuck == 0, "incomplete" if self.stuck else "")
 
-    def _outcome(
+    def outcome(
         self, proved: bool, reason: str = "", witness: object | None = None
     ) -> SplitOutcome:
-        worst = min([float(chunk.value.min()) for chunk in self.stack.chunks], default=0.0)
+        """How the search stands."""
+        worst = self.worst()
         counts = self.rounds, self.domains, self.stuck, len(self.stack)
         return SplitOutcome(proved, *counts, worst, witness, reason, self.tactic.name)
 
@@ -127,20 +194,20 @@ class NeuronSplit:
             self.batch = max(_FIRST_BATCH, self.batch // 2)
         self.best_rate = max(self.best_rate, rate)
 
-    def _round(self, batch: Domains) -> Domains:
+    def _round(self, batch: D) -> D:
         """The children of ``batch`` that stay open."""
         self.bounder.budget.check()
-        batch, neuron = self.rule.branch(batch)
-        can_split = neuron != -1
+        batch, choice = self.rule.branch(batch)
+        can_split = choice != -1
         if not can_split.all():  # neither excluded nor divisible: the search can prove no more
             self.stuck += int((~can_split).sum())
             self.stuck_mass += float(batch.mass[~can_split].sum())
             index = can_split.nonzero().flatten()
-            batch, neuron = batch.select(index), neuron[index]
+            batch, choice = batch.select(index), choice[index]
             if not len(batch):
                 return batch
         # a domain with a box of its own is also cut by what each step finds: more of them pay
         steps = self.tactic.steps
         if self.bounder.root.clipper is not None:
             steps += steps // 2
-        return self.bounder.improve(batch.children(neuron), Ascent(steps, 0.1, 0.1, 0.97))
+        return self.bounder.improve(batch.children(choice), Ascent(steps, 0.1, 0.1, 0.97))

@@ -18,28 +18,53 @@ from torch import Tensor
 from bitcrown.bounds import claims
 from bitcrown.bounds.ascent import Ascent, ascend
 from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.multipliers import Multipliers, proved_minimum
 from bitcrown.bounds.rows import Rows, bound_lines, bound_rows, row_lines
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
+from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.branching import choose, product_of_gains
+from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import Guide
+from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.search.neurons.root import Root, domains_that_fit, in_dtype
+from bitcrown.search.neurons.rules import Tactic
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.ranges.branching import candidates_of, mean_gaps
 from bitcrown.search.ranges.domains import OperandAxis, RangeDomains
 
 
+def splits_ranges(layout: Layout) -> bool:
+    """Whether some node's relaxation does not become exact by a sign."""
+    return any(node.op != "Relu" for node in layout.nodes)
+
+
 @dataclass(frozen=True)
 class RangeBounder:
     """``root`` and ``guide`` are those of the neuron split, with all operands (no reduced guide);
-    ``trials`` collect witnesses met on the way."""
+    ``trials`` collect witnesses met on the way. There is no certificate of such a proof."""
 
     root: Root
     guide: Guide
     trials: Trials
     budget: Budget
     axis: OperandAxis
+    recorder: Recorder | None = None
+
+    @classmethod
+    def of(cls, bounder: DomainBounder) -> RangeBounder:
+        root = bounder.root
+        axis = OperandAxis(root.layout, root.enclosure.bounds)
+        return cls(root, bounder.guide, bounder.trials, bounder.budget, axis)
+
+    def narrowed(self, other: DomainBounder) -> RangeBounder:
+        """The same: bounds of single cases are the neuron split's."""
+        return self
+
+    def begun(self, domains: Domains) -> RangeDomains:
+        """``domains``, which have no splits yet, with candidates."""
+        return self.improve(RangeDomains.of(domains), Ascent(1))
 
     @property
     def network(self) -> Network:
@@ -86,9 +111,7 @@ class RangeBounder:
         points = claims.corner(lines.coefficient[:, 0], goal.x_lower, goal.x_upper)
         rows = self.root.rows.of_cases(domains.case).to(self.network.dtype)
         self.trials.run(self.network, rows, points)
-        gaps = mean_gaps(
-            self.network, self.guide.layout, self.axis, guessed, domains.alpha, record
-        )
+        gaps = mean_gaps(self.network, self.guide.layout, self.axis, guessed, domains.alpha, record)
         operands, cuts = candidates_of(self.guide.layout, self.axis, bounds, *gaps)
         known = claims.known(value, -torch.inf).amax(dim=1).to(domains.value.dtype)
         domains = replace(
@@ -139,12 +162,17 @@ class RangeBranching:
         trial = batch.select(every)
         usable = (numbers != -1).flatten()
         chosen = trial.select(usable.nonzero().flatten())
-        both = self.bounder.quick_bound(
-            chosen.children(column.repeat(count)[usable])
-        ) if len(chosen) else batch.value[:0]
+        both = (
+            self.bounder.quick_bound(chosen.children(column.repeat(count)[usable]))
+            if len(chosen)
+            else batch.value[:0]
+        )
         found = []
         for half in both.chunk(2) if len(chosen) else (both, both):
             spread = batch.value.new_full((count * width,), -torch.inf)
             spread[usable] = half.to(spread.dtype)
             found.append(spread.reshape(count, width))
         return batch, choose(numbers, batch.value, found[0], found[1], product_of_gains)
+
+
+RANGES = Tactic("ranges", RangeBranching, 10, lambda bounder: True)

@@ -60,8 +60,8 @@ class OperandAxis:
 class RangeDomains:
     """Everything that a domain knows beyond the root.
 
-    * ``case [B]``: which case; ``index``, ``low``, ``up [B, D]``: the operands split, and the ranges
-      they have (float64; at ``index`` -1 there is nothing);
+    * ``case [B]``: which case; ``index``, ``low``, ``up [B, D]``: the operands split, and their
+      ranges (float64; at ``index`` -1 there is nothing);
     * ``alpha [B, 1, N_alpha]``, ``mix [B, S]``: multipliers found so far;
     * ``value [B]``: the best lower bound so far, over rows; ``mass [B]``: its share of the tree;
     * ``candidates``, ``points [B, C]``: operands worth splitting, and where; -1 where there are no
@@ -85,8 +85,16 @@ class RangeDomains:
         none = domains.mass.new_zeros(len(domains), 0)
         index = none.to(torch.long)
         return cls(
-            domains.case, index, none, none, domains.alpha, domains.mix, domains.value,
-            domains.mass, index, none,
+            domains.case,
+            index,
+            none,
+            none,
+            domains.alpha,
+            domains.mix,
+            domains.value,
+            domains.mass,
+            index,
+            none,
         )
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ from bitcrown.check.certificates.floats.property import Group, cases_by_box
 from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.floats.steps import Leaves, halves, leaf_values, refine
 from bitcrown.check.replay import RuntimeReplay, unpacked_model
-from bitcrown.errors import ModelError
+from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.spec.problem import Problem
 
 _MAX_MULTIPLIER = 1e100
@@ -76,6 +76,8 @@ def subject_of(problem: Problem) -> ProofSubject:
     Raises ``UnsupportedError`` for networks that are not piecewise linear, ``ModelError`` and
     ``PropertyError``.
     """
+    if not problem.covers_all:
+        raise UnsupportedError("certificates: the property leaves inputs without bounds")
     network, dtypes = read_networks(problem.query, problem.networks)
     if network.n_inputs != problem.n_inputs or network.n_outputs != problem.n_outputs:
         raise ModelError(

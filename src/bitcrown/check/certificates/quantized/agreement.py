@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.integers.affine import Integers
@@ -28,9 +26,9 @@ from bitcrown.check.certificates.quantized.chain import (
     values_of,
 )
 from bitcrown.check.certificates.quantized.file import Read
-from bitcrown.check.certificates.quantized.quantizers import QONNX, QONNX_ROUNDINGS
 from bitcrown.check.certificates.quantized.reading import integer_range
 from bitcrown.check.certificates.quantized.runtime import refusals
+from bitcrown.check.qonnx import without_qonnx
 from bitcrown.check.replay import open_session, run_session
 
 _SAMPLES = 24
@@ -38,7 +36,8 @@ _SAMPLES = 24
 
 def require_agreement(read: Read, claim: Claim, seed: str, samples: int = _SAMPLES) -> None:
     """Raises ``Reject`` with the first tensor that differs."""
-    model = without_qonnx(read.model)
+    with refusals():
+        model = without_qonnx(read.model)
     traced = _traced(read)
     present = {info.name for info in model.graph.output}
     model.graph.output.extend(
@@ -134,89 +133,3 @@ def _integers(read: Read, values: NumpyArray) -> Integers:
     assert read.reading.entry is not None
     found = values_of(read.reading.entry, values[:, None], np.arange(len(values)))[0][:, 0]
     return [int(v) for v in found.tolist()]
-
-
-def without_qonnx(model: Any) -> Any:
-    """The same network without QONNX operators."""
-    written = onnx.ModelProto()
-    written.CopyFrom(model)
-    if not any(node.domain in QONNX for node in model.graph.node):
-        return written
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    del written.graph.node[:]
-    for node in model.graph.node:
-        written.graph.node.extend(_expanded(node, constants) if node.domain in QONNX else [node])
-    opset = next(
-        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
-    )
-    old = opset < 11 and any(
-        node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
-    )
-    need(not old, "operators of an old opset stand beside QONNX")
-    del written.opset_import[:]
-    written.opset_import.extend([helper.make_opsetid("", max(opset, 11))])
-    return written
-
-
-_SIZED = {
-    "UP": "Ceil",
-    "DOWN": "Floor",
-    "ROUND_TO_ZERO": "Floor",
-    "HALF_UP": "Floor",
-    "HALF_DOWN": "Ceil",
-}
-"""Roundings that act on the size of a number; the two halves move it first."""
-_PLAIN = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
-
-
-def _expanded(node: Any, constants: dict[str, NumpyArray]) -> list[Any]:
-    """One Quant or BipolarQuant in standard operators."""
-    made: list[Any] = []
-    name = node.output[0]
-
-    def constant(value: Any, part: str) -> str:
-        tensor = numpy_helper.from_array(np.asarray(value, dtype=np.float32), f"{name}/{part}")
-        made.append(helper.make_node("Constant", [], [f"{name}/{part}"], value=tensor))
-        return f"{name}/{part}"
-
-    def step(op: str, *inputs: str, to: str = "", **attrs: Any) -> str:
-        out = to or f"{name}/{len(made)}"
-        made.append(helper.make_node(op, list(inputs), [out], **attrs))
-        return out
-
-    if node.op_type == "BipolarQuant":
-        less = step("Less", node.input[0], constant(0.0, "zero"))
-        made.append(helper.make_node("Cast", [less], [f"{name}/number"], to=TensorProto.FLOAT))
-        sign = step(
-            "Sub", constant(1.0, "one"), step("Mul", f"{name}/number", constant(2.0, "two"))
-        )
-        step("Mul", sign, node.input[1], to=name)
-        return made
-    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    mode = attrs.get("rounding_mode", b"ROUND").decode().upper()
-    need(
-        mode in QONNX_ROUNDINGS and all(i in constants for i in node.input[1:4]),
-        f"{name!r} is quantized in an unknown way",
-    )
-    zero, bits = (constants[i].reshape(-1) for i in node.input[2:4])
-    b, narrow = int(bits[0]), int(bool(attrs.get("narrow", 0)))
-    low, high = (
-        (-(2 ** (b - 1)) + narrow, 2 ** (b - 1) - 1)
-        if attrs.get("signed", 1)
-        else (0, 2**b - 1 - narrow)
-    )
-    scale, offset = constant(constants[node.input[1]], "scale"), constant(zero[0], "offset")
-    ratio = step("Add", step("Div", node.input[0], scale), offset)
-    clipped = step("Clip", ratio, constant(float(low), "low"), constant(float(high), "high"))
-    if mode in _PLAIN:
-        rounded = step(_PLAIN[mode], clipped)
-    else:
-        size = step("Abs", clipped)
-        if mode.startswith("HALF"):
-            size = step("Add" if mode == "HALF_UP" else "Sub", size, constant(0.5, "half"))
-        rounded = step("Mul", step("Sign", clipped), step(_SIZED[mode], size))
-    step("Mul", step("Sub", rounded, offset), scale, to=name)
-    return made

@@ -14,7 +14,7 @@ with, and each of its cases must imply the certificate's, over the real values o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import ceil, floor, prod
 from typing import Any, NamedTuple
@@ -280,7 +280,7 @@ def _real_rule(constraint: Constraint, n_inputs: int, outputs: int) -> RealConst
 
 
 def integer_box(
-    read: Read, lower: tuple[Fraction, ...], upper: tuple[Fraction, ...]
+    read: Read, lower: Sequence[Fraction], upper: Sequence[Fraction]
 ) -> tuple[Integers, Integers]:
     """The integers of node 0 for all inputs that the property means, read exactly or as the nearest
     float32.

@@ -27,8 +27,8 @@ from bitcrown.check.certificates.quantized.reading import (
     integer_range,
     quantized_rule,
 )
+from bitcrown.check.qonnx import QONNX
 
-QONNX = ("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general")
 QONNX_ROUNDINGS: dict[str, Callable[[Any], Any]] = {
     "ROUND": np.rint,
     "HALF_EVEN": np.rint,

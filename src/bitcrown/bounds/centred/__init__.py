@@ -1,0 +1,1 @@
+"""Bounds of inner layers in single precision, about a point of the box, rounding counted."""

@@ -1,0 +1,326 @@
+"""Rows of a backward pass in single precision, and how each operator is passed.
+
+A row is one element of ``source``, from below or from above. Coefficients of image nodes lie as
+``[h, w, S, C]``: what a kernel offset shifts are whole matrices ``[S, C]``, so the adjoint of a
+convolution is one matrix product per offset, added up in place, without copies of pixels and
+without products with padding. ``h x w`` is the row's window (``windows``), at a place of its own
+for every row, or the whole image. Coefficients of other nodes are ``[S, *]``.
+
+Legend: ``S`` rows, ``C`` (``O``) channels, ``H x W`` pixels, ``*`` a node's shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.centred.measures import Reference
+from bitcrown.bounds.centred.windows import Geometry, Window, geometry_of, is_image, seen_by
+from bitcrown.model.graph import Node
+
+_NARROW = 12
+"""Channels below which a product for each kernel offset is too narrow: one for all of them."""
+
+_VECTORS = ("constant", "error", "spread", "place", "number")
+
+
+@dataclass
+class RowState:
+    """``pending`` holds ``a_p``, ``[h, w, S, C]`` or ``[S, *]``; ``constant``, ``error`` and
+    ``spread`` are ``[S]``, double; ``place [S, 2]`` is where each row begins, ``number [S]`` which
+    one it is. Coefficients of nodes in ``loose`` may be other than zero outside of the image.
+
+    Rows that are ``shared`` bound their quantity from both sides:
+    it is within ``error + spread`` of ``sum_p <a_p, z_p - c_p> + constant``."""
+
+    pending: dict[str, Tensor]
+    constant: Tensor
+    error: Tensor
+    spread: Tensor
+    place: Tensor
+    number: Tensor
+    is_shared: bool
+    loose: set[str] = field(default_factory=set)
+
+    def part(self, index: Tensor | slice, images: Mapping[str, bool]) -> RowState:
+        """The rows ``index``."""
+        pending = {
+            name: a[:, :, index] if images[name] else a[index] for name, a in self.pending.items()
+        }
+        vectors: dict[str, Any] = {name: getattr(self, name)[index] for name in _VECTORS}
+        return replace(self, pending=pending, loose=set(self.loose), **vectors)
+
+    @staticmethod
+    def joined(states: Sequence[RowState], images: Mapping[str, bool]) -> RowState:
+        """All rows of states that stand at the same node."""
+        if len(states) == 1:
+            return states[0]
+        pending = {
+            name: torch.cat([state.pending[name] for state in states], 2 if images[name] else 0)
+            for name in states[0].pending
+        }
+        vectors: dict[str, Any] = {
+            name: torch.cat([getattr(state, name) for state in states]) for name in _VECTORS
+        }
+        loose = {name for state in states for name in state.loose}
+        return replace(states[0], pending=pending, loose=loose, **vectors)
+
+
+class Maps:
+    """Tensors of image nodes as the rows of a pass see them: cut to their windows, zero outside."""
+
+    def __init__(self, windows: Mapping[str, Window | None], extents: tuple[int, int]) -> None:
+        self.windows, self.extents = windows, extents
+        self._padded: dict[tuple[str, str], list[Tensor]] = {}
+
+    def seen(self, node: Node, kind: str, parts: Sequence[Tensor], place: Tensor) -> list[Tensor]:
+        """``parts [H, W, C]`` of ``node`` as ``[h, w, S or 1, C]``; ``kind`` names them."""
+        window = self.windows[node.name]
+        if window is None:
+            return [part.unsqueeze(2) for part in parts]
+        key = (node.name, kind)
+        if key not in self._padded:
+            self._padded[key] = [self._pad(part, window) for part in parts]
+        if self.is_one_place(place):
+            place = place[:1]
+        rows, columns = (
+            window.stride[axis] * place[:, axis]
+            + torch.arange(window.extents[axis], device=place.device).unsqueeze(1)
+            + max(window.low[axis], 0)
+            for axis in (0, 1)
+        )
+        padded = self._padded[key]
+        index = rows.unsqueeze(1) * padded[0].shape[1] + columns.unsqueeze(0)
+        flat = index.flatten()
+        return [part.flatten(0, 1)[flat].reshape(*index.shape, -1) for part in padded]
+
+    def is_one_place(self, place: Tensor) -> bool:
+        """Whether all rows see the same window (asked on a CPU alone: a GPU would have to wait)."""
+        return place.device.type == "cpu" and bool((place == place[:1]).all())
+
+    def _pad(self, value: Tensor, window: Window) -> Tensor:
+        sides = []
+        for axis in (1, 0):
+            last = window.stride[axis] * (self.extents[axis] - 1) + window.high[axis]
+            sides += [max(-window.low[axis], 0), max(last - value.shape[axis], 0)]
+        return torch.nn.functional.pad(value, [0, 0, *sides])
+
+    def spread(self, a: Tensor, node: Node, window: Window, place: Tensor) -> Tensor:
+        """``a [h, w, S, C]`` over ``window`` of ``node`` as ``[H, W, S, C]``; what hangs over the
+        edge is dropped."""
+        tall, broad, count, channels = a.shape
+        axes = []
+        for axis in (0, 1):
+            pixel = torch.arange(node.shape[2 + axis], device=a.device).unsqueeze(1)
+            axes.append(pixel - (window.stride[axis] * place[:, axis] + window.low[axis]))
+        (y, x), rows = axes, torch.arange(count, device=a.device)
+        y, x = y.unsqueeze(1), x.unsqueeze(0)
+        is_inside = (y >= 0) & (y < tall) & (x >= 0) & (x < broad)
+        index = torch.where(is_inside, (y * broad + x) * count + rows, a.shape[:3].numel())
+        rows_of = torch.cat([a.reshape(-1, channels), a.new_zeros(1, channels)])
+        return rows_of[index.flatten()].reshape(*index.shape, channels)
+
+
+def taps_adjoint(
+    a: Tensor,
+    weight: Tensor | None,
+    geometry: Geometry,
+    at: tuple[int, int],
+    out: Tensor,
+) -> Tensor:
+    """Adds the adjoint of a convolution to ``out [h', w', S, C]``, for ``a [h, w, S, O]``.
+
+    ``weight`` is ``[k, k', groups, O / groups, C / groups]``, None where every pixel of a kernel
+    counts once (an average). Offset (0, 0) of pixel (0, 0) is pixel ``at`` of ``out``; what would
+    lie outside of ``out`` is left out. One element is a sum of at most ``k k' O / groups``
+    products.
+    """
+    together = None
+    if weight is not None and weight.shape[2] == 1 and weight.shape[4] < _NARROW:
+        together = _product(a, weight.permute(2, 3, 0, 1, 4).flatten(2))
+        together = together.reshape(*a.shape[:3], *weight.shape[:2], weight.shape[4])
+    for i in range(geometry.kernel[0]):
+        for j in range(geometry.kernel[1]):
+            spans = [
+                _span(
+                    at[axis] + offset * geometry.dilations[axis],
+                    geometry.strides[axis],
+                    a.shape[axis],
+                    out.shape[axis],
+                )
+                for axis, offset in enumerate((i, j))
+            ]
+            if spans[0] is not None and spans[1] is not None:
+                (ys, yd), (xs, xd) = spans[0], spans[1]
+                if together is not None:
+                    out[yd, xd] += together[ys, xs, :, i, j]
+                elif weight is None:
+                    out[yd, xd] += a[ys, xs]
+                else:  # whole lines: a matrix as they lie
+                    out[yd, xd] += _product(a[ys], weight[i, j])[:, xs]
+    return out
+
+
+def _span(first: int, stride: int, count: int, extent: int) -> tuple[slice, slice] | None:
+    """Of positions ``first + stride k``, ``k < count``, those inside of ``extent``: which ``k``,
+    and where."""
+    low = max(0, -(first // stride))
+    high = min(count, (extent - 1 - first) // stride + 1)
+    if low >= high:
+        return None
+    start = first + stride * low
+    return slice(low, high), slice(start, first + stride * (high - 1) + 1, stride)
+
+
+def _product(a: Tensor, weight: Tensor) -> Tensor:
+    """``a [h, w, S, O]`` times ``weight [groups, O / groups, C / groups]``."""
+    groups, outputs, inputs = weight.shape
+    if groups == 1:
+        return (a.reshape(-1, outputs) @ weight[0]).reshape(*a.shape[:-1], inputs)
+    parts = a.reshape(-1, groups, outputs).transpose(0, 1) @ weight
+    return parts.transpose(0, 1).reshape(*a.shape[:-1], groups * inputs)
+
+
+class RowStep:
+    """How the nodes of ``reference.network`` are passed by rows over ``windows``."""
+
+    def __init__(
+        self, reference: Reference, windows: Mapping[str, Window | None], source: Node
+    ) -> None:
+        extents = source.shape[2:] if is_image(source) else (1, 1)
+        self.reference, self.windows = reference, windows
+        self.maps = Maps(windows, (extents[0], extents[1]))
+        self.nodes = reference.network.graph.nodes
+        self._weights: dict[str, Tensor] = {}
+
+    def cost(self, node: Node, a: Tensor, kind: str, of: Tensor, place: Tensor) -> Tensor:
+        """``<|a|, of>`` of each row, rounded up, for ``of`` >= 0 of ``node``: ``[S]``, double."""
+        axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
+        (part,) = self._seen(node, kind, [of], place)
+        return (a.abs() * part).sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
+
+    def run(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
+        """Coefficients of the operands of ``node``, whose own ``a`` they replace; constant and
+        error of ``state`` grow."""
+        measures = self.reference.of[node.name]
+        state.error = state.error + self.cost(node, a, "loss", measures.loss, state.place)
+        is_loose = node.name in state.loose
+        if measures.lines:
+            return self._nonlinear(node, a, state)
+        if is_loose and self.windows[node.name] is not None:
+            inside = torch.ones(*node.shape[2:], 1, dtype=a.dtype, device=a.device)
+            a = a * self.maps.seen(node, "inside", [inside], state.place)[0]
+        if node.op in ("Conv", "AveragePool") and is_image(node):
+            (name,) = node.inputs
+            part = self._convolution(node, a, state)
+            if self.windows[name] is not None:
+                state.loose.add(name)
+            return [part]
+        if node.op == "Constant":
+            return []
+        if node.op in ("Add", "Sub") and all(
+            self.nodes[name].shape == node.shape for name in node.inputs
+        ):
+            parts = [a, -a if node.op == "Sub" else a]
+            window = self.windows[node.name]
+            return [
+                self._moved(part, name, window, state)
+                for part, name in zip(parts, node.inputs, strict=True)
+            ]
+        if node.op == "Scale" and is_image(node) and self.nodes[node.inputs[0]].shape == node.shape:
+            return [
+                self._moved(
+                    self._scaled(node, a, state), node.inputs[0], self.windows[node.name], state
+                )
+            ]
+        return self._general(node, a)
+
+    def _scaled(self, node: Node, a: Tensor, state: RowState) -> Tensor:
+        if "scale" not in node.params:
+            return a
+        scale = self.reference.single.params[node.name]["scale"].expand(1, *node.shape)
+        factor = scale[0, 0].permute(1, 2, 0)
+        return a * self.maps.seen(node, "scale", [factor], state.place)[0]
+
+    def _moved(self, a: Tensor, name: str, window: Window | None, state: RowState) -> Tensor:
+        """``a`` over ``window`` of a node as coefficients of an operand of its shape."""
+        target = self.windows[name]
+        if window is None or target == window:
+            return a
+        if target is None:
+            return self.maps.spread(a, self.nodes[name], window, state.place)
+        out = a.new_zeros(*target.extents, *a.shape[2:])
+        y, x = window.low[0] - target.low[0], window.low[1] - target.low[1]
+        out[y : y + a.shape[0], x : x + a.shape[1]] = a
+        return out
+
+    def _nonlinear(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
+        """``a (f - c) >= a (s (y - c_y) + o)``, the lower line where ``a`` is positive, else the
+        upper one: ``a upper + max(a, 0) (lower - upper)``."""
+        measures = self.reference.of[node.name]
+        axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
+        if state.is_shared:
+            upper, middle, half = self._seen(node, "band", measures.band, state.place)
+            gained, spread = a * middle, (a.abs() * half).sum(axes, dtype=torch.float64)
+            state.spread = state.spread + spread * (1 + 2.0**-20)
+            state.constant = state.constant + gained.sum(axes, dtype=torch.float64)
+            return [self._moved(a * upper, node.inputs[0], self.windows[node.name], state)]
+        lines = self._seen(node, "lines", measures.lines, state.place)
+        positive = a.clamp(min=0)
+        window, parts = self.windows[node.name], []
+        for upper, rise in zip(lines[0::2], lines[1::2], strict=True):
+            parts.append((a * upper).addcmul_(positive, rise))
+        gained = parts.pop().sum(axes, dtype=torch.float64)
+        state.constant = state.constant + gained
+        return [
+            self._moved(part, name, window, state)
+            for part, name in zip(parts, node.inputs, strict=True)
+        ]
+
+    def _seen(
+        self, node: Node, kind: str, parts: Sequence[Tensor], place: Tensor
+    ) -> Sequence[Tensor]:
+        return self.maps.seen(node, kind, parts, place) if is_image(node) else parts
+
+    def _convolution(self, node: Node, a: Tensor, state: RowState) -> Tensor:
+        (name,) = node.inputs
+        window, target = self.windows[node.name], self.windows[name]
+        operand = self.nodes[name]
+        behind, geometry = (a.shape[2], operand.shape[1]), geometry_of(node)
+        assert geometry is not None
+        if node.op == "Conv":
+            weight = self._weight(node)
+        else:
+            weight, a = None, a * (1.0 / math.prod(geometry.kernel))
+        if window is None:
+            at = -geometry.pads[0], -geometry.pads[1]
+            return taps_adjoint(a, weight, geometry, at, a.new_zeros(*operand.shape[2:], *behind))
+        seen = seen_by(node, window)
+        assert seen is not None
+        over = seen if target is None else target
+        at = seen.low[0] - over.low[0], seen.low[1] - over.low[1]
+        out = taps_adjoint(a, weight, geometry, at, a.new_zeros(*over.extents, *behind))
+        return out if target is not None else self.maps.spread(out, operand, seen, state.place)
+
+    def _weight(self, node: Node) -> Tensor:
+        """``[k, k', groups, O / groups, C / groups]``."""
+        if node.name not in self._weights:
+            weight = self.reference.single.params[node.name]["weight"]
+            groups = node.attrs["group"]
+            parts = weight.reshape(groups, -1, *weight.shape[1:])
+            self._weights[node.name] = parts.permute(3, 4, 0, 1, 2).contiguous()
+        return self._weights[node.name]
+
+    def _general(self, node: Node, a: Tensor) -> list[Tensor]:
+        """Any other affine operator, by the adjoint of its row, over whole tensors."""
+        flat = a.permute(2, 3, 0, 1).unsqueeze(1) if is_image(node) else a
+        parts = self.reference.single.adjoint(node, flat.contiguous())
+        return [
+            part[:, 0].permute(2, 3, 0, 1).contiguous() if is_image(self.nodes[name]) else part
+            for name, part in zip(node.inputs, parts, strict=True)
+        ]

@@ -1,0 +1,54 @@
+"""Which elements of a network any of the bounded rows depends on.
+
+A row that reads one output of an object detector sees a few pixels of the layers before; bounds of
+all others are never used. Dependence is followed backward through the pattern of the weights: an
+element is wanted where a wanted one has a product with it that is not zero.
+
+Legend: ``m`` flat outputs, ``*`` a node's shape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds.crown import output_seeds
+from bitcrown.model.execute import Network
+from bitcrown.model.graph import Node
+
+
+def wanted_elements(network: Network, outputs: Tensor) -> dict[str, Tensor]:
+    """For every node that outputs in ``outputs [m]`` (booleans) depend on, which of its elements
+    they do: ``[1, *]``, booleans."""
+    seeds = output_seeds(network, outputs.to(network.dtype).reshape(1, 1, -1))
+    pending = {name: seed[0] for name, seed in seeds.items()}
+    result: dict[str, Tensor] = {}
+    for node in reversed(list(network.graph.nodes.values())):
+        if node.name not in pending:
+            continue
+        result[node.name] = ~(pending.pop(node.name) == 0)  # NaN, from infinite weights, is wanted
+        if node.name in network.graph.inputs:
+            continue
+        for name, part in zip(node.inputs, _read(network, node, result[node.name]), strict=True):
+            pending[name] = pending[name] + part if name in pending else part
+    return result
+
+
+def _read(network: Network, node: Node, wanted: Tensor) -> list[Tensor]:
+    """What ``wanted [1, *]`` elements of ``node`` read of each operand: not zero there."""
+    row, shapes = network.rows[node.name], [network.graph.nodes[name].shape for name in node.inputs]
+    here = wanted.to(network.dtype)
+    if not row.is_affine:
+        is_alike = row.is_local and all(shape == node.shape for shape in shapes)
+        return [here if is_alike else here.new_ones(1, *shape) for shape in shapes]
+    if not node.inputs:
+        return []
+    assert row.absolute is not None
+    points = [here.new_zeros(1, *shape).requires_grad_() for shape in shapes]
+    with torch.enable_grad():
+        value = row.absolute(node, network.params[node.name], points).expand(1, *node.shape)
+    grads = torch.autograd.grad(value, points, here, allow_unused=True)
+    return [
+        here.new_zeros(1, *shape) if grad is None else grad
+        for grad, shape in zip(grads, shapes, strict=True)
+    ]

@@ -1,0 +1,171 @@
+"""QONNX for onnxruntime, which has none of its operators: written out in standard ones.
+
+The checker's own reading of the QONNX specification (the prover has another): every operator is a
+sequence of float32 operations, each rounded once, so that it can be replayed bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bitcrown.errors import ModelError
+
+QONNX = (
+    *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
+    "qonnx.custom_op.channels_last",
+)
+_BY_SIZE = {
+    "UP": "Ceil",
+    "DOWN": "Floor",
+    "ROUND_TO_ZERO": "Floor",
+    "HALF_UP": "Floor",
+    "HALF_DOWN": "Ceil",
+}
+"""Roundings that act on the size of a number; the two halves move it first."""
+_PLAIN = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
+
+
+def standard_content(content: bytes, path: object) -> bytes | None:
+    """What onnxruntime can run in place of ``content``; None where it is no QONNX file. Raises
+    ``ModelError``."""
+    import onnx
+
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except Exception as error:  # protobuf's own classes depend on its implementation
+        raise ModelError(f"{path} is not an ONNX file: {error}") from error
+    if not any(node.domain in QONNX for node in model.graph.node):
+        return None
+    written: bytes = without_qonnx(model).SerializeToString()
+    return written
+
+
+def without_qonnx(model: Any) -> Any:
+    """The same network without QONNX operators. Raises ``ModelError``."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    if not any(node.domain in QONNX for node in model.graph.node):
+        return written
+    known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    del written.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        is_plain = node.domain not in QONNX
+        written.graph.node.extend([node] if is_plain else _Writer(node, known).written())
+    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+    if opset < 11 and any(
+        node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
+    ):
+        raise ModelError("operators of an old opset stand beside QONNX")
+    others = [e for e in model.opset_import if e.domain not in ("", "ai.onnx", *QONNX)]
+    del written.opset_import[:]
+    written.opset_import.extend([helper.make_opsetid("", max(opset, 11)), *others])
+    return written
+
+
+class _Writer:
+    """One operator of QONNX; ``known`` are the constants of the file."""
+
+    def __init__(self, node: Any, known: dict[str, Any]) -> None:
+        from onnx import helper
+
+        self.node, self.known, self.made = node, known, list[Any]()
+        self.attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.name = str(node.output[0])
+
+    def written(self) -> list[Any]:
+        is_last = self.node.domain == "qonnx.custom_op.channels_last"
+        if is_last and self.node.op_type == "Conv":
+            self.convolution()
+        elif self.node.op_type in ("Quant", "IntQuant"):
+            self.quant()
+        elif self.node.op_type == "BipolarQuant":
+            self.bipolar()
+        elif self.node.op_type == "Trunc":
+            self.trunc()
+        else:
+            raise ModelError(f"{self.node.op_type} {self.name!r} of QONNX is not known")
+        return self.made
+
+    def constant(self, value: Any) -> str:
+        from onnx import numpy_helper
+
+        tensor = numpy_helper.from_array(np.asarray(value, dtype=np.float32), "")
+        return self.step("Constant", value=tensor)
+
+    def step(self, op: str, *inputs: str, out: str = "", **attrs: Any) -> str:
+        from onnx import helper
+
+        out = out or f"{self.name}/{len(self.made)}"
+        self.made.append(helper.make_node(op, list(inputs), [out], **attrs))
+        return out
+
+    def number(self, place: int) -> float:
+        value = self.known.get(self.node.input[place], np.zeros(0)).reshape(-1)
+        if value.size != 1:
+            raise ModelError(f"{self.name!r} is quantized in an unknown way")
+        return float(value[0])
+
+    def rounded(self, x: str, default: str) -> str:
+        mode = self.attrs.get("rounding_mode", default.encode()).decode().upper()
+        if mode in _PLAIN:
+            return self.step(_PLAIN[mode], x)
+        if mode not in _BY_SIZE:
+            raise ModelError(f"{self.name!r} is rounded by {mode!r}, which is not known")
+        size = self.step("Abs", x)
+        if mode.startswith("HALF"):
+            size = self.step("Add" if mode == "HALF_UP" else "Sub", size, self.constant(0.5))
+        return self.step("Mul", self.step("Sign", x), self.step(_BY_SIZE[mode], size))
+
+    def clipped(self, x: str, place: int) -> str:
+        bits, narrow = self.number(place), int(bool(self.attrs.get("narrow", 0)))
+        signed = bool(self.attrs.get("signed", 1))
+        low = narrow - 2.0 ** (bits - 1) if signed else 0.0
+        high = 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1 - narrow
+        return self.step("Clip", x, self.constant(low), self.constant(high))
+
+    def quant(self) -> None:
+        scale, zero = self.node.input[1], self.constant(self.number(2))
+        ratio = self.step("Add", self.step("Div", self.node.input[0], scale), zero)
+        whole = self.rounded(self.clipped(ratio, 3), "ROUND")
+        self.step("Mul", self.step("Sub", whole, zero), scale, out=self.name)
+
+    def trunc(self) -> None:
+        x, scale, zero = self.node.input[0], self.node.input[1], self.number(2)
+        ratio = self.step("Add", self.step("Div", x, scale), self.constant(zero))
+        whole = self.step("Round", ratio)
+        if len(self.node.input) < 6:
+            power = 2.0 ** (self.number(3) - self.number(4))
+            kept = self.rounded(self.step("Div", whole, self.constant(power)), "FLOOR")
+            self.step("Mul", self.step("Sub", kept, self.constant(zero)), scale, out=self.name)
+            return
+        power = 2.0 ** np.rint(math.log2(self.number(4) / self.number(1)))
+        kept = self.clipped(self.step("Div", whole, self.constant(power)), 5)
+        moved = self.step("Sub", self.rounded(kept, "FLOOR"), self.constant(zero / power))
+        self.step("Mul", moved, self.node.input[4], out=self.name)
+
+    def bipolar(self) -> None:
+        from onnx import TensorProto
+
+        less = self.step("Less", self.node.input[0], self.constant(0.0))
+        number = self.step("Cast", less, to=TensorProto.FLOAT)
+        twice = self.step("Mul", number, self.constant(2.0))
+        sign = self.step("Sub", self.constant(1.0), twice)
+        self.step("Mul", sign, self.node.input[1], out=self.name)
+
+    def convolution(self) -> None:
+        """All tensors have their channels last, weights behind the outputs."""
+        x, weight, *bias = self.node.input
+        axes = len(self.attrs["kernel_shape"])
+        there, back = [0, axes + 1, *range(1, axes + 1)], [0, *range(2, axes + 2), 1]
+        parts = (self.step("Transpose", name, perm=there) for name in (x, weight))
+        kept = {key: value for key, value in self.attrs.items() if key != "data_layout"}
+        found = self.step("Conv", *parts, *bias, **kept)
+        self.step("Transpose", found, out=self.name, perm=back)

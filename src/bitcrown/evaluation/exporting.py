@@ -1,0 +1,170 @@
+"""Torch networks as ONNX files, and ONNX files whose input has free extents as ones that have not.
+
+Everything is decided and replayed on an ONNX file. A torch module becomes one in a folder of the
+caller, and is run beside it on the input that is asked about: what the exporter wrote is what the
+answer is about, so it has to be the module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitcrown.errors import ModelError
+from bitcrown.model.file import NetworkFile, first_line
+
+_OPSET = 17
+_TOLERANCE = 1e-3
+"""Of the largest output: float32 rounding in another order stays far below."""
+
+
+def exported(model: Any, inputs: np.ndarray, folder: Path) -> Path:
+    """``model`` (a torch module or exported program) as an ONNX file in ``folder``, with inputs of
+    the shape of ``inputs``, at which both are compared. Raises ``ModelError``."""
+    import torch
+
+    title = type(model).__name__
+    module = model
+    if isinstance(model, torch.export.ExportedProgram):
+        module = model.module()
+        # It was exported in the one mode it has, and raises where it is told to take that.
+        for name in ("train", "eval"):
+            setattr(module, name, lambda mode=True, itself=module: itself)
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(
+            f"a network is the path of a file, a torch module or an exported program, not {title}"
+        )
+    parameter = next(iter(module.parameters()), None)
+    example = torch.from_numpy(inputs)
+    if parameter is not None:
+        example = example.to(parameter.device, parameter.dtype)
+    path = folder / f"{title}.onnx"
+    was_training = getattr(module, "training", False)
+    try:
+        module.eval()
+        with torch.no_grad():
+            expected = module(example)
+        _write(module, example, path)
+    except Exception as error:  # whatever a user's own module raises
+        raise ModelError(f"torch cannot export {title}: {first_line(error)}") from error
+    finally:
+        module.train(was_training)
+    found = NetworkFile(path).session.run(
+        None, {NetworkFile(path).inputs[0].name: example.cpu().numpy()}
+    )[0]
+    wanted = np.asarray(expected.detach().cpu().numpy(), np.float64)
+    gap = np.abs(found - wanted).max() if found.shape == wanted.shape else np.inf
+    if not gap <= _TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+        raise ModelError(
+            f"the ONNX file that torch writes of {title} computes something else than the module "
+            f"(outputs differ by {gap:.3g}); export it yourself and give the file"
+        )
+    return path
+
+
+def _write(module: Any, example: Any, path: Path) -> None:
+    import torch
+
+    # (The exporter by tracing needs no further package; what it has to say is for its developers.)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (example,), str(path), dynamo=False, opset_version=_OPSET)
+
+
+def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) -> NetworkFile:
+    """``file`` with the free extents of its one input set to ``shape`` (the first one, of the
+    batch, to 1), written to ``folder``; ``file`` itself where it has none but the batch."""
+    if not free_extents(file):
+        return file
+    model = _copied(file)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [info for info in model.graph.input if info.name not in stored]
+    dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
+    free = [place for place, dim in enumerate(dims) if dim.dim_value <= 0]
+    wanted = shape if len(dims) == len(shape) else (1, *shape)
+    if len(dims) != len(wanted):
+        raise ModelError(
+            f"the input of {file.path.name} has free extents ({_extents(dims)}), which an input of "
+            f"shape {list(shape)} does not settle; save the network with a fixed input shape"
+        )
+    for place in free:
+        dims[place].dim_value = wanted[place]
+    for info in model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    path = folder / file.path.name.removesuffix(".gz")
+    path.write_bytes(model.SerializeToString())
+    return NetworkFile(path)
+
+
+def _copied(file: NetworkFile) -> Any:
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(file.proto)
+    return model
+
+
+def lit(
+    file: NetworkFile, directions: np.ndarray, base: np.ndarray, folder: Path, **ends: Any
+) -> NetworkFile:
+    """``file`` behind ``clip(base + z directions)``, as a network of ``z [1, k]``.
+
+    ``directions [k, n]``, ``base [n]`` and the normalisation ``mean``, ``std`` (``[n]``) are
+    float32 in the order of the network's input; ``low``, ``high`` (or None) are limits of values.
+    Raises ``ModelError`` for files of an opset without ``Clip`` of tensors.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    opset = next((one.version for one in file.proto.opset_import if one.domain == ""), 0)
+    if opset < 13:
+        raise ModelError(
+            f"{file.path.name} has opset {opset}; brightness and contrast need 13 or later: "
+            "export it again"
+        )
+    model, name = _copied(file), file.inputs[0].name
+    shape = np.array(file.inputs[0].shape, np.int64)
+    stored = {"directions": directions, "base": base, "shape": shape, **ends}
+    stored = {key: value for key, value in stored.items() if value is not None}
+    named = {key: f"bitcrown/{key}" for key in stored}
+    steps = [("MatMul", ["bitcrown/light", named["directions"]]), ("Add", [named["base"]])]
+    if "low" in stored:
+        steps.append(("Clip", [named["low"], named["high"]]))
+    steps += [("Sub", [named["mean"]]), ("Div", [named["std"]]), ("Reshape", [named["shape"]])]
+    nodes, before = [], ""
+    for place, (op, others) in enumerate(steps):
+        after = name if place == len(steps) - 1 else f"bitcrown/{op}"
+        nodes.append(helper.make_node(op, [before, *others] if before else others, [after]))
+        before = after
+    inner = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *inner])
+    kept = [info for info in model.graph.input if info.name != name]
+    del model.graph.input[:]
+    light = helper.make_tensor_value_info("bitcrown/light", TensorProto.FLOAT, [1, len(directions)])
+    model.graph.input.extend([light, *kept])
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), named[key]) for key, value in stored.items()
+    )
+    path = folder / f"lit-{file.path.name.removesuffix('.gz')}"
+    path.write_bytes(model.SerializeToString())
+    return NetworkFile(path)
+
+
+def free_extents(file: NetworkFile) -> str:
+    """The extents of an input that leaves more than the first one free, in words; else empty."""
+    stored = {tensor.name for tensor in file.proto.graph.initializer}
+    for info in file.proto.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name not in stored and any(dim.dim_value <= 0 for dim in list(dims)[1:]):
+            return _extents(dims)
+    return ""
+
+
+def _extents(dims: Any) -> str:
+    return ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)

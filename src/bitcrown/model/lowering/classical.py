@@ -1,0 +1,107 @@
+"""``ai.onnx.ml`` as scikit-learn's exporter writes it: scaling, norms, linear models, labels.
+
+Ensembles of trees, kernels and what works on text have no rule here, and the reader says so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.lowering.arithmetic import product
+from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.comparison import winners
+from bitcrown.model.lowering.reduction import softmax_over
+
+
+def _floats(node: OnnxNode, key: str) -> np.ndarray:
+    return np.asarray(node.attrs.get(key, []), dtype=np.float32).astype(np.float64)
+
+
+@lowers("ai.onnx.ml.Scaler")
+def scaler(b: Builder, node: OnnxNode) -> None:
+    """``(x - offset) scale``."""
+    offset, scale = _floats(node, "offset"), _floats(node, "scale")
+    if not offset.size or not scale.size:
+        raise ModelError(f"node {node.name!r}: a Scaler without offset or scale")
+    b.bind(node, b.scaled(b.node_of(node.inputs[0]), scale, -offset * scale))
+
+
+@lowers("ai.onnx.ml.Normalizer")
+def normalizer(b: Builder, node: OnnxNode) -> None:
+    """Rows divided by the sum of their sizes, or by the root of the sum of their squares."""
+    x, norm = b.node_of(node.inputs[0]), node.attrs.get("norm", "MAX")
+    last = (len(b.shape(x)) - 1,)
+    if norm == "L1":
+        size = b.summed(b.absolute(x), last, True)
+    elif norm == "L2":
+        size = b.emit("Sqrt", (b.summed(b.emit("Square", (x,)), last, True),))
+    else:
+        raise UnsupportedError(f"node {node.name!r}: Normalizer with norm {norm!r}")
+    b.bind(node, product(b, x, b.emit("Reciprocal", (size,))))
+
+
+@lowers("ai.onnx.ml.Binarizer")
+def binarizer(b: Builder, node: OnnxNode) -> None:
+    """``[x > threshold]``."""
+    above = b.scaled(b.node_of(node.inputs[0]), None, -node.real("threshold", 0.0))
+    b.bind(node, b.relu(b.emit("Sign", (above,))))
+
+
+@lowers("ai.onnx.ml.ArrayFeatureExtractor")
+def extractor(b: Builder, node: OnnxNode) -> None:
+    """Columns at constant positions."""
+    x = b.node_of(node.inputs[0])
+    columns = b.constant(node.inputs[1], "the columns").astype(np.int64).reshape(-1)
+    value = b.gathered(x, len(b.shape(x)) - 1, columns)
+    b.bind(node, b.reshaped(value, (1, len(columns))) if len(b.shape(x)) == 1 else value)
+
+
+def _linear(b: Builder, node: OnnxNode, rows: int) -> str:
+    x = b.node_of(node.inputs[0])
+    x = b.reshaped(x, (1, *b.shape(x))) if len(b.shape(x)) == 1 else x
+    weight = _floats(node, "coefficients")
+    if rows < 1 or weight.size != rows * b.shape(x)[-1]:
+        raise ModelError(f"node {node.name!r}: {weight.size} coefficients for {rows} rows")
+    params = {"weight": weight.reshape(rows, -1)}
+    if _floats(node, "intercepts").size:
+        params["bias"] = np.broadcast_to(_floats(node, "intercepts"), (rows,)).copy()
+    return b.emit("Linear", (x,), params=params)
+
+
+@lowers("ai.onnx.ml.LinearRegressor")
+def linear_regressor(b: Builder, node: OnnxNode) -> None:
+    if node.attrs.get("post_transform", "NONE") != "NONE":
+        raise UnsupportedError(f"node {node.name!r}: LinearRegressor with a transform behind it")
+    b.bind(node, _linear(b, node, int(node.attrs.get("targets", 1))))
+
+
+@lowers("ai.onnx.ml.LinearClassifier")
+def linear_classifier(b: Builder, node: OnnxNode) -> None:
+    """A label, and scores of all classes: a row of coefficients for each of them."""
+    labels = np.asarray(node.attrs.get("classlabels_ints", []), dtype=np.float64)
+    names = node.attrs.get("classlabels_strings", [])
+    count = len(labels) or len(names)
+    if count < 2 or len(_floats(node, "intercepts")) not in (0, count):
+        raise UnsupportedError(
+            f"node {node.name!r}: LinearClassifier with one row of coefficients for two classes"
+        )
+    scores = _linear(b, node, count)
+    if node.outputs[0] and b.readers.get(node.outputs[0], 0):
+        if not len(labels):
+            raise UnsupportedError(f"node {node.name!r}: labels that are words")
+        best = b.scaled(winners(b, scores, 1, last=False), labels, None)
+        b.bind(node, b.summed(best, (1,), False), 0)
+    if len(node.outputs) > 1 and node.outputs[1]:
+        b.bind(node, _transformed(b, node, scores), 1)
+
+
+def _transformed(b: Builder, node: OnnxNode, scores: str) -> str:
+    kind = node.attrs.get("post_transform", "NONE")
+    if kind == "LOGISTIC":
+        return b.emit("Sigmoid", (scores,))
+    if kind == "SOFTMAX":
+        return softmax_over(b, scores, 1, is_log=False)
+    if kind != "NONE":
+        raise UnsupportedError(f"node {node.name!r}: LinearClassifier with transform {kind!r}")
+    return scores

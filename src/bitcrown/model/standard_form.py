@@ -1,0 +1,191 @@
+"""QONNX in standard operators: what onnxruntime, which has no operators of that format, is to run.
+
+Quant, BipolarQuant and Trunc round but keep float tensors; their specification says what they
+compute, in float32, one operation after the other, and so do the nodes that are written here. A
+tensor that is known (a weight) is computed at once. ``channels_last.Conv`` is a ``Conv`` between
+two transpositions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bitcrown.errors import UnsupportedError
+
+_LAST = "qonnx.custom_op.channels_last"
+_WHOLE = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
+_SIZED = {
+    **dict.fromkeys(("DOWN", "ROUND_TO_ZERO", "HALF_UP"), "Floor"),
+    **dict.fromkeys(("UP", "HALF_DOWN"), "Ceil"),
+}
+"""Roundings that act on the size of a number; the two halves move it first."""
+_OLD = ("Clip", "Pad", "Resize", "TopK")
+"""What changed between opset 9 and 11, which brings ``Round``."""
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "Div": np.divide,
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Round": np.rint,
+    "Ceil": np.ceil,
+    "Floor": np.floor,
+    "Abs": np.abs,
+    "Sign": np.sign,
+    "Clip": np.clip,
+}
+
+
+def standard_form(model: Any, domains: tuple[str, ...]) -> Any:
+    """The same network with the operators of ``domains`` in standard ones. Raises
+    ``UnsupportedError`` where it cannot be written."""
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+    if opset < 11 and any(node.op_type in _OLD for node in model.graph.node):
+        raise UnsupportedError(
+            "the network has operators of an old opset that have no standard form; raise its "
+            "opset to 13"
+        )
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    del written.graph.node[:]
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        if node.domain in domains:
+            written.graph.node.extend(_Expansion(node, constants).nodes)
+        else:
+            written.graph.node.append(node)
+    others = [e for e in model.opset_import if e.domain not in ("", "ai.onnx", *domains)]
+    del written.opset_import[:]
+    written.opset_import.extend([helper.make_opsetid("", max(opset, 11)), *others])
+    return written
+
+
+class _Expansion:
+    """The nodes of one operator; ``constants`` gets its result where that is known."""
+
+    def __init__(self, node: Any, constants: dict[str, Any]) -> None:
+        self.node, self.constants, self.nodes = node, constants, list[Any]()
+        self.attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        kinds = {"IntQuant": "Quant", "Conv": "Conv" if node.domain == _LAST else ""}
+        kind = kinds.get(node.op_type, node.op_type)
+        rules = {
+            "Quant": self._quant,
+            "BipolarQuant": self._bipolar,
+            "Trunc": self._trunc,
+            "Conv": self._conv,
+        }
+        if kind not in rules:
+            raise UnsupportedError(f"{node.op_type} {self._name!r} of QONNX has no rule")
+        rules[kind]()
+
+    @property
+    def _name(self) -> str:
+        return str(self.node.output[0])
+
+    def _constant(self, value: Any, to: str = "") -> str:
+        name = to or f"{self._name}/{len(self.nodes)}"
+        array = np.asarray(value, dtype=np.float32)
+        tensor = numpy_helper.from_array(array, name)
+        self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+        self.constants[name] = array
+        return name
+
+    def _step(self, op: str, *inputs: str, to: str = "") -> str:
+        if all(name in self.constants for name in inputs):
+            with np.errstate(all="ignore"):
+                value = _NUMPY[op](*(self.constants[n].astype(np.float32) for n in inputs))
+            return self._constant(value, to)
+        return self._added(op, inputs, to)
+
+    def _added(self, op: str, inputs: Any, to: str = "", **attrs: Any) -> str:
+        name = to or f"{self._name}/{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attrs))
+        return name
+
+    def _known(self, index: int) -> float:
+        """The one number at an input."""
+        name = self.node.input[index]
+        value = self.constants[name].reshape(-1) if name in self.constants else np.zeros(0)
+        if value.size != 1 or not np.isfinite(value).all():
+            raise UnsupportedError(
+                f"{self.node.op_type} {self._name!r} has no standard form: input {index} is not "
+                "one known number"
+            )
+        return float(value[0])
+
+    def _rounded(self, x: str, default: str) -> str:
+        mode = self.attrs.get("rounding_mode", default)
+        mode = (mode.decode() if isinstance(mode, bytes) else mode).upper()
+        if mode in _WHOLE:
+            return self._step(_WHOLE[mode], x)
+        if mode not in _SIZED:
+            raise UnsupportedError(f"{self.node.op_type} {self._name!r} rounds by {mode!r}")
+        size = self._step("Abs", x)
+        if mode.startswith("HALF"):
+            op = "Add" if mode == "HALF_UP" else "Sub"
+            size = self._step(op, size, self._constant(0.5))
+        return self._step("Mul", self._step("Sign", x), self._step(_SIZED[mode], size))
+
+    def _ends(self, index: int) -> tuple[str, str]:
+        """Least and greatest integer of the bits at an input."""
+        bits, narrow = self._known(index), int(bool(self.attrs.get("narrow", 0)))
+        if not bits >= 1:
+            raise UnsupportedError(f"{self.node.op_type} {self._name!r} has {bits:g} bits")
+        half = 2.0 ** (bits - 1)
+        if self.attrs.get("signed", 1):
+            return self._constant(narrow - half), self._constant(half - 1)
+        return self._constant(0.0), self._constant(2 * half - 1 - narrow)
+
+    def _quant(self) -> None:
+        x, scale = self.node.input[:2]
+        zero = self._constant(self._known(2))
+        ratio = self._step("Add", self._step("Div", x, scale), zero)
+        rounded = self._rounded(self._step("Clip", ratio, *self._ends(3)), "ROUND")
+        self._step("Mul", self._step("Sub", rounded, zero), scale, to=self._name)
+
+    def _trunc(self) -> None:
+        """Version 2 has a scale of the output, and clips."""
+        x, scale = self.node.input[:2]
+        zero, is_late = self._known(2), len(self.node.input) > 5
+        whole = self._step("Div", x, scale)
+        whole = self._step("Round", self._step("Add", whole, self._constant(zero)))
+        after, shift = scale, self._known(3) - self._known(5 if is_late else 4)
+        if is_late:
+            after = self.node.input[4]
+            shift = float(np.rint(np.log2(self._known(4) / self._known(1))))
+        value = self._step("Div", whole, self._constant(2.0**shift))
+        value = self._step("Clip", value, *self._ends(5)) if is_late else value
+        zero = zero / 2.0**shift if is_late else zero
+        value = self._step("Sub", self._rounded(value, "FLOOR"), self._constant(zero))
+        self._step("Mul", value, after, to=self._name)
+
+    def _bipolar(self) -> None:
+        """``x >= 0`` as ``1 - (x < 0)``, then ``2 b - 1``."""
+        x, scale = self.node.input[:2]
+        if x in self.constants and scale in self.constants:
+            sign = np.where(self.constants[x] >= 0, 1, -1).astype(np.float32)
+            self._constant(sign * self.constants[scale].astype(np.float32), self._name)
+            return
+        less = self._added("Less", [x, self._constant(0.0)])
+        self.nodes.append(
+            helper.make_node("Cast", [less], [f"{self._name}/number"], to=onnx.TensorProto.FLOAT)
+        )
+        number = f"{self._name}/number"
+        twice = self._step("Mul", number, self._constant(2.0))
+        self._step("Mul", self._step("Sub", self._constant(1.0), twice), scale, to=self._name)
+
+    def _conv(self) -> None:
+        """The channels of input, weight and result are their last axis."""
+        x, weight = self.node.input[:2]
+        rank = len(self.attrs["kernel_shape"]) + 2
+        first = [0, rank - 1, *range(1, rank - 1)]
+        parts = [self._added("Transpose", [name], perm=first) for name in (x, weight)]
+        attrs = {key: value for key, value in self.attrs.items() if key != "data_layout"}
+        found = self._added("Conv", [*parts, *self.node.input[2:]], "", **attrs)
+        self._added("Transpose", [found], self._name, perm=[0, *range(2, rank), 1])

@@ -1,0 +1,129 @@
+"""Bounds of neurons that hold where one case is violated, for that case alone.
+
+All cases share the root's bounds, which hold on the whole box. A domain of one case only matters
+where this case is violated, and there neurons have less room (``bounds.violation``): the deeper the
+layer, the less. So a case that stays open gets bounds of its own, layer by layer from the last one,
+and again while that moves its bound. Tighter layers have everything of the search tighter: the
+case's bound, every domain's, and the number of neurons that are left to split.
+
+What is claimed of a case here holds under its premises (``premises``), hence for the whole problem
+only: all cases together are refuted, or nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bitcrown.bounds import claims
+from bitcrown.bounds.ascent import Ascent
+from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.rows import Rows
+from bitcrown.bounds.violation import Violation, climbed
+from bitcrown.search.neurons.bounder import DomainBounder
+from bitcrown.search.neurons.domains import Domains
+from bitcrown.search.neurons.guide import narrowed_guide
+
+_STEPS = 20
+"""Steps of ascent for a neuron's bound."""
+_NEURONS = 128
+"""Neurons that climb together, at most."""
+_MOVES = 0.02
+"""Share of its distance to zero by which a sweep must raise a case's bound to have moved it."""
+
+
+class CaseBounds:
+    """``bounder`` and the unsplit ``domains`` (one, or none once the case is refuted) of ``case``.
+
+    ``depth`` layers from the last one are tightened in a sweep; ``seconds`` of computing have gone
+    into all sweeps.
+    """
+
+    def __init__(self, bounder: DomainBounder, domains: Domains) -> None:
+        self.bounder, self.domains = bounder, domains
+        self.case = int(domains.case[0])
+        self.depth, self.seconds = 1, 0.0
+
+    @property
+    def layers(self) -> int:
+        return len(self.bounder.guide.layout.neuron_at)
+
+    @property
+    def can_go_on(self) -> bool:
+        return bool(len(self.domains)) and self.depth <= self.layers
+
+    def run(self, premises: Rows, seconds: float, lasting: float) -> bool:
+        """Sweep while that moves the bound at any depth, for ``seconds`` of computing, and beyond
+        them as long as the case would be refuted in less than ``lasting`` seconds at the rate of
+        the last sweep; returns whether the bound has moved. Raises ``BudgetExpired``."""
+        end, has_moved, projected = self.seconds + seconds, False, math.inf
+        while self.can_go_on and (self.seconds < end or projected < lasting):
+            started = time.process_time()
+            is_beyond = self.seconds >= end
+            stop = math.inf if is_beyond else started + end - self.seconds
+            gain = self._sweep(premises, stop)
+            spent = time.process_time() - started
+            self.seconds += spent
+            has_moved |= gain > _MOVES
+            projected = spent / gain if gain > _MOVES else math.inf
+            # a sweep that was cut short says nothing about the depth
+            if gain <= _MOVES and (is_beyond or self.seconds < end):
+                is_last = self.depth == self.layers
+                self.depth = self.depth + 1 if is_last else min(2 * self.depth, self.layers)
+        return has_moved or not len(self.domains)
+
+    def _sweep(self, premises: Rows, end: float) -> float:
+        """Tighten the last ``depth`` layers once; the share of the case's distance to zero that
+        this gained."""
+        layout = self.bounder.guide.layout
+        for where in list(layout.neuron_at.values())[-self.depth :]:
+            if not self._tighten(premises, torch.arange(where.start, where.stop), end):
+                self._refuted()
+                return 1.0
+        before = self.domains.value
+        self.domains = self.bounder.improve(self.domains, Ascent(20, 0.25, 0.05))
+        if not len(self.domains):
+            return 1.0
+        return float(claims.ratio(self.domains.value - before, -before))
+
+    def _refuted(self) -> None:
+        """No input satisfies the premises."""
+        self.domains = self.bounder.closed(self.domains)
+
+    def _tighten(self, premises: Rows, neurons: Tensor, end: float) -> bool:
+        """Bounds of the guide's ``neurons``, those of one layer; False if two of them cross."""
+        bounder = self.bounder
+        guide, root = bounder.guide, bounder.root
+        low, up = root.layout.flat_bounds(root.enclosure.bounds)
+        neurons = neurons.to(low.device)
+        at = neurons if guide.reduced is None else guide.reduced.neurons[neurons]
+        open_ = claims.is_unstable(low[0, at], up[0, at]).nonzero().flatten()
+        if not len(open_):
+            return True
+        low, up = low.clone(), up.clone()
+        step = LayerBounder(root.proof, bounder.budget.memory // 8).rows_per_pass(1)
+        violation = Violation(guide.climber, guide.layout, premises, guide.bounds)
+        proof = Violation(root.proof, root.layout, premises, root.enclosure.bounds)
+        for part in torch.split(open_, self._fitting()):
+            if time.process_time() > end:
+                break
+            alpha, weight = climbed(violation, neurons[part], _STEPS, bounder.budget)
+            where = at[part]
+            new = proof.proved(where, guide.expanded(alpha), weight, root.enclosure.scales, step)
+            low[0, where], up[0, where] = claims.tightened(low[0, where], up[0, where], *new)
+        low, up, is_empty = claims.crossed(low, up)
+        bounds = root.layout.with_flat_bounds(root.enclosure.bounds, low, up)
+        root = replace(root, enclosure=root.enclosure._replace(bounds=bounds))
+        self.bounder = replace(bounder, root=root, guide=narrowed_guide(guide, root))
+        return not bool(is_empty)
+
+    def _fitting(self) -> int:
+        """Neurons whose slopes, moments and passes fit an eighth of the memory."""
+        guide = self.bounder.guide
+        entries = sum(node.size for node in guide.network.graph.nodes.values())
+        row = 2 * 8 * (4 * guide.layout.n_alphas + 4 * entries)
+        return max(1, min(_NEURONS, self.bounder.budget.memory // 8 // row))

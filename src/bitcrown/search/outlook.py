@@ -1,0 +1,128 @@
+"""What a decision will do with a problem, said before it: the engine, what is enclosed and how
+loosely, and everything that stands in the way, not only the first thing.
+
+For a nonlinear element with operand(s) in ``[l, u]``, between the lines ``a_l x + b_l`` and ``a_u x
++ b_u``, looseness is how far the lines are apart at most,
+
+    (b_u - b_l) + sum_i max((a_u - a_l)_i l_i, (a_u - a_l)_i u_i),
+
+a number in the units of the element's value: what a bound may lose there. It is measured on the
+whole box of the first case, by one plain pass of bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bitcrown.bounds import claims
+from bitcrown.bounds.intermediate import Enclosure, LayerBounder
+from bitcrown.bounds.relaxations.registry import nonlinear_row
+from bitcrown.budget import Budget
+from bitcrown.check.replay import RuntimeReplay
+from bitcrown.errors import BitcrownError
+from bitcrown.model.crosscheck import crosscheck
+from bitcrown.model.execute import Network
+from bitcrown.model.file import NetworkFile
+from bitcrown.model.graph import Graph
+from bitcrown.model.joining import join
+from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.decision import FEW_INPUTS
+from bitcrown.search.objective import Objective, objective_of
+from bitcrown.settings import Settings
+from bitcrown.spec.problem import Problem
+
+_SECONDS = 30.0
+"""For the bounds that measure looseness; what is not bounded by then has its interval."""
+_SIGNED = ("Relu", "LeakyRelu", "PRelu", "Abs", "Sign")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """``sentences`` on what will be done; ``obstacles``: each reason for ``unknown`` by itself."""
+
+    sentences: tuple[str, ...]
+    obstacles: tuple[str, ...]
+
+
+def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
+    """What ``verify`` will do with ``problem`` in the float engine. Nothing is raised that a file
+    or property causes: it is among the obstacles."""
+    settings = settings or Settings()
+    obstacles: list[str] = []
+    graphs: dict[str, Graph] = {}
+    for name, path in problem.networks.items():
+        file = NetworkFile(path)
+        try:
+            graphs[name] = read_graph(file, settings.semantics)
+            crosscheck(graphs[name], file, settings.seed)
+        except BitcrownError as error:
+            obstacles.append(str(error))
+    objective = None
+    try:
+        replay = RuntimeReplay(problem.query, problem.networks)
+        objective = objective_of(problem, replay.dtypes())
+    except BitcrownError as error:
+        obstacles.append(str(error))
+    sentences: list[str] = []
+    if not problem.cases:
+        return Outlook(("nothing is left to decide: unsat",), tuple(dict.fromkeys(obstacles)))
+    if objective is not None:
+        sentences.append(_engine(objective))
+        if any(not row.is_linear() for case in problem.cases for row in case.constraints):
+            sentences.append(
+                "constraints with products are left out of proofs, and checked on counterexamples"
+            )
+    if objective is not None and not obstacles:
+        try:
+            graph = join(graphs)
+            sentences += _looseness(Network(graph, torch.float64), objective, settings)
+        except BitcrownError as error:
+            obstacles.append(str(error))
+    return Outlook(tuple(sentences), tuple(dict.fromkeys(obstacles)))
+
+
+def _engine(objective: Objective) -> str:
+    varied = int((objective.upper != objective.lower).any(axis=0).sum())
+    inputs, boxes = objective.lower.shape[1], len(objective.lower)
+    what = f"{varied} of {inputs} inputs vary, in {boxes} box{'' if boxes == 1 else 'es'}"
+    if boxes > 1 or varied <= FEW_INPUTS:
+        return f"{what}: boxes of inputs are split"
+    return f"{what}: signs of neurons are split"
+
+
+def _looseness(network: Network, objective: Objective, settings: Settings) -> list[str]:
+    """A sentence for each nonlinear operator."""
+    lower, upper = (network.tensor(ends[:1]) for ends in (objective.lower, objective.upper))
+    limit = Budget.of_seconds(_SECONDS, settings.memory_bytes())
+    with torch.no_grad():
+        enclosure = LayerBounder(network, limit.memory // 8, budget=limit).run(lower, upper)
+    counts: dict[str, list[float]] = {}
+    for name in enclosure.relaxations:
+        node = network.graph.nodes[name]
+        gap = _gap(network, enclosure, name)
+        total = counts.setdefault(node.op, [0.0, 0.0, 0.0])
+        total[0] += node.size
+        total[1] += float(torch.count_nonzero(gap))
+        total[2] = max(total[2], float(gap.max()))
+    found = []
+    for op, (size, loose, worst) in counts.items():
+        is_split = op in _SIGNED and nonlinear_row(op).is_piecewise_linear
+        how = "a split makes each exact" if is_split else "only smaller boxes make them tighter"
+        said = "none is loose" if not loose else f"lines up to {worst:.3g} apart; {how}"
+        found.append(f"{op}: {int(loose)} of {int(size)} elements are loose on this box, {said}")
+    return found
+
+
+def _gap(network: Network, enclosure: Enclosure, name: str) -> torch.Tensor:
+    """Largest distance between the two lines of each element, ``[*]``; NaN counts as infinite."""
+    node, lines = network.graph.nodes[name], enclosure.relaxations[name]
+    total = lines.upper_intercept - lines.lower_intercept
+    for place, operand in enumerate(node.inputs):
+        slope = lines.upper_slopes[place] - lines.lower_slopes[place]
+        low, up = enclosure.bounds[operand]
+        total = total + torch.maximum(slope * low, slope * up)
+    # (What is exact has lines that are apart by their rounding.)
+    scale = torch.maximum(lines.upper_intercept.abs(), lines.lower_intercept.abs())
+    return claims.known(torch.relu(total - 1e-9 * (1.0 + scale)), torch.inf)[0]
