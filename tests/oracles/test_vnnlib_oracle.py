@@ -146,7 +146,6 @@ BROKEN = {
     "too many": ONE + "(assert (<= X[0,0,0] 0.5))",
     "empty and": ONE + "(assert (and))",
     "one side": ONE + "(assert (<= X[0,0]))",
-    "not": ONE + "(assert (not (<= X[0,0] 0.5)))",
     "division": ONE + "(assert (<= (/ X[0,0] 2.0) 0.5))",
     "no network": "(vnnlib-version <2.0>)(assert (<= 0.0 1.0))",
     "no version": ONE.partition("\n")[2] + "(assert (<= X[0,0] 0.5))",

@@ -37,8 +37,8 @@ def test_verify(scripts: Scripts, mode: str, code: int, output: str) -> None:
     done = cli(scripts, mode, "verify", "net.onnx", "prop.vnnlib")
     assert (done.returncode, done.stdout) == (code, output)
     said = done.stderr.splitlines()
-    # Without an answer it also says where the time went, and what to try.
-    assert len(said) == (3 if code == 3 else 1)
+    # Without an answer it also says what to try and, if there was any, where the time went.
+    assert len(said) in ((2, 3) if code == 3 else (1,))
     assert all(line.startswith("bitcrown: ") for line in said)
 
 

@@ -64,20 +64,20 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 6500,
-    "spec": 3400,
-    "check": 8450,
-    "bounds": 5050,
+    "model": 7100,
+    "spec": 3500,
+    "check": 8620,
+    "bounds": 5850,
     "attacks": 3590,
     "quant": 9200,
-    "search": 5100,
+    "search": 6500,
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
-    "evaluation": 4350,
+    "evaluation": 4420,
     "harness": 2050,
     "cli": 2000,
-    "modules": 1400,
+    "modules": 1440,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""

@@ -171,9 +171,8 @@ class LayerBounder:
             elif network.rows[node.name].is_capped:
                 relaxations[node.name] = relaxation_of(node, bounds)
             # The node itself: interval, what was known, zonotope. Each is valid, so is their meet.
-            interval = node_interval(
-                network, node, [bounds[name] for name in node.inputs], self.gamma
-            )
+            operands = [bounds[name] for name in node.inputs]
+            interval = node_interval(network, node, operands, self.gamma)
             if known is not None and node.name in known:
                 interval = intersect(interval, known[node.name])
             if forward is not None:

@@ -86,11 +86,14 @@ class Layout:
         return result
 
     def gathered(self, bounds: Bounds, index: Tensor) -> Bounds:
-        """Bounds of the domains ``index [B]``; those that all domains share stay as they are."""
+        """Bounds of the domains ``index [B]``; those that all domains share stay as they are.
+
+        Of the operands alone; of all nodes where none has an operand, so that there is a dtype.
+        """
         return {
             name: pair if pair[0].shape[0] == 1 else (pair[0][index], pair[1][index])
             for name, pair in bounds.items()
-            if name in self.operands
+            if name in self.operands or not self.operands
         }
 
     def flat_bounds(self, bounds: Bounds) -> tuple[Tensor, Tensor]:

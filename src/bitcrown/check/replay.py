@@ -7,29 +7,21 @@ inputs and ``m`` flat outputs over all networks.
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bitcrown.check.asked_tensors import with_asked_outputs
-from bitcrown.check.outside import completed_model
+from bitcrown.check.model_files import runnable_model, unpacked_model
 from bitcrown.check.qonnx import standard_content
 from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.query import NetworkDecl, Query, TensorDecl
 
-MAX_MODEL_BYTES = 2 * 1024**3
-"""Largest network file after unpacking: what a protobuf message may hold."""
 _BATCH_TRIAL = 3
 _BATCH_TOLERANCE = 1e-3
-GZIP_MAGIC = b"\x1f\x8b"
-_CHUNK = 1 << 22
-_OUTSIDE_KEY = b"location"
 NUMBERS = "fiub"
 """Kinds of numpy types; a map or a sequence of onnxruntime becomes an array of objects, text one of
 strings."""
@@ -243,7 +235,7 @@ def _opened(path: Path, declared: NetworkDecl) -> Any:
     if declared.asks_more:
         content = with_asked_outputs(path, declared, unpacked_model(path))
     try:
-        return open_session(_model_of(path) if content is None else content, path)
+        return open_session(runnable_model(path) if content is None else content, path)
     except ModelError:
         standard = standard_content(content or unpacked_model(path), path)
         if standard is None:
@@ -278,64 +270,6 @@ def run_session(
     except Exception as error:  # onnxruntime's own classes live inside its extension
         raise ModelError(f"onnxruntime cannot run {name}: {_first_line(error)}") from error
     return result
-
-
-def _model_of(path: Path) -> str | bytes:
-    """What onnxruntime opens: the path of a plain file, or the bytes where it is gzip (whatever its
-    name) or keeps weights in other files."""
-    found = _found(path)
-    try:
-        with found.open("rb") as raw:
-            if raw.read(2) != GZIP_MAGIC and not _names_other_files(raw):
-                return str(found)
-    except OSError as error:
-        raise ModelError(f"the network file {found} cannot be read: {error}") from error
-    return unpacked_model(found)
-
-
-def _names_other_files(raw: BinaryIO) -> bool:
-    """Whether the rest of ``raw`` has the key under which a weight says in which file it lies."""
-    tail = b""
-    while part := raw.read(_CHUNK):
-        if _OUTSIDE_KEY in tail + part:
-            return True
-        tail = part[-len(_OUTSIDE_KEY) :]
-    return False
-
-
-def unpacked_model(path: Path) -> bytes:
-    """Content of ``path`` (or ``path.gz``), unpacked, with the weights that it keeps in files
-    beside it. Raises ``ModelError``."""
-    found = _found(path)
-    try:
-        content = unpacked(found.read_bytes(), MAX_MODEL_BYTES)
-        return completed_model(content, found, MAX_MODEL_BYTES)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the network file {found} cannot be read: {error}") from error
-
-
-def _found(path: Path) -> Path:
-    packed = path.with_name(path.name + ".gz")
-    return packed if not path.exists() and packed.exists() else path
-
-
-def unpacked(data: bytes, limit: int) -> bytes:
-    """``data``, unpacked if it is gzip. Raises ``ValueError`` for damaged data or more than
-    ``limit`` bytes."""
-    if data[:2] != GZIP_MAGIC:
-        return data
-    result = bytearray()
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            # In chunks, so that a small file that unpacks to something enormous is noticed before
-            # it fills the memory.
-            while part := stream.read(_CHUNK):
-                result += part
-                if len(result) > limit:
-                    raise ValueError(f"it unpacks to more than {limit} bytes")
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"damaged gzip data ({error})") from error
-    return bytes(result)
 
 
 def _cast(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:

@@ -116,6 +116,8 @@ def with_a_constant(w: Writer, x: str) -> str:
     weight, zero = weights(w, (3, 4))
     known = floats(w, w.add("MatMulInteger", q, weight, z, zero), s, 0.1)
     return w.add("Add", dense(w, x), known)
+
+
 def fused_product(w: Writer, x: str) -> str:
     """MatMulIntegerToFloat, then DynamicQuantizeMatMul."""
     q, s, z = quantized(w, x)

@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bitcrown.check.replay import open_session, unpacked_model
+from bitcrown.check.model_files import unpacked_model
+from bitcrown.check.replay import open_session
 from bitcrown.errors import ModelError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.file import NetworkFile

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bitcrown.check.replay import unpacked_model
+from bitcrown.check.model_files import unpacked_model
 from bitcrown.errors import ModelError
 
 

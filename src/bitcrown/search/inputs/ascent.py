@@ -117,7 +117,7 @@ def sharpened_values(
 
     best = ends[0].new_full((len(box),), -torch.inf)
     kept = dict(alphas)
-    for step in range(ASCENT_STEPS + 1):
+    for step in range(ASCENT_STEPS + 1 if alphas else 0):
         with torch.enable_grad():
             given = {name: value.detach().requires_grad_() for name, value in alphas.items()}
             value = minimum(bounder.lines(group, row, relaxed(given), None), *ends)[:, 0]

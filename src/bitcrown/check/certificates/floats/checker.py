@@ -49,7 +49,8 @@ from bitcrown.check.certificates.floats.nodes import FloatArray, FloatNetwork
 from bitcrown.check.certificates.floats.property import Group, cases_by_box
 from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.floats.steps import Leaves, halves, leaf_values, refine
-from bitcrown.check.replay import RuntimeReplay, unpacked_model
+from bitcrown.check.model_files import unpacked_model
+from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.spec.problem import Problem
 

@@ -25,7 +25,7 @@ from bitcrown.check.certificates.documents import (
     parsed,
 )
 from bitcrown.check.certificates.floats.nodes import FloatArray
-from bitcrown.check.replay import unpacked
+from bitcrown.check.model_files import unpacked
 
 FLOAT_FORMAT = "bitcrown-float-certificate-1"
 _MAX_BYTES = 1 << 30
