@@ -83,12 +83,15 @@ class Race:
         self.recorder = bounder.recorder
         self.bounder, self.domains = fastest(bounder, domains)
         self.cases = set(domains.case.tolist())
+        layout = bounder.root.layout
+        has_ranges = tactics is None and splits_ranges(layout)
         if tactics is None:
-            tactics = suitable_tactics(self.bounder) if bounder.root.layout.n_neurons else []
+            is_signless = has_ranges and not layout.n_neurons
+            tactics = [] if is_signless else suitable_tactics(self.bounder)
         self.searches: list[TreeSearch[Any]] = [
             TreeSearch(self._own(self.bounder), self.domains, tactic) for tactic in tactics
         ]
-        if splits_ranges(bounder.root.layout):
+        if has_ranges:
             ranges = RangeBounder.of(bounder)
             self.searches.append(TreeSearch(ranges, ranges.begun(domains), RANGES))
         self.seconds = 0.0

@@ -35,9 +35,9 @@ class OperandAxis:
         self.size = end
 
     def narrowed(self, bounds: Bounds, domains: RangeDomains) -> Bounds:
-        """The root's ``bounds`` of the operands with the ranges of ``domains`` imposed, in their
-        own dtype; ``[1, *]`` where no domain has split anything."""
-        result = {name: bounds[name] for name in self.at}
+        """The root's ``bounds`` with the ranges of ``domains`` imposed on operands, in their own
+        dtype; ``[1, *]`` where no domain has split anything."""
+        result = dict(bounds)
         if not domains.index.shape[1]:
             return result
         for name, where in self.at.items():
