@@ -16,13 +16,15 @@ from torch.overrides import TorchFunctionMode
 import bitcrown.search.decision as decision
 from bitcrown import Settings, Status, load, verify
 from bitcrown.model.graph import Graph
+from bitcrown.search.inputs.bounds import BoxBounder
+from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.train.architectures import architecture
 from bitcrown.train.images import Normalisation
 from bitcrown.train.network import TrainableNetwork
 from bitcrown.train.schedules import StepValues
 from bitcrown.train.settings import TrainSettings
 from bitcrown.train.step import TrainingBatch, TrainingStep, optimiser_of, parts_of
-from bitcrown.verdict import Verdict
+from bitcrown.verdict import Reason, Verdict
 from tests.random_networks import box_property, conv_graph, dense_graph, save_onnx
 
 SUITE = Path(__file__).resolve().parents[2] / "benchmarks/quickstart"
@@ -92,6 +94,40 @@ def test_every_tensor_is_made_where_the_network_is(
             decide(dense_graph(4, [6, 24, 24, 2]), tmp_path, 0.4, formula, "cpu")
     assert watch.calls
     assert not watch.places
+
+
+@pytest.mark.parametrize("largest", [0, 3])
+@pytest.mark.parametrize("search", ["input split", "neuron split"])
+def test_a_device_without_memory_has_smaller_rounds(
+    search: str, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than ``largest`` boxes or domains are too many at a time: nothing is lost, unless that
+    is one."""
+    if search == "neuron split":
+        monkeypatch.setattr(decision, "FEW_INPUTS", 0)
+    owner, name = {
+        "input split": (BoxBounder, "sharp"),
+        "neuron split": (DomainBounder, "improve"),
+    }[search]
+    honest, refused = getattr(owner, name), []
+
+    def planted(self: Any, given: Any, *others: Any) -> Any:
+        if len(given) > largest:
+            refused.append(len(given))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, given, *others)
+
+    monkeypatch.setattr(owner, name, planted)
+    graph = dense_graph(4, [6, 24, 24, 2])
+    verdict = decide(graph, tmp_path, 0.5, "(and (<= Y_0 Y_1) (>= Y_0 -1))", "cpu")
+    monkeypatch.setattr(owner, name, honest)
+    expected = decide(graph, tmp_path, 0.5, "(and (<= Y_0 Y_1) (>= Y_0 -1))", "cpu")
+    assert expected.status is Status.UNSAT and expected.decided_by == search
+    assert refused
+    if largest:
+        assert verdict.status is expected.status
+    else:
+        assert (verdict.status, verdict.reason) == (Status.UNKNOWN, Reason.MEMORY)
 
 
 def step_on_meta(**settings: Any) -> None:

@@ -23,7 +23,7 @@ from bitcrown.search.input_decision import decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
 from bitcrown.search.objective import objective_of
 from bitcrown.search.strict_rows import with_strict_rows
-from bitcrown.verdict import Verdict
+from bitcrown.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
@@ -58,6 +58,8 @@ def decide_in_floats(run: Run) -> Verdict:
         objective = with_strict_rows(run.problem, proof, objective)
     varied = int((objective.upper != objective.lower).any(axis=0).sum())
     run.counters.update(cases=objective.n_cases, boxes=len(objective.lower), varied_inputs=varied)
-    if len(objective.lower) > 1 or varied <= FEW_INPUTS:
-        return decide_by_inputs(run, proof, objective)
-    return decide_by_neurons(run, proof, objective)
+    by_inputs = len(objective.lower) > 1 or varied <= FEW_INPUTS
+    try:
+        return (decide_by_inputs if by_inputs else decide_by_neurons)(run, proof, objective)
+    except torch.OutOfMemoryError as error:
+        return run.unknown(Reason.MEMORY, str(error).partition("\n")[0])

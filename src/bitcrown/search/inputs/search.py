@@ -108,6 +108,7 @@ class InputSplit:
         self.root_known: tuple[Tensor, Tensor] | None = None
         self.open_roots: list[Boxes] = []
         self.batch = SMALLEST_BATCH if self.bounder.takes_pairs else 1
+        self.largest = LARGEST_BATCH
 
     @property
     def stuck(self) -> int:
@@ -149,7 +150,11 @@ class InputSplit:
         done = len(self.rows.lower) - self.roots_left
         count = min(self.roots_left, self.batch)
         index = torch.arange(done, done + count, device=self.rows.lower.device)
-        boxes, _, witness = self._examine(self.rows.roots(index, self.root_known))
+        try:
+            boxes, _, witness = self._examine(self.rows.roots(index, self.root_known))
+        except torch.OutOfMemoryError:
+            self._halve(count)
+            return None
         if witness is not None:
             return witness
         self.roots_left -= count
@@ -163,7 +168,13 @@ class InputSplit:
     def _tree_round(self) -> object | None:
         taken = self.parts.take(self.batch)
         examine = self._examine_once if self.parts.is_racing() else self._examine
-        boxes, rows, witness = examine(taken)
+        try:
+            boxes, rows, witness = examine(taken)
+        except torch.OutOfMemoryError:
+            self._halve(len(taken))
+            nothing = taken.region[:0]
+            self.parts.give(taken, torch.zeros_like(taken.mass), nothing)
+            return None
         if witness is None:
             self.parts.give(*self._split(boxes, rows))
         return witness
@@ -185,6 +196,13 @@ class InputSplit:
         boxes = replace(boxes.select(every), mass=mass, region=region)
         return boxes, RowBounds(*(part[every] for part in rows)), witness
 
+    def _halve(self, size: int) -> None:
+        """Rounds of at most half of ``size`` boxes from now on. Raises ``torch.OutOfMemoryError``
+        for one box."""
+        if size == 1:
+            raise torch.OutOfMemoryError("the device has no memory for the bounds of one box")
+        self.largest = self.batch = size // 2
+
     def _resize(self) -> None:
         """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room.
 
@@ -197,8 +215,9 @@ class InputSplit:
         known = sum(self.bounder.sizes) * 16 * 64
         total = sum(node.size for node in self.network.graph.nodes.values())
         room = self.budget.memory // 4 // (total * 8 * (6 + 2 * self.bounder.symbols) + known + 1)
-        wanted = int(min(LARGEST_BATCH, ROUND_ENTRIES / max(entries, 1.0), room))
-        self.batch = max(1, min(max(wanted, SMALLEST_BATCH), 4 * self.batch, max(room, 1)))
+        wanted = int(min(self.largest, ROUND_ENTRIES / max(entries, 1.0), room))
+        most = min(max(wanted, SMALLEST_BATCH), 4 * self.batch, max(room, 1), self.largest)
+        self.batch = max(1, most)
 
     def _examine(self, boxes: Boxes) -> tuple[Boxes, RowBounds, object | None]:
         """The boxes that stay open, clipped, and the bounds of their rows; or a witness."""

@@ -80,7 +80,7 @@ class TreeSearch(Generic[D]):
         self.stack.push(domains)
         self.whole = max(float(domains.mass.sum()), 1e-300)
         self.start = domains.value.clamp(max=0.0).double()
-        self.batch, self.best_rate = _FIRST_BATCH, 0.0
+        self.batch, self.largest, self.best_rate = _FIRST_BATCH, 1 << 30, 0.0
         self.rounds = self.domains = self.stuck = 0
         self.stuck_mass = 0.0
         self.seconds = 0.0
@@ -157,9 +157,16 @@ class TreeSearch(Generic[D]):
             if self.stack.bytes() > self.bounder.budget.memory // 2:
                 return self.outcome(False, "memory")
             batch = self.stack.pop(self.batch)
-            started = time.process_time()
+            started, stuck = time.process_time(), (self.stuck, self.stuck_mass)
             try:
                 self.stack.push(self._round(batch))
+            except torch.OutOfMemoryError:  # nothing is lost: the same domains in smaller rounds
+                self.stuck, self.stuck_mass = stuck
+                self.stack.push(batch)
+                if len(batch) == 1:
+                    return self.outcome(False, "memory")
+                self.batch = self.largest = len(batch) // 2
+                continue
             except BudgetExpired:
                 self.stack.push(batch)
                 return self.outcome(False, "deadline")
@@ -189,9 +196,9 @@ class TreeSearch(Generic[D]):
         polls the budget."""
         rate = size / seconds
         if size == self.batch and rate > 0.9 * self.best_rate and seconds < _LONG_ROUND:
-            self.batch = self.bounder.fitting(2 * self.batch)
+            self.batch = min(self.largest, self.bounder.fitting(2 * self.batch))
         elif size == self.batch and rate < 0.5 * self.best_rate:
-            self.batch = max(_FIRST_BATCH, self.batch // 2)
+            self.batch = min(self.largest, max(_FIRST_BATCH, self.batch // 2))
         self.best_rate = max(self.best_rate, rate)
 
     def _round(self, batch: D) -> D:
