@@ -30,13 +30,7 @@ from bitcrown.bounds import claims
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.mirrored import without_mirrored_neurons
-from bitcrown.search.inputs.ascent import (
-    ASCENT_STEP_COST,
-    ASCENT_STEPS,
-    Tries,
-    has_slopes,
-    sharpened_values,
-)
+from bitcrown.search.inputs import ascent
 from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
 from bitcrown.search.inputs.boxes import (
     Boxes,
@@ -97,8 +91,8 @@ class InputSplit:
         self.bounder = BoxBounder(network, self.rows, budget)
         usable = [rule for rule in rules if self.bounder.takes_pairs or not rule.looks]
         self.parts = Subtrees(usable or list(rules))
-        self.tries = Tries()
-        self.takes_slopes = self.bounder.takes_pairs and has_slopes(self.bounder)
+        self.tries = ascent.Tries()
+        self.takes_slopes = self.bounder.takes_pairs and ascent.has_slopes(self.bounder)
         self.root_width = (self.rows.upper - self.rows.lower).amax(0, keepdim=True)
         self.rounds = self.domains = 0
         self.rejected = 0
@@ -107,8 +101,7 @@ class InputSplit:
         self.roots_left = len(self.rows.lower)
         self.root_known: tuple[Tensor, Tensor] | None = None
         self.open_roots: list[Boxes] = []
-        self.batch = SMALLEST_BATCH if self.bounder.takes_pairs else 1
-        self.largest = LARGEST_BATCH
+        self.batch, self.largest = SMALLEST_BATCH if self.bounder.takes_pairs else 1, LARGEST_BATCH
 
     @property
     def stuck(self) -> int:
@@ -126,8 +119,14 @@ class InputSplit:
         while self.roots_left or len(self.parts.parts):
             if self.budget.is_expired() or (self.rounds > first and time.monotonic() > end):
                 return self._outcome(False, self._left())
-            with torch.no_grad():
-                witness = self._root_round() if self.roots_left else self._tree_round()
+            try:
+                with torch.no_grad():
+                    witness = self._root_round() if self.roots_left else self._tree_round()
+            except torch.OutOfMemoryError:  # nothing is lost: the same boxes in smaller rounds
+                if self.batch == 1:
+                    raise
+                self.largest = self.batch = self.batch // 2
+                continue
             if witness is not None:
                 return self._outcome(False, 0, witness)
             self.rounds += 1
@@ -150,11 +149,7 @@ class InputSplit:
         done = len(self.rows.lower) - self.roots_left
         count = min(self.roots_left, self.batch)
         index = torch.arange(done, done + count, device=self.rows.lower.device)
-        try:
-            boxes, _, witness = self._examine(self.rows.roots(index, self.root_known))
-        except torch.OutOfMemoryError:
-            self._halve(count)
-            return None
+        boxes, _, witness = self._examine(self.rows.roots(index, self.root_known))
         if witness is not None:
             return witness
         self.roots_left -= count
@@ -171,10 +166,8 @@ class InputSplit:
         try:
             boxes, rows, witness = examine(taken)
         except torch.OutOfMemoryError:
-            self._halve(len(taken))
-            nothing = taken.region[:0]
-            self.parts.give(taken, torch.zeros_like(taken.mass), nothing)
-            return None
+            self.parts.give(taken, torch.zeros_like(taken.mass), taken.region[:0])
+            raise
         if witness is None:
             self.parts.give(*self._split(boxes, rows))
         return witness
@@ -195,13 +188,6 @@ class InputSplit:
         mass, region = taken.mass[is_left], taken.region[is_left]
         boxes = replace(boxes.select(every), mass=mass, region=region)
         return boxes, RowBounds(*(part[every] for part in rows)), witness
-
-    def _halve(self, size: int) -> None:
-        """Rounds of at most half of ``size`` boxes from now on. Raises ``torch.OutOfMemoryError``
-        for one box."""
-        if size == 1:
-            raise torch.OutOfMemoryError("the device has no memory for the bounds of one box")
-        self.largest = self.batch = size // 2
 
     def _resize(self) -> None:
         """A batch whose passes have ``ROUND_ENTRIES`` entries, as far as memory has room.
@@ -273,7 +259,9 @@ class InputSplit:
             return rows
         kind = self.tries.kinds(_worst(boxes, rows)[is_open], boxes.least[is_open])
         passes = (
-            float(boxes.open[is_open].sum()) / len(is_open) * (ASCENT_STEPS * ASCENT_STEP_COST + 2)
+            float(boxes.open[is_open].sum())
+            / len(is_open)
+            * (ascent.ASCENT_STEPS * ascent.ASCENT_STEP_COST + 2)
         )
         saved = 2.0 * self.sharp_work / max(self.sharp_boxes, 1.0)
         chosen = self.tries.chosen(kind, saved / passes)
@@ -285,7 +273,7 @@ class InputSplit:
         best = rows.best[box, case].argmax(dim=1)
         group = boxes.group[box]
         row = self.rows.place[group, case, best]
-        value = sharpened_values(self.bounder, boxes, stage, box, row)
+        value = ascent.sharpened_values(self.bounder, boxes, stage, box, row)
         value = claims.least_margin(value, self.rows.rhs[group, case, best])
         rows.best[box, case, best] = torch.maximum(rows.best[box, case, best], value)
         boxes.open &= ~claims.excluded(rows.best).any(dim=2)
