@@ -14,4 +14,5 @@ fi
 cd "$dir"
 # A file of tests stays with one of as many processes as there are cores, each of which computes on one thread.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m pytest -n logical --dist loadfile "$@"
+# In the order of the folders: files of few tests are the longest ones (the fuzzer), and come last otherwise.
+exec "$python" -m pytest -n logical --dist loadfile --no-loadscope-reorder "$@"

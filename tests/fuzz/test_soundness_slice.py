@@ -15,9 +15,9 @@ import pytest
 
 FUZZER = Path(__file__).with_name("soundness.py")
 SLICE = {
-    "float": (2, 250),
+    "float": (2, 180),
     "integer": (1, 110),
-    "mixed": (1, 60),
+    "mixed": (1, 25),
     "parser": (1, 120),
     "certificate": (1, 34),
 }
