@@ -45,14 +45,13 @@ def descend(
             return witness
     if not len(points):
         return None
-    lower, upper, target = target_of(network, objective, cases)
-    k, looked_at = int(np.flatnonzero(cases == case[0])[0]), (steps + 1) * restarts * len(cases)
+    lower, upper, target = target_of(network, objective, case[:1])
+    looked_at = (steps + 1) * restarts * len(cases)
     start = torch.from_numpy(points[0]).to(lower.device, lower.dtype)
-    ends = lower[k], upper[k]
-    refined = pattern_search(network, start, *ends, target[k : k + 1], budget, looked_at)
+    refined = pattern_search(network, start, lower[0], upper[0], target, budget, looked_at)
     if torch.equal(refined, start):
         return None
-    return run.confirm(refined.double().cpu().numpy(), int(cases[k]))
+    return run.confirm(refined.double().cpu().numpy(), int(case[0]))
 
 
 def best_points(
