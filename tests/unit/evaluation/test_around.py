@@ -128,7 +128,7 @@ def test_balls(network: nn.Module, image: torch.Tensor, norm: str) -> None:
     # Larger than what its box lets prove, smaller than what an attack breaks: open, with advice.
     radii = [Fraction(k, 20) for k in (1, 3, 9)]
     seen = [bitcrown.robust(network, image, r, norm=norm, cpu_seconds=2) for r in radii]
-    assert {one.status for one in seen} <= {Status.UNSAT, Status.UNKNOWN, Status.SAT}
+    assert Status.ERROR not in {one.status for one in seen}
     assert all("ball" in one.verdict.detail for one in seen if one.status is Status.UNKNOWN)
 
 
