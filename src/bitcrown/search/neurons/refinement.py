@@ -37,7 +37,7 @@ _NEURONS = 128
 """Neurons whose trees grow together."""
 _FIRST_ROUNDS, _MORE_ROUNDS = 4, 2
 """Rounds of splits for every tree in the first pass, and more in each later one."""
-_MOVES = 0.02
+MOVED = 0.02
 """Share of the cases' distance to zero that a pass must gain to be followed by another."""
 
 
@@ -65,7 +65,7 @@ class _Pass:
     def promised(self) -> float:
         """The share of the cases' distance to zero that the whole pass may gain, if other layers
         do as those that were begun, and losses multiply."""
-        kept = float(math.prod(after / before for before, after in self.losses if before))
+        kept: float = math.prod(after / before for before, after in self.losses if before)
         begun = max(1, len(self.losses))
         is_begun = self.left is not None
         return float(1.0 - kept ** ((begun + len(self.layers) - is_begun) / begun))
@@ -77,7 +77,7 @@ class _Pass:
         if not finished:
             return self.expected
         promised = self.promised()
-        if promised <= _MOVES:
+        if promised <= MOVED:
             return math.inf
         whole = len(self.losses) + len(self.layers) - (self.left is not None)
         return self.seconds * whole / finished / promised
@@ -121,10 +121,10 @@ class Refinement:
             self.pass_.seconds += took
             if not self.pass_.layers:
                 gain = self._improved()
-                self.can_go_on = gain > _MOVES
+                self.can_go_on = gain > MOVED
                 expected = self.pass_.seconds / gain if self.can_go_on else math.inf
                 self.pass_ = self._new_pass(self.pass_.rounds + _MORE_ROUNDS, expected)
-            elif self.pass_.treated and self.pass_.promised() <= _MOVES:
+            elif self.pass_.treated and self.pass_.promised() <= MOVED:
                 self.can_go_on = False
         self._improved()
         return 1.0 - (1.0 - self.gained) / (1.0 - gained) if gained < 1.0 else 0.0
@@ -134,10 +134,11 @@ class Refinement:
         this gained."""
         before = self.domains
         self.domains = self.bounder.improve(before, Ascent(20, 0.25, 0.05))
-        distance = dict(zip(before.case.tolist(), before.value.tolist(), strict=True))
-        left = zip(self.domains.case.tolist(), self.domains.value.tolist(), strict=True)
-        shares = [value / distance[case] for case, value in left if distance[case] < 0]
-        gain = 1.0 - sum(shares) / max(1, len(before))
+        distance = torch.zeros(len(self.bounder.root.rows.C), dtype=torch.float64)
+        distance[before.case.cpu()] = before.value.double().cpu().clamp(max=0.0)
+        left = self.domains.value.double().cpu().clamp(max=0.0)
+        share = claims.ratio(-left, -distance[self.domains.case.cpu()])
+        gain = 1.0 - float(share.sum()) / max(1, len(before))
         self.gained = 1.0 - (1.0 - self.gained) * (1.0 - gain)
         return gain
 

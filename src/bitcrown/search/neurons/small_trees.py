@@ -92,7 +92,8 @@ class SmallTrees:
         """Split the worst leaves of the trees that gain most; False if there is nothing to
         split."""
         case = self.leaves.case
-        chosen = self.leaves.value.double() <= _NEAR * self.worst()[case]
+        depth, deepest = -self.leaves.value.double(), -self.worst()
+        chosen = depth >= _NEAR * deepest[case]
         batch, choice = self.rule.branch(self.leaves.select(chosen.nonzero().flatten()))
         can_split = choice != -1
         parts = [

@@ -36,7 +36,7 @@ from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import narrowed_guide
 from bitcrown.search.neurons.premises import premises_of
 from bitcrown.search.neurons.race import Race
-from bitcrown.search.neurons.refinement import Refinement
+from bitcrown.search.neurons.refinement import MOVED, Refinement
 from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
 
 _LEAST_SLICE = 0.5
@@ -147,7 +147,7 @@ class TightenedRace:
             self.race.record(self.race.cases - open_)
             self._begin(way.bounder, way.domains)
             self.counters["restarts"] += 1
-        return gain > 0
+        return gain > MOVED
 
     def _tighten(self, open_: set[int], seconds: float, lasting: float) -> bool:
         """Bounds of their own for some of the ``open_`` cases; whether that moved any."""
@@ -166,7 +166,7 @@ class TightenedRace:
                 moved.append(own)
                 gained += 1.0 - own.value / value if value else 1.0
             spent += own.seconds - before
-        self.case_rate = gained / max(1, len(open_)) / max(spent, 1e-6)
+        self.case_rate = gained / len(open_) / spent if spent else 0.0
         self.counters["tightening_seconds"] += spent
         if moved:
             self._adopt(moved)
