@@ -27,13 +27,15 @@ from bitcrown.model.execute import Network
 @dataclass(frozen=True)
 class Ascent:
     """How to climb; ``rate_beta`` is that of mu, too. ``decay`` multiplies all rates after every
-    iteration."""
+    iteration. With ``keeps_best`` a domain ends where its best row was bounded best, and not where
+    the last step has led: few steps often lead down first."""
 
     iterations: int
     rate_alpha: float = 0.1
     rate_beta: float = 0.05
     rate_mix: float = 0.1
     decay: float = 0.98
+    keeps_best: bool = False
 
 
 def ascend(
@@ -65,12 +67,14 @@ def ascend(
     groups = _groups(current, ascent)
     base = base_relaxations(start.layout, bounds)  # the same in every iteration
     optimiser = Adam(groups, ascent.decay)
-    value = rows.rhs
+    value, best = rows.rhs, None
     for iteration in range(ascent.iterations):
         if budget is not None:
             budget.check()
         goal = rows if current.mix is None else rows.mixed(current.mix)
         value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
+        if ascent.keeps_best:
+            best = _better(best, current, value.detach())
         open_ = (value.amax(dim=1, keepdim=True) <= target) & torch.isfinite(value)
         if not groups or iteration + 1 == ascent.iterations or not open_.any():
             break
@@ -81,7 +85,36 @@ def ascend(
             torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True)
         )
         _project(current)
+    if best is not None:
+        return best
     return _each(current, Tensor.detach), value.detach()
+
+
+def _better(
+    best: tuple[Multipliers, Tensor] | None, current: Multipliers, value: Tensor
+) -> tuple[Multipliers, Tensor]:
+    """For each domain that of both in which one row is bounded best; ``value [B, S]``."""
+    copied = _each(current, lambda part: part.detach().clone())
+    if best is None:
+        return copied, value
+    least = [known(v, -torch.inf).amax(dim=1) for v in (best[1], value)]
+    is_better = least[1] > least[0]
+
+    def pick(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+        if old is None or new is None:
+            return None
+        return torch.where(is_better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    alpha, found = pick(best[0].alpha, copied.alpha), pick(best[1], value)
+    assert alpha is not None and found is not None
+    chosen = replace(
+        copied,
+        alpha=alpha,
+        beta=pick(best[0].beta, copied.beta),
+        mix=pick(best[0].mix, copied.mix),
+        mu=pick(best[0].mu, copied.mu),
+    )
+    return chosen, found
 
 
 def _each(given: Multipliers, change: Callable[[Tensor], Tensor]) -> Multipliers:

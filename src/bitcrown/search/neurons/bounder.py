@@ -208,8 +208,8 @@ class DomainBounder:
             self.recorder.add(self.root.layout, neurons, closed)
         return domains.select(is_open.nonzero().flatten())
 
-    def _prove(self, domains: Domains) -> Tensor:
-        """Whether the domains' multipliers exclude them, rigorously: ``[B]``.
+    def proved_value(self, domains: Domains) -> Tensor:
+        """What the domains' multipliers prove of their rows, or of their mixture: ``[B, S]``.
 
         Multipliers found in a reduced guide are those of the whole network with 0 for the neurons
         that the guide does not know, all of which are stable: no slope or sign of theirs matters.
@@ -226,8 +226,7 @@ class DomainBounder:
         bounds = root.layout.gathered(root.enclosure.bounds, domains.case)
         if root.clipper is not None:
             bounds = self._bounds(domains, root.layout, bounds)
-        value = proved_minimum(root.proof, self.rows(domains), bounds, root.enclosure.scales, found)
-        return claims.excluded(value).any(dim=1)
+        return proved_minimum(root.proof, self.rows(domains), bounds, root.enclosure.scales, found)
 
     def _assess(self, domains: Domains) -> Domains:
         """Exclude what the multipliers prove; branching candidates and a smaller region for the
@@ -264,12 +263,17 @@ class DomainBounder:
         proved = claims.excluded(value).any(dim=1)
         if not is_proof and proved.any():
             hopeful = proved.nonzero().flatten()
-            proved[hopeful] = self._prove(domains.select(hopeful))
+            value_there = self.proved_value(domains.select(hopeful))
+            proved[hopeful] = claims.excluded(value_there).any(dim=1)
         # 3. Neurons worth splitting: those whose triangles cost this bound most.
         candidates = domains.candidates
         if self.leaf_solver is None:
             scores = triangle_scores(self.guide.layout, bounds, record, domains.split)
             candidates = torch.cat([best_candidates(s, _CANDIDATES) for s in scores], dim=1)
+            is_flat = (candidates == -1).all(dim=1)
+            if is_flat.any():
+                index = is_flat.nonzero().flatten()
+                candidates[index] = self._candidates_of_signs(domains.select(index))
         least = claims.known(value, -torch.inf).amax(dim=1).to(domains.value.dtype)
         best = torch.maximum(domains.value, least)
         domains = replace(domains, candidates=candidates, value=best)
@@ -280,6 +284,19 @@ class DomainBounder:
             domains, is_left = self._cut(domains, lines, value)
             proved |= ~is_left
         return self._still_open(domains, ~proved)
+
+    def _candidates_of_signs(self, domains: Domains) -> Tensor:
+        """Neurons on which the arguments of decided neurons depend: where a decision has made the
+        row a constant, only a contradiction between decisions can close the domain."""
+        record: dict[str, Tensor] = {}
+        network, bounds = self.guide.network, self.guide_bounds(domains)
+        unit = replace(self.multipliers(domains), beta=torch.ones_like(domains.beta))
+        backward = unit.backward(network, bounds, None, record)
+        row_lines(
+            network, self._goal(domains, self.rows(domains).to(network.dtype), 0.0)[0], backward
+        )
+        scores = triangle_scores(self.guide.layout, bounds, record, domains.split)
+        return torch.cat([best_candidates(s, _CANDIDATES) for s in scores], dim=1)
 
     def _try_minimisers(self, rows: Rows, lines: Lines) -> None:
         """Where the bound of each domain is attained, and in the middle of a box that is its

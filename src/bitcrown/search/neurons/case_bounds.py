@@ -53,6 +53,11 @@ class CaseBounds:
         return len(self.bounder.guide.layout.neuron_at)
 
     @property
+    def value(self) -> float:
+        """The case's bound, at most zero."""
+        return min(float(self.domains.value[0]), 0.0) if len(self.domains) else 0.0
+
+    @property
     def can_go_on(self) -> bool:
         return bool(len(self.domains)) and self.depth <= self.layers
 

@@ -109,6 +109,8 @@ class Race:
         with domains that nothing can split leaves the race; if all do, what the last one left is
         the outcome."""
         end = self.seconds + seconds
+        if not self.cases:
+            return self.searches[0].outcome(True)
         while self.seconds < end:
             search = self._next()
             before = search.seconds
@@ -137,7 +139,7 @@ class Race:
     def open_cases(self) -> set[int]:
         """Cases that no tree has closed; with a record, that the trees have not all closed: it is
         one tree that is written down."""
-        left = [self.cases if search.stuck else search.cases() for search in self.searches]
+        left = [search.cases() for search in self.searches]
         if self.recorder is not None:
             return set.union(*left)
         return set.intersection(*left)
@@ -152,6 +154,13 @@ class Race:
         self.cases = self.cases - cases
         for search in self.searches:
             search.drop(cases)
+
+    def record(self, closed: set[int]) -> None:
+        """Keep what a certificate wants of the ``closed`` cases, before the trees are given up: all
+        of them have closed these."""
+        own = self.searches[0].bounder.recorder
+        if self.recorder is not None and own is not None:
+            self.recorder.take(own, closed)
 
     def narrow(self, bounder: DomainBounder) -> None:
         """All trees go on below the tighter root of ``bounder``."""

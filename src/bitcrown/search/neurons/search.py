@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, Self
 
 import torch
+from torch import Tensor
 
 from bitcrown.bounds.ascent import Ascent
 from bitcrown.budget import Budget
@@ -70,6 +71,28 @@ class TreeBounder(Protocol[D]):
     def narrowed(self, other: DomainBounder) -> Self: ...
 
 
+@dataclass(frozen=True)
+class Stuck:
+    """Domains that are open and cannot be split: their ``case [B]`` and ``mass [B]``."""
+
+    case: Tensor
+    mass: Tensor
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    @property
+    def share(self) -> float:
+        return float(self.mass.sum())
+
+    def joined(self, case: Tensor, mass: Tensor) -> Stuck:
+        return Stuck(torch.cat([self.case, case]), torch.cat([self.mass, mass]))
+
+    def without(self, cases: list[int]) -> Stuck:
+        is_kept = ~torch.isin(self.case, self.case.new_tensor(cases))
+        return Stuck(self.case[is_kept], self.mass[is_kept])
+
+
 class TreeSearch(Generic[D]):
     """A search below ``domains`` by one tactic. All of them have the root's share of the tree."""
 
@@ -81,14 +104,14 @@ class TreeSearch(Generic[D]):
         self.whole = max(float(domains.mass.sum()), 1e-300)
         self.start = domains.value.clamp(max=0.0).double()
         self.batch, self.largest, self.best_rate = _FIRST_BATCH, 1 << 30, 0.0
-        self.rounds = self.domains = self.stuck = 0
-        self.stuck_mass = 0.0
+        self.rounds = self.domains = 0
+        self.stuck = Stuck(domains.case[:0], domains.mass[:0])
         self.seconds = 0.0
         self.history = [TreeShare(0.0, 0.0, 0.0)]
 
     def closed(self) -> float:
         """The share of the tree that is closed for good."""
-        left = sum(float(chunk.mass.sum()) for chunk in self.stack.chunks) + self.stuck_mass
+        left = sum(float(chunk.mass.sum()) for chunk in self.stack.chunks) + self.stuck.share
         return max(0.0, 1.0 - left / self.whole)
 
     def worst(self) -> float:
@@ -101,7 +124,7 @@ class TreeSearch(Generic[D]):
 
     def risen(self) -> float:
         """The same share, counting how far the bounds of open domains have risen towards zero."""
-        left = self.stuck_mass
+        left = self.stuck.share
         worst = self.start.min().clamp(max=-1e-30)
         for chunk in self.stack.chunks:
             left += float((chunk.mass * (chunk.value.double() / worst).clamp(0.0, 1.0)).sum())
@@ -114,8 +137,9 @@ class TreeSearch(Generic[D]):
         self.rule = self.tactic.rule(self.bounder)
 
     def cases(self) -> set[int]:
-        """Cases with open domains. Others are excluded, unless domains are ``stuck``."""
-        return {case for chunk in self.stack.chunks for case in chunk.case.tolist()}
+        """Cases with open or stuck domains. Others are excluded."""
+        left = [chunk.case for chunk in self.stack.chunks] + [self.stuck.case]
+        return {case for part in left for case in part.tolist()}
 
     def drop(self, cases: set[int]) -> None:
         """Forget the open domains of ``cases``, which somebody else decides."""
@@ -123,6 +147,7 @@ class TreeSearch(Generic[D]):
         if not gone:
             return
         self.whole = max(self.whole - len(gone), 1e-300)
+        self.stuck = self.stuck.without(gone)
         chunks, self.stack = self.stack.chunks, DomainStack()
         for chunk in chunks:
             is_kept = ~torch.isin(chunk.case, chunk.case.new_tensor(gone))
@@ -157,11 +182,11 @@ class TreeSearch(Generic[D]):
             if self.stack.bytes() > self.bounder.budget.memory // 2:
                 return self.outcome(False, "memory")
             batch = self.stack.pop(self.batch)
-            started, stuck = time.process_time(), (self.stuck, self.stuck_mass)
+            started, stuck = time.process_time(), self.stuck
             try:
                 self.stack.push(self._round(batch))
             except torch.OutOfMemoryError:  # nothing is lost: the same domains in smaller rounds
-                self.stuck, self.stuck_mass = stuck
+                self.stuck = stuck
                 self.stack.push(batch)
                 if len(batch) == 1:
                     return self.outcome(False, "memory")
@@ -181,14 +206,14 @@ class TreeSearch(Generic[D]):
                 return self.outcome(False, witness=witness)
             if self.seconds >= end and len(self.stack):
                 return None
-        return self.outcome(self.stuck == 0, "incomplete" if self.stuck else "")
+        return self.outcome(not len(self.stuck), "incomplete" if len(self.stuck) else "")
 
     def outcome(
         self, proved: bool, reason: str = "", witness: object | None = None
     ) -> SplitOutcome:
         """How the search stands."""
         worst = self.worst()
-        counts = self.rounds, self.domains, self.stuck, len(self.stack)
+        counts = self.rounds, self.domains, len(self.stuck), len(self.stack)
         return SplitOutcome(proved, *counts, worst, witness, reason, self.tactic.name)
 
     def _resize(self, size: int, seconds: float) -> None:
@@ -207,8 +232,7 @@ class TreeSearch(Generic[D]):
         batch, choice = self.rule.branch(batch)
         can_split = choice != -1
         if not can_split.all():  # neither excluded nor divisible: the search can prove no more
-            self.stuck += int((~can_split).sum())
-            self.stuck_mass += float(batch.mass[~can_split].sum())
+            self.stuck = self.stuck.joined(batch.case[~can_split], batch.mass[~can_split])
             index = can_split.nonzero().flatten()
             batch, choice = batch.select(index), choice[index]
             if not len(batch):

@@ -1,15 +1,21 @@
-"""A race that pauses where it does not come to its end, to tighten the bounds of its open cases.
+"""A race that pauses where it does not come to its end, to tighten bounds below it.
 
 Cheap cases are done before anything here costs. Once the race has computed for as long as
-tightening is thought to take, and is expected to last longer than that, its open cases get bounds
-of their own (``case_bounds``), the one nearest to its proof first, in as many seconds as the race
-has had since it last paused. Beyond that time it goes on only where it promises, at its own rate,
-to refute a case before the race would. A pause that refuted no case makes the next one rarer and
-its share of the time smaller, at least a quarter; one that moved nothing, much rarer. So tightening
-costs a fraction of the search where it does not pay, and nothing where a search is done soon.
+tightening is thought to take, and is expected to last longer than that, it pauses for as many
+seconds as it has had since it last paused. There are two ways to spend them, and what each gained
+for its last seconds says which is taken (both, the first time):
 
-All cases stay in one race, each with its own bounds of the neurons (``[P, *]`` for each operand),
-which its domains read from then on; signs that were decided stay decided. A refuted case leaves.
+* *refinement* (``refinement``): all layers get tighter bounds for all cases. Where that gained
+  much, the trees begin anew, under the tighter bounds: their first splits were those of another
+  problem;
+* *bounds per case* (``case_bounds``), the case nearest to its proof first. All cases stay in one
+  race, each with its own bounds of the neurons (``[P, *]`` for each operand), which its domains
+  read from then on; signs that were decided stay decided.
+
+Beyond its time a way goes on only where it promises, at its own rate, to refute cases before the
+race would. A pause that neither refuted a case nor began anew makes the next one rarer and its
+share of the time smaller, at least a quarter; one that moved nothing, much rarer. So tightening
+costs a fraction of the search where it does not pay, and nothing where a search is done soon.
 
 Legend: ``P`` cases, ``N`` neurons.
 """
@@ -30,6 +36,7 @@ from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import narrowed_guide
 from bitcrown.search.neurons.premises import premises_of
 from bitcrown.search.neurons.race import Race
+from bitcrown.search.neurons.refinement import MOVED, Refinement
 from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
 
 _LEAST_SLICE = 0.5
@@ -39,6 +46,8 @@ _RARER, _MUCH_RARER = 2.0, 4.0
 _LEAST_SHARE = 0.25
 _MEMORY_SHARE = 1 / 16
 """Part of the memory that all cases' bounds may take."""
+_ANEW = 0.1
+"""Share of the cases' distance to zero that refinement must have gained for trees to begin anew."""
 
 
 class TightenedRace:
@@ -47,18 +56,14 @@ class TightenedRace:
     excluded on the whole box."""
 
     def __init__(self, bounder: DomainBounder, domains: Domains, seconds: float) -> None:
-        self.race = Race(bounder, domains)
-        self.bounder = self.race.bounder
         root = bounder.root
-        self.excluded = set(range(len(root.rows.C))) - self.race.cases
-        self.unsplit = {
-            case: self.race.domains.select(torch.tensor([k], device=domains.case.device))
-            for k, case in enumerate(domains.case.tolist())
-        }
-        self.attempts: dict[int, CaseBounds] = {}
-        self.narrowed: set[int] = set()
-        self.since, self.rest, self.share = 0.0, max(seconds, _LEAST_SLICE), 1.0
+        self.refinement = Refinement(bounder, domains)
+        self.excluded = set(range(len(root.rows.C))) - set(domains.case.tolist())
+        self.rest, self.share = max(seconds, _LEAST_SLICE), 1.0
+        self.case_rate = math.inf
         self.counters = {"tightened_cases": 0, "refuted_cases": 0, "tightening_seconds": 0.0}
+        self.counters |= {"refined_neurons": 0, "restarts": 0}
+        self._begin(bounder, domains)
         entries = 16 * len(root.rows.C) * root.layout.n_neurons
         self.can_tighten = (
             root.clipper is None
@@ -67,19 +72,31 @@ class TightenedRace:
             and entries <= _MEMORY_SHARE * bounder.budget.memory
         )
 
+    def _begin(self, bounder: DomainBounder, domains: Domains) -> None:
+        """A new race; ``bounder`` has the whole guide, ``domains`` are unsplit."""
+        self.race = Race(bounder, domains)
+        self.bounder = self.race.bounder
+        self.unsplit = {
+            case: self.race.domains.select(torch.tensor([k], device=domains.case.device))
+            for k, case in enumerate(domains.case.tolist())
+        }
+        self.attempts: dict[int, CaseBounds] = {}
+        self.narrowed: set[int] = set()
+        self.since = 0.0
+
     def run(
         self, on_round: Callable[[TreeSearch[Any]], object | None] | None = None
     ) -> SplitOutcome:
         """Until all cases are excluded, or nothing can be done any more."""
-        race = self.race
         while True:
             if self.can_tighten and self.is_tired():
                 try:
-                    self._tighten()
+                    self._pause()
                 except BudgetExpired:
-                    return race.standing()
-            share = max(_LEAST_SLICE, _GROWTH * race.seconds) if self.can_tighten else math.inf
-            outcome = race.run(on_round, share)
+                    return self.race.standing()
+            seconds = self.race.seconds
+            share = max(_LEAST_SLICE, _GROWTH * seconds) if self.can_tighten else math.inf
+            outcome = self.race.run(on_round, share)
             if outcome is not None:
                 return outcome
 
@@ -87,7 +104,7 @@ class TightenedRace:
         """Whether the race has had its time and does not come to its end."""
         return self.race.seconds - self.since >= self.rest and self.race.lasting() > self.rest
 
-    def _tighten(self) -> None:
+    def _pause(self) -> None:
         """Tighten open cases for a share of the time that the race has run since it last
         paused."""
         race = self.race
@@ -96,33 +113,71 @@ class TightenedRace:
         open_ = race.open_cases()
         # A case that was closed under bounds of its own is only known not to be violated worst.
         self.excluded |= race.cases - open_ - self.narrowed
+        if self.refinement.rate == self.case_rate:  # neither was tried, or neither moves anything
+            had /= 2
+        has_moved = False
+        if self.refinement.can_go_on and self.refinement.rate >= self.case_rate:
+            has_moved = self._refine(open_, had, lasting)
+            if self.race is not race:
+                self.share = 1.0
+                return
+        if not self.refinement.can_go_on or self.case_rate >= self.refinement.rate:
+            refuted = self.counters["refuted_cases"]
+            has_moved |= self._tighten(open_, had, lasting)
+            if self.counters["refuted_cases"] > refuted:
+                self.share = 1.0
+                return
+        self.share = max(_LEAST_SHARE, self.share / 2)
+        self.rest *= _RARER if has_moved else _MUCH_RARER
+
+    def _refine(self, open_: set[int], seconds: float, lasting: float) -> bool:
+        """Refine layers for the ``open_`` cases; whether that moved them. Perhaps in a new race."""
+        way = self.refinement
+        way.keep(open_)
+        before = way.seconds
+        gain = way.run(seconds, lasting)
+        self.counters["tightening_seconds"] += way.seconds - before
+        self.counters["refined_neurons"] = way.neurons
+        left = set(way.domains.case.tolist())
+        self.counters["refuted_cases"] += len(open_ - left)
+        self.excluded |= open_ - left
+        self.race.drop(open_ - left)
+        if way.gained > _ANEW and left:
+            way.gained = 0.0
+            self.race.record(self.race.cases - open_)
+            self._begin(way.bounder, way.domains)
+            self.counters["restarts"] += 1
+        return gain > MOVED
+
+    def _tighten(self, open_: set[int], seconds: float, lasting: float) -> bool:
+        """Bounds of their own for some of the ``open_`` cases; whether that moved any."""
         order = sorted(open_, key=lambda case: -float(self.unsplit[case].value))
-        spent, moved = 0.0, []
+        spent, gained, moved = 0.0, 0.0, []
         for case in order:
-            if spent >= had:
+            if spent >= seconds:
                 break
-            own = self.attempts.get(case) or CaseBounds(race.bounder, self.unsplit[case])
+            own = self.attempts.get(case) or CaseBounds(self.race.bounder, self.unsplit[case])
             self.attempts[case] = own
             if not own.can_go_on:
                 continue
-            before = own.seconds
-            if own.run(
-                premises_of(race.bounder.root.rows, case, self.excluded), had - spent, lasting
-            ):
+            before, value = own.seconds, own.value
+            premises = premises_of(self.race.bounder.root.rows, case, self.excluded)
+            if own.run(premises, seconds - spent, lasting):
                 moved.append(own)
+                gained += 1.0 - own.value / value if value else 1.0
             spent += own.seconds - before
+        self.case_rate = gained / len(open_) / spent if spent else 0.0
         self.counters["tightening_seconds"] += spent
-        refuted = self._adopt(moved) if moved else set()
-        if refuted:
-            self.share = 1.0
-            return
-        self.share = max(_LEAST_SHARE, self.share / 2)
-        self.rest *= _RARER if moved else _MUCH_RARER
+        if moved:
+            self._adopt(moved)
         if all(case in self.attempts and not self.attempts[case].can_go_on for case in order):
-            self.rest = math.inf
+            self.case_rate = -math.inf
+            if not self.refinement.can_go_on:
+                self.rest = math.inf
+        return bool(moved)
 
-    def _adopt(self, moved: list[CaseBounds]) -> set[int]:
-        """The race goes on with what was found; the cases that this refuted."""
+    def _adopt(self, moved: list[CaseBounds]) -> None:
+        """The race goes on with what was found, without the cases that this refuted."""
         root, rows = self.bounder.root, len(self.bounder.root.rows.C)
         low, up = root.layout.flat_bounds(root.enclosure.bounds)
         low, up = low.expand(rows, -1).clone(), up.expand(rows, -1).clone()
@@ -141,4 +196,3 @@ class TightenedRace:
         self.race.drop(refuted)
         self.counters["refuted_cases"] += len(refuted)
         self.counters["tightened_cases"] += len(moved)
-        return refuted
