@@ -32,7 +32,7 @@ from bitcrown.bounds.interval import (
 )
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
-from bitcrown.bounds.wanted import COPIES, is_image_of, wanted_elements
+from bitcrown.bounds.wanted import COPIES, is_image_of, operands_to_bound, wanted_elements
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
@@ -159,13 +159,8 @@ class LayerBounder:
                 continue
             # A nonlinear node is where bounds matter: its operands get backward passes, once each.
             if not network.rows[node.name].is_affine:
-                for source in node.inputs:
-                    if source not in tight and not (self.quick and forward is not None):
-                        tight.add(source)
-                        if is_image_of(graph, source, fine):
-                            continue
-                        if node.op != "Relu":
-                            fine.add(source)
+                if not (self.quick and forward is not None):
+                    for source in operands_to_bound(graph, node, tight, fine):
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(
                             node, source, bounds, backward, x_lower, x_upper, reference, wanted

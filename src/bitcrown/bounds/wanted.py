@@ -73,3 +73,16 @@ def is_image_of(graph: Graph, source: str, fine: set[str]) -> bool:
         return False
     operand = node.inputs[0]
     return operand in fine or is_image_of(graph, operand, fine)
+
+
+def operands_to_bound(graph: Graph, node: Node, tight: set[str], fine: set[str]) -> list[str]:
+    """Operands of a nonlinear ``node`` that rows are worth for: not those in ``tight``, which have
+    had theirs, nor images of those in ``fine`` (a ReLU asks for rows of unstable elements alone).
+    Both sets grow."""
+    found = []
+    for source in node.inputs:
+        if source not in tight and not is_image_of(graph, source, fine):
+            found.append(source)
+            fine.update([source] if node.op != "Relu" else [])
+        tight.add(source)
+    return found

@@ -90,7 +90,8 @@ class Measures:
 
     A node ``is_exact`` if nothing is computed on the way over it: coefficients are copied, and
     added to no others. ``excess`` bounds, for lines that add up to 1, how far the centres are from
-    that; zero in all places but the first of a line."""
+    that; zero in all places but the first of a line. Lines that are ``is_parallel`` have the same
+    slopes below and above."""
 
     centre: Tensor
     loss: Tensor
@@ -98,6 +99,7 @@ class Measures:
     band: tuple[Tensor, ...] = ()
     is_exact: bool = False
     excess: Tensor | None = None
+    is_parallel: bool = False
 
 
 class Reference:
@@ -250,7 +252,10 @@ class Reference:
             loss = loss + runtime
         plain = tuple(self._plain(node, line) for line in lines)
         excess = self._excess(node, centre) if adds_up(node) else None
-        return Measures(centre, self.image(node, loss), plain, band, excess=excess)
+        is_parallel = not any(bool(rise.any()) for rise in plain[1:-2:2])
+        return Measures(
+            centre, self.image(node, loss), plain, band, excess=excess, is_parallel=is_parallel
+        )
 
     def _excess(self, node: Node, centre: Tensor) -> Tensor:
         total, terms = centre.sum(-1, keepdim=True), centre.shape[-1]

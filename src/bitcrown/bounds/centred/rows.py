@@ -300,10 +300,13 @@ class RowStep:
             return [self._moved(a * upper, node.inputs[0], self.windows[node.name], state)]
         lines = self._seen(node, "lines", measures.lines, state.place)
         positive = a.clamp(min=0)
-        window, parts = self.windows[node.name], []
-        for upper, rise in zip(lines[0::2], lines[1::2], strict=True):
-            parts.append((a * upper).addcmul_(positive, rise))
-        gained = parts.pop().sum(axes, dtype=torch.float64)
+        window = self.windows[node.name]
+        *slopes, (above, gap) = zip(lines[0::2], lines[1::2], strict=True)
+        parts = [
+            a * upper if measures.is_parallel else (a * upper).addcmul_(positive, rise)
+            for upper, rise in slopes
+        ]
+        gained = (a * above).addcmul_(positive, gap).sum(axes, dtype=torch.float64)
         state.constant = state.constant + gained
         return [
             self._moved(part, name, window, state)
