@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.centred.bilinear import sums_of
 from bitcrown.bounds.centred.measures import Reference, share
 from bitcrown.bounds.centred.windows import Geometry, Window, geometry_of, is_image, seen_by
 from bitcrown.bounds.shares import adds_up, common_part
@@ -201,6 +202,8 @@ class RowStep:
         self.maps = Maps(windows, (extents[0], extents[1]))
         self.nodes = reference.network.graph.nodes
         self._weights: dict[str, Tensor] = {}
+        graph = reference.network.graph
+        self.sums = sums_of(graph, windows, reference.of, source)
 
     def cost(self, node: Node, a: Tensor, kind: str, of: Tensor, place: Tensor) -> Tensor:
         """``<|a|, of>`` of each row, rounded up, for ``of`` >= 0 of ``node``: ``[S]``, double.
@@ -219,14 +222,24 @@ class RowStep:
             total = torch.matmul(elements(a.abs(), 1), part.flatten())
         return total.double() * (1 + 2 * lost) + terms * torch.finfo(torch.float32).tiny
 
+    def operands(self, node: Node) -> Sequence[str]:
+        """The nodes whose coefficients ``run`` gives: what ``node`` reads, or what that repeats."""
+        if node.name not in self.sums:
+            return node.inputs
+        return [base.name for base in self.sums[node.name].bases]
+
     def run(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
-        """Coefficients of the operands of ``node``, whose own ``a`` they replace; constant and
+        """Coefficients of the ``operands`` of ``node``, whose own ``a`` they replace; constant and
         error of ``state`` grow."""
         measures = self.reference.of[node.name]
         if adds_up(node) and not state.is_shared:
             a = self._without_common_part(node, a, state)
         if not measures.is_exact:
             state.error = state.error + self.cost(node, a, "loss", measures.loss, state.place)
+        if node.name in self.sums:
+            parts, gained, lost = self.sums[node.name].run(a)
+            state.constant, state.error = state.constant + gained, state.error + lost
+            return parts
         is_loose = node.name in state.loose
         if measures.lines:
             return self._nonlinear(node, a, state)
