@@ -333,7 +333,7 @@ def test_copies_have_the_bounds_of_what_they_copy(
         with torch.no_grad():
             found = LayerBounder(network, 1 << 26).run(*box).bounds
             with monkeypatch.context() as patch:
-                patch.setattr(intermediate, "_COPIES", ())
+                patch.setattr(intermediate, "COPIES", ())
                 alone = LayerBounder(network, 1 << 26).run(*box).bounds
         for name in ("rows", "columns"):
             width = (alone[name][1] - alone[name][0]).amin()

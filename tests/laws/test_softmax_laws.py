@@ -16,9 +16,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
 
+from bitcrown.bounds import wanted
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.relaxations.registry import nonlinear_row
 from bitcrown.bounds.shares import common_part
+from bitcrown.bounds.wanted import is_image_of
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.onnx_reader import read_graph
@@ -300,3 +302,23 @@ def test_common_part_is_a_weighted_median() -> None:
     assert common_part(a, even, heavy, -1).item() == 100.0
     unknown = torch.tensor([float("nan"), 1.0, 1.0, 1.0])
     assert common_part(a, even, unknown, -1).item() in a[0].tolist()
+
+
+def test_rows_of_images_would_gain_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rises or falls with one bounded element: its interval is as good as its rows."""
+    graph = attention(4, 0.0, tmp_path / "attention.onnx")
+    network = Network(graph, torch.float64)
+    low = torch.full((1, graph.n_inputs), -0.2, dtype=torch.float64)
+    spared = LayerBounder(network, 1 << 26).run(low, -low).bounds
+    asked: list[bool] = []
+
+    def never(graph: Graph, source: str, fine: set[str]) -> bool:
+        asked.append(is_image_of(graph, source, fine))
+        return False
+
+    monkeypatch.setattr(wanted, "is_image_of", never)
+    every = LayerBounder(network, 1 << 26).run(low, -low).bounds
+    assert any(asked)
+    for name, (least, most) in every.items():
+        torch.testing.assert_close(spared[name][0], least, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(spared[name][1], most, rtol=1e-9, atol=1e-9)

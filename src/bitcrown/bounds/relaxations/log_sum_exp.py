@@ -90,12 +90,10 @@ def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None)
     # Numbers whose sums and differences are numbers; of other rows the range is all that is known.
     limit = torch.finfo(low.dtype).max ** 0.25
     is_moderate = (without(counted, torch.maximum(low.abs(), up.abs()), 0.0) < limit).all(-1, True)
-    if counted is not None:
-        is_moderate, counted = torch.broadcast_tensors(is_moderate, counted & is_moderate)
-        low, up = (torch.where(counted, end, 0.0) for end in (low, up))
-        is_moderate = is_moderate[..., :1]
-    else:
-        low, up = (torch.where(is_moderate, end, 0.0) for end in (low, up))
+    counted = None if counted is None else counted & is_moderate
+    low, up = (
+        torch.where(is_moderate if counted is None else counted, end, 0.0) for end in (low, up)
+    )
     half = torch.full_like(low[..., :1], 0.5)
     first, second = (half, half) if alpha is None else (alpha[0], alpha[1])
     slope, intercept = _tangent(low, up, first, counted)
