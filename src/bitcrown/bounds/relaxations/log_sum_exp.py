@@ -1,5 +1,5 @@
 """``LogSumExp``: ``lse(x) = log sum_j exp(x_j)`` along the last axis, as one function of ``n``
-numbers on a box. (Its other operators: ``log_share``.)
+numbers on a box.
 
 ``lse`` is convex, and its gradient ``softmax(x)`` adds up to 1.
 
