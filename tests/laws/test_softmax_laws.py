@@ -173,6 +173,17 @@ def test_what_is_not_finite_claims_nothing_false(dtype: torch.dtype) -> None:
     assert not (most[3, 0] < 0) and not (least[3, 1] > -1e37)
 
 
+def test_large_masks_leave_the_lines_of_the_rest() -> None:
+    low, up = torch.tensor([[0.0, -3e38, 1.0]]), torch.tensor([[1.0, -2.5e38, 1.5]])
+    rest = [0, 2]
+    found, alone = lines(low, up, None), lines(low[:, rest], up[:, rest], None)
+    for slopes, others in ((found[0], alone[0]), (found[2], alone[2])):
+        assert slopes[0, 0, 1] == 0
+        np.testing.assert_allclose(slopes[..., rest], others, rtol=1e-6)
+    np.testing.assert_allclose(found[1], alone[1], atol=1e-5)
+    np.testing.assert_allclose(found[3], alone[3], atol=1e-5)
+
+
 def test_entries_that_do_not_count_are_no_terms() -> None:
     counted = np.array([1.0, 0.0, 1.0])
     low = torch.tensor([[0.0, -5.0, 1.0]], dtype=torch.float64)

@@ -26,8 +26,9 @@ box, and ``S0`` between the sums of the least and the largest exponentials.
 Any slope is sound with the intercept that belongs to it as stored, as in ``lines``. An exponential
 of ``t = x - m``, whose rounding is at most ``|t| eps``, is known to ``(8 + |t|) eps``, relatively,
 and to the smallest normal number. Entries that ``counted`` (a parameter, 0 or 1) leaves out are no
-terms of the sum; every row has one that counts. Legend: ``*`` the node's shape, whose last extent
-is 1; ``n`` the operand's last extent.
+terms of the sum; every row has one that counts. Without entries that hardly do (masks are large
+negative numbers) the sum is no larger, and as good as equal. Legend: ``*`` the node's shape, whose
+last extent is 1; ``n`` the operand's last extent.
 """
 
 from __future__ import annotations
@@ -85,15 +86,13 @@ def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
 
 def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     low, up = lowers[0], uppers[0]
-    counted = counted_of(node, low)
     range_low, range_up = _interval(node, lowers, uppers)
+    counted, lost = _heard(counted_of(node, low), low, up)
     # Numbers whose sums and differences are numbers; of other rows the range is all that is known.
     limit = torch.finfo(low.dtype).max ** 0.25
     is_moderate = (without(counted, torch.maximum(low.abs(), up.abs()), 0.0) < limit).all(-1, True)
-    counted = None if counted is None else counted & is_moderate
-    low, up = (
-        torch.where(is_moderate if counted is None else counted, end, 0.0) for end in (low, up)
-    )
+    counted = counted & is_moderate
+    low, up = (torch.where(counted, end, 0.0) for end in (low, up))
     half = torch.full_like(low[..., :1], 0.5)
     first, second = (half, half) if alpha is None else (alpha[0], alpha[1])
     slope, intercept = _tangent(low, up, first, counted)
@@ -101,13 +100,24 @@ def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None)
     useful = is_moderate & (peak >= range_low)
     below = torch.where(useful, slope, 0.0), torch.where(useful, intercept, range_low)
     slope, intercept = _chords(low, up, second, counted)
+    intercept = intercept + lost
     trough = torch.minimum(slope * low, slope * up).sum(-1, keepdim=True) + intercept
     useful = is_moderate & (trough <= range_up)
     above = torch.where(useful, slope, 0.0), torch.where(useful, intercept, range_up)
     return Relaxation((below[0],), below[1], (above[0],), above[1])
 
 
-def _tangent(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor | None) -> Pair:
+def _heard(counted: Tensor | None, low: Tensor, up: Tensor) -> tuple[Tensor, float]:
+    """The entries that count and are not below the largest lower end by so much that all others
+    together add ``n tiny`` to ``lse`` at most, and that number: large negative masks."""
+    info = torch.finfo(low.dtype)
+    floor = without(counted, low, -torch.inf).amax(-1, keepdim=True)
+    depth = float(torch.log(torch.tensor(info.tiny, dtype=torch.float64)))
+    is_heard = ~(up - floor < depth)
+    return is_heard if counted is None else is_heard & counted, 2 * low.shape[-1] * info.tiny
+
+
+def _tangent(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor) -> Pair:
     """Slopes ``[*, n]`` and intercept ``[*, 1]`` of the tangent at a point of the diagonal."""
     info, terms = torch.finfo(low.dtype), low.shape[-1]
     p = mix(low, up, fraction)
@@ -128,7 +138,7 @@ def _tangent(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor | None) 
     return slope, intercept - slack
 
 
-def _chords(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor | None) -> Pair:
+def _chords(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor) -> Pair:
     """Slopes ``[*, n]`` and intercept ``[*, 1]`` of the better of the two upper bounds."""
     middle = (low + up) * 0.5
     of_all = _chords_of_numbers(low, up, fraction, counted)
@@ -142,7 +152,7 @@ def _chords(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor | None) -
     return torch.where(is_rest, of_rest[0], of_all[0]), torch.where(is_rest, of_rest[1], of_all[1])
 
 
-def _chords_of_numbers(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor | None) -> Pair:
+def _chords_of_numbers(low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor) -> Pair:
     info, terms = torch.finfo(low.dtype), low.shape[-1]
     most = without(counted, up, -torch.inf).amax(-1, keepdim=True)
     most = torch.where(torch.isfinite(most), most, 0.0)
@@ -161,13 +171,13 @@ def _chords_of_numbers(low: Tensor, up: Tensor, fraction: Tensor, counted: Tenso
 
 
 def _chords_of_differences(
-    low: Tensor, up: Tensor, middle: Tensor, fraction: Tensor, counted: Tensor | None
+    low: Tensor, up: Tensor, middle: Tensor, fraction: Tensor, counted: Tensor
 ) -> Pair:
     info, terms = torch.finfo(low.dtype), low.shape[-1]
     limit = 0.25 * float(torch.log(torch.tensor(info.max, dtype=torch.float64)))
     largest = without(counted, middle, -torch.inf).argmax(-1, keepdim=True)
     is_other = torch.ones_like(low, dtype=torch.bool).scatter_(-1, largest, False)
-    wanted = is_other if counted is None else is_other & counted
+    wanted = is_other & counted
     least, most = low.gather(-1, largest), up.gather(-1, largest)
     ends = torch.where(wanted, low - most, 0.0), torch.where(wanted, up - least, 0.0)
     is_small = (ends[1] <= limit).all(-1, keepdim=True)
@@ -187,7 +197,7 @@ def _chords_of_differences(
 
 
 def _scaled_chords(
-    low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor | None, others: float
+    low: Tensor, up: Tensor, fraction: Tensor, counted: Tensor, others: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lines ``slope t + cut >= exp(t) / S0`` on ``[low, up]``, zero where nothing counts, and
     ``S0 [*, 1]``, which lies between ``others`` plus the sums of the ends."""
