@@ -65,6 +65,7 @@ AFFINE: dict[str, tuple[str, list[tuple[int, ...]], dict, dict]] = {
     "add": ("Add", [(2, 3), (2, 3)], {}, {}),
     "sub": ("Sub", [(2, 3), (2, 3)], {}, {}),
     "larger": ("Larger", [(2, 3)] * 4, {}, {}),
+    "share": ("LogShare", [(2, 3), (2, 3)], {}, {}),
     "reshape": ("Reshape", [(2, 3)], {"shape": (3, 2)}, {}),
     "transpose": ("Transpose", [(2, 3, 4)], {"perm": (2, 0, 1)}, {}),
     "slice": ("Slice", [(4, 6)], {"slices": ((1, 3, 1), (0, 6, 2))}, {}),
@@ -234,9 +235,8 @@ def test_affine_rows_are_affine_and_absolute_dominates(case: str) -> None:
     largest = network.params[node.name]
     positive = {key: value.abs() for key, value in largest.items()}
     ones = [torch.ones_like(u) for u in x]
-    if (
-        node.op != "Sub"
-    ):  # W = |W| where the weights are positive: then absolute is f without its offset
+    # W = |W| where the weights are positive: then absolute is f without its offset.
+    if not network.rows[node.name].negated:
         plain = network.rows[node.name].forward(node, positive, ones)
         zero = network.rows[node.name].forward(node, positive, [torch.zeros_like(u) for u in x])
         torch.testing.assert_close(absolute(node, positive, ones).expand_as(plain), plain - zero)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.interval import Bounds
-from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms
 from bitcrown.bounds.rounding import raised, underflow
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
@@ -86,7 +86,7 @@ class AffineForms:
             found = self._affine(node, sources)
         else:
             ends = [bounds[name] for name in node.inputs]
-            found = self._nonlinear(relaxations[node.name], sources, ends)
+            found = self._nonlinear(node, relaxations[node.name], sources, ends)
         return found if radius is None else found._replace(error=found.error + radius)
 
     def _affine(self, node: Node, sources: Sequence[AffineForm]) -> AffineForm:
@@ -116,6 +116,7 @@ class AffineForms:
 
     def _nonlinear(
         self,
+        node: Node,
         relaxation: Relaxation,
         sources: Sequence[AffineForm],
         ends: Sequence[tuple[Tensor, Tensor]],
@@ -132,14 +133,16 @@ class AffineForms:
         for form, (low, up), (below, above) in zip(sources, ends, lines, strict=True):
             below, above = below.squeeze(1), above.squeeze(1)
             slope = (below + above) / 2
-            least = least + torch.minimum((below - slope) * low, (below - slope) * up)
-            most = most + torch.maximum((above - slope) * low, (above - slope) * up)
-            centre = centre + slope * form.centre
-            slopes = slopes + slope.unsqueeze(1) * form.slopes
-            error = error + slope.abs() * form.error
+            tilted = below - slope, above - slope
+            least = least + gathered_terms(torch.minimum(tilted[0] * low, tilted[0] * up), node)
+            most = most + gathered_terms(torch.maximum(tilted[1] * low, tilted[1] * up), node)
+            centre = centre + gathered_terms(slope * form.centre, node)
+            slopes = slopes + gathered_terms(slope.unsqueeze(1) * form.slopes, node)
+            error = error + gathered_terms(slope.abs() * form.error, node)
             steepest = torch.maximum(below.abs(), above.abs()) + slope.abs()
-            size = size + steepest * torch.maximum(low.abs(), up.abs())
-            size = size + slope.abs() * (form.centre.abs() + form.reach())
+            reach = steepest * torch.maximum(low.abs(), up.abs())
+            reach = reach + slope.abs() * (form.centre.abs() + form.reach())
+            size = size + gathered_terms(reach, node)
         error = error + ((most - least) / 2).clamp(min=0) + self.gamma * size
         count = len(self.varying) + 1
         error = error + count * underflow(self.gamma, size.dtype)

@@ -29,8 +29,9 @@ from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.quadratic import coupled_step
-from bitcrown.bounds.relaxations.registry import Relaxation, nonlinear_row
+from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms, nonlinear_row
 from bitcrown.bounds.relu_step import least_value, relu_step
+from bitcrown.bounds.shares import adds_up, common_part
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
@@ -174,6 +175,8 @@ class _Pass:
         if self.network.rows[node.name].is_affine:
             return self._pass_affine(node, a)
         relaxation = self.given.relaxations[node.name]
+        if adds_up(node):
+            a = self._without_common_part(a, relaxation)
         if self.given.record is not None:
             self.given.record[node.name] = a
         if self.scales is not None:
@@ -203,6 +206,17 @@ class _Pass:
             self.form = form if self.form is None else self.form + form
         self.constant = self.constant + intercepts
         return parts
+
+    def _without_common_part(self, a: Tensor, relaxation: Relaxation) -> Tensor:
+        """``a`` minus what lines that add up to 1 have in common (``shares``). The difference is
+        off by a rounding of its own, which the node's error covers: its value is between its lines.
+        """
+        upper, lower = relaxation.upper_slopes[0], relaxation.lower_slopes[0]
+        common = common_part(a, upper, lower - upper, -1)
+        self.constant = self.constant + elements(common, 2).sum(2)
+        if self.scales is not None:
+            self.error = self.error + self.given.gamma * elements(common.abs(), 2).sum(2)
+        return a - common
 
     def _is_bounded(self, node: Node) -> bool:
         """Whether ``node`` and all that it reads are known to be finite; a guide does not ask."""
@@ -256,7 +270,8 @@ def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales
     for source, size, (low, up) in zip(node.inputs, sizes, pairs, strict=True):
         slope = torch.maximum(low.abs(), up.abs())
         part = slope * size
-        scale = scale + (torch.where(slope == 0, 0.0, part) if source in scales.unbounded else part)
+        part = torch.where(slope == 0, 0.0, part) if source in scales.unbounded else part
+        scale = scale + gathered_terms(part, node)
     if relaxation.coupled is not None:
         scale = torch.maximum(scale, relaxation.coupled.scale(*sizes))
     return scale

@@ -32,7 +32,7 @@ from bitcrown.bounds.interval import (
 )
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
-from bitcrown.bounds.wanted import wanted_elements
+from bitcrown.bounds.wanted import COPIES, is_image_of, operands_to_bound, wanted_elements
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
@@ -77,8 +77,6 @@ bounded in double precision."""
 _SHORT_PASS = 16
 """Rows that a pass takes in any case: below, its calls cost more than its arithmetic."""
 _FEW_BOXES = 64
-_COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
-"""Operators of one operand whose every element is one of the operand's."""
 
 
 def _widest(network: Network) -> int:
@@ -146,6 +144,7 @@ class LayerBounder:
         scales = rounding.Scales(self.gamma)
         relaxations: dict[str, Relaxation] = {}
         tight: set[str] = set(graph.inputs)
+        fine: set[str] = set()  # those of which every element that varies has its rows
         is_plain = self.ascent is None and self.may_round and self.widest >= _WIDE
         wanted = None if outputs is None else wanted_elements(network, outputs)
         reference = Reference.of_box(network, x_lower, x_upper) if is_plain else None
@@ -160,9 +159,8 @@ class LayerBounder:
                 continue
             # A nonlinear node is where bounds matter: its operands get backward passes, once each.
             if not network.rows[node.name].is_affine:
-                for source in node.inputs:
-                    if source not in tight and not (self.quick and forward is not None):
-                        tight.add(source)
+                if not (self.quick and forward is not None):
+                    for source in operands_to_bound(graph, node, tight, fine):
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(
                             node, source, bounds, backward, x_lower, x_upper, reference, wanted
@@ -197,16 +195,23 @@ class LayerBounder:
         intervals = interval_bounds(self.network, x_lower, x_upper)
         symbols = first = int((x_lower < x_upper).sum())
         rows = backward = forward = 0
+        met, fine = set[str](), set[str]()
         for node in graph.nodes.values():
             forward += symbols * node.size
             if node.name in graph.inputs or self.network.rows[node.name].is_affine:
                 continue
             for source in node.inputs:
                 indices = undecided(node, *intervals[source])
-                symbols += len(indices) // 3
-                if len(indices) and not self._is_first_layer(source):
-                    rows += len(indices)
-                    backward += 2 * len(indices) * entries_of_row(graph, source, indices)
+                symbols += len(indices) // 3 if len(node.inputs) == 1 else 0
+                origin, places = self._origin(source)
+                fine.update([source] if node.op != "Relu" else [])
+                if len(indices) == 0 or self._is_first_layer(source) or origin in met:
+                    continue
+                met.add(origin)
+                if not is_image_of(graph, source, fine):
+                    asked = torch.unique(places[indices])  # rows are those of what is copied
+                    rows += len(asked)
+                    backward += 2 * len(asked) * entries_of_row(graph, origin, asked)
         is_cheap = self.quick or forward < max(
             _CHEAP_FORWARD, backward // _SAVING
         )  # quick: instead of all rows
@@ -259,7 +264,7 @@ class LayerBounder:
         for each element of ``source`` the flat place of that element: ``[N]``."""
         graph, chain = self.network.graph, []
         node = graph.nodes[source]
-        while node.op in _COPIES and node.rounding is None and node.inputs[0] not in graph.inputs:
+        while node.op in COPIES and node.rounding is None and node.inputs[0] not in graph.inputs:
             chain.append(node)
             node = graph.nodes[node.inputs[0]]
         places = torch.arange(node.size, dtype=torch.float64, device=self.network.device)

@@ -14,7 +14,11 @@ from torch import Tensor
 
 from bitcrown.bounds.crown import output_seeds
 from bitcrown.model.execute import Network
-from bitcrown.model.graph import Node
+from bitcrown.model.graph import Graph, Node
+
+COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
+"""Operators of one operand whose every element is one of the operand's."""
+_MONOTONE = ("Exp", "Log", "Reciprocal", "Sigmoid", "Softplus", "Sqrt", "Tanh", "Erf", "Atan")
 
 
 def wanted_elements(network: Network, outputs: Tensor) -> dict[str, Tensor]:
@@ -52,3 +56,33 @@ def _read(network: Network, node: Node, wanted: Tensor) -> list[Tensor]:
         here.new_zeros(1, *shape) if grad is None else grad
         for grad, shape in zip(grads, shapes, strict=True)
     ]
+
+
+def is_image_of(graph: Graph, source: str, fine: set[str]) -> bool:
+    """Whether each element of ``source`` rises or falls with a single element of a node in
+    ``fine``, whose elements have all been bounded by rows.
+
+    No row of ``source`` then beats its interval. Say it rises with ``y`` in ``[l, u]``: a line
+    below with slope ``m >= 0`` gives at most ``m l + k <= f(l)``, because what a row finds for
+    ``y`` was met with ``[l, u]``; one with ``m < 0`` at most ``m u + k <= m l + k``.
+    """
+    node = graph.nodes[source]
+    while node.op in COPIES or node.op == "Scale":
+        node = graph.nodes[node.inputs[0]]
+    if node.op not in _MONOTONE:
+        return False
+    operand = node.inputs[0]
+    return operand in fine or is_image_of(graph, operand, fine)
+
+
+def operands_to_bound(graph: Graph, node: Node, tight: set[str], fine: set[str]) -> list[str]:
+    """Operands of a nonlinear ``node`` that rows are worth for: not those in ``tight``, which have
+    had theirs, nor images of those in ``fine`` (a ReLU asks for rows of unstable elements alone).
+    Both sets grow."""
+    found = []
+    for source in node.inputs:
+        if source not in tight and not is_image_of(graph, source, fine):
+            found.append(source)
+            fine.update([source] if node.op != "Relu" else [])
+        tight.add(source)
+    return found

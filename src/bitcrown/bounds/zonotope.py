@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.interval import Bounds
-from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms
 from bitcrown.bounds.rounding import raised, underflow
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
@@ -138,7 +138,7 @@ class Propagation:
     def nonlinear(
         self, node: Node, relaxation: Relaxation, source: Zonotope, low: Tensor, up: Tensor
     ) -> Zonotope:
-        """An elementwise node of one operand in ``[low, up]``, between two lines of equal slope."""
+        """A node of one operand in ``[low, up]``, between two lines of equal slope."""
         below, above = (
             slopes[0].squeeze(1) for slopes in (relaxation.lower_slopes, relaxation.upper_slopes)
         )
@@ -152,24 +152,25 @@ class Propagation:
             # With both lines tilted to one slope, least <= f(x) - slope x <= most on [low, up]:
             # linear in x, so attained at an end.
             slope = (below + above) / 2
-            least = floor + torch.minimum((below - slope) * low, (below - slope) * up)
-            most = ceiling + torch.maximum((above - slope) * low, (above - slope) * up)
-        size = source.centre.abs() + source.radius()
-        size = (
-            slope.abs() * size
-            + floor.abs()
-            + ceiling.abs()
-            + torch.maximum(low.abs(), up.abs()) * slope.abs()
-        )
-        size = size + torch.maximum(low.abs(), up.abs()) * torch.maximum(below.abs(), above.abs())
+            fall, rise = below - slope, above - slope
+            least = floor + gathered_terms(torch.minimum(fall * low, fall * up), node)
+            most = ceiling + gathered_terms(torch.maximum(rise * low, rise * up), node)
+        size = slope.abs() * (source.centre.abs() + source.radius())
+        steepest = slope.abs() + torch.maximum(below.abs(), above.abs())
+        size = size + torch.maximum(low.abs(), up.abs()) * steepest
+        size = gathered_terms(size, node) + floor.abs() + ceiling.abs()
         # f = slope x + (most + least) / 2, up to half their distance: a symbol of its own.
         distance = ((most - least) / 2).clamp(min=0)
-        centre = slope * source.centre + (most + least) / 2
-        error = slope.abs() * source.error + self.gamma * size
+        centre = gathered_terms(slope * source.centre, node) + (most + least) / 2
+        error = gathered_terms(slope.abs() * source.error, node) + self.gamma * size
         error = error + (len(source.generators) + 1) * underflow(
             self.gamma, size.dtype
         ) * torch.sign(size)
-        return self._with_symbols(node, Zonotope(centre, source.generators, error), distance, slope)
+        if centre.shape == source.centre.shape:
+            found = Zonotope(centre, source.generators, error)
+            return self._with_symbols(node, found, distance, slope)
+        found = Zonotope(centre, gathered_terms(slope * source.generators, node), error)
+        return self._with_symbols(node, found, distance)
 
     def interval(self, zonotope: Zonotope) -> tuple[Tensor, Tensor]:
         radius = zonotope.radius()

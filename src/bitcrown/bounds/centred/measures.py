@@ -39,7 +39,8 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.centred.windows import is_image
 from bitcrown.bounds.interval import Bounds
-from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms
+from bitcrown.bounds.shares import adds_up
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
@@ -52,6 +53,8 @@ _LEAST = 2.0**-100
 """
 _MOVES = ("Add", "Sub", "Scale", "Reshape", "Slice", "Transpose", "Concat", "Pad", "ReduceSum")
 """Operators whose adjoint adds up nothing."""
+_COPIES = ("Reshape", "Transpose", "Slice", "Concat")
+"""Operators that put every element somewhere else, at most once."""
 _LINE = 16
 """Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger
 of the two lines: two of the product with ``upper``, eight of the other, one of the sum, and
@@ -83,12 +86,20 @@ class Measures:
     """Of one node, in single precision, ``[H, W, C]`` or ``[*]``: ``loss``; of a nonlinear node
     ``lines``: the upper slope and what the lower one has more, operand by operand, then the same of
     the offsets; of a ReLU ``band``: slope, offset of the middle and half the width of the band
-    ``s y`` to ``s y + t``. ``centre [1, *]`` is double."""
+    ``s y`` to ``s y + t``. ``centre [1, *]`` is double.
+
+    A node ``is_exact`` if nothing is computed on the way over it: coefficients are copied, and
+    added to no others. ``excess`` bounds, for lines that add up to 1, how far the centres are from
+    that; zero in all places but the first of a line. Lines that are ``is_parallel`` have the same
+    slopes below and above."""
 
     centre: Tensor
     loss: Tensor
     lines: tuple[Tensor, ...] = ()
     band: tuple[Tensor, ...] = ()
+    is_exact: bool = False
+    excess: Tensor | None = None
+    is_parallel: bool = False
 
 
 class Reference:
@@ -183,6 +194,9 @@ class Reference:
         assert absolute is not None
         centres = [self.of[name].centre for name in node.inputs]
         centre = network.forward_node(node, centres).expand(1, *node.shape)
+        is_read_alone = all(self.readers[name] == 1 for name in node.inputs)
+        if runtime is None and node.op in _COPIES and is_read_alone:
+            return Measures(centre, torch.zeros_like(centre).float(), is_exact=True)
         loss = torch.full_like(centre, _LEAST)
         if node.inputs:
             radii = [self.radius(name, bounds) for name in node.inputs]
@@ -215,12 +229,15 @@ class Reference:
         pairs = zip(node.inputs, given.lower_slopes, given.upper_slopes, strict=True)
         for name, below, above in pairs:
             at = self.of[name].centre
-            low, up = low + below.squeeze(1) * at, up + above.squeeze(1) * at
+            low = low + gathered_terms(below.squeeze(1) * at, node)
+            up = up + gathered_terms(above.squeeze(1) * at, node)
             steepest = torch.maximum(below.abs(), above.abs()).squeeze(1)
-            size = size + steepest * at.abs()
+            terms = at.shape[-1] if at.shape[1:] != node.shape else 1
+            size = terms * (size + gathered_terms(steepest * at.abs(), node))
             # (a slope that single precision lacks is off by less than _LEAST)
             radius = self.radius(name, bounds)
-            loss = loss + share(self._terms(node)) * (steepest * radius + _LEAST * radius)
+            lost = share(self._terms(node)) * (steepest * radius + _LEAST * radius)
+            loss = loss + gathered_terms(lost, node)
             lines += [above.squeeze(1), (below - above).squeeze(1)]
         lines += [up, low - up]
         band: tuple[Tensor, ...] = ()
@@ -234,8 +251,20 @@ class Reference:
         if runtime is not None:
             loss = loss + runtime
         plain = tuple(self._plain(node, line) for line in lines)
-        return Measures(centre, self.image(node, loss), plain, band)
+        excess = self._excess(node, centre) if adds_up(node) else None
+        is_parallel = not any(bool(rise.any()) for rise in plain[1:-2:2])
+        return Measures(
+            centre, self.image(node, loss), plain, band, excess=excess, is_parallel=is_parallel
+        )
+
+    def _excess(self, node: Node, centre: Tensor) -> Tensor:
+        total, terms = centre.sum(-1, keepdim=True), centre.shape[-1]
+        found = (total - 1).abs() + 2 * (terms + 8) * torch.finfo(centre.dtype).eps
+        return self.image(node, torch.nn.functional.pad(found, (0, terms - 1)))
 
     def _plain(self, node: Node, value: Tensor) -> Tensor:
-        flat = value.expand(1, *node.shape)[0].float()
+        """``value [1, *]`` of ``node``, or slopes of the shape of what it reads."""
+        is_line = bool(node.shape) and value.shape[-1] != node.shape[-1] == 1
+        shape = (*node.shape[:-1], value.shape[-1]) if is_line else node.shape
+        flat = value.expand(1, *shape)[0].float()
         return flat[0].permute(1, 2, 0).contiguous() if is_image(node) else flat

@@ -68,7 +68,11 @@ class CentredRows:
 
     def _capacity(self, segment: list[Node]) -> int:
         sizes = [1]
+        sums = self.step.sums.values()
+        passed = {name for each in sums for name in (each.product.name, *each.product.inputs)}
         for node in segment:
+            if node.name in passed:
+                continue
             window = self.windows[node.name]
             pixels = 0 if window is None else window.extents[0] * window.extents[1]
             sizes.append(node.size if window is None else pixels * node.shape[1])
@@ -196,7 +200,8 @@ class CentredRows:
             a = state.pending.pop(node.name, None)
             if a is None:
                 continue
-            for name, part in zip(node.inputs, self.step.run(node, a, state), strict=True):
+            operands = self.step.operands(node)
+            for name, part in zip(operands, self.step.run(node, a, state), strict=True):
                 before = state.pending.get(name)
                 state.pending[name] = part if before is None else before + part
         is_end = level + 1 == len(self.segments)

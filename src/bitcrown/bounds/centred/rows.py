@@ -19,13 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.centred.measures import Reference
+from bitcrown.bounds.centred.bilinear import sums_of
+from bitcrown.bounds.centred.measures import Reference, share
 from bitcrown.bounds.centred.windows import Geometry, Window, geometry_of, is_image, seen_by
+from bitcrown.bounds.shares import adds_up, common_part
+from bitcrown.model.execute import elements
 from bitcrown.model.graph import Node
 
 _NARROW = 12
 """Channels below which a product for each kernel offset is too narrow: one for all of them."""
 
+_COARSE = 2.0**-9
+"""Share of an error that adding it up may add to it."""
 _VECTORS = ("constant", "error", "spread", "place", "number")
 
 
@@ -197,18 +202,44 @@ class RowStep:
         self.maps = Maps(windows, (extents[0], extents[1]))
         self.nodes = reference.network.graph.nodes
         self._weights: dict[str, Tensor] = {}
+        graph = reference.network.graph
+        self.sums = sums_of(graph, windows, reference.of, source)
 
     def cost(self, node: Node, a: Tensor, kind: str, of: Tensor, place: Tensor) -> Tensor:
-        """``<|a|, of>`` of each row, rounded up, for ``of`` >= 0 of ``node``: ``[S]``, double."""
+        """``<|a|, of>`` of each row, rounded up, for ``of`` >= 0 of ``node``: ``[S]``, double.
+
+        An error may be a thousandth too large, so it is added up in single precision: ``k``
+        terms that are not negative lose ``gamma_k`` of their sum, and what underflows."""
         axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
         (part,) = self._seen(node, kind, [of], place)
-        return (a.abs() * part).sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
+        terms = node.size if self.windows[node.name] is None else a.numel() // max(1, a.shape[2])
+        lost = share(terms + 8)
+        if kind != "loss" or lost > _COARSE:
+            return (a.abs() * part).sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
+        if is_image(node):
+            total = (a.abs() * part).sum(axes)
+        else:
+            total = torch.matmul(elements(a.abs(), 1), part.flatten())
+        return total.double() * (1 + 2 * lost) + terms * torch.finfo(torch.float32).tiny
+
+    def operands(self, node: Node) -> Sequence[str]:
+        """The nodes whose coefficients ``run`` gives: what ``node`` reads, or what that repeats."""
+        if node.name not in self.sums:
+            return node.inputs
+        return [base.name for base in self.sums[node.name].bases]
 
     def run(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
-        """Coefficients of the operands of ``node``, whose own ``a`` they replace; constant and
+        """Coefficients of the ``operands`` of ``node``, whose own ``a`` they replace; constant and
         error of ``state`` grow."""
         measures = self.reference.of[node.name]
-        state.error = state.error + self.cost(node, a, "loss", measures.loss, state.place)
+        if adds_up(node) and not state.is_shared:
+            a = self._without_common_part(node, a, state)
+        if not measures.is_exact:
+            state.error = state.error + self.cost(node, a, "loss", measures.loss, state.place)
+        if node.name in self.sums:
+            parts, gained, lost = self.sums[node.name].run(a)
+            state.constant, state.error = state.constant + gained, state.error + lost
+            return parts
         is_loose = node.name in state.loose
         if measures.lines:
             return self._nonlinear(node, a, state)
@@ -239,6 +270,16 @@ class RowStep:
                 )
             ]
         return self._general(node, a)
+
+    def _without_common_part(self, node: Node, a: Tensor, state: RowState) -> Tensor:
+        """``a`` minus what lines that add up to 1 have in common (``shares``): measured from the
+        centres, their sum is as far from zero as that of the centres is from 1, the ``excess``."""
+        measures = self.reference.of[node.name]
+        assert measures.excess is not None
+        upper, difference = self._seen(node, "lines", measures.lines, state.place)[:2]
+        common = common_part(a, upper, difference, 1 if is_image(node) else -1)
+        state.error = state.error + self.cost(node, common, "excess", measures.excess, state.place)
+        return a - common
 
     def _scaled(self, node: Node, a: Tensor, state: RowState) -> Tensor:
         if "scale" not in node.params:
@@ -272,10 +313,13 @@ class RowStep:
             return [self._moved(a * upper, node.inputs[0], self.windows[node.name], state)]
         lines = self._seen(node, "lines", measures.lines, state.place)
         positive = a.clamp(min=0)
-        window, parts = self.windows[node.name], []
-        for upper, rise in zip(lines[0::2], lines[1::2], strict=True):
-            parts.append((a * upper).addcmul_(positive, rise))
-        gained = parts.pop().sum(axes, dtype=torch.float64)
+        window = self.windows[node.name]
+        *slopes, (above, gap) = zip(lines[0::2], lines[1::2], strict=True)
+        parts = [
+            a * upper if measures.is_parallel else (a * upper).addcmul_(positive, rise)
+            for upper, rise in slopes
+        ]
+        gained = (a * above).addcmul_(positive, gap).sum(axes, dtype=torch.float64)
         state.constant = state.constant + gained
         return [
             self._moved(part, name, window, state)

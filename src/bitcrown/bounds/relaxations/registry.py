@@ -1,9 +1,11 @@
 """One row per nonlinear operator: its range over an interval, and linear functions that enclose it
 there.
 
-Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. All
-operators here are elementwise (but for a scale common to all elements, of ``DynamicQuantize``);
-operators with two operands have operands of equal shape (the reader inserts ``Expand`` nodes).
+Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's shape. Operators
+here are elementwise (but for a scale common to all elements, of ``DynamicQuantize``), with operands
+of equal shape (the reader inserts ``Expand`` nodes); or one element is a function of a whole line
+of its operand along the last axis (``LogSumExp``), and slopes have the operand's shape: terms
+``slope x`` are then added up along that axis (``gathered_terms``).
 
 Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and
 the intercept is then chosen from the slope *as rounded* and moved outward by a bound on its own
@@ -66,6 +68,13 @@ class Nonlinear:
     alphas: int = 0
     default_alpha: DefaultAlpha | None = None
     is_piecewise_linear: bool = False
+
+
+def gathered_terms(terms: Tensor, node: Node) -> Tensor:
+    """``terms [.., *operand]`` of the slopes of ``node`` as ``[.., *]``: added up where one element
+    reads a line."""
+    is_line = bool(node.shape) and terms.shape[-1] != node.shape[-1] == 1
+    return terms.sum(-1, keepdim=True) if is_line else terms
 
 
 _ROWS: dict[str, Nonlinear] = {}

@@ -10,6 +10,10 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product, within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
+_STEPS = 8
+_LARGE = 1e3
+"""Eight steps before a softmax: nobody adds a mask earlier than that."""
+
 
 def reduction_axes(b: Builder, node: OnnxNode, rank: int) -> tuple[tuple[int, ...], bool]:
     """Axes (as attribute or second input) and keepdims of a reduction."""
@@ -49,10 +53,16 @@ def reduce_sum(b: Builder, node: OnnxNode) -> None:
 @lowers("ReduceLogSumExp", "ReduceLogSum")
 def reduce_log(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
-    axes, keep = reduction_axes(b, node, len(b.shape(x)))
-    if node.op == "ReduceLogSumExp":
-        x = b.emit("Exp", (x,))
-    b.bind(node, b.emit("Log", (b.summed(x, axes, keep),)))
+    shape = b.shape(x)
+    axes, keep = reduction_axes(b, node, len(shape))
+    if node.op == "ReduceLogSum":
+        b.bind(node, b.emit("Log", (b.summed(x, axes, keep),)))
+        return
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    line = [*(shape[axis] for axis in kept), math.prod(shape[axis] for axis in axes)]
+    total = b.emit("LogSumExp", (b.reshaped(_moved(b, x, [*kept, *axes]), line),))
+    result = [1 if axis in axes else extent for axis, extent in enumerate(shape)]
+    b.bind(node, b.reshaped(total, result if keep else line[:-1]))
 
 
 @lowers("ReduceMax", "ReduceMin", "GlobalMaxPool")
@@ -109,8 +119,6 @@ def cumulative(b: Builder, node: OnnxNode) -> None:
 
 @lowers("Softmax", "LogSoftmax")
 def softmax(b: Builder, node: OnnxNode) -> None:
-    """``softmax_i = 1 / sum_j exp(x_j - x_i)``: differences are affine, and nothing overflows where
-    it matters."""
     x = b.node_of(node.inputs[0])
     shape = b.shape(x)
     rank = len(shape)
@@ -129,29 +137,59 @@ def softmax(b: Builder, node: OnnxNode) -> None:
 def softmax_over(
     b: Builder, x: str, axis: int, is_log: bool, masked: np.ndarray | None = None
 ) -> str:
-    """A ``masked`` entry is minus infinity: it is an exact zero, and no term of any sum."""
-    shape = b.shape(x)
-    n = shape[axis]
-    if n > 1024:
-        raise UnsupportedError(f"node {b.source!r}: Softmax over {n} entries")
-    full = (*shape[:axis], n, n, *shape[axis + 1 :])
-    column = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
-    row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
-    exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
-    # exp(x_i - x_i) is 1 whatever x_i is known to be, so the sum of the others begins with 1.
-    counted = 1.0 - np.eye(n).reshape(n, n, *([1] * (len(shape) - axis - 1)))
+    """``softmax(x)_i = exp(x_i - lse(x))``, of ``x`` minus its mean along the axis: that changes
+    nothing, and what all entries have in common widens no range. (A mean with large constants in
+    it, as masks are, would round the rest away.)
+
+    A ``masked`` entry is minus infinity: it is an exact zero, and no term of any sum.
+    """
+    order = _axis_last(len(b.shape(x)), axis)
+    x = _moved(b, x, order)
+    counted = None
     if masked is not None:
         if is_log or masked.all(axis=axis).any():
             raise UnsupportedError(
                 f"node {b.source!r}: a Softmax of minus infinity alone, or its logarithm"
             )
-        counted = counted * ~np.expand_dims(masked, axis)
-    total = b.summed(b.scaled(exponentials, counted, None), (axis + 1,), False)
-    total = b.scaled(total, None, 1.0)
+        counted = 1.0 - np.broadcast_to(masked, masked.shape).transpose(order)
+    x = x if _has_large_constants(b, x) else _minus_mean(b, x, counted)
+    params = {} if counted is None else {"counted": counted}
+    total = b.emit("LogSumExp", (x,), {}, params)
+    share = b.emit("LogShare", (x, b.expanded(total, b.shape(x))), {}, params)
     if is_log:
-        return b.scaled(b.emit("Log", (total,)), -1.0, None)
-    value = b.emit("Reciprocal", (total,))
-    return value if masked is None else b.scaled(value, 1.0 - masked, None)
+        return _moved(b, share, list(np.argsort(order)))
+    value = b.emit("Exp", (share,), {"adds_up": True} if counted is None else {})
+    value = value if counted is None else b.scaled(value, counted, None)
+    return _moved(b, value, list(np.argsort(order)))
+
+
+def _minus_mean(b: Builder, x: str, counted: np.ndarray | None) -> str:
+    last = len(b.shape(x)) - 1
+    if counted is None:
+        centre = mean(b, x, (last,), True)
+    else:
+        weights = counted / counted.sum(axis=last, keepdims=True)
+        centre = b.summed(b.scaled(x, weights, None), (last,), True)
+    return b.emit("Sub", (x, b.expanded(centre, b.shape(x))))
+
+
+def _has_large_constants(b: Builder, x: str) -> bool:
+    """Whether constants in the last steps before ``x`` are of the size of a mask."""
+    near = {x}
+    for _ in range(_STEPS):
+        params = [value for name in near for value in b.nodes[name].params.values()]
+        if any(np.abs(value).max(initial=0.0) > _LARGE for value in params):
+            return True
+        near = {name for node in near for name in b.nodes[node].inputs}
+    return False
+
+
+def _axis_last(rank: int, axis: int) -> list[int]:
+    return [other for other in range(rank) if other != axis] + [axis]
+
+
+def _moved(b: Builder, x: str, order: list[int]) -> str:
+    return x if order == sorted(order) else b.transposed(x, [int(place) for place in order])
 
 
 @lowers("LpNormalization")

@@ -1,6 +1,7 @@
 """Elementwise affine operators: ``Scale`` (``x * scale + shift`` with constants), ``Add``, ``Sub``,
-``Constant``, and ``Larger``: ``b + r`` of ``(r, b, a, d)``, which is ``max(a, b)`` because
-``r = relu(d)`` and ``d = a - b`` (see ``bounds.relaxations.larger``)."""
+``Constant``, and two that know more than a sum: ``Larger``, ``b + r`` of ``(r, b, a, d)``, which is
+``max(a, b)`` because ``r = relu(d)`` and ``d = a - b`` (see ``bounds.relaxations.larger``), and
+``LogShare``, ``x - l`` of ``(x, l)``, which is ``log softmax(x)`` because ``l = lse(x)``."""
 
 from __future__ import annotations
 
@@ -59,3 +60,14 @@ register(Op("Scale", _scale, True, _scale_absolute, _scale_adjoint))
 register(Op("Add", _add, True, _add, lambda node, params, a, shapes: [a, a]))
 register(Op("Larger", _add, True, _add, _larger_adjoint, is_capped=True))
 register(Op("Sub", _sub, True, _add, lambda node, params, a, shapes: [a, -a], negated=(1,)))
+register(
+    Op(
+        "LogShare",
+        _sub,
+        True,
+        _add,
+        lambda node, params, a, shapes: [a, -a],
+        negated=(1,),
+        is_capped=True,
+    )
+)

@@ -38,6 +38,14 @@ def _product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0] * inputs[1]
 
 
+def _log_sum_exp(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    """Along the last axis, which becomes 1; over the entries that ``counted`` has not at 0."""
+    x = inputs[0]
+    if "counted" in params:
+        x = torch.where(params["counted"] != 0, x, -torch.inf)
+    return torch.logsumexp(x, dim=-1, keepdim=True)
+
+
 def _dynamic_quantize(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     """``(q - z) s`` of the ``q``, ``s``, ``z`` that ONNX's DynamicQuantizeLinear makes of the whole
     tensor."""
@@ -81,4 +89,5 @@ register(Op("Clip", _clip, is_affine=False))
 register(Op("Elu", _elu, is_affine=False))
 register(Op("Mul", _product, is_affine=False))
 register(Op("Perturb", _first, is_affine=False))
+register(Op("LogSumExp", _log_sum_exp, is_affine=False, is_local=False))
 register(Op("DynamicQuantize", _dynamic_quantize, is_affine=False, is_local=False, has_jumps=True))

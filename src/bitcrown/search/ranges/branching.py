@@ -24,7 +24,9 @@ from bitcrown.bounds.claims import known
 from bitcrown.bounds.crown import relaxation_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.layout import Layout
+from bitcrown.bounds.relaxations.registry import gathered_terms
 from bitcrown.model.execute import Network, elements
+from bitcrown.model.graph import Node
 from bitcrown.search.ranges.domains import OperandAxis
 
 _PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -62,20 +64,43 @@ def mean_gaps(
         gaps = []
         places = _PLACES if len(low) == 1 else _PAIR_PLACES
         for shares in product(places, repeat=len(low)):
-            at = [end + share * room for end, share, room in zip(low, shares, width, strict=True)]
+            at = [
+                end + _share_of(node, share, room) * room
+                for end, share, room in zip(low, shares, width, strict=True)
+            ]
             found = network.forward_node(node, at)
             below = found - lines.lower_intercept[:, 0]
             above = lines.upper_intercept[:, 0] - found
             for x, lower, upper in zip(at, lines.lower_slopes, lines.upper_slopes, strict=True):
-                below, above = below - lower[:, 0] * x, above + upper[:, 0] * x
+                below = below - gathered_terms(lower[:, 0] * x, node)
+                above = above + gathered_terms(upper[:, 0] * x, node)
             gaps.append(elements(a.clamp(min=0) * below - a.clamp(max=0) * above, 1))
         every = known(torch.stack(gaps), 0.0)
-        for name in node.inputs:
-            scores[:, axis.at[name]] += every.mean(dim=0)
-            if len(low) == 1:
+        for name, room in zip(node.inputs, width, strict=True):
+            scores[:, axis.at[name]] += _spread(node, every.mean(dim=0), room)
+            if len(low) == 1 and room.shape[1:] == node.shape:
                 inner = every[_INNER].argmax(dim=0).to(scores.dtype)
                 widest[:, axis.at[name]] = 0.3 + 0.2 * inner
     return scores.clamp(min=0), widest
+
+
+def _share_of(node: Node, share: float, room: Tensor) -> Tensor | float:
+    """Where a range is looked at. A function of a line of numbers is nearly linear where all of
+    them rise together, so there every other one falls."""
+    if room.shape[1:] == node.shape:
+        return share
+    is_even = torch.arange(room.shape[-1], device=room.device) % 2 == 0
+    return torch.where(is_even, share, 1 - share).to(room.dtype)
+
+
+def _spread(node: Node, gap: Tensor, room: Tensor) -> Tensor:
+    """``gap [B, N]`` of a node's elements as one of each operand: that of a line by the squares of
+    its widths ``room [B, *]``."""
+    if room.shape[1:] == node.shape:
+        return gap
+    squares = room.square()
+    part = known(squares / squares.sum(-1, keepdim=True), 0.0)
+    return elements(gap.reshape(-1, *node.shape) * part, 1)
 
 
 def candidates_of(
