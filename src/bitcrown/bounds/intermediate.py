@@ -32,21 +32,17 @@ from bitcrown.bounds.interval import (
 )
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
-from bitcrown.bounds.wanted import wanted_elements
+from bitcrown.bounds.wanted import undecided, wanted_elements
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
 
-def undecided(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
-    """Flat indices of elements whose bounds matter to a nonlinear consumer ``node``, over all
-    boxes."""
-    if node.op == "Relu":
-        matters = is_unstable(lower, upper)
-    else:
-        matters = lower < upper
-    return elements(matters, 1).any(0).nonzero().flatten()
+def undecided_places(node: Node, source: str, bounds: Bounds) -> Tensor:
+    """Flat indices of elements of ``source`` that matter to its nonlinear consumer ``node``, over
+    all boxes."""
+    return elements(undecided(node, source, bounds), 1).any(0).nonzero().flatten()
 
 
 class Enclosure(NamedTuple):
@@ -202,7 +198,7 @@ class LayerBounder:
             if node.name in graph.inputs or self.network.rows[node.name].is_affine:
                 continue
             for source in node.inputs:
-                indices = undecided(node, *intervals[source])
+                indices = undecided_places(node, source, intervals)
                 symbols += len(indices) // 3
                 if len(indices) and not self._is_first_layer(source):
                     rows += len(indices)
@@ -228,7 +224,7 @@ class LayerBounder:
         wanted: Mapping[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         lower, upper = bounds[source]
-        indices = undecided(consumer, lower, upper)
+        indices = undecided_places(consumer, source, bounds)
         if wanted is not None:
             is_read = wanted.get(source)
             indices = indices[:0] if is_read is None else indices[is_read.flatten()[indices]]

@@ -12,9 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import output_seeds
+from bitcrown.bounds.interval import Bounds
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
+from bitcrown.model.registry import DIFFERENCE
 
 
 def wanted_elements(network: Network, outputs: Tensor) -> dict[str, Tensor]:
@@ -52,3 +55,21 @@ def _read(network: Network, node: Node, wanted: Tensor) -> list[Tensor]:
         here.new_zeros(1, *shape) if grad is None else grad
         for grad, shape in zip(grads, shapes, strict=True)
     ]
+
+
+def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
+    """``[B, *]``: elements of ``source`` whose bounds matter to a nonlinear ``node`` that reads
+    it."""
+    low, up = bounds[source]
+    if node.op == "Relu":
+        return is_unstable(low, up)
+    if not node.op.endswith(DIFFERENCE):
+        return low != up
+    if source not in node.inputs[:3]:  # values, there to be subtracted
+        return torch.zeros_like(low, dtype=torch.bool)
+    if not node.op.startswith("Relu"):
+        return low != up
+    if source != node.inputs[2]:
+        return is_unstable(low, up)
+    one, other = (is_unstable(*bounds[name]) for name in node.inputs[:2])
+    return (one | other) & (low != up)  # of two decided neurons the difference is linear

@@ -4,6 +4,7 @@ the laws."""
 from bitcrown.bounds.relaxations import (
     clip,
     convex,
+    difference,
     dynamic_quantize,
     elu,
     larger,
@@ -19,6 +20,7 @@ from bitcrown.bounds.relaxations import (
 __all__ = [
     "clip",
     "convex",
+    "difference",
     "dynamic_quantize",
     "elu",
     "larger",

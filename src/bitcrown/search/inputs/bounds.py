@@ -28,6 +28,7 @@ from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_radius, node_scale
 from bitcrown.bounds.quadratic import Coupling, coupling, sums_of_products, tangent
 from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.wanted import undecided
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
@@ -202,7 +203,12 @@ class BoxBounder:
                         if is_sharp and source not in done:
                             done.add(source)
                             bounds[source] = self._tightened(
-                                source, node.op, bounds[source], relaxations, scales, boxes
+                                source,
+                                undecided(node, source, bounds),
+                                bounds[source],
+                                relaxations,
+                                scales,
+                                boxes,
                             )
                     relaxations[node.name] = self._relaxed(node, bounds, forms)
                 elif network.rows[node.name].is_capped:
@@ -234,17 +240,18 @@ class BoxBounder:
     def _tightened(
         self,
         source: str,
-        consumer: str,
+        is_asked: Tensor,
         interval: tuple[Tensor, Tensor],
         relaxations: Mapping[str, Relaxation],
         scales: rounding.Scales,
         boxes: Boxes,
     ) -> tuple[Tensor, Tensor]:
-        """``interval`` of ``source`` met with CROWN bounds of its undecided entries, box by box."""
+        """``interval`` of ``source`` met with CROWN bounds of entries that are asked for, box by
+        box."""
         shape = self.network.graph.nodes[source].shape
         low, up = (elements(end.expand(len(boxes), *shape), 1).clone() for end in interval)
-        undecided = claims.is_unstable(low, up) if consumer == "Relu" else low != up
-        box, entry = undecided.nonzero(as_tuple=True)
+        is_asked = elements(is_asked.expand(len(boxes), *shape), 1)
+        box, entry = is_asked.nonzero(as_tuple=True)
         step = max(1, _CACHED // (8 * 8 * 2 * self.widest))
         for some_box, some in zip(torch.split(box, step), torch.split(entry, step), strict=True):
             if not len(some):
