@@ -19,7 +19,6 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.centred.measures import Reference
 from bitcrown.bounds.centred.passes import CentredRows
-from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import (

@@ -214,7 +214,7 @@ def _cost(network: Network) -> float:
 
 
 def _flat_rows(network: Network, objective: Objective) -> tuple[Tensor, Tensor | None, Tensor]:
-    """``C [S, m]``, ``D [S, n]`` and ``rhs [S]`` of rows of the first box that exclude something."""
+    """``C [S, m]``, ``D [S, n]`` and ``rhs [S]`` of rows of the first box, without padding."""
     cases = objective.box == 0
     is_row = np.isfinite(objective.rhs[cases])
     C, rhs = (network.tensor(part[cases][is_row][:_ROWS]) for part in (objective.C, objective.rhs))

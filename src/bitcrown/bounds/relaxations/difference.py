@@ -1,10 +1,10 @@
-"""``f(z) - f(w)`` for two arguments that are close: the difference of two networks, neuron by neuron.
+"""``f(z) - f(w)`` of close arguments: the difference of two networks, neuron by neuron.
 
 The row has the operands ``(z, w, d, y, v)`` with ``d = z - w``, ``y = f(z)``, ``v = f(w)``. As
-``e = y - v`` the node is affine, and what other paths carry of ``y`` and ``v`` cancels. But bounds of
-``d`` come from the layers before, where they may be far better than the difference of the bounds of
-``z`` and ``w`` (Paulsen, Wang and Wang, *ReluDiff*, 2020; Paulsen, Wang, Wang and Wang, *NeuroDiff*,
-2020). So there are lines of ``d``, too, and alpha chooses between the two.
+``e = y - v`` the node is affine, and what other paths carry of ``y`` and ``v`` cancels. But bounds
+of ``d`` come from the layers before, where they may be far better than the difference of the bounds
+of ``z`` and ``w`` (Paulsen, Wang and Wang, *ReluDiff*, 2020; Paulsen, Wang, Wang and Wang,
+*NeuroDiff*, 2020). So there are lines of ``d``, too, and alpha chooses between the two.
 
 *ReLU.* With ``D+ = min(max(d), max(z))`` and ``D- = min(-min(d), -min(z))``, neither below 0, three
 upper lines hold wherever the three operands are in their ranges:
@@ -16,8 +16,8 @@ upper lines hold wherever the three operands are in their ranges:
 The last one because ``e - t d = p(z) - p(w)`` with ``p(z) = (1 - t) relu(z) + t relu(-z)``: if
 ``p(z) > p(w)``, then for ``z >= 0`` the difference is at most ``(1 - t) min(z, z - w)``, for
 ``z < 0`` at most ``t min(-z, w - z)``. Each right side is below a chord: on ``[-|l|, D+]`` in
-``z``, on ``[-D-, u]`` in ``z``, on ``[-D-, D+]`` in ``d``. Equal operands have ``D+ = D- = 0`` and the
-difference 0.
+``z``, on ``[-D-, u]`` in ``z``, on ``[-D-, D+]`` in ``d``. Equal operands have ``D+ = D- = 0`` and
+the difference 0.
 
 *Smooth functions.* ``f(z) - f(w) = f'(x) d`` for an ``x`` between the two, and with
 ``m <= f' <= M`` there, ``f'(x) d <= max(m d, M d)``, which is convex: its chord is a line.
