@@ -195,6 +195,20 @@ def test_a_planted_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_between("Relu", row.relax(node_of("Relu"), lowers, uppers, None), points)
 
 
+def test_what_is_positive_at_every_violation_is_bounded_there() -> None:
+    row, node = nonlinear_row("Positive"), Node("p", "Positive", ("x",), (1,))
+    low = torch.tensor([-2.0, -1.0, 0.5, 0.0])[:, None, None]
+    up = torch.tensor([1.0, 0.0, 2.0, 0.0])[:, None, None]
+    for alpha in (None, torch.full((1, 4, 1, 1), 0.3), torch.zeros(1, 4, 1, 1)):
+        found = row.relax(node, [low], [up], alpha)
+        least, most = row.interval(node, [low], [up])
+        for share in torch.linspace(0, 1, 9):
+            x = low.clamp(min=0) + share * (up - low.clamp(min=0))
+            assert (found.lower_slopes[0] * x + found.lower_intercept <= x).all()
+            assert (found.upper_slopes[0] * x + found.upper_intercept >= x).all()
+            assert ((least <= x) & (x <= most)).all()
+
+
 def network_pair(seed: int, activation: str, closeness: float) -> tuple[Graph, Graph]:
     """Two networks with two hidden layers whose weights differ by ``closeness``; some rows are
     equal."""

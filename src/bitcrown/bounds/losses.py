@@ -5,7 +5,7 @@ coefficients ``|a_p|`` are at most those of a pass through ``|W|``, so the sum o
 one forward pass: ``T = scale + |W| T`` at an affine node, and at a nonlinear one the largest ``T``
 of what a line reads, with twice its scales for ``|slope z| + |intercept|``:
 
-    ReLU                 T = 2 scale(z) + T(z)
+    ReLU, Positive       T = 2 scale(z) + T(z)
     difference of ReLUs  T = 2 (scales) + max(max(T(z), T(w)) + T(d), T(y) + T(v)),
 
 whose lines have slopes of at most 1 on one of ``z`` and ``w`` and on ``d``, or on ``y`` and ``v``,
@@ -26,7 +26,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 from bitcrown.model.registry import DIFFERENCE
 
-_RULES = ("Relu", f"Relu{DIFFERENCE}")
+_RULES = ("Relu", "Positive", f"Relu{DIFFERENCE}")
 
 
 def pass_losses(network: Network, scales: rounding.Scales, small: float) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def pass_losses(network: Network, scales: rounding.Scales, small: float) -> dict
 
 
 def _behind_lines(node: Node, totals: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
-    if node.op == "Relu":
+    if len(sizes) == 1:
         return 2 * sizes[0] + totals[0]
     z, w, d, y, v = totals
     by_lines = torch.maximum(torch.maximum(z, w) + d, y + v)

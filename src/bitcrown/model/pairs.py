@@ -247,7 +247,7 @@ class _Pairs:
 
     def _input_gap(self, name: str, pair: PairedInput) -> str | None:
         """First minus second, with elements that are the same as zeros; where the sign is known,
-        through a ReLU that says it."""
+        through a node that says it."""
         shape = self.graph.nodes[name].shape
         if pair.same.all():
             return None
@@ -260,7 +260,7 @@ class _Pairs:
             parts.append(self._scale(name, "/unordered", whole, factor))
         if sign.any():
             turned = self._scale(name, "/turned", whole, sign.astype(np.float64))
-            positive = self._node("/positive", name, "Relu", (turned,))
+            positive = self._node("/positive", name, "Positive", (turned,))
             parts.append(self._scale(name, "/signed", positive, sign.astype(np.float64)))
         return self._sum(name, parts)
 

@@ -46,6 +46,8 @@ from bitcrown.bounds.relaxations.registry import (
 from bitcrown.model.graph import Node
 from bitcrown.model.registry import DIFFERENCE
 
+_VANISHING = 2.0**-30
+"""Share of the other end that an end of an interval may have and still count as 0: rounding."""
 _Slopes = Callable[[Node, Tensor, Tensor], Pair]
 
 
@@ -206,8 +208,14 @@ class _Difference:
         for value in values[1:]:
             chosen.append((value <= best).to(best.dtype))
             best = torch.minimum(value, best)
-        is_zero = (low[2] == 0) & (up[2] == 0)
-        chosen[-1] = torch.where(is_zero, 0.0, chosen[-1])
+        # Of a difference that has one sign and may vanish, a line through 0 keeps the sign.
+        size = torch.maximum(low[2].abs(), up[2].abs()) * _VANISHING
+        keeps_sign = (up[2].abs() <= size) | (low[2].abs() <= size)
+        if self.slopes is None:
+            is_linear = (low[0] >= 0) & (low[1] >= 0)
+            chosen[0] = torch.where(is_linear, 1.0, chosen[0])
+            chosen[1] = torch.where(keeps_sign, (~is_linear).to(z.dtype), chosen[1])
+        chosen[-1] = torch.where(keeps_sign, 0.0, chosen[-1])
         return torch.stack(chosen)
 
     def _default_alpha(self, node: Node, lowers: Operands, uppers: Operands) -> Tensor:

@@ -81,6 +81,7 @@ register(Op("Clip", _clip, is_affine=False))
 register(Op("Elu", _elu, is_affine=False))
 register(Op("Mul", _product, is_affine=False))
 register(Op("Perturb", _first, is_affine=False))
+register(Op("Positive", _first, is_affine=False))
 register(Op("DynamicQuantize", _dynamic_quantize, is_affine=False, is_local=False, has_jumps=True))
 
 
