@@ -25,6 +25,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.model.pairs import PairedInput, with_differences, with_equal_inputs
 from bitcrown.search.objective import Objective
+from bitcrown.spec.equal_networks import known_order
 from bitcrown.spec.problem import Case, Problem
 
 _EXACT = float(1 << 53)
@@ -122,13 +123,8 @@ def _pinned_pairs(case: Case, pairs: list[tuple[int, int]]) -> set[tuple[int, in
 
 def _order_of(case: Case, n: int) -> set[tuple[int, int]]:
     """Pairs ``(i, j)`` with ``x_i <= x_j`` by one constraint, or by a chain of equalities."""
-    found: set[tuple[int, int]] = set()
-    for constraint in case.constraints:
-        if constraint.bound > 0 or len(constraint.terms) != 2:
-            continue
-        (one, a), (other, b) = constraint.terms
-        if len(one) == len(other) == 1 and max(one[0], other[0]) < n and a == -b:
-            found.add((one[0], other[0]) if a > 0 else (other[0], one[0]))
+    orders = (known_order(constraint, n) for constraint in case.constraints)
+    found = {pair for pair in orders if pair is not None}
     for group in tied_inputs(case.constraints, n):
         found |= {(int(i), int(j)) for i in group for j in group if i != j}
     return found
@@ -159,7 +155,7 @@ def _with_ties(objective: Objective, ties: list[tuple[int, int]]) -> Objective |
         if (np.abs(D) >= _EXACT).any():
             return None
         is_empty = ~(D.any(axis=2) | objective.C.any(axis=2))
-        rhs = np.where(is_empty & (rhs >= 0), np.inf, rhs)
+        rhs = np.where(is_empty & (np.sign(rhs) != -1), np.inf, rhs)
         D = D if D.any() else None
     used = np.isfinite(rhs).any(axis=0)
     used[0] |= not used.any()

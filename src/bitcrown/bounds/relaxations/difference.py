@@ -92,7 +92,7 @@ def _between(line: _Line, other: _Line, fraction: Tensor, sizes: Operands) -> _L
     cuts = [torch.where(torch.isfinite(cut), cut, 0.0) for cut in (first.c, second.c)]
     pairs = [*zip(first[:3], second[:3], strict=True), (cuts[0], cuts[1])]
     # lerp is exact at both ends, and has a derivative there
-    mixed = [torch.lerp(*torch.broadcast_tensors(a, b, fraction)) for a, b in pairs]
+    mixed = [torch.lerp(a + 0 * fraction, b + 0 * fraction, fraction) for a, b in pairs]
     relative, absolute = padding(fraction.dtype)
     size = cuts[0].abs() + cuts[1].abs()
     for (a, b), reach in zip(pairs, sizes, strict=False):
