@@ -200,13 +200,13 @@ def cheaper(
 
 
 def _cost(network: Network) -> float:
-    """Entries that bounds of all operands touch on one box."""
+    """Entries that bounds of all operands touch on one box, a node's and those that it reads."""
     nodes = network.graph.nodes.values()
     operands = {
         name for node in nodes if not network.rows[node.name].is_affine for name in node.inputs[:3]
     }
     rows = sum(network.graph.nodes[name].size for name in operands)
-    return float(rows * sum(node.size for node in nodes))
+    return float(rows * sum(node.size * (1 + len(node.inputs)) for node in nodes))
 
 
 def _flat_rows(network: Network, objective: Objective) -> tuple[Tensor, Tensor | None, Tensor]:
