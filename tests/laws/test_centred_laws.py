@@ -17,7 +17,7 @@ from bitcrown.bounds.centred.measures import Reference, is_exact_type
 from bitcrown.bounds.centred.passes import CentredRows
 from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, output_seeds, relaxations_of
-from bitcrown.bounds.intermediate import Enclosure, LayerBounder, undecided
+from bitcrown.bounds.intermediate import Enclosure, LayerBounder, undecided_places
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.wanted import wanted_elements
 from bitcrown.model.execute import Network
@@ -287,12 +287,12 @@ def test_whole_run_is_about_as_tight_as_in_double_precision(
             found = LayerBounder(case.network, 1 << 26).run(*case.box).bounds
         for node, source in case.sources():
             exact_ends, ends = case.enclosure.bounds[source], found[source]
-            wanted = undecided(node, *exact_ends)
+            wanted = undecided_places(node, source, {**found, source: exact_ends})
             low, up = (end.flatten()[wanted] for end in exact_ends)
             below, above = (end.flatten()[wanted] for end in ends)
             assert (below >= low - 1e-3 * (up - low)).all()
             assert (above <= up + 1e-3 * (up - low)).all()
-            assert len(undecided(node, *ends)) <= len(wanted) + 1
+            assert len(undecided_places(node, source, found)) <= len(wanted) + 1
 
 
 def outer_graph(seed: int) -> Graph:

@@ -19,7 +19,6 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.centred.measures import Reference
 from bitcrown.bounds.centred.passes import CentredRows
-from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import (
@@ -32,21 +31,24 @@ from bitcrown.bounds.interval import (
 )
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
-from bitcrown.bounds.wanted import COPIES, is_image_of, operands_to_bound, wanted_elements
+from bitcrown.bounds.wanted import (
+    COPIES,
+    asks_for_all,
+    is_image_of,
+    operands_to_bound,
+    undecided,
+    wanted_elements,
+)
 from bitcrown.bounds.zonotope import Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 
 
-def undecided(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
-    """Flat indices of elements whose bounds matter to a nonlinear consumer ``node``, over all
-    boxes."""
-    if node.op == "Relu":
-        matters = is_unstable(lower, upper)
-    else:
-        matters = lower < upper
-    return elements(matters, 1).any(0).nonzero().flatten()
+def undecided_places(node: Node, source: str, bounds: Bounds) -> Tensor:
+    """Flat indices of elements of ``source`` that matter to its nonlinear consumer ``node``, over
+    all boxes."""
+    return elements(undecided(node, source, bounds), 1).any(0).nonzero().flatten()
 
 
 class Enclosure(NamedTuple):
@@ -201,10 +203,10 @@ class LayerBounder:
             if node.name in graph.inputs or self.network.rows[node.name].is_affine:
                 continue
             for source in node.inputs:
-                indices = undecided(node, *intervals[source])
+                indices = undecided_places(node, source, intervals)
                 symbols += len(indices) // 3 if len(node.inputs) == 1 else 0
                 origin, places = self._origin(source)
-                fine.update([source] if node.op != "Relu" else [])
+                fine.update([source] if asks_for_all(node) else [])
                 if len(indices) == 0 or self._is_first_layer(source) or origin in met:
                     continue
                 met.add(origin)
@@ -233,7 +235,7 @@ class LayerBounder:
         wanted: Mapping[str, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         lower, upper = bounds[source]
-        indices = undecided(consumer, lower, upper)
+        indices = undecided_places(consumer, source, bounds)
         if wanted is not None:
             is_read = wanted.get(source)
             indices = indices[:0] if is_read is None else indices[is_read.flatten()[indices]]

@@ -12,9 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitcrown.bounds.claims import is_unstable
 from bitcrown.bounds.crown import output_seeds
+from bitcrown.bounds.interval import Bounds
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.registry import DIFFERENCE
 
 COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
 """Operators of one operand whose every element is one of the operand's."""
@@ -58,6 +61,12 @@ def _read(network: Network, node: Node, wanted: Tensor) -> list[Tensor]:
     ]
 
 
+def asks_for_all(node: Node) -> bool:
+    """Whether a nonlinear ``node`` asks for rows of all elements of its operands (a ReLU asks for
+    those of unstable ones alone)."""
+    return node.op != "Relu" and not node.op.endswith(DIFFERENCE)
+
+
 def is_image_of(graph: Graph, source: str, fine: set[str]) -> bool:
     """Whether each element of ``source`` rises or falls with a single element of a node in
     ``fine``, whose elements have all been bounded by rows.
@@ -77,12 +86,29 @@ def is_image_of(graph: Graph, source: str, fine: set[str]) -> bool:
 
 def operands_to_bound(graph: Graph, node: Node, tight: set[str], fine: set[str]) -> list[str]:
     """Operands of a nonlinear ``node`` that rows are worth for: not those in ``tight``, which have
-    had theirs, nor images of those in ``fine`` (a ReLU asks for rows of unstable elements alone).
-    Both sets grow."""
+    had theirs, nor images of those in ``fine`` (``asks_for_all``). Both sets grow."""
     found = []
     for source in node.inputs:
         if source not in tight and not is_image_of(graph, source, fine):
             found.append(source)
-            fine.update([source] if node.op != "Relu" else [])
+            fine.update([source] if asks_for_all(node) else [])
         tight.add(source)
     return found
+
+
+def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
+    """``[B, *]``: elements of ``source`` whose bounds matter to a nonlinear ``node`` that reads
+    it."""
+    low, up = bounds[source]
+    if node.op == "Relu":
+        return is_unstable(low, up)
+    if not node.op.endswith(DIFFERENCE):
+        return low != up
+    if source not in node.inputs[:3]:  # values, there to be subtracted
+        return torch.zeros_like(low, dtype=torch.bool)
+    if not node.op.startswith("Relu"):
+        return low != up
+    if source != node.inputs[2]:
+        return is_unstable(low, up)
+    one, other = (is_unstable(*bounds[name]) for name in node.inputs[:2])
+    return (one | other) & (low != up)  # of two decided neurons the difference is linear

@@ -34,6 +34,15 @@ Params = dict[str, "Tensor"]
 Shapes = Sequence[tuple[int, ...]]
 """Of what a node reads, without the batch extent."""
 
+DIFFERENCE = "Difference"
+"""What the name of an operator ends with that subtracts two values of another: ``f(z) - f(w)`` of
+``(z, w, z - w, f(z), f(w))``."""
+DIFFERENT = (
+    *("Relu", "Sigmoid", "Tanh", "Atan", "Erf", "Exp", "Softplus", "Square", "Elu", "Clip"),
+    *("Sin", "Cos"),
+)
+"""Operators that have such a one: their derivatives are bounded on every interval."""
+
 
 @dataclass(frozen=True)
 class Op:

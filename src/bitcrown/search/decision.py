@@ -18,6 +18,7 @@ from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.passes import without_dead_nodes
+from bitcrown.search.coupling import FEW_INPUTS, by_differences, cheaper, coupled
 from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.input_decision import decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
@@ -27,9 +28,6 @@ from bitcrown.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
-
-FEW_INPUTS = 16
-"""Up to this many varying inputs a box is split rather than the neurons."""
 
 
 def read_problem_graph(run: Run) -> Graph:
@@ -52,10 +50,16 @@ def decide_in_floats(run: Run) -> Verdict:
     with run.phase("read"):
         graph = read_problem_graph(run)
         objective = objective_of(run.problem, run.replay.dtypes())
+        graph, objective = coupled(run.problem, graph, objective)
         device = device_of(run.settings.device)
         run.budget = budget_on(run.budget, device)
         proof = Network(graph, torch.float64, device)
         objective = with_strict_rows(run.problem, proof, objective)
+    pair = by_differences(run.problem, graph)
+    if pair is not None:
+        with run.phase("pairs"):
+            proof = cheaper(graph, pair, proof, objective, run.budget)
+        run.counters["pairs"] = "differences" if proof.graph is pair else "apart"
     varied = int((objective.upper != objective.lower).any(axis=0).sum())
     run.counters.update(cases=objective.n_cases, boxes=len(objective.lower), varied_inputs=varied)
     by_inputs = len(objective.lower) > 1 or varied <= FEW_INPUTS

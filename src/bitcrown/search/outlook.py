@@ -28,7 +28,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.search.decision import FEW_INPUTS
+from bitcrown.search.coupling import FEW_INPUTS
 from bitcrown.search.objective import Objective, objective_of
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem

@@ -105,3 +105,13 @@ def _renamed(constraint: Constraint, same: Mapping[int, int]) -> Constraint:
         total[new] = total.get(new, Fraction(0)) + coefficient
     terms = tuple(sorted((monomial, value) for monomial, value in total.items() if value))
     return Constraint(terms, constraint.bound, constraint.strict)
+
+
+def known_order(constraint: Constraint, n_inputs: int) -> tuple[int, int] | None:
+    """``(i, j)`` where a constraint says of two inputs that ``x_i <= x_j``, or more."""
+    if constraint.bound > 0 or len(constraint.terms) != 2:
+        return None
+    (one, a), (other, b) = constraint.terms
+    if len(one) != 1 or len(other) != 1 or max(one[0], other[0]) >= n_inputs or a != -b:
+        return None
+    return (one[0], other[0]) if a > 0 else (other[0], one[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Node
-from bitcrown.model.registry import Op, Params, register
+from bitcrown.model.registry import DIFFERENCE, DIFFERENT, Op, Params, register
 
 
 def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
@@ -90,4 +90,14 @@ register(Op("Elu", _elu, is_affine=False))
 register(Op("Mul", _product, is_affine=False))
 register(Op("Perturb", _first, is_affine=False))
 register(Op("LogSumExp", _log_sum_exp, is_affine=False, is_local=False))
+register(Op("Positive", _first, is_affine=False))
 register(Op("DynamicQuantize", _dynamic_quantize, is_affine=False, is_local=False, has_jumps=True))
+
+
+def _difference(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    """``y - v`` of ``(z, w, z - w, y, v)``: the first three are there for their bounds."""
+    return inputs[3] - inputs[4]
+
+
+for _name in DIFFERENT:
+    register(Op(f"{_name}{DIFFERENCE}", _difference, is_affine=False))

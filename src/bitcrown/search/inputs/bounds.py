@@ -26,8 +26,10 @@ from bitcrown.bounds.affine_forms import AffineForm, AffineForms, varying_inputs
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_radius, node_scale
+from bitcrown.bounds.losses import pass_losses
 from bitcrown.bounds.quadratic import Coupling, coupling, sums_of_products, tangent
 from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.wanted import undecided
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
@@ -105,46 +107,8 @@ class BoxBounder:
         sizes = [*enclosure.scales.values(), *enclosure.scales.radii.values()]
         if all(bool(torch.isfinite(size).all()) for size in sizes):
             self.root_scales = enclosure.scales
-            self.losses = self._losses(enclosure.scales)
+            self.losses = pass_losses(self.network, enclosure.scales, SMALL_LOSS)
         return self._flat(enclosure.bounds, 1)
-
-    def _losses(self, scales: rounding.Scales) -> dict[str, Tensor]:
-        """How much rounding may cost a backward pass that begins with one entry of a node:
-        ``[1, *]``, on every smaller box; only for nodes where it is small, and where slopes are
-        bounded.
-
-        A pass loses ``gamma sum_p <|a_p|, scale_p>`` (``rounding``). With slopes in [0, 1] the
-        coefficients ``|a_p|`` are at most those of a pass through ``|W|``, so the sum over all
-        passes at once is one forward pass: ``T = scale + |W| T`` at an affine node, and
-        ``T = 2 scale + T`` at a ReLU, whose lines have ``|slope z| + |intercept| <= 2 max |z|``.
-        An input counts with its magnitude, and the constants are among the same terms once more,
-        which doubles the sum; ``1e-6`` covers the rounding of coefficients and of ``T`` itself.
-        """
-        network, total = self.network, dict[str, Tensor]()
-        if scales.radii or any(node.op != "Relu" for node in self.nonlinear):
-            return {}
-        for node in network.graph.nodes.values():
-            if node.name in network.graph.inputs:
-                total[node.name] = scales[node.name]
-                continue
-            sources = [total[name] for name in node.inputs]
-            row = network.rows[node.name]
-            if not row.is_affine:
-                total[node.name] = 2 * scales[node.inputs[0]] + sources[0]
-                continue
-            assert row.absolute is not None
-            passed = row.absolute(node, network.params[node.name], sources) if sources else 0.0
-            total[node.name] = scales[node.name] + passed
-        tiny = rounding.underflow(self.gamma, network.dtype)
-        losses = {
-            name: (2 * self.gamma * size + scales.lost + tiny) * (1 + 1e-6)
-            for name, size in total.items()
-        }
-        return {
-            name: loss
-            for name, loss in losses.items()
-            if bool((loss <= SMALL_LOSS * scales[name].amax()).all())
-        }
 
     def _flat(self, bounds: Bounds, boxes: int) -> tuple[Tensor, Tensor]:
         empty = self.rows.lower.new_zeros(boxes, 0)
@@ -202,7 +166,12 @@ class BoxBounder:
                         if is_sharp and source not in done:
                             done.add(source)
                             bounds[source] = self._tightened(
-                                source, node.op, bounds[source], relaxations, scales, boxes
+                                source,
+                                undecided(node, source, bounds),
+                                bounds[source],
+                                relaxations,
+                                scales,
+                                boxes,
                             )
                     relaxations[node.name] = self._relaxed(node, bounds, forms)
                 elif network.rows[node.name].is_capped:
@@ -234,17 +203,18 @@ class BoxBounder:
     def _tightened(
         self,
         source: str,
-        consumer: str,
+        is_asked: Tensor,
         interval: tuple[Tensor, Tensor],
         relaxations: Mapping[str, Relaxation],
         scales: rounding.Scales,
         boxes: Boxes,
     ) -> tuple[Tensor, Tensor]:
-        """``interval`` of ``source`` met with CROWN bounds of its undecided entries, box by box."""
+        """``interval`` of ``source`` met with CROWN bounds of entries that are asked for, box by
+        box."""
         shape = self.network.graph.nodes[source].shape
         low, up = (elements(end.expand(len(boxes), *shape), 1).clone() for end in interval)
-        undecided = claims.is_unstable(low, up) if consumer == "Relu" else low != up
-        box, entry = undecided.nonzero(as_tuple=True)
+        is_asked = elements(is_asked.expand(len(boxes), *shape), 1)
+        box, entry = is_asked.nonzero(as_tuple=True)
         step = max(1, _CACHED // (8 * 8 * 2 * self.widest))
         for some_box, some in zip(torch.split(box, step), torch.split(entry, step), strict=True):
             if not len(some):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.crown import Backward, output_seeds
-from bitcrown.bounds.intermediate import Enclosure, LayerBounder, undecided
+from bitcrown.bounds.intermediate import Enclosure, LayerBounder, undecided_places
 from bitcrown.bounds.layout import Layout
 from bitcrown.model.execute import Network, elements
 
@@ -36,7 +36,7 @@ class NeuronLines:
                 continue
             source = node.inputs[0]
             where = layout.neuron_at[source]
-            flat = undecided(node, *enclosure.bounds[source])
+            flat = undecided_places(node, source, enclosure.bounds)
             if not len(flat):
                 continue
             ends = enclosure.bounds[source]
