@@ -86,6 +86,8 @@ EXACT = {
     *("GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
     *("ReduceMin", "Relu", "Reshape", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze"),
     *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
+    *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
+    *("ArgMax", "ArgMin", "Hardmax", "TopK"),
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
 SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
@@ -135,6 +137,8 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
     b.dtypes.update(dict.fromkeys((name for name in node.outputs if name), dtype))
+    if node.op == "TopK" and len(node.outputs) > 1:
+        b.dtypes[node.outputs[1]] = "int64"
     _mark(b, node, FORMATS.get(dtype, FORMATS["float32"]), list(b.nodes)[before:])
     for name in seen:
         b.tensors[name] = whole[name]
@@ -177,6 +181,8 @@ def _round(b: Builder, name: str, rounding: Rounding) -> str:
 def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     is_half = form.unit > FORMATS["float32"].unit
     if node.op in EXACT and not (is_half and _has_wide_constants(node, form)):
+        return
+    if node.op == "Div" and "int" in b.dtypes[node.outputs[0]]:
         return
     if node.op in ("Resize", "Upsample") and node.attrs.get("mode", "nearest") == "nearest":
         return
