@@ -31,6 +31,7 @@ ELEMENTS = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
 }
+COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 POINTS = 10
 SIZE = 6
 
@@ -81,6 +82,9 @@ def apply(m: Maker, op: str, x: str) -> str:
     if op in ("Add", "Sub", "Mul", "Div", "Max", "Min"):
         other = m.constant([1.25, 0.375, 3.0]) if m.random.integers(2) else positive
         return m.add(op, [x, other])
+    if op in COMPARISONS:
+        chosen = m.add(op, [x, m.constant([-0.5, 0.25, 0.0])])
+        return m.add("Where", [chosen, x, positive])
     if op in ("Sum", "Mean"):
         return m.add(op, [x, positive, x])
     if op == "MatMul":
@@ -205,6 +209,7 @@ OPERATORS = [
     *("Floor", "Ceil", "Round", "LpNormalization", "LogSoftmax"),
     *("LayerNormalization", "InstanceNormalization", "MeanVarianceNormalization"),
     *("LSTM", "GRU", "RNN", "SimplifiedLayerNormalization"),
+    *COMPARISONS,
 ]
 FLOAT32_ONLY = ("Celu", "LSTM", "GRU", "RNN", "MeanVarianceNormalization")
 HARD = 30.0

@@ -180,8 +180,8 @@ class _Writer:
         self.step("Transpose", found, out=self.name, perm=back)
 
     def count_thresholds(self) -> None:
-        """``scale n + bias`` with ``n`` the thresholds ``t`` of a channel for which ``x >= t``: that
-        is ``not x < t``, because a comparison with NaN is false in both and files hold none."""
+        """``scale n + bias`` with ``n`` the number of thresholds ``t`` of a channel for which
+        ``not x < t``."""
         from onnx import TensorProto
 
         x, limits = self.node.input[0], self.known.get(self.node.input[1], np.zeros(0))

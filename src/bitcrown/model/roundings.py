@@ -193,9 +193,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _round_last(b, node, new, _result(form, 3.0))
     elif node.op == "Cast":
         source = _type_of(b, node.inputs[0])
-        is_exact = source in NARROW_INTEGERS or (
-            source in FORMATS and FORMATS[source].unit >= form.unit
-        )
+        is_exact = source in NARROW_INTEGERS or b.dtypes[node.outputs[0]] not in FORMATS
+        is_exact |= source in FORMATS and FORMATS[source].unit >= form.unit
         if is_half or not is_exact:
             _round_last(b, node, new, _result(form))
     elif node.op == "Softmax":

@@ -50,9 +50,9 @@ def arithmetic(b: Builder, node: OnnxNode) -> None:
 def _divide_whole(b: Builder, node: OnnxNode) -> None:
     """Whole numbers over a known one, fractions cut off.
 
-    Of ``x >= 0`` that is ``floor((x + 1/2) / d)``: ``(x + 1/2) / d`` lies ``1 / (2 d)`` or more from
-    every whole number, further than the rounding of ``1 / d`` moves it below ``2^50``. Where ``d`` is
-    a power of two nothing is rounded and ``x / d`` is enough.
+    Of ``x >= 0`` that is ``floor((x + 1/2) / d)``: ``(x + 1/2) / d`` lies ``1 / (2 d)`` or more
+    from every whole number, further than the rounding of ``1 / d`` moves it below ``2^50``. Where
+    ``d`` is a power of two nothing is rounded and ``x / d`` is enough.
     """
     divisor = b.constants.get(node.inputs[1])
     if divisor is None or not (divisor > 0).all():

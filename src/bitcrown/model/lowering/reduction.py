@@ -10,6 +10,9 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product, within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
+_MOST_PAIRS = 1 << 26
+"""Entries of a tensor of differences of all pairs, 512 MiB."""
+
 
 def reduction_axes(b: Builder, node: OnnxNode, rank: int) -> tuple[tuple[int, ...], bool]:
     """Axes (as attribute or second input) and keepdims of a reduction."""
@@ -135,6 +138,8 @@ def softmax_over(
     if n > 1024:
         raise UnsupportedError(f"node {b.source!r}: Softmax over {n} entries")
     full = (*shape[:axis], n, n, *shape[axis + 1 :])
+    if math.prod(full) > _MOST_PAIRS and masked is None and not is_log:
+        return _softmax_below_the_largest(b, x, axis)
     column = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
     row = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
     exponentials = b.emit("Exp", (b.emit("Sub", (column, row)),))
@@ -152,6 +157,18 @@ def softmax_over(
         return b.scaled(b.emit("Log", (total,)), -1.0, None)
     value = b.emit("Reciprocal", (total,))
     return value if masked is None else b.scaled(value, 1.0 - masked, None)
+
+
+def _softmax_below_the_largest(b: Builder, x: str, axis: int) -> str:
+    """``e_i / sum_j e_j`` with ``e = exp(min(x - max x, 0))``: one exponential an entry and not one
+    a pair, so bounds know less. The sum is at least 1, the quotient between 0 and 1."""
+    shape = b.shape(x)
+    most = b.expanded(_best_along(b, x, axis, smallest=False), shape)
+    below = b.scaled(b.relu(b.emit("Sub", (most, x))), -1.0, None)
+    e = b.emit("Exp", (below,))
+    beyond = b.relu(b.scaled(b.summed(e, (axis,), True), None, -1.0))
+    share = b.emit("Reciprocal", (b.scaled(beyond, None, 1.0),))
+    return b.emit("Clip", (b.binary("Mul", e, share),), {"min": 0.0, "max": 1.0})
 
 
 @lowers("LpNormalization")

@@ -1,4 +1,4 @@
-"""Operators on integers: MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv, QLinearAdd, QGemm.
+"""Operators on integers: MatMulInteger, ConvInteger, QLinear ones, QGemm.
 
 The accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is an exact 32-bit integer. onnxruntime
 (CPU) requantizes it as ``rint(clip(float32(acc) * m, low - zero, high - zero)) + zero`` with ``m =
@@ -172,8 +172,8 @@ def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
 
 @reads("com.microsoft.QGemm")
 def qgemm(reading: Reading, node: OnnxNode) -> None:
-    """``alpha a_s b_s (A B' + C)``: the scales are multiplied in this order, then divided by that of
-    the result, where there is one; else the result is float32."""
+    """``alpha a_s b_s (A B' + C)``: the scales are multiplied in this order, then divided by that
+    of the result, where there is one; else the result is float32."""
     label = node_label(node)
     if node.attrs.get("transA", 0):
         raise NoRule(f"{label} transposes the tensor that depends on the input")
@@ -186,7 +186,7 @@ def qgemm(reading: Reading, node: OnnxNode) -> None:
     reading.check_width(acc, label)
     alpha = np.float32(node.attrs.get("alpha", 1.0))
     a_scale, b_scale = (_scale(reading, node, k).reshape(-1) for k in (1, 4))
-    factor = np.asarray((alpha * a_scale) * b_scale)
+    factor: Numbers = np.asarray((alpha * a_scale) * b_scale)
     if not (factor > 0).all():
         raise NoRule(f"{label} has a factor that is not positive")
     if reading.has(node, 7):
