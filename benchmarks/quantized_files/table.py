@@ -2,7 +2,7 @@
 
     python benchmarks/quantized_files/table.py FILE [FILE ...] [--cpu-seconds 20] [--images IMAGES]
 
-Columns: which engine reads the file (or the refusal); on ``POINTS`` random inputs, whether integers
+Columns: which engine reads the file (or the refusal); on random inputs (``--points``), whether integers
 are equal to onnxruntime's to the bit (``equal``) or, where floats lie between them or the order of
 sums is not pinned, whether the bounds at the input enclose what it computes (``inside``, with the
 median width relative to the largest output); and the property that one input keeps its largest
@@ -10,7 +10,8 @@ output (of all outputs together) within 1/255 of a value, or one step of an inte
 that stays open, the bounds of the outputs at the root: how many are finite, and the largest width.
 Where no output is less than the largest, that one is to stay within a tenth of its size.
 
-Everything is about what onnxruntime computes (semantics ``runtime``), not about real functions.
+Everything is about what onnxruntime computes (semantics ``runtime``); where rounding is not known
+of every operator (dynamic scales) the engine column says ``real``: bounds of the real function.
 Each file has a process of its own, which 90 CPU seconds end. ``third_party.txt`` lists the
 third-party files by project, path and SHA-256: they are not shipped. Inputs of 14 x 14 are MNIST's
 images, others random.
@@ -34,15 +35,12 @@ import numpy as np
 if TYPE_CHECKING:
     from bitcrown.model.file import NetworkFile
 
-POINTS = 100
 EPS = 1 / 255
 COMPARING = 10.0
 """CPU seconds after which no further input is compared."""
 CPU_LIMIT = 90
 """CPU seconds after which the process of a file is ended."""
-HEAD = (
-    "| file | engine | on 100 inputs | property at one step | root bounds |\n|---|---|---|---|---|"
-)
+HEAD = "| file | engine | on random inputs | property at one step | root bounds |\n|---|---|---|---|---|"
 
 
 def images(folder: Path | None) -> Any:
@@ -54,11 +52,11 @@ def images(folder: Path | None) -> Any:
     return mnist(folder)[0].numpy()
 
 
-def samples(file: NetworkFile, pictures: Any) -> list[list[np.ndarray]]:
-    """``POINTS`` inputs, each a list of arrays: real ones in [0, 1], integers over their range up
+def samples(file: NetworkFile, pictures: Any, points: int) -> list[list[np.ndarray]]:
+    """Inputs, each a list of arrays: real ones in [0, 1], integers over their range up
     to 8 bits."""
     rng, found = np.random.default_rng(0), []
-    for index in range(POINTS):
+    for index in range(points):
         feed = []
         for tensor in file.inputs:
             if pictures is not None and tensor.shape == pictures[:1].shape:
@@ -177,7 +175,18 @@ def root_bounds(problem: Any, graph: Any) -> str:
     return f"{int(finite.sum())} of {finite.size} finite, width {width:.3g}"
 
 
-def row(path: Path, seconds: float, pictures: Any) -> str:
+def _read(file: NetworkFile) -> tuple[Any, str]:
+    """The graph and its semantics."""
+    from bitcrown.errors import UnsupportedError
+    from bitcrown.model.onnx_reader import read_graph
+
+    try:
+        return read_graph(file, "runtime"), "runtime"
+    except UnsupportedError:
+        return read_graph(file), "real"
+
+
+def row(path: Path, seconds: float, pictures: Any, points: int) -> str:
     import tempfile
 
     import torch
@@ -186,23 +195,22 @@ def row(path: Path, seconds: float, pictures: Any) -> str:
     from bitcrown.errors import BitcrownError
     from bitcrown.model.crosscheck import crosscheck
     from bitcrown.model.file import NetworkFile
-    from bitcrown.model.onnx_reader import read_graph
     from bitcrown.quant.formats.onnx_file import read_onnx
     from bitcrown.settings import Settings
 
     torch.set_num_threads(1)
     file = NetworkFile(path)
-    engine, reason, graph = "", "", None
+    engine, reason, graph, semantics = "", "", None, "runtime"
     try:
         network = read_onnx(file) if file.is_quantized else None
     except BitcrownError as error:
         network, reason = None, f"; as integers: {error}"
     try:
         if network is None:
-            graph = read_graph(file, "runtime")
+            graph, semantics = _read(file)
             crosscheck(graph, file, 0)
-        engine = "floats" if network is None else "integers"
-        feeds = samples(file, pictures)
+        engine = "integers" if graph is None else "floats" + ", real" * (semantics == "real")
+        feeds = samples(file, pictures, points)
         compared = (
             integers_compared(network, file, feeds)
             if graph is None
@@ -214,23 +222,24 @@ def row(path: Path, seconds: float, pictures: Any) -> str:
         asked = Path(folder, "asked.vnnlib")
         asked.write_text(question(file, feeds[0]))
         problem = load(path, asked)
-        verdict = verify(problem, Settings(semantics="runtime"), cpu_seconds=seconds)
+        verdict = verify(problem, Settings(semantics=semantics), cpu_seconds=seconds)
         answer = f"{verdict.status.value} {verdict.decided_by or verdict.detail[-120:]}"
         is_open = verdict.status.value not in ("sat", "unsat")
         bounds = root_bounds(problem, graph) if is_open else ""
     return f"| {path.stem} | {engine} | {compared} | {answer} | {bounds} |"
 
 
-def child(path: Path, seconds: float, pictures: Any, to: Any) -> None:
+def child(path: Path, seconds: float, pictures: Any, points: int, to: Any) -> None:
     warnings.filterwarnings("ignore")
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
-    to.send(row(path, seconds, pictures))
+    to.send(row(path, seconds, pictures, points))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--cpu-seconds", type=float, default=20.0)
+    parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--images", type=Path)
     given = parser.parse_args()
     importlib.import_module("bitcrown.search.decision")  # once, before children are forked
@@ -238,7 +247,7 @@ def main() -> None:
     print(HEAD, flush=True)
     for path in given.files:
         mine, theirs = forked.Pipe(duplex=False)
-        asked = (path, given.cpu_seconds, pictures, theirs)
+        asked = (path, given.cpu_seconds, pictures, given.points, theirs)
         process = forked.Process(target=child, args=asked, daemon=True)
         process.start()
         theirs.close()
