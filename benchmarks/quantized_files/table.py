@@ -2,10 +2,10 @@
 
     python benchmarks/quantized_files/table.py FILE [FILE ...] [--cpu-seconds 20] [--images IMAGES]
 
-Columns: which engine reads the file (or the refusal); on random inputs (``--points``), whether integers
-are equal to onnxruntime's to the bit (``equal``) or, where floats lie between them or the order of
-sums is not pinned, whether the bounds at the input enclose what it computes (``inside``, with the
-median width relative to the largest output); and the property that one input keeps its largest
+Columns: which engine reads the file (or the refusal); on random inputs (``--points``), whether
+integers are equal to onnxruntime's to the bit (``equal``) or, where floats lie between them or the
+order of sums is not pinned, whether the bounds at the input enclose what it computes (``inside``,
+with the median width relative to the largest output); and the property that one input keeps its largest
 output (of all outputs together) within 1/255 of a value, or one step of an integer input. Where
 that stays open, the bounds of the outputs at the root: how many are finite, and the largest width.
 Where no output is less than the largest, that one is to stay within a tenth of its size.
@@ -40,7 +40,9 @@ COMPARING = 10.0
 """CPU seconds after which no further input is compared."""
 CPU_LIMIT = 90
 """CPU seconds after which the process of a file is ended."""
-HEAD = "| file | engine | on random inputs | property at one step | root bounds |\n|---|---|---|---|---|"
+HEAD = (
+    "| file | engine | on random inputs | property at one step | root bounds |\n" + 5 * "|---" + "|"
+)
 
 
 def images(folder: Path | None) -> Any:
