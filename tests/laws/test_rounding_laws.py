@@ -76,6 +76,16 @@ class Maker:
         return path
 
 
+def dynamic(m: Maker, op: str, x: str) -> str:
+    """As a dynamic quantizer writes it: integers of ``x``, a product, both scales."""
+    q, scale, zero = (m.name() for _ in range(3))
+    m.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [q, scale, zero]))
+    shape, attrs = ((3, 3), {}) if op == "MatMulInteger" else ((2, 2, 3), {"pads": [1, 1]})
+    weight = m.constant(m.random.integers(-128, 128, shape), "int8")
+    sums = m.add("Cast", [m.add(op, [q, weight, zero], **attrs)], to=TensorProto.FLOAT)
+    return m.add("Mul", [sums, m.add("Mul", [scale, m.constant([0.013])])])
+
+
 def apply(m: Maker, op: str, x: str) -> str:
     """One operator of each row, made so that its result is ``[1, 2, 3]`` again."""
     positive = m.add("Add", [m.add("Abs", [x]), m.constant([0.5])])
@@ -85,6 +95,8 @@ def apply(m: Maker, op: str, x: str) -> str:
     if op in COMPARISONS:
         chosen = m.add(op, [x, m.constant([-0.5, 0.25, 0.0])])
         return m.add("Where", [chosen, x, positive])
+    if op in ("MatMulInteger", "ConvInteger"):
+        return dynamic(m, op, x)
     if op in ("Sum", "Mean"):
         return m.add(op, [x, positive, x])
     if op == "MatMul":
@@ -210,8 +222,16 @@ OPERATORS = [
     *("LayerNormalization", "InstanceNormalization", "MeanVarianceNormalization"),
     *("LSTM", "GRU", "RNN", "SimplifiedLayerNormalization"),
     *COMPARISONS,
+    *("MatMulInteger", "ConvInteger"),
 ]
-FLOAT32_ONLY = ("Celu", "LSTM", "GRU", "RNN", "MeanVarianceNormalization")
+FLOAT32_ONLY = (
+    *("MatMulInteger", "ConvInteger"),
+    "Celu",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "MeanVarianceNormalization",
+)
 HARD = 30.0
 """Mean of what is normalised: so far from 0 that the variance is lost in the mean square."""
 

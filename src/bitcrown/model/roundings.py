@@ -88,6 +88,7 @@ EXACT = {
     *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
     *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
     *("ArgMax", "ArgMin", "Hardmax", "TopK"),
+    "DynamicQuantizeLinear",  # its enclosure counts the rounding of its quotients
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
 SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
@@ -101,6 +102,7 @@ EACH = SINGLE | {
     *(_CONTRIB + name for name in ("SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu")),
     *(_CONTRIB + name for name in ("Gelu", "QuickGelu", "DynamicQuantizeMatMul")),
     *(_CONTRIB + name for name in ("MatMulIntegerToFloat", "FusedMatMul")),
+    *("MatMulInteger", "ConvInteger"),
 }
 NORMALISED = {
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
