@@ -5,10 +5,10 @@
 Columns: which engine reads the file (or the refusal); on random inputs (``--points``), whether
 integers are equal to onnxruntime's to the bit (``equal``) or, where floats lie between them or the
 order of sums is not pinned, whether the bounds at the input enclose what it computes (``inside``,
-with the median width relative to the largest output); and the property that one input keeps its largest
-output (of all outputs together) within 1/255 of a value, or one step of an integer input. Where
-that stays open, the bounds of the outputs at the root: how many are finite, and the largest width.
-Where no output is less than the largest, that one is to stay within a tenth of its size.
+with the median width relative to the largest output); and the property that one input keeps its
+largest output (of all outputs together) within 1/255 of a value, or one step of an integer input.
+Where that stays open, the bounds of the outputs at the root: how many are finite, and the largest
+width. Where no output is less than the largest, that one is to stay within a tenth of its size.
 
 Everything is about what onnxruntime computes (semantics ``runtime``); where rounding is not known
 of every operator (dynamic scales) the engine column says ``real``: bounds of the real function.
