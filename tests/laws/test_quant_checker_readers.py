@@ -189,6 +189,47 @@ def test_convolutions_with_channels_last_are_turned() -> None:
         assert (run_model(written, x.reshape(1, -1))[0] == expected.reshape(-1)).all()
 
 
+def test_largest_of_windows_with_channels_last() -> None:
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    w = Writer([1, 4, 6, 2], opset=13)
+    y = w.add("MaxPool", "x", domain=QONNX_DOMAINS[3], kernel_shape=[2, 2], strides=[2, 2])
+    x = np.random.default_rng(0).normal(size=(4, 6, 2)).astype(np.float32)
+    expected = x.reshape(2, 2, 3, 2, 2).max(axis=(1, 3))
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
+        assert (run_model(written, x.reshape(1, -1))[0] == expected.reshape(-1)).all()
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize(
+    ("shape", "rows", "layout"),
+    [((3, 2, 2), 3, ""), ((2, 2, 3), 3, "NHWC"), ((4,), 4, "NC"), ((3, 2, 2), 1, "")],
+)
+def test_thresholds_are_counted(shape: tuple[int, ...], rows: int, layout: str, opset: int) -> None:
+    """Values right at thresholds count."""
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    random, w = np.random.default_rng(0), Writer([1, *shape], opset=opset)
+    limits = np.sort(random.integers(-4, 5, (rows, 7)), axis=1).astype(np.float32)
+    attrs = {"data_layout": layout} if layout else {}
+    y = w.add(
+        "MultiThreshold",
+        "x",
+        w.constant(limits),
+        domain=QONNX_DOMAINS[1],
+        out_scale=2.0,
+        out_bias=-3.0,
+        **attrs,
+    )
+    x = random.integers(-5, 6, shape).astype(np.float32)
+    along = limits if layout.endswith("C") else limits.reshape(rows, *[1] * (len(shape) - 1), 7)
+    expected = 2 * (x[..., None] >= along).sum(axis=-1) - 3
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
+        assert (run_model(written, x.reshape(1, -1))[0] == expected.reshape(-1)).all()
+
+
 def test_checking_needs_no_code_of_the_prover() -> None:
     """Modules that are loaded to check a certificate that carries its forms: none of the prover's
     rooms, no torch."""

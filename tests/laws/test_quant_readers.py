@@ -295,6 +295,49 @@ def test_qlinear_networks_are_bit_equal(seed: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(SEEDS)
+def test_qgemm_is_bit_equal(seed: int) -> None:
+    """Scales that round in the order in which they are multiplied, one or one per column; results
+    as integers or as float32."""
+    random = np.random.default_rng(seed)
+    act, low, high = (np.int8, -128, 127) if seed % 2 else (np.uint8, 0, 255)
+    w = Writer([1, 5], INT8 if seed % 2 else UINT8)
+    columns, is_turned = (4 if random.integers(2) else None), bool(random.integers(2))
+    levels = random.integers(-128, 128, (4, 5) if is_turned else (5, 4))
+    zeros = random.integers(-9, 9, 4) if columns else np.array(int(random.integers(-9, 9)))
+    scale = np.float32(random.uniform(0.01, 0.1))
+    inputs = ["x", w.constant(scale), w.constant(random.integers(low, high + 1), act)]
+    inputs += [w.constant(levels, np.int8), w.constant(random.uniform(0.01, 0.1, columns))]
+    inputs += [w.constant(zeros, np.int8)]
+    addend = w.constant(random.integers(-3000, 3000, 4), np.int32)
+    inputs += [addend if random.integers(2) else ""]
+    if random.integers(2):
+        y_zero = w.constant(random.integers(low, high + 1), act)
+        inputs += [w.constant(random.uniform(0.5, 3)), y_zero]
+    alpha = float(np.float32(random.uniform(0.5, 2))) if random.integers(2) else 1.0
+    y = w.add("QGemm", *inputs, domain="com.microsoft", transB=int(is_turned), alpha=alpha)
+    with tempfile.TemporaryDirectory() as folder:
+        path = w.save(Path(folder), y)
+        network = read_onnx(path, samples=4)
+        settle(network, path, random.integers(low, high + 1, (60, 5)).astype(act), exact=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS)
+def test_means_over_the_plane_are_enclosed(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    w = Writer([1, 2, 3, 2])
+    grid = scale_of(random, False), int(random.integers(0, 256)), np.uint8
+    opset_axes = {"axes": [2, 3] if random.integers(2) else [-1, -2]}
+    mean = w.add("ReduceMean", w.quantized("x", *grid), **opset_axes, keepdims=seed % 2)
+    y = w.quantized(mean, scale_of(random, False), int(random.integers(0, 256)), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = w.save(Path(folder), y)
+        network = read_onnx(path, samples=4)
+        settle(network, path, random.normal(size=(40, 2, 3, 2)).astype(np.float32) * 9, exact=False)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS)
 def test_integer_arithmetic_is_bit_equal(seed: int) -> None:
     random = np.random.default_rng(seed)
     w = Writer([1, 5], UINT8, opset=18)

@@ -31,6 +31,7 @@ ELEMENTS = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
 }
+COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 POINTS = 10
 SIZE = 6
 
@@ -75,12 +76,27 @@ class Maker:
         return path
 
 
+def dynamic(m: Maker, op: str, x: str) -> str:
+    """As a dynamic quantizer writes it: integers of ``x``, a product, both scales."""
+    q, scale, zero = (m.name() for _ in range(3))
+    m.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [q, scale, zero]))
+    shape, attrs = ((3, 3), {}) if op == "MatMulInteger" else ((2, 2, 3), {"pads": [1, 1]})
+    weight = m.constant(m.random.integers(-128, 128, shape), "int8")
+    sums = m.add("Cast", [m.add(op, [q, weight, zero], **attrs)], to=TensorProto.FLOAT)
+    return m.add("Mul", [sums, m.add("Mul", [scale, m.constant([0.013])])])
+
+
 def apply(m: Maker, op: str, x: str) -> str:
     """One operator of each row, made so that its result is ``[1, 2, 3]`` again."""
     positive = m.add("Add", [m.add("Abs", [x]), m.constant([0.5])])
     if op in ("Add", "Sub", "Mul", "Div", "Max", "Min"):
         other = m.constant([1.25, 0.375, 3.0]) if m.random.integers(2) else positive
         return m.add(op, [x, other])
+    if op in COMPARISONS:
+        chosen = m.add(op, [x, m.constant([-0.5, 0.25, 0.0])])
+        return m.add("Where", [chosen, x, positive])
+    if op in ("MatMulInteger", "ConvInteger"):
+        return dynamic(m, op, x)
     if op in ("Sum", "Mean"):
         return m.add(op, [x, positive, x])
     if op == "MatMul":
@@ -205,8 +221,17 @@ OPERATORS = [
     *("Floor", "Ceil", "Round", "LpNormalization", "LogSoftmax"),
     *("LayerNormalization", "InstanceNormalization", "MeanVarianceNormalization"),
     *("LSTM", "GRU", "RNN", "SimplifiedLayerNormalization"),
+    *COMPARISONS,
+    *("MatMulInteger", "ConvInteger"),
 ]
-FLOAT32_ONLY = ("Celu", "LSTM", "GRU", "RNN", "MeanVarianceNormalization")
+FLOAT32_ONLY = (
+    *("MatMulInteger", "ConvInteger"),
+    "Celu",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "MeanVarianceNormalization",
+)
 HARD = 30.0
 """Mean of what is normalised: so far from 0 that the variance is lost in the mean square."""
 

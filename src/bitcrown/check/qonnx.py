@@ -53,13 +53,19 @@ def without_qonnx(model: Any) -> Any:
     if not any(node.domain in QONNX for node in model.graph.node):
         return written
     known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    axes = {
+        info.name: len(info.type.tensor_type.shape.dim)
+        for info in (*model.graph.value_info, *model.graph.input)
+    }
+    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
     del written.graph.node[:]
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         is_plain = node.domain not in QONNX
-        written.graph.node.extend([node] if is_plain else _Writer(node, known).written())
-    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+        written.graph.node.extend(
+            [node] if is_plain else _Writer(node, known, axes, opset).written()
+        )
     if opset < 11 and any(
         node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
     ):
@@ -71,19 +77,23 @@ def without_qonnx(model: Any) -> Any:
 
 
 class _Writer:
-    """One operator of QONNX; ``known`` are the constants of the file."""
+    """One operator of QONNX; ``known`` are the constants of the file, ``axes`` the numbers of axes
+    of its tensors where it says them."""
 
-    def __init__(self, node: Any, known: dict[str, Any]) -> None:
+    def __init__(self, node: Any, known: dict[str, Any], axes: dict[str, int], opset: int) -> None:
         from onnx import helper
 
         self.node, self.known, self.made = node, known, list[Any]()
+        self.axes, self.opset = axes, opset
         self.attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self.name = str(node.output[0])
 
     def written(self) -> list[Any]:
         is_last = self.node.domain == "qonnx.custom_op.channels_last"
-        if is_last and self.node.op_type == "Conv":
-            self.convolution()
+        if is_last and self.node.op_type in ("Conv", "MaxPool"):
+            self.windows()
+        elif self.node.op_type == "MultiThreshold":
+            self.count_thresholds()
         elif self.node.op_type in ("Quant", "IntQuant"):
             self.quant()
         elif self.node.op_type == "BipolarQuant":
@@ -160,12 +170,38 @@ class _Writer:
         sign = self.step("Sub", self.constant(1.0), twice)
         self.step("Mul", sign, self.node.input[1], out=self.name)
 
-    def convolution(self) -> None:
+    def windows(self) -> None:
         """All tensors have their channels last, weights behind the outputs."""
-        x, weight, *bias = self.node.input
         axes = len(self.attrs["kernel_shape"])
         there, back = [0, axes + 1, *range(1, axes + 1)], [0, *range(2, axes + 2), 1]
-        parts = (self.step("Transpose", name, perm=there) for name in (x, weight))
+        parts = (self.step("Transpose", name, perm=there) for name in self.node.input[:2])
         kept = {key: value for key, value in self.attrs.items() if key != "data_layout"}
-        found = self.step("Conv", *parts, *bias, **kept)
+        found = self.step(self.node.op_type, *parts, *self.node.input[2:], **kept)
         self.step("Transpose", found, out=self.name, perm=back)
+
+    def count_thresholds(self) -> None:
+        """``scale n + bias`` with ``n`` the number of thresholds ``t`` of a channel for which
+        ``not x < t``."""
+        from onnx import TensorProto
+
+        x, limits = self.node.input[0], self.known.get(self.node.input[1], np.zeros(0))
+        if limits.ndim != 2:
+            raise ModelError(f"the thresholds of {self.name!r} are not known")
+        if len(limits) > 1 and not self.attrs.get("data_layout", b"NCHW").endswith(b"C"):
+            if x not in self.axes:
+                raise ModelError(f"the shape of {x!r} is not declared")
+            limits = limits.reshape(len(limits), *[1] * (self.axes[x] - 2), limits.shape[1])
+        below = self.step("Less", self.last_axis("Unsqueeze", x), self.constant(limits))
+        reached = self.step("Cast", self.step("Not", below), to=TensorProto.FLOAT)
+        number = self.last_axis("ReduceSum", reached, keepdims=0)
+        scale, bias = self.attrs.get("out_scale", 1.0), self.attrs.get("out_bias", 0.0)
+        scaled = self.step("Mul", number, self.constant(scale))
+        self.step("Add", scaled, self.constant(bias), out=self.name)
+
+    def last_axis(self, op: str, x: str, **attrs: Any) -> str:
+        from onnx import numpy_helper
+
+        if self.opset < 13:
+            return self.step(op, x, axes=[-1], **attrs)
+        last = numpy_helper.from_array(np.array([-1], np.int64), "")
+        return self.step(op, x, self.step("Constant", value=last), **attrs)

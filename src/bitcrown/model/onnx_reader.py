@@ -203,7 +203,11 @@ def _read(file: NetworkFile) -> _Reading:
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{file.path}: no node writes the output {name!r}")
-    has_steps = any(node.op in QUANTIZERS for node in nodes)
+    has_steps = any(
+        node.op in QUANTIZERS
+        or (node.op == "Div" and "int" in builder.dtypes.get(node.outputs[0], ""))
+        for node in nodes
+    )
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 

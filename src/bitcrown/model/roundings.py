@@ -86,6 +86,9 @@ EXACT = {
     *("GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
     *("ReduceMin", "Relu", "Reshape", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze"),
     *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
+    *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
+    *("ArgMax", "ArgMin", "Hardmax", "TopK"),
+    "DynamicQuantizeLinear",  # its enclosure counts the rounding of its quotients
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
 SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
@@ -99,6 +102,7 @@ EACH = SINGLE | {
     *(_CONTRIB + name for name in ("SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu")),
     *(_CONTRIB + name for name in ("Gelu", "QuickGelu", "DynamicQuantizeMatMul")),
     *(_CONTRIB + name for name in ("MatMulIntegerToFloat", "FusedMatMul")),
+    *("MatMulInteger", "ConvInteger"),
 }
 NORMALISED = {
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
@@ -135,6 +139,8 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
     b.dtypes.update(dict.fromkeys((name for name in node.outputs if name), dtype))
+    if node.op == "TopK" and len(node.outputs) > 1:
+        b.dtypes[node.outputs[1]] = "int64"
     _mark(b, node, FORMATS.get(dtype, FORMATS["float32"]), list(b.nodes)[before:])
     for name in seen:
         b.tensors[name] = whole[name]
@@ -178,6 +184,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     is_half = form.unit > FORMATS["float32"].unit
     if node.op in EXACT and not (is_half and _has_wide_constants(node, form)):
         return
+    if node.op == "Div" and "int" in b.dtypes[node.outputs[0]]:
+        return
     if node.op in ("Resize", "Upsample") and node.attrs.get("mode", "nearest") == "nearest":
         return
     if node.op in INTEGRAL:  # whole numbers below 1 / unit are numbers of the type
@@ -187,9 +195,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _round_last(b, node, new, _result(form, 3.0))
     elif node.op == "Cast":
         source = _type_of(b, node.inputs[0])
-        is_exact = source in NARROW_INTEGERS or (
-            source in FORMATS and FORMATS[source].unit >= form.unit
-        )
+        is_exact = source in NARROW_INTEGERS or b.dtypes[node.outputs[0]] not in FORMATS
+        is_exact |= source in FORMATS and FORMATS[source].unit >= form.unit
         if is_half or not is_exact:
             _round_last(b, node, new, _result(form))
     elif node.op == "Softmax":

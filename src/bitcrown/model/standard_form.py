@@ -2,13 +2,14 @@
 
 Quant, BipolarQuant and Trunc round but keep float tensors; their specification says what they
 compute, in float32, one operation after the other, and so do the nodes that are written here. A
-tensor that is known (a weight) is computed at once. ``channels_last.Conv`` is a ``Conv`` between
-two transpositions.
+tensor that is known (a weight) is computed at once. ``Conv`` and ``MaxPool`` of the channels-last
+domain stand between two transpositions. ``MultiThreshold`` counts thresholds that are not above its
+input, exactly, then scales and shifts in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,14 @@ def standard_form(model: Any, domains: tuple[str, ...]) -> Any:
             "opset to 13"
         )
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    infos = (*model.graph.input, *model.graph.value_info)
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in infos}
     del written.graph.node[:]
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         if node.domain in domains:
-            written.graph.node.extend(_Expansion(node, constants).nodes)
+            written.graph.node.extend(_Expansion(node, constants, ranks, opset).nodes)
         else:
             written.graph.node.append(node)
     others = [e for e in model.opset_import if e.domain not in ("", "ai.onnx", *domains)]
@@ -67,18 +70,26 @@ def standard_form(model: Any, domains: tuple[str, ...]) -> Any:
 
 
 class _Expansion:
-    """The nodes of one operator; ``constants`` gets its result where that is known."""
+    """The nodes of one operator; ``constants`` gets its result where that is known. ``ranks``: of
+    the tensors whose shape the file declares."""
 
-    def __init__(self, node: Any, constants: dict[str, Any]) -> None:
+    def __init__(
+        self, node: Any, constants: dict[str, Any], ranks: Mapping[str, int], opset: int
+    ) -> None:
         self.node, self.constants, self.nodes = node, constants, list[Any]()
+        self.ranks, self.opset = ranks, opset
         self.attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        kinds = {"IntQuant": "Quant", "Conv": "Conv" if node.domain == _LAST else ""}
+        kinds = {"IntQuant": "Quant"}
+        if node.domain != _LAST:
+            kinds |= {"Conv": "", "MaxPool": ""}
         kind = kinds.get(node.op_type, node.op_type)
         rules = {
             "Quant": self._quant,
             "BipolarQuant": self._bipolar,
             "Trunc": self._trunc,
-            "Conv": self._conv,
+            "Conv": self._windows,
+            "MaxPool": self._windows,
+            "MultiThreshold": self._thresholds,
         }
         if kind not in rules:
             raise UnsupportedError(f"{node.op_type} {self._name!r} of QONNX has no rule")
@@ -173,19 +184,50 @@ class _Expansion:
             self._constant(sign * self.constants[scale].astype(np.float32), self._name)
             return
         less = self._added("Less", [x, self._constant(0.0)])
-        self.nodes.append(
-            helper.make_node("Cast", [less], [f"{self._name}/number"], to=onnx.TensorProto.FLOAT)
-        )
-        number = f"{self._name}/number"
-        twice = self._step("Mul", number, self._constant(2.0))
+        twice = self._step("Mul", self._number(less), self._constant(2.0))
         self._step("Mul", self._step("Sub", self._constant(1.0), twice), scale, to=self._name)
 
-    def _conv(self) -> None:
+    def _number(self, truth: str) -> str:
+        name = f"{self._name}/number"
+        self.nodes.append(helper.make_node("Cast", [truth], [name], to=onnx.TensorProto.FLOAT))
+        return name
+
+    def _windows(self) -> None:
         """The channels of input, weight and result are their last axis."""
-        x, weight = self.node.input[:2]
         rank = len(self.attrs["kernel_shape"]) + 2
         first = [0, rank - 1, *range(1, rank - 1)]
-        parts = [self._added("Transpose", [name], perm=first) for name in (x, weight)]
+        parts = [self._added("Transpose", [x], perm=first) for x in self.node.input[:2]]
         attrs = {key: value for key, value in self.attrs.items() if key != "data_layout"}
-        found = self._added("Conv", [*parts, *self.node.input[2:]], "", **attrs)
+        found = self._added(self.node.op_type, [*parts, *self.node.input[2:]], "", **attrs)
         self._added("Transpose", [found], self._name, perm=[0, *range(2, rank), 1])
+
+    def _thresholds(self) -> None:
+        """Thresholds ``[channels, levels]``, or one row for all channels; a new last axis holds the
+        comparisons. Channels are the second axis, or the last one where the layout says so."""
+        x, name = self.node.input[:2]
+        given = self.constants.get(name)
+        if given is None or given.ndim != 2 or (len(given) > 1 and x not in self.ranks):
+            raise UnsupportedError(
+                f"MultiThreshold {self._name!r} has no standard form: its thresholds are no known "
+                "matrix, or the rank of its input is not declared"
+            )
+        layout = self.attrs.get("data_layout", b"NCHW").decode()
+        after = 0
+        if len(given) > 1 and not layout.endswith("C"):
+            after = self.ranks[x] - 2
+        rows = given.reshape(len(given), *([1] * after), -1)
+        wide = self._along_last("Unsqueeze", x)
+        less = self._added("Less", [wide, self._constant(rows)])
+        count = self._along_last("ReduceSum", self._number(self._added("Not", [less])), keepdims=0)
+        scale = self._constant(float(self.attrs.get("out_scale", 1.0)))
+        bias = self._constant(float(self.attrs.get("out_bias", 0.0)))
+        self._step("Add", self._step("Mul", count, scale), bias, to=self._name)
+
+    def _along_last(self, op: str, x: str, **attrs: Any) -> str:
+        """Which axis is an attribute before opset 13 and an input since."""
+        if self.opset < 13:
+            return self._added(op, [x], axes=[-1], **attrs)
+        name = f"{self._name}/{len(self.nodes)}"
+        tensor = numpy_helper.from_array(np.array([-1], dtype=np.int64), name)
+        self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+        return self._added(op, [x, name], **attrs)

@@ -262,22 +262,72 @@ def test_choices_by_conditions_of_the_input(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, session.run(None, {"x": x})[0], atol=1e-6)
 
 
-def test_whole_numbers_are_not_divided_as_if_they_were_real(tmp_path: Path) -> None:
-    """``(argmax(x) + 1) / 2`` cuts fractions off, also behind another operator."""
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 64, 100])
+def test_whole_numbers_are_divided_as_such(divisor: int, kind: int, tmp_path: Path) -> None:
+    """Fractions are cut off, on either side of 0, also right at whole quotients."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=kind),
+        helper.make_node("Div", ["i", "d"], ["q"]),
+        helper.make_node("Cast", ["q"], ["y"], to=1),
+    ]
+    dtype = np.int32 if kind == TensorProto.INT32 else np.int64
+    values = np.concatenate([np.arange(-40, 41), divisor * np.arange(-40000, 40001, 97)])
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (len(values),))
+    weights = [numpy_helper.from_array(np.array(divisor, dtype), "d")]
+    graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")], weights)
+    path = tmp_path / "model.onnx"
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, path)
+    network = Network(read_graph(path, "runtime"), torch.float64)
+    expected = np.sign(values) * (np.abs(values) // divisor)
+    exact = values.astype(np.float64)[None]
+    found = network(network.tensor(exact)).numpy()[0]
+    assert (found == expected).all()
+    with torch.no_grad():
+        bounds = interval_bounds(network, network.tensor(exact), network.tensor(exact))
+    low, high = bounds[network.graph.outputs[0]]
+    low, high = low.numpy(), high.numpy()
+    assert ((low <= expected) & (expected <= high) & (high - low <= 2)).all()
+    assert np.allclose(low, high) or divisor in (1, 2, 64), "half a step from every edge"
+
+
+@pytest.mark.parametrize("divisor", [0, -2])
+def test_whole_numbers_over_what_is_not_positive(divisor: int, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("ArgMax", ["x"], ["a"], axis=1),
-        helper.make_node("Add", ["a", "one"], ["b"]),
-        helper.make_node("Div", ["b", "two"], ["c"], name="halved"),
+        helper.make_node("Div", ["a", "d"], ["c"], name="halved"),
         helper.make_node("Cast", ["c"], ["y"], to=1),
     ]
-    weights = [numpy_helper.from_array(ints(k), name) for k, name in ((1, "one"), (2, "two"))]
+    weights = [numpy_helper.from_array(ints(divisor), "d")]
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4))
     graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")], weights)
-    versions = [helper.make_opsetid("", 17)]
     path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, path)
     with pytest.raises(UnsupportedError, match="halved"):
         read_graph(path)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_place_of_the_largest_entry(largest: int, tmp_path: Path) -> None:
+    """``TopK`` of one entry finds the first of equal ones."""
+    nodes = [
+        helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=1, largest=largest),
+        helper.make_node("Cast", ["i"], ["y"], to=1),
+    ]
+    weights = [numpy_helper.from_array(ints([1]).reshape(1), "k")]
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (6, 5))
+    graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")], weights)
+    path = tmp_path / "model.onnx"
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, path)
+    network = Network(read_graph(path), torch.float64)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for seed in range(5):
+        x = np.random.default_rng(seed).integers(-2, 3, (6, 5)).astype(np.float32)
+        found = network(network.tensor(x.reshape(1, -1))).numpy()[0]
+        assert (found == session.run(None, {"x": x})[0].reshape(-1)).all()
 
 
 @pytest.mark.parametrize("op", ["Gelu", "BiasGelu", "FastGelu", "QuickGelu"])

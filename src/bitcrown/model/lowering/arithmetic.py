@@ -18,7 +18,8 @@ def arithmetic(b: Builder, node: OnnxNode) -> None:
     left, right = node.inputs
     kinds = {b.dtypes.get(tensor, "") for tensor in node.inputs}
     if node.op == "Div" and any("int" in kind for kind in kinds):
-        raise UnsupportedError(f"node {node.name!r} divides whole numbers that depend on the input")
+        _divide_whole(b, node)
+        return
     if _adds_a_mask(b, node):
         return
     if b.is_constant(right):
@@ -44,6 +45,32 @@ def arithmetic(b: Builder, node: OnnxNode) -> None:
         y = b.emit("Reciprocal", (y,))
     both, limit = product(b, x, y), norm_limit(b, x, y)
     b.bind(node, both if limit is None else within(b, both, limit))
+
+
+def _divide_whole(b: Builder, node: OnnxNode) -> None:
+    """Whole numbers over a known one, fractions cut off.
+
+    Of ``x >= 0`` that is ``floor((x + 1/2) / d)``: ``(x + 1/2) / d`` lies ``1 / (2 d)`` or more
+    from every whole number, further than the rounding of ``1 / d`` moves it below ``2^50``. Where
+    ``d`` is a power of two nothing is rounded and ``x / d`` is enough.
+    """
+    divisor = b.constants.get(node.inputs[1])
+    if divisor is None or not (divisor > 0).all():
+        raise UnsupportedError(
+            f"node {node.name!r} divides whole numbers that depend on the input by what is no "
+            "known positive number"
+        )
+    x, inverse = b.node_of(node.inputs[0]), 1.0 / divisor.astype(np.float64)
+    if (np.frexp(divisor)[0] == 0.5).all():
+        most = {"most": float(np.iinfo(divisor.dtype).max)}
+        b.bind(node, b.emit("Truncate", (b.scaled(x, inverse, None),), most))
+        return
+    most = {"most": 2.0**50 / float(divisor.max())}
+    sides = [
+        b.emit("Truncate", (b.scaled(b.scaled(side, None, 0.5), inverse, None),), most)
+        for side in (b.relu(x), b.relu(b.scaled(x, -1.0, None)))
+    ]
+    b.bind(node, b.emit("Sub", tuple(sides)))
 
 
 def _adds_a_mask(b: Builder, node: OnnxNode) -> bool:

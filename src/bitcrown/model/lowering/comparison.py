@@ -109,10 +109,18 @@ def index_of_best(b: Builder, node: OnnxNode) -> None:
     shape = b.shape(x)
     axis = b.axis(int(node.attrs.get("axis", 0)), len(shape))
     is_last = bool(node.attrs.get("select_last_index", 0))
-    best = winners(b, x, axis, is_last, smallest=node.op == "ArgMin")
+    keep = bool(node.attrs.get("keepdims", 1))
+    b.bind(node, _place_of_best(b, x, axis, is_last, node.op == "ArgMin", keep))
+
+
+def _place_of_best(
+    b: Builder, x: str, axis: int, last: bool, smallest: bool, keepdims: bool
+) -> str:
+    shape = b.shape(x)
+    best = winners(b, x, axis, last, smallest)
     number = np.arange(shape[axis], dtype=np.float64)
     weighted = b.scaled(best, number.reshape(-1, *([1] * (len(shape) - axis - 1))), None)
-    b.bind(node, b.summed(weighted, (axis,), bool(node.attrs.get("keepdims", 1))))
+    return b.summed(weighted, (axis,), keepdims)
 
 
 @lowers("Hardmax")
@@ -168,7 +176,9 @@ def top_k(b: Builder, node: OnnxNode) -> None:
     if n > _MOST_ENTRIES:
         raise UnsupportedError(f"node {node.name!r} sorts {n} entries")
     if len(node.outputs) > 1 and node.outputs[1] and b.readers.get(node.outputs[1], 0):
-        raise UnsupportedError(f"node {node.name!r}: positions of TopK that something reads")
+        if k > 1:
+            raise UnsupportedError(f"node {node.name!r}: positions of TopK that something reads")
+        b.bind(node, _place_of_best(b, x, axis, False, not largest, True), 1)
     rows = [b.sliced(x, axis, i, i + 1) for i in range(n)]
     for i, j in _comparators(n):
         low, high = b.minimum(rows[i], rows[j]), b.maximum(rows[i], rows[j])

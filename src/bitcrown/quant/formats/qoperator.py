@@ -1,4 +1,4 @@
-"""Operators on integers: MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv, QLinearAdd.
+"""Operators on integers: MatMulInteger, ConvInteger, QLinear ones, QGemm.
 
 The accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is an exact 32-bit integer. onnxruntime
 (CPU) requantizes it as ``rint(clip(float32(acc) * m, low - zero, high - zero)) + zero`` with ``m =
@@ -46,10 +46,16 @@ def _scale(reading: Reading, node: OnnxNode, position: int) -> Numbers:
 
 
 def _matrix(
-    reading: Reading, x: Lattice, x_zero: Ints, weight: Numbers, w_zero: Ints, label: str
+    reading: Reading,
+    x: Lattice,
+    x_zero: Ints,
+    weight: Numbers,
+    w_zero: Ints,
+    label: str,
+    addend: Ints | int = 0,
 ) -> Lattice:
-    """Exact int32 ``(x - x_zero) (weight - w_zero)`` of one row x: [1, .., 1, in] and weight [in,
-    out]."""
+    """Exact int32 ``(x - x_zero) (weight - w_zero) + addend`` of one row x: [1, .., 1, in] and
+    weight [in, out]."""
     ints = weight.astype(np.int64)
     if ints.ndim != 2 or x.shape[-1] != len(ints) or x.size != len(ints) or x_zero.size != 1:
         raise NoRule(
@@ -60,6 +66,7 @@ def _matrix(
     shape = (*x.shape[:-1], ints.shape[1])
     flat = Lattice(0, shape, _INT32)
     bias = -int(x_zero.reshape(())) * ints.sum(axis=0)
+    bias = bias + np.broadcast_to(addend, (1, len(bias))).reshape(-1)
     number = reading.assembly.add(
         Dense(flat.sample_shape, x.node, np.ascontiguousarray(ints.T), bias)
     )
@@ -161,6 +168,37 @@ def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
     x_scale, w_scale, y_scale = (_scale(reading, node, k).reshape(-1) for k in (1, 4, 6))
     multiplier = ((x_scale * w_scale) / y_scale).reshape(-1, 1, 1)
     _requantized(reading, node, acc, multiplier, reading.constant(node, 7))
+
+
+@reads("com.microsoft.QGemm")
+def qgemm(reading: Reading, node: OnnxNode) -> None:
+    """``alpha a_s b_s (A B' + C)``: the scales are multiplied in this order, then divided by that
+    of the result, where there is one; else the result is float32."""
+    label = node_label(node)
+    if node.attrs.get("transA", 0):
+        raise NoRule(f"{label} transposes the tensor that depends on the input")
+    x = _whole(reading, node.inputs[0], label)
+    weight = reading.constant(node, 3)
+    weight = weight.T if node.attrs.get("transB", 0) else weight
+    zeros = _zero(reading, node, 2), _zero(reading, node, 5)
+    addend = _zero(reading, node, 6)
+    acc = _matrix(reading, x, zeros[0], weight, zeros[1], label, addend)
+    reading.check_width(acc, label)
+    alpha = np.float32(node.attrs.get("alpha", 1.0))
+    a_scale, b_scale = (_scale(reading, node, k).reshape(-1) for k in (1, 4))
+    factor: Numbers = np.asarray((alpha * a_scale) * b_scale)
+    if not (factor > 0).all():
+        raise NoRule(f"{label} has a factor that is not positive")
+    if reading.has(node, 7):
+        factor = factor / _scale(reading, node, 7).reshape(-1)
+        _requantized(reading, node, acc, factor, reading.constant(node, 8, np.uint8(0)))
+    else:
+        params = (spread_over(factor, acc.shape),)
+        reading.bind(node, acc.then(ChainStep(f"{node.op} scale", _scaled, params), FLOAT32))
+
+
+def _scaled(acc: Numbers, factor: Numbers) -> Numbers:
+    return np.asarray(acc.astype(np.float32) * factor)
 
 
 @reads("com.microsoft.QLinearAdd")

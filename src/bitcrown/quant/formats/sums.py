@@ -11,6 +11,7 @@ the greatest of them are kept.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -164,6 +165,21 @@ def _bind_image_sum(
         Conv(shape, source, image, weight, addend, strides, padding, dilations, groups, pad)
     )
     reading.bind(node, Lattice(number, (1, *shape), FLOAT32, (step,)))
+
+
+@reads("ReduceMean")
+def reduce_mean(reading: Reading, node: OnnxNode) -> None:
+    """Of an image over its plane: a ``GlobalAveragePool``."""
+    lattice = reading.lattice(node.inputs[0])
+    rank = len(lattice.shape)
+    given = reading.constant(node, 1) if reading.has(node, 1) else node.attrs.get("axes", ())
+    axes = sorted(int(axis) % rank for axis in np.asarray(given).reshape(-1))
+    if rank != 4 or axes != [2, 3]:
+        raise NoRule(f"{node_label(node)} is no mean over the plane of an image")
+    average_pool(reading, replace(node, op="GlobalAveragePool", inputs=node.inputs[:1]))
+    if not node.attrs.get("keepdims", 1):
+        found = reading.lattice(node.outputs[0])
+        reading.bind(node, replace(found, shape=lattice.shape[:2]))
 
 
 @reads("AveragePool", "GlobalAveragePool")
