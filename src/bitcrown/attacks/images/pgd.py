@@ -82,14 +82,24 @@ class _UnderWay(NamedTuple):
     def at(self, kept: Places) -> _UnderWay:
         """Climbs of numbers ``kept`` only."""
         index = torch.from_numpy(kept).to(self.x.device)
-        numbers = (field[kept] for field in self[:3])
-        labels, x = self.labels.index_select(0, index), self.x.index_select(0, index)
-        return _UnderWay(*numbers, labels, self.around.at(index), x)
+        return _UnderWay(
+            self.image[kept],
+            self.restart[kept],
+            self.step[kept],
+            self.labels.index_select(0, index),
+            self.around.at(index),
+            self.x.index_select(0, index),
+        )
 
     def joined(self, new: _UnderWay) -> _UnderWay:
-        numbers = (np.concatenate(pair) for pair in zip(self[:3], new[:3], strict=True))
-        labels, x = torch.cat([self.labels, new.labels]), torch.cat([self.x, new.x])
-        return _UnderWay(*numbers, labels, self.around.joined(new.around), x)
+        return _UnderWay(
+            np.concatenate([self.image, new.image]),
+            np.concatenate([self.restart, new.restart]),
+            np.concatenate([self.step, new.step]),
+            torch.cat([self.labels, new.labels]),
+            self.around.joined(new.around),
+            torch.cat([self.x, new.x]),
+        )
 
 
 class _Climbs:
