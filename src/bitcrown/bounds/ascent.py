@@ -71,7 +71,8 @@ def ascend(
             budget.check()
         goal = rows if current.mix is None else rows.mixed(current.mix)
         value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
-        open_ = (value.amax(dim=1, keepdim=True) <= target) & torch.isfinite(value)
+        # (At most ``target``, so neither NaN nor infinite above.)
+        open_ = (value.amax(dim=1, keepdim=True) <= target) & (value > -torch.inf)
         if not groups or iteration + 1 == ascent.iterations or not open_.any():
             break
         total = torch.where(open_, value, torch.zeros_like(value)).sum()
