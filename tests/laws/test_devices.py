@@ -38,7 +38,7 @@ FACTORIES = (
     torch.rand,
     torch.randn,
 )
-ROOMS = ("bounds", "search", "attack")
+ROOMS = ("bounds", "search", "attacks")
 
 
 class DeviceWatch(TorchFunctionMode):

@@ -75,7 +75,8 @@ def ascend(
         value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
         if ascent.keeps_best:
             best = _better(best, current, value.detach())
-        open_ = (value.amax(dim=1, keepdim=True) <= target) & torch.isfinite(value)
+        # (At most ``target``, so neither NaN nor infinite above.)
+        open_ = (value.amax(dim=1, keepdim=True) <= target) & (value > -torch.inf)
         if not groups or iteration + 1 == ascent.iterations or not open_.any():
             break
         total = torch.where(open_, value, torch.zeros_like(value)).sum()

@@ -31,9 +31,16 @@ def _down(value: Tensor) -> Tensor:
     return torch.nextafter(value, value.new_full((), -torch.inf))
 
 
+def _is_number(value: Tensor) -> Tensor:
+    """Neither NaN, which no comparison holds for, nor infinite: in two kernels, where
+    ``torch.isfinite`` has four."""
+    return value.abs() < torch.inf
+
+
 def known(value: Tensor, otherwise: float) -> Tensor:
-    """``value`` where it is a finite number, ``otherwise`` elsewhere."""
-    return torch.where(torch.isfinite(value), value, otherwise)
+    """``value`` where it is a finite number, ``otherwise`` elsewhere: in one kernel, since every
+    bound passes through here."""
+    return torch.nan_to_num(value, nan=otherwise, posinf=otherwise, neginf=otherwise)
 
 
 def enclosure(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +56,7 @@ def least_margin(lower: Tensor, other: Tensor) -> Tensor:
     ``q - other >= lower - other >= down(fl(lower - other))``. Where the difference overflows upward
     the greatest finite number is a bound still; where ``other`` is infinite or NaN there is none.
     """
-    is_known = torch.isfinite(lower) & torch.isfinite(other)
+    is_known = _is_number(lower) & _is_number(other)
     return torch.where(is_known, _down(lower - other), -torch.inf)
 
 
@@ -57,9 +64,9 @@ def excluded(least: Tensor) -> Tensor:
     """Whether a quantity with lower bound ``least`` is positive for certain: no point has it at or
     below zero.
 
-    ``0 < least <= q``. NaN and infinities exclude nothing.
+    ``0 < least <= q``. NaN (no comparison holds) and infinities exclude nothing.
     """
-    return (least > 0) & torch.isfinite(least)
+    return (least > 0) & (least < torch.inf)
 
 
 def is_unstable(low: Tensor, up: Tensor) -> Tensor:
@@ -75,17 +82,17 @@ def is_active(low: Tensor) -> Tensor:
 def tightened(low: Tensor, up: Tensor, new_low: Tensor, new_up: Tensor) -> tuple[Tensor, Tensor]:
     """The intersection of two enclosures of one quantity; ends of the second that are not finite
     say nothing."""
-    low = torch.maximum(low, torch.where(new_low < torch.inf, new_low, -torch.inf))
-    return low, torch.minimum(up, torch.where(new_up > -torch.inf, new_up, torch.inf))
+    new_low, new_up = enclosure(new_low, new_up)
+    return torch.maximum(low, new_low), torch.minimum(up, new_up)
 
 
 def crossed(low: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``low``, ``up`` in order, and ``[...]`` whether some pair of the last axis has crossed.
 
     Both enclose one quantity of every point that the domain may hold, so ``low > up`` proves that
-    it holds none.
+    it holds none. (``low > up`` rules out NaN, ``-inf`` below and ``inf`` above already.)
     """
-    is_crossed = (low > up) & torch.isfinite(low) & torch.isfinite(up)
+    is_crossed = (low > up) & (low < torch.inf) & (up > -torch.inf)
     return torch.minimum(low, up), torch.maximum(low, up), is_crossed.any(dim=-1)
 
 
@@ -105,9 +112,7 @@ def chord_slope(low: Tensor, up: Tensor) -> Tensor:
     above = up.clamp(min=0)
     width = above - low.clamp(max=0)
     slope = _up(_up(_up(above / width)))
-    return torch.where(
-        above == 0, 0.0, torch.where((slope < 1) & torch.isfinite(width), slope, 1.0)
-    )
+    return torch.where(above == 0, 0.0, torch.where((slope < 1) & (width < torch.inf), slope, 1.0))
 
 
 def floor_slope(low: Tensor, up: Tensor) -> Tensor:
@@ -119,7 +124,7 @@ def floor_slope(low: Tensor, up: Tensor) -> Tensor:
 def room(bound: Tensor, least: Tensor) -> Tensor:
     """How far ``a x`` may rise above its least value under ``a x <= bound``, rounded up: positive,
     perhaps infinite."""
-    is_known = torch.isfinite(bound) & torch.isfinite(least)
+    is_known = _is_number(bound) & _is_number(least)
     return torch.where(is_known, _up((bound - least).clamp(min=0)), torch.inf)
 
 
@@ -130,7 +135,7 @@ def reciprocals(a: Tensor) -> Tensor:
     A row of the last axis with an entry that is no finite number says nothing.
     """
     sides = torch.stack([a, -a])
-    is_known = torch.isfinite(a).all(dim=-1, keepdim=True)
+    is_known = _is_number(a).all(dim=-1, keepdim=True)
     return torch.where((sides > 0) & is_known, _up(1 / sides), torch.inf)
 
 
@@ -184,7 +189,7 @@ def _least_product(a: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Ten
     loss = 2 * count * info.eps if 4 * count * info.eps < 1 else torch.inf
     value = terms.sum(-1)
     error = (terms.abs() * loss).sum(-1) + count * info.tiny
-    return value, torch.where(torch.isfinite(value), error, torch.inf)
+    return value, torch.where(_is_number(value), error, torch.inf)
 
 
 def clipped(

@@ -38,7 +38,7 @@ from bitcrown.evaluation.workers import prove_in_processes
 _WRONG, _BROKEN, _PROVED, OPEN = "wrong", "broken", "proved", "open"
 BY_SEARCH = "search"
 _ATTACK_BLOCK = 50
-"""Images between two entries in the journal."""
+"""Images between two entries in the journal; other devices than the CPU get a batch at a time."""
 
 OnStage = Callable[[str, int, int, dict[str, int]], None]
 """``(stage, done, total, counts)``."""
@@ -194,15 +194,14 @@ class Evaluator:
         self.on_progress(at.name, at.done, at.total, {"standing": at.standing})
 
     def attack(self, attack: Attack, name: str) -> None:
-        """Attack every correctly classified image, in blocks of neighbours."""
+        """Attack every correctly classified image, in blocks."""
         todo = self.journal.missing(ATTACK, self.right_images())
         done = 0
-        for start in range(0, len(self.images), _ATTACK_BLOCK):
-            block = [image for image in todo if start <= image < start + _ATTACK_BLOCK]
-            if not block:
-                continue
+        size = _ATTACK_BLOCK if self.subject.device.type == "cpu" else self.plan.batch
+        for start in range(0, len(todo), size):
+            block = todo[start : start + size]
             labels = torch.from_numpy(self.images.labels[block])
-            found = attack(self.points[block], labels, self.plan.settings.seed + start)
+            found = attack(self.points[block], labels, np.array(block), self.plan.settings.seed)
             for image, candidate in zip(block, self.subject.space.pixels(found), strict=True):
                 self.journal.add(ATTACK, image, {"attack": name, **self._judged(image, candidate)})
             done += len(block)

@@ -264,7 +264,8 @@ class Asker:
             self._classifier.network.device,
         )
         clean = torch.from_numpy(self.network.sample.values[None])
-        found: np.ndarray = attack(clean, torch.tensor([self.label]), self.settings.seed)[0].numpy()
+        label, number = torch.tensor([self.label]), np.zeros(1, dtype=np.int64)
+        found: np.ndarray = attack(clean, label, number, self.settings.seed)[0].numpy()
         if self._is_lost(found) and self._is_inside(found, around):
             return found
         return None

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,9 +28,9 @@ from bitcrown.model.classifier import ImageLayout
 from bitcrown.spec.robustness import NETWORK, other_label_query
 from bitcrown.spec.rounding import round_down
 
-Attack = Callable[[Tensor, Tensor, int], Tensor]
-"""``(images [B, C, H, W], labels [B], seed)`` to adversarial images; the clean image where nothing
-was found."""
+Attack = Callable[[Tensor, Tensor, npt.NDArray[np.int64], int], Tensor]
+"""``(images [B, C, H, W], labels [B], their numbers [B], seed)`` to adversarial images; the clean
+image where nothing was found."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def pgd_attack(
 ) -> Attack:
     """Projected gradient descent with ``steps`` and ``restarts``."""
 
-    def run(images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    def run(images: Tensor, labels: Tensor, number: npt.NDArray[np.int64], seed: int) -> Tensor:
         found = pgd_images(
             model,
             images.to(device),
@@ -98,6 +99,7 @@ def pgd_attack(
             restarts=restarts,
             seed=seed,
             batch=batch,
+            number=number,
         )
         return found.cpu()
 

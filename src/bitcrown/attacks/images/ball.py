@@ -191,3 +191,8 @@ class BallAround(NamedTuple):
             self.ball,
             *(field.index_select(0, index) for field in (self.clean, self.lower, self.upper)),
         )
+
+    def joined(self, other: BallAround) -> BallAround:
+        """Around its own images and those of ``other``, which has the same ball."""
+        pairs = zip(self[1:], other[1:], strict=True)
+        return BallAround(self.ball, *(torch.cat(pair) for pair in pairs))

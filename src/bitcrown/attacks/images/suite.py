@@ -31,7 +31,13 @@ from bitcrown.attacks.images.ball import Ball
 from bitcrown.attacks.images.components import Component, components, run_component, statements
 from bitcrown.attacks.images.hygiene import Finding
 from bitcrown.attacks.images.noise import stream_keys
-from bitcrown.attacks.images.victim import Classifier, Victim, is_misclassified, rows_for
+from bitcrown.attacks.images.victim import (
+    Classifier,
+    Victim,
+    is_misclassified,
+    rows_for,
+    widest_call,
+)
 from bitcrown.errors import SettingsError
 
 
@@ -125,14 +131,15 @@ def run_suite(
         torch.manual_seed(seed)
         _check_classes(Victim(model, rows=None).logits(images[:1]), labels)
         found = hygiene.inspect(model, images, labels, ball)
-        victim = Victim(
-            model, None if found.is_batch_dependent else rows_for(len(images), images.device)
-        )
+        most = widest_call(model, images)
+        victim = Victim(model, None if found.is_batch_dependent else rows_for(len(images), most))
         logits = _grouped_logits(victim, images, batch)
         said = statements(chosen, logits.shape[1], found.is_differentiable)
         if not found.is_differentiable:
             chosen = _without_gradients(chosen)
-        cascade = _Cascade(suite, victim, images, labels, ball, chosen, seed, batch, logits, resume)
+        cascade = _Cascade(
+            suite, victim, most, images, labels, ball, chosen, seed, batch, logits, resume
+        )
         cascade.run(on_progress)
         return cascade.result(found, said)
 
@@ -154,6 +161,7 @@ class _Cascade:
 
     suite: str
     victim: Victim
+    most: int
     images: Tensor
     labels: Tensor
     ball: Ball
@@ -204,7 +212,7 @@ class _Cascade:
         broken_by = self.standing.broken_by
         at_start = self.correct.cpu().numpy() & ((broken_by < 0) | (broken_by >= index))
         width = self.components[index].width(self.logits.shape[1] - 1)
-        rows = rows_for(int(at_start.sum()) * width, self.images.device)
+        rows = rows_for(int(at_start.sum()) * width, self.most)
         return replace(self.victim, rows=rows), max(1, self.batch // rows) * rows
 
     def _next(self, index: int, size: int) -> npt.NDArray[np.int64]:

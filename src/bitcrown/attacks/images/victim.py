@@ -20,6 +20,7 @@ Legend: ``B`` images, ``K`` classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,11 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 CPU_ROWS = 96
 """Measured for a small residual network: calls of 48, 64 and 128 cost 1.25, 1.1 and 1.05 times as
 much an image."""
-_CUDA_ROWS = 500
+_DEVICE_ROWS = 512
+"""Where doubling begins on other devices, which small calls do not fill."""
+_MOST_ROWS = 1 << 14
+_CHEAPER = 0.9
+"""A call of twice the size is better if a row then costs no more than this share."""
 _THIN = 1e-5
 
 
@@ -132,11 +137,52 @@ def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def rows_for(count: int, device: torch.device) -> int:
-    """Size of a group for ``count`` images: little to fill up, depends on nothing else."""
-    most = _CUDA_ROWS if device.type == "cuda" else CPU_ROWS
+def rows_for(count: int, most: int) -> int:
+    """Size of a group for ``count`` images: ``most`` (see ``widest_call``), or less where that
+    leaves little to fill up."""
     groups = max(1, -(-count // most))
     return max(1, -(-count // groups))
+
+
+def widest_call(
+    model: Classifier,
+    images: Tensor,
+    seconds: Callable[[Classifier, Tensor], float] | None = None,
+) -> int:
+    """How many rows a call of ``model`` should have at most, for images like ``images``.
+
+    On the CPU a constant. On other devices it is measured, by doubling until a row gets hardly
+    cheaper or memory ends; so there another machine may choose another size, with other last bits.
+    ``seconds``: of one call with ``rows [B, C, H, W]`` and its gradient (default: the clock).
+    """
+    if images.device.type == "cpu" or not len(images):
+        return CPU_ROWS
+    measured, rows, before = seconds or _call_seconds, _DEVICE_ROWS, torch.inf
+    while rows <= _MOST_ROWS:
+        try:
+            each = measured(model, images[:1].expand(rows, -1, -1, -1).contiguous()) / rows
+        except torch.OutOfMemoryError:
+            # Attacks keep some copies beside the call: half of what just fitted, if anything did.
+            return max(1, rows // 4)
+        if each > _CHEAPER * before:
+            break
+        rows, before = 2 * rows, each
+    return rows // 2
+
+
+def _call_seconds(model: Classifier, rows: Tensor) -> float:
+    """With the gradient, where there is one; the best of three."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        x = rows.detach().requires_grad_(True)
+        with torch.enable_grad():
+            found = model(x).sum()
+        if found.requires_grad:
+            (found,) = torch.autograd.grad(found, x)
+        float(found.sum())  # a number: the device has finished
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def is_misclassified(logits: Tensor, labels: Tensor) -> Tensor:
