@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ def chosen_scheduler(
     finished stays finished."""
     from bitcrown.cluster.local import local_scheduler
 
+    opened: AbstractContextManager[Scheduler]
     if address is None:
         opened = local_scheduler(jobs, settings)
     else:
