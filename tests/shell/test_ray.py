@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,13 +44,19 @@ runpy.run_path({fake!r}, run_name="__main__")
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    os.environ[TOKEN] = str(os.getpid())
-    node = {"num_cpus": 1, "object_store_memory": SMALL_STORE, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args=node)
-    found.add_node(num_cpus=1, object_store_memory=SMALL_STORE)
-    yield found
-    found.shutdown()
-    os.environ.pop(TOKEN)
+    with (
+        tempfile.TemporaryDirectory(prefix="bc", dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # A folder of its own, also for the locks of cores: other runs on this machine do not count.
+        # (Its name is short, because sockets lie in it.)
+        patch.setenv("TMPDIR", folder)
+        patch.setenv(TOKEN, str(os.getpid()))
+        node = {"num_cpus": 1, "object_store_memory": SMALL_STORE, "include_dashboard": False}
+        found = Cluster(initialize_head=True, head_node_args=node)
+        found.add_node(num_cpus=1, object_store_memory=SMALL_STORE)
+        yield found
+        found.shutdown()
 
 
 class Suite:

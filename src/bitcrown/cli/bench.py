@@ -64,7 +64,7 @@ def add_bench_commands(commands: Any) -> None:
 
 
 def bench_command(options: argparse.Namespace) -> int:
-    from bitcrown.harness.bench import BenchPlan, packed_file, run_bench
+    from bitcrown.harness.bench import BenchPlan, packed_file, run_bench, whole_rows
     from bitcrown.harness.instance import parse_timeout
     from bitcrown.harness.tables import (
         failure_sentence,
@@ -95,7 +95,8 @@ def bench_command(options: argparse.Namespace) -> int:
     failures = [failure_sentence(row) for row in rows if is_failed(row)]
     wrong = [wrong_sentence(row) for row in wrong_rows(rows)]
     if say.is_json:
-        say.json("bench", {"rows": rows, "failures": failures, "wrong": wrong})
+        whole = whole_rows(options.out, rows)
+        say.json("bench", {"rows": whole, "failures": failures, "wrong": wrong})
     else:
         show_rows(rows, options.out, failures, wrong)
     if wrong:

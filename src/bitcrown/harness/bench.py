@@ -24,12 +24,14 @@ from typing import Any
 from bitcrown.cluster.shipped import sent_file
 from bitcrown.cluster.tasks import Scheduler, Task, results_of
 from bitcrown.errors import ResourceError, SettingsError
-from bitcrown.files import append_record, read_records, write_whole
+from bitcrown.files import append_record, each_record, write_whole
 from bitcrown.harness.instance import find_suites, read_expected, read_instances
 from bitcrown.harness.one_instance import Job, ScriptCall, run_scripts
 from bitcrown.settings import ENVIRONMENT_PREFIX, Settings
 
 _LARGEST_NETWORK = 2 << 30
+_BULKY = ("progress", "counters", "phases", "watch", "output", "machine", "settings", "cores")
+"""Fields of a record that stay in the journal: ten thousand of them need not be in memory."""
 _Opening = Callable[[], AbstractContextManager[Scheduler]]
 
 
@@ -69,7 +71,8 @@ def jobs_of(plan: BenchPlan) -> list[Job]:
 
 
 def run_bench(plan: BenchPlan, progress: _Progress, opening: _Opening) -> list[dict[str, Any]]:
-    """Run what is not finished yet; returns the rows of all instances of the plan, in order.
+    """Run what is not finished yet; returns the rows of all instances of the plan, in order,
+    without their bulky fields (``whole_rows``).
 
     ``opening`` makes the scheduler, if there is anything to do. Writes ``records.jsonl`` and
     ``results.csv`` under ``plan.out``. Raises ``KeyboardInterrupt`` after it has ended what was
@@ -108,8 +111,8 @@ def _run_jobs(
     if plan.fresh:
         records.unlink(missing_ok=True)
     done = {}  # rows by the text of their key: lists cannot be keys
-    if records.exists():
-        done = {repr(record.get("key")): record for record in read_records(records)}
+    for record in each_record(records) if records.exists() else ():
+        done[repr(record.get("key"))] = _slim(record)
     # (An instance that a suite lists twice is run once.)
     todo = list({key: job for job in jobs if (key := repr(job.key())) not in done}.values())
     finished = sum(repr(job.key()) in done for job in jobs)
@@ -123,12 +126,22 @@ def _run_jobs(
         for number, row, facts in results_of(scheduler, tasks(scheduler)) if scheduler else ():
             job = todo[number]
             append_record(records, row | facts)
-            done[repr(job.key())] = row | facts
+            done[repr(job.key())] = _slim(row)
             finished += 1
             progress(finished, len(jobs), job, row)
     rows = [done[repr(job.key())] for job in jobs]
     write_results_csv(plan.out / "results.csv", rows)
     return rows
+
+
+def _slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in _BULKY}
+
+
+def whole_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records of ``rows`` with all their fields, from the journal."""
+    found = {repr(record.get("key")): record for record in each_record(out / "records.jsonl")}
+    return [found[repr(row["key"])] for row in rows]
 
 
 def task_of(job: Job, plan: BenchPlan, scheduler: Scheduler) -> Task:

@@ -19,6 +19,7 @@ from some_tasks import content, ending, sleeping, told, unknown_error
 from bitcrown.cluster.cores import free_slice, shares, slices
 from bitcrown.cluster.hosts import Host
 from bitcrown.cluster.local import InTurn, LocalJobs, local_scheduler
+from bitcrown.cluster.ray_tasks import fit, needs_on
 from bitcrown.cluster.shipped import Shelf, sent_file
 from bitcrown.cluster.tasks import Finished, Needs, Task, results_of
 from bitcrown.errors import BitcrownError, ResourceError
@@ -286,3 +287,22 @@ def test_one_machine_needs_no_ray() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert not [name for name in done.stdout.split() if name.partition(".")[0] == "ray"]
+
+
+GPU_NODE = {"CPU": 16.0, "GPU": 2.0, "memory": 64.0 * GIB}
+NODES = [{"CPU": 8.0, "memory": 32.0 * GIB}, GPU_NODE, {"CPU": 0.0, "memory": GIB}]
+
+
+def test_a_task_has_its_part_of_the_smallest_node() -> None:
+    plain = Settings(device="auto")
+    needs = needs_on(NODES, 2, plain)
+    assert (needs.cores, needs.gpus) == (4, 0) and 14 * GIB < needs.memory < 16 * GIB
+    assert [fit(node, needs) for node in NODES] == [2, 4, 0]
+    assert needs_on(NODES, 100, plain).cores == 1
+    given = needs_on(NODES, 1, Settings(threads=3, memory_gib=5.0, device="cuda"))
+    assert given == Needs(3, 5 * GIB, 1)
+    assert [fit(node, given) for node in NODES] == [0, 2, 0]
+    assert needs_on([GPU_NODE], 1, plain).gpus == 1
+    assert needs_on([GPU_NODE], 1, Settings(device="cpu")).gpus == 0
+    with pytest.raises(ResourceError, match="no node of the cluster offers CPUs"):
+        needs_on(NODES[2:], 1, plain)
