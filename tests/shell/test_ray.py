@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two nodes need two cores"),
 ]
 
-PATIENCE = 600.0
+PATIENCE = 240.0
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "BITCROWN_TEST_CLUSTER"
 SMALL_STORE = 80 << 20
@@ -79,17 +80,24 @@ class Suite:
         private.mkdir(mode=0o700)
         (private / "warm").touch()
 
-    def start(self, out: str, *more: str) -> subprocess.Popen[str]:
+    @contextmanager
+    def start(self, out: str, *more: str) -> Iterator[subprocess.Popen[str]]:
         command = [sys.executable, "-m", "bitcrown.cli", "bench", str(self.suite)]
-        return subprocess.Popen(
+        ours = {"BITCROWN_WORKER": str(self.worker), "XDG_RUNTIME_DIR": str(self.folder)}
+        process = subprocess.Popen(
             [*command, "--out", str(self.folder / out), *more],
-            env=os.environ
-            | {"BITCROWN_WORKER": str(self.worker), "XDG_RUNTIME_DIR": str(self.folder)},
+            env=os.environ | ours,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell starts background jobs with SIGINT ignored, and tests may run in one.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def run(self, out: str, *more: str) -> str:
         with self.start(out, *more) as process:

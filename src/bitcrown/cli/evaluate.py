@@ -159,6 +159,8 @@ def evaluate_command(options: argparse.Namespace) -> int:
     rules = ["" if word.strip() == "none" else word.strip() for word in options.bpda.split(",")]
     if options.select is not None and len(radii) * len(rules) > 1:
         raise SettingsError("--select needs one radius and one rule of gradients")
+    if options.ray is not None and not plan.levels:
+        raise SettingsError("--ray runs the bounds on the cluster: give --bounds or --verify")
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
     tell_classes(images)
@@ -169,7 +171,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     try:
         with ExitStack() as stack:
             scheduler = None
-            if options.ray is not None and plan.levels:
+            if options.ray is not None:
                 where = options.ray, options.jobs, plan.settings, packed_file
                 scheduler = stack.enter_context(chosen_scheduler(*where))
             asked = plan, radii, rules, images, options.out, options.fresh, progress.show

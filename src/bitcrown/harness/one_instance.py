@@ -2,13 +2,14 @@
 
 The scripts are real processes in a group of their own with stdin closed; the group is killed ten
 seconds after the time limit. Whoever is interrupted while they run (``KeyboardInterrupt``) asks
-them to end, which ends their workers, and waits for that. Everything here is sent to other
-processes and other machines: an instance's files may lie elsewhere there (``Places``), and the
-scripts are those of the bitcrown that runs there.
+them to end, which ends their workers, and waits for that; whoever is killed, takes them along.
+Everything here is sent to other processes and other machines: an instance's files may lie elsewhere
+there (``Places``), and the scripts are those of the bitcrown that runs there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from bitcrown.spec.network_field import parse_network
 
 _PREPARE_SECONDS = 600.0
 _GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def _call(command: list[str], environment: Mapping[str, str], limit: float) -> t
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=partial(_end_with, os.getpid(), ctypes.CDLL(None)),
         )
     except OSError as error:
         raise ResourceError(f"{command[0]} cannot be started: {error.strerror}") from error
@@ -136,3 +140,11 @@ def _call(command: list[str], environment: Mapping[str, str], limit: float) -> t
     finally:
         timer.cancel()
     return code, time.monotonic() - started
+
+
+def _end_with(parent: int, libc: ctypes.CDLL) -> None:
+    """In the child, before it becomes the script: SIGTERM when its parent is gone, however it went
+    (Ray kills the children of a worker that ends, and that is no occasion to tidy up)."""
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # gone already
+        os.kill(os.getpid(), signal.SIGTERM)
