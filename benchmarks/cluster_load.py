@@ -154,9 +154,9 @@ def main() -> int:
         plan = bench.BenchPlan(Path(name) / "suite", Path(name) / "out")
         before = resident_mib()
         rows = bench.run_bench(plan, Meter(options.instances).show, opening)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         lines = (Path(name) / "out" / "records.jsonl").read_text().splitlines()
     keys = {repr(row["key"]) for row in rows}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{len(rows)} rows, {len(lines)} lines in the journal, {len(keys)} different instances, "
         f"{sum(len(line) for line in lines) / len(lines):.0f} bytes a line"

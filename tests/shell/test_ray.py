@@ -200,7 +200,6 @@ def test_files_that_a_node_lacks_are_sent(cluster: Any, tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
 from some_tasks import content
 from bitcrown.cluster.ray_tasks import RayTasks
 from bitcrown.cluster.tasks import SentFile, Task, results_of
@@ -213,9 +212,11 @@ with RayTasks(sys.argv[1], 1, Settings(), lambda path: path.read_bytes().upper()
 """
     path = tmp_path / "net.onnx"
     path.write_text("weights")
-    tasks = str(ROOT / "tests" / "unit" / "cluster")
+    # (Ray's workers look for modules in the driver's folder, too.)
     done = subprocess.run(
-        [sys.executable, "-c", script, cluster.address, str(path), tasks],
+        [sys.executable, "-c", script, cluster.address, str(path)],
+        cwd=ROOT / "tests" / "unit" / "cluster",
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
