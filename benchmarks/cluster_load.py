@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bitcrown.cluster.local import local_scheduler
-from bitcrown.cluster.tasks import Places, Scheduler
+from bitcrown.cluster.tasks import FilePlaces, Scheduler
 from bitcrown.harness import bench
 from bitcrown.harness.one_instance import ScriptCall
 from bitcrown.harness.records import machine_facts
@@ -38,7 +38,7 @@ _CURVE = 40
 """Points of a bound curve in a made-up record; records of real searches have about as many."""
 
 
-def answer_at_once(call: ScriptCall, places: Places) -> dict[str, Any]:
+def answer_at_once(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
     """A record as the scripts leave one, of a search that took no time."""
     job = call.job
     Path(places.get(job.vnnlib(), job.vnnlib())).read_bytes()
@@ -147,7 +147,7 @@ def main() -> int:
 
     import cluster_load  # the name under which workers know the stub
 
-    stub: Callable[[ScriptCall, Places], dict[str, Any]] = cluster_load.answer_at_once
+    stub: Callable[[ScriptCall, FilePlaces], dict[str, Any]] = cluster_load.answer_at_once
     bench.run_scripts = stub
     with tempfile.TemporaryDirectory() as name:
         write_suite(Path(name) / "suite", options.instances)

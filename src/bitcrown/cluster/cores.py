@@ -47,7 +47,7 @@ def slices(count: int, cores: Sequence[int] | None = None) -> list[tuple[int, ..
     ]
 
 
-def shares(jobs: int, cores: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+def slices_for(jobs: int, cores: Sequence[int] | None = None) -> list[tuple[int, ...]]:
     """A slice for each of ``jobs`` tasks at a time; where they are more than cores, some share
     one."""
     allowed = len(os.sched_getaffinity(0)) if cores is None else len(cores)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 
-from bitcrown.cluster.cores import shares
+from bitcrown.cluster.cores import slices_for
 from bitcrown.cluster.host import FAILED, LOST, Parcel
 from bitcrown.cluster.hosts import Host, body_of
 from bitcrown.cluster.tasks import Finished, Needs, Task
@@ -62,7 +62,7 @@ class LocalJobs:
 
     def __init__(self, jobs: int, needs: Needs) -> None:
         self.needs = needs
-        self._slices = shares(jobs)
+        self._slices = slices_for(jobs)
         self._hosts: list[Host | None] = [None] * jobs
         self._running: dict[int, int] = {}  # task numbers by place of the host
 

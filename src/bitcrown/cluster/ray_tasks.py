@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +38,11 @@ _AHEAD = 2
 _LOOK_SECONDS, _NODES_SECONDS, _CANCEL_SECONDS = 1.0, 2.0, 20.0
 _PATIENCE = 600.0
 """Seconds without any node that could take a task."""
+_CONNECT_SECONDS = 10.0
 _LOCAL_STORE = 256 << 20
 _MEMORY_SHARE = 0.9
 """Of what a node offers, dealt out to its tasks."""
-Answer = tuple[str, Any, dict[str, Any]]
+_Answer = tuple[str, Any, dict[str, Any]]
 
 
 def read_whole(path: Path) -> bytes:
@@ -222,6 +224,7 @@ def _connected(address: str) -> Any:
         raise ResourceError(
             "--ray needs Ray: pip install 'bitcrown[cluster]', on every node"
         ) from error
+    _require_listener(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == LOCAL:
         own = {"num_cpus": usable_cores(), "object_store_memory": _LOCAL_STORE}
@@ -235,6 +238,20 @@ def _connected(address: str) -> Any:
     return ray
 
 
+def _require_listener(address: str) -> None:
+    """Raises ``ResourceError`` where nobody answers at HOST:PORT; Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(
+            f"the Ray cluster at {address!r} cannot be used: {error}; give the address that "
+            "ray start --head printed, or auto"
+        ) from error
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -243,7 +260,7 @@ def _first_line(error: BaseException) -> str:
 # -- in a worker of Ray --------------------------------------------------------------------------
 
 
-def work_here(body: bytes, made_by: str, cores: int, sent: Mapping[str, Any]) -> Answer:
+def work_here(body: bytes, made_by: str, cores: int, sent: Mapping[str, Any]) -> _Answer:
     """Hand a task to this worker's host, on cores of its own; the host's answer.
 
     ``made_by``: the driver's version; ``sent``: files in the object store, by digest.
@@ -275,7 +292,7 @@ def _host(devices: str | None) -> Host:
     return Host()
 
 
-def _answer_of(host: Host, parcel: Parcel) -> Answer:
+def _answer_of(host: Host, parcel: Parcel) -> _Answer:
     host.hand(parcel)
     try:
         # Ray cancels between two steps of the interpreter only, so nothing may block for long.

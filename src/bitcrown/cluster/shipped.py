@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bitcrown.cluster.tasks import Places, SentFile
+from bitcrown.cluster.tasks import FilePlaces, SentFile
 from bitcrown.files import find_file, write_whole
 
 _KEPT = 4
@@ -59,7 +59,7 @@ class Shelf:
                 self._files[file.sha256] = str(place)
         return [file for file in files if self._place_of(file) is None]
 
-    def places(self, files: Sequence[SentFile]) -> Places:
+    def places(self, files: Sequence[SentFile]) -> FilePlaces:
         """Where each file is; those that were used longest ago go."""
         found = {file.path: self._place_of(file) or file.path for file in files}
         for file in files:

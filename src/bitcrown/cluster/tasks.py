@@ -21,10 +21,10 @@ _MOST_LOST = 10
 """Tasks lost for good with none finished between them: then it is the cluster, not the task."""
 _SHOWN = 3
 
-Places = Mapping[str, str]
+FilePlaces = Mapping[str, str]
 """Where a task's files lie for the one who runs it, by their path at home; a path that is not there
 stays what it is."""
-Work = Callable[[Any, Places], Any]
+Work = Callable[[Any, FilePlaces], Any]
 """A function at the top of a module: it is sent by its name. Raises ``BitcrownError``."""
 
 

@@ -22,7 +22,7 @@ import torch
 
 from bitcrown.cluster.local import local_scheduler
 from bitcrown.cluster.shipped import sent_file
-from bitcrown.cluster.tasks import Places, Scheduler, Task, results_of
+from bitcrown.cluster.tasks import FilePlaces, Scheduler, Task, results_of
 from bitcrown.errors import ResourceError
 from bitcrown.evaluation.plan import Plan, make_prover
 from bitcrown.evaluation.proving import ImageProver, Proof
@@ -74,7 +74,7 @@ def prove_side_by_side(
 
 
 def prove_block(
-    asked: tuple[Question, ImageBlock], places: Places
+    asked: tuple[Question, ImageBlock], places: FilePlaces
 ) -> tuple[list[int], list[Proof]]:
     """A task: the images of a block. Raises ``BitcrownError``."""
     question, (numbers, images, labels, broken) = asked

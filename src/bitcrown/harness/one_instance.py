@@ -4,7 +4,7 @@ The scripts are real processes in a group of their own with stdin closed; the gr
 seconds after the time limit. Whoever is interrupted while they run (``KeyboardInterrupt``) asks
 them to end, which ends their workers, and waits for that; whoever is killed, takes them along.
 Everything here is sent to other processes and other machines: an instance's files may lie elsewhere
-there (``Places``), and the scripts are those of the bitcrown that runs there.
+there (``FilePlaces``), and the scripts are those of the bitcrown that runs there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bitcrown.cluster.tasks import Places
+from bitcrown.cluster.tasks import FilePlaces
 from bitcrown.errors import ResourceError
 from bitcrown.files import read_records
 from bitcrown.harness.instance import Instance, Suite, network_field, resolve
@@ -65,7 +65,7 @@ class ScriptCall:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_scripts(call: ScriptCall, places: Places) -> dict[str, Any]:
+def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
     """Prepare and run one instance; the row for ``records.jsonl``. Raises ``ResourceError`` where
     the scripts cannot be started."""
     job = call.job

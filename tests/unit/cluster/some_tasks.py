@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bitcrown.cluster.tasks import Places
+from bitcrown.cluster.tasks import FilePlaces
 from bitcrown.errors import ModelError
 
 
-def told(argument: Any, places: Places) -> dict[str, Any]:
+def told(argument: Any, places: FilePlaces) -> dict[str, Any]:
     return {
         "argument": argument,
         "pid": os.getpid(),
@@ -24,12 +23,12 @@ def told(argument: Any, places: Places) -> dict[str, Any]:
     }
 
 
-def content(path: str, places: Places) -> tuple[str, bytes]:
+def content(path: str, places: FilePlaces) -> tuple[str, bytes]:
     """Where a file lay, and what was in it."""
     return places[path], Path(places[path]).read_bytes()
 
 
-def ending(code: int, places: Places) -> None:
+def ending(code: int, places: FilePlaces) -> None:
     """Ends its process (negative: by a signal), or fails in words."""
     if code < 0:
         os.kill(os.getpid(), -code)
@@ -38,19 +37,7 @@ def ending(code: int, places: Places) -> None:
     raise ModelError("no such layer")
 
 
-def dying_once(mark: str, places: Places) -> int:
-    """The process ends at the first try, which it notes in the file ``mark``."""
-    with open(mark, "a+") as file:
-        file.write("x")
-        file.flush()
-        file.seek(0)
-        tries = len(file.read())
-    if tries == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return tries
-
-
-def sleeping(folder: str, places: Places) -> None:
+def sleeping(folder: str, places: FilePlaces) -> None:
     """Starts a child, notes both processes, and sleeps; ends its child when it is interrupted."""
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
     try:
@@ -61,5 +48,5 @@ def sleeping(folder: str, places: Places) -> None:
         child.wait()
 
 
-def unknown_error(argument: Any, places: Places) -> None:
+def unknown_error(argument: Any, places: FilePlaces) -> None:
     raise ZeroDivisionError("in a test")

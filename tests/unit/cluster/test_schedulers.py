@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from some_tasks import content, ending, sleeping, told, unknown_error
 
-from bitcrown.cluster.cores import free_slice, shares, slices
+from bitcrown.cluster.cores import free_slice, slices, slices_for
 from bitcrown.cluster.hosts import Host
 from bitcrown.cluster.local import InTurn, LocalJobs, local_scheduler
 from bitcrown.cluster.ray_tasks import fit, needs_on
@@ -75,8 +75,8 @@ def test_slices_are_disjoint_and_as_long_as_asked() -> None:
             assert len(flat) == len(set(flat)) and set(flat) <= set(cores)
             assert {len(piece) for piece in pieces} == {min(count, len(cores))}
         for jobs in (1, 2, 3, 9):
-            dealt = Counter(core for piece in shares(jobs, list(cores)) for core in piece)
-            assert len(shares(jobs, list(cores))) == jobs
+            dealt = Counter(core for piece in slices_for(jobs, list(cores)) for core in piece)
+            assert len(slices_for(jobs, list(cores))) == jobs
             assert max(dealt.values()) == 1 or jobs > len(cores)
 
 
