@@ -77,6 +77,13 @@ def test_wrong_answer_is_loud(scripts: Scripts, suite: Path) -> None:
     )
 
 
+def test_json_has_the_records_as_they_were_written(scripts: Scripts, suite: Path) -> None:
+    done = bench(scripts, suite, "unsat", "--json", "--filter", "*b.onnx*")
+    written = (scripts.folder / "out" / "records.jsonl").read_text().splitlines()
+    rows = json.loads(done.stdout)["rows"]
+    assert rows == [json.loads(line) for line in written] and rows[0]["settings"]["seed"] == 0
+
+
 def test_undecided_counts_where_all_are_needed(scripts: Scripts, suite: Path) -> None:
     (suite / "expected.csv").write_text("onnx,vnnlib,expected\nonnx/b.onnx,p.vnnlib,sat\n")
     assert bench(scripts, suite, "exit").returncode == 0
