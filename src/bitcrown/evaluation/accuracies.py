@@ -243,6 +243,7 @@ class Evaluator:
             scheduler = self.scheduler
             if scheduler is None and jobs > 1:
                 scheduler = stack.enter_context(worker_processes(plan, jobs))
+            found: Iterator[tuple[list[int], list[Proof]]]
             if scheduler is None:
                 found = ((numbers, prover.prove(*block)) for numbers, *block in blocks)
             else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Question:
     settings: Settings
 
 
-def worker_processes(plan: Plan, jobs: int) -> Scheduler:
+def worker_processes(plan: Plan, jobs: int) -> AbstractContextManager[Scheduler]:
     """``jobs`` processes of this machine, which share what the plan's settings grant."""
     settings = plan.settings
     memory = settings.process_bytes() / GIB / jobs
