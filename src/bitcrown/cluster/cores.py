@@ -5,7 +5,8 @@ processors and physical cores (so that the two threads of one core come one afte
 into pieces of one length. On one machine the driver deals the slices out. On a node of a cluster
 nobody does: there the tasks of a user agree through locked files, one a core, which the kernel
 unlocks when their holder is gone, however it went. Where there are fewer cores than the cluster was
-told, tasks wait for each other.
+told, tasks wait for each other. In a container that has a share of the time of all cores, and none
+of its own, nothing is bound: its neighbours would choose the same ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from bitcrown.errors import ResourceError
+from bitcrown.settings import usable_cores
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _WAIT_SECONDS = 0.05
@@ -67,8 +69,10 @@ def pin(cores: Sequence[int]) -> None:
 @contextmanager
 def free_slice(count: int, folder: Path | None = None) -> Iterator[tuple[int, ...]]:
     """``count`` cores that no other task of this user on this machine holds; waits for them.
-    ``folder`` holds the locks. Raises ``ResourceError`` where there can be none."""
-    piece, held = None, ExitStack()
+    ``folder`` holds the locks. Empty where this process has no cores of its own. Raises
+    ``ResourceError`` where there can be no locks."""
+    is_owner = usable_cores() >= len(os.sched_getaffinity(0))
+    piece, held = None if is_owner else (), ExitStack()
     while piece is None:
         try:
             piece, held = _locked_slice(count, folder or _own_folder())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from some_tasks import content, ending, sleeping, told, unknown_error
 
+from bitcrown.cluster import cores
 from bitcrown.cluster.cores import free_slice, slices, slices_for
 from bitcrown.cluster.hosts import Host
 from bitcrown.cluster.local import InTurn, LocalJobs, local_scheduler
@@ -23,7 +24,7 @@ from bitcrown.cluster.ray_tasks import fit, needs_on
 from bitcrown.cluster.shipped import Shelf, sent_file
 from bitcrown.cluster.tasks import Finished, Needs, Task, results_of
 from bitcrown.errors import BitcrownError, ResourceError
-from bitcrown.settings import GIB, Settings
+from bitcrown.settings import GIB, Settings, usable_cores
 
 PATIENCE = 120.0
 
@@ -58,28 +59,31 @@ def test_side_by_side_is_in_turn() -> None:
 
 
 def test_two_jobs_share_no_core() -> None:
-    cores = sorted(os.sched_getaffinity(0))
+    count = len(os.sched_getaffinity(0))
     with LocalJobs(2, Needs(1)) as jobs:
         used = {value["pid"]: set(value["cores"]) for _, value, _ in results_of(jobs, echoes(12))}
     sets = list(used.values())
-    assert all(len(one) == max(1, len(cores) // 2) for one in sets)
-    if len(cores) > 1 and len(sets) == 2:
+    assert all(len(one) == max(1, count // 2) for one in sets)
+    if count > 1 and len(sets) == 2:
         assert not sets[0] & sets[1]
 
 
 def test_slices_are_disjoint_and_as_long_as_asked() -> None:
-    for cores in (range(1), range(2), range(8), [3, 5, 7, 11, 13]):
+    for given in (range(1), range(2), range(8), [3, 5, 7, 11, 13]):
         for count in (1, 2, 3, 5, 100):
-            pieces = slices(count, list(cores))
+            pieces = slices(count, list(given))
             flat = [core for piece in pieces for core in piece]
-            assert len(flat) == len(set(flat)) and set(flat) <= set(cores)
-            assert {len(piece) for piece in pieces} == {min(count, len(cores))}
+            assert len(flat) == len(set(flat)) and set(flat) <= set(given)
+            assert {len(piece) for piece in pieces} == {min(count, len(given))}
         for jobs in (1, 2, 3, 9):
-            dealt = Counter(core for piece in slices_for(jobs, list(cores)) for core in piece)
-            assert len(slices_for(jobs, list(cores))) == jobs
-            assert max(dealt.values()) == 1 or jobs > len(cores)
+            dealt = Counter(core for piece in slices_for(jobs, list(given)) for core in piece)
+            assert len(slices_for(jobs, list(given))) == jobs
+            assert max(dealt.values()) == 1 or jobs > len(given)
 
 
+@pytest.mark.skipif(
+    usable_cores() < len(os.sched_getaffinity(0)), reason="this container has no cores of its own"
+)
 def test_cores_are_held_by_one_task_at_a_time(tmp_path: Path) -> None:
     """All cores are taken one by one; another process finds none until one is given back."""
     script = (
@@ -104,6 +108,14 @@ def test_cores_are_held_by_one_task_at_a_time(tmp_path: Path) -> None:
         other.wait()
     for one in held[:-1]:
         one.__exit__(None, None, None)
+
+
+def test_nothing_is_bound_where_cores_are_not_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "usable_cores", lambda: 0)
+    with free_slice(1, tmp_path) as first, free_slice(1, tmp_path) as second:
+        assert first == second == () and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,13 @@ def test_two_jobs_prove_the_same(finished: Finished, classifier: Path, data: Pat
     ]
 
 
+def test_a_cluster_without_bounds_to_prove_is_refused(
+    classifier: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(classifier), "--data", str(data), "--eps", "1/255", "--ray", "local"]
+    assert main(words) == 2 and "give --bounds" in capsys.readouterr().err
+
+
 def test_another_network_at_the_path_proves_nothing(
     classifier: Path, data: Path, tmp_path: Path
 ) -> None:
