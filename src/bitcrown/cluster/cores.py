@@ -72,7 +72,8 @@ def free_slice(count: int, folder: Path | None = None) -> Iterator[tuple[int, ..
     ``folder`` holds the locks. Empty where this process has no cores of its own. Raises
     ``ResourceError`` where there can be no locks."""
     is_owner = usable_cores() >= len(os.sched_getaffinity(0))
-    piece, held = None if is_owner else (), ExitStack()
+    piece: tuple[int, ...] | None = None if is_owner else ()
+    held = ExitStack()
     while piece is None:
         try:
             piece, held = _locked_slice(count, folder or _own_folder())
