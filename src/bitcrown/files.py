@@ -223,18 +223,21 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON Lines file; half lines are left out. Raises ``ResourceError`` if it
     cannot be read."""
+    return list(each_record(path))
+
+
+def each_record(path: Path) -> Iterator[dict[str, Any]]:
+    """As ``read_records``, one at a time."""
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(record, dict):
+                    yield record
     except OSError as error:
         raise ResourceError(
             f"the records {path} cannot be read: {error.strerror or error}"
         ) from error
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records

@@ -77,6 +77,13 @@ def test_wrong_answer_is_loud(scripts: Scripts, suite: Path) -> None:
     )
 
 
+def test_json_has_the_records_as_they_were_written(scripts: Scripts, suite: Path) -> None:
+    done = bench(scripts, suite, "unsat", "--json", "--filter", "*b.onnx*")
+    written = (scripts.folder / "out" / "records.jsonl").read_text().splitlines()
+    rows = json.loads(done.stdout)["rows"]
+    assert rows == [json.loads(line) for line in written] and rows[0]["settings"]["seed"] == 0
+
+
 def test_undecided_counts_where_all_are_needed(scripts: Scripts, suite: Path) -> None:
     (suite / "expected.csv").write_text("onnx,vnnlib,expected\nonnx/b.onnx,p.vnnlib,sat\n")
     assert bench(scripts, suite, "exit").returncode == 0
@@ -121,12 +128,25 @@ def test_interrupted_run_goes_on(scripts: Scripts, suite: Path) -> None:
     assert [row[4] for row in results(scripts)] == ["unsat"] * 3
 
 
+def test_a_killed_run_leaves_nobody(scripts: Scripts, suite: Path) -> None:
+    command = [sys.executable, "-m", "bitcrown.cli", "bench", str(suite), "--jobs", "2"]
+    command += ["--out", str(scripts.folder / "out")]
+    with subprocess.Popen(
+        command, env=scripts.environment("children"), stderr=subprocess.DEVNULL
+    ) as process:
+        pids = scripts.wait_for_pids(6)
+        process.kill()
+    wait_until_gone(pids)
+
+
 def test_several_at_a_time(scripts: Scripts, suite: Path) -> None:
     assert bench(scripts, suite, "threads", "--jobs", "2").returncode == 0
     lines = (scripts.folder / "out" / "records.jsonl").read_text().splitlines()
     assert {json.loads(line)["settings"]["threads"] for line in lines} == {
         max(1, len(os.sched_getaffinity(0)) // 2)
     }
+    cores = [set(json.loads(line)["cores"]) for line in lines]
+    assert {len(one) for one in cores} == {max(1, len(os.sched_getaffinity(0)) // 2)}
 
 
 def test_cap_on_the_time_limit(scripts: Scripts, suite: Path) -> None:

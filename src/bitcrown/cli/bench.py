@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +20,12 @@ from bitcrown.cli.options import (
     verbosity_of,
 )
 from bitcrown.cli.progress import ProgressLine
+from bitcrown.cli.scheduling import add_ray_option, chosen_scheduler
 from bitcrown.errors import PropertyError, SettingsError
-from bitcrown.settings import Settings, usable_cores
+from bitcrown.settings import Settings
 
 if TYPE_CHECKING:
-    from bitcrown.harness.bench import Job
+    from bitcrown.harness.one_instance import Job
 
 
 def add_bench_commands(commands: Any) -> None:
@@ -36,7 +37,14 @@ def add_bench_commands(commands: Any) -> None:
     )
     add("--timeout-cap", default="", metavar="S", help="at most this many seconds an instance")
     add("--filter", default="*", metavar="GLOB", help="only instances whose names match")
-    add("--jobs", type=int, default=1, metavar="N", help="instances at a time (default: 1)")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="instances at a time, each on cores of its own (default: 1); with --ray: on each node",
+    )
+    add_ray_option(bench)
     again = bench.add_mutually_exclusive_group()
     again.add_argument(
         "--resume", action="store_true", help="skip finished instances (the default)"
@@ -56,7 +64,7 @@ def add_bench_commands(commands: Any) -> None:
 
 
 def bench_command(options: argparse.Namespace) -> int:
-    from bitcrown.harness.bench import BenchPlan, run_bench
+    from bitcrown.harness.bench import BenchPlan, packed_file, run_bench, whole_rows
     from bitcrown.harness.instance import parse_timeout
     from bitcrown.harness.tables import (
         failure_sentence,
@@ -74,31 +82,21 @@ def bench_command(options: argparse.Namespace) -> int:
         raise PropertyError(
             "bench runs the tool's scripts, so it needs bitcrown installed from its repository"
         )
-    settings = given_options(options)
-    Settings.from_mapping(settings)
-    if options.jobs > 1:
-        # Instances side by side share the cores, unless the user says how many threads each has.
-        settings.setdefault("threads", str(max(1, usable_cores() // options.jobs)))
-    # SIGTERM ends it as Ctrl-C does: what runs is ended, and what is finished stays finished.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    environment = environment_of(given_options(options))
+    settings = Settings.from_environment(os.environ | environment)
     cap = parse_timeout(options.timeout_cap) if options.timeout_cap else math.inf
-    environment = environment_of(settings)
-    plan = BenchPlan(
-        options.suite,
-        options.out,
-        ROOT,
-        cap,
-        options.filter,
-        options.jobs,
-        options.fresh,
-        environment,
-    )
+    plan = BenchPlan(options.suite, options.out, cap, options.filter, options.fresh, environment)
     say = verbosity_of(options)
-    rows = run_bench(plan, job_progress(say))
+    rows = run_bench(
+        plan,
+        job_progress(say),
+        lambda: chosen_scheduler(options.ray, options.jobs, settings, packed_file),
+    )
     failures = [failure_sentence(row) for row in rows if is_failed(row)]
     wrong = [wrong_sentence(row) for row in wrong_rows(rows)]
     if say.is_json:
-        say.json("bench", {"rows": rows, "failures": failures, "wrong": wrong})
+        whole = whole_rows(options.out, rows)
+        say.json("bench", {"rows": whole, "failures": failures, "wrong": wrong})
     else:
         show_rows(rows, options.out, failures, wrong)
     if wrong:

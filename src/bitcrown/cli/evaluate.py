@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,7 @@ from bitcrown.cli.options import (
     verbosity_of,
 )
 from bitcrown.cli.progress import ProgressLine
+from bitcrown.cli.scheduling import add_ray_option, chosen_scheduler
 from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
 
@@ -125,7 +127,15 @@ def _add_bounds_options(parser: Any) -> None:
         metavar="S",
         help="the same, in seconds of computing: not of the clock",
     )
-    add("--jobs", type=int, default=1, metavar="N", help="images bounded at a time (1)")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="blocks of images bounded at a time, each on cores of its own (1); with --ray: on "
+        "each node",
+    )
+    add_ray_option(parser)
     add(
         "--select",
         type=Path,
@@ -142,12 +152,15 @@ def evaluate_command(options: argparse.Namespace) -> int:
     from bitcrown.evaluation.data.sets import centre_crop, read_images
     from bitcrown.evaluation.runs import evaluate_runs
     from bitcrown.files import write_whole
+    from bitcrown.harness.bench import packed_file
 
     plan = plan_of(options)
     radii = [exact_number(word, "--eps") for word in options.eps.split(",")]
     rules = ["" if word.strip() == "none" else word.strip() for word in options.bpda.split(",")]
     if options.select is not None and len(radii) * len(rules) > 1:
         raise SettingsError("--select needs one radius and one rule of gradients")
+    if options.ray is not None and not plan.levels:
+        raise SettingsError("--ray runs the bounds on the cluster: give --bounds or --verify")
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
     tell_classes(images)
@@ -156,7 +169,13 @@ def evaluate_command(options: argparse.Namespace) -> int:
     say = verbosity_of(options)
     progress = StageProgress(say)
     try:
-        found = evaluate_runs(plan, radii, rules, images, options.out, options.fresh, progress.show)
+        with ExitStack() as stack:
+            scheduler = None
+            if options.ray is not None:
+                where = options.ray, options.jobs, plan.settings, packed_file
+                scheduler = stack.enter_context(chosen_scheduler(*where))
+            asked = plan, radii, rules, images, options.out, options.fresh, progress.show
+            found = evaluate_runs(*asked, scheduler=scheduler)
     finally:
         progress.line.end()
     if options.out is not None:

@@ -16,15 +16,16 @@ there when it is done); at the end every broken image is judged again from the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from bitcrown.attacks.images.suite import Progress, SuiteResult, run_suite
+from bitcrown.cluster.tasks import Scheduler
 from bitcrown.errors import DataError, SettingsError
 from bitcrown.evaluation.attacking import Attack, Judgement, inside, pgd_attack
 from bitcrown.evaluation.data.sets import ImageSet
@@ -33,7 +34,7 @@ from bitcrown.evaluation.journal import ATTACK, BOUNDS, CLEAN, Journal, pixels_d
 from bitcrown.evaluation.plan import PGD, Plan, check_subject, make_prover, open_subject
 from bitcrown.evaluation.proving import CROWN, Proof
 from bitcrown.evaluation.subjects import FileSubject, Subject
-from bitcrown.evaluation.workers import prove_in_processes
+from bitcrown.evaluation.workers import ImageBlock, prove_side_by_side, worker_processes
 
 _WRONG, _BROKEN, _PROVED, OPEN = "wrong", "broken", "proved", "open"
 BY_SEARCH = "search"
@@ -73,7 +74,8 @@ class ImageOutcome:
 
 
 class Evaluator:
-    """Runs the stages of ``plan`` on ``images`` and keeps what it finds in ``journal``."""
+    """Runs the stages of ``plan`` on ``images`` and keeps what it finds in ``journal``; images are
+    proved where ``scheduler`` says, or in ``plan.jobs`` processes of this machine."""
 
     def __init__(
         self,
@@ -82,8 +84,10 @@ class Evaluator:
         journal: Journal,
         on_progress: OnStage | None = None,
         subject: Subject | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self.plan, self.images, self.journal = plan, images, journal
+        self.scheduler = scheduler
         self.on_progress = on_progress or (lambda stage, done, total, counts: None)
         self.subject = subject or open_subject(plan, images.shape)
         check_subject(plan, self.subject)
@@ -228,26 +232,32 @@ class Evaluator:
         if not todo:
             return
         assert isinstance(self.subject, FileSubject | IntegerSubject)
-        make = partial(make_prover, plan, self.subject.file, self.images.shape)
-        prover = make(plan.settings, self.subject)
+        file, shape = self.subject.file, self.images.shape
+        prover = make_prover(plan, file, shape, plan.settings, self.subject)
         size = prover.images_a_pass()
-        blocks = []
-        for start in range(0, len(todo), size):
-            part = todo[start : start + size]
-            broken = np.array([self._is_broken(image) for image in part])
-            blocks.append((part, self.images.images[part], self.images.labels[part], broken))
+        blocks = self._blocks(todo, size)
+        jobs = min(plan.jobs, -(-len(todo) // size))
         done = 0
-        jobs = min(plan.jobs, len(blocks))
-        found = (
-            prove_in_processes(make, plan.settings, blocks, jobs)
-            if jobs > 1
-            else ((numbers, prover.prove(*block)) for numbers, *block in blocks)
-        )
-        for numbers, proofs in found:
-            for image, proof in zip(numbers, proofs, strict=True):
-                self._record_proof(image, proof)
-            done += len(numbers)
-            self._progress(BOUNDS, done, len(todo))
+        with ExitStack() as stack:
+            scheduler = self.scheduler
+            if scheduler is None and jobs > 1:
+                scheduler = stack.enter_context(worker_processes(plan, jobs))
+            found: Iterator[tuple[list[int], list[Proof]]]
+            if scheduler is None:
+                found = ((numbers, prover.prove(*block)) for numbers, *block in blocks)
+            else:
+                found = prove_side_by_side(scheduler, plan, file.digest, shape, blocks)
+            for numbers, proofs in found:
+                for image, proof in zip(numbers, proofs, strict=True):
+                    self._record_proof(image, proof)
+                done += len(numbers)
+                self._progress(BOUNDS, done, len(todo))
+
+    def _blocks(self, images: list[int], size: int) -> Iterator[ImageBlock]:
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            broken = np.array([self._is_broken(image) for image in part])
+            yield part, self.images.images[part], self.images.labels[part], broken
 
     def _is_bounded(self, image: int) -> bool:
         found = self.journal.get(BOUNDS, image)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.cluster.tasks import Scheduler
 from bitcrown.errors import RecordError
 from bitcrown.evaluation.accuracies import OPEN, Evaluator, ImageOutcome, OnStage
 from bitcrown.evaluation.data.sets import ImageSet
@@ -72,6 +73,7 @@ def evaluate_runs(
     fresh: bool = False,
     on_progress: OnStage | None = None,
     subject: Subject | None = None,
+    scheduler: Scheduler | None = None,
 ) -> Evaluation:
     """``plan`` at every radius under every rule, on one opened network."""
     started = time.monotonic()
@@ -81,9 +83,8 @@ def evaluate_runs(
     for one in plans:
         began = time.monotonic()
         folder = None if out is None else out / folder_name(one)
-        evaluator = Evaluator(
-            one, images, Journal(folder, one.identity(subject.digest), fresh), on_progress, subject
-        )
+        journal = Journal(folder, one.identity(subject.digest), fresh)
+        evaluator = Evaluator(one, images, journal, on_progress, subject, scheduler)
         found = evaluator.run()
         runs.append(run_record(evaluator, found, time.monotonic() - began))
         outcomes.append(tuple(found))

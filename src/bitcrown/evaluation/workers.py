@@ -1,98 +1,92 @@
-"""Images in parallel: one process a job, each with the network loaded once, blocks of images handed
-out as they finish.
+"""Images side by side: blocks of them as tasks of a scheduler, each worker with the network loaded
+once.
 
-A worker that raises hands the sentence back; one that dies (killed, out of memory) ends the
-evaluation with an error. Either way what was finished is in the journal, and the next run goes on
-from there; an image is never taken for proved because its worker is gone.
+A worker that raises hands the sentence back; one that dies (killed, out of memory) has proved
+nothing, and the evaluation ends with an error when all others are done. Either way what was
+finished is in the journal, and the next run goes on from there; an image is never taken for proved
+because its worker is gone.
+
+A worker opens the network for itself, wherever it lies there; one with another content than that
+which was judged and attacked is refused.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
-from typing import Any
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from bitcrown.errors import BitcrownError, ResourceError
+from bitcrown.cluster.local import local_scheduler
+from bitcrown.cluster.shipped import sent_file
+from bitcrown.cluster.tasks import FilePlaces, Scheduler, Task, results_of
+from bitcrown.errors import ResourceError
+from bitcrown.evaluation.plan import Plan, make_prover
 from bitcrown.evaluation.proving import ImageProver, Proof
+from bitcrown.model.classifier import Shape
+from bitcrown.model.file import NetworkFile
 from bitcrown.settings import GIB, Settings
 
 ImageBlock = tuple[list[int], np.ndarray, np.ndarray, np.ndarray]
 """Image numbers, pixels ``[B, C, H, W]``, labels ``[B]``, and which are broken ``[B]``."""
-_MakeProver = Callable[[Settings], ImageProver]
-_POLL_SECONDS = 1.0
-_AHEAD = 2
-"""Blocks handed out before a job's first is finished."""
 
 
-def _share_of(settings: Settings, jobs: int) -> Settings:
-    """What one of ``jobs`` processes may use of the memory and the cores."""
+@dataclass(frozen=True)
+class Question:
+    """What is asked about images of ``shape``: ``plan``, on a network of this ``digest``, with
+    ``settings`` of one task."""
+
+    plan: Plan
+    digest: str
+    shape: Shape
+    settings: Settings
+
+
+def worker_processes(plan: Plan, jobs: int) -> AbstractContextManager[Scheduler]:
+    """``jobs`` processes of this machine, which share what the plan's settings grant."""
+    settings = plan.settings
     memory = settings.process_bytes() / GIB / jobs
-    return replace(settings, memory_gib=memory, threads=max(1, settings.thread_count() // jobs))
+    cores = max(1, settings.thread_count() // jobs)
+    return local_scheduler(jobs, replace(settings, memory_gib=memory, threads=cores))
 
 
-def prove_in_processes(
-    make: _MakeProver, settings: Settings, blocks: Sequence[ImageBlock], jobs: int
+def prove_side_by_side(
+    scheduler: Scheduler, plan: Plan, digest: str, shape: Shape, blocks: Iterable[ImageBlock]
 ) -> Iterator[tuple[list[int], list[Proof]]]:
-    """Image numbers and their proofs, block by block as they finish. ``make`` must be picklable.
+    """Image numbers and their proofs, block by block as they finish.
 
-    Raises ``ResourceError`` where a worker died, ``BitcrownError`` with the worker's sentence where
+    Raises ``ResourceError`` where workers died, ``BitcrownError`` with the worker's sentence where
     one failed.
     """
-    context = multiprocessing.get_context("spawn")
-    inbox: Any = context.Queue()
-    outbox: Any = context.Queue()
-    waiting: Iterator[ImageBlock | None] = iter([*blocks, *[None] * jobs])
-    for block in islice(waiting, _AHEAD * jobs):
-        inbox.put(block)
-    part = _share_of(settings, jobs)
-    workers = [
-        context.Process(target=_work, args=(make, part, inbox, outbox), daemon=True)
-        for _ in range(jobs)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        for _ in blocks:
-            numbers, result = _next(outbox, workers)
-            if isinstance(result, str):
-                raise BitcrownError(result)
-            yield numbers, result
-            for block in islice(waiting, 1):
-                inbox.put(block)
-    finally:
-        inbox.cancel_join_thread()
-        for worker in workers:
-            worker.terminate()
-            worker.join()
+    question = Question(plan, digest, shape, scheduler.needs.share_of(plan.settings))
+    sent = sent_file(str(Path(plan.network).absolute())) if scheduler.sends_files else None
+
+    def tasks() -> Iterator[Task]:
+        for block in blocks:
+            name = f"images {block[0][0]} to {block[0][-1]}"
+            yield Task(name, prove_block, (question, block), () if sent is None else (sent,))
+
+    for _, found, _ in results_of(scheduler, tasks()):
+        yield found
 
 
-def _next(outbox: Any, workers: Sequence[Any]) -> tuple[list[int], list[Proof] | str]:
-    while True:
-        try:
-            found: tuple[list[int], list[Proof] | str] = outbox.get(timeout=_POLL_SECONDS)
-            return found
-        except queue.Empty:
-            dead = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0)]
-            if dead:
-                raise ResourceError(
-                    f"a worker process ended with code {dead[0]}; run again with fewer --jobs or "
-                    "a smaller network"
-                ) from None
+def prove_block(
+    asked: tuple[Question, ImageBlock], places: FilePlaces
+) -> tuple[list[int], list[Proof]]:
+    """A task: the images of a block. Raises ``BitcrownError``."""
+    question, (numbers, images, labels, broken) = asked
+    path = str(Path(question.plan.network).absolute())
+    return numbers, _prover(question, places.get(path, path)).prove(images, labels, broken)
 
 
-def _work(make: _MakeProver, settings: Settings, inbox: Any, outbox: Any) -> None:
-    torch.set_num_threads(settings.thread_count())
-    prover: ImageProver | None = None
-    while (block := inbox.get()) is not None:
-        numbers, images, labels, broken = block
-        try:
-            prover = prover or make(settings)
-            outbox.put((numbers, prover.prove(images, labels, broken)))
-        except BitcrownError as error:
-            outbox.put((numbers, str(error)))
+@functools.lru_cache(maxsize=1)
+def _prover(question: Question, path: str) -> ImageProver:
+    torch.set_num_threads(question.settings.thread_count())
+    file = NetworkFile(Path(path))
+    if file.digest != question.digest:
+        raise ResourceError(f"{path} is another network than the one that was judged and attacked")
+    return make_prover(question.plan, file, question.shape, question.settings)

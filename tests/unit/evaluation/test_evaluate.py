@@ -4,7 +4,6 @@ errors are loud."""
 from __future__ import annotations
 
 import json
-import os
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,18 +16,19 @@ import torch
 from small_classifier import blobs, train, write_classifier
 
 from bitcrown.cli.main import main
-from bitcrown.errors import BitcrownError, DataError, ModelError, SettingsError
+from bitcrown.cluster.local import InTurn
+from bitcrown.errors import DataError, ResourceError, SettingsError
 from bitcrown.evaluation.accuracies import Evaluator, ImageOutcome, selected
 from bitcrown.evaluation.attacking import ball_of
 from bitcrown.evaluation.boxes import ImageBoxes
 from bitcrown.evaluation.data.sets import read_images
 from bitcrown.evaluation.journal import ATTACK, BOUNDS, CLEAN, Journal
 from bitcrown.evaluation.plan import Plan
-from bitcrown.evaluation.proving import LEVELS, Prover, parse_levels
+from bitcrown.evaluation.proving import LEVELS, parse_levels
 from bitcrown.evaluation.report.summary import Share, run_record, shares
 from bitcrown.evaluation.report.tables import bounds_table
 from bitcrown.evaluation.subjects import layer_count, parameter_count
-from bitcrown.evaluation.workers import prove_in_processes
+from bitcrown.evaluation.workers import prove_side_by_side
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.objective import objective_of
@@ -212,26 +212,25 @@ def test_two_jobs_prove_the_same(finished: Finished, classifier: Path, data: Pat
     ]
 
 
-class Dying:
-    """Makes no prover: ends its process, or raises an error of ours."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def __call__(self, settings: Settings) -> Prover:
-        if self.code:
-            os._exit(self.code)
-        raise ModelError("no such layer")
+def test_a_cluster_without_bounds_to_prove_is_refused(
+    classifier: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(classifier), "--data", str(data), "--eps", "1/255", "--ray", "local"]
+    assert main(words) == 2 and "give --bounds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("code", "message"), [(7, "ended with code 7"), (0, "no such layer")])
-def test_a_lost_worker_proves_nothing(code: int, message: str) -> None:
-    blocks = [
-        ([k], np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.int64), np.zeros(1, bool))
-        for k in range(2)
-    ]
-    with pytest.raises(BitcrownError, match=message):
-        list(prove_in_processes(Dying(code), Settings(device="cpu", memory_gib=1.0), blocks, 2))
+def test_another_network_at_the_path_proves_nothing(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    """What workers open must be what was judged and attacked."""
+    other = tmp_path / "small.onnx"
+    other.write_bytes(classifier.read_bytes())
+    plan, images = plan_for(other), read_images(data)
+    shape, block = images.shape, ([0], images.images[:1], images.labels[:1], np.zeros(1, bool))
+    write_classifier(other, [1.5 * weight for weight in train(*blobs(8), 1)])
+    proofs = prove_side_by_side(InTurn(), plan, NetworkFile(classifier).digest, shape, [block])
+    with pytest.raises(ResourceError, match="another network"):
+        list(proofs)
 
 
 def test_another_evaluation_in_the_folder_is_refused(
