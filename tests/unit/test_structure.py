@@ -65,7 +65,7 @@ QUANT_MAY_IMPORT = {
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 7100,
-    "spec": 3500,
+    "spec": 4300,
     "check": 8620,
     "bounds": 5850,
     "attacks": 3590,
@@ -74,10 +74,10 @@ MOST_LINES = {
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
-    "evaluation": 4420,
+    "evaluation": 4540,
     "harness": 2050,
     "cli": 2000,
-    "modules": 1440,
+    "modules": 1470,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""
