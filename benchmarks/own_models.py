@@ -6,16 +6,15 @@ own_models.py FOLDER [--make] [--ask] [--eps E] [--cpu-seconds S] [--only NAME .
 with both exporters of torch, skl2onnx and onnxruntime's quantizer, each with its defaults, and a
 property beside it: around the first image that the file itself classifies rightly, within ``eps``,
 no other label. It needs ``onnxscript``, ``scikit-learn`` and ``skl2onnx``; a file that its tool
-cannot write is reported and left out. ``--ask`` runs ``bitcrown verify`` on every pair and prints a
-Markdown table. Without either, both are done.
+cannot write is reported and left out. ``--ask`` verifies every pair and prints a Markdown table.
+Without either, both are done.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -24,10 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown import BitcrownError, load, verify
+from bitcrown.model.file import NetworkFile
+from bitcrown.model.one_output import with_one_output
 from bitcrown.provenance import commit, version
 from bitcrown.spec.robustness import decimal_ends, other_label_query, vnnlib_text
 
 STEPS = 150
+ADVISED = {"sklearn_mlp": "probabilities", "sklearn_zipmap": "output_probability"}
+"""What the refusals of these say to choose with ``--output``; asked once more with that."""
 NAMES = {
     **{
         f"{kind}_{exporter}": f"torch {title}, {words}"
@@ -241,27 +245,27 @@ def ask(folder: Path, cpu_seconds: float, only: list[str]) -> None:
         if not path.exists():
             print(f"| {title} | not written | | its tool failed, or is not installed |")
             continue
-        print(f"| {title} | {' | '.join(answer(path, cpu_seconds))} |", flush=True)
-    print(f"\nbitcrown {version()}, commit {commit()[:12]}; at most {cpu_seconds:g} CPU seconds each.")
+        print(f"| {title} | {' | '.join(answer(path, path, cpu_seconds))} |", flush=True)
+        if name in ADVISED:
+            chosen = path.with_name(f"{name}-chosen.onnx")
+            chosen.write_bytes(with_one_output(NetworkFile(path), ADVISED[name]))
+            found = " | ".join(answer(chosen, path, cpu_seconds))
+            print(f"| the same with `--output {ADVISED[name]}` | {found} |", flush=True)
+    print(
+        f"\nbitcrown {version()}, commit {commit()[:12]}; at most {cpu_seconds:g} CPU seconds each."
+    )
 
 
-def answer(path: Path, cpu_seconds: float) -> tuple[str, str, str]:
-    """The first line of ``bitcrown verify``, CPU seconds of its processes, and what it said."""
-    words = [sys.executable, "-m", "bitcrown", "verify", str(path), str(path.with_suffix(".vnnlib"))]
-    words += ["--cpu-seconds", f"{cpu_seconds:g}"]
-    before = os.times()
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ)
-    after = os.times()
-    used = sum(after[2:4]) - sum(before[2:4])
-    lines = done.stdout.split("\n") if done.returncode in (0, 3) else ["refused"]
-    told = [line for line in done.stderr.splitlines() if line.strip()]
-    said = told[-1] if done.returncode == 2 and told else decided_by([*lines, *told])
-    return lines[0], f"{used:.1f}", said.replace("|", "/").replace(str(path.parent) + "/", "")
-
-
-def decided_by(lines: list[str]) -> str:
-    found = [line for line in lines if line.startswith(("decided by", "reason", "note"))]
-    return (found or [line for line in lines[1:] if line and not line.startswith("(")] or [""])[0]
+def answer(path: Path, asked: Path, cpu_seconds: float) -> tuple[str, str, str]:
+    """The verdict, CPU seconds of reading and deciding, and what decided or stands in the way."""
+    started = time.process_time()
+    try:
+        verdict = verify(load(path, asked.with_suffix(".vnnlib")), cpu_seconds=cpu_seconds)
+        word, said = str(verdict.status), verdict.decided_by or verdict.detail
+    except BitcrownError as error:
+        word, said = "refused", str(error)
+    used = time.process_time() - started
+    return word, f"{used:.1f}", said.replace("|", "/").replace(f"{path.parent}/", "")
 
 
 def main() -> int:

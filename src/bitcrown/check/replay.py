@@ -137,12 +137,14 @@ class _Member:
         if strange:
             raise ModelError(
                 f"{path.name} computes {', '.join(map(repr, strange))}, no tensors of numbers; "
-                "choose an output with --output, or save the network without them"
+                f"choose one output with --output, such as --output {strange[0]}, or save the "
+                "network without them"
             )
         self.outputs = [item.name for item in ends]
         """What the property is about, by its name in the file."""
         _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
-        if all(isinstance(extent, int) for item in ends for extent in item.shape):
+        # (No extents: a scalar, or a shape that onnxruntime does not know. ``run`` counts numbers.)
+        if all(item.shape and all(isinstance(n, int) for n in item.shape) for item in ends):
             _check_fit(
                 "output", declared.computed, [_shape(item.shape) for item in ends], path, has_shapes
             )
@@ -172,9 +174,14 @@ class _Member:
             raise PropertyError(
                 f"the property declares {_shapes_text(self.declared.computed)} as outputs "
                 f"({wanted} numbers), but "
-                f"{self.path.name} computes {found} numbers; declare what the network computes"
+                f"{self.path.name} computes {found} numbers{self._other_outputs()}; declare what "
+                "the network computes"
             )
         return parts, values
+
+    def _other_outputs(self) -> str:
+        several = len(self.outputs) > 1
+        return f" ({', '.join(self.outputs)}: --output chooses one)" if several else ""
 
     def run_batch(self, points: np.ndarray) -> np.ndarray:
         if self.takes_batches and len(points) > 1:
