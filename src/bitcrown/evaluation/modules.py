@@ -94,4 +94,5 @@ def _array(flat: np.ndarray, tensor: TensorDecl, query: Query) -> np.ndarray:
     if not kind.is_whole:
         return values.astype(np.float32)
     name = kind.name if kind.name not in ("int4", "uint4") else "int8"
-    return np.rint(values).astype(np.dtype(name))
+    whole: np.ndarray = np.rint(values).astype(np.dtype(name))
+    return whole

@@ -16,6 +16,7 @@ from bitcrown.spec.query import (
     Compare,
     Const,
     Formula,
+    ManyBounds,
     NetworkDecl,
     Product,
     Query,
@@ -118,6 +119,8 @@ def _formula(formula: Formula, query: Query, numbering: Numbering) -> str:
             pieces.append(item)
         elif isinstance(item, Compare):
             pieces.append(_compare(item, query, numbering))
+        elif isinstance(item, ManyBounds):
+            todo.append(And(tuple(item.atoms())))
         else:
             if not item.args:
                 raise ValueError("an empty and/or cannot be written")

@@ -130,8 +130,9 @@ class Property:
             if not found.inputs or not found.outputs:
                 what = "outputs" if found.inputs else "inputs"
                 raise PropertyError(f"network {name} has no {what}; declare all that its file has")
-            tensors = (tuple(row) for row in (found.inputs, found.outputs, found.hidden))
-            networks.append(NetworkDecl(name, *tensors, found.equal_to, found.isomorphic_to))
+            inputs, outputs, hidden = map(tuple, (found.inputs, found.outputs, found.hidden))
+            relation = found.equal_to, found.isomorphic_to
+            networks.append(NetworkDecl(name, inputs, outputs, hidden, *relation))
         return print_query(Query((2, 0), tuple(networks), And(tuple(asserted))))
 
     __str__ = text
@@ -177,16 +178,16 @@ class Property:
         return found
 
 
-def _shape_of(shape: object) -> tuple[int, ...]:
+def _shape_of(shape: Sequence[int]) -> tuple[int, ...]:
     try:
-        extents = tuple(int(extent) for extent in shape)  # type: ignore[attr-defined]
-        is_shape = extents == tuple(shape) and all(extent > 0 for extent in extents)  # type: ignore[call-overload]
+        given = tuple(shape)
+        extents = tuple(int(extent) for extent in given)
     except (TypeError, ValueError):
-        is_shape, extents = False, ()
+        given, extents = (0,), (0,)
     count = 1
     for extent in extents:
         count *= extent
-    if not is_shape or count > _MAX_ELEMENTS:
+    if given != extents or min(extents, default=1) < 1 or count > _MAX_ELEMENTS:
         raise PropertyError(
             f"{shape!r} is no shape: whole numbers from 1 on, such as [1, 5], with at most "
             f"{_MAX_ELEMENTS} elements"

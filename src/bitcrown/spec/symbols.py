@@ -101,7 +101,7 @@ class Condition:
         )
 
     __lt__ = __le__ = __gt__ = __ge__ = _refuse
-    __eq__ = __ne__ = _refuse  # type: ignore[assignment]
+    __eq__ = __ne__ = _refuse
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
@@ -167,8 +167,8 @@ class Symbols:
     @classmethod
     def of_tensor(cls, tensor: TensorDecl, declared: Declared) -> Symbols:
         count = math.prod(tensor.shape)
-        elements = tuple({((tensor.name, index),): _ONE} for index in range(count))
-        return cls(tensor.shape, elements, declared)
+        elements: list[ElementPolynomial] = [{((tensor.name, k),): _ONE} for k in range(count)]
+        return cls(tensor.shape, tuple(elements), declared)
 
     @classmethod
     def of_numbers(cls, value: object) -> Symbols:
@@ -286,8 +286,8 @@ class Symbols:
         divisors = Symbols.of_numbers(other)
         if not all(divisors.elements):
             raise PropertyError("a division by zero")
-        inverse = tuple({(): 1 / element[()]} for element in divisors.elements)
-        return self * Symbols(divisors.shape, inverse)
+        inverse: list[ElementPolynomial] = [{(): 1 / one[()]} for one in divisors.elements]
+        return self * Symbols(divisors.shape, tuple(inverse))
 
     def __rtruediv__(self, other: object) -> NoReturn:
         raise PropertyError("symbols are no divisors: multiply both sides instead")
@@ -295,7 +295,8 @@ class Symbols:
     def __pow__(self, power: object) -> Symbols:
         if isinstance(power, bool) or not isinstance(power, int) or not 0 <= power <= _MAX_POWER:
             raise PropertyError(f"a power is a whole number from 0 to {_MAX_POWER}, not {power!r}")
-        result = Symbols(self.shape, ({(): _ONE},) * len(self.elements), self.declared)
+        ones: list[ElementPolynomial] = [{(): _ONE} for _ in self.elements]
+        result = Symbols(self.shape, tuple(ones), self.declared)
         for _ in range(power):
             result = self * result
         return result
