@@ -64,7 +64,7 @@ def test_several_inputs_and_outputs() -> None:
     image, row = ask.input("image", [1, 2, 3, 3]), ask.input("row", [1, 2])
     total, rest = ask.output("total", [1, 1]), ask.output("rest", [1, 1])
     ask.assume(image >= 0, image <= 1, row >= 0, row <= 1)
-    ask.prove(total <= 9, rest - total <= "0.01")
+    ask.prove(total <= "9.01", rest - total <= "0.01")
     assert bitcrown.verify(bitcrown.load(TwoInputs(), ask)).status is Status.UNSAT
 
 
