@@ -13,7 +13,7 @@ Legend: ``B`` images, ``C`` channels, ``H`` rows, ``W`` columns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import Budget
 from bitcrown.errors import PropertyError, SettingsError, UnsupportedError
+from bitcrown.evaluation.modules import load_networks as load
 from bitcrown.settings import Settings
-from bitcrown.spec import loading
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.property import Property
 from bitcrown.verdict import Status, Verdict
@@ -43,26 +43,6 @@ ExactNumber = str | float | Fraction
 it."""
 
 _DEFAULT_SECONDS = 300.0
-
-
-def load(networks: Any, asked: str | Path | Property) -> Problem:
-    """What is asked, about networks: ``verify``, ``bound`` and ``outlook`` take the result.
-
-    ``networks``: the path of an ONNX file, a torch module or an exported program; where the
-    property declares several, a mapping from their names to these, or VNN-COMP 2026's list of pairs
-    as text. ``asked``: the path of a VNN-LIB file, or a ``Property``. Torch networks are exported
-    at the shapes that the property declares. Raises ``PropertyError``, ``ModelError`` or
-    ``UnsupportedError``.
-    """
-    query = loading.query_of(asked)
-    several = list(networks.values()) if isinstance(networks, Mapping) else [networks]
-    if all(isinstance(one, str | Path) for one in several):
-        return loading.problem_of(query, networks)
-    from bitcrown.evaluation.modules import is_torch, load_modules
-
-    if any(is_torch(one) for one in several):
-        return load_modules(networks, query)
-    return loading.problem_of(query, networks)
 
 
 def verify(

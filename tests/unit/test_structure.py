@@ -65,7 +65,7 @@ QUANT_MAY_IMPORT = {
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 7100,
-    "spec": 4300,
+    "spec": 4340,
     "check": 8620,
     "bounds": 5850,
     "attacks": 3590,
@@ -74,7 +74,7 @@ MOST_LINES = {
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
-    "evaluation": 4540,
+    "evaluation": 4550,
     "harness": 2050,
     "cli": 2000,
     "modules": 1470,

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from bitcrown.errors import ModelError
-from bitcrown.evaluation.exporting import exported
 from bitcrown.spec.element_types import ELEMENT_TYPES
-from bitcrown.spec.loading import problem_of
+from bitcrown.spec.loading import problem_of, query_of
 from bitcrown.spec.polynomial import number_variables
 from bitcrown.spec.problem import Problem
+from bitcrown.spec.property import Property
 from bitcrown.spec.query import Query, TensorDecl
 
 
@@ -36,6 +36,22 @@ def is_torch(model: object) -> bool:
     not been done, there are none."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram)
+
+
+def load_networks(networks: Any, asked: str | Path | Property) -> Problem:
+    """What is asked, about networks: ``verify``, ``bound`` and ``outlook`` take the result.
+
+    ``networks``: the path of an ONNX file, a torch module or an exported program; where the
+    property declares several, a mapping from their names to these, or VNN-COMP 2026's list of pairs
+    as text. ``asked``: the path of a VNN-LIB file, or a ``Property``. Torch networks are exported
+    at the shapes that the property declares. Raises ``PropertyError``, ``ModelError`` or
+    ``UnsupportedError``.
+    """
+    query = query_of(asked)
+    several = list(networks.values()) if isinstance(networks, Mapping) else [networks]
+    if any(is_torch(one) for one in several):
+        return load_modules(networks, query)
+    return problem_of(query, networks)
 
 
 def load_modules(networks: Any, query: Query) -> Problem:
@@ -66,6 +82,8 @@ def load_modules(networks: Any, query: Query) -> Problem:
             continue
         if any(tensor.is_initialized for tensor in network.inputs):
             raise ModelError(f"network {network.name} has a stored input, as only files have")
+        from bitcrown.evaluation.exporting import exported
+
         path.parent.mkdir()
         exported(model, _points(problem, network.inputs), path)
         written.add(path)

@@ -23,7 +23,7 @@ from bitcrown.spec.printer import print_query
 from bitcrown.spec.query import And, Formula, NetworkDecl, Or, Query, TensorDecl
 from bitcrown.spec.reader import parse_query
 from bitcrown.spec.robustness import NETWORK
-from bitcrown.spec.symbols import Condition, Declared, Symbols, joined
+from bitcrown.spec.symbols import Condition, Declared, Symbols, joined_conditions
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _MAX_ELEMENTS = 1 << 22
@@ -105,12 +105,12 @@ class Property:
     @staticmethod
     def all(conditions: Iterable[Condition]) -> Condition:
         """Every one of ``conditions``; ``PropertyError`` for none."""
-        return joined(And, list(conditions))
+        return joined_conditions(And, list(conditions))
 
     @staticmethod
     def any(conditions: Iterable[Condition]) -> Condition:
         """At least one of ``conditions``; ``PropertyError`` for none."""
-        return joined(Or, list(conditions))
+        return joined_conditions(Or, list(conditions))
 
     def text(self) -> str:
         """The property as a VNN-LIB 2.0 file, every number exact.
@@ -172,7 +172,7 @@ class Property:
         return Symbols.of_tensor(tensor, self._declared)
 
     def _own(self, condition: object) -> Condition:
-        found = joined(And, [condition])
+        found = joined_conditions(And, [condition])
         if found.declared is not self._declared:
             raise PropertyError("the condition is about symbols of another property")
         return found

@@ -49,11 +49,13 @@ class Declared:
     tensors: dict[str, TensorDecl] = field(default_factory=dict)
 
 
-def exact_number(value: object) -> Fraction:
+def exact_fraction(value: object) -> Fraction:
     """A number as the fraction that it is. Raises ``PropertyError`` for NaN, infinities, and what
     is no number (a truth value, too)."""
     if isinstance(value, bool | np.bool_):
-        raise PropertyError(f"{value} is no number; comparisons of symbols are joined with & and |")
+        raise PropertyError(
+            f"{value} is no number; comparisons of symbols are joined with & and |"
+        )
     try:
         if isinstance(value, int | float | Fraction | Decimal | str):
             return Fraction(value)
@@ -77,16 +79,16 @@ class Condition:
     declared: Declared | None
 
     def __and__(self, other: object) -> Condition:
-        return joined(And, [self, other])
+        return joined_conditions(And, [self, other])
 
     def __or__(self, other: object) -> Condition:
-        return joined(Or, [self, other])
+        return joined_conditions(Or, [self, other])
 
     def __invert__(self) -> Condition:
         return Condition(_negated(self.formula), self.declared)
 
     def __rand__(self, other: object) -> NoReturn:
-        joined(And, [other, self])
+        joined_conditions(And, [other, self])
         raise AssertionError("what is no condition has been refused")
 
     __ror__ = __rand__
@@ -105,9 +107,8 @@ class Condition:
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
-def joined(kind: type[And] | type[Or], conditions: list[object]) -> Condition:
-    """All or one of several conditions. Raises ``PropertyError`` for none, and for anything
-    else."""
+def joined_conditions(kind: type[And] | type[Or], conditions: list[object]) -> Condition:
+    """All or one of several conditions. Raises ``PropertyError`` for none or anything else."""
     parts: list[Formula] = []
     declared: Declared | None = None
     for condition in conditions:
@@ -138,7 +139,7 @@ _OPPOSITE = {"<=": "<", "<": "<=", "==": "!=", "!=": "=="}
 
 
 def _negated(formula: Formula) -> Formula:
-    """Of comparisons, and of the ands and ors that ``joined`` makes. (Not a <= b is b < a.)"""
+    """Of comparisons, and of the ands and ors of ``joined_conditions``. (Not a <= b is b < a.)"""
     if isinstance(formula, Compare):
         sides = formula.left, formula.right
         is_order = formula.op in ("<=", "<")
@@ -177,9 +178,9 @@ class Symbols:
             array = np.asarray(value)
             if array.dtype.kind in "SUO":
                 array = np.asarray(value, dtype=object)
-            flat = [exact_number(entry) for entry in array.ravel()]
+            flat = [exact_fraction(entry) for entry in array.ravel()]
             return cls(array.shape, tuple({(): one} if one else {} for one in flat))
-        number = exact_number(value)
+        number = exact_fraction(value)
         return cls((), ({(): number} if number else {},))
 
     def __getitem__(self, place: Any) -> Symbols:
