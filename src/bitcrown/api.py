@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import Budget
 from bitcrown.errors import PropertyError, SettingsError, UnsupportedError
-from bitcrown.evaluation.modules import load_networks as load
+from bitcrown.evaluation.modules import load
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.property import Property

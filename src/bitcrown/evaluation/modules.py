@@ -38,7 +38,7 @@ def is_torch(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram)
 
 
-def load_networks(networks: Any, asked: str | Path | Property) -> Problem:
+def load(networks: Any, asked: str | Path | Property) -> Problem:
     """What is asked, about networks: ``verify``, ``bound`` and ``outlook`` take the result.
 
     ``networks``: the path of an ONNX file, a torch module or an exported program; where the

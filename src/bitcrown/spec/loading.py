@@ -43,7 +43,9 @@ def _require_path(network: object) -> None:
         )
 
 
-def load(onnx: str | Path | Mapping[str, str | Path], asked: str | Path | Property) -> Problem:
+def load_files(
+    onnx: str | Path | Mapping[str, str | Path], asked: str | Path | Property
+) -> Problem:
     """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or
     ``UnsupportedError``."""
     return problem_of(query_of(asked), onnx)
@@ -63,7 +65,7 @@ def query_of(asked: object) -> Query:
 
 
 def problem_of(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> Problem:
-    """The query on networks in files. Raises as ``load`` does."""
+    """The query on networks in files. Raises as ``load_files`` does."""
     names = tuple(network.name for network in query.networks)
     paths = _network_paths(onnx, names)
     for network in query.networks:

@@ -19,7 +19,7 @@ from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.one_output import with_one_output
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.spec.loading import load
+from bitcrown.spec.loading import load_files as load
 
 RNG = np.random.default_rng(3)
 THREE = RNG.normal(size=12).round(2).tolist()
