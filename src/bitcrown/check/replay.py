@@ -142,7 +142,8 @@ class _Member:
             )
         self.outputs = [item.name for item in ends]
         """What the property is about, by its name in the file."""
-        _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
+        taken = [slot.shape for slot in self.slots]
+        _check_fit("input", declared.given, taken, path, has_shapes, _free(session.get_inputs()))
         # (No extents: a scalar, or a shape that onnxruntime does not know. ``run`` counts numbers.)
         if all(item.shape and all(isinstance(n, int) for n in item.shape) for item in ends):
             _check_fit(
@@ -332,9 +333,10 @@ def _check_fit(
     shapes: list[tuple[int, ...]],
     path: Path,
     has_shapes: bool,
+    free: str = "",
 ) -> None:
     """Raise ``PropertyError`` unless the declared tensors are those of the file (VNN-LIB 1.0: as
-    many numbers)."""
+    many numbers); ``free`` names extents that the file leaves open."""
     wanted, found = _count(tensors), sum(math.prod(shape) for shape in shapes)
     fits = wanted == found
     if fits and has_shapes:
@@ -350,9 +352,20 @@ def _check_fit(
         raise PropertyError(
             f"the property declares {_shapes_text(tensors)} as {kind}s ({wanted} numbers), but "
             f"{path.name} has "
-            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); use the "
-            "network that it is about"
+            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); "
+            + (
+                f"save the network with fixed extents in place of {free}, which are taken for 1"
+                if free
+                else "use the network that it is about"
+            )
         )
+
+
+def _free(inputs: list[Any]) -> str:
+    """Extents, but the first ones (of the batch), that a file gives a name or nothing instead of a
+    number."""
+    names = [extent or "?" for item in inputs for extent in item.shape[1:]]
+    return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _fit(values: list[np.ndarray], tensors: tuple[TensorDecl, ...]) -> list[np.ndarray]:
