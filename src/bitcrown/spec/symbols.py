@@ -53,9 +53,7 @@ def exact_fraction(value: object) -> Fraction:
     """A number as the fraction that it is. Raises ``PropertyError`` for NaN, infinities, and what
     is no number (a truth value, too)."""
     if isinstance(value, bool | np.bool_):
-        raise PropertyError(
-            f"{value} is no number; comparisons of symbols are joined with & and |"
-        )
+        raise PropertyError(f"{value} is no number; comparisons of symbols are joined with & and |")
     try:
         if isinstance(value, int | float | Fraction | Decimal | str):
             return Fraction(value)
