@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Install bitcrown into .venv beside this script: install_tool.sh v1
 # Debian 12, Ubuntu 22.04 or later; root, or a user with sudo where Python itself is missing. Safe to run again.
-# pip's own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) is honoured; TORCH names another torch requirement.
+# pip's own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) is honoured; TORCH names another torch requirement,
+# TORCH_INDEX an index for torch alone (https://download.pytorch.org/whl/cpu has wheels without CUDA).
 set -euo pipefail
 [ "${1:-}" = v1 ] || { echo "bitcrown: unknown protocol version '${1:-}'; usage: install_tool.sh v1" >&2; exit 1; }
 dir=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
@@ -46,8 +47,8 @@ requirements() { # pyproject.toml's dependencies, with the one onnxruntime that 
   "$1" - "$dir/pyproject.toml" "$runtime" "${TORCH:-}" <<'PY'
 import re, sys, tomllib
 with open(sys.argv[1], "rb") as file:
-    needed = tomllib.load(file)["project"]["dependencies"]
-for line in needed:
+    project = tomllib.load(file)["project"]
+for line in project["dependencies"] + project["optional-dependencies"]["smt"]:
     name = re.match(r"[A-Za-z0-9_.-]+", line)[0].lower()
     line = sys.argv[2] + line[len(name):] if name == "onnxruntime" else line
     print(sys.argv[3] if name == "torch" and sys.argv[3] else line)
@@ -73,6 +74,10 @@ else
   case $wanted in *onnxruntime-gpu*) other=onnxruntime ;; esac
   if "$venv/bin/python" -m pip show -q "$other" >/dev/null 2>&1; then
     "$venv/bin/python" -m pip uninstall -q -y onnxruntime onnxruntime-gpu </dev/null
+  fi
+  if [ -n "${TORCH_INDEX:-}" ]; then
+    torch=$(grep -ix 'torch[^a-z]*' <<<"$constraints" || grep -ix 'torch[^a-z]*' <<<"$wanted")
+    "$venv/bin/python" -m pip install --no-deps --index-url "$TORCH_INDEX" "$torch" </dev/null
   fi
   "$venv/bin/python" -m pip install -r "$work/requirements.txt" -c "$work/constraints.txt" </dev/null
   "$venv/bin/python" -m pip install --no-deps -e "$dir" </dev/null

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from bitcrown.errors import BitcrownError
     from bitcrown.settings import Settings
     from bitcrown.spec.problem import Problem
+    from bitcrown.spec.property import Property
     from bitcrown.verdict import Reason, Status, Verdict, Witness
 
 __all__ = [
     "BitcrownError",
     "Budget",
     "Problem",
+    "Property",
     "Reason",
     "Settings",
     "Status",
@@ -41,6 +43,7 @@ _HOMES = {
     "BitcrownError": "errors",
     "Budget": "budget",
     "Problem": "spec.problem",
+    "Property": "spec.property",
     "Reason": "verdict",
     "Settings": "settings",
     "Status": "verdict",

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import Budget
 from bitcrown.errors import PropertyError, SettingsError, UnsupportedError
+from bitcrown.evaluation.modules import load
 from bitcrown.settings import Settings
-from bitcrown.spec.loading import load
 from bitcrown.spec.problem import Problem
+from bitcrown.spec.property import Property
 from bitcrown.verdict import Status, Verdict
 
 if TYPE_CHECKING:
@@ -377,6 +378,7 @@ def robust(
 
 
 __all__ = [
+    "Property",
     "UnsupportedError",
     "attack",
     "bound",

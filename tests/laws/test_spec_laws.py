@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.normalise import problem_from_query
+from bitcrown.spec.printer import print_query
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import (
     And,
@@ -33,7 +34,6 @@ from bitcrown.spec.query import (
 )
 from bitcrown.spec.reader import parse_query
 from bitcrown.spec.words import property_in_words
-from tests.vnnlib_printer import print_query
 
 NO_DEADLINE = settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]

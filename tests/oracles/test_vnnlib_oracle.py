@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.printer import print_query
 from bitcrown.spec.query import (
     And,
     Compare,
@@ -29,7 +30,6 @@ from bitcrown.spec.query import (
     Var,
 )
 from bitcrown.spec.reader import parse_query
-from tests.vnnlib_printer import print_query
 
 vnnlib = pytest.importorskip("vnnlib")
 

@@ -47,7 +47,7 @@ def test_what_is_no_problem_is_named() -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_module_is_no_file(wrapped: bool) -> None:
+def test_what_is_no_network_is_named(wrapped: bool) -> None:
     network = {"N": object()} if wrapped else object()
     with pytest.raises(BitcrownError, match="torch.onnx.export"):
         bitcrown.load(network, PROPERTY)

@@ -67,7 +67,7 @@ QUANT_MAY_IMPORT = {
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 7440,
-    "spec": 3500,
+    "spec": 4340,
     "check": 8620,
     "bounds": 6430,
     "attacks": 3590,
@@ -80,7 +80,7 @@ MOST_LINES = {
     "cluster": 940,
     "harness": 2060,
     "cli": 2000,
-    "modules": 1440,
+    "modules": 1470,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.errors import ModelError, PropertyError
-from bitcrown.spec.loading import load
+from bitcrown.spec.loading import load_files
 
 if TYPE_CHECKING:
     from bitcrown.check.certificates.documents import CertificateJudgement
@@ -69,7 +69,7 @@ def forms_of(model: Path, prop: Path | None) -> tuple[Any, Any]:
 
 def _problem_of(model: Path, prop: Path) -> Problem:
     """The property's cases. Raises ``PropertyError``."""
-    problem = load(model, prop)
+    problem = load_files(model, prop)
     if not problem.covers_all:
         raise PropertyError(f"{prop} leaves inputs without bounds; certificates need a box")
     if len(problem.networks) != 1:
@@ -95,7 +95,7 @@ def _check_float(model: Path, prop: Path, certificate: Path) -> CertificateJudge
 
     if certificate.stat().st_size > _LARGEST_FILE:
         raise PropertyError(f"{certificate} is larger than {_LARGEST_FILE >> 30} GiB")
-    return check_float_proof(certificate.read_bytes(), subject_of(load(str(model), prop)))
+    return check_float_proof(certificate.read_bytes(), subject_of(load_files(str(model), prop)))
 
 
 def _is_kind(path: Path, suffix: str) -> bool:

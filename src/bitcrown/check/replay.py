@@ -137,12 +137,15 @@ class _Member:
         if strange:
             raise ModelError(
                 f"{path.name} computes {', '.join(map(repr, strange))}, no tensors of numbers; "
-                "choose an output with --output, or save the network without them"
+                f"choose one output with --output, such as --output {strange[0]}, or save the "
+                "network without them"
             )
         self.outputs = [item.name for item in ends]
         """What the property is about, by its name in the file."""
-        _check_fit("input", declared.given, [slot.shape for slot in self.slots], path, has_shapes)
-        if all(isinstance(extent, int) for item in ends for extent in item.shape):
+        taken = [slot.shape for slot in self.slots]
+        _check_fit("input", declared.given, taken, path, has_shapes, _free(session.get_inputs()))
+        # (No extents: a scalar, or a shape that onnxruntime does not know. ``run`` counts numbers.)
+        if all(item.shape and all(isinstance(n, int) for n in item.shape) for item in ends):
             _check_fit(
                 "output", declared.computed, [_shape(item.shape) for item in ends], path, has_shapes
             )
@@ -172,9 +175,14 @@ class _Member:
             raise PropertyError(
                 f"the property declares {_shapes_text(self.declared.computed)} as outputs "
                 f"({wanted} numbers), but "
-                f"{self.path.name} computes {found} numbers; declare what the network computes"
+                f"{self.path.name} computes {found} numbers{self._other_outputs()}; declare what "
+                "the network computes"
             )
         return parts, values
+
+    def _other_outputs(self) -> str:
+        several = len(self.outputs) > 1
+        return f" ({', '.join(self.outputs)}: --output chooses one)" if several else ""
 
     def run_batch(self, points: np.ndarray) -> np.ndarray:
         if self.takes_batches and len(points) > 1:
@@ -325,9 +333,10 @@ def _check_fit(
     shapes: list[tuple[int, ...]],
     path: Path,
     has_shapes: bool,
+    free: str = "",
 ) -> None:
     """Raise ``PropertyError`` unless the declared tensors are those of the file (VNN-LIB 1.0: as
-    many numbers)."""
+    many numbers); ``free`` names extents that the file leaves open."""
     wanted, found = _count(tensors), sum(math.prod(shape) for shape in shapes)
     fits = wanted == found
     if fits and has_shapes:
@@ -343,9 +352,20 @@ def _check_fit(
         raise PropertyError(
             f"the property declares {_shapes_text(tensors)} as {kind}s ({wanted} numbers), but "
             f"{path.name} has "
-            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); use the "
-            "network that it is about"
+            f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); "
+            + (
+                f"save the network with fixed extents in place of {free}, which are taken for 1"
+                if free
+                else "use the network that it is about"
+            )
         )
+
+
+def _free(inputs: list[Any]) -> str:
+    """Extents, but the first ones (of the batch), that a file gives a name or nothing instead of a
+    number."""
+    names = [extent or "?" for item in inputs for extent in item.shape[1:]]
+    return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _fit(values: list[np.ndarray], tensors: tuple[TensorDecl, ...]) -> list[np.ndarray]:

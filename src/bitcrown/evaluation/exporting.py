@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ _TOLERANCE = 1e-3
 """Of the largest output: float32 rounding in another order stays far below."""
 
 
-def exported(model: Any, inputs: np.ndarray, folder: Path) -> Path:
-    """``model`` (a torch module or exported program) as an ONNX file in ``folder``, with inputs of
-    the shape of ``inputs``, at which both are compared. Raises ``ModelError``."""
+def exported(model: Any, points: Sequence[Sequence[np.ndarray]], path: Path) -> Path:
+    """``model`` (a torch module or exported program) as the ONNX file ``path``, written at the
+    first of ``points`` (each the arrays of all inputs) and compared at all. Raises
+    ``ModelError``."""
     import torch
 
     title = type(model).__name__
@@ -39,41 +41,65 @@ def exported(model: Any, inputs: np.ndarray, folder: Path) -> Path:
         raise ModelError(
             f"a network is the path of a file, a torch module or an exported program, not {title}"
         )
-    parameter = next(iter(module.parameters()), None)
-    example = torch.from_numpy(inputs)
-    if parameter is not None:
-        example = example.to(parameter.device, parameter.dtype)
-    path = folder / f"{title}.onnx"
     was_training = getattr(module, "training", False)
     try:
         module.eval()
+        examples = [_example(module, arrays) for arrays in points]
         with torch.no_grad():
-            expected = module(example)
-        _write(module, example, path)
+            expected = [_arrays(module(*example)) for example in examples]
+        _write(module, examples[0], path)
     except Exception as error:  # whatever a user's own module raises
         raise ModelError(f"torch cannot export {title}: {first_line(error)}") from error
     finally:
         module.train(was_training)
-    found = NetworkFile(path).session.run(
-        None, {NetworkFile(path).inputs[0].name: example.cpu().numpy()}
-    )[0]
-    wanted = np.asarray(expected.detach().cpu().numpy(), np.float64)
-    gap = np.abs(found - wanted).max() if found.shape == wanted.shape else np.inf
-    if not gap <= _TOLERANCE * max(1.0, float(np.abs(wanted).max())):
-        raise ModelError(
-            f"the ONNX file that torch writes of {title} computes something else than the module "
-            f"(outputs differ by {gap:.3g}); export it yourself and give the file"
-        )
+    file = NetworkFile(path)
+    for example, wanted in zip(examples, expected, strict=True):
+        feed = {
+            one.name: value.cpu().numpy() for one, value in zip(file.inputs, example, strict=False)
+        }
+        _require_same(title, file.session.run(None, feed), wanted)
     return path
 
 
-def _write(module: Any, example: Any, path: Path) -> None:
+def _example(module: Any, arrays: Sequence[np.ndarray]) -> tuple[Any, ...]:
+    """The arrays as tensors where the module is; floats in its own type."""
+    import torch
+
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    parameter = next(iter(module.parameters()), None)
+    if parameter is None:
+        return tensors
+    return tuple(
+        tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else None)
+        for tensor in tensors
+    )
+
+
+def _arrays(outputs: Any) -> list[np.ndarray]:
+    several = outputs if isinstance(outputs, tuple | list) else [outputs]
+    return [np.asarray(one.detach().cpu().numpy(), np.float64) for one in several]
+
+
+def _require_same(title: str, found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    gap = 0.0 if len(found) == len(wanted) else np.inf
+    for one, other in zip(found, wanted, strict=False):
+        scale = max(1.0, float(np.abs(other).max(initial=0.0)))
+        away = np.abs(one - other).max(initial=0.0) / scale if one.shape == other.shape else np.inf
+        gap = max(gap, float(away)) if away == away else np.inf
+    if not gap <= _TOLERANCE:
+        raise ModelError(
+            f"the ONNX file that torch writes of {title} computes something else than the module "
+            f"(outputs differ by {gap:.3g} of the largest); export it yourself and give the file"
+        )
+
+
+def _write(module: Any, example: tuple[Any, ...], path: Path) -> None:
     import torch
 
     # (The exporter by tracing needs no further package; what it has to say is for its developers.)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, (example,), str(path), dynamo=False, opset_version=_OPSET)
+        torch.onnx.export(module, example, str(path), dynamo=False, opset_version=_OPSET)
 
 
 def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) -> NetworkFile:

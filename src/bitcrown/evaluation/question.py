@@ -358,8 +358,9 @@ def open_classifier(
     else:
         # (A torch network takes axes as the sample has them, behind one for the batch.)
         layout = ImageLayout.of(_shape_of(sample.values), mean, std)
-        inputs = _inputs_of(layout, sample.values).reshape(1, *shape)
-        file = NetworkFile(exported(model, np.ascontiguousarray(inputs, np.float32), folder))
+        inputs = np.asarray(_inputs_of(layout, sample.values).reshape(1, *shape), np.float32)
+        path = folder / f"{type(model).__name__}.onnx"
+        file = NetworkFile(exported(model, [[inputs]], path))
     if not is_keras(file.path) and (
         len(file.inputs) != 1 or str(file.inputs[0].dtype) not in _NARROW
     ):

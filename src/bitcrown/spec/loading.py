@@ -1,4 +1,4 @@
-"""Names of files to a ``Problem``: the property is read, its networks are only remembered."""
+"""Names of files, or a ``Property``, to a ``Problem``: networks are only remembered."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from bitcrown.errors import ModelError, PropertyError
 from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.normalise import problem_from_query
 from bitcrown.spec.problem import Problem
+from bitcrown.spec.property import Property
+from bitcrown.spec.query import Query
 from bitcrown.spec.reader import read_query
 
 
@@ -35,20 +37,35 @@ def _network_paths(
 def _require_path(network: object) -> None:
     if not isinstance(network, str | Path):
         raise ModelError(
-            f"a network is the path of its ONNX file, but a {type(network).__name__} was given; "
-            "write a torch module with torch.onnx.export(module, (x,), 'net.onnx'), or ask about "
-            "one input with bitcrown.robust(module, x, eps), which does so itself"
+            "a network is the path of its ONNX file, a torch module or an exported program, but a "
+            f"{type(network).__name__} was given; write what else you have as ONNX, for example "
+            "with torch.onnx.export(module, (x,), 'net.onnx')"
         )
 
 
-def load(onnx: str | Path | Mapping[str, str | Path], vnnlib: str | Path) -> Problem:
+def load_files(
+    onnx: str | Path | Mapping[str, str | Path], asked: str | Path | Property
+) -> Problem:
     """Read a property and remember its networks. Raises ``PropertyError``, ``ModelError`` or
     ``UnsupportedError``."""
-    if not isinstance(vnnlib, str | Path):
+    return problem_of(query_of(asked), onnx)
+
+
+def query_of(asked: object) -> Query:
+    """The query of a file or of a ``Property``. Raises ``PropertyError`` or
+    ``UnsupportedError``."""
+    if isinstance(asked, Property):
+        return asked.query()
+    if not isinstance(asked, str | Path):
         raise PropertyError(
-            f"a property is the path of its VNN-LIB file, but a {type(vnnlib).__name__} was given"
+            "a property is the path of its VNN-LIB file or a bitcrown.Property, but a "
+            f"{type(asked).__name__} was given"
         )
-    query = read_query(Path(vnnlib))
+    return read_query(Path(asked))
+
+
+def problem_of(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> Problem:
+    """The query on networks in files. Raises as ``load_files`` does."""
     names = tuple(network.name for network in query.networks)
     paths = _network_paths(onnx, names)
     for network in query.networks:

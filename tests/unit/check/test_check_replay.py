@@ -149,3 +149,22 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     query = parse_query(property_1(2, 1, *unit_box(2), "(<= Y_0 1)"))
     with pytest.raises(ModelError, match=r"zip.onnx computes 'y', no tensors of numbers; choose"):
         RuntimeReplay(query, {query.networks[0].name: path})
+
+
+def test_free_extents_are_named_where_they_do_not_fit(tmp_path: Path) -> None:
+    """Height and width without numbers are taken for 1, and the refusal says so."""
+    shape: list[int | str] = ["N", 1, "h", "w"]
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    path = tmp_path / "free.onnx"
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    text = "(vnnlib-version <2.0>)\n(declare-network N\n"
+    text += "(declare-input X real [1,1,2,2])\n(declare-output Y real [1,1,2,2]))\n"
+    query = parse_query(text + "(assert (<= X[0,0,0,0] Y[0,0,0,0]))")
+    with pytest.raises(PropertyError, match="fixed extents in place of h, w"):
+        RuntimeReplay(query, {"N": path})

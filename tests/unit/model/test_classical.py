@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import run_graph
 
 from bitcrown.check.replay import RuntimeReplay
-from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.errors import ModelError, PropertyError, UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.one_output import with_one_output
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.spec.loading import load
+from bitcrown.spec.loading import load_files as load
 
 RNG = np.random.default_rng(3)
 THREE = RNG.normal(size=12).round(2).tolist()
@@ -158,3 +158,22 @@ def test_an_output_leaves_out_what_it_does_not_need(tmp_path: Path) -> None:
     ]
     with pytest.raises(ModelError, match="'nothing'.*label, zip"):
         with_one_output(NetworkFile(path), "nothing")
+
+
+def test_output_of_unknown_shape_is_counted_when_it_runs(tmp_path: Path) -> None:
+    """onnxruntime knows no shape behind a Scaler, and reports none where the file says none."""
+    made = model("Scaler", {"offset": [0.0], "scale": [2.0]}, 1)
+    made.graph.node.append(helper.make_node("Softmax", [made.graph.output[0].name], ["shares"]))
+    del made.graph.output[:]
+    made.graph.output.append(onnx.ValueInfoProto(name="shares"))
+    path, question = tmp_path / "sk.onnx", tmp_path / "question.vnnlib"
+    onnx.save(made, path)
+    assert ort.InferenceSession(str(path)).get_outputs()[0].shape == []
+    question.write_text(QUESTION)
+    problem = load(path, question)
+    with pytest.raises(PropertyError, match="computes 4 numbers"):
+        RuntimeReplay(problem.query, problem.networks).run(np.zeros(4))
+    question.write_text("(declare-const Y_3 Real)" + QUESTION)
+    problem = load(path, question)
+    _, (shares,) = RuntimeReplay(problem.query, problem.networks).run(np.zeros(4))
+    assert shares.tolist() == [0.25] * 4

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from bitcrown.spec.printer import print_query
 from bitcrown.spec.query import (
     And,
     Compare,
@@ -19,7 +20,6 @@ from bitcrown.spec.query import (
     Var,
 )
 from bitcrown.spec.reader import parse_query
-from tests.vnnlib_printer import print_query
 
 TEXT1 = """(declare-const X_0 Real)
 (declare-const Y_0 Real)

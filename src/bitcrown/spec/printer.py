@@ -1,8 +1,8 @@
-"""A ``Query`` back to text, for the law that a printed property parses to the same property. Every
-number is printed exactly.
+"""A ``Query`` back to text: what is printed parses to the same property. Every number is printed
+exactly.
 
 The generators of ``benchmarks`` write their files themselves: those have to be equal byte for byte
-to published ones, which use ``>=``, comments and the shortest text of a float.
+to published ones, which use comments and the shortest text of a float.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bitcrown.spec.query import (
     Compare,
     Const,
     Formula,
+    ManyBounds,
     NetworkDecl,
     Product,
     Query,
@@ -118,6 +119,8 @@ def _formula(formula: Formula, query: Query, numbering: Numbering) -> str:
             pieces.append(item)
         elif isinstance(item, Compare):
             pieces.append(_compare(item, query, numbering))
+        elif isinstance(item, ManyBounds):
+            todo.append(And(tuple(item.atoms())))
         else:
             if not item.args:
                 raise ValueError("an empty and/or cannot be written")
@@ -133,6 +136,8 @@ def _compare(atom: Compare, query: Query, numbering: Numbering) -> str:
     op = "=" if atom.op == "==" and query.version[0] == 1 else atom.op
     whole = _is_integer(atom, numbering)
     left, right = (_term(side, query, numbering, whole) for side in (atom.left, atom.right))
+    if isinstance(atom.left, Const) and op in ("<=", "<"):  # a lower bound, as files write it
+        return f" ({op.replace('<', '>')}{right}{left})"
     return f" ({op}{left}{right})"
 
 
