@@ -3,7 +3,8 @@ with a table.
 
 Every instance runs ``prepare_instance.sh`` and ``run_instance.sh`` as real processes in a group of
 their own with stdin closed; the group is killed ten seconds after the time limit. Results are
-appended to ``records.jsonl`` one by one, so an interrupted run goes on where it stopped.
+appended to ``records.jsonl`` one by one, so an interrupted run goes on where it stopped;
+counterexamples are kept beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 from bitcrown.errors import ResourceError, SettingsError
 from bitcrown.files import append_record, read_records, write_whole
+from bitcrown.harness.counterexamples import keep_counterexample
 from bitcrown.harness.instance import (
     Instance,
     Suite,
@@ -198,6 +200,11 @@ def run_one(plan: BenchPlan, job: Job, running: Running) -> dict[str, Any]:
             command += [str(results), str(job.timeout)]
             code, wall_s = running.call(command, environment, job.timeout + _GRACE_SECONDS)
             result = word_of(code, results, wall_s, job.timeout)
+        kept = {}
+        if result == "sat":
+            text = results.read_text(encoding="utf-8", errors="replace")
+            place = keep_counterexample(plan.out, job.suite.category, job.instance, text)
+            kept["counterexample"] = place
         told = read_records(record) if record.exists() else []
     # What the script measured from outside goes over what the run said about itself.
     return (told[-1] if told else {}) | {
@@ -211,6 +218,7 @@ def run_one(plan: BenchPlan, job: Job, running: Running) -> dict[str, Any]:
         "prepare_s": round(prepare_s, 4),
         "wall_s": round(wall_s, 4),
         "exit_code": code,
+        **kept,
     }
 
 
