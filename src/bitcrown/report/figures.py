@@ -149,7 +149,7 @@ def bar(parts: Mapping[str, float], order: Sequence[str], whole: float) -> list[
 
 
 CURVE_WIDTH, CURVE_HEIGHT = 240, 96
-_CURVE = (40, 232, 8, 76)
+_CURVE = (44, 232, 8, 76)
 
 
 def bound_curve(row: ResultRow) -> _Drawing | None:
@@ -164,7 +164,7 @@ def bound_curve(row: ResultRow) -> _Drawing | None:
     left, right, top, bottom = _CURVE
     x = axis_over([*(s for s, _ in line), float(row["wall_s"])], left, right)
     y = axis_over((value for _, value in line), bottom, top)
-    ends = [(y.start, f"{y.low:.3g}"), (y.end, f"{y.high:.3g}")]
+    ends = [(y.start, short_number(y.low)), (y.end, short_number(y.high))]
     placed = [(x.place(s), y.place(value)) for s, value in line]
     return {
         "unit": unit,
@@ -172,8 +172,14 @@ def bound_curve(row: ResultRow) -> _Drawing | None:
         "zero": y.place(0.0),
         "x": [(x.start, "0"), (x.end, f"{x.high:.3g} s")],
         "y": ends,
-        "last": line[-1],
+        "said": f"{short_number(line[-1][1])} at {line[-1][0]:.1f} s",
     }
+
+
+def short_number(value: float) -> str:
+    """Three digits that tell, and an exponent only where there are many zeros."""
+    is_long = value != 0 and not 1e-3 <= abs(value) < 1e6
+    return f"{value:.1e}" if is_long else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _curve_points(row: ResultRow) -> list[tuple[float, float | None, float | None]]:

@@ -27,7 +27,6 @@ from bitcrown.evaluation.report.png import data_address, levels
 from bitcrown.files import find_file
 from bitcrown.harness.counterexamples import read_counterexample
 from bitcrown.harness.instance import resolve
-from bitcrown.report.comparison import instance_words
 from bitcrown.report.sets import Identity, ResultRow, ResultSet, Suites, identity
 from bitcrown.spec.loading import load
 from bitcrown.spec.problem import Problem
@@ -43,10 +42,11 @@ _MOST_NETWORK_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One counterexample; ``addresses``: names of pictures and their data."""
+    """One counterexample; ``said``: of its outputs; ``addresses``: names of pictures and their
+    data."""
 
     instance: Identity
-    caption: str
+    said: str
     addresses: dict[str, str]
 
 
@@ -102,7 +102,7 @@ def _exhibit(row: ResultRow, folder: Path, text: str) -> Exhibit | None:
     outputs = [replay.run(values)[1][0] for values in (middle, point)]
     return Exhibit(
         identity(row),
-        f"{instance_words(identity(row))}{_classes(*outputs)}",
+        _classes(*outputs),
         _addresses(view, middle, point, float(lower.min()), float(upper.max())),
     )
 
@@ -128,7 +128,7 @@ def _classes(before: np.ndarray, after: np.ndarray) -> str:
     if len(before) < 2 or not (np.isfinite(before).all() and np.isfinite(after).all()):
         return ""
     old, new = int(before.argmax()), int(after.argmax())
-    return f"; the largest output is {old} in the middle of the box, and {new} here"
+    return f"largest output: {old} in the middle of the box, {new} here"
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def html_page(shown: Shown) -> str:
         title=f"bitcrown report: {', '.join(found.name for found in sets)}",
         heading=" · ".join(found.name for found in sets),
         names=instances.names,
+        instances=len(instances.answers),
         version=version(),
         alarms=_alarms(sets, instances, anchors),
         notes=_notes(sets, instances),
@@ -277,30 +278,35 @@ def _short(instance: Identity) -> str:
 def _open(sets: Sequence[ResultSet], anchors: Mapping[Identity, str]) -> list[dict[str, Any]]:
     found = []
     for results in sets:
-        cards = [
-            _open_card(row, anchors)
+        rows = [
+            row
             for row in results.rows
             if not is_decided(row) and (row.get("counters") or row.get("progress"))
         ]
         # In each family, what lacks least comes first.
-        cards.sort(key=lambda card: (card["category"], -(card["worst"] or -math.inf)))
+        rows.sort(key=lambda row: (row["category"], -(_known(row, "worst") or -math.inf)))
+        cards = [_open_card(row, anchors) for row in rows]
         if cards:
             more = max(0, len(cards) - _MOST_OPEN)
             found.append({"name": results.name, "cards": cards[:_MOST_OPEN], "more": more})
     return found
 
 
-def _open_card(row: ResultRow, anchors: Mapping[Identity, str]) -> dict[str, Any]:
+def _known(row: ResultRow, *names: str) -> float | None:
+    """The first of the numbers ``names`` that a run told of itself, its last phase before all."""
     progress = row.get("progress")
-    progress = progress if isinstance(progress, Mapping) else {}
-    facts = progress.get("facts")
-    counters = row.get("counters")
-    known: dict[str, Any] = {
-        **(counters if isinstance(counters, Mapping) else {}),
-        **(facts if isinstance(facts, Mapping) else {}),
-    }
-    one = identity(row)
-    bounded = known.get("domains", known.get("boxes", known.get("boxes_bounded")))
+    facts = progress.get("facts") if isinstance(progress, Mapping) else None
+    for told in (facts, row.get("counters")):
+        for name in names:
+            number = finite_number(told.get(name)) if isinstance(told, Mapping) else None
+            if number is not None:
+                return number
+    return None
+
+
+def _open_card(row: ResultRow, anchors: Mapping[Identity, str]) -> dict[str, Any]:
+    progress, one = row.get("progress"), identity(row)
+    worst = _known(row, "worst")
     return {
         "category": one[0],
         "network": one[1],
@@ -309,10 +315,10 @@ def _open_card(row: ResultRow, anchors: Mapping[Identity, str]) -> dict[str, Any
         "word": str(row["result"]),
         "kind": word_of_row(row),
         "seconds": float(row["wall_s"]),
-        "phase": str(progress.get("phase", "")),
-        "worst": finite_number(known.get("worst")),
-        "open": finite_number(known.get("open", known.get("left", known.get("boxes_left")))),
-        "bounded": finite_number(bounded),
+        "phase": str(progress.get("phase", "")) if isinstance(progress, Mapping) else "",
+        "worst": None if worst is None else figures.short_number(worst),
+        "open": _known(row, "open", "left", "boxes_left"),
+        "bounded": _known(row, "domains", "boxes", "boxes_bounded"),
         "curve": figures.bound_curve(row),
     }
 
@@ -323,7 +329,9 @@ def _galleries(shown: Shown, anchors: Mapping[Identity, str]) -> list[dict[str, 
             "name": found.name,
             "pictures": [
                 {
-                    "caption": one.caption,
+                    "short": _short(one.instance),
+                    "words": instance_words(one.instance),
+                    "said": one.said,
                     "addresses": one.addresses,
                     "anchor": anchors[one.instance],
                 }
@@ -341,7 +349,11 @@ def _facts(sets: Sequence[ResultSet], names: Sequence[str]) -> list[dict[str, An
     for results in sets:
         records = [*results.rows, *results.evaluations]
         values = {
-            name: list(dict.fromkeys(readable(one[name]) for one in records if one.get(name)))
+            name: list(
+                dict.fromkeys(
+                    readable(one[name]) for one in records if one.get(name) not in (None, "")
+                )
+            )
             for name in _FACTS
         }
         limits = dict.fromkeys(finite_number(row.get("timeout")) for row in results.rows)

@@ -23,7 +23,15 @@ from bitcrown.harness.counterexamples import keep_counterexample, read_counterex
 from bitcrown.harness.curve import BoundCurve
 from bitcrown.harness.instance import Instance
 from bitcrown.report.axes import Axis, axis_over
-from bitcrown.report.figures import HEIGHT, WIDTH, bar, bound_curve, cactus, scatter
+from bitcrown.report.figures import (
+    HEIGHT,
+    WIDTH,
+    bar,
+    bound_curve,
+    cactus,
+    scatter,
+    short_number,
+)
 from bitcrown.report.sets import finite_number, read_sets
 
 
@@ -240,8 +248,16 @@ def test_a_curve_rises_to_the_zero_that_would_do() -> None:
     heights = [float(point.split(",")[1]) for point in drawing["points"].split()]
     assert heights == sorted(heights, reverse=True) and heights[-1] > drawing["zero"]
     counts = bound_curve(row("timeout", curve=[[1.0, None, 4], [2.0, None, 8], ["x"], None]))
-    assert counts is not None and counts["unit"] == "open" and counts["last"] == (2.0, 8.0)
+    assert counts is not None and counts["unit"] == "open" and counts["said"] == "8 at 2.0 s"
     assert bound_curve(row("timeout")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(0.0, "0"), (-0.12345, "-0.123"), (12.3, "12.3"), (-5462.4, "-5462"), (2.5e7, "2.5e+07")],
+)
+def test_numbers_are_short(value: float, word: str) -> None:
+    assert short_number(value) == word
 
 
 @pytest.mark.parametrize("value", [None, "1", True, math.nan, math.inf, 10**400, []])
@@ -325,7 +341,7 @@ def test_counterexamples_are_shown_as_pictures(tmp_path: Path) -> None:
         "counterexample",
         "difference",
     ]
-    assert "the largest output is 0 in the middle of the box, and 0 here" in page.words()
+    assert "largest output: 0 in the middle of the box, 0 here" in page.words()
     # Without the suite, or with another counterexample than the property's, there is none.
     assert not page_of(tmp_path, str(file)).all("img")
     keep_counterexample(out, "images", instance, "sat\n((X_0 0.75))\n")
