@@ -4,6 +4,7 @@ answers."""
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -75,6 +76,16 @@ def test_wrong_answer_is_loud(scripts: Scripts, suite: Path) -> None:
         "WRONG: suite of three: onnx/b.onnx with p.vnnlib is sat, but the answer was unsat"
         in done.stdout
     )
+
+
+def test_counterexamples_are_kept(scripts: Scripts, suite: Path) -> None:
+    assert bench(scripts, suite, "sat").returncode == 0
+    out = scripts.folder / "out"
+    rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len({row["counterexample"] for row in rows}) == 3
+    for row in rows:
+        kept = gzip.decompress((out / row["counterexample"]).read_bytes()).decode()
+        assert kept == "((X_0 0.5)\n(Y_0 1.5))\n"
 
 
 def test_undecided_counts_where_all_are_needed(scripts: Scripts, suite: Path) -> None:

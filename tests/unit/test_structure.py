@@ -87,7 +87,7 @@ MOST_LINES = {
     "zoo": 900,
     "evaluation": 4420,
     "harness": 2130,
-    "report": 1250,
+    "report": 1520,
     "cli": 2000,
     "modules": 1440,
 }

@@ -51,7 +51,8 @@ def _powers(low: float, high: float, most: int) -> list[float]:
     """1, 2, 5, 10 ... between ``low`` and ``high``; powers of ten, or every second one, every
     fourth ..., where these are too many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors, stride = _STEPS, 1
+    factors: tuple[float, ...] = _STEPS
+    stride = 1
     while True:
         powers = range(first, min(last, _GREATEST_POWER) + 1, stride)
         numbers = [factor * 10.0**power for power in powers for factor in factors]

@@ -130,7 +130,7 @@ def _joined(words: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Pair:
+class SetPair:
     """Two sets on the instances that both have: how many each decided, alone and both."""
 
     one: str
@@ -141,7 +141,7 @@ class Pair:
     only_other: int
 
 
-def pairs(instances: Instances) -> list[Pair]:
+def pairs(instances: Instances) -> list[SetPair]:
     found = []
     for (a, one), (b, other) in combinations(enumerate(instances.names), 2):
         decided = [
@@ -150,7 +150,7 @@ def pairs(instances: Instances) -> list[Pair]:
             if rows[a] is not None and rows[b] is not None
         ]
         counts = [decided.count(what) for what in ((True, True), (True, False), (False, True))]
-        found.append(Pair(one, other, len(decided), *counts))
+        found.append(SetPair(one, other, len(decided), *counts))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bitcrown.harness.tables import markdown
 from bitcrown.report.accuracies import reading_evaluation
 from bitcrown.report.comparison import Instances, contradictions, pairs
-from bitcrown.report.score import RULES, scores, totals
+from bitcrown.report.score import SCORING_RULES, family_scores, totals
 from bitcrown.report.sets import ResultRow, ResultSet
 
 
@@ -40,8 +40,8 @@ def _alarms(sets: Sequence[ResultSet], instances: Instances) -> str:
 def _scores(instances: Instances) -> str:
     header = ["Score, best of these sets 100 a family", *instances.names]
     rows = []
-    for rules in RULES:
-        points, sums = totals(scores(instances, rules), len(instances.names))
+    for rules in SCORING_RULES:
+        points, sums = totals(family_scores(instances, rules), len(instances.names))
         pairs_ = zip(sums, points, strict=True)
         rows.append(
             [f"rules of {rules}", *(f"{one:.1f} ({count} points)" for one, count in pairs_)]

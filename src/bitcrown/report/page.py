@@ -20,7 +20,7 @@ from bitcrown.report import figures
 from bitcrown.report.accuracies import evaluations_shown
 from bitcrown.report.comparison import Instances, contradictions, instance_words, pairs
 from bitcrown.report.gallery import Exhibit
-from bitcrown.report.score import RULES, scores, totals
+from bitcrown.report.score import SCORING_RULES, family_scores, totals
 from bitcrown.report.sets import Identity, ResultRow, ResultSet, finite_number, identity
 
 VERDICTS = ("unsat", "sat", "timeout", "unknown", "error")
@@ -96,7 +96,8 @@ def _alarms(
     ]
     for results in sets:
         for record in results.evaluations:
-            for image in record.get("contradictions") or ():
+            images = record.get("contradictions")
+            for image in images if isinstance(images, list) else ():
                 said = f"{record['model']} ({results.name}): image {image} is broken and proved."
                 found.append({"sentence": said, "anchor": ""})
     return found
@@ -156,8 +157,8 @@ def _scatters(instances: Instances) -> list[dict[str, Any]]:
 
 def _scores(instances: Instances) -> list[dict[str, Any]]:
     found = []
-    for rules in RULES:
-        points, sums = totals(scores(instances, rules), len(instances.names))
+    for rules in SCORING_RULES:
+        points, sums = totals(family_scores(instances, rules), len(instances.names))
         found.append({"rules": rules, "points": points, "sums": sums})
     return found
 

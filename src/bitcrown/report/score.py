@@ -20,7 +20,7 @@ from bitcrown.harness.tables import is_decided
 from bitcrown.report.comparison import Instances
 from bitcrown.report.sets import Identity, ResultRow
 
-RULES = (2025, 2026)
+SCORING_RULES = (2025, 2026)
 _RIGHT, _WRONG = 10, -150
 _GRACE_SECONDS = {2025: 60.0, 2026: 0.0}
 
@@ -43,7 +43,7 @@ def points_of(row: ResultRow | None, truth: str, limit: float | None, rules: int
     return _RIGHT if row["result"] == truth else _WRONG
 
 
-def scores(instances: Instances, rules: int) -> list[FamilyScore]:
+def family_scores(instances: Instances, rules: int) -> list[FamilyScore]:
     """One row for each family, in order of appearance."""
     found = []
     for family, members in instances.categories().items():

@@ -164,6 +164,7 @@ def test_records_of_any_form_are_shown_or_refused(tmp_path: Path, seed: int) -> 
         for name in rng.sample(sorted(base), 3):
             base[name] = rng.choice(JUNK)
         rows.append(base)
+    rows.append(evaluation(contradictions=rng.choice(JUNK)))
     file = records_file(tmp_path, *rows)
     code = main(["report", str(file), f"again={file}", "--html", str(tmp_path / "page.html")])
     assert code in (0, 1, 2)

@@ -11,7 +11,7 @@ from result_rows import evaluation, records_file, results_csv, row
 from bitcrown.cli.main import main
 from bitcrown.errors import BitcrownError
 from bitcrown.report.comparison import compared, contradictions, pairs, with_truth
-from bitcrown.report.score import points_of, scores, totals
+from bitcrown.report.score import family_scores, points_of, totals
 from bitcrown.report.sets import (
     Suites,
     competition_word,
@@ -219,7 +219,7 @@ def test_points(
 def test_the_best_of_a_family_has_a_hundred(tmp_path: Path) -> None:
     sets = read_sets(two_sets(tmp_path))
     # a: both 10; b: ours 10; c: bitcrown's sat is a replayed one, so theirs is wrong; d: nobody.
-    (found,) = scores(compared(sets), 2026)
+    (found,) = family_scores(compared(sets), 2026)
     assert found.points == (30, -140)
     assert found.percent == (100.0, 0.0)
     assert totals([found, found], 2) == ((60, -280), (200.0, 0.0))
@@ -230,7 +230,7 @@ def test_nobody_scores_where_claims_alone_differ(tmp_path: Path) -> None:
         f"{word}={results_csv(tmp_path / f'{word}.csv', f'acas,n,p,0,{word},1')}"
         for word in ("sat", "unsat")
     ]
-    (found,) = scores(compared(read_sets(words)), 2025)
+    (found,) = family_scores(compared(read_sets(words)), 2025)
     assert (found.points, found.percent) == ((0, 0), (0.0, 0.0))
 
 
