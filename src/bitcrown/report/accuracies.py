@@ -85,7 +85,7 @@ def _share(column: Mapping[str, Any] | None) -> tuple[float, float, float] | Non
 
 
 def _drawings(runs: Sequence[tuple[str, ResultRow, Mapping[str, Any]]]) -> list[str]:
-    found = []
+    found: list[str] = []
     for norm in dict.fromkeys(str(run["norm"]) for _, _, run in runs):
         groups: dict[str, list[Mapping[str, Any]]] = {}
         for model, _, run in runs:

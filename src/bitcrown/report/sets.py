@@ -102,9 +102,9 @@ def read_sets(words: Sequence[str]) -> list[ResultSet]:
             name = _free_name(_own_name(path), files)
         files.setdefault(name, []).extend(found)
     sets = [_read_set(name, paths) for name, paths in files.items()]
-    for found in sets:
-        if not found.rows and not found.evaluations:
-            where = ", ".join(str(path) for path in files[found.name])
+    for results in sets:
+        if not results.rows and not results.evaluations:
+            where = ", ".join(str(path) for path in files[results.name])
             raise PropertyError(f"the files hold no records: {where}")
     return sets
 
