@@ -153,6 +153,16 @@ def test_repeated_instances_are_said(tmp_path: Path) -> None:
     assert "1 results are of instances that were run again" in page_of(tmp_path, str(file)).words()
 
 
+def test_many_contradictions_are_all_there(tmp_path: Path) -> None:
+    names = [f"n{k}" for k in range(30)]
+    ours = records_file(tmp_path, *(row("unsat", name) for name in names))
+    lines = [f"acas,{name},vnnlib/p.vnnlib,0,sat,1" for name in names]
+    theirs = results_csv(tmp_path / "theirs.csv", *lines)
+    text = page_of(tmp_path, f"ours={ours}", f"theirs={theirs}").words()
+    assert "30 contradictions" in text and "10 more" in text
+    assert text.count("at most one is right") == 30
+
+
 JUNK = [None, True, "x" * 40, -1, 10**400, 1e308, math.nan, -math.inf, [], [[1]], {}, {"a": [None]}]
 
 
