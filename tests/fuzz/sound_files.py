@@ -308,8 +308,9 @@ def _result_2(data: bytes, folder: Path) -> None:
 def _records(data: bytes, folder: Path) -> None:
     from bitcrown.cli.main import main
 
-    code = main(["report", str(_put(folder, "records.jsonl", data))])
-    assert code in (0, 2)
+    page = str(folder / "page.html")
+    code = main(["report", str(_put(folder, "records.jsonl", data)), "--html", page])
+    assert code in (0, 1, 2)
 
 
 def _instances(data: bytes, folder: Path) -> None:

@@ -4,6 +4,7 @@ answers."""
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -82,6 +83,18 @@ def test_json_has_the_records_as_they_were_written(scripts: Scripts, suite: Path
     written = (scripts.folder / "out" / "records.jsonl").read_text().splitlines()
     rows = json.loads(done.stdout)["rows"]
     assert rows == [json.loads(line) for line in written] and rows[0]["settings"]["seed"] == 0
+
+
+def test_counterexamples_are_kept(scripts: Scripts, suite: Path) -> None:
+    assert bench(scripts, suite, "sat").returncode == 0
+    out = scripts.folder / "out"
+    rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    # (On a loaded machine one of them may have come too late.)
+    broken = [row for row in rows if row["result"] == "sat"]
+    assert broken and all(("counterexample" in row) == (row in broken) for row in rows)
+    for row in broken:
+        kept = gzip.decompress((out / row["counterexample"]).read_bytes()).decode()
+        assert kept == "((X_0 0.5)\n(Y_0 1.5))\n"
 
 
 def test_undecided_counts_where_all_are_needed(scripts: Scripts, suite: Path) -> None:

@@ -73,6 +73,8 @@ def test_deadline_inside_a_blocking_call(scripts: Scripts) -> None:
         and record["phases"]["children"] > 0.0
     )
     assert record["counters"] == {"splits": 12}, "a run that was ended keeps its counters"
+    (seconds, worst, count), *_ = record["curve"]
+    assert seconds > 0 and (worst, count) == (None, 7)
     wait_until_gone(scripts.seen_pids())
 
 

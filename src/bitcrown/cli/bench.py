@@ -1,11 +1,10 @@
-"""``bitcrown bench`` and ``bitcrown report``: suites run as in the competition, and tables."""
+"""``bitcrown bench``: suites run as in the competition."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from bitcrown.harness.one_instance import Job
 
 
-def add_bench_commands(commands: Any) -> None:
+def add_bench_command(commands: Any) -> None:
     bench = commands.add_parser("bench", help="run a suite through the competition's scripts")
     add = bench.add_argument
     add("suite", type=Path, help="folder with instances.csv, a CSV, or a folder of suites")
@@ -58,9 +57,6 @@ def add_bench_commands(commands: Any) -> None:
     add_verbosity(bench)
     add_options(bench)
     bench.set_defaults(run=bench_command)
-    report = commands.add_parser("report", help="a Markdown table of records")
-    report.add_argument("records", type=Path, nargs="+", help="records.jsonl of a bench run")
-    report.set_defaults(run=report_command)
 
 
 def bench_command(options: argparse.Namespace) -> int:
@@ -130,22 +126,3 @@ def job_progress(say: Verbosity) -> Callable[[int, int, Job, Mapping[str, Any] |
         line.show(f"[{finished}/{total}] {how}  {name}", row is not None)
 
     return show
-
-
-def report_command(options: argparse.Namespace) -> int:
-    from bitcrown.files import read_records
-    from bitcrown.harness.records import is_result
-    from bitcrown.harness.tables import latest, markdown
-
-    rows = [row for path in options.records for row in read_records(path) if is_result(row)]
-    if not rows:
-        raise PropertyError("the files hold no records")
-    counted = latest(rows)
-    if len(counted) < len(rows):
-        print(
-            f"bitcrown: {len(rows) - len(counted)} records are of instances that were run again "
-            "later; the last run of each counts",
-            file=sys.stderr,
-        )
-    print(markdown(counted), end="")
-    return DONE

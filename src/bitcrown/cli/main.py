@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from bitcrown.cli.bench import add_bench_commands
+from bitcrown.cli.bench import add_bench_command
 from bitcrown.cli.check import add_check_commands
 from bitcrown.cli.completion import add_completion_command
 from bitcrown.cli.evaluate import add_evaluate_command
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.inspect import add_inspect_commands
 from bitcrown.cli.options import json_text
+from bitcrown.cli.report import add_report_command
 from bitcrown.cli.robust import add_robust_command
 from bitcrown.cli.supports import SOLVER_NAME, add_supports_command
 from bitcrown.cli.train import add_train_command
@@ -99,7 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_inspect_commands,
         add_check_commands,
         add_supports_command,
-        add_bench_commands,
+        add_bench_command,
+        add_report_command,
         add_train_command,
         add_evaluate_command,
         add_completion_command,

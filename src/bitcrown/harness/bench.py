@@ -4,7 +4,7 @@ with a table.
 What an instance is and how it runs stands in ``one_instance``; where it runs, and how many at a
 time, is the scheduler's business (``cluster``). The rows come back here, to the only process that
 writes: they are appended to ``records.jsonl`` one by one, so an interrupted run goes on where it
-stopped, whatever scheduler it had.
+stopped, whatever scheduler it had. Counterexamples are kept beside it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,23 @@ from bitcrown.cluster.shipped import sent_file
 from bitcrown.cluster.tasks import Scheduler, Task, results_of
 from bitcrown.errors import ResourceError, SettingsError
 from bitcrown.files import append_record, each_record, write_whole
+from bitcrown.harness.counterexamples import keep_counterexample
 from bitcrown.harness.instance import find_suites, read_expected, read_instances
 from bitcrown.harness.one_instance import Job, ScriptCall, run_scripts
 from bitcrown.settings import ENVIRONMENT_PREFIX, Settings
 
 _LARGEST_NETWORK = 2 << 30
-_BULKY = ("progress", "counters", "phases", "watch", "output", "machine", "settings", "cores")
+_BULKY = (
+    "progress",
+    "curve",
+    "counters",
+    "phases",
+    "watch",
+    "output",
+    "machine",
+    "settings",
+    "cores",
+)
 """Fields of a record that stay in the journal: ten thousand of them need not be in memory."""
 _Opening = Callable[[], AbstractContextManager[Scheduler]]
 
@@ -125,6 +136,10 @@ def _run_jobs(
     with opening() if todo else nullcontext() as scheduler:
         for number, row, facts in results_of(scheduler, tasks(scheduler)) if scheduler else ():
             job = todo[number]
+            text = row.pop("answer", None)  # it may be as large as a thousand records
+            if text is not None:
+                place = keep_counterexample(plan.out, job.suite.category, job.instance, text)
+                row["counterexample"] = place
             append_record(records, row | facts)
             done[repr(job.key())] = _slim(row)
             finished += 1

@@ -66,8 +66,8 @@ class ScriptCall:
 
 
 def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
-    """Prepare and run one instance; the row for ``records.jsonl``. Raises ``ResourceError`` where
-    the scripts cannot be started."""
+    """Prepare and run one instance; the row for ``records.jsonl``, after ``sat`` with the whole
+    ``answer``. Raises ``ResourceError`` where the scripts cannot be started."""
     job = call.job
     pairs = tuple((name, places.get(path, path)) for name, path in job.networks())
     words = ["v1", job.suite.category, network_field(pairs), places.get(job.vnnlib(), job.vnnlib())]
@@ -85,6 +85,9 @@ def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
             code, wall_s = _call(command, environment, job.timeout + _GRACE_SECONDS)
             result = word_of(code, results, wall_s, job.timeout)
         told = read_records(record) if record.exists() else []
+        kept = {}
+        if result == "sat":
+            kept["answer"] = results.read_text(encoding="utf-8", errors="replace")
     # What the script measured from outside goes over what the run said about itself.
     return (told[-1] if told else {}) | {
         "key": job.key(),
@@ -97,6 +100,7 @@ def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
         "prepare_s": round(prepare_s, 4),
         "wall_s": round(wall_s, 4),
         "exit_code": code,
+        **kept,
     }
 
 

@@ -49,6 +49,8 @@ def record_of(request: Request, seen: Watched, wall: float) -> dict[str, Any]:
         "wall_s": round(wall, 4),
         "peak_mib": seen.peak_bytes >> 20,
     }
+    if curve := seen.curve.points():
+        record["curve"] = curve
     if seen.facts:
         record["watch"] = seen.facts
     if seen.lost:

@@ -124,29 +124,14 @@ def _where(row: _Row) -> str:
     return f"{row['category']}: {row['network']} with {row['vnnlib']}"
 
 
-def latest(rows: Iterable[_Row]) -> list[_Row]:
-    """The last row of each instance of a bench: run again, under another limit, it counts once.
-    Rows of single runs, which have no key, all count."""
-    found: dict[str, _Row] = {}
-    for place, row in enumerate(rows):
-        key = row.get("key")
-        # (The limit stands at the end of a key.)
-        name = repr(key[:-1]) if isinstance(key, list) else str(place)
-        found.pop(name, None)
-        found[name] = row
-    return list(found.values())
-
-
 def _distinct(values: Iterable[Any]) -> list[str]:
     """Distinct values in order of appearance, in a form for readers."""
-    return list(dict.fromkeys(_readable(value) for value in values))
+    return list(dict.fromkeys(readable(value) for value in values))
 
 
-def _readable(value: Any) -> str:
+def readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(
-            f"{name} {_readable(part)}"
-            for name, part in value.items()
-            if part not in ("", [], None)
+            f"{name} {readable(part)}" for name, part in value.items() if part not in ("", [], None)
         )
     return value if isinstance(value, str) else json.dumps(value)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from bitcrown.harness.answer import Answer, answer_of, crashed, parse_message
+from bitcrown.harness.curve import BoundCurve
 from bitcrown.harness.leftovers import drop_note, note_run
 from bitcrown.harness.load import Load
 from bitcrown.harness.processes import (
@@ -121,7 +122,9 @@ class Watched:
     exit_code: int = 0
     lost: str = ""
     """Why the results file does not hold the answer, if it does not."""
+    began: float = field(default_factory=time.monotonic)
     phase_began: float = field(default_factory=time.monotonic)
+    curve: BoundCurve = field(default_factory=BoundCurve)
 
     def enter(self, name: str, facts: Any) -> None:
         """A phase begins; the time since the last one goes to that one (the first is the start of
@@ -135,6 +138,7 @@ class Watched:
             facts = {key: value for key, value in facts.items() if key != "counters"}
         if facts:
             self.reached[name] = facts
+            self.curve.add(now - self.began, facts)
         self.progress = {"phase": name, "facts": self.reached.get(name, {})}
 
 

@@ -1,4 +1,5 @@
-"""The templates of this folder, filled by Jinja2: whatever a value says is text and is escaped.
+"""Templates of this folder, or of another package, filled by Jinja2: whatever a value says is text
+and is escaped.
 
 Templates say how a page looks, Python what its numbers are.
 """
@@ -11,14 +12,14 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def filled(template: str, **values: object) -> Markup:
-    """``template`` with ``values``; the result is markup and is not escaped again inside another
-    template. A value that a template names and nobody gives is an error."""
+def filled(template: str, *, package: str = __package__, **values: object) -> Markup:
+    """``template`` of ``package`` with ``values``; the result is markup and is not escaped again
+    inside another template. A value that a template names and nobody gives is an error."""
     import jinja2
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
