@@ -70,8 +70,8 @@ def drawn(image: np.ndarray, proved: object, broken: object) -> str:
         '<text x="28" y="160">a network</text>',
         '<text class="faint" x="28" y="180">ONNX, torch, int8</text>',
         picture(image, 180, 48, 84),
-        f'<text x="180" y="160">a question</text><text class="faint" x="180" y="180">'
-        f"does every image within</text>",
+        '<text x="180" y="160">a question</text>',
+        '<text class="faint" x="180" y="180">does every image within</text>',
         f'<text class="faint" x="180" y="198">eps of it stay a {proved.label}?</text>',
         *(arrow(350, 150, 415, middle(number)) for number in range(len(cards))),
     ]
@@ -121,7 +121,8 @@ def network(left: float, top: float) -> list[str]:
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
     bend = (x + to_x) / 2
-    return f'<path class="line" stroke-width="1.5" d="M{x} {y}C{bend} {y} {bend} {to_y} {to_x} {to_y}"/>'
+    path = f"M{x} {y}C{bend} {y} {bend} {to_y} {to_x} {to_y}"
+    return f'<path class="line" stroke-width="1.5" d="{path}"/>'
 
 
 def picture(levels: np.ndarray, x: float, y: float, size: float) -> str:
