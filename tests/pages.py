@@ -24,7 +24,6 @@ NOT_RUN = {
     "gpu": "no GPU where the tests run; benchmarks/gpu.sh is the test there",
     "tests": "it starts the tests themselves",
     "your files": "it names files of the reader",
-    "your shell": "it changes the reader's own shell",
     "hours": "it trains or evaluates for hours",
 }
 LANGUAGES = {"sh", "python", "vnnlib", "console", "toml", "yaml", "text"}

@@ -6,6 +6,7 @@ A page is one session: its blocks run one after the other in a folder of their o
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -89,7 +90,9 @@ def test_every_command_of_the_line_is_run_somewhere() -> None:
 
     run = "".join(block.text for page in RUN for block in FOUND[page] if block.is_tested)
     commands = next(
-        action.choices for action in build_parser()._actions if action.dest == "command"
+        action.choices
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
     )
     missing = [command for command in commands if f"bitcrown {command}" not in run]
     assert not missing, missing
