@@ -64,3 +64,9 @@ def test_tables_are_whole() -> None:
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
     ragged = [line for line in lines if len(re.split(r"(?<!\\)\|", line)) != 5]
     assert not ragged, ragged
+
+
+def test_every_row_says_why_and_what_to_do() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    bare = [line for line in lines if not all(cell.strip() for cell in line[1:-1].split("|"))]
+    assert not bare, bare
