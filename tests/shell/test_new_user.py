@@ -168,6 +168,13 @@ def test_every_run_leaves_its_record(scripts: Scripts) -> None:
     assert scripts.last_record()["result"] == "unsat"
 
 
+def test_an_empty_record_is_none(scripts: Scripts) -> None:
+    """As an empty BITCROWN_RECORD is; it was the folder ``.`` before."""
+    done = cli(scripts, "unsat", "verify", "net.onnx", "prop.vnnlib", "--record", "")
+    assert done.returncode == 0, done.stderr
+    assert not scripts.record.exists()
+
+
 def test_record_that_cannot_be_written_is_said_before_the_search(scripts: Scripts) -> None:
     place = "/proc/nobody/records.jsonl"
     done = cli(scripts, "unsat", "verify", "net.onnx", "prop.vnnlib", "--record", place)

@@ -47,9 +47,8 @@ def add_verify_command(commands: Any) -> None:
     add("--certificate", type=Path, metavar="FILE", help="write the proof of an unsat")
     add(
         "--record",
-        type=Path,
         metavar="FILE",
-        help="append a JSON record of the run here (default: BITCROWN_RECORD, or "
+        help="append a JSON record of the run here; empty: nowhere (default: BITCROWN_RECORD, or "
         "~/.local/state/bitcrown/records.jsonl)",
     )
     add_output_option(verify)
@@ -87,9 +86,10 @@ def _verified(options: argparse.Namespace, network: str, vnnlib: str) -> int:
     usual = _DEFAULT_TIMEOUT if cpu is None else PATIENCE * max(cpu, 1.0) + _START_SECONDS
     timeout = usual if options.timeout is None else parse_timeout(options.timeout)
     request = Request("", network, vnnlib, timeout, started, settings, str(certificate or ""), cpu)
-    record = options.record or record_path()
-    if options.record is not None:
-        require_appendable(options.record)
+    if options.record is None:
+        record = record_path()
+    elif record := Path(options.record) if options.record else None:
+        require_appendable(record)
     if options.result is not None:
         write_answer(options.result, f"{Status.TIMEOUT}\n")
     signals = Signals(Answer(Status.UNKNOWN, Reason.INTERRUPTED))

@@ -43,7 +43,7 @@ def write_answer(path: Path, text: str) -> None:
 def _withdraw(path: Path, error: ResourceError) -> None:
     """Take an answer back that cannot be replaced; always raises."""
     if _written_in_place(path, f"{Status.ERROR}\n"):
-        raise ResourceError(f"{error}; it says error") from error
+        raise ResourceError(f"{error}; the file says error now") from error
     try:
         path.unlink()
     except OSError:

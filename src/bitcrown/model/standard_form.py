@@ -147,7 +147,9 @@ class _Expansion:
         """Least and greatest integer of the bits at an input."""
         bits, narrow = self._known(index), int(bool(self.attrs.get("narrow", 0)))
         if not bits >= 1:
-            raise UnsupportedError(f"{self.node.op_type} {self._name!r} has {bits:g} bits")
+            raise UnsupportedError(
+                f"{self.node.op_type} {self._name!r} has {bits:g} bits, but needs at least one"
+            )
         half = 2.0 ** (bits - 1)
         if self.attrs.get("signed", 1):
             return self._constant(narrow - half), self._constant(half - 1)

@@ -57,7 +57,8 @@ def _files(path: Path, test: str, batches: tuple[str, ...], train: bool) -> list
     found = [path / name for name in names if (path / name).is_file()]
     if found and len(found) != len(names):
         raise DataError(
-            f"{path} lacks {', '.join(name for name in names if not (path / name).is_file())}"
+            f"{path} lacks {', '.join(name for name in names if not (path / name).is_file())}, "
+            "without which the set is not whole"
         )
     return found
 
