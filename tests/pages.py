@@ -24,6 +24,7 @@ NOT_RUN = {
     "gpu": "no GPU where the tests run; benchmarks/gpu.sh is the test there",
     "tests": "it starts the tests themselves",
     "your files": "it names files of the reader",
+    "cluster": "no cluster where the tests run; the Ray tests start one of their own",
     "hours": "it trains or evaluates for hours",
 }
 LANGUAGES = {"sh", "python", "vnnlib", "console", "toml", "yaml", "text"}

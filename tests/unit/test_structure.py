@@ -46,9 +46,10 @@ MAY_IMPORT = {
     | {"model", "spec", "bounds", "quant", "search", "attacks", "check", "zoo", "cluster"},
     "api": LEAVES | {"model", "spec", "quant", "search", "attacks", "certificates", "evaluation"},
     "harness": LEAVES | {"spec", "check", "api", "cluster"},
+    "report": LEAVES | {"spec", "check", "evaluation", "harness"},
     "cli": LEAVES
     | {"model", "spec", "check", "certificates", "evaluation", "train", "api", "harness"}
-    | {"cluster"},
+    | {"cluster", "report"},
     "__init__": {"api", "budget", "errors", "provenance", "settings", "spec", "verdict"},
     "__main__": {"cli"},
 }
@@ -66,18 +67,18 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 7440,
+    "model": 7600,
     "spec": 4340,
-    "check": 8620,
-    "bounds": 6430,
+    "check": 8660,
+    "bounds": 6940,
     "attacks": 3590,
     "quant": 9200,
-    "search": 6850,
+    "search": 7060,
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
     "evaluation": 4550,
-    "harness": 2200,
+    "harness": 2170,
     "cluster": 940,
     "report": 1520,
     "cli": 2000,
