@@ -206,6 +206,8 @@ def _read(file: NetworkFile) -> _Reading:
     has_steps = any(
         node.op in QUANTIZERS
         or (node.op == "Div" and "int" in builder.dtypes.get(node.outputs[0], ""))
+        # Networks round to be quantized: by Div, Round, Clip and Mul where tools write no pairs.
+        or (node.op == "Round" and node.outputs[0] in builder.tensors and not builder.unrounded)
         for node in nodes
     )
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)

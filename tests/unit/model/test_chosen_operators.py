@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import interval_bounds
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.execute import Network
@@ -347,3 +348,35 @@ def test_skipped_normalisations(compared: Callable[..., None]) -> None:
     ms = {"domain": "com.microsoft", "epsilon": 1e-3}
     compared("SkipLayerNormalization", (2, 3, 4), (2, 3, 4), *parts, **ms)
     compared("SkipSimplifiedLayerNormalization", (2, 3, 4), (2, 3, 4), parts[0], parts[1], **ms)
+
+
+def test_networks_that_round_are_read_as_the_runtime_rounds(tmp_path: Path) -> None:
+    """A quantizer of Div, Round and Mul: in real arithmetic a value next to a tie falls elsewhere
+    than in float32, by a whole step."""
+    nodes = [
+        helper.make_node("Div", ["x", "scale"], ["d"]),
+        helper.make_node("Round", ["d"], ["r"]),
+        helper.make_node("Mul", ["r", "scale"], ["y"]),
+    ]
+    scale = np.float32(0.1)
+    graph = helper.make_graph(
+        nodes,
+        "quantizer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [numpy_helper.from_array(scale.reshape(1), "scale")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "quantizer.onnx"
+    onnx.save(made, path)
+    read = read_graph(path)
+    session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    network, missed = Network(read, torch.float64), 0
+    for k in range(200):
+        x = np.float32((k + 0.5) / 10)
+        y = float(session.run(None, {"x": x.reshape(1, 1)})[0][0, 0])
+        point = torch.tensor([[float(x)]], dtype=torch.float64)
+        bounds = LayerBounder(network, 1 << 20).run(point, point).bounds[read.outputs[0]]
+        assert float(bounds[0]) <= y <= float(bounds[1])
+        missed += abs(float(network(point)) - y) > 0.05
+    assert missed  # the real function is another one
