@@ -139,3 +139,9 @@ def test_installed_command_works_in_another_folder(installed: Path, tmp_path: Pa
         shutil.copy(suite / kind / name, tmp_path)
     words = ["verify", "cartpole.onnx", "cartpole_case_unsafe_3.vnnlib", "--timeout", "120"]
     assert run(bitcrown, *words, cwd=tmp_path).startswith("unsat")
+    # There are no scripts here; a suite runs all the same.
+    (tmp_path / "instances.csv").write_text("cartpole.onnx,cartpole_case_unsafe_3.vnnlib,120\n")
+    (tmp_path / "expected.csv").write_text(
+        "onnx,vnnlib,expected\ncartpole.onnx,cartpole_case_unsafe_3.vnnlib,unsat\n"
+    )
+    assert "1/1" in run(bitcrown, "bench", ".", "--out", "results", "--need-all", cwd=tmp_path)

@@ -20,7 +20,7 @@ from bitcrown.cli.options import (
 )
 from bitcrown.cli.progress import ProgressLine
 from bitcrown.cli.scheduling import add_ray_option, chosen_scheduler
-from bitcrown.errors import PropertyError, SettingsError
+from bitcrown.errors import SettingsError
 from bitcrown.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,14 +70,9 @@ def bench_command(options: argparse.Namespace) -> int:
         wrong_rows,
         wrong_sentence,
     )
-    from bitcrown.provenance import ROOT
 
     if options.jobs < 1:
         raise SettingsError(f"--jobs needs a whole number from 1, but got {options.jobs}")
-    if not (ROOT / "run_instance.sh").is_file():
-        raise PropertyError(
-            "bench runs the tool's scripts, so it needs bitcrown installed from its repository"
-        )
     environment = environment_of(given_options(options))
     settings = Settings.from_environment(os.environ | environment)
     cap = parse_timeout(options.timeout_cap) if options.timeout_cap else math.inf

@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -77,11 +78,11 @@ def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
         # The competition's word for a results file that the script never wrote.
         results.write_text("no_result_in_file\n")
         environment = {**os.environ, **call.environment, "BITCROWN_RECORD": str(record)}
-        command = [str(ROOT / "prepare_instance.sh"), *words]
+        command = [*_script("prepare"), *words]
         code, prepare_s = _call(command, environment, _PREPARE_SECONDS)
         result, wall_s = f"prepare_instance_error_{code}", 0.0
         if code == 0:
-            command = [str(ROOT / "run_instance.sh"), *words, str(results), str(job.timeout)]
+            command = [*_script("run"), *words, str(results), str(job.timeout)]
             code, wall_s = _call(command, environment, job.timeout + _GRACE_SECONDS)
             result = word_of(code, results, wall_s, job.timeout)
         told = read_records(record) if record.exists() else []
@@ -102,6 +103,14 @@ def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
         "exit_code": code,
         **kept,
     }
+
+
+def _script(name: str) -> list[str]:
+    """The script, or what it starts where bitcrown was installed without its repository."""
+    script = ROOT / f"{name}_instance.sh"
+    if script.is_file():
+        return [str(script)]
+    return [sys.executable, "-P", "-X", "utf8", "-m", f"bitcrown.harness.{name}"]
 
 
 def word_of(code: int, results: Path, wall: float, timeout: float) -> str:
