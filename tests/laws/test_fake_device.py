@@ -9,7 +9,7 @@ searches, which do not vary; a change that needs more says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +35,7 @@ from bitcrown.model.classifier import GraphClassifier, ImageLayout
 from bitcrown.model.execute import Network
 from bitcrown.search.inputs.search import InputSplit
 from bitcrown.search.neurons.search import TreeSearch
+from bitcrown.train import images
 from bitcrown.train import step as training
 from tests.fake_device import DEVICE, Counts, FakeDevice
 from tests.laws.test_devices import decide
@@ -217,13 +218,16 @@ HOT = {
 
 
 @pytest.fixture
-def device(monkeypatch: Patch) -> FakeDevice:
+def device(monkeypatch: Patch) -> Iterator[FakeDevice]:
     """A fake device which searches take for theirs, at the costs of a GPU."""
     for table in (receptive_field._CALL_COST, passes._ENTRIES):
         monkeypatch.setitem(table, DEVICE.type, table["cuda"])
     monkeypatch.setattr(decision, "device_of", lambda name: DEVICE)
     monkeypatch.setattr(input_decision, "network_where_faster", lambda network, *_: network)
-    return FakeDevice()
+    # Constants that other tests have left on a device of the same name are not of this one.
+    images._constants.cache_clear()
+    yield FakeDevice()
+    images._constants.cache_clear()
 
 
 def over(trial: Trial, limit: Limit) -> list[str]:
