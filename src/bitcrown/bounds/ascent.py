@@ -27,15 +27,13 @@ from bitcrown.model.execute import Network
 @dataclass(frozen=True)
 class Ascent:
     """How to climb; ``rate_beta`` is that of mu, too. ``decay`` multiplies all rates after every
-    iteration. With ``keeps_best`` a domain ends where its best row was bounded best, and not where
-    the last step has led: few steps often lead down first."""
+    iteration."""
 
     iterations: int
     rate_alpha: float = 0.1
     rate_beta: float = 0.05
     rate_mix: float = 0.1
     decay: float = 0.98
-    keeps_best: bool = False
 
 
 def ascend(
@@ -47,8 +45,9 @@ def ascend(
     target: float = 0.0,
     budget: Budget | None = None,
 ) -> tuple[Multipliers, Tensor]:
-    """Improve ``start`` for the rows; returns what was found and the last (not rigorous) bounds
-    ``[B, S]``.
+    """Improve ``start`` for the rows; returns what was found and its (not rigorous) bounds
+    ``[B, S]``: for each domain those of the step at which its best row was bounded best. Few steps
+    often lead down first.
 
     A domain counts as done once one of its rows exceeds ``target``; it then stops contributing to
     the gradient, and the ascent ends when all are done. With ``start.mix`` all rows of a domain are
@@ -67,14 +66,13 @@ def ascend(
     groups = _groups(current, ascent)
     base = base_relaxations(start.layout, bounds)  # the same in every iteration
     optimiser = Adam(groups, ascent.decay)
-    value, best = rows.rhs, None
+    best = None
     for iteration in range(ascent.iterations):
         if budget is not None:
             budget.check()
         goal = rows if current.mix is None else rows.mixed(current.mix)
         value = bound_rows(network, goal, current.backward(network, bounds, base=base), 0.0)
-        if ascent.keeps_best:
-            best = _better(best, current, value.detach())
+        best = _better(best, current, value.detach())
         # (At most ``target``, so neither NaN nor infinite above.)
         open_ = (value.amax(dim=1, keepdim=True) <= target) & (value > -torch.inf)
         if not groups or iteration + 1 == ascent.iterations or not open_.any():
@@ -86,9 +84,7 @@ def ascend(
             torch.autograd.grad(total, [tensor for tensor, _ in groups], allow_unused=True)
         )
         _project(current)
-    if best is not None:
-        return best
-    return _each(current, Tensor.detach), value.detach()
+    return best or (_each(current, Tensor.detach), rows.rhs)
 
 
 def _better(

@@ -33,8 +33,7 @@ from bitcrown.search.neurons.root import Root, root_of
 from bitcrown.search.neurons.trials import Trials
 
 _ROOT_STEPS = 10
-_CLIMB = Ascent(6, 0.1, 0.1, decay=0.97, keeps_best=True)
-"""For each leaf: its bound is never worse than its parent's."""
+_CLIMB = Ascent(6, 0.1, 0.1, decay=0.97)
 _NEAR = 0.7
 """Leaves are split whose bound is at least this share of their tree's worst."""
 _TOGETHER = 256
