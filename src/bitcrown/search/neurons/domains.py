@@ -101,7 +101,7 @@ class Domains:
         """Each domain with its ``neuron [B]`` of one ``sign`` (-1 or 1), whose multiplier starts
         where a candidate's does, and at zero elsewhere; all else stays."""
         column = neuron.unsqueeze(1)
-        starts = self.warm.chunk(2, dim=1)[sign > 0] * (self.candidates == column)
+        starts = self.warm.chunk(2, dim=1)[sign == 1] * (self.candidates == column)
         beta = self.beta.scatter(1, column, starts.amax(dim=1, keepdim=True).to(self.beta.dtype))
         return replace(self, split=self.split.scatter(1, column, sign), beta=beta)
 
