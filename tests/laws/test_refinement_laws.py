@@ -67,6 +67,7 @@ def test_trees_bound_their_neurons_and_more_rounds_tighten(kind: str) -> None:
             assert bool(((seen >= found[0]) | is_decided).all())
             assert bool((seen[:, found[0] >= 0] > 0).all() and (seen[:, found[1] <= 0] < 0).all())
             width = float((found[1] - found[0]).sum())
+            assert last is None or width <= 1.01 * last
             tighter += last is not None and width < 0.99 * last
             last = width
     assert tighter

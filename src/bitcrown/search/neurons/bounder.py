@@ -25,7 +25,7 @@ from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.multipliers import Multipliers, proved_minimum
 from bitcrown.bounds.rows import Rows, bound_lines, bound_rows, row_lines
 from bitcrown.budget import Budget
-from bitcrown.search.neurons.branching import best_candidates, triangle_scores
+from bitcrown.search.neurons.branching import best_candidates, starting_betas, triangle_scores
 from bitcrown.search.neurons.clip import Region
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import Guide
@@ -141,6 +141,7 @@ class DomainBounder:
             split=flat.to(torch.int8),
             value=value.to(dtype),
             candidates=torch.full((count, 2 * _CANDIDATES), -1, device=value.device),
+            warm=flat.new_zeros(count, 4 * _CANDIDATES),
             x_lower=x_lower,
             x_upper=x_upper,
             low=-nothing,
@@ -276,7 +277,8 @@ class DomainBounder:
                 candidates[index] = self._candidates_of_signs(domains.select(index))
         least = claims.known(value, -torch.inf).amax(dim=1).to(domains.value.dtype)
         best = torch.maximum(domains.value, least)
-        domains = replace(domains, candidates=candidates, value=best)
+        warm = starting_betas(self.guide.layout, record, domains.alpha, candidates)
+        domains = replace(domains, candidates=candidates, warm=warm, value=best)
         # 4. The network itself, where the bounds are attained.
         self._try_minimisers(rows.to(network.dtype), lines)
         # 5. A line that bounds the row is a constraint on what may violate: it cuts the domain.

@@ -12,7 +12,6 @@ Legend: ``B`` domains, ``S`` rows, ``N`` neurons, ``K`` candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +68,31 @@ def triangle_scores(
     return upper * open_, both * open_
 
 
+def starting_betas(
+    layout: Layout, record: Mapping[str, Tensor], alpha: Tensor, candidates: Tensor
+) -> Tensor:
+    """``[B, 2 C]``: multipliers for the signs of ``candidates [B, C]``, first negative, with which
+    a child is bounded as its parent was.
+
+    The pass of ``record`` (one row a domain) reached a ReLU with ``a`` and replaced it by
+    ``a alpha z`` where ``a > 0``. The positive child has ``a z - beta z``, the negative one
+    ``0 + beta z``: the same for ``beta = a (1 - alpha)`` and ``beta = a alpha``. Where ``a < 0``
+    both signs are better than the upper line on all of ``[l, u]``, with ``beta = 0``.
+    """
+    starts = alpha.new_zeros(2, len(candidates), layout.n_neurons)
+    for node in layout.nodes:
+        if node.op != "Relu" or node.name not in record:
+            continue
+        where = layout.neuron_at[node.inputs[0]]
+        a = elements(record[node.name], 2)[:, 0].clamp(min=0)
+        slope = alpha[:, 0, layout.alpha_at[node.name]]
+        starts[0, :, where] += a * slope
+        starts[1, :, where] += a * (1 - slope)
+    chosen = candidates.clamp(min=0).expand(2, -1, -1)
+    starts = known(starts.gather(2, chosen), 0.0) * (candidates != -1)
+    return torch.cat([*starts], dim=1)
+
+
 def best_candidates(scores: Tensor, count: int) -> Tensor:
     """``[B, K]`` neurons with the highest positive scores, best first; -1 where there are no
     more."""
@@ -116,11 +140,10 @@ class SmartBranching:
             return batch, candidates[:, 0]
         count, width = candidates.shape
         every = torch.arange(count, device=candidates.device).repeat_interleave(width)
-        neuron = candidates.flatten().clamp(min=0).unsqueeze(1)
+        neuron = candidates.flatten().clamp(min=0)
         parents = self.bounder.guide_bounds(batch)
         trial, value = batch.select(every), []
         for sign in (-1, 1):
-            child = replace(trial, split=trial.split.scatter(1, neuron, sign))
-            found = self.bounder.quick_bound(child, parents, width)
+            found = self.bounder.quick_bound(trial.decided(neuron, sign), parents, width)
             value.append(found.reshape(count, width))
         return batch, choose(candidates, batch.value, value[0], value[1], self.gain)

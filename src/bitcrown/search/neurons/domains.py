@@ -45,7 +45,9 @@ class Domains:
     * ``alpha [B, 1, N_alpha]``, ``beta [B, N]``, ``mix [B, S]``, ``mu [B, K]``: multipliers found
       so far (see ``bounds.multipliers``);
     * ``value [B]``: the best lower bound so far, over rows;
-    * ``candidates [B, C]``: neurons worth splitting, -1 where there are no more;
+    * ``candidates [B, C]``: neurons worth splitting, -1 where there are no more, and ``warm
+      [B, 2 C]``: where the multipliers of their signs start, negative ones first (see
+      ``branching.starting_betas``);
     * ``mass [B]``: its share of the case's tree, one half of its parent's (float64);
     * ``x_lower``/``x_upper [B, n]``: the domain's own box, and ``low``/``up [B, N]`` its own neuron
       bounds (float64); ``[B, 0]`` where domains keep the root's.
@@ -57,6 +59,7 @@ class Domains:
     split: Tensor
     value: Tensor
     candidates: Tensor
+    warm: Tensor
     x_lower: Tensor
     x_upper: Tensor
     low: Tensor
@@ -94,14 +97,19 @@ class Domains:
             return parts[0]
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
+    def decided(self, neuron: Tensor, sign: int) -> Domains:
+        """Each domain with its ``neuron [B]`` of one ``sign`` (-1 or 1), whose multiplier starts
+        where a candidate's does, and at zero elsewhere; all else stays."""
+        column = neuron.unsqueeze(1)
+        starts = self.warm.chunk(2, dim=1)[sign == 1] * (self.candidates == column)
+        beta = self.beta.scatter(1, column, starts.amax(dim=1, keepdim=True).to(self.beta.dtype))
+        return replace(self, split=self.split.scatter(1, column, sign), beta=beta)
+
     def children(self, choice: Tensor) -> Domains:
         """``[2 B]``: each domain with the neuron ``choice [B]`` negative, then each with it
-        positive; all else is the parent's."""
-        both = self.stacked([self, self])
-        sign = torch.ones(len(both), dtype=torch.int8, device=choice.device)
-        sign[: len(self)] = -1
-        split = both.split.scatter(1, choice.repeat(2).unsqueeze(1), sign.unsqueeze(1))
-        return replace(both, split=split, mass=both.mass / 2)
+        positive."""
+        both = self.stacked([self.decided(choice, -1), self.decided(choice, 1)])
+        return replace(both, mass=both.mass / 2)
 
 
 class DomainStack(Generic[D]):
