@@ -15,7 +15,7 @@ import pytest
 
 FUZZER = Path(__file__).with_name("soundness.py")
 SLICE = {
-    "float": (2, 180),
+    "float": (2, 150),
     "integer": (1, 110),
     "mixed": (1, 25),
     "parser": (1, 120),

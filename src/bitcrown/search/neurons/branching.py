@@ -79,7 +79,8 @@ def starting_betas(
     ``0 + beta z``: the same for ``beta = a (1 - alpha)`` and ``beta = a alpha``. Where ``a < 0``
     both signs are better than the upper line on all of ``[l, u]``, with ``beta = 0``.
     """
-    starts = alpha.new_zeros(2, len(candidates), layout.n_neurons)
+    # (One place at least: networks without neurons have candidates, all of them -1.)
+    starts = alpha.new_zeros(2, len(candidates), max(1, layout.n_neurons))
     for node in layout.nodes:
         if node.op != "Relu" or node.name not in record:
             continue
