@@ -16,9 +16,9 @@ import numpy as np
 from bitcrown.spec.exact_vector import MOST_DIGITS, ExactVector
 
 _NAME = r"[A-Za-z][A-Za-z0-9_]*+"
-_VARIABLE = rf"(?:[XY]_(?:0|[1-9][0-9]{{0,8}}) |{_NAME}\[[0-9]{{1,9}}(?:,[0-9]{{1,9}}){{0,15}}+\] )"
-_NUMBER = r"-?[0-9]++(?:\.[0-9]++)?+(?:e[+-][0-9]{1,3})?+"
-_GAP = r"\s*+(?:;[^\n<>]*+\n\s*+)*+"
+_VARIABLE = rf"(?:[XY]_(?:0|[1-9][0-9]{{0,8}}) |{_NAME}\[[0-9]{{1,9}}(?:,[0-9]{{1,9}}){{0,15}}\] )"
+_NUMBER = r"-?[0-9]++(?:\.[0-9]++)?(?:e[+-][0-9]{1,3})?"
+_GAP = r"\s*+(?:;[^\n<>]*+\n\s*+)*"
 """Also comments, if nothing in them looks like a bound."""
 _BOUND = rf"\([<>]= {_VARIABLE}{_NUMBER}\)"
 _LEAST = 16
@@ -26,10 +26,13 @@ _LEAST_OF_CASE = 48
 _MOST = 100_000
 """Shorter stretches are not worth it, longer ones come in pieces, for the sake of memory."""
 BLOCK_PATTERN = (
-    rf"((?:\(assert {_BOUND}\){_GAP}){{{_LEAST},{_MOST}}}+)"
-    rf"|((?:\(declare-const [XY]_(?:0|[1-9][0-9]{{0,8}}) Real\){_GAP}){{{_LEAST},{_MOST}}}+)"
-    rf"|(\(and (?:{_BOUND}{_GAP}){{{_LEAST_OF_CASE},}}+\))"
+    rf"(?=((?:\(assert {_BOUND}\){_GAP}){{{_LEAST},{_MOST}}}))\1"
+    rf"|(?=((?:\(declare-const [XY]_(?:0|[1-9][0-9]{{0,8}}) Real\){_GAP}){{{_LEAST},{_MOST}}}))\2"
+    rf"|(?=(\(and (?:{_BOUND}{_GAP}){{{_LEAST_OF_CASE},}}\)))\3"
 )
+"""The first groups of whatever contains this. What a lookahead has found stands, so no text can make
+it backtrack; possessive groups would say the same, but up to Python 3.11.4 they forget where they
+began when they fail."""
 ASSERTS, DECLARATIONS, CASE = 1, 2, 3
 _WINDOW = 1 << 23
 _DIGITS = np.zeros(256, dtype=bool)
