@@ -9,6 +9,7 @@ Anything else, shorter stretches included, goes the long way (``sexpr``, ``formu
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +26,27 @@ _LEAST = 16
 _LEAST_OF_CASE = 48
 _MOST = 100_000
 """Shorter stretches are not worth it, longer ones come in pieces, for the sake of memory."""
-BLOCK_PATTERN = (
-    rf"(?=((?:\(assert {_BOUND}\){_GAP}){{{_LEAST},{_MOST}}}))\1"
-    rf"|(?=((?:\(declare-const [XY]_(?:0|[1-9][0-9]{{0,8}}) Real\){_GAP}){{{_LEAST},{_MOST}}}))\2"
-    rf"|(?=(\(and (?:{_BOUND}{_GAP}){{{_LEAST_OF_CASE},}}\)))\3"
-)
-"""The first groups of whatever contains this. What a lookahead has found stands, so no text can make
-it backtrack; possessive groups would say the same, but up to Python 3.11.4 they forget where they
-began when they fail."""
+
+
+def block_pattern(may_possess: bool) -> str:
+    """The stretches, as the first three groups of whatever contains this; no text can make it
+    backtrack. Up to Python 3.11.4 possessive groups forget where they began when they fail
+    (CPython gh-106052); what a lookahead has found stands just as firmly, but takes memory."""
+    stretches = (
+        ("", rf"\(assert {_BOUND}\){_GAP}", _LEAST, "", _MOST),
+        ("", rf"\(declare-const [XY]_(?:0|[1-9][0-9]{{0,8}}) Real\){_GAP}", _LEAST, "", _MOST),
+        (r"\(and ", rf"{_BOUND}{_GAP}", _LEAST_OF_CASE, r"\)", None),
+    )
+    parts = []
+    for group, (before, once, least, after, most) in enumerate(stretches, 1):
+        if may_possess:
+            parts.append(rf"({before}(?:{once}){{{least},{most or ''}}}+{after})")
+        else:
+            parts.append(rf"(?=({before}(?:{once}){{{least},{most or _MOST}}}{after}))\{group}")
+    return "|".join(parts)
+
+
+BLOCK_PATTERN = block_pattern(tuple(sys.version_info[:3]) >= (3, 11, 5))
 ASSERTS, DECLARATIONS, CASE = 1, 2, 3
 _WINDOW = 1 << 23
 _DIGITS = np.zeros(256, dtype=bool)
