@@ -125,7 +125,9 @@ def _sharpened_layers(
     if not len(domains) or steps < 2 or not root.layout.n_alphas:
         return bounder, domains
     with run.phase("layers"):
-        layers = LayerBounder(root.proof, run.budget.memory // 8, LayerAscent(guide, steps, share))
+        # (With the ascent the passes end, too: an attention network's take many times the share.)
+        ascent = LayerAscent(guide, steps, share)
+        layers = LayerBounder(root.proof, run.budget.memory // 8, ascent, budget=share)
         box = root.rows.x_lower, root.rows.x_upper
         enclosure = layers.run(*box, root.enclosure.bounds, root.rows.outputs())
         root = root_of(root.proof, guide, root.rows, enclosure, run.budget.memory)
