@@ -15,11 +15,11 @@ import pytest
 
 FUZZER = Path(__file__).with_name("soundness.py")
 SLICE = {
-    "float": (2, 150),
-    "integer": (1, 110),
+    "float": (2, 120),
+    "integer": (1, 95),
     "mixed": (1, 25),
     "parser": (1, 120),
-    "certificate": (1, 34),
+    "certificate": (1, 28),
 }
 """Seed and number of instances of each family: about two minutes in total."""
 
