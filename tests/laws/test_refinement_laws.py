@@ -126,6 +126,24 @@ def test_a_race_that_begins_anew_finds_what_it_would_have_found() -> None:
     assert restarts and proofs
 
 
+def test_a_case_that_opens_again_is_not_taken_for_refuted() -> None:
+    """Its tree was given up for lack of memory; it may have been closed under bounds of its own,
+    which says nothing of the whole box, where premises of other cases would take it from."""
+    graph = GRAPHS["residual"](0)
+    objective, least = rivals(graph, 0, 0.8)
+    start = unclipped(graph, objective).root.case_value.numpy()
+    limit = start + 1.2 * (least - start)
+    bounder = unclipped(graph, replace(objective, rhs=limit[:, None]))
+    domains = bounder.root_domains(bounder.root.open_cases(), 1)
+    race = TightenedRace(bounder, domains, 0.0)
+    again, *others = sorted(race.race.cases)
+    assert others
+    race.refinement.keep(set(others))
+    old = race.race
+    race._refine({again, *others}, 1.0, 0.0)
+    assert again not in race.excluded and again in race.race.cases and race.race is old
+
+
 def tied(seed: int) -> Graph:
     """Two outputs behind a ReLU each: the first is positive, which intervals do not see, and the
     second negative."""

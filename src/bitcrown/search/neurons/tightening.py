@@ -134,15 +134,18 @@ class TightenedRace:
         """Refine layers for the ``open_`` cases; whether that moved them. Perhaps in a new race."""
         way = self.refinement
         way.keep(open_)
-        before = way.seconds
+        before, known = way.seconds, set(way.domains.case.tolist())
         gain = way.run(seconds, lasting)
         self.counters["tightening_seconds"] += way.seconds - before
         self.counters["refined_neurons"] = way.neurons
         left = set(way.domains.case.tolist())
-        self.counters["refuted_cases"] += len(open_ - left)
-        self.excluded |= open_ - left
-        self.race.drop(open_ - left)
-        if way.gained > _ANEW and left:
+        # A case may be open again because the tree that had closed it was given up: not here, and
+        # perhaps closed under bounds of its own, so nothing is known of it on the whole box.
+        refuted = known - left
+        self.counters["refuted_cases"] += len(refuted)
+        self.excluded |= refuted
+        self.race.drop(refuted)
+        if way.gained > _ANEW and left and left == open_ - refuted:
             way.gained = 0.0
             self.race.record(self.race.cases - open_)
             self._begin(way.bounder, way.domains)
