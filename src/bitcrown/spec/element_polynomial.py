@@ -7,8 +7,9 @@ and an element is a name and a place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fractions import Fraction
+from typing import TypeVar
 
 from bitcrown.errors import PropertyError
 from bitcrown.spec.element_types import ELEMENT_TYPES
@@ -19,12 +20,13 @@ Element = tuple[str, int]
 ElementPolynomial = dict[tuple[Element, ...], Fraction]
 """Sorted elements to coefficient, the empty monomial being the constant; no zeros."""
 
+M = TypeVar("M", bound=Hashable)
 _ZERO, _ONE = Fraction(0), Fraction(1)
 _MAX_MONOMIALS = 100_000
 
 
-def add_multiple(target: ElementPolynomial, other: ElementPolynomial, factor: Fraction) -> None:
-    """Add ``factor * other`` in place."""
+def add_multiple(target: dict[M, Fraction], other: Mapping[M, Fraction], factor: Fraction) -> None:
+    """Add ``factor * other`` to ``target`` in place, dropping monomials that cancel."""
     for monomial, coefficient in other.items():
         total = target.get(monomial, _ZERO) + factor * coefficient
         if total:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from math import prod
 
 from bitcrown.errors import PropertyError, UnsupportedError
+from bitcrown.spec.element_polynomial import add_multiple
 from bitcrown.spec.problem import Monomial
 from bitcrown.spec.query import Const, Product, Query, Sum, TensorDecl, Term, Var
 
@@ -88,18 +89,8 @@ def difference(left: Term, right: Term, numbering: Numbering) -> Polynomial:
         PropertyError: an undeclared variable.
     """
     result = _expand(left, numbering)
-    _add_scaled(result, _expand(right, numbering), -_ONE)
+    add_multiple(result, _expand(right, numbering), -_ONE)
     return result
-
-
-def _add_scaled(target: Polynomial, other: Polynomial, factor: Fraction) -> None:
-    """Add ``factor * other`` to ``target`` in place, dropping monomials that cancel."""
-    for monomial, coefficient in other.items():
-        total = target.get(monomial, _ZERO) + factor * coefficient
-        if total:
-            target[monomial] = total
-        else:
-            target.pop(monomial, None)
 
 
 def _expand(term: Term, numbering: Numbering) -> Polynomial:
@@ -136,7 +127,7 @@ def _unit(node: Sum | Product) -> Polynomial:
 
 def _accumulate(node: Sum | Product, value: Polynomial, child: Polynomial) -> Polynomial:
     if isinstance(node, Sum):
-        _add_scaled(value, child, _ONE)
+        add_multiple(value, child, _ONE)
         if len(value) > _MAX_TERMS:
             raise _too_large(f"more than {_MAX_TERMS} monomials")
         return value
@@ -150,7 +141,7 @@ def _accumulate(node: Sum | Product, value: Polynomial, child: Polynomial) -> Po
             scaled = factor * coefficient
             if scaled.numerator.bit_length() + scaled.denominator.bit_length() > _MAX_BITS:
                 raise _too_large("numbers with tens of thousands of digits")
-            _add_scaled(result, {tuple(sorted(left + right)): scaled}, _ONE)
+            add_multiple(result, {tuple(sorted(left + right)): scaled}, _ONE)
     return result
 
 
