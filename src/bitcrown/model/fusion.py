@@ -25,6 +25,8 @@ def fused(
     if len(node.inputs) != 1:
         return node.inputs[0] if node.op == "Concat" and not node.inputs[1:] else (node,)
     source = nodes[node.inputs[0]]
+    if node.rounding is not None or source.rounding is not None:
+        return (node,)
     if _is_identity(node, source):
         return source.name
     alone = readers[source.name] == 1

@@ -23,6 +23,12 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 _MOST_ENTRIES = 256
 """Entries among which the largest is found by comparing each with each."""
 
+_OF_ONE_SIGN = {
+    *("AveragePool", "Expand", "Gather", "Perturb", "Reciprocal", "ReduceSum", "Reshape", "Slice"),
+    *("Sqrt", "Transpose"),
+}
+"""Operators whose values are above zero where their operand is."""
+
 
 def _step(b: Builder, x: str) -> str:
     """``[x > 0]``."""
@@ -50,9 +56,54 @@ def compare(b: Builder, node: OnnxNode) -> None:
 
 @lowers("IsNaN", "IsInf")
 def is_no_number(b: Builder, node: OnnxNode) -> None:
-    """Values of a real function are numbers."""
+    """Values of a real function are numbers, where it has one."""
+    if not _is_defined(b, b.node_of(node.inputs[0])):
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}) asks for values that may be no numbers: roots, "
+            "logarithms or quotients of what may be negative or zero"
+        )
     shape = b.shape(b.node_of(node.inputs[0]))
     b.constants[node.outputs[0]] = np.zeros(shape, dtype=bool)
+
+
+def _is_defined(b: Builder, name: str) -> bool:
+    """Whether every root, logarithm and reciprocal on the way to ``name`` has an operand of the
+    right sign by what it is made of."""
+    seen, waiting = set(), [name]
+    while waiting:
+        node = b.nodes[waiting.pop()]
+        if node.name in seen:
+            continue
+        seen.add(node.name)
+        is_partial = node.op in ("Sqrt", "Log", "Reciprocal")
+        if is_partial and not _is_above_zero(b, node.inputs[0], node.op != "Sqrt"):
+            return False
+        waiting += node.inputs
+    return True
+
+
+def _is_above_zero(b: Builder, name: str, strictly: bool, depth: int = 32) -> bool:
+    """Whether ``name`` is above zero (or zero, unless ``strictly``) whatever the input is."""
+    node = b.nodes[name]
+
+    def above(place: int, strictly: bool) -> bool:
+        return depth > 0 and _is_above_zero(b, node.inputs[place], strictly, depth - 1)
+
+    if node.op in ("Exp", "Sigmoid", "Softplus"):
+        return True
+    if node.op in ("Square", "Relu"):
+        return not strictly
+    if node.op in _OF_ONE_SIGN:
+        return above(0, strictly or node.op == "Reciprocal")
+    if node.op == "Scale":
+        scale, shift = (np.min(node.params.get(key, d)) for key, d in (("scale", 1), ("shift", 0)))
+        if not (scale >= 0 and shift >= 0 and above(0, False)):
+            return False
+        return bool(not strictly or shift > 0 or (scale > 0 and above(0, True)))
+    if node.op in ("Add", "Mul"):
+        some = any if node.op == "Add" else all
+        return above(0, False) and above(1, False) and some(above(k, strictly) for k in (0, 1))
+    return False
 
 
 @lowers("Not")
