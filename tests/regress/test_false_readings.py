@@ -49,7 +49,7 @@ def is_proved(net: Path, low: float, high: float, outputs: int, asked: str) -> b
     """Whether bounds alone prove ``asked`` of four inputs between ``low`` and ``high``."""
     text = "".join(f"(declare-const X_{i} Real)" for i in range(4))
     text += "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
-    text += "".join(f"(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))" for i in range(4))
+    text += "".join(f"(assert (>= X_{i} {low!r}))(assert (<= X_{i} {high!r}))" for i in range(4))
     prop = net.with_suffix(".vnnlib")
     prop.write_text(text + asked)
     with only_proofs():
@@ -137,3 +137,78 @@ def test_a_root_of_a_square_is_a_number(tmp_path: Path) -> None:
     ]
     net = saved(tmp_path / "n.onnx", nodes, "float32", {"c": np.float32(0.1)})
     assert is_proved(net, -2, 2, 4, "(assert (>= Y_0 100))")
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("large", [1e10, 1e8])
+def test_offsets_that_cancel_leave_the_rounding_of_what_they_were(
+    large: float, is_dense: bool, tmp_path: Path
+) -> None:
+    """``((x + 0.4 g) + large) - large`` where ``g`` is the distance of floats at ``large``: merged
+    into ``x + 0``, while the sum at ``x = 0.2 g`` is ``0.6 g``, and ``g`` as rounded."""
+    gap = float(np.spacing(large))
+    offsets = np.array([0.4 * gap, large, -large])
+    nodes, source = [], "x"
+    for k, name in enumerate(("a", "b", "d")):
+        if is_dense:
+            nodes.append(helper.make_node("Gemm", [source, "w", f"c{k}"], [name]))
+        else:
+            nodes.append(helper.make_node("Add", [source, f"c{k}"], [name]))
+        source = name
+    nodes.append(helper.make_node("Cast", ["d"], ["y"], to=TensorProto.FLOAT))
+    constants = {f"c{k}": np.full(4, offset) for k, offset in enumerate(offsets)}
+    net = saved(tmp_path / "n.onnx", nodes, "float64", {"w": np.eye(4), **constants})
+    assert (reached(net, 0.2 * gap, "float64") >= 0.5 * gap).all()
+    assert not is_proved(net, 0.0, 0.2 * gap, 4, f"(assert (>= Y_0 {0.5 * gap!r}))")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-4, 1), (-4, 0.01)])
+def test_what_is_chosen_where_a_root_is_none_is_true(
+    low: float, high: float, tmp_path: Path
+) -> None:
+    """``x tanh(sqrt(x))`` where ``x >= 0``, else ``x``: lines above the root were below zero left
+    of it, which left no value for what nobody reads there."""
+    nodes = [
+        helper.make_node("GreaterOrEqual", ["x", "zero"], ["c"]),
+        helper.make_node("Sqrt", ["x"], ["r"]),
+        helper.make_node("Tanh", ["r"], ["t"]),
+        helper.make_node("Mul", ["t", "x"], ["p"]),
+        helper.make_node("Where", ["c", "p", "x"], ["y"]),
+    ]
+    net = saved(tmp_path / "n.onnx", nodes, "float32", {"zero": np.float32(0)})
+    assert (reached(net, -4.0, "float32") == -4).all()
+    assert not is_proved(net, low, high, 4, "(assert (<= Y_0 -3.99))")
+
+
+@pytest.mark.parametrize(
+    ("function", "comparison", "limit"), [("Sqrt", "LessOrEqual", 1), ("Log", "Less", 0)]
+)
+def test_what_is_no_number_compares_like_none(
+    function: str, comparison: str, limit: float, tmp_path: Path
+) -> None:
+    """``Where(sqrt(x) <= 1, -1, x)`` is ``x`` where ``x`` is negative."""
+    nodes = [
+        helper.make_node(function, ["x"], ["r"]),
+        helper.make_node(comparison, ["r", "one"], ["c"]),
+        helper.make_node("Where", ["c", "m", "x"], ["y"]),
+    ]
+    constants = {"one": np.float32(limit), "m": np.float32(-1)}
+    net = saved(tmp_path / "n.onnx", nodes, "float32", constants)
+    assert (reached(net, -4.0, "float32") == -4).all()
+    for low, high in ((-4, -1), (-4, 0.01)):
+        assert not is_proved(net, low, high, 4, "(assert (<= Y_0 -3.99))")
+
+
+def test_a_largest_entry_among_what_is_no_number(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sqrt", ["x"], ["r"]),
+        helper.make_node("Concat", ["h", "r"], ["both"], axis=1),
+        helper.make_node("ArgMax", ["both"], ["i"], axis=1),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["f", "zeros"], ["y"]),
+    ]
+    constants = {"h": np.float32([[0.5]]), "zeros": np.zeros((1, 4), np.float32)}
+    net = saved(tmp_path / "n.onnx", nodes, "float32", constants)
+    found = float(reached(net, -4.0, "float32")[0, 0])
+    asked = f"(assert (<= Y_0 {found + 0.5}))(assert (>= Y_0 {found - 0.5}))"
+    assert not is_proved(net, -4, -1, 4, asked)

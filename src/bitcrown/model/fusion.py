@@ -3,6 +3,10 @@
 The merged node has the name of the second; the first stays in the graph and is dropped later if
 nothing else reads it, so a rule can do no harm. Where keeping both would be work done twice, the
 source must have one reader.
+
+Offsets that are merged may cancel, and what is left of two large ones is off by a rounding of
+those. So a merged node says how large they were (the attribute ``carried``), and bounds count the
+rounding of that (``Network.offset_size``).
 """
 
 from __future__ import annotations
@@ -48,6 +52,25 @@ def fused(
     return merged or (node,)
 
 
+def offset_reach(node: Node) -> float:
+    """The largest entry of a node's offset, or of those that it was made of."""
+    entries = [np.abs(node.params.get(key, np.zeros(()))) for key in ("bias", "shift")]
+    largest = max(float(entry.max(initial=0.0)) for entry in entries)
+    return max(largest, float(node.attrs.get("carried", 0.0)))
+
+
+def carrying(attrs: Mapping[str, Any], first: float, second: float) -> dict[str, Any]:
+    """``attrs`` of a node whose offset is a sum of numbers up to ``first`` and up to ``second``."""
+    is_sum = (first and second) or "carried" in attrs
+    return {**attrs, "carried": first + second} if is_sum else dict(attrs)
+
+
+def _row_sum(weight: _Array) -> float:
+    """The largest sum of absolute weights of an output."""
+    rows = np.abs(weight).reshape(len(weight), -1)
+    return float(rows.sum(axis=1).max(initial=0.0))
+
+
 def _is_identity(node: Node, source: Node) -> bool:
     if node.shape != source.shape:
         return False
@@ -58,9 +81,8 @@ def _is_identity(node: Node, source: Node) -> bool:
     if node.op == "Pad":
         return not any(node.attrs["pads"][0]) and not any(node.attrs["pads"][1])
     if node.op == "Scale":
-        return bool(np.all(node.params.get("scale", 1.0) == 1.0)) and not np.any(
-            node.params.get("shift", 0.0)
-        )
+        is_one = bool(np.all(node.params.get("scale", 1.0) == 1.0))
+        return is_one and not np.any(node.params.get("shift", 0.0)) and "carried" not in node.attrs
     return node.op in ("Reshape", "Expand") or (node.op == "Relu" and source.op == "Relu")
 
 
@@ -116,7 +138,12 @@ def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
             "scale": source.params.get("scale", np.ones(())) * gain,
             "shift": source.params.get("shift", np.zeros(())) * gain + shift,
         }
-        return (replace(scale, inputs=source.inputs, params=params),)
+        attrs = carrying(
+            {**source.attrs, **scale.attrs},
+            float(np.abs(gain).max(initial=0.0)) * offset_reach(source),
+            offset_reach(scale),
+        )
+        return (replace(scale, inputs=source.inputs, params=params, attrs=attrs),)
     rank = len(source.shape)
     axis = {"Linear": rank - 1, "Conv": 1, "ConvTranspose": 1}.get(source.op)
     if axis is None or (source.op == "ConvTranspose" and source.attrs["group"] != 1):
@@ -131,7 +158,10 @@ def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
     lead = (1, -1) if source.op == "ConvTranspose" else (-1,)
     weight = weight * gain.reshape(*lead, *([1] * (weight.ndim - len(lead))))
     bias = source.params.get("bias", np.zeros(gain.shape)) * gain + shift
-    return (replace(source, name=scale.name, params={"weight": weight, "bias": bias}),)
+    largest = float(np.abs(gain).max(initial=0.0)) * offset_reach(source)
+    attrs = carrying(source.attrs, largest, offset_reach(scale))
+    params = {"weight": weight, "bias": bias}
+    return (replace(source, name=scale.name, params=params, attrs=attrs),)
 
 
 def _weights_after(
@@ -143,7 +173,7 @@ def _weights_after(
         found = _gain_and_shift(
             source, source.shape, len(source.shape) - 1 if node.op == "Linear" else 1
         )
-        merged = _scaled_weights(node, *found) if found is not None else None
+        merged = None if found is None else _scaled_weights(node, *found, offset_reach(source))
         return None if merged is None else (replace(merged, inputs=source.inputs),)
     if node.op != "Linear":
         return None
@@ -163,7 +193,7 @@ def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tupl
     }
     moved = replace(scale, params=params)
     found = _gain_and_shift(moved, reshape.shape, len(reshape.shape) - 1)
-    merged = _scaled_weights(node, *found) if found is not None else None
+    merged = None if found is None else _scaled_weights(node, *found, offset_reach(scale))
     if merged is None:
         return None
     flat = replace(
@@ -172,8 +202,9 @@ def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tupl
     return flat, replace(merged, inputs=(flat.name,))
 
 
-def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
-    """``W (gain x + shift) + b`` as one node; a shift cannot pass under zero padding."""
+def _scaled_weights(node: Node, gain: _Array, shift: _Array, reach: float) -> Node | None:
+    """``W (gain x + shift) + b`` as one node, ``reach`` being the ``offset_reach`` of the shift; a
+    shift cannot pass under zero padding."""
     weight = node.params["weight"].astype(np.float64)
     if node.op == "Conv" and (
         node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))
@@ -186,7 +217,9 @@ def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
     offset = (weight * shift.reshape(1, -1, *tail)).sum(axis=tuple(range(1, weight.ndim)))
     if offset.any() or "bias" in node.params:
         params["bias"] = node.params.get("bias", np.zeros(())) + offset
-    return replace(node, params=params)
+    carried = _row_sum(weight) * reach  # a sum that may cancel by itself
+    attrs = carrying(node.attrs, carried, offset_reach(node) or carried)
+    return replace(node, params=params, attrs=attrs)
 
 
 def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
@@ -205,4 +238,6 @@ def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
         bias = moved if bias is None else moved + bias
     if bias is not None:
         params["bias"] = bias
-    return (replace(second, inputs=first.inputs, params=params),)
+    carried = _row_sum(outer) * offset_reach(first)
+    attrs = carrying(second.attrs, carried, offset_reach(second) or carried)
+    return (replace(second, inputs=first.inputs, params=params, attrs=attrs),)

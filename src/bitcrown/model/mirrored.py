@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.model.fusion import carrying, offset_reach
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.passes import simplified
 
@@ -100,12 +101,13 @@ def _unmirrored(first: Node, relu: Node, second: Node) -> tuple[Node, ...] | Non
     skip = factor @ inner[keeper[mirrored]]
     offset = factor @ shift[keeper[mirrored]]
     offset = offset + np.broadcast_to(second.params.get("bias", np.zeros(())), offset.shape)
+    carried = float(np.abs(factor).sum(axis=1).max(initial=0.0)) * offset_reach(first)
     around = Node(
         f"{second.name}.around",
         "Linear",
         first.inputs,
         second.shape,
-        {},
+        carrying({}, carried, offset_reach(second) or carried),
         {"weight": skip, "bias": offset},
         second.source,
     )
@@ -117,7 +119,7 @@ def _unmirrored(first: Node, relu: Node, second: Node) -> tuple[Node, ...] | Non
         "Linear",
         first.inputs,
         hidden,
-        {},
+        first.attrs,
         {"weight": inner[is_kept], "bias": shift[is_kept]},
         first.source,
     )

@@ -145,7 +145,9 @@ def _representatives(
     """
     cuts = np.arange(math.ceil(2 * first), math.floor(2 * last) + 1) / 2
     cuts = np.unique(np.concatenate([[first], cuts, [last]]))
-    found = np.concatenate([cuts, (cuts[:-1] + cuts[1:]) / 2, [-0.0] if first <= 0 <= last else []])
+    found = np.concatenate(
+        [cuts, (cuts[:-1] + cuts[1:]) / 2, [-0.0] if np.sign(first) != np.sign(last) else []]
+    )
     found = found[found == found.astype(kind).astype(np.float64)]
     values = np.stack([np.asarray(_STEPS[step](found), np.float64) for step in sorted(steps)])
     _, places = np.unique(np.concatenate([values, np.signbit(values)]), axis=1, return_index=True)

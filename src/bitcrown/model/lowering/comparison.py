@@ -42,6 +42,8 @@ def _negation(b: Builder, p: str) -> str:
 @lowers("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 def compare(b: Builder, node: OnnxNode) -> None:
     left, right = (b.node_of(tensor) for tensor in node.inputs)
+    for operand in (left, right):
+        decides_on(b, operand)
     if node.op in ("Less", "LessOrEqual"):
         left, right = right, left
     if node.op.startswith(("Greater", "Less")) and node.op.endswith("OrEqual"):
@@ -57,29 +59,28 @@ def compare(b: Builder, node: OnnxNode) -> None:
 @lowers("IsNaN", "IsInf")
 def is_no_number(b: Builder, node: OnnxNode) -> None:
     """Values of a real function are numbers, where it has one."""
-    if not _is_defined(b, b.node_of(node.inputs[0])):
-        raise UnsupportedError(
-            f"node {node.name!r} ({node.op}) asks for values that may be no numbers: roots, "
-            "logarithms or quotients of what may be negative or zero"
-        )
+    decides_on(b, b.node_of(node.inputs[0]), ("Sqrt", "Log", "Reciprocal"))
     shape = b.shape(b.node_of(node.inputs[0]))
     b.constants[node.outputs[0]] = np.zeros(shape, dtype=bool)
 
 
-def _is_defined(b: Builder, name: str) -> bool:
-    """Whether every root, logarithm and reciprocal on the way to ``name`` has an operand of the
-    right sign by what it is made of."""
+def decides_on(b: Builder, name: str, partial: tuple[str, ...] = ("Sqrt", "Log")) -> None:
+    """Raises ``UnsupportedError`` unless every function of ``partial`` on the way to ``name`` has
+    an operand of the right sign by what it is made of. What is no number compares like none, and
+    what a node decides on it is a number again, of which nothing would be known."""
     seen, waiting = set(), [name]
     while waiting:
         node = b.nodes[waiting.pop()]
         if node.name in seen:
             continue
         seen.add(node.name)
-        is_partial = node.op in ("Sqrt", "Log", "Reciprocal")
-        if is_partial and not _is_above_zero(b, node.inputs[0], node.op != "Sqrt"):
-            return False
+        if node.op in partial and not _is_above_zero(b, node.inputs[0], node.op != "Sqrt"):
+            raise UnsupportedError(
+                f"node {b.source!r} decides on values that may be no numbers: node "
+                f"{node.source!r} is a root, a logarithm or a quotient of what may be negative or "
+                "zero"
+            )
         waiting += node.inputs
-    return True
 
 
 def _is_above_zero(b: Builder, name: str, strictly: bool, depth: int = 32) -> bool:
@@ -136,6 +137,7 @@ def winners(b: Builder, x: str, axis: int, last: bool, smallest: bool = False) -
         raise UnsupportedError(f"node {b.source!r} finds the best of {n} entries")
     if n == 1:
         return b.known(np.ones(shape))
+    decides_on(b, x)
     if smallest:
         x = b.scaled(x, -1.0, None)
     # axis: the entry, axis + 1: the one it is compared with
