@@ -178,8 +178,8 @@ class Network:
         return self._offsets[node.name][0]
 
     def offset_size(self, node: Node) -> Tensor:
-        """``|b|`` and the largest number that was added up to ``b`` when nodes were merged, as far
-        as it may have cancelled: what the rounding of ``b`` is a share of."""
+        """At least the absolute values of what was added up to ``b`` when nodes were merged: what
+        the rounding of ``b`` is a share of."""
         return self.offset(node).abs() + float(node.attrs.get("carried", 0.0))
 
     def longest_sum(self) -> int:

@@ -18,6 +18,7 @@ import math
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.graph import Node
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 _MOST_ENTRIES = 256
@@ -101,10 +102,29 @@ def _is_above_zero(b: Builder, name: str, strictly: bool, depth: int = 32) -> bo
         if not (scale >= 0 and shift >= 0 and above(0, False)):
             return False
         return bool(not strictly or shift > 0 or (scale > 0 and above(0, True)))
+    if node.op == "Clip":
+        return bool(node.attrs["min"] > 0 or (node.attrs["min"] == 0 and not strictly))
+    if node.op == "Concat":
+        return all(above(k, strictly) for k in range(len(node.inputs)))
+    if node.op == "Larger":
+        return above(1, strictly) or above(2, strictly)
     if node.op in ("Add", "Mul"):
+        if node.op == "Add" and _is_absolute_value(b, node):
+            return not strictly
         some = any if node.op == "Add" else all
         return above(0, False) and above(1, False) and some(above(k, strictly) for k in (0, 1))
     return False
+
+
+def _is_absolute_value(b: Builder, node: Node) -> bool:
+    """Whether ``node`` is ``s x + r relu(x)`` with ``s <= 0 <= s + r`` (``Builder.leaky``)."""
+    straight, bent = (b.nodes[name] for name in node.inputs)
+    if straight.op != "Scale" or bent.op != "Scale" or "shift" in {*straight.params, *bent.params}:
+        return False
+    relu, (s, r) = b.nodes[bent.inputs[0]], (part.params["scale"] for part in (straight, bent))
+    return bool(relu.op == "Relu" and relu.inputs == straight.inputs and (s <= 0).all()) and bool(
+        (s + r >= 0).all()
+    )
 
 
 @lowers("Not")
