@@ -111,8 +111,9 @@ NORMALISED = {
     *("MeanVarianceNormalization", _CONTRIB + "SkipLayerNormalization"),
 }
 WRAPPING = {
-    *("Abs", "Add", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "Pow", "ReduceL1"),
-    *("ReduceSum", "ReduceSumSquare", "Sub", "Sum"),
+    *("Abs", "Add", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "PRelu", "Pow"),
+    *("ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Scatter", "ScatterElements"),
+    *("ScatterND", "Sub", "Sum"),
 }
 """Operators whose results may leave the type of the whole numbers that they compute with."""
 RECURRENT = {"LSTM", "GRU", "RNN", _CONTRIB + "DynamicQuantizeLSTM"}
