@@ -24,6 +24,8 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 _MOST_ENTRIES = 256
 """Entries among which the largest is found by comparing each with each."""
 
+_DEEPEST = 64
+"""Nodes that are looked back at for the sign of a value."""
 _OF_ONE_SIGN = {
     *("AveragePool", "Expand", "Gather", "Perturb", "Reciprocal", "ReduceSum", "Reshape", "Slice"),
     *("Sqrt", "Transpose"),
@@ -84,12 +86,22 @@ def decides_on(b: Builder, name: str, partial: tuple[str, ...] = ("Sqrt", "Log")
         waiting += node.inputs
 
 
-def _is_above_zero(b: Builder, name: str, strictly: bool, depth: int = 32) -> bool:
-    """Whether ``name`` is above zero (or zero, unless ``strictly``) whatever the input is."""
-    node = b.nodes[name]
+def _is_above_zero(
+    b: Builder,
+    name: str,
+    strictly: bool,
+    depth: int = _DEEPEST,
+    known: dict[tuple[str, bool], bool] | None = None,
+) -> bool:
+    """Whether ``name`` is above zero (or zero, unless ``strictly``) whatever the input is;
+    ``known`` are answers that were given on the way."""
+    node, answers = b.nodes[name], {} if known is None else known
 
     def above(place: int, strictly: bool) -> bool:
-        return depth > 0 and _is_above_zero(b, node.inputs[place], strictly, depth - 1)
+        key = node.inputs[place], strictly
+        if key not in answers:
+            answers[key] = depth > 0 and _is_above_zero(b, *key, depth - 1, answers)
+        return answers[key]
 
     if node.op in ("Exp", "Sigmoid", "Softplus"):
         return True
