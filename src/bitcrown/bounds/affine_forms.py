@@ -110,7 +110,7 @@ class AffineForms:
         size = absolute(node, params, [raised(network, node, part) for part in sizes])
         error = absolute(node, params, [form.error for form in sources])
         lost = count * underflow(self.gamma, size.dtype) * torch.sign(size)
-        error = error + self.gamma * (size + count * offset.abs()) + lost
+        error = error + self.gamma * (size + count * network.offset_size(node)) + lost
         shape = (boxes, *node.shape)
         return AffineForm(centre.expand(shape), self._boxes(slopes), error.expand(shape))
 

@@ -81,7 +81,7 @@ def _affine_interval(
     # Computed with error gamma (|W| m + |b|), and an underflow wherever some product is not 0.
     sizes = [torch.maximum(low.abs(), up.abs()) for low, up in inputs]
     scale = row.absolute(node, params, [rounding.raised(network, node, size) for size in sizes])
-    slack = (scale + network.offset(node).abs()) * gamma + torch.sign(scale) * rounding.underflow(
+    slack = (scale + network.offset_size(node)) * gamma + torch.sign(scale) * rounding.underflow(
         gamma, scale.dtype
     )
     return (centre - radius - slack).expand(shape), (centre + radius + slack).expand(shape)
@@ -112,7 +112,7 @@ def _signed_interval(
     for side, sign in zip(ends, (-1, 1), strict=True):
         sizes = [rounding.raised(network, node, end.abs()) for end in side]
         size = row.absolute(node, params, sizes)
-        slack = (size + network.offset(node).abs()) * gamma
+        slack = (size + network.offset_size(node)) * gamma
         slack = slack + torch.sign(size) * rounding.underflow(gamma, size.dtype)
         found.append((network.forward_node(node, side) + sign * slack).expand(shape))
     return found[0], found[1]
@@ -235,4 +235,4 @@ def _scale(network: Network, node: Node, sizes: Sequence[Tensor], largest: Tenso
     scale = row.absolute(
         node, network.params[node.name], [rounding.raised(network, node, size) for size in sizes]
     )
-    return torch.maximum(scale + network.offset(node).abs(), largest)
+    return torch.maximum(scale + network.offset_size(node), largest)

@@ -105,7 +105,7 @@ class Propagation:
         network = self.network
         absolute = network.rows[node.name].absolute
         assert absolute is not None
-        params, offset = network.params[node.name], network.offset(node)
+        params = network.params[node.name]
         centre = network.forward_node(node, [z.centre for z in sources]).expand(1, *node.shape)
         if not sources:
             return Zonotope(centre, centre[:0], torch.zeros_like(centre))
@@ -115,7 +115,7 @@ class Propagation:
         size = absolute(node, params, [raised(network, node, size) for size in sizes])
         error = absolute(node, params, [z.error for z in sources])
         lost = (count + 1) * underflow(self.gamma, size.dtype) * torch.sign(size)
-        error = error + self.gamma * (size + (count + 1) * offset.abs()) + lost
+        error = error + self.gamma * (size + (count + 1) * network.offset_size(node)) + lost
         return Zonotope(centre, generators, error.expand(1, *node.shape))
 
     def _mapped(self, node: Node, sources: Sequence[Tensor]) -> Tensor:

@@ -177,6 +177,11 @@ class Network:
             self._offsets[node.name] = (value, not value.requires_grad and not bool(value.any()))
         return self._offsets[node.name][0]
 
+    def offset_size(self, node: Node) -> Tensor:
+        """At least the absolute values of what was added up to ``b`` when nodes were merged: what
+        the rounding of ``b`` is a share of."""
+        return self.offset(node).abs() + float(node.attrs.get("carried", 0.0))
+
     def longest_sum(self) -> int:
         """A bound on the terms of every sum that a pass in either direction forms: the largest
         tensor, and the parameters of a node (computed once)."""

@@ -3,6 +3,10 @@
 The merged node has the name of the second; the first stays in the graph and is dropped later if
 nothing else reads it, so a rule can do no harm. Where keeping both would be work done twice, the
 source must have one reader.
+
+Offsets that are merged may cancel, and what is left of two large ones is off by a rounding of
+those. So a merged node says how much larger they were (the attribute ``carried``), and bounds count
+the rounding of that (``Network.offset_size``).
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ def fused(
     if len(node.inputs) != 1:
         return node.inputs[0] if node.op == "Concat" and not node.inputs[1:] else (node,)
     source = nodes[node.inputs[0]]
+    if node.rounding is not None or source.rounding is not None:
+        return (node,)
     if _is_identity(node, source):
         return source.name
     alone = readers[source.name] == 1
@@ -46,6 +52,33 @@ def fused(
     return merged or (node,)
 
 
+def carried_by(node: Node) -> float:
+    """How much larger than a node's offset the numbers were that it is a sum of."""
+    return float(node.attrs.get("carried", 0.0))
+
+
+def carrying(
+    attrs: Mapping[str, Any], offset: _Array, sizes: _Array, before: float
+) -> dict[str, Any]:
+    """``attrs`` of a node whose ``offset`` is a sum of numbers with absolute values that add up to
+    ``sizes``, ``before`` more of which were carried."""
+    excess = float(np.max(sizes - np.abs(offset), initial=0.0)) + before
+    rest = {key: value for key, value in attrs.items() if key != "carried"}
+    return {**rest, "carried": excess} if excess > 0 else rest
+
+
+def offset_of(node: Node) -> _Array:
+    """The offset of a ``Linear``, ``Conv``, ``ConvTranspose`` or ``Scale``."""
+    key = "shift" if node.op == "Scale" else "bias"
+    return np.asarray(node.params.get(key, np.zeros(())))
+
+
+def largest_row(weight: _Array) -> float:
+    """The largest sum of absolute weights of an output."""
+    rows = np.abs(weight).reshape(len(weight), -1)
+    return float(rows.sum(axis=1).max(initial=0.0))
+
+
 def _is_identity(node: Node, source: Node) -> bool:
     if node.shape != source.shape:
         return False
@@ -56,9 +89,8 @@ def _is_identity(node: Node, source: Node) -> bool:
     if node.op == "Pad":
         return not any(node.attrs["pads"][0]) and not any(node.attrs["pads"][1])
     if node.op == "Scale":
-        return bool(np.all(node.params.get("scale", 1.0) == 1.0)) and not np.any(
-            node.params.get("shift", 0.0)
-        )
+        is_one = bool(np.all(node.params.get("scale", 1.0) == 1.0))
+        return is_one and not np.any(node.params.get("shift", 0.0)) and "carried" not in node.attrs
     return node.op in ("Reshape", "Expand") or (node.op == "Relu" and source.op == "Relu")
 
 
@@ -114,7 +146,10 @@ def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
             "scale": source.params.get("scale", np.ones(())) * gain,
             "shift": source.params.get("shift", np.zeros(())) * gain + shift,
         }
-        return (replace(scale, inputs=source.inputs, params=params),)
+        sizes = np.abs(offset_of(source) * gain) + np.abs(shift)
+        before = float(np.abs(gain).max(initial=0.0)) * carried_by(source) + carried_by(scale)
+        attrs = carrying(scale.attrs, params["shift"], sizes, before)
+        return (replace(scale, inputs=source.inputs, params=params, attrs=attrs),)
     rank = len(source.shape)
     axis = {"Linear": rank - 1, "Conv": 1, "ConvTranspose": 1}.get(source.op)
     if axis is None or (source.op == "ConvTranspose" and source.attrs["group"] != 1):
@@ -129,7 +164,11 @@ def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
     lead = (1, -1) if source.op == "ConvTranspose" else (-1,)
     weight = weight * gain.reshape(*lead, *([1] * (weight.ndim - len(lead))))
     bias = source.params.get("bias", np.zeros(gain.shape)) * gain + shift
-    return (replace(source, name=scale.name, params={"weight": weight, "bias": bias}),)
+    sizes = np.abs(offset_of(source) * gain) + np.abs(shift)
+    before = float(np.abs(gain).max(initial=0.0)) * carried_by(source) + carried_by(scale)
+    attrs = carrying(source.attrs, bias, sizes, before)
+    params = {"weight": weight, "bias": bias}
+    return (replace(source, name=scale.name, params=params, attrs=attrs),)
 
 
 def _weights_after(
@@ -141,7 +180,7 @@ def _weights_after(
         found = _gain_and_shift(
             source, source.shape, len(source.shape) - 1 if node.op == "Linear" else 1
         )
-        merged = _scaled_weights(node, *found) if found is not None else None
+        merged = None if found is None else _scaled_weights(node, *found, carried_by(source))
         return None if merged is None else (replace(merged, inputs=source.inputs),)
     if node.op != "Linear":
         return None
@@ -161,7 +200,7 @@ def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tupl
     }
     moved = replace(scale, params=params)
     found = _gain_and_shift(moved, reshape.shape, len(reshape.shape) - 1)
-    merged = _scaled_weights(node, *found) if found is not None else None
+    merged = None if found is None else _scaled_weights(node, *found, carried_by(scale))
     if merged is None:
         return None
     flat = replace(
@@ -170,8 +209,9 @@ def _linear_after_reshaped_scale(scale: Node, reshape: Node, node: Node) -> tupl
     return flat, replace(merged, inputs=(flat.name,))
 
 
-def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
-    """``W (gain x + shift) + b`` as one node; a shift cannot pass under zero padding."""
+def _scaled_weights(node: Node, gain: _Array, shift: _Array, carried: float) -> Node | None:
+    """``W (gain x + shift) + b`` as one node, ``carried`` being that of the shift; a shift cannot
+    pass under zero padding."""
     weight = node.params["weight"].astype(np.float64)
     if node.op == "Conv" and (
         node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))
@@ -181,10 +221,13 @@ def _scaled_weights(node: Node, gain: _Array, shift: _Array) -> Node | None:
     # inputs of W, its second axis.
     tail = [1] * (weight.ndim - 2)
     params = {"weight": weight * gain.reshape(1, -1, *tail)}
-    offset = (weight * shift.reshape(1, -1, *tail)).sum(axis=tuple(range(1, weight.ndim)))
+    terms, axes = weight * shift.reshape(1, -1, *tail), tuple(range(1, weight.ndim))
+    offset, sizes = terms.sum(axis=axes), np.abs(terms).sum(axis=axes) + np.abs(offset_of(node))
     if offset.any() or "bias" in node.params:
         params["bias"] = node.params.get("bias", np.zeros(())) + offset
-    return replace(node, params=params)
+    before = largest_row(weight) * carried + carried_by(node)
+    attrs = carrying(node.attrs, params.get("bias", offset), sizes, before)
+    return replace(node, params=params, attrs=attrs)
 
 
 def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
@@ -203,4 +246,8 @@ def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
         bias = moved if bias is None else moved + bias
     if bias is not None:
         params["bias"] = bias
-    return (replace(second, inputs=first.inputs, params=params),)
+    sizes = np.abs(outer) @ np.broadcast_to(np.abs(offset_of(first)), (outer.shape[1],))
+    sizes = sizes + np.abs(offset_of(second))
+    before = largest_row(outer) * carried_by(first) + carried_by(second)
+    attrs = carrying(second.attrs, np.zeros(()) if bias is None else bias, sizes, before)
+    return (replace(second, inputs=first.inputs, params=params, attrs=attrs),)

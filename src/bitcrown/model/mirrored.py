@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.model.fusion import carried_by, carrying, largest_row, offset_of
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.passes import simplified
 
@@ -100,12 +101,14 @@ def _unmirrored(first: Node, relu: Node, second: Node) -> tuple[Node, ...] | Non
     skip = factor @ inner[keeper[mirrored]]
     offset = factor @ shift[keeper[mirrored]]
     offset = offset + np.broadcast_to(second.params.get("bias", np.zeros(())), offset.shape)
+    sizes = np.abs(factor) @ np.abs(shift[keeper[mirrored]]) + np.abs(offset_of(second))
+    before = largest_row(factor) * carried_by(first) + carried_by(second)
     around = Node(
         f"{second.name}.around",
         "Linear",
         first.inputs,
         second.shape,
-        {},
+        carrying({}, offset, sizes, before),
         {"weight": skip, "bias": offset},
         second.source,
     )
@@ -117,7 +120,7 @@ def _unmirrored(first: Node, relu: Node, second: Node) -> tuple[Node, ...] | Non
         "Linear",
         first.inputs,
         hidden,
-        {},
+        first.attrs,
         {"weight": inner[is_kept], "bias": shift[is_kept]},
         first.source,
     )

@@ -167,12 +167,18 @@ def _place(node: Node, operands: tuple[str, ...]) -> object:
 
 
 def _has_same_attrs(one: Node, other: Node) -> bool:
-    return one.attrs.keys() == other.attrs.keys() and all(
-        np.array_equal(np.asarray(value), np.asarray(other.attrs[key]))
+    ours, theirs = _attrs_of_operator(one), _attrs_of_operator(other)
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(np.asarray(value), np.asarray(theirs[key]))
         if isinstance(value, np.ndarray)
-        else repr(value) == repr(other.attrs[key])
-        for key, value in one.attrs.items()
+        else repr(value) == repr(theirs[key])
+        for key, value in ours.items()
     )
+
+
+def _attrs_of_operator(node: Node) -> dict[str, Any]:
+    """Without how large merged offsets were (``fusion``)."""
+    return {key: value for key, value in node.attrs.items() if key != "carried"}
 
 
 def _has_same_weights(one: Node, other: Node) -> bool:
@@ -323,23 +329,24 @@ class _Pairs:
         weight = next((key for key in node.params if key in _WEIGHTS), "scale")
         offset = next((key for key in node.params if key in _OFFSETS), "bias")
         parts: list[str | None] = []
+        attrs = _attrs_of_operator(node)
+        carried = sum(float(one.attrs.get("carried", 0.0)) for one in (node, other))
         if gap is not None:
             kept = {weight: node.params[weight]} if weight in node.params else {}
             parts.append(
-                self._node("/gap", node.name, node.op, (gap,), attrs=node.attrs, params=kept)
+                self._node("/gap", node.name, node.op, (gap,), attrs=attrs, params=kept)
                 if kept
                 else gap
             )
         none = np.zeros(())
         moved = _split_difference(other.params.get(weight, none), node.params.get(weight, none))
         shifted = _split_difference(other.params.get(offset, none), node.params.get(offset, none))
+        attrs |= {"carried": carried} if carried else {}
         for k in range(max(len(moved), len(shifted))):
             zeros = np.zeros_like(node.params.get(weight, none), dtype=np.float64)
             given = {weight: moved[k] if k < len(moved) else zeros}
             if k < len(shifted):
                 given[offset] = shifted[k]
             suffix, source = f"/moved{k}", (other.inputs[0],)
-            parts.append(
-                self._node(suffix, node.name, node.op, source, attrs=node.attrs, params=given)
-            )
+            parts.append(self._node(suffix, node.name, node.op, source, attrs=attrs, params=given))
         return self._sum(node.name, parts)

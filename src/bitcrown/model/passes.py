@@ -42,10 +42,10 @@ def without_equal_nodes(graph: Graph) -> Graph:
 
 
 def without_roundings(graph: Graph) -> Graph:
-    """The network as a real function."""
+    """The network as a real function. What whole numbers wrap around at stays."""
     graph = rewritten(graph, _unperturbed)
     nodes = {
-        name: node if node.rounding is None else replace(node, rounding=None)
+        name: replace(node, rounding=None) if node.rounding and node.rounding.unit else node
         for name, node in graph.nodes.items()
     }
     return replace(graph, nodes=nodes)

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
@@ -73,12 +74,13 @@ CASTS = {
     9: "bool",
 }
 REQUANTIZED = 4.0
-DECISIONS = {
+RESULTS = {
     **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
     **dict.fromkeys(("Not", "And", "Or", "Xor"), "bool"),
+    **dict.fromkeys(("MatMulInteger", "ConvInteger"), "int32"),
 }
-"""Result types of operators that decide, whatever the type of what they look at."""
+"""Result types of operators whose operands' types do not say them."""
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 
 EXACT = {
@@ -108,6 +110,12 @@ NORMALISED = {
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
     *("MeanVarianceNormalization", _CONTRIB + "SkipLayerNormalization"),
 }
+WRAPPING = {
+    *("Abs", "Add", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "PRelu", "Pow"),
+    *("ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Scatter", "ScatterElements"),
+    *("ScatterND", "Sub", "Sum"),
+}
+"""Operators whose results may leave the type of the whole numbers that they compute with."""
 RECURRENT = {"LSTM", "GRU", "RNN", _CONTRIB + "DynamicQuantizeLSTM"}
 ARITHMETIC: dict[str, Callable[[Node], int]] = {
     "Linear": lambda node: int(node.params["weight"].shape[1]) + 4,
@@ -158,8 +166,10 @@ def _type_of(b: Builder, name: str) -> str:
 def _result_type(b: Builder, node: OnnxNode) -> str:
     if node.op == "Cast":
         return CASTS.get(int(node.attrs["to"]), "float32")
-    if node.op in DECISIONS:
-        return DECISIONS[node.op]
+    if node.op in RESULTS:
+        return RESULTS[node.op]
+    if node.op == "QuantizeLinear" and len(node.inputs) > 2 and node.inputs[2]:
+        return _type_of(b, node.inputs[2])
     kinds = [_type_of(b, name) for name in node.inputs if name]
     # of whole numbers come whole numbers: what divides them must know
     whole = (kind for kind in kinds if "int" in kind)
@@ -182,6 +192,9 @@ def _round(b: Builder, name: str, rounding: Rounding) -> str:
 
 def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     is_half = form.unit > FORMATS["float32"].unit
+    if node.op in WRAPPING and "int" in b.dtypes[node.outputs[0]]:
+        _mark_whole(b, node, new)
+        return
     if node.op in EXACT and not (is_half and _has_wide_constants(node, form)):
         return
     if node.op == "Div" and "int" in b.dtypes[node.outputs[0]]:
@@ -224,6 +237,23 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
                 _round(b, name, rounding)
     else:
         b.unrounded.append(f"{node.op}: {node.name}")
+
+
+def _mark_whole(b: Builder, node: OnnxNode, new: list[str]) -> None:
+    """Whole numbers are computed exactly as long as the result is one of their type; beyond it
+    onnxruntime has its lowest bits. (On the way there it may have been anywhere: they add and
+    multiply modulo a power of two.) A ``Rounding`` of nothing says so, in a real function as well.
+    """
+    dtype = np.dtype(b.dtypes[node.outputs[0]])
+    if node.outputs[0] in b.units or not b.units.keys().isdisjoint(node.inputs):
+        return  # these stand for other numbers, and int32 holds their sums
+    if dtype.kind == "u" and node.op in ("Sub", "Neg"):
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}) subtracts whole numbers without a sign"
+        )
+    most = np.iinfo(dtype).max
+    largest = float(most) if int(float(most)) == most else math.nextafter(float(most), 0.0)
+    _round_last(b, node, new, Rounding(0.0, 0.0, largest))
 
 
 def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:

@@ -38,6 +38,7 @@ def centred(
             name=f"{node.name}/numerator",
             inputs=(parts,),
             params={"weight": weight - centre[:, None]},
+            attrs={},
         )
         one = Node(f"{node.name}/divisor", "Reshape", (reciprocal.name,), column, {"shape": column})
         wide = Node(
@@ -50,7 +51,7 @@ def centred(
             one,
             wide,
             quotient,
-            Node(node.name, "Scale", (quotient.name,), node.shape, {}, shift),
+            Node(node.name, "Scale", (quotient.name,), node.shape, node.attrs, shift),
         )
     return (node,)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
 
 _MOST_CELLS = 1 << 17
+_COUNTED = float(1 << 51)
+"""Below this, float64 holds every multiple of one half."""
 _SHARE = 0.8
 """Share of the time left that running all cells may be expected to take."""
 _STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -88,7 +90,7 @@ def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None
                 continue
             steps = read.get(i, {})
             is_whole = issubclass(kind, np.integer)
-            limit = math.inf if is_whole else min(steps.values(), default=0.0)
+            limit = _COUNTED if is_whole else min(_COUNTED, *steps.values()) if steps else 0.0
             if not -limit < first <= last < limit or last - first > _MOST_CELLS:
                 return None
             values.append(
@@ -136,14 +138,19 @@ def _numbers(lower: Fraction, upper: Fraction, kind: type[np.generic]) -> tuple[
 def _representatives(
     first: float, last: float, kind: type[np.generic], steps: Collection[str]
 ) -> np.ndarray:
-    """One number of the type in each cell of ``steps`` between ``first`` and ``last``."""
+    """One number of the type in each cell of ``steps`` between ``first`` and ``last``.
+
+    A cut point that is no number of the type stands for none: it would be read as one of another
+    cell. And zeros of both signs are two values, of which ``1 / x`` makes very different ones.
+    """
     cuts = np.arange(math.ceil(2 * first), math.floor(2 * last) + 1) / 2
     cuts = np.unique(np.concatenate([[first], cuts, [last]]))
-    between = ((cuts[:-1] + cuts[1:]) / 2).astype(kind).astype(np.float64)
-    inside = between[(cuts[:-1] < between) & (between < cuts[1:])]
-    found = np.concatenate([cuts, inside])
+    found = np.concatenate(
+        [cuts, (cuts[:-1] + cuts[1:]) / 2, [-0.0] if np.sign(first) != np.sign(last) else []]
+    )
+    found = found[found == found.astype(kind).astype(np.float64)]
     values = np.stack([np.asarray(_STEPS[step](found), np.float64) for step in sorted(steps)])
-    _, places = np.unique(values, axis=1, return_index=True)
+    _, places = np.unique(np.concatenate([values, np.signbit(values)]), axis=1, return_index=True)
     return np.sort(found[places])
 
 
@@ -158,7 +165,7 @@ def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[str, float]], s
         places[name] = np.arange(number, number + size, dtype=np.int64).reshape(shape)
         number += size
     found: dict[int, dict[str, float]] = {}
-    others: set[int] = {i for name in outputs if name in places for i in places[name].flat}
+    others: set[int] = set()
     for node in nodes:
         for name in set(node.inputs):
             if name not in places or node.op in ("Shape", "Size"):
@@ -171,6 +178,8 @@ def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[str, float]], s
                     steps[step[0]] = min(step[1], steps.get(step[0], math.inf))
             elif not _moved(node, name, constants, places):
                 others.update(where)
+    # (Only now is it known what of the inputs comes out as it was.)
+    others.update(int(i) for name in outputs if name in places for i in places[name].flat)
     unread = set(range(number)) - others - set(found)
     return {i: steps for i, steps in found.items() if i not in others}, unread
 
@@ -193,6 +202,7 @@ def _moved(
     if (
         node.op not in _MOVES
         or node.inputs[0] != name
+        or name in node.inputs[1:]
         or any(other and other != name and other not in known for other in node.inputs)
     ):
         return False

@@ -203,7 +203,7 @@ class Reference:
             cast = _LEAST * sum(radius.sum() for radius in radii)
             loss = loss + share(self._terms(node)) * (absolute(node, params, radii) + cast)
             size = absolute(node, params, [value.abs() for value in centres])
-            loss = loss + self.gamma * (size + network.offset(node).abs())
+            loss = loss + self.gamma * (size + network.offset_size(node))
         if runtime is not None:
             loss = loss + runtime
         return Measures(centre, self.image(node, loss))

@@ -6,10 +6,12 @@ a lower line *wherever f is convex*, so ``p`` may be moved to where ``f`` and it
 derivatives are finite (``reachable``), even out of ``[l, u]``. ``p = l + alpha (u - l)``; the area
 below the tangent is largest for the midpoint, the default.
 
-Concave functions are the negated convex ones. Domains: ``Log`` and ``Sqrt`` say nothing about
-points where they are not defined; where ``l <= 0`` (``Log``) or 0 lies in the interval
-(``Reciprocal``) the unbounded side is infinite, "no bound", and nothing is raised. The interval of
-``Sqrt`` starts at ``sqrt(max(l, 0))``.
+Concave functions are the negated convex ones. Domains: where ``l <= 0`` (``Log``) or 0 lies in the
+interval (``Reciprocal``) the unbounded side is infinite, "no bound", and nothing is raised. A
+network may choose what it computes where a function is not defined (``Where(x > 0, sqrt(x), x)``),
+and then everything else must still be true there. So lines and ranges enclose *some* number at
+every point of the interval, the same in all: ``sqrt(max(x, 0))``, and for ``Log`` one below all
+lines. (The tangent of the root at ``p >= -l`` is not negative at ``l``.)
 """
 
 from __future__ import annotations
@@ -47,17 +49,24 @@ class Convex:
 
 
 def convex_lines(
-    curve: Convex, low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair
+    curve: Convex,
+    low: Tensor,
+    up: Tensor,
+    fraction: Tensor | None,
+    ranges: Pair,
+    begin: Tensor | None = None,
 ) -> tuple[Pair, Pair]:
     """``(slope, intercept)`` below and above; ``ranges`` are constant bounds, used where a line is
-    nowhere better."""
+    nowhere better. ``begin``: where the interval of a root begins, perhaps below ``low >= 0``."""
     p = mix(low, up, low.new_tensor(0.5) if fraction is None else fraction)
     p = p.clamp(*curve.reachable(low.dtype))
+    begin = low if begin is None else begin
+    p = p if begin is low else torch.maximum(p, -begin)
     slope = curve.slope(p)
     relative, absolute = padding(low.dtype)
     slope_error = slope.abs() * relative + absolute
-    intercept = gap_below(curve.value(p), slope, p) - slope_error * reach(p, low, up)
-    lower = lower_or_constant(slope, intercept, ranges[0], low, up)
+    intercept = gap_below(curve.value(p), slope, p) - slope_error * reach(p, begin, up)
+    lower = lower_or_constant(slope, intercept, ranges[0], begin, up)
 
     value_low, value_up = curve.value(low), curve.value(up)
     chord = secant_slope(low, up, value_low, value_up)
@@ -145,7 +154,8 @@ def _sqrt_lines(
     low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair
 ) -> tuple[Pair, Pair]:
     flipped = (-ranges[1], -ranges[0])
-    return negated(convex_lines(_MINUS_SQRT, low.clamp(min=0), up.clamp(min=0), fraction, flipped))
+    ends = low.clamp(min=0), up.clamp(min=0)
+    return negated(convex_lines(_MINUS_SQRT, *ends, fraction, flipped, low))
 
 
 def _log_lines(low: Tensor, up: Tensor, fraction: Tensor | None, ranges: Pair) -> tuple[Pair, Pair]:

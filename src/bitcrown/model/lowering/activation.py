@@ -10,6 +10,7 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import HUGE, Builder, OnnxNode, lowers
+from bitcrown.model.lowering.comparison import decides_on
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
@@ -47,7 +48,9 @@ def cast(b: Builder, node: OnnxNode) -> None:
     source = b.dtypes.get(node.inputs[0], "")
     if target in FLOATS or source == "bool":
         b.bind(node, x)
-    elif target == _BOOL:
+        return
+    decides_on(b, x)
+    if target == _BOOL:
         b.bind(node, b.absolute(b.emit("Sign", (x,))))
     elif target not in _WHOLE:
         raise UnsupportedError(

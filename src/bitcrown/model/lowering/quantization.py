@@ -18,6 +18,7 @@ and wraps around where the quotient leaves the type, far from the softmax of wha
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
@@ -63,6 +64,12 @@ def _parameter(
             raise ModelError(f"node {node.name!r} ({node.op}) lacks its input {index}")
         return default
     return b.constant(node.inputs[index], "a scale or zero point")
+
+
+def _output_type(node: OnnxNode) -> np.dtype:
+    """The type that a QuantizeLinear without a zero point asks for (opset 21)."""
+    asked = int(node.attrs.get("output_dtype", 0))
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(asked) if asked else np.uint8)
 
 
 def _spread(node: OnnxNode, value: np.ndarray, rank: int, axis: int) -> np.ndarray:
@@ -116,7 +123,7 @@ def quantize(b: Builder, node: OnnxNode) -> None:
     rank = len(b.shape(x))
     axis = b.axis(int(node.attrs.get("axis", 1)), rank) if rank > 1 else 0
     scale = _parameter(b, node, 1)
-    zero = _parameter(b, node, 2, np.zeros((), np.uint8))
+    zero = _parameter(b, node, 2, np.zeros((), _output_type(node)))
     b.bind(
         node,
         _quantized(
