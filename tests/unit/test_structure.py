@@ -67,9 +67,9 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 7600,
+    "model": 7690,
     "spec": 4360,
-    "check": 8660,
+    "check": 8720,
     "bounds": 6940,
     "attacks": 3590,
     "quant": 9200,
@@ -81,7 +81,7 @@ MOST_LINES = {
     "harness": 2180,
     "cluster": 940,
     "report": 1520,
-    "cli": 2000,
+    "cli": 2020,
     "modules": 1470,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -246,7 +246,8 @@ class Evaluator:
             if scheduler is None:
                 found = ((numbers, prover.prove(*block)) for numbers, *block in blocks)
             else:
-                found = prove_side_by_side(scheduler, plan, file.digest, shape, blocks)
+                there = replace(plan, network=file.path)
+                found = prove_side_by_side(scheduler, there, file.digest, shape, blocks)
             for numbers, proofs in found:
                 for image, proof in zip(numbers, proofs, strict=True):
                     self._record_proof(image, proof)
