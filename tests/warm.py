@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -70,12 +69,13 @@ def _serve(place: str) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(place)
         server.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever ends is forgotten at once
         print("ready", flush=True)
         while True:
             line, _ = server.accept()
+            with suppress(ChildProcessError):  # the ends of earlier ones
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if not os.fork():
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 server.close()
                 _answer(line)
             line.close()
