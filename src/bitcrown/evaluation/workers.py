@@ -27,11 +27,12 @@ from bitcrown.cluster.shipped import sent_file
 from bitcrown.cluster.tasks import FilePlaces, Scheduler, Task, Work, results_of
 from bitcrown.errors import ResourceError
 from bitcrown.evaluation.attacking import Attack, pgd_attack
-from bitcrown.evaluation.plan import Plan, make_prover, open_subject
+from bitcrown.evaluation.plan import Plan, make_prover
 from bitcrown.evaluation.proving import ImageProver, Proof
-from bitcrown.evaluation.subjects import Subject
+from bitcrown.evaluation.subjects import FileSubject, Subject
 from bitcrown.model.classifier import Shape
 from bitcrown.model.file import NetworkFile
+from bitcrown.search.device import device_of
 from bitcrown.settings import GIB, Settings
 
 ImageBlock = tuple[list[int], np.ndarray, np.ndarray, np.ndarray]
@@ -87,22 +88,24 @@ def side_by_side(
 
 def attack_block(
     asked: tuple[Question, AttackBlock], places: FilePlaces
-) -> tuple[list[int], torch.Tensor]:
+) -> tuple[list[int], np.ndarray]:
     """A task: what PGD makes of the images of a block, ``[B, C, H, W]``. Whether it breaks the
     network is judged where the task came from. Raises ``BitcrownError``."""
     question, (numbers, images, labels) = asked
     path = str(Path(question.plan.network).absolute())
     subject, attack = _attacker(question, places.get(path, path))
     given = subject.space.points(images), torch.from_numpy(labels), np.array(numbers)
-    return numbers, attack(*given, question.settings.seed)
+    return numbers, attack(*given, question.settings.seed).numpy()
 
 
 @functools.lru_cache(maxsize=1)
 def _attacker(question: Question, path: str) -> tuple[Subject, Attack]:
     torch.set_num_threads(question.settings.thread_count())
-    plan = replace(question.plan, network=Path(path), settings=question.settings)
-    subject = open_subject(plan, question.shape)
-    _require_same(subject.digest, question, path)
+    plan, file = question.plan, NetworkFile(Path(path))
+    _require_same(file.digest, question, path)
+    # (That onnxruntime survives the file was tried where the task came from.)
+    device = device_of(question.settings.device)
+    subject = FileSubject(file, question.shape, plan.mean, plan.std, plan.order, device)
     return subject, plan_attack(plan, subject)
 
 
