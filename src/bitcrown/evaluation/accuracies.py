@@ -223,7 +223,7 @@ class Evaluator:
                     (part, self.images.images[part], self.images.labels[part]) for part in parts
                 )
                 there = self._side_by_side(attack_block, scheduler, blocks)
-                found = ((part, torch.from_numpy(points)) for part, points in there)
+                found = ((part, torch.tensor(points)) for part, points in there)
             for part, points in found:
                 pixels = self.subject.space.pixels(points)
                 for image, candidate in zip(part, pixels, strict=True):
