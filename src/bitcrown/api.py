@@ -116,8 +116,9 @@ def bound(
     return tensor_bounds(problem, tensor, case)
 
 
-def network_in_words(onnx: str | Path) -> str:
-    """What the network in a file consists of, as the engine that decides it reads it.
+def network_in_words(onnx: str | Path, problem: Problem | None = None, name: str = "") -> str:
+    """What the network in a file consists of, as the engine that decides it reads it; with
+    ``problem``, of the shape that its property gives the network ``name`` (any where empty).
 
     Raises ``ModelError``, and ``UnsupportedError`` with the reasons of both engines where neither
     reads it.
@@ -125,7 +126,12 @@ def network_in_words(onnx: str | Path) -> str:
     from bitcrown.model.file import NetworkFile
     from bitcrown.search.readings import reading_in_words
 
-    return reading_in_words(NetworkFile(Path(onnx)))
+    if problem is None:
+        return reading_in_words(NetworkFile(Path(onnx)))
+    from bitcrown.search.strategy import opened_files
+
+    files = opened_files(problem)
+    return reading_in_words(files[name or next(iter(files))])
 
 
 def attack(

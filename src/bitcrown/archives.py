@@ -83,4 +83,4 @@ def _plain(value: Any, what: str) -> npt.NDArray[np.generic]:
 
 
 def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

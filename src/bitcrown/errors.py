@@ -46,3 +46,8 @@ class RecordError(BitcrownError):
 class BudgetExpired(BitcrownError):
     """The deadline has passed; raised by ``Budget.check`` and turned into ``timeout`` by the
     strategy."""
+
+
+def said_by(error: Exception) -> str:
+    """What an exception says, without the number and the path that the system puts around it."""
+    return getattr(error, "strerror", None) or str(error)

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,3 +200,22 @@ def test_leftovers_of_a_dead_run_are_ended(scripts: Scripts, suite: Path) -> Non
     time.sleep(0.1)
     assert bench(scripts, suite, "unsat", "--filter", "*a.onnx*").returncode == 0
     wait_until_gone(pids)
+
+
+def test_scripts_run_on_the_python_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``env/bin/bitcrown bench`` of an environment that is not activated took the system's python3,
+    which has no onnxruntime."""
+    from bitcrown.harness.one_instance import ScriptCall, script_environment
+
+    program = tmp_path / "system" / "python3"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    own = tmp_path / "env" / "python3"
+    own.parent.mkdir()
+    own.touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(own.parent / "python"))
+    found = script_environment(ScriptCall(None, {"A": "b"}))  # type: ignore[arg-type]
+    assert shutil.which("python3", path=found["PATH"]) == str(own) and found["A"] == "b"

@@ -198,8 +198,49 @@ def test_free_extents_are_not_read_as_one(
     assert main(["inspect", path, "--input-shape", "1,3,8,8"]) == 0
     assert "input x [1, 3, 8, 8]" in capsys.readouterr().out
     assert main(["inspect", path, "--input-shape", "1,3,8,x"]) == 2
+    assert main(["inspect", path, "--input-shape", "1,4,8,8"]) == 2
+    assert "does not fit the file's input (n, 3, h, w)" in capsys.readouterr().err
     batch = str(saved(tmp_path / "batch.onnx", nodes, ["n", 3]))
     assert main(["inspect", batch]) == 0
+    assert main(["inspect", batch, "--input-shape", "2,3"]) == 0
+    assert "input x [2, 3]" in capsys.readouterr().out
+
+
+def test_free_extents_are_settled_by_the_property_or_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is about the network of the declared shape: at four pixels of at most 1, the mean
+    of their rectified values is at most 1; of one pixel alone, read as 1 x 1, nothing would fit."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["y"])]
+    path = str(saved(tmp_path / "free.onnx", nodes, ["n", 1, "h", "w"]))
+    head = "(vnnlib-version <2.0>)\n(declare-network N\n(declare-input X float32 [1,1,2,2])\n"
+    text = head + "(declare-output Y float32 [1,1,1,1]))\n"
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        text += f"(assert (and (>= X[0,0,{i},{j}] 0) (<= X[0,0,{i},{j}] {i + j})))\n"
+    asked = tmp_path / "p.vnnlib"
+    asked.write_text(text + "(assert (>= Y[0,0,0,0] 0.5))\n")
+    assert main(["inspect", path, str(asked)]) == 0
+    assert "input x [1, 1, 2, 2]" in capsys.readouterr().out
+    lower, upper = bitcrown.bound(bitcrown.load(path, asked))
+    assert lower.ravel() == pytest.approx([0]) and upper.ravel() == pytest.approx([1])
+    assert bitcrown.verify(bitcrown.load(path, asked), seconds=60).status is Status.SAT
+    asked.write_text(text + "(assert (>= Y[0,0,0,0] 1.125))\n")
+    assert bitcrown.verify(bitcrown.load(path, asked), seconds=60).status is Status.UNSAT
+    # Numbers alone do not say which extents they have.
+    lines = [f"(declare-const X_{i} Real)" for i in range(4)] + ["(declare-const Y_0 Real)"]
+    lines += [f"(assert (>= X_{i} 0))\n(assert (<= X_{i} 1))" for i in range(4)]
+    asked.write_text("\n".join([*lines, "(assert (>= Y_0 1.125))"]))
+    assert main(["bounds", path, str(asked)]) == 2
+    assert "give --input-shape 1,1,h,w" in capsys.readouterr().err
+    assert main(["bounds", path, str(asked), "--input-shape", "1,1,4,1"]) == 0
+    number, low, high = capsys.readouterr().out.split()
+    assert (number, float(low), float(high)) == ("0", pytest.approx(0), pytest.approx(1))
+
+
+def test_bounds_of_another_networks_property(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was a traceback: nothing had compared the two."""
+    assert main(["bounds", str(NETWORK), str(SUITE / "vnnlib" / "prop_3.vnnlib")]) == 2
+    assert "use the network that it is about" in capsys.readouterr().err
 
 
 def test_outlook_measures_what_bounds_lose(tmp_path: Path) -> None:

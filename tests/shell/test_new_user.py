@@ -87,6 +87,9 @@ def test_nan_weights_are_refused_before_the_search(
         (["inspect", str(PROPERTY)], "the network comes first"),
         (["bounds", str(PROPERTY), str(NETWORK)], "the network comes first"),
         (["bounds", str(NETWORK), str(SUITE)], "is a folder"),
+        (["bench", str(NETWORK), "--out", "/dev/null/x"], "cannot be read: it is no text"),
+        (["robust", "gone.onnx", "gone.npy"], "gone.npy does not exist"),
+        (["robust", str(NETWORK), str(NETWORK)], "the network comes first"),
     ],
 )
 def test_paths_that_are_something_else(
@@ -263,6 +266,47 @@ def test_folders_that_may_mean_two_things(tmp_path: Path, names: tuple[str, ...]
 
     with pytest.raises(DataError):
         read_images(folders(tmp_path, *names))
+
+
+def test_channels_as_the_network_wants_them() -> None:
+    from bitcrown.evaluation.samples import channels_as_wanted
+
+    grey = np.arange(6.0).reshape(1, 2, 3)
+    three = np.repeat(grey, 3, axis=0)
+    assert np.array_equal(channels_as_wanted(grey, 18), three)
+    assert np.array_equal(channels_as_wanted(three, 6), grey)
+    coloured = three + np.arange(3.0)[:, None, None]
+    for values, elements in ((coloured, 6), (coloured, 18), (grey, 12), (grey, 6)):
+        assert channels_as_wanted(values, elements) is values
+
+
+def test_images_settle_free_extents(tmp_path: Path) -> None:
+    """A network of any height and width over images of 4 x 4: the sum of the pixels against 8."""
+    place = folders(tmp_path / "set", "0", "1")
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axes"], ["s"], keepdims=0),
+        helper.make_node("Mul", ["s", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    stored = {"axes": np.array([2, 3]), "w": np.float32([[-1, 1]]), "b": np.float32([[0.3, -0.3]])}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    path = tmp_path / "free.onnx"
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    from bitcrown.evaluation.data.sets import read_images
+
+    found = read_images(place)
+    for eps, statuses in (("1/255", ["proved", "proved"]), ("20/255", ["broken", "broken"])):
+        answer = bitcrown.evaluate(
+            path, found.images, found.labels, eps, attack="pgd", bounds="bab", seconds=60
+        )
+        assert [one["status"] for one in answer.record["runs"][0]["per_image"]] == statuses
 
 
 def test_page_of_an_evaluation(tmp_path: Path) -> None:

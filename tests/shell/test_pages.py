@@ -10,12 +10,14 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import HANG_GUARD, ROOT
 
 from tests.pages import NOT_RUN, PAGES, Block, blocks, complaint, unprinted
+from tests.warm import warm_commands
 
 FOUND = {page: blocks(page.read_text()) for page in PAGES}
 RUN = [page for page, found in FOUND.items() if any(block.is_tested for block in found)]
@@ -25,22 +27,30 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def environment() -> dict[str, str]:
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm_commands(tmp_path_factory.mktemp("warm")) as folder:
+        yield folder
+
+
+def environment(programs: Path) -> dict[str, str]:
+    places = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
     return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(places),
         "PYTHONPATH": str(ROOT / "src"),
         "BITCROWN_RECORD": "",
         "COLUMNS": "100",
     }
 
 
-def printed_by(block: Block, place: Path) -> str:
+def printed_by(block: Block, place: Path, programs: Path) -> str:
     """What a block prints; fails unless it ends with the exit code that it says."""
-    command = [sys.executable, "-P", "-c"] if block.language == "python" else ["bash", "-euc"]
+    is_python = block.language == "python"
+    command = [str(programs / "python-block")] if is_python else ["bash", "-euc"]
     done = subprocess.run(
         [*command, block.text],
         cwd=place,
-        env=environment(),
+        env=environment(programs) | {"TMPDIR": str(place)},
         timeout=10 * HANG_GUARD,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,13 +61,13 @@ def printed_by(block: Block, place: Path) -> str:
 
 
 @pytest.mark.parametrize("page", RUN, ids=name)
-def test_page(page: Path, tmp_path: Path) -> None:
+def test_page(page: Path, tmp_path: Path, programs: Path) -> None:
     for folder in ("benchmarks", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     printed = ""
     for block in FOUND[page]:
         if block.is_tested:
-            printed = printed_by(block, tmp_path)
+            printed = printed_by(block, tmp_path, programs)
         elif block.mark == "output":
             missing = unprinted(block.text, printed)
             assert not missing, f"line {block.line}: not printed: {missing!r}\n{printed}"

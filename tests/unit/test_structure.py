@@ -67,9 +67,9 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 7780,
+    "model": 7870,
     "spec": 4360,
-    "check": 8660,
+    "check": 8720,
     "bounds": 6940,
     "attacks": 3590,
     "quant": 9200,
@@ -77,11 +77,11 @@ MOST_LINES = {
     "certificates": 1300,
     "train": 1500,
     "zoo": 900,
-    "evaluation": 4550,
-    "harness": 2180,
+    "evaluation": 4620,
+    "harness": 2190,
     "cluster": 940,
     "report": 1520,
-    "cli": 2000,
+    "cli": 2020,
     "modules": 1470,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bitcrown.check.outside import completed_model
-from bitcrown.errors import ModelError
+from bitcrown.errors import ModelError, said_by
 
 MAX_MODEL_BYTES = 2 * 1024**3
 """Largest network file after unpacking: what a protobuf message may hold."""
@@ -30,7 +30,7 @@ def runnable_model(path: Path) -> str | bytes:
             if raw.read(2) != _GZIP_MAGIC and not _names_other_files(raw):
                 return str(found)
     except OSError as error:
-        raise ModelError(f"the network file {found} cannot be read: {error}") from error
+        raise ModelError(f"the network file {found} cannot be read: {said_by(error)}") from error
     return unpacked_model(found)
 
 
@@ -52,7 +52,7 @@ def unpacked_model(path: Path) -> bytes:
         content = unpacked(found.read_bytes(), MAX_MODEL_BYTES)
         return completed_model(content, found, MAX_MODEL_BYTES)
     except (OSError, ValueError) as error:
-        raise ModelError(f"the network file {found} cannot be read: {error}") from error
+        raise ModelError(f"the network file {found} cannot be read: {said_by(error)}") from error
 
 
 def _found(path: Path) -> Path:

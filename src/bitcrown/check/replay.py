@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bitcrown.check.asked_tensors import with_asked_outputs
+from bitcrown.check.extents import extents_words, settled_shape
 from bitcrown.check.model_files import runnable_model, unpacked_model
 from bitcrown.check.qonnx import standard_content
 from bitcrown.errors import ModelError, PropertyError
@@ -45,7 +46,8 @@ _NUMERIC = {*_TYPES, "tensor(bool)", "tensor(bfloat16)"}
 
 
 class Slot(NamedTuple):
-    """One input of an ONNX file; ``shape`` has 1 in place of every free extent."""
+    """One input of an ONNX file; ``shape`` has what the property declares in place of free extents,
+    where that settles them, and 1 elsewhere."""
 
     name: str
     shape: tuple[int, ...]
@@ -109,6 +111,15 @@ class RuntimeReplay:
             found[member.declared.name] = [names.index(name) for name in member.outputs]
         return found
 
+    def settled(self) -> dict[str, list[tuple[int, ...]]]:
+        """Shapes of the inputs of networks whose files leave extents open that the property
+        settles, by declared name."""
+        return {
+            member.declared.name: [slot.shape for slot in member.slots]
+            for member in self.members
+            if member.is_settled
+        }
+
     def takes_batches(self) -> bool:
         """Whether ``run_batch`` runs many points in one call, as far as is known so far."""
         return all(member.takes_batches for member in self.members)
@@ -128,9 +139,17 @@ class _Member:
 
     def __init__(self, declared: NetworkDecl, path: Path, session: Any, has_shapes: bool) -> None:
         self.declared, self.path, self.session = declared, path, session
+        inputs = session.get_inputs()
+        shapes = [_shape(item.shape) for item in inputs]
+        if len(inputs) == len(declared.given):
+            shapes = [
+                settled_shape(item.shape, tensor.shape, has_shapes)
+                for item, tensor in zip(inputs, declared.given, strict=True)
+            ]
+        self.is_settled = shapes != [_shape(item.shape) for item in inputs]
         self.slots = [
-            Slot(item.name, _shape(item.shape), _dtype(item.type, path))
-            for item in session.get_inputs()
+            Slot(item.name, shape, _dtype(item.type, path))
+            for item, shape in zip(inputs, shapes, strict=True)
         ]
         ends = _asked(session.get_outputs(), declared)
         strange = [item.name for item in ends if item.type not in _NUMERIC]
@@ -142,14 +161,14 @@ class _Member:
             )
         self.outputs = [item.name for item in ends]
         """What the property is about, by its name in the file."""
-        taken = [slot.shape for slot in self.slots]
-        _check_fit("input", declared.given, taken, path, has_shapes, _free(session.get_inputs()))
+        free = extents_words([item.shape for item in inputs])
+        _check_fit("input", declared.given, shapes, path, has_shapes, free)
         # (No extents: a scalar, or a shape that onnxruntime does not know. ``run`` counts numbers.)
         if all(item.shape and all(isinstance(n, int) for n in item.shape) for item in ends):
             _check_fit(
                 "output", declared.computed, [_shape(item.shape) for item in ends], path, has_shapes
             )
-        first = session.get_inputs()[0].shape if len(self.slots) == 1 else []
+        first = inputs[0].shape if len(self.slots) == 1 else []
         self.takes_batches = bool(first) and not isinstance(first[0], int)
         self.is_tried = False
 
@@ -333,10 +352,10 @@ def _check_fit(
     shapes: list[tuple[int, ...]],
     path: Path,
     has_shapes: bool,
-    free: str = "",
+    free: tuple[str, str] = ("", ""),
 ) -> None:
     """Raise ``PropertyError`` unless the declared tensors are those of the file (VNN-LIB 1.0: as
-    many numbers); ``free`` names extents that the file leaves open."""
+    many numbers); ``free``: extents that the file leaves open (see ``extents_words``)."""
     wanted, found = _count(tensors), sum(math.prod(shape) for shape in shapes)
     fits = wanted == found
     if fits and has_shapes:
@@ -354,18 +373,12 @@ def _check_fit(
             f"{path.name} has "
             f"{', '.join(str(list(shape)) for shape in shapes)} ({found} numbers); "
             + (
-                f"save the network with fixed extents in place of {free}, which are taken for 1"
-                if free
+                f"the file leaves {free[0]} open: give --input-shape {free[1]} with numbers in "
+                "their place, or save the network with fixed extents"
+                if free[0]
                 else "use the network that it is about"
             )
         )
-
-
-def _free(inputs: list[Any]) -> str:
-    """Extents, but the first ones (of the batch), that a file gives a name or nothing instead of a
-    number."""
-    names = [extent or "?" for item in inputs for extent in item.shape[1:]]
-    return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _fit(values: list[np.ndarray], tensors: tuple[TensorDecl, ...]) -> list[np.ndarray]:

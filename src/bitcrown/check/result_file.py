@@ -21,7 +21,7 @@ import numpy as np
 
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.truth import first_failure, is_finite, mentions, names, worst_atom
-from bitcrown.errors import BitcrownError, PropertyError
+from bitcrown.errors import BitcrownError, PropertyError, said_by
 from bitcrown.spec.decimals import short_text
 from bitcrown.spec.network_field import parse_network
 from bitcrown.spec.polynomial import element_name
@@ -91,7 +91,12 @@ def check_result(result_path: Path, onnx_arg: str, vnnlib_path: Path) -> CheckOu
     if word != "sat":
         sentence = f"the answer is {word}, so there is no witness to replay"
         return CheckOutcome(
-            word, bool(word), sentence if word else "malformed: the file names no verdict"
+            word,
+            bool(word),
+            sentence
+            if word
+            else f"malformed: {result_path} names no verdict; the results file comes first, then "
+            "the network and the property",
         )
     query = read_query(vnnlib_path)
     replay = RuntimeReplay(query, network_files(onnx_arg, query))
@@ -298,7 +303,7 @@ def _read_text(path: Path) -> str:
                 else raw.read(_MAX_BYTES + 1)
             )
     except (OSError, EOFError, zlib.error) as error:
-        raise PropertyError(f"the results file {path} cannot be read: {error}") from error
+        raise PropertyError(f"the results file {path} cannot be read: {said_by(error)}") from error
     if len(data) > _MAX_BYTES:
         raise PropertyError(f"the results file {path} holds more than {_MAX_BYTES} bytes")
     return data.decode("utf-8-sig", errors="replace")

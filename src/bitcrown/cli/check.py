@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitcrown.budget import Budget
-from bitcrown.cli.chosen_output import add_output_option, network_with
+from bitcrown.cli.chosen_output import add_network_options, network_with
 from bitcrown.cli.exit_codes import DONE, UNDECIDED, WRONG
 from bitcrown.cli.options import add_json, verbosity_of
 
@@ -24,7 +24,7 @@ def add_check_commands(commands: Any) -> None:
         ("vnnlib", "the property that it is about"),
     ):
         check.add_argument(name, help=text)
-    add_output_option(check)
+    add_network_options(check)
     add_json(check)
     check.set_defaults(run=check_command)
 
@@ -47,7 +47,7 @@ def check_command(options: argparse.Namespace) -> int:
 
     # In a child, because onnxruntime aborts on some damaged files: then that is what is said.
     def replayed() -> str:
-        with network_with(options.onnx, options.output) as onnx:
+        with network_with(options.onnx, options) as onnx:
             return json.dumps(
                 astuple(check_result(Path(options.result), onnx, Path(options.vnnlib)))
             )

@@ -132,8 +132,8 @@ def _add_bounds_options(parser: Any) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="blocks of images bounded at a time, each on cores of its own (1); with --ray: on "
-        "each node",
+        help="blocks of images attacked (PGD) and bounded at a time, each on cores of its own (1); "
+        "with --ray: on each node",
     )
     add_ray_option(parser)
     add(
@@ -159,8 +159,10 @@ def evaluate_command(options: argparse.Namespace) -> int:
     rules = ["" if word.strip() == "none" else word.strip() for word in options.bpda.split(",")]
     if options.select is not None and len(radii) * len(rules) > 1:
         raise SettingsError("--select needs one radius and one rule of gradients")
-    if options.ray is not None and not plan.levels:
-        raise SettingsError("--ray runs the bounds on the cluster: give --bounds or --verify")
+    if options.ray is not None and not plan.levels and (plan.has_suite or not plan.has_attack):
+        raise SettingsError(
+            "--ray runs PGD and bounds on the cluster: give --attack pgd, --bounds or --verify"
+        )
     torch.set_num_threads(plan.settings.thread_count())
     images = read_images(options.data, first=options.first)
     tell_classes(images)

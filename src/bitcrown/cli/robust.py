@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitcrown.cli.chosen_output import add_network_options, network_with
 from bitcrown.cli.exit_codes import DONE, UNDECIDED
 from bitcrown.cli.explain import Ending, explanation
 from bitcrown.cli.options import add_options, add_verbosity, given_options, verbosity_of
@@ -61,6 +62,7 @@ def add_robust_command(commands: Any) -> None:
     add("--cpu-seconds", metavar="S", help="seconds of computing, whatever else the machine does")
     add("--out", type=Path, metavar="PREFIX", help="where a counterexample goes: PREFIX.npy, .png")
     add("--vnnlib", type=Path, metavar="FILE", help="write the question as a property")
+    add_network_options(parser)
     add_verbosity(parser)
     add_options(parser)
     parser.set_defaults(run=robust_command)
@@ -81,28 +83,29 @@ def robust_command(options: argparse.Namespace) -> int:
     line.tick()
     cpu = None if options.cpu_seconds is None else parse_timeout(options.cpu_seconds)
     try:
-        found = robust(
-            options.model,
-            options.image,
-            options.eps,
-            label=options.label,
-            target=options.target,
-            norm=options.norm,
-            eps_map=_array(options.eps_map),
-            mask=_array(options.mask),
-            brightness=options.brightness,
-            contrast=options.contrast,
-            limits=_limits(options.limits),
-            mean=mean,
-            std=std,
-            order=options.order,
-            radius=options.radius,
-            seconds=parse_timeout(options.timeout),
-            cpu_seconds=cpu,
-            settings=settings,
-            report=line.report,
-            vnnlib=options.vnnlib,
-        )
+        with network_with(options.model, options) as model:
+            found = robust(
+                model,
+                options.image,
+                options.eps,
+                label=options.label,
+                target=options.target,
+                norm=options.norm,
+                eps_map=_array(options.eps_map),
+                mask=_array(options.mask),
+                brightness=options.brightness,
+                contrast=options.contrast,
+                limits=_limits(options.limits),
+                mean=mean,
+                std=std,
+                order=options.order,
+                radius=options.radius,
+                seconds=parse_timeout(options.timeout),
+                cpu_seconds=cpu,
+                settings=settings,
+                report=line.report,
+                vnnlib=options.vnnlib,
+            )
     finally:
         line.end()
     seconds = time.monotonic() - started

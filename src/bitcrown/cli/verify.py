@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitcrown.budget import PATIENCE
-from bitcrown.cli.chosen_output import add_output_option, network_with
+from bitcrown.cli.chosen_output import add_network_options, is_chosen, network_with
 from bitcrown.cli.exit_codes import BAD_INPUT, DONE, INTERRUPTED, UNDECIDED
 from bitcrown.cli.explain import Ending, explanation
 from bitcrown.cli.options import (
@@ -51,7 +51,7 @@ def add_verify_command(commands: Any) -> None:
         help="append a JSON record of the run here; empty: nowhere (default: BITCROWN_RECORD, or "
         "~/.local/state/bitcrown/records.jsonl)",
     )
-    add_output_option(verify)
+    add_network_options(verify)
     add_verbosity(verify)
     add_options(verify)
     verify.set_defaults(run=verify_command)
@@ -59,9 +59,7 @@ def add_verify_command(commands: Any) -> None:
 
 def verify_command(options: argparse.Namespace) -> int:
     network, vnnlib = verify_files(options.files, options.network)
-    if options.network and options.output is not None:
-        raise SettingsError("--output is about one network, not about several")
-    with network_with(network, options.output) as onnx:
+    with network_with(network, options) as onnx:
         return _verified(options, onnx, vnnlib)
 
 
@@ -103,7 +101,8 @@ def _verified(options: argparse.Namespace, network: str, vnnlib: str) -> int:
         print(f"\nbitcrown: interrupted ({seen.answer.detail})", file=sys.stderr)
         return INTERRUPTED
     if say.is_json:
-        facts = {"network": network, "property": vnnlib, "timeout": timeout}
+        named = options.files[0] if is_chosen(options) else network  # not the copy
+        facts = {"network": named, "property": vnnlib, "timeout": timeout}
         answer = {**Ending.of_watched(seen).as_dict(), "witness": seen.answer.witness or None}
         say.json("verify", {**facts, **answer, "seconds": time.monotonic() - started})
     elif seen.answer.status is not Status.ERROR:

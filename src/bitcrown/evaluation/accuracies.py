@@ -16,25 +16,33 @@ there when it is done); at the end every broken image is judged again from the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from bitcrown.attacks.images.suite import Progress, SuiteResult, run_suite
-from bitcrown.cluster.tasks import Scheduler
+from bitcrown.cluster.tasks import Scheduler, Work
 from bitcrown.errors import DataError, SettingsError
-from bitcrown.evaluation.attacking import Attack, Judgement, inside, pgd_attack
+from bitcrown.evaluation.attacking import Attack, Judgement, inside
 from bitcrown.evaluation.data.sets import ImageSet
 from bitcrown.evaluation.integers import IntegerSubject
 from bitcrown.evaluation.journal import ATTACK, BOUNDS, CLEAN, Journal, pixels_digest
 from bitcrown.evaluation.plan import PGD, Plan, check_subject, make_prover, open_subject
 from bitcrown.evaluation.proving import CROWN, Proof
 from bitcrown.evaluation.subjects import FileSubject, Subject
-from bitcrown.evaluation.workers import ImageBlock, prove_side_by_side, worker_processes
+from bitcrown.evaluation.workers import (
+    AttackBlock,
+    ImageBlock,
+    attack_block,
+    plan_attack,
+    prove_block,
+    side_by_side,
+    worker_processes,
+)
 
 _WRONG, _BROKEN, _PROVED, OPEN = "wrong", "broken", "proved", "open"
 BY_SEARCH = "search"
@@ -74,8 +82,9 @@ class ImageOutcome:
 
 
 class Evaluator:
-    """Runs the stages of ``plan`` on ``images`` and keeps what it finds in ``journal``; images are
-    proved where ``scheduler`` says, or in ``plan.jobs`` processes of this machine."""
+    """Runs the stages of ``plan`` on ``images`` and keeps what it finds in ``journal``; PGD and
+    bounds run where ``scheduler`` says, or in ``plan.jobs`` processes of this machine. (Judging an
+    image is one pass, PGD thousands; a suite looks at all images at once.)"""
 
     def __init__(
         self,
@@ -109,10 +118,7 @@ class Evaluator:
         if plan.has_suite:
             self.attack_by_suite()
         elif plan.has_attack:
-            run = pgd_attack(
-                self.model, self.ball, plan.steps, plan.restarts, plan.batch, self.subject.device
-            )
-            self.attack(run, PGD)
+            self.attack(plan_attack(plan, self.subject), PGD)
         if plan.levels:
             self.bound()
         self.recheck()
@@ -198,18 +204,48 @@ class Evaluator:
         self.on_progress(at.name, at.done, at.total, {"standing": at.standing})
 
     def attack(self, attack: Attack, name: str) -> None:
-        """Attack every correctly classified image, in blocks."""
+        """Attack every correctly classified image, in blocks; PGD of workers is ``plan``'s."""
         todo = self.journal.missing(ATTACK, self.right_images())
         done = 0
         size = _ATTACK_BLOCK if self.subject.device.type == "cpu" else self.plan.batch
-        for start in range(0, len(todo), size):
-            block = todo[start : start + size]
-            labels = torch.from_numpy(self.images.labels[block])
-            found = attack(self.points[block], labels, np.array(block), self.plan.settings.seed)
-            for image, candidate in zip(block, self.subject.space.pixels(found), strict=True):
-                self.journal.add(ATTACK, image, {"attack": name, **self._judged(image, candidate)})
-            done += len(block)
-            self._progress(ATTACK, done, len(todo))
+        parts = [todo[start : start + size] for start in range(0, len(todo), size)]
+        with ExitStack() as stack:
+            scheduler = self._scheduler(stack, len(parts)) if name == PGD else None
+            found: Iterator[tuple[list[int], torch.Tensor]]
+            if scheduler is None:
+                labels, seed = torch.from_numpy(self.images.labels), self.plan.settings.seed
+                found = (
+                    (part, attack(self.points[part], labels[part], np.array(part), seed))
+                    for part in parts
+                )
+            else:
+                blocks = (
+                    (part, self.images.images[part], self.images.labels[part]) for part in parts
+                )
+                there = self._side_by_side(attack_block, scheduler, blocks)
+                found = ((part, torch.tensor(points)) for part, points in there)
+            for part, points in found:
+                pixels = self.subject.space.pixels(points)
+                for image, candidate in zip(part, pixels, strict=True):
+                    finding = {"attack": name, **self._judged(image, candidate)}
+                    self.journal.add(ATTACK, image, finding)
+                done += len(part)
+                self._progress(ATTACK, done, len(todo))
+
+    def _scheduler(self, stack: ExitStack, blocks: int) -> Scheduler | None:
+        """Who works on so many blocks: the given one, processes until ``stack`` ends, or nobody."""
+        jobs = min(self.plan.jobs, blocks)
+        if self.scheduler is not None or jobs < 2:
+            return self.scheduler
+        return stack.enter_context(worker_processes(self.plan, jobs))
+
+    def _side_by_side(
+        self, work: Work, scheduler: Scheduler, blocks: Iterable[ImageBlock | AttackBlock]
+    ) -> Iterator[tuple[list[int], Any]]:
+        assert isinstance(self.subject, FileSubject | IntegerSubject)
+        file = self.subject.file
+        there = replace(self.plan, network=file.path)
+        return side_by_side(work, scheduler, there, file.digest, self.images.shape, blocks)
 
     def _is_inside(self, image: int, pixels: np.ndarray) -> bool:
         return inside(self.ball, self.subject.space.points(pixels[None])[0], self.points[image])
@@ -236,17 +272,14 @@ class Evaluator:
         prover = make_prover(plan, file, shape, plan.settings, self.subject)
         size = prover.images_a_pass()
         blocks = self._blocks(todo, size)
-        jobs = min(plan.jobs, -(-len(todo) // size))
         done = 0
         with ExitStack() as stack:
-            scheduler = self.scheduler
-            if scheduler is None and jobs > 1:
-                scheduler = stack.enter_context(worker_processes(plan, jobs))
+            scheduler = self._scheduler(stack, -(-len(todo) // size))
             found: Iterator[tuple[list[int], list[Proof]]]
             if scheduler is None:
                 found = ((numbers, prover.prove(*block)) for numbers, *block in blocks)
             else:
-                found = prove_side_by_side(scheduler, plan, file.digest, shape, blocks)
+                found = self._side_by_side(prove_block, scheduler, blocks)
             for numbers, proofs in found:
                 for image, proof in zip(numbers, proofs, strict=True):
                     self._record_proof(image, proof)

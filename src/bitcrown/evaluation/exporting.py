@@ -1,4 +1,4 @@
-"""Torch networks as ONNX files, and ONNX files whose input has free extents as ones that have not.
+"""Torch networks as ONNX files, and files behind a change of light.
 
 Everything is decided and replayed on an ONNX file. A torch module becomes one in a folder of the
 caller, and is run beside it on the input that is asked about: what the exporter wrote is what the
@@ -102,32 +102,6 @@ def _write(module: Any, example: tuple[Any, ...], path: Path) -> None:
         torch.onnx.export(module, example, str(path), dynamo=False, opset_version=_OPSET)
 
 
-def with_input_shape(file: NetworkFile, shape: tuple[int, ...], folder: Path) -> NetworkFile:
-    """``file`` with the free extents of its one input set to ``shape`` (the first one, of the
-    batch, to 1), written to ``folder``; ``file`` itself where it has none but the batch."""
-    if not free_extents(file):
-        return file
-    model = _copied(file)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [info for info in model.graph.input if info.name not in stored]
-    dims = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
-    free = [place for place, dim in enumerate(dims) if dim.dim_value <= 0]
-    wanted = shape if len(dims) == len(shape) else (1, *shape)
-    if len(dims) != len(wanted):
-        raise ModelError(
-            f"the input of {file.path.name} has free extents ({_extents(dims)}), which an input of "
-            f"shape {list(shape)} does not settle; save the network with a fixed input shape"
-        )
-    for place in free:
-        dims[place].dim_value = wanted[place]
-    for info in model.graph.output:
-        info.type.tensor_type.ClearField("shape")
-    del model.graph.value_info[:]
-    path = folder / file.path.name.removesuffix(".gz")
-    path.write_bytes(model.SerializeToString())
-    return NetworkFile(path)
-
-
 def _copied(file: NetworkFile) -> Any:
     import onnx
 
@@ -180,17 +154,3 @@ def lit(
     path = folder / f"lit-{file.path.name.removesuffix('.gz')}"
     path.write_bytes(model.SerializeToString())
     return NetworkFile(path)
-
-
-def free_extents(file: NetworkFile) -> str:
-    """The extents of an input that leaves more than the first one free, in words; else empty."""
-    stored = {tensor.name for tensor in file.proto.graph.initializer}
-    for info in file.proto.graph.input:
-        dims = info.type.tensor_type.shape.dim
-        if info.name not in stored and any(dim.dim_value <= 0 for dim in list(dims)[1:]):
-            return _extents(dims)
-    return ""
-
-
-def _extents(dims: Any) -> str:
-    return ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)

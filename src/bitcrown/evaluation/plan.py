@@ -7,6 +7,9 @@ things they name.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +29,7 @@ from bitcrown.evaluation.verdicts import VerdictProver
 from bitcrown.model.classifier import Shape, layout_of
 from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
+from bitcrown.model.input_shape import free_extents, image_extents, with_input_shape
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.runtime_trial import require_runtime
 from bitcrown.quant.formats.agreement import executable
@@ -155,6 +159,7 @@ def open_subject(plan: Plan, shape: Shape) -> Subject:
         return read_zoo(str(plan.network), plan.weights, plan.batch, shape, device)
     file = NetworkFile(Path(plan.network))
     if not is_keras(file.path):
+        file = _settled(file, shape, plan.order)
         content, _ = executable(file)
         if content:
             require_runtime(file, content)
@@ -163,6 +168,17 @@ def open_subject(plan: Plan, shape: Shape) -> Subject:
     )
     file.release()
     return subject
+
+
+def _settled(file: NetworkFile, shape: Shape, order: str) -> NetworkFile:
+    """``file`` for images of ``shape``, where it leaves extents of its input free: a copy, which
+    lies in a folder that goes when the result does."""
+    if not free_extents(file):
+        return file
+    folder = Path(tempfile.mkdtemp(prefix="bitcrown-evaluate-"))
+    copy = with_input_shape(file, image_extents(file, shape, order), folder)
+    weakref.finalize(copy, shutil.rmtree, folder, ignore_errors=True)
+    return copy
 
 
 def _in_integers(file: NetworkFile, shape: Shape, plan: Plan) -> IntegerSubject | None:

@@ -33,11 +33,12 @@ from bitcrown.check.witness import inward_box
 from bitcrown.errors import ModelError, SettingsError
 from bitcrown.evaluation.attacking import Judgement
 from bitcrown.evaluation.boxes import ImageBoxes
-from bitcrown.evaluation.exporting import exported, lit, with_input_shape
+from bitcrown.evaluation.exporting import exported, lit
 from bitcrown.evaluation.integers import IntegerProver, IntegerSubject, is_keras
-from bitcrown.evaluation.samples import Sample, grey_where_wanted
+from bitcrown.evaluation.samples import Sample, channels_as_wanted
 from bitcrown.model.classifier import ImageLayout, Shape, layout_for
 from bitcrown.model.file import NetworkFile
+from bitcrown.model.input_shape import image_extents, with_input_shape
 from bitcrown.model.runtime_trial import require_runtime
 from bitcrown.search.strategy import Report, Run, decide
 from bitcrown.settings import Settings
@@ -110,13 +111,13 @@ class FileClassifier:
             names = (", ".join(one.name for one in ends) for ends in (file.inputs, file.outputs))
             raise ModelError(
                 f"{file.path.name} has more than one input ({next(names)}) or output "
-                f"({next(names)}); a classifier has one of each: export the scores alone, or write "
-                "a property and use verify"
+                f"({next(names)}); a classifier has one of each: choose the scores with --output, "
+                "export them alone, or write a property and use verify"
             )
         found, dtype = file.inputs[0].shape, str(file.inputs[0].dtype)
         if found is None or dtype not in _FLOATS:
             raise ModelError(f"{file.path.name} takes {dtype}, so pixels cannot be fed to it")
-        values = grey_where_wanted(sample.values, int(np.prod(found)))
+        values = channels_as_wanted(sample.values, int(np.prod(found)))
         sample = Sample(sample.name, values, sample.limits, sample.is_image, sample.label)
         layout = layout_for(
             found, _shape_of(values), mean, std, order if sample.is_image else "chw"
@@ -354,7 +355,8 @@ def open_classifier(
                 "with torch.onnx.export, or give the module to bitcrown.robust"
             )
         if not is_keras(file.path):
-            file = with_input_shape(file, shape, folder)
+            wanted = image_extents(file, shape, order) if sample.is_image else shape
+            file = with_input_shape(file, wanted, folder)
     else:
         # (A torch network takes axes as the sample has them, behind one for the batch.)
         layout = ImageLayout.of(_shape_of(sample.values), mean, std)

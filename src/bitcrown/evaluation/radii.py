@@ -19,10 +19,13 @@ _SMALLEST = Fraction(1, 10**6)
 def radius_words(eps: Fraction) -> str:
     """``8/255``, ``0.1``, or the nearest numbers to something longer, in levels of a picture,
     too."""
-    levels = eps * 255
+    levels, text = eps * 255, short_text(eps)
+    is_decimal = "/" not in text
+    if is_decimal and len(text) <= 4:  # 0.2 rather than 51/255
+        return text
     if levels.denominator == 1 and 0 < levels < 255:
         return f"{levels}/255"
-    if "/" not in (text := short_text(eps)) and len(text) <= 8:
+    if is_decimal and len(text) <= 8:
         return text
     return f"{float(eps):.6g} ({float(levels):.4g}/255)"
 

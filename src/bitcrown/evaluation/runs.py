@@ -22,6 +22,7 @@ from bitcrown.evaluation.accuracies import OPEN, Evaluator, ImageOutcome, OnStag
 from bitcrown.evaluation.data.sets import ImageSet
 from bitcrown.evaluation.journal import CLEAN, Journal
 from bitcrown.evaluation.plan import LINF, Plan, open_subject
+from bitcrown.evaluation.radii import radius_words
 from bitcrown.evaluation.report.page import Picture, html_report
 from bitcrown.evaluation.report.summary import document, run_record
 from bitcrown.evaluation.report.tables import tables
@@ -154,20 +155,20 @@ def _pictures_of(
     )
     eps = float(Fraction(run["eps"])) if run["norm"] == LINF else None
     rule = f", BPDA {run['bpda']}" if run["bpda"] else ""
+    where = f"{run['norm']} {radius_words(Fraction(run['eps']))}{rule}"
     found = []
     for image in broken:
         one = run["per_image"][image]
         caption = (
             f"image {image}, label {one['label']}: taken for {one['broken_as']} after "
-            f"{one['broken_by']} ({run['norm']} {run['eps']}{rule})"
+            f"{one['broken_by']} ({where})"
         )
         found.append(Picture(caption, images.images[image], adversarial[image], eps))
     for image in left:
         one = run["per_image"][image]
         bound = "" if one["bound"] is None else f", CROWN's bound of the margin {one['bound']:.4g}"
         caption = (
-            f"image {image}, label {one['label']}: open, neither broken nor proved{bound} "
-            f"({run['norm']} {run['eps']}{rule})"
+            f"image {image}, label {one['label']}: open, neither broken nor proved{bound} ({where})"
         )
         found.append(Picture(caption, images.images[image]))
     return found

@@ -107,8 +107,11 @@ def _channels_first(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def grey_where_wanted(values: np.ndarray, elements: int) -> np.ndarray:
+def channels_as_wanted(values: np.ndarray, elements: int) -> np.ndarray:
     """A grey picture that was stored in colours, for a network of ``elements`` inputs that has one
-    channel."""
+    channel; and one of a single channel, for a network that takes three."""
     is_grey = len(values) == 3 and (values == values[:1]).all()
-    return values[:1] if is_grey and values[:1].size == elements else values
+    if is_grey and values[:1].size == elements:
+        return values[:1]
+    is_single = len(values) == 1 and values.shape[1] > 1 and 3 * values.size == elements
+    return np.repeat(values, 3, axis=0) if is_single else values

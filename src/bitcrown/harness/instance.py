@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bitcrown.errors import PropertyError
+from bitcrown.errors import PropertyError, said_by
 from bitcrown.spec.network_field import parse_network
 
 _VERSION_FOLDERS = ("1.0", "2.0")
@@ -75,7 +75,8 @@ def csv_rows(file: Path, what: str) -> list[list[str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise PropertyError(f"{what} {file} cannot be read: {error}") from error
+        words = "it is no text" if isinstance(error, UnicodeDecodeError) else said_by(error)
+        raise PropertyError(f"{what} {file} cannot be read: {words}") from error
     try:
         return list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
     except csv.Error as error:

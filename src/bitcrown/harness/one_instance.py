@@ -77,7 +77,7 @@ def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
         results, record = work / "out.txt", work / "record.jsonl"
         # The competition's word for a results file that the script never wrote.
         results.write_text("no_result_in_file\n")
-        environment = {**os.environ, **call.environment, "BITCROWN_RECORD": str(record)}
+        environment = {**script_environment(call), "BITCROWN_RECORD": str(record)}
         command = [*_script("prepare"), *words]
         code, prepare_s = _call(command, environment, _PREPARE_SECONDS)
         result, wall_s = f"prepare_instance_error_{code}", 0.0
@@ -103,6 +103,14 @@ def run_scripts(call: ScriptCall, places: FilePlaces) -> dict[str, Any]:
         "exit_code": code,
         **kept,
     }
+
+
+def script_environment(call: ScriptCall) -> dict[str, str]:
+    """The variables of the scripts. Where the repository has no ``.venv``, their ``python3`` is the
+    one that runs here, whether or not its environment is activated."""
+    found = {**os.environ, **call.environment}
+    places = [str(Path(sys.executable).parent), found.get("PATH", os.defpath)]
+    return {**found, "PATH": os.pathsep.join(places)}
 
 
 def _script(name: str) -> list[str]:

@@ -152,7 +152,7 @@ def layout_for(
     if channels * rows * columns != math.prod(found):
         raise ModelError(
             f"images of {channels}x{rows}x{columns} do not fit a network input of shape "
-            f"{list(found)}"
+            f"{list(found)}; give images of that size"
         )
     if order == "auto":
         extents = [extent for extent in found if extent != 1]

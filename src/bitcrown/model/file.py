@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.errors import ModelError, UnsupportedError, said_by
 from bitcrown.model.outside import with_outside_weights
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _unpacked(path: Path) -> bytes:
             else:
                 data = head + file.read(_LARGEST_FILE)
     except (OSError, EOFError, zlib.error) as error:
-        raise ModelError(f"the network file {path} cannot be read: {error}") from error
+        raise ModelError(f"the network file {path} cannot be read: {said_by(error)}") from error
     if len(data) > _LARGEST_FILE:
         raise ModelError(f"the network file {path} is larger than {_LARGEST_FILE >> 30} GiB")
     return data

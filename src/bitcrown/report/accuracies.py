@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from bitcrown.errors import RecordError
+from bitcrown.evaluation.radii import radius_words
 from bitcrown.evaluation.report.curves import AccuracyCurve, accuracy_curves
 from bitcrown.report.sets import ResultRow
 
@@ -68,7 +69,7 @@ def _row(model: str, record: ResultRow, run: Mapping[str, Any]) -> dict[str, Any
 
 
 def _radius(run: Mapping[str, Any]) -> str:
-    return f"{run['norm']} {run['eps']}"
+    return f"{run['norm']} {radius_words(Fraction(run['eps']))}"
 
 
 def _standing(run: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -30,6 +30,7 @@ from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.coupling import FEW_INPUTS
 from bitcrown.search.objective import Objective, objective_of
+from bitcrown.search.strategy import opened_files
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 
@@ -52,19 +53,20 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
     settings = settings or Settings()
     obstacles: list[str] = []
     graphs: dict[str, Graph] = {}
-    for name, path in problem.networks.items():
-        file = NetworkFile(path)
+    objective = None
+    files = {name: NetworkFile(path) for name, path in problem.networks.items()}
+    try:
+        replay = RuntimeReplay(problem.query, problem.networks)
+        files = opened_files(problem, replay)
+        objective = objective_of(problem, replay.dtypes())
+    except BitcrownError as error:
+        obstacles.append(str(error))
+    for name, file in files.items():
         try:
             graphs[name] = read_graph(file, settings.semantics)
             crosscheck(graphs[name], file, settings.seed)
         except BitcrownError as error:
             obstacles.append(str(error))
-    objective = None
-    try:
-        replay = RuntimeReplay(problem.query, problem.networks)
-        objective = objective_of(problem, replay.dtypes())
-    except BitcrownError as error:
-        obstacles.append(str(error))
     sentences: list[str] = []
     if not problem.cases:
         return Outlook(("nothing is left to decide: unsat",), tuple(dict.fromkeys(obstacles)))

@@ -69,10 +69,11 @@ def _steps_in_words(network: IntegerNetwork) -> list[str]:
     ]
 
 
-def integer_output_bounds(problem: Problem, case: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds ``[m]`` of the output of a network of integers over the box of a case, float64,
-    outward. Raises ``QuantError`` where the file is none."""
-    file = NetworkFile(next(iter(problem.networks.values())))
+def integer_output_bounds(
+    problem: Problem, case: int, file: NetworkFile
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds ``[m]`` of the output of ``file``, a network of integers, over the box of a case,
+    float64, outward. Raises ``QuantError`` where the file is none."""
     network = read_onnx(file)
     dtype = file.inputs[0].dtype
     box = covering(problem, [np.float32 if dtype is None else dtype.type] * problem.n_inputs)

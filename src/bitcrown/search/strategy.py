@@ -26,6 +26,7 @@ from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
 from bitcrown.model.file import NetworkFile
+from bitcrown.model.input_shape import settled_content
 from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
@@ -63,8 +64,8 @@ class Run:
         self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
         self.counters: dict[str, Any] = {}
-        self.files = opened_files(problem)
         self.replay = replay or RuntimeReplay(problem.query, problem.networks)
+        self.files = opened_files(problem, self.replay)
         self.confirmer = Confirmer(problem, self.replay)
         self.integers: IntegerNetwork | None = None
         """The network as read in integers, by a caller who decides many problems about it."""
@@ -111,9 +112,14 @@ class Run:
         return self.verdict(Status.TIMEOUT, reason=Reason.DEADLINE)
 
 
-def opened_files(problem: Problem) -> dict[str, NetworkFile]:
+def opened_files(problem: Problem, replay: RuntimeReplay | None = None) -> dict[str, NetworkFile]:
     """The networks' files by declared name: one object for each file, and one for each network
-    that asks for more than its file's outputs."""
+    that asks for more than its file's outputs or settles extents of its inputs.
+
+    ``replay``: an open one of the same networks. Raises ``PropertyError`` for a property about
+    other networks.
+    """
+    settled = (replay or RuntimeReplay(problem.query, problem.networks)).settled()
     plain = {path: NetworkFile(path) for path in problem.networks.values()}
     files: dict[str, NetworkFile] = {}
     for declared in problem.query.networks:
@@ -121,6 +127,9 @@ def opened_files(problem: Problem) -> dict[str, NetworkFile]:
         files[declared.name] = plain[path]
         if declared.asks_more:
             content = with_asked_outputs(path, declared, plain[path].content)
+            files[declared.name] = NetworkFile(path, content)
+        if declared.name in settled:
+            content = settled_content(files[declared.name], settled[declared.name])
             files[declared.name] = NetworkFile(path, content)
     return files
 

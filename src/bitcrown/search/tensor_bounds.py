@@ -31,7 +31,7 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     ``problem.cases[case]``, float64, outward.
 
     A network that only the integer engine reads has bounds of its output alone. Raises
-    ``PropertyError`` for a name the network does not have.
+    ``PropertyError`` for a name the network does not have, or a property about another network.
     """
     files = opened_files(problem)
     try:
@@ -39,7 +39,7 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     except UnsupportedError:
         if tensor is None and len(problem.networks) == 1:
             with suppress(QuantError):
-                return integer_output_bounds(problem, case)
+                return integer_output_bounds(problem, case, next(iter(files.values())))
         raise
     graph = join({name: of_file[file] for name, file in files.items()})
     name = graph.outputs[0] if tensor is None else tensor

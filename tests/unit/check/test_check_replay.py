@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_nets import affine, opened, property_1, unit_box
 
+from bitcrown.check.extents import settled_shape
 from bitcrown.check.model_files import unpacked
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import ModelError, PropertyError
@@ -151,20 +152,72 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         RuntimeReplay(query, {query.networks[0].name: path})
 
 
-def test_free_extents_are_named_where_they_do_not_fit(tmp_path: Path) -> None:
-    """Height and width without numbers are taken for 1, and the refusal says so."""
-    shape: list[int | str] = ["N", 1, "h", "w"]
+def free_file(path: Path, shape: list[int | str]) -> Path:
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
     )
-    path = tmp_path / "free.onnx"
     opset = helper.make_opsetid("", 13)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def declared(shape: str) -> str:
     text = "(vnnlib-version <2.0>)\n(declare-network N\n"
-    text += "(declare-input X real [1,1,2,2])\n(declare-output Y real [1,1,2,2]))\n"
-    query = parse_query(text + "(assert (<= X[0,0,0,0] Y[0,0,0,0]))")
-    with pytest.raises(PropertyError, match="fixed extents in place of h, w"):
-        RuntimeReplay(query, {"N": path})
+    return text + f"(declare-input X real {shape})\n(declare-output Y real {shape}))\n"
+
+
+def flat(count: int) -> str:
+    names = (f"(declare-const {name}_{i} Real)" for name in "XY" for i in range(count))
+    return "\n".join([*names, "(assert (<= X_0 Y_0))"])
+
+
+def test_free_extents_are_those_of_the_property(tmp_path: Path) -> None:
+    path = free_file(tmp_path / "free.onnx", ["N", 1, "h", "w"])
+    text = declared("[1,1,2,3]") + "(assert (<= X[0,0,0,0] Y[0,0,0,0]))"
+    replay = RuntimeReplay(parse_query(text), {"N": path})
+    assert replay.settled() == {"N": [(1, 1, 2, 3)]}
+    x = np.arange(6.0) - 2
+    fed, outputs = replay.run(x)
+    assert fed[0].tolist() == x.tolist() and outputs[0].tolist() == np.maximum(x, 0).tolist()
+
+
+def test_numbers_settle_one_free_extent(tmp_path: Path) -> None:
+    """VNN-LIB 1.0 declares how many numbers there are: one extent follows, two do not."""
+    path = free_file(tmp_path / "one.onnx", ["N", 2, "w"])
+    query = parse_query(flat(6))
+    name = query.networks[0].name
+    assert RuntimeReplay(query, {name: path}).settled() == {name: [(1, 2, 3)]}
+    with pytest.raises(PropertyError, match="leaves w open: give --input-shape 1,2,w"):
+        RuntimeReplay(parse_query(flat(5)), {name: path})
+    path = free_file(tmp_path / "two.onnx", ["N", 1, "h", "w"])
+    with pytest.raises(PropertyError, match="leaves h, w open: give --input-shape 1,1,h,w"):
+        RuntimeReplay(query, {name: path})
+    # A batch is no extent that numbers settle: six numbers may be of another network.
+    path = free_file(tmp_path / "batch.onnx", ["N", 2])
+    with pytest.raises(PropertyError, match="use the network that it is about"):
+        RuntimeReplay(query, {name: path})
+
+
+@pytest.mark.parametrize(
+    ("extents", "declared", "has_shapes", "expected"),
+    [
+        ((None, 3, "h", "w"), (1, 3, 4, 5), True, (1, 3, 4, 5)),
+        ((None, 3, "h", "w"), (1, 2, 4, 5), True, (1, 3, 1, 1)),  # another network's
+        ((None, 3, "h", "w"), (60,), True, (1, 3, 1, 1)),
+        ((None, 3, "h", 5), (60,), True, (1, 3, 4, 5)),
+        (("n",), (7,), False, (7,)),
+        ((2, 3), (6,), False, (2, 3)),
+        ((), (1,), False, ()),
+        ((0, 3), (6,), False, (1, 3)),
+    ],
+)
+def test_settled_shape(
+    extents: tuple[object, ...],
+    declared: tuple[int, ...],
+    has_shapes: bool,
+    expected: tuple[int, ...],
+) -> None:
+    assert settled_shape(extents, declared, has_shapes) == expected

@@ -130,8 +130,8 @@ def test_lenient_reading_of_version_2(check: Check, result: str) -> None:
         ("(Y_0 1.75))", "(Y_0 1.75)", "malformed: the last pair is not closed"),
         ("((X_0", "X_0", "malformed: the witness is not enclosed in parentheses"),
         (GOOD_1, "sat\n", "malformed: the answer is sat, but the file has no witness"),
-        (GOOD_1, "maybe\n", "malformed: the file names no verdict"),
-        (GOOD_1, "", "malformed: the file names no verdict"),
+        (GOOD_1, "maybe\n", "names no verdict; the results file comes first"),
+        (GOOD_1, "", "names no verdict; the results file comes first"),
     ],
 )
 def test_tampering_with_version_1(check: Check, old: str, new: str, sentence: str) -> None:

@@ -309,8 +309,8 @@ def test_property_file_asks_the_same(
 
 
 def test_radii_in_words() -> None:
-    words = [radius_words(Fraction(text)) for text in ("8/255", "1", "0.1", "0")]
-    assert words == ["8/255", "1", "0.1", "0"]
+    words = [radius_words(Fraction(text)) for text in ("8/255", "2/17", "51/255", "1", "0.1", "0")]
+    assert words == ["8/255", "30/255", "0.2", "1", "0.1", "0"]
     assert radius_words(Fraction(25, 2040)) == "0.0122549 (3.125/255)"
 
 

@@ -18,6 +18,7 @@ from small_classifier import blobs, train, write_classifier
 from bitcrown.cli.main import main
 from bitcrown.cluster.local import InTurn
 from bitcrown.errors import DataError, ResourceError, SettingsError
+from bitcrown.evaluation import accuracies
 from bitcrown.evaluation.accuracies import Evaluator, ImageOutcome, selected
 from bitcrown.evaluation.attacking import ball_of
 from bitcrown.evaluation.boxes import ImageBoxes
@@ -28,7 +29,7 @@ from bitcrown.evaluation.proving import LEVELS, parse_levels
 from bitcrown.evaluation.report.summary import Share, run_record, shares
 from bitcrown.evaluation.report.tables import bounds_table
 from bitcrown.evaluation.subjects import layer_count, parameter_count
-from bitcrown.evaluation.workers import prove_side_by_side
+from bitcrown.evaluation.workers import attack_block, prove_block, side_by_side
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.objective import objective_of
@@ -212,11 +213,27 @@ def test_two_jobs_prove_the_same(finished: Finished, classifier: Path, data: Pat
     ]
 
 
-def test_a_cluster_without_bounds_to_prove_is_refused(
+def test_attacks_side_by_side_find_the_same(
+    classifier: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Point by point, in real processes: what they find has to come back out of them."""
+    monkeypatch.setattr(accuracies, "_ATTACK_BLOCK", 7)
+    images, found = read_images(data), []
+    for jobs in (1, 2):
+        plan = plan_for(classifier, levels=(), jobs=jobs)
+        evaluator = Evaluator(plan, images, Journal(None, identity(plan)))
+        evaluator.run()
+        found.append((evaluator.journal.findings["attack"], evaluator.adversarial()))
+    assert found[0][0] == found[1][0] and any(one["broken"] for one in found[0][0].values())
+    assert np.array_equal(found[0][1], found[1][1])
+
+
+def test_a_cluster_without_work_for_it_is_refused(
     classifier: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", str(classifier), "--data", str(data), "--eps", "1/255", "--ray", "local"]
-    assert main(words) == 2 and "give --bounds" in capsys.readouterr().err
+    words += ["--attack", "standard"]
+    assert main(words) == 2 and "give --attack pgd, --bounds" in capsys.readouterr().err
 
 
 def test_another_network_at_the_path_proves_nothing(
@@ -228,9 +245,10 @@ def test_another_network_at_the_path_proves_nothing(
     plan, images = plan_for(other), read_images(data)
     shape, block = images.shape, ([0], images.images[:1], images.labels[:1], np.zeros(1, bool))
     write_classifier(other, [1.5 * weight for weight in train(*blobs(8), 1)])
-    proofs = prove_side_by_side(InTurn(), plan, NetworkFile(classifier).digest, shape, [block])
-    with pytest.raises(ResourceError, match="another network"):
-        list(proofs)
+    for work, given in ((prove_block, block), (attack_block, block[:3])):
+        digest = NetworkFile(classifier).digest
+        with pytest.raises(ResourceError, match="another network"):
+            list(side_by_side(work, InTurn(), plan, digest, shape, [given]))
 
 
 def test_another_evaluation_in_the_folder_is_refused(

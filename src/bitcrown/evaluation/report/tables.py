@@ -8,11 +8,13 @@ BPDA side by side, then what is proved and what is open.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from bitcrown.evaluation.journal import ATTACK, CLEAN
 from bitcrown.evaluation.plan import PGD
 from bitcrown.evaluation.proving import ALPHA, CROWN, SEARCH
+from bitcrown.evaluation.radii import radius_words
 from bitcrown.evaluation.report.summary import STANDING
 
 _Run = Mapping[str, Any]
@@ -130,4 +132,4 @@ def _counts(run: _Run) -> str:
 
 
 def _radius(run: _Run) -> str:
-    return f"{run['norm']} {run['eps']}"
+    return f"{run['norm']} {radius_words(Fraction(run['eps']))}"
