@@ -41,7 +41,7 @@ _GROWTH = 0.25
 """A slice is this part of the time that the tactic has had, so that slices are few."""
 
 
-class Progress(Protocol):
+class _Progress(Protocol):
     """What a search has closed by when."""
 
     history: list[TreeShare]
@@ -54,7 +54,7 @@ def rival_share(seconds: float, best: float, spent: float) -> float:
     return _FAR_SHARE if is_far else _SHARE
 
 
-def _half_time(search: Progress) -> int:
+def _half_time(search: _Progress) -> int:
     """Where in its history the later half of its time begins."""
     end = search.history[-1].seconds
     return max((k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0)
@@ -75,7 +75,7 @@ def lasting_seconds(search: TreeSearch[Any]) -> float:
     return math.log(max(left / search.smallest_share(), math.e)) / decay
 
 
-def expected_seconds(search: Progress, by_rise: bool) -> float:
+def expected_seconds(search: _Progress, by_rise: bool) -> float:
     """Seconds that the search will still need at the rate of the later half of its time."""
     now = search.history[-1]
     share = [point.risen if by_rise else point.closed for point in search.history]
