@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bitcrown.search.decision as decision
+import bitcrown.search.input_decision as input_decision
 from bitcrown import Settings, Status, load, verify
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.witness import Confirmer
@@ -25,10 +26,13 @@ Ask = Callable[[Graph, np.ndarray, np.ndarray, str], Verdict]
 SHAPES = [[2, 8, 8, 2], [5, 12, 12, 2], [3, 10, 2]]
 
 
-@pytest.fixture(params=["input split", "neuron split", "neuron split, reduced network"])
+@pytest.fixture(params=["input split", "both", "neuron split", "neuron split, reduced network"])
 def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Decide a property of a network with one of the searches."""
-    if request.param != "input split":
+    """Decide a property of a network with one of the searches, or with both in turns."""
+    if request.param == "both":
+        monkeypatch.setattr(input_decision, "_ALONE", 0.0)
+        monkeypatch.setattr(input_decision, "_FIRST_TURN", 0.0)
+    elif request.param != "input split":
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
     if request.param.endswith(
         "reduced network"

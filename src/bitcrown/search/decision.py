@@ -1,7 +1,7 @@
 """The decision of float networks: they are read and checked, then one of two searches runs.
 
-Few varying inputs: the input is split (``input_decision``). Otherwise: neurons are
-(``neuron_decision``).
+Many boxes: the input is split (``input_decision``). One box: neurons are (``neuron_decision``), and
+where few inputs vary the input as well, in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.passes import without_dead_nodes
 from bitcrown.search.coupling import FEW_INPUTS, by_differences, cheaper, coupled
 from bitcrown.search.device import budget_on, device_of
-from bitcrown.search.input_decision import decide_by_inputs
+from bitcrown.search.input_decision import decide_by_both, decide_by_inputs
 from bitcrown.search.neuron_decision import decide_by_neurons
 from bitcrown.search.objective import objective_of
 from bitcrown.search.strict_rows import with_strict_rows
@@ -62,8 +62,10 @@ def decide_in_floats(run: Run) -> Verdict:
         run.counters["pairs"] = "differences" if proof.graph is pair else "apart"
     varied = int((objective.upper != objective.lower).any(axis=0).sum())
     run.counters.update(cases=objective.n_cases, boxes=len(objective.lower), varied_inputs=varied)
-    by_inputs = len(objective.lower) > 1 or varied <= FEW_INPUTS
     try:
-        return (decide_by_inputs if by_inputs else decide_by_neurons)(run, proof, objective)
+        if len(objective.lower) > 1:
+            return decide_by_inputs(run, proof, objective)
+        decide = decide_by_both if varied <= FEW_INPUTS else decide_by_neurons
+        return decide(run, proof, objective)
     except torch.OutOfMemoryError as error:
         return run.unknown(Reason.MEMORY, str(error).partition("\n")[0])

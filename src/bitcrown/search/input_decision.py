@@ -1,7 +1,17 @@
-"""The decision where few inputs vary, or boxes are many: the input is split."""
+"""The decision where few inputs vary, or boxes are many: the input is split.
+
+Few inputs do not say that few boxes are enough: where an inner layer is wide and every box is dear,
+signs of neurons may be the better thing to split. So below a single box both searches run against
+each other (``decide_by_both``). The input's search begins alone, for as long as a first bound of
+the box takes and while it expects to be done as soon as it has lasted. From then on the two take
+turns by the race's rule (``neurons.race``): the one that expects to need fewer seconds has the
+time, the other a small part of it. The first to exclude everything has proved it.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +19,10 @@ import numpy as np
 from bitcrown.model.execute import Network
 from bitcrown.search import descent
 from bitcrown.search.device import network_where_faster
-from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputSplit
+from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputOutcome, InputSplit
+from bitcrown.search.neuron_decision import decide_by_neurons
+from bitcrown.search.neurons.race import expected_seconds, rival_share
+from bitcrown.search.neurons.search import TreeShare
 from bitcrown.search.objective import Objective
 from bitcrown.verdict import Reason, Status, Verdict, Witness
 
@@ -18,47 +31,129 @@ if TYPE_CHECKING:
 
 _MANY_CASES = 1000
 """With more cases than this, descent on all of them at once costs more than it finds."""
+_FIRST_TURN = 0.3
+_ALONE = 0.5
+"""Seconds of computing that the input's search has for itself at least."""
+_GROWTH = 0.25
+"""A turn in a race is this part of the time that the search has had."""
+
+
+class InputTurns:
+    """The input's search, which may pause between rounds. ``history`` says what its ``seconds`` of
+    computing have closed; ``outcome`` is that of the last turn, ``is_over`` once nothing can be
+    done any more."""
+
+    def __init__(self, run: Run, proof: Network, objective: Objective) -> None:
+        self.run, self.proof, self.objective = run, proof, objective
+        self.cases = np.arange(objective.n_cases)
+        network = proof
+        if run.settings.device == "auto":
+            box = objective.lower[0], objective.upper[0]
+            neurons = sum(node.size for node in proof.graph.nodes.values())
+            count = max(1, min(LARGEST_BATCH, ROUND_ENTRIES // neurons))
+            network = network_where_faster(proof, box, count)
+        self.search = InputSplit(network, objective, self.cases, run.confirm, run.budget)
+        self.outcome = InputOutcome(False, 0, 0, 0, 1)
+        self.seconds, self.is_over = 0.0, False
+        self.history = [TreeShare(0.0, 0.0, 0.0)]
+        self.restarts = max(2, 64 // len(self.cases))
+        self.since = self.before = 0.0
+
+    def begin_race(self) -> None:
+        """Another search begins, which will call ``against``."""
+        self.since, self.before = time.process_time(), self.seconds
+
+    def turn(self, seconds: float) -> Verdict | None:
+        """Search for ``seconds`` (at least one round); None where that decided nothing."""
+        run, started = self.run, time.process_time()
+        with run.phase("input split"):
+            self.outcome = outcome = self.search.run(
+                seconds, lambda done, left: run.report("input split", {"boxes": done, "left": left})
+            )
+        self.seconds += time.process_time() - started
+        closed = 0.0 if self.search.roots_left else 1.0 - self.search.parts.left()
+        self.history.append(TreeShare(self.seconds, closed, closed))
+        self.is_over = not outcome.left
+        run.counters.update(
+            boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left
+        )
+        if isinstance(outcome.witness, Witness):
+            return run.sat(outcome.witness, "input split")
+        if outcome.proved:
+            return run.verdict(Status.UNSAT, "input split" if outcome.rounds > 1 else "root bounds")
+        return None
+
+    def attack(self, seconds: float) -> Verdict | None:
+        """Descent on all cases for its share of a search of ``seconds``."""
+        if self.is_over or self.run.budget.is_expired() or len(self.cases) > _MANY_CASES:
+            return None
+        run = self.run
+        with run.phase("attack"):
+            budget = run.budget.capped(2 * descent.ATTACK_SHARE * seconds)
+            witness = descent.descend(
+                run, self.proof, self.objective, self.cases, budget, 60, self.restarts
+            )
+        self.restarts = min(2 * self.restarts, 1024)
+        return None if witness is None else run.sat(witness, "attack")
+
+    def alone(self, seconds: float = math.inf) -> Verdict | None:
+        """Search and attack in turns, each twice as long as the one before, for ``seconds`` of
+        computing and as long as the search expects to be done in as many as it has had; None if
+        that decided nothing in time, or nothing is left to do."""
+        length = _FIRST_TURN
+        while not self.is_over and not self.run.budget.is_expired():
+            if self.seconds >= seconds and self.expected() > self.seconds:
+                break
+            verdict = self.turn(length) or self.attack(length)
+            if verdict is not None:
+                return verdict
+            length *= 2
+        return None
+
+    def expected(self) -> float:
+        """Seconds of computing that the search may still need; infinite where it is over."""
+        return math.inf if self.is_over else expected_seconds(self, by_rise=False)
+
+    def against(self, expected: float) -> Verdict | None:
+        """Turns beside another search, which has had all computing since ``since`` but these, and
+        expects to need ``expected`` seconds more: until that is to go on."""
+        seconds = time.process_time() - self.since - (self.seconds - self.before)
+        while not self.is_over and not self.run.budget.is_expired():
+            mine = self.expected()
+            if mine < expected:
+                is_next = seconds >= rival_share(expected, mine, seconds) * self.seconds
+            else:
+                is_next = self.seconds < rival_share(mine, expected, self.seconds) * seconds
+            if not is_next:
+                return None
+            verdict = self.turn(max(_ALONE, self.seconds) * _GROWTH)
+            if verdict is not None:
+                return verdict
+        return None
+
+    def undecided(self) -> Verdict:
+        """The verdict where nothing was decided."""
+        if self.run.budget.is_expired():
+            return self.run.timeout()
+        return self.run.unknown(
+            Reason.INCOMPLETE, f"{self.outcome.stuck} boxes are too small for floats to split"
+        )
 
 
 def decide_by_inputs(run: Run, proof: Network, objective: Objective) -> Verdict:
-    """Branch and bound over the box, in turns with attacks: each turn takes twice as long."""
-    cases = np.arange(objective.n_cases)
-    if run.settings.device == "auto":
-        box = objective.lower[0], objective.upper[0]
-        neurons = sum(node.size for node in proof.graph.nodes.values())
-        count = max(1, min(LARGEST_BATCH, ROUND_ENTRIES // neurons))
-        proof = network_where_faster(proof, box, count)
-    search = InputSplit(proof, objective, cases, run.confirm, run.budget)
-    seconds, restarts = 0.3, max(2, 64 // len(cases))
-    while True:
-        with run.phase("input split"):
-            outcome = search.run(
-                seconds, lambda done, left: run.report("input split", {"boxes": done, "left": left})
-            )
-        if (
-            outcome.proved
-            or outcome.witness is not None
-            or run.budget.is_expired()
-            or not outcome.left
-        ):
-            break
-        if len(cases) <= _MANY_CASES:
-            with run.phase("attack"):
-                budget = run.budget.capped(2 * descent.ATTACK_SHARE * seconds)
-                witness = descent.descend(run, proof, objective, cases, budget, 60, restarts)
-            if witness is not None:
-                return run.sat(witness, "attack")
-            restarts = min(2 * restarts, 1024)
-        seconds *= 2
-    run.counters.update(
-        boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left
-    )
-    if isinstance(outcome.witness, Witness):
-        return run.sat(outcome.witness, "input split")
-    if outcome.proved:
-        return run.verdict(Status.UNSAT, "input split" if outcome.rounds > 1 else "root bounds")
-    if run.budget.is_expired():
-        return run.timeout()
-    return run.unknown(
-        Reason.INCOMPLETE, f"{outcome.stuck} boxes are too small for floats to split"
-    )
+    """Branch and bound over the boxes, in turns with attacks."""
+    inputs = InputTurns(run, proof, objective)
+    return inputs.alone() or inputs.undecided()
+
+
+def decide_by_both(run: Run, proof: Network, objective: Objective) -> Verdict:
+    """The same for a single box, and below it the search over neurons as its rival."""
+    inputs = InputTurns(run, proof, objective)
+    verdict = inputs.alone(_ALONE)
+    if verdict is not None or run.budget.is_expired():
+        return verdict or inputs.undecided()
+    inputs.begin_race()
+    verdict = decide_by_neurons(run, proof, objective, inputs.against)
+    if verdict.status in (Status.SAT, Status.UNSAT) or inputs.is_over:
+        return verdict
+    return inputs.alone() or inputs.undecided()

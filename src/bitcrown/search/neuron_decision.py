@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +45,28 @@ ends with them."""
 _ROOT_SHARE = 0.9
 """Share of the time left that plain root bounds may take; what they cannot finish, only an attack
 can decide."""
+_ROOT_SHARE_BESIDE = 0.5
+"""The same where another search can go on."""
+Rival = Callable[[float], Verdict | None]
+"""Gives another search of the same problem its turns, when told in how many seconds this one
+expects to be done; a verdict where that decided it."""
 
 
-def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict:
+def decide_by_neurons(
+    run: Run, proof: Network, objective: Objective, rival: Rival | None = None
+) -> Verdict:
     """A glance of attack, root bounds, a longer attack, and ``decide_from_root`` for what is left.
-    All cases share one box."""
+    All cases share one box. A ``rival`` has attacked already, and goes on where this search can do
+    no more."""
     guide, cases = guide_network(proof), np.arange(objective.n_cases)
-    with run.phase("attack"):  # many violations are found in a fraction of what bounds cost
-        glance = run.budget.capped(max(0.5, _GLANCE_SHARE * run.budget.remaining()))
-        witness = descent.descend(run, guide, objective, cases, glance, 10, 2)
-    if witness is not None:
-        return run.sat(witness, "attack")
-    share = run.budget.capped(_ROOT_SHARE * run.budget.remaining())
+    if rival is None:
+        with run.phase("attack"):  # many violations are found in a fraction of what bounds cost
+            glance = run.budget.capped(max(0.5, _GLANCE_SHARE * run.budget.remaining()))
+            witness = descent.descend(run, guide, objective, cases, glance, 10, 2)
+        if witness is not None:
+            return run.sat(witness, "attack")
+    most = _ROOT_SHARE if rival is None else _ROOT_SHARE_BESIDE
+    share = run.budget.capped(most * run.budget.remaining())
     rows = rows_of_cases(proof, objective)
     bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():
@@ -76,6 +87,8 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
     open_cases = cases[left.cpu().numpy()]
     if share.is_expired():
         run.counters["root_bounds_cut_short"] = 1
+        if rival is not None:
+            return run.timeout()
         witness = descent.descend_to_the_end(run, attack_networks(guide), objective, open_cases)
         return run.timeout() if witness is None else run.sat(witness, "attack")
     with run.phase("attack"):
@@ -84,11 +97,16 @@ def decide_by_neurons(run: Run, proof: Network, objective: Objective) -> Verdict
             witness = descent.descend(run, network, objective, open_cases, longer, 40, 8)
             if witness is not None:
                 return run.sat(witness, "attack")
-    return decide_from_root(run, root, guide, objective, seconds)
+    return decide_from_root(run, root, guide, objective, seconds, rival)
 
 
 def decide_from_root(
-    run: Run, root: Root, guide: Network, objective: Objective, root_seconds: float
+    run: Run,
+    root: Root,
+    guide: Network,
+    objective: Objective,
+    root_seconds: float,
+    rival: Rival | None = None,
 ) -> Verdict:
     """Decide the cases that ``root`` leaves open: optimised bounds, sharper layers where
     affordable, then splits.
@@ -109,7 +127,7 @@ def decide_from_root(
     if not len(domains):
         return run.verdict(Status.UNSAT, "alpha-CROWN")
     seconds = time.process_time() - started
-    return _branch_and_bound(run, bounder, domains, objective, seconds)
+    return _branch_and_bound(run, bounder, domains, objective, seconds, rival)
 
 
 def _sharpened_layers(
@@ -140,16 +158,25 @@ def _sharpened_layers(
 
 
 def _branch_and_bound(
-    run: Run, bounder: DomainBounder, domains: Domains, objective: Objective, seconds: float
+    run: Run,
+    bounder: DomainBounder,
+    domains: Domains,
+    objective: Objective,
+    seconds: float,
+    rival: Rival | None,
 ) -> Verdict:
-    """Search below ``domains``, with attacks whenever those had less than their share of time;
-    ``seconds`` of computing went into optimised bounds."""
+    """Search below ``domains``, with attacks whenever those had less than their share of time, and
+    turns of the ``rival``; ``seconds`` of computing went into optimised bounds."""
     guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
     networks = cycle(attack_networks(guide))
 
-    def attack_steps(search: TreeSearch[Any]) -> Witness | None:
+    def beside(search: TreeSearch[Any]) -> Verdict | Witness | None:
         facts = {"domains": search.domains, "open": len(search.stack), "worst": search.worst()}
         run.report("neuron split", facts)
+        verdict = None if rival is None else rival(race.race.expected_of_closing())
+        return attack_steps(search) if verdict is None else verdict
+
+    def attack_steps(search: TreeSearch[Any]) -> Witness | None:
         started = time.monotonic()
         share = descent.ATTACK_SHARE * (started - spent["start"])
         if spent["attack"] > share or not len(search.stack):
@@ -164,16 +191,23 @@ def _branch_and_bound(
 
     with run.phase("neuron split"):
         race = TightenedRace(bounder, domains, seconds)
-        outcome = race.run(attack_steps)
+        outcome = race.run(beside)
     run.counters.update(race.counters)
     run.counters.update(
         domains=outcome.domains, rounds=outcome.rounds, open=outcome.open, worst=outcome.worst
     )
     run.counters.update(attack_seconds=spent["attack"], tactic=outcome.tactic)
-    return _verdict_of(run, outcome, guide, objective)
+    if isinstance(outcome.witness, Verdict):
+        return outcome.witness
+    if outcome.reason == "incomplete" and rival is None:
+        cases = np.arange(objective.n_cases)
+        witness = descent.descend_to_the_end(run, attack_networks(guide), objective, cases)
+        if witness is not None:
+            return run.sat(witness, "attack")
+    return _verdict_of(run, outcome)
 
 
-def _verdict_of(run: Run, outcome: SplitOutcome, guide: Network, objective: Objective) -> Verdict:
+def _verdict_of(run: Run, outcome: SplitOutcome) -> Verdict:
     if isinstance(outcome.witness, Witness):
         return run.sat(outcome.witness, "neuron split")
     if outcome.proved:
@@ -181,11 +215,6 @@ def _verdict_of(run: Run, outcome: SplitOutcome, guide: Network, objective: Obje
         return run.verdict(Status.UNSAT, way)
     if outcome.reason == "memory":
         return run.unknown(Reason.MEMORY)
-    if outcome.reason == "incomplete":
-        cases = np.arange(objective.n_cases)
-        witness = descent.descend_to_the_end(run, attack_networks(guide), objective, cases)
-        if witness is not None:
-            return run.sat(witness, "attack")
     if run.budget.is_expired() and outcome.reason != "incomplete":
         return run.timeout()
     return run.unknown(Reason.INCOMPLETE, f"{outcome.stuck} domains have no neuron left to split")

@@ -89,8 +89,10 @@ def _engine(objective: Objective) -> str:
     varied = int((objective.upper != objective.lower).any(axis=0).sum())
     inputs, boxes = objective.lower.shape[1], len(objective.lower)
     what = f"{varied} of {inputs} inputs vary, in {boxes} box{'' if boxes == 1 else 'es'}"
-    if boxes > 1 or varied <= FEW_INPUTS:
+    if boxes > 1:
         return f"{what}: boxes of inputs are split"
+    if varied <= FEW_INPUTS:
+        return f"{what}: boxes of inputs are split, and signs of neurons where that lasts"
     return f"{what}: signs of neurons are split"
 
 

@@ -63,6 +63,7 @@ class Run:
         self.want_certificate = want_certificate
         self.recorder = Recorder() if want_certificate else None
         self.phases: dict[str, float] = {}
+        self._inside = 0.0
         self.counters: dict[str, Any] = {}
         self.replay = replay or RuntimeReplay(problem.query, problem.networks)
         self.files = opened_files(problem, self.replay)
@@ -77,12 +78,15 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
+        """What is done inside; phases inside a phase have their time for themselves."""
+        started, before, self._inside = time.monotonic(), self._inside, 0.0
         self.report(name, {})
         try:
             yield
         finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+            took = time.monotonic() - started
+            self.phases[name] = self.phases.get(name, 0.0) + took - self._inside
+            self._inside = before + took
             self.report(name, {})
 
     def confirm(self, x: np.ndarray, case: int | None = None) -> Witness | None:

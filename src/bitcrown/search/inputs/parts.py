@@ -92,11 +92,17 @@ class Attempt:
 
 @dataclass(eq=False)
 class Subtree:
-    """``root``: its boxes as they were before any attempt; ``rung`` is None while nothing races."""
+    """``root``: its boxes as they were before any attempt; ``rung`` is None while nothing races;
+    ``weight``: the share of the whole that it stands for."""
 
     root: Boxes
     attempts: list[Attempt]
     rung: int | None = None
+    weight: float = 1.0
+
+    def left(self) -> float:
+        """The share of the whole that no attempt has closed."""
+        return self.weight * min(attempt.open_mass() for attempt in self.attempts)
 
     def worst(self) -> float:
         least = self.root.least[torch.isfinite(self.root.least)]
@@ -125,10 +131,14 @@ class Subtrees:
     def is_racing(self) -> bool:
         return any(part.rung is not None for part in self.parts)
 
-    def add(self, boxes: Boxes, rule: SplitRule, quota: float) -> None:
+    def left(self) -> float:
+        """The share of all boxes that is not closed, each weighted by its mass."""
+        return sum(part.left() for part in self.parts)
+
+    def add(self, boxes: Boxes, rule: SplitRule, quota: float, weight: float = 1.0) -> None:
         """A new part with one attempt."""
         boxes = replace(boxes, mass=boxes.mass / boxes.mass.sum())
-        part = Subtree(boxes, [])
+        part = Subtree(boxes, [], weight=weight)
         self.parts.append(part)
         self._begin(part, rule, quota)
 
@@ -146,13 +156,16 @@ class Subtrees:
         part.attempts.append(attempt)
         self.attempts[self._count] = part, attempt
 
-    def _deal_out(self, boxes: Boxes, rule: SplitRule) -> None:
-        """Neighbours stay together; the part with the worst box comes first."""
+    def _deal_out(self, boxes: Boxes, rule: SplitRule, weight: float = 1.0) -> None:
+        """Neighbours stay together; the part with the worst box comes first. Together they stand
+        for ``weight`` of the whole."""
+        share = weight / float(boxes.mass.sum())
         index = torch.arange(len(boxes), device=boxes.lower.device)
         runs = torch.split(index, -(-len(boxes) // BRANCHES))
         chunks = sorted(runs, key=lambda chunk: float(boxes.least[chunk].min()), reverse=True)
         for chunk in chunks:
-            self.add(boxes.select(chunk), rule, ALLOWANCE)
+            part = boxes.select(chunk)
+            self.add(part, rule, ALLOWANCE, share * float(part.mass.sum()))
 
     # -- rounds ------------------------------------------------------------------------------------
 
@@ -236,7 +249,8 @@ class Subtrees:
             self.wins[winner.rule.name] = self.wins.get(winner.rule.name, 0) + 1
             self._drop(part)
             self.stuck += winner.stuck
-            self._deal_out(joined_boxes(winner.stack), winner.rule)
+            left = part.weight * winner.open_mass()
+            self._deal_out(joined_boxes(winner.stack), winner.rule, left)
             return
         for attempt in part.attempts:
             attempt.quota = max(attempt.quota, RUNGS[part.rung])
@@ -262,7 +276,8 @@ class Subtrees:
         elif len(part.root) > BRANCHES or len(self.rules) == 1:
             self._drop(part)
             self.stuck += attempt.stuck
-            self._deal_out(joined_boxes(attempt.stack), attempt.rule)
+            left = part.weight * attempt.open_mass()
+            self._deal_out(joined_boxes(attempt.stack), attempt.rule, left)
         else:
             self._race(part, attempt)
 

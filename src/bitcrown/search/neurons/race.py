@@ -20,14 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import fastest
 from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.search.neurons.rules import Tactic, suitable_tactics
-from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
+from bitcrown.search.neurons.search import SplitOutcome, TreeSearch, TreeShare
 from bitcrown.search.ranges.bounder import RANGES, RangeBounder, splits_ranges
 
 _FIRST_SLICE = 0.5
@@ -41,7 +41,20 @@ _GROWTH = 0.25
 """A slice is this part of the time that the tactic has had, so that slices are few."""
 
 
-def _half_time(search: TreeSearch[Any]) -> int:
+class _Progress(Protocol):
+    """What a search has closed by when."""
+
+    history: list[TreeShare]
+
+
+def rival_share(seconds: float, best: float, spent: float) -> float:
+    """The part of the leader's time that a rival gets which would need ``seconds`` where the leader
+    needs ``best``, and which has had ``spent``."""
+    is_far = seconds > _FAR * best and spent > _FIRST_SLICE
+    return _FAR_SHARE if is_far else _SHARE
+
+
+def _half_time(search: _Progress) -> int:
     """Where in its history the later half of its time begins."""
     end = search.history[-1].seconds
     return max((k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0)
@@ -62,7 +75,7 @@ def lasting_seconds(search: TreeSearch[Any]) -> float:
     return math.log(max(left / search.smallest_share(), math.e)) / decay
 
 
-def expected_seconds(search: TreeSearch[Any], by_rise: bool) -> float:
+def expected_seconds(search: _Progress, by_rise: bool) -> float:
     """Seconds that the search will still need at the rate of the later half of its time."""
     now = search.history[-1]
     share = [point.risen if by_rise else point.closed for point in search.history]
@@ -132,6 +145,11 @@ class Race:
         by_rise = all(search.history[-1].closed == 0.0 for search in self.searches)
         return [expected_seconds(search, by_rise) for search in self.searches]
 
+    def expected_of_closing(self) -> float:
+        """The least of these, by what is closed alone: a rise says nothing to a search whose bounds
+        rise by other means."""
+        return min(expected_seconds(search, by_rise=False) for search in self.searches)
+
     def lasting(self) -> float:
         """Seconds of computing that the race may still take (see ``lasting_seconds``)."""
         return min(lasting_seconds(search) for search in self.searches)
@@ -175,8 +193,7 @@ class Race:
         if leader.seconds < _FIRST_SLICE:
             return leader
         for search, seconds in zip(self.searches, expected, strict=True):
-            is_far = seconds > _FAR * best and search.seconds > _FIRST_SLICE
-            if search.seconds < (_FAR_SHARE if is_far else _SHARE) * leader.seconds:
+            if search.seconds < rival_share(seconds, best, search.seconds) * leader.seconds:
                 return search
         return leader
 
