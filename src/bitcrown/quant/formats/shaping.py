@@ -16,7 +16,6 @@ from bitcrown.quant.formats.runtime import all_evaluated
 from bitcrown.quant.formats.sums import conv_geometry
 from bitcrown.quant.network.graph import MaxPool, Numbers
 
-
 _MOST_NUMBERED = 1 << 24
 """Numbers up to which float32 has every whole one."""
 
