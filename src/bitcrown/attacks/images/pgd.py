@@ -4,8 +4,8 @@ attacks", 2018).
 From a random point of the ball: ``x <- P(x + a d)`` where ``d`` is the direction of steepest ascent
 of the cross entropy (of the margin where that underflows) in the ball's norm (the sign of the
 gradient for L-infinity, the normalised gradient for L2, its largest entries for L1), ``P`` the
-projection and ``a = 2.5 eps / steps``, so that any point of the ball can be reached. An image is done as soon as it is misclassified; the
-first restart begins at the clean image.
+projection and ``a = 2.5 eps / steps``, so that any point of the ball can be reached. An image is
+done as soon as it is misclassified; the first restart begins at the clean image.
 
 All climbs, one for each image and restart, share the calls of the network: a call costs as much for
 five points as for fifty. Who is done leaves, and the next climb takes its place at once, so calls
