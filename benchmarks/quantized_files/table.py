@@ -1,6 +1,7 @@
 """What bitcrown does with quantized files, one row each.
 
     python benchmarks/quantized_files/table.py FILE [FILE ...] [--cpu-seconds 20] [--images IMAGES]
+                                                [--journal ROWS] [--all-cpu-seconds 1500]
 
 Columns: which engine reads the file (or the refusal); on random inputs (``--points``), whether
 integers are equal to onnxruntime's to the bit (``equal``) or, where floats lie between them or the
@@ -12,9 +13,11 @@ width. Where no output is less than the largest, that one is to stay within a te
 
 Everything is about what onnxruntime computes (semantics ``runtime``); where rounding is not known
 of every operator (dynamic scales) the engine column says ``real``: bounds of the real function.
-Each file has a process of its own, which 90 CPU seconds end. ``third_party.txt`` lists the
-third-party files by project, path and SHA-256: they are not shipped. Inputs of 14 x 14 are MNIST's
-images, others random.
+Each file has a process of its own, which ``CPU_LIMIT`` CPU seconds or ``WALL_LIMIT`` seconds of the
+clock end; the columns that it had by then stay. A row is one line of JSON in the journal, with the
+file's SHA-256 and the version; files that have one there are left out, and a further call goes on.
+``third_party.txt`` lists the third-party files by project, path and SHA-256: they are not shipped.
+Inputs of 14 x 14 are MNIST's images, others random.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import json
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +46,10 @@ COMPARING = 10.0
 """CPU seconds after which no further input is compared."""
 CPU_LIMIT = 90
 """CPU seconds after which the process of a file is ended."""
-HEAD = (
-    "| file | engine | on random inputs | property at one step | root bounds |\n" + 5 * "|---" + "|"
-)
+WALL_LIMIT = 3600.0
+"""Seconds of the clock after which it is: ten others may want the same core."""
+COLUMNS = ("engine", "on random inputs", "property at one step", "root bounds")
+HEAD = "| file | " + " | ".join(COLUMNS) + " |\n" + 5 * "|---" + "|"
 
 
 def images(folder: Path | None) -> Any:
@@ -188,9 +195,8 @@ def _read(file: NetworkFile) -> tuple[Any, str]:
         return read_graph(file), "real"
 
 
-def row(path: Path, seconds: float, pictures: Any, points: int) -> str:
-    import tempfile
-
+def cells(path: Path, seconds: float, pictures: Any, points: int) -> Iterator[str]:
+    """The columns of a row, each as soon as it is known."""
     import torch
 
     from bitcrown.api import load, verify
@@ -202,7 +208,7 @@ def row(path: Path, seconds: float, pictures: Any, points: int) -> str:
 
     torch.set_num_threads(1)
     file = NetworkFile(path)
-    engine, reason, graph, semantics = "", "", None, "runtime"
+    reason, graph, semantics = "", None, "runtime"
     try:
         network = read_onnx(file) if file.is_quantized else None
     except BitcrownError as error:
@@ -211,54 +217,99 @@ def row(path: Path, seconds: float, pictures: Any, points: int) -> str:
         if network is None:
             graph, semantics = _read(file)
             crosscheck(graph, file, 0)
-        engine = "integers" if graph is None else "floats" + ", real" * (semantics == "real")
+        yield "integers" if graph is None else "floats" + ", real" * (semantics == "real")
         feeds = samples(file, pictures, points)
-        compared = (
-            integers_compared(network, file, feeds)
-            if graph is None
-            else floats_compared(graph, file, feeds)
-        )
+        if graph is None:
+            yield integers_compared(network, file, feeds)
+        else:
+            yield floats_compared(graph, file, feeds)
     except BitcrownError as error:
-        return f"| {path.stem} | refused: {error}{reason} | | | |".replace("\n", " ")
+        yield f"refused: {error}{reason}".replace("\n", " ")
+        return
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder, "asked.vnnlib")
         asked.write_text(question(file, feeds[0]))
         problem = load(path, asked)
         verdict = verify(problem, Settings(semantics=semantics), cpu_seconds=seconds)
-        answer = f"{verdict.status.value} {verdict.decided_by or verdict.detail[-120:]}"
-        is_open = verdict.status.value not in ("sat", "unsat")
-        bounds = root_bounds(problem, graph) if is_open else ""
-    return f"| {path.stem} | {engine} | {compared} | {answer} | {bounds} |"
+        yield f"{verdict.status.value} {verdict.decided_by or verdict.detail[-120:]}"
+        if verdict.status.value not in ("sat", "unsat"):
+            yield root_bounds(problem, graph)
 
 
 def child(path: Path, seconds: float, pictures: Any, points: int, to: Any) -> None:
     warnings.filterwarnings("ignore")
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
-    to.send(row(path, seconds, pictures, points))
+    for cell in cells(path, seconds, pictures, points):
+        to.send(cell)
+    to.send(None)
+
+
+def row(path: Path, given: argparse.Namespace, pictures: Any) -> list[str]:
+    """Its columns; where its process was ended, a sentence for the first that is missing."""
+    forked = multiprocessing.get_context("fork")
+    mine, theirs = forked.Pipe(duplex=False)
+    asked = (path, given.cpu_seconds, pictures, given.points, theirs)
+    process = forked.Process(target=child, args=asked)
+    process.start()
+    theirs.close()
+    found, until = list[str](), time.monotonic() + WALL_LIMIT
+    try:
+        while mine.poll(max(0.0, until - time.monotonic())):
+            cell = mine.recv()
+            if cell is None:
+                break
+            found.append(cell)
+        else:
+            process.kill()
+            found.append(f"ended after {WALL_LIMIT:.0f} s of the clock")
+    except EOFError:
+        process.join()
+        end = f"ended after {CPU_LIMIT} CPU s" if process.exitcode in (-9, -24) else "crashed"
+        found.append(end)
+    process.join()
+    return found
+
+
+def rows_of(journal: Path | None) -> dict[str, dict[str, Any]]:
+    """Rows of a journal by the file's SHA-256; a line that was cut off is none."""
+    found = {}
+    for line in journal.read_text().splitlines() if journal and journal.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        found[entry["sha256"]] = entry
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--cpu-seconds", type=float, default=20.0)
+    parser.add_argument("--all-cpu-seconds", type=float, default=float("inf"))
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--images", type=Path)
+    parser.add_argument("--journal", type=Path)
     given = parser.parse_args()
     importlib.import_module("bitcrown.search.decision")  # once, before children are forked
-    pictures, forked = images(given.images), multiprocessing.get_context("fork")
+    from bitcrown.provenance import commit
+
+    pictures, known = images(given.images), rows_of(given.journal)
     print(HEAD, flush=True)
     for path in given.files:
-        mine, theirs = forked.Pipe(duplex=False)
-        asked = (path, given.cpu_seconds, pictures, given.points, theirs)
-        process = forked.Process(target=child, args=asked, daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            text = mine.recv()
-        except EOFError:
-            process.join()
-            text = f"| {path.stem} | ended with exit code {process.exitcode} | | | |"
-        print(text, f"<!-- {hashlib.sha256(path.read_bytes()).hexdigest()[:12]} -->", flush=True)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest not in known:
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if used.ru_utime + used.ru_stime > given.all_cpu_seconds:
+                continue
+            entry = {"file": path.stem, "sha256": digest, "commit": commit()}
+            known[digest] = entry | {"cells": row(path, given, pictures)}
+            if given.journal:
+                with given.journal.open("a") as file:
+                    file.write(json.dumps(known[digest]) + "\n")
+        found = known[digest]["cells"]
+        text = " | ".join([path.stem, *found, *[""] * (len(COLUMNS) - len(found))])
+        print(f"| {text} | <!-- {digest[:12]} -->", flush=True)
 
 
 if __name__ == "__main__":

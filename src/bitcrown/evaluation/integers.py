@@ -139,6 +139,10 @@ class IntegerSubject:
         return same and bool((low == low[0]).all()) and reach * self.classes < _EXACT_FLOAT32
 
     @property
+    def has_gradients(self) -> bool:
+        return self._slopes is not None
+
+    @property
     def is_whole(self) -> bool:
         """Whether the input is integers, so that images move in whole levels."""
         return isinstance(self.network.entry, WholeEntry)

@@ -204,9 +204,10 @@ def check_subject(plan: Plan, subject: Subject) -> None:
         raise SettingsError(
             "networks of the zoo take pixels as they are: leave --mean and --std out"
         )
-    if plan.attack == PGD and plan.has_attack and subject.kind != "onnx":
+    if plan.attack == PGD and plan.has_attack and not subject.has_gradients:
         raise SettingsError(
-            f"pgd is for float networks in ONNX files; choose a suite: {', '.join(SUITES)}"
+            "pgd is for networks in ONNX files that are read with floats; choose a suite: "
+            f"{', '.join(SUITES)}"
         )
     if plan.levels and subject.obstacle:
         raise SettingsError(f"{subject.name} cannot be verified: {subject.obstacle}")

@@ -93,6 +93,7 @@ class Subject(Protocol):
     """``classifier``: points to logits. ``obstacle``: why it cannot be bounded, empty where it can.
     ``digest``: SHA-256 of the file that holds the weights, empty for a torch network.
 
+    ``has_gradients``: a network in a file that is read with floats, which plain PGD attacks.
     ``is_grouped``: judged in groups of neighbours, because logits may depend on them.
     """
 
@@ -110,6 +111,8 @@ class Subject(Protocol):
     def device(self) -> torch.device: ...
     @property
     def is_grouped(self) -> bool: ...
+    @property
+    def has_gradients(self) -> bool: ...
     @property
     def obstacle(self) -> str: ...
     @property
@@ -129,7 +132,7 @@ class Subject(Protocol):
 class FileSubject:
     """A float network in an ONNX file."""
 
-    kind, is_grouped, obstacle, space = "onnx", False, "", Space()
+    kind, is_grouped, has_gradients, obstacle, space = "onnx", False, True, "", Space()
 
     def __init__(
         self,
@@ -175,7 +178,7 @@ class FileSubject:
 class TorchSubject:
     """Any function from pixels to logits; ``batch`` images are judged at a time, in their order."""
 
-    kind, is_grouped, space = "torch", True, Space()
+    kind, is_grouped, has_gradients, space = "torch", True, False, Space()
     obstacle = "only networks in ONNX files and exact integer networks can be bounded"
 
     def __init__(

@@ -10,7 +10,8 @@ networks with logarithms or roots.
 
 A network with jumps (``Sign``, ``Floor``, ...) may rightly differ where float32 rounding crosses
 one, and a difference grows from jump to jump. So behind each jump the graph goes on with the
-runtime's value, and hardly any element may have crossed; then it is enough that most of the samples
+runtime's value, and hardly any element may have crossed, unless its argument lies next to an edge:
+where scales are multiples of each other, that many do; then it is enough that most of the samples
 agree.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -35,6 +37,8 @@ _TOLERANCE = 2e-3
 _INSIDE = 1e-3
 _MOST_MOVED = 0.01
 """Share of the elements behind jumps that may differ."""
+_AT_EDGE = 2e-5
+"""Share of the largest argument of a ``Round`` by which one may lie beyond an edge."""
 _STEPPED = {name.rpartition(".")[2] for name in QUANTIZERS} - {"DequantizeLinear"}
 _STEPS = 64
 """Half steps of a sixteen-bit type that its networks may differ by instead."""
@@ -79,9 +83,11 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
     """Nodes of the graph that have jumps to their tensors in the file: a value, or integers, scale
     and zero point."""
     producers = {name: node for node in model.graph.node for name in node.output}
-    found = {}
+    narrow, found = _four_bits(model), {}
     for node in graph.nodes.values():
         producer = producers.get(node.name)
+        if node.name in narrow:
+            continue
         if producer is not None and producer.op_type in _STEPPED and node.op == "Scale":
             found[node.name] = [node.name]  # the integers, zero point included
         elif producer is not None and op_row(node.op).has_jumps:
@@ -90,6 +96,21 @@ def _jumps(graph: Graph, model: Any) -> dict[str, list[str]]:
             elif (producer.op_type, node.op) == ("DynamicQuantizeLinear", "DynamicQuantize"):
                 found[node.name] = list(producer.output)
     return found
+
+
+def _four_bits(model: Any) -> set[str]:
+    """Integers of four bits, which cannot be fetched from onnxruntime."""
+    four = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    zeros = {tensor.name for tensor in model.graph.initializer if tensor.data_type in four}
+    return {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+        and (
+            not zeros.isdisjoint(node.input)
+            or any(a.name == "output_dtype" and a.i in four for a in node.attribute)
+        )
+    }
 
 
 def crosscheck(graph: Graph, file: NetworkFile, seed: int) -> float:
@@ -168,7 +189,28 @@ def _moved(network: Network, node: Node, values: Mapping[str, Tensor]) -> int:
     """How many elements of a node with jumps are, in the graph, a jump away from the runtime's
     ``values``."""
     finite = torch.isfinite(values[node.name])
-    own = network.forward_node(node, [values[name] for name in node.inputs])[finite]
+    low, high = (end[finite] for end in _next_to_edges(network, node, values))
     given = values[node.name][finite]
     room = min(0.5, _TOLERANCE * float(given.abs().max())) if given.numel() else 0.0
-    return int((~((own - given).abs() <= room)).sum())
+    return int((~((low - room <= given) & (given <= high + room))).sum())
+
+
+def _next_to_edges(
+    network: Network, node: Node, values: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of ``node`` if the argument of its ``Round`` is moved a little."""
+    found = [values[name] for name in node.inputs]
+    if node.op == "Round":
+        move = _AT_EDGE * torch.nan_to_num(found[0], 0.0, 0.0, 0.0).abs().max()
+        ends = [network.forward_node(node, [found[0] + part]) for part in (-move, move)]
+    elif node.op in ("Clip", "Scale"):
+        before = network.graph.nodes[node.inputs[0]]
+        inner = (
+            _next_to_edges(network, before, values)
+            if before.op in ("Round", "Clip", "Scale")
+            else (found[0],)
+        )
+        ends = [network.forward_node(node, [end]) for end in inner]
+    else:
+        ends = [network.forward_node(node, found)]
+    return torch.minimum(ends[0], ends[-1]), torch.maximum(ends[0], ends[-1])

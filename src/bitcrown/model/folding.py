@@ -130,10 +130,19 @@ def _elementwise(function: Callable[..., Any]) -> _Row:
 
 def _quantization(node: OnnxNode, values: Sequence[_Array]) -> tuple[_Array, _Array]:
     """Scale and zero point of a node, laid along its axis."""
-    if node.attrs.get("block_size", 0):
-        raise UnsupportedError(f"node {node.name!r}: {node.op} in blocks")
     scale, zero = values[1], values[2] if len(values) > 2 else np.zeros((), np.uint8)
-    if scale.size > 1:
+    size = int(node.attrs.get("block_size", 0))
+    if size > 0:
+        axis = int(node.attrs.get("axis", 1))
+        length = values[0].shape[axis]
+        shape = list(values[0].shape)
+        shape[axis] = -(-length // size)
+        if list(scale.shape) != shape or (zero.ndim and zero.shape != scale.shape):
+            raise ModelError(f"node {node.name!r} has scales of shape {scale.shape} for its blocks")
+        first = np.arange(length) // size
+        scale = np.take(scale, first, axis)
+        zero = np.take(zero, first, axis) if zero.ndim else zero
+    elif scale.size > 1:
         shape = [1] * values[0].ndim
         shape[int(node.attrs.get("axis", 1))] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero

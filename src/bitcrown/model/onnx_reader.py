@@ -24,6 +24,7 @@ from bitcrown.model.folding import can_fold, constant_value, fold
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
+from bitcrown.model.lowering.composites import COMPOSITES
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import (
@@ -214,7 +215,7 @@ def _read(file: NetworkFile) -> _Reading:
 
 
 def _has_rule(builder: Builder, node: OnnxNode) -> bool:
-    if node.op in LOWERINGS or node.op in ("Constant", "Shape", "Size"):
+    if node.op in LOWERINGS or node.op in COMPOSITES or node.op in ("Constant", "Shape", "Size"):
         return True
     if node.op == "If":
         return builder.is_constant(node.inputs[0]) if node.inputs else False
@@ -337,6 +338,9 @@ def _lower(builder: Builder, node: OnnxNode) -> None:
     elif all(builder.is_constant(name) for name in node.inputs if name):
         names = [name for name in node.outputs if name]
         builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
+    elif node.op in COMPOSITES:
+        for part in COMPOSITES[node.op](builder, node):
+            _read_node(builder, part)
     elif node.op in LOWERINGS:
         if node.op not in _AFTER_A_MASK and not builder.removed.keys().isdisjoint(node.inputs):
             raise UnsupportedError(

@@ -230,7 +230,7 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _mark_normalised(b, form, new)
     elif node.op in RECURRENT and form.unit >= FORMATS["float32"].unit:
         _mark_recurrent(b, form, new)
-    elif node.op in EACH:
+    elif node.op in EACH or _interpolates_exactly(b, node, new):
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)
             if rounding is not None:
@@ -254,6 +254,23 @@ def _mark_whole(b: Builder, node: OnnxNode, new: list[str]) -> None:
     most = np.iinfo(dtype).max
     largest = float(most) if int(float(most)) == most else math.nextafter(float(most), 0.0)
     _round_last(b, node, new, Rounding(0.0, 0.0, largest))
+
+
+def _interpolates_exactly(b: Builder, node: OnnxNode, new: list[str]) -> bool:
+    """Whether weights and scales of a linear ``Resize`` are whole multiples of 2^-12, so that
+    float32 has every place exactly. Else the error of a place is that of a weight, and its
+    neighbour may be far larger than what the sum of absolute terms knows of."""
+    rule = node.attrs.get("coordinate_transformation_mode", "half_pixel")
+    is_linear = node.op == "Resize" and node.attrs.get("mode", "nearest") == "linear"
+    if not is_linear or rule not in ("half_pixel", "pytorch_half_pixel", "asymmetric"):
+        return False
+    matrices = [value for name in new for value in b.nodes[name].params.values()]
+    return all(
+        value.ndim == 2
+        and len(value) * 4096 % value.shape[1] == 0
+        and bool((value * 4096 == np.rint(value * 4096)).all())
+        for value in matrices
+    )
 
 
 def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:

@@ -405,6 +405,8 @@ def test_network_that_quantizes_its_own_input_is_attacked_on_pixels_and_judged_b
             0
         ][0]
         assert (logits.argmax() == one.label) == (one.status != "broken")
+    plain = evaluate(replace(plan, attack="pgd", steps=20, restarts=2), images).outcomes[0]
+    assert "broken" in {one.status for one in plain}
     small = replace(plan, eps=Fraction(1, 255), attack="none", levels=("crown", "alpha", "bab"))
     assert "proved" in {one.status for one in evaluate(small, images).outcomes[0]}
 

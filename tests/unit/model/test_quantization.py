@@ -30,7 +30,7 @@ class Writer:
     """Nodes and weights of one file; every method returns the name of what it added."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+        self.shape, self.opset = shape, 17
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
         self.random = np.random.default_rng(5)
@@ -63,8 +63,8 @@ class Writer:
         entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)
         end = onnx.ValueInfoProto(name=output)
         graph = helper.make_graph(self.nodes, "g", [entry], [end], self.weights)
-        versions = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
-        onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=9), path)
+        versions = [helper.make_opsetid("", self.opset), helper.make_opsetid(MS, 1)]
+        onnx.save(helper.make_model(graph, opset_imports=versions, ir_version=10), path)
         return path
 
 
@@ -182,14 +182,72 @@ def normalised(w: Writer) -> str:
     return w.rounded(w.add("LSTM", h, *map(w.weight, parts), hidden_size=3), 1 / 128, 128)
 
 
-BUILDERS = [pools, normalised, gates, attention, channels, convolutions, products, dynamic_products]
+def heads(w: Writer) -> str:
+    """QAttention of two tokens and two heads, whose products of integers have a scale a column."""
+    x = w.add("Reshape", "x", w.weight(np.array([1, 2, 3])))
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(120))
+    scales = w.weight(np.linspace(0.01, 0.03, 12).astype(np.float32))
+    bias = w.weight(w.random.normal(size=12).astype(np.float32))
+    given = w.add("QuantizeLinear", x, s, z), w.levels(3, 12), bias, s, scales, "", z
+    zero = w.weight(np.zeros(12, np.int8))
+    return w.add("QAttention", *given, zero, domain=MS, num_heads=2)
+
+
+def halves(w: Writer, has_zeros: bool = True) -> str:
+    """MatMulNBits with two blocks, the second of which is half empty, and a bias."""
+    x = w.add("Concat", *["x"] * 4, axis=1)
+    packed = w.weight(w.random.integers(0, 256, (3, 2, 8)).astype(np.uint8))
+    scales = w.weight(w.random.uniform(0.01, 0.2, 6).astype(np.float32))
+    zeros = w.weight(w.random.integers(0, 256, 3).astype(np.uint8)) if has_zeros else ""
+    bias = w.weight(np.float32([0.5, -1, 2]))
+    given = w.add("Mul", x, w.weight(np.linspace(-2, 2, 24).astype(np.float32))), packed, scales
+    return w.add(
+        "MatMulNBits", *given, zeros, "", bias, domain=MS, K=24, N=3, bits=4, block_size=16
+    )
+
+
+def plain_halves(w: Writer) -> str:
+    return halves(w, has_zeros=False)
+
+
+def blocks(w: Writer) -> str:
+    """Weights with a scale for each block of an axis, the last of which is cut off."""
+    w.opset = 21
+    scales = w.weight(w.random.uniform(0.01, 0.1, (2, 3)).astype(np.float32))
+    zeros = w.weight(w.random.integers(-9, 9, (2, 3)).astype(np.int8))
+    weight = w.add("DequantizeLinear", w.levels(6, 3), scales, zeros, axis=0, block_size=4)
+    return w.rounded(w.add("MatMul", w.rounded("x", 1 / 60, 120), weight), 0.05, 100)
+
+
+def resized(w: Writer) -> str:
+    """A linear enlargement by two, as decoders have it."""
+    x = w.add("Reshape", w.rounded("x", 1 / 60, 120), w.weight(np.array([1, 1, 2, 3])))
+    scales = w.weight(np.float32([1, 1, 2, 2]))
+    return w.rounded(w.add("Resize", x, "", scales, mode="linear"), 1 / 47, 120)
+
+
+BUILDERS = [
+    heads,
+    halves,
+    plain_halves,
+    blocks,
+    resized,
+    pools,
+    normalised,
+    gates,
+    attention,
+    channels,
+    convolutions,
+    products,
+    dynamic_products,
+]
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 def test_values_of_the_runtime_lie_inside(tmp_path: Path, build: Callable[[Writer], str]) -> None:
     w = Writer((1, 6))
     path = w.saved(build(w), tmp_path / "net.onnx")
-    graph = read_graph(path)
+    graph = read_graph(path, "runtime")
     crosscheck(graph, NetworkFile(path), 0)
     network = Network(graph, torch.float64)
     options = ort.SessionOptions()
@@ -229,6 +287,72 @@ def test_integers_are_added_before_their_zero_points_are_subtracted(tmp_path: Pa
     value = float(NetworkFile(path).session.run(None, {"x": x})[0].item())
     assert value == pytest.approx(-161 * 0.006326436530798674)
     assert low <= value <= high
+
+
+@pytest.mark.parametrize(
+    ("attrs", "reason"),
+    [({"accuracy_level": 4}, "accuracy level 4"), ({"bits": 8}, "8 bits")],
+)
+def test_products_that_a_kernel_may_form_of_integers_are_refused(
+    attrs: dict[str, int], reason: str, tmp_path: Path
+) -> None:
+    w = Writer((1, 16))
+    size = attrs.get("bits", 4) * 2
+    packed = w.weight(np.zeros((2, 1, size), np.uint8))
+    given = {"K": 16, "N": 2, "bits": 4, "block_size": 16} | attrs
+    y = w.add("MatMulNBits", "x", packed, w.weight(np.ones(2, np.float32)), domain=MS, **given)
+    with pytest.raises(UnsupportedError, match=reason):
+        read_graph(w.saved(y, tmp_path / "net.onnx"), "runtime")
+
+
+def test_attention_that_hides_tokens_is_refused(tmp_path: Path) -> None:
+    w = Writer((1, 2, 4))
+    s, z = w.weight(np.float32(0.1)), w.weight(np.uint8(3))
+    q, bias = w.add("QuantizeLinear", "x", s, z), w.weight(np.zeros(12, np.float32))
+    y = w.add(
+        *("QAttention", q, w.levels(4, 12), bias, s, s, "", z),
+        domain=MS,
+        num_heads=2,
+        unidirectional=1,
+    )
+    with pytest.raises(UnsupportedError, match="order of its tokens"):
+        read_graph(w.saved(y, tmp_path / "net.onnx"))
+
+
+@pytest.mark.parametrize("scale", [1.5, 1.3])
+def test_places_that_float32_rounds_are_no_known_weights(scale: float, tmp_path: Path) -> None:
+    w = Writer((1, 1, 2, 3))
+    scales = w.weight(np.float32([1, 1, 1, scale]))
+    path = w.saved(w.add("Resize", "x", "", scales, mode="linear"), tmp_path / "net.onnx")
+    read_graph(path)
+    with pytest.raises(UnsupportedError, match="how onnxruntime rounds is not known"):
+        read_graph(path, "runtime")
+
+
+def test_edges_that_many_values_meet_are_no_misreading(tmp_path: Path) -> None:
+    """Products of two scales lie on edges of a third one, and float32 moves a tenth of them."""
+    w = Writer((1, 3, 4, 4))
+    slope = w.add(
+        "DequantizeLinear", w.levels(3, 1, 1), w.weight(np.float32(0.002)), w.weight(np.int8(0))
+    )
+    y = w.rounded(w.add("PRelu", w.rounded("x", 0.02, 128), slope), 0.02, 128)
+    path = w.saved(y, tmp_path / "net.onnx")
+    crosscheck(read_graph(path), NetworkFile(path), 0)
+
+
+def test_four_bits_between_quantizers_are_compared_at_the_outputs(tmp_path: Path) -> None:
+    """onnxruntime hands out no tensor of four bits."""
+    w = Writer((1, 6))
+    w.opset = 21
+    four = helper.make_tensor("four", TensorProto.UINT4, [], [3])
+    w.weights.append(four)
+    s = w.weight(np.float32(0.2))
+    x = w.add("DequantizeLinear", w.add("QuantizeLinear", "x", s, "four"), s, "four")
+    weight = w.add(
+        "DequantizeLinear", w.levels(6, 3), w.weight(np.float32(0.01)), w.weight(np.int8(3))
+    )
+    path = w.saved(w.add("MatMul", x, weight), tmp_path / "net.onnx")
+    crosscheck(read_graph(path), NetworkFile(path), 0)
 
 
 def test_what_is_quantized_in_blocks_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def cross_entropy_or_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy ``[B]``; where it rounds to 0, and its gradient with it, because the logits
+    of a network are large and the label far ahead, ``lead``."""
+    entropy = cross_entropy(logits, labels)
+    return torch.where(entropy > 0, entropy, lead(logits, labels))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """``log sum_k exp z_k - z_y``, ``[B]``, for ``logits [B, K]``; an attack makes it large."""
     return torch.logsumexp(logits, dim=1) - _entry(logits, labels)

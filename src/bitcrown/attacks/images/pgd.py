@@ -2,10 +2,10 @@
 attacks", 2018).
 
 From a random point of the ball: ``x <- P(x + a d)`` where ``d`` is the direction of steepest ascent
-of the cross entropy in the ball's norm (the sign of the gradient for L-infinity, the normalised
-gradient for L2, its largest entries for L1), ``P`` the projection and ``a = 2.5 eps / steps``, so
-that any point of the ball can be reached. An image is done as soon as it is misclassified; the
-first restart begins at the clean image.
+of the cross entropy (of the margin where that underflows) in the ball's norm (the sign of the
+gradient for L-infinity, the normalised gradient for L2, its largest entries for L1), ``P`` the
+projection and ``a = 2.5 eps / steps``, so that any point of the ball can be reached. An image is
+done as soon as it is misclassified; the first restart begins at the clean image.
 
 All climbs, one for each image and restart, share the calls of the network: a call costs as much for
 five points as for fifty. Who is done leaves, and the next climb takes its place at once, so calls
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.attacks.images.ball import Ball, BallAround
-from bitcrown.attacks.images.losses import cross_entropy
+from bitcrown.attacks.images.losses import cross_entropy_or_margin
 from bitcrown.attacks.images.noise import stream_keys
 from bitcrown.attacks.images.victim import Classifier, Victim, rows_for, widest_call
 from bitcrown.attacks.images.windows import Places
@@ -126,7 +126,7 @@ class _Climbs:
         waiting = self._waiting(right.nonzero().flatten().tolist())
         now = self._begun(list(islice(waiting, rows)))
         while len(now.x):
-            logits, _, slope = self.victim.gradient(now.x, cross_entropy, now.labels)
+            logits, _, slope = self.victim.gradient(now.x, cross_entropy_or_margin, now.labels)
             self._note(now, self.victim.breaks(now.x, logits, now.labels))
             stays = np.flatnonzero((now.step < steps) & (now.restart < self.broken_at[now.image]))
             if len(stays) < len(now.x):

@@ -54,6 +54,7 @@ def read_onnx(
     file = NetworkFile.of(source)
     path, reading = file.path, Reading()
     reading.constants.update(stored_arrays(file))
+    reading.final = _final(file)
     entry_name, dtype = _read_input(reading, file, whole_input)
     _walk(reading, file)
     if len(file.outputs) != 1:
@@ -86,6 +87,14 @@ def read_onnx(
     network = replace(network, runtime=runtime)
     notes = check_agreement(network, content, seed, samples, trace)
     return replace(network, notes=(*network.notes, *notes))
+
+
+def _final(file: NetworkFile) -> frozenset[str]:
+    found = {tensor.name for tensor in file.outputs}
+    for node in reversed(file.proto.graph.node):
+        if node.op_type == "DequantizeLinear" and not found.isdisjoint(node.output):
+            found.update(node.input[:1])
+    return frozenset(found)
 
 
 def _facts(file: NetworkFile, entry_name: str) -> dict[str, str]:

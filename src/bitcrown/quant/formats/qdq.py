@@ -1,4 +1,5 @@
-"""QuantizeLinear and DequantizeLinear, per tensor and per axis, of 2 to 16 bits.
+"""QuantizeLinear and DequantizeLinear, per tensor and per axis, of 2 to 16 bits, also those of
+onnxruntime's own domain, which tools write for types that the standard lacks in old opsets.
 
 QuantizeLinear is ``clip(rint(x / scale) + zero)``: one float32 division, ties to even, saturation.
 DequantizeLinear is ``float32(q - zero) * scale``, one float32 product. Both were compared with
@@ -81,7 +82,7 @@ def _parameters(
     return _along_axis(scale, node, shape), _along_axis(zero.astype(np.int64), node, shape), dtype
 
 
-@reads("QuantizeLinear")
+@reads("QuantizeLinear", "com.microsoft.QuantizeLinear")
 def quantize_linear(reading: Reading, node: OnnxNode) -> None:
     name = node.inputs[0]
     if reading.is_constant(name):
@@ -104,7 +105,7 @@ def quantize_linear(reading: Reading, node: OnnxNode) -> None:
     reading.bind_settled(node, lattice.then(step, dtype))
 
 
-@reads("DequantizeLinear")
+@reads("DequantizeLinear", "com.microsoft.DequantizeLinear")
 def dequantize_linear(reading: Reading, node: OnnxNode) -> None:
     name = node.inputs[0]
     if reading.is_constant(name):

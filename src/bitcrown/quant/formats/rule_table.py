@@ -34,6 +34,9 @@ from bitcrown.quant.network.graph import Entry, Input, Ints, Numbers, QuantError
 ReadingRule = Callable[["Reading", OnnxNode], None]
 READING_RULES: dict[str, ReadingRule] = {}
 
+_MOST_BLURRED = 1 << 12
+_LOOKS = 32
+"""Places of an accumulator's range at which a step is looked at before it is compiled."""
 _MOST_LEVELS = 2**24
 """Whole numbers beyond this size are no longer all float32 numbers."""
 
@@ -80,6 +83,8 @@ class Reading:
     tensors: dict[str, Lattice] = field(default_factory=dict)
     trace: dict[str, int] = field(default_factory=dict)
     """Integer tensors of the file and their nodes, for the comparison with the runtime."""
+    final: frozenset[str] = frozenset()
+    """Tensors that nothing but a DequantizeLinear separates from the outputs."""
     entry: Entry | None = None
     entry_chain: tuple[ChainStep, ...] = ()
     input_shape: tuple[int, ...] = ()
@@ -115,11 +120,33 @@ class Reading:
     def bind_settled(self, node: OnnxNode, lattice: Lattice) -> None:
         """Bind an integer tensor as a node of its own, and remember it for the comparison with the
         runtime."""
+        if node.outputs[0] not in self.final:
+            self._check_sharpness(lattice, node_label(node))
         settled = self.settled(lattice)
         self.tensors[node.outputs[0]] = settled
         low, high = type_range(lattice.dtype)
         if high - low >= 255:  # Python cannot fetch narrower tensors from onnxruntime
             self.trace[node.outputs[0]] = settled.node
+
+    def _check_sharpness(self, lattice: Lattice, label: str) -> None:
+        """Refuse steps of 16 bits behind sums in float32 that are not exact. An interval of reals
+        says as much there: half a step is nothing, the order of summation is open all the same,
+        and every one of the thresholds costs."""
+        if lattice.node == RAW or not any(step.spread for step in lattice.chain):
+            return
+        shape = self.assembly.nodes[lattice.node].shape
+        channels = channels_of(lattice.chain, lattice.size, shape)
+        low = self.assembly.low[lattice.node].reshape(channels, -1).min(axis=1)
+        high = self.assembly.high[lattice.node].reshape(channels, -1).max(axis=1)
+        share = np.arange(_LOOKS + 1) / _LOOKS
+        q = low[:, None] + np.floor(share * (high - low)[:, None]).astype(np.int64)
+        index = np.arange(channels) * (lattice.size // channels)
+        least, greatest = chain_values(lattice.chain, q, index)
+        levels = int((greatest.max(axis=1) - least.min(axis=1)).max(initial=0))
+        if levels > _MOST_BLURRED and (least != greatest).any():
+            raise NoRule(
+                f"{label} has {levels + 1} levels behind float32 sums in no specified order"
+            )
 
     def ends(self, lattice: Lattice) -> tuple[Numbers, Numbers]:
         """[N] least and greatest value of every element over the network's whole input range."""
@@ -156,7 +183,8 @@ class Reading:
 
         def levels(q: Ints) -> tuple[Ints, Ints]:
             least, greatest = chain_values(lattice.chain, q, index)
-            return least.astype(np.int64), greatest.astype(np.int64)
+            level: Ints = least.astype(np.int64)
+            return level, level if greatest is least else greatest.astype(np.int64)
 
         note = ", ".join(step.name for step in lattice.chain)
         if self.assembly.is_identity(lattice.node, channels, levels):

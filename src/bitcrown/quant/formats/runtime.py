@@ -66,18 +66,33 @@ def evaluated(
     opset: int = _OPSET,
 ) -> Numbers:
     """One operator on known tensors, computed by onnxruntime."""
+    return all_evaluated(op, inputs, attrs, opset, 1, domain)[0]
+
+
+def all_evaluated(
+    op: str,
+    inputs: Sequence[Numbers | None],
+    attrs: Mapping[str, Any],
+    opset: int,
+    count: int,
+    domain: str = "",
+) -> list[Numbers]:
+    """Its ``count`` outputs."""
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
     tensors = [
         numpy_helper.from_array(np.asarray(v), n)
         for v, n in zip(inputs, names, strict=True)
         if v is not None
     ]
-    node = helper.make_node(op, names, ["y"], domain=domain, **attrs)
-    graph = helper.make_graph([node], "one", [], [onnx.ValueInfoProto(name="y")], tensors)
+    ends = [f"y{k}" for k in range(count)]
+    node = helper.make_node(op, names, ends, domain=domain, **attrs)
+    outputs = [onnx.ValueInfoProto(name=end) for end in ends]
+    graph = helper.make_graph([node], "one", [], outputs, tensors)
     versions = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
     try:
-        return np.asarray(session(model.SerializeToString(), op).run(None, {})[0])
+        found = session(model.SerializeToString(), op).run(None, {})
+        return [np.asarray(value) for value in found]
     except QuantError:
         raise
     except Exception as error:  # as above

@@ -11,9 +11,13 @@ import numpy as np
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.quant.formats.elementwise import rearranged
 from bitcrown.quant.formats.lattice import RAW, Lattice, chain_values, channels_of
-from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, reads
+from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, node_label, reads
+from bitcrown.quant.formats.runtime import all_evaluated
 from bitcrown.quant.formats.sums import conv_geometry
 from bitcrown.quant.network.graph import MaxPool, Numbers
+
+_MOST_NUMBERED = 1 << 24
+"""Numbers up to which float32 has every whole one."""
 
 
 def _ints(reading: Reading, node: OnnxNode, key: str, position: int) -> list[int] | None:
@@ -62,6 +66,26 @@ def move(reading: Reading, node: OnnxNode) -> None:
         reading.grids[node.outputs[0]] = Grid(
             _moved_index(reading, node, grid.ints), _moved_index(reading, node, scale)
         )
+
+
+@reads("Slice", "Gather", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Resize", "Split")
+def pick(reading: Reading, node: OnnxNode) -> None:
+    """Each element of the result is one of the tensor's: which one, onnxruntime itself says, given
+    the elements' numbers in their place."""
+    label = node_label(node)
+    lattice = reading.lattice(node.inputs[0])
+    if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
+        raise NoRule(f"{label} interpolates; mode nearest is supported")
+    if lattice.size > _MOST_NUMBERED:
+        raise NoRule(f"{label} has more than {_MOST_NUMBERED} elements")
+    others = [reading.constant(node, k) if n else None for k, n in enumerate(node.inputs) if k]
+    numbers = np.arange(lattice.size, dtype=np.float32).reshape(lattice.shape)
+    count = len(node.outputs)
+    found = all_evaluated(node.op, [numbers, *others], node.attrs, node.opset, count)
+    for name, index in zip(node.outputs, found, strict=True):
+        if name:
+            moved = rearranged(reading, lattice, index.astype(np.int64))
+            reading.bind(replace(node, outputs=(name,)), moved)
 
 
 @reads("Concat")

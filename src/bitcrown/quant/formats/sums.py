@@ -226,6 +226,7 @@ def pairwise_sum(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice
         reading.check_width(result, label)
         return result
     a, b = affine(reading, left, label), affine(reading, right, label)
+    _check_pairs(a.values.size * b.values.size, label)
     with np.errstate(all="ignore"):
         sums = (
             a.values[:, None] + b.values[None] if sign > 0 else a.values[:, None] - b.values[None]
@@ -233,6 +234,11 @@ def pairwise_sum(reading: Reading, node: OnnxNode, left: Lattice, right: Lattice
     weights = (a.scale * a.gain, sign * b.scale * b.gain)
     number, step = pair_step(reading, (a.node, b.node), (a.first, b.first), weights, sums, label)
     return Lattice(number, left.shape, FLOAT32, (step,))
+
+
+def _check_pairs(count: int, label: str) -> None:
+    if count > _MOST_PAIRS:
+        raise NoRule(f"{label} combines {count} pairs of values; quantize both tensors to 8 bits")
 
 
 def pair_step(
@@ -245,10 +251,7 @@ def pair_step(
 ) -> tuple[int, ChainStep]:
     """Accumulator node and step of ``results[q1 - first1, q2 - first2]``, about rising with the
     weighted sum of q."""
-    if results.size > _MOST_PAIRS:
-        raise NoRule(
-            f"{label} combines {results.size} pairs of values; quantize both tensors to 8 bits"
-        )
+    _check_pairs(results.size, label)
     # the weights are floats, so whole multiples of 2^-200 unless absurdly small: a common unit
     # makes the weighted sum of q an exact integer, which orders the pairs as their exact sums do
     ratio = [Fraction(weight) for weight in weights]

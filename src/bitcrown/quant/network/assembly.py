@@ -150,7 +150,7 @@ def _composed(inner: Stairs, channels: int, levels: StepFunction) -> tuple[int, 
         # least of the least and greatest of the greatest over both ends of the inner step: holds
         # whether ``levels`` rises or falls
         ends = []
-        for rows in (inner.late, inner.early):
+        for rows in (inner.late,) if inner.early is inner.late else (inner.late, inner.early):
             middle = np.stack(
                 [
                     inner.base[c // own] + np.searchsorted(rows[c // own], a[c], side="right")
@@ -159,8 +159,12 @@ def _composed(inner: Stairs, channels: int, levels: StepFunction) -> tuple[int, 
             )
             # a channel of ``levels`` may serve several of ``inner``: they become columns of one
             # evaluation
-            ends += [end.reshape(middle.shape) for end in levels(middle.reshape(channels, -1))]
-        return np.minimum(ends[0], ends[2]), np.maximum(ends[1], ends[3])
+            least, greatest = levels(middle.reshape(channels, -1))
+            first = least.reshape(middle.shape)
+            ends.append((first, first if greatest is least else greatest.reshape(middle.shape)))
+        if len(ends) == 1:
+            return ends[0]
+        return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 
     return count, both
 
@@ -208,6 +212,9 @@ def node_range(node: IntegerNode, low: list[Ints], high: list[Ints]) -> tuple[In
         return np.sum([e[0] for e in ends], axis=0) + node.bias, np.sum(
             [e[1] for e in ends], axis=0
         ) + node.bias
+    if isinstance(node, Dense | Conv) and (low[node.source] == high[node.source]).all():
+        value = _one(node, low)
+        return value, value
     if isinstance(node, Dense | Conv):
         parts = (
             replace(node, weight=np.maximum(node.weight, 0)),

@@ -229,7 +229,7 @@ def forward(node: IntegerNode, values: list[Ints], x: Ints) -> Ints:
     if isinstance(node, Input):
         return np.ascontiguousarray(x, dtype=np.int64)
     if isinstance(node, Dense):
-        return values[node.source] @ node.weight.T + node.bias
+        return _exact_dot(values[node.source], node.weight.T) + node.bias
     if isinstance(node, Conv):
         return _conv(node, values[node.source])
     if isinstance(node, WeightedSum):
@@ -280,6 +280,18 @@ def _padded(
     return np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)
 
 
+def _exact_dot(left: Ints, right: Ints) -> Ints:
+    """``left @ right``. Where every partial sum, in whatever order, is less than 2^53, float64
+    holds it exactly, and its products are far faster than those of integers."""
+
+    def reach(values: Ints) -> int:
+        return max(int(values.max(initial=0)), -int(values.min(initial=0)))
+
+    if left.shape[-1] * reach(left) * reach(right) >= 2**53:
+        return np.asarray(left @ right)
+    return np.asarray((left.astype(np.float64) @ right.astype(np.float64)).astype(np.int64))
+
+
 def _conv(node: Conv, flat: Ints) -> Ints:
     out_channels, per_group, *kernel = node.weight.shape
     channels = per_group * node.groups
@@ -290,15 +302,11 @@ def _conv(node: Conv, flat: Ints) -> Ints:
         node.dilations,
     )
     per_out = out_channels // node.groups
-    parts = [
-        np.einsum(
-            "bchwij,ocij->bohw",
-            view[:, g * per_group : (g + 1) * per_group],
-            node.weight[g * per_out : (g + 1) * per_out],
-        )
-        for g in range(node.groups)
-    ]
-    out = np.concatenate(parts, axis=1) + node.bias[:, None, None]
+    terms = per_group * kernel[0] * kernel[1]
+    patches = np.moveaxis(view, (4, 5), (2, 3)).reshape(len(flat), node.groups, terms, -1)
+    weight = node.weight.reshape(node.groups, per_out, terms)
+    parts = [_exact_dot(weight[g], patches[:, g]) for g in range(node.groups)]
+    out = np.concatenate(parts, axis=1) + node.bias[:, None]
     return np.ascontiguousarray(out.reshape(len(flat), -1), dtype=np.int64)
 
 

@@ -25,7 +25,7 @@ from bitcrown.quant.network.graph import WIDTH_LIMIT, Ints, QuantError
 
 StepFunction = Callable[[Ints], tuple[Ints, Ints]]
 """[C, K] accumulators -> least and greatest level that the format may give them, both
-nondecreasing."""
+nondecreasing; one array twice where the format leaves nothing open."""
 _LARGEST_TABLE = 1 << 23
 """Thresholds of one step: beyond that the accumulator is not really quantized."""
 
@@ -49,7 +49,11 @@ def bisected_rows(levels: StepFunction, low: Ints, high: Ints) -> tuple[Ints, In
         )
     targets = base[:, None] + 1 + np.arange(steps, dtype=np.int64)
     late = _bisect(lambda a: levels(a)[0] >= targets, low, high, steps)
-    early = _bisect(lambda a: levels(a)[1] >= targets, low, high, steps)
+    ends = levels(low[:, None])
+    if ends[0] is ends[1]:  # a function, known to the bit
+        early = late.copy()
+    else:
+        early = _bisect(lambda a: levels(a)[1] >= targets, low, high, steps)
     unused = targets > top[:, None]
     early[unused] = late[unused] = WIDTH_LIMIT
     return (base, late, late) if (early == late).all() else (base, early, late)

@@ -148,6 +148,31 @@ def test_concatenation_residual_sum_and_pooling(tmp_path: Path) -> None:
     ).all()
 
 
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+def test_elements_that_are_picked_and_both_domains(domain: str, tmp_path: Path) -> None:
+    """Selections on integers and on what they stand for; the same numbers as onnxruntime's."""
+    w = Writer([1, 4, 3, 3])
+    scale, zero = w.constant(0.5), w.constant(9, np.uint8)
+    q = w.add("QuantizeLinear", "x", scale, zero, domain=domain)
+    ends = [w.constant(value, np.int64) for value in ([1], [9], [2])]
+    cut = w.add("Slice", q, *ends)
+    large = w.add("Resize", cut, "", w.constant([1, 1, 2, 2]), mode="nearest")
+    real = w.add("DequantizeLinear", large, scale, zero, domain=domain)
+    plane = w.add("DepthToSpace", real, blocksize=2)
+    w.nodes.append(onnx.helper.make_node("Split", [plane], ["one", "two"], name="parts", axis=2))
+    rows = w.add("Gather", "two", w.constant([2, 0, 2], np.int64), axis=3)
+    rows = w.add("Tile", rows, w.constant([1, 1, 1, 4], np.int64))
+    y = w.add("Sub", w.add("Relu", "one"), rows)
+    path = w.save(tmp_path, w.quantized(y, 0.25, 100, np.uint8))
+    network = read_onnx(path)
+    values = np.random.default_rng(3).normal(size=(40, 36)).astype(np.float32) * 20
+    found = network.evaluate(network.entry.integers(values))
+    expected = run(path, values)
+    rows_ = [exit_ends(network.exit, row, row)[0] for row in found]
+    assert (np.stack(rows_) == expected).all()
+    assert len(np.unique(expected)) > 50
+
+
 def test_sum_of_tensors_with_two_scales_each_is_refused(tmp_path: Path) -> None:
     w = Writer([1, 2, 4, 4])
     both = two_branches(w, np.int8)
@@ -188,11 +213,28 @@ def refused() -> dict[str, tuple[Any, str]]:
         q = w.add("Cast", q, to=onnx.TensorProto.INT8)
         return w.add("DequantizeLinear", q, w.constant(1.0), w.constant(0, np.int8))
 
+    def blurred(w: Writer) -> str:
+        x = w.quantized("x", 0.1, 3, np.uint16)
+        y = w.add("MatMul", x, w.weight([[1, 2], [3, -4], [5, 6]], 0.1))
+        return w.quantized(w.add("Relu", w.quantized(y, 0.7, 10, np.uint16)), 1.0, 0, np.uint8)
+
+    def pairs(w: Writer) -> str:
+        x = w.quantized("x", 0.25, 3, np.uint16)
+        return w.add("Add", x, w.quantized(w.add("Relu", x), 0.5, 3, np.uint16))
+
+    def between(w: Writer) -> str:
+        x = w.quantized(w.add("Reshape", "x", w.constant([1, 1, 1, 3], np.int64)), 0.5, 3, np.uint8)
+        y = w.add("Resize", x, "", w.constant([1, 1, 1, 2]), mode="linear")
+        return w.quantized(y, 0.5, 3, np.uint8)
+
     def endless(w: Writer) -> str:
         return w.add("MatMul", w.add("Floor", "x"), w.constant(np.ones((3, 2))))
 
     return {
         "endless": (endless, "rounded without limits"),
+        "between": (between, "interpolates; mode nearest is supported"),
+        "blurred": (blurred, "levels behind float32 sums in no specified order"),
+        "pairs": (pairs, "combines [0-9]{10} pairs of values"),
         "unknown": (softmax, "Erf: Erf_6; Softmax: Softmax_7"),
         "dynamic": (dynamic, "scale depends on the input"),
         "product": (product, "both depend on the input"),
@@ -212,6 +254,26 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path, case: str) 
     with pytest.raises(QuantError, match=message) as caught:
         read_onnx(path)
     assert "\n" not in str(caught.value)
+
+
+def test_sixteen_bits_are_read_where_sums_are_exact_or_the_output(tmp_path: Path) -> None:
+    """The law beside ``blurred``: the same steps behind sums that nothing rounds, and at the end
+    of a network, stay integers."""
+    w = Writer([1, 3], opset=21)
+    x = w.quantized("x", 0.5, 3, np.uint8)
+    y = w.add("MatMul", x, w.weight([[1, 2], [3, -4], [5, 6]], 0.25))
+    z = w.quantized(y, 0.125, 10, np.uint16)
+    last = w.add("MatMul", z, w.weight([[1, 2], [3, -4]], 0.1))
+    path = w.save(tmp_path, w.quantized(last, 0.7, 0, np.uint16))
+    network, values = read_onnx(path), np.random.default_rng(0).normal(0, 60, (40, 3))
+    for x_, expected in zip(
+        network.entry.integers(values.astype(np.float32)),
+        run(path, values.astype(np.float32)),
+        strict=True,
+    ):
+        low, high = node_enclosures(network, x_)
+        least, greatest = exit_ends(network.exit, low[-1], high[-1])
+        assert ((least <= expected) & (expected <= greatest)).all()
 
 
 def test_operators_and_input_type_tell_a_quantized_file(tmp_path: Path) -> None:
