@@ -31,7 +31,7 @@ import numpy as np
 from bitcrown.errors import BitcrownError, ResourceError
 from bitcrown.files import write_whole
 from bitcrown.spec.exact_vector import ExactVector
-from bitcrown.spec.loading import network_files, problem_of
+from bitcrown.spec.loading import files_by_name, problem_of
 from bitcrown.spec.normalise import files_of, problem_from_query
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.spec.query import (
@@ -133,7 +133,7 @@ def kept_problem(
     if isinstance(found, Query):
         return problem_of(found, onnx)
     if isinstance(found, Problem):
-        return replace(found, networks=files_of(found.query, network_files(found.query, onnx)))
+        return replace(found, networks=files_of(found.query, files_by_name(found.query, onnx)))
     return None
 
 

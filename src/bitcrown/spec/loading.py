@@ -66,10 +66,10 @@ def query_of(asked: object) -> Query:
 
 def problem_of(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> Problem:
     """The query on networks in files. Raises as ``load_files`` does."""
-    return problem_from_query(query, network_files(query, onnx))
+    return problem_from_query(query, files_by_name(query, onnx))
 
 
-def network_files(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
+def files_by_name(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
     """The file of every network that the query declares. Raises ``PropertyError`` and
     ``ModelError``."""
     names = tuple(network.name for network in query.networks)
