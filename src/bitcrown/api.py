@@ -81,7 +81,7 @@ def verify(
 
 
 def outlook(problem: Problem, settings: Settings | None = None) -> Outlook:
-    """What ``verify`` will do with ``problem`` in the float engine, how loose its bounds are, and
+    """What ``verify`` will do with ``problem``, in which engine, how loose its bounds are, and
     every reason for ``unknown`` that is known before the search."""
     from bitcrown.search.outlook import outlook_of
 

@@ -80,7 +80,7 @@ class RoundingSlopes(TorchFunctionMode):
 
     def __enter__(self) -> RoundingSlopes:
         self.turn = 0
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def _spread_slope(self, x: Tensor) -> Tensor:

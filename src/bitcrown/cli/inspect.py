@@ -60,10 +60,11 @@ def _inspected(options: argparse.Namespace, onnx: str) -> int:
     with tempfile.TemporaryDirectory(prefix="bitcrown-inspect-") as folder:
         for name, path in parse_network(onnx):
             file = _of_shape(NetworkFile(Path(path)), options, Path(folder))
-            text, reasons = _network(file)
+            text, unread, reasons = _network(file)
             shown = options.onnx if options.output else path  # not the copy
             facts["networks"].append({"name": name, "file": shown, "description": text})
-            obstacles += reasons
+            # What the float engine cannot read is in the way of a property only if it decides.
+            obstacles += reasons if options.vnnlib else unread + reasons
             if not say.is_json and text:
                 print(f"network {name} ({shown}):\n{text}" if name else text)
     if options.vnnlib:
@@ -100,21 +101,21 @@ def _of_shape(file: NetworkFile, options: argparse.Namespace, folder: Path) -> N
     return file
 
 
-def _network(file: NetworkFile) -> tuple[str, list[str]]:
-    """The description, and what stands in the way of reading or running the file."""
+def _network(file: NetworkFile) -> tuple[str, list[str], list[str]]:
+    """The description, and what stands in the way of reading and of running the file."""
     from bitcrown.api import network_in_words
     from bitcrown.model.runtime_trial import require_runtime
 
-    text, reasons = "", []
+    text, unread, reasons = "", list[str](), list[str]()
     try:
         text = network_in_words(file.path)
     except UnsupportedError as error:
-        reasons.append(str(error))
+        unread.append(str(error))
     try:
         require_runtime(file)
     except BitcrownError as error:
         reasons.append(str(error))
-    return text, reasons
+    return text, unread, reasons
 
 
 def _property(onnx: str, vnnlib: str, say: Verbosity, facts: dict[str, Any]) -> list[str]:
