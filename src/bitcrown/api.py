@@ -23,6 +23,7 @@ from bitcrown.budget import Budget
 from bitcrown.errors import PropertyError, SettingsError, UnsupportedError
 from bitcrown.evaluation.modules import load
 from bitcrown.settings import Settings
+from bitcrown.spec.kept import kept_problem
 from bitcrown.spec.problem import Problem
 from bitcrown.spec.property import Property
 from bitcrown.verdict import Status, Verdict
@@ -80,7 +81,7 @@ def verify(
 
 
 def outlook(problem: Problem, settings: Settings | None = None) -> Outlook:
-    """What ``verify`` will do with ``problem`` in the float engine, how loose its bounds are, and
+    """What ``verify`` will do with ``problem``, in which engine, how loose its bounds are, and
     every reason for ``unknown`` that is known before the search."""
     from bitcrown.search.outlook import outlook_of
 
@@ -305,13 +306,16 @@ def load_and_verify(
     report: Callable[..., None],
     want_certificate: bool = False,
     cpu_seconds: float | None = None,
+    kept: Path | None = None,
 ) -> tuple[Verdict, Problem]:
     """What the competition's worker runs: load and verify with one deadline over both.
 
-    ``cpu_seconds`` limits the computing of the verification as well.
+    ``cpu_seconds`` limits the computing of the verification as well. In the folder ``kept`` the
+    property may have been read before (``prepare``).
     """
     started = time.monotonic()
-    problem = load(onnx, vnnlib)
+    problem = None if kept is None else kept_problem(kept, onnx, Path(vnnlib))
+    problem = problem or load(onnx, vnnlib)
     left = seconds - (time.monotonic() - started)
     budget = Budget.of_seconds(left, settings.memory_bytes())
     if cpu_seconds is not None:

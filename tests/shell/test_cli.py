@@ -120,7 +120,7 @@ def test_inspect_says_what_was_read_and_what_is_asked(capsys: pytest.CaptureFixt
     told = lines.index("Case 1: Y_0 <= Y_1.")
     assert lines[told + 1] == "verify:"
     assert lines[told + 2] == (
-        "  4 of 4 inputs vary, in 1 box: boxes of inputs are split, and signs of neurons where that "
-        "lasts"
+        "  4 of 4 inputs vary, in 1 box: boxes of inputs are split, and signs of neurons where "
+        "that lasts"
     )
     assert lines[told + 3].startswith("  Relu: ") and lines[told + 3].endswith("makes each exact")

@@ -4,6 +4,10 @@ While ``RoundingSlopes`` lasts, ``round``, ``floor``, ``ceil``, ``trunc`` and ``
 values bit for bit, wherever a network calls them, and are differentiated by a rule:
 
 * ``straight-through``: the line through the staircase, slope one (sign: that of the hard tanh);
+* ``spread``: stairs as above; a sign of ``x`` has the slope ``s / (s^2 + x^2)``, where ``s`` is how
+  far ``x`` was seen to spread over the points of a batch, at most so far. What the box can hardly
+  move across zero has next to none, whatever its size, and what it can has the more, the closer to
+  zero it is: a slope of one within [-1, 1] says nothing of sums that move by hundreds.
 * ``smooth``: a wave that is one on average and largest at the jumps (sign: that of tanh).
 """
 
@@ -34,6 +38,8 @@ def _tanh_slope(x: Tensor) -> Tensor:
     return 1 - torch.tanh(x).square()
 
 
+_LEAST_SPREAD = 1e-3
+"""Of an element that no point of a batch moves, as a share of how far the elements lie apart."""
 _STAIRS = ("round", "floor", "ceil", "trunc")
 _ROUNDING_SLOPES: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
     "straight-through": {**dict.fromkeys(_STAIRS, torch.ones_like), "sign": _hard_tanh_slope},
@@ -64,9 +70,30 @@ class RoundingSlopes(TorchFunctionMode):
 
     def __init__(self, rule: str) -> None:
         super().__init__()
+        self.is_spread = rule == "spread"
+        self.spreads: list[Tensor] = []
+        self.turn = 0
+        rule = "straight-through" if self.is_spread else rule
         self.slopes: dict[Any, Callable[[Tensor], Tensor]] = {}
         for name, slope in _ROUNDING_SLOPES[rule].items():
             self.slopes[getattr(torch, name)] = self.slopes[getattr(Tensor, name)] = slope
+
+    def __enter__(self) -> RoundingSlopes:
+        self.turn = 0
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def _spread_slope(self, x: Tensor) -> Tensor:
+        """``[R, *]``: of the sign that is called at this turn, batch after batch."""
+        spread = x.std(dim=0, keepdim=True, unbiased=False)
+        spread = torch.maximum(spread, _LEAST_SPREAD * x.std(unbiased=False))
+        if self.turn < len(self.spreads) and self.spreads[self.turn].shape == spread.shape:
+            spread = torch.maximum(spread, self.spreads[self.turn])
+            self.spreads[self.turn] = spread
+        else:
+            self.spreads[self.turn :] = [spread]
+        self.turn += 1
+        return (spread / (spread.square() + x.square())).nan_to_num(0.0, 0.0, 0.0)
 
     def __torch_function__(
         self,
@@ -85,5 +112,7 @@ class RoundingSlopes(TorchFunctionMode):
         ):
             return function(*args, **(kwargs or {}))
         with torch.no_grad():
-            value, at_x = function(*args, **(kwargs or {})), slope(x)
+            value = function(*args, **(kwargs or {}))
+            is_sign = function in (torch.sign, Tensor.sign)
+            at_x = self._spread_slope(x) if self.is_spread and is_sign else slope(x)
         return _Sloped.apply(value, x, at_x)  # type: ignore[no-untyped-call]

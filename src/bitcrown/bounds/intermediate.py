@@ -35,6 +35,7 @@ from bitcrown.bounds.wanted import (
     COPIES,
     asks_for_all,
     is_image_of,
+    is_input_by_entries,
     operands_to_bound,
     undecided,
     wanted_elements,
@@ -309,6 +310,8 @@ class LayerBounder:
     def _is_first_layer(self, source: str) -> bool:
         """Whether ``source`` is one affine map of the inputs, whose interval is already exact."""
         node = self.network.graph.nodes[source]
+        if len(node.inputs) == 1 and self.network.rows[source].is_affine:
+            return is_input_by_entries(self.network.graph, node.inputs[0])
         return bool(node.inputs) and all(name in self.network.graph.inputs for name in node.inputs)
 
     def bound_elements(

@@ -21,7 +21,18 @@ from bitcrown.model.registry import DIFFERENCE
 
 COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
 """Operators of one operand whose every element is one of the operand's."""
+_ENTRY_BY_ENTRY = ("Reshape", "Transpose", "Slice", "Scale")
+"""Affine operators of one operand that read no entry of it twice."""
 _MONOTONE = ("Exp", "Log", "Reciprocal", "Sigmoid", "Softplus", "Sqrt", "Tanh", "Erf", "Atan")
+
+
+def is_input_by_entries(graph: Graph, name: str) -> bool:
+    """Whether ``name`` is an input, moved and scaled entry by entry: then its entries depend on no
+    common one, and the interval of one affine map of them is exact."""
+    node = graph.nodes[name]
+    while node.op in _ENTRY_BY_ENTRY:
+        node = graph.nodes[node.inputs[0]]
+    return node.name in graph.inputs
 
 
 def wanted_elements(network: Network, outputs: Tensor) -> dict[str, Tensor]:

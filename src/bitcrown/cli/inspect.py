@@ -57,10 +57,11 @@ def _inspected(options: argparse.Namespace, onnx: str) -> int:
     obstacles: list[str] = []
     problem = load(onnx, options.vnnlib) if options.vnnlib else None
     for name, path in parse_network(onnx):
-        text, reasons = _network(NetworkFile(Path(path)), problem, name)
+        text, unread, reasons = _network(NetworkFile(Path(path)), problem, name)
         shown = options.onnx if is_chosen(options) else path  # not the copy
         facts["networks"].append({"name": name, "file": shown, "description": text})
-        obstacles += reasons
+        # What the float engine cannot read is in the way of a property only if it decides.
+        obstacles += reasons if problem is not None else unread + reasons
         if not say.is_json and text:
             print(f"network {name} ({shown}):\n{text}" if name else text)
     if problem is not None:
@@ -86,12 +87,14 @@ def _require_extents(file: NetworkFile) -> None:
         )
 
 
-def _network(file: NetworkFile, problem: Problem | None, name: str) -> tuple[str, list[str]]:
-    """The description, and what stands in the way of reading or running the file."""
+def _network(
+    file: NetworkFile, problem: Problem | None, name: str
+) -> tuple[str, list[str], list[str]]:
+    """The description, and what stands in the way of reading and of running the file."""
     from bitcrown.api import network_in_words
     from bitcrown.model.runtime_trial import require_runtime
 
-    text, reasons = "", []
+    text, unread, reasons = "", list[str](), list[str]()
     try:
         if problem is None:
             _require_extents(file)
@@ -99,14 +102,14 @@ def _network(file: NetworkFile, problem: Problem | None, name: str) -> tuple[str
     except UnsupportedError as error:
         several = [tensor.name for tensor in file.outputs] if len(file.outputs) > 1 else []
         choice = f"; --output asks about one output alone ({', '.join(several)})" if several else ""
-        reasons.append(f"{error}{choice}")
+        unread.append(f"{error}{choice}")
     except PropertyError as error:
         reasons.append(str(error))
     try:
         require_runtime(file)
     except BitcrownError as error:
         reasons.append(str(error))
-    return text, reasons
+    return text, unread, reasons
 
 
 def _property(problem: Problem, say: Verbosity, facts: dict[str, Any]) -> list[str]:

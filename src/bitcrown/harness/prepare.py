@@ -1,4 +1,5 @@
-"""``prepare_instance.sh``: look at the files, end what a dead run of ours left behind. No analysis.
+"""``prepare_instance.sh``: look at the files, end what a dead run of ours left behind, and read a
+large property, which the run then finds read (``spec/kept``). No analysis.
 
     python -m bitcrown.harness.prepare v1 CATEGORY ONNX VNNLIB
 
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from bitcrown.errors import BitcrownError
 from bitcrown.harness.leftovers import end_leftovers, runtime_folder
@@ -20,6 +22,8 @@ from bitcrown.harness.run import PROTOCOL
 
 _USAGE = "usage: prepare_instance.sh v1 CATEGORY ONNX VNNLIB"
 _WARM_SECONDS = 600.0
+_KEEP_SECONDS = 120.0
+"""A property that takes longer is read by the run, within its own limit."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +43,21 @@ def main(arguments: Sequence[str]) -> int:
     if killed:
         sys.stderr.write(f"bitcrown: ended {killed} processes that an earlier run left behind\n")
     _warm_up()
+    _keep(arguments[3])
     return 0
+
+
+def _keep(vnnlib: str) -> None:
+    folder = runtime_folder()
+    if folder is not None:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                [sys.executable, "-P", "-X", "utf8", "-m", "bitcrown.spec.kept", folder, vnnlib],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                timeout=_KEEP_SECONDS,
+                check=False,
+            )
 
 
 def _warm_up() -> None:

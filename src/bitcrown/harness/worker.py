@@ -99,13 +99,14 @@ def _without_answer(status: Status, reason: Reason, detail: str) -> dict[str, An
 
 def _verdict(request: dict[str, Any], report: Any) -> dict[str, Any]:
     from bitcrown.api import load_and_verify
+    from bitcrown.harness.leftovers import runtime_folder
 
     settings = Settings.from_mapping(request["settings"])
     seconds = float(request["deadline"]) - time.monotonic()
     files = request["network"], request["vnnlib"]
     certificate, cpu_seconds = request["certificate"], request["cpu_seconds"]
     verdict, problem = load_and_verify(
-        *files, seconds, settings, report, bool(certificate), cpu_seconds
+        *files, seconds, settings, report, bool(certificate), cpu_seconds, runtime_folder()
     )
     proof = verdict.certificate
     if proof is not None:

@@ -67,6 +67,13 @@ def decide_in_cells(run: Run) -> Verdict | None:
         return _run_all(run, ends)
 
 
+def count_of_cells(run: Run) -> int | None:
+    """How many cells make up all boxes; None where they are no cells, or too many."""
+    if len(run.problem.networks) != 1 or _ends_of_boxes(run) is None:
+        return None
+    return int(run.counters["cells"])
+
+
 def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None:
     """For every box its cases and, input by input, one value of each cell; None where some input
     that varies is not read in steps, or cells are too many."""

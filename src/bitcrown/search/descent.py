@@ -16,6 +16,7 @@ from bitcrown.attacks.property.target import Target
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective
+from bitcrown.search.scores import by_scores
 from bitcrown.verdict import Witness
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def descend(
 ) -> Witness | None:
     """Projected gradient descent on all ``cases`` at once; what violates in ``network`` is
     replayed. Every call draws other points."""
+    network, objective = by_scores(network, objective)
     points, case = best_points(run, network, objective, cases, budget, steps, restarts)
     for point, index in zip(points, case.tolist(), strict=True):
         witness = run.confirm(point, index)

@@ -28,9 +28,11 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.search.cells import count_of_cells
 from bitcrown.search.coupling import FEW_INPUTS
 from bitcrown.search.objective import Objective, objective_of
-from bitcrown.search.strategy import opened_files
+from bitcrown.search.quantized import read_in_integers
+from bitcrown.search.strategy import Run, opened_files
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 
@@ -48,9 +50,12 @@ class Outlook:
 
 
 def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
-    """What ``verify`` will do with ``problem`` in the float engine. Nothing is raised that a file
-    or property causes: it is among the obstacles."""
+    """What ``verify`` will do with ``problem``. Nothing is raised that a file or property causes:
+    it is among the obstacles."""
     settings = settings or Settings()
+    first = _before_floats(problem, settings) if problem.cases else ""
+    if first:
+        return Outlook((first,), ())
     obstacles: list[str] = []
     graphs: dict[str, Graph] = {}
     objective = None
@@ -83,6 +88,27 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
         except BitcrownError as error:
             obstacles.append(str(error))
     return Outlook(tuple(sentences), tuple(dict.fromkeys(obstacles)))
+
+
+def _before_floats(problem: Problem, settings: Settings) -> str:
+    """What the engines say that have their turn before the float engine; empty where none will
+    decide. (What is wrong with the files, the float engine finds as well.)"""
+    budget = Budget.of_seconds(_SECONDS, settings.memory_bytes())
+    try:
+        run = Run(problem, settings, budget, None)
+        integers = read_in_integers(run)
+        if integers is not None:
+            network, queries = integers
+            pinned = "to the bit" if network.is_exact() else "up to the order of float32 sums"
+            boxes = "1 box" if len(queries) == 1 else f"{len(queries)} boxes"
+            return f"integers from end to end, known {pinned}: decided in integers, {boxes}"
+        count = count_of_cells(run)
+    except BitcrownError:
+        return ""
+    if count is None:
+        return ""
+    cells = "1 cell of it is" if count == 1 else f"all {count} cells of them are"
+    return f"what varies is read in steps only: {cells} run through onnxruntime, as time allows"
 
 
 def _engine(objective: Objective) -> str:

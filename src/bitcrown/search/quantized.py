@@ -39,6 +39,20 @@ if TYPE_CHECKING:
 
 def decide_in_integers(run: Run) -> Verdict | None:
     """The verdict on a quantized network; None where the float engine should try."""
+    found = read_in_integers(run)
+    if found is None:
+        return None
+    network, queries = found
+    file = next(iter(run.files.values()))
+    run.files.clear()
+    run.counters["is_exact"] = int(network.is_exact())
+    with run.phase("integers"):
+        return _decide_queries(run, network, queries, FloatDescents(run, file))
+
+
+def read_in_integers(run: Run) -> tuple[IntegerNetwork, list[IntegerQuery]] | None:
+    """The network in integers and what is asked of it, a query for each box; None where the file is
+    no such network, and then the counters hold the reason."""
     if len(run.problem.networks) != 1:
         return None
     file = next(iter(run.files.values()))
@@ -47,14 +61,10 @@ def decide_in_integers(run: Run) -> Verdict | None:
     try:
         with run.phase("read"):
             network = run.integers or read_onnx(file, seed=run.settings.seed)
-            queries = _queries(run, network)
+            return network, _queries(run, network)
     except QuantError as error:
         run.counters["not_read_as_integers"] = str(error)
         return None
-    run.files.clear()
-    run.counters["is_exact"] = int(network.is_exact())
-    with run.phase("integers"):
-        return _decide_queries(run, network, queries, FloatDescents(run, file))
 
 
 def _queries(run: Run, network: IntegerNetwork) -> list[IntegerQuery]:

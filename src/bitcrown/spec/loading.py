@@ -66,6 +66,12 @@ def query_of(asked: object) -> Query:
 
 def problem_of(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> Problem:
     """The query on networks in files. Raises as ``load_files`` does."""
+    return problem_from_query(query, files_by_name(query, onnx))
+
+
+def files_by_name(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
+    """The file of every network that the query declares. Raises ``PropertyError`` and
+    ``ModelError``."""
     names = tuple(network.name for network in query.networks)
     paths = _network_paths(onnx, names)
     for network in query.networks:
@@ -76,4 +82,4 @@ def problem_of(query: Query, onnx: str | Path | Mapping[str, str | Path]) -> Pro
                     f"(given: {', '.join(paths) or 'none'})"
                 )
             paths[network.name] = paths[network.equal_to]
-    return problem_from_query(query, {name: paths[name] for name in names})
+    return {name: paths[name] for name in names}

@@ -36,7 +36,7 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     Raises: PropertyError: a network without a file or a file without a network. UnsupportedError:
         more than ``MAX_CASES`` cases, or a polynomial too large.
     """
-    files = _files(query, networks)
+    files = files_of(query, networks)
     numbering = number_variables(query)
     if numbering.n_inputs > _MAX_INPUTS:
         raise UnsupportedError(
@@ -55,7 +55,9 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
     )
 
 
-def _files(query: Query, networks: Mapping[str, Path]) -> dict[str, Path]:
+def files_of(query: Query, networks: Mapping[str, Path]) -> dict[str, Path]:
+    """The files by declared name, for networks that are equal to others, too. Raises
+    ``PropertyError``."""
     names = [network.name for network in query.networks]
     if query.version[0] == 1 and len(networks) == 1:
         return {names[0]: next(iter(networks.values()))}

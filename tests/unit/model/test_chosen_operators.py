@@ -263,6 +263,55 @@ def test_choices_by_conditions_of_the_input(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, session.run(None, {"x": x})[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("op", ["And", "Or", "Xor"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros((2, 5), bool),
+        np.ones((1, 5), bool),
+        np.eye(2, 5, dtype=bool),
+        np.eye(5, dtype=bool)[3],
+    ],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_masks_meet_truth_values_exactly(
+    op: str, mask: Array, is_first: bool, tmp_path: Path
+) -> None:
+    """Where a mask decides, bounds know the value, and ``where`` with the largest float loses
+    nothing to it."""
+    operands = ["m", "p"] if is_first else ["p", "m"]
+    nodes = [
+        helper.make_node("Greater", ["x", "half"], ["p"]),
+        helper.make_node(op, operands, ["c"]),
+        helper.make_node("Where", ["c", "big" if op == "And" else "x", "x"], ["w"]),
+        helper.make_node("Cast", ["c"], ["f"], to=1),
+        helper.make_node("Concat", ["w", "f"], ["y"], axis=0),
+    ]
+    weights = [
+        numpy_helper.from_array(np.float32(0.5), "half"),
+        numpy_helper.from_array(np.float32(3e38), "big"),
+        numpy_helper.from_array(mask, "m"),
+    ]
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 5))
+    graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")], weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "model.onnx")
+    network = Network(read_graph(tmp_path / "model.onnx"), torch.float64)
+    session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        x = (random.integers(-4, 5, (2, 5)) / 4).astype(np.float32)
+        found = network(network.tensor(x.reshape(1, -1))).numpy().reshape(4, 5)
+        np.testing.assert_allclose(found, session.run(None, {"x": x})[0], rtol=1e-6)
+    low = -torch.ones(1, 10, dtype=torch.float64)
+    bounds = interval_bounds(network, low, -low)[network.graph.outputs[0]]
+    lower, upper = (ends[0].numpy() for ends in bounds)
+    decides = np.broadcast_to(mask == (op == "Or"), (2, 5)) & (op != "Xor")
+    assert (upper[2:] - lower[2:] <= 1e-12)[decides].all()
+    if op == "And":
+        assert (lower[:2][decides] >= -1 - 1e-9).all() and (upper[:2][decides] <= 1 + 1e-9).all()
+
+
 @pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 64, 100])
 def test_whole_numbers_are_divided_as_such(divisor: int, kind: int, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from tests.random_networks import box_property, dense_graph, save_onnx
 
 
 def one_direction(inputs: int) -> Graph:
-    """``relu(z) - 2 relu(z / 2) = 0`` with ``z`` a sum of all inputs: two signs decide it, and every
-    box that the plane ``z = 0`` crosses stays loose."""
+    """``relu(z) - 2 relu(z / 2) = 0`` with ``z`` a sum of all inputs: two signs decide it, and
+    every box that the plane ``z = 0`` crosses stays loose."""
     graph = dense_graph(5, [inputs, 2, 1])
     first, last = graph.nodes["z1"].params, graph.nodes["z2"].params
     first["weight"][1] = first["weight"][0] / 2

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 import bitcrown
-from bitcrown.api import bound, network_in_words
+from bitcrown.api import bound, network_in_words, outlook
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.file import NetworkFile
 from tests.quant_models import UINT8, Writer
@@ -44,6 +44,31 @@ def test_a_network_of_shifts_has_words_and_bounds(tmp_path: Path) -> None:
         ]
     )
     assert (low == values.min(axis=0)).all() and (up == values.max(axis=0)).all()
+
+
+def asked(folder: Path, low: str, high: str, limit: str) -> Path:
+    text = "".join(f"(declare-const {v} Real)" for v in ("X_0", "X_1", "Y_0", "Y_1"))
+    text += "".join(f"(assert (>= X_{i} {low}))(assert (<= X_{i} {high}))" for i in range(2))
+    (folder / "q.vnnlib").write_text(f"{text}(assert (>= Y_0 {limit}))")
+    return folder / "q.vnnlib"
+
+
+def test_the_outlook_names_the_engine_that_decides(tmp_path: Path) -> None:
+    """What comes before the float engine is said, and what only floats lack is no obstacle."""
+    problem = bitcrown.load(shifted(tmp_path), asked(tmp_path, "10", "14", "1000"))
+    found = outlook(problem)
+    (sentence,), obstacles = found.sentences, found.obstacles
+    assert "decided in integers" in sentence and "to the bit" in sentence and not obstacles
+    assert bitcrown.verify(problem, cpu_seconds=60).decided_by.startswith("integers")
+
+    w = Writer([1, 2], TensorProto.FLOAT)
+    places = w.add("Cast", w.add("Floor", "x"), to=TensorProto.INT64)
+    path = w.save(tmp_path, w.add("Cast", places, to=TensorProto.FLOAT))
+    problem = bitcrown.load(path, asked(tmp_path, "0.5", "3.25", "3.5"))
+    found = outlook(problem)
+    (sentence,), obstacles = found.sentences, found.obstacles
+    assert "16 cells" in sentence and not obstacles
+    assert bitcrown.verify(problem, cpu_seconds=60).decided_by == "cells"
 
 
 def test_a_refusal_says_what_blocks_each_engine(tmp_path: Path) -> None:

@@ -117,10 +117,11 @@ def _descend_chunk(
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     warm = min(5, steps // 4)
     has_jumps = any(row.has_jumps for row in network.rows.values())
+    slopes = RoundingSlopes("spread")
     for step in range(steps + 1):
         with (
             torch.enable_grad(),
-            RoundingSlopes("straight-through") if has_jumps else nullcontext(),
+            slopes if has_jumps else nullcontext(),
         ):
             x.requires_grad_(True)
             y = network(x.flatten(0, 1)).reshape(*x.shape[:2], -1)

@@ -146,6 +146,10 @@ def negated(b: Builder, node: OnnxNode) -> None:
 
 @lowers("And", "Or", "Xor")
 def connect(b: Builder, node: OnnxNode) -> None:
+    known = next((tensor for tensor in node.inputs if b.is_constant(tensor)), None)
+    if known is not None and node.op != "Xor":
+        _connect_known(b, node, known)
+        return
     p, q = (b.node_of(tensor) for tensor in node.inputs)
     if node.op == "And":
         value = b.relu(b.scaled(b.binary("Add", p, q), None, -1.0))
@@ -154,6 +158,19 @@ def connect(b: Builder, node: OnnxNode) -> None:
     else:
         value = b.absolute(b.binary("Sub", p, q))
     b.bind(node, value)
+
+
+def _connect_known(b: Builder, node: OnnxNode, known: str) -> None:
+    """One operand is a constant ``c``: ``p and c = c p``, ``p or c = c + (1 - c) p``, without a
+    ReLU. Masks are that, and what asks for numbers that are none."""
+    truth = b.constant(known, "the condition").astype(bool)
+    p = b.node_of(next(tensor for tensor in node.inputs if tensor != known))
+    shape = np.broadcast_shapes(b.shape(p), truth.shape)
+    if bool((truth == (node.op == "Or")).all()):
+        b.constants[node.outputs[0]] = np.full(shape, node.op == "Or")
+        return
+    p, c = b.expanded(p, shape), np.broadcast_to(truth, shape).astype(np.float64)
+    b.bind(node, b.scaled(p, c, None) if node.op == "And" else b.scaled(p, 1.0 - c, c))
 
 
 def chosen(b: Builder, condition: str, x: str, y: str) -> str:
