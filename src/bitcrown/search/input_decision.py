@@ -9,6 +9,7 @@ import numpy as np
 from bitcrown.model.execute import Network
 from bitcrown.search import descent
 from bitcrown.search.device import network_where_faster
+from bitcrown.search.inputs.rules import SPLIT_RULES
 from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputSplit
 from bitcrown.search.objective import Objective
 from bitcrown.verdict import Reason, Status, Verdict, Witness
@@ -28,7 +29,8 @@ def decide_by_inputs(run: Run, proof: Network, objective: Objective) -> Verdict:
         neurons = sum(node.size for node in proof.graph.nodes.values())
         count = max(1, min(LARGEST_BATCH, ROUND_ENTRIES // neurons))
         proof = network_where_faster(proof, box, count)
-    search = InputSplit(proof, objective, cases, run.confirm, run.budget)
+    rules = [rule for rule in SPLIT_RULES if rule.name not in run.settings.without]
+    search = InputSplit(proof, objective, cases, run.confirm, run.budget, rules or SPLIT_RULES)
     seconds, restarts = 0.3, max(2, 64 // len(cases))
     while True:
         with run.phase("input split"):

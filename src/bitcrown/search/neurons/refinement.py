@@ -34,9 +34,14 @@ from bitcrown.search.neurons.guide import narrowed_guide
 from bitcrown.search.neurons.small_trees import SmallTrees
 
 _NEURONS = 128
-"""Neurons whose trees grow together."""
+"""Neurons whose trees grow together, at most: more gain nothing by their company."""
+_FIRST_NEURONS = 4
+"""Neurons of the first step, which says what a neuron's trees cost: milliseconds in a small
+network, half a second in a deep one of convolutions or attention."""
 _FIRST_ROUNDS, _MORE_ROUNDS = 4, 2
 """Rounds of splits for every tree in the first pass, and more in each later one."""
+_STEP_SHARE = 0.1
+"""A step may take this share of the seconds that refinement promises to take, or that are left."""
 MOVED = 0.02
 """Share of the cases' distance to zero that a pass must gain to be followed by another."""
 
@@ -92,6 +97,7 @@ class Refinement:
         self.bounder, self.domains = bounder, domains
         self.gained, self.seconds, self.neurons = 0.0, 0.0, 0
         self.pass_ = self._new_pass(_FIRST_ROUNDS, math.inf)
+        self.together = _FIRST_NEURONS
         self.can_go_on = len(bounder.root.layout.neuron_at) > 1
 
     @property
@@ -114,11 +120,13 @@ class Refinement:
             limit = min(lasting, self.bounder.budget.remaining())
             if spent >= seconds and self.pass_.projected() >= limit:
                 break
-            started = time.process_time()
+            started, before = time.process_time(), self.neurons
             self._step()
             took = time.process_time() - started
             spent, self.seconds = spent + took, self.seconds + took
             self.pass_.seconds += took
+            share = _STEP_SHARE * min(limit, self.pass_.projected())
+            self._resize(self.neurons - before, took, max(seconds - spent, share))
             if not self.pass_.layers:
                 gain = self._improved()
                 self.can_go_on = gain > MOVED
@@ -128,6 +136,13 @@ class Refinement:
                 self.can_go_on = False
         self._improved()
         return 1.0 - (1.0 - self.gained) / (1.0 - gained) if gained < 1.0 else 0.0
+
+    def _resize(self, neurons: int, took: float, seconds: float) -> None:
+        """As many neurons in the next step as ``seconds`` allow if each costs what each of the last
+        ``neurons`` did. (In larger steps they cost less, so this is never too many, but for layers
+        that are deeper: the first step in those says so.)"""
+        if neurons:
+            self.together = max(1, int(min(_NEURONS, seconds * neurons / max(took, 1e-6))))
 
     def _improved(self) -> float:
         """The domains under the bounds found so far; the share of their distance to zero that
@@ -155,7 +170,7 @@ class Refinement:
             at.left = losses.argsort(descending=True)[: int(losses.count_nonzero())]
             at.treated = 0
             at.losses.append((0.0, 0.0))
-        neurons, at.left = at.left[:_NEURONS], at.left[_NEURONS:]
+        neurons, at.left = at.left[: self.together], at.left[self.together :]
         if len(neurons):
             self._bound(name, where, neurons)
             before, after = at.losses[-1]
