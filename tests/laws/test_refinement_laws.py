@@ -13,6 +13,7 @@ import torch
 from bitcrown.bounds import claims
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.search.neurons import refinement
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.recorder import Recorder
@@ -167,6 +168,13 @@ def test_a_rule_left_out_takes_no_part_and_answers_stay(left_out: str) -> None:
             assert not race.counters["refined_neurons"]
         if left_out == CASE_BOUNDS:
             assert not race.counters["tightened_cases"]
+
+
+def test_neurons_that_lose_next_to_nothing_have_no_trees() -> None:
+    losses = torch.tensor([0.0, 5.0, 0.01, 3.0, 0.0, 2.0, 0.02], dtype=torch.float64)
+    assert refinement._worth(losses).tolist() == [1, 3, 5]
+    assert refinement._worth(torch.zeros(3)).tolist() == []
+    assert len(refinement._worth(torch.ones(40))) == 38
 
 
 def test_steps_are_as_large_as_their_time_allows() -> None:

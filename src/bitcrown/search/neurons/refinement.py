@@ -8,8 +8,8 @@ goes through the layers from the second on, and may pause anywhere. What it has 
 what it promises, so that it is given up early where single backward passes lose little.
 
 A neuron's loss is the height of its triangle over ``[l, u]``, ``-l u / (u - l)``. Of every layer
-all unstable neurons have trees: even a tree's root is bounded under what is known by now of the
-layers before.
+all unstable neurons have trees but those with the least losses, which are a twentieth together:
+even a tree's root is bounded under what is known by now of the layers before.
 
 Bounds hold on the whole box. The idea of refining layers by exact means is that of Singh et al.,
 "Boosting Robustness Certification of Neural Networks" (2019), with MILP in place of trees.
@@ -40,8 +40,9 @@ _FIRST_NEURONS = 4
 network, half a second in a deep one of convolutions or attention."""
 _FIRST_ROUNDS, _MORE_ROUNDS = 4, 2
 """Rounds of splits for every tree in the first pass, and more in each later one."""
-_STEP_SHARE = 0.1
-"""A step may take this share of the seconds that refinement promises to take, or that are left."""
+_STEP_SHARE = 0.25
+"""A step may take this share of the seconds in which refinement promises to end, if it does."""
+_NEGLIGIBLE = 0.05
 MOVED = 0.02
 """Share of the cases' distance to zero that a pass must gain to be followed by another."""
 
@@ -88,6 +89,14 @@ class _Pass:
         return self.seconds * whole / finished / promised
 
 
+def _worth(losses: Tensor) -> Tensor:
+    """Indices of the largest ``losses [N]``, largest first, which make up all but ``_NEGLIGIBLE``
+    of their sum."""
+    size, index = losses.sort(descending=True)
+    total = size.cumsum(0)
+    return index[total - size < (1.0 - _NEGLIGIBLE) * total[-1]]
+
+
 class Refinement:
     """``bounder`` has the whole guide and global bounds; ``domains`` are the open cases, unsplit.
     Both become tighter; ``gained`` is the share of the mean case's distance to zero, and
@@ -125,7 +134,8 @@ class Refinement:
             took = time.process_time() - started
             spent, self.seconds = spent + took, self.seconds + took
             self.pass_.seconds += took
-            share = _STEP_SHARE * min(limit, self.pass_.projected())
+            projected = self.pass_.projected()
+            share = _STEP_SHARE * projected if projected < limit else 0.0
             self._resize(self.neurons - before, took, max(seconds - spent, share))
             if not self.pass_.layers:
                 gain = self._improved()
@@ -141,8 +151,8 @@ class Refinement:
         """As many neurons in the next step as ``seconds`` allow if each costs what each of the last
         ``neurons`` did. (In larger steps they cost less, so this is never too many, but for layers
         that are deeper: the first step in those says so.)"""
-        if neurons:
-            self.together = max(1, int(min(_NEURONS, seconds * neurons / max(took, 1e-6))))
+        if neurons and took:
+            self.together = max(1, int(min(_NEURONS, seconds * neurons / took)))
 
     def _improved(self) -> float:
         """The domains under the bounds found so far; the share of their distance to zero that
@@ -167,7 +177,7 @@ class Refinement:
         name, where = at.layers[0]
         losses = self._losses(where)
         if at.left is None:
-            at.left = losses.argsort(descending=True)[: int(losses.count_nonzero())]
+            at.left = _worth(losses)
             at.treated = 0
             at.losses.append((0.0, 0.0))
         neurons, at.left = at.left[: self.together], at.left[self.together :]

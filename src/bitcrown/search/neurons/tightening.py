@@ -70,7 +70,7 @@ class TightenedRace:
         self.refinement.can_go_on &= REFINEMENT not in without
         self.excluded = set(range(len(root.rows.C))) - set(domains.case.tolist())
         self.rest, self.share = max(seconds, _LEAST_SLICE), 1.0
-        self.case_rate, self.saved = math.inf, 0.0
+        self.case_rate, self.has_paid = math.inf, False
         self.counters = {"tightened_cases": 0, "refuted_cases": 0, "tightening_seconds": 0.0}
         self.counters |= {"refined_neurons": 0, "restarts": 0}
         self._begin(bounder, domains)
@@ -125,15 +125,15 @@ class TightenedRace:
         self.excluded |= race.cases - open_ - self.narrowed
         if self.refinement.rate == self.case_rate:  # neither was tried, or neither moves anything
             had /= 2
-        has_moved = False
-        if self.refinement.can_go_on and self.refinement.rate >= self.case_rate:
+        has_moved, way = False, self.refinement
+        if way.can_go_on and way.rate >= self.case_rate:
             has_moved = self._refine(open_, had, lasting)
             if self.race is not race:
                 self.share = 1.0
                 return
-        if not self.refinement.can_go_on or self.case_rate >= self.refinement.rate:
+        if not way.can_go_on or self.case_rate >= way.rate:
             has_moved |= self._tighten(open_, had)
-            if self.saved > 0.0:
+            if self.has_paid:
                 self.share = 1.0
                 return
         self.share = max(_LEAST_SHARE, self.share / 2)
@@ -163,12 +163,11 @@ class TightenedRace:
 
     def _tighten(self, open_: set[int], seconds: float) -> bool:
         """Bounds of their own for some of the ``open_`` cases; whether that moved any.
-        ``self.saved`` is what the race would have needed for those that this refuted, beyond what
-        all of this took."""
+        ``self.has_paid``: the race would have needed longer for those that this refuted."""
         order = sorted(open_, key=lambda case: -float(self.unsplit[case].value))
         if CASE_BOUNDS in self.without:
             order = []
-        spent, gained, moved, self.saved = 0.0, 0.0, [], 0.0
+        spent, gained, saved, moved = 0.0, 0.0, 0.0, []
         for case in order:
             if spent >= seconds:
                 break
@@ -183,8 +182,8 @@ class TightenedRace:
                 moved.append(own)
                 gained += 1.0 - own.value / value if value else 1.0
             spent += own.seconds - before
-            self.saved += 0.0 if len(own.domains) else lasting
-        self.saved -= spent
+            saved += 0.0 if len(own.domains) else lasting
+        self.has_paid = saved > spent
         self.case_rate = gained / len(open_) / spent if spent else 0.0
         self.counters["tightening_seconds"] += spent
         if moved:
