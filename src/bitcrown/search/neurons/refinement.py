@@ -35,9 +35,11 @@ from bitcrown.search.neurons.small_trees import SmallTrees
 
 _NEURONS = 128
 """Neurons whose trees grow together, at most: more gain nothing by their company."""
-_FIRST_NEURONS = 4
-"""Neurons of the first step, which says what a neuron's trees cost: milliseconds in a small
-network, half a second in a deep one of convolutions or attention."""
+_FIRST_NEURONS = 1
+"""Neurons of the first step, which says what a neuron's trees cost: hundredths of a second in a
+small network, four seconds in a deep one of attention."""
+_JUDGED = 4
+"""Neurons without whose trees nothing is given up for good."""
 _FIRST_ROUNDS, _MORE_ROUNDS = 4, 2
 """Rounds of splits for every tree in the first pass, and more in each later one."""
 _STEP_SHARE = 0.25
@@ -142,8 +144,8 @@ class Refinement:
                 self.can_go_on = gain > MOVED
                 expected = self.pass_.seconds / gain if self.can_go_on else math.inf
                 self.pass_ = self._new_pass(self.pass_.rounds + _MORE_ROUNDS, expected)
-            elif self.pass_.treated and self.pass_.promised() <= MOVED:
-                self.can_go_on = False
+            elif self.pass_.treated and self.neurons >= _JUDGED:
+                self.can_go_on = self.pass_.promised() > MOVED
         self._improved()
         return 1.0 - (1.0 - self.gained) / (1.0 - gained) if gained < 1.0 else 0.0
 
