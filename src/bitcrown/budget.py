@@ -20,6 +20,19 @@ PATIENCE = 30.0
 hanging."""
 
 
+class Stopwatch:
+    """``seconds`` since it was made, on the wall or of computing, whichever are fewer: what a piece
+    of work costs, for choices between ways. Other processes do not count, nor does it count twice
+    what two threads compute side by side."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        return min(time.monotonic() - self._started[0], time.process_time() - self._started[1])
+
+
 @dataclass(frozen=True)
 class Budget:
     """``deadline`` is a ``time.monotonic()`` reading (seconds); ``memory`` is bytes for tensors of

@@ -91,15 +91,21 @@ OPTIONS = (
 @dataclass(frozen=True)
 class Settings:
     """Options of one decision; see ``OPTIONS`` for ranges. Raises ``SettingsError`` for a value
-    outside its range."""
+    outside its range.
+
+    ``without`` is no option of the command line: names of competing rules of the search that take
+    no part, by which it is measured what hangs on one of them (docs/search.md).
+    """
 
     device: str = "auto"
     seed: int = 0
     threads: int = 0
     semantics: str = "real"
     memory_gib: float = 0.0
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "without", tuple(self.without))
         for option in OPTIONS:
             object.__setattr__(self, option.name, option.parse(getattr(self, option.name)))
 

@@ -11,7 +11,7 @@ import torch
 
 from bitcrown.bounds import rounding
 from bitcrown.bounds.ascent import Ascent, ascend
-from bitcrown.bounds.crown import relaxations_of
+from bitcrown.bounds.crown import Backward, minimum, relaxations_of
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import Bounds, intersect, interval_bounds, node_interval
@@ -207,6 +207,31 @@ def test_ascent_finds_no_worse_bounds_and_any_parameters_are_sound(dtype: torch.
         assert after >= before - 1e-3 * abs(before)
         improved += after > before + 1e-9
     assert improved >= 6
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_layer_that_climbs_longer_has_no_looser_rows(kind: str) -> None:
+    """Steps are the same ones, so each row may only gain by more of them; wandering steps would
+    show as a bound below the one before."""
+    moved = 0
+    for seed in range(3):
+        graph = GRAPHS[kind](seed)
+        network = Network(graph, torch.float64)
+        lower, upper = boxes(graph, seed, 1, 1.0)
+        enclosure = LayerBounder(network, 1 << 22).run(lower, upper)
+        bounds = enclosure.bounds
+        nodes = [graph.nodes[name] for name in enclosure.relaxations]
+        unit = torch.eye(graph.nodes[graph.outputs[0]].size, dtype=torch.float64)
+        seeds = {graph.outputs[0]: torch.cat([unit, -unit]).unsqueeze(0)}
+        last = None
+        for steps in (0, 1, 2, 3, 5, 8):
+            climb = LayerAscent(network, steps, Budget.of_cpu_seconds(60))
+            relaxed = climb.relaxations(seeds, bounds, nodes, lower, upper, None)
+            found = minimum(Backward(network, relaxed).run(seeds), lower, upper)
+            assert last is None or bool((found >= last - 1e-9 * (1 + last.abs())).all())
+            moved += last is not None and bool((found > last + 1e-6).any())
+            last = found
+    assert moved
 
 
 def test_an_unbounded_value_makes_no_neuron_stable() -> None:

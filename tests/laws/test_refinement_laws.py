@@ -3,6 +3,7 @@ pass promises what it says, and a search that begins anew under them finds the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from bitcrown.bounds import claims
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
+from bitcrown.search.neurons import refinement
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.search.neurons.refinement import Refinement
+from bitcrown.search.neurons.rules import TACTICS
 from bitcrown.search.neurons.small_trees import SmallTrees
-from bitcrown.search.neurons.tightening import TightenedRace
+from bitcrown.search.neurons.tightening import CASE_BOUNDS, REFINEMENT, TightenedRace
 from bitcrown.search.objective import Objective
 from tests.laws.test_violation_laws import GRAPHS, bounder_for, rivals
 from tests.random_networks import dense_graph
@@ -142,6 +145,57 @@ def test_a_case_that_opens_again_is_not_taken_for_refuted() -> None:
     old = race.race
     race._refine({again, *others}, 1.0, 0.0)
     assert again not in race.excluded and again in race.race.cases and race.race is old
+
+
+@pytest.mark.parametrize("left_out", [REFINEMENT, CASE_BOUNDS, "upper, product", "every tactic"])
+def test_a_rule_left_out_takes_no_part_and_answers_stay(left_out: str) -> None:
+    every = tuple(tactic.name for tactic in TACTICS)
+    without = every if left_out == "every tactic" else (left_out,)
+    for seed, share in ((0, 0.9), (1, 0.9), (0, 1.05)):
+        graph = GRAPHS["residual"](seed)
+        objective, least = rivals(graph, seed, 0.8)
+        start = unclipped(graph, objective).root.case_value.numpy()
+        limit = start + share * (least - start) + (share > 1) * 1e-3
+        bounder = unclipped(graph, replace(objective, rhs=limit[:, None]))
+        domains = bounder.root_domains(bounder.root.open_cases(), 1)
+        race = TightenedRace(bounder, domains, 0.0, without)
+        race.rest = 0.0
+        names = {search.tactic.name for search in race.race.searches}
+        assert names and (left_out not in every or left_out not in names)
+        outcome = race.run()
+        assert outcome.proved == bool((least > limit).all())
+        if left_out == REFINEMENT:
+            assert not race.counters["refined_neurons"]
+        if left_out == CASE_BOUNDS:
+            assert not race.counters["tightened_cases"]
+
+
+def test_neurons_that_lose_next_to_nothing_have_no_trees() -> None:
+    losses = torch.tensor([0.0, 5.0, 0.01, 3.0, 0.0, 2.0, 0.02], dtype=torch.float64)
+    assert refinement._worth(losses).tolist() == [1, 3, 5]
+    assert refinement._worth(torch.zeros(3)).tolist() == []
+    assert len(refinement._worth(torch.ones(40))) == 38
+
+
+def test_steps_are_as_large_as_their_time_allows() -> None:
+    """A layer of costly neurons is refined by few at a time, and what a step costs says so."""
+    graph = GRAPHS["residual"](0)
+    objective, _ = rivals(graph, 0, 0.8)
+    bounder = unclipped(graph, objective)
+    way = Refinement(bounder, bounder.root_domains(bounder.root.open_cases(), 1))
+    first = way.together
+    assert 1 <= first < 128
+    for took, seconds, wanted in (
+        (0.1, 1.0, 80),
+        (0.1, math.inf, 128),
+        (4.0, 1.0, 2),
+        (100.0, 1.0, 1),
+        (0.0, 0.0, 1),
+    ):
+        way._resize(8, took, seconds)
+        assert way.together == wanted
+    way._resize(0, 1.0, 1.0)  # an empty layer says nothing
+    assert way.together == 1
 
 
 def tied(seed: int) -> Graph:

@@ -19,7 +19,7 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
-from bitcrown.search.neurons.case_bounds import CaseBounds
+from bitcrown.search.neurons.case_bounds import CaseBounds, sweeps_left
 from bitcrown.search.neurons.guide import whole_guide
 from bitcrown.search.neurons.premises import premises_of
 from bitcrown.search.neurons.recorder import Recorder
@@ -326,3 +326,19 @@ def test_a_case_that_is_violated_is_not_refuted_by_its_own_bounds() -> None:
                 assert share < 1 or len(own.domains)
                 refuted += share < 1 and not len(own.domains)
     assert refuted
+
+
+def test_sweeps_that_shrink_are_summed_up() -> None:
+    for distance, rise, q in ((1.0, 0.5, 0.9), (0.3, 0.2, 0.7), (2.0, 0.25, 0.95)):
+        sweeps, step = 0, rise
+        left = distance
+        while left > 0:
+            step *= q
+            left -= step
+            sweeps += 1
+        assert sweeps - 1 <= sweeps_left(distance, rise, rise / q) <= sweeps
+    assert sweeps_left(1.0, 0.1, 0.2) == math.inf  # 0.1 + 0.05 + ... = 0.2 in all, less what was
+    assert sweeps_left(0.09, 0.1, 0.2) < math.inf
+    assert sweeps_left(1.0, 0.1, None) == sweeps_left(1.0, 0.1, 0.1) == pytest.approx(10.0)
+    assert sweeps_left(0.0, 0.1, 0.2) == 0.0
+    assert sweeps_left(1.0, 0.0, 0.2) == sweeps_left(1.0, 5e-324, 1.0) == math.inf

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bitcrown import budget as module
-from bitcrown.budget import PATIENCE, Budget
+from bitcrown.budget import PATIENCE, Budget, Stopwatch
 from bitcrown.child_process import text_of_child, text_or_error
 from bitcrown.errors import BitcrownError, BudgetExpired, ModelError, PropertyError
 from bitcrown.verdict import Reason
@@ -95,3 +95,11 @@ def test_a_child_that_crashes_is_one_sentence(
     with pytest.raises(ModelError, match="crashed"):
         text_or_error(lambda: str(1 // 0), Budget.unlimited(), "that looks")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_stopwatch_counts_neither_other_processes_nor_threads_twice(clocks: Clocks) -> None:
+    watch = Stopwatch()
+    clocks.wall, clocks.cpu = clocks.wall + 10.0, clocks.cpu + 2.0  # others compute
+    assert watch.seconds == 2.0
+    clocks.wall, clocks.cpu = clocks.wall + 1.0, clocks.cpu + 30.0  # so do our threads
+    assert watch.seconds == 11.0

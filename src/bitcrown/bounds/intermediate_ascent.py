@@ -67,17 +67,21 @@ class LayerAscent:
         count = next(iter(rows.values())).shape[1]
         alphas = {node.name: self._start(node, low_precision, count) for node in nodes}
         free = {name: alpha for name, alpha in alphas.items() if alpha is not None}
+        best, found = {name: alpha.detach() for name, alpha in free.items()}, None
         adam = Adam([(alpha, _RATE) for alpha in free.values()], _DECAY)
         box = x_lower.to(dtype), x_upper.to(dtype)
-        for _ in range(self.iterations if free else 0):
+        for step in range(self.iterations + 1 if free else 0):
             if self.budget.is_expired():
                 break
-            relaxed = {
-                node.name: relaxation_of(node, low_precision, alphas[node.name]) for node in nodes
-            }
-            value = minimum(Backward(guide, relaxed).run(rows), *box)
+            with torch.set_grad_enabled(step < self.iterations):  # what the last step led to counts
+                relaxed = {
+                    node.name: relaxation_of(node, low_precision, alphas[node.name])
+                    for node in nodes
+                }
+                value = minimum(Backward(guide, relaxed).run(rows), *box)
+            best, found = _better(best, found, free, value.detach())
             total = torch.where(torch.isfinite(value), value, torch.zeros_like(value)).sum()
-            if not total.requires_grad:  # no parameter lies on the way from these rows to the input
+            if not total.requires_grad:  # nothing is free on the way from these rows to the input
                 break
             adam.step(torch.autograd.grad(total, list(free.values()), allow_unused=True))
             with torch.no_grad():
@@ -85,11 +89,8 @@ class LayerAscent:
                     alpha.copy_(known(alpha, 0.5).clamp_(0.0, 1.0))
         with torch.no_grad():
             wide = next(iter(bounds.values()))[0].dtype
-            found = {
-                name: None if alpha is None else alpha.detach().to(wide)
-                for name, alpha in alphas.items()
-            }
-            return {node.name: relaxation_of(node, bounds, found[node.name]) for node in nodes}
+            chosen = {name: alpha.to(wide) for name, alpha in best.items()}
+            return {node.name: relaxation_of(node, bounds, chosen.get(node.name)) for node in nodes}
 
     def _start(self, node: Node, bounds: Bounds, count: int) -> Tensor | None:
         row = nonlinear_row(node.op)
@@ -99,3 +100,19 @@ class LayerAscent:
         start = row.default_alpha(node, lowers, uppers).unsqueeze(2)
         shape = (*start.shape[:2], count, *start.shape[3:])
         return start.expand(shape).clone().requires_grad_(True)
+
+
+def _better(
+    best: dict[str, Tensor], found: Tensor | None, free: dict[str, Tensor], value: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """For each row that of the slopes ``best`` and ``free`` (``[k, B, S, *]``) by which it is
+    bounded best, and its bound: ``found`` by ``best`` (None: not known), ``value [B, S]`` by
+    ``free``. Few large steps often lead down, and a row's last step need not be its best."""
+    if found is None:
+        return {name: alpha.detach().clone() for name, alpha in free.items()}, value
+    is_better = value > found
+    chosen = {}
+    for name, alpha in free.items():
+        mask = is_better.reshape(1, *is_better.shape, *[1] * (alpha.ndim - 3))
+        chosen[name] = torch.where(mask, alpha.detach(), best[name])
+    return chosen, torch.maximum(found, value)

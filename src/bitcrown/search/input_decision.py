@@ -19,6 +19,7 @@ import numpy as np
 from bitcrown.model.execute import Network
 from bitcrown.search import descent
 from bitcrown.search.device import network_where_faster
+from bitcrown.search.inputs.rules import SPLIT_RULES
 from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputOutcome, InputSplit
 from bitcrown.search.neuron_decision import decide_by_neurons
 from bitcrown.search.neurons.race import expected_seconds, rival_share
@@ -52,7 +53,10 @@ class InputTurns:
             neurons = sum(node.size for node in proof.graph.nodes.values())
             count = max(1, min(LARGEST_BATCH, ROUND_ENTRIES // neurons))
             network = network_where_faster(proof, box, count)
-        self.search = InputSplit(network, objective, self.cases, run.confirm, run.budget)
+        rules = [rule for rule in SPLIT_RULES if rule.name not in run.settings.without]
+        self.search = InputSplit(
+            network, objective, self.cases, run.confirm, run.budget, rules or SPLIT_RULES
+        )
         self.outcome = InputOutcome(False, 0, 0, 0, 1)
         self.seconds, self.is_over = 0.0, False
         self.history = [TreeShare(0.0, 0.0, 0.0)]

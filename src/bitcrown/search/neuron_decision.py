@@ -16,6 +16,7 @@ import torch
 
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
+from bitcrown.budget import Stopwatch
 from bitcrown.model.execute import Network
 from bitcrown.search import descent
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
@@ -70,10 +71,10 @@ def decide_by_neurons(
     rows = rows_of_cases(proof, objective)
     bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():
-        started = time.monotonic()
+        watch = Stopwatch()
         enclosure = bounder.run(rows.x_lower, rows.x_upper, outputs=rows.outputs())
         root = root_of(proof, guide, rows, enclosure, run.budget.memory)
-        seconds = time.monotonic() - started
+        seconds = watch.seconds
     left = root.open_cases()
     run.counters["open_after_crown"] = len(left)
     if not len(left):
@@ -190,7 +191,7 @@ def _branch_and_bound(
         return witness
 
     with run.phase("neuron split"):
-        race = TightenedRace(bounder, domains, seconds)
+        race = TightenedRace(bounder, domains, seconds, run.settings.without)
         outcome = race.run(beside)
     run.counters.update(race.counters)
     run.counters.update(

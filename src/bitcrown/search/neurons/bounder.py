@@ -11,7 +11,6 @@ Legend: ``B`` domains, ``S`` rows, ``N`` neurons.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +23,7 @@ from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.multipliers import Multipliers, proved_minimum
 from bitcrown.bounds.rows import Rows, bound_lines, bound_rows, row_lines
-from bitcrown.budget import Budget
+from bitcrown.budget import Budget, Stopwatch
 from bitcrown.search.neurons.branching import best_candidates, starting_betas, triangle_scores
 from bitcrown.search.neurons.clip import Region
 from bitcrown.search.neurons.domains import Domains
@@ -353,9 +352,9 @@ class DomainBounder:
         rows, bounds = self.rows(domains), self.guide_bounds(domains)
         times = []
         for _ in range(2):
-            started = time.perf_counter()
+            watch = Stopwatch()
             ascend(self.guide.climber, rows, bounds, self.multipliers(domains), Ascent(3))
-            times.append(time.perf_counter() - started)
+            times.append(watch.seconds)
         return min(times)
 
 

@@ -36,6 +36,23 @@ _MOVES = 0.02
 """Share of its distance to zero by which a sweep must raise a case's bound to have moved it."""
 
 
+def sweeps_left(distance: float, rise: float, before: float | None) -> float:
+    """Sweeps until a bound has risen by ``distance`` more, after the last one raised it by ``rise``
+    and the one ``before`` by that much (None: there was none). Each is taken to raise it ``q``
+    times as far as the one before it, ``q = rise / before``, so infinitely many bring
+
+        rise (q + q^2 + ...) = rise q / (1 - q),
+
+    which may be too little."""
+    if not rise:
+        return math.inf
+    if before is None or rise >= before:
+        return distance / rise
+    q = rise / before
+    reached = rise * q / (1.0 - q)
+    return math.inf if reached <= distance else math.log(1.0 - distance / reached) / math.log(q)
+
+
 class CaseBounds:
     """``bounder`` and the unsplit ``domains`` (one, or none once the case is refuted) of ``case``.
 
@@ -47,6 +64,7 @@ class CaseBounds:
         self.bounder, self.domains = bounder, domains
         self.case = int(domains.case[0])
         self.depth, self.seconds = 1, 0.0
+        self.rise: float | None = None  # of the last whole sweep of this depth
 
     @property
     def layers(self) -> int:
@@ -63,22 +81,28 @@ class CaseBounds:
 
     def run(self, premises: Rows, seconds: float, lasting: float) -> bool:
         """Sweep while that moves the bound at any depth, for ``seconds`` of computing, and beyond
-        them as long as the case would be refuted in less than ``lasting`` seconds at the rate of
-        the last sweep; returns whether the bound has moved. Raises ``BudgetExpired``."""
+        them as long as the case would be refuted in less than ``lasting`` seconds if the bound went
+        on to rise as in the last sweeps; returns whether the bound has moved. Raises
+        ``BudgetExpired``."""
         end, has_moved, projected = self.seconds + seconds, False, math.inf
         while self.can_go_on and (self.seconds < end or projected < lasting):
             started = time.process_time()
             is_beyond = self.seconds >= end
             stop = math.inf if is_beyond else started + end - self.seconds
+            distance = -self.value
             gain = self._sweep(premises, stop)
             spent = time.process_time() - started
             self.seconds += spent
             has_moved |= gain > _MOVES
-            projected = spent / gain if gain > _MOVES else math.inf
+            rise, is_whole = gain * distance, is_beyond or self.seconds < end
+            more = sweeps_left(distance - rise, rise, self.rise) if gain > _MOVES else math.inf
+            projected = spent * more
+            self.rise = rise if is_whole else None
             # a sweep that was cut short says nothing about the depth
-            if gain <= _MOVES and (is_beyond or self.seconds < end):
+            if gain <= _MOVES and is_whole:
                 is_last = self.depth == self.layers
                 self.depth = self.depth + 1 if is_last else min(2 * self.depth, self.layers)
+                self.rise = None
         return has_moved or not len(self.domains)
 
     def _sweep(self, premises: Rows, end: float) -> float:

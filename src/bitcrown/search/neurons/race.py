@@ -88,19 +88,27 @@ def expected_seconds(search: _Progress, by_rise: bool) -> float:
 
 class Race:
     """Searches below ``domains``, which have no splits yet, one for each tactic that suits;
-    ``bounder`` has the guide that was chosen, ``seconds`` of computing have gone into all."""
+    ``bounder`` has the guide that was chosen, ``seconds`` of computing have gone into all. Tactics
+    named in ``without`` take no part, as long as one is left."""
 
     def __init__(
-        self, bounder: DomainBounder, domains: Domains, tactics: list[Tactic] | None = None
+        self,
+        bounder: DomainBounder,
+        domains: Domains,
+        tactics: list[Tactic] | None = None,
+        without: tuple[str, ...] = (),
     ) -> None:
         self.recorder = bounder.recorder
         self.bounder, self.domains = fastest(bounder, domains)
         self.cases = set(domains.case.tolist())
         layout = bounder.root.layout
-        has_ranges = tactics is None and splits_ranges(layout)
+        is_signless = splits_ranges(layout) and not layout.n_neurons
+        has_ranges = is_signless or (splits_ranges(layout) and RANGES.name not in without)
+        has_ranges &= tactics is None
         if tactics is None:
-            is_signless = has_ranges and not layout.n_neurons
-            tactics = [] if is_signless else suitable_tactics(self.bounder)
+            suitable = [] if is_signless else suitable_tactics(self.bounder)
+            left = [tactic for tactic in suitable if tactic.name not in without]
+            tactics = left if left or has_ranges else suitable
         self.searches: list[TreeSearch[Any]] = [
             TreeSearch(self._own(self.bounder), self.domains, tactic) for tactic in tactics
         ]
@@ -153,6 +161,12 @@ class Race:
     def lasting(self) -> float:
         """Seconds of computing that the race may still take (see ``lasting_seconds``)."""
         return min(lasting_seconds(search) for search in self.searches)
+
+    def lasting_for(self, case: int) -> float:
+        """The part of those seconds that is for ``case``, as it has a part of what is left."""
+        search = min(self.searches, key=lasting_seconds)
+        part = search.part_of(case)
+        return part * lasting_seconds(search) if part else 0.0
 
     def open_cases(self) -> set[int]:
         """Cases that no tree has closed; with a record, that the trees have not all closed: it is

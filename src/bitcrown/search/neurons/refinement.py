@@ -8,8 +8,8 @@ goes through the layers from the second on, and may pause anywhere. What it has 
 what it promises, so that it is given up early where single backward passes lose little.
 
 A neuron's loss is the height of its triangle over ``[l, u]``, ``-l u / (u - l)``. Of every layer
-all unstable neurons have trees: even a tree's root is bounded under what is known by now of the
-layers before.
+all unstable neurons have trees but those with the least losses, which are a twentieth together:
+even a tree's root is bounded under what is known by now of the layers before.
 
 Bounds hold on the whole box. The idea of refining layers by exact means is that of Singh et al.,
 "Boosting Robustness Certification of Neural Networks" (2019), with MILP in place of trees.
@@ -34,9 +34,17 @@ from bitcrown.search.neurons.guide import narrowed_guide
 from bitcrown.search.neurons.small_trees import SmallTrees
 
 _NEURONS = 128
-"""Neurons whose trees grow together."""
+"""Neurons whose trees grow together, at most: more gain nothing by their company."""
+_FIRST_NEURONS = 1
+"""Neurons of the first step, which says what a neuron's trees cost: hundredths of a second in a
+small network, four seconds in a deep one of attention."""
+_JUDGED = 4
+"""Neurons without whose trees nothing is given up for good."""
 _FIRST_ROUNDS, _MORE_ROUNDS = 4, 2
 """Rounds of splits for every tree in the first pass, and more in each later one."""
+_STEP_SHARE = 0.25
+"""A step may take this share of the seconds in which refinement promises to end, if it does."""
+_NEGLIGIBLE = 0.05
 MOVED = 0.02
 """Share of the cases' distance to zero that a pass must gain to be followed by another."""
 
@@ -83,6 +91,14 @@ class _Pass:
         return self.seconds * whole / finished / promised
 
 
+def _worth(losses: Tensor) -> Tensor:
+    """Indices of the largest ``losses [N]``, largest first, which make up all but ``_NEGLIGIBLE``
+    of their sum."""
+    size, index = losses.sort(descending=True)
+    total = size.cumsum(0)
+    return index[total - size < (1.0 - _NEGLIGIBLE) * total[-1]]
+
+
 class Refinement:
     """``bounder`` has the whole guide and global bounds; ``domains`` are the open cases, unsplit.
     Both become tighter; ``gained`` is the share of the mean case's distance to zero, and
@@ -92,6 +108,7 @@ class Refinement:
         self.bounder, self.domains = bounder, domains
         self.gained, self.seconds, self.neurons = 0.0, 0.0, 0
         self.pass_ = self._new_pass(_FIRST_ROUNDS, math.inf)
+        self.together = _FIRST_NEURONS
         self.can_go_on = len(bounder.root.layout.neuron_at) > 1
 
     @property
@@ -114,20 +131,30 @@ class Refinement:
             limit = min(lasting, self.bounder.budget.remaining())
             if spent >= seconds and self.pass_.projected() >= limit:
                 break
-            started = time.process_time()
+            started, before = time.process_time(), self.neurons
             self._step()
             took = time.process_time() - started
             spent, self.seconds = spent + took, self.seconds + took
             self.pass_.seconds += took
+            projected = self.pass_.projected()
+            share = _STEP_SHARE * projected if projected < limit else 0.0
+            self._resize(self.neurons - before, took, max(seconds - spent, share))
             if not self.pass_.layers:
                 gain = self._improved()
                 self.can_go_on = gain > MOVED
                 expected = self.pass_.seconds / gain if self.can_go_on else math.inf
                 self.pass_ = self._new_pass(self.pass_.rounds + _MORE_ROUNDS, expected)
-            elif self.pass_.treated and self.pass_.promised() <= MOVED:
-                self.can_go_on = False
+            elif self.pass_.treated and self.neurons >= _JUDGED:
+                self.can_go_on = self.pass_.promised() > MOVED
         self._improved()
         return 1.0 - (1.0 - self.gained) / (1.0 - gained) if gained < 1.0 else 0.0
+
+    def _resize(self, neurons: int, took: float, seconds: float) -> None:
+        """As many neurons in the next step as ``seconds`` allow if each costs what each of the last
+        ``neurons`` did. (In larger steps they cost less, so this is never too many, but for layers
+        that are deeper: the first step in those says so.)"""
+        if neurons and took:
+            self.together = max(1, int(min(_NEURONS, seconds * neurons / took)))
 
     def _improved(self) -> float:
         """The domains under the bounds found so far; the share of their distance to zero that
@@ -152,10 +179,10 @@ class Refinement:
         name, where = at.layers[0]
         losses = self._losses(where)
         if at.left is None:
-            at.left = losses.argsort(descending=True)[: int(losses.count_nonzero())]
+            at.left = _worth(losses)
             at.treated = 0
             at.losses.append((0.0, 0.0))
-        neurons, at.left = at.left[:_NEURONS], at.left[_NEURONS:]
+        neurons, at.left = at.left[: self.together], at.left[self.together :]
         if len(neurons):
             self._bound(name, where, neurons)
             before, after = at.losses[-1]

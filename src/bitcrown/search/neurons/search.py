@@ -141,6 +141,14 @@ class TreeSearch(Generic[D]):
         left = [chunk.case for chunk in self.stack.chunks] + [self.stuck.case]
         return {case for part in left for case in part.tolist()}
 
+    def part_of(self, case: int) -> float:
+        """The part that ``case`` has of all that is left."""
+        parts = [(chunk.case, chunk.mass) for chunk in self.stack.chunks]
+        parts.append((self.stuck.case, self.stuck.mass))
+        left = sum(float(mass.sum()) for _, mass in parts)
+        own = sum(float(mass[cases == case].sum()) for cases, mass in parts)
+        return own / left if own else 0.0
+
     def drop(self, cases: set[int]) -> None:
         """Forget the open domains of ``cases``, which somebody else decides."""
         gone = [case for case in self.cases() if case in cases]

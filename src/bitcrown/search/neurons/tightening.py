@@ -13,8 +13,9 @@ for its last seconds says which is taken (both, the first time):
   read from then on; signs that were decided stay decided.
 
 Beyond its time a way goes on only where it promises, at its own rate, to refute cases before the
-race would. A pause that neither refuted a case nor began anew makes the next one rarer and its
-share of the time smaller, at least a quarter; one that moved nothing, much rarer. So tightening
+race would (one case: in less than its part of the time that the race may last). A pause that
+neither refuted cases sooner than the race would have nor began anew makes the next one rarer and
+its share of the time smaller, at least a quarter; one that moved nothing, much rarer. So tightening
 costs a fraction of the search where it does not pay, and nothing where a search is done soon.
 
 Legend: ``P`` cases, ``N`` neurons.
@@ -39,6 +40,8 @@ from bitcrown.search.neurons.race import Race
 from bitcrown.search.neurons.refinement import MOVED, Refinement
 from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
 
+REFINEMENT, CASE_BOUNDS = "refinement", "bounds per case"
+"""Names of the two ways, as tactics have names."""
 _LEAST_SLICE = 0.5
 """Seconds of computing before the race is asked for the first time whether it will last."""
 _GROWTH = 0.25
@@ -53,14 +56,21 @@ _ANEW = 0.1
 class TightenedRace:
     """Decides ``domains``, which have no splits yet; ``seconds`` of computing went into the root's
     bounds, a guess at what tightening takes. All cases of the problem without domain must be
-    excluded on the whole box."""
+    excluded on the whole box. Ways and tactics named in ``without`` take no part."""
 
-    def __init__(self, bounder: DomainBounder, domains: Domains, seconds: float) -> None:
-        root = bounder.root
+    def __init__(
+        self,
+        bounder: DomainBounder,
+        domains: Domains,
+        seconds: float,
+        without: tuple[str, ...] = (),
+    ) -> None:
+        root, self.without = bounder.root, without
         self.refinement = Refinement(bounder, domains)
+        self.refinement.can_go_on &= REFINEMENT not in without
         self.excluded = set(range(len(root.rows.C))) - set(domains.case.tolist())
         self.rest, self.share = max(seconds, _LEAST_SLICE), 1.0
-        self.case_rate = math.inf
+        self.case_rate, self.has_paid = math.inf, False
         self.counters = {"tightened_cases": 0, "refuted_cases": 0, "tightening_seconds": 0.0}
         self.counters |= {"refined_neurons": 0, "restarts": 0}
         self._begin(bounder, domains)
@@ -74,7 +84,7 @@ class TightenedRace:
 
     def _begin(self, bounder: DomainBounder, domains: Domains) -> None:
         """A new race; ``bounder`` has the whole guide, ``domains`` are unsplit."""
-        self.race = Race(bounder, domains)
+        self.race = Race(bounder, domains, without=self.without)
         self.bounder = self.race.bounder
         self.unsplit = {
             case: self.race.domains.select(torch.tensor([k], device=domains.case.device))
@@ -115,16 +125,15 @@ class TightenedRace:
         self.excluded |= race.cases - open_ - self.narrowed
         if self.refinement.rate == self.case_rate:  # neither was tried, or neither moves anything
             had /= 2
-        has_moved = False
-        if self.refinement.can_go_on and self.refinement.rate >= self.case_rate:
+        has_moved, way = False, self.refinement
+        if way.can_go_on and way.rate >= self.case_rate:
             has_moved = self._refine(open_, had, lasting)
             if self.race is not race:
                 self.share = 1.0
                 return
-        if not self.refinement.can_go_on or self.case_rate >= self.refinement.rate:
-            refuted = self.counters["refuted_cases"]
-            has_moved |= self._tighten(open_, had, lasting)
-            if self.counters["refuted_cases"] > refuted:
+        if not way.can_go_on or self.case_rate >= way.rate:
+            has_moved |= self._tighten(open_, had)
+            if self.has_paid:
                 self.share = 1.0
                 return
         self.share = max(_LEAST_SHARE, self.share / 2)
@@ -152,10 +161,13 @@ class TightenedRace:
             self.counters["restarts"] += 1
         return gain > MOVED
 
-    def _tighten(self, open_: set[int], seconds: float, lasting: float) -> bool:
-        """Bounds of their own for some of the ``open_`` cases; whether that moved any."""
+    def _tighten(self, open_: set[int], seconds: float) -> bool:
+        """Bounds of their own for some of the ``open_`` cases; whether that moved any.
+        ``self.has_paid``: the race would have needed longer for those that this refuted."""
         order = sorted(open_, key=lambda case: -float(self.unsplit[case].value))
-        spent, gained, moved = 0.0, 0.0, []
+        if CASE_BOUNDS in self.without:
+            order = []
+        spent, gained, saved, moved = 0.0, 0.0, 0.0, []
         for case in order:
             if spent >= seconds:
                 break
@@ -165,10 +177,13 @@ class TightenedRace:
                 continue
             before, value = own.seconds, own.value
             premises = premises_of(self.race.bounder.root.rows, case, self.excluded)
+            lasting = self.race.lasting_for(case)
             if own.run(premises, seconds - spent, lasting):
                 moved.append(own)
                 gained += 1.0 - own.value / value if value else 1.0
             spent += own.seconds - before
+            saved += 0.0 if len(own.domains) else lasting
+        self.has_paid = saved > spent
         self.case_rate = gained / len(open_) / spent if spent else 0.0
         self.counters["tightening_seconds"] += spent
         if moved:
