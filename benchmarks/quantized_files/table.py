@@ -120,7 +120,7 @@ def floats_compared(graph: Any, file: NetworkFile, feeds: list[list[np.ndarray]]
         some = feeds[first : first + together]
         x = network.tensor(np.stack([flat(feed) for feed in some]))
         with torch.no_grad():
-            bounds = interval_bounds(network, x, x)
+            bounds = interval_bounds(network, x, x, wanted=graph.outputs)
         low, high = (
             torch.cat([bounds[name][end].flatten(1) for name in graph.outputs], dim=1).numpy()
             for end in (0, 1)
@@ -167,7 +167,7 @@ def root_bounds(problem: Any, graph: Any) -> str:
         network, box = Network(graph, torch.float64), problem.cases[0]
         ends = (network.tensor([[float(v) for v in end]]) for end in (box.lower, box.upper))
         with torch.no_grad():
-            bounds = interval_bounds(network, *ends)
+            bounds = interval_bounds(network, *ends, wanted=graph.outputs)
         low, high = (
             torch.cat([bounds[name][end].flatten() for name in graph.outputs]).numpy()
             for end in (0, 1)

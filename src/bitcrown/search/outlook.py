@@ -18,7 +18,7 @@ import torch
 
 from bitcrown.bounds import claims
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder
-from bitcrown.bounds.relaxations.registry import gathered_terms, nonlinear_row
+from bitcrown.bounds.relaxations.registry import nonlinear_row, terms_of
 from bitcrown.budget import Budget
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import BitcrownError
@@ -122,7 +122,8 @@ def _gap(network: Network, enclosure: Enclosure, name: str) -> torch.Tensor:
     for place, operand in enumerate(node.inputs):
         slope = lines.upper_slopes[place] - lines.lower_slopes[place]
         low, up = enclosure.bounds[operand]
-        total = total + gathered_terms(torch.maximum(slope * low, slope * up), node)
+        for part, end in ((slope.clamp(min=0), up), (slope.clamp(max=0), low)):
+            total = total + terms_of(node, place, part, end)
     # (What is exact has lines that are apart by their rounding.)
     scale = torch.maximum(lines.upper_intercept.abs(), lines.lower_intercept.abs())
     return claims.known(torch.relu(total - 1e-9 * (1.0 + scale)), torch.inf)[0]

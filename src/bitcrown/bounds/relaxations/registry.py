@@ -5,7 +5,8 @@ Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's
 here are elementwise (but for a scale common to all elements, of ``DynamicQuantize``), with operands
 of equal shape (the reader inserts ``Expand`` nodes); or one element is a function of a whole line
 of its operand along the last axis (``LogSumExp``), and slopes have the operand's shape: terms
-``slope x`` are then added up along that axis (``gathered_terms``).
+``slope x`` are then added up along that axis (``gathered_terms``). ``MatMul`` alone reads rows of
+two matrices (``terms_of``, ``passed_back``).
 
 Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and
 the intercept is then chosen from the slope *as rounded* and moved outward by a bound on its own
@@ -75,6 +76,25 @@ def gathered_terms(terms: Tensor, node: Node) -> Tensor:
     reads a line."""
     is_line = bool(node.shape) and terms.shape[-1] != node.shape[-1] == 1
     return terms.sum(-1, keepdim=True) if is_line else terms
+
+
+def terms_of(node: Node, place: int, slope: Tensor, value: Tensor) -> Tensor:
+    """``slope value`` of operand ``place`` as ``[.., *]``, added up where an element reads several.
+
+    The slopes that ``MatMul`` has for one operand are shaped as the other operand.
+    """
+    if node.op != "MatMul":
+        return gathered_terms(slope * value, node)
+    left, right = (value, slope) if place == 0 else (slope, value)
+    return left @ right.mT
+
+
+def passed_back(node: Node, place: int, a: Tensor, slope: Tensor) -> Tensor:
+    """``a [.., *]`` of the node as coefficients of its operand ``place``: ``terms_of``,
+    transposed."""
+    if node.op != "MatMul":
+        return a * slope
+    return (a if place == 0 else a.mT) @ slope
 
 
 _ROWS: dict[str, Nonlinear] = {}

@@ -56,7 +56,7 @@ def mean_gaps(
     scores = alpha.new_zeros(len(alpha), axis.size)
     widest = torch.full_like(scores, 0.5)
     for node in layout.nodes:
-        if node.name not in record or node.op == "DynamicQuantize":
+        if node.name not in record or node.op in ("DynamicQuantize", "MatMul"):
             continue
         if node.op.endswith(DIFFERENCE):  # split where its values are computed
             continue
