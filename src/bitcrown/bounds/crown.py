@@ -319,10 +319,16 @@ def relaxations_of(
 
 
 def relaxation_of(node: Node, bounds: Bounds, alpha: Tensor | None = None) -> Relaxation:
-    """Relaxation of one node with an ``S`` axis; ``alpha`` is ``[alphas, B, S, *]`` or None."""
+    """Relaxation of one node with an ``S`` axis; ``alpha`` is ``[alphas, B, S, *]`` or None.
+
+    Bounds of the node itself, where there are some, hold as well as those of its operands."""
     lowers = [bounds[name][0].unsqueeze(1) for name in node.inputs]
     uppers = [bounds[name][1].unsqueeze(1) for name in node.inputs]
-    return nonlinear_row(node.op).relax(node, lowers, uppers, alpha)
+    row = nonlinear_row(node.op)
+    if row.within is None or node.name not in bounds:
+        return row.relax(node, lowers, uppers, alpha)
+    low, up = bounds[node.name]
+    return row.within(node, lowers, uppers, alpha, (low.unsqueeze(1), up.unsqueeze(1)))
 
 
 def output_seeds(network: Network, rows: Tensor) -> dict[str, Tensor]:

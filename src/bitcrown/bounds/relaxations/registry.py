@@ -31,6 +31,7 @@ Operands = Sequence["Tensor"]
 Pair = tuple["Tensor", "Tensor"]
 Interval = Callable[[Node, Operands, Operands], Pair]
 Relax = Callable[[Node, Operands, Operands, "Tensor | None"], "Relaxation"]
+Within = Callable[[Node, Operands, Operands, "Tensor | None", Pair], "Relaxation"]
 DefaultAlpha = Callable[[Node, Operands, Operands], "Tensor"]
 
 
@@ -60,7 +61,9 @@ class Nonlinear:
     ``alpha`` is ``None`` (choose the best fixed relaxation) or ``[alphas, B, S, *]`` with entries
     in ``[0, 1]``, every value of which must give a sound relaxation. ``default_alpha(node, lowers,
     uppers) -> [alphas, B, *]`` is the start of the optimisation and reproduces what ``alpha=None``
-    gives. The relaxation is differentiable in alpha wherever alpha matters.
+    gives. The relaxation is differentiable in alpha wherever alpha matters. ``within(node, lowers,
+    uppers, alpha, own)``, where there is one, is the relaxation of those points whose value lies in
+    ``own``, two tensors like the operands'.
     """
 
     op: str
@@ -69,6 +72,7 @@ class Nonlinear:
     alphas: int = 0
     default_alpha: DefaultAlpha | None = None
     is_piecewise_linear: bool = False
+    within: Within | None = None
 
 
 def gathered_terms(terms: Tensor, node: Node) -> Tensor:
@@ -107,11 +111,14 @@ def register_nonlinear(
     alphas: int = 0,
     default_alpha: DefaultAlpha | None = None,
     is_piecewise_linear: bool = False,
+    within: Within | None = None,
 ) -> None:
     """Enter the row of ``op``; see ``Nonlinear``."""
     if op in _ROWS:
         raise ValueError(f"relaxation of {op} is registered twice")
-    _ROWS[op] = Nonlinear(op, interval, relax, alphas, default_alpha, is_piecewise_linear)
+    _ROWS[op] = Nonlinear(
+        op, interval, relax, alphas, default_alpha, is_piecewise_linear, within
+    )
 
 
 def nonlinear_row(op: str) -> Nonlinear:
