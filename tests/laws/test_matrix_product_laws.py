@@ -32,12 +32,14 @@ def boxes(seed: int, dtype: torch.dtype, inner: int) -> list[tuple[torch.Tensor,
     tiny and huge."""
     draw, found = np.random.default_rng(seed), []
     for rows in (3, 4):
-        centre = draw.normal(size=(10, rows, inner)) * np.array([0, 1, 5, 1, 1, 1e3, 1, 0, 1, 1])[
-            :, None, None
-        ]
-        reach = draw.random((10, rows, inner)) * np.array(
-            [1, 1, 1, 0, 1e-9, 10, 1e-30, 1e-160, 1e15, 3]
-        )[:, None, None]
+        centre = (
+            draw.normal(size=(10, rows, inner))
+            * np.array([0, 1, 5, 1, 1, 1e3, 1, 0, 1, 1])[:, None, None]
+        )
+        reach = (
+            draw.random((10, rows, inner))
+            * np.array([1, 1, 1, 0, 1e-9, 10, 1e-30, 1e-160, 1e15, 3])[:, None, None]
+        )
         centre[1] = np.abs(centre[1]) + reach[1]
         ends = [torch.as_tensor(centre + s * reach).to(dtype) for s in (-1, 1)]
         found.append((torch.minimum(*ends), torch.maximum(*ends)))
@@ -57,7 +59,9 @@ def test_range_and_planes_enclose_products(dtype: torch.dtype, inner: int) -> No
         share = [draw.random(end.shape) if trial % 2 else draw.integers(0, 2, end.shape) * 1.0
                  for end in (wide[0], wide[2])]  # fmt: skip
         x, y = (
-            np.clip(wide[k] * (1 - share[k // 2]) + wide[k + 1] * share[k // 2], wide[k], wide[k + 1])
+            np.clip(
+                wide[k] * (1 - share[k // 2]) + wide[k + 1] * share[k // 2], wide[k], wide[k + 1]
+            )
             for k in (0, 2)
         )
         truth = np.einsum("bid,bjd->bij", x, y)
@@ -160,7 +164,9 @@ def test_whole_products_enclose_what_the_runtime_computes(width: float, tmp_path
         assert (least <= truth).all() and (truth <= most).all()
     if width:  # single slopes are worth little more than parallel planes, both far above nothing
         single = crown(graph, low, up)
-        assert (crown(whole, low, up)[1] - crown(whole, low, up)[0] < 3 * (single[1] - single[0]) + 1e-3).all()
+        assert (
+            crown(whole, low, up)[1] - crown(whole, low, up)[0] < 3 * (single[1] - single[0]) + 1e-3
+        ).all()
 
 
 def test_products_stay_single_where_they_fit(tmp_path: Path) -> None:
@@ -188,8 +194,8 @@ def test_too_little_memory_leaves_intervals_and_attacks(tmp_path: Path) -> None:
     from bitcrown.budget import Budget
 
     path = attention(tmp_path)
-    low, up = crown(read_graph(NetworkFile(path), "runtime"),
-                    *(torch.full((1, 30), v, dtype=torch.float64) for v in (-0.1, 0.1)))  # fmt: skip
+    box = [torch.full((1, 30), v, dtype=torch.float64) for v in (-0.1, 0.1)]
+    low, up = crown(read_graph(NetworkFile(path), "runtime"), *box)
     text = "".join(f"(declare-const X_{i} Real)" for i in range(30))
     text += "".join(f"(declare-const Y_{i} Real)" for i in range(18))
     text += "".join(f"(assert (>= X_{i} -0.1))(assert (<= X_{i} 0.1))" for i in range(30))

@@ -3,6 +3,8 @@ parts cover the whole, and what intervals carry on encloses every point of a par
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.relaxations.registry import nonlinear_row
 from bitcrown.model.execute import Network
-from bitcrown.model.graph import Graph, Node
+from bitcrown.model.graph import Node
 from bitcrown.search.ranges.domains import STAIRCASES, OperandAxis, RangeDomains
 from bitcrown.search.ranges.propagation import propagated
 from tests.random_networks import dense_graph
@@ -46,7 +48,10 @@ def test_lines_within_a_part_of_the_values(op: str, dtype: torch.dtype) -> None:
     row, node = nonlinear_row(op), Node("y", op, ("x",), ())
     assert row.within is not None
     operands = [torch.from_numpy(low)[:, None]], [torch.from_numpy(up)[:, None]]
-    own = torch.from_numpy(first.astype(kind))[:, None], torch.from_numpy(last.astype(kind))[:, None]
+    own = (
+        torch.from_numpy(first.astype(kind))[:, None],
+        torch.from_numpy(last.astype(kind))[:, None],
+    )
     points = near_edges(low, up, rng).astype(kind)
     values = value(points)
     is_in = (first <= values) & (values <= last)
@@ -69,15 +74,9 @@ def test_lines_within_a_part_of_the_values(op: str, dtype: torch.dtype) -> None:
     assert (lines.lower_intercept.numpy().ravel()[is_one] == first[is_one]).all()
 
 
-def steps_graph(seed: int) -> Graph:
-    """Linear, Round, Tanh, Linear, Round, Linear."""
-    graph = dense_graph(seed, [4, 6, 5, 2], "Round")
-    return graph
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_every_point_lies_in_the_part_that_its_values_say(seed: int) -> None:
-    graph = steps_graph(seed)
+    graph = dense_graph(seed, [4, 6, 5, 2], "Round")
     network, rng = Network(graph, torch.float64), np.random.default_rng(seed)
     low, up = (torch.from_numpy(rng.normal(size=4) + s * 0.8)[None] for s in (-1, 1))
     low, up = torch.minimum(low, up), torch.maximum(low, up)
@@ -108,8 +107,6 @@ def test_every_point_lies_in_the_part_that_its_values_say(seed: int) -> None:
     for place in rng.permutation(usable)[:4]:
         cut = float(torch.floor((ends[0, place] + ends[1, place]) / 2)) + 0.5
         count = len(domains)
-        from dataclasses import replace
-
         domains = replace(
             domains,
             candidates=torch.full((count, 1), int(place)),

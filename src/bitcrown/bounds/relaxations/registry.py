@@ -116,9 +116,7 @@ def register_nonlinear(
     """Enter the row of ``op``; see ``Nonlinear``."""
     if op in _ROWS:
         raise ValueError(f"relaxation of {op} is registered twice")
-    _ROWS[op] = Nonlinear(
-        op, interval, relax, alphas, default_alpha, is_piecewise_linear, within
-    )
+    _ROWS[op] = Nonlinear(op, interval, relax, alphas, default_alpha, is_piecewise_linear, within)
 
 
 def nonlinear_row(op: str) -> Nonlinear:

@@ -30,7 +30,6 @@ from bitcrown.bounds.relaxations.lines import padding
 from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
-
 _MODERATE = 2.0**20
 """Integers below have exact halves beside them in every type."""
 

@@ -73,7 +73,9 @@ def mean_gaps(
             ]
             found = network.forward_node(node, at)
             if node.name in axis.stairs:
-                found = torch.minimum(torch.maximum(found, bounds[node.name][0]), bounds[node.name][1])
+                found = torch.minimum(
+                    torch.maximum(found, bounds[node.name][0]), bounds[node.name][1]
+                )
             below = found - lines.lower_intercept[:, 0]
             above = lines.upper_intercept[:, 0] - found
             for x, lower, upper in zip(at, lines.lower_slopes, lines.upper_slopes, strict=True):

@@ -23,7 +23,6 @@ from bitcrown.bounds.layout import Layout
 from bitcrown.model.execute import elements
 from bitcrown.search.neurons.domains import Domains
 
-
 STAIRCASES = ("Round", "Floor", "Ceil")
 """Operators that are split by their own values, which are integers."""
 
@@ -36,9 +35,7 @@ class OperandAxis:
         end = 0
         self.stairs = {node.name for node in layout.nodes if node.op in STAIRCASES}
         for name in dict.fromkeys(
-            name
-            for node in layout.nodes
-            for name in (*node.inputs, *({node.name} & self.stairs))
+            name for node in layout.nodes for name in (*node.inputs, *({node.name} & self.stairs))
         ):
             size = bounds[name][0][0].numel()
             self.at[name] = slice(end, end + size)
