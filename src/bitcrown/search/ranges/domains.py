@@ -1,10 +1,10 @@
 """Open subproblems of the range split: a case, and narrower ranges for a few operands.
 
-An *operand* is one element of a tensor that a nonlinear node reads, or the value of a staircase: cut
-between two integers it leaves each half without the step there, which no cut of what the staircase
-reads does, since a step belongs to one side. A domain lists the ranges that
-its splits gave to operands, in the order of the splits; all others keep the root's. The list is as
-long as the tree is deep, the axis of all operands may be a thousand times longer.
+An *operand* is one element of a tensor that a nonlinear node reads, or the value of a staircase:
+cut between two integers, that leaves both halves without the step there. A cut of what the
+staircase reads does not, since a step belongs to one side. A domain lists the ranges that its
+splits gave to operands, in the order of the splits; all others keep the root's. The list is as long
+as the tree is deep, the axis of all operands may be a thousand times longer.
 
 Legend: ``B`` domains, ``S`` rows per domain, ``N`` operands on their flat axis, ``D`` splits, ``C``
 candidates, ``*`` a node's shape.
