@@ -33,7 +33,8 @@ class InputQuantizer(NamedTuple):
         """``q - z`` of float32 numbers ``x``, in float64."""
         with np.errstate(over="ignore"):
             quotient = x.astype(np.float32) / np.float32(self.scale)
-        return np.clip(np.rint(quotient), self.least, self.most).astype(np.float64)
+        value = np.clip(np.rint(quotient), self.least, self.most)
+        return np.asarray(value, dtype=np.float64)
 
     def steps(self, first: float, last: float) -> np.ndarray | None:
         """The least number of every integer that begins in ``(first, last]``, float64; integers

@@ -3,8 +3,8 @@
 A child has a narrower range for one operand, so the lines that enclose its function there are
 closer. Intervals carry it on to later layers (``propagation``), which keep their bounds otherwise.
 The multipliers start at the parent's (slopes are shares of what is possible, so they mean something
-on any range), climb a few steps in the guide, and what they claim is evaluated in the proof network,
-with rounding error. Only that excludes, or a domain that intervals show to be empty.
+on any range), climb a few steps in the guide, and what they claim is evaluated in the proof
+network, with rounding error. Only that excludes, and intervals that show a domain to be empty.
 
 Legend: ``B`` domains, ``S`` rows, ``N`` operands, ``C`` candidates.
 """

@@ -36,8 +36,8 @@ def propagated(
         low, up = node_interval(network, node, operands, gamma)
         mine = narrowed[node.name]
         ends = torch.maximum(low, mine[0]), torch.minimum(up, mine[1])
-        ends = (end.expand(count, *node.shape) for end in ends)
-        low, up, is_crossed = claims.crossed(*(elements(end, 1) for end in ends))
+        flat = (elements(end.expand(count, *node.shape), 1) for end in ends)
+        low, up, is_crossed = claims.crossed(*flat)
         is_empty |= is_crossed
         result[node.name] = low.reshape(count, *node.shape), up.reshape(count, *node.shape)
         moved.add(node.name)
