@@ -40,6 +40,8 @@ COMPARING = 10.0
 """CPU seconds after which no further input is compared."""
 CPU_LIMIT = 90
 """CPU seconds after which the process of a file is ended."""
+LARGEST = 8 << 30
+"""Bytes of the bounds of all nodes beyond which products of matrices are one node each."""
 HEAD = (
     "| file | engine | on random inputs | property at one step | root bounds |\n" + 5 * "|---" + "|"
 )
@@ -181,11 +183,12 @@ def _read(file: NetworkFile) -> tuple[Any, str]:
     """The graph and its semantics."""
     from bitcrown.errors import UnsupportedError
     from bitcrown.model.onnx_reader import read_graph
+    from bitcrown.model.products import fitted
 
     try:
-        return read_graph(file, "runtime"), "runtime"
+        return fitted(read_graph(file, "runtime"), LARGEST), "runtime"
     except UnsupportedError:
-        return read_graph(file), "real"
+        return fitted(read_graph(file), LARGEST), "real"
 
 
 def row(path: Path, seconds: float, pictures: Any, points: int) -> str:

@@ -28,7 +28,9 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.products import bytes_of_bounds, fitted
 from bitcrown.search.coupling import FEW_INPUTS
+from bitcrown.search.neuron_decision import BOUNDS_SHARE
 from bitcrown.search.objective import Objective, objective_of
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
@@ -51,11 +53,13 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
     or property causes: it is among the obstacles."""
     settings = settings or Settings()
     obstacles: list[str] = []
+    room = settings.memory_bytes() // BOUNDS_SHARE
     graphs: dict[str, Graph] = {}
     for name, path in problem.networks.items():
         file = NetworkFile(path)
         try:
             graphs[name] = read_graph(file, settings.semantics)
+            graphs[name] = fitted(graphs[name], room)
             crosscheck(graphs[name], file, settings.seed)
         except BitcrownError as error:
             obstacles.append(str(error))
@@ -76,8 +80,11 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
             )
     if objective is not None and not obstacles:
         try:
-            graph = join(graphs)
-            sentences += _looseness(Network(graph, torch.float64), objective, settings)
+            graph = fitted(join(graphs), room)
+            if bytes_of_bounds(graph) > room:
+                sentences.append("bounds of all layers exceed the memory: intervals and attacks")
+            else:
+                sentences += _looseness(Network(graph, torch.float64), objective, settings)
         except BitcrownError as error:
             obstacles.append(str(error))
     return Outlook(tuple(sentences), tuple(dict.fromkeys(obstacles)))
