@@ -66,7 +66,7 @@ def input_quantizer(node: OnnxNode, constants: Mapping[str, np.ndarray]) -> Inpu
     assert scale is not None and zero is not None
     if scale.dtype != np.float32 or zero.dtype.name not in _KINDS:
         return None
-    value, info, at = float(scale.reshape(())), np.iinfo(zero.dtype), int(zero.reshape(()))
-    if not _LEAST_SCALE <= value < np.inf:
+    step, info, at = float(scale.reshape(())), np.iinfo(zero.dtype), int(zero.reshape(()))
+    if not _LEAST_SCALE <= step < np.inf:
         return None
-    return InputQuantizer(value, int(info.min) - at, int(info.max) - at)
+    return InputQuantizer(step, int(info.min) - at, int(info.max) - at)

@@ -30,8 +30,8 @@ _LARGEST = 4 * _MEMORY
 
 
 def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.ndarray, np.ndarray]:
-    """CROWN bounds (of very large networks intervals) of ``tensor`` (the first output if None) over the box of
-    ``problem.cases[case]``, float64, outward.
+    """CROWN bounds (of very large networks intervals) of ``tensor`` (the first output if None) over
+    the box of ``problem.cases[case]``, float64, outward.
 
     A network that only the integer engine reads has bounds of its output alone. Raises
     ``PropertyError`` for a name the network does not have.
