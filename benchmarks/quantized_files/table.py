@@ -48,6 +48,8 @@ CPU_LIMIT = 90
 """CPU seconds after which the process of a file is ended."""
 WALL_LIMIT = 3600.0
 """Seconds of the clock after which it is: ten others may want the same core."""
+LARGEST = 8 << 30
+"""Bytes of the bounds of all nodes beyond which products of matrices are one node each."""
 COLUMNS = ("engine", "on random inputs", "property at one step", "root bounds")
 HEAD = "| file | " + " | ".join(COLUMNS) + " |\n" + 5 * "|---" + "|"
 
@@ -127,7 +129,7 @@ def floats_compared(graph: Any, file: NetworkFile, feeds: list[list[np.ndarray]]
         some = feeds[first : first + together]
         x = network.tensor(np.stack([flat(feed) for feed in some]))
         with torch.no_grad():
-            bounds = interval_bounds(network, x, x)
+            bounds = interval_bounds(network, x, x, wanted=graph.outputs)
         low, high = (
             torch.cat([bounds[name][end].flatten(1) for name in graph.outputs], dim=1).numpy()
             for end in (0, 1)
@@ -174,7 +176,7 @@ def root_bounds(problem: Any, graph: Any) -> str:
         network, box = Network(graph, torch.float64), problem.cases[0]
         ends = (network.tensor([[float(v) for v in end]]) for end in (box.lower, box.upper))
         with torch.no_grad():
-            bounds = interval_bounds(network, *ends)
+            bounds = interval_bounds(network, *ends, wanted=graph.outputs)
         low, high = (
             torch.cat([bounds[name][end].flatten() for name in graph.outputs]).numpy()
             for end in (0, 1)
@@ -188,11 +190,12 @@ def _read(file: NetworkFile) -> tuple[Any, str]:
     """The graph and its semantics."""
     from bitcrown.errors import UnsupportedError
     from bitcrown.model.onnx_reader import read_graph
+    from bitcrown.model.products import fitted
 
     try:
-        return read_graph(file, "runtime"), "runtime"
+        return fitted(read_graph(file, "runtime"), LARGEST), "runtime"
     except UnsupportedError:
-        return read_graph(file), "real"
+        return fitted(read_graph(file), LARGEST), "real"
 
 
 def cells(path: Path, seconds: float, pictures: Any, points: int) -> Iterator[str]:

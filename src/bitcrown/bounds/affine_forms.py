@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.interval import Bounds
-from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms
+from bitcrown.bounds.relaxations.registry import Relaxation, terms_of
 from bitcrown.bounds.rounding import raised, underflow
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
@@ -130,19 +130,22 @@ class AffineForms:
         centre = slopes = error = torch.zeros_like(size)
         slopes = slopes.unsqueeze(1)
         lines = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-        for form, (low, up), (below, above) in zip(sources, ends, lines, strict=True):
+        for place, (form, (low, up), (below, above)) in enumerate(
+            zip(sources, ends, lines, strict=True)
+        ):
             below, above = below.squeeze(1), above.squeeze(1)
             slope = (below + above) / 2
-            tilted = below - slope, above - slope
-            least = least + gathered_terms(torch.minimum(tilted[0] * low, tilted[0] * up), node)
-            most = most + gathered_terms(torch.maximum(tilted[1] * low, tilted[1] * up), node)
-            centre = centre + gathered_terms(slope * form.centre, node)
-            slopes = slopes + gathered_terms(slope.unsqueeze(1) * form.slopes, node)
-            error = error + gathered_terms(slope.abs() * form.error, node)
+            fall, rise = below - slope, above - slope
+            for part, end in ((fall.clamp(min=0), low), (fall.clamp(max=0), up)):
+                least = least + terms_of(node, place, part, end)
+            for part, end in ((rise.clamp(min=0), up), (rise.clamp(max=0), low)):
+                most = most + terms_of(node, place, part, end)
+            centre = centre + terms_of(node, place, slope, form.centre)
+            slopes = slopes + terms_of(node, place, slope.unsqueeze(1), form.slopes)
+            error = error + terms_of(node, place, slope.abs(), form.error)
             steepest = torch.maximum(below.abs(), above.abs()) + slope.abs()
-            reach = steepest * torch.maximum(low.abs(), up.abs())
-            reach = reach + slope.abs() * (form.centre.abs() + form.reach())
-            size = size + gathered_terms(reach, node)
+            size = size + terms_of(node, place, steepest, torch.maximum(low.abs(), up.abs()))
+            size = size + terms_of(node, place, slope.abs(), form.centre.abs() + form.reach())
         error = error + ((most - least) / 2).clamp(min=0) + self.gamma * size
         count = len(self.varying) + 1
         error = error + count * underflow(self.gamma, size.dtype)

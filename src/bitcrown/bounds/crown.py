@@ -29,7 +29,12 @@ from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.quadratic import coupled_step
-from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms, nonlinear_row
+from bitcrown.bounds.relaxations.registry import (
+    Relaxation,
+    nonlinear_row,
+    passed_back,
+    terms_of,
+)
 from bitcrown.bounds.relu_step import least_value, relu_step
 from bitcrown.bounds.shares import adds_up, common_part
 from bitcrown.model.execute import Network, elements
@@ -200,7 +205,12 @@ class _Pass:
             terms = torch.where(a > 0, terms[0], 0.0), torch.where(a < 0, terms[1], 0.0)
         intercepts = elements(terms[0], 2).sum(2) + elements(terms[1], 2).sum(2)
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
-        parts = [positive * low + negative * up for low, up in pairs]
+        parts = [
+            passed_back(node, place, a, low)
+            if low is up  # parallel lines
+            else positive * low + negative * up
+            for place, (low, up) in enumerate(pairs)
+        ]
         if relaxation.coupled is not None:
             parts, intercepts, form = coupled_step(a, relaxation.coupled, parts, intercepts)
             self.form = form if self.form is None else self.form + form
@@ -267,11 +277,11 @@ def _nonlinear_scale(node: Node, relaxation: Relaxation, scales: rounding.Scales
     scale = torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
     pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
     sizes = [scales[source].unsqueeze(1) for source in node.inputs]
-    for source, size, (low, up) in zip(node.inputs, sizes, pairs, strict=True):
+    for place, (source, size, (low, up)) in enumerate(zip(node.inputs, sizes, pairs, strict=True)):
         slope = torch.maximum(low.abs(), up.abs())
-        part = slope * size
-        part = torch.where(slope == 0, 0.0, part) if source in scales.unbounded else part
-        scale = scale + gathered_terms(part, node)
+        if source in scales.unbounded and node.op != "MatMul":  # 0 times infinity costs nothing
+            size = torch.where(slope == 0, 0.0, size)
+        scale = scale + terms_of(node, place, slope, size)
     if relaxation.coupled is not None:
         scale = torch.maximum(scale, relaxation.coupled.scale(*sizes))
     return scale
@@ -309,10 +319,16 @@ def relaxations_of(
 
 
 def relaxation_of(node: Node, bounds: Bounds, alpha: Tensor | None = None) -> Relaxation:
-    """Relaxation of one node with an ``S`` axis; ``alpha`` is ``[alphas, B, S, *]`` or None."""
+    """Relaxation of one node with an ``S`` axis; ``alpha`` is ``[alphas, B, S, *]`` or None.
+
+    Bounds of the node itself, where there are some, hold as well as those of its operands."""
     lowers = [bounds[name][0].unsqueeze(1) for name in node.inputs]
     uppers = [bounds[name][1].unsqueeze(1) for name in node.inputs]
-    return nonlinear_row(node.op).relax(node, lowers, uppers, alpha)
+    row = nonlinear_row(node.op)
+    if row.within is None or node.name not in bounds:
+        return row.relax(node, lowers, uppers, alpha)
+    low, up = bounds[node.name]
+    return row.within(node, lowers, uppers, alpha, (low.unsqueeze(1), up.unsqueeze(1)))
 
 
 def output_seeds(network: Network, rows: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ nonlinear node uses the range rule of its row. Legend: ``B`` boxes, ``n`` flat i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -177,15 +177,18 @@ def interval_bounds(
     x_upper: Tensor,
     known: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     gamma: float | None = None,
+    wanted: Collection[str] | None = None,
 ) -> Bounds:
     """Intervals of every node over the boxes ``[B, n]``, intersected with ``known`` ones where
     given.
 
-    ``gamma = 0`` leaves rounding out: a guide (for training), no proof.
+    ``gamma = 0`` leaves rounding out: a guide (for training), no proof. Where nodes are ``wanted``,
+    others are forgotten after their last reader: as little memory as bounds can take.
     """
     gamma = rounding.gamma(network) if gamma is None else gamma
     lowers, uppers = network.split_inputs(x_lower), network.split_inputs(x_upper)
     result: Bounds = {}
+    last = {name: node.name for node in network.graph.nodes.values() for name in node.inputs}
     for node in network.graph.nodes.values():
         if node.name in lowers:
             result[node.name] = (lowers[node.name], uppers[node.name])
@@ -194,6 +197,9 @@ def interval_bounds(
         if known is not None and node.name in known:
             interval = intersect(interval, known[node.name])
         result[node.name] = interval
+        for name in set(node.inputs) if wanted is not None else ():
+            if last[name] == node.name and name not in (wanted or ()):
+                del result[name]
     return result
 
 
@@ -229,6 +235,8 @@ def node_radius(
 
 def _scale(network: Network, node: Node, sizes: Sequence[Tensor], largest: Tensor) -> Tensor:
     row = network.rows[node.name]
+    if node.op == "MatMul":  # its terms may be larger than their sum
+        return torch.maximum(sizes[0] @ sizes[1].mT * (1 + 2.0**-30), largest)
     if not node.inputs or not row.is_affine:
         return largest
     assert row.absolute is not None

@@ -16,7 +16,8 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import known, least_margin
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds
-from bitcrown.model.execute import Network
+from bitcrown.bounds.interval import Bounds
+from bitcrown.model.execute import Network, elements
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,30 @@ def row_lines(network: Network, rows: Rows, backward: Backward) -> Lines:
     """Linear lower bounds of ``C y + D x``."""
     lines = backward.run(output_seeds(network, rows.C))
     return lines if rows.D is None else lines._replace(coefficient=lines.coefficient + rows.D)
+
+
+def interval_rows(rows: Rows, lower: Tensor, upper: Tensor, gamma: float) -> Tensor:
+    """Least values ``[B, S]`` of ``C y + D x`` for outputs in ``[lower, upper]``, ``[B, m]``.
+
+    A row is linear in ``(y, x)``, which lie in a box; ``minimum`` is exact there up to a sum of
+    ``m + n`` products, whose rounding ``gamma`` must cover. Where the last operator is a staircase
+    this sees its steps, which no line does.
+    """
+    coefficient = rows.C
+    if rows.D is not None:
+        lower, upper = torch.cat([lower, rows.x_lower], 1), torch.cat([upper, rows.x_upper], 1)
+        coefficient = torch.cat([coefficient, rows.D], dim=2)
+    zero = coefficient.new_zeros(coefficient.shape[:2])
+    unit = torch.finfo(lower.dtype).eps
+    gamma = max(gamma, 2 * (coefficient.shape[2] + 2) * unit)
+    return minimum(Lines(coefficient, zero, zero), lower, upper, gamma)
+
+
+def flat_outputs(network: Network, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """Both ends ``[B, m]`` of all outputs."""
+    names = network.graph.outputs
+    ends = [torch.cat([elements(bounds[name][k], 1) for name in names], dim=1) for k in (0, 1)]
+    return ends[0], ends[1]
 
 
 def bound_rows(network: Network, rows: Rows, backward: Backward, gamma: float) -> Tensor:

@@ -33,6 +33,7 @@ from bitcrown.model.passes import (
     without_limits,
     without_roundings,
 )
+from bitcrown.model.requantized import without_repeated_quantizers
 from bitcrown.model.roundings import lower_with_roundings, rounds_to_half
 
 OPSETS = range(7, 26)
@@ -271,7 +272,7 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
                 f"{file.path.name}: how onnxruntime rounds is not known of all operators "
                 f"({operators})"
             )
-        return without_equal_nodes(without_limits(graph))
+        return without_repeated_quantizers(without_equal_nodes(without_limits(graph)))
     with np.errstate(all="ignore"):
         return simplified(without_roundings(graph))
 

@@ -7,6 +7,9 @@ input that varies is of this kind, the network is constant on the product of cel
 each decides the property, in the runtime's own arithmetic: no violation in any cell is a proof, a
 violation is a candidate like every other.
 
+A quantizer of float32 with one scale is such a step as well, with edges of its own
+(``input_quantizers``).
+
 The property must speak of outputs alone: a condition on the inputs could hold in a part of a cell.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.folding import fold
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.onnx_reader import nodes_and_constants
+from bitcrown.search.input_quantizers import InputQuantizer, input_quantizer
 from bitcrown.spec.problem import Case
 from bitcrown.spec.rounding import box_of
 from bitcrown.verdict import Status, Verdict
@@ -45,6 +49,7 @@ _STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Cast": np.trunc,
     "is not zero": lambda x: x != 0,
 }
+_Step = str | InputQuantizer
 _WHOLE = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
 _RANDOM = {
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
@@ -95,16 +100,10 @@ def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None
             if first == last or i in unread:
                 values.append(np.array([first]))
                 continue
-            steps = read.get(i, {})
-            is_whole = issubclass(kind, np.integer)
-            limit = _COUNTED if is_whole else min(_COUNTED, *steps.values()) if steps else 0.0
-            if not -limit < first <= last < limit or last - first > _MOST_CELLS:
+            found = _one_of_each(first, last, kind, read.get(i, {}))
+            if found is None:
                 return None
-            values.append(
-                np.arange(first, last + 1)
-                if is_whole
-                else _representatives(first, last, kind, steps)
-            )
+            values.append(found)
         cells += math.prod(len(value) for value in values)
         if cells > _MOST_CELLS:
             return None
@@ -121,7 +120,7 @@ def _may_have_cells(file: NetworkFile) -> bool:
         node.op_type in _RANDOM or any(a.HasField("g") for a in node.attribute) for node in nodes
     ):
         return False
-    has_steps = any(node.op_type in _STEPS for node in nodes)
+    has_steps = any(node.op_type in (*_STEPS, "QuantizeLinear") for node in nodes)
     return has_steps or any(t.dtype is not None and t.dtype.kind in "iu" for t in file.inputs)
 
 
@@ -142,26 +141,50 @@ def _numbers(lower: Fraction, upper: Fraction, kind: type[np.generic]) -> tuple[
     return float(first), float(last)
 
 
-def _representatives(
-    first: float, last: float, kind: type[np.generic], steps: Collection[str]
-) -> np.ndarray:
-    """One number of the type in each cell of ``steps`` between ``first`` and ``last``.
+def _one_of_each(
+    first: float, last: float, kind: type[np.generic], steps: Mapping[_Step, float]
+) -> np.ndarray | None:
+    """One number of the type in each cell of ``steps`` between ``first`` and ``last``; None where
+    it is not read in these steps there, or cells are too many.
 
     A cut point that is no number of the type stands for none: it would be read as one of another
     cell. And zeros of both signs are two values, of which ``1 / x`` makes very different ones.
     """
-    cuts = np.arange(math.ceil(2 * first), math.floor(2 * last) + 1) / 2
-    cuts = np.unique(np.concatenate([[first], cuts, [last]]))
-    found = np.concatenate(
-        [cuts, (cuts[:-1] + cuts[1:]) / 2, [-0.0] if np.sign(first) != np.sign(last) else []]
-    )
-    found = found[found == found.astype(kind).astype(np.float64)]
-    values = np.stack([np.asarray(_STEPS[step](found), np.float64) for step in sorted(steps)])
+    is_whole = issubclass(kind, np.integer)
+    named = [step for step in steps if isinstance(step, str)]
+    limit = _COUNTED if is_whole else min(steps.values(), default=0.0)
+    if named:
+        limit = min(limit, _COUNTED)
+    if not -limit < first <= last < limit:
+        return None
+    if (is_whole or named) and last - first > _MOST_CELLS:
+        return None
+    if is_whole:
+        return np.arange(first, last + 1)
+    parts = [np.array([first, last])]
+    if named:
+        parts.append(np.arange(math.ceil(2 * first), math.floor(2 * last) + 1) / 2)
+    for step in steps:
+        if not isinstance(step, str):
+            edges = step.steps(first, last) if kind is np.float32 else None
+            if edges is None:
+                return None
+            parts.append(edges)
+    cuts = np.unique(np.concatenate(parts))
+    # (The number of the type nearest to a middle lies between the cuts, if any does.)
+    with np.errstate(over="ignore"):
+        between = ((cuts[:-1] + cuts[1:]) / 2).astype(kind).astype(np.float64)
+        of_type = cuts[cuts == cuts.astype(kind).astype(np.float64)]
+    inside = between[(cuts[:-1] < between) & (between < cuts[1:])]
+    zero = [-0.0] if np.sign(first) != np.sign(last) else []
+    found = np.concatenate([of_type, inside, zero])
+    rules = [_STEPS[step] if isinstance(step, str) else step for step in sorted(steps, key=str)]
+    values = np.stack([np.asarray(rule(found), np.float64) for rule in rules])
     _, places = np.unique(np.concatenate([values, np.signbit(values)]), axis=1, return_index=True)
     return np.sort(found[places])
 
 
-def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[str, float]], set[int]]:
+def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[_Step, float]], set[int]]:
     """Numbers of the inputs that are read in steps only, each with its steps and the magnitude
     below which they are some; and numbers of the inputs that nothing reads."""
     nodes, constants, shapes, outputs = nodes_and_constants(file)
@@ -171,14 +194,14 @@ def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[str, float]], s
         size = math.prod(shape)
         places[name] = np.arange(number, number + size, dtype=np.int64).reshape(shape)
         number += size
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[_Step, float]] = {}
     others: set[int] = set()
     for node in nodes:
         for name in set(node.inputs):
             if name not in places or node.op in ("Shape", "Size"):
                 continue
             where = [int(i) for i in np.unique(places[name])]
-            step = _step(node)
+            step = _step(node, constants) if node.inputs[0] == name else None
             if step is not None:
                 for i in where:
                     steps = found.setdefault(i, {})
@@ -191,8 +214,11 @@ def input_steps(file: NetworkFile) -> tuple[Mapping[int, Mapping[str, float]], s
     return {i: steps for i, steps in found.items() if i not in others}, unread
 
 
-def _step(node: OnnxNode) -> tuple[str, float] | None:
+def _step(node: OnnxNode, constants: Mapping[str, np.ndarray]) -> tuple[_Step, float] | None:
     """Which step the operator is, and below which magnitude; None for one that is not."""
+    quantizer = input_quantizer(node, constants)
+    if quantizer is not None:
+        return quantizer, math.inf
     if node.op == "Cast" and node.attrs.get("to") == 9:
         return "is not zero", math.inf
     if node.op == "Cast" and node.attrs.get("to") in _WHOLE:  # beyond the type anything may come

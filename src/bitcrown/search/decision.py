@@ -18,10 +18,11 @@ from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.passes import without_dead_nodes
+from bitcrown.model.products import fitted
 from bitcrown.search.coupling import FEW_INPUTS, by_differences, cheaper, coupled
 from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.input_decision import decide_by_both, decide_by_inputs
-from bitcrown.search.neuron_decision import decide_by_neurons
+from bitcrown.search.neuron_decision import BOUNDS_SHARE, decide_by_neurons
 from bitcrown.search.objective import objective_of
 from bitcrown.search.strict_rows import with_strict_rows
 from bitcrown.verdict import Reason, Verdict
@@ -34,7 +35,8 @@ def read_problem_graph(run: Run) -> Graph:
     """The networks of the query as one graph, each checked against onnxruntime."""
     of_file: dict[NetworkFile, Graph] = {}
     for file in dict.fromkeys(run.files.values()):
-        of_file[file] = read_graph(file, run.settings.semantics)
+        graph = read_graph(file, run.settings.semantics)
+        of_file[file] = fitted(graph, run.budget.memory // BOUNDS_SHARE)
         run.counters["crosscheck"] = crosscheck(of_file[file], file, run.settings.seed)
     asked, graphs = run.replay.asked_outputs(), {}
     for name, file in run.files.items():

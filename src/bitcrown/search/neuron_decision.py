@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bitcrown.bounds import claims
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
+from bitcrown.bounds.rows import Rows
 from bitcrown.budget import Stopwatch
 from bitcrown.model.execute import Network
+from bitcrown.model.products import bytes_of_bounds
 from bitcrown.search import descent
 from bitcrown.search.neurons.bounder import DomainBounder, bounder_of
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import guide_network, whole_guide
-from bitcrown.search.neurons.root import Root, root_of, rows_of_cases
+from bitcrown.search.neurons.root import Root, interval_values_of, root_of, rows_of_cases
 from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
 from bitcrown.search.neurons.tightening import TightenedRace
 from bitcrown.search.neurons.trials import Trials
@@ -34,6 +37,8 @@ from bitcrown.verdict import Reason, Status, Verdict, Witness
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
 
+BOUNDS_SHARE = 2
+"""Bounds of all nodes may take one part in this many of the memory; the passes have the rest."""
 _LAYER_SHARE = 0.15
 """Share of the time left that optimising the bounds of inner layers may take."""
 _LAYER_STEPS = 10
@@ -69,6 +74,8 @@ def decide_by_neurons(
     most = _ROOT_SHARE if rival is None else _ROOT_SHARE_BESIDE
     share = run.budget.capped(most * run.budget.remaining())
     rows = rows_of_cases(proof, objective)
+    if bytes_of_bounds(proof.graph) > run.budget.memory // BOUNDS_SHARE:
+        return _decide_by_intervals(run, proof, guide, rows, objective)
     bounder = LayerBounder(proof, run.budget.memory // 8, budget=share)
     with run.phase("root bounds"), torch.no_grad():
         watch = Stopwatch()
@@ -99,6 +106,22 @@ def decide_by_neurons(
             if witness is not None:
                 return run.sat(witness, "attack")
     return decide_from_root(run, root, guide, objective, seconds, rival)
+
+
+def _decide_by_intervals(
+    run: Run, proof: Network, guide: Network, rows: Rows, objective: Objective
+) -> Verdict:
+    """Where the bounds of all nodes do not fit into memory: intervals, which are forgotten after
+    their last reader, and attacks for the rest of the time."""
+    with run.phase("root bounds"):
+        value = interval_values_of(proof, rows)
+    open_cases = (~claims.excluded(value).any(dim=1)).nonzero().flatten().cpu().numpy()
+    run.counters.update(root_by_intervals=1, open_after_crown=len(open_cases))
+    if not len(open_cases):
+        return run.verdict(Status.UNSAT, "root bounds")
+    run.counters["worst"] = float(value.amax(dim=1).min())
+    witness = descent.descend_to_the_end(run, attack_networks(guide), objective, open_cases)
+    return run.timeout() if witness is None else run.sat(witness, "attack")
 
 
 def decide_from_root(

@@ -18,7 +18,7 @@ import torch
 
 from bitcrown.bounds import claims
 from bitcrown.bounds.intermediate import Enclosure, LayerBounder
-from bitcrown.bounds.relaxations.registry import gathered_terms, nonlinear_row
+from bitcrown.bounds.relaxations.registry import nonlinear_row, terms_of
 from bitcrown.budget import Budget
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import BitcrownError
@@ -28,8 +28,10 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.products import bytes_of_bounds, fitted
 from bitcrown.search.cells import count_of_cells
 from bitcrown.search.coupling import FEW_INPUTS
+from bitcrown.search.neuron_decision import BOUNDS_SHARE
 from bitcrown.search.objective import Objective, objective_of
 from bitcrown.search.quantized import read_in_integers
 from bitcrown.search.strategy import Run, opened_files
@@ -57,6 +59,7 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
     if first:
         return Outlook((first,), ())
     obstacles: list[str] = []
+    room = settings.memory_bytes() // BOUNDS_SHARE
     graphs: dict[str, Graph] = {}
     objective = None
     files = {name: NetworkFile(path) for name, path in problem.networks.items()}
@@ -69,6 +72,7 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
     for name, file in files.items():
         try:
             graphs[name] = read_graph(file, settings.semantics)
+            graphs[name] = fitted(graphs[name], room)
             crosscheck(graphs[name], file, settings.seed)
         except BitcrownError as error:
             obstacles.append(str(error))
@@ -83,8 +87,11 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
             )
     if objective is not None and not obstacles:
         try:
-            graph = join(graphs)
-            sentences += _looseness(Network(graph, torch.float64), objective, settings)
+            graph = fitted(join(graphs), room)
+            if bytes_of_bounds(graph) > room:
+                sentences.append("bounds of all layers exceed the memory: intervals and attacks")
+            else:
+                sentences += _looseness(Network(graph, torch.float64), objective, settings)
         except BitcrownError as error:
             obstacles.append(str(error))
     return Outlook(tuple(sentences), tuple(dict.fromkeys(obstacles)))
@@ -152,7 +159,8 @@ def _gap(network: Network, enclosure: Enclosure, name: str) -> torch.Tensor:
     for place, operand in enumerate(node.inputs):
         slope = lines.upper_slopes[place] - lines.lower_slopes[place]
         low, up = enclosure.bounds[operand]
-        total = total + gathered_terms(torch.maximum(slope * low, slope * up), node)
+        for part, end in ((slope.clamp(min=0), up), (slope.clamp(max=0), low)):
+            total = total + terms_of(node, place, part, end)
     # (What is exact has lines that are apart by their rounding.)
     scale = torch.maximum(lines.upper_intercept.abs(), lines.lower_intercept.abs())
     return claims.known(torch.relu(total - 1e-9 * (1.0 + scale)), torch.inf)[0]

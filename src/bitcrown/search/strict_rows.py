@@ -68,7 +68,7 @@ def _output_intervals(proof: Network, objective: Objective) -> tuple[np.ndarray,
         proof.tensor(objective.upper.max(axis=0)[None]),
     )
     with torch.no_grad():
-        bounds = interval_bounds(proof, *hull)
+        bounds = interval_bounds(proof, *hull, wanted=proof.graph.outputs)
     ends = [
         torch.cat([bounds[name][side].reshape(-1) for name in proof.graph.outputs])
         for side in (0, 1)

@@ -9,11 +9,12 @@ import torch
 
 from bitcrown.bounds.crown import Backward
 from bitcrown.bounds.intermediate import LayerBounder
-from bitcrown.bounds.interval import intersect
+from bitcrown.bounds.interval import intersect, interval_bounds
 from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.model.execute import Network
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
+from bitcrown.model.products import bytes_of_bounds, fitted
 from bitcrown.quant.network.graph import QuantError
 from bitcrown.search.readings import integer_output_bounds
 from bitcrown.search.strategy import opened_files
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 _MEMORY = 1 << 30
+_LARGEST = 4 * _MEMORY
+"""Bytes that bounds of all tensors may take; beyond, the one that is asked for has its interval."""
 
 
 def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.ndarray, np.ndarray]:
-    """CROWN bounds of ``tensor`` (the first output if None) over the box of
-    ``problem.cases[case]``, float64, outward.
+    """CROWN bounds (of very large networks intervals) of ``tensor`` (the first output if None) over
+    the box of ``problem.cases[case]``, float64, outward.
 
     A network that only the integer engine reads has bounds of its output alone. Raises
     ``PropertyError`` for a name the network does not have, or a property about another network.
@@ -41,7 +44,7 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
             with suppress(QuantError):
                 return integer_output_bounds(problem, case, next(iter(files.values())))
         raise
-    graph = join({name: of_file[file] for name, file in files.items()})
+    graph = fitted(join({name: of_file[file] for name, file in files.items()}), _LARGEST)
     name = graph.outputs[0] if tensor is None else tensor
     if name not in graph.nodes:
         raise PropertyError(
@@ -53,6 +56,9 @@ def tensor_bounds(problem: Problem, tensor: str | None, case: int) -> tuple[np.n
     upper = network.tensor([[round_up(value) for value in box.upper]])
     bounder = LayerBounder(network, _MEMORY)
     with torch.no_grad():
+        if bytes_of_bounds(graph) > _LARGEST:
+            low, up = interval_bounds(network, lower, upper, wanted={name})[name]
+            return low[0].numpy(), up[0].numpy()
         enclosure = bounder.run(lower, upper)
         found = enclosure.bounds[name]
         if name not in graph.inputs:

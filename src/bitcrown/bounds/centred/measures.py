@@ -59,8 +59,8 @@ _LINE = 16
 """Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger
 of the two lines: two of the product with ``upper``, eight of the other, one of the sum, and
 room."""
-_UNSAFE = ("ConvTranspose",)
-"""Operators whose adjoint is a convolution of a library."""
+_UNSAFE = ("ConvTranspose", "MatMul")
+"""Operators whose adjoint is a convolution of a library, or that have no measures."""
 
 
 def share(terms: int) -> float:

@@ -5,7 +5,8 @@ Legend: ``B`` boxes, ``S`` specifications (rows being bounded), ``*`` the node's
 here are elementwise (but for a scale common to all elements, of ``DynamicQuantize``), with operands
 of equal shape (the reader inserts ``Expand`` nodes); or one element is a function of a whole line
 of its operand along the last axis (``LogSumExp``), and slopes have the operand's shape: terms
-``slope x`` are then added up along that axis (``gathered_terms``).
+``slope x`` are then added up along that axis (``gathered_terms``). ``MatMul`` alone reads rows of
+two matrices (``terms_of``, ``passed_back``).
 
 Every rule must be sound in the floating-point type it is computed in: a slope may be anything, and
 the intercept is then chosen from the slope *as rounded* and moved outward by a bound on its own
@@ -30,6 +31,7 @@ Operands = Sequence["Tensor"]
 Pair = tuple["Tensor", "Tensor"]
 Interval = Callable[[Node, Operands, Operands], Pair]
 Relax = Callable[[Node, Operands, Operands, "Tensor | None"], "Relaxation"]
+Within = Callable[[Node, Operands, Operands, "Tensor | None", Pair], "Relaxation"]
 DefaultAlpha = Callable[[Node, Operands, Operands], "Tensor"]
 
 
@@ -59,7 +61,9 @@ class Nonlinear:
     ``alpha`` is ``None`` (choose the best fixed relaxation) or ``[alphas, B, S, *]`` with entries
     in ``[0, 1]``, every value of which must give a sound relaxation. ``default_alpha(node, lowers,
     uppers) -> [alphas, B, *]`` is the start of the optimisation and reproduces what ``alpha=None``
-    gives. The relaxation is differentiable in alpha wherever alpha matters.
+    gives. The relaxation is differentiable in alpha wherever alpha matters. ``within(node, lowers,
+    uppers, alpha, own)``, where there is one, is the relaxation of those points whose value lies in
+    ``own``, two tensors like the operands'.
     """
 
     op: str
@@ -68,6 +72,7 @@ class Nonlinear:
     alphas: int = 0
     default_alpha: DefaultAlpha | None = None
     is_piecewise_linear: bool = False
+    within: Within | None = None
 
 
 def gathered_terms(terms: Tensor, node: Node) -> Tensor:
@@ -75,6 +80,25 @@ def gathered_terms(terms: Tensor, node: Node) -> Tensor:
     reads a line."""
     is_line = bool(node.shape) and terms.shape[-1] != node.shape[-1] == 1
     return terms.sum(-1, keepdim=True) if is_line else terms
+
+
+def terms_of(node: Node, place: int, slope: Tensor, value: Tensor) -> Tensor:
+    """``slope value`` of operand ``place`` as ``[.., *]``, added up where an element reads several.
+
+    The slopes that ``MatMul`` has for one operand are shaped as the other operand.
+    """
+    if node.op != "MatMul":
+        return gathered_terms(slope * value, node)
+    left, right = (value, slope) if place == 0 else (slope, value)
+    return left @ right.mT
+
+
+def passed_back(node: Node, place: int, a: Tensor, slope: Tensor) -> Tensor:
+    """``a [.., *]`` of the node as coefficients of its operand ``place``: ``terms_of``,
+    transposed."""
+    if node.op != "MatMul":
+        return a * slope
+    return (a if place == 0 else a.mT) @ slope
 
 
 _ROWS: dict[str, Nonlinear] = {}
@@ -87,11 +111,12 @@ def register_nonlinear(
     alphas: int = 0,
     default_alpha: DefaultAlpha | None = None,
     is_piecewise_linear: bool = False,
+    within: Within | None = None,
 ) -> None:
     """Enter the row of ``op``; see ``Nonlinear``."""
     if op in _ROWS:
         raise ValueError(f"relaxation of {op} is registered twice")
-    _ROWS[op] = Nonlinear(op, interval, relax, alphas, default_alpha, is_piecewise_linear)
+    _ROWS[op] = Nonlinear(op, interval, relax, alphas, default_alpha, is_piecewise_linear, within)
 
 
 def nonlinear_row(op: str) -> Nonlinear:

@@ -30,6 +30,9 @@ from bitcrown.bounds.relaxations.lines import padding
 from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
+_MODERATE = 2.0**20
+"""Integers below have exact halves beside them in every type."""
+
 
 @dataclass(frozen=True)
 class _Staircase:
@@ -61,8 +64,16 @@ def _stair_default(
     return (gains | (top - bottom > 1)).to(low.dtype)
 
 
-def _stair_relax(stair: _Staircase, low: Tensor, up: Tensor, alpha: Tensor | None) -> Relaxation:
+def _stair_relax(
+    stair: _Staircase,
+    low: Tensor,
+    up: Tensor,
+    alpha: Tensor | None,
+    own: Pair | None = None,
+) -> Relaxation:
     bottom, top = stair.value(low), stair.value(up)
+    if own is not None:
+        low, up, bottom, top = _cut(stair, low, up, (bottom, top), own)
     fraction = _stair_default(low, up, bottom, top, stair) if alpha is None else alpha
     slopes = fraction * _slope_limits(low, up, bottom, top, stair)
     relative, _ = padding(low.dtype)
@@ -76,6 +87,27 @@ def _stair_relax(stair: _Staircase, low: Tensor, up: Tensor, alpha: Tensor | Non
     return Relaxation((slopes[0],), lower, (slopes[1],), upper)
 
 
+def _cut(
+    stair: _Staircase, low: Tensor, up: Tensor, ends: Pair, own: Pair
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``low``, ``up``, ``b``, ``t`` where the value is known to lie in ``own``: a value ``v`` is
+    that of operands in ``[v - o, v + 1 - o]``, exact for ``v`` of moderate size.
+
+    With jumps attained from both sides the lines above hold for these ``b`` and ``t``, too. Where
+    no value is left, any line holds; there and elsewhere ``own`` says nothing."""
+    bottom = torch.maximum(ends[0], torch.ceil(own[0]))
+    top = torch.minimum(ends[1], torch.floor(own[1]))
+    is_usable = (bottom <= top) & (torch.maximum(bottom.abs(), top.abs()) < _MODERATE)
+    bottom, top = torch.where(is_usable, bottom, ends[0]), torch.where(is_usable, top, ends[1])
+    least, most = bottom - stair.offset, top + (1 - stair.offset)
+    return (
+        torch.where(is_usable, torch.maximum(low, least), low),
+        torch.where(is_usable, torch.minimum(up, most), up),
+        bottom,
+        top,
+    )
+
+
 def _stair_row(stair: _Staircase) -> None:
     def interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:
         return stair.value(lowers[0]), stair.value(uppers[0])
@@ -87,7 +119,14 @@ def _stair_row(stair: _Staircase) -> None:
     def relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
         return _stair_relax(stair, lowers[0], uppers[0], alpha)
 
-    register_nonlinear(stair.op, interval, relax, alphas=2, default_alpha=default_alpha)
+    def within(
+        node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None, own: Pair
+    ) -> Relaxation:
+        return _stair_relax(stair, lowers[0], uppers[0], alpha, own)
+
+    register_nonlinear(
+        stair.op, interval, relax, alphas=2, default_alpha=default_alpha, within=within
+    )
 
 
 def _sign_interval(node: Node, lowers: Operands, uppers: Operands) -> Pair:

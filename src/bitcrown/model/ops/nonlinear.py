@@ -38,6 +38,10 @@ def _product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0] * inputs[1]
 
 
+def _matrix_product(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+    return torch.matmul(inputs[0], inputs[1].mT)
+
+
 def _log_sum_exp(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     """Along the last axis, which becomes 1; over the entries that ``counted`` has not at 0."""
     x = inputs[0]
@@ -88,6 +92,7 @@ for _name, _function in _UNARY.items():
 register(Op("Clip", _clip, is_affine=False))
 register(Op("Elu", _elu, is_affine=False))
 register(Op("Mul", _product, is_affine=False))
+register(Op("MatMul", _matrix_product, is_affine=False, is_local=False))
 register(Op("Perturb", _first, is_affine=False))
 register(Op("LogSumExp", _log_sum_exp, is_affine=False, is_local=False))
 register(Op("Positive", _first, is_affine=False))

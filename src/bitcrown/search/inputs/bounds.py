@@ -29,6 +29,7 @@ from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_radi
 from bitcrown.bounds.losses import pass_losses
 from bitcrown.bounds.quadratic import Coupling, coupling, sums_of_products, tangent
 from bitcrown.bounds.relaxations.registry import Relaxation
+from bitcrown.bounds.rows import Rows, flat_outputs, interval_rows
 from bitcrown.bounds.wanted import undecided
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
@@ -324,26 +325,12 @@ class BoxBounder:
         return RowBounds(self.rows.spread(a, boxes.group), least, best)
 
     def interval_values(self, boxes: Boxes, bounds: Bounds) -> Tensor:
-        """Least values ``[B, R]`` of the rows, from the intervals of the outputs.
-
-        A row is ``C y + D x``: linear in ``(y, x)``, which lie in a box; ``minimum`` is exact there
-        up to a sum of ``m + n`` products, whose rounding ``gamma`` must cover.
-        """
-        outputs = self.network.graph.outputs
-        ends = [
-            [elements(bounds[name][end], 1).expand(len(boxes), -1) for name in outputs]
-            for end in (0, 1)
-        ]
-        low, up = (torch.cat(parts, dim=1) for parts in ends)
+        """Least values ``[B, R]`` of the rows, from the intervals of the outputs."""
+        low, up = (end.expand(len(boxes), -1) for end in flat_outputs(self.network, bounds))
         group = boxes.group if len(self.rows.C) > 1 else boxes.group[:1]
-        coefficient = self.rows.C[group]
-        if self.rows.D is not None:
-            low, up = torch.cat([low, boxes.lower], 1), torch.cat([up, boxes.upper], 1)
-            coefficient = torch.cat([coefficient, self.rows.D[group]], dim=2)
-        zero = coefficient.new_zeros(coefficient.shape[:2])
-        unit = torch.finfo(low.dtype).eps
-        gamma = max(self.gamma, 2 * (coefficient.shape[2] + 2) * unit)
-        return minimum(Lines(coefficient, zero, zero), low, up, gamma)
+        d = None if self.rows.D is None else self.rows.D[group]
+        rows = Rows(self.rows.C[group], d, self.rows.rhs[group], boxes.lower, boxes.upper)
+        return interval_rows(rows, low, up, self.gamma)
 
 
 def gathered(relaxation: Relaxation, index: Tensor) -> Relaxation:

@@ -9,18 +9,18 @@ Legend: ``P`` cases, ``B`` domains, ``S`` rows of a case, ``N`` neurons, ``n`` i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bitcrown.bounds import claims
+from bitcrown.bounds import claims, rounding
 from bitcrown.bounds.cuts import Cuts
 from bitcrown.bounds.intermediate import Enclosure
-from bitcrown.bounds.interval import Bounds
+from bitcrown.bounds.interval import Bounds, interval_bounds
 from bitcrown.bounds.layout import Layout
 from bitcrown.bounds.multipliers import Multipliers, proved_minimum
-from bitcrown.bounds.rows import Rows
+from bitcrown.bounds.rows import Rows, flat_outputs, interval_rows
 from bitcrown.model.execute import Network
 from bitcrown.search.neurons.clip import Clipper, clipper_of
 from bitcrown.search.neurons.cuts import cuts_of
@@ -84,7 +84,30 @@ def root_of(proof: Network, guide: Network, rows: Rows, enclosure: Enclosure, me
         proved_minimum(proof, rows.of_cases(case), enclosure.bounds, enclosure.scales, start)
         for case in torch.split(every, domains_that_fit(1 << 30, rows, proof, memory))
     ]
-    return Root(proof, layout, rows, enclosure, slopes, torch.cat(value), clipper, cuts)
+    found = torch.maximum(torch.cat(value), _interval_value(proof, rows, enclosure.bounds))
+    return Root(proof, layout, rows, enclosure, slopes, found, clipper, cuts)
+
+
+def _interval_value(proof: Network, rows: Rows, bounds: Bounds) -> Tensor:
+    """``[P, S]``: what the intervals of the outputs say of the rows. Behind a quantizer they lie on
+    its steps, lines do not."""
+    every = replace(
+        rows,
+        x_lower=rows.x_lower.expand(len(rows.C), -1),
+        x_upper=rows.x_upper.expand(len(rows.C), -1),
+    )
+    low, up = (end.expand(len(rows.C), -1) for end in flat_outputs(proof, bounds))
+    with torch.no_grad():
+        value = interval_rows(every, low, up, rounding.gamma(proof))
+        return claims.least_margin(value, rows.rhs)
+
+
+def interval_values_of(proof: Network, rows: Rows) -> Tensor:
+    """``[P, S]``: what intervals alone say of the rows, in the memory of a few layers."""
+    with torch.no_grad():
+        box = rows.x_lower, rows.x_upper
+        bounds = interval_bounds(proof, *box, wanted=proof.graph.outputs)
+        return _interval_value(proof, rows, bounds)
 
 
 def in_dtype(bounds: Bounds, dtype: torch.dtype) -> Bounds:

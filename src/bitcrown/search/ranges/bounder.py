@@ -1,9 +1,10 @@
 """Bounds of the range split's domains.
 
 A child has a narrower range for one operand, so the lines that enclose its function there are
-closer. All layers keep their bounds otherwise. The multipliers start at the parent's (slopes are
-shares of what is possible, so they mean something on any range), climb a few steps in the guide,
-and what they claim is evaluated in the proof network, with rounding error. Only that excludes.
+closer. Intervals carry it on to later layers (``propagation``), which keep their bounds otherwise.
+The multipliers start at the parent's (slopes are shares of what is possible, so they mean something
+on any range), climb a few steps in the guide, and what they claim is evaluated in the proof
+network, with rounding error. Only that excludes, and intervals that show a domain to be empty.
 
 Legend: ``B`` domains, ``S`` rows, ``N`` operands, ``C`` candidates.
 """
@@ -33,6 +34,7 @@ from bitcrown.search.neurons.rules import Tactic
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.ranges.branching import candidates_of, mean_gaps
 from bitcrown.search.ranges.domains import OperandAxis, RangeDomains
+from bitcrown.search.ranges.propagation import propagated
 
 
 def splits_ranges(layout: Layout) -> bool:
@@ -78,8 +80,12 @@ class RangeBounder:
         mix = domains.mix if self.root.rows.C.shape[1] > 1 else None
         return Multipliers(self.guide.layout, domains.alpha, mix=mix)
 
-    def _bounds(self, domains: RangeDomains) -> Bounds:
-        return self.axis.narrowed(self.root.enclosure.bounds, domains)
+    def _bounds(self, domains: RangeDomains) -> tuple[Bounds, Tensor]:
+        """Bounds in the domains, and ``[B]`` whether one holds no point."""
+        given = self.root.enclosure.bounds
+        with torch.no_grad():
+            narrowed = self.axis.narrowed(given, domains)
+            return propagated(self.root.proof, given, narrowed, len(domains))
 
     def _goal(self, domains: RangeDomains) -> Rows:
         """The one row per domain that the guide bounds."""
@@ -90,7 +96,12 @@ class RangeBounder:
     def improve(self, domains: RangeDomains, ascent: Ascent) -> RangeDomains:
         """Ascend, prove what can be proved, and prepare the rest for branching. Returns the open
         domains."""
-        rows, bounds = self.root.rows.of_cases(domains.case), self._bounds(domains)
+        bounds, is_empty = self._bounds(domains)
+        if is_empty.any():
+            return self.improve(domains.select((~is_empty).nonzero().flatten()), ascent)
+        if not len(domains):
+            return domains
+        rows = self.root.rows.of_cases(domains.case)
         guessed = in_dtype(bounds, self.network.dtype)
         start = self._multipliers(domains)
         found, _ = ascend(self.network, rows, guessed, start, ascent, budget=self.budget)
@@ -107,7 +118,7 @@ class RangeBounder:
         proved = claims.excluded(value).any(dim=1)
         if proved.any():
             hopeful = proved.nonzero().flatten()
-            proved[hopeful] = self._prove(domains.select(hopeful))
+            proved[hopeful] = self._prove(domains.select(hopeful), bounds, hopeful)
         points = claims.corner(lines.coefficient[:, 0], goal.x_lower, goal.x_upper)
         rows = self.root.rows.of_cases(domains.case).to(self.network.dtype)
         self.trials.run(self.network, rows, points)
@@ -122,10 +133,15 @@ class RangeBounder:
         )
         return domains.select((~proved).nonzero().flatten())
 
-    def _prove(self, domains: RangeDomains) -> Tensor:
-        """Whether the domains' multipliers exclude them, rigorously: ``[B]``."""
+    def _prove(self, domains: RangeDomains, bounds: Bounds, index: Tensor) -> Tensor:
+        """Whether the domains' multipliers exclude them, rigorously: ``[B]``; ``bounds`` has theirs
+        at ``index``."""
         root = self.root
-        rows, bounds = root.rows.of_cases(domains.case), self._bounds(domains)
+        rows = root.rows.of_cases(domains.case)
+        bounds = {
+            name: pair if len(pair[0]) == 1 else (pair[0][index], pair[1][index])
+            for name, pair in bounds.items()
+        }
         found = replace(self._multipliers(domains), layout=root.layout)
         value = proved_minimum(root.proof, rows, bounds, root.enclosure.scales, found)
         return claims.excluded(value).any(dim=1)
@@ -138,10 +154,12 @@ class RangeBounder:
                 torch.arange(len(domains), device=domains.case.device), self.fitting(len(domains))
             ):
                 part = domains.select(index)
-                bounds = in_dtype(self._bounds(part), self.network.dtype)
+                known, is_empty = self._bounds(part)
+                bounds = in_dtype(known, self.network.dtype)
                 backward = self._multipliers(part).backward(self.network, bounds)
                 goal = self._goal(part)
-                parts.append(bound_rows(self.network, goal, backward, 0.0).amax(dim=1))
+                value = bound_rows(self.network, goal, backward, 0.0).amax(dim=1)
+                parts.append(torch.where(is_empty, 1.0, value))
         return torch.cat(parts)
 
 

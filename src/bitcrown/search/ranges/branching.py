@@ -28,7 +28,7 @@ from bitcrown.bounds.relaxations.registry import gathered_terms
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 from bitcrown.model.registry import DIFFERENCE
-from bitcrown.search.ranges.domains import OperandAxis
+from bitcrown.search.ranges.domains import STAIRCASES, OperandAxis
 
 _PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where gaps are looked at, as shares of a range; its ends may be touching points."""
@@ -56,14 +56,14 @@ def mean_gaps(
     scores = alpha.new_zeros(len(alpha), axis.size)
     widest = torch.full_like(scores, 0.5)
     for node in layout.nodes:
-        if node.name not in record or node.op == "DynamicQuantize":
+        if node.name not in record or node.op in ("DynamicQuantize", "MatMul"):
             continue
         if node.op.endswith(DIFFERENCE):  # split where its values are computed
             continue
         a = record[node.name][:, 0]
         lines = relaxation_of(node, bounds, layout.alpha_of(node, alpha))
-        low = [bounds[name][0] for name in node.inputs]
-        width = [bounds[name][1] - bounds[name][0] for name in node.inputs]
+        low, width = _ranges_read(node, bounds)
+        split = (node.name,) if node.name in axis.stairs else node.inputs
         gaps = []
         places = _PLACES if len(low) == 1 else _PAIR_PLACES
         for shares in product(places, repeat=len(low)):
@@ -72,6 +72,10 @@ def mean_gaps(
                 for end, share, room in zip(low, shares, width, strict=True)
             ]
             found = network.forward_node(node, at)
+            if node.name in axis.stairs:
+                found = torch.minimum(
+                    torch.maximum(found, bounds[node.name][0]), bounds[node.name][1]
+                )
             below = found - lines.lower_intercept[:, 0]
             above = lines.upper_intercept[:, 0] - found
             for x, lower, upper in zip(at, lines.lower_slopes, lines.upper_slopes, strict=True):
@@ -79,12 +83,22 @@ def mean_gaps(
                 above = above + gathered_terms(upper[:, 0] * x, node)
             gaps.append(elements(a.clamp(min=0) * below - a.clamp(max=0) * above, 1))
         every = known(torch.stack(gaps), 0.0)
-        for name, room in zip(node.inputs, width, strict=True):
+        for name, room in zip(split, width, strict=True):
             scores[:, axis.at[name]] += _spread(node, every.mean(dim=0), room)
             if len(low) == 1 and room.shape[1:] == node.shape:
                 inner = every[_INNER].argmax(dim=0).to(scores.dtype)
                 widest[:, axis.at[name]] = 0.3 + 0.2 * inner
     return scores.clamp(min=0), widest
+
+
+def _ranges_read(node: Node, bounds: Bounds) -> tuple[list[Tensor], list[Tensor]]:
+    """Lower ends and widths of what a node reads; of a staircase with few values, that part of it
+    where these are taken."""
+    ends = [bounds[name] for name in node.inputs]
+    if node.op in STAIRCASES:
+        (low, up), (bottom, top) = ends[0], bounds[node.name]
+        ends = [(torch.maximum(low, bottom - 1), torch.minimum(up, top + 1))]
+    return [low for low, _ in ends], [(up - low).clamp(min=0) for low, up in ends]
 
 
 def _share_of(node: Node, share: float, room: Tensor) -> Tensor | float:
@@ -120,10 +134,13 @@ def candidates_of(
     low, up = (end.gather(1, index) for end in flat)
     bends = _bends(layout, axis, index.device)[index]
     middle = low / 2 + up / 2
+    is_stair = _is_stair(axis, index.device)[index]
+    middle = torch.where(is_stair, torch.floor(middle) + 0.5, middle)  # between two of its values
     elsewhere = low + widest.gather(1, index).to(low.dtype) * (up - low)
     zero = torch.zeros_like(low)
     has_bend = bends & (torch.minimum(-low, up).sign() == 1)
-    points = torch.cat([middle, torch.where(has_bend, zero, elsewhere)], dim=1)
+    elsewhere = torch.where(has_bend, zero, torch.where(is_stair, middle, elsewhere))
+    points = torch.cat([middle, elsewhere], dim=1)
     operands, ends = index.repeat(1, 2), (low.repeat(1, 2), up.repeat(1, 2))
     is_inside = torch.minimum(points - ends[0], ends[1] - points).sign() == 1
     is_new = torch.ones_like(is_inside)
@@ -131,6 +148,14 @@ def candidates_of(
     is_scored = value.sign().repeat(1, 2) == 1
     usable = is_inside & is_new & is_scored & torch.isfinite(points)
     return torch.where(usable, operands, -1), torch.where(usable, points, 0.0)
+
+
+def _is_stair(axis: OperandAxis, device: torch.device) -> Tensor:
+    """``[N]``: whether the operand is the value of a staircase."""
+    result = torch.zeros(axis.size, dtype=torch.bool, device=device)
+    for name in axis.stairs:
+        result[axis.at[name]] = True
+    return result
 
 
 def _bends(layout: Layout, axis: OperandAxis, device: torch.device) -> Tensor:

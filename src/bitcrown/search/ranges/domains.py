@@ -1,8 +1,10 @@
 """Open subproblems of the range split: a case, and narrower ranges for a few operands.
 
-An *operand* is one element of a tensor that a nonlinear node reads. A domain lists the ranges that
-its splits gave to operands, in the order of the splits; all others keep the root's. The list is as
-long as the tree is deep, the axis of all operands may be a thousand times longer.
+An *operand* is one element of a tensor that a nonlinear node reads, or the value of a staircase:
+cut between two integers, that leaves both halves without the step there. A cut of what the
+staircase reads does not, since a step belongs to one side. A domain lists the ranges that its
+splits gave to operands, in the order of the splits; all others keep the root's. The list is as long
+as the tree is deep, the axis of all operands may be a thousand times longer.
 
 Legend: ``B`` domains, ``S`` rows per domain, ``N`` operands on their flat axis, ``D`` splits, ``C``
 candidates, ``*`` a node's shape.
@@ -21,14 +23,20 @@ from bitcrown.bounds.layout import Layout
 from bitcrown.model.execute import elements
 from bitcrown.search.neurons.domains import Domains
 
+STAIRCASES = ("Round", "Floor", "Ceil")
+"""Operators that are split by their own values, which are integers."""
+
 
 class OperandAxis:
-    """Where each operand of a nonlinear node stands on the flat axis."""
+    """Where each operand of a nonlinear node stands on the flat axis, and each staircase."""
 
     def __init__(self, layout: Layout, bounds: Bounds) -> None:
         self.at: dict[str, slice] = {}
         end = 0
-        for name in dict.fromkeys(name for node in layout.nodes for name in node.inputs):
+        self.stairs = {node.name for node in layout.nodes if node.op in STAIRCASES}
+        for name in dict.fromkeys(
+            name for node in layout.nodes for name in (*node.inputs, *({node.name} & self.stairs))
+        ):
             size = bounds[name][0][0].numel()
             self.at[name] = slice(end, end + size)
             end += size
@@ -51,6 +59,8 @@ class OperandAxis:
             for root, mine, amount in ((low, domains.low, "amax"), (up, domains.up, "amin")):
                 wide = torch.nn.functional.pad(root, (0, 1)).expand(len(domains), -1).clone()
                 wide.scatter_reduce_(1, place, mine.to(wide.dtype), amount)
+                if name in self.stairs:
+                    wide = torch.ceil(wide) if amount == "amax" else torch.floor(wide)
                 ends.append(wide[:, :-1].reshape(len(domains), *bounds[name][0].shape[1:]))
             result[name] = (ends[0], ends[1])
         return result
