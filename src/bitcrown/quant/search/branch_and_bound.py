@@ -19,7 +19,8 @@ from bitcrown.quant.attack.coordinate import LatticeAttack
 from bitcrown.quant.bounds.exact import rows_at_a_time
 from bitcrown.quant.bounds.intervals import Intervals, Program, box_points
 from bitcrown.quant.bounds.slope_ascent import AscentState
-from bitcrown.quant.network.graph import Ints
+from bitcrown.quant.bounds.staircase_dual import Slopes
+from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import ConstraintCase, IntegerQuery
 from bitcrown.quant.search.branching import Split, choose_splits, holds_between, saturation_split
@@ -27,7 +28,9 @@ from bitcrown.quant.search.refutation import Refuter
 from bitcrown.quant.search.settings import SearchCounters, SearchSettings
 from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
-_CLIMBING_SHARE = 0.4
+RootMultipliers = dict[int, tuple[Slopes, Numbers]]
+"""Slopes and tau [1, T] by case."""
+_CLIMBING_SHARE = 0.15
 """Of the time since the search began that climbs from candidates may take."""
 
 
@@ -55,14 +58,23 @@ class Search:
         self.reachable = query.reachable()
         self.attack = LatticeAttack(program, self.reachable, try_points)
         self.root = root
+        self.multipliers: RootMultipliers = {}
         self.refuter = Refuter(program, query, proof, settings, self.counters, root)
 
-    def roots(self) -> list[Subproblem]:
-        """One subproblem per case."""
-        return [
-            Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0)
-            for case in range(len(self.query.cases))
-        ]
+    def roots(self, known: RootMultipliers) -> list[Subproblem]:
+        """One subproblem per case; ``known``: multipliers to start from, by case."""
+        domains = []
+        for case in range(len(self.query.cases)):
+            start = known.get(case, (None, None))
+            domains.append(Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0, *start))
+        return domains
+
+    def _remember(self, batch: SubproblemBatch, state: AscentState) -> None:
+        """The multipliers of rows at depth 0, for another search of the same query."""
+        for row, domain in enumerate(batch.domains):
+            if domain.depth == 0:
+                slopes = {n: s[row : row + 1].copy() for n, s in state.slopes.items()}
+                self.multipliers[domain.case] = slopes, state.tau[row : row + 1].copy()
 
     def run(
         self, domains: list[Subproblem], budget: Budget, rounds: int | None = None
@@ -94,6 +106,7 @@ class Search:
         if witness is not None or not batch.domains:
             return witness, kinks
         found = self.refuter.ascend(batch, budget)
+        self._remember(batch, found.state)
         open_rows, values = self.refuter.close(batch, found)
         shrunk = self.refuter.tighten(batch, found, open_rows)
         shrunk |= self.refuter.clip(batch, found, open_rows)

@@ -31,6 +31,9 @@ from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
 _GOAL = 1e-6
 """A float bound has to be this much above a row's margin before its ascent may end."""
+_RISING = 1.0
+"""A bound is tried again before it is split if so many times what the second half of the last
+ascent has gained is more than what it lacks."""
 _EXCESS = 1.1
 """A margin is this much wider than the error that was seen."""
 
@@ -75,10 +78,15 @@ class Refuter:
         length = self.settings.length if has_root else self.settings.length * 0.5
         goal = np.array([domain.margin for domain in domains]) + _GOAL
 
-        def stop(state: AscentState, step: int) -> bool:
-            return bool((state.best > goal).all()) or (step % 8 == 7 and budget.is_expired())
+        def is_late(step: int) -> bool:
+            return step % 8 == 7 and budget.is_expired()
 
-        return Ascended(objective, ascend_slopes(relaxation, slopes, tau, steps, length, stop))
+        state = ascend_slopes(relaxation, slopes, tau, steps, length, is_late, goal)
+        for row, domain in enumerate(domains):
+            # what the second half of the steps has gained would do in as many steps again
+            left = goal[row] - state.best[row]
+            domain.is_misled = 0 < left < _RISING * (state.best[row] - state.halfway[row])
+        return Ascended(objective, state)
 
     def close(self, batch: SubproblemBatch, found: Ascended) -> tuple[list[int], Numbers]:
         """Exact evaluation closes rows by ``prove`` steps; (open rows, float bounds [R])."""
@@ -103,7 +111,7 @@ class Refuter:
                     # not for want of bits: the floats were too high, remember by how much
                     error = float(found.state.best[row] - value / bound.scale[place])
                     excess = _EXCESS * error + _GOAL
-                    domain.is_misled = excess > domain.margin
+                    domain.is_misled |= excess > domain.margin
                     domain.margin = max(excess, domain.margin)
         return rows[values < np.inf].tolist(), values
 
