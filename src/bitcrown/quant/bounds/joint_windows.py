@@ -182,8 +182,8 @@ class WindowBlocks:
         spread = width @ np.abs(weight).transpose(0, 2, 1)
         boxed = _BOXED[0] * (turned[-1] - turned[-2]) < _BOXED[1] * spread
         offset, centre = pool.offset[windows][:, None], total @ weight.transpose(0, 2, 1)
-        fields = (weight, offset, total, width, centre, boxed)
-        return cls(windows, *turned, *fields)
+        turned += [weight, offset, total, width, centre, boxed]
+        return cls(windows, *turned)
 
     def chords(self, outer: Numbers, alpha: Numbers) -> Numbers:
         """``beta`` [K, R, W] for ``outer`` [K, R]: integers for integers, rounded down."""

@@ -105,7 +105,7 @@ def ascend_slopes(
     slopes: Slopes | None,
     tau: Reals | None,
     steps: int,
-    length: float,
+    length: float | Reals,
     is_late: Callable[[int], bool],
     goal: Reals | None = None,
 ) -> AscentState:

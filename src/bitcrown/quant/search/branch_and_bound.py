@@ -30,6 +30,9 @@ from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
 RootMultipliers = dict[int, tuple[Slopes, Numbers]]
 """Slopes and tau [1, T] by case."""
+_AGAIN, _LEAST_LENGTH = 0.2, 0.25
+"""How long the steps of an ascent are that goes on from where the last one ended, as a part of
+that one's, and at least where something has been split."""
 _CLIMBING_SHARE = 0.15
 """Of the time since the search began that climbs from candidates may take."""
 
@@ -66,7 +69,9 @@ class Search:
         domains = []
         for case in range(len(self.query.cases)):
             start = known.get(case, (None, None))
-            domains.append(Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0, *start))
+            domain = Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0, *start)
+            domain.length = _LEAST_LENGTH if case in known else 1.0
+            domains.append(domain)
         return domains
 
     def _remember(self, batch: SubproblemBatch, state: AscentState) -> None:
@@ -128,6 +133,7 @@ class Search:
                 domain.bounds = bounds
                 (children if domain.is_misled or row in shrunk else self.stuck).append(domain)
                 domain.is_misled = False
+                domain.length = max(_AGAIN * domain.length, _AGAIN * _LEAST_LENGTH)
                 continue
             children.extend(self._split(domain, bounds, split))
         children.sort(key=lambda domain: -domain.value)
@@ -197,7 +203,9 @@ class Search:
                 half.high[split.node][0, split.element] = split.value
             half.dirty.add(split.node)
             start = domain.slopes, domain.tau, domain.value, domain.margin
-            children.append(Subproblem(half, domain.case, self.proof.new_part(), depth, *start))
+            child = Subproblem(half, domain.case, self.proof.new_part(), depth, *start)
+            child.length = max(0.5 * domain.length, _LEAST_LENGTH)
+            children.append(child)
         low, high = (child.part for child in children)
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children

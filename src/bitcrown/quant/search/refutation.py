@@ -75,7 +75,7 @@ class Refuter:
             slopes = _inherited_slopes(domains, relaxation, pinned, tau)
         has_root = any(domain.slopes is None for domain in domains)
         steps = self.settings.root_steps if has_root else self.settings.steps
-        length = self.settings.length if has_root else self.settings.length * 0.5
+        length = self.settings.length * np.array([domain.length for domain in domains])
         goal = np.array([domain.margin for domain in domains]) + _GOAL
 
         def is_late(step: int) -> bool:
