@@ -5,9 +5,7 @@ one for each block (a staircase, a pool, the input box). Floats may miss by roun
 corners may stand for all levels of a staircase, because nothing here is a claim: the slopes found
 are rounded to integers, and ``staircase_dual`` evaluates those exactly.
 
-The convex hull of a staircase with equal steps has its corners at the ends of the interval and at
-the ends of the first two and last two levels in reach, so these eight points stand for the
-staircase. Legend: ``R`` rows, ``N`` elements, ``V`` corners, ``W`` window size, ``T`` constraints
+Legend: ``R`` rows, ``N`` elements, ``V`` corners, ``W`` window size, ``T`` constraints
 of a case.
 """
 
@@ -18,8 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.quant.bounds.intervals import Intervals, StairTable
+from bitcrown.quant.bounds.intervals import Intervals
 from bitcrown.quant.bounds.joint_windows import JointPool, WindowBlocks, is_joint
+from bitcrown.quant.bounds.staircase_corners import corners
 from bitcrown.quant.bounds.staircase_dual import (
     Slopes,
     gather_windows,
@@ -100,29 +99,6 @@ class RelaxedPoint:
     chosen: dict[int, Numbers]
     argument: dict[int, Numbers]
     shown: dict[int, Numbers]
-
-
-def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
-    """(arguments, output values), [V, R, N] each: the ends of the first two and last two levels of
-    ``[low, high]``."""
-    arguments, values = [], []
-    for thresholds in table.sides():
-        steps = thresholds.shape[1]
-        first, last = table.level(thresholds, low), table.level(thresholds, high)
-        channel = np.broadcast_to(table.channel, low.shape)
-        for level in (first, np.minimum(first + 1, last), np.maximum(last - 1, first), last):
-            # a level begins at its own threshold and ends just before the next one; the outermost
-            # levels in reach are cut by the interval
-            start, end = low, high
-            if steps:
-                start = np.maximum(thresholds[channel, np.maximum(level - 1, 0)], low)
-                end = np.minimum(thresholds[channel, np.minimum(level, steps - 1)] - 1, high)
-                start = np.where(level == first, low, start)
-                end = np.where(level == last, high, end)
-            for argument in (start, end):
-                arguments.append(argument)
-                values.append(table.base + level)
-    return np.array(arguments, dtype=np.float64), np.array(values, dtype=np.float64)
 
 
 class StaircaseRelaxation:

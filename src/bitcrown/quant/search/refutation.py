@@ -93,6 +93,7 @@ class Refuter:
         rows = np.arange(len(batch.domains))
         values = found.state.best.copy()
         promising = found.state.best > 0
+        exact = np.full(len(rows), -np.inf)
         for bits in SCALE_BITS:
             part = rows[promising]
             if not len(part):
@@ -100,19 +101,20 @@ class Refuter:
             bound = self._bound(batch, found, part, bits)
             if bound.dual is None:
                 break
+            exact[part] = bound.dual.value / bound.scale
             for place, row in enumerate(part):
-                domain, value = batch.domains[row], bound.dual.value[place]
-                if value > 0:
+                if bound.dual.value[place] > 0:
                     promising[row] = False
                     values[row] = np.inf
+                    domain = batch.domains[row]
                     self.counters.closed += 1
                     self.proof.add(domain.part, ["prove", *self._multipliers(domain, bound, place)])
-                elif bits == SCALE_BITS[-1]:
-                    # not for want of bits: the floats were too high, remember by how much
-                    error = float(found.state.best[row] - value / bound.scale[place])
-                    excess = _EXCESS * error + _GOAL
-                    domain.is_misled |= excess > domain.margin
-                    domain.margin = max(excess, domain.margin)
+        for row in rows[promising & (exact > -np.inf)]:
+            # not for want of bits: the floats were too high, remember by how much
+            excess = _EXCESS * float(found.state.best[row] - exact[row]) + _GOAL
+            domain = batch.domains[row]
+            domain.is_misled |= excess > domain.margin
+            domain.margin = max(excess, domain.margin)
         return rows[values < np.inf].tolist(), values
 
     def tighten(self, batch: SubproblemBatch, found: Ascended, open_rows: list[int]) -> set[int]:
@@ -120,8 +122,9 @@ class Refuter:
         if not open_rows:
             return set()
         rows, bounds = np.array(open_rows, dtype=np.int64), batch.bounds
-        bound = self._bound(batch, found, rows, SCALE_BITS[-1])
-        if bound.dual is None:
+        tries = (self._bound(batch, found, rows, bits) for bits in reversed(SCALE_BITS[1:]))
+        bound = next((b for b in tries if b.dual is not None), None)
+        if bound is None:
             return set()
         tightened: list[list[list[int]]] = [[] for _ in rows]
         for node, low, high in self._reduced(bounds.rows(rows), bound):
