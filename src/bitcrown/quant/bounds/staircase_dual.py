@@ -268,15 +268,7 @@ def dual_value(
             outer_of[number], inner_of[number] = outer, inner
             add(table.source, inner)
         else:
-            inner, alpha = slopes[number].astype(np.int64), slopes.get(-number)
-            part = np.zeros_like(value)
-            if alpha is not None and alpha.any():
-                part = _joint_part(program.joint[number], bounds, outer, alpha.astype(np.int64))
-                joint = program.joint[number]
-                add(joint.sums, scatter_windows(alpha, joint.index, program.sizes[joint.sums]))
-                outer = np.where(is_joint(alpha), 0, outer)
-                inner = np.where(is_joint(alpha)[..., None], 0, inner)
-            part = part + _pool_part(program, bounds, number, outer, inner, add)
+            part = _pool_part(program, bounds, number, outer, slopes, add)
         magnitude += largest(part)
         _safe(magnitude)
         value = value + part
@@ -291,9 +283,17 @@ def dual_value(
 
 
 def _pool_part(
-    program: AnyProgram, bounds: Intervals, number: int, outer: Ints, inner: Ints, add: _Add
+    program: AnyProgram, bounds: Intervals, number: int, outer: Ints, slopes: Slopes, add: _Add
 ) -> Ints:
     source, index = program.pools[number]
+    inner, alpha = slopes[number].astype(np.int64), slopes.get(-number)
+    part = np.zeros(len(outer), dtype=np.int64)
+    if alpha is not None and alpha.any():
+        joint = program.joint[number]
+        part = _joint_part(joint, bounds, outer, alpha.astype(np.int64))
+        add(joint.sums, scatter_windows(alpha, joint.index, program.sizes[joint.sums]))
+        outer = np.where(is_joint(alpha), 0, outer)
+        inner = np.where(is_joint(alpha)[..., None], 0, inner)
     inner = np.where(index >= 0, inner, 0)
     low, high = (
         gather_windows(bounds.low[source], index),
@@ -305,8 +305,8 @@ def _pool_part(
     settled = settled_windows(low, high, present)
     block, _, _ = pool_blocks(outer, inner, low, high, present, settled)
     add(source, scatter_windows(inner, index, program.sizes[source]))
-    _safe(largest(block) * block.shape[1])
-    return np.asarray(block.sum(axis=1))
+    _safe(largest(block) * block.shape[1], largest(part))
+    return np.asarray(part + block.sum(axis=1))
 
 
 def _joint_part(joint: JointPool, bounds: Intervals, outer: Ints, alpha: Ints) -> Ints:
