@@ -31,6 +31,7 @@ from bitcrown.quant.formats import qonnx
 from bitcrown.quant.formats.onnx_file import read_onnx
 from bitcrown.quant.network.graph import QuantError
 from bitcrown.quant.proof.writer import network_form
+from tests.quant_models import UINT8, Writer
 from tests.tiny_quantized_files import FORMS, TinyFile, outputs_at, random_file
 
 FIELDS = ("weight", "bias", "base", "early", "late", "factors", "index", "pad_value", "low", "high")
@@ -119,6 +120,53 @@ def test_a_network_that_is_not_the_files_is_refused(
 ) -> None:
     found = np.sum([reading_trial(seed, form, tmp_path, damages) for seed in range(count)], axis=0)
     assert found[0] > found[1]
+
+
+def gemm_file(rng: np.random.Generator) -> tuple[Writer, str]:
+    """QGemm: turned or not, a scale per column or one, an addend or none, integers or float32."""
+    w = Writer([1, 5], UINT8)
+    columns, is_turned = (4 if rng.integers(2) else None), bool(rng.integers(2))
+    levels = rng.integers(-128, 128, (4, 5) if is_turned else (5, 4))
+    inputs = ["x", w.constant(np.float32(0.03)), w.constant(int(rng.integers(256)), np.uint8)]
+    inputs += [w.constant(levels, np.int8), w.constant(rng.uniform(0.01, 0.1, columns))]
+    inputs += [w.constant(rng.integers(-9, 9, columns), np.int8)]
+    inputs += [w.constant(rng.integers(-3000, 3000, 4), np.int32) if rng.integers(2) else ""]
+    if rng.integers(3):
+        inputs += [w.constant(rng.uniform(0.5, 3)), w.constant(int(rng.integers(256)), np.uint8)]
+    alpha = float(np.float32(rng.uniform(0.5, 2)))
+    return w, w.add("QGemm", *inputs, domain="com.microsoft", transB=int(is_turned), alpha=alpha)
+
+
+def mean_file(rng: np.random.Generator) -> tuple[Writer, str]:
+    w = Writer([1, 2, 3, 2])
+    x = w.quantized("x", 0.05, int(rng.integers(256)), np.uint8)
+    mean = w.add("ReduceMean", x, axes=[-2, -1], keepdims=int(rng.integers(2)))
+    return w, w.quantized(mean, 0.02, int(rng.integers(256)), np.uint8)
+
+
+@pytest.mark.parametrize("make", [gemm_file, mean_file])
+@pytest.mark.parametrize("seed", range(6))
+def test_products_and_means_are_taken_as_they_are_and_no_other_way(
+    make: Any, seed: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(seed)
+    w, output = make(rng)
+    path = w.save(tmp_path, output)
+    right = network_form(read_onnx(path, samples=4))
+    read = read_file(onnx.load(path), IntegerCircuit(right))
+    net = read.reading.net
+    require_agreement(read, Claim(net.low[0], net.high[0], [], [], []), str(seed))
+    for _ in range(12):
+        wrong = copy.deepcopy(right)
+        node = next(n for n in wrong["nodes"] if n["op"] in ("dense", "conv"))
+        name = str(rng.choice(["weight", "bias"]))
+        *way, last = (p := places({name: node[name]}))[int(rng.integers(len(p)))]
+        holder = node
+        for key in way:
+            holder = holder[key]
+        holder[last] += int(rng.choice([-3000, 3000]))
+        with pytest.raises(Reject):
+            read_file(onnx.load(path), IntegerCircuit(wrong))
 
 
 @pytest.mark.parametrize("mode", sorted(qonnx.ROUNDINGS))

@@ -19,9 +19,9 @@ from bitcrown.quant.bounds.subprogram import AnyProgram
 from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.network.linear_steps import Overflow, largest
 
-SCALE_BITS = (12, 18, 24)
+SCALE_BITS = (12, 18, 24, 30)
 """Multipliers are rounded to integers with so many bits for the largest; the first that proves a
-row is kept."""
+row is kept. Those of wide sums are a ten-thousandth of the largest, and need the last ones."""
 _BOUND_ELEMENTS = 40_000_000
 """Rows times elements of all nodes: about 1 GB of corners and slopes at a time."""
 

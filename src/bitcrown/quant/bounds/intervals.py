@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitcrown.quant.bounds.joint_windows import JointPool
 from bitcrown.quant.network.graph import (
     WIDTH_LIMIT,
     Conv,
@@ -164,6 +165,8 @@ class Program:
                 self.stairs[number] = StairTable.of(node)
             elif isinstance(node, MaxPool):
                 self.pools[number] = (node.source, window_index(node))
+        pools = {number: JointPool.of(self, number) for number in self.pools}
+        self.joint = {number: pool for number, pool in pools.items() if pool is not None}
         self.readers: dict[int, list[int]] = {n: [] for n in range(len(self.nodes))}
         for number, table in self.stairs.items():
             self.readers[table.source].append(number)

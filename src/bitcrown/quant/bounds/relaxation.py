@@ -5,25 +5,26 @@ one for each block (a staircase, a pool, the input box). Floats may miss by roun
 corners may stand for all levels of a staircase, because nothing here is a claim: the slopes found
 are rounded to integers, and ``staircase_dual`` evaluates those exactly.
 
-The convex hull of a staircase with equal steps has its corners at the ends of the interval and at
-the ends of the first two and last two levels in reach, so these eight points stand for the
-staircase. Legend: ``R`` rows, ``N`` elements, ``V`` corners, ``W`` window size, ``T`` constraints
+Legend: ``R`` rows, ``N`` elements, ``V`` corners, ``W`` window size, ``T`` constraints
 of a case.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.quant.bounds.intervals import Intervals, StairTable
+from bitcrown.quant.bounds.intervals import Intervals
+from bitcrown.quant.bounds.joint_windows import JointPool, WindowBlocks, is_joint
+from bitcrown.quant.bounds.staircase_corners import corners
 from bitcrown.quant.bounds.staircase_dual import (
     Slopes,
     gather_windows,
-    pool_minimum,
+    pool_blocks,
     scatter_windows,
+    settled_windows,
 )
 from bitcrown.quant.bounds.subprogram import AnyProgram
 from bitcrown.quant.network.graph import Ints, Numbers
@@ -47,6 +48,10 @@ class DualObjective:
     bound: Ints
     used: npt.NDArray[np.bool_]
 
+    def narrowed(self, rows: Ints) -> DualObjective:
+        """The same for some rows."""
+        return DualObjective(self.node, self.matrix[rows], self.bound[rows], self.used[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
@@ -67,6 +72,11 @@ class Pinned:
     start: Reals
     unit: Reals
 
+    def narrowed(self, rows: Ints) -> Pinned:
+        """The same for some rows."""
+        signs = self.rows[rows], self.raised[rows], self.lowered[rows]
+        return Pinned(self.node, *signs, self.start[rows], self.unit[rows])
+
     def project(self, slopes: Numbers) -> Numbers:
         """[R, N] -> [R, N]: useless signs to zero, then scaled to a total of one unit; other rows
         unchanged."""
@@ -81,35 +91,14 @@ class Pinned:
 class RelaxedPoint:
     """One evaluation. ``value``: [R], the bound; by node: ``outer`` [R, N] (mu, the coefficients on
     its output), ``chosen`` [R, N] (the value that its block takes at the minimum; node 0: the
-    input) and ``argument`` ([R, N], pools [R, N, W]: where the block takes it)."""
+    input) and ``argument`` ([R, N], pools [R, N, W]: where the block takes it). ``shown`` is
+    ``outer``, with windows that are one block showing their coefficient at every member."""
 
     value: Reals
     outer: dict[int, Numbers]
     chosen: dict[int, Numbers]
     argument: dict[int, Numbers]
-
-
-def corners(table: StairTable, low: Ints, high: Ints) -> tuple[Reals, Reals]:
-    """(arguments, output values), [V, R, N] each: the ends of the first two and last two levels of
-    ``[low, high]``."""
-    arguments, values = [], []
-    for thresholds in table.sides():
-        steps = thresholds.shape[1]
-        first, last = table.level(thresholds, low), table.level(thresholds, high)
-        channel = np.broadcast_to(table.channel, low.shape)
-        for level in (first, np.minimum(first + 1, last), np.maximum(last - 1, first), last):
-            # a level begins at its own threshold and ends just before the next one; the outermost
-            # levels in reach are cut by the interval
-            start, end = low, high
-            if steps:
-                start = np.maximum(thresholds[channel, np.maximum(level - 1, 0)], low)
-                end = np.minimum(thresholds[channel, np.minimum(level, steps - 1)] - 1, high)
-                start = np.where(level == first, low, start)
-                end = np.where(level == last, high, end)
-            for argument in (start, end):
-                arguments.append(argument)
-                values.append(table.base + level)
-    return np.array(arguments, dtype=np.float64), np.array(values, dtype=np.float64)
+    shown: dict[int, Numbers]
 
 
 class StaircaseRelaxation:
@@ -140,12 +129,35 @@ class StaircaseRelaxation:
             values = self.corner[n][1]
             self.chord[n] = (values[-1] - values[0]) / self.width[n]
         self.window: dict[int, tuple[Reals, Reals]] = {}
+        self.settled: dict[int, tuple[Ints, Numbers]] = {}
         for n in self.pools:
             source, index = program.pools[n]
             lows, highs = (
                 gather_windows(ends[source], index) for ends in (bounds.low, bounds.high)
             )
             self.window[n] = (lows.astype(np.float64), highs.astype(np.float64))
+            self.settled[n] = settled_windows(lows, highs, np.broadcast_to(index >= 0, lows.shape))
+        self.bounds = bounds
+        self.joint = {n: program.joint[n] for n in self.pools if n in program.joint}
+        self.blocks: dict[int, JointCorners] = {}
+
+    def multipliers(self) -> set[int]:
+        """Nodes that have some; those of windows that are one block count as ``-n``."""
+        return {*self.stairs, *self.pools, *(-n for n in self.joint)}
+
+    def narrowed(self, rows: Ints) -> StaircaseRelaxation:
+        """The same for some rows."""
+        pinned = None if self.pinned is None else self.pinned.narrowed(rows)
+        return StaircaseRelaxation(
+            self.program, self.bounds.rows(rows), self.objective.narrowed(rows), pinned
+        )
+
+    def join(self, slopes: Slopes) -> None:
+        """Windows with multipliers of their own (``joint_windows``) are bounded as one block."""
+        for n, pool in self.joint.items():
+            joint = is_joint(slopes[-n])
+            if joint.any():
+                self.blocks[n] = JointCorners.of(n, pool, self.bounds, joint)
 
     def chord_slopes(self, tau: Reals) -> Slopes:
         """A start: each slope is the coefficient times the chord of the staircase; a pool passes on
@@ -162,7 +174,7 @@ class StaircaseRelaxation:
             self.objective.node: np.einsum("rt,rtn->rn", tau, self.matrix)
         }
         value = -(tau * self.limit).sum(axis=1)
-        point = RelaxedPoint(value, {}, {}, {})
+        point = RelaxedPoint(value, {}, {}, {}, {})
         # invariant: value + sum_n coefficients[n] . v_n bounds the objective from below
         for number in reversed(range(1, self.objective.node + 1)):
             outer = coefficients.pop(number, None)
@@ -176,11 +188,23 @@ class StaircaseRelaxation:
             else:
                 if fill:
                     slopes[number] = self._chord(number, outer)
+                    if number in self.joint:
+                        slopes[-number] = self._join_chord(number, outer, slopes[number])
+                pulled, alone = [], outer
+                if number in self.joint:
+                    joint = self.joint[number]
+                    alpha = slopes[-number]
+                    part = scatter_windows(alpha, joint.index, program.sizes[joint.sums])
+                    pulled = [(joint.sums, part)]
+                    if number in self.blocks:
+                        value = value + self.blocks[number].least(outer, alpha)
+                        alone = np.where(self.blocks[number].is_joint, 0.0, outer)
                 block = self._stairs if number in program.stairs else self._pool
-                least, source, part = block(number, outer, slopes[number], point)
+                least, source, part = block(number, alone, slopes[number], point)
                 value = value + least
-                pulled = [(source, part)]
+                pulled.append((source, part))
             point.outer[number] = outer
+            point.shown.setdefault(number, outer)
             for source, part in pulled:
                 coefficients[source] = (
                     coefficients[source] + part if source in coefficients else part
@@ -189,7 +213,9 @@ class StaircaseRelaxation:
         first = coefficients.pop(0, np.zeros_like(self.low))
         point.chosen[0] = np.where(first > 0, self.low, self.high)
         value = value + (first * point.chosen[0]).sum(axis=1)
-        return RelaxedPoint(value, point.outer, point.chosen, point.argument)
+        for windows in self.blocks.values():
+            windows.show(point)
+        return replace(point, value=value)
 
     def _chord(self, number: int, outer: Numbers) -> Numbers:
         if number in self.program.stairs:
@@ -203,6 +229,16 @@ class StaircaseRelaxation:
         slopes = np.zeros(low.shape)
         np.put_along_axis(slopes, top, outer[..., None], axis=2)
         return slopes
+
+    def _join_chord(self, number: int, outer: Numbers, slopes: Numbers) -> Numbers:
+        """``alpha`` for windows that are better bounded as one block, whose ``slopes`` become 0:
+        the top end's slope times its chord."""
+        joint = self.joint[number]
+        chosen = joint.contested(self.bounds) & (outer < 0)
+        chord = joint.members(self.chord[joint.stairs])
+        alpha = np.where(chosen[..., None], slopes * chord, 0.0)
+        slopes[is_joint(alpha)] = 0.0
+        return alpha
 
     def _stairs(
         self, number: int, outer: Numbers, slopes: Numbers, point: RelaxedPoint
@@ -224,8 +260,8 @@ class StaircaseRelaxation:
         low, high = self.window[number]
         present = np.broadcast_to(index >= 0, low.shape)
         inner = np.where(present, slopes, 0.0)
-        block, point.chosen[number], point.argument[number] = pool_minimum(
-            outer, inner, low, high, present
+        block, point.chosen[number], point.argument[number] = pool_blocks(
+            outer, inner, low, high, present, self.settled[number]
         )
         return block.sum(axis=1), source, scatter_windows(inner, index, self.program.sizes[source])
 
@@ -242,6 +278,84 @@ class StaircaseRelaxation:
             else:
                 values[number] = chosen[number]
         return values
+
+
+@dataclass(frozen=True, eq=False)
+class JointCorners:
+    """Windows of one pool that are one block each, in floats. ``is_joint``: [R, N]; ``places``
+    and ``heights``: [V, K, R, W], corners of the staircases above the floor; the rest counts for
+    ``show`` only."""
+
+    number: int
+    pool: JointPool
+    blocks: WindowBlocks
+    is_joint: npt.NDArray[np.bool_]
+    places: Reals
+    heights: Reals
+    least_value: Reals
+    most_value: Reals
+    latest: list[tuple[Reals, Reals, Reals]]
+    """(outer [K, R], arguments [K, R, W], maxima [K, R]) of the last evaluation."""
+
+    @classmethod
+    def of(cls, number: int, pool: JointPool, bounds: Intervals, joint: Numbers) -> JointCorners:
+        windows = np.nonzero(joint.any(axis=0))[0]
+        blocks = WindowBlocks.of(pool, bounds, windows, np.float32)
+        count, rows, width = blocks.start.shape
+        table = pool.rows(windows)
+        ends = (a.transpose(1, 0, 2).reshape(rows, -1) for a in (blocks.start, blocks.stop))
+        places, heights = (
+            np.ascontiguousarray(a.reshape(-1, rows, count, width).transpose(0, 2, 1, 3))
+            for a in corners(table, *ends)
+        )
+        least, most = (
+            pool.members(e[pool.stairs], windows).transpose(1, 0, 2).astype(np.float64)
+            for e in (bounds.low, bounds.high)
+        )
+        return cls(number, pool, blocks, joint, places, heights, least, most, [])
+
+    def least(self, outer: Numbers, alpha: Numbers) -> Reals:
+        """[R]: the sum of the blocks; ``outer``: [R, N], ``alpha``: [R, N, W]."""
+        blocks, windows = self.blocks, self.blocks.windows
+        here = self.is_joint[:, windows].T
+        mu = np.where(here, outer[:, windows].T, 0.0)
+        own = np.ascontiguousarray(alpha[:, windows].transpose(1, 0, 2))
+        beta = blocks.chords(mu, own)
+        cost = mu[..., None] * self.heights - beta * self.places
+        which = cost.argmin(axis=0)[None]
+        bracket = np.take_along_axis(cost, which, axis=0)[0]
+        least, winner, pulled = blocks.least(mu, own, beta, bracket)
+        won_at = np.take_along_axis(self.places, which, axis=0)[0]
+        arguments = blocks.arguments(winner, own, beta, pulled, won_at)
+        # the maximum: the value at which the winner's staircase was met, or the floor
+        tops = np.take_along_axis(self.heights, which, axis=0)[0]
+        tops = np.concatenate([tops, blocks.floor[..., None]], axis=2)
+        tops = np.take_along_axis(tops, winner[..., None], axis=2)[..., 0]
+        self.latest[:] = [(mu, arguments, tops)]
+        return np.asarray(np.where(here, least, 0.0).sum(axis=0))
+
+    def show(self, point: RelaxedPoint) -> None:
+        """Enter where the blocks of the last evaluation were attained: at the pool, and at the
+        members' staircases, on which branching looks."""
+        blocks, pool = self.blocks, self.pool
+        number, (mu, arguments, tops) = self.number, self.latest[0]
+        row, place = np.nonzero(self.is_joint[:, blocks.windows])
+        window = blocks.windows[place]
+        point.chosen[number][row, window] = tops[place, row]
+        # a staircase is nearly straight from the floor on, and level beyond its ends
+        slope = blocks.rise / np.maximum(blocks.run, 1)
+        values = blocks.level + (arguments - blocks.start) * slope
+        values = np.clip(values, self.least_value, self.most_value)
+        here = blocks.open & self.is_joint[:, blocks.windows].T[..., None]
+        window, row, member = np.nonzero(here)
+        element = pool.index[blocks.windows[window], member]
+        shown = point.outer[pool.stairs].copy()
+        alone = shown[row, element] == 0
+        row, element, window, member = (a[alone] for a in (row, element, window, member))
+        shown[row, element] = mu[window, row]
+        point.shown[pool.stairs] = shown
+        point.argument[pool.stairs][row, element] = arguments[window, row, member]
+        point.chosen[pool.stairs][row, element] = values[window, row, member]
 
 
 def reached_nodes(program: AnyProgram, node: int) -> set[int]:

@@ -28,6 +28,8 @@ _FINAL_LENGTH = 0.02
 """Length of the last step, as a part of the first one's."""
 _PATIENCE, _CUT = 20, 0.3
 """After so many steps without a better bound, a row goes back and steps this much shorter."""
+_DONE = 0.2
+"""A larger share of rows at their goal is left behind."""
 _FIRST_DECAY, _SECOND_DECAY = 0.8, 0.95
 _LEAST_SHARE = 0.04
 """Share of the newest minimiser in the running averages, once there are 25 of them."""
@@ -35,8 +37,8 @@ _LEAST_SHARE = 0.04
 
 @dataclass(eq=False)
 class AscentState:
-    """Where the ascent stands: ``best`` [R] float bound, its ``slopes`` and ``tau`` [R, T];
-    averages of the minimisers.
+    """Where the ascent stands: ``best`` [R] float bound, its ``slopes`` and ``tau`` [R, T], and
+    what ``best`` was ``halfway``; averages of the minimisers.
 
     ``mean_input``: [R, N_0]; ``mean_argument``/``mean_value``/``outer``: [R, N] by staircase.
     """
@@ -44,6 +46,7 @@ class AscentState:
     best: Reals
     slopes: Slopes
     tau: Reals
+    halfway: Reals
     mean_input: Reals = field(default_factory=lambda: np.zeros(0))
     mean_argument: dict[int, Reals] = field(default_factory=dict)
     mean_value: dict[int, Reals] = field(default_factory=dict)
@@ -58,19 +61,43 @@ class AscentState:
         self.tau[better] = tau[better]
         return better
 
+    def rows(self, rows: Numbers) -> AscentState:
+        """A copy of some rows."""
+        dicts = (self.mean_argument, self.mean_value, self.outer)
+        return AscentState(
+            self.best[rows],
+            {n: s[rows] for n, s in self.slopes.items()},
+            self.tau[rows],
+            self.halfway[rows],
+            self.mean_input[rows],
+            *({n: a[rows] for n, a in values.items()} for values in dicts),
+        )
+
+    def put(self, rows: Numbers, part: AscentState) -> None:
+        """Enter ``part`` at ``rows``, in place."""
+        self.best[rows], self.tau[rows], self.mean_input[rows] = (
+            part.best,
+            part.tau,
+            part.mean_input,
+        )
+        for name in ("slopes", "mean_argument", "mean_value", "outer"):
+            whole = getattr(self, name)
+            for n, values in getattr(part, name).items():
+                whole[n][rows] = values
+
     def average(self, point: RelaxedPoint, share: float) -> None:
         """Let ``point`` count with ``share`` in the averages; the whole share begins them."""
         if share == 1.0:
             self.mean_input = point.chosen[0].copy()
             self.mean_argument = {n: a.copy() for n, a in point.argument.items()}
             self.mean_value = {n: point.chosen[n].copy() for n in point.argument}
-            self.outer = {n: point.outer[n].copy() for n in point.argument}
+            self.outer = {n: point.shown[n].copy() for n in point.argument}
             return
         self.mean_input += share * (point.chosen[0] - self.mean_input)
         for n in point.argument:
             self.mean_argument[n] += share * (point.argument[n] - self.mean_argument[n])
             self.mean_value[n] += share * (point.chosen[n] - self.mean_value[n])
-            self.outer[n] += share * (point.outer[n] - self.outer[n])
+            self.outer[n] += share * (point.shown[n] - self.outer[n])
 
 
 def ascend_slopes(
@@ -78,48 +105,90 @@ def ascend_slopes(
     slopes: Slopes | None,
     tau: Reals | None,
     steps: int,
-    length: float,
-    stop: Callable[[AscentState, int], bool] | None = None,
+    length: float | Reals,
+    is_late: Callable[[int], bool],
+    goal: Reals | None = None,
 ) -> AscentState:
-    """``steps`` Adam steps from ``slopes`` (chords if ``None``); ``stop`` is asked after every
-    step."""
+    """``steps`` Adam steps from ``slopes`` (chords if ``None``), until ``is_late`` says so after a
+    step, or every row's bound is above ``goal`` [R]; rows that are there are left behind."""
     used = relaxation.objective.used
     tau = used / np.maximum(used.sum(axis=1, keepdims=True), 1) if tau is None else tau
     if slopes is None:
         slopes = relaxation.chord_slopes(tau)
-    slopes = {
-        n: slopes[n].astype(np.float64)
-        for n in (*relaxation.stairs, *relaxation.pools)
-        if n in slopes
-    }
-    tau = tau.astype(np.float64)
-    state = AscentState(
-        np.full(len(used), -np.inf), {n: s.copy() for n, s in slopes.items()}, tau.copy()
-    )
-    moments = _Moments.at(slopes)
-    several = bool((used.sum(axis=1) > 1).any())
-    lengths, improved = np.full(len(used), length), np.zeros(len(used), dtype=bool)
+    slopes = {n: s.astype(np.float64) for n, s in slopes.items() if n in relaxation.multipliers()}
+    relaxation.join(slopes)
+    never = np.full(len(used), -np.inf)
+    state = AscentState(never, {n: s.copy() for n, s in slopes.items()}, tau.copy(), never.copy())
+    goal = np.full(len(used), np.inf) if goal is None else goal
+    rows = np.arange(len(used))
+    climb = _Climb(relaxation, slopes, tau.astype(np.float64), state, length)
     for step in range(steps):
-        point = relaxation.evaluate(tau, slopes)
-        improved |= state.keep_better(point.value, slopes, tau)
-        state.average(point, max(1.0 / (step + 1), _LEAST_SHARE))
-        if (stop is not None and stop(state, step)) or step + 1 == steps:
+        point = climb.evaluate(step)
+        is_done = climb.state.best > goal[rows]
+        if step == steps // 2:
+            state.halfway[rows] = climb.state.best
+        if is_late(step) or step + 1 == steps or is_done.all():
             break
+        climb.step(point, step, steps)
+        if step % _PATIENCE == _PATIENCE - 1 and is_done.mean() > _DONE:
+            if climb.state is not state:
+                state.put(rows, climb.state)
+            climb, rows = climb.narrowed(~is_done), rows[~is_done]
+    if climb.state is not state:
+        state.put(rows, climb.state)
+    return state
+
+
+class _Climb:
+    """The rows that are still on their way: where they stand, and with what momentum."""
+
+    def __init__(
+        self,
+        relaxation: StaircaseRelaxation,
+        slopes: Slopes,
+        tau: Reals,
+        state: AscentState,
+        length: float | Reals,
+    ) -> None:
+        self.relaxation, self.slopes, self.tau, self.state = relaxation, slopes, tau, state
+        self.moments = _Moments.at(slopes)
+        self.lengths, self.improved = np.zeros(len(tau)) + length, np.zeros(len(tau), dtype=bool)
+        self.several = bool((relaxation.objective.used.sum(axis=1) > 1).any())
+
+    def narrowed(self, rows: Numbers) -> _Climb:
+        """The rows [R] that are true, from where they are."""
+        slopes = {n: s[rows] for n, s in self.slopes.items()}
+        relaxation = self.relaxation.narrowed(np.nonzero(rows)[0])
+        relaxation.join(slopes)
+        climb = _Climb(
+            relaxation, slopes, self.tau[rows], self.state.rows(rows), self.lengths[rows]
+        )
+        climb.moments = self.moments.rows(rows)
+        return climb
+
+    def evaluate(self, step: int) -> RelaxedPoint:
+        point = self.relaxation.evaluate(self.tau, self.slopes)
+        self.improved |= self.state.keep_better(point.value, self.slopes, self.tau)
+        self.state.average(point, max(1.0 / (step + 1), _LEAST_SHARE))
+        return point
+
+    def step(self, point: RelaxedPoint, step: int, steps: int) -> None:
+        """Step number ``step`` of ``steps``, from ``point``."""
+        relaxation, slopes = self.relaxation, self.slopes
         images = relaxation.images(point.chosen)
         if step % _PATIENCE == _PATIENCE - 1:
-            _step_back(state, slopes, moments, ~improved)
-            lengths = np.where(improved, lengths, _CUT * lengths)
-            improved[:] = False
-        rate = lengths * _FINAL_LENGTH ** (step / steps)
-        _adam_step(relaxation, point, images, slopes, moments, rate, step + 1)
+            _step_back(self.state, slopes, self.moments, ~self.improved)
+            self.lengths = np.where(self.improved, self.lengths, _CUT * self.lengths)
+            self.improved[:] = False
+        rate = self.lengths * _FINAL_LENGTH ** (step / steps)
+        _adam_step(relaxation, point, images, slopes, self.moments, rate, step + 1)
         if relaxation.pinned is not None:
             node = relaxation.pinned.node
             slopes[node] = relaxation.pinned.project(slopes[node])
-        if several:
+        if self.several:
             output = images[relaxation.objective.node]
             assert output is not None
-            tau = _simplex_step(relaxation, output, tau, rate)
-    return state
+            self.tau = _simplex_step(relaxation, output, self.tau, rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +201,9 @@ class _Moments:
     @classmethod
     def at(cls, slopes: Slopes) -> _Moments:
         return cls(*({n: np.zeros_like(s) for n, s in slopes.items()} for _ in range(2)))
+
+    def rows(self, rows: Numbers) -> _Moments:
+        return _Moments(*({n: s[rows] for n, s in m.items()} for m in (self.first, self.second)))
 
 
 def _step_back(state: AscentState, slopes: Slopes, moments: _Moments, rows: Numbers) -> None:
@@ -172,6 +244,8 @@ def _unit_and_gradient(
 ) -> tuple[Numbers, Numbers]:
     """The unit of the slopes of node ``n``, ``(|mu| + mean |mu|) / 2 * rise / width`` (about what
     the chord would be), and the subgradient in that unit's direction."""
+    if n < 0:
+        return _joint_unit_and_gradient(relaxation, point, images, -n)
     is_pool = n in relaxation.window
     source = relaxation.program.pools[n][0] if is_pool else relaxation.program.stairs[n].source
     image = images[source]
@@ -182,6 +256,8 @@ def _unit_and_gradient(
     if is_pool:
         index = relaxation.program.pools[n][1]
         gradient = np.where(index >= 0, gather_windows(image, index) - point.argument[n], 0.0)
+        if n in relaxation.blocks:
+            gradient[relaxation.blocks[n].is_joint] = 0.0
         return np.broadcast_to(unit[..., None], gradient.shape), gradient
     gradient = (image - point.argument[n]) / relaxation.width[n]
     unit = unit * np.maximum(relaxation.chord[n], 1.0 / relaxation.width[n])
@@ -189,6 +265,28 @@ def _unit_and_gradient(
     if pinned is not None and pinned.node == n:
         unit = np.where(pinned.rows[:, None], pinned.unit, unit)
     return unit, gradient
+
+
+def _joint_unit_and_gradient(
+    relaxation: StaircaseRelaxation, point: RelaxedPoint, images: list[Numbers | None], n: int
+) -> tuple[Numbers, Numbers]:
+    """The same for the ``alpha`` of pool ``n``; its blocks say which sums they have chosen."""
+    joint = relaxation.joint[n]
+    image, outer = images[joint.sums], np.abs(point.outer[n])
+    gradient = np.zeros((*outer.shape, joint.index.shape[1]))
+    if n not in relaxation.blocks or image is None:
+        return gradient, gradient
+    corners = relaxation.blocks[n]
+    count = np.maximum((outer > 0).sum(axis=1, keepdims=True), 1)
+    unit = np.where(outer > 0, 0.5 * outer + 0.5 * outer.sum(axis=1, keepdims=True) / count, 0.0)
+    width = joint.members(relaxation.width[joint.stairs])
+    chord = joint.members(relaxation.chord[joint.stairs])
+    windows = corners.blocks.windows
+    chosen = corners.latest[0][1].transpose(1, 0, 2)
+    # a member that cannot exceed the floor has nothing to say
+    used = corners.is_joint[:, windows, None] & corners.blocks.open.transpose(1, 0, 2)
+    gradient[:, windows] = np.where(used, joint.members(image, windows) - chosen, 0.0)
+    return unit[..., None] * np.maximum(chord, 1.0 / width), gradient / width
 
 
 def _simplex_step(

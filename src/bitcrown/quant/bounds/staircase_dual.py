@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitcrown.quant.bounds.intervals import Intervals, StairTable
+from bitcrown.quant.bounds.joint_windows import JointPool, WindowBlocks, is_joint
 from bitcrown.quant.bounds.subprogram import AnyProgram
 from bitcrown.quant.network.graph import Input, Ints, Numbers
 from bitcrown.quant.network.linear_steps import INT_EXACT, Overflow, exact_product, largest
@@ -171,6 +172,43 @@ def pool_minimum(
     return best, found_m, found_x
 
 
+def settled_windows(low: Numbers, high: Numbers, present: Numbers) -> tuple[Ints, Numbers]:
+    """(place of the member with the largest lower end or the only one above it [R, N], whether that
+    member is the maximum wherever its window is [R, N]); ends [R, N, W]."""
+    lows = np.where(present, low, low.min(initial=0) - 1)
+    floor = lows.max(axis=2, keepdims=True)
+    above = present & (high > floor)
+    count = above.sum(axis=2)
+    place = np.where(count > 0, above.argmax(axis=2), lows.argmax(axis=2))
+    reached = np.take_along_axis(lows, place[..., None], axis=2) == floor
+    return place, (count <= 1) & reached[..., 0]
+
+
+def pool_blocks(
+    outer: Numbers,
+    inner: Numbers,
+    low: Numbers,
+    high: Numbers,
+    present: Numbers,
+    settled: tuple[Ints, Numbers],
+) -> tuple[Numbers, Numbers, Numbers]:
+    """``pool_minimum``, which only windows need that are not ``settled``: in the others the maximum
+    is a member, and the block is linear."""
+    place, is_settled = settled[0][..., None], settled[1]
+    cost = -inner
+    np.put_along_axis(
+        cost, place, np.take_along_axis(cost, place, axis=2) + outer[..., None], axis=2
+    )
+    x = np.where(present, np.where(cost > 0, low, high), 0)
+    value, m = (cost * x).sum(axis=2), np.take_along_axis(x, place, axis=2)[..., 0]
+    is_used = (outer != 0) | (inner != 0).any(axis=2)
+    rest = np.nonzero((is_used & ~is_settled).any(axis=0))[0]
+    if len(rest):
+        parts = (a[:, rest] for a in (outer, inner, low, high, present))
+        value[:, rest], m[:, rest], x[:, rest] = pool_minimum(*parts)
+    return value, m, x
+
+
 def gather_windows(values: Numbers, index: Ints) -> Numbers:
     """[R, N_source] -> [R, N, W]; padding becomes 0."""
     return np.where(index >= 0, values[:, np.maximum(index, 0)], 0)
@@ -196,7 +234,8 @@ def dual_value(
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
     ``objective[n]``: [R, N_n] integers; ``slopes``: integers, [R, N] per staircase and [R, N, W]
-    per pool, any values. Raises ``Overflow`` if a number could leave 62 bits.
+    per pool (under ``-n`` those of ``joint_windows``), any values. Raises ``Overflow`` if a number
+    could leave 62 bits.
     """
     value = constant.astype(np.int64)
     # invariant: value + sum_n coefficients[n] . v_n is at most the objective, at every point
@@ -229,7 +268,7 @@ def dual_value(
             outer_of[number], inner_of[number] = outer, inner
             add(table.source, inner)
         else:
-            part = _pool_part(program, bounds, number, outer, slopes[number].astype(np.int64), add)
+            part = _pool_part(program, bounds, number, outer, slopes, add)
         magnitude += largest(part)
         _safe(magnitude)
         value = value + part
@@ -244,9 +283,17 @@ def dual_value(
 
 
 def _pool_part(
-    program: AnyProgram, bounds: Intervals, number: int, outer: Ints, inner: Ints, add: _Add
+    program: AnyProgram, bounds: Intervals, number: int, outer: Ints, slopes: Slopes, add: _Add
 ) -> Ints:
     source, index = program.pools[number]
+    inner, alpha = slopes[number].astype(np.int64), slopes.get(-number)
+    part = np.zeros(len(outer), dtype=np.int64)
+    if alpha is not None and alpha.any():
+        joint = program.joint[number]
+        part = _joint_part(joint, bounds, outer, alpha.astype(np.int64))
+        add(joint.sums, scatter_windows(alpha, joint.index, program.sizes[joint.sums]))
+        outer = np.where(is_joint(alpha), 0, outer)
+        inner = np.where(is_joint(alpha)[..., None], 0, inner)
     inner = np.where(index >= 0, inner, 0)
     low, high = (
         gather_windows(bounds.low[source], index),
@@ -254,10 +301,39 @@ def _pool_part(
     )
     size = max(largest(low), largest(high))
     _safe(largest(outer) * size, 2 * largest(inner) * size * index.shape[1])
-    block, _, _ = pool_minimum(outer, inner, low, high, np.broadcast_to(index >= 0, inner.shape))
+    present = np.broadcast_to(index >= 0, inner.shape)
+    settled = settled_windows(low, high, present)
+    block, _, _ = pool_blocks(outer, inner, low, high, present, settled)
     add(source, scatter_windows(inner, index, program.sizes[source]))
-    _safe(largest(block) * block.shape[1])
-    return np.asarray(block.sum(axis=1))
+    _safe(largest(block) * block.shape[1], largest(part))
+    return np.asarray(part + block.sum(axis=1))
+
+
+def _joint_part(joint: JointPool, bounds: Intervals, outer: Ints, alpha: Ints) -> Ints:
+    """[R]: the sum of the blocks of windows that have an ``alpha`` [R, N, W]."""
+    here = is_joint(alpha)
+    windows = np.nonzero(here.any(axis=0))[0]
+    blocks = WindowBlocks.of(joint, bounds, windows)
+    own = np.ascontiguousarray(alpha[:, windows].transpose(1, 0, 2))
+    mu = np.ascontiguousarray(np.where(here, outer, 0)[:, windows].T)
+    beta = blocks.chords(mu, own)
+    blocks.require_exact(mu, own, beta)
+
+    def flat(values: Ints) -> Ints:
+        return values.transpose(1, 0, 2).reshape(len(outer), -1)
+
+    each = flat(np.broadcast_to(mu[..., None], beta.shape))
+    bracket = stair_minimum(
+        joint.rows(windows), each, flat(beta), flat(blocks.start), flat(blocks.stop)
+    )
+    ends = bracket.reshape(len(outer), len(windows), -1).transpose(1, 0, 2)
+    # sums of integers below 2^53, whatever their order
+    least, _, _ = blocks.least(
+        *(np.ascontiguousarray(a, dtype=np.float64) for a in (mu, own, beta, ends))
+    )
+    block = np.where(here[:, windows].T, least, 0.0).astype(np.int64)
+    _safe(largest(block) * len(block))
+    return np.asarray(block.sum(axis=0))
 
 
 def reduced_stairs(

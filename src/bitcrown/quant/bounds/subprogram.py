@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitcrown.quant.bounds.intervals import Intervals, Program, StairTable
+from bitcrown.quant.bounds.joint_windows import JointPool
 from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.network.linear_steps import Matrix
 
@@ -64,6 +65,7 @@ class SubProgram:
         self.affine: dict[int, _DenseStep] = {}
         self.stairs: dict[int, StairTable] = {}
         self.pools: dict[int, tuple[int, Ints]] = {}
+        self.joint: dict[int, JointPool] = {}
         for number, elements in kept.items():
             if number in program.affine:
                 step = program.affine[number]

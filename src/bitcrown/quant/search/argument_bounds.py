@@ -28,6 +28,9 @@ _BOUND_STEPS, _FEW_STEPS = 40, 20
 _MOST_TARGETS = 1000
 """A node whose open ends cost more than as many rows over the whole network keeps its intervals."""
 _BOUND_ROWS = 128
+_SAMPLED, _LEAST_GAIN = 8, 0.1
+"""So many groups of a node are bounded first; the others where those lose such a part of their
+widths."""
 _End = tuple[int, int]
 """(place among the elements, sign): 1 for the lower end of the interval, -1 for the upper one."""
 _Found = tuple[list[Any], int]
@@ -81,13 +84,24 @@ def _node_entries(
     levels = reader.level(reader.early, high) - reader.level(reader.late, low)
     open_elements = np.nonzero((levels > 0)[0])[0]
     groups = [
-        _Targets(program, SubProgram.seen(program, bounds, node, group), node, group)
+        _Targets.of(program, bounds, node, group)
         for group in by_position(program.nodes[node].shape, open_elements)
     ]
     if sum(group.cost() for group in groups) > _MOST_TARGETS * sum(program.sizes):
         return []
     steps = _BOUND_STEPS if 2 * len(open_elements) <= _MOST_TARGETS else _FEW_STEPS
-    return [entry for group in groups for entry in group.bound(bounds, proof, budget, steps)]
+    entries: list[_Found] = []
+    # a few groups from all over the plane tell whether the others are worth their time
+    spread = groups[:: max(len(groups) // _SAMPLED, 1)]
+    gains: list[float] = []
+    for group in spread + [group for group in groups if group not in spread]:
+        if len(gains) == len(spread) and sum(gains) < _LEAST_GAIN * len(gains):
+            break
+        found = group.bound(bounds, proof, budget, steps)
+        if len(gains) < len(spread):
+            gains.append(group.gain(bounds, found))
+        entries += found
+    return entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +113,14 @@ class _Targets:
     kept: dict[int, Ints] | None
     node: int
     elements: Ints
+
+    @classmethod
+    def of(cls, program: Program, bounds: Intervals, node: int, elements: Ints) -> _Targets:
+        """Elements that see most of the network are bounded on the whole of it."""
+        kept = SubProgram.seen(program, bounds, node, elements)
+        if kept is not None and 2 * sum(map(len, kept.values())) > sum(program.sizes[: node + 1]):
+            kept = None
+        return cls(program, kept, node, elements)
 
     def cost(self) -> int:
         """Rows times elements of an evaluation."""
@@ -121,6 +143,13 @@ class _Targets:
             found += self._rows(part, seen, ends[start : start + rows], proof, budget, steps)
         return found
 
+    def gain(self, bounds: Intervals, found: list[_Found]) -> float:
+        """The part of their widths that the intervals of all elements lose by ``found``."""
+        low, high = bounds.low[self.node][0], bounds.high[self.node][0]
+        ends = {1: low, -1: -high}
+        lost = sum(least - int(ends[entry[2]][entry[1]]) for entry, least in found)
+        return lost / max(float((high - low)[self.elements].sum()), 1.0)
+
     def _rows(
         self,
         part: SubProgram | None,
@@ -141,7 +170,7 @@ class _Targets:
         objective = DualObjective(self.node, matrix, nothing, used)
         repeated = bounds.rows([0] * count)
         relaxation = StaircaseRelaxation(program, repeated, objective)
-        state = ascend_slopes(relaxation, None, None, steps, 0.3, lambda *_: budget.is_expired())
+        state = ascend_slopes(relaxation, None, None, steps, 0.3, lambda _: budget.is_expired())
         bound = exact_bound(program, repeated, objective, state, np.arange(count), SCALE_BITS[1])
         found: list[_Found] = []
         for row, (place, sign) in enumerate(ends):

@@ -19,7 +19,8 @@ from bitcrown.quant.attack.coordinate import LatticeAttack
 from bitcrown.quant.bounds.exact import rows_at_a_time
 from bitcrown.quant.bounds.intervals import Intervals, Program, box_points
 from bitcrown.quant.bounds.slope_ascent import AscentState
-from bitcrown.quant.network.graph import Ints
+from bitcrown.quant.bounds.staircase_dual import Slopes
+from bitcrown.quant.network.graph import Ints, Numbers
 from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import ConstraintCase, IntegerQuery
 from bitcrown.quant.search.branching import Split, choose_splits, holds_between, saturation_split
@@ -27,7 +28,12 @@ from bitcrown.quant.search.refutation import Refuter
 from bitcrown.quant.search.settings import SearchCounters, SearchSettings
 from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
-_CLIMBING_SHARE = 0.4
+RootMultipliers = dict[int, tuple[Slopes, Numbers]]
+"""Slopes and tau [1, T] by case."""
+_AGAIN, _LEAST_LENGTH = 0.2, 0.25
+"""How long the steps of an ascent are that goes on from where the last one ended, as a part of
+that one's, and at least where something has been split."""
+_CLIMBING_SHARE = 0.15
 """Of the time since the search began that climbs from candidates may take."""
 
 
@@ -55,14 +61,25 @@ class Search:
         self.reachable = query.reachable()
         self.attack = LatticeAttack(program, self.reachable, try_points)
         self.root = root
+        self.multipliers: RootMultipliers = {}
         self.refuter = Refuter(program, query, proof, settings, self.counters, root)
 
-    def roots(self) -> list[Subproblem]:
-        """One subproblem per case."""
-        return [
-            Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0)
-            for case in range(len(self.query.cases))
-        ]
+    def roots(self, known: RootMultipliers) -> list[Subproblem]:
+        """One subproblem per case; ``known``: multipliers to start from, by case."""
+        domains = []
+        for case in range(len(self.query.cases)):
+            start = known.get(case, (None, None))
+            domain = Subproblem(self.root.rows([0]), case, self.proof.new_part(), 0, *start)
+            domain.length = _LEAST_LENGTH if case in known else 1.0
+            domains.append(domain)
+        return domains
+
+    def _remember(self, batch: SubproblemBatch, state: AscentState) -> None:
+        """The multipliers of rows at depth 0, for another search of the same query."""
+        for row, domain in enumerate(batch.domains):
+            if domain.depth == 0:
+                slopes = {n: s[row : row + 1].copy() for n, s in state.slopes.items()}
+                self.multipliers[domain.case] = slopes, state.tau[row : row + 1].copy()
 
     def run(
         self, domains: list[Subproblem], budget: Budget, rounds: int | None = None
@@ -94,6 +111,7 @@ class Search:
         if witness is not None or not batch.domains:
             return witness, kinks
         found = self.refuter.ascend(batch, budget)
+        self._remember(batch, found.state)
         open_rows, values = self.refuter.close(batch, found)
         shrunk = self.refuter.tighten(batch, found, open_rows)
         shrunk |= self.refuter.clip(batch, found, open_rows)
@@ -115,6 +133,7 @@ class Search:
                 domain.bounds = bounds
                 (children if domain.is_misled or row in shrunk else self.stuck).append(domain)
                 domain.is_misled = False
+                domain.length = max(_AGAIN * domain.length, _AGAIN * _LEAST_LENGTH)
                 continue
             children.extend(self._split(domain, bounds, split))
         children.sort(key=lambda domain: -domain.value)
@@ -184,7 +203,9 @@ class Search:
                 half.high[split.node][0, split.element] = split.value
             half.dirty.add(split.node)
             start = domain.slopes, domain.tau, domain.value, domain.margin
-            children.append(Subproblem(half, domain.case, self.proof.new_part(), depth, *start))
+            child = Subproblem(half, domain.case, self.proof.new_part(), depth, *start)
+            child.length = max(0.5 * domain.length, _LEAST_LENGTH)
+            children.append(child)
         low, high = (child.part for child in children)
         self.proof.add(domain.part, ["split", split.node, split.element, split.value, low, high])
         return children

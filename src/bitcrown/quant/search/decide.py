@@ -27,7 +27,7 @@ from bitcrown.quant.network.graph import Ints
 from bitcrown.quant.proof.tree import ProofTree
 from bitcrown.quant.query import IntegerQuery
 from bitcrown.quant.search.argument_bounds import argument_bounds
-from bitcrown.quant.search.branch_and_bound import Search
+from bitcrown.quant.search.branch_and_bound import RootMultipliers, Search
 from bitcrown.quant.search.settings import SearchSettings
 from bitcrown.quant.search.subproblem import Subproblem
 from bitcrown.verdict import Reason, Status
@@ -141,6 +141,7 @@ def decide_query(
     if witness is not None:
         return Decision(Status.SAT, witness=witness, decided_by="probe")
     settings = settings or SearchSettings()
+    known: RootMultipliers = {}
     for rounds in (_QUICK_ROUNDS, None):
         proof = ProofTree(want_certificate)
         root = program.root(query.low, query.high)
@@ -151,9 +152,10 @@ def decide_query(
             if witness is not None:
                 return Decision(Status.SAT, witness=witness, decided_by="attack")
             argument_bounds(program, root, proof, budget.capped(_BOUNDS_SHARE * budget.remaining()))
-        domains = search.roots()
+        domains = search.roots(known)
         roots = tuple(domain.part for domain in domains)
         witness, left = search.run(domains, budget, rounds)
+        known = search.multipliers
         if witness is not None or not left:
             break
     return _concluded(search, proof, roots, witness, left)

@@ -31,6 +31,9 @@ from bitcrown.quant.search.subproblem import Subproblem, SubproblemBatch
 
 _GOAL = 1e-6
 """A float bound has to be this much above a row's margin before its ascent may end."""
+_RISING = 1.0
+"""A bound is tried again before it is split if so many times what the second half of the last
+ascent has gained is more than what it lacks."""
 _EXCESS = 1.1
 """A margin is this much wider than the error that was seen."""
 
@@ -72,19 +75,25 @@ class Refuter:
             slopes = _inherited_slopes(domains, relaxation, pinned, tau)
         has_root = any(domain.slopes is None for domain in domains)
         steps = self.settings.root_steps if has_root else self.settings.steps
-        length = self.settings.length if has_root else self.settings.length * 0.5
+        length = self.settings.length * np.array([domain.length for domain in domains])
         goal = np.array([domain.margin for domain in domains]) + _GOAL
 
-        def stop(state: AscentState, step: int) -> bool:
-            return bool((state.best > goal).all()) or (step % 8 == 7 and budget.is_expired())
+        def is_late(step: int) -> bool:
+            return step % 8 == 7 and budget.is_expired()
 
-        return Ascended(objective, ascend_slopes(relaxation, slopes, tau, steps, length, stop))
+        state = ascend_slopes(relaxation, slopes, tau, steps, length, is_late, goal)
+        for row, domain in enumerate(domains):
+            # what the second half of the steps has gained would do in as many steps again
+            left = goal[row] - state.best[row]
+            domain.is_misled = 0 < left < _RISING * (state.best[row] - state.halfway[row])
+        return Ascended(objective, state)
 
     def close(self, batch: SubproblemBatch, found: Ascended) -> tuple[list[int], Numbers]:
         """Exact evaluation closes rows by ``prove`` steps; (open rows, float bounds [R])."""
         rows = np.arange(len(batch.domains))
         values = found.state.best.copy()
         promising = found.state.best > 0
+        exact = np.full(len(rows), -np.inf)
         for bits in SCALE_BITS:
             part = rows[promising]
             if not len(part):
@@ -92,19 +101,20 @@ class Refuter:
             bound = self._bound(batch, found, part, bits)
             if bound.dual is None:
                 break
+            exact[part] = bound.dual.value / bound.scale
             for place, row in enumerate(part):
-                domain, value = batch.domains[row], bound.dual.value[place]
-                if value > 0:
+                if bound.dual.value[place] > 0:
                     promising[row] = False
                     values[row] = np.inf
+                    domain = batch.domains[row]
                     self.counters.closed += 1
                     self.proof.add(domain.part, ["prove", *self._multipliers(domain, bound, place)])
-                elif bits == SCALE_BITS[-1]:
-                    # not for want of bits: the floats were too high, remember by how much
-                    error = float(found.state.best[row] - value / bound.scale[place])
-                    excess = _EXCESS * error + _GOAL
-                    domain.is_misled = excess > domain.margin
-                    domain.margin = max(excess, domain.margin)
+        for row in rows[promising & (exact > -np.inf)]:
+            # not for want of bits: the floats were too high, remember by how much
+            excess = _EXCESS * float(found.state.best[row] - exact[row]) + _GOAL
+            domain = batch.domains[row]
+            domain.is_misled |= excess > domain.margin
+            domain.margin = max(excess, domain.margin)
         return rows[values < np.inf].tolist(), values
 
     def tighten(self, batch: SubproblemBatch, found: Ascended, open_rows: list[int]) -> set[int]:
@@ -112,8 +122,9 @@ class Refuter:
         if not open_rows:
             return set()
         rows, bounds = np.array(open_rows, dtype=np.int64), batch.bounds
-        bound = self._bound(batch, found, rows, SCALE_BITS[-1])
-        if bound.dual is None:
+        tries = (self._bound(batch, found, rows, bits) for bits in reversed(SCALE_BITS[1:]))
+        bound = next((b for b in tries if b.dual is not None), None)
+        if bound is None:
             return set()
         tightened: list[list[list[int]]] = [[] for _ in rows]
         for node, low, high in self._reduced(bounds.rows(rows), bound):

@@ -18,7 +18,8 @@ class Subproblem:
 
     ``value``: the parent's float bound. ``margin``: by how much float bounds were too high so far
     (staircases with unequal steps have more corners than the floats look at); the ascent aims above
-    it. ``is_misled``: the last one was too high by more than the margin, so try again first.
+    it. ``is_misled``: the last one was too high by more than the margin, or is still rising fast:
+    try again first. ``length``: of the first step of the next ascent, as a part of the first one's.
     """
 
     bounds: Intervals
@@ -30,6 +31,7 @@ class Subproblem:
     value: float = -np.inf
     margin: float = 0.0
     is_misled: bool = False
+    length: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitcrown.quant.bounds.intervals import StairTable
-from bitcrown.quant.bounds.relaxation import corners
+from bitcrown.quant.bounds.staircase_corners import corners
 from bitcrown.quant.bounds.staircase_dual import (
     pool_minimum,
     reduced_input,

@@ -36,7 +36,12 @@ def clips_of(query: IntegerQuery, case: int, steps: int):
     cases = CaseObjective(program, query, bounds)
     objective, pinned = cases.on([case], bounds)
     state = ascend_slopes(
-        StaircaseRelaxation(program, bounds, objective, pinned), None, None, steps, 1.0
+        StaircaseRelaxation(program, bounds, objective, pinned),
+        None,
+        None,
+        steps,
+        1.0,
+        lambda _: False,
     )
     dual = exact_bound(program, bounds, objective, state, np.array([0]), 12).dual
     return None if clipper is None or dual is None else clipper.clip(bounds, dual), clipper, bounds

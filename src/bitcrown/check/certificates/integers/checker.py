@@ -51,6 +51,7 @@ from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.points import Points
 from bitcrown.check.certificates.integers.property import Claim, IntegerConstraint, claim_of
 from bitcrown.check.certificates.integers.state import State
+from bitcrown.check.certificates.integers.windows import joint_work
 from bitcrown.check.certificates.shape import require_certificate, require_property
 
 _MAX_POINTS = 1 << 13
@@ -239,7 +240,7 @@ class IntegerProof:
         )
 
     def dual(self, state: State, goal: Goal, slopes: list[Any]) -> Dual:
-        self.spend(self.net.terms)
+        self.spend(self.net.terms + joint_work(self.net, slopes))
         return dual_bound(self.net, state, goal, slopes)
 
     def tighten(self, old: State, state: State, dual: Dual, entry: Integers, where: str) -> None:

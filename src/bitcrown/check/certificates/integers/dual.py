@@ -4,7 +4,8 @@ Each point of a state that satisfies a case has ``0 >= sum tau (c o - b)``. Goin
 coefficients ``mu`` on a staircase output are traded for ``lambda`` on its argument ``a``, at the
 price of ``min { mu S(a) - lambda a }`` over the argument's interval, attained at an end of it or of
 a level; affine steps transpose; a maximum over a window costs ``min { mu max(x) - lambda x }``. The
-input box ends it: the sum of all these minima is L, and ``sum tau (c o - b) >= L`` for any ``tau``
+input box ends it (windows may be priced with what they read, ``windows``):
+the sum of all these minima is L, and ``sum tau (c o - b) >= L`` for any ``tau``
 and ``lambda``.
 
 Legend: ``mu`` coefficients of a node's outputs, ``lambda`` (slopes) those of its argument.
@@ -19,6 +20,7 @@ from bitcrown.check.certificates.integers.affine import Integers, LinearRows
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.nodes import Pool, StepNode
 from bitcrown.check.certificates.integers.state import State
+from bitcrown.check.certificates.integers.windows import alphas_of, joined_nodes, trade_window
 
 Goal = tuple[dict[int, Integers], int]
 """A linear function of the elements of some nodes, and its constant."""
@@ -79,6 +81,14 @@ def dual_bound(net: IntegerCircuit, state: State, goal: Goal, slopes: list[Any])
         pulled = coefficients.setdefault(step.source, [0] * net.sizes[step.source])
         own = given.get(number, {})
         if isinstance(step, Pool):
+            joint = alphas_of(given.get(-number, {}), step)
+            if joint:
+                sums = joined_nodes(net, number)[1].source
+                arrived = coefficients.setdefault(sums, [0] * net.sizes[sums])
+                for window, alpha in joint.items():
+                    total += trade_window(net, state, number, window, mu[window], alpha, arrived)
+                mu = [0 if w in joint else m for w, m in enumerate(mu)]
+                own = {key: value for key, value in own.items() if key[0] not in joint}
             total += _trade_maxima(step, mu, own, (low, high), pulled)
             continue
         outer[number], inner[number] = mu, [own.get((e,), 0) for e in range(len(mu))]

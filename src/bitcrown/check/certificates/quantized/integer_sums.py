@@ -1,8 +1,10 @@
-"""The checker's rules for sums in integers: MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv.
+"""The checker's rules for sums in integers: MatMulInteger, ConvInteger, QLinear ones, QGemm.
 
 The 32-bit accumulator ``sum (x - x_zero) (w - w_zero) + bias`` is exact, so a node of the
 certificate has to be just that, or the negative of it, weight by weight. QLinear operators go on
 with ``rint(clip(float32(acc) * m)) + zero``, ``m = float32(float32(x_scale * w_scale) / y_scale)``.
+QGemm has ``float32(alpha * x_scale)`` in place of ``x_scale``, and without ``y_scale`` it ends with
+``float32(acc) * m``.
 """
 
 from __future__ import annotations
@@ -59,6 +61,55 @@ def integer_matrix(reading: FileReading, node: Operator) -> None:
     w_zero = reading.constant(node, 5 if at == 3 else 3, 0).astype(np.int64)
     need(w_zero.size in (1, weight.shape[1]), f"{node} has bad zero points")
     weight = (weight - (w_zero.reshape(()) if w_zero.size == 1 else w_zero.reshape(1, -1))).T
+    found = _row_sums(reading, node, weight, _row_bias(reading, node, weight, at))
+    _finish_integers(reading, node, found, at == 3, (-1,))
+
+
+@quantized_rule("com.microsoft.QGemm")
+def integer_gemm(reading: FileReading, node: Operator) -> None:
+    need(not node.attrs.get("transA", 0), f"{node} turns what depends on the input")
+    weight = reading.constant(node, 3).astype(np.int64)
+    need(weight.ndim == 2, f"{node} has no matrix")
+    weight = weight if node.attrs.get("transB", 0) else weight.T
+    w_zero, addend = reading.constant(node, 5, 0), reading.constant(node, 6, np.int32(0))
+    fits = w_zero.size in (1, len(weight)) and addend.size in (1, len(weight))
+    need(fits and addend.dtype == np.int32, f"{node} has bad zero points or a bad addend")
+    weight = weight - w_zero.astype(np.int64).reshape(-1, 1)
+    bias = _row_bias(reading, node, weight, 3) + addend.astype(np.int64).reshape(-1)
+    found = _row_sums(reading, node, weight, bias)
+    need(bool(found), f"no node of the certificate's network computes {node}")
+    for tensor in found:
+        reading.check_width(tensor, node)
+    alpha = np.float32(node.attrs.get("alpha", 1.0))
+    a_scale, b_scale = (_positive(node, reading.constant(node, k)) for k in (1, 4))
+    factor = _positive(node, (alpha * a_scale) * b_scale)
+    if not node.has(7):
+        scaled = ChainLink("scaled", _scaled, (as_parameter(factor, found[0].shape),), True)
+        reading.bind(node, [tensor.then(scaled, BINARY32) for tensor in found])
+        return
+    factor = _positive(node, factor / _positive(node, reading.constant(node, 7)))
+    zero = reading.constant(node, 8, np.uint8(0))
+    need(zero.size == 1, f"{node} has several zero points for its output")
+    parameters = _parameters(factor, zero, found[0].shape)
+    step = ChainLink("requantize", _requantized, parameters, True)
+    reading.bind(node, [tensor.then(step, zero.dtype) for tensor in found])
+
+
+def _positive(node: Operator, value: NumpyArray) -> NumpyArray:
+    flat = np.asarray(value).reshape(-1)
+    is_positive = flat.dtype == BINARY32 and bool((np.isfinite(flat) & (flat > 0)).all())
+    need(is_positive, f"{node} has scales that are not positive float32 numbers")
+    return flat
+
+
+def _scaled(acc: NumpyArray, factor: NumpyArray) -> NumpyArray:
+    return np.asarray(acc.astype(np.float32) * factor)
+
+
+def _row_sums(
+    reading: FileReading, node: Operator, weight: NumpyArray, bias: NumpyArray
+) -> list[ChainTensor]:
+    """Nodes of the network that are ``weight x + bias`` for the one row x."""
     found = []
     for view in reading.views(node.inputs[0]):
         need(
@@ -66,9 +117,7 @@ def integer_matrix(reading: FileReading, node: Operator) -> None:
             f"{node} does not multiply one row",
         )
         for candidate in dense_candidates(reading, view, 1, len(weight)):
-            signs = exact_signs(
-                reading, view, candidate, weight, _row_bias(reading, node, weight, at), 0
-            )
+            signs = exact_signs(reading, view, candidate, weight, bias, 0)
             if signs is not None:
                 found.append(
                     result(
@@ -78,7 +127,7 @@ def integer_matrix(reading: FileReading, node: Operator) -> None:
                         *_signed(signs, 1),
                     )
                 )
-    _finish_integers(reading, node, found, at == 3, (-1,))
+    return found
 
 
 def _row_bias(reading: FileReading, node: Operator, weight: NumpyArray, at: int) -> NumpyArray:

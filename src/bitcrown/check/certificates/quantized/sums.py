@@ -22,7 +22,7 @@ file is covered by ``2^-47 sum |w_j| max |v|``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -143,6 +143,19 @@ def _convolved(
                 [result(candidate.number, (1, *plane), BINARY32, step)] if step is not None else []
             )
     reading.bind(node, found)
+
+
+@quantized_rule("ReduceMean")
+def mean(reading: FileReading, node: Operator) -> None:
+    """Of an image over its plane: a ``GlobalAveragePool``."""
+    given = reading.constant(node, 1) if node.has(1) else node.attrs.get("axes", ())
+    shape = reading.given(node.inputs[0])[0].shape
+    axes = sorted(int(axis) % len(shape) for axis in np.asarray(given).reshape(-1))
+    need(len(shape) == 4 and axes == [2, 3], f"{node} is no mean over the plane of an image")
+    average(reading, replace(node, op="GlobalAveragePool", inputs=node.inputs[:1], attrs={}))
+    if not node.attrs.get("keepdims", 1):
+        index = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+        reading.bind(node, [t.moved(index) for t in reading.given(node.outputs[0])])
 
 
 @quantized_rule("AveragePool", "GlobalAveragePool")
