@@ -29,7 +29,7 @@ from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.search.coupling import FEW_INPUTS
-from bitcrown.search.objective import Objective, objective_of
+from bitcrown.search.objective import Objective, has_row, objective_of
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
 
@@ -70,9 +70,10 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
         return Outlook(("nothing is left to decide: unsat",), tuple(dict.fromkeys(obstacles)))
     if objective is not None:
         sentences.append(_engine(objective))
-        if any(not row.is_linear() for case in problem.cases for row in case.constraints):
+        if any(not has_row(row) for case in problem.cases for row in case.constraints):
             sentences.append(
-                "constraints with products are left out of proofs, and checked on counterexamples"
+                "products whose coefficients no float64 row holds are left out of proofs, and"
+                " checked on counterexamples"
             )
     if objective is not None and not obstacles:
         try:
