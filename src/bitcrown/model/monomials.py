@@ -34,7 +34,7 @@ def with_monomials(graph: Graph, monomials: Sequence[tuple[int, ...]]) -> Graph:
     parts = [maker.flat(source) for source in (*graph.inputs, *graph.outputs)]
     values = maker.joined("/values", parts)
     count = maker.nodes[values].size
-    place = {(k,): k for k in range(count)}
+    place: dict[tuple[int, ...], int] = {(k,): k for k in range(count)}
     asked = [tuple(sorted(monomial)) for monomial in monomials]
     known = values
     for degree in range(2, max(map(len, asked)) + 1):
