@@ -138,7 +138,12 @@ def make(options: argparse.Namespace) -> None:
             path.write_text(text)
             named = {name: str(file.resolve()) for name, file in files.items()}
             rows.append(
-                {"family": family, "number": number, "networks": named, "property": str(path)}
+                {
+                    "family": family,
+                    "number": number,
+                    "networks": named,
+                    "property": str(path.resolve()),
+                }
             )
     (options.out / "instances.json").write_text(json.dumps(rows, indent=1))
 

@@ -26,7 +26,7 @@ _LARGEST = 1 << 29
 """Entries of all differences of two neurons' weights: about a second."""
 
 
-def aligned(graph: Graph, second: Iterable[str], partner: Mapping[str, str]) -> Graph:
+def in_order_of_partners(graph: Graph, second: Iterable[str], partner: Mapping[str, str]) -> Graph:
     """``graph`` with neurons of the nodes ``second`` in the order of those of their ``partner``,
     where they are free to be reordered and that brings their weights closer."""
     nodes, consumers = dict(graph.nodes), graph.consumers()

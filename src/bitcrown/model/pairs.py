@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bitcrown.model.alignment import aligned
+from bitcrown.model.alignment import in_order_of_partners
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.passes import merge_equal, without_dead_nodes
 from bitcrown.model.registry import DIFFERENCE, DIFFERENT, op_row
@@ -220,7 +220,7 @@ class _Pairs:
 
     def align(self, second: Iterable[str]) -> None:
         """Put neurons of ``second`` in the order of their partners'."""
-        self.graph = aligned(self.graph, second, self.partner)
+        self.graph = in_order_of_partners(self.graph, second, self.partner)
         self.nodes = dict(self.graph.nodes) | {
             name: node for name, node in self.nodes.items() if name not in self.graph.nodes
         }

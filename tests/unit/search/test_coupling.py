@@ -11,7 +11,7 @@ import torch
 from onnx import helper
 
 import bitcrown
-from bitcrown.model.alignment import aligned
+from bitcrown.model.alignment import in_order_of_partners
 from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.joining import join
@@ -186,7 +186,7 @@ def test_neurons_that_others_read_keep_their_order(tmp_path: Path) -> None:
     joined = replace(joined, outputs=(*joined.outputs, f"g:{hidden}"))
     members = [name for name in joined.nodes if name.startswith("g:")]
     partner = {name: f"f:{name[2:]}" for name in members}
-    found = aligned(joined, members, partner)
+    found = in_order_of_partners(joined, members, partner)
     first = next(n for n in joined.nodes.values() if n.name.startswith("g:") and n.op == "Linear")
     assert found.nodes[first.name] is first
     x = torch.tensor(np.random.default_rng(6).uniform(-1, 1, size=(50, 6)))
