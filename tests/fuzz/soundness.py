@@ -36,7 +36,7 @@ FAILURES = (
     "false proof",
     "true proof rejected",
 )
-FAMILIES = ("float", "integer", "mixed", "parser", "certificate")
+FAMILIES = ("float", "integer", "mixed", "parser", "certificate", "pairs")
 CPU_SECONDS = 10.0
 """Limit of one instance; bitcrown itself is given a fraction of it."""
 SHRINKING_SECONDS = 60.0

@@ -20,6 +20,7 @@ SLICE = {
     "mixed": (1, 25),
     "parser": (1, 120),
     "certificate": (1, 28),
+    "pairs": (1, 20),
 }
 """Seed and number of instances of each family: about two minutes in total."""
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from bitcrown.model.alignment import in_order_of_partners
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.passes import merge_equal, without_dead_nodes
 from bitcrown.model.registry import DIFFERENCE, DIFFERENT, op_row
@@ -115,6 +116,7 @@ def with_differences(
     matched = pairs.partner.keys() - pairs.first
     if all(op_row(graph.nodes[name].op).is_affine for name in matched):
         return None
+    pairs.align(node.name for node in members[second])
     outputs = [pairs.output(name) for name in graph.outputs]
     if outputs == list(graph.outputs):
         return None
@@ -221,6 +223,13 @@ class _Pairs:
             self.gaps[name] = self._input_gap(name, pair)
             if _tied(name) in self.nodes:
                 self.partner[_tied(name)], self.gaps[_tied(name)] = pair.first, self.gaps[name]
+
+    def align(self, second: Iterable[str]) -> None:
+        """Put neurons of ``second`` in the order of their partners'."""
+        self.graph = in_order_of_partners(self.graph, second, self.partner)
+        self.nodes = dict(self.graph.nodes) | {
+            name: node for name, node in self.nodes.items() if name not in self.graph.nodes
+        }
 
     def output(self, name: str) -> str:
         """What says an output of the second network through its gap."""

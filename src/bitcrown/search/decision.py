@@ -16,6 +16,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.joining import join
+from bitcrown.model.monomials import with_monomials
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.passes import without_dead_nodes
 from bitcrown.model.products import fitted
@@ -23,7 +24,7 @@ from bitcrown.search.coupling import FEW_INPUTS, by_differences, cheaper, couple
 from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.input_decision import decide_by_both, decide_by_inputs
 from bitcrown.search.neuron_decision import BOUNDS_SHARE, decide_by_neurons
-from bitcrown.search.objective import objective_of
+from bitcrown.search.objective import monomials_of, objective_of
 from bitcrown.search.strict_rows import with_strict_rows
 from bitcrown.verdict import Reason, Verdict
 
@@ -51,7 +52,9 @@ def decide_in_floats(run: Run) -> Verdict:
     """Bounds, attack and search on an opened ``Run``."""
     with run.phase("read"):
         graph = read_problem_graph(run)
-        objective = objective_of(run.problem, run.replay.dtypes())
+        monomials = monomials_of(run.problem)
+        objective = objective_of(run.problem, run.replay.dtypes(), monomials)
+        graph = with_monomials(graph, monomials)
         graph, objective = coupled(run.problem, graph, objective)
         device = device_of(run.settings.device)
         run.budget = budget_on(run.budget, device)

@@ -13,13 +13,13 @@ cannot is refused), and ``rhs`` is rounded upward, so that the violation set nev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bitcrown.errors import UnsupportedError
-from bitcrown.spec.problem import Case, Constraint, Problem
+from bitcrown.spec.problem import Case, Constraint, Monomial, Problem
 from bitcrown.spec.rounding import Kind, box_ends, round_up
 
 
@@ -40,7 +40,7 @@ class Objective:
         return int(self.C.shape[0])
 
 
-def _integer_row(constraint: Constraint) -> tuple[list[tuple[int, float]], float]:
+def _integer_row(constraint: Constraint) -> tuple[list[tuple[Monomial, float]], float]:
     scale = math.lcm(*(coefficient.denominator for _, coefficient in constraint.terms))
     row = []
     for monomial, coefficient in constraint.terms:
@@ -49,26 +49,62 @@ def _integer_row(constraint: Constraint) -> tuple[list[tuple[int, float]], float
             raise UnsupportedError(
                 "a constraint has coefficients that no float64 row can hold exactly"
             )
-        row.append((monomial[0], float(value)))
+        row.append((monomial, float(value)))
     return row, round_up(constraint.bound * scale)
 
 
-def _linear(case: Case) -> list[Constraint]:
-    """Polynomial constraints are left out, which can only enlarge the violation set."""
-    return [constraint for constraint in case.constraints if constraint.is_linear()]
+def monomials_of(problem: Problem) -> tuple[Monomial, ...]:
+    """The products that constraints are made of, of those constraints that have a row."""
+    found: dict[Monomial, None] = {}
+    for case in problem.cases:
+        for constraint in case.constraints:
+            if not constraint.is_linear() and has_row(constraint):
+                found.update({m: None for m, _ in constraint.terms if len(m) > 1})
+    return tuple(found)
 
 
-def objective_of(problem: Problem, kinds: Iterable[Kind] | None = None) -> Objective:
+def has_row(constraint: Constraint) -> bool:
+    """Whether float64 holds its coefficients, up to a common factor."""
+    try:
+        _integer_row(constraint)
+    except (UnsupportedError, OverflowError):
+        return False
+    return True
+
+
+def _rows(case: Case, known: Collection[Monomial]) -> list[Constraint]:
+    """Constraints with other products than ``known`` ones are left out, which can only enlarge the
+    violation set."""
+    return [
+        constraint
+        for constraint in case.constraints
+        if constraint.is_linear()
+        or (all(len(m) == 1 or m in known for m, _ in constraint.terms) and has_row(constraint))
+    ]
+
+
+def objective_of(
+    problem: Problem,
+    kinds: Iterable[Kind] | None = None,
+    monomials: Sequence[Monomial] = (),
+) -> Objective:
     """Arrays of all cases; raises ``UnsupportedError`` for rows that float64 cannot hold.
 
-    ``kinds [n]`` are the types of the flat inputs; left out, all are float32.
+    ``kinds [n]`` are the types of the flat inputs; left out, all are float32. ``monomials`` are
+    outputs, too: ``C`` has a column for each, behind those of ``y`` (``model.monomials``).
     """
     kinds = ["float32"] * problem.n_inputs if kinds is None else list(kinds)
     n, m, count = problem.n_inputs, problem.n_outputs, len(problem.cases)
-    rows = [_linear(case) for case in problem.cases]
+    column = {monomial: m + k for k, monomial in enumerate(monomials)}
+    rows = [_rows(case, column) for case in problem.cases]
     depth = max([1] + [len(row) for row in rows])
-    matrix_c = np.zeros((count, depth, m))
-    needs_inputs = any(monomial[0] < n for row in rows for c in row for monomial, _ in c.terms)
+    matrix_c = np.zeros((count, depth, m + len(column)))
+    needs_inputs = any(
+        len(monomial) == 1 and monomial[0] < n
+        for row in rows
+        for constraint in row
+        for monomial, _ in constraint.terms
+    )
     matrix_d = np.zeros((count, depth, n)) if needs_inputs else None
     rhs = np.full((count, depth), np.inf)
     boxes: dict[tuple[int, int], int] = {}
@@ -85,11 +121,13 @@ def objective_of(problem: Problem, kinds: Iterable[Kind] | None = None) -> Objec
         box[p] = boxes[key]
         for s, constraint in enumerate(rows[p]):
             terms, rhs[p, s] = _integer_row(constraint)
-            for variable, value in terms:
-                if variable >= n:
-                    matrix_c[p, s, variable - n] = value
+            for monomial, value in terms:
+                if len(monomial) > 1:
+                    matrix_c[p, s, column[monomial]] = value
+                elif monomial[0] >= n:
+                    matrix_c[p, s, monomial[0] - n] = value
                 elif matrix_d is not None:
-                    matrix_d[p, s, variable] = value
+                    matrix_d[p, s, monomial[0]] = value
     arrays = (
         np.array(lower, dtype=np.float64).reshape(-1, n),
         np.array(upper, dtype=np.float64).reshape(-1, n),

@@ -32,7 +32,7 @@ from bitcrown.model.products import bytes_of_bounds, fitted
 from bitcrown.search.cells import count_of_cells
 from bitcrown.search.coupling import FEW_INPUTS
 from bitcrown.search.neuron_decision import BOUNDS_SHARE
-from bitcrown.search.objective import Objective, objective_of
+from bitcrown.search.objective import Objective, has_row, objective_of
 from bitcrown.search.quantized import read_in_integers
 from bitcrown.search.strategy import Run, opened_files
 from bitcrown.settings import Settings
@@ -81,9 +81,10 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
         return Outlook(("nothing is left to decide: unsat",), tuple(dict.fromkeys(obstacles)))
     if objective is not None:
         sentences.append(_engine(objective))
-        if any(not row.is_linear() for case in problem.cases for row in case.constraints):
+        if any(not has_row(row) for case in problem.cases for row in case.constraints):
             sentences.append(
-                "constraints with products are left out of proofs, and checked on counterexamples"
+                "products whose coefficients no float64 row holds are left out of proofs, and"
+                " checked on counterexamples"
             )
     if objective is not None and not obstacles:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from onnx import helper
 
 import bitcrown
+from bitcrown.model.alignment import in_order_of_partners
 from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.joining import join
@@ -142,3 +144,51 @@ def test_the_order_of_an_input_is_used(tmp_path: Path) -> None:
     rises = "(assert (> Y_g[0,0] (+ Y_f[0,0] 0.001)))"
     problem = pair_problem(tmp_path, f, f, order + rises)
     assert bitcrown.verify(problem, Settings(), cpu_seconds=60).status is Status.SAT
+
+
+def permuted(values: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """The same function with its hidden neurons in another order."""
+    rng, found = np.random.default_rng(seed), list(values)
+    for k in (0, 2):
+        order = rng.permutation(len(values[k + 1]))
+        found[k], found[k + 1] = found[k][:, order], found[k + 1][order]
+        found[k + 2] = found[k + 2][order]
+    return found
+
+
+@pytest.mark.parametrize("moved", (0.0, 1e-3))
+def test_neurons_in_another_order_are_matched(tmp_path: Path, moved: float) -> None:
+    f = weights(1)
+    g = permuted(weights(1, moved), 5)
+    problem = pair_problem(tmp_path, f, g, TIES + "(assert (>= Y_f[0,0] (+ Y_g[0,0] 0.5)))")
+    _, network, _, _ = rows_of(problem)
+    graph = by_differences(problem, network.graph)
+    assert graph is not None
+    x = torch.tensor(np.tile(np.random.default_rng(6).uniform(-1, 1, size=(200, 3)), 2))
+    torch.testing.assert_close(Network(graph, torch.float64)(x), network(x), atol=1e-9, rtol=0)
+    largest = [
+        max((float(np.abs(v).max()) for k, v in node.params.items() if k == "weight"), default=0.0)
+        for node in graph.nodes.values()
+        if "/moved" in node.name
+    ]
+    assert len(largest) == (0 if not moved else 3)
+    assert all(value < 10 * moved for value in largest)
+
+
+def test_neurons_that_others_read_keep_their_order(tmp_path: Path) -> None:
+    """A layer whose values are also an output, or are added to something, is not reordered."""
+    f, g = weights(1), permuted(weights(1), 5)
+    text = TIES + "(assert (>= Y_f[0,0] (+ Y_g[0,0] 0.5)))"
+    problem = pair_problem(tmp_path, f, g, text)
+    graphs = {name: read_graph(NetworkFile(path)) for name, path in problem.networks.items()}
+    hidden = next(node.name for node in graphs["g"].nodes.values() if node.op == "Relu")
+    joined = join(graphs)
+    joined = replace(joined, outputs=(*joined.outputs, f"g:{hidden}"))
+    members = [name for name in joined.nodes if name.startswith("g:")]
+    partner = {name: f"f:{name[2:]}" for name in members}
+    found = in_order_of_partners(joined, members, partner)
+    first = next(n for n in joined.nodes.values() if n.name.startswith("g:") and n.op == "Linear")
+    assert found.nodes[first.name] is first
+    x = torch.tensor(np.random.default_rng(6).uniform(-1, 1, size=(50, 6)))
+    before, after = (Network(graph, torch.float64)(x) for graph in (joined, found))
+    torch.testing.assert_close(before, after, atol=1e-9, rtol=0)

@@ -18,7 +18,6 @@ busy machine changes the tree. Legend: see ``boxes``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -115,9 +114,9 @@ class InputSplit:
 
         Only an outcome that says ``proved`` proves anything; calling again goes on.
         """
-        first, end = self.rounds, time.monotonic() + seconds
+        first, share = self.rounds, self.budget.capped(seconds)
         while self.roots_left or len(self.parts.parts):
-            if self.budget.is_expired() or (self.rounds > first and time.monotonic() > end):
+            if self.budget.is_expired() or (self.rounds > first and share.is_expired()):
                 return self._outcome(False, self._left())
             try:
                 with torch.no_grad():
