@@ -6,6 +6,7 @@ grid, and with a clock that runs away.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
-from bitcrown.search.inputs import parts, search
+from bitcrown.search.inputs import parts
 from bitcrown.search.inputs.boxes import GroupedRows, distinct_boxes
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule
 from bitcrown.search.inputs.search import InputOutcome, InputSplit
@@ -144,7 +145,7 @@ def test_a_slow_clock_grows_the_same_tree(monkeypatch: pytest.MonkeyPatch) -> No
         day[0] += 86400.0
         return day[0]
 
-    monkeypatch.setattr(search.time, "monotonic", monotonic)
+    monkeypatch.setattr(time, "monotonic", monotonic)
     split = InputSplit(
         network, question, np.arange(2), lambda x: None, Budget(float("inf"), MEMORY)
     )

@@ -29,11 +29,11 @@ def test_there_are_examples() -> None:
 
 
 @every_example
-def test_example_runs(example: Path) -> None:
+def test_example_runs(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", str(example)],
         cwd=ROOT,
-        env=environment(),
+        env=environment(tmp_path),
         timeout=10 * HANG_GUARD,
         capture_output=True,
         text=True,

@@ -52,7 +52,7 @@ def test_the_picture_is_what_its_script_draws(tmp_path: Path) -> None:
     drawn = tmp_path / "drawn.svg"
     subprocess.run(
         [sys.executable, "-P", str(PICTURES / "three_answers.py"), str(drawn)],
-        env=environment(),
+        env=environment(tmp_path),
         timeout=10 * HANG_GUARD,
         check=True,
     )
@@ -77,7 +77,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
         cwd=ROOT,
-        env=environment() | {"NO_MKDOCS_2_WARNING": "1"},
+        env=environment(tmp_path) | {"NO_MKDOCS_2_WARNING": "1"},
         timeout=10 * HANG_GUARD,
         capture_output=True,
         text=True,

@@ -112,7 +112,11 @@ def interval_rows(rows: Rows, lower: Tensor, upper: Tensor, gamma: float) -> Ten
 def flat_outputs(network: Network, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """Both ends ``[B, m]`` of all outputs."""
     names = network.graph.outputs
-    ends = [torch.cat([elements(bounds[name][k], 1) for name in names], dim=1) for k in (0, 1)]
+    count = max(len(bounds[name][0]) for name in names)
+    ends = [
+        torch.cat([elements(bounds[name][k], 1).expand(count, -1) for name in names], dim=1)
+        for k in (0, 1)
+    ]
     return ends[0], ends[1]
 
 

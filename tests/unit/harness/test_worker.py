@@ -47,6 +47,7 @@ def final_message(
         report: Any,
         proof: bool,
         cpu_seconds: float | None,
+        kept: Any,
     ) -> Any:
         assert (network, vnnlib) == ("n.onnx", "p.vnnlib") and 0 < seconds <= 30
         assert proof == bool(REQUEST["certificate"]) and cpu_seconds is None

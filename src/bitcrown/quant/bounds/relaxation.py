@@ -126,8 +126,8 @@ class StaircaseRelaxation:
             low, high = bounds.low[table.source], bounds.high[table.source]
             self.corner[n] = corners(table, low, high)
             self.width[n] = np.maximum((high - low).astype(np.float64), 1.0)
-            values = self.corner[n][1]
-            self.chord[n] = (values[-1] - values[0]) / self.width[n]
+            values = self.corner[n][1]  # (no staircase falls)
+            self.chord[n] = (values.max(axis=0) - values.min(axis=0)) / self.width[n]
         self.window: dict[int, tuple[Reals, Reals]] = {}
         self.settled: dict[int, tuple[Ints, Numbers]] = {}
         for n in self.pools:

@@ -50,13 +50,13 @@ def corners(table: StairTable, low: Ints, high: Ints) -> tuple[_Reals, _Reals]:
 
 def _outermost(thresholds: Ints, channel: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
     """The steps from ``first`` to ``last`` [R, N] that lie farthest above and below the line
-    through the outer ones: corners of a hull whose steps are unequal."""
+    through the outer ones, by more than one step: corners of a hull whose steps are unequal."""
     most = thresholds.shape[1] - 1
     begin = thresholds[channel, np.minimum(first, most)]
     run = thresholds[channel, np.clip(last - 1, 0, most)] - begin
     slope = (last - 1 - first) / np.maximum(run, 1)
     above, below = first.copy(), first.copy()
-    top, bottom = np.zeros(first.shape), np.zeros(first.shape)
+    top, bottom = np.ones(first.shape), -np.ones(first.shape)  # rounding moves steps by less
     for k in range(1, int((last - first).max(initial=0))):
         place = np.minimum(first + k, most)
         rise = k - slope * (thresholds[channel, place] - begin)
