@@ -32,6 +32,7 @@ def ask(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "both":
         monkeypatch.setattr(input_decision, "_ALONE", 0.0)
         monkeypatch.setattr(input_decision, "_FIRST_TURN", 0.0)
+        monkeypatch.setattr(input_decision, "_PREPARATION", 0.0)
     elif request.param != "input split":
         monkeypatch.setattr(decision, "FEW_INPUTS", 0)
     if request.param.endswith(

@@ -35,6 +35,17 @@ def is_input_by_entries(graph: Graph, name: str) -> bool:
     return node.name in graph.inputs
 
 
+def has_exact_interval(graph: Graph, name: str) -> bool:
+    """Whether no row of ``name`` can beat its interval: it is copied from an input, or an affine
+    map of one operand that is an input by entries."""
+    node = graph.nodes[name]
+    if len(node.inputs) == 1 and node.op in ("Linear", "Conv"):
+        return is_input_by_entries(graph, node.inputs[0])
+    while node.op in COPIES or node.op == "Scale":
+        node = graph.nodes[node.inputs[0]]
+    return node.name in graph.inputs
+
+
 def wanted_elements(network: Network, outputs: Tensor) -> dict[str, Tensor]:
     """For every node that outputs in ``outputs [m]`` (booleans) depend on, which of its elements
     they do: ``[1, *]``, booleans."""
@@ -113,6 +124,9 @@ def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
     low, up = bounds[source]
     if node.op == "Relu":
         return is_unstable(low, up)
+    if node.op == "Mul":  # with a number it is linear, whatever the other operand's range
+        first, second = (bounds[name][0] != bounds[name][1] for name in node.inputs)
+        return first & second if first.shape[1:] == second.shape[1:] else low != up
     if not node.op.endswith(DIFFERENCE):
         return low != up
     if source not in node.inputs[:3]:  # values, there to be subtracted

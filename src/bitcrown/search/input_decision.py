@@ -2,10 +2,10 @@
 
 Few inputs do not say that few boxes are enough: where an inner layer is wide and every box is dear,
 signs of neurons may be the better thing to split. So below a single box both searches run against
-each other (``decide_by_both``). The input's search begins alone, for as long as a first bound of
-the box takes and while it expects to be done as soon as it has lasted. From then on the two take
-turns by the race's rule (``neurons.race``): the one that expects to need fewer seconds has the
-time, the other a small part of it. The first to exclude everything has proved it.
+each other (``decide_by_both``). The input's search begins alone, for about as long as the
+other one takes before its first split, and while it may be done as soon as it has lasted. From then
+on they take turns: the other one has a small part of the time, and more than the input's only
+where it alone can be seen to end sooner. The first to exclude everything has proved it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bitcrown.search.device import network_where_faster
 from bitcrown.search.inputs.rules import SPLIT_RULES
 from bitcrown.search.inputs.search import LARGEST_BATCH, ROUND_ENTRIES, InputOutcome, InputSplit
 from bitcrown.search.neuron_decision import decide_by_neurons
-from bitcrown.search.neurons.race import expected_seconds, rival_share
+from bitcrown.search.neurons.race import RIVAL_SHARE, lasting_seconds
 from bitcrown.search.neurons.search import TreeShare
 from bitcrown.search.objective import Objective
 from bitcrown.verdict import Reason, Status, Verdict, Witness
@@ -35,6 +35,12 @@ _MANY_CASES = 1000
 _FIRST_TURN = 0.3
 _ALONE = 0.5
 """Seconds of computing that the input's search has for itself at least."""
+_PREPARATION = 5.0
+"""First bounds of a box that the search over neurons costs before its first split: root bounds, and
+those of its layers."""
+_INPUT_SHARE = 0.5
+"""The input's time at least, as a share of the neurons': whoever closes a share of its tree early
+is easily thought to be done soon, and boxes close late."""
 _GROWTH = 0.25
 """A turn in a race is this part of the time that the search has had."""
 
@@ -62,6 +68,7 @@ class InputTurns:
         self.history = [TreeShare(0.0, 0.0, 0.0)]
         self.restarts = max(2, 64 // len(self.cases))
         self.since = self.before = 0.0
+        self.first_rounds = 0
 
     def begin_race(self) -> None:
         """Another search begins, which will call ``against``."""
@@ -78,6 +85,7 @@ class InputTurns:
         closed = 0.0 if self.search.roots_left else 1.0 - self.search.parts.left()
         self.history.append(TreeShare(self.seconds, closed, closed))
         self.is_over = not outcome.left
+        self.first_rounds = self.first_rounds or outcome.rounds
         run.counters.update(
             boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left
         )
@@ -100,13 +108,13 @@ class InputTurns:
         self.restarts = min(2 * self.restarts, 1024)
         return None if witness is None else run.sat(witness, "attack")
 
-    def alone(self, seconds: float = math.inf) -> Verdict | None:
-        """Search and attack in turns, each twice as long as the one before, for ``seconds`` of
-        computing and as long as the search expects to be done in as many as it has had; None if
-        that decided nothing in time, or nothing is left to do."""
+    def alone(self, is_first: bool = False) -> Verdict | None:
+        """Search and attack in turns, each twice as long as the one before; None if that decided
+        nothing in time, or nothing is left to do. ``is_first``: also where the other search has its
+        chance."""
         length = _FIRST_TURN
         while not self.is_over and not self.run.budget.is_expired():
-            if self.seconds >= seconds and self.expected() > self.seconds:
+            if is_first and self.seconds >= self._lead() and self.lasting() > self.seconds:
                 break
             verdict = self.turn(length) or self.attack(length)
             if verdict is not None:
@@ -114,21 +122,26 @@ class InputTurns:
             length *= 2
         return None
 
-    def expected(self) -> float:
-        """Seconds of computing that the search may still need; infinite where it is over."""
-        return math.inf if self.is_over else expected_seconds(self, by_rise=False)
+    def _lead(self) -> float:
+        """Seconds of computing that this search has for itself at least."""
+        first = self.history[min(1, len(self.history) - 1)].seconds / max(1, self.first_rounds)
+        return max(_ALONE, _PREPARATION * first)
 
-    def against(self, expected: float) -> Verdict | None:
+    def smallest_share(self) -> float:
+        return self.search.parts.smallest_share()
+
+    def lasting(self) -> float:
+        """Seconds of computing that the search may still take; infinite where it is over."""
+        return math.inf if self.is_over else lasting_seconds(self)
+
+    def against(self, lasting: float) -> Verdict | None:
         """Turns beside another search, which has had all computing since ``since`` but these, and
-        expects to need ``expected`` seconds more: until that is to go on."""
+        may last ``lasting`` seconds more: until that is to go on."""
         seconds = time.process_time() - self.since - (self.seconds - self.before)
         while not self.is_over and not self.run.budget.is_expired():
-            mine = self.expected()
-            if mine < expected:
-                is_next = seconds >= rival_share(expected, mine, seconds) * self.seconds
-            else:
-                is_next = self.seconds < rival_share(mine, expected, self.seconds) * seconds
-            if not is_next:
+            is_behind = lasting < self.lasting()
+            limit = _INPUT_SHARE * seconds if is_behind else seconds / RIVAL_SHARE
+            if self.seconds >= limit:
                 return None
             verdict = self.turn(max(_ALONE, self.seconds) * _GROWTH)
             if verdict is not None:
@@ -153,7 +166,7 @@ def decide_by_inputs(run: Run, proof: Network, objective: Objective) -> Verdict:
 def decide_by_both(run: Run, proof: Network, objective: Objective) -> Verdict:
     """The same for a single box, and below it the search over neurons as its rival."""
     inputs = InputTurns(run, proof, objective)
-    verdict = inputs.alone(_ALONE)
+    verdict = inputs.alone(is_first=True)
     if verdict is not None or run.budget.is_expired():
         return verdict or inputs.undecided()
     inputs.begin_race()

@@ -54,8 +54,8 @@ can decide."""
 _ROOT_SHARE_BESIDE = 0.5
 """The same where another search can go on."""
 Rival = Callable[[float], Verdict | None]
-"""Gives another search of the same problem its turns, when told in how many seconds this one
-expects to be done; a verdict where that decided it."""
+"""Gives another search of the same problem its turns, when told how many seconds this one may last;
+a verdict where that decided it."""
 
 
 def decide_by_neurons(
@@ -197,7 +197,7 @@ def _branch_and_bound(
     def beside(search: TreeSearch[Any]) -> Verdict | Witness | None:
         facts = {"domains": search.domains, "open": len(search.stack), "worst": search.worst()}
         run.report("neuron split", facts)
-        verdict = None if rival is None else rival(race.race.expected_of_closing())
+        verdict = None if rival is None else rival(race.race.lasting())
         return attack_steps(search) if verdict is None else verdict
 
     def attack_steps(search: TreeSearch[Any]) -> Witness | None:

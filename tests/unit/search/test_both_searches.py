@@ -55,6 +55,7 @@ def test_boxes_go_on_where_signs_were_in_vain(
     """The rival's ``timeout`` is not the last word."""
     monkeypatch.setattr(input_decision, "_ALONE", 0.0)
     monkeypatch.setattr(input_decision, "_FIRST_TURN", 0.0)
+    monkeypatch.setattr(input_decision, "_PREPARATION", 0.0)
     asks: list[object] = []
 
     def in_vain(run: Run, proof: object, objective: object, rival: object) -> Verdict:

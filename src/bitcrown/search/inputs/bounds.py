@@ -30,7 +30,7 @@ from bitcrown.bounds.losses import pass_losses
 from bitcrown.bounds.quadratic import Coupling, coupling, sums_of_products, tangent
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.rows import Rows, flat_outputs, interval_rows
-from bitcrown.bounds.wanted import undecided
+from bitcrown.bounds.wanted import has_exact_interval, operands_to_bound, undecided
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
@@ -80,7 +80,8 @@ class BoxBounder:
         self.first = {
             name
             for name in self.operands
-            if graph.nodes[name].inputs
+            if has_exact_interval(graph, name)
+            or graph.nodes[name].inputs
             and all(source in graph.inputs for source in graph.nodes[name].inputs)
         }
         self.widest = max(node.size for node in graph.nodes.values())
@@ -156,24 +157,23 @@ class BoxBounder:
         bounds: Bounds = {}
         relaxations: dict[str, Relaxation] = {}
         scales = rounding.Scales(self.gamma) if self.root_scales is None else self.root_scales
-        done = set(graph.inputs) | self.first
+        done, fine = set(graph.inputs) | self.first, set[str]()
         forms = self.forms.inputs(boxes.lower, boxes.upper) if self.products else {}
         for node in graph.nodes.values():
             if node.name in lowers:
                 bounds[node.name] = (lowers[node.name], uppers[node.name])
             else:
                 if not network.rows[node.name].is_affine:
-                    for source in node.inputs:
-                        if is_sharp and source not in done:
-                            done.add(source)
-                            bounds[source] = self._tightened(
-                                source,
-                                undecided(node, source, bounds),
-                                bounds[source],
-                                relaxations,
-                                scales,
-                                boxes,
-                            )
+                    wanted = operands_to_bound(graph, node, done, fine) if is_sharp else []
+                    for source in wanted:
+                        bounds[source] = self._tightened(
+                            source,
+                            undecided(node, source, bounds),
+                            bounds[source],
+                            relaxations,
+                            scales,
+                            boxes,
+                        )
                     relaxations[node.name] = self._relaxed(node, bounds, forms)
                 elif network.rows[node.name].is_capped:
                     relaxations[node.name] = relaxation_of(node, bounds)

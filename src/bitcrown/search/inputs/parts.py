@@ -135,6 +135,18 @@ class Subtrees:
         """The share of all boxes that is not closed, each weighted by its mass."""
         return sum(part.left() for part in self.parts)
 
+    def smallest_share(self) -> float:
+        """The share of all boxes that the smallest open one stands for."""
+        return min(
+            (
+                part.weight * float(boxes.mass.min())
+                for part in self.parts
+                for attempt in part.attempts
+                for boxes in attempt.stack
+            ),
+            default=1.0,
+        )
+
     def add(self, boxes: Boxes, rule: SplitRule, quota: float, weight: float = 1.0) -> None:
         """A new part with one attempt."""
         boxes = replace(boxes, mass=boxes.mass / boxes.mass.sum())

@@ -11,8 +11,8 @@ that nobody is judged on nothing, and one that stands still is overtaken by the 
 never thrown away while memory lasts. Where no tree has closed anything yet, the rise of the open
 bounds counts instead. Time is that of computing, so a busy machine does not change who is ahead.
 
-The first to close its tree has proved it; what the others did is lost, at most ``1 + k _SHARE``
-times the winner's time for ``k`` others.
+The first to close its tree has proved it; what the others did is lost, so that ``k`` others make
+it last at most ``1 + k RIVAL_SHARE`` times as long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bitcrown.search.ranges.bounder import RANGES, RangeBounder, splits_ranges
 
 _FIRST_SLICE = 0.5
 """Seconds of computing after which the first tactic is compared with others."""
-_SHARE = 0.15
+RIVAL_SHARE = 0.15
 """Part of the leader's time that every rival gets, until it is far behind."""
 _FAR = 4.0
 _FAR_SHARE = 0.03
@@ -46,12 +46,7 @@ class _Progress(Protocol):
 
     history: list[TreeShare]
 
-
-def rival_share(seconds: float, best: float, spent: float) -> float:
-    """The part of the leader's time that a rival gets which would need ``seconds`` where the leader
-    needs ``best``, and which has had ``spent``."""
-    is_far = seconds > _FAR * best and spent > _FIRST_SLICE
-    return _FAR_SHARE if is_far else _SHARE
+    def smallest_share(self) -> float: ...
 
 
 def _half_time(search: _Progress) -> int:
@@ -60,7 +55,7 @@ def _half_time(search: _Progress) -> int:
     return max((k for k, point in enumerate(search.history) if point.seconds <= end / 2), default=0)
 
 
-def lasting_seconds(search: TreeSearch[Any]) -> float:
+def lasting_seconds(search: _Progress) -> float:
     """Seconds until nothing is left, if what is left goes on to fall by the same factor a second.
 
     ``expected_seconds`` compares trees; for how long one will last it is far too hopeful, because
@@ -75,7 +70,7 @@ def lasting_seconds(search: TreeSearch[Any]) -> float:
     return math.log(max(left / search.smallest_share(), math.e)) / decay
 
 
-def expected_seconds(search: _Progress, by_rise: bool) -> float:
+def expected_seconds(search: TreeSearch[Any], by_rise: bool) -> float:
     """Seconds that the search will still need at the rate of the later half of its time."""
     now = search.history[-1]
     share = [point.risen if by_rise else point.closed for point in search.history]
@@ -153,11 +148,6 @@ class Race:
         by_rise = all(search.history[-1].closed == 0.0 for search in self.searches)
         return [expected_seconds(search, by_rise) for search in self.searches]
 
-    def expected_of_closing(self) -> float:
-        """The least of these, by what is closed alone: a rise says nothing to a search whose bounds
-        rise by other means."""
-        return min(expected_seconds(search, by_rise=False) for search in self.searches)
-
     def lasting(self) -> float:
         """Seconds of computing that the race may still take (see ``lasting_seconds``)."""
         return min(lasting_seconds(search) for search in self.searches)
@@ -207,7 +197,8 @@ class Race:
         if leader.seconds < _FIRST_SLICE:
             return leader
         for search, seconds in zip(self.searches, expected, strict=True):
-            if search.seconds < rival_share(seconds, best, search.seconds) * leader.seconds:
+            is_far = seconds > _FAR * best and search.seconds > _FIRST_SLICE
+            if search.seconds < (_FAR_SHARE if is_far else RIVAL_SHARE) * leader.seconds:
                 return search
         return leader
 
