@@ -20,7 +20,7 @@ from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.quantized.file import read_file
 from bitcrown.spec.reader import parse_query
-from tests.quant_models import Writer
+from tests.quant_models import Writer, run
 
 
 def integer_input(size: int, low: int = 0, high: int = 255) -> dict[str, Any]:
@@ -95,6 +95,26 @@ def test_the_widest_type_wraps_too() -> None:
     bits = w.add("Clip", wide, w.constant(0, np.int64), w.constant(1, np.int64))
     with pytest.raises(Reject, match="too large"):
         read(w.model(bits), integer_input(1, 0, 0))
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_a_real_number_that_fits_no_integer(is_bounded: bool, tmp_path: Path) -> None:
+    """Beyond 2^63 either sign becomes the least integer, so both ends of float32 became 0 here, and
+    0 was all that the input was taken for; ``y = 4`` was proved to be none."""
+    w = Writer([1, 1])
+    x = w.add("Clip", "x", w.constant(0), w.constant(255)) if is_bounded else "x"
+    wide = w.add("Cast", x, to=TensorProto.INT64)
+    cut = w.add("Clip", wide, w.constant(0, np.int64), w.constant(255, np.int64))
+    model = w.model(w.add("Cast", cut, to=TensorProto.FLOAT))
+    if is_bounded:
+        read(model, integer_input(1))
+        return
+    onnx.save(model, tmp_path / "n.onnx")
+    ends = [run(tmp_path / "n.onnx", np.full((1, 1), v, np.float32)) for v in (4, 3e38, -3e38)]
+    assert [int(y.item()) for y in ends] == [4, 0, 0]
+    for high in (0, 255):
+        with pytest.raises(Reject, match="leave the range of int64"):
+            read(model, integer_input(1, 0, high))
 
 
 @pytest.mark.parametrize("addends", [(10, 10), (10, 20)])

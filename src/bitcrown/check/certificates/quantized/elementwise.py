@@ -23,6 +23,7 @@ from bitcrown.check.certificates.quantized.chain import (
     ChainTensor,
     NumpyArray,
     as_parameter,
+    values_of,
 )
 from bitcrown.check.certificates.quantized.reading import (
     FileReading,
@@ -31,7 +32,6 @@ from bitcrown.check.certificates.quantized.reading import (
     quantized_rule,
 )
 
-_EXACT = 1 << 53
 _EXACT = 1 << 53
 
 
@@ -109,6 +109,16 @@ def _is_exact(reading: FileReading, op: str, tensor: ChainTensor, operand: Numpy
     size = max(-int(operand.min(initial=0)), int(operand.max(initial=0)))
     reach = max(map(abs, reading.range_of(tensor)))
     return (reach * size if op == "Mul" else reach + size) < _EXACT
+
+
+def _is_within(reading: FileReading, tensor: ChainTensor, target: Any) -> bool:
+    """Whether real numbers stay where cutting them to ``target`` is defined: beyond, x86 has the
+    least integer for either sign, which does not rise, and the ends would say nothing of what lies
+    between."""
+    ends = np.stack(reading.ends(tensor), axis=1)
+    least, greatest = values_of(tensor.chain, ends, np.arange(tensor.size))
+    low, high = (max(-_EXACT, min(_EXACT, end)) for end in integer_range(target))
+    return low - 1 < float(least.min(initial=0)) and float(greatest.max(initial=0)) < high + 1
 
 
 def _broadcast(tensor: ChainTensor, shape: tuple[int, ...]) -> ChainTensor:
@@ -221,6 +231,8 @@ def cast(reading: FileReading, node: Operator) -> None:
     else:
         need(target.kind in "iu", f"{node} goes to {target}")
         whole = tensors[0].is_float
+        tensors = [t for t in tensors if not whole or _is_within(reading, t, target)]
+        need(bool(tensors), f"{node} cuts real numbers that can leave the range of {target}")
         function: Any = (lambda v: np.trunc(v).astype(np.int64)) if whole else np.asarray
         stepped(
             reading,
