@@ -19,6 +19,7 @@ from bitcrown.check.certificates.documents import Reject
 from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.quantized.file import read_file
+from bitcrown.errors import ModelError
 from bitcrown.spec.reader import parse_query
 from tests.quant_models import Writer, run
 
@@ -170,3 +171,33 @@ def test_integers_are_divided_towards_zero(tmp_path: Path) -> None:
     numbers = {"three": [-3], "two": [2], "end": [1 << 40], "one": [1]}
     network = float_network(tmp_path, nodes, 1, **{k: np.array(v) for k, v in numbers.items()})
     assert network.n_outputs == 1
+
+
+def test_a_weight_that_a_constant_takes_the_place_of(tmp_path: Path) -> None:
+    """onnxruntime adds the constant, although it comes later."""
+    weights = np.float32([1.0]), np.float32([1.001])
+    constant = numpy_helper.from_array(weights[1], "v")
+    nodes = [
+        helper.make_node("Add", ["x", "w"], ["y"]),
+        helper.make_node("Constant", [], ["w"], value=constant),
+    ]
+    with pytest.raises(ModelError, match="'w' is written twice"):
+        float_network(tmp_path, nodes, 4, w=weights[0])
+    found = run(tmp_path / "net.onnx", np.ones((1, 4), np.float32))
+    assert (found == np.float32(1) + weights[1]).all()
+
+
+@pytest.mark.parametrize("is_constant", [True, False])
+def test_a_weight_that_is_given_twice(is_constant: bool) -> None:
+    """The same of a quantized file."""
+    w = Writer([1, 1])
+    w.tensors.append(numpy_helper.from_array(np.float32([1.0]), "w"))
+    total = w.add("Add", reals(w), "w")
+    if is_constant:
+        value = numpy_helper.from_array(np.float32([0.0]), "v")
+        w.nodes.append(helper.make_node("Constant", [], ["w"], value=value))
+    else:
+        w.tensors.append(numpy_helper.from_array(np.float32([0.0]), "w"))
+    model = w.model(w.add("QuantizeLinear", total, w.constant(1.0), w.constant(0, np.uint8)))
+    with pytest.raises(ModelError, match="'w' is written twice"):
+        read(model, integer_input(1))

@@ -33,6 +33,22 @@ def graph_inputs(model: Any) -> list[Any]:
     return [item for item in model.graph.input if item.name not in stored]
 
 
+def require_one_writer(model: Any) -> None:
+    """Every tensor has one origin. onnxruntime takes the last ``Constant`` of a name, or else the
+    last weight, for all who read it, those before it included. Raises ``ModelError``."""
+    graph = model.graph
+    seen: set[str] = set()
+    for name in (
+        *(item.name for item in graph.initializer),
+        *(item.values.name for item in graph.sparse_initializer),
+        *(item.name for item in graph_inputs(model)),
+        *(name for node in graph.node for name in node.output if name),
+    ):
+        if name in seen:
+            raise ModelError(f"certificates: the tensor {name!r} is written twice")
+        seen.add(name)
+
+
 def extents(item: Any) -> tuple[int, ...]:
     """Shape of an input, every free extent 1."""
     return tuple(max(1, axis.dim_value) for axis in item.type.tensor_type.shape.dim)

@@ -38,6 +38,7 @@ from bitcrown.check.certificates.onnx_files import (
     extents,
     graph_inputs,
     onnx_model,
+    require_one_writer,
 )
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.spec.query import Query
@@ -327,6 +328,7 @@ def run_graph(builder: NodeBuilder, model: Any, start: int) -> list[NodeTensor]:
     """Add the nodes of one file, whose flat inputs begin at ``start``; returns its outputs."""
     from onnx import numpy_helper
 
+    require_one_writer(model)
     tensors: dict[str, GraphTensor] = {
         item.name: np.asarray(numpy_helper.to_array(item)) for item in model.graph.initializer
     }
