@@ -201,3 +201,16 @@ def test_a_weight_that_is_given_twice(is_constant: bool) -> None:
     model = w.model(w.add("QuantizeLinear", total, w.constant(1.0), w.constant(0, np.uint8)))
     with pytest.raises(ModelError, match="'w' is written twice"):
         read(model, integer_input(1))
+
+
+def test_the_least_integer_has_no_absolute_value(tmp_path: Path) -> None:
+    """``-2^63 / 2^62`` was 2 in place of -2, so another of the three entries was gathered."""
+    nodes = [
+        helper.make_node("Div", ["least", "half"], ["i"]),
+        helper.make_node("Slice", ["x", "zero", "three", "one"], ["three_of_x"]),
+        helper.make_node("Gather", ["three_of_x", "i"], ["y"], axis=1),
+    ]
+    numbers = {"least": [-(1 << 63)], "half": [1 << 62], "zero": [0], "three": [3], "one": [1]}
+    with pytest.raises(ModelError, match="least integer"):
+        float_network(tmp_path, nodes, 1, **{k: np.array(v) for k, v in numbers.items()})
+    assert run(tmp_path / "net.onnx", np.float32([[0, 1, 2, 3]])).item() == 1

@@ -121,7 +121,9 @@ def windows_over(
 
 def cut_quotient(left: Any, right: Any) -> Any:
     """The quotient of integers, cut towards zero as ONNX has it. Raises ``ValueError`` for a zero
-    divisor."""
+    divisor, and for the least integer of a signed type, which has no absolute value in it."""
     if not np.all(right):
         raise ValueError("a division by zero")
+    if any(v.dtype.kind == "i" and (v == np.iinfo(v.dtype).min).any() for v in (left, right)):
+        raise ValueError("a division of the least integer of a type")
     return np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))
