@@ -313,6 +313,7 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
     try:
         with np.errstate(all="ignore"):
             _lower(builder, node)
+            _keep_empty(builder, node)
     except (
         KeyError,
         IndexError,
@@ -326,6 +327,15 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
         raise ModelError(
             f"node {node.name!r} ({node.op}) has unusable inputs or attributes: {error!r}"
         ) from error
+
+
+def _keep_empty(builder: Builder, node: OnnxNode) -> None:
+    """A tensor without entries is a constant, whatever it was made of."""
+    for name in node.outputs:
+        if name in builder.tensors and 0 in (shape := builder.shape(builder.tensors[name])):
+            del builder.tensors[name]
+            dtype = np.dtype(builder.dtypes.get(name, "float32"))
+            builder.constants[name] = np.zeros(shape, dtype)
 
 
 def _take_branch(builder: Builder, node: OnnxNode) -> None:

@@ -114,6 +114,8 @@ class NodeBuilder:
             raise ModelError(
                 f"certificates: a tensor of shape {tuple(shape)} cannot hold {node.size} numbers"
             )
+        if not node.size:
+            raise UnsupportedError("certificates: a tensor has no elements")
         self.nodes.append(node)
         return NodeTensor(len(self.nodes) - 1, tuple(shape))
 
