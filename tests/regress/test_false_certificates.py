@@ -214,3 +214,15 @@ def test_the_least_integer_has_no_absolute_value(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="least integer"):
         float_network(tmp_path, nodes, 1, **{k: np.array(v) for k, v in numbers.items()})
     assert run(tmp_path / "net.onnx", np.float32([[0, 1, 2, 3]])).item() == 1
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_the_greatest_number_of_the_widest_type_is_a_limit(is_given: bool) -> None:
+    """In int64 it was -1, so everything was cut to 0; where no limit is given, it was an error."""
+    w = Writer([1, 1])
+    wide = w.add("Cast", levels(w), to=TensorProto.UINT64)
+    limits = [w.constant(v, np.uint64) for v in (0, 2**64 - 1)] if is_given else []
+    model = w.model(w.add("Cast", w.add("Clip", wide, *limits), to=TensorProto.FLOAT))
+    form = {"format": "bitcrown-integer-network-1", "nodes": [integer_input(1)], "output": 0}
+    (found,) = read_file(model, IntegerCircuit(form)).outputs
+    assert (found.of(0), found.of(7), found.of(255)) == (0, 7, 255)

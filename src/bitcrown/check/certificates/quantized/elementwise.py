@@ -18,6 +18,7 @@ from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.onnx_files import cut_quotient
 from bitcrown.check.certificates.quantized.chain import (
     BINARY32,
+    INTEGER_LIMIT,
     TO_FLOAT,
     ChainLink,
     ChainTensor,
@@ -153,23 +154,24 @@ def alone(reading: FileReading, node: Operator) -> None:
 @quantized_rule("Clip")
 def clip(reading: FileReading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
-    reach = np.finfo(np.float32)
-    ends: Any = (reach.min, reach.max) if tensors[0].is_float else integer_range(tensors[0].dtype)
-    kind: Any = BINARY32 if tensors[0].is_float else np.int64
+    is_float = tensors[0].is_float
+    most = float(np.finfo(np.float32).max) if is_float else INTEGER_LIMIT
     given = []
-    for position, key in ((1, "min"), (2, "max")):
+    for position, key, end in ((1, "min", -most), (2, "max", most)):
         value = (
             reading.constant(node, position)
             if node.has(position)
-            else node.attrs.get(key, ends[position - 1])
+            else np.asarray(node.attrs.get(key, end))
         )
-        given.append(np.asarray(value, dtype=kind).reshape(-1))
-    need(
-        all(v.size == 1 and not np.isnan(v).any() for v in given),
-        f"{node} has ends that are not numbers",
-    )
-    low, high = (np.clip(v, ends[0], ends[1]).astype(kind) for v in given)
-    keeps = is_whole(low) and is_whole(high)
+        need(
+            value.size == 1 and not np.isnan(value).any(),
+            f"{node} has ends that are not numbers",
+        )
+        # as Python's numbers, since numpy has -1 for uint64's greatest in int64
+        near = max(-most, min(most, value.reshape(()).item()))
+        given.append(np.array([near], BINARY32 if is_float else np.int64))
+    low, high = given
+    keeps = not is_float or (is_whole(low) and is_whole(high))
     stepped(reading, node, tensors, ChainLink("Clip", _clipped, (low, high), keeps=keeps))
 
 
