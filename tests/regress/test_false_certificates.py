@@ -19,8 +19,9 @@ from bitcrown.check.certificates.documents import Reject
 from bitcrown.check.certificates.floats.reader import read_networks
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.quantized.file import read_file
+from bitcrown.errors import ModelError
 from bitcrown.spec.reader import parse_query
-from tests.quant_models import Writer
+from tests.quant_models import Writer, run
 
 
 def integer_input(size: int, low: int = 0, high: int = 255) -> dict[str, Any]:
@@ -97,6 +98,26 @@ def test_the_widest_type_wraps_too() -> None:
         read(w.model(bits), integer_input(1, 0, 0))
 
 
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_a_real_number_that_fits_no_integer(is_bounded: bool, tmp_path: Path) -> None:
+    """Beyond 2^63 either sign becomes the least integer, so both ends of float32 became 0 here, and
+    0 was all that the input was taken for; ``y = 4`` was proved to be none."""
+    w = Writer([1, 1])
+    x = w.add("Clip", "x", w.constant(0), w.constant(255)) if is_bounded else "x"
+    wide = w.add("Cast", x, to=TensorProto.INT64)
+    cut = w.add("Clip", wide, w.constant(0, np.int64), w.constant(255, np.int64))
+    model = w.model(w.add("Cast", cut, to=TensorProto.FLOAT))
+    if is_bounded:
+        read(model, integer_input(1))
+        return
+    onnx.save(model, tmp_path / "n.onnx")
+    ends = [run(tmp_path / "n.onnx", np.full((1, 1), v, np.float32)) for v in (4, 3e38, -3e38)]
+    assert [int(y.item()) for y in ends] == [4, 0, 0]
+    for high in (0, 255):
+        with pytest.raises(Reject, match="leave the range of int64"):
+            read(model, integer_input(1, 0, high))
+
+
 @pytest.mark.parametrize("addends", [(10, 10), (10, 20)])
 def test_tables_with_one_name_are_told_apart(addends: tuple[int, int]) -> None:
     w = Writer([1, 1])
@@ -150,3 +171,58 @@ def test_integers_are_divided_towards_zero(tmp_path: Path) -> None:
     numbers = {"three": [-3], "two": [2], "end": [1 << 40], "one": [1]}
     network = float_network(tmp_path, nodes, 1, **{k: np.array(v) for k, v in numbers.items()})
     assert network.n_outputs == 1
+
+
+def test_a_weight_that_a_constant_takes_the_place_of(tmp_path: Path) -> None:
+    """onnxruntime adds the constant, although it comes later."""
+    weights = np.float32([1.0]), np.float32([1.001])
+    constant = numpy_helper.from_array(weights[1], "v")
+    nodes = [
+        helper.make_node("Add", ["x", "w"], ["y"]),
+        helper.make_node("Constant", [], ["w"], value=constant),
+    ]
+    with pytest.raises(ModelError, match="'w' is written twice"):
+        float_network(tmp_path, nodes, 4, w=weights[0])
+    found = run(tmp_path / "net.onnx", np.ones((1, 4), np.float32))
+    assert (found == np.float32(1) + weights[1]).all()
+
+
+@pytest.mark.parametrize("is_constant", [True, False])
+def test_a_weight_that_is_given_twice(is_constant: bool) -> None:
+    """The same of a quantized file."""
+    w = Writer([1, 1])
+    w.tensors.append(numpy_helper.from_array(np.float32([1.0]), "w"))
+    total = w.add("Add", reals(w), "w")
+    if is_constant:
+        value = numpy_helper.from_array(np.float32([0.0]), "v")
+        w.nodes.append(helper.make_node("Constant", [], ["w"], value=value))
+    else:
+        w.tensors.append(numpy_helper.from_array(np.float32([0.0]), "w"))
+    model = w.model(w.add("QuantizeLinear", total, w.constant(1.0), w.constant(0, np.uint8)))
+    with pytest.raises(ModelError, match="'w' is written twice"):
+        read(model, integer_input(1))
+
+
+def test_the_least_integer_has_no_absolute_value(tmp_path: Path) -> None:
+    """``-2^63 / 2^62`` was 2 in place of -2, so another of the three entries was gathered."""
+    nodes = [
+        helper.make_node("Div", ["least", "half"], ["i"]),
+        helper.make_node("Slice", ["x", "zero", "three", "one"], ["three_of_x"]),
+        helper.make_node("Gather", ["three_of_x", "i"], ["y"], axis=1),
+    ]
+    numbers = {"least": [-(1 << 63)], "half": [1 << 62], "zero": [0], "three": [3], "one": [1]}
+    with pytest.raises(ModelError, match="least integer"):
+        float_network(tmp_path, nodes, 1, **{k: np.array(v) for k, v in numbers.items()})
+    assert run(tmp_path / "net.onnx", np.float32([[0, 1, 2, 3]])).item() == 1
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_the_greatest_number_of_the_widest_type_is_a_limit(is_given: bool) -> None:
+    """In int64 it was -1, so everything was cut to 0; where no limit is given, it was an error."""
+    w = Writer([1, 1])
+    wide = w.add("Cast", levels(w), to=TensorProto.UINT64)
+    limits = [w.constant(v, np.uint64) for v in (0, 2**64 - 1)] if is_given else []
+    model = w.model(w.add("Cast", w.add("Clip", wide, *limits), to=TensorProto.FLOAT))
+    form = {"format": "bitcrown-integer-network-1", "nodes": [integer_input(1)], "output": 0}
+    (found,) = read_file(model, IntegerCircuit(form)).outputs
+    assert (found.of(0), found.of(7), found.of(255)) == (0, 7, 255)

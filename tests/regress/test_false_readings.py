@@ -212,3 +212,30 @@ def test_a_largest_entry_among_what_is_no_number(tmp_path: Path) -> None:
     found = float(reached(net, -4.0, "float32")[0, 0])
     asked = f"(assert (<= Y_0 {found + 0.5}))(assert (>= Y_0 {found - 0.5}))"
     assert not is_proved(net, -4, -1, 4, asked)
+
+
+def branch(name: str, nodes: list[onnx.NodeProto], **constants: np.ndarray) -> onnx.GraphProto:
+    """A graph that ends with the tensor ``end``."""
+    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
+    ends = [helper.make_tensor_value_info("end", TensorProto.FLOAT, FOUR)]
+    return helper.make_graph(nodes, name, [], ends, tensors)
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_names_of_a_branch_are_its_own(is_inside: bool, tmp_path: Path) -> None:
+    """``x + w + w'`` where a branch has its own ``w``, a little smaller: that one was read for all
+    that came behind, in the outer graph and in another branch."""
+    total = helper.make_node("Add", ["x", "w"], ["end"])
+    own = branch("own", [total], w=np.float32([200]))
+    none = branch("none", [helper.make_node("Identity", ["x"], ["end"])])
+    nodes = [helper.make_node("If", ["is"], ["o"], then_branch=own, else_branch=none)]
+    if is_inside:
+        more = branch("more", [helper.make_node("Add", ["o", "w"], ["end"])])
+        nodes.append(helper.make_node("If", ["is"], ["y"], then_branch=more, else_branch=none))
+    else:
+        nodes.append(helper.make_node("Add", ["o", "w"], ["y"]))
+    constants = {"is": np.array(True), "w": np.float32([200.125])}
+    net = saved(tmp_path / "n.onnx", nodes, "float32", constants)
+    assert (reached(net, 1.0, "float32") == 401.125).all()
+    assert not is_proved(net, 0, 1, 4, "(assert (>= Y_0 401.1))")
+    assert is_proved(net, 0, 1, 4, "(assert (>= Y_0 401.2))")

@@ -58,7 +58,7 @@ def pass_losses(network: Network, scales: rounding.Scales, small: float) -> dict
     return {
         name: loss
         for name, loss in losses.items()
-        if bool((loss <= small * scales[name].amax()).all())
+        if loss.numel() and bool((loss <= small * scales[name].amax()).all())
     }
 
 

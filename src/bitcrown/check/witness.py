@@ -59,7 +59,8 @@ def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool)
         p, q = number.as_integer_ratio()
         r, s = value.as_integer_ratio()
         wrong[i] = p * s < r * q if is_lower else p * s > r * q
-    away = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=near.dtype))
+    with np.errstate(over="ignore"):
+        away = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=near.dtype))
     result: np.ndarray = np.where(wrong, away, near).astype(np.float64)
     return result
 
@@ -97,9 +98,12 @@ def inward_box(
         high[places] = _inward(_entries(upper, places), kind, False)
     is_off = ~(low <= high) | ~np.isfinite(low) | ~np.isfinite(high)
     for i in np.nonzero(is_off)[0].tolist():
-        middle = float((lower[i] + upper[i]) / 2)
+        middle = _nearest((lower[i] + upper[i]) / 2)
         is_whole = issubclass(dtypes[i], np.integer)
-        low[i] = high[i] = round(middle) if is_whole else float(np.array(middle).astype(dtypes[i]))
+        with np.errstate(over="ignore"):
+            low[i] = high[i] = (
+                round(middle) if is_whole else float(np.array(middle).astype(dtypes[i]))
+            )
     return low, high, is_off
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TextIO
 
 from bitcrown.cli.bench import add_bench_command
 from bitcrown.cli.check import add_check_commands
@@ -34,18 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BitcrownError as error:
-        print(f"bitcrown: {error}", file=sys.stderr)
+        _complain(f"bitcrown: {error}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\nbitcrown: interrupted", file=sys.stderr)
+        _complain("\nbitcrown: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        _close_stdout()  # the reader (head, less) is gone
+        _close(sys.stdout)  # the reader (head, less) is gone
         return UNDECIDED
     except OSError as error:
-        _close_stdout()
+        _close(sys.stdout)
         where = f"the file {error.filename}" if error.filename else "the output"
-        print(f"bitcrown: {where} cannot be used: {error.strerror or error}", file=sys.stderr)
+        _complain(f"bitcrown: {where} cannot be used: {error.strerror or error}")
         return BAD_INPUT
 
 
@@ -74,10 +75,18 @@ def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     return run(options)
 
 
-def _close_stdout() -> None:
+def _complain(sentence: str) -> None:
+    """On stderr, if that can still be written: the exit code says it as well."""
+    try:
+        print(sentence, file=sys.stderr)
+    except OSError:
+        _close(sys.stderr)
+
+
+def _close(stream: TextIO) -> None:
     """What is still to be written goes nowhere, so that Python's flush at the end cannot fail."""
     with suppress(OSError, ValueError):  # not a file at all, as in a notebook
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -49,7 +49,10 @@ def parse_timeout(text: str) -> float:
 
 
 def tidy_path(path: str) -> str:
-    """``./onnx/./x.onnx`` -> ``onnx/x.onnx``; ``..`` and absolute paths stay."""
+    """``./onnx/./x.onnx`` -> ``onnx/x.onnx``; ``..`` and absolute paths stay. Raises
+    ``PropertyError`` for what can be no path."""
+    if "\0" in path:
+        raise PropertyError(f"{path!r} is no path")
     return str(PurePosixPath(path.strip()))
 
 

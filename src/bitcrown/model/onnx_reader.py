@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,31 @@ class InnerGraph(NamedTuple):
         """What its nodes read, and those of the graphs in them."""
         return [name for node in self.nodes for name in _reads(node)] + list(self.outputs)
 
+    def kept_apart(self, prefix: str) -> InnerGraph:
+        """With ``prefix`` before all names that are its own: outside, and in other graphs, the same
+        name is another tensor."""
+        written = (name for node in self.nodes for name in node.outputs if name)
+        return self._renamed({name: f"{prefix}{name}" for name in (*self.stored, *written)})
+
+    def _renamed(self, names: Mapping[str, str]) -> InnerGraph:
+        def of(given: Iterable[str]) -> tuple[str, ...]:
+            return tuple(names.get(name, name) for name in given)
+
+        nodes = [
+            replace(
+                node,
+                inputs=of(node.inputs),
+                outputs=of(node.outputs),
+                attrs={
+                    key: value._renamed(names) if isinstance(value, InnerGraph) else value
+                    for key, value in node.attrs.items()
+                },
+            )
+            for node in self.nodes
+        ]
+        stored = {names.get(name, name): value for name, value in self.stored.items()}
+        return InnerGraph(nodes, stored, of(self.outputs))
+
 
 def _reads(node: OnnxNode) -> set[str]:
     inner = (value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph))
@@ -133,12 +159,13 @@ def _nodes_of(graph: Any, versions: Mapping[str, int], path: Path) -> list[OnnxN
             if isinstance(value, onnx.GraphProto):
                 stored = {tensor.name: _stored_array(tensor, path) for tensor in value.initializer}
                 inner = _nodes_of(value, versions, path)
-                attrs[key] = InnerGraph(inner, stored, tuple(info.name for info in value.output))
+                ends = tuple(info.name for info in value.output)
+                attrs[key] = InnerGraph(inner, stored, ends).kept_apart(f"{name}/{key}/")
         is_own = proto.domain in ("", "ai.onnx")
         op = proto.op_type if is_own else f"{proto.domain}.{proto.op_type}"
         version = versions.get("" if is_own else proto.domain, 1)
-        ends = tuple(proto.input), tuple(proto.output)
-        result.append(OnnxNode(op, name, *ends, attrs, version))
+        tensors = tuple(proto.input), tuple(proto.output)
+        result.append(OnnxNode(op, name, *tensors, attrs, version))
     return result
 
 
@@ -288,6 +315,7 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
     try:
         with np.errstate(all="ignore"):
             _lower(builder, node)
+            _keep_empty(builder, node)
     except (
         KeyError,
         IndexError,
@@ -303,11 +331,23 @@ def _read_node(builder: Builder, node: OnnxNode) -> None:
         ) from error
 
 
+def _keep_empty(builder: Builder, node: OnnxNode) -> None:
+    """A tensor without entries is a constant, whatever it was made of."""
+    for name in node.outputs:
+        if name in builder.tensors and 0 in (shape := builder.shape(builder.tensors[name])):
+            del builder.tensors[name]
+            dtype = np.dtype(builder.dtypes.get(name, "float32"))
+            builder.constants[name] = np.zeros(shape, dtype)
+
+
 def _take_branch(builder: Builder, node: OnnxNode) -> None:
     """``If`` of a known condition is one of its graphs: exporters ask about shapes like that."""
     is_true = bool(builder.constant(node.inputs[0], "the condition").reshape(()))
     branch = node.attrs["then_branch" if is_true else "else_branch"]
-    builder.constants.update(branch.stored)
+    for name, value in branch.stored.items():
+        if name in builder.constants or name in builder.tensors:
+            raise ModelError(f"a branch of node {node.name!r} has {name!r}, which others have too")
+        builder.constants[name] = value
     for inner in branch.nodes:
         if not _has_rule(builder, inner):
             raise UnsupportedError(f"{inner.op} in a branch of node {node.name!r}")

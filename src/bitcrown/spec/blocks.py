@@ -19,7 +19,7 @@ from bitcrown.spec.exact_vector import MOST_DIGITS, ExactVector
 _NAME = r"[A-Za-z][A-Za-z0-9_]*+"
 _VARIABLE = rf"(?:[XY]_(?:0|[1-9][0-9]{{0,8}}) |{_NAME}\[[0-9]{{1,9}}(?:,[0-9]{{1,9}}){{0,15}}\] )"
 _NUMBER = r"-?[0-9]++(?:\.[0-9]++)?(?:e[+-][0-9]{1,3})?"
-_GAP = r"\s*+(?:;[^\n<>]*+\n\s*+)*"
+_GAP = r"\s*+(?:;[^\n\r<>]*+[\n\r]\s*+)*"
 """Also comments, if nothing in them looks like a bound."""
 _BOUND = rf"\([<>]= {_VARIABLE}{_NUMBER}\)"
 _LEAST = 16

@@ -27,7 +27,7 @@ _WORD = r'[^\s()\[\];"]++(?:\s*+\[[^\[\]();"]*+\])?+'
 # file is ``(<= X_0 0.5)``, and one match instead of five makes reading three times faster. Every
 # quantifier is possessive, so no text can make the match backtrack.
 _TOKEN = re.compile(
-    rf'\s*+(?:{BLOCK_PATTERN}|\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n]*+|(\S))'
+    rf'\s*+(?:{BLOCK_PATTERN}|\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n\r]*+|(\S))'
 )
 _LAST_BLOCK, _LEAF, _OPEN, _CLOSE, _ATOM, _STRING = 3, 6, 7, 8, 9, 10
 

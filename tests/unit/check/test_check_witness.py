@@ -83,6 +83,13 @@ def test_bounds_beyond_the_type_stay_finite() -> None:
     assert np.isfinite(low).all() and np.isfinite(high).all()
 
 
+def test_a_box_beyond_every_number_of_the_type(recwarn: pytest.WarningsRecorder) -> None:
+    for low, high in ((10**39, 10**40), (10**400, 2 * 10**400)):
+        _, _, is_off = inward_box([Fraction(low)], [Fraction(high)], [np.float32])
+        assert is_off.all()
+    assert not recwarn.list
+
+
 def test_candidates_outside_are_moved_into_the_box(tmp_path: Path) -> None:
     problem = problem_1(summing(tmp_path / "n.onnx"), UNIT, "(assert (>= Y_0 0.9))")
     witness = confirmer_of(problem).confirm(np.array([5.0, 5.0]))

@@ -25,6 +25,13 @@ def test_lists_of_three_words_are_lists_like_any_other() -> None:
 
 def test_comments_run_to_the_end_of_the_line() -> None:
     assert forms("; (ignored\n(a ; b )\n c)\r\n;end") == [["a", "c"]]
+    assert forms("(a) ; (ignored\r(b) ; c\r\n(d)") == [["a"], ["b"], ["d"]]
+
+
+def test_a_carriage_return_ends_a_comment_between_bounds() -> None:
+    """Such a comment is part of what is read at one go."""
+    text = "(assert (<= X_0 1)) ; one\r(assert (= X_0 0))\n" * 40
+    assert len(forms(text)) == 80
 
 
 def test_a_comment_inside_a_short_list_is_no_word() -> None:

@@ -225,6 +225,8 @@ class _Search:
 
     def run_box(self, rows: BoxRows, rounds: int) -> Witness | None:
         """``rounds`` ever larger batches: points, corners, directed corners, around the best."""
+        if not (np.isfinite(rows.lower).all() and np.isfinite(rows.upper).all()):
+            return None  # no number of the type is in reach of the box
         n, m = self.problem.n_inputs, self.problem.n_outputs
         slope = Slope(n, m) if n * m <= _MAX_SLOPE else None
         best_x, best_y, best = None, None, -np.inf

@@ -33,6 +33,22 @@ def graph_inputs(model: Any) -> list[Any]:
     return [item for item in model.graph.input if item.name not in stored]
 
 
+def require_one_writer(model: Any) -> None:
+    """Every tensor has one origin. onnxruntime takes the last ``Constant`` of a name, or else the
+    last weight, for all who read it, those before it included. Raises ``ModelError``."""
+    graph = model.graph
+    seen: set[str] = set()
+    for name in (
+        *(item.name for item in graph.initializer),
+        *(item.values.name for item in graph.sparse_initializer),
+        *(item.name for item in graph_inputs(model)),
+        *(name for node in graph.node for name in node.output if name),
+    ):
+        if name in seen:
+            raise ModelError(f"certificates: the tensor {name!r} is written twice")
+        seen.add(name)
+
+
 def extents(item: Any) -> tuple[int, ...]:
     """Shape of an input, every free extent 1."""
     return tuple(max(1, axis.dim_value) for axis in item.type.tensor_type.shape.dim)
@@ -105,7 +121,9 @@ def windows_over(
 
 def cut_quotient(left: Any, right: Any) -> Any:
     """The quotient of integers, cut towards zero as ONNX has it. Raises ``ValueError`` for a zero
-    divisor."""
+    divisor, and for the least integer of a signed type, which has no absolute value in it."""
     if not np.all(right):
         raise ValueError("a division by zero")
+    if any(v.dtype.kind == "i" and (v == np.iinfo(v.dtype).min).any() for v in (left, right)):
+        raise ValueError("a division of the least integer of a type")
     return np.sign(left) * np.sign(right) * (np.abs(left) // np.abs(right))

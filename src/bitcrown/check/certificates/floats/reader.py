@@ -38,6 +38,7 @@ from bitcrown.check.certificates.onnx_files import (
     extents,
     graph_inputs,
     onnx_model,
+    require_one_writer,
 )
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.spec.query import Query
@@ -113,6 +114,8 @@ class NodeBuilder:
             raise ModelError(
                 f"certificates: a tensor of shape {tuple(shape)} cannot hold {node.size} numbers"
             )
+        if not node.size:
+            raise UnsupportedError("certificates: a tensor has no elements")
         self.nodes.append(node)
         return NodeTensor(len(self.nodes) - 1, tuple(shape))
 
@@ -327,6 +330,7 @@ def run_graph(builder: NodeBuilder, model: Any, start: int) -> list[NodeTensor]:
     """Add the nodes of one file, whose flat inputs begin at ``start``; returns its outputs."""
     from onnx import numpy_helper
 
+    require_one_writer(model)
     tensors: dict[str, GraphTensor] = {
         item.name: np.asarray(numpy_helper.to_array(item)) for item in model.graph.initializer
     }

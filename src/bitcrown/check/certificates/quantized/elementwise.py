@@ -18,11 +18,13 @@ from bitcrown.check.certificates.documents import need
 from bitcrown.check.certificates.onnx_files import cut_quotient
 from bitcrown.check.certificates.quantized.chain import (
     BINARY32,
+    INTEGER_LIMIT,
     TO_FLOAT,
     ChainLink,
     ChainTensor,
     NumpyArray,
     as_parameter,
+    values_of,
 )
 from bitcrown.check.certificates.quantized.reading import (
     FileReading,
@@ -31,7 +33,6 @@ from bitcrown.check.certificates.quantized.reading import (
     quantized_rule,
 )
 
-_EXACT = 1 << 53
 _EXACT = 1 << 53
 
 
@@ -111,6 +112,16 @@ def _is_exact(reading: FileReading, op: str, tensor: ChainTensor, operand: Numpy
     return (reach * size if op == "Mul" else reach + size) < _EXACT
 
 
+def _is_within(reading: FileReading, tensor: ChainTensor, target: Any) -> bool:
+    """Whether real numbers stay where cutting them to ``target`` is defined: beyond, x86 has the
+    least integer for either sign, which does not rise, and the ends would say nothing of what lies
+    between."""
+    ends = np.stack(reading.ends(tensor), axis=1)
+    least, greatest = values_of(tensor.chain, ends, np.arange(tensor.size))
+    low, high = (max(-_EXACT, min(_EXACT, end)) for end in integer_range(target))
+    return low - 1 < float(least.min(initial=0)) and float(greatest.max(initial=0)) < high + 1
+
+
 def _broadcast(tensor: ChainTensor, shape: tuple[int, ...]) -> ChainTensor:
     if shape == tensor.shape:
         return tensor
@@ -143,23 +154,24 @@ def alone(reading: FileReading, node: Operator) -> None:
 @quantized_rule("Clip")
 def clip(reading: FileReading, node: Operator) -> None:
     tensors = reading.given(node.inputs[0])
-    reach = np.finfo(np.float32)
-    ends: Any = (reach.min, reach.max) if tensors[0].is_float else integer_range(tensors[0].dtype)
-    kind: Any = BINARY32 if tensors[0].is_float else np.int64
+    is_float = tensors[0].is_float
+    most = float(np.finfo(np.float32).max) if is_float else INTEGER_LIMIT
     given = []
-    for position, key in ((1, "min"), (2, "max")):
+    for position, key, end in ((1, "min", -most), (2, "max", most)):
         value = (
             reading.constant(node, position)
             if node.has(position)
-            else node.attrs.get(key, ends[position - 1])
+            else np.asarray(node.attrs.get(key, end))
         )
-        given.append(np.asarray(value, dtype=kind).reshape(-1))
-    need(
-        all(v.size == 1 and not np.isnan(v).any() for v in given),
-        f"{node} has ends that are not numbers",
-    )
-    low, high = (np.clip(v, ends[0], ends[1]).astype(kind) for v in given)
-    keeps = is_whole(low) and is_whole(high)
+        need(
+            value.size == 1 and not np.isnan(value).any(),
+            f"{node} has ends that are not numbers",
+        )
+        # as Python's numbers, since numpy has -1 for uint64's greatest in int64
+        near = max(-most, min(most, value.reshape(()).item()))
+        given.append(np.array([near], BINARY32 if is_float else np.int64))
+    low, high = given
+    keeps = not is_float or (is_whole(low) and is_whole(high))
     stepped(reading, node, tensors, ChainLink("Clip", _clipped, (low, high), keeps=keeps))
 
 
@@ -221,6 +233,8 @@ def cast(reading: FileReading, node: Operator) -> None:
     else:
         need(target.kind in "iu", f"{node} goes to {target}")
         whole = tensors[0].is_float
+        tensors = [t for t in tensors if not whole or _is_within(reading, t, target)]
+        need(bool(tensors), f"{node} cuts real numbers that can leave the range of {target}")
         function: Any = (lambda v: np.trunc(v).astype(np.int64)) if whole else np.asarray
         stepped(
             reading,

@@ -40,6 +40,7 @@ from bitcrown.check.certificates.onnx_files import (
     element_type,
     extents,
     graph_inputs,
+    require_one_writer,
 )
 from bitcrown.check.certificates.quantized import (
     elementwise,
@@ -98,6 +99,7 @@ def read_file(model: Any, network: IntegerCircuit) -> Read:
         not model.functions and not model.graph.sparse_initializer,
         "the file has functions or sparse weights",
     )
+    require_one_writer(model)
     reading = FileReading(network)
     for tensor in model.graph.initializer:
         reading.constants[tensor.name] = _stored(tensor)
