@@ -67,9 +67,9 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 8540,
+    "model": 8510,
     "spec": 4600,
-    "check": 9000,
+    "check": 8980,
     "bounds": 7200,
     "attacks": 3620,
     "quant": 9780,
@@ -81,7 +81,7 @@ MOST_LINES = {
     "harness": 2210,
     "cluster": 940,
     "report": 1520,
-    "cli": 2020,
+    "cli": 2030,
     "modules": 1470,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
