@@ -205,10 +205,9 @@ def evidence(
         return {"seen": seen, "wrong": seen == label}
     if found.status is Status.UNSAT and is_checked:
         assert found.proof is not None
-        certificate = certificate_form(query, found.proof, found.roots, subject.digest)
-        finding = check_integer_proof(
-            network_form(subject.network), property_form(query), certificate
-        )
+        network = network_form(subject.network)
+        certificate = certificate_form(query, found.proof, found.roots, form_digest(network))
+        finding = check_integer_proof(network, property_form(query), certificate)
         return {
             "rejected": "" if finding.accepted else finding.message,
             "wrong": not finding.accepted,
