@@ -168,10 +168,12 @@ def root_bounds(problem: Any, graph: Any) -> str:
 
     from bitcrown.bounds.interval import interval_bounds
     from bitcrown.model.execute import Network
+    from bitcrown.model.file import NetworkFile
     from bitcrown.search.readings import integer_output_bounds
 
     if graph is None:
-        low, high = integer_output_bounds(problem, 0)
+        (path,) = problem.networks.values()
+        low, high = integer_output_bounds(problem, 0, NetworkFile(path))
     else:
         network, box = Network(graph, torch.float64), problem.cases[0]
         ends = (network.tensor([[float(v) for v in end]]) for end in (box.lower, box.upper))
