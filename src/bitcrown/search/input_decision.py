@@ -35,9 +35,9 @@ _MANY_CASES = 1000
 _FIRST_TURN = 0.3
 _ALONE = 0.5
 """Seconds of computing that the input's search has for itself at least."""
-_PREPARATION = 5.0
+_PREPARATION = 3.0
 """First bounds of a box that the search over neurons costs before its first split: root bounds, and
-those of its layers."""
+optimised ones."""
 _INPUT_SHARE = 0.5
 """The input's time at least, as a share of the neurons': whoever closes a share of its tree early
 is easily thought to be done soon, and boxes close late."""

@@ -133,7 +133,7 @@ def decide_from_root(
     rival: Rival | None = None,
 ) -> Verdict:
     """Decide the cases that ``root`` leaves open: optimised bounds, sharper layers where
-    affordable, then splits.
+    affordable (and no ``rival`` waits for its turn), then splits.
 
     ``guide`` is ``guide_network`` of the root's; ``root_seconds`` is what the root bounds took,
     from which the cost of sharper layers is foreseen. Raises ``BudgetExpired``.
@@ -145,7 +145,8 @@ def decide_from_root(
     run.counters["open_after_alpha"] = len(domains)
     if len(domains):
         run.counters["worst"] = float(domains.value.min())
-    bounder, domains = _sharpened_layers(run, bounder, domains, root_seconds)
+    if rival is None:  # which would wait for it
+        bounder, domains = _sharpened_layers(run, bounder, domains, root_seconds)
     if isinstance(trials.witness, Witness):
         return run.sat(trials.witness, "alpha-CROWN")
     if not len(domains):
