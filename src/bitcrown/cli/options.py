@@ -47,6 +47,7 @@ class Verbosity:
 
     def note(self, sentence: str) -> None:
         if not self.is_quiet:
+            sys.stdout.flush()  # in a pipe the answer would come after what is said about it
             print(sentence, file=sys.stderr)
 
     def json(self, command: str, facts: Mapping[str, Any]) -> None:
