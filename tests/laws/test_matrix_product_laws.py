@@ -21,6 +21,7 @@ from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.onnx_reader import read_graph
 from bitcrown.model.products import bytes_of_bounds, fitted, with_whole_products
+from bitcrown.search.inputs.bounds import gathered
 from tests.quant_models import Writer, run
 
 Wide = np.longdouble
@@ -206,3 +207,31 @@ def test_too_little_memory_leaves_intervals_and_attacks(tmp_path: Path) -> None:
         verdict = bitcrown.verify(problem, budget=Budget.of_cpu_seconds(20.0, 1 << 16))
         assert verdict.status == status, verdict
         assert status == "sat" or verdict.counters["root_by_intervals"] == 1
+
+
+def test_copied_slopes_of_square_matrices_are_the_same_lines() -> None:
+    """Where a search picks boxes of a batch it copies slopes; of square matrices these have the
+    shape of the product, and must not be multiplied into it entry by entry."""
+    nodes = [
+        Node("x", "Input", (), (3, 3)),
+        Node("y", "Input", (), (3, 3)),
+        Node("z", "MatMul", ("x", "y"), (3, 3)),
+    ]
+    graph = Graph({node.name: node for node in nodes}, ("x", "y"), ("z",))
+    network = Network(graph, torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    centre = torch.randn(2, 18, dtype=torch.float64, generator=generator)
+    lower, upper = centre - 0.5, centre + 0.5
+    relaxations = LayerBounder(network, 1 << 28).run(lower, upper).relaxations
+    copied = {name: gathered(found, torch.arange(2)) for name, found in relaxations.items()}
+    assert copied["z"].lower_slopes[0] is not copied["z"].upper_slopes[0]
+    rows = torch.randn(1, 4, 9, dtype=torch.float64, generator=generator)
+    seeds = output_seeds(network, rows.expand(2, -1, -1))
+    bound, same = (
+        minimum(Backward(network, found).run(dict(seeds)), lower, upper)
+        for found in (relaxations, copied)
+    )
+    assert torch.equal(bound, same)
+    share = torch.rand(500, 2, 18, dtype=torch.float64, generator=generator)
+    values = network((lower + share * (upper - lower)).reshape(-1, 18)).reshape(500, 2, 1, 9)
+    assert ((values * rows).sum(-1).amin(0) >= bound - 1e-9).all()

@@ -207,7 +207,7 @@ class _Pass:
         pairs = zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)
         parts = [
             passed_back(node, place, a, low)
-            if low is up  # parallel lines
+            if low is up or node.op == "MatMul"  # parallel lines, copied or not
             else positive * low + negative * up
             for place, (low, up) in enumerate(pairs)
         ]

@@ -126,7 +126,10 @@ def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
         return is_unstable(low, up)
     if node.op == "Mul":  # with a number it is linear, whatever the other operand's range
         first, second = (bounds[name][0] != bounds[name][1] for name in node.inputs)
-        return first & second if first.shape[1:] == second.shape[1:] else low != up
+        if first.shape[1:] != second.shape[1:]:
+            return low != up
+        is_loose = (low != up) & ~torch.isfinite(up - low)  # no line holds an infinite factor
+        return (first & second) | is_loose
     if not node.op.endswith(DIFFERENCE):
         return low != up
     if source not in node.inputs[:3]:  # values, there to be subtracted

@@ -24,6 +24,13 @@ def test_factors_of_numbers_are_decided() -> None:
         assert undecided(node, source, bounds).tolist() == [[True, False, False]]
 
 
+def test_an_infinite_factor_of_a_number_is_asked_for() -> None:
+    node = Node("y", "Mul", ("a", "b"), (2,))
+    bounds = {"a": ends((0.0, torch.inf), WIDE), "b": ends(POINT, POINT)}
+    assert undecided(node, "a", bounds).tolist() == [[True, False]]
+    assert not undecided(node, "b", bounds).any()
+
+
 def test_a_square_asks_for_its_operand() -> None:
     node = Node("y", "Mul", ("a", "a"), (2,))
     assert undecided(node, "a", {"a": ends(WIDE, POINT)}).tolist() == [[True, False]]
