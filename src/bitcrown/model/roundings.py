@@ -81,6 +81,8 @@ RESULTS = {
     **dict.fromkeys(("MatMulInteger", "ConvInteger"), "int32"),
 }
 """Result types of operators whose operands' types do not say them."""
+TYPED_BY = {"Pow": 0, "Resize": 0, "Upsample": 0, "OneHot": 2}
+"""Operators with operands of several types, and the one whose type their result has."""
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 
 EXACT = {
@@ -117,6 +119,9 @@ WRAPPING = {
 }
 """Operators whose results may leave the type of the whole numbers that they compute with."""
 RECURRENT = {"LSTM", "GRU", "RNN", _CONTRIB + "DynamicQuantizeLSTM"}
+FRACTIONAL = (EACH | NORMALISED | RECURRENT) - WRAPPING - {"Div", "MatMulInteger", "ConvInteger"}
+FRACTIONAL |= {"LogSoftmax", "LpPool", "ReduceLogSumExp", "Softmax"}
+"""Operators whose values are no whole numbers where their operands are: the runtime cuts them."""
 ARITHMETIC: dict[str, Callable[[Node], int]] = {
     "Linear": lambda node: int(node.params["weight"].shape[1]) + 4,
     "MatMulLeft": lambda node: int(node.params["matrix"].shape[1]) + 4,
@@ -168,6 +173,8 @@ def _result_type(b: Builder, node: OnnxNode) -> str:
         return CASTS.get(int(node.attrs["to"]), "float32")
     if node.op in RESULTS:
         return RESULTS[node.op]
+    if node.op in TYPED_BY:
+        return _type_of(b, node.inputs[TYPED_BY[node.op]])
     if node.op == "QuantizeLinear" and len(node.inputs) > 2 and node.inputs[2]:
         return _type_of(b, node.inputs[2])
     kinds = [_type_of(b, name) for name in node.inputs if name]
@@ -192,9 +199,11 @@ def _round(b: Builder, name: str, rounding: Rounding) -> str:
 
 def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     is_half = form.unit > FORMATS["float32"].unit
-    if node.op in WRAPPING and "int" in b.dtypes[node.outputs[0]]:
-        _mark_whole(b, node, new)
-        return
+    if "int" in b.dtypes[node.outputs[0]]:
+        _require_whole(b, node)
+        if node.op in WRAPPING:
+            _mark_whole(b, node, new)
+            return
     if node.op in EXACT and not (is_half and _has_wide_constants(node, form)):
         return
     if node.op == "Div" and "int" in b.dtypes[node.outputs[0]]:
@@ -237,6 +246,21 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
                 _round(b, name, rounding)
     else:
         b.unrounded.append(f"{node.op}: {node.name}")
+
+
+def _require_whole(b: Builder, node: OnnxNode) -> None:
+    """Raises ``UnsupportedError`` where onnxruntime would cut what is computed to whole numbers."""
+    is_cut = node.op in FRACTIONAL
+    if node.op in ("Resize", "Upsample"):
+        is_cut = node.attrs.get("mode", "nearest") != "nearest"
+    elif node.op == "Pow":
+        exponents = b.constant(node.inputs[1], "the exponent").astype(np.float64)
+        is_cut = not bool(((exponents >= 0) & (exponents == np.rint(exponents))).all())
+    if is_cut:
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}) cuts its results to whole numbers, for which there is "
+            "no rule"
+        )
 
 
 def _mark_whole(b: Builder, node: OnnxNode, new: list[str]) -> None:
