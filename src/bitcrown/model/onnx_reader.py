@@ -270,7 +270,6 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
     for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
     file = NetworkFile.of(source)
-    is_standard = file.standard is file
     read = _read(file.standard)
     if read.missing:
         plain: dict[str, list[str]] = {}
@@ -292,7 +291,7 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
         raise UnsupportedError(f"{file.path.name} has entries of minus infinity as outputs")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or not is_standard:
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or file.is_qonnx:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(
