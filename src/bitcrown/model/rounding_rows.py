@@ -56,7 +56,17 @@ NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
 EXACT = {
     *("Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather"),
     *("GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
-    *("ReduceMin", "Relu", "Reshape", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze"),
+    *(
+        "ReduceMin",
+        "Relu",
+        "Reshape",
+        "ReverseSequence",
+        "Sign",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+    ),
     *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
     *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
     *("ArgMax", "ArgMin", "Hardmax", "TopK"),
