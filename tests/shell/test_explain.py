@@ -229,6 +229,7 @@ def test_free_extents_of_several_inputs_have_names(
     assert main(["inspect", str(path), "--input-shape", "v=1,3,1"]) == 2
     assert "does not fit the file's input (n, of v)" in capsys.readouterr().err
     assert main(["inspect", str(path), "--input-shape", "v=1,3"]) == 2
+    assert "free (n, of u)" in capsys.readouterr().err
 
 
 def test_free_extents_are_settled_by_the_property_or_by_hand(
