@@ -293,6 +293,9 @@ def _moves() -> Iterator[Variant]:
     yield from (of("Squeeze", (1, 3, 1), ints(axis)) for axis in (0, -1))
     yield from (of("Unsqueeze", (2, 3), ints(*axes)) for axes in ((0,), (-1, 1), (3, 0)))
     yield from (of("Expand", (3, 1), ints(*shape)) for shape in ((3, 4), (2, 1, 5), (1,)))
+    for batch, time, lengths in ((1, 0, (4, 2)), (0, 1, (1, 2, 0, 2)), (1, 2, (3, 3))):
+        attrs = {"batch_axis": batch, "time_axis": time}
+        yield of("ReverseSequence", (4, 2, 3), ints(*lengths), **attrs)
     yield from (of("Tile", (2, 3), ints(*times)) for times in ((2, 1), (3, 2)))
     for upper, diagonal in product((0, 1), (-2, 0, 1)):
         yield of("Trilu", (3, 4), whole(diagonal), upper=upper)

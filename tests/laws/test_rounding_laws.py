@@ -24,7 +24,7 @@ from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.graph import Graph
 from bitcrown.model.onnx_reader import read_graph
-from bitcrown.model.roundings import EACH, EXACT, INTEGRAL, NORMALISED, RECURRENT
+from bitcrown.model.rounding_rows import EACH, EXACT, INTEGRAL, NORMALISED, RECURRENT
 
 ELEMENTS = {
     "float16": TensorProto.FLOAT16,

@@ -97,6 +97,41 @@ def test_whole_numbers_within_their_type_are_proved(op: str, tmp_path: Path) -> 
     assert is_proved(net, 1000, 3000, 4, "(assert (<= Y_0 -1))")
 
 
+@pytest.mark.parametrize(
+    ("op", "operand", "least"),
+    [
+        ("Pow", np.array(0.5, np.float32), 1.4),
+        ("Pow", np.array(-1), 0.3),
+        ("ReduceL2", np.array([1]), 5.05),
+        ("ReduceLogSum", np.array([1]), 2.05),
+        ("ReduceLogSumExp", np.array([1]), 3.3),
+        ("Resize", np.array([1, 2], np.float32), 2.1),
+    ],
+)
+def test_whole_numbers_are_cut(op: str, operand: np.ndarray, least: float, tmp_path: Path) -> None:
+    """Roots, logarithms and what lies between two pixels were computed as real numbers: of 2, 2, 3,
+    3 the result is at least ``least``, and a whole number below it in onnxruntime. (One output is
+    large, so that readings are compared roughly.)"""
+    inputs = ["x", "", "c"] if op == "Resize" else ["x", "c"]
+    mode = {"mode": "linear"} if op == "Resize" else {}
+    nodes = [
+        helper.make_node(op, inputs, ["a"], **mode),
+        helper.make_node("Expand", ["a", "shape"], ["b"]),
+        helper.make_node("Gather", ["b", "places"], ["d"], axis=1),
+        helper.make_node("Cast", ["d"], ["e"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["e", "large"], ["y"]),
+    ]
+    width, place = (8, 3) if op == "Resize" else (4, 1)
+    known = {"c": operand, "shape": np.array([1, width]), "places": np.full(4, place)}
+    known["large"] = np.array([0, 0, 0, 1e6], np.float32)
+    net = saved(tmp_path / "n.onnx", nodes, "int32", known)
+    session = onnxruntime.InferenceSession(str(net), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.array([[2, 2, 3, 3]], np.int32)})
+    assert float(found[0, 1]) < least
+    fixed = "".join(f"(assert (= X_{i} {v}))" for i, v in enumerate((2, 2, 3, 3)))
+    assert not is_proved(net, 2, 3, 4, f"{fixed} (assert (<= Y_1 {least!r}))")
+
+
 def test_a_quantizer_has_the_type_that_it_names(tmp_path: Path) -> None:
     """Without a zero point it was taken for uint8, which ends at 255 and not at 127."""
     nodes = [

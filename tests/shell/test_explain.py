@@ -206,6 +206,32 @@ def test_free_extents_are_not_read_as_one(
     assert "input x [2, 3]" in capsys.readouterr().out
 
 
+def test_free_extents_of_several_inputs_have_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "two.onnx"
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", f"of {name}"])
+        for name in "uvy"
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Concat", ["u", "v"], ["y"], axis=1)], "g", ends[:2], ends[2:]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    both = ["--input-shape", "v=1,3", "--input-shape", "u=2"]
+    assert main(["inspect", str(path), *both]) == 0
+    said = capsys.readouterr().out
+    assert "input u [1, 2]" in said and "input v [1, 3]" in said and "output y [1, 5]" in said
+    assert main(["inspect", str(path), "--input-shape", "1,3"]) == 2
+    assert "none of the inputs u, v: give NAME=N,..." in capsys.readouterr().err
+    assert main(["inspect", str(path), "--input-shape", "v=1,3,1"]) == 2
+    assert "does not fit the file's input (n, of v)" in capsys.readouterr().err
+    assert main(["inspect", str(path), "--input-shape", "v=1,3"]) == 2
+    assert "free (n, of u)" in capsys.readouterr().err
+
+
 def test_free_extents_are_settled_by_the_property_or_by_hand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ QUANT_MAY_IMPORT = {
 """The same inside the integer engine: networks know no file format, bounds no search, and the
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
-    "model": 8510,
+    "model": 8830,
     "spec": 4600,
     "check": 8980,
     "bounds": 7200,
@@ -81,7 +81,7 @@ MOST_LINES = {
     "harness": 2210,
     "cluster": 940,
     "report": 1520,
-    "cli": 2030,
+    "cli": 2050,
     "modules": 1470,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs

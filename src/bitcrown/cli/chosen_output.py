@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", metavar="NAME", help="the tensor that is asked about (default: all outputs)")
-    add("--input-shape", metavar="N,...", help="extents of an input that the file leaves free")
+    add(
+        "--input-shape",
+        metavar="[NAME=]N,...",
+        action="append",
+        help="extents of an input that the file leaves free; with its NAME if there are several",
+    )
 
 
 def is_chosen(options: argparse.Namespace) -> bool:
@@ -49,7 +54,7 @@ def network_with(onnx: str, options: argparse.Namespace) -> Iterator[str]:
             file = NetworkFile(file.path, with_one_output(file, options.output))
         write_whole(copy, file.content)
         if options.input_shape is not None:
-            _settle(NetworkFile(copy), _extents(options.input_shape))
+            _settle(NetworkFile(copy), options.input_shape)
         yield str(copy)
 
 
@@ -65,11 +70,26 @@ def _extents(word: str) -> tuple[int, ...]:
     return shape
 
 
-def _settle(copy: NetworkFile, shape: tuple[int, ...]) -> None:
-    """Write ``shape`` into the file ``copy``."""
-    from bitcrown.model.input_shape import input_extents, with_input_shape
+def _settle(copy: NetworkFile, words: list[str]) -> None:
+    """Write the shapes in ``words`` into the file ``copy``."""
+    from bitcrown.model.input_shape import input_extents, settled_content, settled_extents
 
-    words = input_extents(copy)
-    found = with_input_shape(copy, shape, copy.path.parent).inputs[0].shape
-    if found not in (shape, (1, *shape)):
-        raise SettingsError(f"--input-shape {list(shape)} does not fit the file's input ({words})")
+    names, shapes = [t.name for t in copy.inputs], [list(t.shape or ()) for t in copy.inputs]
+    for word in words:
+        name, _, extents = word.rpartition("=")
+        if not name and len(names) == 1:
+            name = names[0]
+        if name not in names:
+            raise SettingsError(
+                f"--input-shape {word} is about none of the inputs {', '.join(names)}: give "
+                "NAME=N,... for each that has free extents"
+            )
+        place, shape = names.index(name), _extents(extents)
+        settled = settled_extents(copy, place, shape)
+        if settled is None:
+            raise SettingsError(
+                f"--input-shape {list(shape)} does not fit the file's input "
+                f"({input_extents(copy, place)})"
+            )
+        shapes[place] = settled
+    copy.path.write_bytes(settled_content(copy, shapes))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitcrown.errors import ModelError, UnsupportedError, said_by
+from bitcrown.model.flattened import flattened
 from bitcrown.model.outside import with_outside_weights
 
 if TYPE_CHECKING:
@@ -87,11 +88,17 @@ class NetworkFile:
 
     @cached_property
     def proto(self) -> Any:
-        """The parsed ``ModelProto``, shared by all readers: it must not be changed.
+        """The parsed ``ModelProto`` without functions, nodes in order, shared by all readers: it
+        must not be changed.
 
         Raises ``ModelError``, or ``UnsupportedError`` for sparse weights.
         """
-        return _parsed(self.content, self.path)
+        parsed = _parsed(self.content, self.path)
+        written = flattened(
+            parsed, self.path, lambda to: runtime_session(self.content, self.path, written_to=to)
+        )
+        self.is_as_written = written is parsed
+        return written
 
     @cached_property
     def inputs(self) -> tuple[FileTensor, ...]:
@@ -121,6 +128,10 @@ class NetworkFile:
         )
 
     @property
+    def is_qonnx(self) -> bool:
+        return any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node)
+
+    @property
     def quantization(self) -> tuple[str, ...]:
         """Names of the formats in which the file writes its integers."""
         ops = {node.op_type for node in self.proto.graph.node}
@@ -128,17 +139,19 @@ class NetworkFile:
         formats = {
             "QDQ": "DequantizeLinear" in ops and not has_qlinear,
             "QOperator": has_qlinear,
-            "QONNX": any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node),
+            "QONNX": self.is_qonnx,
             "integer arithmetic": bool(ops & {"MatMulInteger", "ConvInteger"}),
         }
         return tuple(name for name, is_used in formats.items() if is_used)
 
     @cached_property
     def standard(self) -> NetworkFile:
-        """What onnxruntime can run: the file itself, or QONNX in standard operators. Raises
-        ``UnsupportedError`` where those cannot be written."""
-        if not any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node):
-            return self
+        """What onnxruntime can run, with the tensors of ``proto``: the file itself, if that is as
+        it was written, or QONNX in standard operators. Raises ``UnsupportedError`` where those
+        cannot be written."""
+        if not self.is_qonnx:
+            is_same = self.proto is not None and self.is_as_written
+            return self if is_same else NetworkFile(self.path, self.proto.SerializeToString())
         from bitcrown.model.standard_form import standard_form
 
         written = standard_form(self.proto, QONNX_DOMAINS)
@@ -158,8 +171,11 @@ class NetworkFile:
             self.__dict__.pop(name, None)
 
 
-def runtime_session(content: bytes, name: str | Path, optimised: bool = False) -> Any:
-    """An onnxruntime session: CPU, one thread, graph optimisations off unless ``optimised``.
+def runtime_session(
+    content: bytes, name: str | Path, optimised: bool = False, written_to: Path | None = None
+) -> Any:
+    """An onnxruntime session: CPU, one thread, graph optimisations off unless ``optimised``; what
+    it runs is ``written_to`` a file.
 
     Raises ``ModelError``, which calls the model ``name``.
     """
@@ -170,6 +186,8 @@ def runtime_session(content: bytes, name: str | Path, optimised: bool = False) -
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    if written_to is not None:
+        options.optimized_model_filepath = str(written_to)
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes that only exist inside its extension

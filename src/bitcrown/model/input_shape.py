@@ -71,10 +71,20 @@ def settled_content(file: NetworkFile, shapes: Sequence[Sequence[int]]) -> bytes
     return content
 
 
-def input_extents(file: NetworkFile) -> str:
-    """The extents of the first input as the file has them, in words."""
-    given = _given(file.proto)
-    return _extents(given[0]) if given else ""
+def settled_extents(file: NetworkFile, place: int, shape: tuple[int, ...]) -> list[int] | None:
+    """``shape`` (with or without the first extent, of the batch) as that of input number ``place``;
+    ``None`` where the file says otherwise."""
+    dims = _given(file.proto)[place]
+    wanted = shape if len(dims) == len(shape) else (1, *shape)
+    fits = len(dims) == len(wanted) and all(
+        dim.dim_value <= 0 or dim.dim_value == want for dim, want in zip(dims, wanted, strict=True)
+    )
+    return list(wanted) if fits else None
+
+
+def input_extents(file: NetworkFile, place: int) -> str:
+    """The extents of input number ``place`` as the file has them, in words."""
+    return _extents(_given(file.proto)[place])
 
 
 def free_extents(file: NetworkFile) -> str:

@@ -9,7 +9,6 @@ over the whole file and reported together. Batch axes are taken as they are; sym
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.composites import COMPOSITES
 from bitcrown.model.lowering.dynamic_quantization import unit_of_result
+from bitcrown.model.lowering.loops import REPEATED
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import (
     simplified,
@@ -98,25 +98,29 @@ def _attribute(attribute: Any, path: Path) -> Any:
 
 
 class InnerGraph(NamedTuple):
-    """A graph inside a node: its nodes, weights, and the names of its outputs."""
+    """A graph inside a node: its nodes, weights, and the names of its inputs and outputs."""
 
     nodes: list[OnnxNode]
     stored: dict[str, np.ndarray[Any, Any]]
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
     def reads(self) -> list[str]:
         """What its nodes read, and those of the graphs in them."""
         return [name for node in self.nodes for name in _reads(node)] + list(self.outputs)
 
-    def kept_apart(self, prefix: str) -> InnerGraph:
-        """With ``prefix`` before all names that are its own: outside, and in other graphs, the same
-        name is another tensor."""
+    def kept_apart(
+        self, prefix: str, given: Mapping[str, str] | None = None, outer: Mapping[str, str] = {}
+    ) -> InnerGraph:
+        """With ``prefix`` before all names that are its own, those of graphs in it included:
+        outside, and in other graphs, the same name is another tensor. ``given``: what its inputs
+        are; ``outer``: new names of what it reads from outside."""
         written = (name for node in self.nodes for name in node.outputs if name)
-        return self._renamed({name: f"{prefix}{name}" for name in (*self.stored, *written)})
+        own = {name: f"{prefix}{name}" for name in (*self.inputs, *self.stored, *written)}
+        names = {**outer, **own, **(given or {})}
 
-    def _renamed(self, names: Mapping[str, str]) -> InnerGraph:
-        def of(given: Iterable[str]) -> tuple[str, ...]:
-            return tuple(names.get(name, name) for name in given)
+        def of(some: Iterable[str]) -> tuple[str, ...]:
+            return tuple(names.get(name, name) for name in some)
 
         nodes = [
             replace(
@@ -124,14 +128,16 @@ class InnerGraph(NamedTuple):
                 inputs=of(node.inputs),
                 outputs=of(node.outputs),
                 attrs={
-                    key: value._renamed(names) if isinstance(value, InnerGraph) else value
+                    key: value.kept_apart(prefix, outer=names)
+                    if isinstance(value, InnerGraph)
+                    else value
                     for key, value in node.attrs.items()
                 },
             )
             for node in self.nodes
         ]
-        stored = {names.get(name, name): value for name, value in self.stored.items()}
-        return InnerGraph(nodes, stored, of(self.outputs))
+        stored = {names[name]: value for name, value in self.stored.items()}
+        return InnerGraph(nodes, stored, of(self.inputs), of(self.outputs))
 
 
 def _reads(node: OnnxNode) -> set[str]:
@@ -159,8 +165,8 @@ def _nodes_of(graph: Any, versions: Mapping[str, int], path: Path) -> list[OnnxN
             if isinstance(value, onnx.GraphProto):
                 stored = {tensor.name: _stored_array(tensor, path) for tensor in value.initializer}
                 inner = _nodes_of(value, versions, path)
-                ends = tuple(info.name for info in value.output)
-                attrs[key] = InnerGraph(inner, stored, ends).kept_apart(f"{name}/{key}/")
+                ends = (tuple(i.name for i in infos) for infos in (value.input, value.output))
+                attrs[key] = InnerGraph(inner, stored, *ends).kept_apart(f"{name}/{key}/")
         is_own = proto.domain in ("", "ai.onnx")
         op = proto.op_type if is_own else f"{proto.domain}.{proto.op_type}"
         version = versions.get("" if is_own else proto.domain, 1)
@@ -206,7 +212,7 @@ def _read(file: NetworkFile) -> _Reading:
     inputs, dtypes = _read_inputs(builder, file)
     nodes = file_nodes(file)
     outputs = tuple(tensor.name for tensor in file.outputs)
-    builder.readers = Counter(name for node in nodes for name in _reads(node))
+    builder.readers.update(name for node in nodes for name in _reads(node))
     builder.readers.update(outputs)
     missing: list[tuple[OnnxNode, str]] = []
     # Tensors that nothing can be said of, because a node before them has no rule. Only the nodes
@@ -270,7 +276,6 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
     for a bad file and ``UnsupportedError``, which names every node without a rule.
     """
     file = NetworkFile.of(source)
-    is_standard = file.standard is file
     read = _read(file.standard)
     if read.missing:
         plain: dict[str, list[str]] = {}
@@ -292,7 +297,7 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
         raise UnsupportedError(f"{file.path.name} has entries of minus infinity as outputs")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or not is_standard:
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or file.is_qonnx:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(
@@ -376,7 +381,7 @@ def _lower(builder: Builder, node: OnnxNode) -> None:
         first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))
         value = shape[first:last] if node.op == "Shape" else math.prod(shape)
         builder.constants[node.outputs[0]] = np.array(value, dtype=np.int64)
-    elif all(builder.is_constant(name) for name in node.inputs if name):
+    elif all(map(builder.is_constant, filter(None, node.inputs))) and node.op not in REPEATED:
         names = [name for name in node.outputs if name]
         builder.constants.update(zip(names, fold(node, builder.constants), strict=False))
     elif node.op in COMPOSITES:

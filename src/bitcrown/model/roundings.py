@@ -30,9 +30,7 @@ rounding commutes with moving, selecting and comparing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -41,94 +39,29 @@ from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 from bitcrown.model.lowering.quantization import QUANTIZERS
-
-_CONTRIB = "com.microsoft."
-SMOOTH = 16.0
-SMOOTH_HALF = 2.0
-"""The same in steps of a sixteen-bit type, next to which the error of float32 is nothing."""
-
-
-class Format(NamedTuple):
-    """Unit roundoff, smallest number (the smallest normal one where others may be flushed to zero),
-    largest number."""
-
-    unit: float
-    least: float
-    largest: float
-
-
-FORMATS = {
-    "float16": Format(2.0**-11, 2.0**-24, 65504.0),
-    "bfloat16": Format(2.0**-8, 2.0**-126, (2.0 - 2.0**-7) * 2.0**127),
-    "float32": Format(2.0**-24, 2.0**-126, (2.0 - 2.0**-23) * 2.0**127),
-    "float64": Format(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max)),
-}
-HALVES = ("float16", "bfloat16")
-CASTS = {
-    1: "float32",
-    10: "float16",
-    11: "float64",
-    16: "bfloat16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-}
-REQUANTIZED = 4.0
-RESULTS = {
-    **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
-    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
-    **dict.fromkeys(("Not", "And", "Or", "Xor"), "bool"),
-    **dict.fromkeys(("MatMulInteger", "ConvInteger"), "int32"),
-}
-"""Result types of operators whose operands' types do not say them."""
-NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
-
-EXACT = {
-    *("Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather"),
-    *("GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax"),
-    *("ReduceMin", "Relu", "Reshape", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze"),
-    *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
-    *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
-    *("ArgMax", "ArgMin", "Hardmax", "TopK"),
-    "DynamicQuantizeLinear",  # its enclosure counts the rounding of its quotients
-}
-INTEGRAL = {"Ceil", "Floor", "Round"}
-SINGLE = {"Add", "Sub", "Mul", "Div", "Gemm", "MatMul", "Conv", "ConvTranspose", "Sum", "ReduceSum"}
-"""Of those treated step by step: no constant of the kernel is rounded beforehand."""
-EACH = SINGLE | {
-    *("Atan", "AveragePool", "Celu", "Cos", "CumSum", "Elu", "Erf", "Exp", "Gelu"),
-    *("GlobalAveragePool", "HardSigmoid", "HardSwish", "Log", "LpNormalization", "Mean", "Mish"),
-    *("Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceMean"),
-    *("ReduceSumSquare", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Swish"),
-    *("Tanh", "RMSNormalization", "SimplifiedLayerNormalization"),
-    *(_CONTRIB + name for name in ("SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu")),
-    *(_CONTRIB + name for name in ("Gelu", "QuickGelu", "DynamicQuantizeMatMul")),
-    *(_CONTRIB + name for name in ("MatMulIntegerToFloat", "FusedMatMul")),
-    *("MatMulInteger", "ConvInteger"),
-}
-NORMALISED = {
-    *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
-    *("MeanVarianceNormalization", _CONTRIB + "SkipLayerNormalization"),
-}
-WRAPPING = {
-    *("Abs", "Add", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "PRelu", "Pow"),
-    *("ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Scatter", "ScatterElements"),
-    *("ScatterND", "Sub", "Sum"),
-}
-"""Operators whose results may leave the type of the whole numbers that they compute with."""
-RECURRENT = {"LSTM", "GRU", "RNN", _CONTRIB + "DynamicQuantizeLSTM"}
-ARITHMETIC: dict[str, Callable[[Node], int]] = {
-    "Linear": lambda node: int(node.params["weight"].shape[1]) + 4,
-    "MatMulLeft": lambda node: int(node.params["matrix"].shape[1]) + 4,
-    "Conv": lambda node: int(node.params["weight"][0].size) + 4,
-    "ConvTranspose": lambda node: int(node.params["weight"][:, 0].size) + 4,
-    "ReduceSum": lambda node: int(node.attrs["count"]),
-    "AveragePool": lambda node: math.prod(node.attrs["kernel"]) + 1,
-    "Scale": lambda node: 2 if len(node.params) > 1 else 0,
-    **dict.fromkeys(("Add", "Sub", "Mul", "Square", "Reciprocal", "Sqrt"), lambda node: 0),
-}
-"""How many roundings, each of the size of the absolute terms, precede that of the result."""
-CURVED = {"Sigmoid", "Tanh", "Atan", "Exp", "Log", "Sin", "Cos", "Erf", "Softplus", "Elu"}
+from bitcrown.model.rounding_rows import (
+    ARITHMETIC,
+    CASTS,
+    CONTRIB,
+    CURVED,
+    EACH,
+    EXACT,
+    FORMATS,
+    FRACTIONAL,
+    HALVES,
+    INTEGRAL,
+    NARROW_INTEGERS,
+    NORMALISED,
+    RECURRENT,
+    REQUANTIZED,
+    RESULTS,
+    SINGLE,
+    SMOOTH,
+    SMOOTH_HALF,
+    TYPED_BY,
+    WRAPPING,
+    Format,
+)
 
 
 def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
@@ -168,6 +101,8 @@ def _result_type(b: Builder, node: OnnxNode) -> str:
         return CASTS.get(int(node.attrs["to"]), "float32")
     if node.op in RESULTS:
         return RESULTS[node.op]
+    if node.op in TYPED_BY:
+        return _type_of(b, node.inputs[TYPED_BY[node.op]])
     if node.op == "QuantizeLinear" and len(node.inputs) > 2 and node.inputs[2]:
         return _type_of(b, node.inputs[2])
     kinds = [_type_of(b, name) for name in node.inputs if name]
@@ -192,9 +127,11 @@ def _round(b: Builder, name: str, rounding: Rounding) -> str:
 
 def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     is_half = form.unit > FORMATS["float32"].unit
-    if node.op in WRAPPING and "int" in b.dtypes[node.outputs[0]]:
-        _mark_whole(b, node, new)
-        return
+    if "int" in b.dtypes[node.outputs[0]]:
+        _require_whole(b, node)
+        if node.op in WRAPPING:
+            _mark_whole(b, node, new)
+            return
     if node.op in EXACT and not (is_half and _has_wide_constants(node, form)):
         return
     if node.op == "Div" and "int" in b.dtypes[node.outputs[0]]:
@@ -237,6 +174,21 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
                 _round(b, name, rounding)
     else:
         b.unrounded.append(f"{node.op}: {node.name}")
+
+
+def _require_whole(b: Builder, node: OnnxNode) -> None:
+    """Raises ``UnsupportedError`` where onnxruntime would cut what is computed to whole numbers."""
+    is_cut = node.op in FRACTIONAL
+    if node.op in ("Resize", "Upsample"):
+        is_cut = node.attrs.get("mode", "nearest") != "nearest"
+    elif node.op == "Pow":
+        exponents = b.constant(node.inputs[1], "the exponent").astype(np.float64)
+        is_cut = not bool(((exponents >= 0) & (exponents == np.rint(exponents))).all())
+    if is_cut:
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op}) cuts its results to whole numbers, for which there is "
+            "no rule"
+        )
 
 
 def _mark_whole(b: Builder, node: OnnxNode, new: list[str]) -> None:
@@ -292,7 +244,7 @@ def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) ->
     if node.op.endswith("QuantizeLinear"):  # adds its zero point as an integer
         return
     sums = 1.0
-    if node.op == _CONTRIB + "QLinearAdd":
+    if node.op == CONTRIB + "QLinearAdd":
         first, second, last = (
             float(np.abs(b.constant(node.inputs[k], "a scale").astype(np.float64)).max())
             for k in (1, 4, 6)

@@ -9,6 +9,7 @@ device costs a second of imports).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -88,7 +89,7 @@ class Builder:
     source: str = ""
     dtypes: dict[str, str] = field(default_factory=dict)
     """Element types of ONNX tensors that depend on the input (see ``model.roundings``)."""
-    readers: Mapping[str, int] = field(default_factory=dict)
+    readers: Counter[str] = field(default_factory=Counter)
     """How many nodes and outputs of the file read each ONNX tensor."""
     unrounded: list[str] = field(default_factory=list)
     """Operators, and names of nodes, of which nobody knows how the runtime rounds."""

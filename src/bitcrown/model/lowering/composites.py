@@ -1,4 +1,4 @@
-"""Operators of onnxruntime's domain that are read as several other ones, each with its rounding.
+"""Operators that are read as several other ones, each with its rounding.
 
 ``QAttention`` (what BERT-like networks hold after their optimiser and ``quantize_dynamic``) is a
 product of integers, scaled and with a bias; its columns are queries, keys and values of every head,
@@ -12,12 +12,13 @@ each. What its kernel does with the input in integers (``accuracy_level`` 4) is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode
+from bitcrown.model.lowering.loops import unrolled
 
 _CONTRIB = "com.microsoft."
 _OPSET = 17
@@ -107,7 +108,8 @@ def _unpacked(pairs: np.ndarray) -> np.ndarray:
     return np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*pairs.shape[:-1], -1)
 
 
-COMPOSITES: dict[str, Callable[[Builder, OnnxNode], list[OnnxNode]]] = {
+COMPOSITES: dict[str, Callable[[Builder, OnnxNode], Iterable[OnnxNode]]] = {
+    "Loop": unrolled,
     _CONTRIB + "QAttention": _attention,
     _CONTRIB + "MatMulNBits": _packed_product,
 }

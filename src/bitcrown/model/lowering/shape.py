@@ -272,3 +272,20 @@ def where(b: Builder, node: OnnxNode) -> None:
     if gone.any():
         b.removed[node.outputs[0]] = np.broadcast_to(gone, b.shape(result))
     b.bind(node, result)
+
+
+@lowers("ReverseSequence")
+def reverse_sequence(b: Builder, node: OnnxNode) -> None:
+    x = b.node_of(node.inputs[0])
+    batch, time = (
+        int(node.attrs.get(f"{axis}_axis", k)) for axis, k in (("batch", 1), ("time", 0))
+    )
+    rows, extent = b.shape(x)[batch], b.shape(x)[time]
+    lengths = b.integers(node.inputs[1], "the lengths")
+    if len(lengths) != rows or not all(0 <= length <= extent for length in lengths):
+        raise ModelError(f"node {node.name!r} reverses {lengths} entries of {rows} x {extent}")
+    turned = []
+    for row, length in enumerate(lengths):
+        order = np.concatenate([np.arange(length)[::-1], np.arange(length, extent)])
+        turned.append(b.gathered(b.sliced(x, batch, row, row + 1), time, order))
+    b.bind(node, turned[0] if rows == 1 else b.emit("Concat", tuple(turned), {"axis": batch}))
