@@ -9,6 +9,9 @@ one rule. A part is done as soon as one attempt has nothing left.
   is dealt out to parts of their own, which its rule goes on with.
 * A part that has used its allowance without closing its share as fast as before races again, from
   its own first box: bad splits at its top are undone. The attempt so far takes part in the race.
+  If the part began as many boxes, the rules race from a sample of those that are left, and all
+  others wait for the winner: which rule is best for a tree shows late, as the first boxes that one
+  closes are others than the last ones. A race that nothing new has won makes the next one rarer.
 
 The measure is the share of the part that is left, each box weighted by its deficit: how far its
 worst row is from positive, relative to the part's. Work is counted in boxes, never in seconds: a
@@ -32,7 +35,7 @@ FIRST = 16
 RUNGS = (32, 96, 256)
 """Boxes of every attempt at the end of each round of a race."""
 SURVIVORS = (3, 2, 1)
-ALLOWANCE = 4096
+ALLOWANCE = 1024
 """Boxes of a part before its progress is looked at; twice as many each time it is found well."""
 BRANCHES = 16
 """Subtrees that a winner's open boxes are dealt out to."""
@@ -93,12 +96,18 @@ class Attempt:
 @dataclass(eq=False)
 class Subtree:
     """``root``: its boxes as they were before any attempt; ``rung`` is None while nothing races;
-    ``weight``: the share of the whole that it stands for."""
+    ``weight``: the share of the whole that it stands for; ``heirs`` wait for the rule that wins
+    here. Where it is the one they had, ``rule``, what comes next is looked at after ``allowance``
+    boxes.
+    """
 
     root: Boxes
     attempts: list[Attempt]
     rung: int | None = None
     weight: float = 1.0
+    heirs: list[Subtree] = field(default_factory=list)
+    rule: SplitRule | None = None
+    allowance: float = 0.0
 
     def left(self) -> float:
         """The share of the whole that no attempt has closed."""
@@ -168,7 +177,9 @@ class Subtrees:
         part.attempts.append(attempt)
         self.attempts[self._count] = part, attempt
 
-    def _deal_out(self, boxes: Boxes, rule: SplitRule, weight: float = 1.0) -> None:
+    def _deal_out(
+        self, boxes: Boxes, rule: SplitRule, weight: float = 1.0, quota: float | None = None
+    ) -> None:
         """Neighbours stay together; the part with the worst box comes first. Together they stand
         for ``weight`` of the whole."""
         share = weight / float(boxes.mass.sum())
@@ -177,7 +188,8 @@ class Subtrees:
         chunks = sorted(runs, key=lambda chunk: float(boxes.least[chunk].min()), reverse=True)
         for chunk in chunks:
             part = boxes.select(chunk)
-            self.add(part, rule, ALLOWANCE, share * float(part.mass.sum()))
+            allowed = ALLOWANCE if quota is None else quota
+            self.add(part, rule, allowed, share * float(part.mass.sum()))
 
     # -- rounds ------------------------------------------------------------------------------------
 
@@ -237,8 +249,9 @@ class Subtrees:
 
     def _advance(self, part: Subtree) -> None:
         finished = [attempt for attempt in part.attempts if not attempt.stack]
-        if any(not attempt.stuck for attempt in finished):
-            self._drop(part)
+        whole = [attempt.rule for attempt in finished if not attempt.stuck]
+        if whole:
+            self._drop(part, whole[0])
             return
         part.attempts = [attempt for attempt in part.attempts if attempt.stack]
         if not part.attempts:
@@ -259,19 +272,29 @@ class Subtrees:
         if len(part.attempts) == 1 or part.rung == len(RUNGS):
             winner = part.attempts[0]
             self.wins[winner.rule.name] = self.wins.get(winner.rule.name, 0) + 1
-            self._drop(part)
+            self._drop(part, winner.rule)
             self.stuck += winner.stuck
             left = part.weight * winner.open_mass()
-            self._deal_out(joined_boxes(winner.stack), winner.rule, left)
+            boxes = joined_boxes(winner.stack)
+            self._deal_out(boxes, winner.rule, left, self._next_look(part, winner.rule))
             return
         for attempt in part.attempts:
             attempt.quota = max(attempt.quota, RUNGS[part.rung])
 
-    def _drop(self, part: Subtree) -> None:
+    def _drop(self, part: Subtree, rule: SplitRule | None = None) -> None:
+        """Forget ``part``; those that waited for it go on by ``rule`` (None: by their own)."""
+        for heir in part.heirs:
+            for attempt in heir.attempts:
+                attempt.rule = rule or attempt.rule
+                attempt.quota = self._next_look(part, attempt.rule)
         self.parts.remove(part)
         self.attempts = {
             number: found for number, found in self.attempts.items() if found[0] is not part
         }
+
+    def _next_look(self, part: Subtree, rule: SplitRule) -> float:
+        """Boxes after which what the race on ``part`` leaves is looked at, if ``rule`` has won."""
+        return part.allowance if rule is part.rule else ALLOWANCE
 
     def _look_at(self, part: Subtree) -> None:
         """Let the only attempt at a part go on, or let the others race with it."""
@@ -285,17 +308,38 @@ class Subtrees:
         is_first = attempt.quota <= FIRST
         if not is_first and closed > SLOW and closed - before > STANDSTILL * before:
             attempt.closed_before, attempt.quota = closed, 2 * attempt.quota
-        elif len(part.root) > BRANCHES or len(self.rules) == 1:
-            self._drop(part)
-            self.stuck += attempt.stuck
-            left = part.weight * attempt.open_mass()
-            self._deal_out(joined_boxes(attempt.stack), attempt.rule, left)
+        elif len(part.root) <= BRANCHES and len(self.rules) > 1:
+            self._race(part, attempt, attempt.spent)
         else:
-            self._race(part, attempt)
+            self._divide(part, attempt)
 
-    def _race(self, part: Subtree, first: Attempt) -> None:
+    def _divide(self, part: Subtree, attempt: Attempt) -> None:
+        """What the only ``attempt`` at a part has left becomes parts of their own. If they are
+        many, the rules race on some, and the others wait."""
+        self._drop(part)
+        self.stuck += attempt.stuck
+        weight, boxes = part.weight * attempt.open_mass(), joined_boxes(attempt.stack)
+        if len(boxes) < BRANCHES**2 or len(self.rules) == 1:
+            self._deal_out(boxes, attempt.rule, weight)
+            return
+        every = torch.arange(len(boxes), device=boxes.lower.device)
+        step = len(boxes) // BRANCHES
+        is_chosen = (every % step == step // 2) & (every < step * BRANCHES)
+        chosen, others = (
+            boxes.select(mask.nonzero().flatten()) for mask in (is_chosen, ~is_chosen)
+        )
+        share, first = weight / float(boxes.mass.sum()), len(self.parts)
+        self._deal_out(others, attempt.rule, share * float(others.mass.sum()), 0.0)
+        heirs = self.parts[first:]
+        self.add(chosen, attempt.rule, 0.0, share * float(chosen.mass.sum()))
+        racing = self.parts[-1]
+        racing.heirs = heirs
+        self._race(racing, racing.attempts[0], attempt.spent)
+
+    def _race(self, part: Subtree, first: Attempt, spent: float) -> None:
+        """``spent`` boxes went into what the part is about."""
         self.races += 1
-        part.rung = 0
+        part.rung, part.rule, part.allowance = 0, first.rule, max(2 * spent, ALLOWANCE)
         first.quota = max(first.spent, RUNGS[0])
         for rule in self.rules:
             if rule is not first.rule:
