@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from bitcrown.bounds import wanted
 from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import nonlinear_row
 from bitcrown.bounds.shares import common_part
 from bitcrown.bounds.wanted import is_image_of
@@ -323,8 +324,8 @@ def test_rows_of_images_would_gain_nothing(tmp_path: Path, monkeypatch: pytest.M
     spared = LayerBounder(network, 1 << 26).run(low, -low).bounds
     asked: list[bool] = []
 
-    def never(graph: Graph, source: str, fine: set[str]) -> bool:
-        asked.append(is_image_of(graph, source, fine))
+    def never(graph: Graph, source: str, fine: set[str], bounds: Bounds) -> bool:
+        asked.append(is_image_of(graph, source, fine, bounds))
         return False
 
     monkeypatch.setattr(wanted, "is_image_of", never)

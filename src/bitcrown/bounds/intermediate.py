@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bitcrown.bounds import rounding
 from bitcrown.bounds.centred.measures import Reference
-from bitcrown.bounds.centred.passes import CentredRows
+from bitcrown.bounds.centred.passes import centred_bounds
 from bitcrown.bounds.crown import Backward, minimum, relaxation_of
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.interval import (
@@ -33,7 +33,7 @@ from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.subnetworks.receptive_field import View, entries_of_row, tiles
 from bitcrown.bounds.wanted import (
     COPIES,
-    asks_for_all,
+    fine_by,
     is_image_of,
     is_input_by_entries,
     operands_to_bound,
@@ -163,7 +163,7 @@ class LayerBounder:
             # A nonlinear node is where bounds matter: its operands get backward passes, once each.
             if not network.rows[node.name].is_affine:
                 if not (self.quick and forward is not None):
-                    for source in operands_to_bound(graph, node, tight, fine):
+                    for source in operands_to_bound(graph, node, tight, fine, bounds):
                         backward = Backward(network, relaxations, scales=scales)
                         bounds[source] = self._tighten(
                             node, source, bounds, backward, x_lower, x_upper, reference, wanted
@@ -207,11 +207,11 @@ class LayerBounder:
                 indices = undecided_places(node, source, intervals)
                 symbols += len(indices) // 3 if len(node.inputs) == 1 else 0
                 origin, places = self._origin(source)
-                fine.update([source] if asks_for_all(node) else [])
+                fine.update(fine_by(node, source))
                 if len(indices) == 0 or self._is_first_layer(source) or origin in met:
                     continue
                 met.add(origin)
-                if not is_image_of(graph, source, fine):
+                if not is_image_of(graph, source, fine, intervals):
                     asked = torch.unique(places[indices])  # rows are those of what is copied
                     rows += len(asked)
                     backward += 2 * len(asked) * entries_of_row(graph, origin, asked)
@@ -292,19 +292,18 @@ class LayerBounder:
             return None
         if not reference.extend(source, bounds, backward.relaxations, radii):
             return None
-        rows = CentredRows(
-            reference, source, bounds, self._serves_signs_alone(asked_by), self.budget
-        )
-        low, up = rows.run(indices)
-        coarse = (2 * rows.errors > _ROUNDED * (up - low)).nonzero().flatten()
+        may_stop = self._serves_signs_alone(asked_by)
+        low, up, errors = centred_bounds(reference, source, indices, bounds, may_stop, self.budget)
+        coarse = (2 * errors > _ROUNDED * (up - low)).nonzero().flatten()
         return (low.unsqueeze(0), up.unsqueeze(0)), coarse
 
     def _serves_signs_alone(self, source: str) -> bool:
-        """Whether a neuron of ``source`` that keeps its sign needs no better bounds than that."""
+        """Whether an element of ``source`` that keeps its sign needs no better bounds than that."""
         graph = self.network.graph
         readers = [graph.nodes[name] for name in graph.consumers()[source]]
         return source not in graph.outputs and all(
-            self.network.rows[node.name].is_affine or node.op == "Relu" for node in readers
+            self.network.rows[node.name].is_affine or node.op in ("Relu", "Sign")
+            for node in readers
         )
 
     def _is_first_layer(self, source: str) -> bool:

@@ -19,6 +19,8 @@ from bitcrown.model.graph import Node
 
 Bounds = dict[str, tuple[Tensor, Tensor]]
 """Node name to ``(lower, upper)``, each ``[B, *shape]``."""
+_MOVES = ("Concat", "Expand", "Gather", "Reshape", "Slice", "Transpose")
+"""Operators that compute nothing."""
 _LARGE = 2.0**-32
 """A lower end above this share of a type's largest number says as much as that share itself, of
 which halves and sums do not overflow."""
@@ -110,12 +112,42 @@ def _signed_interval(
     shape = (max(low.shape[0] for low, _ in inputs), *node.shape)
     found = []
     for side, sign in zip(ends, (-1, 1), strict=True):
-        sizes = [rounding.raised(network, node, end.abs()) for end in side]
-        size = row.absolute(node, params, sizes)
-        slack = (size + network.offset_size(node)) * gamma
-        slack = slack + torch.sign(size) * rounding.underflow(gamma, size.dtype)
-        found.append((network.forward_node(node, side) + sign * slack).expand(shape))
+        value = network.forward_node(node, side)
+        slack = _few_roundings(node, params, side, value)
+        if slack is None:
+            sizes = [rounding.raised(network, node, end.abs()) for end in side]
+            size = row.absolute(node, params, sizes)
+            slack = (size + network.offset_size(node)) * gamma
+            slack = slack + torch.sign(size) * rounding.underflow(gamma, size.dtype)
+        found.append((value + sign * slack).expand(shape))
     return found[0], found[1]
+
+
+def _few_roundings(
+    node: Node, params: Mapping[str, Tensor], ends: Sequence[Tensor], value: Tensor
+) -> Tensor | None:
+    """How far ``value`` of ``ends`` may be from the exact one where that is nothing (entries are
+    moved) or one rounding (a sum of two, up to their signs); None elsewhere.
+
+    One sum ``s`` comes out as ``s (1 + d)`` with ``|d| <= u``, and as zero only if its terms are
+    opposite numbers; a term that is zero adds nothing. So whole numbers that are counted and
+    compared stay on their side of a jump. (Where small results are flushed to zero, one is off by
+    the smallest normal number.)
+    """
+    if node.op in _MOVES:
+        return torch.zeros_like(value)
+    if node.op == "Scale" and "carried" not in node.attrs:
+        scale = params.get("scale", ends[0].new_ones(()))
+        if not bool(((scale.abs() == 1) | (scale == 0)).all()):
+            return None
+        terms = ends[0] * scale, params.get("shift", ends[0].new_zeros(()))
+    elif node.op in ("Add", "Sub"):
+        terms = ends[0], ends[1] if node.op == "Add" else -ends[1]
+    else:
+        return None
+    info = torch.finfo(value.dtype)
+    is_exact = (terms[0] == -terms[1]) | (terms[0] == 0) | (terms[1] == 0)
+    return torch.where(is_exact, 0.0, value.abs() * (2 * info.eps) + info.tiny)
 
 
 def _half_open_interval(

@@ -9,6 +9,8 @@ Legend: ``m`` flat outputs, ``*`` a node's shape.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,10 @@ COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
 """Operators of one operand whose every element is one of the operand's."""
 _ENTRY_BY_ENTRY = ("Reshape", "Transpose", "Slice", "Scale")
 """Affine operators of one operand that read no entry of it twice."""
-_MONOTONE = ("Exp", "Log", "Reciprocal", "Sigmoid", "Softplus", "Sqrt", "Tanh", "Erf", "Atan")
+_MONOTONE = (
+    *("Exp", "Log", "Reciprocal", "Sigmoid", "Softplus", "Sqrt", "Tanh", "Erf", "Atan"),
+    *("Relu", "Sign", "Truncate", "Floor", "Ceil", "Round"),
+)
 
 
 def is_input_by_entries(graph: Graph, name: str) -> bool:
@@ -84,38 +89,63 @@ def _read(network: Network, node: Node, wanted: Tensor) -> list[Tensor]:
 
 
 def asks_for_all(node: Node) -> bool:
-    """Whether a nonlinear ``node`` asks for rows of all elements of its operands (a ReLU asks for
-    those of unstable ones alone)."""
-    return node.op != "Relu" and not node.op.endswith(DIFFERENCE)
+    """Whether a nonlinear ``node`` asks for rows of all elements of its operands (a ReLU and a
+    ``Sign`` ask for those of unstable ones alone)."""
+    return node.op not in ("Relu", "Sign") and not node.op.endswith(DIFFERENCE)
 
 
-def is_image_of(graph: Graph, source: str, fine: set[str]) -> bool:
+def is_image_of(
+    graph: Graph, source: str, fine: set[str], bounds: Mapping[str, tuple[Tensor, Tensor]]
+) -> bool:
     """Whether each element of ``source`` rises or falls with a single element of a node in
-    ``fine``, whose elements have all been bounded by rows.
+    ``fine``, whose elements have all been bounded by rows, or are known.
 
     No row of ``source`` then beats its interval. Say it rises with ``y`` in ``[l, u]``: a line
     below with slope ``m >= 0`` gives at most ``m l + k <= f(l)``, because what a row finds for
-    ``y`` was met with ``[l, u]``; one with ``m < 0`` at most ``m u + k <= m l + k``.
+    ``y`` was met with ``[l, u]``; one with ``m < 0`` at most ``m u + k <= m l + k``. A sum with
+    numbers that are known moves the interval.
     """
     node = graph.nodes[source]
-    while node.op in COPIES or node.op == "Scale":
-        node = graph.nodes[node.inputs[0]]
-    if node.op not in _MONOTONE:
-        return False
-    operand = node.inputs[0]
-    return operand in fine or is_image_of(graph, operand, fine)
+    while node.name not in fine:
+        moving = [name for name in node.inputs if not _is_known(bounds, name)]
+        is_shift = node.op in ("Add", "Sub") and len(moving) == 1
+        if not (node.op in (*COPIES, "Scale", *_MONOTONE) or is_shift):
+            return False
+        node = graph.nodes[moving[0] if is_shift else node.inputs[0]]
+    return True
 
 
-def operands_to_bound(graph: Graph, node: Node, tight: set[str], fine: set[str]) -> list[str]:
+def _is_known(bounds: Mapping[str, tuple[Tensor, Tensor]], name: str) -> bool:
+    """Whether ``name`` has one value on the box."""
+    return name in bounds and bool((bounds[name][0] == bounds[name][1]).all())
+
+
+def operands_to_bound(
+    graph: Graph,
+    node: Node,
+    tight: set[str],
+    fine: set[str],
+    bounds: Mapping[str, tuple[Tensor, Tensor]],
+) -> list[str]:
     """Operands of a nonlinear ``node`` that rows are worth for: not those in ``tight``, which have
-    had theirs, nor images of those in ``fine`` (``asks_for_all``). Both sets grow."""
+    had theirs, nor images of those in ``fine`` (``asks_for_all``). Both sets grow.
+
+    A ``Sign`` itself is fine where its operand has had the rows that it asks for: its elements are
+    images of elements with rows, or known."""
     found = []
     for source in node.inputs:
-        if source not in tight and not is_image_of(graph, source, fine):
+        if source not in tight and not is_image_of(graph, source, fine, bounds):
             found.append(source)
-            fine.update([source] if asks_for_all(node) else [])
+            fine.update(fine_by(node, source))
         tight.add(source)
     return found
+
+
+def fine_by(node: Node, source: str) -> list[str]:
+    """What has rows for all elements that vary once ``node`` has had those of ``source``."""
+    if node.op == "Sign":
+        return [node.name]
+    return [source] if asks_for_all(node) else []
 
 
 def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
@@ -124,6 +154,8 @@ def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
     low, up = bounds[source]
     if node.op == "Relu":
         return is_unstable(low, up)
+    if node.op == "Sign":
+        return ~((low > 0) | (up < 0) | (low == up))
     if node.op == "Mul":  # with a number it is linear, whatever the other operand's range
         first, second = (bounds[name][0] != bounds[name][1] for name in node.inputs)
         if first.shape[1:] != second.shape[1:]:

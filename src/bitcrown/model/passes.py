@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitcrown.model.entry_signs import sign_of_entries
 from bitcrown.model.fusion import fused
 from bitcrown.model.graph import Graph, Node
 from bitcrown.model.weighted_mean import centred
@@ -29,6 +30,7 @@ def simplified(graph: Graph) -> Graph:
     for _ in range(_ROUNDS):
         before = [(node.name, node.op, node.inputs) for node in graph.nodes.values()]
         graph = rewritten(rewritten(merge_equal(without_dead_nodes(graph)), fused), centred)
+        graph = rewritten(graph, sign_of_entries)
         graph = without_dead_nodes(graph)
         if before == [(node.name, node.op, node.inputs) for node in graph.nodes.values()]:
             break

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds import rounding
-from bitcrown.bounds.centred.windows import is_image
+from bitcrown.bounds.centred.windows import is_image, turned_geometry_of
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation, gathered_terms
 from bitcrown.bounds.shares import adds_up
@@ -59,8 +59,8 @@ _LINE = 16
 """Roundings of ``a upper + max(a, 0) (lower - upper)`` and of its numbers, relative to the larger
 of the two lines: two of the product with ``upper``, eight of the other, one of the sum, and
 room."""
-_UNSAFE = ("ConvTranspose", "MatMul")
-"""Operators whose adjoint is a convolution of a library, or that have no measures."""
+_PART = 128
+"""Channels that are added up in single precision."""
 
 
 def share(terms: int) -> float:
@@ -128,8 +128,12 @@ class Reference:
         """None where single precision is no proof here."""
         is_one = x_lower.shape[0] == 1 and network.dtype == torch.float64
         nodes = network.graph.nodes.values()
+        # no adjoint is a convolution of a library, and there are measures of all
         is_safe = all(
-            node.op not in _UNSAFE and (node.op != "Conv" or is_image(node)) for node in nodes
+            node.op != "MatMul"
+            and (node.op != "Conv" or is_image(node))
+            and (node.op != "ConvTranspose" or turned_geometry_of(node) is not None)
+            for node in nodes
         )
         if not (is_one and is_safe and is_exact_type(network.device)):
             return None
@@ -174,6 +178,9 @@ class Reference:
         if node.op == "Conv":
             outputs, _, *kernel = params["weight"].shape
             terms = outputs // node.attrs["group"] + kernel[0] * kernel[1]
+        elif node.op == "ConvTranspose":
+            _, outputs, *kernel = params["weight"].shape
+            terms = outputs + kernel[0] * kernel[1]
         elif node.op == "Linear":
             terms = len(params["weight"])
         elif node.op == "AveragePool":

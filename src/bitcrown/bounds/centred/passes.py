@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bitcrown.bounds.centred.measures import Reference
 from bitcrown.bounds.centred.rows import RowState, RowStep
-from bitcrown.bounds.centred.windows import is_image, windows_behind
+from bitcrown.bounds.centred.windows import is_image, period_of, windows_behind
 from bitcrown.bounds.claims import is_unstable, known
 from bitcrown.bounds.interval import Bounds
 from bitcrown.budget import Budget
@@ -41,8 +41,9 @@ _DOWN = 2.0**-45
 class CentredRows:
     """Bounds of elements of ``source``, given ``bounds`` and ``reference`` of all earlier nodes.
 
-    With ``may_stop`` an element that keeps its sign for certain has bounds that say so and no more.
-    Where ``budget`` has expired, elements keep what was found until then.
+    Elements lie at ``period t + phase`` of an image (``windows``). With ``may_stop`` one that keeps
+    its sign for certain has bounds that say so and no more. Where ``budget`` has expired, elements
+    keep what was found until then.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class CentredRows:
         bounds: Bounds,
         may_stop: bool,
         budget: Budget | None,
+        period: tuple[int, int] = (1, 1),
+        phase: tuple[int, int] = (0, 0),
     ) -> None:
         self.reference, self.budget, self.may_stop = reference, budget, may_stop
         graph = reference.network.graph
-        self.source = graph.nodes[source]
-        self.windows = windows_behind(graph, source)
+        self.source, self.period = graph.nodes[source], period
+        self.windows = windows_behind(graph, source, period, phase)
         self.images = {name: is_image(graph.nodes[name]) for name in self.windows}
-        self.step = RowStep(reference, self.windows, self.source)
+        extents = self.source.shape[2:] if self.images[source] else (1, 1)
+        places = -(-extents[0] // period[0]), -(-extents[1] // period[1])
+        self.step = RowStep(reference, self.windows, self.source, places)
         self.radii = {
             name: reference.image(graph.nodes[name], reference.radius(name, bounds))
             for name in self.windows
@@ -186,7 +191,7 @@ class CentredRows:
             else:
                 a = torch.zeros(1, 1, len(rows), channels, device=device)
                 a[0, 0, rows, channel] = sign
-            place = torch.stack([y, x], 1)
+            place = torch.stack([y // self.period[0], x // self.period[1]], 1)
         else:
             a = torch.zeros(len(rows), source.size, device=device)
             a[rows, element] = sign
@@ -231,6 +236,33 @@ class CentredRows:
     def _without_decided(self, state: RowState) -> RowState:
         left = is_unstable(*self._ends(state.number // 2)).nonzero().flatten()
         return state if len(left) == len(state.number) else state.part(left, self.images)
+
+
+def centred_bounds(
+    reference: Reference,
+    source: str,
+    indices: Tensor,
+    bounds: Bounds,
+    may_stop: bool,
+    budget: Budget | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds of the elements ``indices [K]`` of ``source``, phase by phase, and what rounding may
+    have cost each: ``[K]``, double."""
+    graph = reference.network.graph
+    period, shape = period_of(graph, source), graph.nodes[source].shape
+    if period == (1, 1):
+        rows = CentredRows(reference, source, bounds, may_stop, budget)
+        return *rows.run(indices), rows.errors
+    phase = indices // shape[3] % shape[2] % period[0] * period[1] + indices % shape[3] % period[1]
+    found = [torch.empty(len(indices), dtype=torch.float64, device=indices.device)] * 3
+    found = [part.clone() for part in found]
+    for number in torch.unique(phase).tolist():
+        which = phase == number
+        at = divmod(number, period[1])
+        rows = CentredRows(reference, source, bounds, may_stop, budget, period, at)
+        for part, value in zip(found, (*rows.run(indices[which]), rows.errors), strict=True):
+            part[which] = value
+    return found[0], found[1], found[2]
 
 
 def _segments(graph: Graph, used: Mapping[str, object], source: str) -> list[list[Node]]:

@@ -20,14 +20,19 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.centred.bilinear import sums_of
+from bitcrown.bounds.centred.kernels import taps_adjoint, turned_adjoint
 from bitcrown.bounds.centred.measures import Reference, share
-from bitcrown.bounds.centred.windows import Geometry, Window, geometry_of, is_image, seen_by
+from bitcrown.bounds.centred.windows import (
+    Window,
+    geometry_of,
+    is_image,
+    moves_channels,
+    seen_by,
+    turned_geometry_of,
+)
 from bitcrown.bounds.shares import adds_up, common_part
 from bitcrown.model.execute import elements
 from bitcrown.model.graph import Node
-
-_NARROW = 12
-"""Channels below which a product for each kernel offset is too narrow: one for all of them."""
 
 _COARSE = 2.0**-9
 """Share of an error that adding it up may add to it."""
@@ -74,6 +79,14 @@ class RowState:
         }
         loose = {name for state in states for name in state.loose}
         return replace(states[0], pending=pending, loose=loose, **vectors)
+
+
+def row_sums(node: Node, value: Tensor) -> Tensor:
+    """``value`` of ``node`` added up for each row, ``[S]``, in double precision. (Pixels first,
+    where neighbours in memory belong to different sums: many times as fast as all axes at once.)"""
+    if is_image(node):
+        return value.sum((0, 1), dtype=torch.float64).sum(-1)
+    return value.sum(tuple(range(1, value.dim())), dtype=torch.float64)
 
 
 class Maps:
@@ -131,75 +144,19 @@ class Maps:
         return rows_of[index.flatten()].reshape(*index.shape, channels)
 
 
-def taps_adjoint(
-    a: Tensor,
-    weight: Tensor | None,
-    geometry: Geometry,
-    at: tuple[int, int],
-    out: Tensor,
-) -> Tensor:
-    """Adds the adjoint of a convolution to ``out [h', w', S, C]``, for ``a [h, w, S, O]``.
-
-    ``weight`` is ``[k, k', groups, O / groups, C / groups]``, None where every pixel of a kernel
-    counts once (an average). Offset (0, 0) of pixel (0, 0) is pixel ``at`` of ``out``; what would
-    lie outside of ``out`` is left out. One element is a sum of at most ``k k' O / groups``
-    products.
-    """
-    together = None
-    if weight is not None and weight.shape[2] == 1 and weight.shape[4] < _NARROW:
-        together = _product(a, weight.permute(2, 3, 0, 1, 4).flatten(2))
-        together = together.reshape(*a.shape[:3], *weight.shape[:2], weight.shape[4])
-    for i in range(geometry.kernel[0]):
-        for j in range(geometry.kernel[1]):
-            spans = [
-                _span(
-                    at[axis] + offset * geometry.dilations[axis],
-                    geometry.strides[axis],
-                    a.shape[axis],
-                    out.shape[axis],
-                )
-                for axis, offset in enumerate((i, j))
-            ]
-            if spans[0] is not None and spans[1] is not None:
-                (ys, yd), (xs, xd) = spans[0], spans[1]
-                if together is not None:
-                    out[yd, xd] += together[ys, xs, :, i, j]
-                elif weight is None:
-                    out[yd, xd] += a[ys, xs]
-                else:  # whole lines: a matrix as they lie
-                    out[yd, xd] += _product(a[ys], weight[i, j])[:, xs]
-    return out
-
-
-def _span(first: int, stride: int, count: int, extent: int) -> tuple[slice, slice] | None:
-    """Of positions ``first + stride k``, ``k < count``, those inside of ``extent``: which ``k``,
-    and where."""
-    low = max(0, -(first // stride))
-    high = min(count, (extent - 1 - first) // stride + 1)
-    if low >= high:
-        return None
-    start = first + stride * low
-    return slice(low, high), slice(start, first + stride * (high - 1) + 1, stride)
-
-
-def _product(a: Tensor, weight: Tensor) -> Tensor:
-    """``a [h, w, S, O]`` times ``weight [groups, O / groups, C / groups]``."""
-    groups, outputs, inputs = weight.shape
-    if groups == 1:
-        return (a.reshape(-1, outputs) @ weight[0]).reshape(*a.shape[:-1], inputs)
-    parts = a.reshape(-1, groups, outputs).transpose(0, 1) @ weight
-    return parts.transpose(0, 1).reshape(*a.shape[:-1], groups * inputs)
-
-
 class RowStep:
-    """How the nodes of ``reference.network`` are passed by rows over ``windows``."""
+    """How the nodes of ``reference.network`` are passed by rows over ``windows``, which have
+    ``extents`` places."""
 
     def __init__(
-        self, reference: Reference, windows: Mapping[str, Window | None], source: Node
+        self,
+        reference: Reference,
+        windows: Mapping[str, Window | None],
+        source: Node,
+        extents: tuple[int, int],
     ) -> None:
-        extents = source.shape[2:] if is_image(source) else (1, 1)
         self.reference, self.windows = reference, windows
-        self.maps = Maps(windows, (extents[0], extents[1]))
+        self.maps = Maps(windows, extents)
         self.nodes = reference.network.graph.nodes
         self._weights: dict[str, Tensor] = {}
         graph = reference.network.graph
@@ -210,14 +167,13 @@ class RowStep:
 
         An error may be a thousandth too large, so it is added up in single precision: ``k``
         terms that are not negative lose ``gamma_k`` of their sum, and what underflows."""
-        axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
         (part,) = self._seen(node, kind, [of], place)
         terms = node.size if self.windows[node.name] is None else a.numel() // max(1, a.shape[2])
         lost = share(terms + 8)
         if kind != "loss" or lost > _COARSE:
-            return (a.abs() * part).sum(axes, dtype=torch.float64) * (1 + 2.0**-20)
+            return row_sums(node, a.abs() * part) * (1 + 2.0**-20)
         if is_image(node):
-            total = (a.abs() * part).sum(axes)
+            total = (a.abs() * part).sum((0, 1)).sum(-1)
         else:
             total = torch.matmul(elements(a.abs(), 1), part.flatten())
         return total.double() * (1 + 2 * lost) + terms * torch.finfo(torch.float32).tiny
@@ -246,30 +202,37 @@ class RowStep:
         if is_loose and self.windows[node.name] is not None:
             inside = torch.ones(*node.shape[2:], 1, dtype=a.dtype, device=a.device)
             a = a * self.maps.seen(node, "inside", [inside], state.place)[0]
+        return self._affine(node, a, state)
+
+    def _affine(self, node: Node, a: Tensor, state: RowState) -> list[Tensor]:
+        window = self.windows[node.name]
+        if node.op == "Constant":
+            return []
         if node.op in ("Conv", "AveragePool") and is_image(node):
             (name,) = node.inputs
             part = self._convolution(node, a, state)
             if self.windows[name] is not None:
                 state.loose.add(name)
             return [part]
-        if node.op == "Constant":
-            return []
-        if node.op in ("Add", "Sub") and all(
-            self.nodes[name].shape == node.shape for name in node.inputs
-        ):
+        if turned_geometry_of(node) is not None:
+            return [self._turned(node, a, state)]
+        if node.op == "Pad" and window is not None:
+            state.loose.add(node.inputs[0])
+            return [self._moved(a, node.inputs[0], seen_by(node, window), state)]
+        if moves_channels(node, self.nodes[node.inputs[0]]):
+            parts = self._channels(node, a)
+        elif any(self.nodes[name].shape != node.shape for name in node.inputs):
+            return self._general(node, a)
+        elif node.op in ("Add", "Sub"):
             parts = [a, -a if node.op == "Sub" else a]
-            window = self.windows[node.name]
-            return [
-                self._moved(part, name, window, state)
-                for part, name in zip(parts, node.inputs, strict=True)
-            ]
-        if node.op == "Scale" and is_image(node) and self.nodes[node.inputs[0]].shape == node.shape:
-            return [
-                self._moved(
-                    self._scaled(node, a, state), node.inputs[0], self.windows[node.name], state
-                )
-            ]
-        return self._general(node, a)
+        elif node.op == "Scale" and is_image(node):
+            parts = [self._scaled(node, a, state)]
+        else:
+            return self._general(node, a)
+        return [
+            self._moved(part, name, window, state)
+            for part, name in zip(parts, node.inputs, strict=True)
+        ]
 
     def _without_common_part(self, node: Node, a: Tensor, state: RowState) -> Tensor:
         """``a`` minus what lines that add up to 1 have in common (``shares``): measured from the
@@ -304,12 +267,11 @@ class RowStep:
         """``a (f - c) >= a (s (y - c_y) + o)``, the lower line where ``a`` is positive, else the
         upper one: ``a upper + max(a, 0) (lower - upper)``."""
         measures = self.reference.of[node.name]
-        axes = (0, 1, 3) if is_image(node) else tuple(range(1, a.dim()))
         if state.is_shared:
             upper, middle, half = self._seen(node, "band", measures.band, state.place)
-            gained, spread = a * middle, (a.abs() * half).sum(axes, dtype=torch.float64)
+            spread = row_sums(node, a.abs() * half)
             state.spread = state.spread + spread * (1 + 2.0**-20)
-            state.constant = state.constant + gained.sum(axes, dtype=torch.float64)
+            state.constant = state.constant + row_sums(node, a * middle)
             return [self._moved(a * upper, node.inputs[0], self.windows[node.name], state)]
         lines = self._seen(node, "lines", measures.lines, state.place)
         positive = a.clamp(min=0)
@@ -319,8 +281,7 @@ class RowStep:
             a * upper if measures.is_parallel else (a * upper).addcmul_(positive, rise)
             for upper, rise in slopes
         ]
-        gained = (a * above).addcmul_(positive, gap).sum(axes, dtype=torch.float64)
-        state.constant = state.constant + gained
+        state.constant = state.constant + row_sums(node, (a * above).addcmul_(positive, gap))
         return [
             self._moved(part, name, window, state)
             for part, name in zip(parts, node.inputs, strict=True)
@@ -351,10 +312,39 @@ class RowStep:
         out = taps_adjoint(a, weight, geometry, at, a.new_zeros(*over.extents, *behind))
         return out if target is not None else self.maps.spread(out, operand, seen, state.place)
 
+    def _channels(self, node: Node, a: Tensor) -> list[Tensor]:
+        """Coefficients of what whole channels were put together from, or taken of."""
+        channels = [self.nodes[name].shape[1] for name in node.inputs]
+        if node.op == "Concat":
+            return list(torch.split(a, channels, dim=3))
+        first, end, _ = node.attrs["slices"][1]
+        return [torch.nn.functional.pad(a, (first, channels[0] - end))]
+
+    def _turned(self, node: Node, a: Tensor, state: RowState) -> Tensor:
+        """The adjoint of a transposed convolution."""
+        (name,) = node.inputs
+        window, target, operand = self.windows[node.name], self.windows[name], self.nodes[name]
+        geometry = turned_geometry_of(node)
+        assert geometry is not None
+        over = target or (None if window is None else seen_by(node, window))
+        extents = operand.shape[2:] if over is None else over.extents
+        first, begin = ((0, 0) if part is None else part.low for part in (over, window))
+        out = a.new_zeros(*extents, a.shape[2], operand.shape[1])
+        turned_adjoint(a, self._weight(node), geometry, (first, begin), out)
+        if over is None:
+            return out
+        if target is None:
+            return self.maps.spread(out, operand, over, state.place)
+        state.loose.add(name)
+        return out
+
     def _weight(self, node: Node) -> Tensor:
-        """``[k, k', groups, O / groups, C / groups]``."""
+        """``[k, k', groups, O / groups, C / groups]``, ``O`` being the channels of ``node``."""
         if node.name not in self._weights:
             weight = self.reference.single.params[node.name]["weight"]
+            if node.op == "ConvTranspose":
+                self._weights[node.name] = weight.permute(2, 3, 1, 0).unsqueeze(2).contiguous()
+                return self._weights[node.name]
             groups = node.attrs["group"]
             parts = weight.reshape(groups, -1, *weight.shape[1:])
             self._weights[node.name] = parts.permute(3, 4, 0, 1, 2).contiguous()

@@ -129,7 +129,7 @@ class View:
             whole = (
                 inputs[name]
                 if name in inputs
-                else inputs[node.inputs[0]].reshape(x.shape[0], *node.shape)
+                else network.forward_node(node, [inputs[node.inputs[0]]])
             )
             parts.append(elements(self._part(name, whole), 1))
         return torch.cat(parts, dim=1)
@@ -218,8 +218,9 @@ def _area(field: Field) -> int:
 
 
 def _is_input(graph: Graph, node: Node) -> bool:
-    """A reshaped input is as good as an input."""
-    return node.name in graph.inputs or (node.op == "Reshape" and node.inputs[0] in graph.inputs)
+    """An input of another shape, or a part of one, is as good as an input."""
+    is_part = node.op in ("Reshape", "Slice") and node.inputs[0] in graph.inputs
+    return node.name in graph.inputs or is_part
 
 
 def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import HUGE, Builder, OnnxNode, lowers
-from bitcrown.model.lowering.comparison import decides_on
+from bitcrown.model.lowering.comparison import decides_on, differs, is_truth
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
@@ -43,15 +43,15 @@ def plain(b: Builder, node: OnnxNode) -> None:
 @lowers("Cast")
 def cast(b: Builder, node: OnnxNode) -> None:
     """To floats nothing happens here (see ``roundings``); to whole numbers fractions are cut off,
-    and a truth value is whether anything is there, ``|sign(x)|``."""
+    and a truth value is whether anything is there, ``[x != 0]``."""
     x, target = b.node_of(node.inputs[0]), int(node.attrs.get("to", 1))
     source = b.dtypes.get(node.inputs[0], "")
-    if target in FLOATS or source == "bool":
+    if target in FLOATS or source == "bool" or is_truth(b, x):
         b.bind(node, x)
         return
     decides_on(b, x)
     if target == _BOOL:
-        b.bind(node, b.absolute(b.emit("Sign", (x,))))
+        b.bind(node, differs(b, x))
     elif target not in _WHOLE:
         raise UnsupportedError(
             f"node {node.name!r} casts what depends on the input to type {target}"

@@ -24,6 +24,7 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 _MOST_ENTRIES = 256
 """Entries among which the largest is found by comparing each with each."""
 
+_MOVES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
 _DEEPEST = 64
 """Nodes that are looked back at for the sign of a value."""
 _OF_ONE_SIGN = {
@@ -42,6 +43,27 @@ def _negation(b: Builder, p: str) -> str:
     return b.scaled(p, -1.0, 1.0)
 
 
+def differs(b: Builder, d: str) -> str:
+    """``[d != 0]``, as ``max(s, 0) + max(-s, 0)`` with ``s = sign(d)``: an interval of ``s`` that
+    ends at 0 leaves one of the two terms."""
+    sign = b.emit("Sign", (d,))
+    return b.binary("Add", b.relu(sign), b.relu(b.scaled(sign, -1.0, None)))
+
+
+def is_truth(b: Builder, name: str) -> bool:
+    """Whether ``name`` holds steps ``p`` and ``1 - p`` alone, wherever they were put: 0 or 1."""
+    node = b.nodes[name]
+    while node.op in _MOVES and node.rounding is None:
+        node = b.nodes[node.inputs[0]]
+    if node.op == "Scale":
+        gain, shift = (node.params.get(key, d) for key, d in (("scale", 1.0), ("shift", 0.0)))
+        is_one = (np.equal(gain, 1) & np.equal(shift, 0)) | (
+            np.equal(gain, -1) & np.equal(shift, 1)
+        )
+        return bool(np.all(is_one)) and node.rounding is None and is_truth(b, node.inputs[0])
+    return node.op == "Relu" and b.nodes[node.inputs[0]].op == "Sign"
+
+
 @lowers("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 def compare(b: Builder, node: OnnxNode) -> None:
     left, right = (b.node_of(tensor) for tensor in node.inputs)
@@ -53,8 +75,8 @@ def compare(b: Builder, node: OnnxNode) -> None:
         b.bind(node, _negation(b, _step(b, b.binary("Sub", right, left))))
         return
     difference = b.binary("Sub", left, right)
-    if node.op == "Equal":  # 1 - |sign(d)|
-        b.bind(node, _negation(b, b.absolute(b.emit("Sign", (difference,)))))
+    if node.op == "Equal":
+        b.bind(node, _negation(b, differs(b, difference)))
     else:
         b.bind(node, _step(b, difference))
 
@@ -187,12 +209,12 @@ def winners(b: Builder, x: str, axis: int, last: bool, smallest: bool = False) -
     if n == 1:
         return b.known(np.ones(shape))
     decides_on(b, x)
-    if smallest:
-        x = b.scaled(x, -1.0, None)
     # axis: the entry, axis + 1: the one it is compared with
     full = (*shape[:axis], n, n, *shape[axis + 1 :])
     mine = b.expanded(b.reshaped(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), full)
     other = b.expanded(b.reshaped(x, (*shape[:axis], 1, *shape[axis:])), full)
+    if smallest:
+        mine, other = other, mine
     order = np.arange(n)
     before = order[None, :] > order[:, None] if last else order[None, :] < order[:, None]
     strict = before.astype(np.float64).reshape(n, n, *([1] * (len(shape) - axis - 1)))
@@ -219,10 +241,28 @@ def _place_of_best(
     b: Builder, x: str, axis: int, last: bool, smallest: bool, keepdims: bool
 ) -> str:
     shape = b.shape(x)
+    if shape[axis] == 2:
+        return _second_of_two(b, x, axis, last, smallest, keepdims)
     best = winners(b, x, axis, last, smallest)
     number = np.arange(shape[axis], dtype=np.float64)
     weighted = b.scaled(best, number.reshape(-1, *([1] * (len(shape) - axis - 1))), None)
     return b.summed(weighted, (axis,), keepdims)
+
+
+def _second_of_two(
+    b: Builder, x: str, axis: int, last: bool, smallest: bool, keepdims: bool
+) -> str:
+    """Of two entries the index is one step: whether the second one wins."""
+    decides_on(b, x)
+    first, second = (b.sliced(x, axis, k, k + 1) for k in (0, 1))
+    if smallest:
+        first, second = second, first
+    if last:  # which wins a tie
+        index = _negation(b, _step(b, b.binary("Sub", first, second)))
+    else:
+        index = _step(b, b.binary("Sub", second, first))
+    shape = b.shape(x)
+    return index if keepdims else b.reshaped(index, (*shape[:axis], *shape[axis + 1 :]))
 
 
 @lowers("Hardmax")
@@ -255,8 +295,10 @@ def positions(b: Builder, index: str, axis: int, depth: int) -> str:
     full = (*shape[:axis], depth, *shape[axis:])
     wide = b.expanded(b.reshaped(index, (*shape[:axis], 1, *shape[axis:])), full)
     number = np.arange(depth, dtype=np.float64).reshape(-1, *([1] * (len(shape) - axis)))
+    if is_truth(b, index):  # [p = 0] = 1 - p, [p = 1] = p
+        return b.scaled(wide, (number == 1) - 1.0 * (number == 0), 1.0 * (number == 0))
     hits = [
-        _negation(b, b.absolute(b.emit("Sign", (b.scaled(wide, None, -number + wrap),))))
+        _negation(b, differs(b, b.scaled(wide, None, -number + wrap)))
         for wrap in (0.0, float(depth))
     ]
     return b.binary("Add", *hits)

@@ -164,7 +164,7 @@ class BoxBounder:
                 bounds[node.name] = (lowers[node.name], uppers[node.name])
             else:
                 if not network.rows[node.name].is_affine:
-                    wanted = operands_to_bound(graph, node, done, fine) if is_sharp else []
+                    wanted = operands_to_bound(graph, node, done, fine, bounds) if is_sharp else []
                     for source in wanted:
                         bounds[source] = self._tightened(
                             source,
