@@ -72,7 +72,7 @@ MOST_LINES = {
     "check": 8980,
     "bounds": 7460,
     "attacks": 3620,
-    "quant": 9780,
+    "quant": 9830,
     "search": 7840,
     "certificates": 1300,
     "train": 1500,

@@ -76,4 +76,5 @@ def _integer_scale(state: AscentState, rows: Numbers, bits: int) -> Numbers:
 
 def rows_at_a_time(program: AnyProgram) -> int:
     """How many rows of bounds, corners and slopes fit into about 1 GB."""
-    return int(max(2, _BOUND_ELEMENTS // (30 * sum(program.sizes))))
+    lines = sum(pool.patch.size for pool in program.joint.values())
+    return int(max(2, _BOUND_ELEMENTS // (30 * sum(program.sizes) + 8 * lines)))

@@ -2,23 +2,27 @@
 
 One after the other, a window costs ``min mu max(x) - lambda x`` over a box of staircase values and
 then ``min lambda x - alpha a`` over a box of sums, as if neighbouring sums had nothing in common.
-But they read the same patch ``v`` of the layer before. For ``mu <= 0`` the outermost minimum is one
-over the members of the window:
+But they read the same patch ``v`` of the layer before. A block trades the maximum for a line over
+that patch, with a multiplier ``gamma_u`` for every element of it. For ``mu <= 0`` the outermost
+minimum is one over the members of the window:
 
-    min mu max_k S(a_k(v)) - sum_k alpha_k a_k(v)
+    min mu max_k S(a_k(v)) - gamma v
         >=  min over j of  min { mu S(a) - beta_j a : S(a) > floor }
-                         + min { beta_j a_j(v) - sum_k alpha_k a_k(v) : v in its box },
+                         + min { beta_j a_j(v) - gamma v : v in its box },
 
-next to ``mu floor - max alpha a(v)``, where ``floor`` is the largest lower end among the members:
+next to ``mu floor - max gamma v``, where ``floor`` is the largest lower end among the members:
 where nobody exceeds it, the maximum is the floor, and otherwise somebody does, and is the maximum
-(a disjunction over the winner, as in Anderson et al., Strong mixed-integer programming formulations
-for trained neural networks, 2020, section 4). Every step holds for any ``alpha`` and ``beta``, and
-for ``mu > 0`` as well, where it is no good. ``beta_j`` is ``mu`` times the staircase's chord. A sum
-that is known much better than its patch tells, because it was split, is boxed: it then counts as a
-number of its interval, whatever ``v`` is (``beta_j = alpha_j`` where it wins).
+(a disjunction over the winner). Every step holds for any ``gamma`` and ``beta``, and for ``mu > 0``
+as well, where it is no good. ``beta_j`` is ``mu`` times the staircase's chord.
 
-Multipliers of the node ``-n`` are the ``alpha`` of pool ``n``, [R, N, W]; a window all of whose
-``alpha`` are 0 is bounded in the ordinary way, and its multipliers of node ``n`` count. Legend:
+With ``gamma`` free the best of these bounds is the hull of the window over the box of its patch
+(Anderson et al., Strong mixed-integer programming formulations for trained neural networks, 2020,
+section 4; De Palma et al., Scaling the convex barrier with active sets, 2021, find multipliers for
+one neuron in this way). A ``gamma`` that combines the sums, ``sum_k alpha_k w_k``, is weaker:
+the linear relaxation of the sums, which forgets at which end of its box each ``v_u`` was.
+
+Multipliers of the node ``-n`` are the ``gamma`` of pool ``n``, [R, N, U]; a window all of whose
+``gamma`` are 0 is bounded in the ordinary way, and its multipliers of node ``n`` count. Legend:
 ``R`` rows, ``N`` windows, ``K`` those looked at, ``W`` window size, ``U`` patch size.
 """
 
@@ -39,23 +43,24 @@ if TYPE_CHECKING:
 _Reals = npt.NDArray[np.float64]
 _MOST_ENTRIES = 1 << 22
 """Weights of all windows of a pool, dense over their patches."""
-_BOXED = 4, 3
-"""A sum is boxed if so many times its interval is less than so many times what its patch spans."""
 
 
 @dataclass(frozen=True, eq=False)
 class JointPool:
     """A pool over a staircase over one affine step. ``index``: [N, W] members, -1 for none;
-    ``patch``: [N, U] elements of ``node`` that they read; ``weight``: [N, W, U], ``offset``:
-    [N, W]; ``table``: the staircase of member ``(n, w)`` at place ``n W + w``."""
+    ``patch``: [N, U] elements of ``node`` (of ``size`` elements) that they read; ``weight``: [N, W,
+    U], ``offset``: [N, W]; ``heaviest``: [N, U], the largest ``|weight|`` of each element;
+    ``table``: the staircase of member ``(n, w)`` at place ``n W + w``."""
 
     stairs: int
     sums: int
     node: int
+    size: int
     index: Ints
     patch: Ints
     weight: _Reals
     offset: _Reals
+    heaviest: npt.NDArray[np.float32]
     table: StairTable
 
     @classmethod
@@ -93,13 +98,32 @@ class JointPool:
             return None
         whole = replace(table, channel=table.channel[flat], base=table.base[flat])
         offset = step.offset[member].astype(np.float64)
-        return cls(stairs, table.source, step.sources[0], index, patch, weight, offset, whole)
+        node = step.sources[0]
+        heaviest = np.abs(weight).max(axis=1).astype(np.float32)
+        sizes = node, program.sizes[node]
+        return cls(stairs, table.source, *sizes, index, patch, weight, offset, heaviest, whole)
 
     def contested(self, bounds: Intervals) -> npt.NDArray[np.bool_]:
         """[R, N]: whether two members at least may exceed the floor."""
         low, high = self.members(bounds.low[self.stairs]), self.members(bounds.high[self.stairs])
         floor = np.where(self.index >= 0, low, low.min(initial=0)).max(axis=2, keepdims=True)
         return np.asarray(((high > floor) & (self.index >= 0)).sum(axis=2) > 1)
+
+    def chord_lines(
+        self, outer: Numbers, shares: Numbers, chord: Numbers, windows: Ints
+    ) -> Numbers:
+        """[R, K, U]: ``gamma`` to begin with at ``windows`` [K]: ``outer`` [R, K] times the chords
+        [R, K, W] of the members, by ``shares`` [R, K, W]."""
+        lines = np.asarray(outer[..., None] * shares * chord).swapaxes(0, 1) @ self.weight[windows]
+        return np.asarray(lines.swapaxes(0, 1))
+
+    def pulled(self, gamma: Numbers) -> Numbers:
+        """[R, N, U] -> [R, size]: what the blocks' lines add up to on ``node``."""
+        if gamma.dtype == np.int64 and largest(gamma) * len(gamma[0]) >= FLOAT_EXACT:
+            raise Overflow("lines of blocks could leave 53 bits")
+        places = self.patch.reshape(-1)
+        rows = [np.bincount(places, row.reshape(-1), minlength=self.size) for row in gamma]
+        return np.array(rows).reshape(len(gamma), self.size).astype(gamma.dtype)
 
     def rows(self, windows: Ints) -> StairTable:
         """The staircases of the members of ``windows`` [K], one after the other."""
@@ -113,9 +137,9 @@ class JointPool:
         return values[:, np.maximum(self.index[windows], 0)]
 
 
-def is_joint(alpha: Numbers) -> npt.NDArray[np.bool_]:
-    """[R, N, W] -> [R, N]: the windows that are bounded as one block."""
-    return np.asarray((alpha != 0).any(axis=2))
+def is_joint(gamma: Numbers) -> npt.NDArray[np.bool_]:
+    """[R, N, U] -> [R, N]: the windows that are bounded as one block."""
+    return np.asarray(gamma.any(axis=2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,15 +157,12 @@ class WindowBlocks:
     level: Ints
     rise: Ints
     run: Ints
-    low: Ints
-    high: Ints
     weight: _Reals
     offset: _Reals
     total: _Reals
     width: _Reals
     centre: _Reals
     """[K, R, W]: ``total`` times the weights of each member."""
-    boxed: npt.NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -169,8 +190,7 @@ class WindowBlocks:
         last = table.level(table.early, stop.reshape(flat)).reshape(start.shape)
         run = edges[channel, np.clip(last - 1, 0, max(steps - 1, 0))] - start
         rise = np.where(can & (last > begin) & (run > 0), last - begin, 0)
-        low, high = (pool.members(e[pool.sums], windows) for e in (bounds.low, bounds.high))
-        arrays = (floor[..., 0], start, stop, can, base + begin, rise, run, low, high)
+        arrays = (floor[..., 0], start, stop, can, base + begin, rise, run)
         turned: list[Any] = [np.ascontiguousarray(np.swapaxes(a, 0, 1)) for a in arrays]
         patch = pool.patch[windows]
         ends: list[_Reals] = [
@@ -179,36 +199,29 @@ class WindowBlocks:
         ]
         total, width = ends[0] + ends[1], ends[1] - ends[0]
         weight: _Reals = pool.weight[windows].astype(dtype, copy=False)
-        spread = width @ np.abs(weight).transpose(0, 2, 1)
-        boxed = _BOXED[0] * (turned[-1] - turned[-2]) < _BOXED[1] * spread
         offset, centre = pool.offset[windows][:, None], total @ weight.transpose(0, 2, 1)
-        turned += [weight, offset, total, width, centre, boxed]
+        turned += [weight, offset, total, width, centre]
         return cls(windows, *turned)
 
-    def chords(self, outer: Numbers, alpha: Numbers) -> Numbers:
+    def chords(self, outer: Numbers) -> Numbers:
         """``beta`` [K, R, W] for ``outer`` [K, R]: integers for integers, rounded down."""
         run = np.maximum(self.run, 1)
         if outer.dtype == np.int64:
-            return np.where(self.boxed, alpha, outer[..., None] * self.rise // run)
-        return np.where(self.boxed, alpha, outer[..., None] * (self.rise / run))
+            return np.asarray(outer[..., None] * self.rise // run)
+        return np.asarray(outer[..., None] * (self.rise / run))
 
     def least(
-        self, outer: Numbers, alpha: Numbers, beta: Numbers, bracket: Numbers
-    ) -> tuple[_Reals, Ints, _Reals]:
-        """(the blocks [K, R], the member that wins each, W for the floor, and what ``alpha`` adds
-        up to on the patch [K, R, U]); ``bracket`` [K, R, W]: the least ``mu S(a) - beta a``.
+        self, outer: Numbers, gamma: Numbers, beta: Numbers, bracket: Numbers
+    ) -> tuple[_Reals, Ints]:
+        """(the blocks [K, R], the member that wins each, W for the floor); ``gamma`` [K, R, U],
+        ``bracket`` [K, R, W]: the least ``mu S(a) - beta a``.
 
         In float64, sums of integers below 2^53 are exact.
         """
-        free = np.where(self.boxed, 0, alpha)
-        # -alpha a over the interval of a boxed sum
-        apart = np.where(self.boxed, -np.maximum(alpha * self.low, alpha * self.high), 0.0)
-        beta = np.where(self.boxed, 0, beta)
-        pulled = free.astype(self.weight.dtype, copy=False) @ self.weight
-        fixed = (self.offset * free).sum(axis=2) - apart.sum(axis=2)
+        pulled = gamma.astype(self.weight.dtype, copy=False)
         middle = np.einsum("kru,kru->kr", pulled, self.total)
         reach = np.einsum("kru,kru->kr", np.abs(pulled), self.width)
-        best = outer * self.floor - fixed - (middle + reach) / 2
+        best = outer * self.floor - (middle + reach) / 2
         winner = np.full(best.shape, self.weight.shape[1], dtype=np.int64)
         for j in range(self.weight.shape[1]):
             some = np.nonzero(self.open[..., j].any(axis=1))[0]
@@ -219,38 +232,37 @@ class WindowBlocks:
             line -= pulled[some]
             reach = np.einsum("kru,kru->kr", np.abs(line, out=line), self.width[some])
             twice = own * self.centre[some, :, j] - middle[some] - reach
-            value = bracket[some, :, j] - apart[some, :, j] + own * self.offset[some, :, j]
-            value += twice / 2 - fixed[some]
+            value = bracket[some, :, j] + own * self.offset[some, :, j] + twice / 2
             better = self.open[some, :, j] & (value < best[some])
             best[some] = np.where(better, value, best[some])
             winner[some] = np.where(better, j, winner[some])
-        return best, winner, pulled
+        return best, winner
 
-    def arguments(
-        self, winner: Ints, alpha: Numbers, beta: Numbers, pulled: _Reals, won_at: Numbers
-    ) -> _Reals:
-        """[K, R, W]: the sums of all members where the blocks of ``least`` are attained; ``won_at``
-        [K, R, W]: where their brackets are."""
+    def points(
+        self, winner: Ints, gamma: Numbers, beta: Numbers, won_at: Numbers
+    ) -> tuple[_Reals, _Reals, _Reals]:
+        """(the patches [K, R, U] at which the blocks of ``least`` are attained; the sums of the
+        members there [K, R, W], the winner's where its bracket is: ``won_at`` [K, R, W]; and by how
+        much the winner's own sum is larger, times its chord [K, R])."""
         places = self.weight.shape[1]
         won = np.minimum(winner, places - 1)
-        own = np.where(self.boxed, 0, beta)
-        own = np.where(winner < places, np.take_along_axis(own, won[..., None], axis=2)[..., 0], 0)
-        line = self.weight[np.arange(len(won))[:, None], won] * own[..., None].astype(pulled.dtype)
-        line -= pulled
-        point = np.where(line > 0, -self.width, self.width)
-        point += self.total
-        sums = point @ self.weight.transpose(0, 2, 1) / 2 + self.offset
-        ends = np.where(alpha > 0, self.high, self.low)
-        ends = np.where(winner[..., None] == np.arange(places), won_at, ends)
-        return np.asarray(np.where(self.boxed, ends, sums))
+        own = np.take_along_axis(beta, won[..., None], axis=2)[..., 0]
+        own = np.where(winner < places, own, 0).astype(self.weight.dtype)
+        line = self.weight[np.arange(len(won))[:, None], won] * own[..., None]
+        line -= gamma
+        point = (np.where(line > 0, -self.width, self.width) + self.total) / 2
+        sums = point @ self.weight.transpose(0, 2, 1) + self.offset
+        is_winner = winner[..., None] == np.arange(places)
+        chord = self.rise / np.maximum(self.run, 1)
+        further = np.where(is_winner, chord * (sums - won_at), 0.0).sum(axis=2)
+        return point, np.where(is_winner, won_at, sums), further
 
-    def require_exact(self, outer: Ints, alpha: Ints, beta: Ints) -> None:
+    def require_exact(self, outer: Ints, gamma: Ints, beta: Ints) -> None:
         """Raises ``Overflow`` if a sum of ``least`` could leave 53 bits."""
-        size = np.abs(self.weight).sum(axis=2).max(initial=0)
-        size = size * (largest(self.total) + largest(self.width)) + largest(self.offset)
-        sums = size * (largest(alpha) * self.weight.shape[1] + largest(beta))
+        ends = largest(self.total) + largest(self.width)
+        size = np.abs(self.weight).sum(axis=2).max(initial=0) * ends + largest(self.offset)
+        lines = float(np.abs(gamma.astype(np.float64)).sum(axis=2).max(initial=0)) * ends
         levels = largest(self.floor) + largest(self.level) + largest(self.rise)
-        ends = max(largest(self.low), largest(self.high))
-        apart = (largest(beta) + largest(alpha) * self.weight.shape[1]) * ends
-        if 4 * sums + largest(outer) * levels + apart >= FLOAT_EXACT:
+        brackets = largest(beta) * max(largest(self.start), largest(self.stop))
+        if 4 * (lines + size * largest(beta)) + largest(outer) * levels + brackets >= FLOAT_EXACT:
             raise Overflow("a block of windows could leave 53 bits")

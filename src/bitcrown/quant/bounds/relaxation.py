@@ -12,6 +12,7 @@ of a case.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,9 +91,10 @@ class Pinned:
 @dataclass(frozen=True, eq=False)
 class RelaxedPoint:
     """One evaluation. ``value``: [R], the bound; by node: ``outer`` [R, N] (mu, the coefficients on
-    its output), ``chosen`` [R, N] (the value that its block takes at the minimum; node 0: the
-    input) and ``argument`` ([R, N], pools [R, N, W]: where the block takes it). ``shown`` is
-    ``outer``, with windows that are one block showing their coefficient at every member."""
+    its output), ``chosen`` [R, N] (by how much its block grows with mu: the value that it takes at
+    the minimum; node 0: the input) and ``argument`` ([R, N], pools [R, N, W]: where the block takes
+    it). ``shown`` is ``outer``, with windows that are one block showing their coefficient at every
+    member."""
 
     value: Reals
     outer: dict[int, Numbers]
@@ -139,7 +141,12 @@ class StaircaseRelaxation:
             self.settled[n] = settled_windows(lows, highs, np.broadcast_to(index >= 0, lows.shape))
         self.bounds = bounds
         self.joint = {n: program.joint[n] for n in self.pools if n in program.joint}
-        self.blocks: dict[int, JointCorners] = {}
+        self.contested = {n: pool.contested(bounds) for n, pool in self.joint.items()}
+        self.blocks = {
+            n: JointCorners.of(n, pool, bounds, self.contested[n])
+            for n, pool in self.joint.items()
+            if self.contested[n].any()
+        }
 
     def multipliers(self) -> set[int]:
         """Nodes that have some; those of windows that are one block count as ``-n``."""
@@ -151,13 +158,6 @@ class StaircaseRelaxation:
         return StaircaseRelaxation(
             self.program, self.bounds.rows(rows), self.objective.narrowed(rows), pinned
         )
-
-    def join(self, slopes: Slopes) -> None:
-        """Windows with multipliers of their own (``joint_windows``) are bounded as one block."""
-        for n, pool in self.joint.items():
-            joint = is_joint(slopes[-n])
-            if joint.any():
-                self.blocks[n] = JointCorners.of(n, pool, self.bounds, joint)
 
     def chord_slopes(self, tau: Reals) -> Slopes:
         """A start: each slope is the coefficient times the chord of the staircase; a pool passes on
@@ -189,16 +189,15 @@ class StaircaseRelaxation:
                 if fill:
                     slopes[number] = self._chord(number, outer)
                     if number in self.joint:
-                        slopes[-number] = self._join_chord(number, outer, slopes[number])
+                        joint = self.joint[number]
+                        slopes[-number] = np.zeros((*outer.shape, joint.patch.shape[1]))
                 pulled, alone = [], outer
-                if number in self.joint:
+                if number in self.blocks:
+                    here = self._take_sides(number, outer, slopes)
+                    value = value + self.blocks[number].least(outer, slopes[-number], here)
+                    alone = np.where(here, 0.0, outer)
                     joint = self.joint[number]
-                    alpha = slopes[-number]
-                    part = scatter_windows(alpha, joint.index, program.sizes[joint.sums])
-                    pulled = [(joint.sums, part)]
-                    if number in self.blocks:
-                        value = value + self.blocks[number].least(outer, alpha)
-                        alone = np.where(self.blocks[number].is_joint, 0.0, outer)
+                    pulled = [(joint.node, joint.pulled(slopes[-number]))]
                 block = self._stairs if number in program.stairs else self._pool
                 least, source, part = block(number, alone, slopes[number], point)
                 value = value + least
@@ -230,21 +229,35 @@ class StaircaseRelaxation:
         np.put_along_axis(slopes, top, outer[..., None], axis=2)
         return slopes
 
-    def _join_chord(self, number: int, outer: Numbers, slopes: Numbers) -> Numbers:
-        """``alpha`` for windows that are better bounded as one block, whose ``slopes`` become 0:
-        the top end's slope times its chord."""
-        joint = self.joint[number]
-        chosen = joint.contested(self.bounds) & (outer < 0)
-        chord = joint.members(self.chord[joint.stairs])
-        alpha = np.where(chosen[..., None], slopes * chord, 0.0)
-        slopes[is_joint(alpha)] = 0.0
-        return alpha
+    def _take_sides(self, number: int, outer: Numbers, slopes: Slopes) -> npt.NDArray[np.bool_]:
+        """[R, N]: the windows that are one block, because somebody contests them and their maximum
+        counts from above. In place: the multipliers of the other kind, and of the staircases that
+        nothing asks for any more, become 0; those that are missing begin at the chord."""
+        joint, contested = self.joint[number], self.contested[number]
+        here = contested & (outer < 0)
+        slopes[-number][~here] = 0.0
+        slopes[number][here] = 0.0
+        apart = contested & (outer > 0) & ~slopes[number].any(axis=2)
+        fresh = here & ~is_joint(slopes[-number])
+        if apart.any() or fresh.any():
+            top = self._chord(number, np.ones(outer.shape))
+            slopes[number][apart] = (outer[..., None] * top)[apart]
+            windows = np.nonzero(fresh.any(axis=0))[0]
+            chord = joint.members(self.chord[joint.stairs], windows)
+            lines = joint.chord_lines(outer[:, windows], top[:, windows], chord, windows)
+            some = fresh[:, windows]
+            row, place = np.nonzero(some)
+            slopes[-number][row, windows[place]] = lines[row, place]
+        return here
 
     def _stairs(
         self, number: int, outer: Numbers, slopes: Numbers, point: RelaxedPoint
     ) -> tuple[Reals, int, Numbers]:
         """``sum_i min_a mu_i S(a) - lambda_i a`` [R] over the corners; the rest, ``lambda a``, goes
         to the source."""
+        if any(number == joint.stairs for joint in self.joint.values()):
+            # what is left where the window has become a block
+            slopes[outer == 0] = 0.0
         places, heights = self.corner[number]
         cost = outer * heights - slopes * places
         which = cost.argmin(axis=0)[None]
@@ -280,26 +293,36 @@ class StaircaseRelaxation:
         return values
 
 
+class LatestBlocks(NamedTuple):
+    """Where the blocks of the last evaluation were attained: which windows [K, R] are blocks, mu
+    [K, R], the patches [K, R, U], the members' sums [K, R, W], the maxima [K, R]."""
+
+    is_joint: npt.NDArray[np.bool_]
+    outer: Numbers
+    patch: Reals
+    arguments: Reals
+    tops: Reals
+
+
 @dataclass(frozen=True, eq=False)
 class JointCorners:
-    """Windows of one pool that are one block each, in floats. ``is_joint``: [R, N]; ``places``
-    and ``heights``: [V, K, R, W], corners of the staircases above the floor; the rest counts for
-    ``show`` only."""
+    """Contested windows of one pool, in floats. ``places`` and ``heights``: [V, K, R, W], corners
+    of the staircases above the floor; the rest counts for ``show`` only."""
 
     number: int
     pool: JointPool
     blocks: WindowBlocks
-    is_joint: npt.NDArray[np.bool_]
     places: Reals
     heights: Reals
     least_value: Reals
     most_value: Reals
-    latest: list[tuple[Reals, Reals, Reals]]
-    """(outer [K, R], arguments [K, R, W], maxima [K, R]) of the last evaluation."""
+    latest: list[LatestBlocks]
 
     @classmethod
-    def of(cls, number: int, pool: JointPool, bounds: Intervals, joint: Numbers) -> JointCorners:
-        windows = np.nonzero(joint.any(axis=0))[0]
+    def of(
+        cls, number: int, pool: JointPool, bounds: Intervals, contested: Numbers
+    ) -> JointCorners:
+        windows = np.nonzero(contested.any(axis=0))[0]
         blocks = WindowBlocks.of(pool, bounds, windows, np.float32)
         count, rows, width = blocks.start.shape
         table = pool.rows(windows)
@@ -312,41 +335,43 @@ class JointCorners:
             pool.members(e[pool.stairs], windows).transpose(1, 0, 2).astype(np.float64)
             for e in (bounds.low, bounds.high)
         )
-        return cls(number, pool, blocks, joint, places, heights, least, most, [])
+        return cls(number, pool, blocks, places, heights, least, most, [])
 
-    def least(self, outer: Numbers, alpha: Numbers) -> Reals:
-        """[R]: the sum of the blocks; ``outer``: [R, N], ``alpha``: [R, N, W]."""
+    def least(self, outer: Numbers, gamma: Numbers, is_joint: Numbers) -> Reals:
+        """[R]: the sum of the blocks of the windows ``is_joint`` [R, N]; ``outer``: [R, N],
+        ``gamma``: [R, N, U]."""
         blocks, windows = self.blocks, self.blocks.windows
-        here = self.is_joint[:, windows].T
+        here = is_joint[:, windows].T
         mu = np.where(here, outer[:, windows].T, 0.0)
-        own = np.ascontiguousarray(alpha[:, windows].transpose(1, 0, 2))
-        beta = blocks.chords(mu, own)
+        own = np.ascontiguousarray(gamma[:, windows].transpose(1, 0, 2), dtype=np.float32)
+        beta = blocks.chords(mu)
         cost = mu[..., None] * self.heights - beta * self.places
         which = cost.argmin(axis=0)[None]
         bracket = np.take_along_axis(cost, which, axis=0)[0]
-        least, winner, pulled = blocks.least(mu, own, beta, bracket)
+        least, winner = blocks.least(mu, own, beta, bracket)
         won_at = np.take_along_axis(self.places, which, axis=0)[0]
-        arguments = blocks.arguments(winner, own, beta, pulled, won_at)
-        # the maximum: the value at which the winner's staircase was met, or the floor
+        patch, arguments, further = blocks.points(winner, own, beta, won_at)
+        # how the block grows with mu: the value at which the winner's staircase was met, and on
+        # along its chord, or the floor
         tops = np.take_along_axis(self.heights, which, axis=0)[0]
         tops = np.concatenate([tops, blocks.floor[..., None]], axis=2)
-        tops = np.take_along_axis(tops, winner[..., None], axis=2)[..., 0]
-        self.latest[:] = [(mu, arguments, tops)]
+        tops = np.take_along_axis(tops, winner[..., None], axis=2)[..., 0] + further
+        self.latest[:] = [LatestBlocks(here, mu, patch, arguments, tops)]
         return np.asarray(np.where(here, least, 0.0).sum(axis=0))
 
     def show(self, point: RelaxedPoint) -> None:
         """Enter where the blocks of the last evaluation were attained: at the pool, and at the
         members' staircases, on which branching looks."""
         blocks, pool = self.blocks, self.pool
-        number, (mu, arguments, tops) = self.number, self.latest[0]
-        row, place = np.nonzero(self.is_joint[:, blocks.windows])
+        number, (is_joint, mu, _, arguments, tops) = self.number, self.latest[0]
+        row, place = np.nonzero(is_joint.T)
         window = blocks.windows[place]
         point.chosen[number][row, window] = tops[place, row]
         # a staircase is nearly straight from the floor on, and level beyond its ends
         slope = blocks.rise / np.maximum(blocks.run, 1)
         values = blocks.level + (arguments - blocks.start) * slope
         values = np.clip(values, self.least_value, self.most_value)
-        here = blocks.open & self.is_joint[:, blocks.windows].T[..., None]
+        here = blocks.open & is_joint[..., None]
         window, row, member = np.nonzero(here)
         element = pool.index[blocks.windows[window], member]
         shown = point.outer[pool.stairs].copy()

@@ -30,6 +30,11 @@ _PATIENCE, _CUT = 20, 0.3
 """After so many steps without a better bound, a row goes back and steps this much shorter."""
 _DONE = 0.2
 """A larger share of rows at their goal is left behind."""
+_OVERSHOOT = 0.02
+"""Of the way up to 0: so much further goes a row with blocks of windows, because floats look at a
+few corners of each staircase, and an ascent finds those that are missing."""
+_PATCH_LENGTH = 0.3
+"""Steps of multipliers on patches, many of which move together, are this much shorter."""
 _FIRST_DECAY, _SECOND_DECAY = 0.8, 0.95
 _LEAST_SHARE = 0.04
 """Share of the newest minimiser in the running averages, once there are 25 of them."""
@@ -115,8 +120,11 @@ def ascend_slopes(
     tau = used / np.maximum(used.sum(axis=1, keepdims=True), 1) if tau is None else tau
     if slopes is None:
         slopes = relaxation.chord_slopes(tau)
-    slopes = {n: s.astype(np.float64) for n, s in slopes.items() if n in relaxation.multipliers()}
-    relaxation.join(slopes)
+    slopes = {
+        n: s.astype(np.float32 if n < 0 else np.float64)
+        for n, s in slopes.items()
+        if n in relaxation.multipliers()
+    }
     never = np.full(len(used), -np.inf)
     state = AscentState(never, {n: s.copy() for n, s in slopes.items()}, tau.copy(), never.copy())
     goal = np.full(len(used), np.inf) if goal is None else goal
@@ -124,6 +132,8 @@ def ascend_slopes(
     climb = _Climb(relaxation, slopes, tau.astype(np.float64), state, length)
     for step in range(steps):
         point = climb.evaluate(step)
+        if step == 0 and relaxation.blocks:
+            goal = goal + _OVERSHOOT * np.maximum(-state.best, 0.0)
         is_done = climb.state.best > goal[rows]
         if step == steps // 2:
             state.halfway[rows] = climb.state.best
@@ -159,7 +169,6 @@ class _Climb:
         """The rows [R] that are true, from where they are."""
         slopes = {n: s[rows] for n, s in self.slopes.items()}
         relaxation = self.relaxation.narrowed(np.nonzero(rows)[0])
-        relaxation.join(slopes)
         climb = _Climb(
             relaxation, slopes, self.tau[rows], self.state.rows(rows), self.lengths[rows]
         )
@@ -229,14 +238,19 @@ def _adam_step(
 ) -> None:
     """Step number ``count``, in place, each slope in its own unit."""
     for n in slopes:
-        unit, gradient = _unit_and_gradient(relaxation, point, images, n)
+        # patches have many elements: theirs are float32, and stay so
+        unit, gradient = (
+            a.astype(slopes[n].dtype, copy=False)
+            for a in _unit_and_gradient(relaxation, point, images, n)
+        )
         first = _FIRST_DECAY * moments.first[n] + (1 - _FIRST_DECAY) * gradient
         second = _SECOND_DECAY * moments.second[n] + (1 - _SECOND_DECAY) * gradient * gradient
         moments.first[n], moments.second[n] = first, second
         # the means began at 0: dividing by the weight they have gathered takes that bias out
         mean = first / (1 - _FIRST_DECAY**count)
         spread = np.sqrt(second / (1 - _SECOND_DECAY**count))
-        slopes[n] = slopes[n] + _columns(rate, unit) * unit * mean / (spread + TINIEST)
+        step = _columns(rate, unit).astype(unit.dtype) * unit
+        slopes[n] = slopes[n] + step * mean / (spread + TINIEST)
 
 
 def _unit_and_gradient(
@@ -257,7 +271,9 @@ def _unit_and_gradient(
         index = relaxation.program.pools[n][1]
         gradient = np.where(index >= 0, gather_windows(image, index) - point.argument[n], 0.0)
         if n in relaxation.blocks:
-            gradient[relaxation.blocks[n].is_joint] = 0.0
+            windows = relaxation.blocks[n]
+            row, place = np.nonzero(windows.latest[0].is_joint.T)
+            gradient[row, windows.blocks.windows[place]] = 0.0
         return np.broadcast_to(unit[..., None], gradient.shape), gradient
     gradient = (image - point.argument[n]) / relaxation.width[n]
     unit = unit * np.maximum(relaxation.chord[n], 1.0 / relaxation.width[n])
@@ -270,23 +286,21 @@ def _unit_and_gradient(
 def _joint_unit_and_gradient(
     relaxation: StaircaseRelaxation, point: RelaxedPoint, images: list[Numbers | None], n: int
 ) -> tuple[Numbers, Numbers]:
-    """The same for the ``alpha`` of pool ``n``; its blocks say which sums they have chosen."""
+    """The same for the ``gamma`` of pool ``n``; its blocks say which patches they have chosen."""
     joint = relaxation.joint[n]
-    image, outer = images[joint.sums], np.abs(point.outer[n])
-    gradient = np.zeros((*outer.shape, joint.index.shape[1]))
+    image, outer = images[joint.node], np.abs(point.outer[n])
+    gradient = np.zeros((*outer.shape, joint.patch.shape[1]), dtype=np.float32)
     if n not in relaxation.blocks or image is None:
         return gradient, gradient
     corners = relaxation.blocks[n]
+    windows, latest = corners.blocks.windows, corners.latest[0]
     count = np.maximum((outer > 0).sum(axis=1, keepdims=True), 1)
     unit = np.where(outer > 0, 0.5 * outer + 0.5 * outer.sum(axis=1, keepdims=True) / count, 0.0)
-    width = joint.members(relaxation.width[joint.stairs])
-    chord = joint.members(relaxation.chord[joint.stairs])
-    windows = corners.blocks.windows
-    chosen = corners.latest[0][1].transpose(1, 0, 2)
-    # a member that cannot exceed the floor has nothing to say
-    used = corners.is_joint[:, windows, None] & corners.blocks.open.transpose(1, 0, 2)
-    gradient[:, windows] = np.where(used, joint.members(image, windows) - chosen, 0.0)
-    return unit[..., None] * np.maximum(chord, 1.0 / width), gradient / width
+    chord = np.where(joint.index >= 0, joint.members(relaxation.chord[joint.stairs]), 0.0)
+    unit = _PATCH_LENGTH * unit * chord.max(axis=2)
+    away = image.astype(np.float32)[:, joint.patch[windows]] - latest.patch.transpose(1, 0, 2)
+    gradient[:, windows] = np.where(latest.is_joint.T[..., None], away, np.float32(0))
+    return unit.astype(np.float32)[..., None] * joint.heaviest, gradient
 
 
 def _simplex_step(

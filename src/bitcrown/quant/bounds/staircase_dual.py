@@ -234,8 +234,8 @@ def dual_value(
     """Exact lower bound [R] of ``constant + sum_n objective[n] . v_n`` over the rows of ``bounds``.
 
     ``objective[n]``: [R, N_n] integers; ``slopes``: integers, [R, N] per staircase and [R, N, W]
-    per pool (under ``-n`` those of ``joint_windows``), any values. Raises ``Overflow`` if a number
-    could leave 62 bits.
+    per pool (under ``-n`` those of ``joint_windows``, [R, N, U]), any values. Raises ``Overflow``
+    if a number could leave 62 bits.
     """
     value = constant.astype(np.int64)
     # invariant: value + sum_n coefficients[n] . v_n is at most the objective, at every point
@@ -286,14 +286,14 @@ def _pool_part(
     program: AnyProgram, bounds: Intervals, number: int, outer: Ints, slopes: Slopes, add: _Add
 ) -> Ints:
     source, index = program.pools[number]
-    inner, alpha = slopes[number].astype(np.int64), slopes.get(-number)
+    inner, gamma = slopes[number].astype(np.int64), slopes.get(-number)
     part = np.zeros(len(outer), dtype=np.int64)
-    if alpha is not None and alpha.any():
+    if gamma is not None and gamma.any():
         joint = program.joint[number]
-        part = _joint_part(joint, bounds, outer, alpha.astype(np.int64))
-        add(joint.sums, scatter_windows(alpha, joint.index, program.sizes[joint.sums]))
-        outer = np.where(is_joint(alpha), 0, outer)
-        inner = np.where(is_joint(alpha)[..., None], 0, inner)
+        part = _joint_part(joint, bounds, outer, gamma.astype(np.int64))
+        add(joint.node, joint.pulled(gamma.astype(np.int64)))
+        outer = np.where(is_joint(gamma), 0, outer)
+        inner = np.where(is_joint(gamma)[..., None], 0, inner)
     inner = np.where(index >= 0, inner, 0)
     low, high = (
         gather_windows(bounds.low[source], index),
@@ -309,14 +309,14 @@ def _pool_part(
     return np.asarray(part + block.sum(axis=1))
 
 
-def _joint_part(joint: JointPool, bounds: Intervals, outer: Ints, alpha: Ints) -> Ints:
-    """[R]: the sum of the blocks of windows that have an ``alpha`` [R, N, W]."""
-    here = is_joint(alpha)
+def _joint_part(joint: JointPool, bounds: Intervals, outer: Ints, gamma: Ints) -> Ints:
+    """[R]: the sum of the blocks of windows that have a ``gamma`` [R, N, U]."""
+    here = is_joint(gamma)
     windows = np.nonzero(here.any(axis=0))[0]
     blocks = WindowBlocks.of(joint, bounds, windows)
-    own = np.ascontiguousarray(alpha[:, windows].transpose(1, 0, 2))
+    own = np.ascontiguousarray(gamma[:, windows].transpose(1, 0, 2))
     mu = np.ascontiguousarray(np.where(here, outer, 0)[:, windows].T)
-    beta = blocks.chords(mu, own)
+    beta = blocks.chords(mu)
     blocks.require_exact(mu, own, beta)
 
     def flat(values: Ints) -> Ints:
@@ -328,7 +328,7 @@ def _joint_part(joint: JointPool, bounds: Intervals, outer: Ints, alpha: Ints) -
     )
     ends = bracket.reshape(len(outer), len(windows), -1).transpose(1, 0, 2)
     # sums of integers below 2^53, whatever their order
-    least, _, _ = blocks.least(
+    least, _ = blocks.least(
         *(np.ascontiguousarray(a, dtype=np.float64) for a in (mu, own, beta, ends))
     )
     block = np.where(here[:, windows].T, least, 0.0).astype(np.int64)

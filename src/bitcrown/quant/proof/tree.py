@@ -14,8 +14,8 @@ of all nodes):
   ``["split", node, element, k, low part, high part]``.
 
 Multipliers are integers, stored by node as ``[element, value]`` pairs without the zeros (pools:
-``[element, place, value]``). The rules are those of ``bounds.staircase_dual`` and
-``bounds.intervals``, and each is recomputed by the checker.
+``[element, place, value]``; their blocks: ``[element, what it reads, value]``). The rules are those
+of ``bounds.staircase_dual`` and ``bounds.intervals``, and each is recomputed by the checker.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.quant.bounds.staircase_dual import Slopes
+from bitcrown.quant.bounds.subprogram import AnyProgram
 from bitcrown.quant.network.graph import Ints
 
 ProofStep = list[Any]
@@ -49,9 +50,9 @@ class ProofTree:
         if self.is_recorded:
             self.trunk.append(step)
 
-    def multipliers(self, slopes: Slopes, row: int) -> list[list[Any]]:
+    def multipliers(self, program: AnyProgram, slopes: Slopes, row: int) -> list[list[Any]]:
         """``sparse``, where anybody will read it."""
-        return sparse(slopes, row) if self.is_recorded else []
+        return sparse(program, slopes, row) if self.is_recorded else []
 
     def changes(
         self, node: int, low: Ints, high: Ints, old_low: Ints, old_high: Ints
@@ -127,13 +128,16 @@ class ProofTree:
             self.parts[part].append(step)
 
 
-def sparse(slopes: Slopes, row: int) -> list[list[Any]]:
+def sparse(program: AnyProgram, slopes: Slopes, row: int) -> list[list[Any]]:
     """One row of integer multipliers as ``[node, [[element, (place,) value], ...]]``, zeros left
-    out."""
+    out; under ``-n`` (``joint_windows``) the place is the element that the windows of n read."""
     out: list[list[Any]] = []
     for node in sorted(slopes):
         values = slopes[node][row]
         places = np.argwhere(values != 0)
+        found = values[tuple(places.T)]
+        if node < 0:
+            places[:, 1] = program.joint[-node].patch[tuple(places.T)]
         if len(places):
-            out.append([node, [[*map(int, place), int(values[tuple(place)])] for place in places]])
+            out.append([node, np.column_stack([places, found]).tolist()])
     return out

@@ -181,7 +181,7 @@ class _Targets:
             least = -(-int(bound.dual.value[row]) // weight)
             known = bounds.low[self.node] if sign > 0 else -bounds.high[self.node]
             if least > known[0, places[place]]:
-                taken = proof.multipliers(bound.slopes, row)
+                taken = proof.multipliers(program, bound.slopes, row)
                 taken = taken if part is None else part.named(taken)
                 element = int(self.elements[place])
                 found.append(([self.node, element, sign, weight, [], taken], least))

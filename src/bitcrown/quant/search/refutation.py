@@ -187,7 +187,7 @@ class Refuter:
         """``[tau, slopes]`` of a proof step: one tau for each constraint of the domain's case."""
         constraints = len(self.query.cases[domain.case])
         taus = [int(t) for t in bound.tau[place][:constraints]]
-        return [taus, self.proof.multipliers(bound.slopes, place)]
+        return [taus, self.proof.multipliers(self.program, bound.slopes, place)]
 
 
 def _inherited_tau(domains: list[Subproblem], objective: DualObjective) -> Numbers:

@@ -103,7 +103,7 @@ def test_bounds_in_a_part_equal_those_in_the_whole(make, seed: int) -> None:
                 part, part.cut(bounds), {node: goal}, np.zeros(1, dtype=np.int64), slopes
             ).value
             whole = {n: np.zeros((1, *shape), dtype=np.int64) for n, shape in shapes.items()}
-            for n, entries in part.named(sparse(slopes, 0)):
+            for n, entries in part.named(sparse(part, slopes, 0)):
                 for *place, value in entries:
                     whole[n][0, *place] = value
             far = np.zeros((1, program.sizes[node]), dtype=np.int64)

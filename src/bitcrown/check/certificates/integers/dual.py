@@ -20,7 +20,7 @@ from bitcrown.check.certificates.integers.affine import Integers, LinearRows
 from bitcrown.check.certificates.integers.network import IntegerCircuit
 from bitcrown.check.certificates.integers.nodes import Pool, StepNode
 from bitcrown.check.certificates.integers.state import State
-from bitcrown.check.certificates.integers.windows import alphas_of, joined_nodes, trade_window
+from bitcrown.check.certificates.integers.windows import joined_nodes, joint_lines, trade_window
 
 Goal = tuple[dict[int, Integers], int]
 """A linear function of the elements of some nodes, and its constant."""
@@ -81,12 +81,12 @@ def dual_bound(net: IntegerCircuit, state: State, goal: Goal, slopes: list[Any])
         pulled = coefficients.setdefault(step.source, [0] * net.sizes[step.source])
         own = given.get(number, {})
         if isinstance(step, Pool):
-            joint = alphas_of(given.get(-number, {}), step)
+            joint = joint_lines(net, number, given[-number]) if -number in given else {}
             if joint:
-                sums = joined_nodes(net, number)[1].source
-                arrived = coefficients.setdefault(sums, [0] * net.sizes[sums])
-                for window, alpha in joint.items():
-                    total += trade_window(net, state, number, window, mu[window], alpha, arrived)
+                (node,) = joined_nodes(net, number)[2].sources
+                arrived = coefficients.setdefault(node, [0] * net.sizes[node])
+                for window, gamma in joint.items():
+                    total += trade_window(net, state, number, window, mu[window], gamma, arrived)
                 mu = [0 if w in joint else m for w, m in enumerate(mu)]
                 own = {key: value for key, value in own.items() if key[0] not in joint}
             total += _trade_maxima(step, mu, own, (low, high), pulled)
