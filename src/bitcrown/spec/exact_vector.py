@@ -69,7 +69,11 @@ class ExactVector(Sequence[Fraction]):
     def __getitem__(self, place: slice) -> tuple[Fraction, ...]: ...
     def __getitem__(self, place: int | slice) -> Fraction | tuple[Fraction, ...]:
         if isinstance(place, slice):
-            return tuple(self[i] for i in range(*place.indices(len(self))))
+            if self.others:
+                return tuple(self[i] for i in range(*place.indices(len(self))))
+            return tuple(
+                map(_decimal, self.mantissa[place].tolist(), self.exponent[place].tolist())
+            )
         place = range(len(self))[place]
         found = self.others.get(place)
         if found is None:
