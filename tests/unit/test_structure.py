@@ -68,7 +68,7 @@ QUANT_MAY_IMPORT = {
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 8510,
-    "spec": 5520,
+    "spec": 5530,
     "check": 9010,
     "bounds": 7200,
     "attacks": 3620,
@@ -82,7 +82,7 @@ MOST_LINES = {
     "cluster": 940,
     "report": 1520,
     "cli": 2030,
-    "modules": 1470,
+    "modules": 1490,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""
