@@ -81,7 +81,7 @@ MOST_LINES = {
     "harness": 2210,
     "cluster": 940,
     "report": 1520,
-    "cli": 2030,
+    "cli": 2040,
     "modules": 1490,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
