@@ -58,7 +58,8 @@ class Clock:
     """Seconds of computing inside the search's phases; ``flops`` count there, too."""
 
     def __init__(self, flops: Flops | None) -> None:
-        self.flops, self.seconds, self.began = flops, 0.0, None
+        self.flops, self.seconds = flops, 0.0
+        self.began: float | None = None
 
     def __call__(self, phase: str, facts: dict[str, Any]) -> None:
         is_inside = phase in PHASES

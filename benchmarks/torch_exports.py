@@ -74,6 +74,7 @@ def _modules() -> Iterator[Layer]:
     yield "weight norm", nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), VECTOR
     yield "spectral norm", nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)), VECTOR
     norm = nn.BatchNorm2d(3)
+    assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
     yield "batch norm", norm, IMAGE

@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def drawn(history: list[dict[str, float]], eps: float) -> str:
-    epochs, right, low = history[-1]["epoch"], WIDTH - RIGHT, HEIGHT - BOTTOM
+    epochs, right, low = int(history[-1]["epoch"]), WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',

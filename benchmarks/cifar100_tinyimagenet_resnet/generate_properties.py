@@ -222,8 +222,8 @@ def write(tasks: Sequence[Task], images: dict[str, Images], folder: Path, networ
         bare.append((network.name, file.name, task.seconds))
         paths.append((network.as_posix(), f"{place.name}/{file.name}", task.seconds))
     for name, rows in (("cifar100_tinyimagenet_instances.csv", bare), ("instances.csv", paths)):
-        with (folder / name).open("w", encoding="ascii", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        with (folder / name).open("w", encoding="ascii", newline="") as table:
+            csv.writer(table, lineterminator="\n").writerows(rows)
     missing = sorted(
         {
             path

@@ -70,14 +70,16 @@ def samples(file: NetworkFile, pictures: Any, points: int) -> list[list[np.ndarr
     for index in range(points):
         feed = []
         for tensor in file.inputs:
+            # (numpy knows no bfloat16; the file takes it as float32 or not at all.)
+            dtype = np.dtype(np.float32) if tensor.dtype is None else tensor.dtype
             if pictures is not None and tensor.shape == pictures[:1].shape:
-                feed.append(pictures[index : index + 1].astype(tensor.dtype))
-            elif tensor.dtype.kind in "iu":
-                info = np.iinfo(tensor.dtype)
+                feed.append(pictures[index : index + 1].astype(dtype))
+            elif dtype.kind in "iu":
+                info = np.iinfo(dtype)
                 ends = max(info.min, -128), min(info.max, 127 if info.min else 255)
-                feed.append(rng.integers(*ends, tensor.shape, endpoint=True, dtype=tensor.dtype))
+                feed.append(rng.integers(*ends, tensor.shape, endpoint=True, dtype=dtype))
             else:
-                feed.append(rng.random(tensor.shape).astype(tensor.dtype))
+                feed.append(rng.random(tensor.shape).astype(dtype))
         found.append(feed)
     return found
 

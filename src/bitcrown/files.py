@@ -24,7 +24,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any
 
-from bitcrown.errors import BitcrownError, ResourceError
+from bitcrown.errors import BitcrownError, ModelError, ResourceError
 
 DAMAGED_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 UNREADABLE = (OSError, *DAMAGED_GZIP)
@@ -33,6 +33,23 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _RANDOM_BYTES = 12
 _LONGEST_NAME = 100
 """Letters of the target's name that the new file's name repeats: names have at most 255 bytes."""
+
+
+_NO_MODELS = (  # where the mark is, the mark, and what has it
+    (0, b"\x89HDF\r\n\x1a\n", "an .h5 file; robust and evaluate take it, a property needs ONNX"),
+    (4, b"TFL3", "TensorFlow Lite; convert it, for example with tf2onnx"),
+    (0, b"PK\x03\x04", "a zip archive, as torch.save writes it; use torch.onnx.export"),
+    (0, b"\x80\x02", "a pickle, as torch.save wrote it; use torch.onnx.export"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS; fetch the file with git lfs pull"),
+)
+
+
+def no_model(path: object, content: bytes) -> ModelError:
+    """The error that ``content`` is no ONNX model, and what it is where that is known."""
+    for place, mark, what in _NO_MODELS:
+        if content[place : place + len(mark)] == mark:
+            return ModelError(f"{path} is not an ONNX file but {what}")
+    return ModelError(f"{path} is not an ONNX file, or it is cut short")
 
 
 def find_file(path: Path) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitcrown.errors import ModelError, PropertyError, ResourceError
-from bitcrown.files import digest, find_file, read_packed, write_whole
+from bitcrown.files import digest, find_file, no_model, read_packed, write_whole
 
 
 def content(path: Path, limit: int = 1 << 20) -> bytes:
@@ -91,3 +91,29 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_folder_in_place_of_a_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be written"):
         write_whole(tmp_path, "text")
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "an .h5 file"),
+        (b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
+        (b"PK\x03\x04", "torch.save"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"TFL3", "cut short"),
+        (b"", "cut short"),
+    ],
+)
+def test_other_kinds_of_files_are_named_by_all_readers(
+    tmp_path: Path, head: bytes, what: str
+) -> None:
+    from bitcrown.check.qonnx import standard_content
+    from bitcrown.model.file import NetworkFile
+
+    data = head + b"\xff" * 40
+    assert what in str(no_model("n", data))
+    (tmp_path / "n.onnx").write_bytes(data)
+    with pytest.raises(ModelError, match=what):
+        _ = NetworkFile(tmp_path / "n.onnx").outputs
+    with pytest.raises(ModelError, match=what):
+        standard_content(data, "n.onnx")

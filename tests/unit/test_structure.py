@@ -68,8 +68,8 @@ QUANT_MAY_IMPORT = {
 second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 9000,
-    "spec": 4600,
-    "check": 8980,
+    "spec": 5530,
+    "check": 9010,
     "bounds": 7460,
     "attacks": 3620,
     "quant": 9830,
@@ -81,8 +81,8 @@ MOST_LINES = {
     "harness": 2210,
     "cluster": 940,
     "report": 1520,
-    "cli": 2050,
-    "modules": 1470,
+    "cli": 2060,
+    "modules": 1490,
 }
 """Lines of each room; ``modules`` are the files that stand beside the rooms. A change that needs
 more says why, in its commit."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitcrown.errors import ModelError, PropertyError
+from bitcrown.errors import PropertyError
+from bitcrown.files import no_model
 from bitcrown.spec.query import NetworkDecl
 
 
@@ -26,7 +27,7 @@ def with_asked_outputs(path: Path, declared: NetworkDecl, content: bytes) -> byt
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's class moved from version to version
-        raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
+        raise no_model(path, content) from error
     graph = model.graph
     sources = [*_hidden(graph, path, declared), *_stored(graph, path, declared)]
     for place, source in enumerate(sources):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.errors import ModelError
+from bitcrown.files import no_model
 
 QONNX = (
     *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
@@ -36,7 +37,7 @@ def standard_content(content: bytes, path: object) -> bytes | None:
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's own classes depend on its implementation
-        raise ModelError(f"{path} is not an ONNX file: {error}") from error
+        raise no_model(path, content) from error
     if not any(node.domain in QONNX for node in model.graph.node):
         return None
     written: bytes = without_qonnx(model).SerializeToString()

@@ -18,7 +18,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitcrown.spec.query import And, Compare, Const, Formula, ManyBounds, Or, Query, Sum, Term, Var
+from bitcrown.spec.query import (
+    And,
+    Compare,
+    Const,
+    Formula,
+    ManyBounds,
+    ManyCases,
+    Or,
+    Query,
+    Sum,
+    Term,
+    Var,
+)
 
 TensorValues = Mapping[str, np.ndarray]
 Rounded = Collection[str] | Collection[tuple[str, int]]
@@ -108,9 +120,30 @@ def formula_holds(formula: Formula, values: TensorValues, rounded: Rounded = ())
         return atom_holds(formula, values, rounded)
     if isinstance(formula, ManyBounds):
         return _bounds_hold(formula, values, rounded)
+    if isinstance(formula, ManyCases):
+        likely = _cases_in_scorers_reading(formula, values)
+        return any(formula_holds(formula.case(place), values, rounded) for place in likely)
     if isinstance(formula, And):
         return all(formula_holds(part, values, rounded) for part in formula.args)
     return any(formula_holds(part, values, rounded) for part in formula.args)
+
+
+def _cases_in_scorers_reading(cases: ManyCases, values: TensorValues) -> list[int]:
+    """The cases all of whose comparisons hold as the scorer reads them, as ``rounded_value`` does:
+    among them are those that hold."""
+    holds = np.ones(len(cases.values), dtype=bool)
+    near = cases.values.nearest()
+    sides = np.stack([cases.left_tensor, cases.right_tensor])
+    for left, right in np.unique(sides, axis=1).T.tolist():
+        places = np.flatnonzero((sides[0] == left) & (sides[1] == right))
+        kind = values[cases.tensors[max(left, right)]].dtype
+        with np.errstate(over="ignore"):
+            own = near[places].astype(kind if np.issubdtype(kind, np.floating) else np.float64)
+        low = own if left < 0 else values[cases.tensors[left]][cases.left_index[places]]
+        high = own if right < 0 else values[cases.tensors[right]][cases.right_index[places]]
+        holds[places] = low <= high
+    found = np.logical_and.reduceat(holds, cases.first[:-1])
+    return [int(place) for place in np.flatnonzero(found)]
 
 
 class _Group(NamedTuple):
@@ -232,6 +265,8 @@ def mentions(formula: Formula) -> set[str]:
         return _tensors(formula.left) | _tensors(formula.right)
     if isinstance(formula, ManyBounds):
         return {formula.tensor}
+    if isinstance(formula, ManyCases):
+        return set(formula.tensors)
     return {name for part in formula.args for name in mentions(part)}
 
 
@@ -253,7 +288,7 @@ def worst_atom(formula: Formula, values: TensorValues) -> tuple[Compare, Fractio
         return formula, abs(gap) if formula.op == "==" else max(gap, Fraction(0))
     parts = formula.atoms() if isinstance(formula, ManyBounds) else formula.args
     found = [worst_atom(part, values) for part in parts if not formula_holds(part, values)]
-    pick = min if isinstance(formula, Or) else max
+    pick = min if isinstance(formula, Or | ManyCases) else max
     return pick(found, key=lambda pair: pair[1])
 
 

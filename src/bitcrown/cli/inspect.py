@@ -131,12 +131,19 @@ def _property(problem: Problem, say: Verbosity, facts: dict[str, Any]) -> list[s
 
 
 def bounds_command(options: argparse.Namespace) -> int:
-    from bitcrown.api import bound, load
+    from bitcrown.api import bound, load, outlook
 
-    with network_with(options.onnx, options) as onnx:
-        lower, upper = bound(load(onnx, options.vnnlib), options.tensor, options.case)
-    ends = lower.ravel().tolist(), upper.ravel().tolist()
     say = verbosity_of(options)
+    with network_with(options.onnx, options) as onnx:
+        problem = load(onnx, options.vnnlib)
+        try:
+            lower, upper = bound(problem, options.tensor, options.case)
+        except UnsupportedError:
+            found = outlook(problem)
+            for sentence in found.sentences if not found.obstacles else ():
+                say.note(f"bitcrown: verify does without these bounds: {sentence}")
+            raise
+    ends = lower.ravel().tolist(), upper.ravel().tolist()
     if say.is_json:
         facts = {"tensor": options.tensor, "case": options.case, "shape": list(lower.shape)}
         say.json("bounds", {**facts, "lower": ends[0], "upper": ends[1]})

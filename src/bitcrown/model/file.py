@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitcrown.errors import ModelError, UnsupportedError, said_by
+from bitcrown.files import no_model
 from bitcrown.model.flattened import flattened
 from bitcrown.model.outside import with_outside_weights
 
@@ -245,7 +246,7 @@ def _parsed(content: bytes, path: Path) -> Any:
                 f"{path} is no ONNX file but text, as properties are; the network comes first, the "
                 "property after it"
             ) from error
-        raise ModelError(f"{path} is not an ONNX file, or it is cut short") from error
+        raise no_model(path, content) from error
     if not model.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it has no outputs")
     # Protobuf gives bytes where UTF-8 is broken.

@@ -1,10 +1,11 @@
 """The bulk of a large property: runs of plain bounds, read as arrays and never as trees.
 
-Nearly all of a large file is one of three things, in one spelling: declarations
-``(declare-const X_0 Real)``, asserted bounds ``(assert (<= X_0 0.5))``, or a case of such bounds,
-``(and (<= X_0 0.5) (>= X_0 0.25) ...)``. A regular expression finds such a stretch and vouches for
-its every character; the numbers are then read by numpy from the bytes, eight megabytes at a time.
-Anything else, shorter stretches included, goes the long way (``sexpr``, ``formula``).
+Nearly all of a large file is one of four things, in one spelling: declarations
+``(declare-const X_0 Real)``, asserted bounds ``(assert (<= X_0 0.5))``, a case of many such bounds,
+``(and (<= X_0 0.5) (>= X_0 0.25) ...)``, or many cases of few (``small_cases``). A regular
+expression finds such a stretch and vouches for its every character; the numbers are then read by
+numpy from the bytes, eight megabytes at a time. Anything else, shorter stretches included, goes the
+long way (``sexpr``, ``formula``).
 """
 
 from __future__ import annotations
@@ -22,19 +23,27 @@ _NUMBER = r"-?[0-9]++(?:\.[0-9]++)?(?:e[+-][0-9]{1,3})?"
 _GAP = r"\s*+(?:;[^\n\r<>]*+[\n\r]\s*+)*"
 """Also comments, if nothing in them looks like a bound."""
 _BOUND = rf"\([<>]= {_VARIABLE}{_NUMBER}\)"
+_ATOM = (
+    rf"\([<>]= {_VARIABLE}(?:{_NUMBER}|[XY]_(?:0|[1-9][0-9]{{0,8}})|"
+    rf"{_NAME}\[[0-9]{{1,9}}(?:,[0-9]{{1,9}}){{0,15}}\])\)"
+)
+_SPACE = r"\s*+(?:;[^\n\r<>()]*+[\n\r]\s*+)*"
 _LEAST = 16
 _LEAST_OF_CASE = 48
 _MOST = 100_000
+_MOST_CASES = 4096
+_MOST_OF_SMALL_CASE = 511
 """Shorter stretches are not worth it, longer ones come in pieces, for the sake of memory."""
 
 
 def block_pattern(may_possess: bool) -> str:
-    """The stretches, as the first three groups of whatever contains this; no text can make it
+    """The stretches, as the first four groups of whatever contains this; no text can make it
     backtrack. Up to Python 3.11.4 possessive groups forget where they began when they fail
     (CPython gh-106052); what a lookahead has found stands just as firmly, but takes memory."""
     stretches = (
         ("", rf"\(assert {_BOUND}\){_GAP}", _LEAST, "", _MOST),
         ("", rf"\(declare-const [XY]_(?:0|[1-9][0-9]{{0,8}}) Real\){_GAP}", _LEAST, "", _MOST),
+        ("", _small_case(may_possess), _LEAST, "", _MOST_CASES),
         (r"\(and ", rf"{_BOUND}{_GAP}", _LEAST_OF_CASE, r"\)", None),
     )
     parts = []
@@ -46,15 +55,20 @@ def block_pattern(may_possess: bool) -> str:
     return "|".join(parts)
 
 
+def _small_case(may_possess: bool) -> str:
+    atoms = rf"(?:{_ATOM}{_SPACE}){{1,{_MOST_OF_SMALL_CASE}}}"
+    return rf"\(and\s++{atoms}{'+' * may_possess}\){_SPACE}"
+
+
 BLOCK_PATTERN = block_pattern(tuple(sys.version_info[:3]) >= (3, 11, 5))
-ASSERTS, DECLARATIONS, CASE = 1, 2, 3
+ASSERTS, DECLARATIONS, SMALL_CASES, CASE = 1, 2, 3, 4
 _WINDOW = 1 << 23
 _DIGITS = np.zeros(256, dtype=bool)
 _DIGITS[48:58] = True
 
 
 class TextBlock(NamedTuple):
-    """A stretch of the text, from ``start`` up to ``stop``; ``kind`` is one of the three."""
+    """A stretch of the text, from ``start`` up to ``stop``; ``kind`` is one of the four."""
 
     kind: int
     start: int
@@ -77,8 +91,8 @@ def declared_numbers(text: str, block: TextBlock) -> tuple[np.ndarray, np.ndarra
     """Of ``(declare-const X_3 Real)``: whether each is an X, and its number ``[k]``."""
     data = np.frombuffer(text[block.start : block.stop].encode(), dtype=np.uint8)
     names = np.flatnonzero(data == ord("_"))
-    ends = _first_after(np.flatnonzero(data == ord(" ")), names)
-    return data[names - 1] == ord("X"), _whole_numbers(data, names + 1, ends)
+    ends = first_after(np.flatnonzero(data == ord(" ")), names)
+    return data[names - 1] == ord("X"), whole_numbers(data, names + 1, ends)
 
 
 class BlockReader:
@@ -157,8 +171,8 @@ def _window(text: str) -> _Window:
     is_operator = (data[:-1] == ord("<")) | (data[:-1] == ord(">"))
     start = np.flatnonzero(is_operator & (data[1:] == ord("="))) - 1
     spaces, closing = np.flatnonzero(data == ord(" ")), np.flatnonzero(data == ord(")"))
-    number = _first_after(spaces, start + 4) + 1
-    stop = _first_after(closing, number)
+    number = first_after(spaces, start + 4) + 1
+    stop = first_after(closing, number)
     is_whole = stop < len(data)
     start, number, stop = start[is_whole], number[is_whole], stop[is_whole]
     word = text[int(start[0]) + 4 : int(number[0]) - 1]
@@ -170,25 +184,25 @@ def _window(text: str) -> _Window:
     first, last = np.searchsorted(commas, [start, number])
     rank = word.count(",") + 1
     is_read &= last - first == rank - 1
-    mantissa, exponent, digits = _decimals(data, number, stop)
+    mantissa, exponent, digits = decimals_at(data, number, stop)
     begin, end = start + 4 + len(prefix), number - 1 - prefix.endswith("[")
     indices = np.empty((len(start), rank), dtype=np.int64)
     commas = np.append(commas, np.zeros(rank, dtype=np.int64))
     for axis in range(rank):
         until = end if axis == rank - 1 else np.where(is_read, commas[first + axis], begin)
-        indices[:, axis] = _whole_numbers(data, begin, np.where(is_read, until, begin))
+        indices[:, axis] = whole_numbers(data, begin, np.where(is_read, until, begin))
         begin = until + 1
     is_read &= digits <= MOST_DIGITS
     is_upper = data[start + 1] == ord("<")
     return _Window(prefix, start, stop + 1, is_read, indices, is_upper, mantissa, exponent)
 
 
-def _first_after(places: np.ndarray, start: np.ndarray) -> np.ndarray:
+def first_after(places: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The first of ``places`` from each of ``start`` on; far beyond the end where there is none."""
     return np.append(places, 1 << 60)[np.searchsorted(places, start)]
 
 
-def _whole_numbers(data: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def whole_numbers(data: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     result = np.zeros(len(start), dtype=np.int64)
     for width in range(int((stop - start).max(initial=0))):
         place = np.minimum(start + width, len(data) - 1)
@@ -196,16 +210,16 @@ def _whole_numbers(data: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.
     return result
 
 
-def _decimals(
+def decimals_at(
     data: np.ndarray, start: np.ndarray, stop: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mantissa, exponent and number of digits of the numbers from ``start`` up to ``stop``."""
     sign = (data[start] == ord("-")).astype(np.int64)
     points, powers = np.flatnonzero(data == ord(".")), np.flatnonzero(data == ord("e"))
-    point = np.minimum(_first_after(points, start), stop)
+    point = np.minimum(first_after(points, start), stop)
     digits = stop - start - sign - (point < stop)
     exponent = np.maximum(stop - point - 1, 0)
-    is_short = (digits <= MOST_DIGITS) & (_first_after(powers, start) >= stop)
+    is_short = (digits <= MOST_DIGITS) & (first_after(powers, start) >= stop)
     length = np.where(is_short, stop - start, 0)
     padded = np.append(data, np.zeros(MOST_DIGITS + 2, dtype=np.uint8))
     mantissa = np.zeros(len(start), dtype=np.int64)

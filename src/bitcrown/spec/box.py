@@ -224,20 +224,30 @@ def slack(bound: Fraction) -> Fraction:
     return abs(bound) / 256 + Fraction(1, 2**25)
 
 
+def form_key(terms: _Terms, sign: int = 1) -> object:
+    """What two forms have in common that are the same (``sign`` times the one). Integers, because
+    hashing a Fraction costs a modular inverse."""
+    return tuple(
+        (monomial, sign * coefficient.numerator, coefficient.denominator)
+        for monomial, coefficient in terms
+    )
+
+
 def reduced(constraints: list[Constraint]) -> list[Constraint]:
     """Without duplicates and, among constraints on the same expression, without all but the
     tightest."""
     if len(constraints) < 2:
         return constraints
-    tightest: dict[_Terms, Constraint] = {}
+    tightest: dict[object, Constraint] = {}
     for constraint in constraints:
-        other = tightest.get(constraint.terms)
+        key = form_key(constraint.terms)
+        other = tightest.get(key)
         if (
             other is None
             or _is_less(constraint.bound, other.bound)
             or (constraint.strict and constraint.bound == other.bound)
         ):
-            tightest[constraint.terms] = constraint
+            tightest[key] = constraint
     return list(tightest.values())
 
 
@@ -258,7 +268,7 @@ def is_implied(constraint: Constraint, box: Box, n_inputs: int) -> bool:
 def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tuple[Constraint, ...]:
     """One constraint that no point of the box meets, or two that contradict each other; empty if
     neither is seen."""
-    seen: dict[_Terms, Constraint] = {}
+    seen: dict[object, Constraint] = {}
     several = len(constraints) > 1
     for constraint in constraints:
         single = _single_input(constraint, n_inputs)
@@ -270,13 +280,12 @@ def contradiction(constraints: list[Constraint], box: Box, n_inputs: int) -> tup
                 if _misses(least, constraint.bound, constraint.strict):
                     return (constraint,)
         if several:
-            opposite = tuple((monomial, -coefficient) for monomial, coefficient in constraint.terms)
-            other = seen.get(opposite)
+            other = seen.get(form_key(constraint.terms, -1))
             if other is not None and _misses(
                 -other.bound, constraint.bound, constraint.strict or other.strict
             ):
                 return (other, constraint)
-            seen[constraint.terms] = constraint
+            seen[form_key(constraint.terms)] = constraint
     return ()
 
 

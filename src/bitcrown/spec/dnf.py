@@ -16,7 +16,7 @@ import numpy as np
 from bitcrown.spec.exact_vector import ExactVector
 from bitcrown.spec.polynomial import Numbering, Polynomial, difference
 from bitcrown.spec.problem import Constraint
-from bitcrown.spec.query import And, Compare, Const, Formula, ManyBounds, Or, Var
+from bitcrown.spec.query import And, Compare, Const, Formula, ManyBounds, ManyCases, Or, Var
 
 _Bound = tuple[int, bool, Fraction]
 """An input's number, whether this is an upper bound, and the value."""
@@ -37,12 +37,13 @@ _MINUS_ONE = Fraction(-1)
 @dataclass(slots=True)
 class Clause:
     """A conjunction of ``bounds``, ``blocks`` of them and the rest. ``choices`` has one
-    entry for each ``or``: its alternatives. ``is_false``: never satisfied."""
+    entry for each ``or``: its alternatives, and thousands of them as ``ManyCases``. ``is_false``:
+    never satisfied."""
 
     bounds: list[_Bound] = field(default_factory=list)
     blocks: list[BoundBlock] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
-    choices: list[list[Clause]] = field(default_factory=list)
+    choices: list[list[Alternative]] = field(default_factory=list)
     is_false: bool = False
 
     def merge(self, other: Clause) -> None:
@@ -53,15 +54,27 @@ class Clause:
         self.choices += other.choices
         self.is_false |= other.is_false
 
-    def choose(self, alternatives: list[Clause]) -> None:
+    def choose(self, alternatives: list[Alternative]) -> None:
         """Conjoin ``or(alternatives)``."""
-        possible = [clause for clause in alternatives if not clause.is_false]
+        possible = [a for a in alternatives if isinstance(a, ManyCases) or not a.is_false]
         if not possible:
             self.is_false = True
-        elif len(possible) == 1:
+        elif len(possible) == 1 and isinstance(possible[0], Clause):
             self.merge(possible[0])
         else:
             self.choices.append(possible)
+
+
+Alternative = Clause | ManyCases
+
+
+def clause_of(cases: ManyCases, place: int, numbering: Numbering) -> Clause:
+    """One of many cases."""
+    clause = Clause()
+    for atom in cases.case(place).args:
+        assert isinstance(atom, Compare)
+        _compare(atom, numbering, clause)
+    return clause
 
 
 def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
@@ -72,18 +85,27 @@ def compile_formula(formula: Formula, numbering: Numbering) -> Clause:
         PropertyError: an undeclared variable.
     """
     root = Clause()
+    if isinstance(formula, ManyCases):
+        root.choose([formula])
+        return root
     if isinstance(formula, Compare | ManyBounds):
         _conjoin(formula, numbering, root)
         return root
     # One entry per open connective: its arguments, the next one, and, for an And, the clause it
     # conjoins to, for an Or, the alternatives so far.
-    stack: list[tuple[And | Or, int, Clause, list[Clause]]] = []
-    node, position, clause, alternatives = formula, 0, root, list[Clause]()
+    stack: list[tuple[And | Or, int, Clause, list[Alternative]]] = []
+    node, position, clause, alternatives = formula, 0, root, list[Alternative]()
     while True:
         descended = False
         while position < len(node.args):
             child = node.args[position]
             position += 1
+            if isinstance(child, ManyCases):
+                if isinstance(node, Or):
+                    alternatives.append(child)
+                else:
+                    clause.choose([child])
+                continue
             target = clause
             if isinstance(node, Or):
                 target = Clause()
@@ -117,10 +139,13 @@ def _conjoin(formula: Compare | ManyBounds, numbering: Numbering, clause: Clause
         _compare(atom, numbering, clause)
 
 
-def _flattened(alternatives: list[Clause]) -> list[Clause]:
+def _flattened(alternatives: list[Alternative]) -> list[Alternative]:
     """``or(a, or(b, c))`` is ``or(a, b, c)``."""
-    result: list[Clause] = []
+    result: list[Alternative] = []
     for clause in alternatives:
+        if isinstance(clause, ManyCases):
+            result.append(clause)
+            continue
         only_a_choice = len(clause.choices) == 1 and not (
             clause.bounds or clause.blocks or clause.constraints or clause.is_false
         )

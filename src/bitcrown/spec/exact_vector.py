@@ -47,9 +47,13 @@ class ExactVector(Sequence[Fraction]):
         """The same numbers; what is no short decimal is kept as it is."""
         mantissa, exponent = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), np.int16)
         others = {}
+        known: dict[int, int | None] = {}
         for place, value in enumerate(values):
-            digits = next((k for k in range(MOST_DIGITS) if not 10**k % value.denominator), None)
-            scaled = 0 if digits is None else int(value * 10**digits)
+            top, bottom = value.as_integer_ratio()
+            if bottom not in known:
+                known[bottom] = next((k for k in range(MOST_DIGITS) if not 10**k % bottom), None)
+            digits = known[bottom]
+            scaled = 0 if digits is None else top * (10**digits // bottom)
             if digits is None or abs(scaled) >= 10**MOST_DIGITS:
                 others[place] = value
             else:
@@ -65,7 +69,11 @@ class ExactVector(Sequence[Fraction]):
     def __getitem__(self, place: slice) -> tuple[Fraction, ...]: ...
     def __getitem__(self, place: int | slice) -> Fraction | tuple[Fraction, ...]:
         if isinstance(place, slice):
-            return tuple(self[i] for i in range(*place.indices(len(self))))
+            if self.others:
+                return tuple(self[i] for i in range(*place.indices(len(self))))
+            return tuple(
+                map(_decimal, self.mantissa[place].tolist(), self.exponent[place].tolist())
+            )
         place = range(len(self))[place]
         found = self.others.get(place)
         if found is None:
@@ -106,6 +114,26 @@ class ExactVector(Sequence[Fraction]):
                 if k in values.others:
                     others[place] = values.others[k]
         return ExactVector(mantissa, exponent, others)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ExactVector]) -> ExactVector:
+        """The entries of all parts in a row."""
+        others, start = {}, 0
+        for part in parts:
+            others.update({start + place: value for place, value in part.others.items()})
+            start += len(part)
+        if not parts:
+            return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int16))
+        mantissa = np.concatenate([part.mantissa for part in parts])
+        return cls(mantissa, np.concatenate([part.exponent for part in parts]), others)
+
+    def rows(self, width: int) -> list[ExactVector]:
+        """The same as vectors of ``width`` entries each, which share the memory."""
+        own: dict[int, dict[int, Fraction]] = {}
+        for place, value in self.others.items():
+            own.setdefault(place // width, {})[place % width] = value
+        pairs = zip(self.mantissa.reshape(-1, width), self.exponent.reshape(-1, width), strict=True)
+        return [ExactVector(*pair, own.get(row)) for row, pair in enumerate(pairs)]
 
     def nearest(self) -> np.ndarray:
         """The float64 nearest to each entry ``[n]``, infinite beyond the range of floats; made once

@@ -10,7 +10,7 @@ from typing import TypeGuard
 import numpy as np
 
 from bitcrown.errors import PropertyError, UnsupportedError
-from bitcrown.spec.blocks import BlockReader, TextBlock
+from bitcrown.spec.blocks import SMALL_CASES, BlockReader, TextBlock
 from bitcrown.spec.decimals import parse_decimal
 from bitcrown.spec.element_types import type_complaint
 from bitcrown.spec.query import (
@@ -19,13 +19,15 @@ from bitcrown.spec.query import (
     Const,
     Formula,
     ManyBounds,
+    ManyCases,
     Or,
     Product,
     Sum,
     Term,
     Var,
 )
-from bitcrown.spec.sexpr import Form, Source, shown
+from bitcrown.spec.sexpr import Form, Source, read_forms, shown
+from bitcrown.spec.small_cases import small_cases
 
 _COMPARE = {  # word -> (stored operator, sides exchanged)
     "<=": ("<=", False),
@@ -81,19 +83,20 @@ class FormulaReader:
         self._blocks = BlockReader(source.text)
         self._atoms: dict[str, Term] = {}
 
-    def read(self, node: Form | str | TextBlock, parent: Form) -> Formula:
-        """The formula that ``node`` writes; ``parent`` is the form that holds it.
+    def read(self, node: Form | str | TextBlock, parent: Form, turned: bool = False) -> Formula:
+        """The formula that ``node`` writes, or what it denies if it is ``turned``; ``parent`` is
+        the form that holds it.
 
         Raises:
             PropertyError: not a formula, or it names something undeclared.
             UnsupportedError: a connective or function outside VNN-LIB.
         """
         if not _is_connective(node):
-            return self._leaf(node, parent, False)
+            return self._leaf(node, parent, turned)
         # ``negated``: a ``not`` or the left side of an ``=>`` stands around it. It goes inwards
         # (not a <= b is b < a; not (a or b) is (not a) and (not b)), so no formula ever holds one.
         stack: list[tuple[Form, int, list[Formula], bool]] = []
-        form, position, done, negated = node, 1, list[Formula](), node[0] == "not"
+        form, position, done, negated = node, 1, list[Formula](), turned != (node[0] == "not")
         while True:
             while position < len(form):
                 child = form[position]
@@ -103,6 +106,8 @@ class FormulaReader:
                     stack.append((form, position, done, negated))
                     form, position, done = child, 1, []
                     negated = turned != (child[0] == "not")
+                elif isinstance(child, TextBlock) and child.kind == SMALL_CASES:
+                    done += self._small_cases(child, form, turned)
                 else:
                     done.append(self._leaf(child, form, turned))
             self._check_count(form, len(done))
@@ -126,6 +131,30 @@ class FormulaReader:
             return And(self._conjuncts(node))
         self._blocks.read(node)
         return Or(tuple(self._of_spans(self._blocks.spans(node), True)))
+
+    def _small_cases(self, block: TextBlock, parent: Form, negated: bool) -> list[Formula]:
+        """The alternatives of an ``or`` that a run of small cases is."""
+        found = None
+        if not negated and self._elements is not None:
+            found = small_cases(self._source.text, block, self._elements)
+        if found is None or self._are_mixed(found):
+            forms = read_forms(self._source, block)
+            return [self.read(form, parent, negated) for form in forms]
+        return [found]
+
+    def _are_mixed(self, cases: ManyCases) -> bool:
+        """Whether a comparison is not well typed: two types, or a number beyond its type (which
+        the arrays' short decimals never are, see ``elements``)."""
+        if self._type_of is None:
+            return False
+        sides = np.stack([cases.left_tensor, cases.right_tensor])
+        words: list[list[tuple[str, Fraction | None]]] = [
+            [(cases.tensors[t], None) for t in pair if t >= 0]
+            for pair in np.unique(sides, axis=1).T.tolist()
+        ]
+        for k, value in cases.values.others.items():
+            words.append([(cases.tensors[int(sides[:, k].max())], None), ("0", value)])
+        return any(type_complaint(pair, self._type_of) for pair in words)
 
     def _conjuncts(self, block: TextBlock) -> tuple[Formula, ...]:
         found = self._blocks.read(block)

@@ -5,7 +5,9 @@ this room, and the versions of Python and numpy): it is found for exactly the te
 the reader, that made it. It holds the digest of its own content, and is believed only where that
 is right and the file is a plain one of this user's that nobody else can write to; the folder has to
 be private as well. Anything else is as if nothing had been kept: the property is read anew.
-Restoring makes objects of this room and arrays, and calls nothing else.
+
+The content is a JSON header with its length in front, and the bytes of arrays of numbers one after
+the other, whose names, types and lengths the header has (``packed`` says what they mean).
 
 Kept is the normal form where there is one network: it does not depend on the network then. Of
 several networks the query is kept, since which of them are equal is a matter of their files.
@@ -14,39 +16,25 @@ several networks the query is kept, since which of them are equal is a matter of
 from __future__ import annotations
 
 import hashlib
-import io
+import json
+import math
 import os
-import pickle
 import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bitcrown.errors import BitcrownError, ResourceError
 from bitcrown.files import write_whole
-from bitcrown.spec.exact_vector import ExactVector
 from bitcrown.spec.loading import files_by_name, problem_of
 from bitcrown.spec.normalise import files_of, problem_from_query
-from bitcrown.spec.problem import Case, Constraint, Problem
-from bitcrown.spec.query import (
-    And,
-    Compare,
-    Const,
-    ManyBounds,
-    NetworkDecl,
-    Or,
-    Product,
-    Query,
-    Sum,
-    TensorDecl,
-    Var,
-)
+from bitcrown.spec.packed import arrays_of_property, property_from_arrays
+from bitcrown.spec.problem import Problem
+from bitcrown.spec.query import Query
 from bitcrown.spec.reader import read_query
 
 _LEAST_BYTES = 1 << 18
@@ -54,40 +42,12 @@ _LEAST_BYTES = 1 << 18
 looked for."""
 _MOST_BYTES = 1 << 29
 """Of all kept files together; the oldest go first."""
-_MAGIC = b"bitcrown property 1\n"
+_MAGIC = b"bitcrown property 2\n"
 _SUFFIX = ".property"
 _DIGEST = 32
-_OWN = (
-    *(And, Compare, Const, ManyBounds, NetworkDecl, Or, Product, Query, Sum, TensorDecl, Var),
-    *(Case, Constraint, Problem, ExactVector, Fraction),
-)
-_KNOWN: dict[tuple[str, str], Any] = {(kind.__module__, kind.__name__): kind for kind in _OWN}
-_ARRAYS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((room, "_reconstruct") for room in ("numpy._core.multiarray", "numpy.core.multiarray")),
-    *((room, "_frombuffer") for room in ("numpy._core.numeric", "numpy.core.numeric")),
-}
-
-
-class _Writer(pickle.Pickler):
-    """Fractions as two integers instead of a text to be parsed, vectors as their arrays."""
-
-    def reducer_override(self, item: Any) -> Any:
-        if type(item) is Fraction:
-            return Fraction, (item.numerator, item.denominator)
-        if type(item) is ExactVector:
-            return ExactVector, (item.mantissa, item.exponent, item.others)
-        return NotImplemented
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _KNOWN:
-            return _KNOWN[module, name]
-        if (module, name) in _ARRAYS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is nothing that a property consists of")
+_TYPES = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "bool": 1}
+"""Of arrays, with their bytes an entry."""
+_ALIGNED = 8
 
 
 def keep_property(folder: Path, path: Path) -> bool:
@@ -109,9 +69,7 @@ def keep_property(folder: Path, path: Path) -> bool:
     kept: Query | Problem = query
     if len(query.networks) == 1:
         kept = replace(problem_from_query(query, {query.networks[0].name: Path()}), networks={})
-    packed = io.BytesIO()
-    _Writer(packed, protocol=5).dump(kept)
-    body = packed.getvalue()
+    body = _body(kept)
     if len(body) > _MOST_BYTES:
         return False
     _make_room(folder, len(body))
@@ -179,10 +137,36 @@ def _restored(place: Path) -> Query | Problem | None:
     if head != _MAGIC + hashlib.sha256(body).digest():
         return None
     # The digest is right, so these are bytes that some version of this program wrote.
-    with suppress(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError):
-        found = _Reader(io.BytesIO(body)).load()
-        return found if isinstance(found, Query | Problem) else None
+    with suppress(
+        *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+    ):
+        return _read_body(body)
     return None
+
+
+def _body(kept: Query | Problem) -> bytes:
+    """The content: eight bytes with the length of the header, the header, the arrays."""
+    header, arrays = arrays_of_property(kept)
+    rows = [[name, array.dtype.name, *array.shape] for name, array in arrays.items()]
+    text = json.dumps({"content": header, "arrays": rows}).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    parts = [len(text).to_bytes(8, "little"), text]
+    for array in arrays.values():
+        data = np.ascontiguousarray(array).tobytes()
+        parts += [data, bytes(-len(data) % _ALIGNED)]
+    return b"".join(parts)
+
+
+def _read_body(body: bytes) -> Query | Problem:
+    place = 8 + int.from_bytes(body[:8], "little")
+    header = json.loads(body[8:place])
+    arrays = {}
+    for name, kind, *shape in header["arrays"]:
+        count = math.prod(shape)
+        size = count * _TYPES[kind]
+        arrays[name] = np.frombuffer(body, kind, count, place).reshape(shape)
+        place += size + -size % _ALIGNED
+    return property_from_arrays(header["content"], arrays)
 
 
 def _make_room(folder: Path, size: int) -> None:

@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
 from bitcrown.errors import PropertyError, UnsupportedError
 from bitcrown.spec.box import Box, contradiction, is_implied, is_tie, propagate, reduced
+from bitcrown.spec.case_boxes import CommonPart, boxed_cases
+from bitcrown.spec.case_table import CaseCollector
 from bitcrown.spec.decimals import short_text
-from bitcrown.spec.dnf import Clause, compile_formula
+from bitcrown.spec.dnf import Alternative, Clause, clause_of, compile_formula
 from bitcrown.spec.equal_networks import Twins, twin_networks, with_equal_outputs
 from bitcrown.spec.polynomial import Numbering, number_variables
 from bitcrown.spec.problem import Case, Constraint, Problem
-from bitcrown.spec.query import Query
+from bitcrown.spec.query import ManyCases, Query
 from bitcrown.spec.unbounded import closed_boxes, eliminate
 from bitcrown.spec.words import constraint_text
 
@@ -49,7 +53,7 @@ def problem_from_query(query: Query, networks: Mapping[str, Path]) -> Problem:
         files,
         numbering.n_inputs,
         numbering.n_outputs,
-        tuple(builder.cases),
+        builder.cases.cases(),
         tuple(builder.final_notes()),
         builder.covers_all,
     )
@@ -92,7 +96,7 @@ class _State:
 
     box: Box
     constraints: list[Constraint]
-    choices: list[list[Clause]]
+    choices: list[list[Alternative]]
 
 
 @dataclass
@@ -101,7 +105,7 @@ class _Builder:
     numbering: Numbering
     twins: list[Twins]
     covers_all: bool = True
-    cases: list[Case] = field(default_factory=list)
+    cases: CaseCollector = field(init=False)
     notes: list[str] = field(default_factory=list)
     dropped: int = 0
     base: Box = field(default_factory=Box)
@@ -109,6 +113,9 @@ class _Builder:
     base_ties: list[Constraint] = field(default_factory=list)
     sides: dict[bool, list[Fraction | None]] = field(default_factory=dict)
     tuples: dict[tuple[object, ...], Sequence[Fraction]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cases = CaseCollector(self.numbering.n_inputs)
 
     def build(self, root: Clause) -> None:
         """Multiply out, depth first and in file order, dropping a branch as soon as its box is
@@ -129,7 +136,7 @@ class _Builder:
         if empty is not None:
             self.notes.append(f"the input box is empty: {self._bounds_text(self.base, empty)}")
             return
-        open_clauses: list[tuple[_State, Clause]] = []
+        open_clauses: list[tuple[_State, Alternative]] = []
         self._advance(_State(self.base.child(), [], root.choices), open_clauses)
         steps = 0
         while open_clauses:
@@ -140,10 +147,38 @@ class _Builder:
                     "several properties."
                 )
             state, clause = open_clauses.pop()
-            self._branch(state, clause, open_clauses)
+            if isinstance(clause, ManyCases):
+                self._many(state, clause, open_clauses)
+            else:
+                self._branch(state, clause, open_clauses)
+
+    def _many(
+        self, state: _State, cases: ManyCases, open_clauses: list[tuple[_State, Alternative]]
+    ) -> None:
+        """Branch into many cases; all at once where they are the last choice, and nothing else is
+        special about them."""
+        box = state.box
+        is_plain = not (box.lower or box.upper or box.arrays or state.constraints)
+        found = None
+        if is_plain and len(state.choices) == 1 and not (self.base_ties or self.twins):
+            common = CommonPart(self.base, self.base_constraints, self.numbering)
+            if not contradiction(self.base_constraints, self.base, self.numbering.n_inputs):
+                found = boxed_cases(cases, common)
+        if found is None:
+            clauses = [clause_of(cases, k, self.numbering) for k in range(len(cases))]
+            open_clauses.extend((state, clause) for clause in reversed(clauses))
+            return
+        start, done = 0, 0
+        for place in [*np.flatnonzero(found.odd).tolist(), len(cases)]:
+            if place > start:
+                self.cases.extend(found.arrays.part(done, done + place - start))
+                done += place - start
+            if place < len(cases):
+                self._branch(state, clause_of(cases, place, self.numbering), open_clauses)
+            start = place + 1
 
     def _branch(
-        self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Clause]]
+        self, state: _State, clause: Clause, open_clauses: list[tuple[_State, Alternative]]
     ) -> None:
         box = state.box.child()
         empty = self._apply(box, clause)
@@ -165,7 +200,7 @@ class _Builder:
         empty = box.first_empty(touched)
         return box.first_empty_in_arrays() if empty is None and clause.blocks else empty
 
-    def _advance(self, state: _State, open_clauses: list[tuple[_State, Clause]]) -> None:
+    def _advance(self, state: _State, open_clauses: list[tuple[_State, Alternative]]) -> None:
         if state.choices:
             open_clauses.extend((state, clause) for clause in reversed(state.choices[0]))
         else:

@@ -93,9 +93,36 @@ def difference(left: Term, right: Term, numbering: Numbering) -> Polynomial:
     return result
 
 
+def _linear_sum(term: Sum, numbering: Numbering) -> Polynomial | None:
+    """A sum of numbers, variables and multiples ``c * v`` of them, which is what rows of large
+    files are; None for any other."""
+    result: Polynomial = {}
+    for part in term.args:
+        factor = _ONE
+        if type(part) is Product and len(part.args) == 2:
+            first, second = part.args
+            if type(first) is not Const:
+                first, second = second, first
+            if type(first) is not Const:
+                return None
+            factor, part = first.value, second
+        if type(part) is Var:
+            monomial: Monomial = (numbering.number(part),)
+        elif type(part) is Const:
+            monomial, factor = (), factor * part.value
+        else:
+            return None
+        result[monomial] = result[monomial] + factor if monomial in result else factor
+    if len(result) > _MAX_TERMS:
+        raise _too_large(f"more than {_MAX_TERMS} monomials")
+    return {monomial: value for monomial, value in result.items() if value}
+
+
 def _expand(term: Term, numbering: Numbering) -> Polynomial:
     if isinstance(term, Const | Var):
         return _leaf(term, numbering)
+    if isinstance(term, Sum) and (found := _linear_sum(term, numbering)) is not None:
+        return found
     stack: list[tuple[Sum | Product, int, Polynomial]] = []
     node, position = term, 0
     value = _unit(node)

@@ -78,6 +78,6 @@ class Problem:
     networks: Mapping[str, Path]
     n_inputs: int
     n_outputs: int
-    cases: tuple[Case, ...]
+    cases: Sequence[Case]
     notes: tuple[str, ...] = ()
     covers_all: bool = True

@@ -131,7 +131,51 @@ class ManyBounds:
         return hash((self.tensor, len(self.indices)))
 
 
-Formula = Compare | And | Or | ManyBounds
+@dataclass(frozen=True, slots=True, eq=False)
+class ManyCases:
+    """A disjunction of many small conjunctions, in arrays: case ``c`` has the comparisons
+    ``first[c]`` up to ``first[c + 1]``, each ``left <= right``. A side is element ``index [k]`` of
+    ``tensors[tensor [k]]`` or, where ``tensor`` is -1, the number ``values [k]``; at most one of
+    the two sides is a number."""
+
+    tensors: tuple[str, ...]
+    first: np.ndarray
+    left_tensor: np.ndarray
+    left_index: np.ndarray
+    right_tensor: np.ndarray
+    right_index: np.ndarray
+    values: ExactVector
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def case(self, place: int) -> And:
+        """One of the conjunctions as a tree."""
+        atoms = []
+        for k in range(int(self.first[place]), int(self.first[place + 1])):
+            sides = [
+                Const(self.values[k]) if tensor < 0 else Var(self.tensors[tensor], index)
+                for tensor, index in (
+                    (int(self.left_tensor[k]), int(self.left_index[k])),
+                    (int(self.right_tensor[k]), int(self.right_index[k])),
+                )
+            ]
+            atoms.append(Compare("<=", sides[0], sides[1]))
+        return And(tuple(atoms))
+
+    @property
+    def args(self) -> tuple[And, ...]:
+        """All of them, as ``Or`` has them."""
+        return tuple(self.case(place) for place in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ManyCases) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash((self.tensors, len(self)))
+
+
+Formula = Compare | And | Or | ManyBounds | ManyCases
 
 
 @dataclass(frozen=True, slots=True)

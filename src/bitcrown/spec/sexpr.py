@@ -8,11 +8,11 @@ word each. ``;`` starts a comment.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bitcrown.errors import PropertyError
-from bitcrown.spec.blocks import BLOCK_PATTERN, CASE, TextBlock
+from bitcrown.spec.blocks import BLOCK_PATTERN, CASE, SMALL_CASES, TextBlock
 
 MAX_DEPTH = 1000
 MAX_WORDS_PER_FORM = 20_000_000
@@ -26,10 +26,13 @@ _WORD = r'[^\s()\[\];"]++(?:\s*+\[[^\[\]();"]*+\])?+'
 # The first alternative takes a whole list of three plain words at once: nearly all of a property
 # file is ``(<= X_0 0.5)``, and one match instead of five makes reading three times faster. Every
 # quantifier is possessive, so no text can make the match backtrack.
-_TOKEN = re.compile(
-    rf'\s*+(?:{BLOCK_PATTERN}|\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n\r]*+|(\S))'
-)
-_LAST_BLOCK, _LEAF, _OPEN, _CLOSE, _ATOM, _STRING = 3, 6, 7, 8, 9, 10
+_LIST = rf"\(\s*+({_WORD})\s++({_WORD})\s++({_WORD})\s*+\)"
+_ALONE = rf'{_LIST}|(\()|(\))|({_WORD})|("[^"\n]*+")|;[^\n\r]*+|(\S)'
+_TOKEN = re.compile(rf"\s*+(?:{BLOCK_PATTERN}|{_ALONE})")
+_TOKEN_ALONE = re.compile(rf"\s*+(?:(?!)()()()()|{_ALONE})")
+"""The same without blocks, for stretches that have to be read word by word; groups keep their
+numbers."""
+_LAST_BLOCK, _LEAF, _OPEN, _CLOSE, _ATOM, _STRING = 4, 7, 8, 9, 10, 11
 
 
 class Form(list["Form | str | TextBlock"]):
@@ -73,21 +76,52 @@ def shown(node: Form | str | TextBlock) -> str:
     return "(" + " ".join(words) + ")"
 
 
-def read_forms(source: Source) -> Iterator[Form | TextBlock]:
-    """Yield the top-level forms of a text one after the other, long runs of plain ones as a block.
+class _Tokens(Iterator[re.Match[str]]):
+    """The words of a text, with blocks; or those of one block, without any."""
+
+    def __init__(self, text: str, block: TextBlock | None) -> None:
+        self._text = text
+        self._open = [] if block else [_TOKEN.finditer(text)]
+        if block:
+            self.take_apart(block)
+
+    def take_apart(self, block: TextBlock) -> None:
+        """Next come the words of ``block``."""
+        self._open.append(_TOKEN_ALONE.finditer(self._text, block.start, block.stop))
+
+    def __next__(self) -> re.Match[str]:
+        while self._open:
+            found = next(self._open[-1], None)
+            if found is not None:
+                return found
+            self._open.pop()
+        raise StopIteration
+
+
+def _form(words: Sequence[str], offset: int) -> Form:
+    form = Form(words)
+    form.offset = offset
+    return form
+
+
+def read_forms(source: Source, block: TextBlock | None = None) -> Iterator[Form | TextBlock]:
+    """Yield the top-level forms of a text, long runs of plain ones as a block; or those of one
+    ``block``, word by word.
 
     Raises:
         PropertyError: unbalanced parentheses, a word outside any form, nesting deeper than
-            ``MAX_DEPTH``, a form with more than ``MAX_WORDS_PER_FORM`` words, or a character that
-            has no place here.
+            ``MAX_DEPTH``, more than ``MAX_WORDS_PER_FORM`` words, a character without a place.
     """
     outer: list[Form] = []
     current: Form | None = None
     words = 0
-    for match in _TOKEN.finditer(source.text):
+    for match in (tokens := _Tokens(source.text, block)):
         kind = match.lastindex
         if kind is not None and kind <= _LAST_BLOCK:
             block = TextBlock(kind, match.start(kind), match.end(kind))
+            if kind == SMALL_CASES and (current is None or current.head() != "or"):
+                tokens.take_apart(block)
+                continue
             _check_place(source, block, current)
             if current is None:
                 yield block
@@ -95,8 +129,7 @@ def read_forms(source: Source) -> Iterator[Form | TextBlock]:
                 words += (block.stop - block.start) // _LETTERS_PER_WORD
                 current.append(block)
         elif kind == _LEAF:
-            leaf = Form(match.group(4, 5, 6))
-            leaf.offset = match.start(4)
+            leaf = _form(match.group(5, 6, 7), match.start(5))
             words += 3
             if current is None:
                 yield leaf
@@ -104,15 +137,14 @@ def read_forms(source: Source) -> Iterator[Form | TextBlock]:
             else:
                 current.append(leaf)
         elif kind == _OPEN:
-            opened = Form()
-            opened.offset = match.start(_OPEN)
+            opened = _form((), match.start(_OPEN))
             if current is not None:
                 current.append(opened)
                 outer.append(current)
             current = opened
             words += 1
             if len(outer) >= MAX_DEPTH:
-                raise source.error(opened.offset, *_TOO_DEEP)
+                raise source.error(match.start(_OPEN), *_TOO_DEEP)
         elif kind == _CLOSE:
             if current is None:
                 raise source.error(match.start(_CLOSE), *_NOT_OPENED)
@@ -138,7 +170,7 @@ def _check_place(source: Source, block: TextBlock, current: Form | None) -> None
     """Raise ``PropertyError`` unless a block may stand here: a case inside a formula, anything else
     outside any form."""
     is_inside = current is not None and current.head() in _CONNECTIVES
-    if is_inside if block.kind == CASE else current is None:
+    if is_inside if block.kind in (CASE, SMALL_CASES) else current is None:
         return
     what = f"unexpected {source.text[block.start : block.start + 16]!r}"
     raise source.error(block.start, what, "a form is not closed, or has no assert")

@@ -17,6 +17,8 @@ from bitcrown.spec.sexpr import Form, Source, shown
 _NETWORK_NAME = "N"
 _NAME = re.compile(r"([XY])_(0|[1-9][0-9]{0,8})")
 # Solver commands of the SMT-LIB heritage that say nothing about the property.
+_FEW = 1 << 12
+"""Below this number, variables are looked up one by one where they were declared one by one."""
 _IGNORED = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
 
 
@@ -105,6 +107,9 @@ class _Declared:
             return None
         low, high = int(flat.min()), int(flat.max())
         is_known = any(r.start <= low and high < r.stop for r in self.ranges[prefix[0]])
+        if not is_known and high < _FEW:
+            names = [f"{prefix}{number}" for number in np.unique(flat).tolist()]
+            is_known = all(self.variables.get(name) is not None for name in names)
         return (prefix[0], flat) if is_known else None
 
     def count(self, tensor: str) -> int:

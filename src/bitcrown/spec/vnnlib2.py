@@ -68,9 +68,9 @@ def parse_vnnlib2(source: Source, forms: Iterable[Form | TextBlock]) -> Query:
                     form.offset, f"assert has {len(form) - 1} formulas", "write exactly one"
                 )
             formulas.append(reader.read(form[1], form))
-        elif head == "declare-network":
+        elif head == "declare-network" and not formulas:
             declarations.network(form)
-        elif head == "vnnlib-version" and version is None:
+        elif head == "vnnlib-version" and version is None and not declarations.networks:
             version = _version(source, form)
         else:
             what = f"{shown(form)} has no place here"

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bitcrown
 from bitcrown.check.replay import open_session
+from bitcrown.cli.main import main
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.search.input_quantizers import InputQuantizer, input_quantizer
 from bitcrown.verdict import Status, Verdict
@@ -86,6 +87,36 @@ def test_an_input_that_is_read_as_it_is_leaves_cells_to_others(tmp_path: Path) -
     assert found.status is not Status.SAT
     fixed = verdict(tmp_path, network, [(0.0, 4.0), (0.0, 4.0), (1.0, 1.0)], 9.5)
     assert (fixed.status, fixed.decided_by) == (Status.UNSAT, "cells")
+
+
+def test_where_bounds_are_refused_it_is_said_that_verify_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = [
+        numpy_helper.from_array(np.zeros(5, np.float32), "zeros"),
+        numpy_helper.from_array(np.ones(1, np.float32), "one"),
+        numpy_helper.from_array(np.array([1, 1], np.int64), "shape"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["i", "shape"], ["place"]),
+        helper.make_node("ScatterND", ["zeros", "place", "one"], ["y"]),
+    ]
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    end = helper.make_tensor_value_info("y", TensorProto.FLOAT, [5])
+    graph = helper.make_graph(nodes, "g", [entry], [end], weights)
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "n.onnx")
+    lines = [f"(declare-const {name} Real)" for name in ("X_0", *(f"Y_{k}" for k in range(5)))]
+    lines += ["(assert (>= X_0 0.0))", "(assert (<= X_0 4.0))", "(assert (>= Y_3 2.0))"]
+    (tmp_path / "p.vnnlib").write_text("\n".join(lines))
+    files = [str(tmp_path / "n.onnx"), str(tmp_path / "p.vnnlib")]
+    assert main(["inspect", *files]) == 0
+    assert "cells of them are run through onnxruntime" in capsys.readouterr().out
+    assert main(["bounds", *files]) == 2
+    said = capsys.readouterr().err
+    assert "does without these bounds" in said and "cells of them are run" in said
+    assert "depends on the network input" in said
 
 
 def quantizer_output(

@@ -113,6 +113,12 @@ XY = "(declare-input X real [1]) (declare-output Y real [1])"
         (ONE, "there is no assert"),
         (ONE + "(vnnlib-version <2.0>)", "has no place here"),
         (ONE + "(declare-const X_0 Real)", "has no place here"),
+        (ONE + "(assert (<= Z[0] 0.5))(declare-network g)", "is neither a number nor a declared"),
+        (
+            PAIR.format(relation="equal-to", dtype="real", extent=2) + "(declare-network h)",
+            "(declare-network h) has no place here; use one vnnlib-version, then declare-network",
+        ),
+        (ONE.replace("(vnnlib-version <2.0>)", "") + "(vnnlib-version <2.0>)", "has no place here"),
         (NET.format("(declare-input X real [1])"), "network f has no outputs"),
         (NET.format("(declare-output Y real [1])"), "network f has no inputs"),
         (
@@ -163,9 +169,11 @@ XY = "(declare-input X real [1]) (declare-output Y real [1])"
             "network g has two equivalences",
         ),
         (
-            PAIR.format(relation="equal-to", dtype="real", extent=2)
-            + "(declare-network h (equal-to g) (declare-input A real [2]) (declare-output B real "
-            "[2]))",
+            PAIR.format(relation="equal-to", dtype="real", extent=2).replace(
+                "(assert",
+                "(declare-network h (equal-to g) (declare-input A real [2]) (declare-output B real "
+                "[2]))(assert",
+            ),
             "g is itself equal to another network",
         ),
     ],

@@ -14,6 +14,7 @@ import numpy as np
 
 from bitcrown.check.model_files import unpacked_model
 from bitcrown.errors import ModelError
+from bitcrown.files import no_model
 
 
 def onnx_model(path: Path) -> Any:
@@ -24,7 +25,7 @@ def onnx_model(path: Path) -> Any:
     try:
         return onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's own classes depend on its implementation
-        raise ModelError(f"{path} is not an ONNX file: {error}") from error
+        raise no_model(path, content) from error
 
 
 def graph_inputs(model: Any) -> list[Any]:
