@@ -39,6 +39,7 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
+from bitcrown.model.lowering.activation import WHOLE
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 from bitcrown.model.lowering.quantization import QUANTIZERS
 
@@ -64,21 +65,14 @@ FORMATS = {
     "float64": Format(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max)),
 }
 HALVES = ("float16", "bfloat16")
-CASTS = {
-    1: "float32",
-    10: "float16",
-    11: "float64",
-    16: "bfloat16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-}
+CASTS = WHOLE | {1: "float32", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
 REQUANTIZED = 4.0
 RESULTS = {
     **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
     **dict.fromkeys(("Not", "And", "Or", "Xor"), "bool"),
     **dict.fromkeys(("MatMulInteger", "ConvInteger"), "int32"),
+    "ai.onnx.ml.Scaler": "float32",
 }
 """Result types of operators whose operands' types do not say them."""
 NARROW_INTEGERS = ("bool", "int8", "uint8", "int16", "uint16")
@@ -90,6 +84,7 @@ EXACT = {
     *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
     *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
     *("ArgMax", "ArgMin", "Hardmax", "TopK"),
+    *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer"),
     "DynamicQuantizeLinear",  # its enclosure counts the rounding of its quotients
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
@@ -104,7 +99,7 @@ EACH = SINGLE | {
     *(_CONTRIB + name for name in ("SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu")),
     *(_CONTRIB + name for name in ("Gelu", "QuickGelu", "DynamicQuantizeMatMul")),
     *(_CONTRIB + name for name in ("MatMulIntegerToFloat", "FusedMatMul")),
-    *("MatMulInteger", "ConvInteger"),
+    *("MatMulInteger", "ConvInteger", "ai.onnx.ml.Scaler"),
 }
 NORMALISED = {
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
@@ -230,6 +225,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _mark_normalised(b, form, new)
     elif node.op in RECURRENT and form.unit >= FORMATS["float32"].unit:
         _mark_recurrent(b, form, new)
+    elif node.op == "ai.onnx.ml.Scaler" and _type_of(b, node.inputs[0]) not in FORMATS:
+        b.unrounded.append(f"{node.op} of whole numbers: {node.name}")
     elif node.op in EACH or _interpolates_exactly(b, node, new):
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)
