@@ -29,6 +29,10 @@ QONNX_DOMAINS = (
     *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
     "qonnx.custom_op.channels_last",
 )
+MCT_DOMAIN = "mct_quantizers"
+"""Sony's Model Compression Toolkit: the same idea as QONNX, with thresholds in place of scales."""
+_ABSENT = (*QONNX_DOMAINS, MCT_DOMAIN)
+"""Domains whose operators onnxruntime lacks, and that are written in standard ones."""
 _QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -116,7 +120,7 @@ class NetworkFile:
         return any(str(tensor.dtype) in _NARROW for tensor in self.inputs) or any(
             node.op_type in _QUANTIZED
             or node.op_type.startswith("QLinear")
-            or node.domain in QONNX_DOMAINS
+            or node.domain in _ABSENT
             for node in nodes
         )
 
@@ -129,19 +133,20 @@ class NetworkFile:
             "QDQ": "DequantizeLinear" in ops and not has_qlinear,
             "QOperator": has_qlinear,
             "QONNX": any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node),
+            "MCT": any(node.domain == MCT_DOMAIN for node in self.proto.graph.node),
             "integer arithmetic": bool(ops & {"MatMulInteger", "ConvInteger"}),
         }
         return tuple(name for name, is_used in formats.items() if is_used)
 
     @cached_property
     def standard(self) -> NetworkFile:
-        """What onnxruntime can run: the file itself, or QONNX in standard operators. Raises
+        """What onnxruntime can run: the file itself, or QONNX and MCT in standard operators. Raises
         ``UnsupportedError`` where those cannot be written."""
-        if not any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node):
+        if not any(node.domain in _ABSENT for node in self.proto.graph.node):
             return self
         from bitcrown.model.standard_form import standard_form
 
-        written = standard_form(self.proto, QONNX_DOMAINS)
+        written = standard_form(self.proto, _ABSENT)
         return NetworkFile(self.path, written.SerializeToString())
 
     @cached_property
