@@ -70,7 +70,7 @@ MOST_LINES = {
     "model": 8610,
     "spec": 4600,
     "check": 9040,
-    "bounds": 7200,
+    "bounds": 7270,
     "attacks": 3620,
     "quant": 9780,
     "search": 7810,
