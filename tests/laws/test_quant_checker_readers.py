@@ -25,7 +25,8 @@ from bitcrown.check.certificates.quantized.agreement import require_agreement
 from bitcrown.check.certificates.quantized.chain import BINARY32, values_of
 from bitcrown.check.certificates.quantized.file import Read, read_file
 from bitcrown.check.qonnx import without_qonnx
-from bitcrown.model.file import QONNX_DOMAINS
+from bitcrown.errors import UnsupportedError
+from bitcrown.model.file import MCT_DOMAIN, QONNX_DOMAINS
 from bitcrown.model.standard_form import standard_form
 from bitcrown.quant.formats import qonnx
 from bitcrown.quant.formats.onnx_file import read_onnx
@@ -219,6 +220,86 @@ def test_trunc_of_qonnx_is_what_its_specification_says(mode: str, is_late: bool)
     values = (np.arange(64, dtype=np.float32) - 32) / 8
     for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
         assert (run_model(written, values[None])[0] == truncated(values, mode, is_late)).all()
+
+
+def few_bits(values: np.ndarray, scale: np.float32, most: float) -> np.ndarray:
+    """The specification of FloatQuant with four bits of exponent, three of mantissa, bias 7."""
+    ratio = values / scale
+    exponent = np.floor(np.log2(np.abs(ratio).astype(np.float64) + 1e-300))
+    step = np.exp2(np.maximum(exponent, 1.0 - 7) - 3)
+    kept = np.clip(np.rint(ratio / step) * step, -most, most)
+    return np.asarray(kept.astype(np.float32) * scale)
+
+
+@pytest.mark.parametrize("most", [448.0, 480.0, 1.875])
+def test_few_bits_of_qonnx_are_what_their_specification_says(most: float) -> None:
+    """Ties of every range, both signs, what is below the least number, and what saturates."""
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    scale = np.float32(0.3)
+    places = np.exp2(np.arange(-12, 11))[:, None] * np.arange(16, 32, 0.5) / 16
+    values = (scale * np.concatenate([places, -places, np.zeros((1, 32))])).astype(np.float32)
+    w = Writer([1, values.size], opset=13)
+    given = [w.constant(v) for v in (scale, 4.0, 3.0, 7.0, most)]
+    y = w.add(
+        "FloatQuant", "x", *given, domain=QONNX_DOMAINS[0], saturation=1, rounding_mode="round"
+    )
+    expected = few_bits(values.reshape(-1), scale, most)
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), QONNX_DOMAINS)):
+        assert (run_model(written, values.reshape(1, -1))[0] == expected).all()
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("value", [0.0, -1.0, 3.3, 1e10, np.inf])
+def test_other_numbers_of_few_bits_are_refused_or_read_alike(place: int, value: float) -> None:
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    given = [0.3, 4.0, 3.0, 7.0, 448.0]
+    given[place] = value
+    w = Writer([1, 64], opset=13)
+    names = [w.constant(v) for v in given]
+    y = w.add("FloatQuant", "x", *names, domain=QONNX_DOMAINS[0], saturation=1)
+    values = np.linspace(-700, 700, 64, dtype=np.float32)[None]
+    try:
+        written = standard_form(w.model(y), QONNX_DOMAINS)
+    except UnsupportedError:
+        return
+    np.testing.assert_array_equal(
+        run_model(written, values), run_model(without_qonnx(w.model(y)), values)
+    )
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_quantizers_of_mct_are_what_their_project_computes(signed: int) -> None:
+    """A threshold that is no power of two, weights with one a channel; ties and both ends."""
+    from tests.quant_models import Writer
+    from tests.tiny_quantized_files import run_model
+
+    w = Writer([1, 64], opset=13)
+    attrs = {"num_bits": 4, "signed": signed, "threshold": 3.0}
+    x = w.add("ActivationSymmetricQuantizer", "x", domain=MCT_DOMAIN, **attrs)
+    weight = np.linspace(-1.2, 1.2, 192).reshape(64, 3)
+    limits = np.array([0.5, 1.0, 0.3], np.float32)
+    attrs = {"num_bits": 3, "per_channel": 1, "channel_axis": 1}
+    q = w.add(
+        "WeightsSymmetricQuantizer",
+        w.constant(weight),
+        w.constant(limits),
+        domain=MCT_DOMAIN,
+        **attrs,
+    )
+    y = w.add("MatMul", x, q)
+    values = ((np.arange(64) - 32) / np.float32(8) * np.float32(0.75)).astype(np.float32)
+    unit = np.float32(3.0 / (8 if signed else 16))
+    kept = np.clip(values, -3.0 if signed else 0.0, np.float32(3.0) - unit)
+    first = np.rint(kept / unit) * unit
+    steps = limits / np.float32(4)
+    second = np.rint(np.clip(weight.astype(np.float32), -limits, limits - steps) / steps) * steps
+    expected = first.astype(np.float64) @ second.astype(np.float64)
+    for written in (without_qonnx(w.model(y)), standard_form(w.model(y), (MCT_DOMAIN,))):
+        np.testing.assert_allclose(run_model(written, values[None])[0], expected, rtol=1e-5)
 
 
 def test_convolutions_with_channels_last_are_turned() -> None:

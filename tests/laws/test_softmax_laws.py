@@ -7,6 +7,7 @@ sample points per box, ``n`` entries of a line.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
 
-from bitcrown.bounds import wanted
+from bitcrown.bounds import intermediate, wanted
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import nonlinear_row
 from bitcrown.bounds.shares import common_part
 from bitcrown.bounds.wanted import is_image_of
 from bitcrown.model.execute import Network
-from bitcrown.model.graph import Graph, Node
+from bitcrown.model.graph import Graph, Node, Rounding
 from bitcrown.model.onnx_reader import read_graph
 
 Wide = np.longdouble
@@ -305,6 +306,48 @@ def test_shares_add_up_to_one(tokens: int, tmp_path: Path) -> None:
     alone = LayerBounder(Network(_lone(graph), torch.float64), 1 << 26).run(low, up).bounds
     widths = [found[operand][1] - found[operand][0] for found in (known, alone)]
     assert widths[1].mean() > 1.2 * widths[0].mean()
+
+
+def _rounded(graph: Graph, radius: float) -> Graph:
+    """The same graph, whose shares the runtime may change by ``radius``."""
+    limit = Rounding(0.0, 0.0, math.inf, absolute=radius)
+    nodes = {
+        name: replace(node, rounding=limit) if "adds_up" in node.attrs else node
+        for name, node in graph.nodes.items()
+    }
+    return replace(graph, nodes=nodes)
+
+
+def _off_by(graph: Graph, error: float) -> Graph:
+    """The same graph with ``error`` added to every share."""
+    found: dict[str, Node] = {}
+    for name, node in graph.nodes.items():
+        if "adds_up" in node.attrs:
+            found["share"] = replace(node, name="share")
+            shift = {"shift": np.full(node.shape, error)}
+            node = Node(name, "Scale", ("share",), node.shape, params=shift)
+        found[name] = node
+    return replace(graph, nodes=found)
+
+
+@pytest.mark.parametrize("tokens", [3, 12])
+def test_shares_that_the_runtime_rounds_add_up_to_nearly_one(
+    tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each share is off by as much as it may be, all in one direction: what they weigh, which is
+    about 10, adds up to that much more or less. Values lie in the bounds, also in those of single
+    precision, which nothing replaces here (with 12 tokens)."""
+    monkeypatch.setattr(intermediate, "_ROUNDED", math.inf)
+    graph = attention(tokens, 10.0, tmp_path / "attention.onnx")
+    (operand,) = graph.nodes[graph.outputs[0]].inputs
+    draw = torch.Generator().manual_seed(tokens)
+    centre = torch.randn(1, graph.n_inputs, generator=draw, dtype=torch.float64) * 0.7
+    low, up = centre - 1e-4, centre + 1e-4
+    rounded = _rounded(graph, 0.05)
+    known = LayerBounder(Network(rounded, torch.float64), 1 << 26).run(low, up).bounds[operand]
+    for error in (0.05, -0.05):
+        value = Network(_off_by(graph, error), torch.float64).activations(centre)[operand]
+        assert (value >= known[0]).all() and (value <= known[1]).all()
 
 
 def test_common_part_is_a_weighted_median() -> None:

@@ -8,6 +8,11 @@ so a backward pass that reaches the line with coefficients ``a_j`` may go on wit
 lose ``|a_j - t|`` times the gap of each relaxation instead of ``|a_j|`` times it. The ``t`` that
 loses least is a median of ``a``, weighted by the gaps. Any ``t`` is sound.
 
+*The runtime's shares.* A node with a rounding has the value ``p_j + e_j``, ``|e_j|`` at most its
+radius ``r_j``, where ``p_j`` is the share of what the node reads: these add up to 1. A pass
+subtracts ``sum_j |a_j| r_j`` first, and goes on with the shares themselves; or it counts the
+values, whose sum is 1 within ``sum_j r_j``: then ``|t|`` times that and ``sum_j |a_j - t| r_j``.
+
 The gap between chord and tangent of ``exp`` on a range of width ``w`` is to first order
 ``exp(middle) w^2 / 8``, three times the difference of their slopes, which serves as the weight.
 """
@@ -24,8 +29,8 @@ _EVEN = 1e-3
 
 
 def adds_up(node: Node) -> bool:
-    """Whether lines of ``node`` along its last axis add up to 1 exactly: the runtime's do not."""
-    return "adds_up" in node.attrs and node.rounding is None
+    """Whether lines of ``node`` along its last axis add up to 1, except for rounding."""
+    return "adds_up" in node.attrs
 
 
 def common_part(a: Tensor, upper: Tensor, difference: Tensor, axis: int) -> Tensor:

@@ -18,6 +18,7 @@ QONNX = (
     *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
     "qonnx.custom_op.channels_last",
 )
+_MCT = "mct_quantizers"
 _BY_SIZE = {
     "UP": "Ceil",
     "DOWN": "Floor",
@@ -26,6 +27,9 @@ _BY_SIZE = {
     "HALF_DOWN": "Ceil",
 }
 """Roundings that act on the size of a number; the two halves move it first."""
+_MCT_QUANTIZERS = {
+    f"{what}{how}Quantizer" for what in ("Activation", "Weights") for how in ("POT", "Symmetric")
+}
 _PLAIN = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
 
 
@@ -38,7 +42,7 @@ def standard_content(content: bytes, path: object) -> bytes | None:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's own classes depend on its implementation
         raise no_model(path, content) from error
-    if not any(node.domain in QONNX for node in model.graph.node):
+    if not any(node.domain in (*QONNX, _MCT) for node in model.graph.node):
         return None
     written: bytes = without_qonnx(model).SerializeToString()
     return written
@@ -51,7 +55,7 @@ def without_qonnx(model: Any) -> Any:
 
     written = onnx.ModelProto()
     written.CopyFrom(model)
-    if not any(node.domain in QONNX for node in model.graph.node):
+    if not any(node.domain in (*QONNX, _MCT) for node in model.graph.node):
         return written
     known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     axes = {
@@ -63,7 +67,7 @@ def without_qonnx(model: Any) -> Any:
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        is_plain = node.domain not in QONNX
+        is_plain = node.domain not in (*QONNX, _MCT)
         written.graph.node.extend(
             [node] if is_plain else _Writer(node, known, axes, opset).written()
         )
@@ -71,7 +75,7 @@ def without_qonnx(model: Any) -> Any:
         node.op_type in ("Clip", "Pad", "Resize", "TopK") for node in model.graph.node
     ):
         raise ModelError("operators of an old opset stand beside QONNX")
-    others = [e for e in model.opset_import if e.domain not in ("", "ai.onnx", *QONNX)]
+    others = [e for e in model.opset_import if e.domain not in ("", "ai.onnx", _MCT, *QONNX)]
     del written.opset_import[:]
     written.opset_import.extend([helper.make_opsetid("", max(opset, 11)), *others])
     return written
@@ -101,6 +105,10 @@ class _Writer:
             self.bipolar()
         elif self.node.op_type == "Trunc":
             self.trunc()
+        elif self.node.op_type == "FloatQuant":
+            self.few_bits()
+        elif self.node.domain == _MCT and self.node.op_type in _MCT_QUANTIZERS:
+            self.up_to_threshold()
         else:
             raise ModelError(f"{self.node.op_type} {self.name!r} of QONNX is not known")
         return self.made
@@ -161,6 +169,57 @@ class _Writer:
         kept = self.clipped(self.step("Div", whole, self.constant(power)), 5)
         moved = self.step("Sub", self.rounded(kept, "FLOOR"), self.constant(zero / power))
         self.step("Mul", moved, self.node.input[4], out=self.name)
+
+    def up_to_threshold(self) -> None:
+        """``s round(min(max(x, least), t - s) / s)`` with ``s`` a power of two times the threshold
+        ``t``: of the result of a layer one number, of weights one for each of their channels."""
+        bits, signed = int(self.attrs.get("num_bits", 0)), True
+        limit: Any = np.zeros(0)
+        if self.node.op_type.startswith("Weights"):
+            limit = self.known.get(self.node.input[1], limit).astype(np.float32)
+            weight = self.known.get(self.node.input[0])
+            if weight is None or not limit.size:
+                raise ModelError(f"{self.name!r} is a weight that is not known")
+            if self.attrs.get("per_channel", 0):
+                after = weight.ndim - 1 - int(self.attrs["channel_axis"]) % weight.ndim
+                limit = limit.reshape(-1, *[1] * after)
+        else:
+            limit = np.float32(self.attrs.get("threshold", 0.0))
+            signed = bool(self.attrs.get("signed", 0))
+        if not 1 <= bits <= 16 or not np.all((limit > 0) & (limit < np.inf)):
+            raise ModelError(f"{self.name!r} is quantized in an unknown way")
+        unit = (limit / 2.0 ** (bits - 1 if signed else bits)).astype(np.float32)
+        low = self.constant(-limit if signed else 0.0)
+        above = self.step("Max", self.node.input[0], low)
+        inside = self.step("Min", above, self.constant(limit - unit))
+        whole = self.step("Round", self.step("Div", inside, self.constant(unit)))
+        self.step("Mul", whole, self.constant(unit), out=self.name)
+
+    def few_bits(self) -> None:
+        """``sign(v) q(|v|)`` with ``v = x / s``: ``q`` goes up to ``2^(e + 1)`` in steps of
+        ``2^(e - m)``, then from each power of two to the next in steps twice as wide."""
+        bits, digits, bias, most = (self.number(k) for k in (2, 3, 4, 5))
+        how = self.attrs.get("rounding_mode", b"ROUND").decode().upper()
+        given = (how, int(self.attrs.get("signed", 1)), int(self.attrs.get("saturation", 1)))
+        is_small = 1 <= bits <= 6 and 0 <= digits <= 20 and abs(bias) <= 64
+        if given != ("ROUND", 1, 1) or not is_small or any(v % 1 for v in (bits, digits, bias)):
+            raise ModelError(f"{self.name!r} is rounded to few bits in a way that is not known")
+        most = min(most, 2.0 ** (2.0**bits - 1 - bias) * (2.0 - 2.0**-digits))
+        ratio = self.step("Div", self.node.input[0], self.node.input[1])
+        size, sum_, edge, power = self.step("Abs", ratio), "", 0.0, 1.0 - bias
+        while edge < most:
+            end = min(2.0 ** (power + 1), most)
+            width = self.constant(2.0 ** (power - digits))
+            inside = self.step("Max", size, self.constant(edge))
+            inside = self.step("Min", inside, self.constant(end))
+            part = self.step("Mul", self.step("Round", self.step("Div", inside, width)), width)
+            part = self.step("Sub", part, self.constant(edge))
+            sum_ = self.step("Add", sum_, part) if sum_ else part
+            edge, power = end, power + 1
+        if not sum_ or most % 2.0 ** (power - 1 - digits):
+            raise ModelError(f"{self.name!r} ends at {most:g}, which it cannot hold")
+        signed = self.step("Mul", self.step("Sign", ratio), sum_)
+        self.step("Mul", signed, self.node.input[1], out=self.name)
 
     def bipolar(self) -> None:
         from onnx import TensorProto

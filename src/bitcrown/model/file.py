@@ -31,6 +31,10 @@ QONNX_DOMAINS = (
     *("onnx.brevitas", "finn.custom_op.general", "qonnx.custom_op.general"),
     "qonnx.custom_op.channels_last",
 )
+MCT_DOMAIN = "mct_quantizers"
+"""Sony's Model Compression Toolkit: the same idea as QONNX, with thresholds in place of scales."""
+_ABSENT = (*QONNX_DOMAINS, MCT_DOMAIN)
+"""Domains whose operators onnxruntime lacks, and that are written in standard ones."""
 _QUANTIZED = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -124,13 +128,14 @@ class NetworkFile:
         return any(str(tensor.dtype) in _NARROW for tensor in self.inputs) or any(
             node.op_type in _QUANTIZED
             or node.op_type.startswith("QLinear")
-            or node.domain in QONNX_DOMAINS
+            or node.domain in _ABSENT
             for node in nodes
         )
 
     @property
-    def is_qonnx(self) -> bool:
-        return any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node)
+    def is_emulated(self) -> bool:
+        """Whether operators that onnxruntime lacks are written in standard ones."""
+        return any(node.domain in _ABSENT for node in self.proto.graph.node)
 
     @property
     def quantization(self) -> tuple[str, ...]:
@@ -140,7 +145,8 @@ class NetworkFile:
         formats = {
             "QDQ": "DequantizeLinear" in ops and not has_qlinear,
             "QOperator": has_qlinear,
-            "QONNX": self.is_qonnx,
+            "QONNX": any(node.domain in QONNX_DOMAINS for node in self.proto.graph.node),
+            "MCT": any(node.domain == MCT_DOMAIN for node in self.proto.graph.node),
             "integer arithmetic": bool(ops & {"MatMulInteger", "ConvInteger"}),
         }
         return tuple(name for name, is_used in formats.items() if is_used)
@@ -148,14 +154,14 @@ class NetworkFile:
     @cached_property
     def standard(self) -> NetworkFile:
         """What onnxruntime can run, with the tensors of ``proto``: the file itself, if that is as
-        it was written, or QONNX in standard operators. Raises ``UnsupportedError`` where those
-        cannot be written."""
-        if not self.is_qonnx:
+        it was written, or QONNX and MCT in standard operators. Raises ``UnsupportedError`` where
+        those cannot be written."""
+        if not self.is_emulated:
             is_same = self.proto is not None and self.is_as_written
             return self if is_same else NetworkFile(self.path, self.proto.SerializeToString())
         from bitcrown.model.standard_form import standard_form
 
-        written = standard_form(self.proto, QONNX_DOMAINS)
+        written = standard_form(self.proto, _ABSENT)
         return NetworkFile(self.path, written.SerializeToString())
 
     @cached_property

@@ -297,7 +297,7 @@ def read_graph(source: NetworkFile | Path, semantics: str = "real") -> Graph:
         raise UnsupportedError(f"{file.path.name} has entries of minus infinity as outputs")
     outputs = tuple(read.builder.node_of(name) for name in read.outputs)
     graph = Graph(read.builder.nodes, read.inputs, outputs, read.dtypes)
-    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or file.is_qonnx:
+    if semantics == "runtime" or rounds_to_half(read.builder) or read.has_steps or file.is_emulated:
         if read.builder.unrounded:
             operators = ", ".join(read.builder.unrounded)
             raise UnsupportedError(

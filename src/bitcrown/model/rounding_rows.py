@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitcrown.model.graph import Node
+from bitcrown.model.lowering.activation import WHOLE
 
 CONTRIB = "com.microsoft."
 SMOOTH = 16.0
@@ -32,21 +33,14 @@ FORMATS = {
     "float64": Format(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max)),
 }
 HALVES = ("float16", "bfloat16")
-CASTS = {
-    1: "float32",
-    10: "float16",
-    11: "float64",
-    16: "bfloat16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-}
+CASTS = WHOLE | {1: "float32", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
 REQUANTIZED = 4.0
 RESULTS = {
     **dict.fromkeys(("ArgMax", "ArgMin"), "int64"),
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), "bool"),
     **dict.fromkeys(("Not", "And", "Or", "Xor"), "bool"),
     **dict.fromkeys(("MatMulInteger", "ConvInteger"), "int32"),
+    "ai.onnx.ml.Scaler": "float32",
 }
 """Result types of operators whose operands' types do not say them."""
 TYPED_BY = {"Pow": 0, "Resize": 0, "Upsample": 0, "OneHot": 2}
@@ -70,6 +64,7 @@ EXACT = {
     *("Tile", "Transpose", "Trilu", "Unsqueeze", "Where"),
     *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or", "Xor"),
     *("ArgMax", "ArgMin", "Hardmax", "TopK"),
+    *("ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Binarizer"),
     "DynamicQuantizeLinear",  # its enclosure counts the rounding of its quotients
 }
 INTEGRAL = {"Ceil", "Floor", "Round"}
@@ -84,7 +79,7 @@ EACH = SINGLE | {
     *(CONTRIB + name for name in ("SkipSimplifiedLayerNormalization", "BiasGelu", "FastGelu")),
     *(CONTRIB + name for name in ("Gelu", "QuickGelu", "DynamicQuantizeMatMul")),
     *(CONTRIB + name for name in ("MatMulIntegerToFloat", "FusedMatMul")),
-    *("MatMulInteger", "ConvInteger"),
+    *("MatMulInteger", "ConvInteger", "ai.onnx.ml.Scaler"),
 }
 NORMALISED = {
     *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),

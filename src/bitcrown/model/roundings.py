@@ -167,6 +167,8 @@ def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
         _mark_normalised(b, form, new)
     elif node.op in RECURRENT and form.unit >= FORMATS["float32"].unit:
         _mark_recurrent(b, form, new)
+    elif node.op == "ai.onnx.ml.Scaler" and _type_of(b, node.inputs[0]) not in FORMATS:
+        b.unrounded.append(f"{node.op} of whole numbers: {node.name}")
     elif node.op in EACH or _interpolates_exactly(b, node, new):
         for name in new:
             rounding = _step(b.nodes[name], form, is_half, node.op in SINGLE)

@@ -1,10 +1,14 @@
-"""QONNX in standard operators: what onnxruntime, which has no operators of that format, is to run.
+"""QONNX and MCT in standard operators: what onnxruntime, which lacks these formats, is to run.
 
 Quant, BipolarQuant and Trunc round but keep float tensors; their specification says what they
 compute, in float32, one operation after the other, and so do the nodes that are written here. A
 tensor that is known (a weight) is computed at once. ``Conv`` and ``MaxPool`` of the channels-last
 domain stand between two transpositions. ``MultiThreshold`` counts thresholds that are not above its
-input, exactly, then scales and shifts in float32.
+input, exactly, then scales and shifts in float32. ``FloatQuant`` rounds to few bits, with a step of
+its own between each two powers of two: its value is the sum of what each of these ranges adds.
+
+The quantizers of Sony's MCT (domain ``mct_quantizers``) clip, divide, round half to even and
+multiply, in float32; a threshold stands for the scale.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ _SIZED = {
     **dict.fromkeys(("UP", "HALF_DOWN"), "Ceil"),
 }
 """Roundings that act on the size of a number; the two halves move it first."""
+_MOST_BITS = 5
+"""Of the exponent of a ``FloatQuant``: each of its values is two ranges."""
 _OLD = ("Clip", "Pad", "Resize", "TopK")
 """What changed between opset 9 and 11, which brings ``Round``."""
 _NUMPY: dict[str, Callable[..., Any]] = {
@@ -69,6 +75,17 @@ def standard_form(model: Any, domains: tuple[str, ...]) -> Any:
     return written
 
 
+def _greatest(bits: float, mantissa: float, bias: float, largest: float) -> float:
+    """Where a ``FloatQuant`` saturates; 0 where it has other numbers than are read."""
+    if not 1 <= bits <= _MOST_BITS or not 0 <= mantissa <= 20 or not abs(bias) <= 64:
+        return 0.0
+    if not all(value.is_integer() for value in (bits, mantissa, bias)):
+        return 0.0
+    found = min(largest, (2.0 - 2.0**-mantissa) * 2.0 ** (2.0**bits - 1 - bias))
+    exponent = max(np.floor(np.log2(found)), 1.0 - bias) if found > 0 else 0.0
+    return found if found > 0 and found % 2.0 ** (exponent - mantissa) == 0 else 0.0
+
+
 class _Expansion:
     """The nodes of one operator; ``constants`` gets its result where that is known. ``ranks``: of
     the tensors whose shape the file declares."""
@@ -90,9 +107,12 @@ class _Expansion:
             "Conv": self._windows,
             "MaxPool": self._windows,
             "MultiThreshold": self._thresholds,
+            "FloatQuant": self._float_quant,
+            **dict.fromkeys(("ActivationPOTQuantizer", "ActivationSymmetricQuantizer"), self._mct),
+            **dict.fromkeys(("WeightsPOTQuantizer", "WeightsSymmetricQuantizer"), self._mct),
         }
         if kind not in rules:
-            raise UnsupportedError(f"{node.op_type} {self._name!r} of QONNX has no rule")
+            raise UnsupportedError(f"{node.op_type} {self._name!r} of {node.domain} has no rule")
         rules[kind]()
 
     @property
@@ -161,6 +181,62 @@ class _Expansion:
         ratio = self._step("Add", self._step("Div", x, scale), zero)
         rounded = self._rounded(self._step("Clip", ratio, *self._ends(3)), "ROUND")
         self._step("Mul", self._step("Sub", rounded, zero), scale, to=self._name)
+
+    def _mct(self) -> None:
+        """Thresholds: an attribute, or for weights an input, one for each entry of an axis."""
+        x, bits = self.node.input[0], int(self.attrs.get("num_bits", 0))
+        is_weight = self.node.op_type.startswith("Weights")
+        signed = is_weight or bool(self.attrs.get("signed", 0))
+        if is_weight:
+            limit = self.constants.get(self.node.input[1], np.zeros(()))
+            rank = self.constants[x].ndim if x in self.constants else 0
+            axis = int(self.attrs.get("channel_axis", 0))
+            if self.attrs.get("per_channel", 0) and -rank <= axis < rank:
+                limit = limit.reshape([-1 if k == axis % rank else 1 for k in range(rank)])
+        else:
+            limit, rank = np.asarray(self.attrs.get("threshold", 0.0)), 1
+        limit = limit.astype(np.float32)
+        if not rank or not 1 <= bits <= 16 or not (np.isfinite(limit) & (limit > 0)).all():
+            raise UnsupportedError(
+                f"{self.node.op_type} {self._name!r} has no standard form: its weight or threshold "
+                "is not known, or it has more than 16 bits"
+            )
+        scale = limit / np.float32(2.0 ** (bits - signed))
+        ends = self._constant(-limit if signed else 0.0), self._constant(limit - scale)
+        cut = self._step("Clip", x, *ends)
+        divided = self._step("Round", self._step("Div", cut, self._constant(scale)))
+        self._step("Mul", divided, self._constant(scale), to=self._name)
+
+    def _float_quant(self) -> None:
+        """Numbers of ``m`` bits behind the point: below ``2^(e + 1)``, with ``e`` the least
+        exponent, their distance is ``2^(e - m)``; from ``2^k`` to ``2^(k + 1)`` it is
+        ``2^(k - m)``. Powers of two are among them, so each range is cut out and rounded alone;
+        all of it is exact in float32."""
+        x, scale = self.node.input[:2]
+        bits, mantissa, bias, largest = (self._known(k) for k in (2, 3, 4, 5))
+        mode = self.attrs.get("rounding_mode", b"ROUND").decode().upper()
+        given = mode, int(self.attrs.get("signed", 1)), int(self.attrs.get("saturation", 1))
+        greatest = _greatest(bits, mantissa, bias, largest) if given == ("ROUND", 1, 1) else 0.0
+        if not greatest:
+            raise UnsupportedError(
+                f"FloatQuant {self._name!r} is read with a sign, up to {_MOST_BITS} bits of "
+                "exponent, rounding to nearest, and saturation at one of its numbers"
+            )
+        ratio, least = self._step("Div", x, scale), 1.0 - bias
+        ranges = [(-min(2.0 ** (least + 1), greatest), min(2.0 ** (least + 1), greatest), least)]
+        for k in np.arange(least + 1, 2.0**bits - bias):
+            if 2.0**k < greatest:
+                end = min(2.0 ** (k + 1), greatest)
+                ranges += [(2.0**k, end, k), (-end, -(2.0**k), k)]
+        total = ""
+        for low, high, exponent in ranges:
+            step = self._constant(2.0 ** (exponent - mantissa))
+            cut = self._step("Clip", ratio, self._constant(low), self._constant(high))
+            part = self._step("Mul", self._step("Round", self._step("Div", cut, step)), step)
+            if low > 0 or high < 0:
+                part = self._step("Sub", part, self._constant(low if low > 0 else high))
+            total = self._step("Add", total, part) if total else part
+        self._step("Mul", total, scale, to=self._name)
 
     def _trunc(self) -> None:
         """Version 2 has a scale of the output, and clips."""

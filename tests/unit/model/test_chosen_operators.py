@@ -342,6 +342,30 @@ def test_whole_numbers_are_divided_as_such(divisor: int, kind: int, tmp_path: Pa
     assert np.allclose(low, high) or divisor in (1, 2, 64), "half a step from every edge"
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT8, TensorProto.UINT16])
+def test_a_type_holds_what_lies_within_one_of_its_ends(kind: int, tmp_path: Path) -> None:
+    """``-0.9`` and ``255.9`` are cut to 0 and 255; what 256 becomes in eight bits nobody says."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=kind),
+        helper.make_node("Cast", ["i"], ["y"], to=1),
+    ]
+    limits = np.iinfo(helper.tensor_dtype_to_np_dtype(kind))
+    least, most = float(limits.min), float(limits.max)
+    x = np.array([least - 0.9, least, -0.5, 1.5, most, most + 0.9, most + 1, least - 1])
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, (len(x),))
+    graph = helper.make_graph(nodes, "g", [entry], [onnx.ValueInfoProto(name="y")])
+    path = tmp_path / "model.onnx"
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, path)
+    network = Network(read_graph(path, "runtime"), torch.float64)
+    with torch.no_grad():
+        bounds = interval_bounds(network, network.tensor(x[None]), network.tensor(x[None]))
+    low, high = (end.numpy()[0] for end in bounds[network.graph.outputs[0]])
+    expected = np.trunc(x)
+    assert (low[:6] == expected[:6]).all() and (high[:6] == expected[:6]).all()
+    assert np.isinf(low[6:]).all() and np.isinf(high[6:]).all()
+
+
 @pytest.mark.parametrize("divisor", [0, -2])
 def test_whole_numbers_over_what_is_not_positive(divisor: int, tmp_path: Path) -> None:
     nodes = [

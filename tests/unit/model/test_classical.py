@@ -85,6 +85,30 @@ def test_columns_at_constant_positions(tmp_path: Path) -> None:
     assert crosscheck(read_graph(path), NetworkFile(path), seed=0) == 0
 
 
+def test_the_label_of_the_winner_is_read_from_a_table(tmp_path: Path) -> None:
+    """What the exporter writes behind the scores of a perceptron."""
+    domain = "ai.onnx.ml"
+    made = model("Scaler", {"offset": [0.1], "scale": [3.0]}, 1)
+    made.graph.node[0].output[0] = "s"
+    made.graph.node.extend(
+        [
+            helper.make_node("ArgMax", ["s"], ["k"], axis=1),
+            helper.make_node("ArrayFeatureExtractor", ["labels", "k"], ["y"], domain=domain),
+        ]
+    )
+    labels = np.array([7, 3, -2, 11], np.int32)
+    made.graph.initializer.append(numpy_helper.from_array(labels, "labels"))
+    made.graph.output[0].type.tensor_type.elem_type = TensorProto.INT32
+    path = tmp_path / "label.onnx"
+    onnx.save(made, path)
+    graph = read_graph(path, "runtime")
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for seed in range(20):
+        feed = {"x": np.random.default_rng(seed).uniform(-2, 2, (1, 4)).astype(np.float32)}
+        found, expected = run_graph(graph, feed)[0], session.run(None, feed)[0]
+        assert found.tolist() == expected.tolist() == [[labels[feed["x"].argmax()]]]
+
+
 REFUSED = {
     "one row": ("LinearClassifier", {"coefficients": THREE[:4], "classlabels_ints": [0, 1]}),
     "probit": ("LinearClassifier", {**LINEAR, "post_transform": "PROBIT"}),

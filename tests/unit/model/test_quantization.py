@@ -219,6 +219,16 @@ def blocks(w: Writer) -> str:
     return w.rounded(w.add("MatMul", w.rounded("x", 1 / 60, 120), weight), 0.05, 100)
 
 
+def casts(w: Writer) -> str:
+    """Integers cast to their own type before they are dequantized, as torch exports write it, and
+    a real number cut to eight bits."""
+    s, z = w.weight(np.float32(1 / 60)), w.weight(np.uint8(120))
+    q = w.add("Cast", w.add("QuantizeLinear", "x", s, z), to=TensorProto.UINT8)
+    scaled = w.add("Mul", w.add("DequantizeLinear", q, s, z), w.weight(np.float32(40)))
+    cut = w.add("Cast", scaled, to=TensorProto.INT8)
+    return w.add("DequantizeLinear", cut, w.weight(np.float32(0.1)), w.weight(np.int8(3)))
+
+
 def resized(w: Writer) -> str:
     """A linear enlargement by two, as decoders have it."""
     x = w.add("Reshape", w.rounded("x", 1 / 60, 120), w.weight(np.array([1, 1, 2, 3])))
@@ -231,6 +241,7 @@ BUILDERS = [
     halves,
     plain_halves,
     blocks,
+    casts,
     resized,
     pools,
     normalised,

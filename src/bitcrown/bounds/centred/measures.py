@@ -258,15 +258,18 @@ class Reference:
         if runtime is not None:
             loss = loss + runtime
         plain = tuple(self._plain(node, line) for line in lines)
-        excess = self._excess(node, centre) if adds_up(node) else None
+        excess = self._excess(node, centre, runtime) if adds_up(node) else None
         is_parallel = not any(bool(rise.any()) for rise in plain[1:-2:2])
         return Measures(
             centre, self.image(node, loss), plain, band, excess=excess, is_parallel=is_parallel
         )
 
-    def _excess(self, node: Node, centre: Tensor) -> Tensor:
+    def _excess(self, node: Node, centre: Tensor, runtime: Tensor | None) -> Tensor:
+        """How far the sum of the values may be from that of the centres (``bounds.shares``)."""
         total, terms = centre.sum(-1, keepdim=True), centre.shape[-1]
         found = (total - 1).abs() + 2 * (terms + 8) * torch.finfo(centre.dtype).eps
+        if runtime is not None:
+            found = found + runtime.expand_as(centre).sum(-1, keepdim=True) * (1 + 2.0**-20)
         return self.image(node, torch.nn.functional.pad(found, (0, terms - 1)))
 
     def _plain(self, node: Node, value: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""``Truncate``: a real number cut to a whole one towards zero, attribute ``most`` of the type it
-must fit.
+"""``Truncate``: a real number cut to a whole one towards zero, attributes ``least`` and ``most`` of
+the type it must fit; without ``least`` it must lie between ``-most`` and ``most``.
 
 With ``b = trunc(l)`` and ``t = trunc(u)`` two kinds of lines enclose it: the constants, and lines
 of slope one, ``x - p <= trunc(x) <= x + q``. What is cut off a positive number is below 1, and at
@@ -7,7 +7,9 @@ most ``u``; nothing is added to one. So ``p = min(max(u, 0), 1)`` and likewise
 ``q = min(max(-l, 0), 1)``. Every mixture ``m (x - p) + (1 - m) b`` of two lines below is a line
 below; alpha chooses ``m``, and the default is 1 as soon as the values span more than one step.
 
-What a number beyond ``most`` becomes depends on the processor: there is no bound then.
+What becomes of a number that the type cannot hold once its fraction is cut off depends on the
+processor: there is no bound then. It holds those between ``least - 1`` and ``most + 1``; for 64
+bits, where these are no numbers of double precision, they become ``least`` and 2^63.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from bitcrown.model.graph import Node
 def _ends(node: Node, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``b``, ``t``, and whether the interval fits the type."""
     most = float(node.attrs["most"])
-    return torch.trunc(low), torch.trunc(up), (low > -most) & (up < most)
+    ends = (node.attrs["least"] - 1, most + 1) if "least" in node.attrs else (-most, most)
+    return torch.trunc(low), torch.trunc(up), (low > ends[0]) & (up < ends[1])
 
 
 def _interval(node: Node, lowers: Operands, uppers: Operands) -> tuple[Tensor, Tensor]:

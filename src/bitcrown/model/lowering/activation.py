@@ -15,8 +15,8 @@ from bitcrown.model.lowering.comparison import decides_on, differs, is_truth
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""
 _BOOL = 9
-_WHOLE = {6: "int32", 7: "int64"}
-"""Whole numbers of ONNX in which nothing a network computes is ever cut off at the top."""
+WHOLE = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 12: "uint32"}
+"""Types of whole numbers of ONNX."""
 _PLAIN = (
     "Sigmoid",
     "Tanh",
@@ -43,7 +43,8 @@ def plain(b: Builder, node: OnnxNode) -> None:
 @lowers("Cast")
 def cast(b: Builder, node: OnnxNode) -> None:
     """To floats nothing happens here (see ``roundings``); to whole numbers fractions are cut off,
-    and a truth value is whether anything is there, ``[x != 0]``."""
+    and a truth value is whether anything is there, ``[x != 0]``. A type that holds all numbers of
+    the one before changes none; what another one cannot hold has no bound."""
     x, target = b.node_of(node.inputs[0]), int(node.attrs.get("to", 1))
     source = b.dtypes.get(node.inputs[0], "")
     if target in FLOATS or source == "bool" or is_truth(b, x):
@@ -52,14 +53,17 @@ def cast(b: Builder, node: OnnxNode) -> None:
     decides_on(b, x)
     if target == _BOOL:
         b.bind(node, differs(b, x))
-    elif target not in _WHOLE:
+        return
+    if target not in WHOLE:
         raise UnsupportedError(
             f"node {node.name!r} casts what depends on the input to type {target}"
         )
-    elif source in _WHOLE.values() and np.iinfo(source).max <= np.iinfo(_WHOLE[target]).max:
+    ends = np.iinfo(WHOLE[target])
+    known = np.iinfo(source) if source in WHOLE.values() else None
+    if known is not None and ends.min <= known.min and known.max <= ends.max:
         b.bind(node, x)
     else:
-        b.bind(node, b.emit("Truncate", (x,), {"most": float(np.iinfo(_WHOLE[target]).max)}))
+        b.bind(node, b.emit("Truncate", (x,), {"least": float(ends.min), "most": float(ends.max)}))
 
 
 @lowers("Identity", "Dropout")

@@ -5,6 +5,8 @@ Ensembles of trees, kernels and what works on text have no rule here, and the re
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
@@ -12,6 +14,7 @@ from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 from bitcrown.model.lowering.comparison import winners
 from bitcrown.model.lowering.reduction import softmax_over
+from bitcrown.model.lowering.shape import looked_up
 
 
 def _floats(node: OnnxNode, key: str) -> np.ndarray:
@@ -24,7 +27,7 @@ def scaler(b: Builder, node: OnnxNode) -> None:
     offset, scale = _floats(node, "offset"), _floats(node, "scale")
     if not offset.size or not scale.size:
         raise ModelError(f"node {node.name!r}: a Scaler without offset or scale")
-    b.bind(node, b.scaled(b.node_of(node.inputs[0]), scale, -offset * scale))
+    b.bind(node, b.scaled(b.scaled(b.node_of(node.inputs[0]), None, -offset), scale, None))
 
 
 @lowers("ai.onnx.ml.Normalizer")
@@ -50,8 +53,15 @@ def binarizer(b: Builder, node: OnnxNode) -> None:
 
 @lowers("ai.onnx.ml.ArrayFeatureExtractor")
 def extractor(b: Builder, node: OnnxNode) -> None:
-    """Columns at constant positions."""
+    """Columns at positions, which are known, or a winner's: its label is read from a table."""
     x = b.node_of(node.inputs[0])
+    if not b.is_constant(node.inputs[1]):
+        index = b.node_of(node.inputs[1])
+        flat = b.reshaped(index, (math.prod(b.shape(index)),))
+        value = looked_up(b, x, len(b.shape(x)) - 1, flat)
+        rows = math.prod(b.shape(x)[:-1])
+        b.bind(node, b.reshaped(value, (rows, *b.shape(flat))))
+        return
     columns = b.constant(node.inputs[1], "the columns").astype(np.int64).reshape(-1)
     value = b.gathered(x, len(b.shape(x)) - 1, columns)
     b.bind(node, b.reshaped(value, (1, len(columns))) if len(b.shape(x)) == 1 else value)

@@ -23,6 +23,8 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 _MOST_ENTRIES = 256
 """Entries among which the largest is found by comparing each with each."""
+_MOST_PLACES = 1 << 18
+"""Pairs of a position that is looked for and one where it may be."""
 
 _MOVES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
 _DEEPEST = 64
@@ -290,7 +292,7 @@ def one_hot(b: Builder, node: OnnxNode) -> None:
 def positions(b: Builder, index: str, axis: int, depth: int) -> str:
     """``[index = k]`` for ``k < depth`` along a new ``axis``; -1 is the last place."""
     shape = b.shape(index)
-    if not 0 < depth <= _MOST_ENTRIES:
+    if depth < 1 or depth * math.prod(shape) > _MOST_PLACES:
         raise UnsupportedError(f"node {b.source!r} looks for one of {depth} positions")
     full = (*shape[:axis], depth, *shape[axis:])
     wide = b.expanded(b.reshaped(index, (*shape[:axis], 1, *shape[axis:])), full)

@@ -128,7 +128,7 @@ def gather(b: Builder, node: OnnxNode) -> None:
     x = b.node_of(node.inputs[0])
     axis = b.axis(int(node.attrs.get("axis", 0)), len(b.shape(x)))
     if not b.is_constant(node.inputs[1]):
-        b.bind(node, _looked_up(b, x, axis, b.node_of(node.inputs[1])))
+        b.bind(node, looked_up(b, x, axis, b.node_of(node.inputs[1])))
         return
     indices = b.constant(node.inputs[1], "the indices").astype(np.int64)
     value = b.gathered(x, axis, indices.reshape(-1))
@@ -136,7 +136,7 @@ def gather(b: Builder, node: OnnxNode) -> None:
     b.bind(node, b.reshaped(value, (*shape[:axis], *indices.shape, *shape[axis + 1 :])))
 
 
-def _looked_up(b: Builder, table: str, axis: int, index: str) -> str:
+def looked_up(b: Builder, table: str, axis: int, index: str) -> str:
     """Rows of a table at positions that depend on the input: ``sum_k [index = k] row_k``, with
     positions counted from the end as well."""
     shape, places = b.shape(table), b.shape(index)

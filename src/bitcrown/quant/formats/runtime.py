@@ -85,6 +85,10 @@ def all_evaluated(
         if v is not None
     ]
     ends = [f"y{k}" for k in range(count)]
+    attrs = {
+        key: numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        for key, value in attrs.items()
+    }
     node = helper.make_node(op, names, ends, domain=domain, **attrs)
     outputs = [onnx.ValueInfoProto(name=end) for end in ends]
     graph = helper.make_graph([node], "one", [], outputs, tensors)

@@ -75,6 +75,33 @@ def small(w: Writer, name: str = "x") -> str:
     )
 
 
+def test_integers_are_cast_to_their_own_type_and_zero_points_are_filled_in(tmp_path: Path) -> None:
+    """As torch exports a quantized layer: Cast behind every quantizer, ConstantOfShape for the
+    zero points of the bias."""
+    w = Writer([1, 3])
+    s, z = w.constant(0.5), w.constant(3, np.uint8)
+    q = w.add("Cast", w.add("QuantizeLinear", "x", s, z), to=UINT8)
+    x = w.add("DequantizeLinear", q, s, z)
+    zeros = w.add(
+        "ConstantOfShape",
+        w.constant([2], np.int64),
+        value=onnx.numpy_helper.from_array(np.zeros(1, np.int32)),
+    )
+    bias = w.add(
+        "DequantizeLinear", w.constant([7, -9], np.int32), w.constant([0.1, 0.2]), zeros, axis=0
+    )
+    sums = w.add("Gemm", x, w.weight([[1, 2], [3, -4], [5, 6]], 0.25), bias)
+    path = w.save(tmp_path, w.quantized(sums, 2.0, 10, np.uint8))
+    network = read_onnx(path)
+    values = np.random.default_rng(0).uniform(-9, 30, (40, 3)).astype(np.float32)
+    found = run(path, values)
+    for value, expected in zip(values, found, strict=True):
+        low, high = node_enclosures(network, network.entry.integers(value[None])[0])
+        least, greatest = exit_ends(network.exit, low[-1], high[-1])
+        assert ((least <= expected) & (expected <= greatest)).all()
+    assert len(np.unique(found)) > 5
+
+
 def test_input_quantized_after_arithmetic_keeps_float32_rounding(tmp_path: Path) -> None:
     w = Writer([1, 3])
     scaled = w.add("Sub", w.add("Mul", "x", w.constant(0.3)), w.constant([0.1, 0.2, 0.7]))
