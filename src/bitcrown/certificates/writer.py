@@ -40,6 +40,8 @@ _FEW_INPUTS = 16
 _SHARE = 0.8
 """Of the time left, so that the answer is never lost to its certificate."""
 _LAYER_STEPS = 12
+_TRIED = 0.25
+"""Of the cost of slopes for every neuron may go into trees without them."""
 
 
 def certified(run: Run, verdict: Verdict) -> Verdict:
@@ -105,7 +107,8 @@ def certificate_of(
 
 class _Neurons:
     """Parts for the cases of one group. Roots: 0 with plain bounds, 1 with ascent over the layers,
-    which costs much: trees on plain bounds are tried first, until they have cost as much."""
+    which costs much and makes trees smaller: those on plain bounds are tried first, for a part of
+    that cost."""
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class _Neurons:
         self.plain = layer_bounds(bounder, group.box)
         self.closed = closed_at_root(bounder, self.strict, self.plain)
         undecided = sum(int(((low < 0) & (up > 0)).sum()) for low, up in self.plain.values())
-        self.allowance = 2 * undecided * ROWS_A_STEP * _LAYER_STEPS
+        self.allowance = _TRIED * 2 * undecided * ROWS_A_STEP * _LAYER_STEPS
         self.sharp: OperandBounds | None = None
         self.roots = [root_form(number, {}, store)]
         self.parts: list[dict[str, Any]] = []
