@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from bitcrown.api import load
 from bitcrown.budget import Budget
@@ -16,6 +18,7 @@ from bitcrown.check.certificates.floats.checker import ProofSubject, subject_of
 from bitcrown.check.certificates.floats.format import decoded
 from bitcrown.check.certificates.floats.nodes import (
     CombineNode,
+    ConvNode,
     DenseNode,
     FloatNetwork,
     GatherNode,
@@ -37,6 +40,36 @@ def dense_subject(
     prop = folder / f"prop{seed}.vnnlib"
     prop.write_text(box_property(-box, box, sizes[-1], formula))
     return subject_of(load(onnx, prop))
+
+
+def conv_subject(folder: Path, seed: int, radius: float, formula: str) -> ProofSubject:
+    """The same about a network of two convolutions over planes of 5 x 5."""
+    random = np.random.default_rng(seed)
+    shapes = {"w1": (3, 1, 3, 3), "b1": (3,), "w2": (4, 3, 3, 3), "b2": (4,), "w3": (16, 1)}
+    weights = {
+        name: (0.5 * random.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], strides=[2, 2]),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Flatten", ["r2"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path, prop = folder / f"conv{seed}.onnx", folder / f"conv{seed}.vnnlib"
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    box = np.full(25, radius)
+    prop.write_text(box_property(-box, box, 1, formula))
+    return subject_of(load(path, prop))
 
 
 def written(subject: ProofSubject) -> bytes:
@@ -65,8 +98,9 @@ def exact_output(network: FloatNetwork, x: list[Fraction]) -> list[Fraction]:
                 ]
             values.append(total)
         else:
-            assert isinstance(node, DenseNode) and node.lead == 1
-            rows = zip(node.weight.tolist(), node.bias.tolist(), strict=True)
+            assert isinstance(node, DenseNode | ConvNode)
+            matrix = node.forward([np.eye(len(source))]).T  # one product an entry: exact
+            rows = zip(matrix.tolist(), node.bias.tolist(), strict=True)
             values.append(
                 [
                     sum((Fraction(w) * v for w, v in zip(row, source, strict=True)), Fraction(b))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,24 +22,33 @@ from bitcrown.certificates.neurons import NeuronSearch
 from bitcrown.certificates.writer import certificate_of
 from bitcrown.check.certificates.documents import Reject
 from bitcrown.check.certificates.floats.bounds import Bounder, BoxBatch, relu_line
-from bitcrown.check.certificates.floats.checker import check_float_proof
-from bitcrown.check.certificates.floats.format import encoded
+from bitcrown.check.certificates.floats.checker import ProofSubject, check_float_proof
+from bitcrown.check.certificates.floats.format import FLOAT_FORMAT, ArrayStore, encoded
 from bitcrown.check.certificates.floats.layers import layer_bounds
 from bitcrown.check.certificates.floats.steps import leaf_values
 from bitcrown.spec.decimals import decimal_text
-from tests.float_certificates import dense_subject, exact_output, mutated, written
+from tests.float_certificates import conv_subject, dense_subject, exact_output, mutated, written
 
-SHAPES = [[2, 6, 5, 1], [3, 8, 8, 1], [20, 10, 8, 1], [18, 12, 2]]
+SHAPES: list[list[int]] = [[2, 6, 5, 1], [3, 8, 8, 1], [20, 10, 8, 1], [18, 12, 2], []]
+"""Sizes of dense networks; the last is convolutional."""
 MUTATIONS = 250
+
+
+def subject_about(
+    folder: Path, seed: int, sizes: list[int], radius: float, formula: str
+) -> ProofSubject:
+    if sizes:
+        return dense_subject(folder, seed, sizes, radius, formula)
+    return conv_subject(folder, seed, radius, formula)
 
 
 def lowest_seen(folder: Path, seed: int, sizes: list[int], radius: float) -> Fraction:
     """The least first output at drawn points of the box, exactly."""
-    subject = dense_subject(folder, seed, sizes, radius, "(<= Y_0 0.0)")
+    subject = subject_about(folder, seed, sizes, radius, "(<= Y_0 0.0)")
     random = np.random.default_rng(seed)
-    box = subject.groups[0].box
-    points = random.uniform(box.lower, box.upper, (2000, sizes[0]))
-    corners = np.where(random.random((2000, sizes[0])) < 0.5, box.lower, box.upper)
+    box, n = subject.groups[0].box, subject.network.n_inputs
+    points = random.uniform(box.lower, box.upper, (2000, n))
+    corners = np.where(random.random((2000, n)) < 0.5, box.lower, box.upper)
     points = np.concatenate([points, corners])
     output = subject.network.values(points)[subject.network.output][:, 0]
     best = points[output.argmin()]
@@ -52,9 +62,10 @@ def below(value: Fraction, gap: float) -> str:
 @pytest.mark.parametrize("kind", range(len(SHAPES)))
 def test_no_damaged_certificate_proves_a_false_claim(tmp_path: Path, kind: int) -> None:
     sizes, random = SHAPES[kind], np.random.default_rng(kind)
-    lowest = lowest_seen(tmp_path, kind, sizes, 0.5)
-    false = dense_subject(tmp_path, kind, sizes, 0.5, f"(<= Y_0 {decimal_text(lowest)})")
-    true = dense_subject(tmp_path, kind, sizes, 0.5, below(lowest, 0.3))
+    radius, gap = (0.5, 0.3) if sizes else (0.1, 0.5)
+    lowest = lowest_seen(tmp_path, kind, sizes, radius)
+    false = subject_about(tmp_path, kind, sizes, radius, f"(<= Y_0 {decimal_text(lowest)})")
+    true = subject_about(tmp_path, kind, sizes, radius, below(lowest, gap))
     data = written(true)
     assert check_float_proof(data, true).accepted
     kept = 0
@@ -70,11 +81,113 @@ def test_no_damaged_certificate_proves_a_false_claim(tmp_path: Path, kind: int) 
     assert kept < MUTATIONS
 
 
+def free_forgery(random: np.random.Generator, subject: ProofSubject) -> dict[str, Any]:
+    """A well-formed certificate of nothing in particular: any roots, trees, slopes, multipliers."""
+    store, network, group = ArrayStore(), subject.network, subject.groups[0]
+    nodes = network.nodes
+    far = [0.0, 1.0, 1e-300, 1e9, 1e100]
+
+    def slopes(rows: int) -> list[dict[str, Any]]:
+        items = []
+        for relu in network.relus:
+            columns = np.nonzero(random.random(nodes[relu].size) < 0.7)[0]
+            values = random.choice([0.0, 1.0, 0.5, random.random()], size=(rows, len(columns)))
+            items.append({"relu": relu, "columns": columns.tolist(), "values": store.put(values)})
+        return items
+
+    def root() -> dict[str, Any]:
+        layers = []
+        for relu in network.relus:
+            index = np.nonzero(random.random(nodes[relu].size) < 0.5)[0]
+            own = slopes(2 * len(index))
+            layers.append({"relu": relu, "index": index.tolist(), "slopes": own})
+        return {"group": 0, "layers": layers if random.random() < 0.7 else []}
+
+    def neurons(roots: int, case: int) -> dict[str, Any]:
+        levels, places, paths = [], [], [()]
+        total = leaves = 0
+        while paths:
+            splits = [len(path) < 4 and random.random() < 0.7 for path in paths]
+            picks = [
+                (relu, int(random.integers(nodes[relu].size)))
+                for relu in random.choice(network.relus, len(paths)).tolist()
+            ]
+            levels.append(
+                [pick[0] if split else -1 for pick, split in zip(picks, splits, strict=True)]
+            )
+            places.append(
+                [pick[1] if split else 0 for pick, split in zip(picks, splits, strict=True)]
+            )
+            leaves += len(paths) - sum(splits)
+            total += sum(len(path) for path, split in zip(paths, splits, strict=True) if not split)
+            pairs = zip(paths, picks, splits, strict=True)
+            paths = [(*path, pick) for path, pick, split in pairs if split for _ in (0, 1)]
+        weights = (leaves, group.limit.shape[1])
+        return {
+            "kind": "neurons",
+            "root": int(random.integers(roots)),
+            "case": case,
+            "relus": levels,
+            "neurons": places,
+            "multipliers": store.put(random.choice(far, total) * random.random(total)),
+            "weights": store.put(random.choice(far[1:], weights)),
+            "slopes": slopes(leaves),
+        }
+
+    def inputs() -> dict[str, Any]:
+        axes, points, width = [], [], 1
+        for depth in range(5):
+            level = random.integers(
+                0 if depth < 4 else -1, network.n_inputs if depth < 4 else 0, width
+            )
+            axes.append(level.tolist())
+            places = random.uniform(-2, 2, int((level >= 0).sum())) * group.box.upper[0, 0]
+            points += np.where(
+                random.random(len(places)) < 0.2, group.box.upper[0, 0], places
+            ).tolist()
+            width = 2 * int((level >= 0).sum())
+        return {"kind": "inputs", "group": 0, "axes": axes, "points": store.put(np.array(points))}
+
+    kind, cases = int(random.integers(3)), range(len(group.cases))
+    parts = [
+        [neurons(2, case) for case in cases],
+        [inputs()],
+        [{"kind": "root", "root": int(random.integers(2)), "cases": [*cases, 0]}],
+    ]
+    return {
+        "format": FLOAT_FORMAT,
+        **subject.digests,
+        "roots": [root() for _ in range(2)],
+        "parts": parts[kind],
+        "arrays": store.content,
+    }
+
+
+@pytest.mark.parametrize("kind", range(len(SHAPES)))
+def test_no_certificate_of_any_form_proves_a_false_claim(tmp_path: Path, kind: int) -> None:
+    """Whatever a file chooses, a property with a false case stays unproved; and a property that any
+    bounds prove is accepted, so what is refused is refused for its falsehood."""
+    sizes, random = SHAPES[kind], np.random.default_rng(kind)
+    lowest = decimal_text(lowest_seen(tmp_path, kind, sizes, 0.5))
+    clear, false = (
+        subject_about(tmp_path, kind, sizes, 0.5, f"(or (<= Y_0 -1000.0) (<= Y_0 {limit}))")
+        for limit in ("-2000.0", lowest)
+    )
+    accepted = 0
+    for _ in range(100 if sizes else 30):
+        content = free_forgery(random, false)
+        found = check_float_proof(encoded(content), false)
+        assert not found.accepted
+        assert "refuted" in found.message or "decided twice" in found.message, found.message
+        accepted += check_float_proof(encoded({**content, **clear.digests}), clear).accepted
+    assert accepted > 10
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_false_claim_gets_no_certificate(tmp_path: Path, seed: int) -> None:
     sizes = SHAPES[seed % len(SHAPES)]
     lowest = lowest_seen(tmp_path, seed, sizes, 0.4)
-    subject = dense_subject(tmp_path, seed, sizes, 0.4, f"(<= Y_0 {decimal_text(lowest)})")
+    subject = subject_about(tmp_path, seed, sizes, 0.4, f"(<= Y_0 {decimal_text(lowest)})")
     try:
         found = certificate_of(subject, Budget.of_seconds(1.5, 1 << 32))
     except Exception as error:  # noqa: BLE001  named below: only the deadline may end this

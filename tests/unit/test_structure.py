@@ -69,7 +69,7 @@ second method (``smt``) nothing of the first."""
 MOST_LINES = {
     "model": 9100,
     "spec": 5530,
-    "check": 9070,
+    "check": 9380,
     "bounds": 7530,
     "attacks": 3620,
     "quant": 9830,

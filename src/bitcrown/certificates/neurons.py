@@ -15,6 +15,7 @@ hints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.certificates.programs import MAX_VARIABLES, Programs
-from bitcrown.certificates.slopes import GRID, Climb, climb_leaves, on_grid
+from bitcrown.certificates.slopes import GRID, ROWS_A_STEP, Climb, climb_leaves, on_grid
 from bitcrown.check.certificates.floats.bounds import (
     PASS_ENTRIES,
     Bounder,
@@ -81,6 +82,8 @@ class NeuronSearch:
         self, bounder: Bounder, group: Group, bounds: OperandBounds, budget: Budget
     ) -> None:
         self.bounder, self.group, self.bounds, self.budget = bounder, group, bounds, budget
+        self.spent = 0
+        """Passes of one row through the network, about."""
         sizes = [node.size for node in bounder.network.nodes]
         self.batch = max(1, min(128, PASS_ENTRIES // max(sizes)))
         self.sizes = {relu: sizes[relu] for relu in bounder.network.relus}
@@ -110,9 +113,11 @@ class NeuronSearch:
         slopes = {relu: line.lower[:, 0] for relu, line in lines.items()}
         return Leaves(slopes, none, dict(none), weights)
 
-    def run(self, hints: Hints | None = None, only_root: bool = False) -> NeuronTree | None:
-        """The tree; None where a domain has nothing left to split, or may not be split. Raises
-        ``BudgetExpired``."""
+    def run(
+        self, hints: Hints | None = None, only_root: bool = False, most: float = math.inf
+    ) -> NeuronTree | None:
+        """The tree; None where a domain has nothing left to split or may not be split, or after
+        ``most`` passes of one row. Raises ``BudgetExpired``."""
         tree, start = NeuronTree(), self.start()
         waiting: list[tuple[Branch, Leaves | int]] = [(tree.root, start)]
         if hints is not None and len(hints):
@@ -120,6 +125,8 @@ class NeuronSearch:
         climb = _FIRST
         while waiting:
             self.budget.check()
+            if self.spent > most:
+                return None
             taken, waiting = waiting[-self.batch :], waiting[: -self.batch]
             nodes = [node for node, _ in taken]
             domains = joined_leaves([self.domain(node, given, hints) for node, given in taken])
@@ -128,6 +135,7 @@ class NeuronSearch:
                 continue
             nodes = [nodes[place] for place in left]
             found, scores = self.choices(domains.select(left), climb)
+            self.spent += len(taken) + len(left) * (ROWS_A_STEP * climb.steps + 2 * _CANDIDATES)
             climb = _LATER
             open_ = self.close(tree, nodes, found)
             if not len(open_):

@@ -25,7 +25,6 @@ import numpy as np
 
 from bitcrown.budget import Budget
 from bitcrown.check.certificates.floats.bounds import (
-    PASS_ENTRIES,
     Bounder,
     BoxBatch,
     LineBounds,
@@ -33,7 +32,13 @@ from bitcrown.check.certificates.floats.bounds import (
     ReluLine,
     relu_line,
 )
-from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bounds
+from bitcrown.check.certificates.floats.layers import (
+    Index,
+    NeuronPass,
+    RowSlopes,
+    layer_bounds,
+    neuron_passes,
+)
 from bitcrown.check.certificates.floats.nodes import FloatArray, InputNode, ReluNode
 from bitcrown.check.certificates.floats.property import Group
 from bitcrown.check.certificates.floats.steps import Leaves, decided, leaf_lines, weighted_value
@@ -41,6 +46,10 @@ from bitcrown.check.certificates.floats.steps import Leaves, decided, leaf_lines
 GRID = 256.0
 """Slopes are written as multiples of ``1 / GRID``: they compress well, and hardly any bound
 notices."""
+
+
+ROWS_A_STEP = 3
+"""What a step of an ascent costs, in passes of one row: back, and forward again."""
 
 
 class NumpyAdam:
@@ -242,35 +251,50 @@ def _climb_rows(
 ) -> dict[int, tuple[Index, FloatArray]]:
     """Slopes of undecided neurons ``[2 K, C]`` by ReLU for the elements ``index [K]`` of node
     ``source``."""
-    widest = max(node.size for node in bounder.network.nodes)
-    rows = max(2, PASS_ENTRIES // widest // 2 * 2)
     base = {r: relu_line(low[:, None], up[:, None]) for r, (low, up) in bounds.items()}
     columns = {r: np.nonzero(line.offset[0, 0] > 0)[0] for r, line in base.items()}
-    parts = []
-    for start in range(0, len(index), rows // 2):
-        part = index[start : start + rows // 2]
-        seed = np.zeros((1, 2 * len(part), bounder.network.nodes[source].size))
-        seed[0, 2 * np.arange(len(part)), part], seed[0, 2 * np.arange(len(part)) + 1, part] = (
-            1.0,
-            -1.0,
-        )
-        slopes = {r: np.repeat(line.lower[0], 2 * len(part), axis=0) for r, line in base.items()}
-        adams = {r: NumpyAdam(0.25, 0.95) for r in base}
-        best = np.full(2 * len(part), -np.inf)
-        kept = on_grid(slopes)
-        for _ in range(steps):
-            budget.check()
-            trial = on_grid(slopes)
-            lines = _with_slopes(base, {r: value[None] for r, value in trial.items()})
-            met: dict[int, FloatArray] = {}
-            found = bounder.backward({source: seed}, lines, None, met)
-            value = bounder.least(found, box)[0]
-            better = (value > best)[:, None]
-            best = np.fmax(best, value)
-            kept = {r: np.where(better, trial[r], kept[r]) for r in kept}
-            values = followed(bounder, lines, met, found, box)
-            for r, a in met.items():
-                z = values[bounder.network.nodes[r].sources[0]][0]
-                slopes[r] = np.clip(adams[r].step(slopes[r], np.maximum(a[0], 0.0) * z), 0.0, 1.0)
-        parts.append({r: value[:, columns[r]] for r, value in kept.items()})
-    return {r: (columns[r], np.concatenate([part[r] for part in parts])) for r in base}
+    found = {r: np.zeros((2 * len(index), len(some))) for r, some in columns.items()}
+    neurons, signs = np.repeat(index, 2), np.tile([1.0, -1.0], len(index))
+    for one in neuron_passes(bounder, source, neurons, 1):
+        seeds, lines = one.seeds(source, neurons, signs), one.lines(base)
+        best = _climb_pass(one, seeds, lines, one.box(box), steps, budget)
+        for r, some in columns.items():
+            if r in one.kept:
+                open_ = np.zeros(bounder.network.nodes[r].size, dtype=bool)
+                open_[some] = True
+                places = np.nonzero(open_[one.kept[r]])[0]
+                seen = np.arange(len(open_))[one.kept[r]][places]
+                to = np.ix_(one.rows, np.searchsorted(some, seen))
+                found[r][to] = best[one.place[r]][:, places]
+    return {r: (some, found[r]) for r, some in columns.items()}
+
+
+def _climb_pass(
+    one: NeuronPass,
+    seeds: dict[int, FloatArray],
+    base: dict[int, ReluLine],
+    box: BoxBatch,
+    steps: int,
+    budget: Budget,
+) -> dict[int, FloatArray]:
+    """The best slopes ``[R, N]`` by ReLU that an ascent meets for the rows of one pass."""
+    nodes, count = one.bounder.network.nodes, len(one.rows)
+    slopes = {r: np.repeat(line.lower[0], count, axis=0) for r, line in base.items()}
+    adams = {r: NumpyAdam(0.25, 0.95) for r in base}
+    best = np.full(count, -np.inf)
+    kept = on_grid(slopes)
+    for _ in range(steps):
+        budget.check()
+        trial = on_grid(slopes)
+        lines = _with_slopes(base, {r: value[None] for r, value in trial.items()})
+        met: dict[int, FloatArray] = {}
+        found = one.bounder.backward(seeds, lines, None, met)
+        value = one.bounder.least(found, box)[0]
+        better = (value > best)[:, None]
+        best = np.fmax(best, value)
+        kept = {r: np.where(better, trial[r], kept[r]) for r in kept}
+        values = followed(one.bounder, lines, met, found, box)
+        for r, a in met.items():
+            z = values[nodes[r].sources[0]][0]
+            slopes[r] = np.clip(adams[r].step(slopes[r], np.maximum(a[0], 0.0) * z), 0.0, 1.0)
+    return kept

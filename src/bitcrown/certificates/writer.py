@@ -16,7 +16,7 @@ import numpy as np
 from bitcrown.budget import Budget
 from bitcrown.certificates.inputs import input_tree, with_margin
 from bitcrown.certificates.neurons import NeuronSearch, neuron_part, root_form
-from bitcrown.certificates.slopes import climb_layers
+from bitcrown.certificates.slopes import ROWS_A_STEP, climb_layers
 from bitcrown.check.certificates.floats.bounds import Bounder, OperandBounds
 from bitcrown.check.certificates.floats.checker import (
     MAX_LEVELS,
@@ -25,8 +25,9 @@ from bitcrown.check.certificates.floats.checker import (
     subject_of,
 )
 from bitcrown.check.certificates.floats.format import FLOAT_FORMAT, ArrayStore, encoded
-from bitcrown.check.certificates.floats.layers import RowSlopes, layer_bounds
+from bitcrown.check.certificates.floats.layers import layer_bounds
 from bitcrown.check.certificates.floats.property import Group
+from bitcrown.check.certificates.floats.steps import closed_at_root
 from bitcrown.errors import BitcrownError, BudgetExpired
 from bitcrown.search.neurons.recorder import Hints, Recorder
 from bitcrown.verdict import Verdict
@@ -39,6 +40,8 @@ _FEW_INPUTS = 16
 _SHARE = 0.8
 """Of the time left, so that the answer is never lost to its certificate."""
 _LAYER_STEPS = 12
+_TRIED = 0.25
+"""Of the cost of slopes for every neuron may go into trees without them."""
 
 
 def certified(run: Run, verdict: Verdict) -> Verdict:
@@ -76,19 +79,18 @@ def certificate_of(
     for number, group in enumerate(subject.groups):
         bounder = Bounder(subject.network, group.box, budget.check)
         varied = int((group.box.upper > group.box.lower).sum())
-        depth = MAX_LEVELS - 1 if varied <= _FEW_INPUTS else 0
-        part = input_tree(bounder, group, number, store, depth)
-        if part is not None:
+        if varied <= _FEW_INPUTS:
+            part = input_tree(bounder, group, number, store, MAX_LEVELS - 1)
+            if part is None:
+                return "a box of the proof is too small for floats to split"
             parts.append(part)
             continue
-        if depth:
-            return "a box of the proof is too small for floats to split"
         writer = _Neurons(bounder, group, number, store, budget, len(roots), recorder)
         for case in range(len(group.cases)):
             if not writer.add(case):
                 return f"case {group.cases[case]} needs more than decisions about neurons"
         roots += writer.roots
-        parts += writer.parts
+        parts += writer.finished()
     data = encoded(
         {
             "format": FLOAT_FORMAT,
@@ -104,8 +106,9 @@ def certificate_of(
 
 
 class _Neurons:
-    """Parts ``neurons`` for the cases of one group. Roots: 0 with plain bounds, 1 with ascent over
-    the layers."""
+    """Parts for the cases of one group. Roots: 0 with plain bounds, 1 with ascent over the layers,
+    which costs much and makes trees smaller: those on plain bounds are tried first, for a part of
+    that cost."""
 
     def __init__(
         self,
@@ -126,31 +129,47 @@ class _Neurons:
         )
         self.strict, self.first, self.recorder = with_margin(bounder, group), first, recorder
         self.plain = layer_bounds(bounder, group.box)
+        self.closed = closed_at_root(bounder, self.strict, self.plain)
+        undecided = sum(int(((low < 0) & (up > 0)).sum()) for low, up in self.plain.values())
+        self.allowance = _TRIED * 2 * undecided * ROWS_A_STEP * _LAYER_STEPS
         self.sharp: OperandBounds | None = None
         self.roots = [root_form(number, {}, store)]
         self.parts: list[dict[str, Any]] = []
 
     def add(self, case: int) -> bool:
         """Prove one case. False where nothing is left to split."""
-        group = self.strict.of_case(case)
+        if self.closed[case]:
+            return True
+        group, root = self.strict.of_case(case), self.first
         search = NeuronSearch(self.bounder, group, self.plain, self.budget)
         tree = search.run(only_root=True)
-        root = self.first
+        if tree is None and self.sharp is None and self.allowance > 0:
+            search = NeuronSearch(self.bounder, group, self.plain, self.budget)
+            tree = search.run(self.hints(search, group), most=self.allowance)
+            self.allowance -= search.spent
         if tree is None:
             if self.sharp is None:
-                given: dict[int, RowSlopes] = {}
                 given, self.sharp = climb_layers(
                     self.bounder, self.group.box, _LAYER_STEPS, self.budget
                 )
                 self.roots.append(root_form(self.number, given, self.store))
             root = self.first + 1
             search = NeuronSearch(self.bounder, group, self.sharp, self.budget)
-            hints = None
-            if self.recorder is not None and self.recorder.batches:
-                names = self.bounder.network.names
-                hints = Hints(self.recorder, group.cases[0], search.columns, dict(names))
-            tree = search.run(hints)
+            tree = search.run(self.hints(search, group))
         if tree is None:
             return False
         self.parts.append(neuron_part(search, tree, root, case, self.store))
         return True
+
+    def hints(self, search: NeuronSearch, group: Group) -> Hints | None:
+        if self.recorder is None or not self.recorder.batches:
+            return None
+        names = self.bounder.network.names
+        return Hints(self.recorder, group.cases[0], search.columns, dict(names))
+
+    def finished(self) -> list[dict[str, Any]]:
+        """All parts, the cases that the root closes as one."""
+        cases = np.nonzero(self.closed)[0].tolist()
+        if not cases:
+            return self.parts
+        return [{"kind": "root", "root": self.first, "cases": cases}, *self.parts]

@@ -35,11 +35,13 @@ for every box".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bitcrown.check.certificates.floats.crops import Crop
 from bitcrown.check.certificates.floats.nodes import (
     AffineMap,
     FloatArray,
@@ -189,6 +191,14 @@ class Bounder:
                 )
         return found[until]
 
+    def within(self, crop: Crop) -> Bounder:
+        """The bounder of a crop, whose elements have the sizes and reaches that they have here."""
+        part = copy(self)
+        part.network = crop.network
+        part.size = [self.size[number][kept] for number, kept in crop.origin]
+        part.reach = [self.reach[number][kept] for number, kept in crop.origin]
+        return part
+
     # -- backward ----------------------------------------------------------------------------------
 
     def backward(
@@ -301,10 +311,6 @@ def proves(value: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.asarray(np.isfinite(value) & (value > 0), dtype=bool)
 
 
-def tighter_interval(
-    one: tuple[FloatArray, FloatArray], other: tuple[FloatArray, FloatArray]
-) -> tuple[FloatArray, FloatArray]:
-    """The tighter of two valid intervals; a bound that is no number is none."""
-    low = np.where(np.isfinite(other[0]) & (other[0] > one[0]), other[0], one[0])
-    up = np.where(np.isfinite(other[1]) & (other[1] < one[1]), other[1], one[1])
-    return low, up
+def greater_bound(low: FloatArray, other: FloatArray) -> FloatArray:
+    """The greater of two valid lower bounds; a bound that is no number is none."""
+    return np.where(np.isfinite(other) & (other > low), other, low)

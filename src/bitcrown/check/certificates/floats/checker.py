@@ -15,6 +15,8 @@ properties (``spec``).
              whole box; the box shrinks to what open cases leave (``layers.clipped_boxes``); an
              inner node splits it at ``x_axis <= point``, ``>= point``. At a leaf no case may be
              open.
+``root``     Some cases over one box, each refuted on the whole box by one of its rows with default
+             slopes. Layers are bounded as for ``neurons``.
 ``neurons``  A tree of decisions ``z <= 0``, ``z >= 0`` about operands of ReLUs, for one case over
              its whole box. Layers are bounded once, at the root, with slopes of the file for single
              neurons. A leaf has slopes, a multiplier for each decision on its path, and weights for
@@ -48,7 +50,13 @@ from bitcrown.check.certificates.floats.layers import Index, RowSlopes, layer_bo
 from bitcrown.check.certificates.floats.nodes import FloatArray, FloatNetwork
 from bitcrown.check.certificates.floats.property import Group, cases_by_box
 from bitcrown.check.certificates.floats.reader import read_networks
-from bitcrown.check.certificates.floats.steps import Leaves, halves, leaf_values, refine
+from bitcrown.check.certificates.floats.steps import (
+    Leaves,
+    closed_at_root,
+    halves,
+    leaf_values,
+    refine,
+)
 from bitcrown.check.model_files import unpacked_model
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.errors import ModelError, UnsupportedError
@@ -175,11 +183,12 @@ class FloatProof:
         self.known: dict[int, tuple[int, OperandBounds]] = {}
 
     def run(self) -> None:
+        steps = {"inputs": self._inputs, "root": self._at_root, "neurons": self._neurons}
         refuted: set[int] = set()
         for part in self.parts:
             kind = field(part, "kind")
-            need(kind in ("inputs", "neurons"), "a part is neither 'inputs' nor 'neurons'")
-            refuted |= self._inputs(part) if kind == "inputs" else self._neurons(part)
+            need(type(kind) is str and kind in steps, "a part has an unknown kind")
+            refuted |= steps[kind](part)
         missing = {case for group in self.subject.groups for case in group.cases} - refuted
         need(not missing, f"case {min(missing, default=0)} is not refuted by any part")
 
@@ -238,6 +247,14 @@ class FloatProof:
             bounds = layer_bounds(self.bounder(group), self.subject.groups[group].box, slopes_of)
             self.known[number] = group, bounds
         return self.known[number]
+
+    def _at_root(self, part: Any) -> set[int]:
+        number, bounds = self._root(field(part, "root"))
+        group = self.subject.groups[number]
+        cases = integers_in(field(part, "cases"), 0, len(group.cases), "a case")
+        closed = closed_at_root(self.bounder(number), group, bounds)
+        need(closed[np.array(cases, dtype=np.int64)].all(), "a case is not refuted at the root")
+        return {group.cases[case] for case in cases}
 
     def _relu(self, value: Any) -> int:
         number = integer_in(value, 0, len(self.network.nodes), "a ReLU")

@@ -27,7 +27,7 @@ from bitcrown.check.certificates.documents import (
 from bitcrown.check.certificates.floats.nodes import FloatArray
 from bitcrown.check.model_files import unpacked
 
-FLOAT_FORMAT = "bitcrown-float-certificate-1"
+FLOAT_FORMAT = "bitcrown-float-certificate-2"
 _MAX_BYTES = 1 << 30
 
 

@@ -18,7 +18,7 @@ Legend: ``B`` boxes, ``Q`` cases, ``S`` rows of a case, ``K`` neurons, ``N`` neu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,12 @@ from bitcrown.check.certificates.floats.bounds import (
     LineBounds,
     OperandBounds,
     ReluLine,
+    greater_bound,
     proves,
     relu_line,
-    tighter_interval,
 )
-from bitcrown.check.certificates.floats.nodes import FloatArray
+from bitcrown.check.certificates.floats.crops import crop_behind, element_tiles
+from bitcrown.check.certificates.floats.nodes import ConvNode, FloatArray
 
 _CLIP_ROUNDS = 3
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -55,7 +56,7 @@ class RowSlopes(NamedTuple):
     slopes: Mapping[int, tuple[Index, FloatArray]]
 
 
-def spread_slopes(given: tuple[Index, FloatArray], rows: slice, size: int) -> FloatArray:
+def spread_slopes(given: tuple[Index, FloatArray], rows: slice | Index, size: int) -> FloatArray:
     """Some rows of slopes for the neurons of one ReLU, over all of them: ``[rows, N]``."""
     columns, values = given
     part = values[rows]
@@ -82,49 +83,111 @@ def layer_bounds(
         source = bounder.network.nodes[relu].sources[0]
         found = bounder.intervals(box, bounds, source)
         if bounder.is_behind_relu[source]:
-            index = np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
-            found = _improved(bounder, box, source, index, found, lines)
-            index = np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
+            nearer = np.where((found[0] + found[1]).sum(axis=0) > 0, 1.0, -1.0)
+            for sign in (nearer, -nearer):
+                index = _undecided(found)
+                found = _tightened(bounder, box, source, found, (index, sign[index]), lines)
+            index = _undecided(found)
             more = None if given is None or not len(index) else given(relu, index, bounds)
             if more is not None:
-                found = _improved(bounder, box, source, more.neurons, found, lines, more, bounds)
+                rows = np.repeat(more.neurons, 2), np.tile([1.0, -1.0], len(more.neurons))
+                found = _tightened(bounder, box, source, found, rows, lines, (more.slopes, bounds))
         bounds[relu] = found
         lines[relu] = relu_line(found[0][:, None], found[1][:, None])
     return bounds
 
 
-def _improved(
+def _undecided(found: tuple[FloatArray, FloatArray]) -> Index:
+    return np.nonzero(((found[0] < 0) & (found[1] > 0)).any(axis=0))[0]
+
+
+class NeuronPass(NamedTuple):
+    """One pass back from some elements of a node: ``rows`` are their places in the list that was
+    asked about, ``kept`` what of each node of the whole network is met."""
+
+    bounder: Bounder
+    rows: Index
+    target: int
+    kept: Mapping[int, Any]
+    place: Mapping[int, int]
+
+    def seeds(self, source: int, neurons: Index, signs: FloatArray) -> dict[int, FloatArray]:
+        columns, kept = neurons[self.rows], self.kept[source]
+        if not isinstance(kept, slice):
+            columns = np.searchsorted(kept, columns)
+        seed = np.zeros((1, len(columns), self.bounder.network.nodes[self.target].size))
+        seed[0, np.arange(len(columns)), columns] = signs[self.rows]
+        return {self.target: seed}
+
+    def lines(self, whole: Mapping[int, ReluLine]) -> dict[int, ReluLine]:
+        return {
+            self.place[relu]: ReluLine(*(part[..., self.kept[relu]] for part in line))
+            for relu, line in whole.items()
+            if relu in self.kept
+        }
+
+    def box(self, whole: BoxBatch) -> BoxBatch:
+        return BoxBatch(whole.lower[:, self.kept[0]], whole.upper[:, self.kept[0]])
+
+
+def neuron_passes(
+    bounder: Bounder, source: int, neurons: Index, boxes: int
+) -> Iterator[NeuronPass]:
+    """Passes back from ``neurons`` (each may occur several times) of node ``source``: through what
+    a few of them see, where there are convolutions."""
+    nodes = bounder.network.nodes[: source + 1]
+    has_windows = any(isinstance(node, ConvNode) for node in nodes)
+    groups = (
+        element_tiles(bounder.network, source, neurons)
+        if has_windows
+        else [np.arange(len(neurons))]
+    )
+    everything = {number: slice(None) for number in range(len(nodes))}
+    same = {number: number for number in range(len(nodes))}
+    for group in groups:
+        if has_windows:
+            crop = crop_behind(bounder.network, source, np.unique(neurons[group]))
+            part = NeuronPass(
+                bounder.within(crop), group, crop.network.output, crop.kept, crop.place
+            )
+        else:
+            part = NeuronPass(bounder, group, source, everything, same)
+        widest = max(node.size for node in part.bounder.network.nodes)
+        step = max(1, PASS_ENTRIES // (widest * boxes))
+        for start in range(0, len(group), step):
+            yield part._replace(rows=group[start : start + step])
+
+
+def _tightened(
     bounder: Bounder,
     box: BoxBatch,
     source: int,
-    index: Index,
     found: tuple[FloatArray, FloatArray],
+    rows: tuple[Index, FloatArray],
     lines: Mapping[int, ReluLine],
-    given: RowSlopes | None = None,
-    bounds: OperandBounds | None = None,
+    own: tuple[Mapping[int, tuple[Index, FloatArray]], OperandBounds] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """``found`` with the elements ``index [K]`` of node ``source`` bounded by backward substitution
-    as well."""
-    if not len(index):
+    """``found`` with ``sign * z`` of some elements of node ``source`` (``rows``: elements and
+    signs) bounded from below by backward substitution as well; ``own`` slopes of each row, and the
+    bounds that they are for."""
+    neurons, signs = rows
+    if not len(neurons):
         return found
     count, size = len(box.lower), bounder.network.nodes[source].size
     low, up = (np.broadcast_to(part, (count, size)).copy() for part in found)
-    widest = max(node.size for node in bounder.network.nodes)
-    step = max(1, PASS_ENTRIES // (2 * widest * count))
-    for start in range(0, len(index), step):
-        part = index[start : start + step]
-        seed = np.zeros((1, 2 * len(part), size))
-        rows = np.arange(len(part))
-        seed[0, 2 * rows, part], seed[0, 2 * rows + 1, part] = 1.0, -1.0
-        used = dict(lines)
-        for relu, (below, above) in (bounds or {}).items():
-            if given is not None and relu in given.slopes:
-                some = slice(2 * start, 2 * (start + len(part)))
-                mine = spread_slopes(given.slopes[relu], some, below.shape[1])
-                used[relu] = relu_line(below[:, None], above[:, None], mine[None])
-        value = bounder.least(bounder.backward({source: seed}, used), box)
-        ends = tighter_interval((low[:, part], up[:, part]), (value[:, ::2], -value[:, 1::2]))
-        low[:, part], up[:, part] = ends
+    for one in neuron_passes(bounder, source, neurons, count):
+        used = one.lines(lines)
+        for relu, (below, above) in ({} if own is None else own[1]).items():
+            if own is not None and relu in own[0] and relu in one.kept:
+                kept = one.kept[relu]
+                mine = spread_slopes(own[0][relu], one.rows, below.shape[1])[:, kept]
+                used[one.place[relu]] = relu_line(below[:, None, kept], above[:, None, kept], mine)
+        lines_of_rows = one.bounder.backward(one.seeds(source, neurons, signs), used)
+        value = one.bounder.least(lines_of_rows, one.box(box))
+        for end, sign in ((low, 1.0), (up, -1.0)):
+            here = signs[one.rows] == sign
+            index = neurons[one.rows[here]]
+            end[:, index] = sign * greater_bound(sign * end[:, index], value[:, here])
     return low, up
 
 

@@ -208,12 +208,23 @@ class ConvNode:
 
     def adjoint(self, a: FloatArray) -> list[FloatArray]:
         count, channels = len(a), int(self.weight.shape[1])
-        seen = np.matmul(self._matrix, a.reshape(count, self.groups, -1, self.out[0] * self.out[1]))
-        windows = self._windows()
-        seen = seen.reshape(count, self.groups, len(windows), channels, *self.out)
-        padded = np.zeros((count, self.groups, channels, *self._padded))
-        for place, (row, column) in enumerate(windows):
-            padded[:, :, :, row, column] += seen[:, :, place]
+        windows, outs = self._windows(), self.out[0] * self.out[1]
+        if self.groups == 1 and outs < channels:
+            # small planes: one product for all rows; places in front of channels
+            rows = np.ascontiguousarray(a.reshape(count, -1, outs).transpose(0, 2, 1))
+            seen = (rows.reshape(count * outs, -1) @ self._matrix[0].T).reshape(
+                count, *self.out, len(windows), channels
+            )
+            plane = np.zeros((count, *self._padded, channels))
+            for place, (row, column) in enumerate(windows):
+                plane[:, row, column] += seen[:, :, :, place]
+            padded = plane.transpose(0, 3, 1, 2)
+        else:
+            seen = np.matmul(self._matrix, a.reshape(count, self.groups, -1, outs))
+            seen = seen.reshape(count, self.groups, len(windows), channels, *self.out)
+            padded = np.zeros((count, self.groups, channels, *self._padded))
+            for place, (row, column) in enumerate(windows):
+                padded[:, :, :, row, column] += seen[:, :, place]
         (top, left), (height, width) = self.pads, self.plane
         return [padded[..., top : top + height, left : left + width].reshape(count, -1)]
 

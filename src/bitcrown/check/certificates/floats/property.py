@@ -46,7 +46,10 @@ class Group:
 
     def of_case(self, place: int) -> Group:
         """The group of one case alone."""
-        where = slice(place, place + 1)
+        return self.some(slice(place, place + 1))
+
+    def some(self, where: slice) -> Group:
+        """The group of some of the cases."""
         return Group(self.box, self.cases[where], self.C[where], self.D[where], self.limit[where])
 
 

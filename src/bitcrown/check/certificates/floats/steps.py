@@ -23,6 +23,7 @@ from bitcrown.check.certificates.floats.bounds import (
     LineBounds,
     OperandBounds,
     ReluLine,
+    proves,
     relu_line,
 )
 from bitcrown.check.certificates.floats.layers import Mask, above_limit, clipped_boxes, layer_bounds
@@ -37,6 +38,21 @@ def case_bounds(bounder: Bounder, group: Group, lines: Mapping[int, ReluLine]) -
     if group.uses_inputs:
         seeds[0] = group.D.reshape(1, -1, n) + seeds.get(0, 0.0)
     return bounder.backward(seeds, lines)
+
+
+def closed_at_root(bounder: Bounder, group: Group, bounds: OperandBounds) -> Mask:
+    """Which cases ``[Q]`` a row refutes on the whole box, with the default slopes on the layers'
+    ``bounds [1, N]``."""
+    lines = {relu: relu_line(low[:, None], up[:, None]) for relu, (low, up) in bounds.items()}
+    cases, depth = group.limit.shape
+    step = max(1, PASS_ENTRIES // (depth * max(node.size for node in bounder.network.nodes)))
+    found = np.zeros(cases, dtype=bool)
+    for start in range(0, cases, step):
+        part = group.some(slice(start, start + step))
+        value = bounder.least(case_bounds(bounder, part, lines), group.box)
+        clears = proves(above_limit(value.reshape(-1, depth), part.limit))
+        found[start : start + step] = clears.any(axis=1)
+    return found
 
 
 def boxes_at_once(bounder: Bounder, group: Group) -> int:
