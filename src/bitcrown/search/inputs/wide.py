@@ -7,8 +7,8 @@ Where many are, layer behind layer, they cost as much and are wider by an order 
 
 Halving a box makes two of it, and halves the distance ``d`` of its worst row to zero at best. So of
 two ways that take ``c`` seconds a box, that with the smaller product ``c d`` is taken to end
-sooner. Both are measured on the first box that quick bounds leave open; deep ones may take some
-times as long as quick ones there. The better way has all boxes until it is measured again: after
+sooner. Both are measured on the first box that quick bounds leave open; deep ones may take
+twice as long as quick ones there. The better way has all boxes until it is measured again: after
 four times as many boxes, and more if the difference was large.
 
 A box remembers what its bounds say about signs, a byte for each end of every entry: enough to spare
@@ -33,11 +33,9 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 
 _AGAIN, _DECISIVE = 4.0, 1e3
-_LONGEST_TRIAL = 8.0
-"""Deep bounds of a trial may take so many times the seconds of quick ones: beyond, they would have
-to be nearer to zero by more than that."""
-_ONE_TENTH = 0.1
-"""Part of the time left that the deep bounds of a trial may take, whatever quick ones took."""
+_LONGEST_TRIAL = 2.0
+"""Deep bounds of a trial may take so many times the seconds of quick ones: a small tree must not
+pay for what only a large one could gain."""
 
 _Box = tuple[Tensor, Tensor]
 
@@ -95,10 +93,9 @@ class WideBoxes:
         far = distance(quick)
         if not far:
             return quick
-        longest = max(_LONGEST_TRIAL * seconds, _ONE_TENTH * self.budget.remaining())
         started = time.process_time()
         begin = known_there if self.is_deep else quick.bounds
-        deep = self._deep(box, begin, self.budget.capped(longest))
+        deep = self._deep(box, begin, self.budget.capped(_LONGEST_TRIAL * seconds))
         took = time.process_time() - started + (0.0 if self.is_deep else seconds)
         near = distance(deep)
         self._decide(seconds * far if near else 1.0, took * near if near else 0.0)
