@@ -1,7 +1,8 @@
 """Laws of the input split: rules differ in the tree that they grow, never in what is true.
 
 Verdicts are compared between rules, with the search that lacks one of them, with enumeration on a
-grid, and with a clock that runs away.
+grid, and with a clock that runs away. Small networks are searched as wide ones are, with quick or
+with deep bounds of single boxes.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from bitcrown.bounds import intermediate
+from bitcrown.bounds.intermediate import Enclosure
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
-from bitcrown.search.inputs import parts
+from bitcrown.search.inputs import bounds, parts
 from bitcrown.search.inputs.boxes import GroupedRows, distinct_boxes
 from bitcrown.search.inputs.rules import SPLIT_RULES, SplitRule
 from bitcrown.search.inputs.search import InputOutcome, InputSplit
+from bitcrown.search.inputs.wide import WideBoxes, known_by_signs, signs_known
 from bitcrown.search.objective import Objective
-from tests.random_networks import dense_graph
+from tests.random_networks import conv_graph, dense_graph
 
 MEMORY = 1 << 30
 NAMES = [rule.name for rule in SPLIT_RULES]
@@ -184,3 +188,94 @@ def test_conjunctions_and_several_roots(monkeypatch: pytest.MonkeyPatch) -> None
         budget = Budget.of_cpu_seconds(60.0, MEMORY)
         split = InputSplit(network, question, np.arange(40), confirm, budget)
         assert is_right(split.run(60.0), is_violated)
+
+
+@pytest.fixture(params=[False, True], ids=["quick", "deep"])
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every network counts as wide; after the first trial all boxes are bounded in one way."""
+    monkeypatch.setattr(bounds, "PAIRS_BELOW", 0)
+    monkeypatch.setattr(intermediate, "_WIDE", 1)
+
+    def decide(self: WideBoxes, quick: float, deep: float) -> None:
+        self.is_deep, self.next_trial = request.param, 1e9
+
+    monkeypatch.setattr(WideBoxes, "_decide", decide)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wide_networks_are_decided_either_way(wide: bool, seed: int) -> None:
+    for graph, question, is_violated in questions(seed):
+        assert is_right(outcome(graph, question), is_violated)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_samples_lie_inside_bounds_of_halved_boxes(wide: bool, seed: int) -> None:
+    """Down a path of halves, each of which knows the signs in the one before."""
+    graph = dense_graph(seed, [2, 16, 16, 2]) if seed % 2 else conv_graph(seed)
+    network = Network(graph, torch.float64)
+    question = objective(graph, 1.0, [1e9])  # violated everywhere
+    split = InputSplit(
+        network, question, np.arange(1), lambda x: None, Budget.of_cpu_seconds(60.0, MEMORY)
+    )
+    bounder = split.bounder
+    found = split.rows.roots(torch.zeros(1, dtype=torch.int64), bounder.root())
+    generator = torch.Generator().manual_seed(seed)
+    decided = 0
+    for depth in range(12):
+        stage, found = bounder.sharp(found)
+        share = torch.rand(256, graph.n_inputs, generator=generator, dtype=torch.float64)
+        share[::2] = share[::2].round()  # corners
+        x = found.lower + share * (found.upper - found.lower)
+        for name, value in network.activations(x).items():
+            low, up = stage.bounds[name]
+            allowance = 1e-13 * (1 + value.abs())
+            assert (value >= low - allowance).all() and (value <= up + allowance).all(), name
+        assert (found.known_lower == 0).sum() >= decided
+        decided = int((found.known_lower == 0).sum())
+        axis = (depth * 5 + seed) % graph.n_inputs
+        middle = (found.lower[0, axis] + found.upper[0, axis]) / 2
+        end = found.upper if depth % 2 else found.lower
+        end[0, axis] = middle
+    assert bounder.wide.is_deep == wide
+
+
+def test_only_finite_bounds_say_a_sign() -> None:
+    inf, nan = float("inf"), float("nan")
+    low = torch.tensor([[1.0, 0.0, -1.0, -3.0, inf, nan, -inf, 5e-324]], dtype=torch.float64)
+    up = torch.tensor([[2.0, 0.0, 1.0, -1.0, inf, nan, -inf, inf]], dtype=torch.float64)
+    found = known_by_signs(*signs_known(low, up), torch.float64)
+    assert found[0].tolist() == [[0.0, 0.0, -inf, -inf, -inf, -inf, -inf, 0.0]]
+    assert found[1].tolist() == [[inf, 0.0, inf, 0.0, inf, inf, inf, inf]]
+
+
+def test_the_way_with_the_smaller_product_has_the_boxes() -> None:
+    """Bounds are stood in for by numbers: seconds do not matter where distances are 0 or equal."""
+    graph = dense_graph(1, [2, 4, 2], "Relu")
+    network = Network(graph, torch.float64)
+    box = -torch.ones(1, 2).double(), torch.ones(1, 2).double()
+    distances: list[float] = []
+
+    def distance(enclosure: Enclosure) -> float:
+        return distances.pop(0)
+
+    def fresh() -> WideBoxes:
+        budget = Budget.of_cpu_seconds(60.0, MEMORY)
+        return WideBoxes(network, MEMORY, budget, torch.ones(2, dtype=torch.bool))
+
+    closed = fresh()
+    distances[:] = [0.0]  # nothing to compare
+    closed.run(box, {}, distance)
+    assert not closed.is_deep and closed.next_trial == 1.0
+    same = fresh()
+    distances[:] = [1.0, 1.0]  # deep bounds are dearer and no better
+    same.run(box, {}, distance)
+    assert not same.is_deep and same.next_trial >= 4.0
+    better = fresh()
+    distances[:] = [1.0, 0.0]
+    better.run(box, {}, distance)
+    assert better.is_deep and better.next_trial > 1000.0
+    nothing = fresh()
+    distances[:] = [float("inf"), float("inf")]
+    nothing.run(box, {}, distance)
+    assert not nothing.is_deep and nothing.next_trial == 4.0

@@ -40,7 +40,7 @@ from bitcrown.bounds.wanted import (
     undecided,
     wanted_elements,
 )
-from bitcrown.bounds.zonotope import Forward
+from bitcrown.bounds.zonotope import FEW_SYMBOLS, Forward
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
@@ -87,15 +87,12 @@ def _widest(network: Network) -> int:
 
 
 class LayerBounder:
-    """Bounds of every operand of a nonlinear node, layer by layer: interval first, CROWN where it
-    matters.
-
-    ``memory`` is the byte budget of one backward pass; rows are chunked to it. With ``ascent``
-    every element gets optimised slopes (one box only); without it the default relaxations serve all
-    elements. A ``quick`` one makes no backward passes where it has zonotopes, for boxes that will
-    be split anyway. Rows over one box are passed in single precision, their rounding counted
-    (``centred``), unless ``may_round`` is false or that says too little. Once ``budget`` has
-    expired, what is not bounded yet keeps its interval.
+    """Bounds of the operands of nonlinear nodes. ``memory`` is the byte budget of one backward
+    pass; rows are chunked to it. With ``ascent`` every element gets optimised slopes (one box
+    only); without it the default relaxations serve all elements. A ``quick`` one makes no backward
+    passes where it has zonotopes, for boxes that will be split anyway. Rows over one box are passed
+    in single precision, their rounding counted (``centred``), unless ``may_round`` is false or that
+    says too little. Once ``budget`` has expired, what is not bounded yet keeps its interval.
     """
 
     def __init__(
@@ -151,7 +148,7 @@ class LayerBounder:
         is_plain = self.ascent is None and self.may_round and self.widest >= _WIDE
         wanted = None if outputs is None else wanted_elements(network, outputs)
         reference = Reference.of_box(network, x_lower, x_upper) if is_plain else None
-        forward = self._zonotopes(x_lower, x_upper) if known is None else None
+        forward = self._zonotopes(x_lower, x_upper, known is not None)
         for node in graph.nodes.values():
             forward = None if self._is_expired() else forward
             if node.name in lowers:
@@ -188,15 +185,20 @@ class LayerBounder:
                 scales.radii[node.name] = radius
         return Enclosure(bounds, scales, relaxations)
 
-    def _zonotopes(self, x_lower: Tensor, x_upper: Tensor) -> Forward | None:
-        """Forward bounds, where they are worth their time."""
+    def _zonotopes(self, x_lower: Tensor, x_upper: Tensor, is_known: bool) -> Forward | None:
+        """Forward bounds, where they are worth their time; ``is_known``: others are there."""
         if x_lower.shape[0] > 1 or self.widest < _WIDE:
+            return None
+        varied = int((x_lower < x_upper).sum())
+        if varied <= FEW_SYMBOLS and not self.quick:
+            return Forward(self.network, self.gamma, min(self.memory, varied * 8 * self.widest))
+        if is_known:
             return None
         # Entries that zonotopes would touch (symbols x elements, layer by layer), against those of
         # the backward passes that they would spare, both foreseen from intervals.
         graph = self.network.graph
         intervals = interval_bounds(self.network, x_lower, x_upper)
-        symbols = first = int((x_lower < x_upper).sum())
+        symbols = first = varied
         rows = backward = forward = 0
         met, fine = set[str](), set[str]()
         for node in graph.nodes.values():

@@ -32,6 +32,9 @@ from bitcrown.bounds.rounding import raised, underflow
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Node
 
+FEW_SYMBOLS = 64
+"""Inputs that vary, up to which zonotopes come before backward passes with no more symbols than the
+widest node has room for in those: a column costs what a row does."""
 _CHUNK = 64
 """Symbols that are mapped, or whose absolute values are added, at a time."""
 

@@ -7,7 +7,8 @@ what they leave.
    a layer are one backward pass: a batch never pays for an entry in boxes where it is decided.
 3. The rows again, with the relaxations of 2.
 
-Wide networks leave 1 and 2 to ``bounds.intermediate``, which has zonotopes and receptive fields.
+Boxes of wide networks are bounded one by one (``wide``), by ``bounds.intermediate``, which has
+zonotopes and receptive fields.
 
 Every bound here is float64 with rounding error (``bounds.rounding``). Magnitudes are those of the
 root, which hold on every smaller box. Legend: see ``boxes``; ``P`` pairs, ``*`` a node's shape.
@@ -16,6 +17,7 @@ root, which hold on every smaller box. Legend: see ``boxes``; ``P`` pairs, ``*``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from bitcrown.bounds import claims, rounding
 from bitcrown.bounds.affine_forms import AffineForm, AffineForms, varying_inputs
 from bitcrown.bounds.crown import Backward, Lines, minimum, output_seeds, relaxation_of
-from bitcrown.bounds.intermediate import LayerBounder
+from bitcrown.bounds.intermediate import Enclosure, LayerBounder
 from bitcrown.bounds.interval import Bounds, intersect, node_interval, node_radius, node_scale
 from bitcrown.bounds.losses import pass_losses
 from bitcrown.bounds.quadratic import Coupling, coupling, sums_of_products, tangent
@@ -35,6 +37,7 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Node
 from bitcrown.search.inputs.boxes import Boxes, GroupedRows
+from bitcrown.search.inputs.wide import WideBoxes, known_by_signs, signs_known
 
 PAIRS_BELOW = 8192
 """Entries read by nonlinear nodes up to which (box, entry) pairs are bounded one by one."""
@@ -93,6 +96,7 @@ class BoxBounder:
         self.symbols = len(varying) if self.products else 0
         self.layers = LayerBounder(network, memory, quick=True, budget=budget)
         self.takes_pairs = sum(self.sizes) <= PAIRS_BELOW
+        self.wide = WideBoxes(network, memory, budget, (rows.C != 0).flatten(0, 1).any(0))
         self.work = 0
         self.root_scales: rounding.Scales | None = None
         self.losses: dict[str, Tensor] = {}
@@ -103,8 +107,9 @@ class BoxBounder:
             self.rows.lower.amin(0, keepdim=True),
             self.rows.upper.amax(0, keepdim=True),
         )
-        if not self.takes_pairs:
-            return low[:, :0], low[:, :0]
+        if not self.takes_pairs:  # no sign is known yet
+            nothing = low.new_full((1, sum(self.sizes)), torch.inf)
+            return signs_known(-nothing, nothing)
         enclosure = self.layers.run(low, up)
         sizes = [*enclosure.scales.values(), *enclosure.scales.radii.values()]
         if all(bool(torch.isfinite(size).all()) for size in sizes):
@@ -125,8 +130,10 @@ class BoxBounder:
         if not boxes.known_lower.shape[1]:
             return {}
         shapes = [self.network.graph.nodes[name].shape for name in self.operands]
-        lows = torch.split(boxes.known_lower, self.sizes, dim=1)
-        ups = torch.split(boxes.known_upper, self.sizes, dim=1)
+        ends = boxes.known_lower, boxes.known_upper
+        if not self.takes_pairs:
+            ends = known_by_signs(*ends, self.network.dtype)
+        lows, ups = (torch.split(end, self.sizes, dim=1) for end in ends)
         return {
             name: (low.reshape(-1, *shape), up.reshape(-1, *shape))
             for name, low, up, shape in zip(self.operands, lows, ups, shapes, strict=True)
@@ -135,20 +142,32 @@ class BoxBounder:
     # -- stages ------------------------------------------------------------------------------------
 
     def quick(self, boxes: Boxes) -> RelaxedBoxes:
-        """RelaxedBoxes 1."""
-        if not self.takes_pairs:
-            enclosure = self.layers.run(boxes.lower, boxes.upper)
-            return RelaxedBoxes(enclosure.bounds, enclosure.relaxations, enclosure.scales)
+        """RelaxedBoxes 1, of networks that are not wide."""
         return self._walk(boxes, is_sharp=False)
 
     def sharp(self, boxes: Boxes) -> tuple[RelaxedBoxes, Boxes]:
         """RelaxedBoxes 2, and the boxes with what is known of them now."""
         if not self.takes_pairs:
-            return self.quick(boxes), boxes
+            return self._wide_stage(boxes)
         stage = self._walk(boxes, is_sharp=True)
         low, up = self._flat(stage.bounds, len(boxes))
-        known = Boxes(**{**vars(boxes), "known_lower": low, "known_upper": up})
-        return stage, known
+        return stage, replace(boxes, known_lower=low, known_upper=up)
+
+    def _wide_stage(self, boxes: Boxes) -> tuple[RelaxedBoxes, Boxes]:
+        """The same for one box of a wide network."""
+
+        def relaxed(enclosure: Enclosure) -> RelaxedBoxes:
+            return RelaxedBoxes(enclosure.bounds, enclosure.relaxations, enclosure.scales)
+
+        def distance(enclosure: Enclosure) -> float:
+            rows = self.row_bounds(boxes, relaxed(enclosure))
+            is_open = boxes.open & ~claims.excluded(rows.best).any(dim=2)
+            left = replace(boxes, open=is_open)
+            return -float(worst_value(left, rows).clamp(max=0.0)) if is_open.any() else 0.0
+
+        found = self.wide.run((boxes.lower, boxes.upper), self._known(boxes), distance)
+        low, up = signs_known(*self._flat(found.bounds, 1))
+        return relaxed(found), replace(boxes, known_lower=low, known_upper=up)
 
     def _walk(self, boxes: Boxes, is_sharp: bool) -> RelaxedBoxes:
         network, graph = self.network, self.network.graph
@@ -331,6 +350,12 @@ class BoxBounder:
         d = None if self.rows.D is None else self.rows.D[group]
         rows = Rows(self.rows.C[group], d, self.rows.rhs[group], boxes.lower, boxes.upper)
         return interval_rows(rows, low, up, self.gamma)
+
+
+def worst_value(boxes: Boxes, rows: RowBounds) -> Tensor:
+    """``[B]``: the least, over open cases, of what their best row proves."""
+    best = rows.best.amax(dim=2)
+    return torch.where(boxes.open, best, torch.inf).amin(dim=1)
 
 
 def gathered(relaxation: Relaxation, index: Tensor) -> Relaxation:

@@ -26,8 +26,8 @@ class Boxes:
     ``mass [B]``: the share of its part that a box stands for: halved by every split, and not
     changed by clipping; ``least [B]``: the least, over open cases, of what the best row proved on
     the parent (not positive); ``region [B]``: which attempt it belongs to (see ``parts``);
-    ``known_lower``/``known_upper [B, N]``: bounds of inner tensors that hold on the parent, or
-    ``[B, 0]`` where they are not kept.
+    ``known_lower``/``known_upper [B, N]``: bounds of inner tensors that hold on the parent, in wide
+    networks their signs alone (``wide.signs_known``).
     """
 
     lower: Tensor

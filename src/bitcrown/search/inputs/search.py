@@ -30,7 +30,7 @@ from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.mirrored import without_mirrored_neurons
 from bitcrown.search.inputs import ascent
-from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds
+from bitcrown.search.inputs.bounds import BoxBounder, RelaxedBoxes, RowBounds, worst_value
 from bitcrown.search.inputs.boxes import (
     Boxes,
     GroupedRows,
@@ -226,7 +226,7 @@ class InputSplit:
         witness = self._probe(boxes, rows)
         if witness is not None:
             return boxes, rows, witness
-        boxes = replace(boxes, least=_worst(boxes, rows).clamp(max=0.0))
+        boxes = replace(boxes, least=worst_value(boxes, rows).clamp(max=0.0))
         return *self._clip(boxes, rows), None
 
     def _is_quick_useful(self) -> bool:
@@ -256,7 +256,7 @@ class InputSplit:
         is_open = boxes.open.any(dim=1).nonzero().flatten()
         if not len(is_open):
             return rows
-        kind = self.tries.kinds(_worst(boxes, rows)[is_open], boxes.least[is_open])
+        kind = self.tries.kinds(worst_value(boxes, rows)[is_open], boxes.least[is_open])
         passes = (
             float(boxes.open[is_open].sum())
             / len(is_open)
@@ -377,7 +377,7 @@ class InputSplit:
         halves = [halves_of(boxes, best.indices[:, k]) for k in range(count)]
         tried = joined_boxes([boxes, *halves])
         rows = self.bounder.row_bounds(tried, self.bounder.quick(tried))
-        least = _worst(tried, rows)
+        least = worst_value(tried, rows)
         before, reached = least[: len(boxes)], least[len(boxes) :].reshape(count, len(boxes), 2)
         limit = torch.where(torch.isfinite(before), -before, 1.0)[None, :, None]
         gain = claims.ratio((reached - before[None, :, None]).clamp(min=0.0), limit)
@@ -391,9 +391,3 @@ def _kept(boxes: Boxes, rows: RowBounds) -> tuple[Boxes, RowBounds]:
     """Boxes with an open case."""
     index = boxes.open.any(dim=1).nonzero().flatten()
     return boxes.select(index), RowBounds(*(part[index] for part in rows))
-
-
-def _worst(boxes: Boxes, rows: RowBounds) -> Tensor:
-    """``[B]``: the least, over open cases, of what their best row proves."""
-    best = rows.best.amax(dim=2)
-    return torch.where(boxes.open, best, torch.inf).amin(dim=1)
