@@ -21,7 +21,8 @@ is true of the other. The differences themselves are 0 where ``x`` meets ``x'``;
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -116,9 +117,8 @@ class _Directions:
         return found
 
     def _beside(
-        self, node: Node, op: str, inputs: tuple[str, ...], suffix: str = "/along", **more: object
+        self, node: Node, op: str, inputs: tuple[str, ...], suffix: str = "/along", **more: Any
     ) -> str:
         name = f"{node.name}{suffix}"
-        made = replace(Node(name, op, inputs, node.shape, source=node.source), **more)
-        self.nodes[name] = made
+        self.nodes[name] = Node(name, op, inputs, node.shape, source=node.source, **more)
         return name

@@ -22,7 +22,7 @@ nothing: the pair around it is tried as a candidate, and if that is none the sea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
@@ -85,7 +85,7 @@ class _Part(NamedTuple):
     upper: np.ndarray
 
 
-def by_directions(problem: Problem, graph: Graph, kinds: Sequence[Kind]) -> Directions | None:
+def by_directions(problem: Problem, graph: Graph, kinds: Iterable[Kind]) -> Directions | None:
     """What derivatives may say of cases of ``problem`` about its joined networks ``graph``; None
     where that is nothing."""
     names = [network.name for network in problem.query.networks]

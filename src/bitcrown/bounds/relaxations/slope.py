@@ -14,7 +14,8 @@ beside the chord of ``max(u, 0)``. Each line has two places at which it may be l
 rounded. Where the sign of ``z`` is known, the value is ``u`` or 0; where ``z`` may only touch 0, it
 is so almost everywhere, which is all that the integral of derivatives asks.
 
-Lower lines are the upper ones of ``-u``, turned. The line that is lowest in the middle counts.
+Lower lines are the upper ones of ``-u``, turned. The line that is lowest in the middle is where alpha
+begins.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.claims import known
+from bitcrown.bounds.claims import enclosure, known
 from bitcrown.bounds.relaxations.difference import SLOPES, DerivativeRange, UpperLine, line_between
 from bitcrown.bounds.relaxations.lines import above, padding
 from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
@@ -91,9 +92,8 @@ class _Slope:
         is_exact = self.is_relu | is_still
         up = torch.maximum(torch.maximum(*products[:2]), torch.maximum(*products[2:]))
         low = torch.minimum(torch.minimum(*products[:2]), torch.minimum(*products[2:]))
-        ends = torch.where(is_exact, low, -above(-low)), torch.where(is_exact, up, above(up))
-        ends = tuple(torch.where(is_still, 0.0, end) for end in ends)
-        return torch.nan_to_num(ends[0], nan=-torch.inf), torch.nan_to_num(ends[1], nan=torch.inf)
+        low, up = torch.where(is_exact, low, -above(-low)), torch.where(is_exact, up, above(up))
+        return enclosure(torch.where(is_still, 0.0, low), torch.where(is_still, 0.0, up))
 
     def _lines(self, node: Node, low: Operands, up: Operands) -> list[UpperLine]:
         chord = _chord(*self._range(node, low, up), low[1], up[1])
@@ -123,9 +123,9 @@ class _Slope:
             for k, other in enumerate(others):
                 line = line_between(line, other, fraction[k], sizes)
         is_known = torch.isfinite(line.z + line.d) & torch.isfinite(line.c)
-        parts = [torch.where(is_known, part, 0.0) for part in line[:3]]
+        z, u, zero = (torch.where(is_known, part, 0.0) for part in line[:3])
         top = self._interval(node, low, up)[1]
-        return UpperLine(*parts, torch.where(is_known, line.c, top))
+        return UpperLine(z, u, zero, torch.where(is_known, line.c, top))
 
     def _relax(
         self, node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None
