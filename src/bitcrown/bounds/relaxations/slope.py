@@ -14,8 +14,8 @@ beside the chord of ``max(u, 0)``. Each line has two places at which it may be l
 rounded. Where the sign of ``z`` is known, the value is ``u`` or 0; where ``z`` may only touch 0, it
 is so almost everywhere, which is all that the integral of derivatives asks.
 
-Lower lines are the upper ones of ``-u``, turned. The line that is lowest in the middle is where alpha
-begins.
+Lower lines are the upper ones of ``-u``, turned. The line that is lowest in the middle is where
+alpha begins.
 """
 
 from __future__ import annotations
