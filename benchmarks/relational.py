@@ -163,7 +163,7 @@ def one(options: argparse.Namespace) -> None:
         "by": verdict.decided_by,
         "cpu": round(time.process_time(), 1),
         "pairs": verdict.counters.get("pairs", ""),
-        "boxes": verdict.counters.get("boxes_bounded", 0),
+        "boxes": sum(verdict.counters.get(f"{w}_bounded", 0) for w in ("boxes", "directions")),
         "left": verdict.counters.get("boxes_left", 0),
     }
     print(json.dumps(found))

@@ -3,7 +3,8 @@
 The second network is the first one, or the first one moved, rounded to sixteen bits, without some
 neurons, with its neurons in another order, or none of these. Inputs are tied, ordered, pinned or
 free, coordinate by coordinate. What is asked compares outputs: one difference, all of them in both
-directions, its square, or a product. The greatest value that samples and a climb among them find,
+directions, its square, a product, or the difference over that of an input: is it ever above a rate,
+with an equality where the inputs meet? The greatest value that samples and a climb among them find,
 in float64 and without bitcrown, is the threshold, moved down by a share between 1e-9 and 1e-1, so
 that every instance has a violation and ``unsat`` is false; in a few it is moved up, where only a
 crash counts. Most have attacks switched off, so that only proofs speak.
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,13 +200,14 @@ def file_of(layers: list[Layer], n: int) -> Any:
 
 class Question(NamedTuple):
     """``relation [n]``: ``=`` tied, ``<`` ordered upward, ``>`` downward, empty free; ``what`` is
-    asked of output ``k``."""
+    asked of output ``k``, a rate in the input ``i``."""
 
     low: Array
     up: Array
     relation: list[str]
     what: str
     k: int
+    i: int
 
     def points(self, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Two points ``[P, n]`` in the box that satisfy the relations."""
@@ -218,13 +222,18 @@ class Question(NamedTuple):
             is_tied, x, torch.where(is_up, large, torch.where(is_down, small, z))
         )
 
-    def value(self, y: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """``[P]``: what is compared with the threshold."""
+    def value(
+        self, y: torch.Tensor, v: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> torch.Tensor:
+        """``[P]``: what is compared with the threshold, at the points ``x`` and ``z``."""
         gap = (y - v)[:, self.k]
+        apart = (x - z)[:, self.i].abs()  # nearer pairs would say how differences are rounded
+        is_far = apart > 1e-3 * float(self.up[self.i] - self.low[self.i])
         return {
             "difference": gap,
             "any": (y - v).abs().amax(1),
             "square": gap * gap,
+            "rate": torch.where(is_far, gap / apart, -torch.inf),
             "product": y[:, self.k] * v[:, 0],
         }[self.what]
 
@@ -246,7 +255,10 @@ class Question(NamedTuple):
                 lines.append(f"(assert ({op} Xf[{at}{i}] Xg[{at}{i}]))")
         t = decimal(limit)
         gaps = [f"(- Yf[0,{k}] Yg[0,{k}])" for k in range(m)]
+        sides = ("Xf", "Xg") if self.relation[self.i] == ">" else ("Xg", "Xf")
+        apart = " ".join(f"{side}[{at}{self.i}]" for side in sides)
         found = {
+            "rate": f"(> {gaps[self.k]} (* {t} (- {apart})))",
             "difference": f"(>= {gaps[self.k]} {t})",
             "any": "(or " + " ".join(f"(>= {g} {t}) (<= {g} (- {t}))" for g in gaps) + ")",
             "square": f"(>= (* {gaps[self.k]} {gaps[self.k]}) {t})",
@@ -261,7 +273,7 @@ def greatest(question: Question, f: list[Layer], g: list[Layer], rng: np.random.
 
     def at(x: Array, z: Array) -> Array:
         first, second = question.points(torch.tensor(x), torch.tensor(z))
-        found: Array = question.value(outputs(f, first), outputs(g, second)).numpy()
+        found: Array = question.value(outputs(f, first), outputs(g, second), first, second).numpy()
         return found
 
     x, z = rng.uniform(question.low, question.up, (2, SAMPLES, n))
@@ -292,22 +304,47 @@ def instance(seed: int, number: int) -> tuple[Any, Any, str, bool, bool, dict[st
     low, up = ((centre + side * radius).astype(np.float32).astype(np.float64) for side in (-1, 1))
     weights = [0.7, 0.1, 0.1, 0.1] if rng.random() < 0.6 else [0.4, 0.25, 0.25, 0.1]
     relation = [str(rng.choice(["=", "<", ">", ""], p=weights)) for _ in range(n)]
-    what = str(rng.choice(["difference", "any", "square", "product"], p=[0.5, 0.3, 0.1, 0.1]))
-    question = Question(low, up, relation, what, int(rng.integers(m)))
+    kinds_of = ["difference", "any", "square", "product", "rate"]
+    what = str(rng.choice(kinds_of, p=[0.35, 0.2, 0.05, 0.1, 0.3]))
+    i = int(rng.integers(n))
+    if what == "rate":
+        g, kinds, has_one = (f, [], True) if rng.random() < 0.8 else (g, kinds, has_one)
+        relation = [word if rng.random() < 0.2 else "=" for word in relation]
+        relation[i] = str(rng.choice(["<", ">"]))
+    question = Question(low, up, relation, what, int(rng.integers(m)), i)
     most = greatest(question, f, g, rng)
     if not np.isfinite(most):
         return None
     is_violated = bool(rng.random() < 0.85)
     # a difference of equal numbers is 0, up to rounding of numbers of size 1
-    share = (abs(most) + 1e-4) * 10 ** rng.uniform(-9, -1) + 1e-12
+    share = (abs(most) + 1e-4) * 10 ** rng.uniform(-6 if what == "rate" else -9, -1) + 1e-12
+    if what == "rate":
+        share += 1e-6
+        if rng.random() < 0.5 and is_violated == (most - share > 0):
+            share = most if is_violated else -most  # does it rise?
     limit = Fraction(most - share if is_violated else most + share)
     if what in ("any", "square") and limit <= 0:
         return None
+    if what == "rate":  # what a row of float64 holds
+        limit = Fraction(math.floor(limit * 2**20), 2**20)
     text = question.text(n, m, f[0].weight.ndim == 4, has_one, limit)
     facts = {"kinds": kinds, "relation": "".join(word or "." for word in relation), "what": what,
              "acts": [layer.act for layer in f], "limit": float(limit)}  # fmt: skip
     models = file_of(f, n), None if has_one else file_of(g, n)
     return *models, text, is_violated, bool(rng.random() < 0.2), facts
+
+
+@contextlib.contextmanager
+def never_refuted() -> Iterator[None]:
+    """The search over derivatives goes on where it has found a point that violates."""
+    from bitcrown.search.directions import DirectionTurns
+
+    kept = DirectionTurns.tried
+    DirectionTurns.tried = lambda *args: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DirectionTurns.tried = kept  # type: ignore[method-assign]
 
 
 def trial(seed: int, number: int) -> dict[str, Any]:
@@ -328,9 +365,9 @@ def trial(seed: int, number: int) -> dict[str, Any]:
         if g is not None:
             onnx.save(g, paths["g"])
         Path(folder, "p.vnnlib").write_text(text)
-        off = contextlib.nullcontext() if has_attacks else only_proofs()
+        off = (contextlib.nullcontext(),) * 2 if has_attacks else (only_proofs(), never_refuted())
         try:
-            with off:
+            with off[0], off[1]:
                 problem = bitcrown.load(paths, Path(folder, "p.vnnlib"))
                 verdict = bitcrown.verify(problem, cpu_seconds=seconds)
         except BitcrownError as error:

@@ -32,13 +32,15 @@ _RULES = ("Relu", "Positive", f"Relu{DIFFERENCE}")
 def pass_losses(network: Network, scales: rounding.Scales, small: float) -> dict[str, Tensor]:
     """What rounding may cost a pass that begins with one entry of a node, ``[1, *]``, on every box
     that ``scales`` hold for; only for nodes where that is below the share ``small`` of the largest
-    magnitude, and only where slopes are bounded."""
+    magnitude, and only where all slopes on the way are at most 1."""
     total: dict[str, Tensor] = {}
     if scales.radii:
         return {}
     for node in network.graph.nodes.values():
         if node.name in network.graph.inputs:
             total[node.name] = scales[node.name]
+            continue
+        if any(name not in total for name in node.inputs):
             continue
         sources = [total[name] for name in node.inputs]
         row = network.rows[node.name]
@@ -48,8 +50,6 @@ def pass_losses(network: Network, scales: rounding.Scales, small: float) -> dict
             total[node.name] = scales[node.name] + passed
         elif node.op in _RULES:
             total[node.name] = _behind_lines(node, sources, [scales[name] for name in node.inputs])
-        else:
-            return {}
     gamma = scales.gamma
     tiny = rounding.underflow(gamma, network.dtype)
     losses = {

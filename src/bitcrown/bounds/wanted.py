@@ -19,7 +19,7 @@ from bitcrown.bounds.crown import output_seeds
 from bitcrown.bounds.interval import Bounds
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.registry import DIFFERENCE
+from bitcrown.model.registry import DIFFERENCE, SLOPE
 
 COPIES = ("Reshape", "Transpose", "Slice", "Gather", "Expand")
 """Operators of one operand whose every element is one of the operand's."""
@@ -91,7 +91,7 @@ def _read(network: Network, node: Node, wanted: Tensor) -> list[Tensor]:
 def asks_for_all(node: Node) -> bool:
     """Whether a nonlinear ``node`` asks for rows of all elements of its operands (a ReLU and a
     ``Sign`` ask for those of unstable ones alone)."""
-    return node.op not in ("Relu", "Sign") and not node.op.endswith(DIFFERENCE)
+    return node.op not in ("Relu", "Sign") and not node.op.endswith((DIFFERENCE, SLOPE))
 
 
 def is_image_of(
@@ -162,6 +162,9 @@ def undecided(node: Node, source: str, bounds: Bounds) -> Tensor:
             return low != up
         is_loose = (low != up) & ~torch.isfinite(up - low)  # no line holds an infinite factor
         return (first & second) | is_loose
+    if node.op == f"Relu{SLOPE}":  # linear in the direction where the sign is known
+        is_loose = is_unstable(*bounds[node.inputs[0]])
+        return is_loose if source == node.inputs[0] else is_loose & (low != up)
     if not node.op.endswith(DIFFERENCE):
         return low != up
     if source not in node.inputs[:3]:  # values, there to be subtracted

@@ -74,7 +74,8 @@ def _settle(copy: NetworkFile, words: list[str]) -> None:
     """Write the shapes in ``words`` into the file ``copy``."""
     from bitcrown.model.input_shape import input_extents, settled_content, settled_extents
 
-    names, shapes = [t.name for t in copy.inputs], [list(t.shape or ()) for t in copy.inputs]
+    names = [tensor.name for tensor in copy.inputs]
+    shapes: list[list[int] | None] = [None for _ in names]
     for word in words:
         name, _, extents = word.rpartition("=")
         if not name and len(names) == 1:

@@ -55,14 +55,14 @@ def image_extents(
     return turned if order == "hwc" or (agrees(turned) and not agrees(shape)) else shape
 
 
-def settled_content(file: NetworkFile, shapes: Sequence[Sequence[int]]) -> bytes:
-    """The model whose inputs (those that have no stored value) have ``shapes``."""
+def settled_content(file: NetworkFile, shapes: Sequence[Sequence[int] | None]) -> bytes:
+    """The model whose inputs (those that have no stored value) have ``shapes``; None: as before."""
     import onnx
 
     model = onnx.ModelProto()
     model.CopyFrom(file.proto)
     for dims, shape in zip(_given(model), shapes, strict=True):
-        for dim, extent in zip(dims, shape, strict=True):
+        for dim, extent in zip(dims, shape or [], strict=shape is not None):
             dim.dim_value = extent
     for info in model.graph.output:
         info.type.tensor_type.ClearField("shape")

@@ -42,6 +42,9 @@ DIFFERENT = (
     *("Sin", "Cos"),
 )
 """Operators that have such a one: their derivatives are bounded on every interval."""
+SLOPE = "Slope"
+"""What the name of an operator ends with that is the derivative of another along a direction:
+``f'(z) u`` of ``(z, u)``. The same operators have one."""
 
 
 @dataclass(frozen=True)

@@ -107,21 +107,21 @@ def _known_order(problem: Problem, pairs: list[tuple[int, int]]) -> set[tuple[in
     for case in problem.cases:
         box = id(case.lower), id(case.upper)
         if box not in pinned:
-            pinned[box] = _pinned_pairs(case, pairs)
-        known &= _order_of(case, problem.n_inputs) | pinned[box]
+            pinned[box] = pinned_pairs(case, pairs)
+        known &= order_of(case, problem.n_inputs) | pinned[box]
         if not known:
             break
     return known
 
 
-def _pinned_pairs(case: Case, pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
+def pinned_pairs(case: Case, pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
     """Both orders of ``pairs`` whose inputs are one number in the box."""
     low, up = case.lower, case.upper
     same = [(i, j) for i, j in pairs if low[i] == up[i] == low[j] == up[j]]
     return {*same, *((j, i) for i, j in same)}
 
 
-def _order_of(case: Case, n: int) -> set[tuple[int, int]]:
+def order_of(case: Case, n: int) -> set[tuple[int, int]]:
     """Pairs ``(i, j)`` with ``x_i <= x_j`` by one constraint, or by a chain of equalities."""
     orders = (known_order(constraint, n) for constraint in case.constraints)
     found = {pair for pair in orders if pair is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from bitcrown.model.crosscheck import crosscheck
@@ -22,6 +23,7 @@ from bitcrown.model.passes import without_dead_nodes
 from bitcrown.model.products import fitted
 from bitcrown.search.coupling import FEW_INPUTS, by_differences, cheaper, coupled
 from bitcrown.search.device import budget_on, device_of
+from bitcrown.search.directions import by_directions, decide_by_directions
 from bitcrown.search.input_decision import decide_by_both, decide_by_inputs
 from bitcrown.search.neuron_decision import BOUNDS_SHARE, decide_by_neurons
 from bitcrown.search.objective import monomials_of, objective_of
@@ -54,12 +56,20 @@ def decide_in_floats(run: Run) -> Verdict:
         graph = read_problem_graph(run)
         monomials = monomials_of(run.problem)
         objective = objective_of(run.problem, run.replay.dtypes(), monomials)
-        graph = with_monomials(graph, monomials)
-        graph, objective = coupled(run.problem, graph, objective)
         device = device_of(run.settings.device)
         run.budget = budget_on(run.budget, device)
+        directions = by_directions(run.problem, graph, run.replay.dtypes())
+        graph = with_monomials(graph, monomials)
+    decided = np.array([], dtype=int)
+    if directions is not None:
+        pairs = Network(graph, torch.float64, device)
+        verdict, decided = decide_by_directions(run, directions, pairs, objective)
+        if verdict is not None:
+            return verdict
+    with run.phase("read"):
+        graph, objective = coupled(run.problem, graph, objective)
         proof = Network(graph, torch.float64, device)
-        objective = with_strict_rows(run.problem, proof, objective)
+        objective = with_strict_rows(run.problem, proof, objective).without(decided)
     pair = by_differences(run.problem, graph)
     if pair is not None:
         with run.phase("pairs"):

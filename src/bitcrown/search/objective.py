@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,8 +39,20 @@ class Objective:
     def n_cases(self) -> int:
         return int(self.C.shape[0])
 
+    def without(self, cases: np.ndarray) -> Objective:
+        """With a row that no point satisfies in every one of ``cases`` (numbers, or ``[P]``
+        booleans), which others have decided."""
+        C, rhs = self.C.copy(), self.rhs.copy()
+        D = None if self.D is None else self.D.copy()
+        C[cases, 0], rhs[cases, 0] = 0.0, -1.0
+        if D is not None:
+            D[cases, 0] = 0.0
+        return replace(self, C=C, D=D, rhs=rhs)
 
-def _integer_row(constraint: Constraint) -> tuple[list[tuple[Monomial, float]], float]:
+
+def integer_row(constraint: Constraint) -> tuple[list[tuple[Monomial, float]], float]:
+    """Its terms with whole coefficients, and its bound, rounded upward; raises
+    ``UnsupportedError`` for those that float64 cannot hold."""
     scale = math.lcm(*(coefficient.denominator for _, coefficient in constraint.terms))
     row = []
     for monomial, coefficient in constraint.terms:
@@ -66,7 +78,7 @@ def monomials_of(problem: Problem) -> tuple[Monomial, ...]:
 def has_row(constraint: Constraint) -> bool:
     """Whether float64 holds its coefficients, up to a common factor."""
     try:
-        _integer_row(constraint)
+        integer_row(constraint)
     except (UnsupportedError, OverflowError):
         return False
     return True
@@ -120,7 +132,7 @@ def objective_of(
             upper.append(high)
         box[p] = boxes[key]
         for s, constraint in enumerate(rows[p]):
-            terms, rhs[p, s] = _integer_row(constraint)
+            terms, rhs[p, s] = integer_row(constraint)
             for monomial, value in terms:
                 if len(monomial) > 1:
                     matrix_c[p, s, column[monomial]] = value

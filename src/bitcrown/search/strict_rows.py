@@ -9,7 +9,6 @@ so the end ``l`` of the interval of ``y`` is compared as the rational number tha
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -34,12 +33,7 @@ def with_strict_rows(problem: Problem, proof: Network, objective: Objective) -> 
     lower, upper = _output_intervals(proof, objective)
     ends = lower.tolist(), upper.tolist()
     is_out = np.array([any(_is_out(c, n, *ends) for c in rows) for rows in asked])
-    C, rhs = objective.C.copy(), objective.rhs.copy()
-    D = None if objective.D is None else objective.D.copy()
-    C[is_out, 0], rhs[is_out, 0] = 0.0, -1.0
-    if D is not None:
-        D[is_out, 0] = 0.0
-    return replace(objective, C=C, D=D, rhs=rhs)
+    return objective.without(is_out)
 
 
 def _output(constraint: Constraint, n: int) -> int | None:

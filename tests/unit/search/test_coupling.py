@@ -146,6 +146,70 @@ def test_the_order_of_an_input_is_used(tmp_path: Path) -> None:
     assert bitcrown.verify(problem, Settings(), cpu_seconds=60).status is Status.SAT
 
 
+def falling(k: int, limit: str, more: str = "") -> str:
+    """Output ``k`` at ``x <= x'`` (in the first input) is at ``x'`` below that at ``x``."""
+    order = "(assert (<= X_f[0] X_g[0]))" + TIES[len("(assert (== X_f[0] X_g[0]))") :]
+    return f"{order}{more}(assert (< Y_g[0,{k}] (+ Y_f[0,{k}] {limit})))"
+
+
+def rising_network() -> list[np.ndarray]:
+    """Its outputs rise everywhere: the first neurons of both layers are never off."""
+    f = weights(4, is_positive=True)
+    for bias in (f[1], f[3]):
+        bias[:2] = 10.0
+    return f
+
+
+def test_a_rising_network_does_not_fall_where_the_inputs_meet(tmp_path: Path) -> None:
+    """No bound of the difference says so: it is 0 there."""
+    f = rising_network()
+    verdict = bitcrown.verify(pair_problem(tmp_path, f, f, falling(0, "0.0")), cpu_seconds=20)
+    assert (verdict.status, verdict.decided_by) == (Status.UNSAT, "directions")
+    equal = falling(0, "0.0").replace("(< Y_g", "(<= Y_g")
+    assert bitcrown.verify(pair_problem(tmp_path, f, f, equal), cpu_seconds=20).status is Status.SAT
+    g = [*f[:-1], f[-1] + np.float32(0.001)]
+    moved = bitcrown.verify(pair_problem(tmp_path, g, f, falling(0, "0.0")), cpu_seconds=20)
+    assert moved.status is Status.SAT
+
+
+def rates(f: list[np.ndarray], k: int) -> tuple[float, float]:
+    """The least and the largest slope in the first input at samples."""
+    w0, b0, w1, b1, w2, _ = (part.astype(np.float64) for part in f)
+    x = np.random.default_rng(5).uniform(-1, 1, size=(20000, 3))
+    first = x @ w0 + b0
+    second = np.maximum(first, 0) @ w1 + b1
+    change = ((first > 0) * w0[0]) @ w1 * (second > 0) @ w2[:, k]
+    return float(change.min()), float(change.max())
+
+
+@pytest.mark.parametrize("seed", (1, 2))
+def test_how_fast_an_output_changes_is_proved_and_not_less(tmp_path: Path, seed: int) -> None:
+    """``f(x') - f(x) < K (x' - x)``, and the change over a tenth of the box."""
+    f = weights(seed)
+    least, most = rates(f, 1)
+    width = 0.02 * (most - least)
+    for rate, expected in ((least - width, Status.UNSAT), (least + width, Status.SAT)):
+        limit = f"(* {rate:.9f} (- X_g[0] X_f[0]))"
+        verdict = bitcrown.verify(pair_problem(tmp_path, f, f, falling(1, limit)), cpu_seconds=60)
+        assert verdict.status is expected
+    near = "(assert (<= X_g[0] (+ X_f[0] 0.1)))"
+    most_fall = 0.1 * min(least, -0.1)
+    problem = pair_problem(tmp_path, f, f, falling(1, f"{1.05 * most_fall:.9f}", near))
+    assert bitcrown.verify(problem, cpu_seconds=60).status is Status.UNSAT
+    problem = pair_problem(tmp_path, f, f, falling(1, f"{0.5 * most_fall:.9f}", near))
+    assert bitcrown.verify(problem, cpu_seconds=60).status is Status.SAT
+
+
+def test_cases_that_derivatives_decide_leave_the_others(tmp_path: Path) -> None:
+    """One case of two is about more than differences."""
+    f = rising_network()
+    order = falling(0, "0.0").partition("(assert (< Y_g")[0]
+    for limit, expected in ((1000.0, Status.UNSAT), (0.5, Status.SAT)):
+        either = f"(assert (or (< Y_g[0,0] Y_f[0,0]) (> (+ Y_f[0,1] Y_g[0,1]) {limit})))"
+        verdict = bitcrown.verify(pair_problem(tmp_path, f, f, order + either), cpu_seconds=20)
+        assert verdict.status is expected
+
+
 def permuted(values: list[np.ndarray], seed: int) -> list[np.ndarray]:
     """The same function with its hidden neurons in another order."""
     rng, found = np.random.default_rng(seed), list(values)

@@ -48,10 +48,11 @@ from bitcrown.model.registry import DIFFERENCE
 
 _VANISHING = 2.0**-30
 """Share of the other end that an end of an interval may have and still count as 0: rounding."""
-_Slopes = Callable[[Node, Tensor, Tensor], Pair]
+DerivativeRange = Callable[[Node, Tensor, Tensor], Pair]
+"""``(node, low, up) -> (m, M)`` with ``m <= f' <= M`` on ``[low, up]``."""
 
 
-class _Line(NamedTuple):
+class UpperLine(NamedTuple):
     """``e <= z s_z + d s_d + (y - v) s + c``; turned, a lower line."""
 
     z: Tensor
@@ -73,11 +74,11 @@ def _chord(left: Tensor, right: Tensor) -> Pair:
     return slope, intercept + torch.minimum(left, right).clamp(max=info.tiny)
 
 
-def _either(line: _Line, other: _Line) -> _Line:
+def _either(line: UpperLine, other: UpperLine) -> UpperLine:
     """``line``, or ``other`` where it is not finite; no bound where neither is."""
     is_own, is_other = line.is_finite(), other.is_finite()
     ends = (0.0, 0.0, 0.0, torch.inf)
-    return _Line(
+    return UpperLine(
         *(
             torch.where(is_own, a, torch.where(is_other, b, end))
             for a, b, end in zip(line, other, ends, strict=True)
@@ -85,7 +86,7 @@ def _either(line: _Line, other: _Line) -> _Line:
     )
 
 
-def _between(line: _Line, other: _Line, fraction: Tensor, sizes: Operands) -> _Line:
+def line_between(line: UpperLine, other: UpperLine, fraction: Tensor, sizes: Operands) -> UpperLine:
     """The line at ``fraction`` of the way, moved up by what rounding may have cost its slopes:
     nothing at the ends, and where all that it can reach is 0."""
     first, second = _either(line, other), _either(other, line)
@@ -101,28 +102,28 @@ def _between(line: _Line, other: _Line, fraction: Tensor, sizes: Operands) -> _L
     is_exact = (fraction == 0) | (fraction == 1) | (size == 0)
     lost = torch.where(is_exact, 0.0, size * relative + absolute)
     lost = torch.where(torch.isfinite(first.c), lost, torch.inf)
-    return _Line(mixed[0], mixed[1], mixed[2], mixed[3] + lost)
+    return UpperLine(mixed[0], mixed[1], mixed[2], mixed[3] + lost)
 
 
-def _relu_lines(low: Operands, up: Operands) -> list[_Line]:
+def _relu_lines(low: Operands, up: Operands) -> list[UpperLine]:
     """Upper lines of ``relu(z) - relu(w)``: with the slope of ``d`` at 0, at 1, and between."""
     right, left = up[0].clamp(min=0), -low[0].clamp(max=0)
     most = torch.minimum(up[2].clamp(min=0), right)  # D+
     least = torch.minimum(-low[2].clamp(max=0), left)  # D-
     zero, one = torch.zeros_like(most), torch.ones_like(most)
     slope, cut = _chord(left, most)
-    flat = _Line(slope, zero, zero, cut)
+    flat = UpperLine(slope, zero, zero, cut)
     # relu(-z) = relu(z) - z: the same chord with slope - 1, whose rounded value is what counts
     slope = 1 - _chord(least, right)[0]
     cut = torch.maximum(slope * right, (1 - slope) * least)
     info = torch.finfo(slope.dtype)
     cut = cut * (1 + 4 * info.eps) + torch.minimum(least, right).clamp(max=info.tiny)
-    steep = _Line(-slope, one, zero, cut)
+    steep = UpperLine(-slope, one, zero, cut)
     slope, cut = _chord(least, most)
-    return [flat, steep, _Line(zero, slope, zero, cut)]
+    return [flat, steep, UpperLine(zero, slope, zero, cut)]
 
 
-def _smooth_line(node: Node, slopes: _Slopes, low: Operands, up: Operands) -> _Line:
+def _smooth_line(node: Node, slopes: DerivativeRange, low: Operands, up: Operands) -> UpperLine:
     """The chord of ``max(m d, M d)``."""
     least, most = slopes(node, torch.minimum(low[0], low[1]), torch.maximum(up[0], up[1]))
     start, end = low[2], up[2]
@@ -137,7 +138,7 @@ def _smooth_line(node: Node, slopes: _Slopes, low: Operands, up: Operands) -> _L
     is_zero = (start == 0) & (end == 0)
     cut = torch.where(is_zero, 0.0, torch.maximum(*gaps) + absolute)
     zero = torch.zeros_like(slope)
-    return _Line(zero, slope, zero, cut)
+    return UpperLine(zero, slope, zero, cut)
 
 
 def _turned(low: Operands, up: Operands) -> tuple[list[Tensor], list[Tensor]]:
@@ -149,14 +150,14 @@ class _Difference:
     """The row of the difference of two values of ``base``; ``slopes(node, low, up)`` bound its
     derivative on ``[low, up]``, and are None for a ReLU. Each side is said of an upper line."""
 
-    def __init__(self, base: str, slopes: _Slopes | None) -> None:
+    def __init__(self, base: str, slopes: DerivativeRange | None) -> None:
         self.base, self.slopes = base, slopes
         self.free = 3 if slopes is None else 1
         register_nonlinear(
             f"{base}{DIFFERENCE}", self._interval, self._relax, 2 * self.free, self._default_alpha
         )
 
-    def _lines(self, node: Node, low: Operands, up: Operands) -> list[_Line]:
+    def _lines(self, node: Node, low: Operands, up: Operands) -> list[UpperLine]:
         """Lines of ``d`` and ``z``, and ``y - v`` as the last one."""
         lines = (
             _relu_lines(low, up)
@@ -164,7 +165,7 @@ class _Difference:
             else [_smooth_line(node, self.slopes, low, up)]
         )
         zero = torch.zeros_like(lines[0].z)
-        return [*lines, _Line(zero, zero, torch.ones_like(zero), zero)]
+        return [*lines, UpperLine(zero, zero, torch.ones_like(zero), zero)]
 
     def _top(self, node: Node, low: Operands, up: Operands) -> Tensor:
         """A number that ``f(z) - f(w)`` does not exceed."""
@@ -222,7 +223,7 @@ class _Difference:
         low, up = lowers[:3], uppers[:3]
         return torch.cat([self._choice(node, *_turned(low, up)), self._choice(node, low, up)])
 
-    def _chosen(self, node: Node, low: Operands, up: Operands, alpha: Tensor | None) -> _Line:
+    def _chosen(self, node: Node, low: Operands, up: Operands, alpha: Tensor | None) -> UpperLine:
         """An upper line; the constant where no line is finite."""
         fraction = self._choice(node, low, up) if alpha is None else alpha
         lines = self._lines(node, low, up)
@@ -230,11 +231,11 @@ class _Difference:
         sizes.append(sizes[0] + torch.maximum(low[1].abs(), up[1].abs()))
         line = lines[0]
         for k, other in enumerate(lines[1:]):
-            line = _between(line, other, fraction[k], sizes)
+            line = line_between(line, other, fraction[k], sizes)
         is_known = line.is_finite()
         parts = [torch.where(is_known, part, 0.0) for part in line[:3]]
         top = self._top(node, low, up)
-        return _Line(parts[0], parts[1], parts[2], torch.where(is_known, line.c, top))
+        return UpperLine(parts[0], parts[1], parts[2], torch.where(is_known, line.c, top))
 
     def _relax(
         self, node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None
@@ -253,11 +254,11 @@ class _Difference:
         )
 
 
-def _fixed(least: float, most: float) -> _Slopes:
+def _fixed(least: float, most: float) -> DerivativeRange:
     return lambda node, low, up: (torch.full_like(low, least), torch.full_like(low, most))
 
 
-def _bell(slope: Callable[[Tensor], Tensor]) -> _Slopes:
+def _bell(slope: Callable[[Tensor], Tensor]) -> DerivativeRange:
     """Of a derivative that is even and falls with ``|x|``."""
 
     def slopes(node: Node, low: Tensor, up: Tensor) -> Pair:
@@ -268,7 +269,7 @@ def _bell(slope: Callable[[Tensor], Tensor]) -> _Slopes:
     return slopes
 
 
-def _rising(slope: Callable[[Tensor], Tensor]) -> _Slopes:
+def _rising(slope: Callable[[Tensor], Tensor]) -> DerivativeRange:
     return lambda node, low, up: (below(slope(low)), above(slope(up)))
 
 
@@ -306,7 +307,7 @@ def _sigmoid_slope(x: Tensor) -> Tensor:
     return torch.sigmoid(x) * torch.sigmoid(-x)
 
 
-SLOPES: dict[str, _Slopes | None] = {
+SLOPES: dict[str, DerivativeRange | None] = {
     "Relu": None,
     "Sigmoid": _bell(_sigmoid_slope),
     "Tanh": _bell(lambda x: 4 * _sigmoid_slope(2 * x)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.model.graph import Node
-from bitcrown.model.registry import DIFFERENCE, DIFFERENT, Op, Params, register
+from bitcrown.model.registry import DIFFERENCE, DIFFERENT, SLOPE, Op, Params, op_row, register
 
 
 def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
@@ -104,5 +104,17 @@ def _difference(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[3] - inputs[4]
 
 
+def _slope(base: Op) -> Callable[[Node, Params, Sequence[Tensor]], Tensor]:
+    def forward(node: Node, params: Params, inputs: Sequence[Tensor]) -> Tensor:
+        """``f'(z) u`` of ``(z, u)``; at a kink that of one side."""
+        with torch.enable_grad():
+            z = inputs[0].detach().requires_grad_()
+            (slope,) = torch.autograd.grad(base.forward(node, params, [z]).sum(), z)
+        return slope * inputs[1]
+
+    return forward
+
+
 for _name in DIFFERENT:
     register(Op(f"{_name}{DIFFERENCE}", _difference, is_affine=False))
+    register(Op(f"{_name}{SLOPE}", _slope(op_row(_name)), is_affine=False))
