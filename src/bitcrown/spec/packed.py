@@ -58,7 +58,7 @@ def arrays_of_property(item: Query | Problem) -> tuple[Any, NamedArrays]:
         table = arrays_of(item.cases, item.n_inputs)
         header["problem"] = [item.n_inputs, item.n_outputs, list(item.notes), item.covers_all]
         header["forms"] = [
-            [[list(monomial), str(value)] for monomial, value in terms] for terms in table.forms
+            [[list(monomial), _text(value)] for monomial, value in terms] for terms in table.forms
         ]
         header["ends"] = _packed_vector("ends", table.ends, arrays)
         header["bounds"] = _packed_vector("bounds", table.bounds, arrays)
@@ -78,7 +78,7 @@ def property_from_arrays(header: Any, arrays: Mapping[str, np.ndarray]) -> Query
         return query
     n_inputs, n_outputs, notes, covers_all = header["problem"]
     forms: tuple[Terms, ...] = tuple(
-        tuple((tuple(map(int, monomial)), Fraction(value)) for monomial, value in terms)
+        tuple((tuple(map(int, monomial)), _number(value)) for monomial, value in terms)
         for terms in header["forms"]
     )
     table = CaseArrays(
@@ -106,13 +106,22 @@ def _network(found: Mapping[str, Any]) -> NetworkDecl:
 
 def _packed_vector(name: str, vector: ExactVector, arrays: NamedArrays) -> list[list[Any]]:
     arrays[f"{name}.mantissa"], arrays[f"{name}.exponent"] = vector.mantissa, vector.exponent
-    return [[place, str(value)] for place, value in vector.others.items()]
+    return [[place, _text(value)] for place, value in vector.others.items()]
+
+
+def _text(value: Fraction) -> str:
+    """In hexadecimal digits: Python writes no more than 4,300 decimal ones."""
+    return f"{value.numerator:x}/{value.denominator:x}"
+
+
+def _number(text: str) -> Fraction:
+    return Fraction(*(int(part, 16) for part in text.split("/")))
 
 
 def _vector(
     name: str, others: Sequence[Sequence[Any]], arrays: Mapping[str, np.ndarray]
 ) -> ExactVector:
-    exact = {int(place): Fraction(value) for place, value in others}
+    exact = {int(place): _number(value) for place, value in others}
     return ExactVector(arrays[f"{name}.mantissa"], arrays[f"{name}.exponent"], exact)
 
 

@@ -72,6 +72,14 @@ def test_kept_problem_is_the_problem(folder: Path, tmp_path: Path, n_networks: i
     ]
 
 
+def test_numbers_of_any_length_are_kept(folder: Path, tmp_path: Path) -> None:
+    long = "(* 1e-1999 1e-1999 1e-1999 X0[0])"  # more digits than Python writes
+    path = written(tmp_path, f"{text_of()}\n(assert (<= {long} Y0[0]))")
+    networks = {"f0": tmp_path / "0.onnx"}
+    assert keep_property(folder, path)
+    assert kept_problem(folder, networks, path) == load_files(networks, path)
+
+
 def test_it_is_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
