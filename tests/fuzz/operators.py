@@ -206,6 +206,16 @@ def triangle(net: Net, x: str) -> str:
     return net.add("Trilu", x, diagonal, upper=int(net.rng.integers(2)))
 
 
+def turned(net: Net, x: str) -> str:
+    if net.opset < 10:
+        raise Unfit("ReverseSequence is of opset 10")
+    columns = 2 if net.size(x) % 2 == 0 else 1
+    x = net.reshaped(x, net.size(x) // columns, columns)
+    lengths = net.rng.integers(1, columns + 1, net.size(x) // columns)
+    rows = net.ints(*(int(length) for length in lengths))
+    return net.add("ReverseSequence", x, rows, batch_axis=0, time_axis=1)
+
+
 def normalisation(op: str) -> Generator:
     def build(net: Net, x: str) -> str:
         if op == "LayerNormalization":
@@ -351,6 +361,7 @@ def layers() -> dict[str, Generator]:
         "LpNormalization": unit_length,
         "CumSum": cumulative,
         "Trilu": triangle,
+        "ReverseSequence": turned,
         **{op: dynamic_product(op) for op in ("MatMulInteger", "ConvInteger")},
         "DynamicQuantizeLinear": dynamic_product("MatMulInteger"),
     }

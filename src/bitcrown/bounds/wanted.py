@@ -107,11 +107,14 @@ def is_image_of(
     """
     node = graph.nodes[source]
     while node.name not in fine:
-        moving = [name for name in node.inputs if not _is_known(bounds, name)]
-        is_shift = node.op in ("Add", "Sub") and len(moving) == 1
-        if not (node.op in (*COPIES, "Scale", *_MONOTONE) or is_shift):
+        moving = node.inputs[:1]
+        if node.op in ("Add", "Sub"):
+            moving = tuple(name for name in node.inputs if not _is_known(bounds, name))
+        elif node.op not in (*COPIES, "Scale", *_MONOTONE):
             return False
-        node = graph.nodes[moving[0] if is_shift else node.inputs[0]]
+        if len(moving) != 1:
+            return False
+        node = graph.nodes[moving[0]]
     return True
 
 

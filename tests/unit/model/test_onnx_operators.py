@@ -153,6 +153,7 @@ SHAPES = [
     case("Pad", (2, 4), ints(1, 2, 0, 3), mode="edge"),
     case("Expand", (3, 1), ints(2, 1, 4)),
     case("Expand", (3, 4), ints(4)),
+    case("ReverseSequence", (3, 2, 4), ints(3, 2), batch_axis=1, time_axis=0),
     case("Tile", (2, 3), ints(2, 3)),
     case("Trilu", (2, 3, 4)),
     case("Trilu", (3, 4), np.array(-1), upper=0),
