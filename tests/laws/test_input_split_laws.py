@@ -249,6 +249,19 @@ def test_only_finite_bounds_say_a_sign() -> None:
     assert found[1].tolist() == [[inf, 0.0, inf, 0.0, inf, inf, inf, inf]]
 
 
+@pytest.mark.parametrize("quick", [0.0, 5e-324, 1.0, np.inf, np.nan])
+@pytest.mark.parametrize("deep", [0.0, 5e-324, 1.0, np.inf, np.nan])
+def test_products_of_any_size_are_compared(quick: float, deep: float) -> None:
+    """Of distances near the smallest number both products were 0, and one was divided by the
+    other."""
+    network = Network(dense_graph(1, [2, 4, 2], "Relu"), torch.float64)
+    boxes = WideBoxes(network, MEMORY, Budget.of_cpu_seconds(60.0, MEMORY), torch.ones(2) > 0)
+    boxes.boxes = 3
+    boxes._decide(quick, deep)
+    assert boxes.is_deep == (deep < quick)
+    assert 12.0 <= boxes.next_trial <= 12e6
+
+
 def test_the_way_with_the_smaller_product_has_the_boxes() -> None:
     """Bounds are stood in for by numbers: seconds do not matter where distances are 0 or equal."""
     graph = dense_graph(1, [2, 4, 2], "Relu")
