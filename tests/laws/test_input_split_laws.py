@@ -240,6 +240,22 @@ def test_samples_lie_inside_bounds_of_halved_boxes(wide: bool, seed: int) -> Non
     assert bounder.wide.is_deep == wide
 
 
+def test_what_quick_bounds_close_has_no_others() -> None:
+    """Where magnitudes at the root are infinite those of a round are taken, and it had no box."""
+    graph = dense_graph(0, [2, 8, 2])
+    split = InputSplit(
+        Network(graph, torch.float64),
+        objective(graph, 0.1, [-1e9]),
+        np.arange(1),
+        lambda x: None,
+        Budget.of_cpu_seconds(60.0, MEMORY),
+    )
+    roots = split.rows.roots(torch.zeros(1, dtype=torch.int64), split.bounder.root())
+    split.bounder.root_scales, split.bounder.losses, split.rounds = None, {}, 1
+    left, rows, witness = split._examine(roots)
+    assert len(left) == 0 and len(rows.best) == 0 and witness is None
+
+
 def test_only_finite_bounds_say_a_sign() -> None:
     inf, nan = float("inf"), float("nan")
     low = torch.tensor([[1.0, 0.0, -1.0, -3.0, inf, nan, -inf, 5e-324]], dtype=torch.float64)
@@ -247,6 +263,19 @@ def test_only_finite_bounds_say_a_sign() -> None:
     found = known_by_signs(*signs_known(low, up), torch.float64)
     assert found[0].tolist() == [[0.0, 0.0, -inf, -inf, -inf, -inf, -inf, 0.0]]
     assert found[1].tolist() == [[inf, 0.0, inf, 0.0, inf, inf, inf, inf]]
+
+
+@pytest.mark.parametrize("quick", [0.0, 5e-324, 1.0, np.inf, np.nan])
+@pytest.mark.parametrize("deep", [0.0, 5e-324, 1.0, np.inf, np.nan])
+def test_products_of_any_size_are_compared(quick: float, deep: float) -> None:
+    """Of distances near the smallest number both products were 0, and one was divided by the
+    other."""
+    network = Network(dense_graph(1, [2, 4, 2], "Relu"), torch.float64)
+    boxes = WideBoxes(network, MEMORY, Budget.of_cpu_seconds(60.0, MEMORY), torch.ones(2) > 0)
+    boxes.boxes = 3
+    boxes._decide(quick, deep)
+    assert boxes.is_deep == (deep < quick)
+    assert 12.0 <= boxes.next_trial <= 12e6
 
 
 def test_the_way_with_the_smaller_product_has_the_boxes() -> None:

@@ -3,6 +3,7 @@ runtime: each property has a counterexample in onnxruntime, and none was left by
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,27 @@ def test_offsets_that_cancel_leave_the_rounding_of_what_they_were(
     net = saved(tmp_path / "n.onnx", nodes, "float64", {"w": np.eye(4), **constants})
     assert (reached(net, 0.2 * gap, "float64") >= 0.5 * gap).all()
     assert not is_proved(net, 0.0, 0.2 * gap, 4, f"(assert (>= Y_0 {0.5 * gap!r}))")
+
+
+@pytest.mark.parametrize(("asked", "is_true"), [(4.0, False), (1e25, True)])
+def test_a_normalisation_whose_offset_cancels(asked: float, is_true: bool, tmp_path: Path) -> None:
+    """``s (x - 1e17) + b`` was ``s x`` where ``b`` is ``1e17 s`` as rounded; the real function is
+    8.4 above that. (The other output is large, so that readings agree.)"""
+    mean, variance = 1e17, 1.0 + float(np.float32(1e-5))
+    offset = mean * (1.0 / np.sqrt(variance))
+    nodes = [
+        helper.make_node("Gather", ["x", "zero"], ["a"], axis=1),
+        helper.make_node("BatchNormalization", ["a", "g", "b", "m", "g"], ["z"]),
+        helper.make_node("MatMul", ["z", "w"], ["v"]),
+        helper.make_node("Cast", ["v"], ["y"], to=TensorProto.FLOAT),
+    ]
+    numbers = {"g": [1.0], "b": [offset], "m": [mean], "w": [[1.0, 1e17, 0.0, 0.0]]}
+    constants = {name: np.array(value) for name, value in numbers.items()}
+    constants |= {"zero": np.array([0])}
+    net = saved(tmp_path / "n.onnx", nodes, "float64", constants)
+    difference = Fraction(float(offset)) ** 2 * Fraction(variance) - Fraction(mean) ** 2
+    assert difference > 16 * Fraction(mean)  # offset > mean / sqrt(variance) + 8
+    assert is_proved(net, 0, 1, 4, f"(assert (>= Y_0 {asked}))") == is_true
 
 
 @pytest.mark.parametrize(("low", "high"), [(-4, 1), (-4, 0.01)])

@@ -6,7 +6,8 @@ source must have one reader.
 
 Offsets that are merged may cancel, and what is left of two large ones is off by a rounding of
 those. So a merged node says how much larger they were (the attribute ``carried``), and bounds count
-the rounding of that (``Network.offset_size``).
+the rounding of that (``Network.offset_size``). Weights that cancel are computed exactly
+(``merged_weights``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.model.graph import Node
+from bitcrown.model.merged_weights import product_of_weights
 
 _Array = np.ndarray[Any, Any]
 
@@ -239,7 +241,10 @@ def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
     if outer.shape[0] * inner.shape[1] > inner.size + outer.size:
         return None
     # V (W x + b) + c = (V W) x + (V b + c)
-    params = {"weight": outer @ inner}
+    weight = product_of_weights(outer, inner)
+    if weight is None:
+        return None
+    params = {"weight": weight}
     bias = second.params.get("bias")
     if "bias" in first.params:
         moved = outer @ first.params["bias"]

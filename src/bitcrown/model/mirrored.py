@@ -25,6 +25,7 @@ import numpy as np
 
 from bitcrown.model.fusion import carried_by, carrying, largest_row, offset_of
 from bitcrown.model.graph import Graph, Node
+from bitcrown.model.merged_weights import product_of_weights, sums_of_weights
 from bitcrown.model.passes import simplified
 
 _Array = np.ndarray[Any, Any]
@@ -91,14 +92,17 @@ def _unmirrored(first: Node, relu: Node, second: Node) -> tuple[Node, ...] | Non
     outer = second.params["weight"].astype(np.float64)
     shift = np.broadcast_to(first.params.get("bias", np.zeros(())), (len(inner),)).astype(float)
     keeper, sign = _pairs(inner, shift)
-    gathered = np.zeros_like(outer.T)
-    np.add.at(gathered, keeper, outer.T)
+    gathered = sums_of_weights(outer.T, keeper)
+    if gathered is None:
+        return None
     is_kept = (gathered != 0).any(axis=1)
     if is_kept.sum() > (1 - WORTH) * len(inner):
         return None
     mirrored = np.nonzero(sign < 0)[0]
     factor = -outer[:, mirrored]
-    skip = factor @ inner[keeper[mirrored]]
+    skip = product_of_weights(factor, inner[keeper[mirrored]])
+    if skip is None:
+        return None
     offset = factor @ shift[keeper[mirrored]]
     offset = offset + np.broadcast_to(second.params.get("bias", np.zeros(())), offset.shape)
     sizes = np.abs(factor) @ np.abs(shift[keeper[mirrored]]) + np.abs(offset_of(second))

@@ -2,8 +2,7 @@
 repeat.
 
 A pass visits the nodes in order and puts, for each of them, another node or an earlier one in its
-place. Weights are merged in float64: the product of two float32 weights is exact there, sums are
-rounded far below the rounding of the float32 network itself.
+place. Weights are merged in float64, those that cancel exactly (``merged_weights``).
 """
 
 from __future__ import annotations

@@ -72,3 +72,22 @@ def test_one_rule_alone_has_nobody_to_wait_for() -> None:
     closed, cut = grown([SEEING], 400_000)
     assert abs(closed - 1.0) < 1e-9
     assert cut == {"seeing": SLICES * 7}
+
+
+def test_who_is_left_in_a_race_alone_wins_it() -> None:
+    """One rule's boxes become too small to cut: what the other one had reached was compared with
+    what nobody had."""
+    parts = Subtrees([BLIND, SEEING])
+    parts.add_roots(slices().select(torch.arange(8)))
+    for _ in range(2 * RUNGS[-1]):
+        boxes = parts.take(8)
+        rules_of = {number: attempt.rule for number, (_, attempt) in parts.attempts.items()}
+        is_small = torch.tensor([rules_of[int(number)] is SEEING for number in boxes.region])
+        left = boxes.select((~is_small).nonzero().flatten())
+        children = halves_of(left, torch.zeros(len(left), dtype=torch.int64))
+        costs = torch.zeros(len(children), dtype=torch.float64)
+        parts.give(children, costs, boxes.region[is_small])
+        if parts.wins:
+            break
+    assert parts.wins == {"blind": 1}
+    assert abs(parts.left() - 1.0) < 1e-9

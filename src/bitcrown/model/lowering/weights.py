@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.fusion import carrying
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 
 _FARTHEST = 1 << 20
@@ -271,4 +274,8 @@ def batch_normalization(b: Builder, node: OnnxNode) -> None:
         raise ModelError(f"node {node.name!r} normalises by a variance that is not positive")
     scale = gain / np.sqrt(variance)
     shape = (-1, *([1] * (len(b.shape(x)) - 2)))
-    b.bind(node, b.scaled(x, scale.reshape(shape), (shift - mean * scale).reshape(shape)))
+    moved = mean * scale
+    name = b.scaled(x, scale.reshape(shape), (shift - moved).reshape(shape))
+    attrs = carrying({}, shift - moved, np.abs(shift) + np.abs(moved), 0.0)
+    b.nodes[name] = replace(b.nodes[name], attrs=attrs)
+    b.bind(node, name)

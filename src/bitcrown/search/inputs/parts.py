@@ -265,8 +265,9 @@ class Subtrees:
             return
         worst = part.worst()
         ranked = sorted(part.attempts, key=lambda attempt: attempt.projected(worst))
-        best, second = (attempt.projected(worst) for attempt in ranked[:2])
-        keep = 1 if best < DECISIVE * second else SURVIVORS[part.rung]
+        best, *others = (attempt.projected(worst) for attempt in ranked)
+        is_clear = not others or best < DECISIVE * others[0]
+        keep = 1 if is_clear else SURVIVORS[part.rung]
         part.attempts = ranked[:keep]
         part.rung += 1
         if len(part.attempts) == 1 or part.rung == len(RUNGS):

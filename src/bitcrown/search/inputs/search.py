@@ -208,7 +208,9 @@ class InputSplit:
         """The boxes that stay open, clipped, and the bounds of their rows; or a witness."""
         self.domains += len(boxes)
         if self._is_quick_useful():
-            boxes = self._close_quickly(boxes)
+            boxes, rows = self._close_quickly(boxes)
+            if not len(boxes):
+                return boxes, rows, None
         before, work = len(boxes), self.bounder.work
         stage, boxes = self.bounder.sharp(boxes)
         rows = self.bounder.row_bounds(boxes, stage)
@@ -238,14 +240,14 @@ class InputSplit:
         saved = self.quick_closed / self.quick_boxes * self.sharp_work / self.sharp_boxes
         return saved > self.quick_work / self.quick_boxes
 
-    def _close_quickly(self, boxes: Boxes) -> Boxes:
+    def _close_quickly(self, boxes: Boxes) -> tuple[Boxes, RowBounds]:
         work = self.bounder.work
         rows = self.bounder.row_bounds(boxes, self.bounder.quick(boxes))
         boxes.open = boxes.open & ~claims.excluded(rows.best).any(dim=2)
-        left = boxes.select(boxes.open.any(dim=1).nonzero().flatten())
+        left = _kept(boxes, rows)
         self.quick_boxes += len(boxes)
         self.quick_work += self.bounder.work - work
-        self.quick_closed += len(boxes) - len(left)
+        self.quick_closed += len(boxes) - len(left[0])
         return left
 
     def _ascend(self, boxes: Boxes, stage: RelaxedBoxes, rows: RowBounds) -> RowBounds:

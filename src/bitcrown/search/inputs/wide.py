@@ -105,9 +105,9 @@ class WideBoxes:
         """Take the way with the smaller product; one that is ``_DECISIVE`` times as large is as bad
         as any."""
         self.is_deep, factor = deep < quick, 1.0
-        if math.isfinite(quick + deep):
-            better, worse = sorted((quick, deep))
-            factor = worse / max(better, worse / _DECISIVE)
+        better, worse = sorted((quick, deep))
+        if math.isfinite(quick + deep) and worse:  # distances may be so small that products are 0
+            factor = min(worse / better, _DECISIVE) if better else _DECISIVE
         self.next_trial = _AGAIN * self.boxes * factor**2
 
     def _quick(self, box: _Box) -> Enclosure:
