@@ -10,9 +10,11 @@ meet, and no bound of it excludes a box that touches ``x = x'``. But it is the i
     C J(p) e + D e  <   0    for an ``e`` that is plus or minus a unit vector
 
 where ``rhs = 0``: for a fixed ``p`` the left side is linear in ``d``, which is a sum of such ``e``
-with factors above 0. (Where all factors are 0 the inputs are one, and 0 < 0 is false.) These
-are rows of a network with the inputs ``p`` and ``d``: a search over ``p`` alone, in fewer
-dimensions than the pairs have, whose loss does not grow where the pairs come close.
+with factors above 0. (Where all factors are 0 the inputs are one, and 0 < 0 is false. Where a
+segment runs along a kink, parts may take different slopes there; but what they exclude holds on
+segments beside it, which do not, and so, by continuity, on it up to 0.) These are rows of a network
+with the inputs ``p`` and ``d``: a search over ``p`` alone, in fewer dimensions than the pairs have,
+whose loss does not grow where the pairs come close.
 
 ``p`` is in the hull of both boxes, which is all of the segment that is used; a case has one such
 row and what it says of ``x - x'`` alone, since other constraints hold at the ends of the segment

@@ -149,3 +149,9 @@ def test_a_loop_without_end_is_refused(tmp_path: Path) -> None:
     nodes = [node("Loop", "- - x", "y", body=body([node("Relu", "s", "t"), ONCE], ("again", "t")))]
     with pytest.raises(UnsupportedError, match="more than"):
         read_graph(NetworkFile(saved(nodes, tmp_path / "n.onnx")))
+
+
+def test_a_loop_without_a_round_collects_nothing(tmp_path: Path) -> None:
+    nodes = [node("Loop", "three no x", "z a b", body=COLLECTING), node("Add", "z a", "y")]
+    with pytest.raises(UnsupportedError, match="without a round"):
+        read_graph(NetworkFile(saved(nodes, tmp_path / "n.onnx")))

@@ -52,6 +52,8 @@ def unrolled(b: Builder, node: OnnxNode) -> Iterator[OnnxNode]:
 
 def _stacked(b: Builder, node: OnnxNode, name: str, entries: list[str]) -> Iterator[OnnxNode]:
     """``entries`` along a new first axis, as the tensor ``name``."""
+    if not entries:
+        raise UnsupportedError(f"node {node.name!r}: a loop without a round collects nothing")
     first = f"{name}/first"
     b.constants[first] = np.array([0])
     rows = [f"{name}/{k}" for k in range(len(entries))]
