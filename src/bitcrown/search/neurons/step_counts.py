@@ -31,7 +31,7 @@ from bitcrown.bounds.step_sums import (
     step_of,
     step_rows,
 )
-from bitcrown.budget import Budget
+from bitcrown.budget import Budget, Stopwatch
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.model.execute import Network
 from bitcrown.search.linear_program import LinearProgram
@@ -49,6 +49,8 @@ _HOPELESS = -0.15
 """Least sums, in widths of a step, from which slopes have never brought a group above zero."""
 _LARGEST = 4
 """Steps of a group at most."""
+_TRIAL = 16
+"""Groups by which the time of an ascent is foreseen."""
 _BATCH = 64
 """Groups that are split together, at most."""
 _PAYS = 0.25
@@ -106,7 +108,8 @@ class StepCount:
         last = 0.0
         for size in range(1, _LARGEST + 1):
             before = self.value
-            self._climb(self._of_size(size))
+            if not self._climb(self._of_size(size)):
+                break
             self._weigh()
             self._split(size)
             rise = self.value - before
@@ -121,15 +124,20 @@ class StepCount:
             return [(member,) for member in self.members]
         return self._pairs() if size == 2 else self._grown(size)
 
-    def _climb(self, groups: Sequence[StepGroup]) -> None:
-        if not groups:
-            return
-        least = self.groups.least(groups, climbs=True)
-        self.tried.update(zip(groups, least.tolist(), strict=True))
-        proved = excluded(least).tolist()
-        self.claims += [
-            StepClaim(group) for group, is_so in zip(groups, proved, strict=True) if is_so
-        ]
+    def _climb(self, groups: Sequence[StepGroup]) -> bool:
+        """Claims of ``groups`` by ascent; False, after the first few, where all of them would take
+        longer than there is time."""
+        watch = Stopwatch()
+        for batch in (groups[:_TRIAL], groups[_TRIAL:]):
+            if not batch:
+                continue
+            if watch.seconds * len(groups) > _TRIAL * self.groups.ascent.budget.remaining():
+                return False
+            least = self.groups.least(batch, climbs=True)
+            self.tried.update(zip(batch, least.tolist(), strict=True))
+            proved = zip(batch, excluded(least).tolist(), strict=True)
+            self.claims += [StepClaim(group) for group, is_so in proved if is_so]
+        return True
 
     def _split(self, size: int) -> None:
         """Trees for groups of ``size`` that failed and would raise the bound, the nearest to zero
@@ -142,7 +150,7 @@ class StepCount:
                 for group in failed
                 if sum(self.right[member] for member in group) < 1 - _ROUNDED
             ]
-            batch = sorted(lacking, key=lambda group: -self.tried[group])[:_BATCH]
+            batch = sorted(lacking, key=lambda group: -self.tried[group])[: self._wanted()]
             if not batch:
                 break
             self.split.update(batch)
@@ -151,6 +159,11 @@ class StepCount:
             self._weigh()
             if len(proved) < _PAYS * len(batch):
                 break
+
+    def _wanted(self) -> int:
+        """Groups of the next batch: half as many again as could suffice, within limits."""
+        largest = float(max(self.row.gains))
+        return int(min(_BATCH, max(_TRIAL, 1.5 * -self.value / largest)))
 
     def _open(self) -> list[int]:
         closed = {claim.members[0] for claim in self.claims if len(claim.members) == 1}
