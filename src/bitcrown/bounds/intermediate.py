@@ -208,7 +208,7 @@ class LayerBounder:
             for source in node.inputs:
                 indices = undecided_places(node, source, intervals)
                 symbols += len(indices) // 3 if len(node.inputs) == 1 else 0
-                origin, places = self._origin(source)
+                origin, places = self.origin(source)
                 fine.update(fine_by(node, source))
                 if len(indices) == 0 or self._is_first_layer(source) or origin in met:
                     continue
@@ -244,7 +244,7 @@ class LayerBounder:
             indices = indices[:0] if is_read is None else indices[is_read.flatten()[indices]]
         if indices.numel() == 0 or self._is_first_layer(source) or self._is_expired():
             return lower, upper
-        origin, places = self._origin(source)
+        origin, places = self.origin(source)
         asked, back = torch.unique(places[indices], return_inverse=True)
         rounded = self._rounded(backward, origin, asked, bounds, reference, source)
         if rounded is None:
@@ -264,7 +264,7 @@ class LayerBounder:
         flat_lower[:, indices], flat_upper[:, indices] = new
         return flat_lower.reshape(boxes, *shape), flat_upper.reshape(boxes, *shape)
 
-    def _origin(self, source: str) -> tuple[str, Tensor]:
+    def origin(self, source: str) -> tuple[str, Tensor]:
         """The node whose elements ``source`` only moves or copies (itself, if it does neither), and
         for each element of ``source`` the flat place of that element: ``[N]``."""
         graph, chain = self.network.graph, []

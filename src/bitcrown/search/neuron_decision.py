@@ -27,6 +27,7 @@ from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import guide_network, whole_guide
 from bitcrown.search.neurons.root import Root, interval_values_of, root_of, rows_of_cases
 from bitcrown.search.neurons.search import SplitOutcome, TreeSearch
+from bitcrown.search.neurons.step_counts import counted_root
 from bitcrown.search.neurons.tightening import TightenedRace
 from bitcrown.search.neurons.trials import Trials
 from bitcrown.search.objective import Objective
@@ -45,6 +46,8 @@ _LAYER_STEPS = 10
 """Steps of that ascent; five bring nearly all that twenty would."""
 _STEP_COST = 0.4
 """Seconds of one such step, as a share of the plain root bounds (measured: 0.15 to 0.4)."""
+_COUNT_SHARE = 0.7
+"""Share of the time left for counting steps, which ends by itself where it does not pay."""
 _GLANCE_SHARE = 0.05
 """Share of the time left for the attack before any bound; where ten steps take less, the glance
 ends with them."""
@@ -138,6 +141,9 @@ def decide_from_root(
     ``guide`` is ``guide_network`` of the root's; ``root_seconds`` is what the root bounds took,
     from which the cost of sharper layers is foreseen. Raises ``BudgetExpired``.
     """
+    root = _counted(run, root, guide)
+    if not len(root.open_cases()):
+        return run.verdict(Status.UNSAT, "step counts")
     trials, started = Trials(run.confirm), time.process_time()
     bounder = bounder_of(root, whole_guide(root, guide), trials, run.budget, run.recorder)
     with run.phase("alpha"):
@@ -153,6 +159,17 @@ def decide_from_root(
         return run.verdict(Status.UNSAT, "alpha-CROWN")
     seconds = time.process_time() - started
     return _branch_and_bound(run, bounder, domains, objective, seconds, rival)
+
+
+def _counted(run: Run, root: Root, guide: Network) -> Root:
+    """``root`` with rows that count steps bounded as such."""
+    with run.phase("step counts"):
+        share = run.budget.capped(_COUNT_SHARE * run.budget.remaining())
+        counted = counted_root(root, guide, share)
+    left = counted.open_cases()
+    if counted is not root and len(left):
+        run.counters["worst"] = float(counted.case_value[left].min())
+    return counted
 
 
 def _sharpened_layers(
