@@ -98,9 +98,9 @@ def test_the_largest_product_is_found(tmp_path: Path, slack: float, status: Stat
     v = values_of(grid.reshape(-1, 2))
     most = float((v[:, 2] * v[:, 3] + v[:, 0] ** 2).max())
     text = f"(assert (>= (+ (* Y[0,0] Y[0,1]) (* X[0,0] X[0,0])) {most + slack:.9f}))"
-    found = bitcrown.verify(problem(tmp_path, text), Settings(), seconds=60)
+    found = bitcrown.verify(problem(tmp_path, text), Settings(), seconds=10)
     assert found.status is status
     if status is Status.UNSAT:
         text += "(assert (<= Y[0,0] 100.0))"
-        asked = bitcrown.verify(problem(tmp_path, text), seconds=60, want_certificate=True)
+        asked = bitcrown.verify(problem(tmp_path, text), seconds=10, want_certificate=True)
         assert asked.status is status and "no_certificate" in asked.counters
