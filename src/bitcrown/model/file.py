@@ -156,8 +156,8 @@ class NetworkFile:
         """What onnxruntime can run, with the tensors of ``proto``: the file itself, if that is as
         it was written, or QONNX and MCT in standard operators. Raises ``UnsupportedError`` where
         those cannot be written."""
-        if not self.is_emulated:
-            is_same = self.proto is not None and self.is_as_written
+        if not self.is_emulated:  # (which has asked for ``proto``)
+            is_same = self.is_as_written
             return self if is_same else NetworkFile(self.path, self.proto.SerializeToString())
         from bitcrown.model.standard_form import standard_form
 
