@@ -30,6 +30,7 @@ from bitcrown.model.folding import fold
 from bitcrown.model.lowering.builder import OnnxNode
 from bitcrown.model.onnx_reader import nodes_and_constants
 from bitcrown.search.input_quantizers import InputQuantizer, input_quantizer
+from bitcrown.spec.case_table import arrays_of
 from bitcrown.spec.problem import Case
 from bitcrown.spec.rounding import box_of
 from bitcrown.verdict import Status, Verdict
@@ -86,7 +87,8 @@ def _ends_of_boxes(run: Run) -> list[tuple[list[Case], list[np.ndarray]]] | None
     file = next(iter(run.files.values()))
     if not _may_have_cells(file):
         return None
-    if any(_mentions_inputs(case, problem.n_inputs) for case in problem.cases):
+    forms = arrays_of(problem.cases, problem.n_inputs).used_forms().values()
+    if any(v < problem.n_inputs for terms in forms for monomial, _ in terms for v in monomial):
         return None
     read, unread = input_steps(file)
     boxes: dict[tuple[int, int], list[Case]] = {}
@@ -122,10 +124,6 @@ def _may_have_cells(file: NetworkFile) -> bool:
         return False
     has_steps = any(node.op_type in (*_STEPS, "QuantizeLinear") for node in nodes)
     return has_steps or any(t.dtype is not None and t.dtype.kind in "iu" for t in file.inputs)
-
-
-def _mentions_inputs(case: Case, n: int) -> bool:
-    return any(v < n for c in case.constraints for monomial, _ in c.terms for v in monomial)
 
 
 def _numbers(lower: Fraction, upper: Fraction, kind: type[np.generic]) -> tuple[float, float]:

@@ -153,7 +153,7 @@ class _Pair:
 
     def _row(self, constraint: Constraint, is_same: np.ndarray) -> _Row | None:
         """A constraint on differences alone; those of equal inputs are 0."""
-        if not constraint.is_linear() or not has_row(constraint):
+        if not constraint.is_linear() or not has_row(constraint.terms):
             return None
         terms, rhs = integer_row(constraint)
         given = {monomial[0]: value for monomial, value in terms}

@@ -13,13 +13,15 @@ cannot is refused), and ``rhs`` is rounded upward, so that the violation set nev
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bitcrown.errors import UnsupportedError
-from bitcrown.spec.problem import Case, Constraint, Monomial, Problem
+from bitcrown.spec.case_table import Terms, arrays_of
+from bitcrown.spec.exact_vector import ExactVector
+from bitcrown.spec.problem import Constraint, Monomial, Problem
 from bitcrown.spec.rounding import Kind, box_ends, round_up
 
 
@@ -53,46 +55,40 @@ class Objective:
 def integer_row(constraint: Constraint) -> tuple[list[tuple[Monomial, float]], float]:
     """Its terms with whole coefficients, and its bound, rounded upward; raises
     ``UnsupportedError`` for those that float64 cannot hold."""
-    scale = math.lcm(*(coefficient.denominator for _, coefficient in constraint.terms))
+    row, scale = _whole(constraint.terms)
+    return row, round_up(constraint.bound * scale)
+
+
+def _whole(terms: Terms) -> tuple[list[tuple[Monomial, float]], int]:
+    """The same form with whole coefficients, and what it was multiplied by."""
+    scale = math.lcm(*(coefficient.denominator for _, coefficient in terms))
     row = []
-    for monomial, coefficient in constraint.terms:
+    for monomial, coefficient in terms:
         value = coefficient * scale
         if abs(value) >= 1 << 53:
             raise UnsupportedError(
                 "a constraint has coefficients that no float64 row can hold exactly"
             )
         row.append((monomial, float(value)))
-    return row, round_up(constraint.bound * scale)
+    return row, scale
 
 
 def monomials_of(problem: Problem) -> tuple[Monomial, ...]:
     """The products that constraints are made of, of those constraints that have a row."""
     found: dict[Monomial, None] = {}
-    for case in problem.cases:
-        for constraint in case.constraints:
-            if not constraint.is_linear() and has_row(constraint):
-                found.update({m: None for m, _ in constraint.terms if len(m) > 1})
+    for terms in arrays_of(problem.cases, problem.n_inputs).used_forms().values():
+        if has_row(terms):
+            found.update({m: None for m, _ in terms if len(m) > 1})
     return tuple(found)
 
 
-def has_row(constraint: Constraint) -> bool:
+def has_row(terms: Terms) -> bool:
     """Whether float64 holds its coefficients, up to a common factor."""
     try:
-        integer_row(constraint)
-    except (UnsupportedError, OverflowError):
+        _whole(terms)
+    except UnsupportedError:
         return False
     return True
-
-
-def _rows(case: Case, known: Collection[Monomial]) -> list[Constraint]:
-    """Constraints with other products than ``known`` ones are left out, which can only enlarge the
-    violation set."""
-    return [
-        constraint
-        for constraint in case.constraints
-        if constraint.is_linear()
-        or (all(len(m) == 1 or m in known for m, _ in constraint.terms) and has_row(constraint))
-    ]
 
 
 def objective_of(
@@ -104,44 +100,65 @@ def objective_of(
 
     ``kinds [n]`` are the types of the flat inputs; left out, all are float32. ``monomials`` are
     outputs, too: ``C`` has a column for each, behind those of ``y`` (``model.monomials``).
+    Constraints with other products are left out, which can only enlarge the violation set.
     """
-    kinds = ["float32"] * problem.n_inputs if kinds is None else list(kinds)
-    n, m, count = problem.n_inputs, problem.n_outputs, len(problem.cases)
-    column = {monomial: m + k for k, monomial in enumerate(monomials)}
-    rows = [_rows(case, column) for case in problem.cases]
-    depth = max([1] + [len(row) for row in rows])
-    matrix_c = np.zeros((count, depth, m + len(column)))
-    needs_inputs = any(
-        len(monomial) == 1 and monomial[0] < n
-        for row in rows
-        for constraint in row
-        for monomial, _ in constraint.terms
-    )
-    matrix_d = np.zeros((count, depth, n)) if needs_inputs else None
-    rhs = np.full((count, depth), np.inf)
-    boxes: dict[tuple[int, int], int] = {}
-    lower: list[np.ndarray] = []
-    upper: list[np.ndarray] = []
-    box = np.zeros(count, dtype=np.int64)
-    for p, case in enumerate(problem.cases):
-        key = (id(case.lower), id(case.upper))
-        if key not in boxes:
-            boxes[key] = len(lower)
-            low, high = box_ends(case.lower, case.upper, kinds)
-            lower.append(low)
-            upper.append(high)
-        box[p] = boxes[key]
-        for s, constraint in enumerate(rows[p]):
-            terms, rhs[p, s] = integer_row(constraint)
-            for monomial, value in terms:
-                if len(monomial) > 1:
-                    matrix_c[p, s, column[monomial]] = value
-                elif monomial[0] >= n:
-                    matrix_c[p, s, monomial[0] - n] = value
-                elif matrix_d is not None:
-                    matrix_d[p, s, monomial[0]] = value
-    arrays = (
-        np.array(lower, dtype=np.float64).reshape(-1, n),
-        np.array(upper, dtype=np.float64).reshape(-1, n),
-    )
-    return Objective(matrix_c, matrix_d, rhs, *arrays, box)
+    n, count = problem.n_inputs, len(problem.cases)
+    kinds = ["float32"] * n if kinds is None else list(kinds)
+    arrays = arrays_of(problem.cases, n)
+    column: dict[Monomial, int] = {(n + k,): k for k in range(problem.n_outputs)}
+    column |= {monomial: len(column) + k for k, monomial in enumerate(monomials)}
+    forms = _FormTable(arrays.used_forms(), n, column)
+    kept = forms.kept(arrays.form)
+    case = np.repeat(np.arange(count), np.diff(arrays.first))[kept]
+    depths = np.bincount(case, minlength=count)
+    place = case, np.arange(len(case)) - (np.cumsum(depths) - depths)[case]
+    shape = count, max(1, int(depths.max(initial=0)))
+    C, rhs = np.zeros((*shape, len(column))), np.full(shape, np.inf)
+    D = np.zeros((*shape, n)) if forms.needs_inputs else None
+    number = forms.places(arrays.form[kept])
+    C[place], rhs[place] = forms.C[number], forms.bounds(number, arrays.bounds.taken(kept))
+    if D is not None:
+        D[place] = forms.D[number]
+    box, first = arrays.boxes()
+    low, up = arrays.rows(arrays.low[first]), arrays.rows(arrays.up[first])
+    lower, upper = box_ends(low, up, kinds * len(first))
+    return Objective(C, D, rhs, lower.reshape(-1, n), upper.reshape(-1, n), box)
+
+
+class _FormTable:
+    """Rows ``C [F, m]``, ``D [F, n]`` of the forms that have one; ``column`` says where a monomial
+    of outputs stands."""
+
+    def __init__(self, forms: Mapping[int, Terms], n: int, column: Mapping[Monomial, int]) -> None:
+        known = {
+            number: _whole(terms)
+            for number, terms in forms.items()
+            if all(len(m) == 1 for m, _ in terms)
+            or (all(len(m) == 1 or m in column for m, _ in terms) and has_row(terms))
+        }
+        self.numbers = np.array(list(known), dtype=np.int64)
+        self.scales = np.array([scale for _, scale in known.values()], dtype=object)
+        self.needs_inputs = any(m not in column for row, _ in known.values() for m, _ in row)
+        self.C = np.zeros((len(known), len(column)))
+        self.D = np.zeros((len(known), n if self.needs_inputs else 0))
+        for place, (row, _) in enumerate(known.values()):
+            for monomial, value in row:
+                if monomial in column:
+                    self.C[place, column[monomial]] = value
+                else:
+                    self.D[place, monomial[0]] = value
+
+    def kept(self, form: np.ndarray) -> np.ndarray:
+        """The places in ``form [K]`` of forms that have a row."""
+        return np.flatnonzero(np.isin(form, self.numbers))
+
+    def places(self, form: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.numbers, form)
+
+    def bounds(self, place: np.ndarray, bounds: ExactVector) -> np.ndarray:
+        """``bounds`` times the scales of the forms at ``place [K]``, rounded upward."""
+        result = bounds.rounded(is_up=True)
+        is_scaled = (self.scales != 1)[place]
+        for k in np.flatnonzero(is_scaled).tolist():
+            result[k] = round_up(bounds[k] * self.scales[place[k]])
+        return result

@@ -36,6 +36,7 @@ from bitcrown.search.objective import Objective, has_row, objective_of
 from bitcrown.search.quantized import read_in_integers
 from bitcrown.search.strategy import Run, opened_files
 from bitcrown.settings import Settings
+from bitcrown.spec.case_table import arrays_of
 from bitcrown.spec.problem import Problem
 
 _SECONDS = 30.0
@@ -81,7 +82,8 @@ def outlook_of(problem: Problem, settings: Settings | None = None) -> Outlook:
         return Outlook(("nothing is left to decide: unsat",), tuple(dict.fromkeys(obstacles)))
     if objective is not None:
         sentences.append(_engine(objective))
-        if any(not has_row(row) for case in problem.cases for row in case.constraints):
+        forms = arrays_of(problem.cases, problem.n_inputs).used_forms()
+        if not all(map(has_row, forms.values())):
             sentences.append(
                 "products whose coefficients no float64 row holds are left out of proofs, and"
                 " checked on counterexamples"

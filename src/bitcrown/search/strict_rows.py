@@ -17,42 +17,36 @@ import torch
 from bitcrown.bounds.interval import interval_bounds
 from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective
-from bitcrown.spec.problem import Constraint, Problem
+from bitcrown.spec.case_table import arrays_of
+from bitcrown.spec.problem import Problem
 
 
 def with_strict_rows(problem: Problem, proof: Network, objective: Objective) -> Objective:
     """``objective`` with a row that no point satisfies in every case that a strict bound of one
     output excludes."""
-    n = problem.n_inputs
-    asked = [
-        [c for c in case.constraints if c.strict and _output(c, n) is not None]
-        for case in problem.cases
-    ]
-    if not any(asked):
+    arrays, n = arrays_of(problem.cases, problem.n_inputs), problem.n_inputs
+    single = {
+        number: (terms[0][0][0] - n, terms[0][1])
+        for number, terms in arrays.used_forms().items()
+        if len(terms) == 1 and len(terms[0][0]) == 1 and terms[0][0][0] >= n
+    }
+    asked = np.flatnonzero(arrays.is_strict & np.isin(arrays.form, list(single)))
+    if not len(asked):
         return objective
     lower, upper = _output_intervals(proof, objective)
-    ends = lower.tolist(), upper.tolist()
-    is_out = np.array([any(_is_out(c, n, *ends) for c in rows) for rows in asked])
-    return objective.without(is_out)
-
-
-def _output(constraint: Constraint, n: int) -> int | None:
-    """The number of the one output whose multiple a constraint bounds."""
-    (monomial, _), *others = constraint.terms
-    return (
-        monomial[0] - n
-        if not others and len(monomial) == 1 and monomial[0] not in range(n)
-        else None
-    )
-
-
-def _is_out(constraint: Constraint, n: int, lower: list[float], upper: list[float]) -> bool:
-    output, (_, coefficient) = _output(constraint, n), constraint.terms[0]
-    assert output is not None
-    ends = lower[output], upper[output]
-    if not all(map(math.isfinite, ends)):
-        return False
-    return not constraint.is_within(min(coefficient * Fraction(end) for end in ends))
+    least = {
+        number: min(coefficient * Fraction(end) for end in (lower[output], upper[output]))
+        for number, (output, coefficient) in single.items()
+        if math.isfinite(lower[output]) and math.isfinite(upper[output])
+    }
+    is_out = [
+        number in least and least[number] >= bound
+        for number, bound in zip(
+            arrays.form[asked].tolist(), arrays.bounds.taken(asked), strict=True
+        )
+    ]
+    case = np.searchsorted(arrays.first, asked[np.array(is_out)], side="right") - 1
+    return objective.without(case)
 
 
 def _output_intervals(proof: Network, objective: Objective) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,23 @@ class CaseArrays:
     bounds: ExactVector
     is_strict: np.ndarray
 
+    def used_forms(self) -> dict[int, Terms]:
+        """The forms that constraints have, by number, in its order."""
+        return {number: self.forms[number] for number in np.unique(self.form).tolist()}
+
+    def boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each case's box ``[C]``, and the first case of each box, ascending."""
+        pairs = self.low.astype(np.int64) * (len(self.ends) // max(1, self.n) + 1) + self.up
+        _, first, number = np.unique(pairs, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        return rank[number], first[order]
+
+    def rows(self, numbers: np.ndarray) -> ExactVector:
+        """Rows of ``ends``, one after the other."""
+        return self.ends.taken((numbers[:, None] * self.n + np.arange(self.n)).ravel())
+
     def part(self, start: int, stop: int) -> CaseArrays:
         """The cases from ``start`` up to ``stop``."""
         if (start, stop) == (0, len(self.low)):
@@ -49,7 +66,7 @@ class CaseArrays:
         places = np.arange(first[0], first[-1])
         return CaseArrays(
             self.n,
-            self.ends.taken((used[:, None] * self.n + np.arange(self.n)).ravel()),
+            self.rows(used),
             numbers[: len(low)],
             numbers[len(low) :],
             first - first[0],
@@ -65,7 +82,7 @@ class CaseTable(Sequence[Case]):
 
     def __init__(self, arrays: CaseArrays) -> None:
         self.arrays = arrays
-        self._rows: list[ExactVector] | None = None
+        self._rows: dict[int, ExactVector] = {}
         self._cases: dict[int, Case] = {}
 
     def __len__(self) -> int:
@@ -94,11 +111,11 @@ class CaseTable(Sequence[Case]):
 
     def _make(self, place: int) -> None:
         """The cases around ``place``: many at a time are made in a third of the time."""
-        arrays = self.arrays
-        if self._rows is None:
-            self._rows = arrays.ends.rows(arrays.n)
-        rows, start = self._rows, place - place % _AT_ONCE
+        arrays, rows, start = self.arrays, self._rows, place - place % _AT_ONCE
         stop = min(start + _AT_ONCE, len(self))
+        asked = np.unique(np.concatenate([arrays.low[start:stop], arrays.up[start:stop]]))
+        new = [row for row in asked.tolist() if row not in rows]
+        rows.update(zip(new, arrays.rows(np.array(new, dtype=int)).rows(arrays.n), strict=True))
         first = arrays.first[start : stop + 1].tolist()
         own = slice(first[0], first[-1])
         parts = (arrays.form[own].tolist(), arrays.bounds[own], arrays.is_strict[own].tolist())

@@ -22,6 +22,7 @@ from bitcrown.budget import Budget
 from bitcrown.check.replay import RuntimeReplay
 from bitcrown.check.truth import nearest_double
 from bitcrown.check.witness import Confirmer, InwardBox
+from bitcrown.spec.case_table import arrays_of
 from bitcrown.spec.problem import Case, Constraint, Problem
 from bitcrown.verdict import Witness
 
@@ -199,10 +200,11 @@ class _Search:
 
     def boxes(self) -> Iterator[BoxRows]:
         """The cases by box, one after the other: there may be tens of thousands of boxes."""
-        shared: dict[tuple[int, int], list[Case]] = {}
-        for case in self.problem.cases:
-            shared.setdefault((id(case.lower), id(case.upper)), []).append(case)
-        for cases in shared.values():
+        number, _ = arrays_of(self.problem.cases, self.problem.n_inputs).boxes()
+        in_order, stop = np.argsort(number, kind="stable"), 0
+        for count in np.bincount(number).tolist():
+            start, stop = stop, stop + count
+            cases = [self.problem.cases[place] for place in in_order[start:stop].tolist()]
             # Cases that tie different inputs to each other have boxes of their own.
             by_box: dict[int, tuple[InwardBox, list[CaseRows]]] = {}
             for case in cases:

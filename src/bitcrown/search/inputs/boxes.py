@@ -99,9 +99,7 @@ class GroupedRows:
         counts = np.bincount(group_of, minlength=len(boxes))
         depth, width = objective.C.shape[1], int(counts.max())
         place = np.zeros(len(cases), dtype=np.int64)
-        seen = np.zeros(len(boxes), dtype=np.int64)
-        for k, g in enumerate(group_of):
-            place[k], seen[g] = seen[g], seen[g] + 1
+        place[np.argsort(group_of, kind="stable")] = _number_within(np.sort(group_of))
         c = np.zeros((len(boxes), width, depth, objective.C.shape[2]))
         c[group_of, place] = objective.C[cases]
         rhs = np.full((len(boxes), width, depth), np.inf)
@@ -159,14 +157,20 @@ def _distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of rows ``[G, Q, S, k]`` the different ones of each group, ``[G, R, k]`` (padded with zeros),
     and the number of each row among them, ``[G, Q, S]``."""
     groups, cases, depth, size = rows.shape
-    found, places = [], np.zeros((groups, cases * depth), dtype=np.int64)
-    for g in range(groups):
-        distinct, inverse = np.unique(
-            rows[g].reshape(cases * depth, size), axis=0, return_inverse=True
-        )
-        found.append(distinct)
-        places[g] = inverse.reshape(-1)
-    result = np.zeros((groups, max(len(part) for part in found), size))
-    for g, part in enumerate(found):
-        result[g, : len(part)] = part
-    return result, places.reshape(groups, cases, depth)
+    if cases * depth == 1:
+        return rows.reshape(groups, 1, size), np.zeros((groups, 1, 1), dtype=np.int64)
+    distinct, number = np.unique(rows.reshape(-1, size), axis=0, return_inverse=True)
+    group = np.repeat(np.arange(groups), cases * depth)
+    pairs, inverse = np.unique(group * len(distinct) + number.reshape(-1), return_inverse=True)
+    group, number = np.divmod(pairs, len(distinct))
+    own = _number_within(group)
+    result = np.zeros((groups, int(own.max()) + 1, size))
+    result[group, own] = distinct[number]
+    return result, own[inverse].reshape(groups, cases, depth)
+
+
+def _number_within(group: np.ndarray) -> np.ndarray:
+    """Of entries in the order of their ``group``, how many of the same stand before each."""
+    first = np.searchsorted(group, group)
+    result: np.ndarray = np.arange(len(group)) - first
+    return result
