@@ -18,7 +18,7 @@ from bitcrown.bounds.interval import interval_bounds
 from bitcrown.model.execute import Network
 from bitcrown.search.objective import Objective
 from bitcrown.spec.case_table import arrays_of
-from bitcrown.spec.problem import Problem
+from bitcrown.spec.problem import Constraint, Problem
 
 
 def with_strict_rows(problem: Problem, proof: Network, objective: Objective) -> Objective:
@@ -39,11 +39,10 @@ def with_strict_rows(problem: Problem, proof: Network, objective: Objective) -> 
         for number, (output, coefficient) in single.items()
         if math.isfinite(lower[output]) and math.isfinite(upper[output])
     }
+    rows = zip(arrays.form[asked].tolist(), arrays.bounds.taken(asked), strict=True)
     is_out = [
-        number in least and least[number] >= bound
-        for number, bound in zip(
-            arrays.form[asked].tolist(), arrays.bounds.taken(asked), strict=True
-        )
+        k in least and not Constraint(arrays.forms[k], bound, strict=True).is_within(least[k])
+        for k, bound in rows
     ]
     case = np.searchsorted(arrays.first, asked[np.array(is_out)], side="right") - 1
     return objective.without(case)
