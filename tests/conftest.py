@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads_at_first() -> int:
+    return torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
-def _threads_of_before() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
+def _threads_as_at_first(_threads_at_first: int) -> Iterator[None]:
+    """(Before a test as well: a fixture of its module may have run a command.)"""
+    torch.set_num_threads(_threads_at_first)
     yield
-    if torch.get_num_threads() != before:
-        torch.set_num_threads(before)
+    torch.set_num_threads(_threads_at_first)
