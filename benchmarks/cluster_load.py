@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -148,8 +149,7 @@ def main() -> int:
     import cluster_load  # the name under which workers know the stub
 
     stub: Callable[[ScriptCall, FilePlaces], dict[str, Any]] = cluster_load.answer_at_once
-    bench.run_scripts = stub
-    with tempfile.TemporaryDirectory() as name:
+    with patch.object(bench, "run_scripts", stub), tempfile.TemporaryDirectory() as name:
         write_suite(Path(name) / "suite", options.instances)
         plan = bench.BenchPlan(Path(name) / "suite", Path(name) / "out")
         before = resident_mib()

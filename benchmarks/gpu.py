@@ -249,7 +249,7 @@ def training(options: argparse.Namespace) -> Iterator[Row]:
             ):
                 pass
             seconds = run.seconds - (run.history[0]["seconds"] if run.epoch > 1 else 0)
-            losses = {
+            losses: Row = {
                 key: round(run.history[-1][key], 3)
                 for key in ("natural", "certified", "adversarial")
                 if key in run.history[-1]

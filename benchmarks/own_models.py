@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def trained(network: Any, images: np.ndarray, labels: np.ndarray) -> Any:
         rows = order.integers(0, len(images), 64)
         optimiser.zero_grad()
         outputs = network(torch.from_numpy(images[rows]))
-        torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels[rows])).backward()
+        loss = torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels[rows]))
+        torch.autograd.backward(loss)
         optimiser.step()
     return network.eval()
 
@@ -140,22 +142,18 @@ def make(folder: Path, eps: Fraction, only: list[str]) -> None:
     networks = {
         name: trained(network, images, labels) for name, network in torch_networks().items()
     }
-    writers: dict[str, Callable[[Path], None]] = {}
+    writers: dict[str, Callable[[Path], object]] = {}
     example = torch.from_numpy(images[:1])
     for name, network in networks.items():
-        writers[f"{name}_default"] = lambda path, net=network: torch.onnx.export(
-            net, (example,), str(path)
-        )
-        writers[f"{name}_traced"] = lambda path, net=network: torch.onnx.export(
-            net, (example,), str(path), dynamo=False
-        )
+        writers[f"{name}_default"] = partial(torch.onnx.export, network, (example,))
+        writers[f"{name}_traced"] = partial(torch.onnx.export, network, (example,), dynamo=False)
     writers["float16"] = lambda path: torch.onnx.export(
-        networks["mlp"].half(), (example.half(),), str(path), dynamo=False
+        networks["mlp"].half(), (example.half(),), path, dynamo=False
     )
     writers["int8_static"] = lambda path: quantized(folder / "cnn_traced.onnx", path, images)
     writers["int8_dynamic"] = lambda path: quantized(folder / "mlp_traced.onnx", path, None)
     for name, is_bare in (("sklearn_mlp", True), ("sklearn_zipmap", False)):
-        writers[name] = lambda path, bare=is_bare: classical(path, images, labels, bare)
+        writers[name] = partial(classical, images, labels, is_bare)
     # (Half precision last: it changes the network in place.)
     for name in sorted(writers, key=lambda name: name == "float16"):
         path = folder / f"{name}.onnx"
@@ -180,17 +178,17 @@ def quantized(source: Path, path: Path, images: np.ndarray | None) -> None:
         return
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
+        def __init__(self, images: np.ndarray) -> None:
             self.rest = iter(images[:50])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.rest, None)
             return None if image is None else {input_of(source).name: image[None]}
 
-    quantize_static(source, path, Reader())
+    quantize_static(source, path, Reader(images))
 
 
-def classical(path: Path, images: np.ndarray, labels: np.ndarray, is_bare: bool) -> None:
+def classical(images: np.ndarray, labels: np.ndarray, is_bare: bool, path: Path) -> None:
     from skl2onnx import to_onnx
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline

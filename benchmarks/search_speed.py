@@ -34,11 +34,11 @@ SIDE = 1024
 PHASES = ("neuron split", "input split")
 
 
-class Flops(TorchDispatchMode):
+class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while ``is_on``; ``[number type]`` to FLOP."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_on, self.counts = False, dict[torch.dtype, float]()
 
     def __torch_dispatch__(

@@ -17,6 +17,7 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,11 @@ def _functions() -> Iterator[Layer]:
         return name, _wrap(function), shape
 
     for mode in ("constant", "reflect", "replicate", "circular"):
-        yield call(f"pad, {mode}", lambda x, mode=mode: f.pad(x, (1, 2, 2, 1), mode=mode), IMAGE)
+        yield call(f"pad, {mode}", partial(f.pad, pad=(1, 2, 2, 1), mode=mode), IMAGE)
     for mode in ("bilinear", "bicubic", "area", "nearest-exact"):
         yield call(
             f"interpolate, {mode}",
-            lambda x, mode=mode: f.interpolate(x, size=(5, 13), mode=mode),
+            partial(f.interpolate, size=(5, 13), mode=mode),
             IMAGE,
         )
     yield call(
@@ -278,7 +279,7 @@ def made(folder: Path, only: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     for turn, (name, module, shape) in enumerate(layers()):
-        if only and name not in only or list(folder.glob(f"{file_name(name)}.*.onnx")):
+        if only and name not in only or any(folder.glob(f"{file_name(name)}.*.onnx")):
             continue
         is_token = name in TOKENS
         x = torch.randint(0, 4, shape).float() if is_token else 2 * torch.rand(*shape) - 1

@@ -24,6 +24,9 @@ from bitcrown.quant.network.graph import (
 )
 from bitcrown.quant.query import IntegerQuery, LinearConstraint
 
+WHOLE = tuple(Fraction(v) for v in range(-4000, 4001))
+"""What the output integers from -4000 on stand for: themselves."""
+
 
 class IdentityEntry:
     """The file's input is the integer itself."""
@@ -74,9 +77,8 @@ def random_dense(rng: np.random.Generator, source: int, inputs: int, outputs: in
 
 def finished(nodes: list[IntegerNode]) -> IntegerNetwork:
     size = int(np.prod(nodes[-1].shape))
-    values = tuple(tuple(Fraction(v) for v in range(-4000, 4001)) for _ in range(size))
     return IntegerNetwork(
-        tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.full(size, -4000), values)
+        tuple(nodes), len(nodes) - 1, IdentityEntry(), Exit(np.full(size, -4000), size * (WHOLE,))
     )
 
 

@@ -221,7 +221,11 @@ def network_of(
 
 
 def bounds_by(
-    method: str, network: Network, box: Any, label: int, options: argparse.Namespace
+    method: str,
+    network: Network,
+    box: tuple[torch.Tensor, torch.Tensor],
+    label: int,
+    options: argparse.Namespace,
 ) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
     """Methods, lower bounds of all margins of ``label``, and how many ReLU inputs are undecided."""
     classes, memory = network.graph.n_outputs, int(options.memory_gib * (1 << 30))
@@ -251,18 +255,18 @@ def bounds_by(
         }
     )
     per_row = 6 * 4 * sum(node.size for node in network.graph.nodes.values())
-    values = []
+    found = []
     for part in torch.split(rows.transpose(0, 1), max(1, memory // per_row)):
         count = len(part)
         tall = Rows(part, None, part.new_zeros(count, 1), *(x.expand(count, -1) for x in box))
         alpha = layout.default_alpha(enclosure.bounds).float().unsqueeze(1).expand(count, 1, -1)
         with torch.enable_grad():
             start = Multipliers(layout, alpha)
-            found, _ = ascend(
+            best, _ = ascend(
                 guide, tall, enclosure.bounds, start, Ascent(options.iterations, rate_alpha=0.25)
             )
-        values.append(proved_minimum(network, tall, enclosure.bounds, enclosure.scales, found))
-    yield method, torch.cat(values), facts
+        found.append(proved_minimum(network, tall, enclosure.bounds, enclosure.scales, best))
+    yield method, torch.cat(found), facts
 
 
 def counted(network: Network, bounds: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from samples import DATASETS, HERE, published
@@ -30,7 +31,7 @@ def main() -> None:
         help="folder with {mnist,fashion}-t10k-{images-idx3,labels-idx1}-ubyte.gz",
     )
     folder = parser.parse_args().folder
-    arrays = {}
+    arrays: dict[str, Any] = {}  # (numpy's own flag shares the name space of the arrays)
     for dataset in DATASETS:
         ids = np.array([query.sample_id for query in published(dataset)], dtype=np.int32)
         stem = FILES[dataset]

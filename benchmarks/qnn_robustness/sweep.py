@@ -92,7 +92,8 @@ def main() -> int:
         rows = []
         for path in options.networks:
             subject = None
-            for eps in [None] if options.max_radius else options.eps:
+            radii: list[int | None] = [None] if options.max_radius else options.eps
+            for eps in radii:
                 for sample in range(int(first), int(last or first) + 1):
                     asked = {
                         "network": path.name,
@@ -103,8 +104,8 @@ def main() -> int:
                     }
                     if key(asked) not in known:
                         subject = subject or read(path, options.divide)
-                        answer = radius if options.max_radius else robustness
-                        found = answer(subject, images[sample], int(labels[sample]), options, eps)
+                        given = subject, images[sample], int(labels[sample]), options
+                        found = radius(*given) if eps is None else robustness(*given, eps)
                         append_record(
                             options.out, asked | found | {"commit": commit(), "machine": machine()}
                         )
@@ -215,9 +216,7 @@ def evidence(
     return {}
 
 
-def radius(
-    subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace, _: None
-) -> Any:
+def radius(subject: Subject, pixels: np.ndarray, label: int, options: argparse.Namespace) -> Any:
     started = time.process_time()
     budget = Budget.of_cpu_seconds(options.seconds)
     found = maximum_radius(subject.network, pixels, label, budget, program=subject.program)

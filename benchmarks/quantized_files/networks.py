@@ -38,7 +38,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.first(x))
         x = torch.relu(x + self.norm(self.two(torch.relu(self.one(x)))))
-        return self.last(x.mean((2, 3)))
+        logits: Tensor = self.last(x.mean((2, 3)))
+        return logits
 
 
 class SqueezeExcite(nn.Module):
@@ -51,7 +52,8 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.hardswish(self.first(x))
         gate = torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True)))))
-        return self.last(torch.relu(self.mixed(x * gate)).flatten(1))
+        logits: Tensor = self.last(torch.relu(self.mixed(x * gate)).flatten(1))
+        return logits
 
 
 class Transformer(nn.Module):
@@ -70,7 +72,8 @@ class Transformer(nn.Module):
         shares = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1)
         x = x + self.out((shares @ v).permute(0, 2, 1, 3).reshape(-1, 7, 16))
         x = x + self.narrow(F.gelu(self.wide(self.norms[1](x))))
-        return self.last(x.mean(1))
+        logits: Tensor = self.last(x.mean(1))
+        return logits
 
 
 class Rows(nn.Module):
@@ -80,7 +83,8 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         states, _ = self.cell(x.reshape(-1, SIDE, SIDE).transpose(0, 1))
-        return self.last(states[-1])
+        logits: Tensor = self.last(states[-1])
+        return logits
 
 
 def network(kind: str) -> nn.Module:
@@ -100,8 +104,8 @@ def trained(net: nn.Module, images: Tensor, labels: Tensor, passes: int = 3) -> 
     optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
     net.train()
     for _ in range(passes):
-        for batch in torch.randperm(len(images)).split(100):
+        for batch in torch.split(torch.randperm(len(images)), 100):
             optimiser.zero_grad()
-            F.cross_entropy(net(images[batch]), labels[batch]).backward()
+            torch.autograd.backward(F.cross_entropy(net(images[batch]), labels[batch]))
             optimiser.step()
     return net.eval()

@@ -56,7 +56,7 @@ SOME = {
 Job = tuple[str, Callable[[Path], None]]
 
 
-class Samples(CalibrationDataReader):
+class Samples(CalibrationDataReader):  # type: ignore[misc]
     """The calibration images, one at a time."""
 
     def __init__(self, images: Tensor) -> None:
@@ -68,7 +68,7 @@ class Samples(CalibrationDataReader):
 
 def export(net: nn.Module, path: Path, opset: int = 17) -> None:
     torch.onnx.export(
-        net, torch.zeros(SHAPE), path, input_names=["x"], opset_version=opset, dynamo=False
+        net, (torch.zeros(SHAPE),), path, input_names=["x"], opset_version=opset, dynamo=False
     )
 
 
@@ -93,10 +93,14 @@ def static(
     )
 
 
+def dynamic(source: Path, weights: QuantType, per_channel: bool, path: Path) -> None:
+    quantize_dynamic(source, path, weight_type=weights, per_channel=per_channel)
+
+
 class Observed(nn.Module):
     """A module behind torch's fake quantizer, with fake-quantized weights (per channel or not)."""
 
-    def __init__(self, inner: nn.Module, high: float, per_channel: bool) -> None:
+    def __init__(self, inner: nn.Linear | nn.Conv2d, high: float, per_channel: bool) -> None:
         super().__init__()
         self.inner, self.scale = inner, float(high) / 255
         size = inner.weight.detach().abs()
@@ -104,21 +108,23 @@ class Observed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.fake_quantize_per_tensor_affine(x, self.scale, 0, 0, 255)
-        weight = self.inner.weight
+        inner = self.inner
+        weight: Tensor = inner.weight
         if self.each.ndim:
             zeros = torch.zeros(len(self.each), dtype=torch.int32)
             weight = torch.fake_quantize_per_channel_affine(weight, self.each, zeros, 0, -128, 127)
         else:
             weight = torch.fake_quantize_per_tensor_affine(weight, float(self.each), 0, -128, 127)
-        if isinstance(self.inner, nn.Linear):
-            return nn.functional.linear(x, weight, self.inner.bias)
-        return nn.functional.conv2d(x, weight, self.inner.bias, padding=self.inner.padding)
+        if isinstance(inner, nn.Linear):
+            return nn.functional.linear(x, weight, inner.bias)
+        return nn.functional.conv2d(x, weight, inner.bias, padding=inner.padding)
 
 
 def fake_quantized(net: nn.Module, images: Tensor, per_channel: bool, path: Path) -> None:
     """What torch's quantization-aware training exports."""
-    parts, value = [], images
-    for part in net:
+    parts: list[nn.Module] = []
+    value = images
+    for part in net.children():
         if isinstance(part, nn.Linear | nn.Conv2d):
             parts.append(Observed(part, float(value.max()), per_channel))
         else:
@@ -163,12 +169,8 @@ def jobs(folder: Path, data: tuple[Tensor, Tensor]) -> Iterator[Job]:
         for tag, option in options.items():
             yield f"{kind}_{tag}", partial(static, source, last, option, tag.startswith("qdq"))
         for tag, given in (("dyn_u8", TYPES["uint8"]), ("dyn_s8_pc", TYPES["int8"])):
-            yield (
-                f"{kind}_{tag}",
-                lambda path, s=source, g=given, t=tag: quantize_dynamic(
-                    s, path, weight_type=g, per_channel=t.endswith("pc")
-                ),
-            )
+            write = partial(dynamic, source, given, tag.endswith("pc"))
+            yield f"{kind}_{tag}", write
         if kind in ("mlp", "cnn"):
             yield f"{kind}_torch", partial(fake_quantized, net, last, kind == "cnn")
     data = images[:3000], labels[:3000]

@@ -82,9 +82,8 @@ def train(network: ZooNetwork, images: Tensor, labels: Tensor, chosen: argparse.
         growth = (share - chosen.clean) / max(chosen.full - chosen.clean, 1e-9)
         eps = chosen.eps / 255 * min(1.0, max(0.0, growth))
         model = with_blocks if share >= chosen.blocks else without_blocks
-        for rows in torch.randperm(len(images), generator=generator)[: steps * chosen.batch].split(
-            chosen.batch
-        ):
+        order = torch.randperm(len(images), generator=generator)[: steps * chosen.batch]
+        for rows in torch.split(order, chosen.batch):
             x, y = (
                 augmented(images[rows], generator).contiguous(memory_format=torch.channels_last),
                 labels[rows],
@@ -93,7 +92,7 @@ def train(network: ZooNetwork, images: Tensor, labels: Tensor, chosen: argparse.
             logits = model(x)
             loss = F.cross_entropy(logits, y)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
@@ -133,7 +132,8 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     found = read_images(chosen.images, first=chosen.first)
-    network = build_network(chosen.network, seed=chosen.seed).to(memory_format=torch.channels_last)
+    network = build_network(chosen.network, seed=chosen.seed)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train(network, torch.from_numpy(found.images), torch.from_numpy(found.labels), chosen)
 
 

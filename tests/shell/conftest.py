@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.warm import warm_commands
+
 ROOT = Path(__file__).resolve().parents[2]
 HANG_GUARD = 60.0
 
@@ -104,6 +106,13 @@ def wait_until_gone(pids: list[int]) -> None:
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if alive(pid)]}"
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """``bitcrown`` and ``python-block`` of a process that has loaded everything."""
+    with warm_commands(tmp_path_factory.mktemp("warm")) as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,11 +28,11 @@ def test_there_are_examples() -> None:
 
 
 @every_example
-def test_example_runs(example: Path, tmp_path: Path) -> None:
+def test_example_runs(example: Path, programs: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-P", str(example)],
+        [str(programs / "python-block"), example.read_text()],
         cwd=ROOT,
-        env=environment(tmp_path),
+        env=environment(programs),
         timeout=10 * HANG_GUARD,
         capture_output=True,
         text=True,

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import HANG_GUARD, ROOT
 
 from tests.pages import NOT_RUN, PAGES, Block, blocks, complaint, unprinted
-from tests.warm import warm_commands
 
 FOUND = {page: blocks(page.read_text()) for page in PAGES}
 RUN = [page for page, found in FOUND.items() if any(block.is_tested for block in found)]
+SAYS = re.compile(r"print\(verdict\.status\)  # (\w+):")
+"""A comment that says what its line prints."""
 
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with warm_commands(tmp_path_factory.mktemp("warm")) as folder:
-        yield folder
 
 
 def environment(programs: Path) -> dict[str, str]:
@@ -68,6 +63,8 @@ def test_page(page: Path, tmp_path: Path, programs: Path) -> None:
     for block in FOUND[page]:
         if block.is_tested:
             printed = printed_by(block, tmp_path, programs)
+            missing = unprinted("\n".join(SAYS.findall(block.text)), printed)
+            assert not missing, f"line {block.line}: a comment says {missing!r}\n{printed}"
         elif block.mark == "output":
             missing = unprinted(block.text, printed)
             assert not missing, f"line {block.line}: not printed: {missing!r}\n{printed}"
@@ -82,6 +79,14 @@ def test_every_block_says_what_is_done_with_it(page: Path) -> None:
     assert page.read_text().count("<!-- ") == sum(bool(block.mark) for block in FOUND[page]), (
         "a mark without its block"
     )
+
+
+def test_comments_say_what_is_printed() -> None:
+    """(As ``test_page`` found; here, that there are such comments.)"""
+    said = {
+        word for found in FOUND.values() for block in found for word in SAYS.findall(block.text)
+    }
+    assert said == {"sat", "unsat"}
 
 
 def test_every_reason_is_needed() -> None:

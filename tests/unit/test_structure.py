@@ -72,7 +72,7 @@ MOST_LINES = {
     "check": 9380,
     "bounds": 8045,
     "attacks": 3620,
-    "quant": 9840,
+    "quant": 9855,
     "search": 8690,
     "certificates": 1300,
     "train": 1500,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil, floor, lcm
 
 import numpy as np
@@ -239,11 +240,7 @@ def _affine_exit(values: Sequence[Fraction]) -> tuple[Fraction, Fraction] | None
     if isinstance(values, EvenlySpaced):
         return values.step, values.first
     step = values[1] - values[0] if len(values) > 1 else Fraction(0)
-    return (
-        (step, values[0])
-        if all(b - a == step for a, b in zip(values, values[1:], strict=False))
-        else None
-    )
+    return (step, values[0]) if all(b - a == step for a, b in pairwise(values)) else None
 
 
 def _shifted(constraint: Constraint, n_inputs: int) -> Constraint:

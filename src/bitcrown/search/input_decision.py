@@ -84,7 +84,7 @@ class InputTurns:
         self.seconds += time.process_time() - started
         closed = 0.0 if self.search.roots_left else 1.0 - self.search.parts.left()
         self.history.append(TreeShare(self.seconds, closed, closed))
-        self.is_over = not outcome.left
+        self.is_over = self.search.is_over
         self.first_rounds = self.first_rounds or outcome.rounds
         run.counters.update(
             boxes_bounded=outcome.domains, rounds=outcome.rounds, boxes_left=outcome.left
@@ -97,7 +97,7 @@ class InputTurns:
 
     def attack(self, seconds: float) -> Verdict | None:
         """Descent on all cases for its share of a search of ``seconds``."""
-        if self.is_over or self.run.budget.is_expired() or len(self.cases) > _MANY_CASES:
+        if self.run.budget.is_expired() or len(self.cases) > _MANY_CASES:
             return None
         run = self.run
         with run.phase("attack"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitcrown import Settings, Status, Verdict, load, verify
+from bitcrown import Reason, Settings, Status, Verdict, load, verify
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph
@@ -30,10 +30,10 @@ def one_direction(inputs: int) -> Graph:
     return graph
 
 
-def asked(graph: Graph, formula: str, folder: Path) -> Run:
+def asked(graph: Graph, formula: str, folder: Path, ends: tuple[float, float] = (-1.0, 1.0)) -> Run:
     save_onnx(graph, folder / "net.onnx")
-    n = graph.nodes["x"].size
-    text = box_property(-np.ones(n), np.ones(n), graph.n_outputs, formula)
+    low, up = (np.full(graph.nodes["x"].size, end) for end in ends)
+    text = box_property(low, up, graph.n_outputs, formula)
     (folder / "p.vnnlib").write_text(text)
     problem = load(folder / "net.onnx", folder / "p.vnnlib")
     return Run(problem, Settings(), Budget.of_cpu_seconds(60.0), None)
@@ -91,6 +91,30 @@ def test_what_is_closed_grows_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(closed) > 20
     assert closed[-1] == pytest.approx(1.0)
     assert all(b >= a - 1e-9 for a, b in zip(closed, closed[1:], strict=False))
+
+
+def test_a_box_that_floats_cannot_split_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point whose value is less above the limit than the proof's allowance for rounding: the
+    search over inputs ends, the other one has its turn, and the limit of time is not used up."""
+    calls: list[float] = []
+    turn = InputTurns.turn
+
+    def counted(turns: InputTurns, seconds: float) -> Verdict | None:
+        calls.append(seconds)
+        assert len(calls) < 50, "nothing is left to do, and it goes on"
+        return turn(turns, seconds)
+
+    monkeypatch.setattr(InputTurns, "turn", counted)
+    graph = dense_graph(5, [2, 2, 1])
+    for node in ("z1", "z2"):
+        graph.nodes[node].params["weight"][:] = 1.0
+        graph.nodes[node].params["bias"][:] = 0.25
+    # 2 (0.5 + 0.5 + 0.25) + 0.25 = 2.75 in every order and number type
+    verdict = decided(asked(graph, "(<= Y_0 2.7499999999999996)", tmp_path, (0.5, 0.5)))
+    assert (verdict.status, verdict.reason) == (Status.UNKNOWN, Reason.INCOMPLETE)
+    assert calls
 
 
 def test_a_phase_inside_another_counts_once(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from bitcrown.quant.formats.agreement import check_agreement, executable
 from bitcrown.quant.formats.lattice import CAST, FLOAT32, RAW, Lattice, chain_values
 from bitcrown.quant.formats.rule_table import READING_RULES, NoRule, Reading, type_range
 from bitcrown.quant.formats.runtime import Runtime, evaluated, session
-from bitcrown.quant.network.entry import EvenlySpaced, WholeEntry
+from bitcrown.quant.network.entry import Doubles, EvenlySpaced, WholeEntry
 from bitcrown.quant.network.graph import Exit, Input, IntegerNetwork, QuantError
 
 _WITH_RULES = (elementwise, qdq, qonnx, qoperator, shaping, sums)
@@ -254,7 +254,7 @@ def _exit(reading: Reading, lattice: Lattice) -> tuple[int, Exit]:
             )
         falls[n] = least[0] > least[-1]
         row = least[::-1] if falls[n] else least
-        rows.append(tuple(Fraction(v) for v in row.tolist()))
+        rows.append(Doubles(row))
     number = reading.assembly.negated(lattice.node, falls) if falls.any() else lattice.node
     return number, Exit(np.where(falls == 1, -high, low), tuple(rows))
 

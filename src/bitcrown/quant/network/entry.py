@@ -12,7 +12,7 @@ natural order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, overload
@@ -215,3 +215,26 @@ class EvenlySpaced(Sequence[Fraction]):
         if not -self.length <= k < self.length:
             raise IndexError(k)
         return self.first + (k % self.length) * self.step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Doubles(Sequence[Fraction]):
+    """The rational numbers that finite floats [L] are, made when they are asked for: a float32
+    output has a million of them, most of which nobody reads."""
+
+    numbers: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Fraction]:
+        return map(Fraction, self.numbers.tolist())
+
+    @overload
+    def __getitem__(self, k: int) -> Fraction: ...
+    @overload
+    def __getitem__(self, k: slice) -> tuple[Fraction, ...]: ...
+    def __getitem__(self, k: int | slice) -> Fraction | tuple[Fraction, ...]:
+        if isinstance(k, slice):
+            return tuple(map(Fraction, self.numbers[k].tolist()))
+        return Fraction(float(self.numbers[k]))

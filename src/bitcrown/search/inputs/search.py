@@ -103,6 +103,11 @@ class InputSplit:
         self.batch, self.largest = SMALLEST_BATCH if self.bounder.takes_pairs else 1, LARGEST_BATCH
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to bound or split; what is not proved then is ``stuck``."""
+        return not self.roots_left and not self.parts.parts
+
+    @property
     def stuck(self) -> int:
         return self.parts.stuck
 
@@ -115,7 +120,7 @@ class InputSplit:
         Only an outcome that says ``proved`` proves anything; calling again goes on.
         """
         first, share = self.rounds, self.budget.capped(seconds)
-        while self.roots_left or len(self.parts.parts):
+        while not self.is_over:
             if self.budget.is_expired() or (self.rounds > first and share.is_expired()):
                 return self._outcome(False, self._left())
             try:

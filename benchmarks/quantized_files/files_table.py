@@ -1,7 +1,7 @@
 """What bitcrown does with quantized files, one row each.
 
-    python benchmarks/quantized_files/table.py FILE [FILE ...] [--cpu-seconds 20] [--images IMAGES]
-                                                [--journal ROWS] [--all-cpu-seconds 1500]
+    python benchmarks/quantized_files/files_table.py FILE [FILE ...] [--cpu-seconds 20]
+        [--images IMAGES] [--journal ROWS] [--all-cpu-seconds 1500]
 
 Columns: which engine reads the file (or the refusal); on random inputs (``--points``), whether
 integers are equal to onnxruntime's to the bit (``equal``) or, where floats lie between them or the
@@ -71,7 +71,7 @@ def samples(file: NetworkFile, pictures: Any, points: int) -> list[list[np.ndarr
         feed = []
         for tensor in file.inputs:
             # (numpy knows no bfloat16; the file takes it as float32 or not at all.)
-            dtype = np.dtype(np.float32) if tensor.dtype is None else tensor.dtype
+            dtype: np.dtype[Any] = np.dtype(np.float32) if tensor.dtype is None else tensor.dtype
             if pictures is not None and tensor.shape == pictures[:1].shape:
                 feed.append(pictures[index : index + 1].astype(dtype))
             elif dtype.kind in "iu":
@@ -178,9 +178,9 @@ def root_bounds(problem: Any, graph: Any) -> str:
         low, high = integer_output_bounds(problem, 0, NetworkFile(path))
     else:
         network, box = Network(graph, torch.float64), problem.cases[0]
-        ends = (network.tensor([[float(v) for v in end]]) for end in (box.lower, box.upper))
+        lower, upper = (network.tensor([[float(v) for v in end]]) for end in (box.lower, box.upper))
         with torch.no_grad():
-            bounds = interval_bounds(network, *ends, wanted=graph.outputs)
+            bounds = interval_bounds(network, lower, upper, wanted=graph.outputs)
         low, high = (
             torch.cat([bounds[name][end].flatten() for name in graph.outputs]).numpy()
             for end in (0, 1)
