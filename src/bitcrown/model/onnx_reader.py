@@ -238,13 +238,8 @@ def _read(file: NetworkFile) -> _Reading:
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{file.path}: no node writes the output {name!r}")
-    has_steps = any(
-        node.op in QUANTIZERS
-        or (node.op == "Div" and "int" in builder.dtypes.get(node.outputs[0], ""))
-        # Networks round to be quantized: by Div, Round, Clip and Mul where tools write no pairs.
-        or (node.op == "Round" and node.outputs[0] in builder.tensors and not builder.unrounded)
-        for node in nodes
-    )
+    has_steps = any(node.op in QUANTIZERS for node in nodes) or bool(builder.steps - {"Round"})
+    has_steps |= "Round" in builder.steps and not builder.unrounded
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 
