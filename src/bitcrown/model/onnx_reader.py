@@ -140,9 +140,10 @@ class InnerGraph(NamedTuple):
         return InnerGraph(nodes, stored, of(self.inputs), of(self.outputs))
 
 
-def _reads(node: OnnxNode) -> set[str]:
-    inner = (value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph))
-    return set(node.inputs).union(*inner)
+def _reads(node: OnnxNode) -> list[str]:
+    """What a node reads, once; what graphs in it read, as often as they do."""
+    inner = [value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph)]
+    return [*set(node.inputs), *(name for names in inner for name in names)]
 
 
 def file_nodes(file: NetworkFile) -> list[OnnxNode]:
