@@ -165,3 +165,39 @@ def test_outputs_of_layers_may_be_left_out(op: str, tmp_path: Path) -> None:
     network = Network(read_graph(net), torch.float64)
     found = network(network.tensor(np.full((1, 4), 0.5)))
     np.testing.assert_allclose(found.numpy(), reached(net, 0.5, "float32"), atol=1e-5)
+
+
+FOLDED = {
+    "Pow": (
+        [helper.make_node("Pow", ["two", "half"], ["c"])],
+        {"two": np.array(2), "half": np.float32(0.5)},
+        "(assert (<= Y_0 1.2))",
+    ),
+    "ReduceProd": (
+        [helper.make_node("ReduceProd", ["sides"], ["c"], keepdims=0)],
+        {"sides": np.array([70000, 70000], np.int32)},
+        "(assert (<= Y_0 3000000000))",
+    ),
+    "QuantizeLinear": (
+        [helper.make_node("QuantizeLinear", ["weight", "step"], ["c"], output_dtype=3)],
+        {"weight": np.float32(-1), "step": np.float32(0.01)},
+        "(assert (<= Y_0 -50))",
+    ),
+}
+
+
+@pytest.mark.parametrize("op", FOLDED)
+def test_a_known_number_is_that_of_its_type(op: str, tmp_path: Path) -> None:
+    """A power of whole numbers, a product that int32 does not hold, and what is quantized to int8
+    by an attribute. An output that is much larger hides a mistake from the comparison."""
+    made, constants, asked = FOLDED[op]
+    nodes = [
+        *made,
+        helper.make_node("Cast", ["c"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Split", ["x"], ["first", "other"], axis=1, num_outputs=2),
+        helper.make_node("Add", ["first", "real"], ["small"]),
+        helper.make_node("Mul", ["other", "large"], ["hiding"]),
+        helper.make_node("Concat", ["small", "hiding"], ["y"], axis=1),
+    ]
+    net = saved(tmp_path / "net.onnx", nodes, "float32", constants | {"large": np.float32(1e14)})
+    assert not is_proved(net, 0.0, 0.01, 4, asked)
