@@ -73,6 +73,23 @@ def test_an_operator_that_forgets_what_is_no_number(op: str, tmp_path: Path) -> 
     assert not is_proved(net, -20.0, 1.0, 4, "(assert (<= Y_0 0.5))")
 
 
+def test_the_sign_of_what_is_no_number_in_sixteen_bits(tmp_path: Path) -> None:
+    """It is 0 in float16, where it is NaN in float32."""
+    half = {
+        name: value.astype(np.float16)
+        for name, value in CONSTANTS.items()
+        if name in ("ten", "five")
+    }
+    nodes = [
+        *ROOT,
+        helper.make_node("Sign", ["z"], ["sign"]),
+        helper.make_node("Cast", ["sign"], ["y"], to=TensorProto.FLOAT),
+    ]
+    net = saved(tmp_path / "net.onnx", nodes, "float16", half)
+    assert reached(net, -15.0, "float16").max() == 0.0
+    assert not is_proved(net, -20.0, 1.0, 4, "(assert (<= Y_0 0.5))")
+
+
 def test_an_operator_that_forgets_nothing_where_all_are_numbers(tmp_path: Path) -> None:
     """The root of a square, and of what is added to one, is a number."""
     nodes = [

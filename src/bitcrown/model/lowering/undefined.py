@@ -33,8 +33,10 @@ _OF_ONE_SIGN = {
 
 
 def require_numbers(b: Builder, node: OnnxNode) -> None:
-    """Raises ``UnsupportedError`` where ``node`` may make a number of what is none."""
-    if node.op in FORGETFUL:
+    """Raises ``UnsupportedError`` where ``node`` may make a number of what is none. (The sign of
+    that is 0 in float16, and none in other types.)"""
+    is_half = "float16" in {b.dtypes.get(name) for name in node.inputs}
+    if node.op in FORGETFUL or (node.op == "Sign" and is_half):
         for name in node.inputs:
             if name in b.tensors:
                 decides_on(b, b.tensors[name])
