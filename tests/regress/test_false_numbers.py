@@ -218,3 +218,21 @@ def test_a_known_number_is_that_of_its_type(op: str, tmp_path: Path) -> None:
     ]
     net = saved(tmp_path / "net.onnx", nodes, "float32", constants | {"large": np.float32(1e14)})
     assert not is_proved(net, 0.0, 0.01, 4, asked)
+
+
+def test_what_overflows_decides_nothing_in_runtime_semantics(tmp_path: Path) -> None:
+    """``2 x - 4 x`` is infinity less itself, and NaN lies neither above -1 nor at or below it."""
+    nodes = [
+        helper.make_node("Mul", ["x", "two"], ["twice"]),
+        helper.make_node("Mul", ["twice", "two"], ["more"]),
+        helper.make_node("Sub", ["twice", "more"], ["less"]),
+        helper.make_node("Sigmoid", ["less"], ["share"]),
+        helper.make_node("Greater", ["share", "minus_one"], ["is_above"]),
+        helper.make_node("Cast", ["is_above"], ["y"], to=TensorProto.FLOAT),
+    ]
+    constants = {"two": np.float32(2), "minus_one": np.float32(-1)}
+    net = saved(tmp_path / "net.onnx", nodes, "float32", constants)
+    assert reached(net, 3e38, "float32").max() == 0.0
+    asked = "(assert (<= Y_0 0.5))"
+    assert not is_proved(net, 0.0, 3e38, 4, asked, "runtime")
+    assert is_proved(net, 0.0, 1e30, 4, asked, "runtime")
