@@ -130,6 +130,19 @@ def test_a_planted_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_between("Relu", row.relax(node_of("Relu"), lowers, uppers, None), points)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 0.6, 0.9])
+def test_a_slope_that_underflows_is_lost_as_far_as_it_reaches(alpha: float) -> None:
+    """Between two lines in float32, of which one is as steep as 1e-30 over 1e15."""
+    row, node = nonlinear_row(f"Relu{SLOPE}"), node_of("Relu")
+    lowers = [torch.full((1, 1, 1), end) for end in (-(2.0**-127), -1e15)]
+    uppers = [torch.full((1, 1, 1), end) for end in (2.0**-126, 1e-30)]
+    found = row.relax(node, lowers, uppers, torch.full((row.alphas, 1, 1, 1), alpha))
+    ends = [wide(end).reshape(-1) for end in lowers]  # where the derivative is 0
+    slopes = tuple(part.reshape(-1) for part in found.upper_slopes)
+    value, size = line(slopes, found.upper_intercept.reshape(-1), ends)
+    assert (value >= -EPSILON * size).all()
+
+
 @every_base
 def test_what_is_no_number_says_nothing(base: str) -> None:
     row, node = nonlinear_row(f"{base}{SLOPE}"), node_of(base)

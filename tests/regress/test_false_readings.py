@@ -46,7 +46,9 @@ def saved(
     return path
 
 
-def is_proved(net: Path, low: float, high: float, outputs: int, asked: str) -> bool:
+def is_proved(
+    net: Path, low: float, high: float, outputs: int, asked: str, semantics: str = "real"
+) -> bool:
     """Whether bounds alone prove ``asked`` of four inputs between ``low`` and ``high``."""
     text = "".join(f"(declare-const X_{i} Real)" for i in range(4))
     text += "".join(f"(declare-const Y_{i} Real)" for i in range(outputs))
@@ -55,7 +57,8 @@ def is_proved(net: Path, low: float, high: float, outputs: int, asked: str) -> b
     prop.write_text(text + asked)
     with only_proofs():
         try:
-            verdict = verify(load(net, prop), Settings(device="cpu", threads=1), cpu_seconds=0.5)
+            settings = Settings(device="cpu", threads=1, semantics=semantics)
+            verdict = verify(load(net, prop), settings, cpu_seconds=0.5)
         except BitcrownError:
             return False
     return verdict.status is Status.UNSAT

@@ -130,7 +130,9 @@ def _elementwise(function: Callable[..., Any]) -> _Row:
 
 def _quantization(node: OnnxNode, values: Sequence[_Array]) -> tuple[_Array, _Array]:
     """Scale and zero point of a node, laid along its axis."""
-    scale, zero = values[1], values[2] if len(values) > 2 else np.zeros((), np.uint8)
+    kind = int(node.attrs.get("output_dtype", 0)) or onnx.TensorProto.UINT8
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    scale, zero = values[1], values[2] if len(values) > 2 else np.zeros((), dtype)
     size = int(node.attrs.get("block_size", 0))
     if size > 0:
         axis = int(node.attrs.get("axis", 1))
@@ -187,7 +189,6 @@ FOLDING_RULES: dict[str, _Row] = {
     "Size": lambda node, v: np.array(v[0].size, dtype=np.int64),
     "Transpose": lambda node, v: np.transpose(v[0], node.attrs.get("perm")),
     "NonZero": lambda node, v: np.array(np.nonzero(v[0]), dtype=np.int64),
-    "ReduceProd": _reducer(np.prod),
     "ReduceMax": _reducer(np.max),
     "ReduceMin": _reducer(np.min),
 }
@@ -197,7 +198,6 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Mul": np.multiply,
     "Neg": np.negative,
     "Abs": np.abs,
-    "Pow": np.power,
     "Sqrt": np.sqrt,
     "Floor": np.floor,
     "Ceil": np.ceil,

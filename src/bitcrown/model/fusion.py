@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bitcrown.model.graph import Node
-from bitcrown.model.merged_weights import product_of_weights
+from bitcrown.model.merged_weights import is_moderate, product_of_weights
 
 _Array = np.ndarray[Any, Any]
 
@@ -139,6 +139,8 @@ def _gain_and_shift(scale: Node, shape: tuple[int, ...], axis: int) -> tuple[_Ar
 
 def _scale_after(source: Node, scale: Node) -> tuple[Node, ...] | None:
     """``Scale`` into the ``Linear``, ``Conv``, ``ConvTranspose`` or ``Scale`` before it."""
+    if not is_moderate(*scale.params.values(), *source.params.values()):
+        return None
     if source.op == "Scale":
         gain, shift = (
             scale.params.get(key, np.full((), value))
@@ -215,6 +217,8 @@ def _scaled_weights(node: Node, gain: _Array, shift: _Array, carried: float) -> 
     """``W (gain x + shift) + b`` as one node, ``carried`` being that of the shift; a shift cannot
     pass under zero padding."""
     weight = node.params["weight"].astype(np.float64)
+    if not is_moderate(weight, gain, shift):
+        return None
     if node.op == "Conv" and (
         node.attrs["group"] != 1 or (shift.any() and any(node.attrs["pads"]))
     ):
@@ -242,7 +246,7 @@ def _product(first: Node, second: Node) -> tuple[Node, ...] | None:
         return None
     # V (W x + b) + c = (V W) x + (V b + c)
     weight = product_of_weights(outer, inner)
-    if weight is None:
+    if weight is None or not is_moderate(offset_of(first), offset_of(second)):
         return None
     params = {"weight": weight}
     bias = second.params.get("bias")

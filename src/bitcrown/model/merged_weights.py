@@ -29,7 +29,7 @@ _AT_ONCE = 1 << 22
 
 def product_of_weights(outer: _Array, inner: _Array) -> _Array | None:
     """``V W`` in float64; None where numbers are too large or too small for that."""
-    if not (_is_in_range(outer) and _is_in_range(inner)):
+    if not (is_moderate(outer, inner)):
         return None
     found: _Array = outer @ inner
     sizes, terms = np.abs(outer) @ np.abs(inner), outer.shape[1]
@@ -46,7 +46,7 @@ def product_of_weights(outer: _Array, inner: _Array) -> _Array | None:
 def sums_of_weights(weights: _Array, place: _Array) -> _Array | None:
     """Rows of ``weights [N, m]`` added up at ``place [N]``, each sum rounded once: ``[N, m]``; None
     where numbers are too large."""
-    if not _is_in_range(weights):
+    if not is_moderate(weights):
         return None
     found = np.zeros_like(weights)
     np.add.at(found, place, weights)
@@ -55,9 +55,11 @@ def sums_of_weights(weights: _Array, place: _Array) -> _Array | None:
     return found
 
 
-def _is_in_range(weights: _Array) -> bool:
-    sizes = np.abs(weights[weights != 0])
-    return bool(((sizes >= _RANGE[0]) & (sizes <= _RANGE[1])).all())
+def is_moderate(*numbers: _Array) -> bool:
+    """Whether products of any two of the numbers keep all their digits: no product that is merged
+    may overflow, or be lost below the smallest normal number, where the network's own did not."""
+    sizes = [np.abs(part[part != 0]) for part in map(np.asarray, numbers)]
+    return all(bool(((part >= _RANGE[0]) & (part <= _RANGE[1])).all()) for part in sizes)
 
 
 def _exact_products(one: _Array, other: _Array) -> tuple[_Array, _Array]:

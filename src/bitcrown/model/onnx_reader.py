@@ -140,9 +140,10 @@ class InnerGraph(NamedTuple):
         return InnerGraph(nodes, stored, of(self.inputs), of(self.outputs))
 
 
-def _reads(node: OnnxNode) -> set[str]:
-    inner = (value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph))
-    return set(node.inputs).union(*inner)
+def _reads(node: OnnxNode) -> list[str]:
+    """What a node reads, once; what graphs in it read, as often as they do."""
+    inner = [value.reads() for value in node.attrs.values() if isinstance(value, InnerGraph)]
+    return [*set(node.inputs), *(name for names in inner for name in names)]
 
 
 def file_nodes(file: NetworkFile) -> list[OnnxNode]:
@@ -238,13 +239,8 @@ def _read(file: NetworkFile) -> _Reading:
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{file.path}: no node writes the output {name!r}")
-    has_steps = any(
-        node.op in QUANTIZERS
-        or (node.op == "Div" and "int" in builder.dtypes.get(node.outputs[0], ""))
-        # Networks round to be quantized: by Div, Round, Clip and Mul where tools write no pairs.
-        or (node.op == "Round" and node.outputs[0] in builder.tensors and not builder.unrounded)
-        for node in nodes
-    )
+    has_steps = any(node.op in QUANTIZERS for node in nodes) or bool(builder.steps - {"Round"})
+    has_steps |= "Round" in builder.steps and not builder.unrounded
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 
 

@@ -39,6 +39,7 @@ from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 from bitcrown.model.lowering.quantization import QUANTIZERS
+from bitcrown.model.lowering.undefined import require_numbers
 from bitcrown.model.rounding_rows import (
     ARITHMETIC,
     CASTS,
@@ -67,6 +68,7 @@ from bitcrown.model.rounding_rows import (
 def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     """Emit the engine nodes of ``node`` and write into them how the runtime rounds; ``b.unrounded``
     where none says."""
+    require_numbers(b, node)
     whole = dict(b.tensors)
     for name in set(node.inputs):
         if (
@@ -79,6 +81,9 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     before = len(b.nodes)
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
+    # Networks round to be quantized: by Div, Round, Clip and Mul where tools write no pairs.
+    if node.op in QUANTIZERS or node.op == "Round" or (node.op == "Div" and "int" in dtype):
+        b.steps.add(node.op)
     b.dtypes.update(dict.fromkeys((name for name in node.outputs if name), dtype))
     if node.op == "TopK" and len(node.outputs) > 1:
         b.dtypes[node.outputs[1]] = "int64"
@@ -127,7 +132,7 @@ def _round(b: Builder, name: str, rounding: Rounding) -> str:
 
 def _mark(b: Builder, node: OnnxNode, form: Format, new: list[str]) -> None:
     is_half = form.unit > FORMATS["float32"].unit
-    if "int" in b.dtypes[node.outputs[0]]:
+    if "int" in b.dtypes[next(filter(None, node.outputs))]:  # files may leave the first one out
         _require_whole(b, node)
         if node.op in WRAPPING:
             _mark_whole(b, node, new)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bitcrown.bounds.interval import interval_bounds
+from bitcrown.errors import UnsupportedError
 from bitcrown.model.crosscheck import crosscheck
 from bitcrown.model.execute import Network
 from bitcrown.model.file import NetworkFile
@@ -26,12 +28,15 @@ from bitcrown.search.device import budget_on, device_of
 from bitcrown.search.directions import by_directions, decide_by_directions
 from bitcrown.search.input_decision import decide_by_both, decide_by_inputs
 from bitcrown.search.neuron_decision import BOUNDS_SHARE, decide_by_neurons
-from bitcrown.search.objective import monomials_of, objective_of
+from bitcrown.search.objective import Objective, monomials_of, objective_of
 from bitcrown.search.strict_rows import with_strict_rows
 from bitcrown.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
     from bitcrown.search.strategy import Run
+
+_DECIDES = {"Sign", "Truncate", "Larger", "Round", "DynamicQuantize"}
+"""Operators that comparisons, casts, searches for the largest entry and quantizers are read as."""
 
 
 def read_problem_graph(run: Run) -> Graph:
@@ -48,6 +53,31 @@ def read_problem_graph(run: Run) -> Graph:
         graphs[name] = without_dead_nodes(replace(graph, outputs=tuple(chosen)))
     run.files.clear()
     return join(graphs)
+
+
+def require_no_overflow(network: Network, objective: Objective) -> None:
+    """Raises ``UnsupportedError`` where, as the runtime computes, what overflows may decide.
+
+    Of infinities the runtime makes NaN, which compares like no number, and over which the largest
+    entry is found: bounds, which hold of *some* number there, say nothing of what is decided.
+    """
+    nodes = network.graph.nodes
+    behind = {name for node in nodes.values() if node.op in _DECIDES for name in node.inputs}
+    for node in reversed(list(nodes.values())):
+        if node.name in behind:
+            behind.update(node.inputs)
+    hull = (
+        network.tensor(objective.lower.min(axis=0)[None]),
+        network.tensor(objective.upper.max(axis=0)[None]),
+    )
+    with torch.no_grad():
+        bounds = interval_bounds(network, *hull) if behind else {}
+    for name in sorted(behind & bounds.keys()):
+        if not all(bool(torch.isfinite(end).all()) for end in bounds[name]):
+            raise UnsupportedError(
+                f"node {nodes[name].source!r} may overflow as onnxruntime computes, and a later "
+                "node decides by its value"
+            )
 
 
 def decide_in_floats(run: Run) -> Verdict:
@@ -69,6 +99,8 @@ def decide_in_floats(run: Run) -> Verdict:
     with run.phase("read"):
         graph, objective = coupled(run.problem, graph, objective)
         proof = Network(graph, torch.float64, device)
+        if run.settings.semantics == "runtime":
+            require_no_overflow(proof, objective)
         objective = with_strict_rows(run.problem, proof, objective).without(decided)
     pair = by_differences(run.problem, graph)
     if pair is not None:

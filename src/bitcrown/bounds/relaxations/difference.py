@@ -96,11 +96,13 @@ def line_between(line: UpperLine, other: UpperLine, fraction: Tensor, sizes: Ope
     mixed = [torch.lerp(a + 0 * fraction, b + 0 * fraction, fraction) for a, b in pairs]
     relative, absolute = padding(fraction.dtype)
     size = cuts[0].abs() + cuts[1].abs()
+    sunk = torch.full_like(size, absolute)  # a slope that underflows is lost as far as it reaches
     for (a, b), reach in zip(pairs, sizes, strict=False):
-        part = (a.abs() + b.abs()) * reach
-        size = size + torch.where((a == 0) & (b == 0), 0.0, part)
+        is_none = (a == 0) & (b == 0)
+        size = size + torch.where(is_none, 0.0, (a.abs() + b.abs()) * reach)
+        sunk = sunk + torch.where(is_none, 0.0, reach * absolute)
     is_exact = (fraction == 0) | (fraction == 1) | (size == 0)
-    lost = torch.where(is_exact, 0.0, size * relative + absolute)
+    lost = torch.where(is_exact, 0.0, size * relative + sunk)
     lost = torch.where(torch.isfinite(first.c), lost, torch.inf)
     return UpperLine(mixed[0], mixed[1], mixed[2], mixed[3] + lost)
 

@@ -10,7 +10,8 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product
 from bitcrown.model.lowering.builder import HUGE, Builder, OnnxNode, lowers
-from bitcrown.model.lowering.comparison import decides_on, differs, is_truth
+from bitcrown.model.lowering.comparison import differs, is_truth
+from bitcrown.model.lowering.undefined import decides_on
 
 FLOATS = (1, 10, 11, 16)
 """Element types of ONNX that hold real numbers: float32, float16, float64, bfloat16."""

@@ -93,6 +93,8 @@ class Builder:
     """How many nodes and outputs of the file read each ONNX tensor."""
     unrounded: list[str] = field(default_factory=list)
     """Operators, and names of nodes, of which nobody knows how the runtime rounds."""
+    steps: set[str] = field(default_factory=set)
+    """Operators read so far where rounding decides on which side of a step a value falls."""
 
     def is_constant(self, tensor: str) -> bool:
         return tensor in self.constants

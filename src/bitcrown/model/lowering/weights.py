@@ -9,6 +9,7 @@ import numpy as np
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.fusion import carrying
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.merged_weights import is_moderate
 
 _FARTHEST = 1 << 20
 """Largest stride, dilation or padding: what is beyond comes from a damaged file."""
@@ -22,16 +23,17 @@ def gemm(b: Builder, node: OnnxNode) -> None:
         _operand(b, node.inputs[i], bool(node.attrs.get(key, 0)))
         for i, key in enumerate(("transA", "transB"))
     )
-    if isinstance(right, np.ndarray):
-        right = right * alpha
-    elif isinstance(left, np.ndarray):
-        left = left * alpha
+    # (What is too large or too small for its product with a factor has that as a node of its own.)
+    if isinstance(right, np.ndarray) and is_moderate(right, np.array(alpha)):
+        right, alpha = right * alpha, 1.0
+    elif isinstance(left, np.ndarray) and is_moderate(left, np.array(alpha)):
+        left, alpha = left * alpha, 1.0
     addend = node.inputs[2] if len(node.inputs) > 2 else ""
-    bias = (
-        b.constants[addend].astype(np.float64) * beta if addend and b.is_constant(addend) else None
-    )
+    bias = b.constants[addend].astype(np.float64) if addend in b.constants else None
+    bias = bias * beta if bias is not None and is_moderate(bias, np.array(beta)) else None
     if (
         bias is not None
+        and alpha == 1.0
         and isinstance(left, str)
         and isinstance(right, np.ndarray)
         and (bias.ndim <= 1 or bias.shape[0] == 1)
@@ -43,7 +45,7 @@ def gemm(b: Builder, node: OnnxNode) -> None:
         b.bind(node, b.emit("Linear", (left,), params=params, name=node.outputs[0]))
         return
     value = multiplied(b, left, right)
-    if isinstance(left, str) and isinstance(right, str) and alpha != 1.0:
+    if alpha != 1.0:
         value = b.scaled(value, alpha, None)
     if bias is not None:
         value = b.scaled(value, None, bias)
