@@ -25,7 +25,7 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.composites import COMPOSITES
-from bitcrown.model.lowering.dynamic_quantization import unit_of_result
+from bitcrown.model.lowering.dynamic_quantization import INTEGER_SUMS, unit_of_result
 from bitcrown.model.lowering.loops import REPEATED
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import (
@@ -239,7 +239,7 @@ def _read(file: NetworkFile) -> _Reading:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{file.path}: no node writes the output {name!r}")
     has_steps = any(
-        node.op in QUANTIZERS
+        node.op in QUANTIZERS | INTEGER_SUMS
         or (node.op == "Div" and "int" in builder.dtypes.get(node.outputs[0], ""))
         # Networks round to be quantized: by Div, Round, Clip and Mul where tools write no pairs.
         or (node.op == "Round" and node.outputs[0] in builder.tensors and not builder.unrounded)

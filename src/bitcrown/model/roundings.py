@@ -38,7 +38,8 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
-from bitcrown.model.lowering.quantization import QUANTIZERS
+from bitcrown.model.lowering.comparison import require_numbers
+from bitcrown.model.lowering.quantization import QUANTIZERS, wraps_from
 from bitcrown.model.rounding_rows import (
     ARITHMETIC,
     CASTS,
@@ -76,6 +77,7 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
         ):
             b.tensors[name] = _carrier(b, b.tensors[name], _result(FORMATS[b.dtypes[name]]))
     seen = {name: b.tensors[name] for name in node.inputs if b.tensors.get(name) != whole.get(name)}
+    require_numbers(b, node)
     before = len(b.nodes)
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
@@ -244,6 +246,10 @@ def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) ->
         if rounding is not None:
             _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
     if node.op.endswith("QuantizeLinear"):  # adds its zero point as an integer
+        (quotient,) = (b.nodes[name].inputs[0] for name in new if b.nodes[name].op == "Round")
+        given = b.nodes[quotient].rounding
+        assert given is not None
+        _round(b, quotient, given._replace(largest=min(given.largest, wraps_from(b, node))))
         return
     sums = 1.0
     if node.op == CONTRIB + "QLinearAdd":

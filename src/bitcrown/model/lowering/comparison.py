@@ -36,6 +36,16 @@ _OF_ONE_SIGN = {
 """Operators whose values are above zero where their operand is."""
 
 
+MAKES_NUMBERS = {
+    *("DynamicQuantizeLinear", "GlobalMaxPool", "MaxPool", "QuantizeLinear", "ReduceMax"),
+    *("ReduceMin", "Shrink", "TopK"),
+    *("com.microsoft.QuantizeLinear", "com.microsoft.DynamicQuantizeMatMul"),
+    "com.microsoft.DynamicQuantizeLSTM",
+}
+"""Operators, besides those that compare, whose kernels make a number of an operand that is none:
+integers have no NaN, and a maximum of several entries may pass over one."""
+
+
 def _step(b: Builder, x: str) -> str:
     """``[x > 0]``."""
     return b.relu(b.emit("Sign", (x,)))
@@ -108,6 +118,12 @@ def decides_on(b: Builder, name: str, partial: tuple[str, ...] = ("Sqrt", "Log")
                 "zero"
             )
         waiting += node.inputs
+
+
+def require_numbers(b: Builder, node: OnnxNode) -> None:
+    """``decides_on`` for operators whose lowering does not look itself."""
+    if node.op in MAKES_NUMBERS and not b.is_constant(node.inputs[0]):
+        decides_on(b, b.node_of(node.inputs[0]))
 
 
 def _is_above_zero(
