@@ -8,7 +8,7 @@ r_b * b_zero)))))``, without fused operations on processors that have none. Foun
 QLinearAdd is compared with the runtime on all pairs of values.
 
 On x86 processors without VNNI instructions onnxruntime adds pairs of uint8 * int8 products in
-saturating 16 bits; the comparison at load shows it where a file depends on that.
+saturating 16 bits; the comparison at load shows it only where the inputs drawn there reach that.
 """
 
 from __future__ import annotations
