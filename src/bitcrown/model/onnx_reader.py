@@ -25,7 +25,7 @@ from bitcrown.model.graph import Graph, Node
 from bitcrown.model.lowering import LOWERINGS, Builder
 from bitcrown.model.lowering.builder import LARGEST, OnnxNode
 from bitcrown.model.lowering.composites import COMPOSITES
-from bitcrown.model.lowering.dynamic_quantization import unit_of_result
+from bitcrown.model.lowering.dynamic_quantization import INTEGER_SUMS, unit_of_result
 from bitcrown.model.lowering.loops import REPEATED
 from bitcrown.model.lowering.quantization import QUANTIZERS
 from bitcrown.model.passes import (
@@ -239,7 +239,9 @@ def _read(file: NetworkFile) -> _Reading:
     for name in outputs:
         if name not in builder.tensors and name not in builder.constants and name not in lost:
             raise ModelError(f"{file.path}: no node writes the output {name!r}")
-    has_steps = any(node.op in QUANTIZERS for node in nodes) or bool(builder.steps - {"Round"})
+    has_steps = any(node.op in QUANTIZERS | INTEGER_SUMS for node in nodes) or bool(
+        builder.steps - {"Round"}
+    )
     has_steps |= "Round" in builder.steps and not builder.unrounded
     return _Reading(builder, inputs, dtypes, outputs, missing, has_steps)
 

@@ -38,7 +38,8 @@ from bitcrown.errors import UnsupportedError
 from bitcrown.model.graph import Node, Rounding
 from bitcrown.model.lowering import LOWERINGS
 from bitcrown.model.lowering.builder import Builder, OnnxNode
-from bitcrown.model.lowering.quantization import QUANTIZERS
+from bitcrown.model.lowering.dynamic_quantization import INTEGER_SUMS
+from bitcrown.model.lowering.quantization import QUANTIZERS, wraps_from
 from bitcrown.model.lowering.undefined import require_numbers
 from bitcrown.model.rounding_rows import (
     ARITHMETIC,
@@ -82,7 +83,11 @@ def lower_with_roundings(b: Builder, node: OnnxNode) -> None:
     LOWERINGS[node.op](b, node)
     dtype = _result_type(b, node)
     # Networks round to be quantized: by Div, Round, Clip and Mul where tools write no pairs.
-    if node.op in QUANTIZERS or node.op == "Round" or (node.op == "Div" and "int" in dtype):
+    if (
+        node.op in QUANTIZERS | INTEGER_SUMS
+        or node.op == "Round"
+        or (node.op == "Div" and "int" in dtype)
+    ):
         b.steps.add(node.op)
     b.dtypes.update(dict.fromkeys((name for name in node.outputs if name), dtype))
     if node.op == "TopK" and len(node.outputs) > 1:
@@ -249,6 +254,10 @@ def _mark_quantizer(b: Builder, node: OnnxNode, form: Format, new: list[str]) ->
         if rounding is not None:
             _round(b, name, rounding._replace(ulps=max(rounding.ulps, REQUANTIZED)))
     if node.op.endswith("QuantizeLinear"):  # adds its zero point as an integer
+        (quotient,) = (b.nodes[name].inputs[0] for name in new if b.nodes[name].op == "Round")
+        given = b.nodes[quotient].rounding
+        assert given is not None
+        _round(b, quotient, given._replace(largest=min(given.largest, wraps_from(b, node))))
         return
     sums = 1.0
     if node.op == CONTRIB + "QLinearAdd":

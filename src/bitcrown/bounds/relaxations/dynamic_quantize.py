@@ -33,6 +33,9 @@ from bitcrown.model.graph import Node
 _RADIUS = 0.5 + 2.0**-12
 """Largest distance of an element from its quantized value, in units of the scale."""
 _QUOTIENT = 2.0**-20
+_LOST = 2.0**-116
+"""Where the scale is no normal number of float32, it may be off by any share of itself, or be 0:
+then ``x`` and ``y`` are both at most 255 of the least normal number."""
 _LEAST_SCALE = 2.0**-100
 """Where the scale may be smaller, the grid is not asked: quotients may overflow."""
 
@@ -52,7 +55,7 @@ def _ends(node: Node, low: Tensor, up: Tensor) -> tuple[Tensor, ...]:
 
 def _radius(node: Node, low: Tensor, up: Tensor) -> Tensor:
     _, depth, _, height = _ends(node, low, up)
-    return (height + depth) * (_RADIUS / 255) + torch.finfo(low.dtype).tiny
+    return (height + depth) * (_RADIUS / 255) + _LOST
 
 
 def _grid(node: Node, low: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,13 @@ from bitcrown.model.lowering.weights import convolved, multiplied
 
 _LARGEST_SUM = 1 << 31
 """int32 sums wrap from here on."""
+INTEGER_SUMS = {
+    *("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
+    *("com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat"),
+    "com.microsoft.DynamicQuantizeLSTM",
+}
+"""Operators whose networks are read with roundings: what is a little off falls on another step of
+the next quantizer."""
 _UnitRule = Callable[[Builder, OnnxNode], Unit]
 
 

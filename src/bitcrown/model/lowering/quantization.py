@@ -17,6 +17,8 @@ and wraps around where the quotient leaves the type, far from the softmax of wha
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 
@@ -28,6 +30,8 @@ from bitcrown.model.lowering.reduction import mean, reduction_axes
 from bitcrown.model.lowering.weights import convolved, multiplied
 
 _CONTRIB = "com.microsoft."
+_EIGHT_BITS = 255
+_LEAST = 2.0**-120
 _WIDEST = 1 << 31
 """int32 sums wrap from here on."""
 QUANTIZERS = {
@@ -70,6 +74,13 @@ def _output_type(node: OnnxNode) -> np.dtype:
     """The type that a QuantizeLinear without a zero point asks for (opset 21)."""
     asked = int(node.attrs.get("output_dtype", 0))
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(asked) if asked else np.uint8)
+
+
+def wraps_from(b: Builder, node: OnnxNode) -> float:
+    """The number of steps from which on a QuantizeLinear may wrap around: kernels of less than
+    eight bits convert to 32 before they add the zero point and saturate."""
+    least, most = _range(node, _parameter(b, node, 2, np.zeros((), _output_type(node))))
+    return 2.0**30 if most - least < _EIGHT_BITS else math.inf
 
 
 def _spread(node: OnnxNode, value: np.ndarray, rank: int, axis: int) -> np.ndarray:
@@ -154,6 +165,19 @@ def _check_sums(node: OnnxNode, weight: np.ndarray, axes: tuple[int, ...]) -> No
         raise UnsupportedError(f"node {node.name!r}: sums of {node.op} may not fit into 32 bits")
 
 
+def _combined(
+    node: OnnxNode, one: np.ndarray, other: np.ndarray, result: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """``one other / result`` of scales, in float64. Raises ``UnsupportedError`` where float32 does
+    not hold what is met on the way: kernels combine scales in it before they apply them."""
+    product = one.astype(np.float64) * other.astype(np.float64)
+    found = product / np.asarray(result, dtype=np.float64)
+    sizes = np.abs(np.stack(np.broadcast_arrays(one, product, found)))
+    if not ((sizes > _LEAST) & (sizes < 1 / _LEAST)).all():
+        raise UnsupportedError(f"node {node.name!r}: float32 does not hold its scales combined")
+    return np.asarray(found)
+
+
 @lowers("QLinearConv")
 def qlinear_conv(b: Builder, node: OnnxNode) -> None:
     """Inputs ``x, s, z, w, s, z, y's s, z``, bias in the unit of the sums."""
@@ -173,7 +197,7 @@ def qlinear_conv(b: Builder, node: OnnxNode) -> None:
     assert isinstance(centred, str)
     convolved(b, node, centred, weight, bias)
     sums = b.tensors.pop(node.outputs[0])
-    factor = x_scale.astype(np.float64) * w_scale.astype(np.float64) / y_scale.astype(np.float64)
+    factor = _combined(node, x_scale, w_scale, y_scale)
     factor = (
         factor.reshape(-1, *([1] * (weight.ndim - 2))) if factor.size > 1 else factor.reshape(())
     )
@@ -183,7 +207,7 @@ def qlinear_conv(b: Builder, node: OnnxNode) -> None:
 
 @lowers("QLinearMatMul")
 def qlinear_matmul(b: Builder, node: OnnxNode) -> None:
-    scales = [_parameter(b, node, k).astype(np.float64) for k in (1, 4, 6)]
+    scales = [_parameter(b, node, k) for k in (1, 4, 6)]
     zeros = [_parameter(b, node, k) for k in (2, 5, 7)]
     left = _centred(b, node.inputs[0], zeros[0].astype(np.float64))
     right = _centred(b, node.inputs[3], zeros[1].astype(np.float64))
@@ -194,7 +218,7 @@ def qlinear_matmul(b: Builder, node: OnnxNode) -> None:
     elif 255 * 255 * b.shape(left)[-1] >= _WIDEST:
         raise UnsupportedError(f"node {node.name!r}: sums of {node.op} may not fit into 32 bits")
     sums = multiplied(b, left, right)
-    factor = scales[0] * scales[1] / scales[2]
+    factor = _combined(node, *scales)
     zero = zeros[2].astype(np.float64).reshape(())
     b.bind(node, _rounded(b, b.scaled(sums, factor, None), zero, *_range(node, zeros[2])))
 
@@ -202,7 +226,7 @@ def qlinear_matmul(b: Builder, node: OnnxNode) -> None:
 @lowers(_CONTRIB + "QGemm")
 def qgemm(b: Builder, node: OnnxNode) -> None:
     """``alpha a_s b_s (A' B' + C)``, quantized where an output scale is given."""
-    a_scale, b_scale = (_parameter(b, node, k).astype(np.float64) for k in (1, 4))
+    a_scale, b_scale = (_parameter(b, node, k) for k in (1, 4))
     a_zero = _parameter(b, node, 2, np.zeros((), np.uint8)).astype(np.float64)
     b_zero = _parameter(b, node, 5, np.zeros((), np.uint8)).astype(np.float64)
     left = _centred(b, node.inputs[0], a_zero.reshape(()))
@@ -216,19 +240,16 @@ def qgemm(b: Builder, node: OnnxNode) -> None:
     sums = multiplied(b, left, weight)
     if len(node.inputs) > 6 and node.inputs[6]:
         sums = b.scaled(sums, None, b.constant(node.inputs[6], "the addend").astype(np.float64))
-    factor = (
-        node.real("alpha", 1.0)
-        * a_scale.reshape(())
-        * (b_scale if b_scale.size > 1 else b_scale.reshape(()))
-    )
+    b_scale = b_scale if b_scale.size > 1 else b_scale.reshape(())
+    alpha = np.asarray(node.real("alpha", 1.0) * a_scale.reshape(()).astype(np.float64))
     if len(node.inputs) > 7 and node.inputs[7]:
         y_zero = _parameter(b, node, 8, np.zeros((), np.uint8))
-        y_scale = _parameter(b, node, 7).astype(np.float64).reshape(())
-        value = b.scaled(sums, factor / y_scale, None)
+        y_scale = _parameter(b, node, 7).reshape(())
+        value = b.scaled(sums, _combined(node, alpha, b_scale, y_scale), None)
         zero = y_zero.astype(np.float64).reshape(())
         b.bind(node, _rounded(b, value, zero, *_range(node, y_zero)))
     else:
-        b.bind(node, b.scaled(sums, factor, None))
+        b.bind(node, b.scaled(sums, _combined(node, alpha, b_scale), None))
 
 
 def _as_node(b: Builder, value: Operand) -> str:

@@ -22,7 +22,12 @@ from bitcrown.quant.formats.lattice import (
     spread_over,
 )
 from bitcrown.quant.formats.rule_table import Grid, NoRule, Reading, node_label, reads, type_range
+from bitcrown.quant.network.entry import Wraps
 from bitcrown.quant.network.graph import Numbers, QuantError
+
+_EIGHT_BITS = 255
+_FARTHEST = 2.0**30
+"""Quantizers of fewer bits convert to 32 before they saturate: from 2^31 on they wrap around."""
 
 
 def quantized_levels(
@@ -34,6 +39,8 @@ def quantized_levels(
         quotient = values / scale
     if np.isnan(quotient).any():
         raise QuantError("a value to be quantized is not a number")
+    if (high - low).max() < _EIGHT_BITS and np.abs(quotient).max(initial=0.0) >= _FARTHEST:
+        raise Wraps("a quantizer of less than eight bits wraps around 2^31 steps away from zero")
     return np.asarray(np.rint(np.clip(quotient, low - zero, high - zero)).astype(np.int64) + zero)
 
 

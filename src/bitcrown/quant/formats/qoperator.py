@@ -8,7 +8,7 @@ r_b * b_zero)))))``, without fused operations on processors that have none. Foun
 QLinearAdd is compared with the runtime on all pairs of values.
 
 On x86 processors without VNNI instructions onnxruntime adds pairs of uint8 * int8 products in
-saturating 16 bits; the comparison at load shows it where a file depends on that.
+saturating 16 bits; the comparison at load shows it only where the inputs drawn there reach that.
 """
 
 from __future__ import annotations
@@ -106,10 +106,17 @@ def _requantized(
     reading: Reading, node: OnnxNode, acc: Lattice, multiplier: Numbers, zero: Numbers
 ) -> None:
     """``multiplier``: float32, one number or shaped to broadcast; ``zero`` in the output's type."""
+    if not (np.isfinite(multiplier) & (multiplier > 0)).all():
+        raise NoRule(f"{node_label(node)} has scales whose quotient float32 does not hold")
     low, high = (np.array([end], dtype=np.int64) for end in type_range(zero.dtype))
     params = (spread_over(multiplier, acc.shape), zero.astype(np.int64).reshape(1), low, high)
     step = ChainStep(f"{node.op} requantize", requantized, params, whole=True)
     reading.bind_settled(node, acc.then(step, zero.dtype))
+
+
+def _quotient(x_scale: Numbers, w_scale: Numbers, y_scale: Numbers) -> Numbers:
+    with np.errstate(all="ignore"):
+        return np.asarray((x_scale * w_scale) / y_scale)
 
 
 def requantized(
@@ -154,7 +161,9 @@ def qlinear_matmul(reading: Reading, node: OnnxNode) -> None:
     acc = _matrix(reading, x, zeros[0], reading.constant(node, 3), zeros[1], label)
     reading.check_width(acc, label)
     x_scale, w_scale, y_scale = (_scale(reading, node, k).reshape(-1) for k in (1, 4, 6))
-    _requantized(reading, node, acc, (x_scale * w_scale) / y_scale, reading.constant(node, 7))
+    _requantized(
+        reading, node, acc, _quotient(x_scale, w_scale, y_scale), reading.constant(node, 7)
+    )
 
 
 @reads("QLinearConv")
@@ -166,7 +175,7 @@ def qlinear_conv(reading: Reading, node: OnnxNode) -> None:
     acc = _image(reading, node, x, zeros[0], reading.constant(node, 3), zeros[1], bias)
     reading.check_width(acc, label)
     x_scale, w_scale, y_scale = (_scale(reading, node, k).reshape(-1) for k in (1, 4, 6))
-    multiplier = ((x_scale * w_scale) / y_scale).reshape(-1, 1, 1)
+    multiplier = _quotient(x_scale, w_scale, y_scale).reshape(-1, 1, 1)
     _requantized(reading, node, acc, multiplier, reading.constant(node, 7))
 
 

@@ -218,15 +218,15 @@ class Reading:
             """[B, N] -> [B, N]."""
             return chain_values(chain, values.T, np.arange(size))[0].T.astype(np.int64)
 
-        reach = np.finfo(np.float32)
-        extremes = np.broadcast_to(np.array([reach.min, reach.max], np.float32), (size, 2))
+        self.entry, self.entry_chain = RoundedEntry(size, levels), chain
+        far = self.entry.reach()
+        extremes = np.broadcast_to(np.array([-far, far], np.float32), (size, 2))
         if np.abs(chain_values(chain, extremes, np.arange(size))[0]).max(initial=0) >= _MOST_LEVELS:
             raise NoRule("the input is rounded without limits; clip it, or quantize it to 8 bits")
         ends = levels(extremes.T)
         self.assembly.add(
             Input(self.input_shape[1:] or (size,), ends.min(axis=0), ends.max(axis=0))
         )
-        self.entry, self.entry_chain = RoundedEntry(size, levels), chain
 
     def whole(self, lattice: Lattice) -> Lattice:
         """Settle the longest first part of a float chain that gives whole numbers; the rest stays a

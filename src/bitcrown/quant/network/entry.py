@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, overload
@@ -24,7 +25,12 @@ from bitcrown.quant.network.graph import Ints, QuantError
 
 _Floats = npt.NDArray[np.float32]
 _Corners = tuple[Fraction, ...]
+_FLOAT_MAX = float(np.finfo(np.float32).max)
 _LARGEST_FLOAT = Fraction(float(np.finfo(np.float32).max))
+
+
+class Wraps(QuantError):
+    """A number so large that a kernel does not saturate, but wraps around."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,10 +80,28 @@ class WholeEntry:
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundedEntry:
     """Real input elements that the file rounds: ``levels`` maps [B, N] float32 to [B, N], monotone
-    in each element."""
+    in each element; it raises ``Wraps`` for numbers where it would not be."""
 
     size: int
     levels: Callable[[_Floats], Ints]
+
+    def reach(self) -> np.float32:
+        """A number from which on all is saturated, where there is one."""
+
+        def ends(far: float) -> Ints:
+            reach = np.full(self.size, far, dtype=np.float32)
+            with np.errstate(all="ignore"):
+                return self.levels(np.stack([-reach, reach]))
+
+        for far in (_FLOAT_MAX, *(2.0**power for power in range(127, -40, -1))):
+            with suppress(Wraps):
+                found = ends(far)
+                # the same number from far / 1024 on is the last one, or the only one
+                is_same = np.array_equal(found, ends(far / 1024))
+                if far < _FLOAT_MAX and not (is_same and (found[0] != found[1]).all()):
+                    break
+                return np.float32(far)
+        raise QuantError("the input is rounded in steps of very different size")
 
     def integers(self, values: npt.NDArray[Any]) -> Ints:
         """[B, N] -> [B, N]; numbers beyond float32 are not accepted."""
@@ -96,7 +120,7 @@ class RoundedEntry:
     def span(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] float64: an interval that holds all inputs that are not saturated, and a margin on
         both sides."""
-        reach = np.full(self.size, np.finfo(np.float32).max, dtype=np.float32)
+        reach = np.full(self.size, self.reach(), dtype=np.float32)
         ends = self.levels(np.stack([-reach, reach]))
         sign = np.where(ends[0] > ends[1], -1, 1)
         bottom, top = (sign * ends).min(axis=0), (sign * ends).max(axis=0)

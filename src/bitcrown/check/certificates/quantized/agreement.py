@@ -23,6 +23,7 @@ from bitcrown.check.certificates.quantized.chain import (
     BINARY32,
     ChainTensor,
     NumpyArray,
+    farthest,
     values_of,
 )
 from bitcrown.check.certificates.quantized.file import Read
@@ -114,10 +115,9 @@ def _span(read: Read) -> tuple[list[float], list[float]]:
     chain, size = read.reading.entry, read.reading.net.sizes[0]
     assert chain is not None
     index = np.arange(size)
-    reach = np.full(size, np.finfo(np.float32).max, np.float32)
     ends = []
     for sign in (-1, 1):
-        far = values_of(chain, (sign * reach)[:, None], index)[0][:, 0]
+        reach, far = farthest(chain, sign, size)
         best = reach.copy()
         for power in range(127, -40, -1):
             smaller = np.full(size, 2.0**power, np.float32)

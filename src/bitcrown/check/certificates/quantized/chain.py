@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitcrown.check.certificates.documents import need
+from bitcrown.check.certificates.documents import Reject, need
 from bitcrown.check.certificates.integers.nodes import StepNode
 
 NumpyArray = npt.NDArray[Any]
@@ -32,6 +33,10 @@ INTEGER_LIMIT = 1 << 62
 _MOST_CELLS = 1 << 21
 INPUT = -1
 """The node that stands for the file's own real input, before a step has made integers of it."""
+
+
+class WrappedNumber(Reject):
+    """A number so large that a kernel does not saturate, but wraps around."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +153,26 @@ def as_parameter(value: Any, shape: tuple[int, ...]) -> NumpyArray:
     """A constant as a parameter of a tensor of that shape: [1] or [N]."""
     value = np.asarray(value)
     return value.reshape(1) if value.size == 1 else np.broadcast_to(value, shape).reshape(-1)
+
+
+def farthest(chain: Chain, sign: int, size: int) -> tuple[NumpyArray, NumpyArray]:
+    """A number of the file's real input from which on every element is saturated, as far as nothing
+    wraps around, and what becomes of it: two [N]. It is the largest float32, or a power of two."""
+
+    def levels(number: float) -> NumpyArray:
+        reach = np.full((size, 1), number, np.float32)
+        return values_of(chain, reach, np.arange(size))[0][:, 0]
+
+    most = float(np.finfo(np.float32).max)
+    for far in (most, *(2.0**power for power in range(127, -40, -1))):
+        with suppress(WrappedNumber):
+            found = levels(sign * far)
+            # the same number from far / 1024 on is the last one, or the only one
+            is_same = np.array_equal(found, levels(sign * far / 1024))
+            if far < most and not (is_same and (found != levels(-sign * far)).all()):
+                break
+            return np.full(size, far, np.float32), found
+    raise Reject("the file's input is made integers in steps of very different size")
 
 
 def values_of(chain: Chain, q: NumpyArray, index: NumpyArray) -> tuple[NumpyArray, NumpyArray]:

@@ -222,7 +222,7 @@ def _finish_integers(
         need(positive, f"{node} has scales that are not positive float32 numbers")
         zero = reading.constant(node, 7)
         need(zero.size == 1, f"{node} has several zero points for its output")
-        multiplier = (scales[0] * scales[1]) / scales[2]
+        multiplier = _positive(node, (scales[0] * scales[1]) / scales[2])
         step = ChainLink(
             "requantize",
             _requantized,

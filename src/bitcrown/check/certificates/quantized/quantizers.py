@@ -18,6 +18,7 @@ from bitcrown.check.certificates.quantized.chain import (
     BINARY32,
     ChainLink,
     NumpyArray,
+    WrappedNumber,
     as_parameter,
 )
 from bitcrown.check.certificates.quantized.elementwise import stepped
@@ -29,6 +30,8 @@ from bitcrown.check.certificates.quantized.reading import (
 )
 from bitcrown.check.qonnx import QONNX
 
+_EIGHT_BITS = 255
+"""Kernels of fewer bits convert to 32 before they saturate."""
 QONNX_ROUNDINGS: dict[str, Callable[[Any], Any]] = {
     "ROUND": np.rint,
     "HALF_EVEN": np.rint,
@@ -79,8 +82,11 @@ def quantize(reading: FileReading, node: Operator) -> None:
     need(tensors[0].dtype == BINARY32, f"{node} takes {tensors[0].dtype}")
     scale, zero, dtype = parameters(reading, node, tensors[0].shape, np.uint8)
     low, high = integer_range(dtype)
+    farthest = 2.0**30 if high - low < _EIGHT_BITS else np.inf
 
     def levels(values: NumpyArray, s: NumpyArray, z: NumpyArray) -> NumpyArray:
+        if np.abs(values / s).max(initial=0.0) > farthest:
+            raise WrappedNumber(f"{node} wraps around 2^31 steps away from zero")
         return np.asarray(np.rint(np.clip(values / s, low - z, high - z)).astype(np.int64) + z)
 
     params = as_parameter(scale, tensors[0].shape), as_parameter(zero, tensors[0].shape)

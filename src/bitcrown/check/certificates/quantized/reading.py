@@ -33,6 +33,7 @@ from bitcrown.check.certificates.quantized.chain import (
     ChainTensor,
     NumpyArray,
     encloses,
+    farthest,
     tabled,
     values_of,
 )
@@ -141,6 +142,9 @@ class FileReading:
     def range_of(self, tensor: ChainTensor) -> tuple[int, int]:
         """Least and greatest integer of a tensor of integers: its chain is monotone, so the ends of
         what it acts on decide."""
+        if tensor.size and int(tensor.nodes[0]) == INPUT:
+            ends = [farthest(tensor.chain, sign, tensor.size)[1] for sign in (-1, 1)]
+            return int(np.min(ends)), int(np.max(ends))
         least, greatest = values_of(
             tensor.chain, np.stack(self.ends(tensor), axis=1), np.arange(tensor.size)
         )
@@ -225,10 +229,9 @@ class FileReading:
             return len(chain) == len(self.entry) and all(
                 a.is_same(b) for a, b in zip(chain, self.entry, strict=True)
             )
-        ends = np.stack(self.ends(tensor), axis=1)  # the same for every element of the input
-        low, high = values_of(chain, ends, np.arange(size))
-        fits = np.array_equal(low.min(axis=1), self.net.low[0]) and np.array_equal(
-            high.max(axis=1), self.net.high[0]
+        ends = np.stack([farthest(chain, sign, size)[1] for sign in (-1, 1)], axis=1)
+        fits = np.array_equal(ends.min(axis=1), self.net.low[0]) and np.array_equal(
+            ends.max(axis=1), self.net.high[0]
         )
         self.entry = chain if fits else None
         return fits
