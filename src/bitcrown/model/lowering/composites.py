@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.lowering.branches import branches_of_if
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 from bitcrown.model.lowering.loops import unrolled
 
@@ -109,6 +110,7 @@ def _unpacked(pairs: np.ndarray) -> np.ndarray:
 
 
 COMPOSITES: dict[str, Callable[[Builder, OnnxNode], Iterable[OnnxNode]]] = {
+    "If": branches_of_if,
     "Loop": unrolled,
     _CONTRIB + "QAttention": _attention,
     _CONTRIB + "MatMulNBits": _packed_product,
