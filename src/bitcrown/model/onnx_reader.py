@@ -73,9 +73,10 @@ def _stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
 
 
 def _opset(model: Any, path: Path) -> int:
-    version = next(
-        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
-    )
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    # (A model of trees has no node of ONNX's own, and need not say a version.)
+    has_own = any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+    version = versions[0] if versions else 0 if has_own else OPSETS.stop - 1
     if version not in OPSETS:
         raise UnsupportedError(
             f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}"
