@@ -39,10 +39,11 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(uint16)": np.uint16,
     "tensor(uint32)": np.uint32,
     "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
 }
 
 
-_NUMERIC = {*_TYPES, "tensor(bool)", "tensor(bfloat16)"}
+_NUMERIC = {*_TYPES, "tensor(bfloat16)"}
 
 
 class Slot(NamedTuple):

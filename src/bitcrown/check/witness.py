@@ -42,12 +42,12 @@ def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool)
         next_one = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=dtype))
         found: np.ndarray = np.where(outside, next_one, near).astype(np.float64)
         return found
-    if issubclass(dtype, np.integer):
-        limits = np.iinfo(dtype)
+    if issubclass(dtype, np.integer | np.bool_):
+        least, most = 0, 1
+        if issubclass(dtype, np.integer):
+            least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         whole = [math.ceil(value) if is_lower else math.floor(value) for value in values]
-        return np.array(
-            [float(min(max(value, int(limits.min)), int(limits.max))) for value in whole]
-        )
+        return np.array([float(min(max(value, least), most)) for value in whole])
     largest = float(np.finfo(np.dtype(dtype)).max)
     with np.errstate(over="ignore"):
         near = np.clip(
@@ -100,7 +100,7 @@ def inward_box(
     is_off = ~(low <= high) | ~np.isfinite(low) | ~np.isfinite(high)
     for i in np.nonzero(is_off)[0].tolist():
         middle = _nearest((lower[i] + upper[i]) / 2)
-        is_whole = issubclass(dtypes[i], np.integer)
+        is_whole = issubclass(dtypes[i], np.integer | np.bool_)
         with np.errstate(over="ignore"):
             low[i] = high[i] = (
                 round(middle) if is_whole else float(np.array(middle).astype(dtypes[i]))
@@ -131,7 +131,7 @@ class InwardBox:
         rounded = np.empty(points.shape)
         for kind, places in self.places.items():
             part = points[..., places]
-            if issubclass(kind, np.integer):
+            if issubclass(kind, np.integer | np.bool_):
                 rounded[..., places] = np.rint(part)
             else:
                 with np.errstate(over="ignore"):
