@@ -39,10 +39,11 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(uint16)": np.uint16,
     "tensor(uint32)": np.uint32,
     "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
 }
 
 
-_NUMERIC = {*_TYPES, "tensor(bool)", "tensor(bfloat16)"}
+_NUMERIC = {*_TYPES, "tensor(bfloat16)"}
 
 
 class Slot(NamedTuple):
@@ -80,8 +81,8 @@ class RuntimeReplay:
         """Element type of each flat input, as an object array ``[n]`` of numpy types."""
         result = np.empty(self.n_inputs, dtype=object)
         start = 0
-        for member in self.members:
-            for slot in member.slots:
+        for slots in self.slots().values():
+            for slot in slots:
                 end = start + math.prod(slot.shape)
                 result[start:end] = slot.dtype
                 start = end
@@ -119,6 +120,10 @@ class RuntimeReplay:
             for member in self.members
             if member.is_settled
         }
+
+    def slots(self) -> dict[str, list[Slot]]:
+        """The inputs of each declared network, in the order of the flat ones."""
+        return {member.declared.name: member.slots for member in self.members}
 
     def takes_batches(self) -> bool:
         """Whether ``run_batch`` runs many points in one call, as far as is known so far."""

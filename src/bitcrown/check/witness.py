@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +42,12 @@ def _inward(values: Sequence[Fraction], dtype: type[np.generic], is_lower: bool)
         next_one = np.nextafter(near, np.array(np.inf if is_lower else -np.inf, dtype=dtype))
         found: np.ndarray = np.where(outside, next_one, near).astype(np.float64)
         return found
-    if issubclass(dtype, np.integer):
-        limits = np.iinfo(dtype)
+    if issubclass(dtype, np.integer | np.bool_):
+        least, most = 0, 1
+        if issubclass(dtype, np.integer):
+            least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         whole = [math.ceil(value) if is_lower else math.floor(value) for value in values]
-        return np.array(
-            [float(min(max(value, int(limits.min)), int(limits.max))) for value in whole]
-        )
+        return np.array([float(min(max(value, least), most)) for value in whole])
     largest = float(np.finfo(np.dtype(dtype)).max)
     with np.errstate(over="ignore"):
         near = np.clip(
@@ -99,7 +100,7 @@ def inward_box(
     is_off = ~(low <= high) | ~np.isfinite(low) | ~np.isfinite(high)
     for i in np.nonzero(is_off)[0].tolist():
         middle = _nearest((lower[i] + upper[i]) / 2)
-        is_whole = issubclass(dtypes[i], np.integer)
+        is_whole = issubclass(dtypes[i], np.integer | np.bool_)
         with np.errstate(over="ignore"):
             low[i] = high[i] = (
                 round(middle) if is_whole else float(np.array(middle).astype(dtypes[i]))
@@ -116,7 +117,7 @@ class InwardBox:
 
     def __init__(self, case: Case, dtypes: np.ndarray) -> None:
         self.dtypes = dtypes
-        self.kinds = set(dtypes.tolist())
+        self.places = _places_of_types(dtypes)
         self.lower, self.upper, self.is_off = inward_box(case.lower, case.upper, dtypes)
         self.ties = tied_inputs(case.constraints, len(case.lower))
         for group in self.ties:
@@ -128,18 +129,27 @@ class InwardBox:
         """``points [..., n]`` rounded to the input types, moved into the box, tied inputs made
         equal; float64."""
         rounded = np.empty(points.shape)
-        for kind in self.kinds:
-            chosen = self.dtypes == kind if len(self.kinds) > 1 else slice(None)
-            part = points[..., chosen]
-            if issubclass(kind, np.integer):
-                rounded[..., chosen] = np.rint(part)
+        for kind, places in self.places.items():
+            part = points[..., places]
+            if issubclass(kind, np.integer | np.bool_):
+                rounded[..., places] = np.rint(part)
             else:
                 with np.errstate(over="ignore"):
-                    rounded[..., chosen] = part.astype(kind).astype(np.float64)
+                    rounded[..., places] = part.astype(kind).astype(np.float64)
         for group in self.ties:
             rounded[..., group] = rounded[..., group[:1]]
         result: np.ndarray = np.clip(rounded, self.lower, self.upper)
         return result
+
+
+def _places_of_types(dtypes: np.ndarray) -> dict[type, Any]:
+    """An index of the inputs of each type. An array of classes is compared one by one: compared
+    with a class as a whole, numpy takes that for a number of its own, and fails."""
+    kinds = dtypes.tolist()
+    found = set(kinds)
+    if len(found) == 1:
+        return {kinds[0]: slice(None)}
+    return {kind: np.array([other is kind for other in kinds]) for kind in found}
 
 
 def tied_inputs(constraints: Sequence[Constraint], n: int) -> list[np.ndarray]:

@@ -73,9 +73,10 @@ def _stored_array(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
 
 
 def _opset(model: Any, path: Path) -> int:
-    version = next(
-        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
-    )
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    # (A model of trees has no node of ONNX's own, and need not say a version.)
+    has_own = any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+    version = versions[0] if versions else 0 if has_own else OPSETS.stop - 1
     if version not in OPSETS:
         raise UnsupportedError(
             f"{path} uses opset {version}; supported are {OPSETS.start} to {OPSETS.stop - 1}"
@@ -221,7 +222,7 @@ def _read(file: NetworkFile) -> _Reading:
     lost: set[str] = set()
     for node in nodes:
         reason: str | None = None
-        if not lost.isdisjoint(node.inputs):
+        if not lost.isdisjoint(_reads(node)):
             reason = None if _has_rule(builder, node) else ""
         elif not _has_rule(builder, node):
             reason = ""
@@ -249,8 +250,6 @@ def _read(file: NetworkFile) -> _Reading:
 def _has_rule(builder: Builder, node: OnnxNode) -> bool:
     if node.op in LOWERINGS or node.op in COMPOSITES or node.op in ("Constant", "Shape", "Size"):
         return True
-    if node.op == "If":
-        return builder.is_constant(node.inputs[0]) if node.inputs else False
     return can_fold(node.op) and all(builder.is_constant(name) for name in node.inputs if name)
 
 
@@ -343,37 +342,11 @@ def _keep_empty(builder: Builder, node: OnnxNode) -> None:
             builder.constants[name] = np.zeros(shape, dtype)
 
 
-def _take_branch(builder: Builder, node: OnnxNode) -> None:
-    """``If`` of a known condition is one of its graphs: exporters ask about shapes like that."""
-    is_true = bool(builder.constant(node.inputs[0], "the condition").reshape(()))
-    branch = node.attrs["then_branch" if is_true else "else_branch"]
-    for name, value in branch.stored.items():
-        if name in builder.constants or name in builder.tensors:
-            raise ModelError(f"a branch of node {node.name!r} has {name!r}, which others have too")
-        builder.constants[name] = value
-    for inner in branch.nodes:
-        if not _has_rule(builder, inner):
-            raise UnsupportedError(f"{inner.op} in a branch of node {node.name!r}")
-        _read_node(builder, inner)
-    for outer, name in zip(node.outputs, branch.outputs, strict=True):
-        if builder.is_constant(name):
-            builder.constants[outer] = builder.constants[name]
-        else:
-            builder.tensors[outer] = builder.node_of(name)
-            builder.dtypes[outer] = builder.dtypes.get(name, "float32")
-        if name in builder.units:
-            builder.units[outer] = builder.units[name]
-        if name in builder.removed:
-            builder.removed[outer] = builder.removed[name]
-
-
 def _lower(builder: Builder, node: OnnxNode) -> None:
     """Fold the node if all it reads is known, emit engine nodes for it otherwise."""
     unit = unit_of_result(builder, node)
     if node.op == "Constant":
         builder.constants[node.outputs[0]] = constant_value(node)
-    elif node.op == "If":
-        _take_branch(builder, node)
     elif node.op in ("Shape", "Size") and not builder.is_constant(node.inputs[0]):
         shape = builder.shape(builder.node_of(node.inputs[0]))
         first, last, _ = slice(node.attrs.get("start"), node.attrs.get("end")).indices(len(shape))

@@ -123,13 +123,13 @@ def _may_have_cells(file: NetworkFile) -> bool:
     ):
         return False
     has_steps = any(node.op_type in (*_STEPS, "QuantizeLinear") for node in nodes)
-    return has_steps or any(t.dtype is not None and t.dtype.kind in "iu" for t in file.inputs)
+    return has_steps or any(t.dtype is not None and t.dtype.kind in "iub" for t in file.inputs)
 
 
 def _numbers(lower: Fraction, upper: Fraction, kind: type[np.generic]) -> tuple[float, float]:
     """Least and greatest number of type ``kind`` that some reading of the box contains."""
     start, end = box_of(lower, upper, kind)
-    if issubclass(kind, np.integer):
+    if issubclass(kind, np.integer | np.bool_):
         return float(math.ceil(start)), float(math.floor(end))
     first, last = np.array(start).astype(kind), np.array(end).astype(kind)
     if float(first) < start:
@@ -148,7 +148,7 @@ def _one_of_each(
     A cut point that is no number of the type stands for none: it would be read as one of another
     cell. And zeros of both signs are two values, of which ``1 / x`` makes very different ones.
     """
-    is_whole = issubclass(kind, np.integer)
+    is_whole = issubclass(kind, np.integer | np.bool_)
     named = [step for step in steps if isinstance(step, str)]
     limit = _COUNTED if is_whole else min(steps.values(), default=0.0)
     if named:

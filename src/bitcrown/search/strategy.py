@@ -27,6 +27,8 @@ from bitcrown.check.witness import Confirmer
 from bitcrown.errors import BudgetExpired, UnsupportedError
 from bitcrown.model.file import NetworkFile
 from bitcrown.model.input_shape import settled_content
+from bitcrown.model.known_inputs import with_known_inputs
+from bitcrown.search.fixed_inputs import fixed_inputs
 from bitcrown.search.neurons.recorder import Recorder
 from bitcrown.settings import Settings
 from bitcrown.spec.problem import Problem
@@ -118,12 +120,13 @@ class Run:
 
 def opened_files(problem: Problem, replay: RuntimeReplay | None = None) -> dict[str, NetworkFile]:
     """The networks' files by declared name: one object for each file, and one for each network
-    that asks for more than its file's outputs or settles extents of its inputs.
+    that asks for more than its file's outputs, settles extents of its inputs or fixes one of them.
 
     ``replay``: an open one of the same networks. Raises ``PropertyError`` for a property about
     other networks.
     """
-    settled = (replay or RuntimeReplay(problem.query, problem.networks)).settled()
+    replay = replay or RuntimeReplay(problem.query, problem.networks)
+    settled, fixed = replay.settled(), fixed_inputs(problem, replay)
     plain = {path: NetworkFile(path) for path in problem.networks.values()}
     files: dict[str, NetworkFile] = {}
     for declared in problem.query.networks:
@@ -134,6 +137,9 @@ def opened_files(problem: Problem, replay: RuntimeReplay | None = None) -> dict[
             files[declared.name] = NetworkFile(path, content)
         if declared.name in settled:
             content = settled_content(files[declared.name], settled[declared.name])
+            files[declared.name] = NetworkFile(path, content)
+        if declared.name in fixed:
+            content = with_known_inputs(files[declared.name], fixed[declared.name])
             files[declared.name] = NetworkFile(path, content)
     return files
 

@@ -16,6 +16,7 @@ from bitcrown.model.lowering import (
     reduction,
     scatter,
     shape,
+    trees,
     weights,
 )
 from bitcrown.model.lowering.builder import LOWERINGS, Builder
@@ -37,5 +38,6 @@ __all__ = [
     "reduction",
     "scatter",
     "shape",
+    "trees",
     "weights",
 ]

@@ -1,6 +1,6 @@
 """``ai.onnx.ml`` as scikit-learn's exporter writes it: scaling, norms, linear models, labels.
 
-Ensembles of trees, kernels and what works on text have no rule here, and the reader says so.
+Ensembles of trees are in ``trees``; kernels and what works on text have no rule.
 """
 
 from __future__ import annotations

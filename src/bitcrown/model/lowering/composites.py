@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
+from bitcrown.model.lowering.branches import branches_of_if
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 from bitcrown.model.lowering.loops import unrolled
+from bitcrown.model.lowering.spectra import frames_and_product
 
 _CONTRIB = "com.microsoft."
 _OPSET = 17
@@ -109,7 +111,9 @@ def _unpacked(pairs: np.ndarray) -> np.ndarray:
 
 
 COMPOSITES: dict[str, Callable[[Builder, OnnxNode], Iterable[OnnxNode]]] = {
+    "If": branches_of_if,
     "Loop": unrolled,
+    "STFT": frames_and_product,
     _CONTRIB + "QAttention": _attention,
     _CONTRIB + "MatMulNBits": _packed_product,
 }

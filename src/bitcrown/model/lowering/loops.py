@@ -14,7 +14,8 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode
 
-REPEATED = ("Loop",)
+REPEATED = ("If", "Loop")
+"""Operators with graphs in them, which are read node by node and not computed as constants."""
 _MOST = 4096
 _OPSET = 17
 """In which the nodes are written."""
