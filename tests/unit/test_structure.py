@@ -70,7 +70,7 @@ MOST_LINES = {
     "model": 9310,
     "spec": 5540,
     "check": 9380,
-    "bounds": 8310,
+    "bounds": 8340,
     "attacks": 3620,
     "quant": 9840,
     "search": 8690,
