@@ -56,6 +56,9 @@ _ROOT_SHARE = 0.9
 can decide."""
 _ROOT_SHARE_BESIDE = 0.5
 """The same where another search can go on."""
+_FIRST_EFFORT = 1 / 8
+"""Part of its points that the first attack inside a search has; later ones have twice as many each,
+once these fit the share of the time that attacks have."""
 Rival = Callable[[float], Verdict | None]
 """Gives another search of the same problem its turns, when told how many seconds this one may last;
 a verdict where that decided it."""
@@ -209,7 +212,8 @@ def _branch_and_bound(
 ) -> Verdict:
     """Search below ``domains``, with attacks whenever those had less than their share of time, and
     turns of the ``rival``; ``seconds`` of computing went into optimised bounds."""
-    guide, spent = bounder.guide.network, {"attack": 0.0, "start": time.monotonic()}
+    guide = bounder.guide.network
+    spent, effort = {"attack": 0.0, "next": 0.0, "start": time.monotonic()}, _FIRST_EFFORT
     networks = cycle(attack_networks(guide))
 
     def beside(search: TreeSearch[Any]) -> Verdict | Witness | None:
@@ -219,16 +223,20 @@ def _branch_and_bound(
         return attack_steps(search) if verdict is None else verdict
 
     def attack_steps(search: TreeSearch[Any]) -> Witness | None:
+        nonlocal effort
         started = time.monotonic()
         share = descent.ATTACK_SHARE * (started - spent["start"])
-        if spent["attack"] > share or not len(search.stack):
+        if spent["attack"] + spent["next"] > share or not len(search.stack):
             return None
         chunks = [chunk.case for chunk in search.stack.chunks]
         cases = np.unique(torch.cat(chunks).cpu().numpy())
-        restarts = max(4, 64 // len(cases))
+        restarts = max(1, int(effort * max(4, 64 // len(cases))))
         budget = run.budget.capped(5.0)
         witness = descent.descend(run, next(networks), objective, cases, budget, 100, restarts)
-        spent["attack"] += time.monotonic() - started
+        took = time.monotonic() - started
+        effort, before = min(1.0, 2 * effort), effort
+        spent["attack"] += took
+        spent["next"] = took * effort / before
         return witness
 
     with run.phase("neuron split"):

@@ -1,18 +1,24 @@
 """Product of two operands on a box: McCormick planes, and everything between them.
 
-For any slopes ``(s, t)``: ``x y - s x - t y = (x - t)(y - s) - s t``. On ``[a,b] x [c,d]`` with
-``s`` in ``[c,d]`` and ``t`` in ``[a,b]`` the product ``(x - t)(y - s)`` is least at the corners
-``(a,d)`` or ``(b,c)``, where it is not positive, and greatest at ``(a,c)`` or ``(b,d)``. So every
-such pair of slopes gives planes
+On ``[a,b] x [c,d]`` McCormick's planes are
 
-    x y >= s x + t y + min((a-t)(d-s), (b-t)(c-s)) - s t,     x y <= s x + t y + max((a-t)(c-s),
-    (b-t)(d-s)) - s t.
+    x y >= c x + a y - a c,     x y >= d x + b y - b d,
+    x y <= d x + a y - a d,     x y <= c x + b y - b c.
 
-McCormick's two lower planes are ``(s,t) = (c,a)`` and ``(d,b)``, the upper ones ``(d,a)`` and
-``(c,b)``; alpha moves along the segment between them. Both ends enclose the same volume, and so
-does the middle, which is the default because it is the linearisation at the midpoint and has a
-gradient to both sides. Each term above has a few roundings and no cancellation before the last
-difference, so a relative padding of both terms makes the intercept sound.
+Alpha goes from the first to the second of a pair. A mixture of two lower planes is a lower plane,
+whose slopes and constant are mixtures: all three are linear in alpha, a multiply-add each. Both
+ends enclose the same volume, and so does the middle, which is the default because it is the
+linearisation at the midpoint and has a gradient to both sides. Every lower plane of these meets
+``x y`` at ``(a,d)`` and ``(b,c)``, so none is below the range everywhere: the constant range serves
+where numbers might overflow.
+
+*Rounding.* Let ``X >= |x|``, ``Y >= |y|`` and ``u`` be half an epsilon. The stored slope
+``c + f (d - c)`` is off by at most ``2 u Y`` (difference) ``+ 2 u Y`` (product) ``+ u Y`` (sum),
+which costs ``5 u X Y``; the other one costs as much. The constant ``-a c + f (a c - b d)`` is off
+by ``6 u X Y`` (two products, their difference, its product with ``f``) ``+ u X Y + u X Y +
+3 u X Y`` (the first product, the padding, the last sum). Together that is below 11 epsilons of
+``X Y``; 16 are allowed for. What underflows loses less than the smallest normal number, times ``X``
+or ``Y`` in a slope.
 """
 
 from __future__ import annotations
@@ -20,7 +26,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitcrown.bounds.relaxations.lines import mix, padding
 from bitcrown.bounds.relaxations.registry import Operands, Pair, Relaxation, register_nonlinear
 from bitcrown.model.graph import Node
 
@@ -45,42 +50,31 @@ def _default_alpha(node: Node, lowers: Operands, uppers: Operands) -> Tensor:
 
 def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None) -> Relaxation:
     (a, c), (b, d) = lowers, uppers
-    relative, absolute = padding(a.dtype)
     range_low, range_up = _interval(node, lowers, uppers)
-    first: Tensor | float
-    second: Tensor | float
-    if alpha is None:
-        first = second = 0.5
-    else:
-        # Where the derivative (a product of two widths) could overflow, alpha is left alone: no NaN
-        # in gradients.
-        is_moderate = torch.isfinite(4 * range_up - 4 * range_low)
-        first, second = torch.where(is_moderate, alpha, alpha.detach())
+    info = torch.finfo(a.dtype)
+    x, y = torch.maximum(a.abs(), b.abs()), torch.maximum(c.abs(), d.abs())
+    padding = 16 * info.eps * x * y + info.tiny * (8 + 4 * x + 4 * y)
+    is_moderate = torch.isfinite(16 * x * y + 16 * (x + y))  # hence every sum of a few such terms
+    ac, ad, bc, bd = a * c, a * d, b * c, b * d
 
-    s, t = mix(c, d, first), mix(a, b, first)
-    corner, product = torch.minimum((a - t) * (d - s), (b - t) * (c - s)), s * t
-    intercept = corner - product - ((corner.abs() + product.abs()) * relative + absolute)
-    useful = _peak(s, a, b) + _peak(t, c, d) + intercept >= range_low
-    lower = [
-        torch.where(useful, s, 0.0),
-        torch.where(useful, t, 0.0),
-        torch.where(useful, intercept, range_low),
-    ]
+    def mixed(begin: Tensor, end: Tensor, otherwise: Tensor, f: Tensor) -> Tensor:
+        """``f`` of the way from ``begin`` to ``end``."""
+        step = torch.where(is_moderate, end - begin, 0.0)
+        return torch.addcmul(torch.where(is_moderate, begin, otherwise), step, f)
 
-    s, t = mix(c, d, 1 - second), mix(a, b, second)
-    corner, product = torch.maximum((a - t) * (c - s), (b - t) * (d - s)), s * t
-    intercept = corner - product + ((corner.abs() + product.abs()) * relative + absolute)
-    useful = -_peak(-s, a, b) - _peak(-t, c, d) + intercept <= range_up
-    upper = [
-        torch.where(useful, s, 0.0),
-        torch.where(useful, t, 0.0),
-        torch.where(useful, intercept, range_up),
-    ]
+    nothing = torch.zeros_like(x)
+    f, g = a.new_full((2, *[1] * a.dim()), 0.5) if alpha is None else alpha
+    lower = (
+        mixed(c, d, nothing, f),
+        mixed(a, b, nothing, f),
+        mixed(-ac - padding, -bd - padding, range_low, f),
+    )
+    upper = (
+        mixed(d, c, nothing, g),
+        mixed(a, b, nothing, g),
+        mixed(padding - ad, padding - bc, range_up, g),
+    )
     return Relaxation((lower[0], lower[1]), lower[2], (upper[0], upper[1]), upper[2])
-
-
-def _peak(slope: Tensor, low: Tensor, up: Tensor) -> Tensor:
-    return torch.maximum(slope * low, slope * up)
 
 
 register_nonlinear("Mul", _interval, _relax, alphas=2, default_alpha=_default_alpha)

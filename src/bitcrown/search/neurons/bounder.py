@@ -160,7 +160,8 @@ class DomainBounder:
         if self.leaf_solver is not None:
             return self._assess(self._solved(self.leaf_solver, domains, bounds))
         start, climber = self.multipliers(domains), self.guide.climber
-        found, _ = ascend(climber, self.rows(domains), bounds, start, ascent, budget=self.budget)
+        rows = self.rows(domains)
+        found, value = ascend(climber, rows, bounds, start, ascent, budget=self.budget)
         assert found.beta is not None
         domains = replace(
             domains,
@@ -169,7 +170,20 @@ class DomainBounder:
             mix=domains.mix if found.mix is None else found.mix,
             mu=domains.mu if found.mu is None else found.mu,
         )
+        if not self._guide_is_proof():
+            with torch.no_grad():
+                hoped = claims.excluded(value).any(dim=1)
+                domains = self._still_open(domains, ~self._confirmed(domains, hoped))
         return self._assess(domains)
+
+    def _confirmed(self, domains: Domains, hoped: Tensor) -> Tensor:
+        """``[B]``: which of the ``hoped`` domains the proof network excludes."""
+        proved = torch.zeros_like(hoped)
+        index = hoped.nonzero().flatten()
+        if len(index):
+            value = self.proved_value(domains.select(index))
+            proved[index] = claims.excluded(value).any(dim=1)
+        return proved
 
     def _solved(self, solver: LeafSolver, domains: Domains, bounds: Bounds) -> Domains:
         """Multipliers and branching neurons from linear programs; their points are tried, also
@@ -261,10 +275,8 @@ class DomainBounder:
             value = claims.least_margin(value, error)
         # 2. Elsewhere a positive value is a hope, which the proof network confirms or not.
         proved = claims.excluded(value).any(dim=1)
-        if not is_proof and proved.any():
-            hopeful = proved.nonzero().flatten()
-            value_there = self.proved_value(domains.select(hopeful))
-            proved[hopeful] = claims.excluded(value_there).any(dim=1)
+        if not is_proof:
+            proved = self._confirmed(domains, proved)
         # 3. Neurons worth splitting: those whose triangles cost this bound most.
         candidates = domains.candidates
         if self.leaf_solver is None:
@@ -337,7 +349,7 @@ class DomainBounder:
         ``B`` domains split, ``width`` = K trials each."""
         parts = []
         step = self.fitting(len(splits))
-        network, layout = self.guide.network, self.guide.layout
+        network, layout = self.guide.climber, self.guide.layout
         with torch.no_grad():
             for where in torch.split(torch.arange(len(splits), device=splits.case.device), step):
                 part = splits.select(where)

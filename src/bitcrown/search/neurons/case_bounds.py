@@ -32,6 +32,8 @@ _STEPS = 20
 """Steps of ascent for a neuron's bound."""
 _NEURONS = 128
 """Neurons that climb together, at most."""
+_FIRST_SECONDS = 0.25
+"""What a neuron is thought to take at first: few of them, in a pause of a second, say it."""
 _MOVES = 0.02
 """Share of its distance to zero by which a sweep must raise a case's bound to have moved it."""
 
@@ -53,6 +55,14 @@ def sweeps_left(distance: float, rise: float, before: float | None) -> float:
     return math.inf if reached <= distance else math.log(1.0 - distance / reached) / math.log(q)
 
 
+def _loosest(low: Tensor, up: Tensor) -> Tensor:
+    """Indices of the unstable neurons among those with bounds ``low``, ``up`` ``[K]``, highest
+    triangles first."""
+    open_ = claims.is_unstable(low, up).nonzero().flatten()
+    height = claims.ratio(-low[open_] * up[open_], (up - low)[open_])
+    return open_[height.argsort(descending=True, stable=True)]
+
+
 class CaseBounds:
     """``bounder`` and the unsplit ``domains`` (one, or none once the case is refuted) of ``case``.
 
@@ -64,6 +74,7 @@ class CaseBounds:
         self.bounder, self.domains = bounder, domains
         self.case = int(domains.case[0])
         self.depth, self.seconds = 1, 0.0
+        self.dearness = _FIRST_SECONDS  # seconds that a neuron takes
         self.rise: float | None = None  # of the last whole sweep of this depth
 
     @property
@@ -130,20 +141,21 @@ class CaseBounds:
         low, up = root.layout.flat_bounds(root.enclosure.bounds)
         neurons = neurons.to(low.device)
         at = neurons if guide.reduced is None else guide.reduced.neurons[neurons]
-        open_ = claims.is_unstable(low[0, at], up[0, at]).nonzero().flatten()
-        if not len(open_):
+        left = _loosest(low[0, at], up[0, at])
+        if not len(left):
             return True
         low, up = low.clone(), up.clone()
         step = LayerBounder(root.proof, bounder.budget.memory // 8).rows_per_pass(1)
         violation = Violation(guide.climber, guide.layout, premises, guide.bounds)
         proof = Violation(root.proof, root.layout, premises, root.enclosure.bounds)
-        for part in torch.split(open_, self._fitting()):
-            if time.process_time() > end:
-                break
+        while len(left) and (started := time.process_time()) < end:
+            together = max(1, int(min(self._fitting(), (end - started) / self.dearness)))
+            part, left = left[:together], left[together:]
             alpha, weight = climbed(violation, neurons[part], _STEPS, bounder.budget)
             where = at[part]
             new = proof.proved(where, guide.expanded(alpha), weight, root.enclosure.scales, step)
             low[0, where], up[0, where] = claims.tightened(low[0, where], up[0, where], *new)
+            self.dearness = max((time.process_time() - started) / len(part), 1e-6)
         low, up, is_empty = claims.crossed(low, up)
         bounds = root.layout.with_flat_bounds(root.enclosure.bounds, low, up)
         root = replace(root, enclosure=root.enclosure._replace(bounds=bounds))

@@ -190,7 +190,8 @@ class Race:
             search.narrow(bounder)
 
     def _next(self) -> TreeSearch[Any]:
-        """The leader, or a rival that has had less than its part of the leader's time."""
+        """The leader, or a rival whose next round fits its part of the leader's time. (Where rounds
+        take seconds, the first ones of all rivals would last longer than many a search.)"""
         expected = self.expected()
         best = min(expected)
         leader = self.searches[expected.index(best)]
@@ -198,7 +199,8 @@ class Race:
             return leader
         for search, seconds in zip(self.searches, expected, strict=True):
             is_far = seconds > _FAR * best and search.seconds > _FIRST_SLICE
-            if search.seconds < (_FAR_SHARE if is_far else RIVAL_SHARE) * leader.seconds:
+            share = (_FAR_SHARE if is_far else RIVAL_SHARE) * leader.seconds
+            if search.seconds + search.next_seconds(leader.pace) < share:
                 return search
         return leader
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bitcrown.bounds import claims
 from bitcrown.bounds.ascent import Ascent
+from bitcrown.errors import BudgetExpired
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import narrowed_guide
@@ -38,6 +39,8 @@ _NEURONS = 128
 _FIRST_NEURONS = 1
 """Neurons of the first step, which says what a neuron's trees cost: hundredths of a second in a
 small network, four seconds in a deep one of attention."""
+_DEARER = 2.0
+"""Where a first neuron was not done in a pause, one is tried in a pause so much longer."""
 _JUDGED = 4
 """Neurons without whose trees nothing is given up for good."""
 _FIRST_ROUNDS, _MORE_ROUNDS = 4, 2
@@ -108,7 +111,7 @@ class Refinement:
         self.bounder, self.domains = bounder, domains
         self.gained, self.seconds, self.neurons = 0.0, 0.0, 0
         self.pass_ = self._new_pass(_FIRST_ROUNDS, math.inf)
-        self.together = _FIRST_NEURONS
+        self.together, self.pause = _FIRST_NEURONS, 0.0
         self.can_go_on = len(bounder.root.layout.neuron_at) > 1
 
     @property
@@ -127,15 +130,20 @@ class Refinement:
         cases in less than ``lasting`` seconds, and in the time left; the share of the distance to
         zero that this gained. Raises ``BudgetExpired``."""
         gained, spent = self.gained, 0.0
+        if seconds < self.pause:
+            return 0.0
         while self.can_go_on and len(self.domains):
             limit = min(lasting, self.bounder.budget.remaining())
             if spent >= seconds and self.pass_.projected() >= limit:
                 break
             started, before = time.process_time(), self.neurons
-            self._step()
+            is_done = self._step(math.inf if self.neurons else seconds)
             took = time.process_time() - started
             spent, self.seconds = spent + took, self.seconds + took
             self.pass_.seconds += took
+            if not is_done:
+                self.pause = _DEARER * seconds
+                return 0.0
             projected = self.pass_.projected()
             share = _STEP_SHARE * projected if projected < limit else 0.0
             self._resize(self.neurons - before, took, max(seconds - spent, share))
@@ -173,8 +181,9 @@ class Refinement:
         layers = list(self.bounder.root.layout.neuron_at.items())[1:]
         return _Pass(rounds, expected, layers)
 
-    def _step(self) -> None:
-        """Trees for the next neurons of the layer that the pass is at, highest triangles first."""
+    def _step(self, most: float) -> bool:
+        """Trees for the next neurons of the layer that the pass is at, highest triangles first.
+        False if they would have taken more than ``most`` seconds; then nothing was done."""
         at = self.pass_
         name, where = at.layers[0]
         losses = self._losses(where)
@@ -182,16 +191,19 @@ class Refinement:
             at.left = _worth(losses)
             at.treated = 0
             at.losses.append((0.0, 0.0))
-        neurons, at.left = at.left[: self.together], at.left[self.together :]
+        neurons = at.left[: self.together]
         if len(neurons):
-            self._bound(name, where, neurons)
+            if not self._bound(name, where, neurons, most):
+                return False
             before, after = at.losses[-1]
             before += float(losses[neurons].sum())
             at.losses[-1] = before, after + float(self._losses(where)[neurons].sum())
             at.treated += len(neurons)
+        at.left = at.left[self.together :]
         if not len(at.left):
             at.layers.pop(0)
             at.left = None
+        return True
 
     def _losses(self, where: slice) -> Tensor:
         """Heights of the triangles of a layer's neurons; 0 where they are stable."""
@@ -199,16 +211,24 @@ class Refinement:
         low, up = (part[0, where] for part in root.layout.flat_bounds(root.enclosure.bounds))
         return torch.where(claims.is_unstable(low, up), claims.ratio(-low * up, up - low), 0.0)
 
-    def _bound(self, name: str, where: slice, neurons: Tensor) -> None:
-        """Trees for ``neurons [K]`` of a layer; the root has what they prove from now on."""
+    def _bound(self, name: str, where: slice, neurons: Tensor, most: float) -> bool:
+        """Trees for ``neurons [K]`` of a layer; the root has what they prove from now on. False
+        if that is not done in ``most`` seconds."""
         root = self.bounder.root
         low, up = (part.clone() for part in root.layout.flat_bounds(root.enclosure.bounds))
-        trees = SmallTrees(self.bounder, name, neurons)
-        trees.grow(self.pass_.rounds)
+        share = self.bounder.budget.capped(most)
+        try:
+            trees = SmallTrees(replace(self.bounder, budget=share), name, neurons)
+            trees.grow(self.pass_.rounds)
+            proved = trees.proved()
+        except BudgetExpired:
+            self.bounder.budget.check()
+            return False
         at = where.start + neurons
-        low[0, at], up[0, at] = claims.tightened(low[0, at], up[0, at], *trees.proved())
+        low[0, at], up[0, at] = claims.tightened(low[0, at], up[0, at], *proved)
         bounds = root.layout.with_flat_bounds(root.enclosure.bounds, low, up)
         root = replace(root, enclosure=root.enclosure._replace(bounds=bounds))
         guide = narrowed_guide(self.bounder.guide, root)
         self.bounder = replace(self.bounder, root=root, guide=guide)
         self.neurons += len(neurons)
+        return True

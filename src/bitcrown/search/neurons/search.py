@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitcrown.bounds.ascent import Ascent
+from bitcrown.bounds.stride import Stride
 from bitcrown.budget import Budget
 from bitcrown.errors import BudgetExpired
 from bitcrown.search.neurons.bounder import DomainBounder
@@ -105,8 +106,8 @@ class TreeSearch(Generic[D]):
         self.start = domains.value.clamp(max=0.0).double()
         self.batch, self.largest, self.best_rate = _FIRST_BATCH, 1 << 30, 0.0
         self.rounds = self.domains = 0
-        self.stuck = Stuck(domains.case[:0], domains.mass[:0])
-        self.seconds = 0.0
+        self.stuck, self.stride = Stuck(domains.case[:0], domains.mass[:0]), Stride()
+        self.seconds = self.pace = 0.0  # pace: seconds of computing a domain in the last round
         self.history = [TreeShare(0.0, 0.0, 0.0)]
 
     def closed(self) -> float:
@@ -129,6 +130,10 @@ class TreeSearch(Generic[D]):
         for chunk in self.stack.chunks:
             left += float((chunk.mass * (chunk.value.double() / worst).clamp(0.0, 1.0)).sum())
         return 1.0 - left / self.whole
+
+    def next_seconds(self, pace: float) -> float:
+        """What the next round will take, at ``pace`` if there was none yet."""
+        return (self.pace or pace) * min(self.batch, len(self.stack))
 
     def narrow(self, bounder: DomainBounder) -> None:
         """Go on with the tighter root of ``bounder``, which has the same guide: signs that were
@@ -206,6 +211,7 @@ class TreeSearch(Generic[D]):
             spent = max(time.process_time() - started, 1e-6)
             self._resize(len(batch), spent)
             self.seconds += spent
+            self.pace = spent / len(batch)
             self.rounds += 1
             self.domains += 2 * len(batch)
             self.history.append(TreeShare(self.seconds, self.closed(), self.risen()))
@@ -249,4 +255,5 @@ class TreeSearch(Generic[D]):
         steps = self.tactic.steps
         if self.bounder.root.clipper is not None:
             steps += steps // 2
-        return self.bounder.improve(batch.children(choice), Ascent(steps, 0.1, 0.1, 0.97))
+        ascent = Ascent(steps, 0.1, 0.1, 0.97, stride=self.stride)
+        return self.bounder.improve(batch.children(choice), ascent)
