@@ -14,7 +14,8 @@ import torch
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
 from bitcrown.bounds.rows import Rows
-from bitcrown.bounds.step_sums import StepClaim, StepGroups, StepRow, step_of, step_rows
+from bitcrown.bounds.step_groups import StepGroups
+from bitcrown.bounds.step_sums import StepClaim, StepRow, step_of, step_rows
 from bitcrown.budget import Budget
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
@@ -199,3 +200,16 @@ def test_weights_that_are_no_numbers_say_nothing() -> None:
     assert unknown.least([StepClaim((0,))], [1.0]) == -math.inf
     assert not unknown.may_suffice()
     assert row.least([StepClaim((0,))], [1.0]) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("climbs", [False, True])
+def test_groups_are_bounded_together_as_each_alone(kind: str, climbs: bool) -> None:
+    setting = Setting(2, kind)
+    for row in setting.counted:
+        count = setting.count_of(row)
+        pairs = [pair for pair in zip(count.members, count.members[1:], strict=False)][::3]
+        every = [(member,) for member in count.members[::4]] + pairs
+        together = count.groups.least(every, climbs)
+        alone = torch.cat([count.groups.least([group], climbs) for group in every])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6 if climbs else 1e-9)

@@ -38,10 +38,13 @@ class Rows:
         )
 
     def of_cases(self, case: Tensor) -> Rows:
-        """The rows of ``case [B]``, where ``self`` has one row of tensors per case and one box
-        ``[1, n]`` for all."""
+        """The rows of ``case [B]``, where ``self`` has one row of tensors per case, and one box
+        ``[1, n]`` for all or one for each."""
         d = None if self.D is None else self.D[case]
-        box = (end.expand(len(case), -1) for end in (self.x_lower, self.x_upper))
+        box = (
+            end.expand(len(case), -1) if len(end) == 1 else end[case]
+            for end in (self.x_lower, self.x_upper)
+        )
         return Rows(self.C[case], d, self.rhs[case], *box)
 
     def outputs(self) -> Tensor:

@@ -32,7 +32,7 @@ Legend: ``S`` rows, ``N`` steps, ``K`` groups, ``*`` a node's shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -43,18 +43,12 @@ from torch import Tensor
 from bitcrown.bounds import rounding
 from bitcrown.bounds.claims import least_margin
 from bitcrown.bounds.crown import Backward, minimum, output_seeds
-from bitcrown.bounds.intermediate import Enclosure, LayerBounder
-from bitcrown.bounds.intermediate_ascent import LayerAscent
+from bitcrown.bounds.intermediate import Enclosure
 from bitcrown.bounds.relaxations.registry import Relaxation
-from bitcrown.bounds.subnetworks.receptive_field import View, view_of
 from bitcrown.bounds.wanted import COPIES
 from bitcrown.model.execute import Network
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.passes import without_dead_nodes
 
-REACH = 2
-"""Steps of a group lie at most so many rows and columns apart: farther ones share few neurons."""
-_IMAGE_RANK = 4
 _LARGE = 1e290
 """Coefficients and weights from here on are not counted: their sums might leave float64."""
 
@@ -214,121 +208,3 @@ def _whole_signs(tail: Network, step: str, enclosure: Enclosure) -> Mapping[str,
                 torch.where(is_same, 0.0, line.upper_intercept),
             )
     return found
-
-
-class Part(NamedTuple):
-    """The network in front of some steps, with all that is known of it: a window of images, or
-    (``view`` None) the whole of it."""
-
-    network: Network
-    view: View | None
-    enclosure: Enclosure
-    box: tuple[Tensor, Tensor]
-
-
-class StepGroups:
-    """Proofs that not all of a group are wrong, for the steps of ``row``, on the box of
-    ``enclosure``. ``ascent`` looks for slopes."""
-
-    def __init__(
-        self,
-        bounder: LayerBounder,
-        enclosure: Enclosure,
-        row: StepRow,
-        box: tuple[Tensor, Tensor],
-        ascent: LayerAscent,
-    ) -> None:
-        self.bounder, self.enclosure, self.box, self.ascent = bounder, enclosure, box, ascent
-        self.network, self.direction = bounder.network, row.direction
-        self.origin, self.places = bounder.origin(row.source)
-        low, up = (end.flatten() for end in enclosure.bounds[row.source])
-        self.width = (up - low).clamp(min=torch.finfo(low.dtype).tiny)
-        self.parts: dict[tuple[int, int], Part] = {}
-        shape = self.network.graph.nodes[self.origin].shape
-        is_image = len(shape) == _IMAGE_RANK and (
-            view_of(self.network.graph, self.origin, ((0, 1), (0, 1))) is not None
-        )
-        self.sides = shape[2:] if is_image else None
-        self.where = self._where()
-
-    def _where(self) -> Tensor:
-        """Row and column of each step, ``[N, 2]``; all at one place where the layer is no image."""
-        if self.sides is None:
-            return torch.zeros(len(self.places), 2, dtype=torch.long)
-        height, width = self.sides
-        place = self.places.cpu() % (height * width)
-        return torch.stack([place // width, place % width], dim=1)
-
-    def by_part(self, groups: Sequence[StepGroup]) -> Iterator[tuple[list[int], Part]]:
-        """What the groups' sums depend on, and which groups these are; members are near to each
-        other. Raises ``BudgetExpired``."""
-        shared: dict[tuple[int, int], list[int]] = {}
-        for number, group in enumerate(groups):
-            row, column = (self.where[list(group)].amin(0) // REACH * REACH).tolist()
-            shared.setdefault((row, column), []).append(number)
-        for corner, numbers in shared.items():
-            self.ascent.budget.check()
-            if corner not in self.parts:
-                self.parts[corner] = self._part(corner)
-            yield numbers, self.parts[corner]
-
-    def _part(self, corner: tuple[int, int]) -> Part:
-        network, whole = self.network, self.enclosure
-        graph = without_dead_nodes(replace(network.graph, outputs=(self.origin,)))
-        network = network.on(graph, {name: network.params[name] for name in graph.nodes})
-        if self.sides is None:
-            names = graph.nodes
-            scales = rounding.Scales(
-                whole.scales.gamma,
-                {name: whole.scales[name] for name in names},
-                {name: r for name, r in whole.scales.radii.items() if name in names},
-            )
-            lines = {name: line for name, line in whole.relaxations.items() if name in names}
-            bounds = {name: whole.bounds[name] for name in names}
-            return Part(network, None, Enclosure(bounds, scales, lines), self.box)
-        field = tuple(
-            (first, min(first + 2 * REACH, extent))
-            for first, extent in zip(corner, self.sides, strict=True)
-        )
-        view = view_of(graph, self.origin, (field[0], field[1]))
-        assert view is not None  # as that of one element was defined
-        enclosure = Enclosure(
-            view.bounds(whole.bounds),
-            view.scales(whole.scales),
-            view.relaxations(whole.relaxations),
-        )
-        box = view.box(network, self.box[0]), view.box(network, self.box[1])
-        return Part(view.network(network), view, enclosure, box)
-
-    def least(self, groups: Sequence[StepGroup], climbs: bool) -> Tensor:
-        """Rigorous lower bounds ``[K]`` of ``sum y_i / width_i / |G|`` for groups whose members are
-        near to each other; slopes are optimised where this ``climbs``."""
-        value = self.box[0].new_full((len(groups),), -torch.inf)
-        for numbers, part in self.by_part(groups):
-            network, enclosure = part.network, part.enclosure
-            nodes = [network.graph.nodes[name] for name in enclosure.relaxations]
-            for chunk in torch.split(torch.tensor(numbers), self.bounder.rows_per_pass(1, network)):
-                seeds = {self.origin: self.seed([groups[k] for k in chunk.tolist()], part)}
-                lines = enclosure.relaxations
-                if climbs:
-                    lines = self.ascent.relaxations(
-                        seeds, enclosure.bounds, nodes, *part.box, part.view
-                    )
-                with torch.no_grad():
-                    backward = Backward(network, lines, scales=enclosure.scales)
-                    found = minimum(backward.run(seeds), *part.box, backward.gamma)[0]
-                value[chunk.to(value.device)] = found
-        return value
-
-    def seed(self, groups: Sequence[StepGroup], part: Part) -> Tensor:
-        """Coefficients ``[1, K, *]`` of the sums."""
-        node = part.network.graph.nodes[self.origin]
-        seed = self.box[0].new_zeros(len(groups), node.size)
-        for number, group in enumerate(groups):
-            members = torch.tensor(group, device=seed.device)
-            places = self.places[members]
-            if part.view is not None:
-                places = part.view.indices(self.network.graph.nodes[self.origin].shape, places)
-            weight = self.direction[members] / (self.width[members] * len(group))
-            seed[number].index_add_(0, places, weight)
-        return seed.reshape(1, -1, *node.shape)

@@ -95,6 +95,7 @@ class Maps:
     def __init__(self, windows: Mapping[str, Window | None], extents: tuple[int, int]) -> None:
         self.windows, self.extents = windows, extents
         self._padded: dict[tuple[str, str], list[Tensor]] = {}
+        self._asked: tuple[Tensor, bool] | None = None
 
     def seen(self, node: Node, kind: str, parts: Sequence[Tensor], place: Tensor) -> list[Tensor]:
         """``parts [H, W, C]`` of ``node`` as ``[h, w, S or 1, C]``; ``kind`` names them."""
@@ -104,22 +105,31 @@ class Maps:
         key = (node.name, kind)
         if key not in self._padded:
             self._padded[key] = [self._pad(part, window) for part in parts]
+        padded = self._padded[key]
         if self.is_one_place(place):
-            place = place[:1]
+            (top, bottom), (left, right) = (
+                (first, first + window.extents[axis])
+                for axis, at in enumerate(place[0].tolist())
+                for first in (window.stride[axis] * at + max(window.low[axis], 0),)
+            )
+            return [part[top:bottom, left:right].unsqueeze(2) for part in padded]
         rows, columns = (
             window.stride[axis] * place[:, axis]
             + torch.arange(window.extents[axis], device=place.device).unsqueeze(1)
             + max(window.low[axis], 0)
             for axis in (0, 1)
         )
-        padded = self._padded[key]
         index = rows.unsqueeze(1) * padded[0].shape[1] + columns.unsqueeze(0)
         flat = index.flatten()
         return [part.flatten(0, 1)[flat].reshape(*index.shape, -1) for part in padded]
 
     def is_one_place(self, place: Tensor) -> bool:
-        """Whether all rows see the same window (asked on a CPU alone: a GPU would have to wait)."""
-        return place.device.type == "cpu" and bool((place == place[:1]).all())
+        """Whether all rows see the same window (asked on a CPU alone: a GPU would have to wait).
+        Asked for every node that the same rows pass."""
+        if self._asked is None or self._asked[0] is not place:
+            is_one = place.device.type == "cpu" and len(place) > 0
+            self._asked = place, is_one and bool((place == place[:1]).all())
+        return self._asked[1]
 
     def _pad(self, value: Tensor, window: Window) -> Tensor:
         sides = []

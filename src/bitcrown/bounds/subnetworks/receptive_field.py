@@ -22,22 +22,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitcrown.bounds.interval import Bounds
 from bitcrown.bounds.relaxations.registry import Relaxation
 from bitcrown.bounds.rounding import Scales
+from bitcrown.bounds.subnetworks.cut_operators import (
+    Field,
+    cut_operator,
+    has_whole_weights,
+    is_one_image,
+)
 from bitcrown.model.execute import Network, elements
 from bitcrown.model.graph import Graph, Node
-from bitcrown.model.registry import Params, op_row
-
-Span = tuple[int, int]
-Field = tuple[Span, Span]
-"""Rows and columns of a ``[1, C, H, W]`` node."""
+from bitcrown.model.registry import Params
 
 _IMAGE_RANK = 4
-_ELEMENTWISE = ("Add", "Sub", "Larger", "Scale", "Constant")
 _CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
 """What one more call on a node costs, in entries that the call could have worked on meanwhile."""
 
@@ -45,7 +47,7 @@ _CALL_COST = {"cpu": 1 << 13, "cuda": 1 << 22}
 @dataclass(frozen=True)
 class View:
     """``graph`` is the smaller network; ``fields`` and ``origins`` say of its nodes which part of
-    which node they are.
+    which node they are. Views of one ``form`` are one network for different windows.
 
     A node without origin was added: it pads another node with zeros, for one convolution to read.
     """
@@ -54,13 +56,14 @@ class View:
     source: str
     fields: Mapping[str, Field]
     origins: Mapping[str, str]
+    form: str
 
     def network(self, network: Network) -> Network:
         """The smaller network with the weights (dtype, device) of ``network``."""
         params: dict[str, Params] = {}
         for name, node in self.graph.nodes.items():
             given = network.params[name] if name in network.params and node.op != "Input" else {}
-            is_whole = node.op == "Conv"
+            is_whole = has_whole_weights(node)
             params[name] = {
                 key: value if is_whole else self._part(name, value) for key, value in given.items()
             }
@@ -230,14 +233,16 @@ def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
     for node in reversed(list(graph.nodes.values())):
         if node.name not in wanted:
             continue
-        if len(node.shape) != _IMAGE_RANK or node.shape[0] != 1:
+        if not is_one_image(node):
             return None
         if _is_input(graph, node):
             continue
-        seen = _operand_field(graph, node, wanted[node.name])
-        if seen is None:
+        cut = cut_operator(graph, node, wanted[node.name])
+        if cut is None:
             return None
-        for name in node.inputs:
+        for name, seen in zip(node.inputs, cut.reads, strict=True):
+            if seen is None:
+                continue
             rows, columns = (
                 (min(a[0], b[0]), max(a[1], b[1]))
                 for a, b in zip(wanted.get(name, seen), seen, strict=True)
@@ -246,31 +251,10 @@ def _wanted(graph: Graph, source: str, field: Field) -> dict[str, Field] | None:
     return wanted
 
 
-def _operand_field(graph: Graph, node: Node, field: Field) -> Field | None:
-    """What ``field`` of ``node`` reads of each operand, without the padding."""
-    if node.op == "Conv":
-        if len(node.attrs["strides"]) != len(field):
-            return None
-        shape = graph.nodes[node.inputs[0]].shape[2:]
-        reach = [_reach(node, axis, field[axis]) for axis in (0, 1)]
-        rows, columns = (
-            (max(first, 0), min(end, extent))
-            for (first, end), extent in zip(reach, shape, strict=True)
-        )
-        return (rows, columns) if rows[0] < rows[1] and columns[0] < columns[1] else None
-    row = op_row(node.op)
-    is_elementwise = node.op in _ELEMENTWISE or (not row.is_affine and row.is_local)
-    same = all(graph.nodes[name].shape == node.shape for name in node.inputs)
-    return field if is_elementwise and same else None
-
-
-def _reach(node: Node, axis: int, span: Span) -> Span:
-    """Positions that a convolution reads for ``span`` of its result, padding included."""
-    attrs, kernel = node.attrs, node.params["weight"].shape[2 + axis]
-    stride, pad = attrs["strides"][axis], attrs["pads"][axis]
-    return span[0] * stride - pad, (span[1] - 1) * stride - pad + attrs["dilations"][axis] * (
-        kernel - 1
-    ) + 1
+def _has_placed_weights(node: Node) -> bool:
+    """Whether its weights are images, of which each window has another part."""
+    shapes = [np.shape(value) for value in node.params.values()]
+    return not has_whole_weights(node) and any(max((1, *shape[-2:])) > 1 for shape in shapes)
 
 
 def view_of(graph: Graph, source: str, field: Field) -> View | None:
@@ -286,9 +270,11 @@ class _Builder:
         self.nodes: dict[str, Node] = {}
         self.fields: dict[str, Field] = {}
         self.origins: dict[str, str] = {}
+        self.form: list[object] = []
 
     def view(self, source: str) -> View:
         inputs = []
+        self.form = [source]
         for node in self.graph.nodes.values():
             if node.name not in self.wanted:
                 continue
@@ -296,15 +282,22 @@ class _Builder:
             if _is_input(self.graph, node):
                 inputs.append(node.name)
                 self._add(replace(node, op="Input", inputs=()), field, node.name)
+                self.form.append(self.nodes[node.name].shape)
                 continue
-            seen = _operand_field(self.graph, node, field)
-            assert seen is not None
-            operands = tuple(self._sliced(name, seen, node) for name in node.inputs)
-            if node.op == "Conv":
-                operands, attrs = self._padded(operands[0], seen, node)
-                node = replace(node, attrs={**node.attrs, **attrs})
-            self._add(replace(node, inputs=operands), field, node.name)
-        return View(Graph(self.nodes, tuple(inputs), (source,)), source, self.fields, self.origins)
+            cut = cut_operator(self.graph, node, field)
+            assert cut is not None
+            operands = tuple(
+                self._padded(self._sliced(name, seen, node), cut.zeros, node)
+                for name, seen in zip(node.inputs, cut.reads, strict=True)
+                if seen is not None
+            )
+            node = replace(node, inputs=operands, attrs={**node.attrs, **cut.attrs})
+            self._add(node, field, node.name)
+            self.form += [self.nodes[node.name].shape, operands, cut.attrs, cut.zeros]
+            if _has_placed_weights(node):
+                self.form.append(field)
+        graph = Graph(self.nodes, tuple(inputs), (source,))
+        return View(graph, source, self.fields, self.origins, repr(self.form))
 
     def _add(self, node: Node, field: Field, origin: str | None) -> None:
         shape = (*node.shape[:2], *(end - first for first, end in field))
@@ -318,30 +311,30 @@ class _Builder:
         wanted = self.wanted[name]
         if wanted == seen:
             return name
-        part = f"{consumer.name} of {name}"
         spans = [
             (first - at[0], end - at[0], 1) for (first, end), at in zip(seen, wanted, strict=True)
         ]
+        part = self._unused(f"{consumer.name} of {name} {spans}")
         shape = self.nodes[name].shape
         attrs = {"slices": [(0, shape[0], 1), (0, shape[1], 1), *spans]}
         self._add(Node(part, "Slice", (name,), shape, attrs), seen, name)
         return part
 
-    def _padded(
-        self, name: str, seen: Field, consumer: Node
-    ) -> tuple[tuple[str], dict[str, list[int]]]:
-        """The operand of a convolution and its padding: its own where it is the same on both
-        sides."""
-        reach = [_reach(consumer, axis, self.wanted[consumer.name][axis]) for axis in (0, 1)]
-        before = [a[0] - r[0] for a, r in zip(seen, reach, strict=True)]
-        after = [r[1] - a[1] for a, r in zip(seen, reach, strict=True)]
-        if before == after:
-            return (name,), {"pads": before}
-        part = f"{consumer.name} around {name}"
+    def _padded(self, name: str, zeros: Field, consumer: Node) -> str:
+        """Node ``name`` with ``zeros`` around it."""
+        (top, bottom), (left, right) = zeros
+        if not any((top, bottom, left, right)):
+            return name
+        part = self._unused(f"{consumer.name} around {name}")
         node = self.nodes[name]
-        attrs = {"pads": ([0, 0, *before], [0, 0, *after]), "value": 0.0}
-        grown = [
-            (0, extent + b + a) for extent, b, a in zip(node.shape[2:], before, after, strict=True)
-        ]
-        self._add(Node(part, "Pad", (name,), node.shape, attrs), (grown[0], grown[1]), None)
-        return (part,), {"pads": [0, 0]}
+        tall, broad = node.shape[2:]
+        attrs = {"pads": ([0, 0, top, left], [0, 0, bottom, right]), "value": 0.0}
+        field = (0, top + tall + bottom), (0, left + broad + right)
+        self._add(Node(part, "Pad", (name,), node.shape, attrs), field, None)
+        return part
+
+    def _unused(self, name: str) -> str:
+        """``name``, or one like it that no node of the network has."""
+        while name in self.graph.nodes:
+            name += "'"
+        return name

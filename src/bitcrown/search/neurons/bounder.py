@@ -30,7 +30,7 @@ from bitcrown.search.neurons.domains import Domains
 from bitcrown.search.neurons.guide import Guide
 from bitcrown.search.neurons.leaves import LeafSolver, shallow_network, snapped
 from bitcrown.search.neurons.recorder import Recorder
-from bitcrown.search.neurons.root import Root, domains_that_fit
+from bitcrown.search.neurons.root import Root, domains_that_fit, of_each
 from bitcrown.search.neurons.trials import Trials
 
 _CANDIDATES = 4
@@ -135,7 +135,7 @@ class DomainBounder:
             nothing = torch.full_like(flat, torch.inf, dtype=torch.float64)
         return Domains(
             case,
-            root.slopes[:, None, :].expand(count, 1, -1).clone(),
+            of_each(root.slopes, case)[:, None, :].expand(count, 1, -1).clone(),
             beta=flat,
             split=flat.to(torch.int8),
             value=value.to(dtype),

@@ -34,11 +34,11 @@ hardly shrinks."""
 
 @dataclass(frozen=True)
 class Root:
-    """``rows`` are those of all cases, ``C [P, S, m]``, over the one box ``[1, n]``;
-    ``row_value [P, S]`` their proved bounds there; ``slopes [1, N_alpha]`` where every ascent
-    begins. Domains have boxes and neuron bounds of their own where there is a ``clipper``. Bounds
-    of the ``enclosure`` hold in every case, ``[1, *]``, or in one each, ``[P, *]``
-    (``case_bounds``)."""
+    """``rows`` are those of all cases, ``C [P, S, m]``, over the one box ``[1, n]`` or over a box
+    each, ``[P, n]``; ``row_value [P, S]`` their proved bounds there; ``slopes``, ``[1, N_alpha]``
+    or ``[P, N_alpha]``, where every ascent begins. Domains have boxes and neuron bounds of their
+    own where there is a ``clipper``. Bounds of the ``enclosure`` hold in every case, ``[1, *]``,
+    or in one each, ``[P, *]`` (``case_bounds``)."""
 
     proof: Network
     layout: Layout
@@ -73,19 +73,25 @@ def root_of(proof: Network, guide: Network, rows: Rows, enclosure: Enclosure, me
     with torch.no_grad():
         clipper = None
         n_inputs = proof.graph.n_inputs
-        if n_inputs <= CLIP_INPUTS and layout.n_neurons * n_inputs <= _CLIP_ENTRIES:
+        is_one_box = len(rows.x_lower) == 1
+        if is_one_box and n_inputs <= CLIP_INPUTS and layout.n_neurons * n_inputs <= _CLIP_ENTRIES:
             arrays = rows.C, rows.D, rows.rhs
             clipper = clipper_of(proof, layout, enclosure, arrays, memory // 4)
         cuts = cuts_of(proof, layout, enclosure, rows)
     # Cuts have no multipliers yet, so the root's own bound does without them.
-    start = Multipliers(layout, slopes[:, None, :])
     every = torch.arange(len(rows.C), device=proof.device)
-    value = [
-        proved_minimum(proof, rows.of_cases(case), enclosure.bounds, enclosure.scales, start)
-        for case in torch.split(every, domains_that_fit(1 << 30, rows, proof, memory))
-    ]
+    value = []
+    for case in torch.split(every, domains_that_fit(1 << 30, rows, proof, memory)):
+        start = Multipliers(layout, of_each(slopes, case)[:, None, :])
+        bounds = layout.gathered(enclosure.bounds, case)
+        value.append(proved_minimum(proof, rows.of_cases(case), bounds, enclosure.scales, start))
     found = torch.maximum(torch.cat(value), _interval_value(proof, rows, enclosure.bounds))
     return Root(proof, layout, rows, enclosure, slopes, found, clipper, cuts)
+
+
+def of_each(shared: Tensor, case: Tensor) -> Tensor:
+    """``shared [1, *]`` as it is, or ``[P, *]`` of all cases as that of ``case [B]``."""
+    return shared if len(shared) == 1 else shared[case]
 
 
 def _interval_value(proof: Network, rows: Rows, bounds: Bounds) -> Tensor:

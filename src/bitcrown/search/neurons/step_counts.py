@@ -22,15 +22,8 @@ import torch
 from bitcrown.bounds.claims import excluded
 from bitcrown.bounds.intermediate import LayerBounder
 from bitcrown.bounds.intermediate_ascent import LayerAscent
-from bitcrown.bounds.step_sums import (
-    REACH,
-    StepClaim,
-    StepGroup,
-    StepGroups,
-    StepRow,
-    step_of,
-    step_rows,
-)
+from bitcrown.bounds.step_groups import REACH, StepGroups
+from bitcrown.bounds.step_sums import StepClaim, StepGroup, StepRow, step_of, step_rows
 from bitcrown.budget import Budget, Stopwatch
 from bitcrown.errors import BudgetExpired, ResourceError
 from bitcrown.model.execute import Network

@@ -18,7 +18,8 @@ from torch import Tensor
 from bitcrown.bounds.ascent import Ascent
 from bitcrown.bounds.claims import is_active
 from bitcrown.bounds.rows import Rows
-from bitcrown.bounds.step_sums import Part, StepGroup, StepGroups
+from bitcrown.bounds.step_groups import Part, StepGroups
+from bitcrown.bounds.step_sums import StepGroup
 from bitcrown.search.neurons.bounder import DomainBounder
 from bitcrown.search.neurons.branching import UPPER, SmartBranching, product_of_gains
 from bitcrown.search.neurons.domains import Domains
@@ -40,17 +41,18 @@ class StepTrees:
     def proved(self, groups: Sequence[StepGroup]) -> list[StepGroup]:
         """Those of which not all steps are wrong anywhere. Raises ``BudgetExpired``."""
         found = []
-        for numbers, part in self.groups.by_part(groups):
+        for numbers, window, part in self.groups.by_part(groups):
             chosen = [groups[number] for number in numbers]
-            bounder = self._bounder(chosen, part)
+            bounder = self._bounder(chosen, window, part)
             found += [chosen[case] for case in self._closed(bounder, len(chosen))]
         return found
 
-    def _bounder(self, groups: Sequence[StepGroup], part: Part) -> DomainBounder:
-        C = self.groups.seed(groups, part)[0].flatten(1).unsqueeze(1)
-        rows = Rows(C, None, C.new_zeros(len(C), 1), *part.box)
+    def _bounder(self, groups: Sequence[StepGroup], window: Tensor, part: Part) -> DomainBounder:
+        C = self.groups.seed(groups, window, part).flatten(1).unsqueeze(1)
+        enclosure, box = part.of_windows(window)
+        rows = Rows(C, None, C.new_zeros(len(C), 1), *box)
         guide = guide_network(part.network)
-        root = root_of(part.network, guide, rows, part.enclosure, self.budget.memory)
+        root = root_of(part.network, guide, rows, enclosure, self.budget.memory)
         root = replace(root, clipper=None)  # boxes hardly shrink by one sign
         trials = Trials(lambda x: None)  # no leaf here is about a violation
         return DomainBounder(root, whole_guide(root, guide), trials, self.budget)
