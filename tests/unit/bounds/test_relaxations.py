@@ -220,3 +220,18 @@ def test_very_wide_s_shapes_keep_a_tangent(op: str) -> None:
     floor = 0.0 if op == "Sigmoid" else -1.0
     assert lower_slope > 0
     assert lower_slope * 1e14 + lower_cut >= floor + 0.9 * (1 - floor)
+
+
+def test_planes_of_products_are_parallel_to_the_last_bit() -> None:
+    """Passes over sums of products (``bounds.centred.bilinear``) are taken only where they are."""
+    random = torch.Generator().manual_seed(0)
+    for dtype in (torch.float64, torch.float32):
+        middle = torch.randn(2, 1, 1, 2000, dtype=dtype, generator=random)
+        low, up = middle - 0.1, middle + 0.1
+        node, row = Node("y", "Mul", ("x", "z"), (2000,)), nonlinear_row("Mul")
+        assert row.default_alpha is not None
+        start = row.default_alpha(node, [low[0], low[1]], [up[0], up[1]])
+        for alpha in (None, start):
+            line = row.relax(node, [low[0], low[1]], [up[0], up[1]], alpha)
+            for below, above in zip(line.lower_slopes, line.upper_slopes, strict=True):
+                assert torch.equal(below, above)

@@ -8,17 +8,19 @@ On ``[a,b] x [c,d]`` McCormick's planes are
 Alpha goes from the first to the second of a pair. A mixture of two lower planes is a lower plane,
 whose slopes and constant are mixtures: all three are linear in alpha, a multiply-add each. Both
 ends enclose the same volume, and so does the middle, which is the default because it is the
-linearisation at the midpoint and has a gradient to both sides. Every lower plane of these meets
+linearisation at the midpoint and has a gradient to both sides. There both planes are parallel to
+the last bit, which passes over sums of products need (``centred.bilinear``): so the upper slope
+goes from ``c`` to ``d`` as the lower one does, by ``1 - f``. Every lower plane of these meets
 ``x y`` at ``(a,d)`` and ``(b,c)``, so none is below the range everywhere: the constant range serves
 where numbers might overflow.
 
 *Rounding.* Let ``X >= |x|``, ``Y >= |y|`` and ``u`` be half an epsilon. The stored slope
 ``c + f (d - c)`` is off by at most ``2 u Y`` (difference) ``+ 2 u Y`` (product) ``+ u Y`` (sum),
-which costs ``5 u X Y``; the other one costs as much. The constant ``-a c + f (a c - b d)`` is off
-by ``6 u X Y`` (two products, their difference, its product with ``f``) ``+ u X Y + u X Y +
-3 u X Y`` (the first product, the padding, the last sum). Together that is below 11 epsilons of
-``X Y``; 16 are allowed for. What underflows loses less than the smallest normal number, times ``X``
-or ``Y`` in a slope.
+and by ``2 u Y`` more where ``f`` is ``1 - f``, rounded, which costs ``7 u X Y``; the other one
+costs ``5 u X Y``. The constant ``-a c + f (a c - b d)`` is off by ``6 u X Y`` (two products, their
+difference, its product with ``f``) ``+ u X Y + u X Y + 3 u X Y`` (the first product, the padding,
+the last sum). Together that is below 12 epsilons of ``X Y``; 16 are allowed for. What underflows
+loses less than the smallest normal number, times ``X`` or ``Y`` in a slope.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def _relax(node: Node, lowers: Operands, uppers: Operands, alpha: Tensor | None)
         mixed(-ac - padding, -bd - padding, range_low, f),
     )
     upper = (
-        mixed(d, c, nothing, g),
+        mixed(c, d, nothing, 1 - g),
         mixed(a, b, nothing, g),
         mixed(padding - ad, padding - bc, range_up, g),
     )
