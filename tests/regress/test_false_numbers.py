@@ -102,6 +102,56 @@ def test_an_operator_that_forgets_nothing_where_all_are_numbers(tmp_path: Path) 
     assert is_proved(net, -20.0, 1.0, 4, "(assert (<= Y_0 0.5))")
 
 
+QUOTIENTS = {
+    "a norm": [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("ReduceSum", ["square", "axis"], ["sum"]),
+        helper.make_node("Sqrt", ["sum"], ["norm"]),
+        helper.make_node("Div", ["x", "norm"], ["q"]),
+    ],
+    "layers": [helper.make_node("LayerNormalization", ["x", "gain"], ["q"], epsilon=0.0)],
+    "no share": [
+        helper.make_node("Reciprocal", ["x"], ["inverse"]),
+        helper.make_node("Mul", ["inverse", "none"], ["q"]),
+    ],
+    "a sine": [
+        helper.make_node("Div", ["five", "x"], ["quotient"]),
+        helper.make_node("Sin", ["quotient"], ["q"]),
+    ],
+    "a clip": [
+        helper.make_node("Div", ["x", "x"], ["quotient"]),
+        helper.make_node("Clip", ["quotient", "none", "five"], ["q"]),
+    ],
+}
+IS_ABOVE = [
+    helper.make_node("Greater", ["q", "low"], ["above"]),
+    helper.make_node("Cast", ["above"], ["y"], to=TensorProto.FLOAT),
+]
+AT_ZERO = {
+    "axis": np.array([1]),
+    "gain": np.ones(4, np.float32),
+    "none": np.float32(0),
+    "five": np.float32(5),
+    "low": np.float32(-5),
+}
+
+
+@pytest.mark.parametrize("head", QUOTIENTS)
+def test_a_bounded_quotient_of_zeros_is_not_compared(head: str, tmp_path: Path) -> None:
+    """Bounds say that ``x / sqrt(sum x^2) > -5``; at 0 it is no number, and the answer no."""
+    net = saved(tmp_path / "net.onnx", QUOTIENTS[head] + IS_ABOVE, "float32", AT_ZERO)
+    assert reached(net, 0.0, "float32").max() == 0.0
+    assert not is_proved(net, -1.0, 1.0, 4, "(assert (<= Y_0 0.5))")
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_norms_that_are_zero_at_zero_are_compared(p: int, tmp_path: Path) -> None:
+    nodes = [helper.make_node("LpNormalization", ["x"], ["q"], p=p), *IS_ABOVE]
+    net = saved(tmp_path / "net.onnx", nodes, "float32", AT_ZERO)
+    assert reached(net, 0.0, "float32").max() == 1.0
+    assert is_proved(net, -1.0, 1.0, 4, "(assert (<= Y_0 0.5))")
+
+
 @pytest.mark.parametrize("first", ["Mul", "Gemm"])
 def test_factors_whose_product_is_below_all_numbers(first: str, tmp_path: Path) -> None:
     """``x s s / s / s`` of a double ``x``: the merged factor was 0, and all of the network."""

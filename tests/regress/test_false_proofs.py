@@ -165,6 +165,8 @@ def test_a_row_met_on_a_face_leaves_the_face_whole() -> None:
         ("int64", "0.6", 1.0),
         ("uint8", "0.4", 0.0),
         ("int32", "-2.5", -2.0),
+        ("bool", "0.6", 1.0),
+        ("bool", "0.4", 0.0),
     ],
 )
 def test_a_pinned_input_is_read_in_its_own_type_as_well(kind: str, value: str, read: float) -> None:

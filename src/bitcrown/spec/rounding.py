@@ -3,8 +3,9 @@
 What is proved of a property must hold for both ways to read its numbers. Box ends are therefore
 rounded outward, and further where the nearest number of the input's own type lies outside: the
 network, and the competition's scorer, read the bound as that number. An input of whole numbers,
-with a box between whose ends no whole number lies, is read as either of its neighbours. Numbers
-beyond the range of float64 become its ends, or infinite, on the side where that is sound.
+or of truth values, with a box between whose ends no whole number lies, is read as either of its
+neighbours. Numbers beyond the range of float64 become its ends, or infinite, on the side where that
+is sound.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def box_of(lower: Fraction, upper: Fraction, kind: Kind) -> tuple[float, float]:
     as float32."""
     dtype = kind if isinstance(kind, str) else np.dtype(kind).name
     is_number = dtype in np.sctypeDict
-    if is_number and np.issubdtype(dtype, np.integer):
+    if is_number and (np.issubdtype(dtype, np.integer) or dtype == "bool"):
         low, high = math.ceil(lower), math.floor(upper)
         if low > high:
             return round_down(min(lower, Fraction(high))), round_up(max(upper, Fraction(low)))

@@ -71,6 +71,17 @@ CLASSIFIERS = {
         f"three, {post}": classes(MIXED, [0, 1, 2, 1, 0], 3, post, base_values=[0.1, 0.2, 0.3])
         for post in ("NONE", "LOGISTIC", "SOFTMAX")
     },
+    **{
+        f"two sums, {name}": {
+            **NODES,
+            "class_treeids": [0, 0, 0, 7, 7] * 2,
+            "class_nodeids": [2, 3, 4, 1, 2] * 2,
+            "class_ids": [0] * 5 + [1] * 5,
+            "class_weights": weights + [1.0, 0.25, -0.5, 0.125, -0.25],
+            "classlabels_int64s": [5, 2],
+        }
+        for name, weights in (("mixed", MIXED), ("positive", POSITIVE))
+    },
 }
 
 
@@ -117,6 +128,7 @@ REFUSED = {
     "a label": classes(MIXED, [1] * 5, 2),
     "two": classes(MIXED, [0, 1, 0, 1, 0], 2, base_values=[0.1, 0.2]),
     "a leaf": classes(MIXED, [0, 1, 0, 1, 0], 2),
+    "say too little": classes(MIXED, [0, 1, 2, 1, 0], 3),
     "PROBIT": classes(MIXED, [0, 1, 2, 1, 0], 3, "PROBIT"),
     "one sum": classes(MIXED, [0] * 5, 2, "SOFTMAX"),
 }

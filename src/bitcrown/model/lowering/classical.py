@@ -15,6 +15,7 @@ from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
 from bitcrown.model.lowering.comparison import winners
 from bitcrown.model.lowering.reduction import softmax_over
 from bitcrown.model.lowering.shape import looked_up
+from bitcrown.model.lowering.undefined import NORM_OF_ZERO
 
 
 def _floats(node: OnnxNode, key: str) -> np.ndarray:
@@ -41,7 +42,8 @@ def normalizer(b: Builder, node: OnnxNode) -> None:
         size = b.emit("Sqrt", (b.summed(b.emit("Square", (x,)), last, True),))
     else:
         raise UnsupportedError(f"node {node.name!r}: Normalizer with norm {norm!r}")
-    b.bind(node, product(b, x, b.emit("Reciprocal", (size,))))
+    inverse = b.emit("Reciprocal", (size,), {NORM_OF_ZERO: True})
+    b.bind(node, product(b, x, inverse))
 
 
 @lowers("ai.onnx.ml.Binarizer")

@@ -9,6 +9,7 @@ import numpy as np
 from bitcrown.errors import UnsupportedError
 from bitcrown.model.lowering.arithmetic import product, within
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.undefined import NORM_OF_ZERO
 
 _STEPS = 8
 _LARGE = 1e3
@@ -200,4 +201,5 @@ def lp_normalization(b: Builder, node: OnnxNode) -> None:
         norm = b.emit("Sqrt", (b.summed(b.emit("Square", (x,)), (axis,), True),))
     else:
         norm = b.summed(b.absolute(x), (axis,), True)
-    b.bind(node, within(b, product(b, x, b.emit("Reciprocal", (norm,))), 1.0))
+    inverse = b.emit("Reciprocal", (norm,), {NORM_OF_ZERO: True})
+    b.bind(node, within(b, product(b, x, inverse), 1.0))

@@ -159,7 +159,8 @@ def tree_regressor(b: Builder, node: OnnxNode) -> None:
 @lowers("ai.onnx.ml.TreeEnsembleClassifier")
 def tree_classifier(b: Builder, node: OnnxNode) -> None:
     """A label, and scores of all classes. Two classes may have one sum ``s``: with weights that are
-    all positive it is the share of the second one, otherwise more than 0 means the second."""
+    all positive it is the share of the second one, otherwise more than 0 means the second. Of two
+    sums the second alone says the label."""
     labels = np.asarray(node.attrs.get("classlabels_int64s", []), dtype=np.float64)
     count = len(labels) or len(node.attrs.get("classlabels_strings", []))
     base, asked = _base(node), set(node.attrs.get("class_ids", []))
@@ -177,9 +178,32 @@ def tree_classifier(b: Builder, node: OnnxNode) -> None:
     if node.outputs[0] and b.readers.get(node.outputs[0], 0):
         if not len(labels):
             raise UnsupportedError(f"node {node.name!r}: labels that are words")
-        b.bind(node, _label(b, scores, labels, 0.5 if is_share else 0.0), 0)
+        if count == 2 and not is_one_sum:
+            # (onnxruntime has no labels here: 1 where the second score is above 0, and 0.)
+            label = _label(b, b.sliced(scores, 1, 1, 2), np.array([0.0, 1.0]), 0.0)
+        elif count > 2 and not base.size and not _have_all_scores(node, count):
+            raise UnsupportedError(
+                f"node {node.name!r}: trees with labels, and leaves that say too little"
+            )
+        else:
+            label = _label(b, scores, labels, 0.5 if is_share else 0.0)
+        b.bind(node, label, 0)
     if len(node.outputs) > 1 and node.outputs[1]:
         b.bind(node, _shown(b, node, scores, is_share), 1)
+
+
+def _have_all_scores(node: OnnxNode, count: int) -> bool:
+    """Whether of each class all leaves of some tree say something: onnxruntime passes over classes
+    of which no leaf did, which have 0 in the scores."""
+    names = zip(node.attrs["nodes_treeids"], node.attrs["nodes_nodeids"], strict=True)
+    modes = node.attrs["nodes_modes"]
+    leaves = {way for way, mode in zip(names, modes, strict=True) if bytes(mode) == b"LEAF"}
+    said = [node.attrs[f"class_{key}"] for key in ("treeids", "nodeids", "ids")]
+    for number in range(count):
+        speaking = {(tree, place) for tree, place, of in zip(*said, strict=True) if of == number}
+        if {tree for tree, _ in leaves} <= {tree for tree, _ in leaves - speaking}:
+            return False
+    return True
 
 
 def _label(b: Builder, scores: str, labels: np.ndarray, limit: float) -> str:

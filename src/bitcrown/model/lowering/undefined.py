@@ -1,9 +1,14 @@
-"""Values that are no numbers: roots and logarithms of what is negative, and what is made of them.
+"""Values that are no numbers: roots and logarithms of what is negative, quotients of zeros, and
+what is made of them.
 
 Bounds enclose *some* number there (``bounds.relaxations.convex``), which is right as long as no
 number is made of what is none: NaN violates nothing. A few operators do make one. They compare,
 they count, or they look for the largest entry, which NaN never is: onnxruntime passes over it. Such
-an operator is read only where every root and logarithm before it has an operand of the right sign.
+an operator is read only where every root, logarithm and divisor before it has the right sign.
+
+A quotient alone has no bounds where its divisor may be zero. But behind it may be what is bounded
+anyway, a sine or a clip, and a norm ``x / sqrt(sum x^2)`` is bounded by 1, while it is no number at
+``x = 0``.
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ FORGETFUL = {
 }
 """Operators that may have numbers as results where an operand is none; those that decide by a
 comparison ask for themselves."""
+_PARTIAL = {"Sqrt", "Log", "Reciprocal"}
+NORM_OF_ZERO = "norm_of_zero"
+"""A mark of a ``Reciprocal`` whose product with a zero is 0 to the runtime where it is infinite."""
 _DEEPEST = 64
 """Nodes that are looked back at for the sign of a value."""
 _OF_ONE_SIGN = {
@@ -42,9 +50,9 @@ def require_numbers(b: Builder, node: OnnxNode) -> None:
                 decides_on(b, b.tensors[name])
 
 
-def decides_on(b: Builder, name: str, partial: tuple[str, ...] = ("Sqrt", "Log")) -> None:
-    """Raises ``UnsupportedError`` unless every function of ``partial`` on the way to ``name`` has
-    an operand of the right sign by what it is made of. What is no number compares like none, and
+def decides_on(b: Builder, name: str) -> None:
+    """Raises ``UnsupportedError`` unless every root, logarithm and divisor on the way to ``name``
+    has the right sign by what it is made of. What is no number compares like none, and
     what a node decides on it is a number again, of which nothing would be known."""
     seen, waiting = set(), [name]
     while waiting:
@@ -52,7 +60,8 @@ def decides_on(b: Builder, name: str, partial: tuple[str, ...] = ("Sqrt", "Log")
         if node.name in seen:
             continue
         seen.add(node.name)
-        if node.op in partial and not _is_above_zero(b, node.inputs[0], node.op != "Sqrt"):
+        is_partial = node.op in _PARTIAL and NORM_OF_ZERO not in node.attrs
+        if is_partial and not _is_above_zero(b, node.inputs[0], node.op != "Sqrt"):
             raise UnsupportedError(
                 f"node {b.source!r} decides on values that may be no numbers: node "
                 f"{node.source!r} is a root, a logarithm or a quotient of what may be negative or "
