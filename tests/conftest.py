@@ -1,7 +1,8 @@
-"""What every test finds: as many threads of torch as there were when the tests began.
+"""What every test finds: as many threads of torch as there were when the tests began, and the same
+random numbers whichever tests came before it.
 
-A command that runs in this process sets their number to that of the cores. Two workers of pytest on
-two cores then wait for each other's second threads in every test that comes after it.
+A command that runs in this process sets the number of threads to that of the cores. Two workers of
+pytest on two cores then wait for each other's second threads in every test that comes after it.
 """
 
 from __future__ import annotations
@@ -23,3 +24,8 @@ def _threads_as_at_first(_threads_at_first: int) -> Iterator[None]:
     torch.set_num_threads(_threads_at_first)
     yield
     torch.set_num_threads(_threads_at_first)
+
+
+@pytest.fixture(autouse=True)
+def _numbers_as_at_first() -> None:
+    torch.manual_seed(0)
