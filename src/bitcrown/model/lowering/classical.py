@@ -105,15 +105,16 @@ def linear_classifier(b: Builder, node: OnnxNode) -> None:
         best = b.scaled(winners(b, scores, 1, last=False), labels, None)
         b.bind(node, b.summed(best, (1,), False), 0)
     if len(node.outputs) > 1 and node.outputs[1]:
-        b.bind(node, _transformed(b, node, scores), 1)
+        b.bind(node, transformed_scores(b, node, scores), 1)
 
 
-def _transformed(b: Builder, node: OnnxNode, scores: str) -> str:
+def transformed_scores(b: Builder, node: OnnxNode, scores: str) -> str:
+    """What a classifier's ``post_transform`` makes of its scores."""
     kind = node.attrs.get("post_transform", "NONE")
     if kind == "LOGISTIC":
         return b.emit("Sigmoid", (scores,))
     if kind == "SOFTMAX":
         return softmax_over(b, scores, 1, is_log=False)
     if kind != "NONE":
-        raise UnsupportedError(f"node {node.name!r}: LinearClassifier with transform {kind!r}")
+        raise UnsupportedError(f"node {node.name!r}: scores with transform {kind!r}")
     return scores

@@ -19,8 +19,8 @@ import numpy as np
 
 from bitcrown.errors import ModelError, UnsupportedError
 from bitcrown.model.lowering.builder import Builder, OnnxNode, lowers
+from bitcrown.model.lowering.classical import transformed_scores
 from bitcrown.model.lowering.comparison import winners
-from bitcrown.model.lowering.reduction import softmax_over
 from bitcrown.model.lowering.undefined import decides_on
 
 _QUESTIONS = {"LEQ": (1, False), "GT": (1, True), "LT": (-1, True), "GTE": (-1, False)}
@@ -225,10 +225,4 @@ def _shown(b: Builder, node: OnnxNode, scores: str, is_share: bool) -> str:
             return b.scaled(both, None, np.array([1.0, 0.0])) if is_share else both
         else:
             raise UnsupportedError(f"node {node.name!r}: trees with transform {kind!r}")
-    if kind == "LOGISTIC":
-        return b.emit("Sigmoid", (scores,))
-    if kind == "SOFTMAX":
-        return softmax_over(b, scores, 1, is_log=False)
-    if kind != "NONE":
-        raise UnsupportedError(f"node {node.name!r}: trees with transform {kind!r}")
-    return scores
+    return transformed_scores(b, node, scores)
