@@ -81,19 +81,19 @@ def test_coefficients_beyond_float64_are_refused() -> None:
 
 
 def drawn_cases(count: int) -> tuple[Case, ...]:
-    """Three boxes, up to three rows a case: of inputs, outputs and both, whole and broken."""
+    """Nine boxes of three ends on each side, up to three rows a case: of inputs, outputs and both,
+    whole and broken."""
     rng = random.Random(1)
-    boxes = [
-        tuple(tuple(sorted((Fraction(rng.randint(-9, 9), 7), Fraction(2)))) for _ in range(2))
-        for _ in range(3)
-    ]
+    lowers = [tuple(Fraction(rng.randint(-9, 9), 7) for _ in range(2)) for _ in range(3)]
+    uppers = [tuple(Fraction(rng.randint(15, 20), 7) for _ in range(2)) for _ in range(3)]
     forms = [
         tuple(((v,), Fraction(rng.choice((1, -1, 3, 2)), rng.choice((1, 1, 10)))) for v in chosen)
         for chosen in ((0,), (2,), (3,), (2, 3), (0, 3), (0, 1, 2, 3))
     ]
     return tuple(
         Case(
-            *(tuple(end[side] for end in box) for side in (0, 1)),
+            rng.choice(lowers),
+            rng.choice(uppers),
             tuple(
                 Constraint(
                     rng.choice(forms), Fraction(rng.randint(-99, 99), 30), rng.random() < 0.5
@@ -101,7 +101,7 @@ def drawn_cases(count: int) -> tuple[Case, ...]:
                 for _ in range(rng.randint(0, 3))
             ),
         )
-        for box in rng.choices(boxes, k=count)
+        for _ in range(count)
     )
 
 
